@@ -13,6 +13,7 @@ FEW_ROWS = 64  # rows below which threads have too few to share: eight for each 
 # Iterations of a parallel loop that divide well among a few threads, such as two or one for each of
 # eight; the fewer where each one repeats the packing of an operand.
 ENOUGH_TASKS, FEW_TASKS = 16, 8
+FILL = 4  # work-groups for each unit: while some wait for memory, another computes
 ITEM_LANES = 4  # elements of a work-item's vector: 16 bytes, the widest access of a GPU's thread
 
 

@@ -7,24 +7,12 @@ from collections.abc import Iterable
 from minigrad.errors import CompileError
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
-from minigrad.loops import cost
+from minigrad.loops import cost, nest
+from minigrad.loops.axes import indices
 from minigrad.loops.levels import in_levels
-from minigrad.loops.nest import (
-    FoldItems,
-    Loop,
-    MatrixProduct,
-    Nest,
-    Prefetch,
-    Set,
-    Store,
-    Stores,
-    arrays_written,
-    expressions,
-    locals_set,
-    walk,
-)
+from minigrad.loops.nest import Loop, MatrixProduct, Nest, Stores
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Leaf
+from minigrad.schedule.expr import Array, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.show import label
 from minigrad.target import LINE, Target
@@ -38,32 +26,25 @@ MOST_CHUNKS = 64  # eight for each of eight threads, of which one may be late
 
 
 def assemble(
-    name: str,
-    kernel: Kernel,
-    loop: Loop,
-    target: Target,
-    operations: int | None = None,
+    name: str, kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
     vectors: float | None = None,
-) -> Nest:
+) -> Nest:  # fmt: skip
     """Wrap a parallel loop into a Nest, with long sums in levels.
 
     operations, vectors (instructions): of the whole kernel, where these are known.
     """
     if kernel.kind != "block_rows":  # whose sums are as long as a block of keys
         loop = in_levels(loop, target)
-    arrays: dict[Array, None] = {}
-    inside: dict[Array, None] = {}
-    symbols: dict[str, None] = {}
-    _collect(loop, arrays, inside, symbols)
-    computed = expr.walk(*expressions(loop))
+    found, symbols = _used(loop)
+    arrays = [array for array in found if array.space == "buffer"]
+    computed = expr.walk(*nest.expressions(loop))
     _check(kernel, loop, computed, arrays)
     places, offset = [], 0
-    for array in inside:
-        if array.space == "local":
-            continue
-        places.append((array, offset))
-        size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
-        offset += ceildiv(size, LINE) * LINE
+    for array in found:
+        if array.space == "scratch":
+            places.append((array, offset))
+            size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
+            offset += ceildiv(size, LINE) * LINE
     total = high(loop.stops[0])
     traffic = cost.traffic(kernel, arrays)
     if operations is None:
@@ -71,9 +52,9 @@ def assemble(
     if vectors is None:
         vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
-        name, loop, tuple(arrays), tuple(sorted(symbols)), tuple(places), offset,
+        name, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, total, operations, traffic, target), operations, round(vectors), traffic,
-        label(kernel), tuple(array for array in inside if array.space == "local"),
+        label(kernel), tuple(array for array in found if array.space == "local"),
     )  # fmt: skip
 
 
@@ -83,10 +64,11 @@ def _check(
     """CompileError where a recipe forgot a store or a register, which would give wrong values."""
     inner = {stage.array for stage in kernel.stages} - kernel.stored
     registers = {e.local for e in computed if e.op is Leaf.LOCAL}
+    changed = nest.written(loop)
     for names, problem in (
-        (kernel.stored - arrays_written(loop), "do not store {}: expected a Store of each"),
+        (kernel.stored.difference(changed), "do not store {}: expected a Store of each"),
         (inner & set(arrays), "use {} in memory: expected a register, or an Array in \"scratch\""),
-        (registers - locals_set(loop), "read {} before a Set or a Fold gives it a value"),
+        (registers.difference(changed), "read {} before a Set or a Fold gives it a value"),
     ):
         if names:
             what = problem.format(", ".join(sorted(place.name for place in names)))
@@ -98,7 +80,7 @@ def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
 
     (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
     """
-    if any(isinstance(statement, MatrixProduct) for statement in walk(loop)):
+    if any(isinstance(statement, MatrixProduct) for statement in nest.walk(loop)):
         return 16
     return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
@@ -119,63 +101,36 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
     return max(ceildiv(grain, step) * step, 1)
 
 
-def _collect(
-    loop: Loop,
-    arrays: dict[Array, None],
-    inside: dict[Array, None],
-    symbols: dict[str, None],
-) -> None:
-    """All arrays and symbols of a loop, in order of appearance."""
-    bound: set[Atom] = set()
-    seen: set[expr.Expr] = set()
-
-    def see_array(array: Array) -> None:
-        (arrays if array.space == "buffer" else inside)[array] = None
-
-    def see_index(x: Integer) -> None:
-        for atom in variables(x):
-            if isinstance(atom.payload, Affine):
-                see_index(atom.payload)
-            if atom not in bound and atom.name != "never":
-                symbols[atom.name] = None
-
-    def see_values(roots: Iterable[expr.Expr]) -> None:
-        new = [e for e in roots if e not in seen]
-        seen.update(new)
-        for e in expr.walk(*new):
-            if e.op is Leaf.LOAD:
-                see_array(e.array)
-                see_index(e.index)
-                for c in e.guard:
-                    see_index(c)
-            elif e.op in (Leaf.INDEX, Leaf.CONDITION):
-                see_index(e.index)
-
-    def see_indices(*indices: Integer) -> None:
-        for x in indices:
-            see_index(x)
-            see_values(expr.values_in(x))
-
-    for statement in walk(loop):
+def _used(loop: Loop) -> tuple[list[Array], list[str]]:
+    """All arrays of a loop, in order of appearance, and the symbols of its indices."""
+    found: list[expr.Expr | Array | Local] = []
+    places: list[Integer] = []
+    bound: set[Atom | None] = set()
+    for statement in nest.walk(loop):
+        values, own, reads, writes = statement.parts()
         if isinstance(statement, Loop):
-            bound.add(statement.variable)
-            if statement.lane is not None:
-                bound.add(statement.lane)
-            see_indices(statement.start, *statement.stops)
+            bound.update((statement.variable, statement.lane))
         elif isinstance(statement, Stores):  # all values come before the arrays that they go to
-            see_values([item.value for item in statement.items])
-        elif isinstance(statement, Set):
-            see_values([statement.value])
-        elif isinstance(statement, Store):
-            see_values([statement.value])
-            see_array(statement.array)
-            see_indices(statement.index, *statement.guard)
-        elif isinstance(statement, Prefetch):
-            see_array(statement.array)
-            see_index(statement.index)
-        elif isinstance(statement, MatrixProduct):
-            for matrix in statement.matrices:
-                see_array(matrix.array)
-                see_index(matrix.index)
-        elif isinstance(statement, FoldItems):
-            see_array(statement.memory)
+            values = tuple([item.value for item in statement.items])
+        found += (*values, *reads, *writes)
+        places += own
+        for x in own:
+            found += expr.values_in(x)
+    arrays: dict[Array, None] = {}
+    exprs: dict[expr.Expr, None] = {}
+    for one in found:
+        if isinstance(one, Array):
+            arrays[one] = None
+        elif isinstance(one, expr.Expr) and one not in exprs:
+            exprs[one] = None
+            arrays.update([(load.array, None) for load in expr.loads(one)])
+
+    def symbols(x: Integer) -> set[str]:
+        names = {atom.name for atom in variables(x) if atom not in bound} - {"never"}
+        for atom in variables(x):
+            if isinstance(atom.payload, Affine):  # the bound of a variable
+                names |= symbols(atom.payload)
+        return names
+
+    used = dict.fromkeys(indices([*exprs], places))
+    return list(arrays), sorted(set().union(*map(symbols, used)))

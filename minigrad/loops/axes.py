@@ -23,21 +23,15 @@ def row_axis(rows: Integer) -> Axis:
     return make_axis("r", 0, rows)
 
 
-def parallel_axes(axes: Sequence[Axis]) -> tuple[list[Axis], list[Axis]]:
-    """Those that one parallel loop runs over, the symbolic one first, and those inside of it.
-
-    (Of positions in an array only the first dimension may be symbolic.)
-    """
-    symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]
-    plain = [axis for axis in axes if isinstance(axis.extent, int)]
-    return [*symbolic[:1], *plain], symbolic[1:]
+def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
+    """The variables of axes, which are counted as one, at a place along that."""
+    found = unflatten(place, [axis.extent for axis in axes])
+    return {axis.variable: part for axis, part in zip(axes, found, strict=True)}
 
 
 def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:
     """The stage with its leading axes computed from the row."""
-    leading = stage.axes[: prefix_length(stage, rows)]
-    parts = unflatten(row, [axis.extent for axis in leading])
-    return stage.substitute({a.variable: p for a, p in zip(leading, parts, strict=True)})
+    return stage.substitute(places_along(stage.axes[: prefix_length(stage, rows)], row))
 
 
 def kept_inside(
@@ -96,26 +90,21 @@ def merge(
 
     Gives the new axes, and the values of old variables in terms of the new ones.
     """
+    runs: list[list[Axis]] = []
+    for axis in reversed(axes):
+        if runs and _joins(axis, runs[0][0], used):
+            runs[0].insert(0, axis)
+        else:
+            runs.insert(0, [axis])
     merged: list[Axis] = []
     values: dict[Atom, Integer] = {}
-    rest = list(axes)
-    while rest:
-        run = [rest.pop()]
-        while rest and _joins(rest[-1], run[0], used):
-            run.insert(0, rest.pop())
-        if len(run) == 1:
-            merged.insert(0, run[0])
-            continue
-        whole = make_axis(
-            run[0].variable.name + "_", 0, iterations([axis.extent for axis in run])
-        )
-        position: Integer = whole.index
-        for axis in reversed(run):
-            first = axis is run[0]
-            values[axis.variable] = position if first else position % axis.count
-            if not first:
-                position = position // axis.count
-        merged.insert(0, whole)
+    for run in runs:
+        whole = run[0]
+        if len(run) > 1:
+            count = iterations([axis.extent for axis in run])
+            whole = make_axis(f"{whole.variable.name}_", 0, count)
+            values |= places_along(run, whole.index)
+        merged.append(whole)
     return tuple(merged), values
 
 
@@ -123,20 +112,25 @@ def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
     if not isinstance(inner.extent, int):
         return False
     for x in used:
-        if isinstance(x, int):
-            continue
         of_outer, of_inner = coefficient(x, outer.variable), coefficient(x, inner.variable)
         if of_outer is None or of_inner is None or of_outer != inner.extent * of_inner:
             return False
     return True
 
 
+def merge_groups(
+    groups: Sequence[tuple[Axis, ...]], used: Sequence[Integer]
+) -> tuple[list[tuple[Axis, ...]], dict[Atom, Integer]]:
+    """The same for several groups of axes."""
+    found = [merge(axes, used) for axes in groups]
+    values = {x: place for _, known in found for x, place in known.items()}
+    return [axes for axes, _ in found], values
+
+
 def merge_stage(stage: Stage) -> Stage:
     """The stage with its kept and its reduced axes merged where possible."""
     used = indices(stage.exprs(), [stage.position, *stage.guard])
-    kept, values = merge(stage.axes, used)
-    reduced, more = merge(stage.reduced, used)
-    values.update(more)
+    (kept, reduced), values = merge_groups((stage.axes, stage.reduced), used)
     return replace(stage.substitute(values), axes=kept, reduced=reduced) if values else stage
 
 
@@ -159,12 +153,9 @@ def unit_stride_axis(
 
 
 def vector_width(
-    target: Target,
-    exprs: Sequence[Expr],
-    extent: Integer,
-    reduces: bool,
+    target: Target, exprs: Sequence[Expr], extent: Integer, reduces: bool,
     variable: Atom | None = None,
-) -> int:
+) -> int:  # fmt: skip
     """Lanes of a loop: one register, or several where the body is short and the loop long.
 
     Where `variable` is given, what does not depend on it is computed before the loop.
@@ -180,10 +171,14 @@ def vector_width(
         copies //= 2
     while lanes * copies > target.most_lanes:
         copies //= 2
-    if isinstance(extent, int) and extent < lanes:
-        while lanes > 1 and lanes // 2 >= extent:
-            lanes //= 2
+    if isinstance(extent, int):
+        lanes = enough_lanes(lanes, extent)
     return lanes * copies
+
+
+def enough_lanes(lanes: int, count: int) -> int:
+    """So many lanes, or fewer, a power of two, where fewer hold `count` elements."""
+    return min(lanes, 1 << max(count - 1, 0).bit_length())
 
 
 def _register_bytes(dtype: DType) -> int:

@@ -97,7 +97,7 @@ class _Views:
         if e.op is Op.WHERE:
             yes, no = (bits[arg] for arg in e.args[1:])
             if yes is not None and no is not None:
-                return expr.apply(Op.WHERE, (new[e.args[0]], yes, no), dtypes.uint16)
+                return new[e.args[0]].where(yes, no)
         return None
 
 
@@ -108,7 +108,7 @@ def view(array: Array) -> Array:
 
 def bitcast(e: Expr, dtype: DType) -> Expr:
     """The bits of a number of two bytes as another dtype."""
-    return e if e.dtype is dtype else expr.apply(Op.BITCAST, (e,), dtype)
+    return e if e.dtype is dtype else e.bits_as(dtype)
 
 
 def bits_of(value: float, dtype: DType) -> int:

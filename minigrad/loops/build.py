@@ -8,17 +8,19 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, iterations, unflatten
+from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.axes import indices, merge, row_axis
+from minigrad.loops.axes import indices, merge, places_along, row_axis
 from minigrad.loops.nest import (
     Fold,
     Loop,
     MatrixProduct,
+    Place,
     Prefetch,
     Set,
     Statement,
+    Statements,
     Store,
     Stores,
     map_statement,
@@ -26,7 +28,7 @@ from minigrad.loops.nest import (
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.byte_dots import added_to
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Guard, Leaf, Local
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
@@ -44,14 +46,14 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
     stores = []
 
     def own_element(e: Expr) -> Expr | None:
-        return expr.local(made[e.array]) if _reads(e, made) else None
+        read = e.op is Leaf.LOAD and e.array in made
+        return expr.local(made[e.array]) if read else None
 
     for stage in kernel.stages:
         body = expr.rebuild(stage.body, own_element)
         position, guard = stage.position, stage.guard
         if tuple(stage.axes) != tuple(axes):
-            parts = unflatten(place, [axis.extent for axis in stage.axes])
-            values = {a.variable: part for a, part in zip(stage.axes, parts, strict=True)}
+            values = places_along(stage.axes, place)
             body = expr.substitute_in(body, values)
             own = flatten([axis.index for axis in stage.axes], [a.extent for a in stage.axes])
             begin = position - own  # of a part of an array (schedule/joins.py)
@@ -68,24 +70,21 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
     return stores
 
 
-def _reads(e: Expr, made: dict[Array, Local]) -> bool:
-    return e.op is expr.Leaf.LOAD and e.array in made
+def epilogue(
+    kernel: Kernel, stages: Sequence[Stage], results: Mapping[Array, Expr], axes: Sequence[Axis]
+) -> list[Store]:
+    """The stores of stages, in which results stand for those that are sums."""
+    made = [
+        replace(stage, op=None, reduced=(), body=results[stage.array])
+        if stage.array in results else stage for stage in stages
+    ]  # fmt: skip
+    return inline_stages(replace(kernel, stages=tuple(made)), axes)
 
 
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
     """Stores with loop variables replaced."""
-    if not values:
-        return list(stores)
-    return [
-        Store(
-            s.array,
-            substitute(s.index, values),
-            expr.substitute_in(s.value, values),
-            expr.restrict((), [substitute(c, values) for c in s.guard]),
-            s.streaming,
-        )
-        for s in stores
-    ]
+    found = [substitute_statement(store, values) if values else store for store in stores]
+    return [store for store in found if isinstance(store, Store)]
 
 
 def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
@@ -98,53 +97,37 @@ def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
 
 
 def lanes_loop(
-    axis: Axis,
-    width: int,
-    body: tuple[Statement, ...],
-    start: Integer = 0,
-    stops: tuple[Integer, ...] = (),
+    axis: Axis, width: int, body: Statements, start: Integer = 0, stops: tuple[Integer, ...] = (),
     lane: Atom | None = None,
-) -> Loop:
+) -> Loop:  # fmt: skip
     """A vector loop over an axis (serial where the target has no vectors)."""
     kind = "lanes" if width > 1 else "serial"
     return Loop(axis.variable, start, stops or (axis.extent,), body, kind, width, lane)
 
 
-def serial_loop(axis: Axis, body: tuple[Statement, ...]) -> Loop:
+def serial_loop(axis: Axis, body: Statements) -> Loop:
     """A plain loop over an axis."""
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
-Values = Mapping[Atom, Integer]  # what variables stand for
-Inside = Callable[[Loop, Values], Values]  # what they stand for in a loop, by what they do outside
+Done = dict[int, tuple[Loop, Loop]]  # what became of loops, by their identity
 
 
-def flat_loop(
-    axes: Sequence[Axis], body: tuple[Statement, ...], inside: Inside | None = None
-) -> Loop:
-    """One loop over the product of several axes, of which the first may have a symbolic extent.
-
-    inside: as `substitute_statement` has it.
-    """
-    if len(axes) == 1 and inside is None:
+def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
+    """One loop over the product of several axes, of which the first may have a symbolic extent."""
+    if len(axes) == 1:
         return serial_loop(axes[0], body)
-    row = axes[0] if len(axes) == 1 else row_axis(iterations([axis.extent for axis in axes]))
-    parts = unflatten(row.index, [axis.extent for axis in axes])
-    values = {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
-    done: Done = {}
-    return serial_loop(row, tuple(substitute_statement(s, values, inside, done) for s in body))
-
-
-Done = dict[tuple[int, int], tuple[Loop, Values, Loop]]  # by identity of a loop and of values
+    row = row_axis(iterations([axis.extent for axis in axes]))
+    values, done = places_along(axes, row.index), Done()
+    return serial_loop(row, tuple(substitute_statement(one, values, done) for one in body))
 
 
 def substitute_statement(
-    statement: Statement, values: Values, inside: Inside | None = None, done: Done | None = None
+    statement: Statement, values: Mapping[Atom, Integer], done: Done | None = None
 ) -> Statement:
     """A statement with loop variables replaced by indices.
 
-    inside: gives the values within a loop from those around it. done: what became of loops, which
-    may be in several places.
+    done: what became of loops, which may be in several places.
     """
     done = {} if done is None else done
 
@@ -152,36 +135,51 @@ def substitute_statement(
         return substitute(x, values)
 
     if isinstance(statement, Loop):
-        key = id(statement), id(values)
-        if key not in done:
-            inner = values if inside is None else inside(statement, values)
-            body = tuple([substitute_statement(s, inner, inside, done) for s in statement.body])
-            done[key] = statement, values, Loop(
+        if id(statement) not in done:
+            body = tuple([substitute_statement(one, values, done) for one in statement.body])
+            done[id(statement)] = statement, Loop(
                 statement.variable, at(statement.start), tuple(map(at, statement.stops)), body,
                 statement.kind, statement.step, statement.lane,
                 tuple([(array, at(place)) for array, place in statement.prefetch]),
                 statement.transpose,
             )  # fmt: skip
-        return done[key][-1]
-    if isinstance(statement, Store):
-        (store,) = substitute_stores([statement], values)
-        return store
+        return done[id(statement)][-1]
     if isinstance(statement, Stores):
         return Stores(tuple(substitute_stores(statement.items, values)))
-    if isinstance(statement, Set):
-        value = expr.substitute_in(statement.value, values)
-        return Set(statement.local, at(statement.slot), value, statement.everywhere)
-    if isinstance(statement, Fold):
-        return replace(statement, slot=at(statement.slot))
-    if isinstance(statement, Prefetch):
-        return replace(statement, index=at(statement.index))
-    if isinstance(statement, MatrixProduct):
-        total, left, right = (replace(m, index=at(m.index)) for m in statement.matrices)
-        return replace(statement, total=total, left=left, right=right)
-    return statement
+    return changed(statement, lambda e: expr.substitute_in(e, values), at)
 
 
-def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> tuple[Statement, ...]:
+def changed(
+    one: Statement, value: Callable[[Expr], Expr], at: Callable[[Integer], Integer] | None = None,
+    move: Move | None = None, everywhere: bool = False,
+) -> Statement:  # fmt: skip
+    """A statement, but no loop, with other values, indices and places.
+
+    move: gives a place and an index for those of a statement; everywhere: as `with_places` has it.
+    """
+    at = at or (lambda x: x)
+    move = move or (lambda place, index: (place, index))
+    if isinstance(one, Store):
+        place, index = move(one.array, at(one.index))
+        guard = expr.restrict((), map(at, one.guard))
+        assert isinstance(place, Array)
+        return Store(place, index, value(one.value), guard, one.streaming)
+    if isinstance(one, Set):
+        place, index = move(one.local, at(one.slot))
+        return put(place, index, value(one.value), everywhere or one.everywhere)
+    if isinstance(one, Fold):
+        place, index = move(one.source, at(one.slot))
+        assert isinstance(place, Local)
+        return replace(one, source=place, slot=index)
+    if isinstance(one, Prefetch):
+        return replace(one, index=at(one.index))
+    if isinstance(one, MatrixProduct):
+        total, left, right = (replace(m, index=at(m.index)) for m in one.matrices)
+        return replace(one, total=total, left=left, right=right)
+    return one
+
+
+def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> Statements:
     """Plain loops over axes, the first outermost."""
     for axis in reversed(axes):
         body = (serial_loop(axis, tuple(body)),)
@@ -220,8 +218,19 @@ def naive(
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
-Place = Local | Array  # registers, or memory
 Move = Callable[[Place, Integer], tuple[Place, Integer]]
+
+
+def get(place: Place, at: Integer, guard: Guard = ()) -> Expr:
+    """What is in a register, or in memory."""
+    return expr.local(place, at) if isinstance(place, Local) else expr.load(place, at, guard)
+
+
+def put(place: Place, at: Integer, value: Expr, everywhere: bool = False) -> Set | Store:
+    """What sets a register, or stores to memory; everywhere: as `Set` has it."""
+    if isinstance(place, Local):
+        return Set(place, at, value, everywhere)
+    return Store(place, at, value)
 
 
 def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
@@ -231,34 +240,14 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
     """
 
     def read(leaf: Expr) -> Expr | None:
-        if leaf.op not in (Leaf.LOCAL, Leaf.LOAD):
-            return None
-        of_local = leaf.op is Leaf.LOCAL
-        place, at = move(leaf.place, leaf.slot if of_local else leaf.index)
-        if place is leaf.place:
-            return None if of_local else expr.load(leaf.array, at, leaf.guard)
-        if isinstance(place, Local):
-            return expr.local(place, at)
-        return expr.load(place, at, () if of_local else leaf.guard)
+        if leaf.op is Leaf.LOCAL:
+            place, at = move(leaf.local, leaf.slot)
+            return None if place is leaf.local else get(place, at)
+        return get(*move(leaf.array, leaf.index), leaf.guard) if leaf.op is Leaf.LOAD else None
 
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set):
-            place, at = move(inner.local, inner.slot)
-            value = expr.rebuild(inner.value, read)
-            if isinstance(place, Array):
-                return Store(place, at, value)
-            return Set(place, at, value, everywhere or inner.everywhere)
-        if isinstance(inner, Store):
-            place, at = move(inner.array, inner.index)
-            assert isinstance(place, Array)
-            return replace(inner, array=place, index=at, value=expr.rebuild(inner.value, read))
-        if isinstance(inner, Fold):
-            place, at = move(inner.source, inner.slot)
-            assert isinstance(place, Local)
-            return replace(inner, source=place, slot=at)
-        return inner
-
-    return map_statement(statement, change)
+    return map_statement(statement, lambda one: changed(
+        one, lambda e: expr.rebuild(e, read), None, move, everywhere
+    ))  # fmt: skip
 
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:
@@ -272,10 +261,10 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     if new.op is Leaf.DOT:  # which adds to something by itself
         return added_to(old, new)
     if op is Op.MAX:
-        return expr.apply(Op.MAXIMUM, (old, new), old.dtype)
+        return old.operation("maximum", new)
     if old.dtype.is_bool:
-        return expr.apply(Op.OR if op is Op.SUM else Op.AND, (old, new), old.dtype)
-    return expr.apply(Op.ADD if op is Op.SUM else Op.MUL, (old, new), old.dtype)
+        return old | new if op is Op.SUM else old & new
+    return old + new if op is Op.SUM else old * new
 
 
 def summands(e: Expr) -> list[Expr]:
@@ -302,30 +291,20 @@ def unless_finite(
     """
     dtype, slot = registers.dtype, u.index
     wrong = Local(name, dtype, 1, registers.lanes, registers.width)
-    alone = Local(f"{name}_any", dtype, 1)
-    zero, one, nan = (expr.const(x, dtype) for x in (0.0, 1.0, math.nan))
-    value = expr.local(registers, slot)
-    found = expr.apply(Op.ADD, (expr.local(wrong), expr.apply(Op.MUL, (value, zero), dtype)), dtype)
-    each: list[Statement] = [Set(wrong, 0, found)]
+    value, found = expr.local(registers, slot), expr.local(wrong)
+    each: list[Statement] = [Set(wrong, 0, found + value * 0.0)]
     if scale is not None:
-        small = [
-            expr.apply(Op.LE, pair, dtypes.bool)
-            for pair in ((scale, one), (expr.const(-1.0, dtype), scale))
-        ]
         if scale.op is not Op.CONST:
-            fits = expr.apply(Op.AND, (small[0], small[1]), dtypes.bool)
-            more = expr.apply(Op.WHERE, (fits, expr.local(wrong), nan), dtype)
-            each.append(Set(wrong, 0, more))
-        each.append(Set(registers, slot, expr.apply(Op.MUL, (value, scale), dtype)))
+            fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
+            each.append(Set(wrong, 0, fits.where(found, math.nan)))
+        each.append(Set(registers, slot, value * scale))
     result: list[Statement] = [
-        Set(wrong, 0, zero, everywhere=True),
+        Set(wrong, 0, found.constant(0.0), everywhere=True),
         Loop(u.variable, 0, (registers.count,), tuple(each), "unroll"),
     ]
     if registers.lanes is not None:
-        result.append(Fold(alone, Op.SUM, wrong))
-    else:
-        alone = wrong
-    test = expr.apply(Op.NE, (expr.local(alone), expr.local(alone)), dtypes.bool)
-    times = expr.value_of(expr.apply(Op.CAST, (test,), dtypes.int32))
+        found = expr.local(Local(f"{name}_any", dtype, 1))
+        result.append(Fold(found.local, Op.SUM, wrong))
+    times = expr.value_of(found.differs(found).cast(dtypes.int32))
     once = make_axis("again", 0, 2)
     return [*result, Loop(once.variable, 0, (times,), tuple(again))]

@@ -23,13 +23,12 @@ Each row is summed in the same order, however many there are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import inline_stages, loops_over, reduction, summands
+from minigrad.loops.build import epilogue, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
@@ -104,7 +103,6 @@ def _naive(kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage) -> list[Sta
         terms = summands(expr.replace_in(sums.body, parts))
         begin, *more = reduction(Op.SUM, total, (), terms)
         body = [begin, *loops_over(sums.reduced, [*body, *more])]
-    marker = replace(sums, op=None, reduced=(), body=total)
     others = kernel.stages[1 + (sums.array != dots.array) :]
-    stores = inline_stages(replace(kernel, stages=(marker, *others)), sums.axes)
+    stores = epilogue(kernel, (sums, *others), {sums.array: total}, sums.axes)
     return [*body, Stores(tuple(stores))]

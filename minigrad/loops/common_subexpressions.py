@@ -173,15 +173,10 @@ def _with_scale(
         x = factor
         whole = expr.apply(scaled.body.op, (x, y), whole.dtype)
     written = expr.rebuild(terms, {factor: whole}.get)
-    if mask is not None:
-        zero = expr.const(0.0, written.dtype)
-        written = expr.apply(Op.WHERE, (mask, written, zero), written.dtype)
     at = next(n for n, (stage, _) in enumerate(result) if stage.array == product.array)
-    product = replace(product, body=written)
+    product = replace(product, body=written if mask is None else mask.where(written, 0.0))
     result[at] = product, True
-    scale = y
-    if scaled.body.op is Op.DIV:
-        scale = expr.apply(Op.DIV, (expr.const(1.0, y.dtype), y), y.dtype)
+    scale = 1.0 / y if scaled.body.op is Op.DIV else y
     return product, expr.rebuild(terms, {factor: x}.get), scale
 
 
@@ -192,11 +187,9 @@ def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
         if outside(one, mask, makers) == 0:
             return terms
     one = next(x for x in operands.args if mask.variables <= x.variables)
-    masked = expr.apply(Op.WHERE, (mask, one, expr.const(0.0, one.dtype)), one.dtype)
-    product = expr.apply(
-        Op.MUL, tuple(masked if x is one else x for x in operands.args), operands.dtype
-    )
-    return product if operands is terms else expr.apply(Op.CAST, (product,), terms.dtype)
+    masked = mask.where(one, 0.0)
+    x, y = (masked if x is one else x for x in operands.args)
+    return (x * y).cast(terms.dtype)
 
 
 def _reads(stage: Stage, array: Array) -> bool:

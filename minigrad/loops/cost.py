@@ -13,7 +13,7 @@ of "BLIS" (Van Zee, van de Geijn, ACM TOMS 41, 2015):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
@@ -22,7 +22,8 @@ from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.loops.axes import enough_lanes
+from minigrad.loops.nest import Loop, Set, Statement, Store, walk_with_loops
 from minigrad.loops.product import Problem, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -156,23 +157,16 @@ class Estimate:
         return max(ports, self.stores, self.waiting)
 
 
-def estimate(
-    body: Iterable[Statement], target: Target, around: tuple[Loop, ...] = (),
-    found: Estimate | None = None,
-) -> Estimate:  # fmt: skip
+def estimate(body: Sequence[Statement], target: Target) -> Estimate:
     """Of statements within loops. What does not depend on inner loops is done outside of them."""
-    found = found or Estimate()
-    for statement in body:
-        if isinstance(statement, Loop):
-            estimate(statement.body, target, (*around, statement), found)
-        elif isinstance(statement, Stores):
-            estimate(statement.items, target, around, found)
-        elif isinstance(statement, Set | Store):
-            _statement(statement, target, around, found)
+    found = Estimate()
+    for statement, around in walk_with_loops(body):
+        if isinstance(statement, Set | Store):
+            _add(statement, target, around, found)
     return found
 
 
-def _statement(
+def _add(
     statement: Set | Store, target: Target, around: tuple[Loop, ...], found: Estimate
 ) -> None:
     def times(inside: frozenset[Atom], dtype: DType, outermost: int) -> float:
@@ -467,9 +461,7 @@ def choose_nr(target: Target, stage: Stage, columns: int) -> int:
         return 1
     if columns > lanes:
         return min(2 * lanes, target.tile_lanes)
-    while lanes > 1 and lanes // 2 >= columns:
-        lanes //= 2
-    return lanes
+    return enough_lanes(lanes, columns)
 
 
 def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) -> int:

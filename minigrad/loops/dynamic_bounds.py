@@ -90,9 +90,7 @@ def _clamped(x: Integer, most: int) -> Integer:
     """x, but at least 0 and at most `most`."""
     if low(x) >= 0 and high(x) <= most:
         return x
-    number = expr.index(x, dtypes.int64)
-    number = expr.apply(Op.MAXIMUM, (number, expr.const(0, dtypes.int64)), dtypes.int64)
-    number = expr.apply(Op.MINIMUM, (number, expr.const(most, dtypes.int64)), dtypes.int64)
+    number = expr.index(x, dtypes.int64).operation("maximum", 0).operation("minimum", most)
     return Affine(0, ((Atom("value", "", 0, most, payload=number), 1),))
 
 

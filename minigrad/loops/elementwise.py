@@ -14,17 +14,19 @@ from dataclasses import replace
 from minigrad.graph.operations import SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.symbolic import ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import combine, elements, loops_over, streams
-from minigrad.loops.nest import Nest, Store, Stores
+from minigrad.loops.nest import Loop, Nest, Statements, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis
-from minigrad.schedule.expr import Expr
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Expr, Guard
 from minigrad.schedule.schedule import Kernel
-from minigrad.target import Target
+from minigrad.schedule.stage import Stage
+from minigrad.target import FILL, ITEM_LANES, Group, Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
 # of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
@@ -34,11 +36,14 @@ FEW = 64  # parallel iterations below which long rows are cut
 # and a vector of 512 bits. Low tiles that lie side by side beat square ones: a·2 + aᵀ of 2048²
 # takes 0.65 ms instead of 1.1 (measured).
 DOWN = 16
+LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
 TILE = 64  # elements of a tile along vectors: four lines of float32
 
 
-def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
-    """All stages at once, element by element, in registers."""
+def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """All stages at once, element by element, in registers; None where they are not alike."""
+    if not _same_elements(kernel):
+        return None
     axes, stores = elements(kernel)
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     stores = [replace(s, streaming=streams(s.array, kernel.stages, target)) for s in stores]
@@ -50,6 +55,9 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
         s.parallelize()
         return assemble(name, kernel, s.nest, target)
     x = axis.variable
+    if target.group is not None:
+        s = _by_items([*outer, axis], stores, target.group)
+        return assemble(name, kernel, s.nest, target)
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:
         # a tile is low, and the next one lies beside it: a cache line of which it stores a part is
@@ -70,9 +78,41 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest:
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
-    if xs:
-        s.parallelize(*xs)
+    s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
+
+
+def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Schedule:
+    """Neighbours in memory by neighbouring work-items, of as many elements as one can load.
+
+    An axis inside that varies is counted to its bound, so that the order stays.
+    """
+    body: Statements = (Stores(tuple(stores)),)
+    order: list[Axis] = []
+    for axis in axes:
+        if order and not isinstance(axis.extent, int):
+            most = make_axis("w", len(order), high(axis.extent))
+            body = (Loop(axis.variable, most.index, (most.index + 1, axis.extent), body),)
+            axis = most
+        order.append(axis)
+    s, (*xs, x) = Schedule(loops_over(order, body)), (a.variable for a in order)
+    enough = numel([a.extent for a in axes]) >= ITEM_LANES * group.items * group.units * FILL
+    narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*(one.value for one in stores)))
+    if enough and narrow and isinstance(axis.extent, int) and axis.extent % ITEM_LANES == 0:
+        xs.append(s.split(x, ITEM_LANES, "v"))
+        s.vectorize(x, ITEM_LANES)
+    else:
+        xs.append(x)
+    s.parallelize(*xs)
+    return s
+
+
+def _same_elements(kernel: Kernel) -> bool:
+    """Whether all stages of a kernel of rows have the same elements, so that there are no rows."""
+    if len(kernel.stages) == 1:
+        return kernel.stages[0].op is None
+    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
+    return same and all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
 
 
 def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
@@ -89,11 +129,7 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
 def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
-    assert stage.initial is not None and stage.op is not None
-    start = Store(stage.array, stage.initial_position, stage.initial)
-    old = expr.load(stage.array, stage.position, stage.guard)
-    new = combine(SCATTERS[stage.op], old, stage.body)
-    step = Store(stage.array, stage.position, new, stage.guard)
+    start, step = _addition(stage, stage.guard)
     body = (*loops_over(stage.initial_axes, [start]), *loops_over(stage.reduced, [step]))
     s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
     # vectors need neighbouring places and the same updates' order in every lane
@@ -110,6 +146,46 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
             below = stage.reduced[0].variable
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
-    if xs or not vector:
-        s.parallelize(*xs)
+    s.parallelize(*xs)
+    return assemble(name, kernel, s.nest, target)
+
+
+def _addition(stage: Stage, guard: Guard) -> tuple[Store, Store]:
+    """What an element begins with, and what is then added to it."""
+    assert stage.initial is not None and stage.op is not None
+    old = expr.load(stage.array, stage.position, guard)
+    new = combine(SCATTERS[stage.op], old, stage.body)
+    start = Store(stage.array, stage.initial_position, stage.initial)
+    return start, Store(stage.array, stage.position, new, guard)
+
+
+def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """The same on a GPU: all in order, by every work-item for its part of the places only.
+
+    All updates are looked at for each part, so the parts are no more than keep the device busy.
+    """
+    group = target.group
+    (stage,) = kernel.stages
+    if group is None:
+        return None
+    fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
+    moving = [axis for axis in stage.axes if axis not in fixed]
+    found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
+    if len(stage.initial_axes) != 1 or len(found) != 1:
+        return None
+    (along,), ((place, _),) = stage.initial_axes, found
+    if not isinstance(along.extent, int) or coefficient(stage.position, place) is None:
+        return None
+    count = numel([axis.extent for axis in fixed])
+    parts = min(FILL * group.items * group.units // count, along.extent // LEAST_PART)
+    if parts < 2:
+        return None
+    size = ceildiv(along.extent, parts)
+    part = make_axis("p", 0, ceildiv(along.extent, size))
+    begin, where = part.index * size, place.index
+    within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
+    start, step = _addition(stage, within)
+    fill = Loop(along.variable, begin, (begin + size, along.extent), (start,))
+    s = Schedule(loops_over([part, *fixed, *moving], [fill, *loops_over(stage.reduced, [step])]))
+    s.parallelize(part.variable, *(axis.variable for axis in fixed))
     return assemble(name, kernel, s.nest, target)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
@@ -22,7 +23,7 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.simplify import simplify
 from minigrad.loops import transforms
 from minigrad.loops.cost import estimate
-from minigrad.loops.nest import Statement, show, show_statements
+from minigrad.loops.nest import Statements, show, show_statements
 from minigrad.loops.recipes import lower
 from minigrad.schedule.schedule import schedule
 from minigrad.target import Target
@@ -30,61 +31,44 @@ from minigrad.target import Target
 DEVICE = "CPU"  # nodes want the name of a device; nothing runs on it
 
 
-Make = Callable[[Sequence[int], Sequence[str]], tuple[list[Node], int]]
+Make = Callable[[Sequence[int], Sequence[str]], tuple[Node, int]]
 
 
-def gemm(extents: Sequence[int], transposed: Sequence[str]) -> tuple[list[Node], int]:
+def gemm(extents: Sequence[int], transposed: Sequence[str]) -> tuple[Node, int]:
     """A product of (m, k) and (k, n); the root, and how many inputs it has."""
     m, k, n = extents
-    shapes = {"left": (m, k), "right": (k, n)}
     operands = []
-    for slot, (name, shape) in enumerate(shapes.items()):
-        flipped = name in transposed
-        x = g.buffer(slot, dtypes.float32, shape[::-1] if flipped else shape, DEVICE)
-        operands.append(g.permute(x, (1, 0)) if flipped else x)
-    left, right = (
-        g.expand(g.reshape(x, shape), (m, k, n))
-        for x, shape in zip(operands, ((m, k, 1), (1, k, n)), strict=True)
-    )
-    total = g.reduce(Op.SUM, g.elementwise(Op.MUL, left, right), [1])
-    return [g.reshape(total, (m, n))], 2
+    for slot, (name, rows, columns) in enumerate((("left", m, k), ("right", k, n))):
+        shape = (columns, rows) if name in transposed else (rows, columns)
+        x = g.buffer(slot, dtypes.float32, shape, DEVICE)
+        x = g.permute(x, (1, 0)) if name in transposed else x
+        spread = (m, k, 1) if name == "left" else (1, k, n)
+        operands.append(g.expand(g.reshape(x, spread), (m, k, n)))
+    total = g.reduce(Op.SUM, g.elementwise(Op.MUL, *operands), [1])
+    return g.reshape(total, (m, n)), 2
 
 
-def columns(extents: Sequence[int], transposed: Sequence[str]) -> tuple[list[Node], int]:
+def columns(extents: Sequence[int], transposed: Sequence[str]) -> tuple[Node, int]:
     """Sums over the rows of an array (rows, count)."""
-    return [g.reduce(Op.SUM, g.buffer(0, dtypes.float32, tuple(extents), DEVICE), [0])], 1
+    return g.reduce(Op.SUM, g.buffer(0, dtypes.float32, tuple(extents), DEVICE), [0]), 1
 
 
 KINDS: dict[str, tuple[Make, int]] = {"gemm": (gemm, 3), "columns": (columns, 2)}
 
 
-def explain(roots: Sequence[Node], inputs: int, target: Target) -> str:
-    """The steps of the recipe of a program's kernels, and the nests that they end with."""
-    graph = Graph(tuple(roots), (inputs,), inputs + 1, (), DEVICE)
-    lines: list[str] = []
-
-    def see(step: str, body: tuple[Statement, ...]) -> None:
-        cost = estimate(body, target)
-        lines.append(f"{step}\n{show_statements(body)}")
-        lines.append(
-            f"  → {cost.cycles:,.0f} cycles: {cost.arithmetic:,.0f} vector instructions,"
-            f" {cost.loads:,.0f} loads, {cost.stores:,.0f} stores,"
-            f" {cost.waiting:,.0f} cycles of waiting for sums\n"
-        )
-
-    transforms.watchers.append(see)
-    try:
-        for kernel in schedule(graph, simplify(graph.roots), target).kernels:
-            nest = lower(kernel, target)
-            cost = estimate((nest.parallel,), target)
-            lines.append(f"{show(nest)}\n  → {cost.cycles:,.0f} cycles\n")
-    finally:
-        transforms.watchers.remove(see)
-    return "\n".join(lines)
+def see(target: Target, step: str, body: Statements) -> None:
+    """Print the loops after a step, and what they cost."""
+    cost = estimate(body, target)
+    sys.stdout.write(
+        f"{step}\n{show_statements(body)}\n"
+        f"  → {cost.cycles:,.0f} cycles: {cost.arithmetic:,.0f} vector instructions,"
+        f" {cost.loads:,.0f} loads, {cost.stores:,.0f} stores,"
+        f" {cost.waiting:,.0f} cycles of waiting for sums\n\n"
+    )
 
 
 def main() -> None:
-    """Print what is asked for."""
+    """Print what is asked for: the steps of the recipe of each kernel, and the nest at the end."""
     parser = argparse.ArgumentParser(
         prog="python -m minigrad.loops.explain", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -98,7 +82,13 @@ def main() -> None:
     if len(given.extents) != count or min(given.extents) < 1:
         parser.error(f"{given.kind}: expected {count} numbers from 1 on, got {given.extents}")
     target = Target(given.vectors, 32 if given.vectors == 64 else 16, 1 << 15, 1 << 20)
-    sys.stdout.write(explain(*make(given.extents, given.transposed), target))
+    transforms.watchers.append(partial(see, target))
+    root, inputs = make(given.extents, given.transposed)
+    graph = Graph((root,), (inputs,), inputs + 1, (), DEVICE)
+    for kernel in schedule(graph, simplify(graph.roots), target).kernels:
+        nest = lower(kernel, target)
+        cycles = estimate((nest.parallel,), target).cycles
+        sys.stdout.write(f"{show(nest)}\n  → {cycles:,.0f} cycles\n")
 
 
 if __name__ == "__main__":

@@ -26,21 +26,12 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, low
+from minigrad.loops import cost
 from minigrad.loops.amx import amx
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import combine, unless_finite
-from minigrad.loops.cost import (
-    SMALL_TILES,
-    Plan,
-    cut_depth,
-    flops,
-    packing_pays,
-    plan_of,
-    row_stride,
-    shared_rows,
-)
 from minigrad.loops.dynamic_bounds import with_dynamic_bounds
-from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, loops_in, map_statement
+from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, loop_over, map_statement
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.loops.product import LANE, Problem, distance, in_pairs, prepare, strides
 from minigrad.loops.tile_prefetch import LEAST_FETCHED, TileHints
@@ -60,10 +51,10 @@ def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
     schedule = amx(problem, target) if target.bfloat16_matrices and plain else None
     if schedule is None and target.bfloat16_dots and plain:
         pairs = in_pairs(problem)
-        problem = pairs if pairs is not None and packing_pays(pairs, target) else problem
+        problem = pairs if pairs is not None and cost.packing_pays(pairs, target) else problem
     if schedule is None:
         schedule = tiled(problem, target)
-    return replace(assemble(name, kernel, schedule.nest, target), operations=flops(kernel))
+    return replace(assemble(name, kernel, schedule.nest, target), operations=cost.flops(kernel))
 
 
 def tiled(problem: Problem, target: Target) -> Schedule:
@@ -71,16 +62,16 @@ def tiled(problem: Problem, target: Target) -> Schedule:
     parts = problem.parts
     m, n = parts.m[-1].variable, parts.n[-1].variable
     ks = [axis.variable for axis in parts.k]
-    plan = plan_of(problem, target, numel([axis.extent for axis in problem.outer]))
+    plan = cost.plan_of(problem, target, numel([axis.extent for axis in problem.outer]))
     s = Schedule(problem.naive(), left=parts.left, right=parts.right)
     s.vectorize(n, plan.nr, LANE)
     columns, task = s.split(n, plan.nc, "p"), s.split(m, plan.mc, "c")
-    shared = shared_rows(problem, plan)
+    shared = cost.shared_rows(problem, plan)
     outer = [axis.variable for axis in problem.outer if axis.variable not in shared]
     s.reorder(*outer, columns, task, *shared, m, n)
     inside = task
     if plan.kc:
-        place, length = cut_depth(problem, plan.kc)
+        place, length = cost.cut_depth(problem, plan.kc)
         inside, ks = s.split(ks[place], length, "kb"), ks[place:]
         s.sink(m, n, into=inside, space="scratch")
     with s.inside(inside):
@@ -97,7 +88,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
         s.peel(tile, m)
-        s.tails(m, SMALL_TILES)
+        s.tails(m, cost.SMALL_TILES)
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int) and s.trips(ks[-1]) >= LEAST_FETCHED:
             hints = TileHints(problem, plan, s.operands, tile, target)
@@ -114,7 +105,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
 
 
 def stage_left(
-    s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: Sequence[Atom], target: Target
+    s: Schedule, problem: Problem, plan: cost.Plan, tile: Atom, ks: Sequence[Atom], target: Target
 ) -> None:
     """Copy the block of `left`: tile after tile where rows are neighbours, else row after row."""
     operand, m, lanes = problem.parts.left, problem.parts.m[-1].variable, _lanes(problem, target)
@@ -132,12 +123,12 @@ def stage_left(
         s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond, prefetch=ahead)
         return
     wide = 2 * lanes if s.trips(ks[-1]) >= 2 * lanes else lanes
-    layout = [((tile, m), None), (ks, row_stride(depth, operand.dtype.itemsize))]
+    layout = [((tile, m), None), (ks, cost.row_stride(depth, operand.dtype.itemsize))]
     s.stage("left", None, [tile, m, *ks], layout, "left", {ks[-1]: wide})
 
 
 def stage_right(
-    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, ks: Sequence[Atom],
+    s: Schedule, problem: Problem, plan: cost.Plan, around: Atom, panel: Atom, ks: Sequence[Atom],
     target: Target,
 ) -> None:  # fmt: skip
     """Copy panels of `right`, in the order in which it lies in memory."""
@@ -172,7 +163,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
 
     def make(loop: Loop, around: Around) -> list[Statement]:
         (registers,) = locals_set(loop)
-        rows = next(one for one in loops_in(loop.body) if one.variable == m)
+        rows = loop_over(m, loop.body)
         slot = m.index - rows.start
         assert problem.terms is not None
         more = combine(Op.SUM, expr.local(registers, slot), problem.terms)

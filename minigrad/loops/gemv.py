@@ -17,18 +17,19 @@ Several sums with the same vectors' axes may share a kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, ceildiv, high
+from minigrad.loops import nest
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merge, vector_width
-from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, substitute_stores
+from minigrad.loops.axes import indices, merge_groups, vector_width
+from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, expressions, loops_in
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
 from minigrad.loops.prefetch import AHEAD, Place, from_memory
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
@@ -101,34 +102,26 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
             replace(one, k=(*(k for k in one.k if k != last), last))
             for one, last in zip(sums, along, strict=True)
         ]
-    ms = sums[0].m
+    product: _Rows | _Columns
+    product = _Rows(sums, axis, target) if by_rows else _Columns(sums, axis, target)
     outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
-    tasks = numel([a.extent for a in outer])
-    naive = _naive(stores, sums, results, [*outer, *ms, axis])
-    vectors, scales = _computed(sums), _scales(sums, axis) if by_rows else {}
-    s = Schedule(naive, **{name: value for name, (value, _) in (vectors | scales).items()})
-    size = (_rows_of_block if by_rows else _columns_of_block)(sums, axis, tasks, target)
-    block = s.split(axis.variable, size, "b")
+    body = [
+        one for total, result in zip(sums, results, strict=True)
+        for one in reduction(Op.SUM, result, total.k, [total.body])
+    ]  # fmt: skip
+    naive = loops_over([*outer, *sums[0].m, axis], [*body, Stores(tuple(stores))])
+    s = Schedule(naive, **{name: value for name, (value, _) in product.copies.items()})
+    block = s.split(product.n, product.size(numel([a.extent for a in outer])), "b")
     xs = [*(a.variable for a in outer), block]
-    s.reorder(*xs, *(a.variable for a in ms), axis.variable)
+    s.reorder(*xs, *product.ms, product.n)
     with s.inside(block):
-        for name, (value, axes) in (vectors | scales).items():
+        for copy, (value, axes) in product.copies.items():
             width = vector_width(target, [value], axes[-1].extent, False)
             over = [a.variable for a in axes]
-            s.stage(name, None, over, [(over, None)], name, {over[-1]: width})
-    (_by_rows if by_rows else _by_columns)(s, block, sums, axis, target)
+            s.stage(copy, None, over, [(over, None)], copy, {over[-1]: width})
+    product.schedule(s, block)
     s.parallelize(*xs)
     return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
-
-
-def _naive(
-    stores: Sequence[Store], sums: Sequence[Sum], results: Sequence[Expr], axes: Sequence[Axis]
-) -> tuple[Statement, ...]:
-    """For each result: every sum; the stores."""
-    body: list[Statement] = []
-    for one, result in zip(sums, results, strict=True):
-        body.extend(reduction(Op.SUM, result, one.k, [one.body]))
-    return loops_over(axes, [*body, Stores(tuple(stores))])
 
 
 Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names
@@ -168,146 +161,135 @@ def _scales(sums: Sequence[Sum], row: Axis) -> Copies:
     return {f"scales{n}": both for n, both in enumerate(found.items())}
 
 
-# ---- by columns ----
+class _Product:
+    """Sums whose results are cut into blocks along an axis.
+
+    copies: what a block copies first; ms, n, ks: variables of vectors, results and terms.
+    """
+
+    def __init__(self, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
+        self.sums, self.axis, self.target = sums, axis, target
+        self.n, self.ms = axis.variable, [a.variable for a in sums[0].m]
+        self.ks = list(dict.fromkeys(one.k[-1].variable for one in sums))
+        self.count, self.dtype = numel([a.extent for a in sums[0].m]), sums[0].body.dtype
+        self.lanes = target.lanes(self.dtype)
+        self.copies = _computed(sums)
 
 
-def _columns_of_block(sums: Sequence[Sum], axis: Axis, tasks: int, target: Target) -> int:
-    """Columns of a block: long runs of each row, but enough blocks to share."""
-    one, count = sums[0], numel([a.extent for a in sums[0].m])
-    size = max((load.array.dtype.itemsize for load in one.of_matrix()), default=4)
-    wanted = ceildiv(axis.count, max(ENOUGH_TASKS // tasks, 1))
-    most = min(LONGEST_RUN // size, HALF_OF_L1 // (count * one.body.dtype.itemsize))
-    least = min(SHORTEST_RUN // size, most)
-    step = 4 * max(target.lanes(one.body.dtype), 1)
-    return ceildiv(min(max(wanted, least), most), step) * step
-
-
-def _by_columns(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
+class _Columns(_Product):
     """sums[m, block] += vector[m, k] · matrix[k, block], several k at a time."""
-    n, ms = axis.variable, [a.variable for a in sums[0].m]
-    ks = list(dict.fromkeys(one.k[-1].variable for one in sums))
-    count = numel([a.extent for a in sums[0].m])
-    lanes = target.lanes(sums[0].body.dtype)
-    wide = 1 if lanes == 1 else lanes * (4 if count == 1 else 2 if count <= 4 else 1)
-    together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
-    with s.inside(block):
-        pieces = [s.split(k, together, "q", computing=True) for k in ks]
-        s.sink(*ms, n, into=pieces, space="scratch")
-        s.reorder(n, *ms, computing=True)
-        s.prefetch(n, _next_rows(ks, axis, target))
-        s.vectorize(n, wide, computing=True)
-        s.vectorize(n, lanes)
-        for piece, k in zip(pieces, ks, strict=True):
-            s.peel(piece, k)
-        s.sink(*ms)
-        s.repeat(*ks, *ms)
-        s.simplify()
 
+    def size(self, tasks: int) -> int:
+        """Columns of a block: long runs of each row, but enough blocks to share."""
+        size = max((load.array.dtype.itemsize for load in self.sums[0].of_matrix()), default=4)
+        wanted = ceildiv(self.axis.count, max(ENOUGH_TASKS // tasks, 1))
+        most = min(LONGEST_RUN // size, HALF_OF_L1 // (self.count * self.dtype.itemsize))
+        least = min(SHORTEST_RUN // size, most)
+        step = 4 * max(self.lanes, 1)
+        return ceildiv(min(max(wanted, least), most), step) * step
 
-def _next_rows(
-    ks: Sequence[Atom], axis: Axis, target: Target
-) -> Callable[[Loop, Around], tuple[Place, ...]]:
-    """What columns read of the rows of the next piece of k, if this one is in memory."""
+    def schedule(self, s: Schedule, block: Atom) -> None:
+        """The steps of a block."""
+        few = 4 if self.count == 1 else 2 if self.count <= 4 else 1
+        together = max(2, min(8, (24 if self.target.registers >= 32 else 8) // self.count))
+        with s.inside(block):
+            pieces = [s.split(k, together, "q", computing=True) for k in self.ks]
+            s.sink(*self.ms, self.n, into=pieces, space="scratch")
+            s.reorder(self.n, *self.ms, computing=True)
+            s.prefetch(self.n, self.next_rows)
+            s.vectorize(self.n, self.lanes * few if self.lanes > 1 else 1, computing=True)
+            s.vectorize(self.n, self.lanes)
+            for piece, k in zip(pieces, self.ks, strict=True):
+                s.peel(piece, k)
+            s.sink(*self.ms)
+            s.repeat(*self.ks, *self.ms)
+            s.simplify()
 
-    def places(loop: Loop, around: Around) -> tuple[Place, ...]:
-        inside = [one for one in loops_in(loop.body) if one.variable in ks]
-        reads = expr.loads(*expressions(loop))
+    def next_rows(self, loop: Loop, around: Around) -> tuple[Place, ...]:
+        """What columns read of the rows of the next piece of k, if this one is in memory."""
+        inside = [one for one in nest.loops_in(loop.body) if one.variable in self.ks]
+        reads = expr.loads(*nest.expressions(loop))
         return tuple(
             (load.array, substitute(load.index, {k.variable: k.stops[0] + u}))
             for k in inside for u in range(high(k.stops[0] - k.start))
-            for load in reads if from_memory(load, axis, target)
+            for load in reads if from_memory(load, self.axis, self.target)
         )  # fmt: skip
 
-    return places
 
+class _Rows(_Product):
+    """Row after row of the matrix: vectors of partial sums along each, for every vector.
 
-# ---- by rows ----
-
-
-def _rows_of_block(sums: Sequence[Sum], axis: Axis, tasks: int, target: Target) -> int:
-    """Rows of one parallel iteration."""
-    rows, _ = _rows_at_once(sums, target)
-    steps = min(max(axis.count // max(ENOUGH_TASKS // tasks, 1) // rows, 1), MOST_STEPS)
-    nbytes = sum(
-        numel([high(a.extent) for a in axes]) * scale.dtype.itemsize
-        for scale, (_, *axes) in _scales(sums, axis).values()
-    )
-    return rows * max(min(steps, HALF_OF_L1 // max(nbytes * rows, 1)), 1)
-
-
-def _rows_at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
-    """How many rows share what is loaded of the vectors; elements of a row that are added at once.
-
-    A matrix in memory is read fastest from end to end, one row after the other; short rows, and
-    those of a matrix that lies in a cache, are taken several at a time.
-    """
-    count = numel([a.extent for a in sums[0].m])
-    most, lanes = 16 if target.registers >= 32 else 8, target.lanes(sums[0].body.dtype)
-    matrices = {load.array for one in sums for load in one.of_matrix()}
-    cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
-    rows = 1
-    if count > 1 and cached or CHAINS * max(one.row_bytes() for one in sums) <= NEAR_BYTES:
-        rows = max(min(most // (2 * count), CHAINS), 1)
-    depth = min(max(high(one.k[-1].extent), 1) for one in sums)
-    vectors = max(min(most // (rows * count), 8), 1)
-    while vectors > 1 and vectors * lanes > min(depth, target.fold_lanes):
-        vectors //= 2
-    return rows, lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
-
-
-def _by_rows(s: Schedule, block: Atom, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
-    """Row after row of the matrix: vectors of partial sums along each, for every vector."""
-    n, ms = axis.variable, [a.variable for a in sums[0].m]
-    ks = list(dict.fromkeys(one.k[-1].variable for one in sums))
-    rows, width = _rows_at_once(sums, target)
-    ahead = _RowsAhead(sums, axis, (rows, width), target)
-    s.insert(block, ahead.first)
-    with s.inside(block):
-        s.distribute(*ms, n)
-        some = s.split(n, rows, "w", computing=True)
-        s.reorder(some, n, *ms, computing=True)
-        s.peel(some, n)
-        for k in ks:
-            s.prefetch(k, ahead.next)
-            s.vectorize(k, width, computing=True)
-        s.sink(n, *ms, into=ks)
-        s.repeat(n, *ms)
-        s.vectorize(n, target.lanes(sums[0].body.dtype))
-        s.simplify()
-
-
-class _RowsAhead:
-    """Hints at rows of matrices that follow one another in memory and are read from end to end.
-
+    Some rows that follow one another in memory, and are read from end to end, are asked for ahead.
     What is computed with a row takes so long that a processor's own prefetching waits in between.
     (Measured with two cores of a Sapphire Rapids class machine: a token of SmolLM2 takes 8.5 ms
     without, 5.0 with it.)
+
+    rows: how many share what is loaded of the vectors; width: elements of a row that are added at
+    once. A matrix in memory is read fastest from end to end, one row after the other; short rows,
+    and those of a matrix that lies in a cache, are taken several at a time.
     """
 
-    def __init__(
-        self, sums: Sequence[Sum], axis: Axis, at_once: tuple[int, int], target: Target
-    ) -> None:
-        self.row, self.most_lanes = axis.variable, target.most_lanes
-        self.rows, self.width = at_once
-        self.loads: dict[Expr, Sum] = {}
+    def __init__(self, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
+        super().__init__(sums, axis, target)
+        self.scales = _scales(sums, axis)
+        self.copies |= self.scales
+        most = 16 if target.registers >= 32 else 8
+        matrices = {load.array for one in sums for load in one.of_matrix()}
+        cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
+        near = CHAINS * max(one.row_bytes() for one in sums) <= NEAR_BYTES
+        self.rows = 1
+        if self.count > 1 and cached or near:
+            self.rows = max(min(most // (2 * self.count), CHAINS), 1)
+        depth = min(max(high(one.k[-1].extent), 1) for one in sums)
+        vectors = max(min(most // (self.rows * self.count), 8), 1)
+        while vectors > 1 and vectors * self.lanes > min(depth, target.fold_lanes):
+            vectors //= 2
+        self.width = self.lanes * (1 << (vectors.bit_length() - 1)) if self.lanes > 1 else 1
+        self.ahead: dict[Expr, Sum] = {}
         for one in sums:
             extents = [a.extent for a in one.k]
             inside = flatten([a.index for a in one.k], extents)
             for load in one.of_matrix():
                 begin = substitute(load.index, {a.variable: 0 for a in one.k})
-                follow = coefficient(load.index, self.row) == numel(extents)
+                follow = coefficient(load.index, self.n) == numel(extents)
                 if follow and load.index - begin == inside:
-                    self.loads[load] = one
+                    self.ahead[load] = one
+
+    def size(self, tasks: int) -> int:
+        """Rows of one parallel iteration."""
+        steps = min(self.axis.count // max(ENOUGH_TASKS // tasks, 1) // self.rows, MOST_STEPS)
+        nbytes = sum(
+            numel([high(a.extent) for a in axes]) * scale.dtype.itemsize
+            for scale, (_, *axes) in self.scales.values()
+        )
+        fit = HALF_OF_L1 // max(nbytes * self.rows, 1)
+        return self.rows * max(min(max(steps, 1), fit), 1)
+
+    def schedule(self, s: Schedule, block: Atom) -> None:
+        """The steps of a block."""
+        s.insert(block, self.first)
+        with s.inside(block):
+            s.distribute(*self.ms, self.n)
+            some = s.split(self.n, self.rows, "w", computing=True)
+            s.reorder(some, self.n, *self.ms, computing=True)
+            s.peel(some, self.n)
+            for k in self.ks:
+                s.prefetch(k, self.next)
+                s.vectorize(k, self.width, computing=True)
+            s.sink(self.n, *self.ms, into=self.ks)
+            s.repeat(self.n, *self.ms)
+            s.vectorize(self.n, self.lanes)
+            s.simplify()
 
     def first(self, loop: Loop, around: Around) -> list[Statement]:
         """Loops that ask for the rows that a block begins with, all at once."""
-        start = next(one.start for one in loops_in(loop.body) if one.variable == self.row)
+        start = nest.loop_over(self.n, loop.body).start
         loops: list[Statement] = []
-        for load, one in self.loads.items():
-            count = self._ahead(one) * numel([high(a.extent) for a in one.k])
+        for load, one in self.ahead.items():
+            count = self._rows_ahead(one) * numel([high(a.extent) for a in one.k])
             place = make_axis("p", len(loops), count)
-            at = substitute(load.index, {self.row: start} | {a.variable: 0 for a in one.k})
-            line = min(LINE // load.dtype.itemsize, self.most_lanes)
+            at = substitute(load.index, {self.n: start} | {a.variable: 0 for a in one.k})
+            line = min(LINE // load.dtype.itemsize, self.target.most_lanes)
             prefetch = ((load.array, at + place.index),)
             loops.append(replace(lanes_loop(place, line, ()), prefetch=prefetch))
         return loops
@@ -317,22 +299,22 @@ class _RowsAhead:
 
         The rows ahead are one piece of memory: each step asks for its share of the lines of it.
         """
-        if self.row not in around:  # a copy of a vector
+        if self.n not in around:  # a copy of a vector
             return ()
-        rows = around[self.row]
+        rows = around[self.n]
         count = high(rows.stops[0] - rows.start)
         places: list[Place] = []
-        for load in expr.loads(*expressions(loop)):
-            if load in self.loads:
-                one = self.loads[load]
-                at = {self.row: rows.start + self._ahead(one)}
+        for load in expr.loads(*nest.expressions(loop)):
+            if load in self.ahead:
+                one = self.ahead[load]
+                at = {self.n: rows.start + self._rows_ahead(one)}
                 share = {a.variable: a.index * count for a in one.k}
                 step = max(self.width, LINE // load.dtype.itemsize)
                 begin = substitute(load.index, at | share)
                 places.extend((load.array, begin + u) for u in range(0, count * self.width, step))
         return tuple(places)
 
-    def _ahead(self, one: Sum) -> int:
+    def _rows_ahead(self, one: Sum) -> int:
         """How many rows ahead of their use rows are fetched."""
         return max(AHEAD // (self.rows * one.row_bytes()), 1) * self.rows
 
@@ -419,27 +401,22 @@ def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
 
 def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], list[Expr]]:
     """Stores in terms of merged axes, the sums in them, and what stands in stores for each sum."""
-    markers, results = {}, []
-    for number, one in enumerate(sums):
-        result = expr.local(Local(f"sum{number}", one.stage.body.dtype, 1))
-        markers[one.stage.array] = replace(one.stage, op=None, reduced=(), body=result)
-        results.append(result)
-    stages = tuple(markers.get(stage.array, stage) for stage in kernel.stages)
-    stores = inline_stages(replace(kernel, stages=stages), sums[0].stage.axes)
+    results = {
+        one.stage.array: expr.local(Local(f"sum{number}", one.stage.body.dtype, 1))
+        for number, one in enumerate(sums)
+    }
+    stores = epilogue(kernel, kernel.stages, results, sums[0].stage.axes)
     used = indices(
         [*(one.stage.body for one in sums), *(s.value for s in stores)],
         [s.index for s in stores],
     )
-    merged = [merge(axes, used) for axes in (sums[0].batch, sums[0].m, sums[0].n)]
-    (batch, m, n), values = (axes for axes, _ in merged), dict[Atom, Integer]()
-    for _, known in merged:
-        values.update(known)
-    changed = []
+    first, changed = sums[0], []
     for one in sums:
-        k, known = merge(one.k, used)
-        body, *vectors = (expr.substitute_in(e, values | known) for e in (one.body, *one.vectors))
+        groups = first.batch, first.m, first.n, one.k
+        (batch, m, n, k), values = merge_groups(groups, used)
+        body, *vectors = (expr.substitute_in(e, values) for e in (one.body, *one.vectors))
         changed.append(Sum(one.stage, body, tuple(vectors), batch, m, n, k))
-    return substitute_stores(stores, values), changed, results
+    return substitute_stores(stores, values), changed, list(results.values())
 
 
 def _neighbours(sums: Sequence[Sum], name: str) -> Axis | None:

@@ -15,20 +15,19 @@ are zeros in local memory, and masks of the last stores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import row_axis
-from minigrad.loops.build import combine, lanes_loop, loops_over, serial_loop
+from minigrad.loops.axes import places_along
+from minigrad.loops.build import flat_loop, lanes_loop, loops_over, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Store, Stores
-from minigrad.loops.product import Problem, prepare, strides
+from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Statements, Store, Stores
+from minigrad.loops.product import Problem, multiply_add, prepare, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
@@ -36,6 +35,7 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 
+LANE = make_axis("x", 0, ITEM_LANES)  # of a vector of columns
 UNROLLED = 32  # copies of a work-item that are written out, at most
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
 
@@ -47,11 +47,11 @@ class _Side:
     axes: of its rows (or columns), which are counted as one; start: the tile's first of them.
     """
 
+    name: str
     operand: Expr
     axes: tuple[Axis, ...]
     start: Integer
     size: int
-    array: Array
 
     @property
     def extent(self) -> int:
@@ -63,42 +63,37 @@ class _Side:
         """Elements of local memory from one k to the next."""
         return self.size + PAD
 
-    def at(self, place: Integer) -> dict[Atom, Integer]:
-        """The variables of the axes at a row (or column)."""
-        return _places(self.axes, place)
+    @property
+    def array(self) -> Array:
+        """Its copy in local memory."""
+        return Array(self.name, self.operand.dtype, TILE_DEPTH * self.pitch, "local")
 
 
 def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of a product and its elementwise epilogue, for work-groups.
 
-    None where there is nothing to make tiles of: all rows or columns are a varying number.
+    None where there is nothing to make tiles of: all rows or columns are a varying number; and
+    where it may have to be computed twice.
     """
+    whole, group = kernel.stages[0].contraction, target.group
+    if group is None or whole is not None and whole.mask is not None:
+        return None
     problem = prepare(kernel)
-    parts, group = problem.parts, target.group
-    assert group is not None
-    rows, columns = _fixed(parts.m), _fixed(parts.n)
+    parts = problem.parts
+    rows, columns, batch = _fixed(parts.m), _fixed(parts.n), _fixed(parts.batch)
     if not rows or not columns:
         return None
-    batch = _fixed(parts.batch)
     moving = [a for a in (*parts.batch, *parts.m, *parts.n) if not isinstance(a.extent, int)]
     m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.stage.body.dtype)
-    extents = [*(a.extent for a in batch), ceildiv(m, tile.rows), ceildiv(n, tile.columns)]
-    row = row_axis(numel(extents))
-    *outer, tile_row, tile_column = unflatten(row.index, extents)
-    values = {axis.variable: place for axis, place in zip(batch, outer, strict=True)}
-    sides = []
-    for text, operand, axes, number, size in (
-        ("left", parts.left, rows, tile_row, tile.rows),
-        ("right", parts.right, columns, tile_column, tile.columns),
-    ):
-        array = Array(text, operand.dtype, TILE_DEPTH * (size + PAD), "local")
-        operand = expr.substitute_in(operand, values)
-        sides.append(_Side(operand, axes, number * size, size, array))
+    down = make_axis("c", 0, ceildiv(m, tile.rows))
+    across = make_axis("p", 0, ceildiv(n, tile.columns))
+    left = _Side("left", parts.left, rows, down.index * tile.rows, tile.rows)
+    right = _Side("right", parts.right, columns, across.index * tile.columns, tile.columns)
     item = make_axis("item", 0, tile.items)
-    body = _Tile(problem, tile, sides[0], sides[1], values, item.index).statements()
-    items = Loop(item.variable, 0, (tile.items,), loops_over(moving, body), "items")
-    nest = assemble(name, kernel, serial_loop(row, (items,)), target)
+    body = loops_over(moving, _Tile(problem, tile, left, right, item.index).statements())
+    items = Loop(item.variable, 0, (tile.items,), body, "items")
+    nest = assemble(name, kernel, flat_loop([*batch, down, across], (items,)), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -134,23 +129,26 @@ def _fixed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     return tuple(axis for axis in axes if isinstance(axis.extent, int))
 
 
-def _places(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
-    parts = unflatten(place, [axis.extent for axis in axes])
-    return {axis.variable: part for axis, part in zip(axes, parts, strict=True)}
-
-
-@dataclass(frozen=True)
 class _Tile:
-    """What a work-item does for its group's tile."""
+    """What a work-item does for its group's tile: results of `u` rows × `v` vectors of columns.
 
-    problem: Problem
-    tile: Tile
-    left: _Side
-    right: _Side
-    values: Mapping[Atom, Integer]
-    item: Integer
+    row, column: of the tile, those of a work-item's vector; neighbours have the next columns.
+    """
 
-    def statements(self) -> tuple[Statement, ...]:
+    def __init__(
+        self, problem: Problem, tile: Tile, left: _Side, right: _Side, item: Integer
+    ) -> None:
+        self.problem, self.tile, self.left, self.right, self.item = problem, tile, left, right, item
+        self.u = make_axis("u", 0, tile.item_rows)
+        self.v = make_axis("v", 0, tile.item_columns // ITEM_LANES)
+        count, dtype = self.u.count * self.v.count, problem.stage.body.dtype
+        registers = Local("tile", dtype, count, LANE.variable, ITEM_LANES)
+        self.result = expr.local(registers, self.u.index * self.v.count + self.v.index)
+        across = tile.columns // tile.item_columns
+        self.row = item // across * tile.item_rows + self.u.index
+        self.column = item % across * ITEM_LANES + self.v.index * across * ITEM_LANES
+
+    def statements(self) -> Statements:
         """Clear the registers, copy and multiply along k, store."""
         fixed = _fixed(self.problem.parts.k)
         moving = [axis for axis in self.problem.parts.k if axis not in fixed]
@@ -158,136 +156,81 @@ class _Tile:
         extent = numel([a.extent for a in fixed]) if fixed else inner[0].extent
         piece = make_axis("kp", 0, ceildiv(numel([extent]), TILE_DEPTH))
         start = piece.index * TILE_DEPTH
+        k = make_axis("k", 99, TILE_DEPTH)
+        left = expr.load(self.left.array, k.index * self.left.pitch + self.row)
+        place = k.index * self.right.pitch + self.column + LANE.index
+        more = multiply_add(self.result, left, expr.load(self.right.array, place))
         step = (*self._copy(self.left, inner, start, extent),
                 *self._copy(self.right, inner, start, extent),
-                Barrier(), self._multiply(), Barrier())  # fmt: skip
+                Barrier(), self._vectors(self._set(more), [k]), Barrier())  # fmt: skip
         stop = piece.extent
         if not isinstance(extent, int):
             stop = (extent + TILE_DEPTH - 1) // TILE_DEPTH
-        pieces = loops_over(moving, [Loop(piece.variable, 0, (stop,), step)])
-        zero = identity(Op.SUM, self.problem.stage.body.dtype)
         return (
-            self._each(lambda u, v, slot: (Set(self.registers, slot, zero),)),
-            *pieces,
-            self._each(self._stores),
+            self._vectors(self._set(identity(Op.SUM, more.dtype))),
+            *loops_over(moving, [Loop(piece.variable, 0, (stop,), step)]),
+            self._vectors(self._stores()),
         )
 
-    @property
-    def lane(self) -> Axis:
-        """The lanes of a vector of columns."""
-        return make_axis("x", 0, ITEM_LANES)
+    def _set(self, value: Expr) -> Set:
+        return Set(self.result.local, self.result.slot, value)
 
-    @property
-    def vectors(self) -> int:
-        """Vectors of columns of a work-item."""
-        return self.tile.item_columns // ITEM_LANES
-
-    @property
-    def registers(self) -> Local:
-        """The results of a work-item, a vector each."""
-        count = self.tile.item_rows * self.vectors
-        dtype = self.problem.stage.body.dtype
-        return Local("tile", dtype, count, self.lane.variable, ITEM_LANES)
-
-    def _each(
-        self, make: Callable[[Integer, Integer, Integer], tuple[Statement, ...]]
-    ) -> Statement:
-        """Statements for every vector of the registers: of row u and number v, in a slot."""
-        u, v = make_axis("u", 0, self.tile.item_rows), make_axis("v", 0, self.vectors)
-        slot = u.index * self.vectors + v.index
-        body = make(u.index, v.index, slot)
-        inner = Loop(v.variable, 0, (self.vectors,), body, "unroll")
-        outer = Loop(u.variable, 0, (self.tile.item_rows,), (inner,), "unroll")
-        return lanes_loop(self.lane, ITEM_LANES, (outer,))
-
-    def _row(self, u: Integer) -> Integer:
-        """The tile's row that is a work-item's row u."""
-        across = self.tile.columns // self.tile.item_columns
-        return self.item // across * self.tile.item_rows + u
-
-    def _column(self, v: Integer) -> Integer:
-        """The tile's first column of a work-item's vector v; neighbours have the next ones."""
-        across = self.tile.columns // self.tile.item_columns
-        return self.item % across * ITEM_LANES + v * across * ITEM_LANES
-
-    def _multiply(self) -> Statement:
-        """One piece of k: registers += left · right."""
-        k = make_axis("k", 99, TILE_DEPTH)
-        lane = self.lane.index
-
-        def step(u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
-            place = k.index * self.left.pitch
-            left = expr.load(self.left.array, place + self._row(u))
-            place = k.index * self.right.pitch
-            right = expr.load(self.right.array, place + self._column(v) + lane)
-            product = expr.apply(Op.MUL, (left, right), left.dtype)
-            total = expr.local(self.registers, slot)
-            more = combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
-            return (Set(self.registers, slot, more),)
-
-        vectors = self._each(step)
-        assert isinstance(vectors, Loop)
-        return replace(vectors, body=(serial_loop(k, vectors.body),))
+    def _vectors(self, body: Statement, around: Sequence[Axis] = ()) -> Loop:
+        """A statement for every vector of the results, within loops over other axes."""
+        for axis in (self.v, self.u):
+            body = Loop(axis.variable, 0, (axis.extent,), (body,), "unroll")
+        return lanes_loop(LANE, ITEM_LANES, loops_over(around, [body]))
 
     def _copy(
         self, side: _Side, k: Sequence[Axis], start: Integer, extent: Integer
     ) -> list[Statement]:
         """Copy a piece of an operand to local memory; work-items that are neighbours read such."""
         along_k = 1 not in strides(side.operand, side.axes[-1].variable)
-        last, bound = (k[-1], extent) if along_k else (side.axes[-1], side.extent)
-        single = len(k) == 1 if along_k else len(side.axes) == 1
+        axes, bound = (k, extent) if along_k else (side.axes, side.extent)
         whole = isinstance(bound, int) and bound % ITEM_LANES == 0
-        unit = strides(side.operand, last.variable) == {1}
+        unit = strides(side.operand, axes[-1].variable) == {1}
         count = side.size * TILE_DEPTH
         enough = count >= ITEM_LANES * self.tile.items
-        width = ITEM_LANES if single and whole and unit and enough else 1
+        width = ITEM_LANES if len(axes) == 1 and whole and unit and enough else 1
         q = make_axis("q", 0, ceildiv(count, width * self.tile.items))
         number = q.index * self.tile.items + self.item
         lane = make_axis("y", 0, width)
-        shift = lane.index if width > 1 else 0
         run = (TILE_DEPTH if along_k else side.size) // width
-        fast, slow = number % run * width, number // run
-        piece, place = (fast, slow) if along_k else (slow, fast)
-        ends = [width if along_k else 1, 1 if along_k else width]
-        conditions = [
-            extent - ends[0] - (start + piece),
-            side.extent - ends[1] - (side.start + place),
-        ]
-        if along_k:
-            piece = piece + shift
-        else:
-            place = place + shift
-        values = {**side.at(side.start + place), **_places(k, start + piece)}
-        value = masked(expr.substitute_in(side.operand, values), conditions)
+
+        def at(lane: Integer) -> tuple[Integer, Integer]:
+            """Along k, and the row (or column)."""
+            fast, slow = number % run * width + lane, number // run
+            return (fast, slow) if along_k else (slow, fast)
+
+        piece, place = at(width - 1)
+        ends = [extent - 1 - (start + piece), side.extent - 1 - (side.start + place)]
+        piece, place = at(lane.index if width > 1 else 0)
+        values = places_along(side.axes, side.start + place) | places_along(k, start + piece)
+        value = masked(expr.substitute_in(side.operand, values), ends)
         beyond = count - width - number * width  # a small tile may have idle work-items
         target = piece * side.pitch + place
-        store = Store(side.array, target, value, expr.restrict((), [beyond]))
-        copy: tuple[Statement, ...] = (store,)
+        copy: Statements = (Store(side.array, target, value, expr.restrict((), [beyond])),)
         if width > 1:
             copy = (lanes_loop(lane, width, copy),)
         few = isinstance(q.extent, int) and q.extent <= UNROLLED
         return [Loop(q.variable, 0, (q.extent,), copy, "unroll" if few else "serial")]
 
-    def _stores(self, u: Integer, v: Integer, slot: Integer) -> tuple[Statement, ...]:
+    def _stores(self) -> Stores:
         """The epilogue of one vector."""
-        row = self.left.start + self._row(u)
-        first = self.right.start + self._column(v)
-        column = first + self.lane.index
-        whole = self.right.extent % ITEM_LANES == 0  # then a vector is within, or without
-        ends = self.right.extent - (ITEM_LANES if whole else 1)
-        last = ends - (first if whole else column)
-        conditions = [self.left.extent - 1 - row, last]
-        at = {**self.values, **self.left.at(row), **self.right.at(column)}
-        known = {self.problem.accumulator: expr.local(self.registers, slot)}
-        items = []
-        for store in self.problem.stores:
-            value = expr.substitute_in(store.value, at)
-            value = guard_loads(value, conditions)
-            value = expr.rebuild(value, known.get)
-            guard = [*(substitute(c, at) for c in store.guard), *conditions]
-            index = substitute(store.index, at)
-            items.append(Store(store.array, index, value, expr.restrict((), guard)))
-        return (Stores(tuple(items)),)
+        row, first = self.left.start + self.row, self.right.start + self.column
+        column = first + LANE.index
+        # a vector is within, or without, where all are whole
+        last = column if self.right.extent % ITEM_LANES else first + ITEM_LANES - 1
+        ends = [self.left.extent - 1 - row, self.right.extent - 1 - last]
+        at = places_along(self.left.axes, row) | places_along(self.right.axes, column)
+        known = {self.problem.accumulator: self.result}
+        return Stores(tuple(
+            replace(
+                store, guard=expr.restrict(store.guard, ends),
+                value=expr.rebuild(guard_loads(store.value, ends), known.get),
+            )
+            for store in substitute_stores(self.problem.stores, at)
+        ))  # fmt: skip
 
 
 def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:

@@ -12,22 +12,22 @@ bounds of loops, as for a CPU (see mask_bounds.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, row_axis
+from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import products_before_readers
-from minigrad.loops.build import combine, lanes_loop, serial_loop
+from minigrad.loops.build import combine, flat_loop, lanes_loop, serial_loop, substitute_statement
 from minigrad.loops.common_subexpressions import share_common
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
-from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Store
+from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Local
-from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Group, Target
@@ -36,6 +36,7 @@ SHORT_ROW = 32  # elements of a row below which one work-item does it alone: one
 SHARE = 4  # elements of a row for each work-item, at least
 # What a step of the fold of all items costs, in steps of a loop: it writes, waits, reads and adds.
 FOLD = 4
+KEPT = 2  # part of the local memory for what stays inside a kernel: half is for another group
 VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
@@ -54,123 +55,97 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
     return min(items, 1 << (group.items.bit_length() - 1))
 
 
-def gpu_rows(kernel: Kernel, target: Target, name: str, items: int) -> Nest:
-    """A work-group of `items` for each row."""
+def gpu_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
+    """A work-group for each row.
+
+    None where a work-item does one: where rows are short, or neighbours and enough of them.
+    """
+    group, count = target.group, high(kernel.rows)
+    if group is None:
+        return None
+    items = row_items(kernel, group)
+    beside = count > 1 and runs_along_rows(kernel.stages, kernel.rows, target)
+    if items == 1 or beside and count >= group.items * group.units:
+        return None
     row = row_axis(kernel.rows)
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
-    stages = kept_inside(stages, kernel, row.index, local=_local_bytes(target))
+    stages = kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
-    body = _Items(items).statements(stages, [{} for _ in stages])
-    return _nest(kernel, target, name, row, items, body)
+    body = _Items(items).loop(stages, [{} for _ in stages])
+    return assemble(name, kernel, serial_loop(row, (body,)), target)
 
 
-def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
+def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """A work-group for each block of rows in which products take part."""
+    if target.group is None:
+        return None
     kernel = products_before_readers(kernel)
     first = kernel.stages[0]
     extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
     assert isinstance(extent, int)
     widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
-    count = extent // width
-    row = row_axis(kernel.rows // width)
-    outer, number = unflatten(row.index, [kernel.rows // extent, count])
+    outer = make_axis("o", 0, kernel.rows // extent)
+    number = make_axis("g", 0, extent // width)
     axis, lane = make_axis("b", 0, extent), make_axis("lane", 0, width)
-    start = number * width
-    whole = outer * extent + axis.index
+    start = number.index * width
+    whole = outer.index * extent + axis.index
     found = [
         (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
         for stage in kernel.stages
     ]
     found = share_common(found, kernel.stored)
     stages = [stage for stage, _ in found]
-    fixed = frozenset((row.variable,))
+    fixed = frozenset((outer.variable, number.variable))
     bounds = mask_bounds(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
     side = lane.index if width > 1 else 0
-    stages = kept_inside(stages, kernel, whole, width, side, _local_bytes(target))
-    assert target.group is not None
+    stages = kept_inside(stages, kernel, whole, width, side, target.group.local_bytes // KEPT)
     items = max(row_items(kernel, target.group, 1), 32)
-    lanes = axis.variable if width > 1 else None
-    body = _Items(items, lanes, width).statements(stages, bounds)
-    stops = (start + width,)
-    body = (lanes_loop(axis, width, body, start, stops, lane.variable),)
-    return _nest(kernel, target, name, row, items, body)
+    rows = lanes_loop(axis, width, (), start, (start + width,), lane.variable)
+    body = _Items(items, rows).loop(stages, bounds)
+    return assemble(name, kernel, flat_loop([outer, number], (body,)), target)
 
 
-def _nest(
-    kernel: Kernel, target: Target, name: str, row: Axis, items: int, body: tuple[Statement, ...]
-) -> Nest:
-    item = _item(items)
-    loop = Loop(item.variable, 0, (items,), body, "items")
-    return assemble(name, kernel, serial_loop(row, (loop,)), target)
-
-
-def _local_bytes(target: Target) -> int:
-    """Local memory for what stays inside a kernel: half of it is left to another group."""
-    assert target.group is not None
-    return target.group.local_bytes // 2
-
-
-def _item(items: int) -> Axis:
-    return make_axis("item", 0, items)
-
-
-@dataclass(frozen=True)
 class _Items:
-    """How `items` work-items share what is to be done for a row, or `width` rows in `lanes`."""
+    """How work-items share what is to be done for a row, or for each of some rows at once."""
 
-    items: int
-    lanes: Atom | None = None
-    width: int = 1
+    def __init__(self, items: int, rows: Loop | None = None) -> None:
+        self.items, self.rows = items, rows
+        self.axis = make_axis("item", 0, items)
+        self.item = self.axis.index
 
-    @property
-    def item(self) -> Integer:
-        """The number of the work-item."""
-        return _item(self.items).index
-
-    def statements(
-        self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]
-    ) -> tuple[Statement, ...]:
+    def loop(self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]) -> Loop:
         """Stage after stage, with barriers between."""
         body: list[Statement] = []
         for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
             if body:
                 body.append(Barrier())
             body.extend(self._stage(stage, number, limits))
-        return tuple(body)
+        inside = tuple(body) if self.rows is None else (self.rows.around(tuple(body)),)
+        return Loop(self.axis.variable, 0, (self.items,), inside, "items")
 
-    def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> list[Statement]:
+    def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> Statements:
+        store = Store(stage.array, stage.position, stage.body)
         if stage.op is None:
-            return self._shared(stage, stage.axes, bounds, lambda one: (
-                Store(one.array, one.position, one.body),
-            ))  # fmt: skip
-        total = Local(f"sum{number}", stage.body.dtype, 1, self.lanes, self.width)
-        start = Set(total, 0, identity(stage.op, stage.body.dtype))
-        op = stage.op
-
-        def step(one: Stage) -> tuple[Statement, ...]:
-            return (Set(total, 0, combine(op, expr.local(total), one.body)),)
-
-        def alone(one: Stage) -> tuple[Statement, ...]:
-            inner = step(one)
-            for axis in reversed(one.reduced):
-                inner = (_loop(axis, bounds, inner),)
-            return (start, *inner, Store(one.array, one.position, expr.local(total)))
-
+            return self._shared(stage.axes, bounds, (store,))
+        total = Local(f"sum{number}", stage.body.dtype, 1)
+        if self.rows is not None and self.rows.step > 1:
+            total = replace(total, lanes=self.rows.variable, width=self.rows.step)
+        result = expr.local(total)
+        clear = Set(total, 0, identity(stage.op, total.dtype))
+        step = Set(total, 0, combine(stage.op, result, stage.body))
+        store = replace(store, value=result)
         if not self._folds(stage):
-            return self._shared(stage, stage.axes, bounds, alone)
-        memory = Array(
-            f"fold_{total.dtype.name}", total.dtype, self.items * self.width, "local"
-        )
+            return self._shared(
+                stage.axes, bounds, (clear, *_loops(stage.reduced, bounds, (step,)), store)
+            )
+        memory = Array(f"fold_{total.dtype.name}", total.dtype, self.items * total.width, "local")
         first = expr.restrict((), [-self.item])  # one item stores what all of them have
-        body: tuple[Statement, ...] = (
-            start, *self._shared(stage, stage.reduced, bounds, step),
-            FoldItems(total, op, memory),
-            Store(stage.array, stage.position, expr.local(total), first),
+        body = (
+            clear, *self._shared(stage.reduced, bounds, (step,)),
+            FoldItems(total, stage.op, memory), replace(store, guard=first),
         )  # fmt: skip
-        for axis in reversed(stage.axes):
-            body = (_loop(axis, bounds, body),)
-        return list(body)
+        return _loops(stage.axes, bounds, body)
 
     def _folds(self, stage: Stage) -> bool:
         """Whether all items together reduce one element after another."""
@@ -180,36 +155,29 @@ class _Items:
         return size * fold < ceildiv(size, self.items) * depth
 
     def _shared(
-        self, stage: Stage, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds],
-        make: Callable[[Stage], tuple[Statement, ...]],
-    ) -> list[Statement]:  # fmt: skip
-        """Loops over axes of a stage, of which every item takes its share."""
-        plain = all(
-            isinstance(a.extent, int) and bounds.get(a.variable, (0, a.extent)) == (0, a.extent)
-            for a in axes
-        )
-        if plain and len(axes) != 1:
-            whole = make_axis("e", 0, numel([axis.extent for axis in axes]))
-            parts = unflatten(whole.index, [axis.extent for axis in axes])
-            values = {a.variable: part for a, part in zip(axes, parts, strict=True)}
-            stage = stage.substitute(values)
-            stage = replace(
-                stage, reduced=tuple(a for a in stage.reduced if a.variable not in values)
-            )
-            return [Loop(whole.variable, self.item, (whole.extent,), make(stage), step=self.items)]
-        *outer, last = axes
-        first, stop = bounds.get(last.variable, (0, last.extent))
-        stops = (last.extent,) if stop == last.extent else (stop, last.extent)
-        body: Statement = Loop(
-            last.variable, first + self.item, stops, make(stage), step=self.items
-        )
-        for axis in reversed(outer):
-            body = _loop(axis, bounds, (body,))
-        return [body]
+        self, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements
+    ) -> Statements:
+        """Loops over axes, of which every item takes its share."""
+        whole = all(isinstance(a.extent, int) and _bounds(a, bounds) == (0, a.extent) for a in axes)
+        if whole and len(axes) != 1:
+            one = make_axis("e", 0, numel([axis.extent for axis in axes]))
+            values = places_along(axes, one.index)
+            body = tuple(substitute_statement(statement, values) for statement in body)
+            axes = [one]
+        (loop,) = _loops(axes[-1:], bounds, body)
+        assert isinstance(loop, Loop)
+        loop = replace(loop, start=loop.start + self.item, step=self.items)
+        return _loops(axes[:-1], bounds, (loop,))
 
 
-def _loop(axis: Axis, bounds: Mapping[Atom, Bounds], body: tuple[Statement, ...]) -> Statement:
-    """A loop over an axis within its bounds."""
-    first, stop = bounds.get(axis.variable, (0, axis.extent))
-    stops = (axis.extent,) if stop == axis.extent else (stop, axis.extent)
-    return Loop(axis.variable, first, stops, body)
+def _bounds(axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:
+    return bounds.get(axis.variable, (0, axis.extent))
+
+
+def _loops(axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements) -> Statements:
+    """Plain loops over axes within their bounds, the first outermost."""
+    for axis in reversed(axes):
+        first, stop = _bounds(axis, bounds)
+        stops = (stop,) if stop == axis.extent else (stop, axis.extent)
+        body = (Loop(axis.variable, first, stops, body),)
+    return body

@@ -15,14 +15,31 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.schedule.expr import Array, Expr, Guard, Local
 
+Place = Local | Array  # registers, or memory
+Parts = tuple[tuple[Expr, ...], tuple[Integer, ...], tuple[Place, ...], tuple[Place, ...]]
+
+
+class Base:
+    """What any statement can tell; those inside of it tell for themselves."""
+
+    inside: ClassVar[Statements] = ()
+
+    def parts(self) -> Parts:
+        """Values that are stored or set; indices, slots, bounds; places read; places written to.
+
+        Without those of the statements inside, and without what values and indices read.
+        """
+        return (), (), (), ()
+
 
 @dataclass(frozen=True)
-class Store:
+class Store(Base):
     """array[index] = value where the guard holds.
 
     streaming: it should bypass the cache, because nothing reads it soon.
@@ -34,16 +51,25 @@ class Store:
     guard: Guard = ()
     streaming: bool = False
 
+    def parts(self) -> Parts:
+        """See `Base`."""
+        return (self.value,), (self.index, *self.guard), (), (self.array,)
+
 
 @dataclass(frozen=True)
-class Stores:
+class Stores(Base):
     """Several stores: all values are computed before the first is written."""
 
     items: tuple[Store, ...]
 
+    @property
+    def inside(self) -> Statements:  # type: ignore[override]
+        """The stores."""
+        return self.items
+
 
 @dataclass(frozen=True)
-class Set:
+class Set(Base):
     """local[slot] = value (lanes outside a mask keep their old value).
 
     everywhere: lanes outside a mask may get any value, because nothing reads them.
@@ -54,9 +80,13 @@ class Set:
     value: Expr
     everywhere: bool = False
 
+    def parts(self) -> Parts:
+        """See `Base`."""
+        return (self.value,), (self.slot,), (), (self.local,)
+
 
 @dataclass(frozen=True)
-class Fold:
+class Fold(Base):
     """target[0] = the combination by `op` of all lanes of source[slot]."""
 
     target: Local
@@ -64,9 +94,13 @@ class Fold:
     source: Local
     slot: Integer = 0
 
+    def parts(self) -> Parts:
+        """See `Base`."""
+        return (), (self.slot,), (self.source,), (self.target,)
+
 
 @dataclass(frozen=True)
-class Prefetch:
+class Prefetch(Base):
     """A hint that array[index] is read soon, which changes nothing; any index will do.
 
     later: it is read only after much else, and comes as near as the second cache.
@@ -75,6 +109,10 @@ class Prefetch:
     array: Array
     index: Integer
     later: bool = False
+
+    def parts(self) -> Parts:
+        """See `Base`."""
+        return (), (self.index,), (self.array,), ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +125,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class MatrixProduct:
+class MatrixProduct(Base):
     """total = left · right, in the matrix registers of a processor that has them (AMX).
 
     Elements of left and right are words of two bfloat16, neighbours along k; those of total are
@@ -106,14 +144,19 @@ class MatrixProduct:
         """All three."""
         return self.total, self.left, self.right
 
+    def parts(self) -> Parts:
+        """See `Base`."""
+        places = tuple(matrix.index for matrix in self.matrices)
+        return (), places, (self.left.array, self.right.array), (self.total.array,)
+
 
 @dataclass(frozen=True)
-class Barrier:
+class Barrier(Base):
     """Every work-item of the group has come here, and sees what the others have written."""
 
 
 @dataclass(frozen=True)
-class FoldItems:
+class FoldItems(Base):
     """target[0] of every work-item = the combination by `op` of all items' target[0], in one order.
 
     memory: in local memory, one element (or vector) for each item. Barriers are included.
@@ -123,9 +166,13 @@ class FoldItems:
     op: Op
     memory: Array
 
+    def parts(self) -> Parts:
+        """See `Base`."""
+        return (), (), (), (self.target, self.memory)
+
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Base):
     """for variable in start, start + step, … while it is below every one of `stops`.
 
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
@@ -141,12 +188,21 @@ class Loop:
     variable: Atom
     start: Integer
     stops: tuple[Integer, ...]
-    body: tuple[Statement, ...]
+    body: Statements
     kind: str = "serial"
     step: int = 1
     lane: Atom | None = None
     prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
+
+    def parts(self) -> Parts:
+        """See `Base`."""
+        return (), (self.start, *self.stops), (), ()
+
+    @property
+    def inside(self) -> Statements:  # type: ignore[override]
+        """Its body."""
+        return self.body
 
     @property
     def index(self) -> Affine:
@@ -169,7 +225,7 @@ class Loop:
         """Whether it or one inside of it is over a variable."""
         return any(one.variable == x for one in loops_in((self,)))
 
-    def around(self, body: tuple[Statement, ...]) -> Loop:
+    def around(self, body: Statements) -> Loop:
         """The same loop around other statements."""
         return Loop(
             self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
@@ -180,6 +236,8 @@ class Loop:
 Statement = (
     Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
 )
+Statements = tuple[Statement, ...]
+Loops = tuple[Loop, ...]
 
 
 @dataclass(frozen=True)
@@ -210,11 +268,7 @@ class Nest:
     def items(self) -> int:
         """Work-items of a group; 0 where an iteration is one work-item's."""
         loop = self.parallel.body[0]
-        if not isinstance(loop, Loop) or loop.kind != "items":
-            return 0
-        (stop,) = loop.stops
-        assert isinstance(stop, int)
-        return stop
+        return loop.trips if isinstance(loop, Loop) and loop.kind == "items" else 0
 
     @property
     def buffers(self) -> tuple[Array, ...]:
@@ -240,13 +294,6 @@ def divides(x: Integer, width: int) -> bool:
     return x.constant % width == 0 and all(c % width == 0 for _, c in x.terms)
 
 
-def children(statement: Statement) -> tuple[Statement, ...]:
-    """The statements directly inside of one."""
-    if isinstance(statement, Loop):
-        return statement.body
-    return statement.items if isinstance(statement, Stores) else ()
-
-
 def walk(*statements: Statement) -> list[Statement]:
     """Statements and all that is inside of them, each before what it holds, in order."""
     found: list[Statement] = []
@@ -254,10 +301,21 @@ def walk(*statements: Statement) -> list[Statement]:
     while stack:
         statement = stack.pop()
         found.append(statement)
-        if isinstance(statement, Loop):
-            stack.extend(reversed(statement.body))
-        elif isinstance(statement, Stores):
-            stack.extend(reversed(statement.items))
+        if statement.inside:
+            stack.extend(reversed(statement.inside))
+    return found
+
+
+def walk_with_loops(
+    body: Sequence[Statement], around: Loops = ()
+) -> list[tuple[Statement, Loops]]:
+    """The same, each with the loops around it."""
+    found: list[tuple[Statement, Loops]] = []
+    for one in body:
+        found.append((one, around))
+        inner = (*around, one) if isinstance(one, Loop) else around
+        if one.inside:
+            found += walk_with_loops(one.inside, inner)
     return found
 
 
@@ -269,10 +327,36 @@ def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
             yield from loops_in(statement.body)
 
 
-def unless_same(body: tuple[Statement, ...], found: Sequence[Statement]) -> tuple[Statement, ...]:
+def loop_over(x: Atom, body: Sequence[Statement]) -> Loop:
+    """The first loop over a variable."""
+    for one in loops_in(body):
+        if one.variable == x:
+            return one
+    raise ValueError(f"there is no loop over {x}")
+
+
+def unless_same(body: Statements, found: Sequence[Statement]) -> Statements:
     """What became of statements: themselves, where nothing has changed."""
     same = len(found) == len(body) and all(map(operator.is_, found, body))
     return body if same else tuple(found)
+
+
+def map_loops(
+    body: Statements, change: Callable[[Loop, Loops], Statements | None], around: Loops = ()
+) -> Statements:
+    """Statements in which what `change` makes of a loop, and of those around it, has its place.
+
+    Where that is None the loop stays, and what is inside of it is changed.
+    """
+    found: list[Statement] = []
+    for one in body:
+        new = change(one, around) if isinstance(one, Loop) else (one,)
+        if new is not None:
+            found.extend(new)
+        elif isinstance(one, Loop):
+            inner = map_loops(one.body, change, (*around, one))
+            found.append(one if inner is one.body else one.around(inner))
+    return unless_same(body, found)
 
 
 def map_statement(
@@ -292,24 +376,22 @@ def map_statement(
     return change(statement)
 
 
+def written(*statements: Statement) -> set[Place]:
+    """All arrays that statements store to, and all registers that they change."""
+    found: set[Place] = set()
+    for one in walk(*statements):
+        found.update(one.parts()[-1])
+    return found
+
+
 def arrays_written(statement: Statement) -> frozenset[Array]:
     """All arrays that a statement stores to."""
-    if isinstance(statement, Store):
-        return frozenset((statement.array,))
-    if isinstance(statement, MatrixProduct):
-        return frozenset((statement.total.array,))
-    if isinstance(statement, FoldItems):
-        return frozenset((statement.memory,))
-    return frozenset().union(*map(arrays_written, children(statement)))
+    return frozenset(place for place in written(statement) if isinstance(place, Array))
 
 
 def locals_set(statement: Statement) -> frozenset[Local]:
     """All registers that a statement changes."""
-    if isinstance(statement, Set):
-        return frozenset((statement.local,))
-    if isinstance(statement, Fold | FoldItems):
-        return frozenset((statement.target,))
-    return frozenset().union(*map(locals_set, children(statement)))
+    return frozenset(place for place in written(statement) if isinstance(place, Local))
 
 
 def expressions(statement: Statement) -> list[Expr]:
@@ -326,52 +408,43 @@ def show(nest: Nest) -> str:
         lines.append(f"  scratch {array.name}: {array.dtype.name}[{array.size}] at {offset}")
     for array in nest.local:
         lines.append(f"  local {array.name}: {array.dtype.name}[{array.size}]")
-    _show(nest.parallel, "  ", lines, "parallel ")
-    return "\n".join(lines)
+    loop, *inside = show_statements((nest.parallel,)).split("\n")
+    return "\n".join([*lines, f"  parallel {loop.strip()}", *inside])
 
 
 def show_statements(body: Sequence[Statement]) -> str:
     """Statements as indented text."""
-    lines: list[str] = []
-    for statement in body:
-        _show(statement, "  ", lines)
-    return "\n".join(lines)
+    found = (
+        (one, around) for one, around in walk_with_loops(body) if not isinstance(one, Stores)
+    )
+    return "\n".join(f"{'  ' * (len(around) + 1)}{_line(one)}" for one, around in found)
 
 
-def _show(statement: Statement, indent: str, lines: list[str], prefix: str = "") -> None:
-    if isinstance(statement, Loop):
-        stop = ", ".join(str(s) for s in statement.stops)
-        stop = f"min({stop})" if len(statement.stops) > 1 else stop
-        step = f" step {statement.step}" if statement.step > 1 else ""
-        kind = "" if statement.kind == "serial" else f" {statement.kind}"
-        prefetch = ", ".join(f"{array.name}[{place}]" for array, place in statement.prefetch)
+def _line(one: Statement) -> str:
+    if isinstance(one, Loop):
+        stop = ", ".join(str(s) for s in one.stops)
+        stop = f"min({stop})" if len(one.stops) > 1 else stop
+        step = f" step {one.step}" if one.step > 1 else ""
+        kind = "" if one.kind == "serial" else f" {one.kind}"
+        prefetch = ", ".join(f"{array.name}[{place}]" for array, place in one.prefetch)
         prefetch = f"  # prefetch: {prefetch}" if prefetch else ""
-        prefetch += f"  # {statement.transpose} at once, transposed" if statement.transpose else ""
-        variable = f"{statement.variable!r} in {statement.start} … {stop}"
-        lines.append(f"{indent}{prefix}for {variable}{step}{kind}:{prefetch}")
-        for inner in statement.body:
-            _show(inner, indent + "  ", lines)
-    elif isinstance(statement, Store):
-        test = "".join(f" if {c!r} >= 0" for c in statement.guard)
-        place = f"{statement.array.name}[{statement.index}]"
-        how = "  # streaming" if statement.streaming else ""
-        lines.append(f"{indent}{place} = {statement.value!r}{test}{how}")
-    elif isinstance(statement, Stores):
-        for item in statement.items:
-            _show(item, indent, lines)
-    elif isinstance(statement, Set):
-        lines.append(f"{indent}{statement.local.name}[{statement.slot}] = {statement.value!r}")
-    elif isinstance(statement, Prefetch):
-        when = "  # for later" if statement.later else ""
-        lines.append(f"{indent}prefetch {statement.array.name}[{statement.index}]{when}")
-    elif isinstance(statement, MatrixProduct):
-        total, left, right = (f"{m.array.name}[{m.index} …]" for m in statement.matrices)
-        lines.append(f"{indent}{total} = {left} · {right}")
-    elif isinstance(statement, Barrier):
-        lines.append(f"{indent}barrier")
-    elif isinstance(statement, FoldItems):
-        name = statement.target.name
-        lines.append(f"{indent}{name} = {statement.op.value} of {name} of all items")
-    else:
-        source, slot = statement.source, f"[{statement.slot}]" if statement.source.count > 1 else ""
-        lines.append(f"{indent}{statement.target} = {statement.op.value} of {source}{slot}")
+        prefetch += f"  # {one.transpose} at once, transposed" if one.transpose else ""
+        return f"for {one.variable!r} in {one.start} … {stop}{step}{kind}:{prefetch}"
+    if isinstance(one, Store):
+        test = "".join(f" if {c!r} >= 0" for c in one.guard)
+        how = "  # streaming" if one.streaming else ""
+        return f"{one.array.name}[{one.index}] = {one.value!r}{test}{how}"
+    if isinstance(one, Set):
+        return f"{one.local.name}[{one.slot}] = {one.value!r}"
+    if isinstance(one, Prefetch):
+        when = "  # for later" if one.later else ""
+        return f"prefetch {one.array.name}[{one.index}]{when}"
+    if isinstance(one, MatrixProduct):
+        total, left, right = (f"{m.array.name}[{m.index} …]" for m in one.matrices)
+        return f"{total} = {left} · {right}"
+    if isinstance(one, FoldItems):
+        return f"{one.target.name} = {one.op.value} of {one.target.name} of all items"
+    if isinstance(one, Fold):
+        slot = f"[{one.slot}]" if one.source.count > 1 else ""
+        return f"{one.target} = {one.op.value} of {one.source}{slot}"
+    return "barrier"

@@ -9,8 +9,8 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
-from minigrad.loops.axes import indices, merge
-from minigrad.loops.build import combine, inline_stages, loops_over, substitute_stores
+from minigrad.loops.axes import indices, merge_groups
+from minigrad.loops.build import combine, epilogue, loops_over, substitute_stores
 from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -60,51 +60,41 @@ class Problem:
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right; the stores."""
         parts, total = self.parts, self.accumulator
-        row, (first, *others) = parts.m[-1], parts.k
+        row, first = parts.m[-1], parts.k[0]
         inner = [*parts.n[-1:], *(parts.batch[-1:] if parts.shared else ())]
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # without any k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * numel([first.extent]))
         step = Set(total.local, 0, multiply_add(total, parts.left, parts.right))
-        body = (
-            Set(total.local, 0, identity(Op.SUM, total.dtype)),
-            Loop(first.variable, 0, stops, loops_over(others, [step])),
-            Stores(self.stores),
-        )
-        return loops_over([*self.outer, row, *inner], body)
+        clear = Set(total.local, 0, identity(Op.SUM, total.dtype))
+        sums = Loop(first.variable, 0, stops, loops_over(parts.k[1:], [step]))
+        return loops_over([*self.outer, row, *inner], [clear, sums, Stores(self.stores)])
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
     """total + left·right; for pairs, with the sum of both products."""
     if not left.dtype.is_float:
         return expr.apply(Leaf.DOT, (left, right, total), total.dtype)
-    product = expr.apply(Op.MUL, (left, right), left.dtype)
-    return combine(Op.SUM, total, expr.apply(Op.CAST, (product,), total.dtype))
+    return combine(Op.SUM, total, (left * right).cast(total.dtype))
 
 
 def prepare(kernel: Kernel) -> Problem:
     """Inline the epilogue and merge axes."""
     stage = kernel.stages[0]
     own = expr.local(Local("tile", stage.body.dtype, 1))
-    marker = replace(stage, op=None, reduced=(), body=own)
-    stores = inline_stages(replace(kernel, stages=(marker, *kernel.stages[1:])), stage.axes)
+    stores = epilogue(kernel, kernel.stages, {stage.array: own}, stage.axes)
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
     )
     parts = stage.product
     assert parts is not None
-    merged = [merge(axes, used) for axes in (parts.batch, parts.m, parts.n, parts.k)]
-    (batch, m, n, k), values = (axes for axes, _ in merged), dict[Atom, Integer]()
-    for _, known in merged:
-        values.update(known)
+    (batch, m, n, k), values = merge_groups((parts.batch, parts.m, parts.n, parts.k), used)
     changed = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
     operands, terms = [parts.left, parts.right], None
     if parts.mask is not None:
         terms = changed.body
         place = 0 if parts.mask.variables <= parts.left.variables else 1
-        zero = expr.const(0.0, operands[place].dtype)
-        masked = (parts.mask, operands[place], zero)
-        operands[place] = expr.apply(Op.WHERE, masked, zero.dtype)
+        operands[place] = parts.mask.where(operands[place], 0.0)
     left, right = (expr.substitute_in(operand, values) for operand in operands)
     return Problem(
         changed,
@@ -166,6 +156,6 @@ def _narrow(operand: Expr) -> Expr | None:
 def _where(operand: Expr, condition: Integer) -> Expr:
     """A load, converted or not, and zero where a condition is negative."""
     if operand.op is Op.CAST:
-        return expr.apply(Op.CAST, (_where(operand.args[0], condition),), operand.dtype)
+        return _where(operand.args[0], condition).cast(operand.dtype)
     array, index, guard = operand.array, operand.index, operand.guard
     return expr.load(array, index, expr.restrict(guard, [condition]))

@@ -11,19 +11,28 @@
     block_rows    rows in which products take part, several at a time (see block_rows.py)
     byte_dots     a product with a quantized matrix (see byte_dots.py)
 
-A GPU has recipes of its own for most of these (see gpu.py).
+On a GPU, whose work-items are many and run in groups:
+
+    gpu_rows      a work-group for each row, or block of rows (see gpu_rows.py)
+    gpu_gemm      a tile of the results for each work-group (see gpu_gemm.py)
+    gpu_scatter   additions in order, parallel over what is kept and parts of what is added to
+
+Elements, rows that are short, and rows whose neighbours are neighbours in memory are one
+work-item's each there, by the recipes that any target has.
 """
 
 from __future__ import annotations
 
-from minigrad.graph.symbolic import high
+from collections.abc import Callable
+
 from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.block_rows import block_rows
 from minigrad.loops.byte_dots import byte_dots
-from minigrad.loops.elementwise import elementwise, scatter
+from minigrad.loops.elementwise import elementwise, gpu_scatter, scatter
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
-from minigrad.loops.gpu import lower_gpu
+from minigrad.loops.gpu_gemm import gpu_gemm
+from minigrad.loops.gpu_rows import gpu_block_rows, gpu_rows
 from minigrad.loops.nest import Nest
 from minigrad.loops.rows import rows
 from minigrad.loops.scans import distribute, scan
@@ -31,29 +40,18 @@ from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
+Recipe = Callable[[Kernel, Target, str], Nest | None]  # None: it is not for this kernel
+
 
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
-    """The loop nest of a kernel."""
+    """The loop nest of a kernel, by the first recipe that is for it."""
     kernel = kept_as_bits(kernel)
-    if target.group is not None:
-        nest = lower_gpu(kernel, target, name)
-        if nest is not None:
-            return nest
-    if kernel.kind == "contraction" and target.vector_bytes:
-        nest = shared_lanes(kernel, target, name)
-        if nest is not None:
-            return nest
-    if kernel.kind in ("contraction", "rows"):
-        nest = gemv(kernel, target, name)
-        if nest is not None:
-            return nest
-    by_kind = {
-        "contraction": gemm, "block_rows": block_rows, "scatter": scatter, "scan": scan,
-        "distribute": distribute, "dots": byte_dots,
+    by_kind: dict[str, tuple[Recipe, ...]] = {
+        "rows": (elementwise, gpu_rows, gemv, rows),
+        "contraction": (gpu_gemm, shared_lanes, gemv, gemm),
+        "block_rows": (gpu_block_rows, block_rows),
+        "scatter": (gpu_scatter, scatter),
+        "scan": (scan,), "distribute": (distribute,), "dots": (byte_dots,),
     }  # fmt: skip
-    if kernel.kind in by_kind:
-        return by_kind[kernel.kind](kernel, target, name)
-    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
-    plain = all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
-    alone = len(kernel.stages) == 1 and kernel.stages[0].op is None
-    return (elementwise if same and plain or alone else rows)(kernel, target, name)
+    made = (recipe(kernel, target, name) for recipe in by_kind[kernel.kind])
+    return next(nest for nest in made if nest is not None)

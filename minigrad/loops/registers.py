@@ -10,24 +10,11 @@ from minigrad.graph.operations import REPEATED
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.build import Place, combine, with_places
-from minigrad.loops.nest import (
-    Fold,
-    Loop,
-    Set,
-    Statement,
-    Store,
-    Stores,
-    children,
-    loops_in,
-    map_statement,
-    unless_same,
-    walk,
-)
+from minigrad.loops import nest
+from minigrad.loops.build import changed, combine, with_places
+from minigrad.loops.nest import Fold, Loop, Place, Set, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf, Local
-
-Statements = tuple[Statement, ...]
 
 
 def sunk(
@@ -83,17 +70,14 @@ def loops_of_their_own(
     extents = [one.vectors * one.step for one in loops]
     at = [one.variable.index - one.start for one in loops]
     place, size = flatten(at, extents), numel(extents)
-    crossing: dict[Local, Array | Local] = {}
+    crossing: dict[Local, Place] = {}
     seen: set[Local] = set()
     for leaf in leaves:
         own = locals_of(leaf)
-        for register in sorted(own & seen, key=lambda one: one.name):
-            if space == "registers":
-                more: Array | Local = replace(register, name=f"{register.name}{size}", count=size)
-            else:
-                number = f"{len(crossing)}" if crossing else ""
-                more = Array(f"{name}{number}", register.dtype, size, space)
-            crossing.setdefault(register, more)
+        for register in sorted((own & seen).difference(crossing), key=lambda one: one.name):
+            several = replace(register, name=f"{register.name}{size}", count=size)
+            memory = Array(f"{name}{len(crossing) or ''}", register.dtype, size, space)
+            crossing[register] = several if space == "registers" else memory
         seen |= own
 
     def wrapped(leaf: Statements) -> Statements:
@@ -106,19 +90,18 @@ def loops_of_their_own(
 
 
 def moved(
-    leaf: Statements, places: Mapping[Local, Array | Local], at: Integer
+    leaf: Statements, places: Mapping[Local, Place], at: Integer
 ) -> Statements:
     """Statements whose registers are other ones, or memory, at an index."""
     own = locals_of(leaf)
     if own.isdisjoint(places):
         return leaf
     top = {one.local for one in leaf if isinstance(one, Set)}
-    inner = {
-        one.local for one in walk(*(s for s in leaf if isinstance(s, Loop))) if isinstance(one, Set)
-    }
+    loops = [one for one in leaf if isinstance(one, Loop)]
+    inner = {one.local for one in nest.walk(*loops) if isinstance(one, Set)}
     begin: list[Statement] = []
     end: list[Statement] = []
-    places_of: dict[Local, Array | Local] = {}
+    places_of: dict[Local, Place] = {}
     for register, place in places.items():
         if register not in own:
             continue
@@ -135,7 +118,7 @@ def moved(
 
 
 def renamed(
-    statement: Statement, new: Mapping[Local, Array | Local], at: Integer | None = None,
+    statement: Statement, new: Mapping[Local, Place], at: Integer | None = None,
     everywhere: bool = False,
 ) -> Statement:  # fmt: skip
     """A statement with other registers; at: their slot, or the index of memory instead of them."""
@@ -150,13 +133,9 @@ def renamed(
 
 def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
     """A statement with expressions in what it computes replaced."""
-
-    def change(inner: Statement) -> Statement:
-        if isinstance(inner, Set | Store):
-            return replace(inner, value=expr.replace_in(inner.value, new))
-        return inner
-
-    return map_statement(statement, change)
+    return nest.map_statement(
+        statement, lambda one: changed(one, lambda value: expr.replace_in(value, new))
+    )
 
 
 def in_parts(body: Statements, x: Atom, width: int) -> Statements:
@@ -167,7 +146,7 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
             found.append(statement)
             continue
         here = {one.local for one in found if isinstance(one, Set)}
-        parts: dict[Local, Array | Local] = {}
+        parts: dict[Local, Place] = {}
         folds: list[Statement] = []
         for register, op in _combined(statement, x).items() if here else ():
             if register in here:
@@ -180,13 +159,13 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
         if parts:
             found = [renamed(one, parts) if isinstance(one, Set) else one for one in found]
         found += [renamed(statement, parts), *folds]
-    return unless_same(body, found)
+    return nest.unless_same(body, found)
 
 
 def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
     """Registers that loops over x change but do not begin, with what they do to them."""
     first: dict[Local, Expr] = {}
-    for one in walk(*(inner for inner in loops_in([loop]) if inner.variable == x)):
+    for one in nest.walk(*(inner for inner in nest.loops_in([loop]) if inner.variable == x)):
         if isinstance(one, Set):
             first.setdefault(one.local, one.value)
     return {
@@ -198,13 +177,9 @@ def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
 def locals_of(body: Sequence[Statement]) -> set[Local]:
     """The registers that statements use."""
     found: set[Local] = set()
-    for statement in walk(*body):
-        if isinstance(statement, Set):
-            found.add(statement.local)
-        if isinstance(statement, Set | Store):
-            found.update(e.local for e in expr.walk(statement.value) if e.op is Leaf.LOCAL)
-        elif isinstance(statement, Fold):
-            found.update((statement.target, statement.source))
+    for values, _, reads, writes in (one.parts() for one in nest.walk(*body)):
+        found.update(place for place in (*reads, *writes) if isinstance(place, Local))
+        found.update(e.local for e in expr.walk(*values) if e.op is Leaf.LOCAL)
     return found
 
 
@@ -212,7 +187,7 @@ def computes(*body: Statement) -> bool:
     """Whether registers are used in statements."""
     return any(
         isinstance(one, Set)
-        or isinstance(one, Loop | Stores) and computes(*children(one))
+        or isinstance(one, Loop | Stores) and computes(*one.inside)
         or isinstance(one, Store) and any(e.op is Leaf.LOCAL for e in expr.walk(one.value))
         for one in body
     )

@@ -7,12 +7,12 @@ value of the own element at once), and takes such values from registers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import loops_over, naive, streams
 from minigrad.loops.nest import Loop, Statement, Store, Stores, walk
@@ -61,7 +61,7 @@ def row_passes(
     stages: Sequence[Stage], stored: frozenset[Array], target: Target
 ) -> list[Pass]:
     """The work of one row. `stored`: the arrays that are memory; others are scratch."""
-    passes = _passes(stages, stored)
+    passes = _passes([_with_common_axis(stage) for stage in stages], stored)
     last_read = {
         load.array: place
         for place, one in enumerate(passes)
@@ -89,30 +89,53 @@ def prefetches(
     computes longest asks for it. What one pass needs it asks for itself, if it is one array.
     """
     found: dict[Axis, list[Place]] = {}
-    first: dict[tuple[Array, Integer, Integer], tuple[int, Integer, Axis]] = {}
+    first: dict[Place, int] = {}  # the pass
     for place, one in enumerate(passes):
-        for stage in one.stages if one.extent is not None else ():
-            axis = _pass_axis(stage)
-            assert axis is not None
+        if one.extent is None:
+            continue
+        axis = _common_axis(one.extent)
+        for stage in one.stages:
             for load in expr.loads(stage.body):
-                array, position = load.array, load.index
-                if from_memory(load, axis, target) == 1 and row.variable in variables(position):
-                    key = (array, axis.extent, _neutral(position, axis, axis.extent))
-                    first.setdefault(key, (place, position, axis))
-    for (array, extent, _), (place, position, axis) in first.items():
+                if from_memory(load, axis, target) == 1 and row.variable in load.variables:
+                    first.setdefault((load.array, load.index), place)
+    for (array, position), place in first.items():
+        extent = passes[place].extent
+        assert extent is not None
         nbytes = numel([extent]) * array.dtype.itemsize
         later = [n for n in range(place + 1, len(passes)) if passes[n].extent == extent]
-        if not later and [at for at, _, _ in first.values()].count(place) > 1:
+        if not later and list(first.values()).count(place) > 1:
             continue
         ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
         if ahead:
-            asked = array, position + ahead // array.dtype.itemsize
+            position = position + ahead // array.dtype.itemsize
         else:
-            asked = next_rows((array, position), row.variable, nbytes)
+            _, position = next_rows((array, position), row.variable, nbytes)
             place = max(later or [place], key=lambda n: passes[n].operations)
         ((own, _),) = passes[place].axes
-        found.setdefault(own, []).append((array, _moved(asked[1], axis, own)))
+        position = substitute(position, {_common_axis(extent).variable: own.index})
+        found.setdefault(own, []).append((array, position))
     return {axis: tuple(places) for axis, places in found.items()}
+
+
+def _common_axis(extent: Integer) -> Axis:
+    """The axis that all stages of a pass have."""
+    return make_axis("any", 0, extent)
+
+
+def _with_common_axis(stage: Stage) -> Stage:
+    """A stage that is one loop over one axis, over that of its pass."""
+    old = _pass_axis(stage)
+    if old is None:
+        return stage
+    axis = _common_axis(old.extent)
+    return _over(axis, stage, {old.variable: axis.index})
+
+
+def _over(axis: Axis, stage: Stage, at: Mapping[Atom, Integer]) -> Stage:
+    """A stage over another axis; at: what its own is there."""
+    axes, reduced = ((axis,), ()) if stage.op is None else ((), (axis,))
+    body, position = expr.substitute_in(stage.body, at), substitute(stage.position, at)
+    return replace(stage, axes=axes, reduced=reduced, body=body, position=position)
 
 
 def _pass_axis(stage: Stage) -> Axis | None:
@@ -123,15 +146,15 @@ def _pass_axis(stage: Stage) -> Axis | None:
 
 def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     passes: list[Pass] = []
-    made: dict[Array, tuple[int, Stage]] = {}
+    made: dict[Array, int] = {}  # the first pass in which all of an array is known
+    own: set[Expr] = set()  # elements that are known before, in the pass that makes them
     reads = _Reads()
     for stage in stages:
         axis = _pass_axis(stage)
         first = 0
         for load in expr.loads(*stage.exprs()):
             if load.array in made:
-                place, producer = made[load.array]
-                first = max(first, place + (not _own_element(load, stage, producer)))
+                first = max(first, made[load.array] - (axis is not None and load in own))
         if stage.array in stored:
             first = max(first, reads.first_for(stage))
         extent = None if axis is None else axis.extent
@@ -142,7 +165,9 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
             place = len(passes)
             passes.append(Pass(extent))
         passes[place].stages.append(stage)
-        made[stage.array] = (place + (axis is None), stage)
+        made[stage.array] = place + 1 + (axis is None)
+        if axis is not None and stage.op is None:
+            own.add(expr.load(stage.array, stage.position))
         reads.add(stage, place + (axis is None))
     return passes
 
@@ -151,54 +176,30 @@ class _Reads:
     """What the stages so far read of buffers: a later stage may overwrite it.
 
     The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
-    (extent, position) of the reads of such arrays, with the loop's variable replaced by one that is
-    the same for all, or None for a stage that is no loop → the last pass with such a read. Stages
-    of one kind share an entry, so that hundreds of them do not take quadratic time.
+    position of the reads of such arrays, or None for a stage that is no loop → the last pass with
+    such a read. Stages of one kind share an entry, so that hundreds do not take quadratic time.
     """
 
     def __init__(self) -> None:
-        self.places: dict[int, dict[tuple[Integer, Integer] | None, int]] = {}
+        self.places: dict[int, dict[Integer | None, int]] = {}
         self.last = 0
 
     def add(self, stage: Stage, place: int) -> None:
         """Note the reads of a stage of the pass `place`."""
         self.last = max(self.last, place)
-        axis = _pass_axis(stage)
+        alone = _pass_axis(stage) is None
         for load in expr.loads(*stage.exprs()):
-            array, position = load.array, load.index
-            if array.space == "buffer":
-                key = None if axis is None else (axis.extent, _neutral(position, axis, axis.extent))
-                places = self.places.setdefault(array.size * array.dtype.itemsize, {})
+            if load.array.space == "buffer":
+                places = self.places.setdefault(load.array.size * load.dtype.itemsize, {})
+                key = None if alone else load.index
                 places[key] = max(places.get(key, 0), place)
 
     def first_for(self, writer: Stage) -> int:
         """The first pass that a stage with an array of memory may join, or come after."""
-        first, axis = self.last, _pass_axis(writer)
-        nbytes = writer.array.size * writer.array.dtype.itemsize
-        for key, place in self.places.get(nbytes, {}).items():
-            spared = key is not None and axis is not None and (
-                key[1] == _neutral(writer.position, axis, key[0])
-            )  # fmt: skip
-            first = max(first, place + (not spared))
-        return first
-
-
-def _neutral(position: Integer, axis: Axis, extent: Integer) -> Integer:
-    """A position with the variable of a loop replaced by one for all loops of that extent."""
-    return _moved(position, axis, make_axis("any", 0, extent))
-
-
-def _own_element(load: Expr, stage: Stage, producer: Stage) -> bool:
-    """Whether a load reads the element that its producer makes in the same step of a pass."""
-    mine, other = _pass_axis(stage), _pass_axis(producer)
-    if mine is None or other is None or producer.op is not None or mine.extent != other.extent:
-        return False
-    position, guard = load.index, load.guard
-    return not guard and position == _moved(producer.position, other, mine)
-
-
-def _moved(position: Integer, old: Axis, new: Axis) -> Integer:
-    return substitute(position, {old.variable: new.index})
+        own = None if _pass_axis(writer) is None else writer.position
+        places = self.places.get(writer.array.size * writer.array.dtype.itemsize, {})
+        behind = (place + (key is None or key != own) for key, place in places.items())
+        return max(self.last, *behind, 0)
 
 
 def _together(
@@ -207,24 +208,21 @@ def _together(
     """One loop for all stages of a pass; `later`: the arrays that later passes want."""
     assert one.extent is not None
     axis = make_axis("c", number, one.extent)
-    values: dict[tuple[Array, Integer], Expr] = {}
+    here = {_common_axis(one.extent).variable: axis.index}
+    values: dict[Expr, Expr] = {}
     sums: list[Stage] = []
     stores: list[Store] = []  # bodies read what was there before, so no store comes between them
     bodies: list[Expr] = []
 
-    def known(e: Expr) -> Expr | None:
-        return None if e.op is not expr.Leaf.LOAD or e.guard else values.get((e.array, e.index))
-
     for stage in one.stages:
-        old = _pass_axis(stage)
-        assert old is not None
-        stage = stage.substitute({old.variable: axis.index})
-        stage = replace(stage, body=expr.rebuild(stage.body, known))
+        stage = _over(axis, stage, here)
+        if values:
+            stage = replace(stage, body=expr.rebuild(stage.body, values.get))
         bodies.append(stage.body)
         if stage.op is not None:
-            sums.append(replace(stage, reduced=(axis,)))
+            sums.append(stage)
             continue
-        values[stage.array, stage.position] = stage.body
+        values[expr.load(stage.array, stage.position)] = stage.body
         if stage.array in stored or stage.array in later:
             streaming = stage.array in stored and streams(stage.array, one.stages, target)
             stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))

@@ -7,7 +7,6 @@ time, no prefetching would follow: measured, a third of the speed.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import gcd
 
@@ -144,30 +143,29 @@ def _block_size(outer: int, length: int, width: int, most: int) -> int:
 
 def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
     """One column: stage after stage, but alike reductions in the same loops."""
-    stages: list[Stage] = []
-    values: dict[Array, Expr] = {}
+    values: dict[Array, Expr] = {
+        stage.array: expr.local(Local(f"x{number}", stage.array.dtype, 1))
+        for number, stage in enumerate(kernel.stages) if stage.array not in kernel.stored
+    }  # fmt: skip
 
     def known(e: Expr) -> Expr | None:
         if e.op is not Leaf.LOAD or e.array not in values:
             return None
         return expr.guarded(e.guard, values[e.array], expr.const(0, e.dtype))
 
-    for number, stage in enumerate(kernel.stages):
+    groups: list[list[Stage]] = []  # what is computed together
+    made: dict[Array, int] = {}  # in which of them
+    for stage in kernel.stages:
+        found = [made[e.array] + 1 for e in expr.loads(stage.body) if e.array in made]
+        places = range(max(found, default=0), len(groups))
+        place = next((n for n in places if _alike(stage, groups[n][0], kernel)), len(groups))
         stage = fix_rows(stage, kernel.rows, row)
-        stages.append(merge_stage(replace(stage, body=expr.rebuild(stage.body, known))))
-        if stage.array not in kernel.stored:
-            values[stage.array] = expr.local(Local(f"x{number}", stage.array.dtype, 1))
-    body: list[Statement] = []
-    while stages:
-        together, rest = [stages[0]], list[Stage]()
-        for stage in stages[1:]:
-            if _alike(stage, together[0], kernel) and not _reads(stage, [*together, *rest], values):
-                together.append(stage)
-            else:
-                rest.append(stage)
-        stages = rest
-        body.extend(naive(together, kernel.stored, values))
-    return body
+        stage = merge_stage(replace(stage, body=expr.rebuild(stage.body, known)))
+        if place == len(groups):
+            groups.append([])
+        groups[place].append(stage)
+        made[stage.array] = place
+    return [one for group in groups for one in naive(group, kernel.stored, values)]
 
 
 def _alike(stage: Stage, other: Stage, kernel: Kernel) -> bool:
@@ -175,11 +173,3 @@ def _alike(stage: Stage, other: Stage, kernel: Kernel) -> bool:
     extents = [axis.extent for axis in other.reduced]
     inside = stage.op is not None and other.op is not None and stage.array not in kernel.stored
     return inside and [axis.extent for axis in stage.reduced] == extents
-
-
-def _reads(stage: Stage, others: Sequence[Stage], values: Mapping[Array, Expr]) -> bool:
-    """Whether a stage needs what others make."""
-    made = {values.get(other.array) for other in others}
-    arrays = {other.array for other in others}
-    found = expr.walk(stage.body)
-    return any(e in made or e.op is Leaf.LOAD and e.array in arrays for e in found)

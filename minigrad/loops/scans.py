@@ -37,13 +37,11 @@ def scan(kernel: Kernel, target: Target, name: str) -> Nest:
     total = Local("total", stage.body.dtype, 1)
     body = _running(stage, along, SCANS[stage.op], total)
     s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
-    width = 1
     if xs and coefficient(stage.position, xs[-1]) == 1:
         width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
-    if width > 1:
-        s.vectorize(xs.pop(), width)
-    if xs or width == 1:
-        s.parallelize(*xs)
+        s.vectorize(xs[-1], width)
+        xs = xs[: len(xs) - (width > 1)]
+    s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
 
 
@@ -96,13 +94,8 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
         serial_loop(along, (
             Set(place, 0, expr.load(next_free, stage.position)),
             Store(stage.array, where, stage.body, inside),
-            Store(next_free, stage.position, combine_one(place)),
+            Store(next_free, stage.position, expr.local(place) + 1),
         )),
     )  # fmt: skip
     return assemble(name, kernel, flat_loop(stage.axes, body), target)
 
-
-def combine_one(place: Local) -> expr.Expr:
-    """The place after this one."""
-    one = expr.const(1, place.dtype)
-    return expr.apply(Op.ADD, (expr.local(place), one), place.dtype)

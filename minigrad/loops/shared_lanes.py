@@ -18,6 +18,7 @@ from dataclasses import replace
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.assemble import assemble
+from minigrad.loops.axes import enough_lanes
 from minigrad.loops.build import substitute_stores
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Nest
@@ -34,7 +35,8 @@ MOST_WRITTEN_OUT = 8  # places of a window that are written out, so that tiles s
 def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of such a product, and its elementwise epilogue; None where it is none."""
     product = kernel.stages[0].product
-    assert product is not None
+    if product is None or not target.vector_bytes:
+        return None
     lanes = target.lanes(kernel.stages[0].body.dtype)
     if not product.shared:
         known = [axis.extent for axis in (*product.batch[-1:], *product.m[-2:], *product.n[-1:])]
@@ -50,8 +52,7 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if problem is None:
         return None
     parts = problem.parts
-    while lanes > 1 and lanes // 2 >= parts.batch[-1].count:
-        lanes //= 2
+    lanes = enough_lanes(lanes, parts.batch[-1].count)
     s = Schedule(problem.naive())
     x = parts.batch[-1].variable
     s.vectorize(x, lanes)

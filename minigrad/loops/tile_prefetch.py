@@ -8,7 +8,7 @@ from dataclasses import replace
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.cost import Plan, stays_near
-from minigrad.loops.nest import Loop, Prefetch, Statement, loops_in
+from minigrad.loops.nest import Loop, Prefetch, Statement, loop_over
 from minigrad.loops.product import Problem, strides
 from minigrad.loops.transforms import Around
 from minigrad.schedule import expr
@@ -49,14 +49,14 @@ class TileHints:
         later = {self.k: self.k.index + self.line}
         hints = self._lines(self.right, later)
         if coefficient_of(self.left, self.m) == 1:
-            first = {self.m: _rows(loop, self.m).start}
+            first = {self.m: loop_over(self.m, loop.body).start}
             hints = self._lines(self.left, later | first) + hints
         return list(hints)
 
     def seldom(self, loop: Loop, around: Around) -> list[Statement]:
         """At every line of k: each row's next line but one, next tile's rows, the next panel."""
-        rows, tiles = _rows(loop, self.m), around[self.tile]
-        k = _rows(loop, self.k).start
+        rows, tiles = loop_over(self.m, loop.body), around[self.tile]
+        k = loop_over(self.k, loop.body).start
         hints: list[Statement] = []
         if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
             lines = self._lines(self.left, {self.k: k + 2 * self.line})[:1]
@@ -105,7 +105,3 @@ def coefficient_of(operand: Expr, x: Atom) -> int | None:
     """How far a load moves along a variable; None where that varies, or there is more to it."""
     return coefficient(operand.index, x) if operand.op is Leaf.LOAD else None
 
-
-def _rows(loop: Loop, x: Atom) -> Loop:
-    """The loop over a variable inside of one."""
-    return next(one for one in loops_in(loop.body) if one.variable == x)

@@ -24,49 +24,17 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.substitution import (
-    coefficient,
-    proven_nonnegative,
-    substitute,
-    variables,
-)
+from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.axes import parallel_axes
-from minigrad.loops.build import (
-    Place,
-    Values,
-    flat_loop,
-    loops_over,
-    substitute_statement,
-    with_places,
-)
-from minigrad.loops.nest import (
-    Loop,
-    Statement,
-    Store,
-    locals_set,
-    loops_in,
-    show_statements,
-    unless_same,
-)
+from minigrad.loops import nest, registers
+from minigrad.loops.build import flat_loop, loops_over, substitute_statement, with_places
+from minigrad.loops.nest import Loop, Loops, Place, Statement, Statements, Store
 from minigrad.loops.prefetch import Place as Hint
-from minigrad.loops.registers import (
-    computes,
-    in_parts,
-    locals_of,
-    loops_of_their_own,
-    moved,
-    renamed,
-    replaced,
-    settled,
-    sunk,
-)
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr
 from minigrad.settings import report
 
-Statements = tuple[Statement, ...]
 Around = Mapping[Atom, Loop]  # the loops around a statement, by their variables
 Change = Callable[[Loop, Around], Statements]
 P = ParamSpec("P")
@@ -100,9 +68,8 @@ class Schedule:
     def __init__(self, body: Sequence[Statement], **operands: Expr) -> None:
         self.body: Statements = tuple(body)
         self.operands = operands
-        self.written_out: dict[Atom, tuple[Atom, Integer]] = {}  # u → x, which is a start + u
         self._idle: set[Atom] = set()  # variables of loops with one piece, which nothing uses
-        self._outside: list[Callable[[Statements], Statements]] = []  # what `inside` puts back
+        self._outside: Callable[[Statements], Statements] = tuple  # puts around what `inside` took
         self._show("naive loops", (), {})
 
     # ---- loops ----
@@ -115,7 +82,7 @@ class Schedule:
         computing: only where registers are used inside, not in the loops of copies.
         """
         pieces = make_axis(prefix, 0, ceildiv(max(self.trips(x), 1), size))
-        loops = (one for one in loops_in(self.body) if one.variable == x)
+        loops = (one for one in nest.loops_in(self.body) if one.variable == x)
         whole = pieces.extent == 1 and all(len(one.stops) == 1 for one in loops)
         if whole:
             self._idle.add(pieces.variable)
@@ -136,15 +103,8 @@ class Schedule:
         """Loops directly inside one another, from the outermost to the innermost."""
 
         def change(loop: Loop, around: Around) -> Statements:
-            found = {loop.variable: loop}
-            while len(found) < len(order) and isinstance(loop.body[0], Loop):
-                if len(loop.body) > 1:
-                    break
-                loop = loop.body[0]
-                found[loop.variable] = loop
-            if set(found) != set(order):
-                raise ValueError(f"{order}: expected loops directly inside one another")
-            body = loop.body
+            loops = _nested(loop, order)
+            found, body = {one.variable: one for one in loops}, loops[-1].body
             for place in range(len(order) - 1, -1, -1):
                 one = found[order[place]]
                 inside = set(order[place:])
@@ -154,8 +114,8 @@ class Schedule:
             return body
 
         outermost = next(
-            one.variable for one in loops_in(self.body)
-            if one.variable in order and (not computing or computes(one))
+            one.variable for one in nest.loops_in(self.body)
+            if one.variable in order and (not computing or registers.computes(one))
         )  # fmt: skip
         self._change(outermost, change, computing)
 
@@ -167,7 +127,7 @@ class Schedule:
         """
 
         def change(loop: Loop, around: Around) -> Statements:
-            inner = next((one for one in loops_in(loop.body) if one.variable == x), None)
+            inner = next((one for one in nest.loops_in(loop.body) if one.variable == x), None)
             if inner is None or len(inner.stops) != 2 or not coefficient(inner.start, outer):
                 return (loop,)
             size = coefficient(inner.start, outer)
@@ -246,8 +206,9 @@ class Schedule:
                 leaves.append(leaf)
                 return leaf
 
-            sunk(body, ends, {}, seen)
-            return sunk(body, ends, starts, loops_of_their_own(loops, leaves, space, name))
+            registers.sunk(body, ends, {}, seen)
+            wrapped = registers.loops_of_their_own(loops, leaves, space, name)
+            return registers.sunk(body, ends, starts, wrapped)
 
         self._change(xs[0], change, computing=True)
 
@@ -267,7 +228,7 @@ class Schedule:
                 if isinstance(statement, Loop):
                     groups.append(())
             groups = [group for group in groups if group]
-            wrapped = loops_of_their_own(loops, groups, "scratch", name)
+            wrapped = registers.loops_of_their_own(loops, groups, "scratch", name)
             return tuple(one for group in groups for one in wrapped(group))
 
         self._change(xs[0], change, computing=True)
@@ -283,16 +244,17 @@ class Schedule:
         """
         if width == 1:
             return
-        self.body = in_parts(self.body, x, width)
+        self.body = registers.in_parts(self.body, x, width)
 
         def change(loop: Loop, around: Around) -> Statements:
-            if loop.kind != "serial" or any(one.kind == "lanes" for one in loops_in(loop.body)):
+            inside = nest.loops_in(loop.body)
+            if loop.kind != "serial" or any(one.kind == "lanes" for one in inside):
                 return (loop,)
             own = {
                 register: replace(register, lanes=x, width=width)
-                for register in locals_of(loop.body) if register.lanes is None
+                for register in registers.locals_of(loop.body) if register.lanes is None
             }
-            body = tuple(renamed(statement, own, everywhere=True) for statement in loop.body)
+            body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
@@ -320,7 +282,7 @@ class Schedule:
             return replace(place, size=2 * place.size), index + (at + 1) % 2 * place.size
 
         *early, last = (with_places(one, twice) for one in loop.body)
-        shared = next(one for one in loops_in(early) if one.variable == host)
+        shared = nest.loop_over(host, early)
         assert isinstance(last, Loop)
         late = substitute_statement(last, {row: at - 1, last.variable: shared.index})
         assert isinstance(late, Loop)
@@ -346,28 +308,26 @@ class Schedule:
         def change(loop: Loop, around: Around) -> Statements:
             (rows,) = loop.body
             assert isinstance(rows, Loop)
-            (register,) = locals_set(rows)
+            (register,) = nest.locals_set(rows)
             assert register.lanes is not None
             place = _counted(rows) * register.width + _counted(around[register.lanes])
-            stores = moved(rows.body[-1:], {register: result}, place)
+            stores = registers.moved(rows.body[-1:], {register: result}, place)
             return (loop.around((product, replace(rows, body=stores))),)
 
         self._change(x, change, computing=True)
 
     @_step
     def unroll(self, x: Atom, prefix: str, computing: bool = False) -> None:
-        """Plain loops over x, of a known number of iterations, written out; they count from 0.
-
-        In their bodies x is replaced at the end, with what `parallelize` replaces.
-        """
+        """Plain loops over x, of a known number of iterations, written out; they count from 0."""
 
         def change(loop: Loop, around: Around) -> Statements:
             count = _plain_count(loop)
             if count is None:
                 return (loop,)
             u = make_axis(prefix, 0, count)
-            assert self.written_out.setdefault(u.variable, (x, loop.start)) == (x, loop.start)
-            return (Loop(u.variable, 0, (count,), loop.body, "unroll"),)
+            at = {x: loop.start + u.index}
+            body = tuple(substitute_statement(one, at) for one in loop.body)
+            return (Loop(u.variable, 0, (count,), body, "unroll"),)
 
         self._change(x, change, computing)
 
@@ -379,57 +339,44 @@ class Schedule:
         that is the same for all of their iterations, and stays in registers.
         """
 
-        def written(body: Statements, values: Values) -> Statements:
-            found: list[Statement] = []
-            for one in body:
-                count = _plain_count(one) if isinstance(one, Loop) and one.variable in xs else None
-                if isinstance(one, Loop) and count is not None and (values or computes(one)):
-                    start = substitute(one.start, values)
-                    for number in range(count):
-                        found.extend(written(one.body, {**values, one.variable: start + number}))
-                    continue
-                if isinstance(one, Loop):
-                    inner = written(one.body, {})
-                    one = one if inner is one.body else one.around(inner)
-                found.append(substitute_statement(one, values) if values else one)
-            return unless_same(body, found)
+        def written(loop: Loop, around: Loops) -> Statements | None:
+            count = _plain_count(loop) if loop.variable in xs else None
+            if count is None or not registers.computes(loop):
+                return None
+            body = nest.map_loops(loop.body, written)
+            places = ({loop.variable: loop.start + number} for number in range(count))
+            return tuple(substitute_statement(one, at) for at in places for one in body)
 
-        self.body = written(self.body, {})
+        self.body = nest.map_loops(self.body, written)
 
     @_step
     def simplify(self) -> None:
         """Without the loops of `split` whose only piece is all there is."""
 
-        def without(body: Statements) -> Statements:
-            found: list[Statement] = []
-            for one in body:
-                if not isinstance(one, Loop):
-                    found.append(one)
-                    continue
-                inner = without(one.body)
-                same = inner is one.body
-                idle = one.variable in self._idle
-                found.extend(inner if idle else (one if same else one.around(inner),))
-            return unless_same(body, found)
+        def without(loop: Loop, around: Loops) -> Statements | None:
+            return nest.map_loops(loop.body, without) if loop.variable in self._idle else None
 
-        self.body = without(self.body)
+        self.body = nest.map_loops(self.body, without)
 
     @_step
     def parallelize(self, *xs: Atom) -> None:
         """The outermost loops, each directly inside the one before, as one that threads share.
 
-        One of a symbolic extent comes first; further ones stay inside.
+        One of a symbolic extent comes first; further ones stay inside. Without any, the only loop
+        that there is stays the outermost one.
         """
         body, axes = self.body, list[Axis]()
+        if not xs and len(body) == 1 and isinstance(body[0], Loop):
+            return
         for x in xs:
             (loop,) = body
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
             axes.append(Axis(x, loop.stops[0]))
             body = loop.body
-        free, within = parallel_axes(axes)
-        inside = self._written_out if self.written_out else None
-        self.body = (flat_loop(free, loops_over(within, body), inside),)
-        self.written_out = {}
+        # of positions in an array only the first dimension may be symbolic
+        symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]
+        plain = [axis for axis in axes if isinstance(axis.extent, int)]
+        self.body = (flat_loop([*symbolic[:1], *plain], loops_over(symbolic[1:], body)),)
 
     # ---- memory ----
 
@@ -449,9 +396,8 @@ class Schedule:
         takes, None being as many as it has. transpose, prefetch: of the innermost loop.
         """
         value = self.operands[operand]
-        source: Loop | None = None if at is None else self.loop(at)
-        found = {} if source is None else {source.variable: source}
-        for one in loops_in(self.body if source is None else source.body):
+        found: dict[Atom, Loop] = {}
+        for one in nest.loops_in(self.body if at is None else (nest.loop_over(at, self.body),)):
             found.setdefault(one.variable, one)
         groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
@@ -465,8 +411,8 @@ class Schedule:
         copying: list[Loop] = []
         for x in loops:
             loop = found[x]
-            stops = _least(*(settled(stop, known) for stop in loop.stops))
-            loop = replace(loop, start=settled(loop.start, known), stops=stops)
+            stops = _least(*(registers.settled(stop, known) for stop in loop.stops))
+            loop = replace(loop, start=registers.settled(loop.start, known), stops=stops)
             if wide and wide.get(x, 1) > 1:
                 stops = loop.stops if beyond is None else _least(loop.start + wide[x], beyond)
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
@@ -480,7 +426,7 @@ class Schedule:
         self.operands[operand] = new[value]
 
         def behind(inside: Statements) -> Statements:
-            return (*body, *(replaced(statement, new) for statement in inside))
+            return (*body, *(registers.replaced(statement, new) for statement in inside))
 
         if at is None:
             self.body = behind(self.body)
@@ -527,44 +473,28 @@ class Schedule:
 
     def trips(self, x: Atom) -> int:
         """Iterations of the first loop over a variable, at most."""
-        return self.loop(x).trips
-
-    def loop(self, x: Atom) -> Loop:
-        """The first loop over a variable."""
-        for one in loops_in(self.body):
-            if one.variable == x:
-                return one
-        raise ValueError(f"there is no loop over {x}")
+        return nest.loop_over(x, self.body).trips
 
     @contextmanager
     def inside(self, x: Atom) -> Iterator[None]:
         """Steps that change only what is inside of the first loop over a variable."""
-        whole, loop = self.body, self.loop(x)
+        whole, loop = self.body, nest.loop_over(x, self.body)
 
         def put_back(inner: Statements) -> Statements:
             return _each(whole, x, lambda one, _: (one.around(inner) if one is loop else one,))
 
-        self.body = loop.body
-        self._outside.append(put_back)
+        around = self._outside
+        self.body, self._outside = loop.body, lambda inner: around(put_back(inner))
         yield
-        self.body = self._outside.pop()(self.body)
+        self.body, self._outside = put_back(self.body), around
 
     def whole(self) -> Statements:
-        """All loops, also those around what steps change now, with indices as they will be."""
-        body = self.body
-        for put_back in reversed(self._outside):
-            body = put_back(body)
-        return tuple(substitute_statement(one, {}, self._written_out) for one in body)
-
-    def _written_out(self, loop: Loop, values: Values) -> Values:
-        if loop.variable not in self.written_out:
-            return values
-        x, start = self.written_out[loop.variable]
-        return {**values, x: substitute(start, values) + loop.index}
+        """All loops, also those around what steps change now."""
+        return self._outside(self.body)
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
         def chosen(loop: Loop, around: Around) -> Statements:
-            return change(loop, around) if computes(loop) else (loop,)
+            return change(loop, around) if registers.computes(loop) else (loop,)
 
         self.body = _each(self.body, x, chosen if computing else change)
 
@@ -576,7 +506,7 @@ class Schedule:
 
         for watcher in watchers:
             watcher(text(), self.whole())
-        report(4, lambda: f"{text()}\n{show_statements(self.whole())}")
+        report(4, lambda: f"{text()}\n{nest.show_statements(self.whole())}")
 
 
 def _word(x: object) -> str:
@@ -585,21 +515,15 @@ def _word(x: object) -> str:
     return "…" if callable(x) or isinstance(x, Mapping) else str(x)
 
 
-def _each(
-    body: Statements, x: Atom, change: Change, around: tuple[Loop, ...] = ()
-) -> Statements:
+def _each(body: Statements, x: Atom, change: Change) -> Statements:
     """Statements with the loops over x changed."""
-    found: list[Statement] = []
-    for statement in body:
-        if not isinstance(statement, Loop):
-            found.append(statement)
-        elif statement.variable == x:
-            found.extend(change(statement, {one.variable: one for one in around}))
-        else:
-            inner = _each(statement.body, x, change, (*around, statement))
-            same = inner is statement.body
-            found.append(statement if same else statement.around(inner))
-    return unless_same(body, found)
+
+    def chosen(loop: Loop, around: Loops) -> Statements | None:
+        if loop.variable != x:
+            return None
+        return change(loop, {one.variable: one for one in around})
+
+    return nest.map_loops(body, chosen)
 
 
 def _plain_count(loop: Loop) -> int | None:
@@ -628,11 +552,11 @@ def _counted(loop: Loop) -> Integer:
 
 
 def _nested(loop: Loop, xs: Sequence[Atom]) -> list[Loop]:
-    """Loops over xs, each directly inside the one before."""
+    """The loops over xs, in any order, each directly inside the one before."""
     loops = [loop]
-    for _ in xs[1:]:
-        (inner,) = loops[-1].body
-        assert isinstance(inner, Loop)
-        loops.append(inner)
-    assert [one.variable for one in loops] == list(xs)
+    while len(loops) < len(xs) and len(loop.body) == 1 and isinstance(loop.body[0], Loop):
+        loop = loop.body[0]
+        loops.append(loop)
+    if {one.variable for one in loops} != set(xs):
+        raise ValueError(f"{xs}: expected loops directly inside one another")
     return loops

@@ -375,3 +375,10 @@ def test_reports_count_flops() -> None:
 def test_a_wrong_value_is_seen() -> None:
     ones = np.ones(3, np.float32)
     assert difference(ones + np.float32(1e-3), ones, NEAR) is not None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_is_called_as_it_is_told(name: str) -> None:
+    """(Those that copy vectors were called as their copies.)"""
+    for kernel in schedule_of(graph_of(CASES[name])[0], GOLDEN).kernels:
+        assert lower(kernel, GOLDEN, "told").name == "told"

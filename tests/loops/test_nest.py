@@ -1,14 +1,38 @@
-"""Statements of a nest: `walk` and `map_statement` come to all of them."""
+"""Statements of a nest: walks come to all of them, and each says all that it is made of."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import get_args
+
+import pytest
 
 from minigrad.dtype import dtypes
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, map_statement, walk
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Affine
+from minigrad.loops.nest import (
+    Barrier,
+    Fold,
+    FoldItems,
+    Loop,
+    Loops,
+    Matrix,
+    MatrixProduct,
+    Prefetch,
+    Set,
+    Statement,
+    Statements,
+    Store,
+    Stores,
+    map_loops,
+    map_statement,
+    walk,
+    walk_with_loops,
+    written,
+)
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Local
+from minigrad.schedule.expr import Array, Expr, Local
 
 OUT = Array("out", dtypes.float32, 16)
 REGISTER = Local("r", dtypes.float32, 1)
@@ -45,3 +69,62 @@ def test_map_statement_changes_what_is_inside_first() -> None:
     assert [type(s) for s in seen] == [Set, Store, Store, Stores, Store, Loop, Loop]
     assert map_statement(loop, lambda statement: statement) == loop
     assert len(order) == len(seen)
+
+
+def test_walk_with_loops_knows_what_is_around() -> None:
+    loop, order = nested()
+    found = walk_with_loops([loop])
+    assert [statement for statement, _ in found] == order
+    inner = order[-2]
+    assert [around for _, around in found] == [(), *[(loop,)] * 5, (loop, inner)]
+
+
+def test_map_loops_replaces_loops_and_keeps_what_is_not_changed() -> None:
+    loop, order = nested()
+    inner, last = order[-2:]
+    seen: list[tuple[Loop, Loops]] = []
+
+    def without(one: Loop, around: Loops) -> Statements | None:
+        seen.append((one, around))
+        return one.body if one is inner else None
+
+    body = (loop, last)
+    (changed, same) = map_loops(body, without)
+    assert isinstance(changed, Loop) and changed.body == (*loop.body[:-1], last) and same is last
+    assert seen == [(loop, ()), (inner, (loop,))]
+    assert map_loops(body, lambda one, around: None) is body
+
+
+A, B, C = (make_axis(name, 0, 4).index for name in "abc")
+LEFT, RIGHT = (Array(name, dtypes.float32, 16) for name in ("left", "right"))
+OTHER = Local("other", dtypes.float32, 4)
+EVERY: list[Statement] = [
+    Store(OUT, A, ONE, (B,)), Stores((Store(OUT, A, ONE), Store(LEFT, B, ONE))), Set(OTHER, A, ONE),
+    Fold(REGISTER, Op.SUM, OTHER, A), Barrier(), FoldItems(REGISTER, Op.SUM, OUT), Prefetch(OUT, A),
+    MatrixProduct(Matrix(OUT, A, 4), Matrix(LEFT, B, 4), Matrix(RIGHT, C, 4), 16, 16, 16),
+    Loop(make_axis("i", 0, 4).variable, A, (B, C), (Barrier(),)),
+]  # fmt: skip
+
+
+def test_every_kind_of_statement_is_here() -> None:
+    assert {type(statement) for statement in EVERY} == set(get_args(Statement))
+
+
+@pytest.mark.parametrize("statement", EVERY, ids=lambda one: type(one).__name__)
+def test_a_statement_says_all_that_it_is_made_of(statement: Statement) -> None:
+    found = {x for one in walk(statement) for part in one.parts() for x in part}
+    held: list[object] = [getattr(statement, field.name) for field in fields(statement)]
+    if isinstance(statement, Loop):
+        held.remove(statement.body)
+    while held:
+        one = held.pop()
+        if isinstance(one, tuple):
+            held += one
+        elif isinstance(one, Matrix | Store):
+            held += [getattr(one, field.name) for field in fields(one)]
+        elif isinstance(one, Affine | Array | Expr | Local):
+            assert one in found, one
+
+
+def test_what_is_written() -> None:
+    assert written(*EVERY) == {OUT, LEFT, OTHER, REGISTER}
