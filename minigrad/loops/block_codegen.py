@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
@@ -101,6 +102,7 @@ class StepCode:
         inside = frozenset(plan.stages[n].array for n in step.all)
         self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
         self.speculation = None if step.product is None else speculation.get(self.head.array)
+        self.sums = block.row in self.head.reduced  # over the rows of the block
         self.totals: dict[int, Local] = {}
 
     # ---- what is done with one element ----
@@ -136,7 +138,10 @@ class StepCode:
                 continue
             values[stage.array] = value
             if (found := self.plan.place(number)) is not None:
-                stores.append(Store(found[0], substitute(found[1], here), value))
+                array, index = found[0], substitute(found[1], here)
+                if self.sums:
+                    value = combine(Op.SUM, expr.load(array, index), value)
+                stores.append(Store(array, index, value))
         return [*sets, Stores(tuple(stores))] if stores else sets
 
     def _with_statistics(self, loops: list[Statement], count: int) -> list[Statement]:
@@ -201,7 +206,7 @@ class StepCode:
     # ---- products ----
 
     def factors(self) -> tuple[Expr, Expr]:
-        """(the one that has the rows, the other)."""
+        """(the one that has the rows, or what is summed over them; the one with the columns)."""
         assert self.step.product is not None
         product = self.bodies[self.step.product]
         if self.speculation is not None:
@@ -209,14 +214,13 @@ class StepCode:
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
-        mine = {self.block.row.variable, LANE}
-        return (right, left) if mine.isdisjoint(left.variables) else (left, right)
+        return (right, left) if self.head.axes[-1].variable in left.variables else (left, right)
 
     @property
     def runs_along(self) -> bool:
         """Whether it is a product whose results go to memory only, in rows that suit vectors."""
-        if self.step.product is None:
-            return False
+        if self.step.product is None or self.sums:
+            return self.sums
         last = self.head.axes[-1].variable
         stages = [self.plan.stages[n] for n in self.step.all]
         return (
@@ -257,24 +261,30 @@ class StepCode:
         return self._with_statistics(loops, CHAINS)
 
     def along(self) -> list[Statement]:
-        """Tiles of rows by panels of columns."""
+        """Tiles of rows, or of what is summed over them, by panels of columns."""
         mine, other = self.factors()
-        block, axis = self.block, self.head.axes[-1]
+        block, (*outer, axis) = self.block, self.head.axes
         width = choose_nr(block.target, self.head, axis.count)
         lanes = axis.variable if width > 1 else None
+        side, bounds = block.row, (block.start, block.start + block.width)
+        if self.sums:
+            side = outer.pop()
+            bounds = self.bounds[side.variable]
 
         def tile(first: Integer, height: int) -> list[Statement]:
             registers = self._registers(height, lanes, width)
             u = make_axis("u", 0, height)
-            row = first + u.index
-            at: dict[Atom, Integer] = {block.row.variable: row, LANE: row - block.start}
-            bounds = self._bounds_of_rows(first, first + height)
-            ks = self._loops_over_k(bounds, self._hints(other, {}))
+            at: dict[Atom, Integer] = {side.variable: first + u.index}
+            at[LANE] = substitute(block.row.index, at) - block.start
+            if self.sums:
+                ks = [self._rows_for(bounds, first, first + height)]
+            else:
+                found = self._bounds_of_rows(first, first + height)
+                ks = self._loops_over_k(found, self._hints(other, {}))
             return self._tile(registers, u, axis.index, at, at, mine, other, ks)
 
-        stop, height = block.start + block.width, min(block.height, block.width)
-        tiles = _tiles(block.row, block.start, stop, height, tile)
-        return self._within(self.head.axes[:-1], [lanes_loop(axis, width, tuple(tiles))])
+        tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
+        return self._within(outer, [lanes_loop(axis, width, tuple(tiles))])
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Hint]:
         """The places at which memory is asked for an operand; at: what variables are there."""
@@ -297,6 +307,20 @@ class StepCode:
                 last - stop + end if isinstance(last - stop, int) else last,
             )
         return found
+
+    def _rows_for(self, bounds: Bounds, begin: Integer, end: Integer) -> Loop:
+        """A loop over those of the block's rows that add to some places of a sum over rows.
+
+        bounds: of the places to which the block adds.
+        """
+        row, start, stop = self.block.row, self.block.start, self.block.start + self.block.width
+        first, stops = start, _stops(stop, row.extent)
+        if isinstance(start, Affine):
+            if isinstance(reach := bounds[1] - stop, int):
+                first = _larger(start, begin - reach, row.count)
+            if isinstance(reach := bounds[0] - start, int):
+                stops = (*stops, end - reach)
+        return Loop(row.variable, first, stops, ())
 
     def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Hint]) -> list[Loop]:
         """Loops, the outermost first, without what is done in them; the last asks for hints."""
@@ -386,6 +410,13 @@ class StepCode:
         again = self._summed(registers, u, more, ks)
         name = f"wrong{self.step.product}x{registers.count}"
         return unless_finite(name, registers, u, scale, again)
+
+
+def _larger(x: Integer, y: Integer, most: int) -> Integer:
+    """The larger one of two indices, of which x is 0 … most."""
+    both = tuple(expr.index(one, dtypes.int64) for one in (x, y))
+    payload = expr.apply(Op.MAXIMUM, both, dtypes.int64)
+    return Affine(0, ((Atom("value", "", 0, most, payload=payload), 1),))
 
 
 def _index(axis: Axis) -> Integer:

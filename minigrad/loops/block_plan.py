@@ -16,7 +16,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage
+from minigrad.schedule.stage import Stage, before_readers
 
 # Operations that a tile may do with each of its results: they are written out for all of its
 # columns, of which there are 8 or 4.
@@ -39,21 +39,11 @@ class Step:
 
 def products_before_readers(kernel: Kernel) -> Kernel:
     """Every product moved directly before the first stage that reads it, to share its step."""
-    stages: list[Stage] = []
-    held: dict[Array, Stage] = {}
-
-    def release(stage: Stage) -> None:
-        for load in expr.loads(stage.body):
-            if (product := held.pop(load.array, None)) is not None:
-                release(product)
-        stages.append(stage)
-
-    for stage in kernel.stages:
-        if stage.contraction is not None and stage.array not in kernel.stored:
-            held[stage.array] = stage
-        else:
-            release(stage)
-    return replace(kernel, stages=(*stages, *held.values()))
+    late = [
+        stage.array for stage in kernel.stages
+        if stage.contraction is not None and stage.array not in kernel.stored
+    ]  # fmt: skip
+    return replace(kernel, stages=tuple(before_readers(kernel.stages, late)))
 
 
 def _is_short(body: Expr) -> bool:

@@ -12,8 +12,16 @@ Values with a row's worth of columns live in scratch memory, column after column
 by side: that is what the first kind of product makes, what row statistics read without folding, and
 what the second kind reads as scalars. A product is tried without its mask and scale, and computed
 once more as it is written where that is not finite (see common_subexpressions.py). Only the rows'
-own operand must be packed. Attention becomes one such kernel, its gradient two: one for blocks of
-queries, one for blocks of keys.
+own operand must be packed. Attention becomes one such kernel, its gradient another.
+
+What is summed over the rows of all blocks (the gradients of keys and values) grows block by block:
+
+    parallel over the heads:
+      all[column] = 0
+      for blocks of W rows:
+        as above, and: for tiles of columns, for panels of the other operand's columns (lanes):
+                           for rows: tile[column] += x[column, row] · other[row, lanes]
+                           all[column] += tile[column]
 """
 
 from __future__ import annotations
@@ -24,7 +32,8 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_codegen import RowLanes, StepCode
 from minigrad.loops.block_plan import BlockPlan, products_before_readers
-from minigrad.loops.build import flat_loop
+from minigrad.loops.block_sums import BlockSums
+from minigrad.loops.build import flat_loop, serial_loop
 from minigrad.loops.common_subexpressions import share_common, speculative_products
 from minigrad.loops.cost import vectors_each
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
@@ -53,22 +62,24 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     height = 1 << (target.tile_rows.bit_length() - 1)
     later = _later(kernel, outer, target)
     block = RowLanes(row, start, width, height, target, later)
+    sums = BlockSums(kernel, outer, row, target)
     whole = outer.index * extent + row.index
     found = [
-        (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
-        for stage in kernel.stages
-    ]
-    found, speculation = speculative_products(share_common(found, kernel.stored), kernel.stored)
+        (sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, whole),
+         stage.contraction is not None)
+        for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
+    ]  # fmt: skip
+    found, speculation = speculative_products(share_common(found, sums.stored), sums.stored)
     stages = [stage for stage, _ in found]
     rows = Rows(row.variable, frozenset((outer.variable, number.variable)), start, width, height)
-    bounds = mask_bounds(stages, rows, kernel.stored)
+    bounds = mask_bounds(stages, rows, sums.stored)
     products = [n for n, (_, is_product) in enumerate(found) if is_product]
     ranges = [
         bounds[n][stage.axes[-1].variable] if stage.axes
         else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
         for n, stage in enumerate(stages)
     ]  # fmt: skip
-    plan = BlockPlan(stages, frozenset(products), ranges, kernel.stored, width, block.lane)
+    plan = BlockPlan(stages, frozenset(products), ranges, sums.stored, width, block.lane)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
     for step in plan.steps:
@@ -92,7 +103,9 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         work += count * (2 if n in products else expr.operations(stage.body))
         alone = 1 / target.lanes(stage.body.dtype)
         vectors += count * (alone if n in products else vectors_each(stage, target))
-    nested = flat_loop([outer, number], tuple(body))
+    if kernel.sums:
+        body = [*sums.clear(), serial_loop(number, tuple(body)), *sums.finish()]
+    nested = flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
     return assemble(name, kernel, nested, target, work, vectors)
 
 
@@ -114,6 +127,8 @@ def _elements(stage: Stage, bounds: dict[Atom, Bounds], block: dict[Atom, Intege
     """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
     for axis in (*stage.axes, *stage.reduced):
+        if axis.variable not in bounds:  # the row, of a sum over rows
+            continue
         first, stop = (substitute(x, block) for x in bounds[axis.variable])
         count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
     return count

@@ -237,7 +237,8 @@ def mask_bounds(
 ) -> list[dict[Atom, Bounds]]:
     """The bounds of each stage's loops; the stages' rows are fixed, their inner axes left.
 
-    Bounds are where the loop starts and a number that, besides the extent, stops it.
+    Bounds are where the loop starts and a number that, besides the extent, stops it. A sum over the
+    block's rows has bounds where it is changed.
     """
     known: dict[Array, tuple[Stage, Support]] = {}
     supports: list[Support | None] = []
@@ -255,7 +256,8 @@ def mask_bounds(
         for number, axis in enumerate(stage.axes):
             bounds[axis.variable] = _union([one[number] for one in wanted], axis)
         masked = _excluded(stage, found)
-        for axis in stage.reduced:
+        sums = any(axis.variable == rows.variable for axis in stage.reduced)
+        for axis in stage.axes if sums else stage.reduced:
             bounds[axis.variable] = rows.bounds(axis, masked)
         for load in expr.loads(stage.body):
             maker = makers.get(load.array)

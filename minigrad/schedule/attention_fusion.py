@@ -5,9 +5,10 @@ queries times keys, while each costs only a short product to compute. Such value
 product of little depth at the start, elementwise stages behind it. A chain is never kept: each of
 its readers ("sinks": row statistics, and products that consume it) pulls what it needs into its own
 kernel, where it is computed for a few rows at a time. Readers of the other direction (the gradients
-of keys and values) pull the same stages with their axes exchanged. So nothing of that size is
-stored, at the price of computing it once per kernel; the statistics of the rows are stored.
-After "FlashAttention" (Dao et al. 2022), with whole rows instead of the online softmax.
+of keys and values) are sums over the rows of another reader's kernel, or pull the same stages with
+their axes exchanged. So nothing of that size is stored, at the price of computing it once per
+kernel; the statistics of the rows are stored. After "FlashAttention" (Dao et al. 2022), with whole
+rows instead of the online softmax.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.layout import Order, order_of, reading, relayout
-from minigrad.schedule.stage import Stage
+from minigrad.schedule.layout import Order, order_of, reading, relayout, row_major
+from minigrad.schedule.stage import Stage, before_readers
 
 # Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
 # widest heads of attention that are in use have 256); in several, where what follows it must wait
@@ -45,7 +46,7 @@ class Sink:
     """A stage that reads chains. `rows` leading axes make up its `count` rows, `extent` the last.
 
     order: how the stage's axes were rearranged so that rows come first. reads: for each array of a
-    chain, in which order its axes are needed.
+    chain, in which order its axes are needed. sums: the rows are those that the stage reduces.
     """
 
     stage: Stage
@@ -54,6 +55,7 @@ class Sink:
     count: Integer
     extent: int
     reads: tuple[tuple[Array, Order], ...]
+    sums: bool = False
 
 
 def _exchanged(stages: Iterable[Stage]) -> frozenset[Array]:
@@ -195,7 +197,7 @@ class Chains:
         if not outer or not _plain(stage):
             return None
         if order != sorted(order):
-            if fixed:
+            if fixed or not row_major(stage):
                 return None
             stage = relayout(stage, tuple(order), stage.array)
             outer = list(stage.axes[: len(outer)])
@@ -215,6 +217,23 @@ class Chains:
                 return None
         count = iterations([axis.extent for axis in outer])
         return Sink(stage, tuple(order), len(outer), count, last, tuple(found.items()))
+
+    def summed(self, sink: Sink) -> Sink | None:
+        """The sink as a sum over the rows of other sinks, block by block; None if it is not one.
+
+        The gradients of keys and values are such sums over queries.
+        """
+        stage, place = sink.stage, sink.rows - 1
+        if stage.contraction is None or len(stage.reduced) != 1 or stage.array.dtype.itemsize < 4:
+            return None
+        outer, (row,) = stage.axes[:place], stage.reduced
+        reads = tuple((a, (*order[:place], *reversed(order[place:]))) for a, order in sink.reads)
+        if row.count < LEAST or not all(
+            self._can_have(self.members[array], order, sink.rows) for array, order in reads
+        ):
+            return None
+        count = iterations([axis.extent for axis in (*outer, row)])
+        return replace(sink, count=count, extent=row.count, reads=reads, sums=True)
 
     def _wanted(self, load: Expr, variables: Sequence[Atom], rows: int) -> Order | None:
         """The order of axes in which the reader of a member needs it, if all below can have it."""
@@ -255,6 +274,12 @@ class Chains:
                 self.sinks[stage.array] = replace(sink, stage=stage)
             elif stage.array in self.members:
                 self.members[stage.array] = stage
+        # what can be a sum over rows comes when it is known which kernel has those rows
+        late = {array for array, sink in self.sinks.items() if self.summed(sink) is not None}
+        for stage in self.stages:
+            if stage.op is None and any(e.array in late for e in expr.loads(*stage.exprs())):
+                late.add(stage.array)
+        self.stages = before_readers(self.stages, late)
 
     def pull(
         self, sink: Sink, pulled: Mapping[tuple[Array, Order], Array], mark: str
@@ -307,7 +332,7 @@ class Chains:
 
 def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
     """Whether a stage can start a chain or go on with one, as far as it alone can tell."""
-    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST:
+    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not row_major(stage):
         return False
     if stage.op is None:
         same = [e for e in expr.loads(stage.body) if e.array in members]

@@ -20,9 +20,9 @@ from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.byte_dots import has_tiles, in_blocks, in_words
 from minigrad.schedule.expr import Array
-from minigrad.schedule.layout import Order
+from minigrad.schedule.layout import Order, row_major
 from minigrad.schedule.stage import Stage
-from minigrad.target import Target
+from minigrad.target import FEW_TASKS, Target
 
 TINY = 4096  # evaluations, about a microsecond's: such kernels may lose their parallelism
 ENOUGH_ROWS = 32  # rows that still keep every thread busy: a few for each
@@ -63,9 +63,9 @@ class Cluster:
     rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
     whose arrays it reads; depth: how many clusters, about, come before it one after the other.
     made: its stages by array; arrays: all that they read and make; work: evaluations of all bodies;
-    largest: elements of the largest value. Kept up to date, for clusters may be long. extent and
-    pulled are for "block_rows" (see attention_fusion.py): rows that may share a block, and the
-    arrays of chains of which it has its own copies.
+    largest: elements of the largest value. Kept up to date, for clusters may be long. The rest is
+    for "block_rows" (see attention_fusion.py): extent: rows that may share a block; pulled: the
+    arrays of chains of which it has its own copies; sums: those that its blocks add to.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Cluster:
         self.work = self.largest = self.depth = 0
         self._costs: dict[Integer, tuple[int, float, float]] = {}
         self.pulled: dict[tuple[Array, Order], Array] = {}
+        self.sums: set[Array] = set()
 
     def add(self, stage: Stage, rows: frozenset[Integer]) -> None:
         """Let a stage join; `rows`: what all of them divide into then."""
@@ -138,23 +139,29 @@ def cluster(
                 if candidate.stages[0].array in alone:
                     _no(candidate, "that one has a kernel of its own: it writes a part in place")
                     continue
+                way = None
                 if sink is not None:
                     most = len(parts) - (candidate not in producers)  # a sibling must share some
-                    shared = _shared_blocks(candidate, chains, sink, most)
+                    way = _shared_blocks(candidate, chains, sink, most)
+                    shared = candidate.rows if way else frozenset()
                 else:
                     shared = _shared_rows(candidate, own, stage, candidate in producers)
                 if _may_join(candidate, stage, producers, bool(shared)):
-                    home, rows = candidate, shared
+                    home, rows, sink = candidate, shared, way
                     break
         for watcher in watchers:
             watcher.settled(stage, home)
         clusters.setdefault(home, len(clusters))
         if sink is None:
             home.add(stage, rows)
+            if not home.sums.isdisjoint(read):
+                home.sums.add(stage.array)
         else:
             parts, home.pulled = chains.pull(sink, home.pulled, str(clusters[home]))
             for part in parts:
                 home.add(part, rows)
+            if sink.sums:
+                home.sums.add(stage.array)
         others = producers - {home}
         home.needs |= others
         home.depth = max([home.depth, *(other.depth + 1 for other in others)])
@@ -294,19 +301,37 @@ def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
     return together <= min(ours) + min(alone) + passed
 
 
-def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> frozenset[Integer]:
-    """The row count if a reader of chains may join `home` with `most` new stages, else empty."""
-    alike = sink.count in home.rows and sink.extent == home.extent
-    if home.kind != "block_rows" or not alike:
-        return _no(home, "it has other blocks of rows")
-    parts, _ = chains.pull(sink, home.pulled, "")
-    if len(parts) > most:
-        return _no(home, "they have nothing in common that is computed once then")
-    for part in parts:
-        for array in {load.array for load in expr.loads(*part.exprs())}:
-            if array in home.made and not aligned(part, home.made[array], sink.count):
-                return _no(home, "a row of it needs more than the same row there")
-    return home.rows
+def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> Sink | None:
+    """How a reader of chains may join `home`, with `most` new stages; None if it may not."""
+    if home.kind != "block_rows":
+        _no(home, "it has other blocks of rows")
+        return None
+    summed = chains.summed(sink) if home.target.group is None else None
+    for way in (sink, summed):
+        if way is None or way.count not in home.rows or way.extent != home.extent:
+            _no(home, "it has other blocks of rows")
+        elif way.sums and high(way.count) < FEW_TASKS * way.extent:
+            _no(home, "its blocks would all be one thread's")
+        else:
+            parts, known = chains.pull(way, home.pulled, "")
+            if len(parts) > most:
+                _no(home, "they have nothing in common that is computed once then")
+            elif not all(_goes_along(home, part, way, set(known.values())) for part in parts):
+                _no(home, "a row of it needs more than the same row there")
+            else:
+                return way
+    return None
+
+
+def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array]) -> bool:
+    """Whether a stage needs of what `home` has made only what a block of rows has by then."""
+    read = {load.array for load in expr.loads(*part.exprs())}
+    if not read.isdisjoint(home.sums):
+        return False
+    made = read & home.made.keys()
+    if way.sums and part.array == way.stage.array:
+        return all(array in pulled for array in made)
+    return all(aligned(part, home.made[array], way.count) for array in made)
 
 
 def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
@@ -316,6 +341,9 @@ def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
     large = [home.made[a] for a in read if a in home.made and home.made[a].size != high(rows)]
     if any(made.array in home.pulled.values() or made.reduced == () for made in large):
         return False
+    if not read.isdisjoint(home.sums):  # it is computed at the end
+        made = home.made.keys() & read
+        return len(made) == 1 and stage.axes == large[0].axes and _same_elements(large, stage)
     if large and not (len(large) == 1 and _same_elements(large, stage)):
         return False
     if not large and stage.size != high(rows):
@@ -332,8 +360,9 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
     if any(not isinstance(a.extent, int) for s in (stage, stages[0]) for a in s.axes[1:]):
         return False
     made = {member.array for member in stages}
+    own = flatten([axis.index for axis in stage.axes], [axis.extent for axis in stage.axes])
     return all(
-        load.index + stage.start == stage.position and not load.guard
+        load.index == own and not load.guard
         for load in expr.loads(stage.body)
         if load.array in made
     )
@@ -348,6 +377,8 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
     reads = [load for load in expr.loads(consumer.body) if load.array == source]
     if not reads:
         return True
+    if array is None and not row_major(producer):
+        return False
     prefix = prefix_length(consumer, rows)
     leading = consumer.axes[:prefix]
     row = flatten([axis.index for axis in leading], [a.extent for a in leading])

@@ -32,8 +32,9 @@ def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
     writer = _Writer()
     for stage in kernel.stages:
         writer.stage(stage)
-    stored = sorted(writer.array(array) for array in kernel.stored)
-    writer.lines.append(f"{kernel.kind} {writer.integer(kernel.rows)} {_items(stored)}")
+    stored, sums = (sorted(map(writer.array, x)) for x in (kernel.stored, kernel.sums))
+    rows = writer.integer(kernel.rows)
+    writer.lines.append(f"{kernel.kind} {rows} {_items(stored)} {_items(sums)}")
     return "\n".join(writer.lines), tuple(writer.arrays)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.shapes import flatten, unflatten
-from minigrad.graph.symbolic import Affine, Atom
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -66,3 +67,89 @@ def order_of(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | No
     if len(set(ranks)) != len(ranks):
         return None
     return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
+
+
+Digits = dict[Atom, list[tuple[int, int]]]  # by the reader's variable: weights, and which axis
+
+
+def _digits(load: Expr, product: Stage) -> Digits | None:
+    """Which axes of a product a reader's variables are made of; None where it is not so simple."""
+    if load.guard or any(not isinstance(axis.extent, int) for axis in product.axes[1:]):
+        return None
+    found: Digits = {}
+    parts = unflatten(load.index, [axis.extent for axis in product.axes])
+    for place, (part, axis) in enumerate(zip(parts, product.axes, strict=True)):
+        digit = _digit(part)
+        if digit is None or high(part) + 1 != high(axis.extent):
+            return None
+        found.setdefault(digit[0], []).append((digit[1], place))
+    return {variable: sorted(digits) for variable, digits in found.items()}
+
+
+def in_order_of(stage: Stage, product: Stage) -> Stage:
+    """An elementwise stage with the axes of a product, each of whose results it reads once.
+
+    Its array lies as it did. It stays as it is where it reads otherwise, or where neighbours in the
+    product would not be so in its array.
+    """
+    reads = [load for load in expr.loads(stage.body) if load.array == product.array]
+    digits = _digits(reads[0], product) if len(reads) == 1 and not stage.guard else None
+    if digits is None or not digits.keys() <= {axis.variable for axis in stage.axes}:
+        return stage
+    values: dict[Atom, Integer] = {}
+    for own in stage.axes:
+        value: Integer = 0
+        size: Integer = 1
+        for weight, place in digits.get(own.variable, ()):
+            if weight != size:
+                return stage
+            axis = product.axes[place]
+            value, size = value + axis.index * weight, size * axis.extent
+        if size != own.extent:
+            return stage
+        values[own.variable] = value
+    position = substitute(stage.position, values)
+    if coefficient(position, product.axes[-1].variable) != 1:
+        return stage
+    body = expr.substitute_in(stage.body, values)
+    return replace(stage, axes=product.axes, body=body, position=position)
+
+
+def as_read(product: Stage, readers: Sequence[Stage]) -> Order | None:
+    """The order of a product's axes in memory that lets all its readers go along it.
+
+    The axes that a reader takes for one with the last (the heads and columns of attention, for the
+    product behind it) come last. None where the readers do not agree.
+    """
+    orders = set()
+    for load in (e for stage in readers for e in expr.loads(*stage.exprs())):
+        if load.array != product.array:
+            continue
+        digits, last = _digits(load, product), len(product.axes) - 1
+        if digits is None:
+            return None
+        inner = next(ps for d in digits.values() if last in (ps := [place for _, place in d]))
+        rest = [place for place in range(last + 1) if place not in inner]
+        orders.add((*rest, *reversed(inner)))
+    return orders.pop() if len(orders) == 1 else None
+
+
+def row_major(stage: Stage) -> bool:
+    """Whether a stage's array has its elements in the order of its axes."""
+    own = flatten([axis.index for axis in stage.axes], [axis.extent for axis in stage.axes])
+    return bool(stage.position == own)
+
+
+def _digit(part: Integer) -> tuple[Atom, int] | None:
+    """(v, weight) of a part that is v // weight, or a remainder of that."""
+    if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
+        return None
+    ((atom, factor),) = part.terms
+    if factor != 1:
+        return None
+    if atom.kind == "mod" and atom.inner is not None:
+        return _digit(atom.inner)
+    if atom.kind == "div" and atom.inner is not None:
+        below = _digit(atom.inner)
+        return below and (below[0], below[1] * atom.divisor)
+    return (atom, 1) if atom.kind == "var" else None

@@ -9,13 +9,14 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, make, topological
 from minigrad.graph.operations import ELEMENTWISE, SCANS, SCATTERS, Op
-from minigrad.graph.shapes import iterations, numel
+from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
+from minigrad.schedule.layout import as_read, in_order_of, reading
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -38,7 +39,8 @@ class Kernel:
     (as "rows", but products take part, so that several rows are computed together); "exchange"
     begins a COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
     stored: the arrays that must reach memory; the others live and die inside the kernel. numbers:
-    values of the program's own for symbols (where parts of a CAT begin), by name.
+    values of the program's own for symbols (where parts of a CAT begin), by name. sums: of
+    "block_rows", the arrays that its blocks add to, the one after the other, and what ends these.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class Kernel:
     rows: Integer
     stored: frozenset[Array]
     numbers: tuple[tuple[str, int], ...] = ()
+    sums: frozenset[Array] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class _Plan:
                 self.stages[node] = placed(stage, node.arg)
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
+        self._order_results()
         self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
         self.clusters = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
@@ -188,6 +192,31 @@ class _Plan:
                     self.stages[root] = part
                     found.add(array)
         return frozenset(found)
+
+    def _order_results(self) -> None:
+        """Let products be computed and lie in the order in which their results are needed.
+
+        What nobody reads, but who reads all of a result, is computed as the product it ends.
+        """
+        readers: dict[Array, list[Node]] = {}
+        for node, stage in self.stages.items():
+            for array in {load.array for load in expr.loads(*stage.exprs())}:
+                readers.setdefault(array, []).append(node)
+        for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
+            array, nodes = product.array, readers.get(product.array, ())
+            found = [self.stages[node] for node in nodes]
+            for node, stage in zip(nodes, found, strict=True):
+                ends = stage.op is None and (stage.array not in readers or stage.array.whole)
+                self.stages[node] = in_order_of(stage, product) if ends else stage
+            products = all(stage.contraction is not None for stage in found)
+            order = as_read(product, found) if products and array not in self.slots else None
+            if order is not None and order != tuple(range(len(order))):
+                for node, stage in zip(nodes, found, strict=True):
+                    self.stages[node] = reading(stage, {array: (product, order)})
+                own = next(node for node, stage in self.stages.items() if stage.array == array)
+                axes = [product.axes[n] for n in order]
+                place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+                self.stages[own] = replace(self.stages[own], position=place)
 
     def better_recomputed(self) -> frozenset[Node]:
         """Values kept to save operations that turned out to need a round trip to memory."""
@@ -241,7 +270,8 @@ class _Plan:
                 continue
             rows = member.most_rows or 1
             stages, numbers = with_starts(member.stages)
-            kernels.append(Kernel(member.kind, stages, rows, stored[member], numbers))
+            sums = frozenset(member.sums)
+            kernels.append(Kernel(member.kind, stages, rows, stored[member], numbers, sums))
         slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
         arena, size = plan_arena(kernels, slots)

@@ -7,7 +7,7 @@ loops is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
@@ -259,3 +259,21 @@ def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
         flatten(start, node.shape),
     )  # fmt: skip
 
+
+def before_readers(stages: Iterable[Stage], late: Container[Array]) -> list[Stage]:
+    """Stages in order, but those of `late` directly before the first that reads them, or last."""
+    order: list[Stage] = []
+    held: dict[Array, Stage] = {}
+
+    def release(stage: Stage) -> None:
+        for load in expr.loads(*stage.exprs()):
+            if (other := held.pop(load.array, None)) is not None:
+                release(other)
+        order.append(stage)
+
+    for stage in stages:
+        if stage.array in late:
+            held[stage.array] = stage
+        else:
+            release(stage)
+    return [*order, *held.values()]

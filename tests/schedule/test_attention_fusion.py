@@ -17,6 +17,7 @@ from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Schedule
+from minigrad.target import FEW_TASKS
 
 from .machine import GOLDEN, run
 from .programs import (
@@ -47,8 +48,8 @@ def kinds(plan: Schedule) -> list[str]:
     return [kernel.kind for kernel in plan.kernels]
 
 
-def heads(inputs: Inputs, count: int) -> list[Node]:
-    return [inputs(3, ROWS, 16) for _ in range(count)]
+def heads(inputs: Inputs, count: int, of: int = 3) -> list[Node]:
+    return [inputs(of, ROWS, 16) for _ in range(count)]
 
 
 def check(build: Build, in_place: dict[int, int] | None = None) -> Schedule:
@@ -187,13 +188,14 @@ def test_tiles_of_rows_stop_where_their_own_rows_do() -> None:
     )
 
 
+@pytest.mark.parametrize("of", [1, FEW_TASKS])
 @pytest.mark.parametrize("first", [None, -21, -3])
 @pytest.mark.parametrize("last", [-18, -9, -5, 0, 3, 12, 40])
-def test_wherever_a_row_stops_to_see(first: int | None, last: int) -> None:
+def test_wherever_a_row_stops_to_see(of: int, first: int | None, last: int) -> None:
     """Diagonals at any distance, of which some rows see nothing; with all gradients."""
 
     def build(inputs: Inputs) -> list[Node]:
-        q, k, v, seed = heads(inputs, 4)
+        q, k, v, seed = heads(inputs, 4, of)
         scores = product(q, transpose(k))
         row, column = (
             g.expand(g.reshape(g.iota(ROWS, scores.device), shape), scores.shape)
@@ -209,7 +211,58 @@ def test_wherever_a_row_stops_to_see(first: int | None, last: int) -> None:
         found = gradient([result], [seed], [q, k, v])
         return [result, *(x for x in found if x is not None)]
 
-    check(build)
+    assert len(check(build).kernels) == (1 if of == FEW_TASKS else 2)
+
+
+def gradients_of(
+    queries: int = ROWS, keys: int = ROWS, of: int = FEW_TASKS, order: tuple[int, ...] = (0, 1, 2)
+) -> Build:
+    """Gradients of attention whose result all of them need: (dq, dk, dv), in some order."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        q, seed = inputs(of, queries, 16), inputs(of, queries, 24)
+        k, v = inputs(of, keys, 16), inputs(of, keys, 24)
+        result = attend(q, k, v, 0, keys)
+        seed = mul(seed, g.expand(g.reduce(Op.SUM, result, [0, 1, 2]), result.shape))
+        found = gradient([result], [seed], [q, k, v])
+        return [x for n in order if (x := found[n]) is not None]
+
+    return build
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2), (2,)])
+@pytest.mark.parametrize(("queries", "keys"), [(160, 160), (100, 70), (24, 136), (8, 8)])
+def test_all_gradients_are_one_kernel(queries: int, keys: int, order: tuple[int, ...]) -> None:
+    """Blocks of queries add to the gradients of keys and values, whichever is asked for first."""
+    plan = check(gradients_of(queries, keys, order=order))
+    if queries >= 100:
+        assert kinds(plan).count("block_rows") == 2  # one for the result, that all wait for
+
+
+def test_few_heads_do_not_wait_for_one_another() -> None:
+    """One thread adds up all of a head: of few heads blocks of queries and of keys are parallel."""
+    for of, count in ((FEW_TASKS, 2), (FEW_TASKS - 1, 3)):
+        plan = check(gradients_of(of=of))
+        assert kinds(plan).count("block_rows") == count
+
+
+def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
+    """Although a row of them has the number of a row of queries; and what ends them is computed."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        q, k, v, seed, more = heads(inputs, 5, FEW_TASKS)
+        result = attend(q, k, v)
+        dq, dk, dv = gradient([result], [seed], [q, k, v])
+        assert dq is not None and dk is not None and dv is not None
+        rows = total(dk, 2)
+        both = product(dk, transpose(more))  # a row of it needs a row of a sum, and no more
+        moved = g.reshape(g.permute(ew(Op.MUL, dv, more), (1, 0, 2)), (ROWS, FEW_TASKS * 16))
+        return [dq, rows, product(softmax(both, 2), v), moved, add(dk, more)]
+
+    plan = check(build)
+    (first,) = [kernel for kernel in plan.kernels if kernel.sums]
+    assert len(plan.kernels) > 1 and all(kernel.kind != "contraction" for kernel in plan.kernels)
+    assert sum(stage.op is None and stage.array in first.sums for stage in first.stages) >= 2
 
 
 def attention_nests(length: int) -> list[Nest]:

@@ -1,0 +1,115 @@
+"""Products are computed, and lie in memory, in the order in which their results are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from property.compare import Tolerance, difference
+
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.layout import row_major
+from minigrad.schedule.schedule import Schedule
+
+from .machine import run
+from .programs import Build, Inputs, ew, graph_of, mul, plan_of, product, total, values_for
+
+HEADS, ROWS, WIDTH, DEPTH = 4, 24, 16, 20
+
+
+def check(build: Build) -> Schedule:
+    """Compare a program with the reference; gives its schedule."""
+    graph, inputs = graph_of(build)
+    values = values_for(inputs, 1)
+    expected = evaluate(graph.roots, values, {})
+    for got, wanted in zip(run(graph, values, "host"), expected, strict=True):
+        near = Tolerance(ulps=16, scale=8, terms=1)
+        assert difference(got, wanted, near, tuple(values.values()), 100.0) is None
+    return plan_of(build)
+
+
+def heads(inputs: Inputs) -> Node:
+    """A product for each head: (2, heads, rows, width)."""
+    return product(inputs(2, HEADS, ROWS, DEPTH), inputs(2, HEADS, DEPTH, WIDTH))
+
+
+def side_by_side(x: Node) -> Node:
+    """(2, heads, rows, width) → (2, rows, heads · width)."""
+    return g.reshape(g.permute(x, (0, 2, 1, 3)), (2, ROWS, HEADS * WIDTH))
+
+
+def copied(inputs: Inputs) -> list[Node]:
+    return [side_by_side(heads(inputs))]
+
+
+def with_arithmetic(inputs: Inputs) -> list[Node]:
+    return [ew(Op.EXP, mul(side_by_side(heads(inputs)), inputs(2, ROWS, HEADS * WIDTH)))]
+
+
+def piece(inputs: Inputs) -> list[Node]:
+    other = inputs(2, ROWS, 3)
+    return [g.cat([other, side_by_side(heads(inputs)), ew(Op.EXP, other)], 2)]
+
+
+@pytest.mark.parametrize(("build", "kernels"), [(copied, 1), (with_arithmetic, 1), (piece, 2)])
+def test_what_ends_a_product_is_stored_by_it(
+    build: Callable[[Inputs], list[Node]], kernels: int
+) -> None:
+    """In other places, among its neighbours there."""
+    plan = check(build)
+    assert [kernel.kind for kernel in plan.kernels].count("contraction") == 1
+    assert len(plan.kernels) == kernels and plan.arena_bytes == 0
+
+
+def transposed(inputs: Inputs) -> list[Node]:
+    """Whose neighbours would be far apart."""
+    return [g.permute(heads(inputs), (0, 1, 3, 2))]
+
+
+def repeated(inputs: Inputs) -> list[Node]:
+    """Each result is read twice."""
+    x = g.reshape(heads(inputs), (2, HEADS, ROWS, 1, WIDTH))
+    twice = g.expand(x, (2, HEADS, ROWS, 2, WIDTH))
+    return [ew(Op.EXP, g.reshape(twice, (2, HEADS, ROWS, 2 * WIDTH)))]
+
+
+def a_part(inputs: Inputs) -> list[Node]:
+    return [g.shrink(side_by_side(heads(inputs)), [(0, 2), (3, 9), (0, HEADS * WIDTH)])]
+
+
+def another_reader(inputs: Inputs) -> list[Node]:
+    x = side_by_side(heads(inputs))
+    y = mul(x, x)
+    return [y, total(y, 2)]
+
+
+@pytest.mark.parametrize("build", [transposed, repeated, a_part, another_reader])
+def test_what_is_not_each_result_once_is_right(build: Build) -> None:
+    check(build)
+
+
+def test_a_product_lies_as_the_products_behind_it_read_it() -> None:
+    """Heads beside one another in a row, for the projection and for the gradient of its weights."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = side_by_side(heads(inputs))
+        rows = g.reshape(x, (2 * ROWS, HEADS * WIDTH))
+        seed = inputs(2 * ROWS, 24)
+        return [product(rows, inputs(HEADS * WIDTH, 24)), product(g.permute(rows, (1, 0)), seed)]
+
+    plan = check(build)
+    first = plan.kernels[0].stages[0]
+    assert not row_major(first)
+    row = HEADS * WIDTH
+    assert str(first.position) == f"{ROWS * row}·i0 + {WIDTH}·i1 + {row}·i2 + i3"
+
+
+def test_readers_that_disagree_leave_a_product_as_it_is() -> None:
+    def build(inputs: Inputs) -> list[Node]:
+        x = heads(inputs)
+        rows = g.reshape(side_by_side(x), (2 * ROWS, HEADS * WIDTH))
+        return [product(rows, inputs(HEADS * WIDTH, 24)), product(x, inputs(2, HEADS, WIDTH, 24))]
+
+    assert row_major(check(build).kernels[0].stages[0])
