@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, Variable, jit
@@ -52,6 +54,30 @@ class RowCaches:
         ]
         # kept apart: a product that had it inside would be another kernel, with other sums
         return found[0].cat(*found[1:], dim=0).contiguous()
+
+
+class Results:
+    """What a step computed: logits (rows, vocabulary), which reach the host if anybody asks."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.tensor = logits
+
+    @cached_property
+    def logits(self) -> Any:
+        """As a numpy array."""
+        return self.tensor.numpy()
+
+
+class Row:
+    """One row of a step's results. likeliest: the first of the largest logits."""
+
+    def __init__(self, results: Results, number: int, likeliest: int) -> None:
+        self.results, self.number, self.likeliest = results, number, likeliest
+
+    @property
+    def logits(self) -> Any:
+        """(vocabulary,), of numpy."""
+        return self.results.logits[self.number]
 
 
 class Slots:
@@ -96,8 +122,8 @@ class Slots:
         for width in reversed(self.widths):
             for _ in range(WARM):
                 rows = self._rows(_alike(width, tokens[-1:], self.piece), width)
-            wanted = rows[0] if wanted is None else wanted
-            if all(bool((row == wanted).all()) for row in rows):
+            wanted = rows[0].logits if wanted is None else wanted
+            if all(bool((row.logits == wanted).all()) for row in rows):
                 kept.append(width)
         self.widths = kept[::-1] or [1]  # one by one is right always
         for width in (1 << n for n in range(self.count.bit_length() if self.guesses else 0)):
@@ -113,11 +139,12 @@ class Slots:
             if each < least or not known:
                 continue
             for place in range(self.piece + len(wanted), self.piece + each):
-                wanted.append(self.step({0: (token[0], place)})[0])
+                wanted.append(self.step({0: (token[0], place)})[0].logits)
             same = _alike(width, [*token] * each, self.piece)
             for _ in range(WARM):
                 rows = self._rows(same, width, each)
-            if bool((rows.reshape(width, each, -1) == wanted).all()):
+            if all(bool((row.logits == one).all())
+                   for row, one in zip(rows, wanted * width, strict=True)):  # fmt: skip
                 self._each[width] = each
                 self.checks[width] = self._cost(same)
                 return
@@ -147,13 +174,10 @@ class Slots:
             place = Variable("start", 0, self.context - size).bind(start)
             self._pieces[size](ids, self._bound("slot", slot), place)
 
-    def step(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, Any]:
-        """One more token of some slots, (token, position) by slot → logits (vocabulary,) by slot.
-
-        They are rows of numpy arrays.
-        """
+    def step(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, Row]:
+        """One more token of some slots: (token, position) by slot → what follows it, by slot."""
         slots, most = list(tokens), self.widths[-1]
-        found: dict[int, Any] = {}
+        found: dict[int, Row] = {}
         for first in range(0, len(slots), most):
             some = {slot: tokens[slot] for slot in slots[first : first + most]}
             width = next(width for width in self.widths if width >= len(some))
@@ -166,23 +190,21 @@ class Slots:
         count = len(places)
         return count in self.checks and max(places) + self._each[count] <= self.context
 
-    def check(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, Any]:
+    def check(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[Row]]:
         """At most `guesses` + 1 more tokens of each of some slots, where `can_check`.
 
-        (tokens, position of the first) by slot → logits (tokens, vocabulary) by slot, each row what
-        `step` would give.
+        (tokens, position of the first) by slot → what `step` would give for each, by slot.
         """
         each = self._each[len(tokens)]
-        rows = self._rows(tokens, len(tokens), each).reshape(len(tokens), each, -1)
-        return {slot: row[: len(tokens[slot][0])] for slot, row in zip(tokens, rows, strict=True)}
+        rows = iter(self._rows(tokens, len(tokens), each))
+        return {slot: list(islice(rows, each))[: len(some)] for slot, (some, _) in tokens.items()}
 
     def _rows(
         self, tokens: Mapping[int, tuple[Sequence[int], int]], width: int, each: int = 1
-    ) -> Any:
-        """Logits of the given slots, then of some rows that nobody reads: (rows, vocabulary).
+    ) -> list[Row]:
+        """Of the given slots, then some that mean nothing.
 
-        A numpy array. A slot has `each` rows; what follows its tokens there is overwritten before
-        it is seen.
+        A slot has `each` rows; what follows its tokens there is overwritten before it is seen.
         """
         slots = [*tokens, *[0] * (width - len(tokens))]
         firsts, order = [self.context] * self.count, [0] * self.count  # by slot; none: beyond all
@@ -196,13 +218,14 @@ class Slots:
         with Tensor.no_grad():
             if (width, each) not in self._steps:
                 self._steps[width, each] = jit(self._advance)
-            logits: Tensor = self._steps[width, each](
+            logits, likeliest = self._steps[width, each](
                 Tensor([ids, places], dtype="int32"), Tensor([firsts, order], dtype="int32"),
                 [self._bound(f"slot{number}", slot) for number, slot in enumerate(slots)],
                 [Variable(f"place{row}", 0, self.context - 1).bind(place)
                  for row, place in enumerate(places)],
             )  # fmt: skip
-            return logits.numpy()
+            results = Results(logits)
+            return [Row(results, row, token) for row, token in enumerate(likeliest.tolist())]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """What one slot knows of its first `length` tokens, at least one, to another."""
@@ -219,7 +242,7 @@ class Slots:
 
     def _advance(
         self, rows: Tensor, by_slot: Tensor, slots: list[Integer], places: list[Integer]
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """rows: ids and positions; by_slot: the first position, and whose rows of all it has."""
         (ids, positions), (first, order) = rows, by_slot.unsqueeze(2)
         each, every = len(places) // len(slots), Tensor.arange(self.context)
@@ -228,8 +251,9 @@ class Slots:
         caches = [RowCaches(cache, slots, places, written, index) for cache in self.caches]
         features = self.model.features(ids.unsqueeze(1), caches, positions)
         logits = self.model.unembed(features.squeeze(1))
-        Tensor.realize(logits, *self.kept)
-        return logits
+        likeliest = logits.argmax(-1)
+        Tensor.realize(logits, likeliest, *self.kept)
+        return logits, likeliest
 
     def _move(self, source: Integer, target: Integer, length: Integer) -> None:
         for kept in self.kept:
