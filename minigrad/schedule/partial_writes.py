@@ -8,6 +8,7 @@ each b, wherever they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
@@ -40,7 +41,8 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
         if (first, stop) == (0, axis.extent):
             first, stop = _loaded_range(axis, conditions)
             if (first, stop) != (0, axis.extent):  # which may lie outside
-                conditions += [axis.index + 0, axis.extent - 1 - axis.index]
+                inside = axis.index, axis.extent - 1 - axis.index
+                conditions += [c for c in inside if isinstance(c, Affine)]
         if (first, stop) == (0, axis.extent):
             axes.append(axis)
             continue
@@ -104,7 +106,7 @@ def _range(
     return first, stop
 
 
-def _loaded_range(axis: Axis, conditions: list[Integer]) -> tuple[Integer, Integer]:
+def _loaded_range(axis: Axis, conditions: Sequence[Affine]) -> tuple[Integer, Integer]:
     """Where an axis starts and stops by loaded numbers, if it is known how far that is apart."""
     firsts, stops = list[Integer](), list[Integer]()
     for c in conditions:
