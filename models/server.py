@@ -78,7 +78,8 @@ class Server:
 
         @asynccontextmanager
         async def life(_: Any) -> AsyncIterator[None]:
-            post = threading.Thread(target=self._post, args=(asyncio.get_running_loop(),))
+            loop = asyncio.get_running_loop()
+            post = threading.Thread(target=self._post, args=(loop,), name="post", daemon=True)
             post.start()
             yield
             await asyncio.to_thread(engine.close)
@@ -116,7 +117,7 @@ class Server:
         To wake the loop lets go of the interpreter, which the loop then holds for as long as it
         writes to clients: the engine's thread would wait for that between two steps.
         """
-        while (first := self.posted.get()) is not None:
+        while (first := self.posted.get()) is not None and not loop.is_closed():
             loop.call_soon_threadsafe(first)
 
     async def _nothing(self, request: Any, error: Any) -> Any:
