@@ -68,6 +68,10 @@ class KeyValueCache:
         keys, values = self.keys[:, :, :end], self.values[:, :, :end]
         return attention.mix(q, keys, values, seen(q, keys, start, attention))
 
+    def of(self, row: Integer) -> KeyValueCache:
+        """The same memory, of one row of the batch."""
+        return KeyValueCache(self.keys[row : row + 1], self.values[row : row + 1])
+
     def nbytes(self) -> int:
         """Bytes of memory."""
         return 2 * math.prod(self.keys._known_shape()) * self.keys.dtype.itemsize

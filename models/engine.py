@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad import Tensor
+from minigrad import Tensor, jit
 from minigrad.models.errors import InputError
 from minigrad.models.guesses import Guesses
-from minigrad.models.sampling import Sampler, Sampling
-from minigrad.models.slots import Slots
+from minigrad.models.sampling import Sampler, Sampling, draw
+from minigrad.models.slots import Row, Slots
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
@@ -92,6 +92,7 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self.idle = list(range(slots))  # the longest first
         self.steps = self.given = self.guessed = self.accepted = 0
+        self._draws: dict[frozenset[str], Any] = {}  # programs by what they have to compute
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.ready = threading.Event()
@@ -167,9 +168,8 @@ class Engine:
                 for slot in going:
                     self._draw_guessed(slot, rows[slot], guesses.get(slot, ()))
             else:
-                logits = self.slots.step(going)
-                for slot in going:
-                    self._draw(slot, logits[slot])
+                for slot, row in self.slots.step(going).items():
+                    self._draw(slot, row)
         return True
 
     def _guesses(self, going: Mapping[int, tuple[int, int]]) -> dict[int, Sequence[int]] | None:
@@ -184,13 +184,13 @@ class Engine:
         # a check has no rows of slots that wait: it may be faster than a step, without any guess
         return found if gain > (self.slots.checks[len(going)] - 1) * len(going) else None
 
-    def _draw_guessed(self, slot: int, rows: Any, guess: Sequence[int]) -> None:
+    def _draw_guessed(self, slot: int, rows: Sequence[Row], guess: Sequence[int]) -> None:
         """The token after each row, as far as the tokens of the rows were guessed right."""
         request = self.active[slot]
         request.guessed += len(guess)
         self.guessed += len(guess)
-        for logits, guessed in zip(rows, [*guess, None], strict=True):
-            if self._draw(slot, logits) != guessed or slot not in self.active:
+        for row, guessed in zip(rows, [*guess, None], strict=True):
+            if self._draw(slot, row) != guessed or slot not in self.active:
                 return
             request.accepted += 1
             self.accepted += 1
@@ -232,14 +232,13 @@ class Engine:
         request.read += len(tokens)
         self.known[slot] += tokens
 
-    def _draw(self, slot: int, logits: Any) -> int | None:
+    def _draw(self, slot: int, row: Row) -> int | None:
         """Tell one more token of the slot's request; None where it has ended before."""
         request = self.active[slot]
         if request.sampler is None:
-            token = int(logits.argmax())
+            token = row.likeliest
         else:
-            with Tensor.no_grad():
-                token = int(request.sampler(Tensor(logits[None])).item())
+            token = self._drawn_token(request.sampler, row)
         if token in request.ends:
             self._free(slot).tell(Ended("stop"))
             return None
@@ -247,11 +246,20 @@ class Engine:
         self.given += 1
         if request.guesses is not None:
             request.guesses.add(token)
-        request.tell(_drawn(token, logits, request.logprobs))
+        request.tell(_drawn(token, row, request.logprobs))
         full = len(request.prompt) + len(request.said) >= self.most
         if full or len(request.said) >= request.tokens:
             self._free(slot).tell(Ended("length"))
         return token
+
+
+    def _drawn_token(self, sampler: Sampler, row: Row) -> int:
+        """By a program that all requests with such settings share."""
+        steps = sampler.steps
+        if steps not in self._draws:
+            self._draws[steps] = jit(lambda *given: draw(steps, *given))
+        with Tensor.no_grad():
+            return int(self._draws[steps](Tensor(row.logits[None]), *sampler.state).item())
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -262,10 +270,10 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return min(len(first), len(second))
 
 
-def _drawn(token: int, logits: Any, count: int | None) -> Drawn:
+def _drawn(token: int, row: Row, count: int | None) -> Drawn:
     if count is None:
         return Drawn(token)
-    wide = logits.astype(np.float64)
+    wide = row.logits.astype(np.float64)
     wide -= wide.max()
     wide -= np.log(np.exp(wide).sum())
     best = np.argsort(-wide, kind="stable")[:count].tolist()

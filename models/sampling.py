@@ -121,48 +121,66 @@ class Sampler:
                 row[list(tokens)] = True
             self._seen.set_data(seen)
 
+    @property
+    def state(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `draw` is given besides the logits: settings, counters, and what was seen."""
+        return self._settings, self._counters, self._seen
+
     def __call__(self, logits: Tensor) -> Tensor:
         """(rows, vocabulary) of floats → (rows,) int32, computed."""
-        tokens = self._tokens(logits.detach().float())
-        kept = []
-        if "penalty" in self.steps:
-            ids = Tensor.arange(self.vocabulary, device=logits.device)
-            self._seen.assign(self._seen | ids.eq(tokens.unsqueeze(1)))
-            kept.append(self._seen)
-        if "draw" in self.steps:
-            step = Tensor([0, 0, 0, 1], dtype="uint32", device=logits.device)
-            self._counters.assign(self._counters + step)
-            kept.append(self._counters)
-        Tensor.realize(tokens, *kept)
-        return tokens
+        return draw(self.steps, logits, *self.state)
 
-    def _tokens(self, logits: Tensor) -> Tensor:
-        temperature, k, p, penalty = self._settings.split(1, 1)
-        if "penalty" in self.steps:
-            smaller = (logits > 0).where(logits / penalty, logits * penalty)
-            logits = self._seen.where(smaller, logits)
-        if "draw" not in self.steps:
-            return logits.argmax(-1)
-        distance = (logits.max(-1, keepdim=True) - logits).contiguous()
-        weights = (-distance / temperature).exp().contiguous()
-        share = self._share()
-        if not self.steps & {"top_k", "top_p"}:
-            return first_beyond(weights, share)
-        near = distance.bitcast("int32")
-        last = cutoff(near, 1.0, k) if "top_k" in self.steps else k.full_like(EVERY, dtype="int32")
-        whole, equals = within(near, last, weights, k)
-        if "top_p" in self.steps:
-            mass = whole + equals * weight_at(near, last, weights)
-            wanted = (p < 1).where(p * mass, float("inf"))
-            last = last.minimum(cutoff(near, weights, wanted))
-            whole, equals = within(near, last, weights, k, wanted)
-        return drawn(near, last, weights, whole, equals, share)
 
-    def _share(self) -> Tensor:
-        """A number between 0 and 1 for each row, (rows, 1) float64, of 53 random bits."""
-        low, high, number, count = (word.node for word in self._counters.split(1, 1))
-        first, second = threefry((low, high), (number, count))
-        return self._counters._unit(first, second)
+def draw(
+    steps: frozenset[str], logits: Tensor, settings: Tensor, counters: Tensor, seen: Tensor
+) -> Tensor:
+    """(rows, vocabulary) of floats → (rows,) int32, computed; updates a sampler's state in place.
+
+    A captured function of it serves all samplers that have as many rows and the same steps.
+    """
+    tokens = _tokens(steps, logits.detach().float(), settings, counters, seen)
+    kept = []
+    if "penalty" in steps:
+        ids = Tensor.arange(seen.shape[1], device=logits.device)
+        seen.assign(seen | ids.eq(tokens.unsqueeze(1)))
+        kept.append(seen)
+    if "draw" in steps:
+        counters.assign(counters + Tensor([0, 0, 0, 1], dtype="uint32", device=logits.device))
+        kept.append(counters)
+    Tensor.realize(tokens, *kept)
+    return tokens
+
+
+def _tokens(
+    steps: frozenset[str], logits: Tensor, settings: Tensor, counters: Tensor, seen: Tensor
+) -> Tensor:
+    temperature, k, p, penalty = settings.split(1, 1)
+    if "penalty" in steps:
+        smaller = (logits > 0).where(logits / penalty, logits * penalty)
+        logits = seen.where(smaller, logits)
+    if "draw" not in steps:
+        return logits.argmax(-1)
+    distance = (logits.max(-1, keepdim=True) - logits).contiguous()
+    weights = (-distance / temperature).exp().contiguous()
+    share = _share(counters)
+    if not steps & {"top_k", "top_p"}:
+        return first_beyond(weights, share)
+    near = distance.bitcast("int32")
+    last = cutoff(near, 1.0, k) if "top_k" in steps else k.full_like(EVERY, dtype="int32")
+    whole, equals = within(near, last, weights, k)
+    if "top_p" in steps:
+        mass = whole + equals * weight_at(near, last, weights)
+        wanted = (p < 1).where(p * mass, float("inf"))
+        last = last.minimum(cutoff(near, weights, wanted))
+        whole, equals = within(near, last, weights, k, wanted)
+    return drawn(near, last, weights, whole, equals, share)
+
+
+def _share(counters: Tensor) -> Tensor:
+    """A number between 0 and 1 for each row, (rows, 1) float64, of 53 random bits."""
+    low, high, number, count = (word.node for word in counters.split(1, 1))
+    first, second = threefry((low, high), (number, count))
+    return counters._unit(first, second)
 
 
 def cutoff(near: Tensor, weights: Tensor | float, wanted: Tensor) -> Tensor:

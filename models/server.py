@@ -7,12 +7,15 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import queue
 import secrets
+import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +74,17 @@ class Server:
         except InputError as error:
             self.no_template = str(error)
         self.ends = ends_of(tokenizer)
+        self.posted: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
         @asynccontextmanager
         async def life(_: Any) -> AsyncIterator[None]:
+            loop = asyncio.get_running_loop()
+            post = threading.Thread(target=self._post, args=(loop,), name="post", daemon=True)
+            post.start()
             yield
             await asyncio.to_thread(engine.close)
+            self.posted.put(None)
+            post.join()
 
         def route(path: str, method: str, function: Any) -> Any:
             async def guarded(request: Any) -> Any:
@@ -101,6 +110,15 @@ class Server:
             exception_handlers={404: self._nothing, 405: self._nothing, 500: self._broken},
             lifespan=life,
         )  # fmt: skip
+
+    def _post(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand what was posted on to the loop, in a thread of its own.
+
+        To wake the loop lets go of the interpreter, which the loop then holds for as long as it
+        writes to clients: the engine's thread would wait for that between two steps.
+        """
+        while (first := self.posted.get()) is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(first)
 
     async def _nothing(self, request: Any, error: Any) -> Any:
         refused = Refused(f"{request.method} {request.url.path} is not served here",
@@ -219,10 +237,10 @@ class Server:
                 f"context has {self.engine.most}", "messages" if chat else "prompt",
                 code="context_length_exceeded",
             )  # fmt: skip
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Drawn | Ended]()
+        events = asyncio.Queue[Drawn | Ended]()
 
         def tell(event: Drawn | Ended) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            self.posted.put(partial(events.put_nowait, event))
 
         job = Request(ids, min(want.tokens or usual, room), want.settings, tell, want.seed,
                       self.ends, want.logprobs)  # fmt: skip

@@ -1,15 +1,18 @@
-"""Several requests in one compiled step: each has caches, a slot, and positions of its own.
+"""Several requests in one compiled step: each has a slot of the caches, and its own positions.
 
-A prompt is read in pieces that begin at multiples of their length, in the slot where it will go on;
-then every slot that goes on gets one more token by each step, or, where its next tokens have been
-guessed, several that are checked at once. All arithmetic is row by row, and programs with other
-sums than the others are left out: what a slot computes depends on its own tokens only, bit by bit.
+A prompt is read in pieces that begin at multiples of their length, in the slot where it will go on,
+its end in as short a one as holds it. Then every slot that goes on gets one more token by each
+step, or, where its next tokens have been guessed, several that are checked at once. All arithmetic
+is row by row, and programs with other sums than the others are left out: what a slot computes
+depends on its own tokens only, bit by bit.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, Variable, jit
@@ -20,38 +23,68 @@ if TYPE_CHECKING:
     from minigrad.models.gpt import GPT, Attention
 
 PIECE = 64  # tokens of a prompt that are read at once: others wait for no more than these
+PARTS = 4  # a prompt's end is read in so many of as many parts of a piece
 WARM = 3  # calls until a program is captured and compiled
 TIMED = 5  # steps of which the fastest says what one costs
 
 
 class RowCaches:
-    """One layer's caches of several slots: row i of a step's batch is at position places[i].
+    """One layer's caches of all slots, for a step of some rows: row i is at position places[i].
 
-    As many rows for each slot, one after the other, are at positions that follow starts[slot].
+    As many rows for each of the slots, one after the other. written and index, (count, context):
+    which positions of each slot the step fills, and which row each of these is.
     """
 
     def __init__(
-        self, caches: Sequence[KeyValueCache], places: Sequence[Integer], starts: Sequence[Integer]
-    ) -> None:
-        self.caches, self.places, self.starts = caches, places, starts
+        self, cache: KeyValueCache, slots: Sequence[Integer], places: Sequence[Integer],
+        written: Tensor, index: Tensor,
+    ) -> None:  # fmt: skip
+        self.cache, self.slots, self.places = cache, slots, places
+        self.written, self.index = written.unsqueeze(2).unsqueeze(1), index
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
-        """Row by row, so that each costs its own positions."""
-        rows, each = [], len(self.places) // len(self.caches)
-        for number, cache in enumerate(self.caches):
-            own = slice(number * each, (number + 1) * each)
-            cache.keep(k[own].transpose(0, 2), v[own].transpose(0, 2), self.starts[number])
-            for row in range(own.start, own.stop):
-                rows.append(cache.look(attention, q[row : row + 1], self.places[row]))
+        """All rows are kept at once; each then looks at its own positions, and costs no others."""
+        for kept, new in ((self.cache.keys, k), (self.cache.values, v)):
+            rows = new.squeeze(2)[self.index].transpose(1, 2)  # (count, heads, context, width)
+            kept.assign(self.written.where(rows, kept))
+        each = len(self.places) // len(self.slots)
+        found = [
+            self.cache.of(self.slots[row // each]).look(attention, q[row : row + 1], place)
+            for row, place in enumerate(self.places)
+        ]
         # kept apart: a product that had it inside would be another kernel, with other sums
-        return rows[0].cat(*rows[1:], dim=0).contiguous()
+        return found[0].cat(*found[1:], dim=0).contiguous()
+
+
+class Results:
+    """What a step computed: logits (rows, vocabulary), which reach the host if anybody asks."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.tensor = logits
+
+    @cached_property
+    def logits(self) -> Any:
+        """As a numpy array."""
+        return self.tensor.numpy()
+
+
+class Row:
+    """One row of a step's results. likeliest: the first of the largest logits."""
+
+    def __init__(self, results: Results, number: int, likeliest: int) -> None:
+        self.results, self.number, self.likeliest = results, number, likeliest
+
+    @property
+    def logits(self) -> Any:
+        """(vocabulary,), of numpy."""
+        return self.results.logits[self.number]
 
 
 class Slots:
     """The caches of `count` slots, a power of two, and the programs that fill and use them.
 
-    context: positions of each, rounded down to whole pieces; the last is where slots write that
-    wait. guesses: how many guessed tokens of a slot are checked at once, if any.
+    context: positions of each, rounded down to whole pieces. guesses: how many guessed tokens of a
+    slot are checked at once, if any.
     """
 
     def __init__(self, model: GPT, count: int, context: int, guesses: int = 0) -> None:
@@ -59,16 +92,14 @@ class Slots:
         self.piece = PIECE if context >= 4 * PIECE else max(context // 4, 1)
         self.context = context = context // self.piece * self.piece
         self.model, self.count = model, count
-        # by slot keys and values of each layer
-        self.kept: list[list[Tensor]] = [
-            [tensor for cache in (KeyValueCache.empty(config, 1, context)
-                                  for _ in range(config.layers))
-             for tensor in (cache.keys, cache.values)]
-            for _ in range(count)
-        ]  # fmt: skip
+        self.caches = [KeyValueCache.empty(config, count, context) for _ in range(config.layers)]
+        self.kept = [kept for one in self.caches for kept in (one.keys, one.values)]
         # how many rows a step may have; `warm` leaves out some
         self.widths = [1 << n for n in range(count.bit_length())]
-        self._piece, self._copy = jit(self._read), jit(self._move)
+        part = max(self.piece // PARTS, 1)
+        sizes = [*range(part, self.piece, part), self.piece]
+        self._pieces = {size: jit(self._read) for size in sizes}
+        self._copy = jit(self._move)
         self.guesses = min(guesses, self.piece - 1)
         # how many slots a check may have, and how many times as long as a step it takes
         self.checks: dict[int, float] = {}
@@ -83,16 +114,16 @@ class Slots:
         """
         tokens = [place % self.model.config.vocabulary for place in range(self.piece)]
         for _ in range(WARM):
-            for slot in range(self.count):
-                self.read(slot, tokens, 0)
-            if self.count > 1:
-                self.copy(0, 1, self.piece)
+            for size in self._pieces:
+                self.read(0, tokens[:size], 0)
+            for slot in range(1, self.count):
+                self.copy(0, slot, self.piece)
         wanted, kept = None, []
         for width in reversed(self.widths):
             for _ in range(WARM):
                 rows = self._rows(_alike(width, tokens[-1:], self.piece), width)
-            wanted = rows[0] if wanted is None else wanted
-            if all(bool((row == wanted).all()) for row in rows):
+            wanted = rows[0].logits if wanted is None else wanted
+            if all(bool((row.logits == wanted).all()) for row in rows):
                 kept.append(width)
         self.widths = kept[::-1] or [1]  # one by one is right always
         for width in (1 << n for n in range(self.count.bit_length() if self.guesses else 0)):
@@ -108,11 +139,12 @@ class Slots:
             if each < least or not known:
                 continue
             for place in range(self.piece + len(wanted), self.piece + each):
-                wanted.append(self.step({0: (token[0], place)})[0])
+                wanted.append(self.step({0: (token[0], place)})[0].logits)
             same = _alike(width, [*token] * each, self.piece)
             for _ in range(WARM):
                 rows = self._rows(same, width, each)
-            if bool((rows.reshape(width, each, -1) == wanted).all()):
+            if all(bool((row.logits == one).all())
+                   for row, one in zip(rows, wanted * width, strict=True)):  # fmt: skip
                 self._each[width] = each
                 self.checks[width] = self._cost(same)
                 return
@@ -132,22 +164,20 @@ class Slots:
 
     def nbytes(self) -> int:
         """Bytes of the caches."""
-        return sum(cache.nbytes() for kept in self.kept for cache in _caches(kept))
+        return sum(cache.nbytes() for cache in self.caches)
 
     def read(self, slot: int, tokens: Sequence[int], start: int) -> None:
         """Keys and values of at most `piece` tokens of a slot, from position `start` on."""
-        ids = Tensor([[*tokens, *[0] * (self.piece - len(tokens))]], dtype="int32")
+        size = next(size for size in self._pieces if size >= len(tokens))
+        ids = Tensor([[*tokens, *[0] * (size - len(tokens))]], dtype="int32")
         with Tensor.no_grad():
-            place = Variable("start", 0, self.context - self.piece).bind(start)
-            self._piece(ids, self.kept[slot], place)
+            place = Variable("start", 0, self.context - size).bind(start)
+            self._pieces[size](ids, self._bound("slot", slot), place)
 
-    def step(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, Any]:
-        """One more token of some slots, (token, position) by slot → logits (vocabulary,) by slot.
-
-        They are rows of numpy arrays.
-        """
+    def step(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, Row]:
+        """One more token of some slots: (token, position) by slot → what follows it, by slot."""
         slots, most = list(tokens), self.widths[-1]
-        found: dict[int, Any] = {}
+        found: dict[int, Row] = {}
         for first in range(0, len(slots), most):
             some = {slot: tokens[slot] for slot in slots[first : first + most]}
             width = next(width for width in self.widths if width >= len(some))
@@ -160,73 +190,76 @@ class Slots:
         count = len(places)
         return count in self.checks and max(places) + self._each[count] <= self.context
 
-    def check(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, Any]:
+    def check(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[Row]]:
         """At most `guesses` + 1 more tokens of each of some slots, where `can_check`.
 
-        (tokens, position of the first) by slot → logits (tokens, vocabulary) by slot, each row what
-        `step` would give.
+        (tokens, position of the first) by slot → what `step` would give for each, by slot.
         """
         each = self._each[len(tokens)]
-        rows = self._rows(tokens, len(tokens), each).reshape(len(tokens), each, -1)
-        return {slot: row[: len(tokens[slot][0])] for slot, row in zip(tokens, rows, strict=True)}
+        rows = iter(self._rows(tokens, len(tokens), each))
+        return {slot: list(islice(rows, each))[: len(some)] for slot, (some, _) in tokens.items()}
 
     def _rows(
         self, tokens: Mapping[int, tuple[Sequence[int], int]], width: int, each: int = 1
-    ) -> Any:
-        """Logits of the given slots, then of some that wait: a numpy array (rows, vocabulary).
+    ) -> list[Row]:
+        """Of the given slots, then some that mean nothing.
 
         A slot has `each` rows; what follows its tokens there is overwritten before it is seen.
         """
-        waiting = [slot for slot in range(self.count) if slot not in tokens]
-        slots = [*tokens, *waiting[: width - len(tokens)]]
-        rows, places = [], list[int]()
-        for slot in slots:
-            some, start = tokens.get(slot, ([0], self.context - 1))
-            rows += [[token] for token in (*some, *[0] * (each - len(some)))]
+        slots = [*tokens, *[0] * (width - len(tokens))]
+        firsts, order = [self.context] * self.count, [0] * self.count  # by slot; none: beyond all
+        ids, places = list[int](), list[int]()
+        for number, (slot, (some, start)) in enumerate(tokens.items()):
+            firsts[slot], order[slot] = start, number
+            ids += (*some, *[0] * (each - len(some)))
             places += range(start, start + each)
+        unread = [0] * (width * each - len(ids))
+        ids, places = ids + unread, places + unread
         with Tensor.no_grad():
             if (width, each) not in self._steps:
                 self._steps[width, each] = jit(self._advance)
-            logits: Tensor = self._steps[width, each](
-                Tensor(rows, dtype="int32"), Tensor(places, dtype="int32"),
+            logits, likeliest = self._steps[width, each](
+                Tensor([ids, places], dtype="int32"), Tensor([firsts, order], dtype="int32"),
+                [self._bound(f"slot{number}", slot) for number, slot in enumerate(slots)],
                 [Variable(f"place{row}", 0, self.context - 1).bind(place)
                  for row, place in enumerate(places)],
-                [Variable(f"start{row}", 0, self.context - each).bind(place)
-                 for row, place in enumerate(places[::each])],
-                [self.kept[slot] for slot in slots],
             )  # fmt: skip
-            return logits.numpy()
+            results = Results(logits)
+            return [Row(results, row, token) for row, token in enumerate(likeliest.tolist())]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """What one slot knows of its first `length` tokens, at least one, to another."""
         with Tensor.no_grad():
             bound = Variable("length", 1, self.context).bind(length)
-            self._copy(self.kept[source], self.kept[target], bound)
+            self._copy(self._bound("source", source), self._bound("target", target), bound)
 
-    def _read(self, ids: Tensor, kept: list[Tensor], start: Integer) -> None:
-        self.model.features(ids, _caches(kept), start)
-        Tensor.realize(*kept)
+    def _bound(self, name: str, slot: int) -> Integer:
+        return Variable(name, 0, self.count - 1).bind(slot)
+
+    def _read(self, ids: Tensor, slot: Integer, start: Integer) -> None:
+        self.model.features(ids, [cache.of(slot) for cache in self.caches], start)
+        Tensor.realize(*self.kept)
 
     def _advance(
-        self, ids: Tensor, positions: Tensor, places: list[Integer], starts: list[Integer],
-        kept: list[list[Tensor]],
-    ) -> Tensor:  # fmt: skip
-        layers = zip(*map(_caches, kept), strict=True)
-        caches = [RowCaches(rows, places, starts) for rows in layers]
-        features = self.model.features(ids, caches, positions)
+        self, rows: Tensor, by_slot: Tensor, slots: list[Integer], places: list[Integer]
+    ) -> tuple[Tensor, Tensor]:
+        """rows: ids and positions; by_slot: the first position, and whose rows of all it has."""
+        (ids, positions), (first, order) = rows, by_slot.unsqueeze(2)
+        each, every = len(places) // len(slots), Tensor.arange(self.context)
+        written = (first <= every) & (every - (each - 1) <= first)
+        index = order * each + (every - first).clip(0, each - 1)
+        caches = [RowCaches(cache, slots, places, written, index) for cache in self.caches]
+        features = self.model.features(ids.unsqueeze(1), caches, positions)
         logits = self.model.unembed(features.squeeze(1))
-        Tensor.realize(logits, *(tensor for row in kept for tensor in row))
-        return logits
+        likeliest = logits.argmax(-1)
+        Tensor.realize(logits, likeliest, *self.kept)
+        return logits, likeliest
 
-    def _move(self, source: list[Tensor], target: list[Tensor], length: Integer) -> None:
-        for old, new in zip(source, target, strict=True):
-            new[:, :, :length] = old[:, :, :length]
-        Tensor.realize(*target)
-
-
-def _caches(kept: Sequence[Tensor]) -> list[KeyValueCache]:
-    """Of each layer, from keys and values in turn."""
-    return [KeyValueCache(*pair) for pair in zip(kept[::2], kept[1::2], strict=True)]
+    def _move(self, source: Integer, target: Integer, length: Integer) -> None:
+        for kept in self.kept:
+            old = kept[source : source + 1, :, :length].contiguous()
+            kept[target : target + 1, :, :length] = old
+        Tensor.realize(*self.kept)
 
 
 def _alike(

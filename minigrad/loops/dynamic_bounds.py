@@ -20,9 +20,9 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
-from minigrad.loops.mask_bounds import conditions_of
 from minigrad.loops.product import Problem
 from minigrad.schedule import expr
+from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Expr
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from minigrad.dtype import convert, dtypes
+from minigrad.dtype import convert
 from minigrad.graph.fold import fold
 from minigrad.graph.operations import UNARY, Op
 from minigrad.graph.shapes import unflatten
@@ -23,6 +23,7 @@ from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
+from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
@@ -138,39 +139,6 @@ def _of_choice(e: Expr, found: Mapping[Expr, Support | None]) -> Support | None:
     if inside is not None and inside.outside == y.value:
         conditions += tuple(c for c in inside.conditions if c not in conditions)
     return Support(conditions, float(y.value)) if conditions else None
-
-
-def conditions_of(e: Expr) -> tuple[Affine, ...]:
-    """Sums that are all ≥ 0 where the boolean `e` holds."""
-    if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
-        return (e.index,)
-    if e.op is Op.AND:
-        return conditions_of(e.args[0]) + conditions_of(e.args[1])
-    negated = e.op is Op.NOT
-    test = e.args[0] if negated else e
-    if test.op in (Op.LE, Op.LT):
-        less, more = (_as_index(arg) for arg in (reversed(test.args) if negated else test.args))
-        if less is not None and more is not None:
-            difference = more - less - int((test.op is Op.LT) != negated)
-            return (difference,) if isinstance(difference, Affine) else ()
-    return ()
-
-
-def _as_index(e: Expr) -> Integer | None:
-    """An integer expression as a sum of loop variables and loaded values, if it is one."""
-    if not e.dtype.is_int:
-        return None
-    if e.op is Leaf.LOAD and e.dtype is not dtypes.uint64:
-        return expr.value_of(e)
-    if e.op is Op.CONST:
-        return int(e.value)
-    if e.op is Leaf.INDEX:
-        return e.index
-    if e.op in (Op.ADD, Op.SUB):
-        x, y = _as_index(e.args[0]), _as_index(e.args[1])
-        if x is not None and y is not None:
-            return x + y if e.op is Op.ADD else x - y
-    return None
 
 
 def _of_load(e: Expr, stage: Stage, part: Support) -> Support | None:

@@ -1,10 +1,16 @@
 """A server under load: `python -m tests.bench.serving`, in the package's environment with `openai`.
 
-Starts `models/gpt.py serve` (and with --beside llama-cpp-python's server on the same GGUF file),
-asks each for many greedy continuations, some at once, and prints tokens per second, the time to the
-first token, whether each continuation is the one that the request gets alone, and the server's
-memory at the beginning and after each quarter of the requests (--requests 1000 --at 8: it stays).
---speculate 0,3 --again: a server for each, and prompts that have something to quote.
+Starts `models/gpt.py serve`, asks it for many greedy continuations, some at once, and prints tokens
+per second, the time to the first token, whether each continuation is the one that the request gets
+alone, and the server's memory at the beginning and after each quarter of the requests
+(--requests 1000 --at 8: it stays). --speculate 0,3 --again: a server for each, and prompts that
+have something to quote.
+
+--beside PYTHON: llama.cpp's server, too, with as many slots and on the same file. PYTHON is an
+interpreter that has the package `xllamacpp` (`python -m venv L && L/bin/pip install xllamacpp`,
+then --beside L/bin/python); where it has not, the peer is left out by name. The servers get their
+requests in turn, --rounds times; figures are medians of the rounds. --checkpoint: the file, best in
+Q4_0, which llama.cpp rearranges for its fastest code.
 """
 
 from __future__ import annotations
@@ -15,11 +21,13 @@ import os
 import random
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +35,43 @@ from minigrad.models.pretrained import smollm
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as",
          "with", "his", "they", "at", "be", "this", "from", "have", "or", "by"]  # fmt: skip
+
+
+LLAMA = """
+import sys, threading
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path = sys.argv[1]
+params.port, params.n_parallel, each, threads = map(int, sys.argv[2:])
+params.n_ctx = each * params.n_parallel
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+params.cache_ram_mib = 0
+server = xllamacpp.Server(params)
+print("serving", server.listening_address, flush=True)
+threading.Event().wait()
+"""
+
+
+@dataclass
+class Round:
+    """What a server did with its requests. took: seconds; firsts: to each first token."""
+
+    took: float
+    firsts: list[float]
+    texts: list[str]
+    tokens: int
+    held: list[float]  # MB after each quarter of the requests
+
+
+@dataclass
+class Server:
+    """A server that runs. alone: the texts that it gave first, at the lowest level."""
+
+    name: str
+    port: int
+    pid: int
+    alone: Sequence[str] = ()
+    rounds: list[Round] = field(default_factory=list)
 
 
 def prompts_of(count: int, length: int) -> list[str]:
@@ -67,16 +112,13 @@ def resident(pid: int) -> float:
     return int(found[1]) / 1000
 
 
-async def load(
-    place: str, prompts: list[str], tokens: int, together: int, pid: int
-) -> tuple[float, list[float], list[str], int, list[float]]:
-    """Of so many requests at once, to a process.
-
-    (seconds, seconds to each first token, texts, tokens in all, MB after each quarter of them)
-    """
+async def load(server: Server, prompts: list[str], tokens: int, together: int) -> Round:
+    """Of so many requests at once."""
     import openai
 
-    client = openai.AsyncOpenAI(base_url=place, api_key="none", max_retries=0, timeout=600)
+    client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none",
+                                max_retries=0, timeout=600,
+                                default_headers={"Connection": "close"})  # fmt: skip
     model = (await client.models.list()).data[0].id
     gate = asyncio.Semaphore(together)
     firsts, texts = [0.0] * len(prompts), [""] * len(prompts)
@@ -96,13 +138,36 @@ async def load(
                     texts[number] += part.choices[0].text
         done += 1
         if done * 4 // len(prompts) > len(held):
-            held.append(resident(pid))
+            held.append(resident(server.pid))
 
     begun = time.perf_counter()
     await asyncio.gather(*map(ask, range(len(prompts))))
     took = time.perf_counter() - begun
     await client.close()
-    return took, sorted(firsts), texts, sum(counts), held
+    return Round(took, sorted(firsts), texts, sum(counts), held)
+
+
+def has_llama(python: str) -> bool:
+    """Whether an interpreter can start llama.cpp's server; says so where it cannot."""
+    found = subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode == 0
+    if not found:
+        print(f"{python} has no xllamacpp: llama.cpp's server is left out")
+    return found
+
+
+def report(server: Server, together: int, lowest: int) -> None:
+    """A line of what the rounds of one level were like."""
+    rates = [one.tokens / one.took for one in server.rounds]
+    firsts = sorted(first for one in server.rounds for first in one.firsts)
+    texts = server.rounds[-1].texts
+    same = sum(a == b for a, b in zip(texts, server.alone, strict=True))
+    spread = f" ({min(rates):.1f} … {max(rates):.1f})" if len(rates) > 1 else ""
+    print(
+        f"{server.name:10} {together:2} at once: {statistics.median(rates):7.1f} tokens/s{spread}, "
+        f"first token p50 {firsts[len(firsts) // 2] * 1e3:6.0f} ms, "
+        f"p95 {firsts[int(len(firsts) * 0.95)] * 1e3:6.0f} ms; {same} of {len(texts)} as {lowest} "
+        f"at once; {', '.join(f'{size:.0f}' for size in server.rounds[-1].held)} MB", flush=True,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -116,7 +181,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--speculate", default="3", help="of the server, or of several")
     parser.add_argument("--again", action="store_true", help="each prompt's words twice")
-    parser.add_argument("--beside", action="store_true", help="llama-cpp-python's server, too")
+    parser.add_argument("--beside", metavar="PYTHON", help="llama.cpp's server, too (see above)")
+    parser.add_argument("--rounds", type=int, default=1)
     flags = parser.parse_args()
     path, levels = flags.checkpoint or str(smollm()), [int(n) for n in flags.at.split(",")]
     slots = flags.slots or 1 << (max(levels) - 1).bit_length()
@@ -125,36 +191,33 @@ def main() -> None:
         halves = prompts_of(flags.requests, flags.prompt // 2)
         prompts = [f"{half} {half}" for half in halves]
     context = 64 * -(-(flags.prompt + flags.tokens + 64) // 64) * 2
-    ports = free_port(), free_port()
-    ours = [sys.executable, "-u", "-m", "minigrad.models.gpt", "serve", "--checkpoint", path,
-            "--port", str(ports[0]), "--slots", str(slots), "--context", str(context)]  # fmt: skip
-    theirs = [sys.executable, "-m", "llama_cpp.server", "--model", path, "--port", str(ports[1]),
-              "--n_ctx", str(context), "--n_threads", str(os.cpu_count()), "--verbose", "False",
-              "--interrupt_requests", "False"]  # fmt: skip
-    servers = [(f"minigrad {each}", [*ours, "--speculate", each], "serving ", ports[0])
-               for each in flags.speculate.split(",")]  # fmt: skip
-    if flags.beside:
-        servers.append(("llama.cpp", theirs, "Uvicorn running", ports[1]))
-    alone: dict[str, list[str]] = {}
-    for together in levels:
-        for name, command, sign, port in servers:
-            begun = time.perf_counter()
-            with started(command, sign) as pid:
-                ready = time.perf_counter() - begun
-                place, before = f"http://127.0.0.1:{port}/v1", resident(pid)
-                took, firsts, texts, count, held = asyncio.run(
-                    load(place, prompts, flags.tokens, together, pid)
-                )
-                first = alone.setdefault(name.split()[0], texts)
-                memory = ", ".join(f"{size:.0f}" for size in (before, *held))
-                same = sum(a == b for a, b in zip(texts, first, strict=True))
-                print(
-                    f"{name:10} {together:2} at once: {count / took:7.1f} tokens/s, first token "
-                    f"p50 {firsts[len(firsts) // 2] * 1e3:6.0f} ms, "
-                    f"p95 {firsts[int(len(firsts) * 0.95)] * 1e3:6.0f} ms; {same} of {len(texts)} "
-                    f"as {levels[0]} at once; {memory} MB; "
-                    f"ready after {ready:.0f} s", flush=True,
-                )  # fmt: skip
+    commands = [
+        (f"minigrad {each}", "-m", "minigrad.models.gpt", "serve", "--checkpoint", path, "--port",
+         "PORT", "--slots", str(slots), "--context", str(context), "--speculate", each)
+        for each in flags.speculate.split(",")
+    ]  # fmt: skip
+    programs = [sys.executable] * len(commands)
+    if flags.beside and has_llama(flags.beside):
+        threads = str(os.cpu_count())
+        commands.append(("llama.cpp", "-c", LLAMA, path, "PORT", str(slots), str(context), threads))
+        programs.append(flags.beside)
+    with ExitStack() as stack:
+        servers = []
+        for program, (name, *command) in zip(programs, commands, strict=True):
+            port, begun = free_port(), time.perf_counter()
+            command = [str(port) if word == "PORT" else word for word in command]
+            pid = stack.enter_context(started([program, "-u", *command], "serving "))
+            servers.append(Server(name, port, pid))
+            print(f"{name}: ready after {time.perf_counter() - begun:.0f} s, "
+                  f"{resident(pid):.0f} MB", flush=True)  # fmt: skip
+        for together in levels:
+            for server in servers * flags.rounds:
+                one = asyncio.run(load(server, prompts, flags.tokens, together))
+                server.rounds.append(one)
+                server.alone = server.alone or one.texts
+            for server in servers:
+                report(server, together, levels[0])
+                server.rounds.clear()
 
 
 if __name__ == "__main__":

@@ -94,6 +94,8 @@ def test_requests_that_share_steps_get_what_they_get_alone(engine: Engine) -> No
         for number, caller in callers.items():
             assert caller.tokens() == alone[number], number
     assert max(caller.request.shared for caller in callers.values()) >= 64
+    (draws,) = engine._draws.values()  # all samplers share it
+    assert draws._replays  # of the thread of the engine
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -107,18 +109,19 @@ def test_rows_do_not_know_of_their_neighbours(quantized: bool, tmp_path: Path) -
     for slot, tokens in enumerate((prompt, [70] * 50, prompt, [71] * 9)):
         slots.read(slot, tokens, 0)
     place = len(prompt)
-    wanted = slots.step({0: (80, place)})[0]
+    wanted = slots.step({0: (80, place)})[0].logits
     assert np.ptp(wanted) > 0.5
     full = {3: (4, 9), 1: (5, 50), 2: (80, place), 0: (80, place)}
     for others in ({2: (80, place)}, {1: (3, 50), 2: (80, place)}, full):
-        assert np.array_equal(slots.step(others)[2], wanted), others
+        assert np.array_equal(slots.step(others)[2].logits, wanted), others
     slots.copy(2, 1, place)
-    assert np.array_equal(slots.step({3: (1, 10), 1: (80, place)})[1], wanted)
-    one_by_one = [slots.step({0: (token, place + n)})[0] for n, token in enumerate((80, 81))]
+    assert np.array_equal(slots.step({3: (1, 10), 1: (80, place)})[1].logits, wanted)
+    one_by_one = [slots.step({0: (token, place + n)})[0].logits for n, token in enumerate((80, 81))]
     for others in ({}, {3: ([4, 5], 9)}, {3: ([4], 9)}):  # and where others were guessed before
-        assert slots.check({**others, 2: ([80, 9], place)})[2].shape[0] == 2
+        assert slots.check({**others, 2: ([80, 9], place)})[2][1].logits.size > 1
         checked = slots.check({2: ([80, 81], place), **others})[2]
-        assert np.array_equal(checked, one_by_one), others
+        assert np.array_equal([row.logits for row in checked], one_by_one), others
+        assert [row.likeliest for row in checked] == np.argmax(one_by_one, 1).tolist()
     slots.widths = [1]  # as where no two widths agree
     assert set(slots.step({3: (1, 10), 1: (80, place)})) == {1, 3}
 

@@ -94,3 +94,41 @@ def test_places_count_from_their_start() -> None:
     assert [axis.extent for axis in stage.axes] == [7, 15]
     assert not stage.guard
     assert stage.position.constant == 3 * 50 + 30
+
+
+def at_loaded_places(length: int, wraps: bool = False) -> Build:
+    """Positions first[b] … first[b] + length − 1 of each b; wraps: by sums that may overflow."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, new, first = inputs(5, 24, 8), inputs(5, 1, 8), inputs(5, dtype=dtypes.int32)
+
+        def wide(y: Node, *shape: int) -> Node:
+            return g.expand(g.reshape(y, shape), x.shape)
+
+        place, begin = wide(g.iota(24, DEVICE), 1, 24, 1), wide(first, 5, 1, 1)
+        late = ew(Op.SUB, place, length - 1)
+        if wraps:
+            tests = [ew(Op.LE, begin, place), ew(Op.LE, ew(Op.SUB, late, begin), 0)]
+        else:
+            tests = [ew(Op.LE, begin, place), ew(Op.LE, late, begin)]
+        number = ew(Op.ADD, wide(new, 5, 1, 8), g.cast(place, dtypes.float32))
+        return [g.elementwise(Op.WHERE, ew(Op.AND, *tests), number, x)]
+
+    return build
+
+
+@pytest.mark.parametrize("machine", ["host", "avx2", "sse2", "scalar"])
+@pytest.mark.parametrize(
+    ("build", "iterations"),
+    [(at_loaded_places(1), 40), (at_loaded_places(3), 120), (at_loaded_places(3, True), 960)],
+)
+def test_loaded_places(build: Build, iterations: int, machine: str) -> None:
+    graph, inputs = graph_of(build, {0: 0})
+    (stage,) = schedule_of(graph, GOLDEN).kernels[0].stages
+    assert stage.iterations == iterations
+    values = values_for(inputs, 1)
+    for first in ([-(2**31), -2, 0, 23, 2**31 - 1], [3, 22, -1, 24, 11]):
+        values[2] = np.array(first, np.int32)
+        expected = evaluate(graph.roots, values, {"n": 1})
+        (found,) = run(graph, values, machine, 1)
+        np.testing.assert_array_equal(found, expected[0])

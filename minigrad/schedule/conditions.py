@@ -1,0 +1,48 @@
+"""Masks as conditions: the sums of loop variables and loaded numbers that are ≥ 0 where they hold.
+
+Sums here are of whole numbers without bounds. Where one of the mask's own could pass the bounds of
+its dtype, which wraps, it is no condition.
+"""
+
+from __future__ import annotations
+
+from minigrad.dtype import dtypes
+from minigrad.graph.operations import Op
+from minigrad.graph.symbolic import Affine, Integer, high, low
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Expr, Leaf
+
+
+def conditions_of(e: Expr) -> tuple[Affine, ...]:
+    """Sums that are all ≥ 0 where the boolean `e` holds."""
+    if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
+        return (e.index,)
+    if e.op is Op.AND:
+        return conditions_of(e.args[0]) + conditions_of(e.args[1])
+    negated = e.op is Op.NOT
+    test = e.args[0] if negated else e
+    if test.op in (Op.LE, Op.LT):
+        less, more = (_as_index(arg) for arg in (reversed(test.args) if negated else test.args))
+        if less is not None and more is not None:
+            difference = more - less - int((test.op is Op.LT) != negated)
+            return (difference,) if isinstance(difference, Affine) else ()
+    return ()
+
+
+def _as_index(e: Expr) -> Integer | None:
+    """An integer expression as a sum of loop variables and loaded values, if it is one."""
+    if not e.dtype.is_int:
+        return None
+    if e.op is Leaf.LOAD and e.dtype is not dtypes.uint64:
+        return expr.value_of(e)
+    if e.op is Op.CONST:
+        return int(e.value)
+    if e.op is Leaf.INDEX:
+        return e.index
+    if e.op in (Op.ADD, Op.SUB):
+        x, y = _as_index(e.args[0]), _as_index(e.args[1])
+        if x is not None and y is not None:
+            total = x + y if e.op is Op.ADD else x - y
+            fits = e.dtype.minimum <= low(total) and high(total) <= e.dtype.maximum
+            return total if fits else None
+    return None
