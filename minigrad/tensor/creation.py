@@ -260,6 +260,12 @@ class Creation(Methods):
         node = bounds.check(self.raw, extent, name, unit, wraps=wraps, ignored=ignored)
         return self._new(node)
 
+    def _within(
+        self, name: str, unit: str, expected: str, least: float = 0.0, most: float = 1.0
+    ) -> Self:
+        """self, of which each must be in an interval: see `bounds.check_values`."""
+        return self._new(bounds.check_values(self.node, name, unit, expected, least, most))
+
     def one_hot(self, num_classes: int) -> Self:
         """int32: 1 at the class of each element, in a new last dimension.
 

@@ -307,12 +307,15 @@ class Random(Methods):
     def bernoulli(self, p: Any = None) -> Self:
         """1 with the probabilities in self (or with p), else 0; in self's dtype.
 
+        DomainError where one is not in 0 … 1, when that is computed.
+
         >>> Tensor([0.0, 1.0]).bernoulli().tolist()
         [0.0, 1.0]
         """
         if isinstance(p, (int, float)) and not 0 <= p <= 1:
             raise ValueError(f"bernoulli({p}): expected a probability in 0 … 1")
-        chance = self if p is None else self._operand(p)
+        chance = (self if p is None else self._operand(p))._wide()
+        chance = chance._within("bernoulli", "no probability", "0 … 1")
         return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()
 
     def dropout(self, p: Scalar = 0.5) -> Self:
