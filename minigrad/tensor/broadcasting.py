@@ -119,6 +119,13 @@ def check_flag(name: str, what: str, value: object) -> None:
         raise TypeError(f"{name}({what}={value!r}): expected True or False")
 
 
+def check_ints(name: str, **given: object) -> None:
+    """TypeError for what is no int, nor a symbolic one: a float, or a text."""
+    for what, value in given.items():
+        if not isinstance(value, (int, Affine)) or isinstance(value, bool):
+            raise TypeError(f"{name}({what}={value!r}): expected an int")
+
+
 def axis_of(name: str, axis: int, ndim: int) -> int:
     """An axis counted from the left; negative ones count from the right."""
     if not isinstance(axis, int) or isinstance(axis, bool):

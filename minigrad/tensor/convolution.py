@@ -177,12 +177,12 @@ def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
 
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:
     """One number per spatial dimension, from one for all or a sequence."""
-    numbers = [given] * spatial if isinstance(given, int) else list(given)
+    numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
     if len(numbers) == 1:
         numbers *= spatial
-    if len(numbers) != spatial or any(not isinstance(n, int) or n < least for n in numbers):
+    if len(numbers) != spatial or any(type(n) is not int or n < least for n in numbers):
         raise ShapeError(
-            f"{name}({what}={given}): expected a number ≥ {least}, or {spatial} of them"
+            f"{name}({what}={given!r}): expected an int ≥ {least}, or {spatial} of them"
         )
     return numbers
 
@@ -213,15 +213,17 @@ def padding_pairs(
             )
         whole = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
         return [(n // 2, n - n // 2) for n in whole]
-    given: list[Any] = [padding] * spatial if isinstance(padding, int) else list(padding)
+    given = list(padding) if isinstance(padding, (tuple, list)) else [padding] * spatial
     if len(given) == 1 and spatial > 1 and isinstance(given[0], int):
         given *= spatial
     if len(given) == 2 * spatial and all(isinstance(n, int) for n in given):
         given = [(given[i], given[i + 1]) for i in range(0, 2 * spatial, 2)][::-1]
-    pairs = [(n, n) if isinstance(n, int) else tuple(n) for n in given]
-    if len(pairs) != spatial or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+    pairs = [tuple(n) if isinstance(n, (tuple, list)) else (n, n) for n in given]
+    if len(pairs) != spatial or any(
+        len(pair) != 2 or any(type(n) is not int or n < 0 for n in pair) for pair in pairs
+    ):
         raise ShapeError(
-            f"{name}(padding={padding}): expected a number ≥ 0, {spatial} numbers or pairs, or a "
+            f"{name}(padding={padding!r}): expected an int ≥ 0, {spatial} ints or pairs, or a "
             f"flat list of {2 * spatial} from the last dimension backwards"
         )
     return pairs

@@ -81,7 +81,7 @@ class _Plan:
     ) -> None:  # fmt: skip
         if x.dtype.is_bool:
             raise DTypeError(f"{name} of a bool tensor; expected numbers, e.g. x.float()")
-        self.spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)
+        self.spatial = len(kernel_size) if isinstance(kernel_size, (tuple, list)) else 2
         if not 1 <= self.spatial <= x.ndim:
             raise ShapeError(
                 f"{name} of {show(x.shape)} with kernel_size {kernel_size}: expected as many "

@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import show
+from minigrad.tensor.broadcasting import check_ints, show
 from minigrad.tensor.random import _draw
 
 
@@ -47,8 +47,8 @@ class Sampling(Composed):
         """Positions (int32) drawn with probabilities in proportion to the weights in self.
 
         self is (categories,), or (rows, categories) for draws of each row; weights are finite, ≥ 0
-        and in no row all 0 (DomainError, when that is computed). Without replacement no category is drawn twice, and one of weight 0 only when no
-        others are left.
+        and in no row all 0 (DomainError, when that is computed). Without replacement no category is
+        drawn twice, and one of weight 0 only when no others are left.
 
         >>> Tensor([0.0, 1.0]).multinomial().tolist()
         [1]
@@ -78,6 +78,7 @@ class Sampling(Composed):
             )
         if self.dtype.is_bool:
             raise DTypeError("multinomial of bool weights: expected numbers; use .float()")
+        check_ints("multinomial", num_samples=count)
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
             limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")

@@ -8,7 +8,15 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_flag, show
+from minigrad.tensor.broadcasting import (
+    Axes,
+    Scalar,
+    axes_of,
+    axis_of,
+    check_flag,
+    check_ints,
+    show,
+)
 from minigrad.tensor.core import Core
 from minigrad.tensor.ordering import Found
 
@@ -79,6 +87,7 @@ class Statistics(Composed):
         [2, 2]
         """
         axis = axis_of("kthvalue", dim, self.ndim)
+        check_ints("kthvalue", k=k)
         extent = self._known_shape()[axis] if self.ndim else 1
         if not 1 <= k <= extent:
             raise ShapeError(f"kthvalue({k}) of {show(self.shape)}: expected 1 … {extent}")
@@ -340,6 +349,7 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim)
+        check_ints("diff", n=n)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         first, *more = [part for part in (prepend, self, append) if part is not None]
