@@ -8,11 +8,6 @@ from typing import Any
 from minigrad.dtype import DType
 from minigrad.dtype import dtypes as all_dtypes
 
-__all__ = [
-    "bool", "can_cast", "finfo", "float32", "float64", "iinfo", "int8", "int16", "int32", "int64",
-    "isdtype", "result_type", "uint8", "uint16", "uint32", "uint64",
-]  # fmt: skip
-
 VERSIONS = ("2022.12", "2023.12", "2024.12")
 
 bool = all_dtypes.bool
@@ -67,7 +62,7 @@ _FLOATS = {
 }  # fmt: skip
 
 
-def dtype_of(value: Any) -> DType:
+def _dtype_of(value: Any) -> DType:
     """The dtype itself, or that of an array."""
     found = value if isinstance(value, DType) else getattr(value, "dtype", None)
     if not isinstance(found, DType):
@@ -77,7 +72,7 @@ def dtype_of(value: Any) -> DType:
 
 def iinfo(type: Any, /) -> IntegerLimits:
     """Limits of an integer dtype (or an array's)."""
-    dtype = dtype_of(type)
+    dtype = _dtype_of(type)
     if dtype not in INTEGER:
         raise TypeError(f"iinfo({dtype.name}): expected an integer dtype")
     return IntegerLimits(dtype.bits, int(dtype.maximum), int(dtype.minimum), dtype)
@@ -85,7 +80,7 @@ def iinfo(type: Any, /) -> IntegerLimits:
 
 def finfo(type: Any, /) -> FloatLimits:
     """Limits of a floating-point dtype (or an array's)."""
-    dtype = dtype_of(type)
+    dtype = _dtype_of(type)
     if dtype not in FLOATING:
         raise TypeError(f"finfo({dtype.name}): expected a floating-point dtype")
     mantissa, exponent = _FLOATS[dtype.name]
@@ -131,9 +126,9 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
     numbers = [x for x in arrays_and_dtypes if isinstance(x, (int, float))]
     if not known:
         raise ValueError("result_type: expected at least one array or dtype")
-    result = dtype_of(known[0])
+    result = _dtype_of(known[0])
     for value in known[1:]:
-        result = _combine(result, dtype_of(value))
+        result = _combine(result, _dtype_of(value))
     for number in numbers:
         if isinstance(number, float) and result not in FLOATING:
             raise TypeError(f"a Python float beside {result.name}: expected a floating dtype")
@@ -145,6 +140,6 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
 def can_cast(from_: Any, to: DType, /) -> Any:
     """Whether promotion may turn one dtype into another."""
     try:
-        return _combine(dtype_of(from_), to) is to
+        return _combine(_dtype_of(from_), to) is to
     except TypeError:
         return False
