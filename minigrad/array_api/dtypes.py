@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.dtype import DType
+from minigrad.dtype import DType, promote
 from minigrad.dtype import dtypes as all_dtypes
 
 VERSIONS = ("2022.12", "2023.12", "2024.12")
@@ -56,12 +56,6 @@ class FloatLimits:
     dtype: DType
 
 
-# dtype → (bits of the mantissa, largest exponent)
-_FLOATS = {
-    "float16": (10, 15), "bfloat16": (7, 127), "float32": (23, 127), "float64": (52, 1023),
-}  # fmt: skip
-
-
 def _dtype_of(value: Any) -> DType:
     """The dtype itself, or that of an array."""
     found = value if isinstance(value, DType) else getattr(value, "dtype", None)
@@ -83,11 +77,9 @@ def finfo(type: Any, /) -> FloatLimits:
     dtype = _dtype_of(type)
     if dtype not in FLOATING:
         raise TypeError(f"finfo({dtype.name}): expected a floating-point dtype")
-    mantissa, exponent = _FLOATS[dtype.name]
-    largest = (2.0 - 2.0**-mantissa) * 2.0**exponent
-    return FloatLimits(
-        dtype.bits, 2.0**-mantissa, largest, -largest, 2.0 ** (1 - exponent), dtype
-    )
+    eps, exponent = 2.0**-dtype.fraction, (1 << (dtype.bits - 2 - dtype.fraction)) - 1
+    largest = (2.0 - eps) * 2.0**exponent
+    return FloatLimits(dtype.bits, eps, largest, -largest, 2.0 ** (1 - exponent), dtype)
 
 
 def isdtype(dtype: DType, kind: Any) -> Any:
@@ -102,22 +94,13 @@ def isdtype(dtype: DType, kind: Any) -> Any:
 
 
 def _combine(one: DType, other: DType) -> DType:
-    if one is other:
-        return one
-    if one in FLOATING and other in FLOATING:
-        if {one, other} == set(FLOATING[2:]):
-            return float32
-        return one if one.itemsize > other.itemsize else other
-    for kind in (SIGNED, UNSIGNED):
-        if one in kind and other in kind:
-            return one if one.itemsize > other.itemsize else other
-    if one in INTEGER and other in INTEGER:
-        signed, unsigned = (one, other) if one in SIGNED else (other, one)
-        if unsigned.itemsize < 8:
-            return SIGNED[max(SIGNED.index(signed), UNSIGNED.index(unsigned) + 1)]
-    raise TypeError(
-        f"{one.name} and {other.name} have no common dtype in the standard; use astype"
-    )
+    pair = {one, other}
+    alike = len(pair) == 1 or any(pair <= {*kind} for kind in (FLOATING, INTEGER))
+    if not alike or (uint64 in pair and not pair.isdisjoint(SIGNED)):
+        raise TypeError(
+            f"{one.name} and {other.name} have no common dtype in the standard; use astype"
+        )
+    return promote(one, other)
 
 
 def result_type(*arrays_and_dtypes: Any) -> DType:

@@ -28,8 +28,7 @@ def stop(node: Node) -> Node:
     """The same values, through which no gradient flows: BITCAST has none, and costs nothing."""
     if not node.dtype.is_float or node.op is Op.CONST:
         return node
-    bits = {2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}[node.dtype.itemsize]
-    return build.bitcast(build.bitcast(node, bits), node.dtype)
+    return build.bitcast(build.bitcast(node, node.dtype.unsigned), node.dtype)
 
 
 def product(shape: Sequence[Integer]) -> Integer:
