@@ -204,16 +204,16 @@ class Module:
         self, prefix: str = "", recurse: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """What is trained, frozen ones too, by dotted names; tied ones once."""
-        kinds = (Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN)
-        found = self._tensors(kinds, prefix, recurse)
-        warn_of_unmarked(found, 3)
-        return iter([(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
+        return iter(self._trained(prefix, recurse))
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
         """What is trained, frozen ones too, each once."""
-        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), "", recurse)
-        warn_of_unmarked(found, 3)
-        return iter([t for _, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
+        return iter([tensor for _, tensor in self._trained("", recurse)])
+
+    def _trained(self, prefix: str, recurse: bool) -> list[tuple[str, Tensor]]:
+        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), prefix, recurse)
+        warn_of_unmarked(found, 4)
+        return [(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float]
 
     def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """What is not trained, saved or not, by dotted names."""

@@ -303,30 +303,23 @@ class Movement(Methods):
                     f"pad(mode={mode!r}) by {max(b, a)} of dimension {axis} with extent {n}: "
                     f"expected at most {max(limit, 0)}"
                 )
-            parts = []
-            if b > 0:
-                parts.append(
-                    result._part(axis, 1, b + 1).flip(axis) if mode == "reflect"
-                    else result._part(axis, n - b, n) if mode == "circular"
-                    else result._repeated(axis, 0, b)
-                )  # fmt: skip
-            parts.append(result._part(axis, max(-b, 0), n + min(a, 0)))
-            if a > 0:
-                parts.append(
-                    result._part(axis, n - 1 - a, n - 1).flip(axis) if mode == "reflect"
-                    else result._part(axis, 0, a) if mode == "circular"
-                    else result._repeated(axis, n - 1, a)
-                )  # fmt: skip
+            ends = {"reflect": ((1, b + 1), (n - 1 - a, n - 1)), "circular": ((n - b, n), (0, a)),
+                    "replicate": ((0, 1), (n - 1, n))}[mode]  # fmt: skip
+            parts = [result._part(axis, max(-b, 0), n + min(a, 0))]
+            for place, count, end in zip((0, 2), (b, a), ends, strict=True):
+                if count > 0:
+                    part = result._part(axis, *end)
+                    if mode == "reflect":
+                        part = part.flip(axis)
+                    elif mode == "replicate":
+                        part = part.expand([count if d == axis else -1 for d in range(self.ndim)])
+                    parts.insert(place, part)
             result = parts[0].cat(*parts[1:], dim=axis)
         return result
 
     def _part(self, axis: int, start: Integer, stop: Integer) -> Self:
         """start … stop − 1 along one axis."""
         return self.shrink([(start, stop) if d == axis else None for d in range(self.ndim)])
-
-    def _repeated(self, axis: int, place: int, count: int) -> Self:
-        one = self._part(axis, place, place + 1)
-        return one.expand(tuple(count if d == axis else -1 for d in range(self.ndim)))
 
     # --- diagonals and windows --------------------------------------------------------------------
 
