@@ -416,9 +416,11 @@ def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
 
 
 def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[float, float]:
+    if isinstance(b1, (tuple, list)):
+        raise TypeError(f"b1={b1}: expected a number; a pair is given as betas={b1}")
+    if betas is not None and not (isinstance(betas, (tuple, list)) and len(betas) == 2):
+        raise TypeError(f"betas={betas}: expected two numbers, as (0.9, 0.999)")
     first, second = (b1, b2) if betas is None else betas
-    if isinstance(first, (tuple, list)):
-        raise TypeError(f"b1={first}: expected a number; a pair is given as betas={first}")
     if not (0 <= first < 1 and 0 <= second < 1):
         raise ValueError(f"betas ({first}, {second}): expected each in 0 … 1, without 1")
     return first, second

@@ -125,6 +125,15 @@ def check_ints(name: str, **given: object) -> None:
             raise TypeError(f"{name}({what}={value!r}): expected an int")
 
 
+def check_share(name: str, **given: object) -> None:
+    """ValueError for what is no number in 0 … 1, as probabilities are; TypeError for no number."""
+    for what, value in given.items():
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{name}({what}={value!r}): expected a number in 0 … 1")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}({what}={value}): expected a probability, or share, in 0 … 1")
+
+
 def axis_of(name: str, axis: int, ndim: int) -> int:
     """An axis counted from the left; negative ones count from the right."""
     if not isinstance(axis, int) or isinstance(axis, bool):

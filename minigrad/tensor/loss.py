@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axis_of, show
+from minigrad.tensor.broadcasting import Scalar, axis_of, check_share, show
 from minigrad.tensor.core import Core
 
 
@@ -46,8 +46,7 @@ class Loss(Composed):
         >>> round(Tensor([[0.0, 0.0]]).cross_entropy(Tensor([1])).item(), 4)
         0.6931
         """
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
+        check_share("cross_entropy", label_smoothing=label_smoothing)
         place = self._class_axis("cross_entropy", target, axis)
         logits = self._moved_last(place)
         if target.dtype.is_float:
@@ -110,8 +109,7 @@ class Loss(Composed):
             )
         if not target.dtype.is_int:
             raise DTypeError(f"cross_entropy: targets are {target.dtype.name}, expected integers")
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
+        check_share("cross_entropy", label_smoothing=label_smoothing)
         x = self._wide()
         classes = self._new(target.node)._checked(
             x.shape[-1], "cross_entropy", "classes", ignored=ignore_index

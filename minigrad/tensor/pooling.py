@@ -14,8 +14,9 @@ from minigrad.tensor.convolution import (
     Numbers,
     Padding,
     Pairs,
-    padding_pairs,
+    geometry,
     per_dimension,
+    windows_of,
 )
 from minigrad.tensor.core import Core
 
@@ -88,11 +89,8 @@ class _Plan:
                 "dimensions as the kernel has, or more"
             )
         self.kernel = per_dimension(name, "kernel_size", kernel_size, self.spatial)
-        self.steps = self.kernel if stride is None else (
-            per_dimension(name, "stride", stride, self.spatial)
-        )  # fmt: skip
-        self.gaps = per_dimension(name, "dilation", dilation, self.spatial)
-        self.pairs = padding_pairs(name, padding, self.kernel, self.steps, self.gaps)
+        stride = self.kernel if stride is None else stride
+        self.steps, self.gaps, self.pairs = geometry(name, self.kernel, stride, padding, dilation)
         self.space = _extents(name, x, self.spatial)
         self.first = x.ndim - self.spatial
         self.beyond: Pairs = []
@@ -116,10 +114,7 @@ class _Plan:
     def windows(self, x: Any, value: Any) -> Any:
         """Windows of x, padded with `value`; the places inside them are the last dimensions."""
         padded = x.pad([None] * self.first + list(self.beyond), value=value)
-        return padded._windows([
-            (self.first + i, k, s, d)
-            for i, (k, s, d) in enumerate(zip(self.kernel, self.steps, self.gaps, strict=True))
-        ])  # fmt: skip
+        return padded._windows(windows_of(self.first, self.kernel, self.steps, self.gaps))
 
     def counted(self, x: Any, axis: int, count_include_pad: bool) -> Any:
         """How many elements count in each window along one dimension."""

@@ -194,6 +194,7 @@ class Products(Composed):
         [1.0]
         """
         x, y = (self._new(node) for node in self._pair("cosine_similarity", x2, False))
+        axis_of("cosine_similarity", dim, x.ndim)
         return (x.normalize(2, dim, eps) * y.normalize(2, dim, eps)).sum(dim)
 
     def pairwise_distance(

@@ -15,6 +15,7 @@ from minigrad.tensor.broadcasting import (
     axis_of,
     check_flag,
     check_ints,
+    check_share,
     show,
 )
 from minigrad.tensor.core import Core
@@ -135,8 +136,8 @@ class Statistics(Composed):
             raise ValueError(f"quantile(interpolation={interpolation!r}): expected 'linear', "
                              "'lower', 'higher', 'midpoint' or 'nearest'")  # fmt: skip
         for share in q if isinstance(q, (list, tuple)) else [q]:
-            if isinstance(share, (int, float)) and not 0 <= share <= 1:
-                raise ValueError(f"quantile({share}): expected shares in 0 … 1")
+            if not hasattr(share, "shape"):
+                check_share("quantile", q=share)
         axis = 0 if dim is None else axis_of("quantile", dim, self.ndim)
         x = self.flatten() if dim is None or not self.ndim else self
         rest = [d for d in range(x.ndim) if d != axis]

@@ -55,7 +55,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "Sequential of numbers": (lambda: nn.Sequential(1, 2), TypeError, "layers or functions"),  # type: ignore[arg-type]
     "train('yes')": (lambda: nn.Linear(3, 2).train("yes"), TypeError, "True or False"),  # type: ignore[arg-type]
     "LSTM of no layers": (lambda: nn.LSTM(3, 4, num_layers=0), ValueError, "layers ≥ 1"),
-    "GRU's dropout of 2": (lambda: nn.GRU(3, 4, dropout=2.0), ValueError, "dropout in 0 … 1"),
+    "GRU's dropout of 2": (lambda: nn.GRU(3, 4, dropout=2.0), ValueError, "dropout=2.0"),
     "RNN of nothing": (lambda: nn.RNN(0, 4), ValueError, "sizes"),
     "GRU's state of two layers": (
         lambda: nn.GRU(3, 4)(Y, _zeros(2, 2, 4)), ShapeError, "hidden of (1, 2, 4)",
@@ -78,6 +78,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "an optimizer of no leaf": (lambda: optim.Adam([LEAF * 2]), GradientError, "computed from"),
     "an optimizer of a copy": (lambda: optim.SGD([LEAF.clone()]), GradientError, "detach()"),
+    "betas of one": (lambda: optim.Adam([_leaf()], betas=0.9), TypeError, "expected two numbers"),  # type: ignore[arg-type]
+    "dropout of a text": (lambda: X.dropout("a"), TypeError, "dropout(p='a')"),  # type: ignore[arg-type]
+    "Dropout of a text": (lambda: nn.Dropout("a"), TypeError, "Dropout(p='a')"),  # type: ignore[arg-type]
+    "log_softmax of 'a'": (lambda: X.log_softmax("a"), TypeError, "log_softmax: axis 'a'"),  # type: ignore[arg-type]
+    "a cosine along 5": (lambda: X.cosine_similarity(X, 5), IndexError, "cosine_similarity: axis"),
     "lr='a'": (lambda: optim.SGD([_leaf()], lr="a"), ValueError, "expected a number ≥ 0"),  # type: ignore[arg-type]
     "StepLR of 0": (lambda: scheduler.StepLR(_sgd(), 0), ValueError, "steps ≥ 1"),
     "StepLR of no optimizer": (lambda: scheduler.StepLR(3, 1), TypeError, "expected an optimizer"),
