@@ -74,6 +74,8 @@ def _of_ints(init: Callable[..., None]) -> Callable[..., None]:
     """A layer's `__init__` that first looks at what is annotated as an int: sizes are ≥ 0."""
     wanted = {name: kind for name, kind in init.__annotations__.items()
               if kind in ("int", "int | None")}  # fmt: skip
+    if not wanted:
+        return init
 
     @functools.wraps(init)
     def checked(self: Layer, *args: Any, **options: Any) -> None:
