@@ -6,6 +6,7 @@ floats), and a Python number takes the dtype of the array beside it, if that is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -57,10 +58,7 @@ class Array:
     @property
     def size(self) -> int:
         """Number of elements."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
+        return math.prod(self.shape)
 
     @property
     def T(self) -> Array:
@@ -113,30 +111,27 @@ class Array:
         return f"Array({self._tensor.tolist()}, dtype={self.dtype.name}, device={self.device!r})"
 
     def __bool__(self) -> bool:
-        self._check_one("bool")
-        return bool(self._tensor)
+        return bool(self._one("bool"))
 
     def __int__(self) -> int:
-        self._check_one("int")
-        return int(self._tensor)
+        return int(self._one("int"))
 
     def __float__(self) -> float:
-        self._check_one("float")
-        return float(self._tensor)
+        return float(self._one("float"))
 
     def __complex__(self) -> complex:
-        self._check_one("complex")
-        return complex(float(self._tensor))
+        return complex(float(self._one("complex")))
 
     def __index__(self) -> int:
         if not self.dtype.is_int:
             raise TypeError(f"an array of {self.dtype.name} is no index: expected an integer dtype")
-        self._check_one("index")
-        return int(self._tensor)
+        return int(self._one("index"))
 
-    def _check_one(self, name: str) -> None:
+    def _one(self, name: str) -> Tensor:
+        """The tensor, which must have no dimensions."""
         if self.ndim:
             raise TypeError(f"{name}() of an array of shape {self.shape}: expected no dimensions")
+        return self._tensor
 
     def __len__(self) -> int:
         return len(self._tensor)
