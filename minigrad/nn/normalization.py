@@ -14,7 +14,7 @@ from minigrad.tensor import Tensor, realization
 
 
 def _shape_of(given: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(given) if isinstance(given, (tuple, list)) else (given,)
+    return tuple(given) if isinstance(given, Sequence) else (given,)
 
 
 def _check_channels(layer: Layer, x: Tensor, channels: int, spatial: tuple[int, ...] = ()) -> None:

@@ -58,7 +58,7 @@ class Arranging(Composed):
         """
         axis, given = axis_of("tensor_split", dim, self.ndim), indices_or_sections
         extent = self._known_shape()[axis]
-        if not isinstance(given, (tuple, list)):
+        if not isinstance(given, Sequence):
             check_ints("tensor_split", sections=given)
             if given < 1:
                 raise ShapeError(f"tensor_split({given}): expected a number of parts ≥ 1")

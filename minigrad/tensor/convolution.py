@@ -171,7 +171,7 @@ def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
 
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:
     """One number per spatial dimension, from one for all or a sequence."""
-    numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
+    numbers = list(given) if isinstance(given, Sequence) else [given] * spatial
     if len(numbers) == 1:
         numbers *= spatial
     if len(numbers) != spatial or any(type(n) is not int or n < least for n in numbers):
@@ -224,7 +224,7 @@ def padding_pairs(
             )
         whole = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
         return [(n // 2, n - n // 2) for n in whole]
-    given = list(padding) if isinstance(padding, (tuple, list)) else [padding] * spatial
+    given: list[Any] = list(padding) if isinstance(padding, Sequence) else [padding] * spatial
     if len(given) == 1 and spatial > 1 and isinstance(given[0], int):
         given *= spatial
     if len(given) == 2 * spatial and all(isinstance(n, int) for n in given):

@@ -53,6 +53,7 @@ class Core(Holder, metaclass=_TensorType):
         "_grad": "See `grad`.",
         "made": "Whether the user made it of data or random numbers, so that it may be a leaf.",
     }
+    _grad: Any  # a tensor of the same kind, or None
     train = train
     no_grad = no_grad
 

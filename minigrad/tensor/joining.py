@@ -121,7 +121,7 @@ class Joining(Methods):
         """Elements shifted along dims, those that leave come in at the other end."""
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
-        amounts = list(shifts) if isinstance(shifts, (tuple, list)) else [shifts]
+        amounts = list(shifts) if isinstance(shifts, Sequence) else [shifts]
         check_ints("roll", **{f"shifts[{i}]": amount for i, amount in enumerate(amounts)})
         axes = axes_of("roll", dims, self.ndim)
         if len(amounts) != len(axes):
@@ -143,18 +143,18 @@ class Joining(Methods):
         extent = self.shape[axis]
         if isinstance(extent, Affine):
             raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
-        if not isinstance(sizes, (tuple, list)):
+        if not isinstance(sizes, Sequence):
             check_ints("split", sizes=sizes)
             if sizes <= 0:
                 raise ShapeError(f"split({sizes}): expected a size > 0")
             starts = range(0, max(extent, 1), sizes)
             sizes = [min(sizes, extent - start) for start in starts]
+        check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         if sum(sizes) != extent:
             raise ShapeError(
                 f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
                 f"the sizes add up to {sum(sizes)}, expected {extent}"
             )
-        check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         parts, start = [], 0
         for size in sizes:
             parts.append(self._part(axis, start, start + size))

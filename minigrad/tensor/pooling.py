@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, Self
 
@@ -82,7 +83,7 @@ class _Plan:
     ) -> None:  # fmt: skip
         if x.dtype.is_bool:
             raise DTypeError(f"{name} of a bool tensor; expected numbers, e.g. x.float()")
-        self.spatial = len(kernel_size) if isinstance(kernel_size, (tuple, list)) else 2
+        self.spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 2
         if not 1 <= self.spatial <= x.ndim:
             raise ShapeError(
                 f"{name} of {show(x.shape)} with kernel_size {kernel_size}: expected as many "

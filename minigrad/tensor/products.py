@@ -80,7 +80,7 @@ class Products(Composed):
         >>> Tensor.ones(2, 3, 4).tensordot(Tensor.ones(3, 4, 5)).shape
         (2, 5)
         """
-        if not isinstance(dims, (tuple, list)):
+        if not isinstance(dims, Sequence):
             check_ints("tensordot", dims=dims)
             if not 0 <= dims <= min(self.ndim, other.ndim):
                 raise ShapeError(
