@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import REFERENCE
 
 from minigrad import Tensor, jit, nn
 from minigrad.errors import DeviceError, GradientError, ShapeError
@@ -114,7 +115,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "x.grad of one": (lambda: setattr(_leaf(), "grad", Tensor([1.0])), ShapeError, "(1,) of a"),
     "x.grad of ints": (lambda: setattr(_leaf(), "grad", Tensor([1, 2])), ShapeError, "int32 (2,)"),
     "x.grad elsewhere": (
-        lambda: setattr(_leaf(), "grad", Tensor([1.0, 2.0], device="REF")), DeviceError, "x.grad =",
+        lambda: setattr(_leaf(), "grad", Tensor([1.0, 2.0], device=REFERENCE)), DeviceError,
+        "x.grad =",
     ),
     "ints // 0": (lambda: Tensor([1]) // 0, ZeroDivisionError, "floor division of int32 by 0"),
     "ints % 0": (lambda: Tensor([1]) % 0, ZeroDivisionError, "mod of int32"),
