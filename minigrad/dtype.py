@@ -69,6 +69,21 @@ class DType:
         return self.kind == "b"
 
     @property
+    def signed(self) -> DType:
+        """The signed integers of the same size."""
+        return named(f"int{self.bits}")
+
+    @property
+    def unsigned(self) -> DType:
+        """The unsigned integers of the same size."""
+        return named(f"uint{self.bits}")
+
+    @property
+    def fraction(self) -> int:
+        """Bits of a float's significand behind the point: 1 + 2^−fraction follows 1."""
+        return {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[self.name]
+
+    @property
     def minimum(self) -> int | float | bool:
         """The identity of a maximum: smallest value, −inf for floats."""
         if self.kind == "f":

@@ -55,5 +55,9 @@ class BoundsError(MinigradError, IndexError):
     """An index lies outside its axis."""
 
 
+class DomainError(BoundsError, ValueError, RuntimeError):
+    """A value is none that an operation takes; PyTorch raises a RuntimeError then."""
+
+
 class LostValueError(MinigradError, RuntimeError):
     """A value is read that a program was to write which failed."""

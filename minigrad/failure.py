@@ -51,11 +51,12 @@ def _search(
         found = _first_outside(node, extent, variables, given)
         if found is not None:
             position = f" at position {found[1]}" if node.shape else ""
-            return check.error(f"index {found[0]}{position}", extent), [node]
+            return check.error(f"{check.noun} {found[0]}{position}", extent), [node]
     # where all that is left is in range now, it was overwritten by whoever came after the program
     suspects = unknown or checks
-    which = "an index" if len(suspects) == 1 else "an index (of this or another operation)"
     check = suspects[0].arg
+    which = f"{'an' if check.noun == 'index' else 'a'} {check.noun}"
+    which += "" if len(suspects) == 1 else " (of this or another operation)"
     error = check.error(which, evaluate(check.extent, variables), (
         "; which one it was is not known: what it was computed from has been overwritten"
     ))  # fmt: skip

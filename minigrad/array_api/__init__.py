@@ -9,15 +9,7 @@ Dtypes are real; complex ones raise. Arrays are lazy like the Tensors in them.
 import math
 import sys
 
-from minigrad.array_api import (
-    creation,
-    dtypes,
-    elementwise,
-    linalg,
-    manipulation,
-    searching,
-    statistics,
-)
+from minigrad.array_api import linalg
 from minigrad.array_api.array import VERSION, Array
 from minigrad.array_api.creation import *
 from minigrad.array_api.dtypes import *
@@ -27,6 +19,7 @@ from minigrad.array_api.linalg import matmul, matrix_transpose, tensordot, vecdo
 from minigrad.array_api.manipulation import *
 from minigrad.array_api.searching import *
 from minigrad.array_api.statistics import *
+from minigrad.dtype import DType
 
 Array._namespace = sys.modules[__name__]
 __array_api_version__ = VERSION
@@ -34,5 +27,9 @@ e, inf, nan, newaxis, pi = math.e, math.inf, math.nan, None, math.pi
 
 __all__ = ["Array", "__array_api_version__", "__array_namespace_info__", "e", "inf", "linalg"]
 __all__ += ["matmul", "matrix_transpose", "nan", "newaxis", "pi", "tensordot", "vecdot"]
-__all__ += creation.__all__ + dtypes.__all__ + elementwise.__all__
-__all__ += manipulation.__all__ + searching.__all__ + statistics.__all__
+__all__ += [  # the standard's dtypes, and the functions of the other files
+    name for name, value in globals().items()
+    if name not in __all__ and (isinstance(value, DType) or (
+        hasattr(value, "__code__") and str(value.__module__).startswith(f"{__name__}.")
+    ))
+]  # fmt: skip

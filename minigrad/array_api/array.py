@@ -6,6 +6,7 @@ floats), and a Python number takes the dtype of the array beside it, if that is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -57,10 +58,7 @@ class Array:
     @property
     def size(self) -> int:
         """Number of elements."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
+        return math.prod(self.shape)
 
     @property
     def T(self) -> Array:
@@ -113,30 +111,27 @@ class Array:
         return f"Array({self._tensor.tolist()}, dtype={self.dtype.name}, device={self.device!r})"
 
     def __bool__(self) -> bool:
-        self._check_one("bool")
-        return bool(self._tensor)
+        return bool(self._one("bool"))
 
     def __int__(self) -> int:
-        self._check_one("int")
-        return int(self._tensor)
+        return int(self._one("int"))
 
     def __float__(self) -> float:
-        self._check_one("float")
-        return float(self._tensor)
+        return float(self._one("float"))
 
     def __complex__(self) -> complex:
-        self._check_one("complex")
-        return complex(float(self._tensor))
+        return complex(float(self._one("complex")))
 
     def __index__(self) -> int:
         if not self.dtype.is_int:
             raise TypeError(f"an array of {self.dtype.name} is no index: expected an integer dtype")
-        self._check_one("index")
-        return int(self._tensor)
+        return int(self._one("index"))
 
-    def _check_one(self, name: str) -> None:
+    def _one(self, name: str) -> Tensor:
+        """The tensor, which must have no dimensions."""
         if self.ndim:
             raise TypeError(f"{name}() of an array of shape {self.shape}: expected no dimensions")
+        return self._tensor
 
     def __len__(self) -> int:
         return len(self._tensor)
@@ -156,7 +151,7 @@ class Array:
         return self._of(self._tensor[_key(key)])
 
     def __setitem__(self, key: Any, value: Any, /) -> None:
-        given = value if isinstance(value, Array) else scalar(value, self)
+        given = value if isinstance(value, Array) else _scalar(value, self)
         if not kinds.can_cast(given.dtype, self.dtype):
             raise TypeError(
                 f"writing {given.dtype.name} into an array of {self.dtype.name}: "
@@ -167,7 +162,7 @@ class Array:
     # --- operators --------------------------------------------------------------------------------
 
     def __pos__(self) -> Array:
-        return _unary("+", kinds.NUMERIC, self, lambda x: x)
+        return _unary("+", kinds.NUMERIC, self, Tensor.positive)
 
     def __neg__(self) -> Array:
         return _unary("-", kinds.NUMERIC, self, Tensor.neg)
@@ -198,7 +193,7 @@ def _key(key: Any) -> Any:
     return key._tensor
 
 
-def scalar(value: Any, beside: Array) -> Array:
+def _scalar(value: Any, beside: Array) -> Array:
     """A Python number in the dtype of the array beside it."""
     dtype = beside.dtype
     fits = (
@@ -237,34 +232,12 @@ def _binary(name: str, allowed: Kinds, x: Any, y: Any, apply: Operation) -> Arra
     if not isinstance(x, Array):
         if not isinstance(y, Array):
             raise TypeError(f"{name} of two Python numbers: expected at least one array")
-        x = scalar(x, y)
+        x = _scalar(x, y)
     elif not isinstance(y, Array):
-        y = scalar(y, x)
+        y = _scalar(y, x)
     _check(name, allowed, x, y)
     common = kinds.result_type(x.dtype, y.dtype)
     return Array._of(apply(x._tensor.cast(common), y._tensor.cast(common)))
-
-
-def unary(name: str, allowed: Kinds, apply: Callable[[Any], Any]) -> Callable[[Array], Array]:
-    """The namespace's function `name` of one array, element by element."""
-
-    def function(x: Array, /) -> Array:
-        return _unary(name, allowed, x, apply)
-
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{name}(x), element by element, as the standard defines it."
-    return function
-
-
-def binary(name: str, allowed: Kinds, apply: Operation) -> Callable[[Any, Any], Array]:
-    """The namespace's function `name` of two arrays, or an array and a Python number."""
-
-    def function(x1: Any, x2: Any, /) -> Array:
-        return _binary(name, allowed, x1, x2, apply)
-
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{name}(x1, x2), element by element, as the standard defines it."
-    return function
 
 
 def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None:

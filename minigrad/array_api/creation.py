@@ -9,11 +9,6 @@ from minigrad.array_api.array import Array
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
 
-__all__ = [
-    "arange", "asarray", "astype", "empty", "empty_like", "eye", "from_dlpack", "full", "full_like",
-    "linspace", "meshgrid", "ones", "ones_like", "tril", "triu", "zeros", "zeros_like",
-]  # fmt: skip
-
 Shape = int | tuple[int, ...]
 
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.dtype import DType
+from minigrad.dtype import DType, promote
 from minigrad.dtype import dtypes as all_dtypes
-
-__all__ = [
-    "bool", "can_cast", "finfo", "float32", "float64", "iinfo", "int8", "int16", "int32", "int64",
-    "isdtype", "result_type", "uint8", "uint16", "uint32", "uint64",
-]  # fmt: skip
 
 VERSIONS = ("2022.12", "2023.12", "2024.12")
 
@@ -61,13 +56,7 @@ class FloatLimits:
     dtype: DType
 
 
-# dtype → (bits of the mantissa, largest exponent)
-_FLOATS = {
-    "float16": (10, 15), "bfloat16": (7, 127), "float32": (23, 127), "float64": (52, 1023),
-}  # fmt: skip
-
-
-def dtype_of(value: Any) -> DType:
+def _dtype_of(value: Any) -> DType:
     """The dtype itself, or that of an array."""
     found = value if isinstance(value, DType) else getattr(value, "dtype", None)
     if not isinstance(found, DType):
@@ -77,7 +66,7 @@ def dtype_of(value: Any) -> DType:
 
 def iinfo(type: Any, /) -> IntegerLimits:
     """Limits of an integer dtype (or an array's)."""
-    dtype = dtype_of(type)
+    dtype = _dtype_of(type)
     if dtype not in INTEGER:
         raise TypeError(f"iinfo({dtype.name}): expected an integer dtype")
     return IntegerLimits(dtype.bits, int(dtype.maximum), int(dtype.minimum), dtype)
@@ -85,14 +74,12 @@ def iinfo(type: Any, /) -> IntegerLimits:
 
 def finfo(type: Any, /) -> FloatLimits:
     """Limits of a floating-point dtype (or an array's)."""
-    dtype = dtype_of(type)
+    dtype = _dtype_of(type)
     if dtype not in FLOATING:
         raise TypeError(f"finfo({dtype.name}): expected a floating-point dtype")
-    mantissa, exponent = _FLOATS[dtype.name]
-    largest = (2.0 - 2.0**-mantissa) * 2.0**exponent
-    return FloatLimits(
-        dtype.bits, 2.0**-mantissa, largest, -largest, 2.0 ** (1 - exponent), dtype
-    )
+    eps, exponent = 2.0**-dtype.fraction, (1 << (dtype.bits - 2 - dtype.fraction)) - 1
+    largest = (2.0 - eps) * 2.0**exponent
+    return FloatLimits(dtype.bits, eps, largest, -largest, 2.0 ** (1 - exponent), dtype)
 
 
 def isdtype(dtype: DType, kind: Any) -> Any:
@@ -107,22 +94,13 @@ def isdtype(dtype: DType, kind: Any) -> Any:
 
 
 def _combine(one: DType, other: DType) -> DType:
-    if one is other:
-        return one
-    if one in FLOATING and other in FLOATING:
-        if {one, other} == set(FLOATING[2:]):
-            return float32
-        return one if one.itemsize > other.itemsize else other
-    for kind in (SIGNED, UNSIGNED):
-        if one in kind and other in kind:
-            return one if one.itemsize > other.itemsize else other
-    if one in INTEGER and other in INTEGER:
-        signed, unsigned = (one, other) if one in SIGNED else (other, one)
-        if unsigned.itemsize < 8:
-            return SIGNED[max(SIGNED.index(signed), UNSIGNED.index(unsigned) + 1)]
-    raise TypeError(
-        f"{one.name} and {other.name} have no common dtype in the standard; use astype"
-    )
+    pair = {one, other}
+    alike = len(pair) == 1 or any(pair <= {*kind} for kind in (FLOATING, INTEGER))
+    if not alike or (uint64 in pair and not pair.isdisjoint(SIGNED)):
+        raise TypeError(
+            f"{one.name} and {other.name} have no common dtype in the standard; use astype"
+        )
+    return promote(one, other)
 
 
 def result_type(*arrays_and_dtypes: Any) -> DType:
@@ -131,9 +109,9 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
     numbers = [x for x in arrays_and_dtypes if isinstance(x, (int, float))]
     if not known:
         raise ValueError("result_type: expected at least one array or dtype")
-    result = dtype_of(known[0])
+    result = _dtype_of(known[0])
     for value in known[1:]:
-        result = _combine(result, dtype_of(value))
+        result = _combine(result, _dtype_of(value))
     for number in numbers:
         if isinstance(number, float) and result not in FLOATING:
             raise TypeError(f"a Python float beside {result.name}: expected a floating dtype")
@@ -145,6 +123,6 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
 def can_cast(from_: Any, to: DType, /) -> Any:
     """Whether promotion may turn one dtype into another."""
     try:
-        return _combine(dtype_of(from_), to) is to
+        return _combine(_dtype_of(from_), to) is to
     except TypeError:
         return False

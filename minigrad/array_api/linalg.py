@@ -10,14 +10,11 @@ from typing import Any, NamedTuple
 
 from minigrad import linalg
 from minigrad.array_api import dtypes as kinds
-from minigrad.array_api.array import Array, _binary, _check, binary
-from minigrad.array_api.manipulation import (
-    _axes,
-    _common_axis,
-    matrix_transpose,
-)
+from minigrad.array_api.array import Array, _binary, _check
+from minigrad.array_api.elementwise import _two
+from minigrad.array_api.manipulation import _axes, _common_axis, matrix_transpose
+from minigrad.array_api.statistics import sum
 from minigrad.dtype import DType
-from minigrad.tensor import Tensor
 
 __all__ = [
     "cholesky", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "matmul", "matrix_norm",
@@ -55,10 +52,7 @@ class SVDResult(NamedTuple):
     Vh: Array
 
 
-matmul = binary("matmul", kinds.NUMERIC, lambda x, y: x.matmul(y))
-
-
-outer = binary("outer", kinds.NUMERIC, Tensor.outer)
+matmul, outer = _two("matmul", kinds.NUMERIC), _two("outer", kinds.NUMERIC)
 
 
 def tensordot(x1: Array, x2: Array, /, *, axes: int | Sequence[Sequence[int]] = 2) -> Array:
@@ -87,8 +81,6 @@ def diagonal(x: Array, /, *, offset: int = 0) -> Array:
 
 def trace(x: Array, /, *, offset: int = 0, dtype: DType | None = None) -> Array:
     """The sum of a diagonal of each matrix."""
-    from minigrad.array_api.statistics import sum
-
     return sum(diagonal(x, offset=offset), axis=-1, dtype=dtype)
 
 

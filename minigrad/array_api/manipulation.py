@@ -9,11 +9,6 @@ from minigrad.array_api.array import Array
 from minigrad.array_api.dtypes import result_type
 from minigrad.tensor import Tensor
 
-__all__ = [
-    "broadcast_arrays", "broadcast_to", "concat", "expand_dims", "flip", "moveaxis", "permute_dims",
-    "repeat", "reshape", "roll", "squeeze", "stack", "take", "take_along_axis", "tile", "unstack",
-]  # fmt: skip
-
 
 def _axis(name: str, axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:

@@ -8,11 +8,6 @@ from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array
 from minigrad.array_api.manipulation import _axis, _check_integers
 
-__all__ = [
-    "argsort", "nonzero", "searchsorted", "sort", "unique_all", "unique_counts", "unique_inverse",
-    "unique_values",
-]  # fmt: skip
-
 
 def sort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
     """Elements in order along an axis."""

@@ -10,11 +10,6 @@ from minigrad.array_api.manipulation import _axes, _axis, concat
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
 
-__all__ = [
-    "all", "any", "argmax", "argmin", "count_nonzero", "cumulative_prod", "cumulative_sum", "diff",
-    "max", "mean", "min", "prod", "std", "sum", "var",
-]  # fmt: skip
-
 Axis = int | tuple[int, ...] | None
 
 

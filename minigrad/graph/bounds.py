@@ -1,8 +1,9 @@
-"""Indices that must lie inside their axis: the program itself finds those that do not.
+"""Indices that must lie inside their axis, and floats that must lie in an interval.
 
-GATHER and SCATTER read 0 or write nothing out of range, on every device. Methods to which a user
-gives indices wrap these in a CHECK, which changes nothing; but a program that needs one has one
-root more, 0 where all indices are in range, at which whoever ran it looks when it has ended.
+The program itself finds those that do not. GATHER and SCATTER read 0 or write nothing out of range,
+on every device. Methods to which a user gives indices wrap these in a CHECK, which changes nothing;
+but a program that needs one has one root more, 0 where all indices are in range, at which whoever
+ran it looks when it has ended. The same of probabilities and weights, which are floats.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import os.path
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from minigrad.dtype import dtypes
-from minigrad.errors import BoundsError
+from minigrad.errors import BoundsError, DomainError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make
 from minigrad.graph.symbolic import Affine, Integer, high
@@ -37,20 +39,68 @@ class Check:
     unit: str = field(default="elements", compare=False)
     line: tuple[str, int] = field(default=NO_LINE, compare=False)
 
+    noun: ClassVar[str] = "index"
+
     def allows(self, value: int, extent: int) -> bool:
         """Whether a value is an index, where the extent is so many."""
         return (-extent if self.wraps else 0) <= value < extent or value == self.ignored
 
     def error(self, what: str, extent: int, reason: str = "") -> BoundsError:
         """What to raise. what: "index 7 at position (3,)"; reason: why no more is known."""
-        file, number = self.line
-        near = os.path.relpath(file) if os.path.isabs(file) else file
-        line = f" ({min(near, file, key=len)}:{number})" if number else ""
         expected = f"{-extent if self.wraps else 0} … {extent - 1}" if extent else "no index at all"
         if self.ignored is not None:
             expected += f" (or {self.ignored}, which is ignored)"
-        reach = f"{what} is out of range for {extent} {self.unit}{line}"
+        reach = f"{what} is out of range for {extent} {self.unit}{self._place()}"
         return BoundsError(f"{self.name}: {reach}; expected {expected}{reason}")
+
+    def _place(self) -> str:
+        """The user's line, as messages show it."""
+        file, number = self.line
+        near = os.path.relpath(file) if os.path.isabs(file) else file
+        return f" ({min(near, file, key=len)}:{number})" if number else ""
+
+    def outside(self, index: Node) -> Node:
+        """Which elements are no index."""
+        limit = self.extent
+        narrow = index.dtype is dtypes.int32 and high(limit) < 1 << 31
+        wide = index if narrow else index.cast(dtypes.int64)  # a huge uint64 becomes negative
+        if isinstance(limit, int):
+            top = build.const(limit, wide.dtype, wide.shape, wide.device)
+        else:
+            value = build.cast(build.variable(limit, wide.device), wide.dtype)
+            top = build.expand(build.reshape(value, (1,) * wide.ndim), wide.shape)
+        wrong = wide.less(-top if self.wraps else 0) | top.operation("le", wide)
+        most, fewest = wide.dtype.maximum, wide.dtype.minimum
+        if self.ignored is None or not fewest <= self.ignored <= most:
+            return wrong
+        return wrong & wide.differs(self.ignored)
+
+
+@dataclass(frozen=True)
+class Interval(Check):
+    """What floats may be: from least to most, both included; a NaN is neither.
+
+    unit: what another is ("no weight"); expected: the interval in words.
+    """
+
+    least: float = 0.0
+    most: float = 1.0
+    expected: str = field(default="", compare=False)
+    noun: ClassVar[str] = "value"
+
+    def allows(self, value: float, extent: int) -> bool:
+        """Whether a value is in the interval."""
+        return self.least <= value <= self.most
+
+    def error(self, what: str, extent: int, reason: str = "") -> DomainError:
+        """What to raise, as for an index."""
+        said = f"{what} is {self.unit}{self._place()}"
+        return DomainError(f"{self.name}: {said}; expected {self.expected}{reason}")
+
+    def outside(self, index: Node) -> Node:
+        """Which elements are beyond."""
+        above = index.constant(self.least).operation("le", index)
+        return (above & index.operation("le", self.most)).operation("not")
 
 
 def check(
@@ -74,6 +124,19 @@ def check(
     return make(Op.CHECK, index.dtype, index.shape, (index,), found, index.device)
 
 
+def check_values(
+    x: Node, name: str, unit: str, expected: str, least: float = 0.0, most: float = 1.0
+) -> Node:
+    """The floats of x, of which each must be in least … most; DomainError at once for a constant.
+
+    unit: what another is ("no weight"); expected: the interval in words.
+    """
+    found = Interval(0, False, None, name, unit, users_line(), least, most, expected)
+    if x.op is Op.CONST and 0 not in x.shape and not found.allows(x.arg, 0):
+        raise found.error(f"value {x.arg}", 0)
+    return make(Op.CHECK, x.dtype, x.shape, (x,), found, x.device)
+
+
 def users_line() -> tuple[str, int]:
     """File and line of the innermost frame that is none of minigrad's own (models are users)."""
     frame = sys._getframe(1)
@@ -90,7 +153,7 @@ def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
     by_shape: dict[object, Node] = {}
     several = {(index, what.extent, what.wraps, what.ignored): what for index, what in checked}
     for (index, *_), what in several.items():
-        wrong, before = _outside(index, what), by_shape.get(index.shape)
+        wrong, before = what.outside(index), by_shape.get(index.shape)
         by_shape[index.shape] = wrong if before is None else build.elementwise(Op.OR, before, wrong)
     total: Node | None = None
     for wrong in by_shape.values():
@@ -99,24 +162,3 @@ def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
         total = some if total is None else build.elementwise(Op.OR, total, some)
     assert total is not None
     return build.contiguous(total)
-
-
-def _outside(index: Node, what: Check) -> Node:
-    """Which elements are no index."""
-    limit = what.extent
-    narrow = index.dtype is dtypes.int32 and high(limit) < 1 << 31
-    wide = index if narrow else build.cast(index, dtypes.int64)  # a huge uint64 becomes negative
-    if isinstance(limit, int):
-        top = build.const(limit, wide.dtype, wide.shape, wide.device)
-    else:
-        value = build.cast(build.variable(limit, wide.device), wide.dtype)
-        top = build.expand(build.reshape(value, (1,) * wide.ndim), wide.shape)
-    zero = build.const(0, wide.dtype, wide.shape, wide.device)
-    least = build.elementwise(Op.SUB, zero, top) if what.wraps else zero
-    low = build.elementwise(Op.LT, wide, least)
-    wrong = build.elementwise(Op.OR, low, build.elementwise(Op.LE, top, wide))
-    most, fewest = wide.dtype.maximum, wide.dtype.minimum
-    if what.ignored is None or not fewest <= what.ignored <= most:
-        return wrong
-    ignored = build.const(what.ignored, wide.dtype, wide.shape, wide.device)
-    return build.elementwise(Op.AND, wrong, build.elementwise(Op.NE, wide, ignored))

@@ -338,6 +338,7 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.SCATTER_MAX: (scatter_max_base_rule, None, scatter_max_rule),
     Op.SCATTER_PROD: (scatter_prod_base_rule, None, scatter_prod_rule),
     Op.CONTIGUOUS: (_same,),
+    Op.CHECK: (_same,),
     Op.MARK: (mark_gradient,),
     Op.COPY: (lambda node, g: build.copy(g, node.src[0].device),),
 }

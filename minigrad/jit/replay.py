@@ -216,9 +216,9 @@ class Capture:
                 fresh = source.kind == "fresh"
                 holder._point(nodes[source.what] if fresh else tensors[source.what].raw)
         for of, gradient, _ in self.gradients:
-            of.grad = gradient
+            of._grad = gradient
         for number, gradient in self.input_gradients:
-            tensors[number].grad = gradient
+            tensors[number]._grad = gradient
 
     def _all_written(self, tensors: Sequence[Tensor]) -> frozenset[Buffer]:
         return self.written | {tensors[number].raw.arg for number in self.written_inputs}

@@ -82,11 +82,11 @@ _ARGUMENTS = """\
 """
 _GRADIENTS = """\
         for of, gradient in gradients:
-            of.grad = gradient
+            of._grad = gradient
 """
 _TENSOR = """\
         result{n} = new(Tensor)
-        result{n}.grad = result{n}._origin = result{n}._family = result{n}._requires_grad = None
+        result{n}._grad = result{n}._origin = result{n}._family = result{n}._requires_grad = None
         result{n}.made, result{n}.stopped = False, {stopped}
 """
 _FILE_KEPT = """\

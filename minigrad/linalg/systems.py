@@ -285,8 +285,7 @@ def svdvals(x: Tensor) -> Tensor:
 
 def _least(x: Tensor, values: Tensor, rtol: Any) -> Tensor:
     """What singular values must be above to count."""
-    digits = {"float16": 10, "bfloat16": 7, "float64": 52}.get(x.dtype.name, 23)
-    share = max(x._known_shape()[-2:]) * 2.0**-digits if rtol is None else rtol
+    share = max(x._known_shape()[-2:]) * 2.0**-x.dtype.fraction if rtol is None else rtol
     return values.max(-1, True) * (share.unsqueeze(-1) if isinstance(share, Tensor) else share)
 
 

@@ -15,7 +15,7 @@ from minigrad.tensor.convolution import (
     Padding,
     Pairs,
     check_output_padding,
-    padding_pairs,
+    geometry,
     per_dimension,
 )
 
@@ -84,9 +84,7 @@ class _Convolution(_Kernel):
 
     def _pairs(self) -> Pairs:
         """How much is padded on each side; ShapeError for what is no padding."""
-        steps = per_dimension("conv2d", "stride", self.stride, self.spatial)
-        gaps = per_dimension("conv2d", "dilation", self.dilation, self.spatial)
-        return padding_pairs("conv2d", self.padding, self.kernel_size, steps, gaps)
+        return geometry("conv2d", self.kernel_size, self.stride, self.padding, self.dilation)[2]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′)."""
@@ -130,14 +128,14 @@ class _TransposedConvolution(_Kernel):
         super().__init__(in_channels, out_channels, kernel_size, groups, bias)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.output_padding = output_padding
-        name, n = type(self).__name__, self.spatial
-        steps, gaps = (
-            per_dimension(name, what, given, n)
-            for what, given in (("stride", stride), ("dilation", dilation))
-        )
-        padding_pairs("conv_transpose2d", padding, self.kernel_size, steps, gaps)
-        more = per_dimension(name, "output_padding", output_padding, n, least=0)
+        name = type(self).__name__
+        steps, gaps, _ = self._geometry()
+        more = per_dimension(name, "output_padding", output_padding, self.spatial, least=0)
         check_output_padding(name, more, steps, gaps)
+
+    def _geometry(self) -> tuple[list[int], list[int], Pairs]:
+        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return geometry("conv_transpose2d", *sizes)
 
     def __call__(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′).
@@ -153,12 +151,10 @@ class _TransposedConvolution(_Kernel):
     def _missing(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
         """The output_padding that gives an output_size."""
         name, n = type(self).__name__, self.spatial
-        steps = per_dimension(name, "stride", self.stride, n)
-        gaps = per_dimension(name, "dilation", self.dilation, n)
-        cut = per_dimension(name, "padding", self.padding, n, least=0)
+        steps, gaps, pairs = self._geometry()
         space = [int(extent) for extent in x.shape[x.ndim - n :] if isinstance(extent, int)]
-        sizes = zip(space, steps, gaps, self.kernel_size, cut, strict=True)
-        least = [(e - 1) * s + d * (k - 1) + 1 - 2 * p for e, s, d, k, p in sizes]
+        sizes = zip(space, steps, gaps, self.kernel_size, pairs, strict=True)
+        least = [(e - 1) * s + d * (k - 1) + 1 - sum(cut) for e, s, d, k, cut in sizes]
         more = [want - have for want, have in zip(output_size[-n:], least, strict=True)]
         if any(not 0 <= m < s for m, s in zip(more, steps, strict=True)):
             most = [have + s - 1 for have, s in zip(least, steps, strict=True)]

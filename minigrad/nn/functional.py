@@ -105,9 +105,8 @@ def rms_norm(
 
     eps: the distance from 1 to the next number of x's dtype unless given.
     """
-    digits = {"float16": 10, "bfloat16": 7, "float64": 52}.get(x.dtype.name, 23)
     axes = _last("rms_norm", x, normalized_shape)
-    return x.rmsnorm(axes, 2.0**-digits if eps is None else eps, weight)
+    return x.rmsnorm(axes, 2.0**-x._float_dtype().fraction if eps is None else eps, weight)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -37,6 +37,7 @@ def _pool(spatial: int, method: Any, order: str) -> Pool:
             bound = signature.bind(*args, **given).arguments
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
+        _check_space(name, bound["self"], spatial)
         size = bound.get("kernel_size", 2)
         bound["kernel_size"] = per_dimension(name, "kernel_size", size, spatial)
         return method(bound.pop("self"), **bound)
@@ -44,27 +45,33 @@ def _pool(spatial: int, method: Any, order: str) -> Pool:
     return _named(pool, name, f"See `Tensor.{method.__name__}`.", *options)
 
 
+def _check_space(name: str, x: Tensor, spatial: int) -> None:
+    if x.ndim not in (spatial + 1, spatial + 2):
+        raise ShapeError(
+            f"{name} of {x.shape}: expected (batch, channels, *space), or without the batch, with "
+            f"{spatial} spatial dimensions"
+        )
+
+
 def _adaptive(spatial: int, kind: str, along: Callable[[Tensor, int, int], Tensor]) -> Pool:
+    name = f"adaptive_{kind}_pool{spatial}d"
+
     def pool(x: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
-        if x.ndim not in (spatial + 1, spatial + 2):
+        _check_space(name, x, spatial)
+        several = isinstance(output_size, (tuple, list))
+        sizes: list[Any] = list(output_size) if several else [output_size] * spatial  # type: ignore[arg-type]
+        given = [size for size in sizes if size is not None]
+        if len(sizes) != spatial or any(type(size) is not int or size < 1 for size in given):
             raise ShapeError(
-                f"adaptive_{kind}_pool{spatial}d of {x.shape}: expected (batch, channels, *space) "
-                f"with {spatial} spatial dimensions"
-            )
-        one = isinstance(output_size, int) or output_size is None
-        sizes = [output_size] * spatial if one else list(output_size)  # type: ignore[arg-type]
-        if len(sizes) != spatial or any(isinstance(size, int) and size < 1 for size in sizes):
-            raise ShapeError(
-                f"adaptive_{kind}_pool{spatial}d({output_size}): expected {spatial} numbers ≥ 1 or "
-                "None, or one for all"
+                f"{name}({output_size}): expected {spatial} ints ≥ 1 or None, or one for all"
             )
         for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
-            x = x if size is None else along(x, axis, size)  # type: ignore[arg-type]
+            x = x if size is None else along(x, axis, size)
         return x
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
     text = f"{what} of as many windows as output_size says; None keeps an extent."
-    return _named(pool, f"adaptive_{kind}_pool{spatial}d", text)
+    return _named(pool, name, text)
 
 
 def _means(x: Tensor, axis: int, size: int) -> Tensor:

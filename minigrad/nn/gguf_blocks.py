@@ -19,22 +19,65 @@ Parts = list[Tensor]  # (rows, blocks, elements), then (rows, groups or blocks, 
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A type: its number in a file, how many bytes a block has, its parts' places.
+class Codec:
+    """How a block's scales, and minima if any, share bytes: uint8, each (rows, blocks, n).
 
-    fields: names and bytes, in the order of the file. unpack makes parts of the fields, as
-    `Quantized` has them but with an integer in each element of the first; pack is its inverse.
+    zero: what a scale of 0 is.
     """
 
-    number: int
-    fields: tuple[tuple[str, int], ...]
-    unpack: Callable[[Fields], Parts]
-    pack: Callable[[Parts], Fields]
+    unpack: Callable[[Tensor], Parts]
+    pack: Callable[..., Tensor]
+    zero: int = 0
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of a block."""
-        return sum(count for _, count in self.fields)
+
+class Layout:
+    """A type: its number in a file, and the fields of a block, as names and bytes, in order.
+
+    Fields whose names are these hold: d, the scale, or in a file of K types a factor of the scales;
+    m, the minimum, or a factor of the minima; scales, what has factors; q and high, the integers'
+    lower and upper bits. Of q, `bits` of an integer lie together, and `run` bytes have 8/bits runs
+    of integers, the first one lowest; of high as many as follow from its bytes, in runs `high_run`.
+    """
+
+    def __init__(
+        self, number: int, bits: int, run: int, high_run: int = 0, codec: Codec | None = None,
+        **fields: int,
+    ) -> None:  # fmt: skip
+        self.number, self.codec, self.fields = number, codec, tuple(fields.items())
+        self.bytes = sum(fields.values())  # of a block
+        # name, bits and run of each field of integers, and how many bits are in those before it
+        self.integers = [("q", bits, run, 0)]
+        if high_run:
+            self.integers.append(("high", bits * fields["high"] // fields["q"], high_run, bits))
+
+    def unpack(self, fields: Fields) -> Parts:
+        """The parts that `Quantized` has, but with an integer in each element of the first."""
+        halves = [half(fields[name]) for name in "dm" if name in fields]
+        q, *upper = [spread(fields[name], bits, run) << below if below else
+                     spread(fields[name], bits, run)
+                     for name, bits, run, below in self.integers]  # fmt: skip
+        for more in upper:
+            q = q | more
+        if self.codec is None:
+            return [q ^ 128 if self.integers[0][1] == 8 else q, *halves]
+        scales = [_signed(part, self.codec.zero) for part in self.codec.unpack(fields["scales"])]
+        factors = halves[0].cat(-halves[1], dim=2) if len(halves) > 1 else halves[0]
+        return [q, *(part.reshape(part.shape[0], -1, 1) for part in scales), factors]
+
+    def pack(self, parts: Parts) -> Fields:
+        """The inverse of `unpack`. A file's minima are subtracted."""
+        q, *rest = parts
+        q = q ^ 128 if self.integers[0][1] == 8 else q
+        found = {name: gathered(q >> below if below else q, bits, run)
+                 for name, bits, run, below in self.integers}  # fmt: skip
+        if self.codec is not None:
+            rows, blocks, _ = q._known_shape()
+            scales = [_unsigned(part, self.codec.zero).reshape(rows, blocks, -1)
+                      for part in rest[:-1]]  # fmt: skip
+            found["scales"] = self.codec.pack(*scales)
+            factors = rest[-1]
+            rest = [factors[:, :, :1], -factors[:, :, 1:]][: len(scales)]
+        return found | {name: two_bytes(part) for name, part in zip("dm", rest, strict=False)}
 
 
 def packed(name: str, parts: Parts) -> Tensor:
@@ -127,150 +170,42 @@ def _unsigned(integers: Tensor, zero: int = 0) -> Tensor:
     return (integers + zero if zero else integers).bitcast(dtypes.uint8)
 
 
-def _of_groups(scales: Tensor) -> Tensor:
-    """One for each group, one below the other: (rows, blocks, n) → (rows, blocks · n, 1)."""
-    return scales.reshape(scales.shape[0], -1, 1)
-
-
-def _of_blocks(scales: Tensor, count: int) -> Tensor:
-    """The inverse of `_of_groups`, where a block has `count` groups."""
-    return scales.reshape(scales.shape[0], -1, count)
-
-
-def _unpack_q4(f: Fields) -> Parts:
-    return [spread(f["q"], 4, 16), *(half(f[name]) for name in "dm" if name in f)]
-
-
-def _pack_q4(parts: Parts) -> Fields:
-    return {"q": gathered(parts[0], 4, 16), **_numbers(parts[1:])}
-
-
-def _unpack_q5(f: Fields) -> Parts:
-    q = spread(f["q"], 4, 16) | spread(f["high"], 1, 1) << 4
-    return [q, *(half(f[name]) for name in "dm" if name in f)]
-
-
-def _pack_q5(parts: Parts) -> Fields:
-    high = gathered(parts[0] >> 4, 1, 1)
-    return {"q": gathered(parts[0], 4, 16), "high": high, **_numbers(parts[1:])}
-
-
-def _unpack_q8(f: Fields) -> Parts:
-    return [f["q"] ^ 128, half(f["d"])]
-
-
-def _pack_q8(parts: Parts) -> Fields:
-    return {"q": parts[0] ^ 128, **_numbers(parts[1:])}
-
-
-def _unpack_q2_k(f: Fields) -> Parts:
-    scales, minima = f["scales"] & 15, f["scales"] >> 4
-    return [spread(f["q"], 2, 32), *_with_minima(f, scales, minima)]
-
-
-def _pack_q2_k(parts: Parts) -> Fields:
-    q, scales, minima, factors = parts
-    both = _of_blocks(_unsigned(scales) | _unsigned(minima) << 4, 16)
-    return {"q": gathered(q, 2, 32), "scales": both, **_factors(factors)}
-
-
-def _unpack_q3_k(f: Fields) -> Parts:
-    low, high = f["scales"][:, :, :8], f["scales"][:, :, 8:]
-    scales = _signed(spread(low, 4, 8) | spread(high, 2, 4) << 4, 32)
-    q = spread(f["q"], 2, 32) | spread(f["high"], 1, 32) << 2
-    return [q, _of_groups(scales), half(f["d"])]
-
-
-def _pack_q3_k(parts: Parts) -> Fields:
-    q, scales, factors = parts
-    six = _of_blocks(_unsigned(scales, 32), 16)
-    both = gathered(six, 4, 8).cat(gathered(six >> 4, 2, 4), dim=2)
-    high = gathered(q >> 2, 1, 32)
-    return {"q": gathered(q, 2, 32), "high": high, "scales": both, "d": two_bytes(factors)}
-
-
-def _unpack_q4_k(f: Fields) -> Parts:
-    return [spread(f["q"], 4, 32), *_with_minima(f, *_unpack_six_bits(f["scales"]))]
-
-
-def _pack_q4_k(parts: Parts) -> Fields:
-    q, scales, minima, factors = parts
-    six = _pack_six_bits(scales, minima)
-    return {"q": gathered(q, 4, 32), "scales": six, **_factors(factors)}
-
-
-def _unpack_q5_k(f: Fields) -> Parts:
-    q = spread(f["q"], 4, 32) | spread(f["high"], 1, 32) << 4
-    return [q, *_with_minima(f, *_unpack_six_bits(f["scales"]))]
-
-
-def _pack_q5_k(parts: Parts) -> Fields:
-    return {**_pack_q4_k(parts), "high": gathered(parts[0] >> 4, 1, 32)}
-
-
-def _unpack_q6_k(f: Fields) -> Parts:
-    q = spread(f["q"], 4, 64) | spread(f["high"], 2, 32) << 4
-    return [q, _of_groups(_signed(f["scales"])), half(f["d"])]
-
-
-def _pack_q6_k(parts: Parts) -> Fields:
-    q, scales, factors = parts
-    return {"q": gathered(q, 4, 64), "high": gathered(q >> 4, 2, 32),
-            "scales": _of_blocks(_unsigned(scales), 16), "d": two_bytes(factors)}  # fmt: skip
-
-
-def _numbers(parts: Parts) -> Fields:
-    """A scale, and a minimum if any."""
-    return {name: two_bytes(part) for name, part in zip("dm", parts, strict=False)}
-
-
-def _with_minima(f: Fields, scales: Tensor, minima: Tensor) -> Parts:
-    """Scales, minima and the factors of both; a file's minima are subtracted."""
-    factors = half(f["d"]).cat(-half(f["m"]), dim=2)
-    return [_of_groups(_signed(scales)), _of_groups(_signed(minima)), factors]
-
-
-def _factors(factors: Tensor) -> Fields:
-    """What `_with_minima` made factors of."""
-    return {"d": two_bytes(factors[:, :, :1]), "m": two_bytes(-factors[:, :, 1:])}
-
-
-def _unpack_six_bits(field: Tensor) -> tuple[Tensor, Tensor]:
+def _unpack_six_bits(field: Tensor) -> Parts:
     """8 scales and 8 minima of 12 bytes.
 
     The first 4 of each are in bytes of their own, whose upper 2 bits belong to the others; the
     lower 4 of those are in the last bytes.
     """
     scales, minima, low = (field[:, :, start : start + 4] for start in (0, 4, 8))
-    return (
+    return [
         (scales & 63).cat(low & 15 | scales >> 6 << 4, dim=2),
         (minima & 63).cat(low >> 4 | minima >> 6 << 4, dim=2),
-    )
+    ]
 
 
 def _pack_six_bits(scales: Tensor, minima: Tensor) -> Tensor:
-    """The inverse of `_unpack_six_bits`, for one of each in a group."""
-    both = [_of_blocks(_unsigned(part), 8) for part in (scales, minima)]
-    first = [part[:, :, :4] | part[:, :, 4:] >> 4 << 6 for part in both]
-    last = both[0][:, :, 4:] & 15 | (both[1][:, :, 4:] & 15) << 4
+    """The inverse of `_unpack_six_bits`."""
+    first = [part[:, :, :4] | part[:, :, 4:] >> 4 << 6 for part in (scales, minima)]
+    last = scales[:, :, 4:] & 15 | (minima[:, :, 4:] & 15) << 4
     return first[0].cat(first[1], last, dim=2)
 
 
-def _layout(
-    number: int, unpack: Callable[[Fields], Parts], pack: Callable[[Parts], Fields], **fields: int
-) -> Layout:
-    return Layout(number, tuple(fields.items()), unpack, pack)
-
-
+_BYTES = Codec(lambda field: [field], lambda scales: scales)
+_NIBBLES = Codec(lambda field: [field & 15, field >> 4], lambda low, high: low | high << 4)
+_SIX_BITS = Codec(_unpack_six_bits, _pack_six_bits)
+_SCALES_OF_SIX_BITS = Codec(
+    lambda field: [spread(field[:, :, :8], 4, 8) | spread(field[:, :, 8:], 2, 4) << 4],
+    lambda scales: gathered(scales, 4, 8).cat(gathered(scales >> 4, 2, 4), dim=2), zero=32,
+)  # fmt: skip
 LAYOUTS = {
-    "Q4_0": _layout(2, _unpack_q4, _pack_q4, d=2, q=16),
-    "Q4_1": _layout(3, _unpack_q4, _pack_q4, d=2, m=2, q=16),
-    "Q5_0": _layout(6, _unpack_q5, _pack_q5, d=2, high=4, q=16),
-    "Q5_1": _layout(7, _unpack_q5, _pack_q5, d=2, m=2, high=4, q=16),
-    "Q8_0": _layout(8, _unpack_q8, _pack_q8, d=2, q=32),
-    "Q2_K": _layout(10, _unpack_q2_k, _pack_q2_k, scales=16, q=64, d=2, m=2),
-    "Q3_K": _layout(11, _unpack_q3_k, _pack_q3_k, high=32, q=64, scales=12, d=2),
-    "Q4_K": _layout(12, _unpack_q4_k, _pack_q4_k, d=2, m=2, scales=12, q=128),
-    "Q5_K": _layout(13, _unpack_q5_k, _pack_q5_k, d=2, m=2, scales=12, high=32, q=128),
-    "Q6_K": _layout(14, _unpack_q6_k, _pack_q6_k, q=128, high=64, scales=16, d=2),
+    "Q4_0": Layout(2, 4, 16, d=2, q=16),
+    "Q4_1": Layout(3, 4, 16, d=2, m=2, q=16),
+    "Q5_0": Layout(6, 4, 16, 1, d=2, high=4, q=16),
+    "Q5_1": Layout(7, 4, 16, 1, d=2, m=2, high=4, q=16),
+    "Q8_0": Layout(8, 8, 32, d=2, q=32),
+    "Q2_K": Layout(10, 2, 32, codec=_NIBBLES, scales=16, q=64, d=2, m=2),
+    "Q3_K": Layout(11, 2, 32, 32, _SCALES_OF_SIX_BITS, high=32, q=64, scales=12, d=2),
+    "Q4_K": Layout(12, 4, 32, codec=_SIX_BITS, d=2, m=2, scales=12, q=128),
+    "Q5_K": Layout(13, 4, 32, 32, _SIX_BITS, d=2, m=2, scales=12, high=32, q=128),
+    "Q6_K": Layout(14, 4, 64, 32, _BYTES, q=128, high=64, scales=16, d=2),
 }

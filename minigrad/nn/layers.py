@@ -12,6 +12,7 @@ from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
+from minigrad.tensor.broadcasting import check_share
 
 
 class _Blank(threading.local):
@@ -107,9 +108,8 @@ class Dropout(Layer):
     """In training, elements are 0 with probability p and divided by 1 − p otherwise."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        check_share(type(self).__name__, p=p)
         self.p = p
-        if not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}({p}): expected a probability in 0 … 1")
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""

@@ -21,7 +21,7 @@ from minigrad.nn.tree import (
     warn_of_unmarked,
 )
 from minigrad.tensor import Tensor, views
-from minigrad.tensor.broadcasting import check_flag
+from minigrad.tensor.broadcasting import check_flag, check_ints
 from minigrad.tensor.core import stored
 
 _OWN = ("_kinds", "_training", "_moves")
@@ -68,6 +68,27 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(self, *args, **kwargs)
 
     return call
+
+
+def _of_ints(init: Callable[..., None]) -> Callable[..., None]:
+    """A layer's `__init__` that first looks at what is annotated as an int: sizes are ≥ 0."""
+    wanted = {name: kind for name, kind in init.__annotations__.items()
+              if kind in ("int", "int | None")}  # fmt: skip
+    if not wanted:
+        return init
+
+    @functools.wraps(init)
+    def checked(self: Layer, *args: Any, **options: Any) -> None:
+        name = type(self).__name__
+        given = {**dict(zip(init.__code__.co_varnames[1:], args, strict=False)), **options}
+        for what in given.keys() & wanted.keys():
+            if given[what] is not None or wanted[what] == "int":
+                check_ints(name, **{what: given[what]})
+            if wanted[what] == "int" and given[what] < 0:
+                raise ShapeError(f"{name}({what}={given[what]}): expected an int ≥ 0")
+        init(self, *args, **options)
+
+    return checked
 
 
 class Module:
@@ -185,16 +206,16 @@ class Module:
         self, prefix: str = "", recurse: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """What is trained, frozen ones too, by dotted names; tied ones once."""
-        kinds = (Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN)
-        found = self._tensors(kinds, prefix, recurse)
-        warn_of_unmarked(found, 3)
-        return iter([(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
+        return iter(self._trained(prefix, recurse))
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
         """What is trained, frozen ones too, each once."""
-        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), "", recurse)
-        warn_of_unmarked(found, 3)
-        return iter([t for _, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
+        return iter([tensor for _, tensor in self._trained("", recurse)])
+
+    def _trained(self, prefix: str, recurse: bool) -> list[tuple[str, Tensor]]:
+        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), prefix, recurse)
+        warn_of_unmarked(found, 4)
+        return [(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float]
 
     def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """What is not trained, saved or not, by dotted names."""
@@ -326,3 +347,8 @@ class Layer(Module):
 
     _training = None
     _refused: tuple[type, ...] = (int, float, bool, list, str)  # what it is called with by mistake
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls) and cls.__module__.startswith(f"{__package__}."):
+            cls.__init__ = _of_ints(cls.__init__)  # type: ignore[method-assign]

@@ -13,13 +13,18 @@ from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor, realization
 
 
-def _shape_of(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+def _shape_of(given: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(given) if isinstance(given, Sequence) else (given,)
 
 
-def _check_channels(name: str, x: Tensor, channels: int) -> None:
-    if x.ndim < 2 or x.shape[1] != channels:
-        raise ShapeError(f"{name} of {x.shape}: expected (batch, {channels}, …)")
+def _check_channels(layer: Layer, x: Tensor, channels: int, spatial: tuple[int, ...] = ()) -> None:
+    """ShapeError for other channels, or other than so many dimensions after them, if given."""
+    if x.ndim < 2 or x.shape[1] != channels or (spatial and x.ndim - 2 not in spatial):
+        space = " or ".join(f"{n} spatial dimensions" if n else "none" for n in spatial)
+        raise ShapeError(
+            f"{type(layer).__name__} of {x.shape}: expected (batch, {channels}, …)"
+            f"{f' with {space}' if space else ''}"
+        )
 
 
 def _one(value: float, shape: int | tuple[int, ...], wanted: bool = True) -> Tensor | None:
@@ -32,6 +37,7 @@ class _Norm(Layer):
 
     sizes: ClassVar[tuple[str, ...]] = ("normalized_shape",)
     options: ClassVar[tuple[str, ...]] = ("eps", "elementwise_affine")
+    spatial: ClassVar[tuple[int, ...]] = ()  # how many dimensions may follow channels, if not any
 
     def extra_repr(self) -> str:
         """The sizes and options."""
@@ -61,7 +67,7 @@ class LayerNorm2d(LayerNorm):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
-        _check_channels("LayerNorm2d", x, self.normalized_shape[0])
+        _check_channels(self, x, self.normalized_shape[0])
         return super().__call__(x.transpose(1, -1)).transpose(1, -1)
 
 
@@ -101,12 +107,12 @@ class GroupNorm(_Norm):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, num_channels, *space); same shape and dtype."""
-        _check_channels(type(self).__name__, x, self.num_channels)
+        _check_channels(self, x, self.num_channels, self.spatial)
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class InstanceNorm(GroupNorm):
-    """Normalization of each channel of each example over space; PyTorch's InstanceNorm1d … 3d."""
+    """Normalization of each channel of each example over space, of any number of dimensions."""
 
     sizes = ("num_channels",)
 
@@ -125,9 +131,9 @@ def batch_statistics(x: Tensor, axes: tuple[int, ...]) -> Statistics:
 class BatchNorm(_Norm):
     """Normalization of channels over batch and space (Ioffe and Szegedy 2015).
 
-    PyTorch's BatchNorm1d, 2d and 3d. In training (`Tensor.train()`, or its Module's mode) with the
-    batch's statistics, which move running_mean and running_var by `momentum` (None: to the mean of
-    all batches so far); otherwise with these.
+    Of any number of spatial dimensions. In training (`Tensor.train()`, or its Module's mode) with
+    the batch's statistics, which move running_mean and running_var by `momentum` (None: to the mean
+    of all batches so far); otherwise with these.
     """
 
     sizes = ("num_features",)
@@ -154,7 +160,7 @@ class BatchNorm(_Norm):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, num_features, *space); same shape and dtype."""
-        _check_channels("BatchNorm", x, self.num_features)
+        _check_channels(self, x, self.num_features, self.spatial)
         wide = x if x.dtype.is_float and x.dtype.itemsize >= 4 else x.float()
         mean, var = self.running_mean, self.running_var
         if Tensor.training or mean is None or var is None:
@@ -186,5 +192,37 @@ class BatchNorm(_Norm):
             spread.assign(spread + (unbiased - spread) * share)
 
 
-BatchNorm1d = BatchNorm2d = BatchNorm3d = BatchNorm
-InstanceNorm1d = InstanceNorm2d = InstanceNorm3d = InstanceNorm
+class BatchNorm1d(BatchNorm):
+    """`BatchNorm` of (batch, channels) or (batch, channels, length)."""
+
+    spatial = (0, 1)
+
+
+class BatchNorm2d(BatchNorm):
+    """`BatchNorm` of images (batch, channels, height, width)."""
+
+    spatial = (2,)
+
+
+class BatchNorm3d(BatchNorm):
+    """`BatchNorm` of volumes (batch, channels, depth, height, width)."""
+
+    spatial = (3,)
+
+
+class InstanceNorm1d(InstanceNorm):
+    """`InstanceNorm` of (batch, channels, length)."""
+
+    spatial = (1,)
+
+
+class InstanceNorm2d(InstanceNorm):
+    """`InstanceNorm` of images (batch, channels, height, width)."""
+
+    spatial = (2,)
+
+
+class InstanceNorm3d(InstanceNorm):
+    """`InstanceNorm` of volumes (batch, channels, depth, height, width)."""
+
+    spatial = (3,)

@@ -11,6 +11,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of
 from minigrad.nn import lr_scheduler
+from minigrad.nn.tree import load_state_dict
 from minigrad.tensor import Tensor
 
 
@@ -169,11 +170,6 @@ class Optimizer:
         self.t.assign(self.t + 1)
         for place in places:
             param = self.params[place]
-            if param.grad.shape != param.shape:
-                raise ShapeError(
-                    f"{type(self).__name__}.step(): a gradient of shape {param.grad.shape} "
-                    f"for a parameter of shape {param.shape}"
-                )
             wide = param.cast(_wide(param.dtype))
             param.assign(self._updated(place, wide, param.grad.cast(wide.dtype)))
         moments = [tensors[i] for tensors in self.moments.values() for i in places]
@@ -193,22 +189,8 @@ class Optimizer:
         return {"lr": self.lr, "step": self.t, **named}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
-        own = self.state_dict()
-        if set(own) != set(state):
-            different = sorted(set(own) ^ set(state))
-            raise KeyError(f"{type(self).__name__}.load_state_dict: names differ: {different[:8]}")
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                raise ShapeError(
-                    f"{type(self).__name__}.load_state_dict: {name} has shape "
-                    f"{state[name].shape}, expected {tensor.shape}"
-                )
-        with Tensor.no_grad():
-            values = {name: state[name].cast(tensor.dtype) for name, tensor in own.items()}
-            Tensor.realize(*values.values())
-            for name, tensor in own.items():
-                tensor._fill(values[name]._bytes())
+        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
+        load_state_dict(self.state_dict(), state)
 
 
 def _wide(dtype: DType) -> DType:
@@ -262,16 +244,22 @@ class AdamW(Optimizer):
         self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
 
     def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        m, v = self.m[place], self.v[place]
         if self.weight_decay and not self.decoupled:
             grad = grad + param * self.weight_decay
-        m.assign(m * self.b1 + grad * (1 - self.b1))
-        v.assign(v * self.b2 + grad * grad * (1 - self.b2))
+        m, v = self._moved(place, grad)
         size = self.lr / _one_minus_power(self.b1, self.t)
         root = _one_minus_power(self.b2, self.t).sqrt()
         if self.weight_decay and self.decoupled:
             param = param * (1 - self.lr * self.weight_decay)
         return param - m / (v.sqrt() / root + self.eps) * size
+
+
+    def _moved(self, place: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The moments of a parameter, which follow its gradient."""
+        m, v = self.m[place], self.v[place]
+        m.assign(m * self.b1 + grad * (1 - self.b1))
+        v.assign(v * self.b2 + grad * grad * (1 - self.b2))
+        return m, v
 
 
 class Adam(AdamW):
@@ -285,7 +273,7 @@ class Adam(AdamW):
         super().__init__(params, lr, b1, b2, eps, weight_decay, betas, decoupled=False)
 
 
-class LAMB(Optimizer):
+class LAMB(AdamW):
     """Adam's direction, as long in each tensor as its values (You et al. 2020).
 
     p ← p − lr·‖p‖/‖u‖·u with u = m̂/(√v̂ + eps) + weight_decay·p; 1 for the quotient where a norm
@@ -297,16 +285,10 @@ class LAMB(Optimizer):
         b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.0,
         betas: tuple[float, float] | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr)
-        self.b1, self.b2 = _checked(b1, b2, betas)
-        _check_numbers(self, eps=eps, weight_decay=weight_decay)
-        self.eps, self.weight_decay = eps, weight_decay
-        self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
+        super().__init__(params, lr, b1, b2, eps, weight_decay, betas)
 
     def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        m, v = self.m[place], self.v[place]
-        m.assign(m * self.b1 + grad * (1 - self.b1))
-        v.assign(v * self.b2 + grad * grad * (1 - self.b2))
+        m, v = self._moved(place, grad)
         root = (v / _one_minus_power(self.b2, self.t)).sqrt()
         update = m / _one_minus_power(self.b1, self.t) / (root + self.eps)
         update = update + param * self.weight_decay
@@ -422,17 +404,8 @@ class OptimizerGroup:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
-        parts: list[dict[str, Tensor]] = [{} for _ in self.optimizers]
-        for name, tensor in state.items():
-            number, _, rest = name.partition(".")
-            if not number.isdigit() or int(number) >= len(parts):
-                raise KeyError(
-                    f"OptimizerGroup.load_state_dict: {name!r} for {len(parts)} optimizers"
-                )
-            parts[int(number)][rest] = tensor
-        for optimizer, part in zip(self.optimizers, parts, strict=True):
-            optimizer.load_state_dict(part)
+        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
+        load_state_dict(self.state_dict(), state)
 
 
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
@@ -443,9 +416,11 @@ def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
 
 
 def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[float, float]:
+    if isinstance(b1, (tuple, list)):
+        raise TypeError(f"b1={b1}: expected a number; a pair is given as betas={b1}")
+    if betas is not None and not (isinstance(betas, (tuple, list)) and len(betas) == 2):
+        raise TypeError(f"betas={betas}: expected two numbers, as (0.9, 0.999)")
     first, second = (b1, b2) if betas is None else betas
-    if isinstance(first, (tuple, list)):
-        raise TypeError(f"b1={first}: expected a number; a pair is given as betas={first}")
     if not (0 <= first < 1 and 0 <= second < 1):
         raise ValueError(f"betas ({first}, {second}): expected each in 0 … 1, without 1")
     return first, second

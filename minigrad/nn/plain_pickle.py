@@ -2,24 +2,32 @@
 
 A pickle is a program for a small machine with a stack and a memo; Python's `pickletools` tells what
 each of its instructions does. Python's own reader calls what a pickle names, and lets it set
-attributes of whatever it could name or make. Here a name stays a `Name`, which can do nothing, a
-call is a question to the reader's owner, and instructions that change something take lists, dicts
-and sets only, which the same pickle has made.
+attributes of whatever it could name or make. Here it knows the harmless instructions only. A name
+stays a `Name`, which can do nothing, a call is a question to the reader's owner, and instructions
+that change something take lists, dicts and sets only, which the same pickle has made.
 """
 
 from __future__ import annotations
 
+import io
+import pickle
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from minigrad.errors import MinigradError
 
-NEWEST = 5  # protocol
 LONGEST = 1024  # bytes of an integer: arithmetic with longer ones takes time
 _PLAIN = (type(None), bool, int, float, str, bytes)
+_HARMLESS = """PROTO FRAME MARK STOP POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT LONG BININT BININT1
+    BININT2 LONG1 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST EMPTY_DICT EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1
+    TUPLE2 TUPLE3 BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID"""
+# What Python's reader raises on its way through a damaged pickle.
+_DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError,
+           struct.error, pickle.UnpicklingError)  # fmt: skip
 
 
 class PickleError(MinigradError, ValueError):
@@ -37,17 +45,16 @@ class Name:
         return f"{self.module}.{self.name}"[:100]
 
 
-class PlainReader:
+class PlainReader(pickle._Unpickler):
     """Runs a pickle; derived classes say what its names, calls and references stand for.
 
-    Memory and time are in proportion to the pickle's length. Raises PickleError.
+    Python's reader that is written in Python, as only that has a table of its instructions. Memory
+    and time are in proportion to the pickle's length. Raises PickleError.
     """
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
-        self.stack: list[Any] = []
-        self.marks: list[int] = []  # heights of the stack
-        self.memo: dict[int, Any] = {}
+        super().__init__(io.BytesIO(data), encoding="utf-8", errors="surrogatepass")
+        self.size = len(data)
 
     def find(self, name: Name) -> Any:
         """What stands for a name: the name itself, or a plain value. To be overridden."""
@@ -61,127 +68,96 @@ class PlainReader:
         """What a reference to something outside of the pickle stands for. To be overridden."""
         raise PickleError("it refers to something outside")
 
+    def find_class(self, module: str, name: str) -> Any:
+        """Names are not looked up."""
+        return self.find(Name(module, name))
+
+    def persistent_load(self, pid: Any) -> Any:
+        """References, as they are called here."""
+        return self.refer(pid)
+
     def load(self) -> Any:
         """The value that the pickle describes."""
-        while (code := self.take(1)[0]) != _STOP:
-            step = _STEPS.get(code)
-            if step is None:
-                raise PickleError(f"its instruction {code:#04x} is not one of plain values")
-            step(self)
-        return _value(self.pop())
+        try:
+            return _value(super().load())
+        except MinigradError:
+            raise
+        except _DAMAGE as error:
+            raise PickleError(f"it is damaged: {type(error).__name__} {error}"[:200]) from None
 
-    # ---- bytes ----
+    # ---- instructions, under Python's names for them ----
 
-    def take(self, count: int) -> bytes:
-        """The next bytes."""
-        end = self.place + count
-        if end > len(self.data):
-            raise PickleError(f"it ends after {len(self.data)} bytes, expected {end} at least")
-        start, self.place = self.place, end
-        return self.data[start:end]
-
-    def number(self, size: int) -> int:
-        """An unsigned integer of so many bytes."""
-        return int.from_bytes(self.take(size), "little")
-
-    def line(self) -> str:
-        """Text up to the next line end, without it."""
-        end = self.data.find(b"\n", self.place)
-        if end < 0:
-            raise PickleError("it ends in the middle of a name")
-        return self.take(end + 1 - self.place)[:-1].decode()
-
-    def text(self, size: int) -> None:
-        """A string after its length, a number of so many bytes."""
-        self.push(self.take(self.number(size)).decode("utf-8", "surrogatepass"))
-
-    def integer(self, size: int) -> None:
-        """A signed integer after its length."""
-        length = self.number(size)
-        if length > LONGEST:
-            raise PickleError(f"an integer of {length} bytes: expected at most {LONGEST}")
-        self.push(int.from_bytes(self.take(length), "little", signed=True))
-
-    # ---- stack and memo ----
-
-    def push(self, value: Any) -> None:
-        """Put a value on the stack."""
-        self.stack.append(value)
-
-    def pop(self, kind: type[Any] | tuple[type[Any], ...] | None = None) -> Any:
-        """Take the last value, which must be of a kind, from the stack."""
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise PickleError("it takes more values than it has made")
-        value = self.stack.pop()
-        if kind is not None and not isinstance(value, kind):
-            raise PickleError(f"a {type(value).__name__} stands where it cannot")
-        return value
-
-    def top(self, *kinds: type[Any]) -> Any:
+    def _top(self: Any, *kinds: type[Any]) -> Any:
         """The last value, which stays: made by the pickle, of exactly one of the kinds."""
-        value = self.pop()
+        value = self.stack[-1]
         if type(value) not in kinds:
             raise PickleError(f"it changes a {type(value).__name__}")
-        self.push(value)
         return value
 
-    def marked(self) -> list[Any]:
-        """Take all values above the last mark from the stack, and the mark."""
-        if not self.marks:
-            raise PickleError("it lacks a mark")
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
+    def _number(self: Any, size: int) -> int:
+        return int.from_bytes(self.read(size), "little")
 
-    def several(self, count: int) -> tuple[Any, ...]:
-        """Take the last few values from the stack."""
-        return tuple(reversed([self.pop() for _ in range(count)]))
+    def _append(self: Any) -> None:
+        value = _value(self.stack.pop())
+        self._top(list).append(value)
 
-    def remember(self, number: int) -> None:
-        """Put the last value into the memo; who writes pickles counts from 0 on."""
-        if number > len(self.data):
-            raise PickleError(f"a memo number of {number} in {len(self.data)} bytes")
-        value = self.pop()
-        self.memo[number] = value
-        self.push(value)
+    def _appends(self: Any) -> None:
+        values = [*map(_value, self.pop_mark())]
+        self._top(list).extend(values)
 
-    def recall(self, number: int) -> None:
-        """Push a value of the memo."""
-        if number not in self.memo:
-            raise PickleError(f"its memo has no number {number}")
-        self.push(self.memo[number])
+    def _setitem(self: Any) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._top(dict, OrderedDict).update(pairs([(key, value)]))
 
-    # ---- instructions ----
+    def _setitems(self: Any) -> None:
+        items = self.pop_mark()
+        self._top(dict, OrderedDict).update(pairs(zip(items[::2], items[1::2], strict=True)))
 
-    def mark(self) -> None:
-        """Mark the height of the stack."""
-        self.marks.append(len(self.stack))
+    def _additems(self: Any) -> None:
+        values = [*map(_key, self.pop_mark())]
+        self._top(set).update(values)
 
-    def extend(self, values: Iterable[Any]) -> None:
-        """Append values to the list below them."""
-        self.top(list).extend(map(_value, values))
+    def _frozenset(self: Any) -> None:
+        values = frozenset(map(_key, self.pop_mark()))  # this changes what `append` is
+        self.append(values)
 
-    def update(self, values: list[Any]) -> None:
-        """Put keys and values, in turn, into the dict below them."""
-        if len(values) % 2:
-            raise PickleError("a key without a value")
-        self.top(dict, OrderedDict).update(pairs(zip(values[::2], values[1::2], strict=True)))
-
-    def add(self) -> None:
-        """Put values into the set below them."""
-        values = self.marked()
-        self.top(set).update(map(_key, values))
-
-    def build(self) -> None:
+    def _build(self: Any) -> None:
         """Attributes, which only the state dicts of PyTorch's modules have; nobody needs them."""
-        self.pop()
-        self.top(OrderedDict)
+        self.stack.pop()
+        self._top(OrderedDict)
 
-    def reduce(self) -> None:
+    def _reduce(self: Any) -> None:
         """A call: of a name, with a tuple."""
-        arguments, name = self.pop(tuple), self.pop(Name)
-        self.push(self.call(name, arguments))
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if type(arguments) is not tuple or type(name) is not Name:
+            raise PickleError(f"it calls a {type(name).__name__}")
+        self.append(self.call(name, arguments))
+
+    def _long4(self: Any) -> None:
+        length = self._number(4)
+        if length > LONGEST:
+            raise PickleError(f"an integer of {length} bytes: expected at most {LONGEST}")
+        self.append(int.from_bytes(self.read(length), "little", signed=True))
+
+    def _bytearray8(self: Any) -> None:
+        self.append(bytearray(self.read(self._number(8))))
+
+    def _long_binput(self: Any) -> None:
+        """Remember the last value under a number; who writes pickles counts from 0 on."""
+        number = self._number(4)
+        if number > self.size:
+            raise PickleError(f"a memo number of {number} in {self.size} bytes")
+        self.memo[number] = self.stack[-1]
+
+    _newobj = _reduce
+
+
+_OWN = """append appends setitem setitems additems frozenset build reduce newobj long4 bytearray8
+    long_binput"""
+PlainReader.dispatch = {
+    code: pickle._Unpickler.dispatch[code]
+    for code in (getattr(pickle, name)[0] for name in _HARMLESS.split())
+} | {getattr(pickle, name.upper())[0]: vars(PlainReader)[f"_{name}"] for name in _OWN.split()}
 
 
 def _value(value: Any) -> Any:
@@ -202,96 +178,3 @@ def _key(value: Any) -> Any:
 def pairs(items: Iterable[Any]) -> list[tuple[Any, Any]]:
     """Keys and values as they may stand in a dict."""
     return [(_key(key), _value(value)) for key, value in items]
-
-
-def _line_of_digits(reader: PlainReader) -> None:
-    text = reader.line().removesuffix("L")
-    if len(text) > LONGEST:
-        raise PickleError(f"an integer of {len(text)} digits: expected at most {LONGEST}")
-    reader.push({"00": False, "01": True}[text] if text in ("00", "01") else int(text))
-
-
-def _pop(reader: PlainReader) -> None:
-    if reader.marks and reader.marks[-1] == len(reader.stack):
-        reader.marks.pop()
-    else:
-        reader.pop()
-
-
-def _protocol(reader: PlainReader) -> None:
-    if (found := reader.number(1)) > NEWEST:
-        raise PickleError(f"its protocol is {found}: expected at most {NEWEST}")
-
-
-def _global(reader: PlainReader) -> None:
-    module = reader.line()
-    reader.push(reader.find(Name(module, reader.line())))
-
-
-def _stack_global(reader: PlainReader) -> None:
-    name, module = reader.pop(str), reader.pop(str)
-    reader.push(reader.find(Name(module, name)))
-
-
-def _pair(reader: PlainReader) -> None:
-    value, key = reader.pop(), reader.pop()
-    reader.update([key, value])
-
-
-_STOP = ord(".")
-_STEPS: dict[int, Callable[[PlainReader], Any]] = {
-    code[0]: step
-    for code, step in {
-        b"\x80": _protocol,
-        b"\x95": lambda r: r.take(8),  # how many bytes follow, which nobody needs
-        b"(": PlainReader.mark,
-        b"0": _pop,
-        b"1": PlainReader.marked,
-        b"2": lambda r: r.stack.extend([r.pop()] * 2),
-        b"N": lambda r: r.push(None),
-        b"\x88": lambda r: r.push(True),
-        b"\x89": lambda r: r.push(False),
-        b"I": _line_of_digits,
-        b"L": _line_of_digits,
-        b"J": lambda r: r.push(int.from_bytes(r.take(4), "little", signed=True)),
-        b"K": lambda r: r.push(r.number(1)),
-        b"M": lambda r: r.push(r.number(2)),
-        b"\x8a": lambda r: r.integer(1),
-        b"\x8b": lambda r: r.integer(4),
-        b"G": lambda r: r.push(struct.unpack(">d", r.take(8))[0]),
-        b"U": lambda r: r.text(1),
-        b"T": lambda r: r.text(4),
-        b"X": lambda r: r.text(4),
-        b"\x8c": lambda r: r.text(1),
-        b"\x8d": lambda r: r.text(8),
-        b"C": lambda r: r.push(r.take(r.number(1))),
-        b"B": lambda r: r.push(r.take(r.number(4))),
-        b"\x8e": lambda r: r.push(r.take(r.number(8))),
-        b"\x96": lambda r: r.push(bytearray(r.take(r.number(8)))),
-        b"]": lambda r: r.push([]),
-        b"}": lambda r: r.push({}),
-        b")": lambda r: r.push(()),
-        b"\x8f": lambda r: r.push(set()),
-        b"t": lambda r: r.push(tuple(r.marked())),
-        b"\x85": lambda r: r.push(r.several(1)),
-        b"\x86": lambda r: r.push(r.several(2)),
-        b"\x87": lambda r: r.push(r.several(3)),
-        b"\x91": lambda r: r.push(frozenset(map(_key, r.marked()))),
-        b"a": lambda r: r.extend([r.pop()]),
-        b"e": lambda r: r.extend(r.marked()),
-        b"s": _pair,
-        b"u": lambda r: r.update(r.marked()),
-        b"\x90": PlainReader.add,
-        b"q": lambda r: r.remember(r.number(1)),
-        b"r": lambda r: r.remember(r.number(4)),
-        b"\x94": lambda r: r.remember(len(r.memo)),
-        b"h": lambda r: r.recall(r.number(1)),
-        b"j": lambda r: r.recall(r.number(4)),
-        b"c": _global,
-        b"\x93": _stack_global,
-        b"R": PlainReader.reduce,
-        b"\x81": PlainReader.reduce,
-        b"b": PlainReader.build,
-        b"Q": lambda r: r.push(r.refer(r.pop())),
-    }.items()
-}  # fmt: skip

@@ -9,6 +9,7 @@ from minigrad.graph.node import Shape
 from minigrad.nn.layers import blank, uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
+from minigrad.tensor.broadcasting import check_share
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -135,10 +136,11 @@ class _Recurrent(Layer):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.bidirectional, self.options = bidirectional, options
-        if min(input_size, hidden_size, num_layers) < 1 or not 0 <= dropout <= 1:
+        check_share(type(self).__name__, dropout=dropout)
+        if min(input_size, hidden_size, num_layers) < 1:
             raise ValueError(
-                f"{type(self).__name__}({input_size}, {hidden_size}, num_layers={num_layers}, "
-                f"dropout={dropout}): expected sizes and layers ≥ 1, dropout in 0 … 1"
+                f"{type(self).__name__}({input_size}, {hidden_size}, num_layers={num_layers}): "
+                "expected sizes and layers ≥ 1"
             )
         for layer in range(num_layers):
             width = hidden_size * (1 + bidirectional) if layer else input_size

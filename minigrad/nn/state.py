@@ -14,19 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from minigrad.device import Device
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import FLOATS, INTS, dtypes
 from minigrad.errors import DTypeError
 from minigrad.nn.gguf import gguf_load
 from minigrad.nn.torch_file import torch_load
 from minigrad.nn.tree import get_parameters, get_state_dict, load_state_dict
 from minigrad.tensor import Tensor
 
-_NAMES: dict[str, DType] = {
-    "BOOL": dtypes.bool, "I8": dtypes.int8, "U8": dtypes.uint8, "I16": dtypes.int16,
-    "U16": dtypes.uint16, "I32": dtypes.int32, "U32": dtypes.uint32, "I64": dtypes.int64,
-    "U64": dtypes.uint64, "F16": dtypes.float16, "BF16": dtypes.bfloat16, "F32": dtypes.float32,
-    "F64": dtypes.float64,
-}  # fmt: skip
+_NAMES = {f"{dtype.kind.upper()}{dtype.bits}": dtype for dtype in (*INTS, *FLOATS)}
+_NAMES |= {"BOOL": dtypes.bool, "F16": dtypes.float16, "BF16": dtypes.bfloat16}
 
 
 def safe_save(

@@ -83,9 +83,9 @@ class _Reader(PlainReader):
         """What a name in the pickle stands for."""
         if name.module == "torch" and name.name in _DTYPES:
             return _DTYPES[name.name]
-        if name in _CALLS or name == _UNTYPED:
-            return name
-        if name.module == "torch" and name.name in _STORAGES:
+        if name in _CALLS or name == _UNTYPED or (
+            name.module == "torch" and name.name in _STORAGES
+        ):
             return name
         raise TorchFileError(
             f"the file asks for {name}, which is not loaded here; expected tensors, "
@@ -117,20 +117,16 @@ class _Reader(PlainReader):
 
     def _tensor(
         self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int],
-        *_: Any,
+        *more: Any,
     ) -> Tensor:  # fmt: skip
-        """A tensor: `shape` elements of a storage, `strides` apart, from number `offset` on."""
-        if not isinstance(storage, _Storage) or storage.dtype is None:
-            raise TorchFileError("a tensor without a storage of known dtype")
-        return self._view(storage.data, storage.dtype, offset, shape, strides)
+        """A tensor: `shape` elements of a storage, `strides` apart, from number `offset` on.
 
-    def _tensor_of_bytes(
-        self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int],
-        requires_grad: bool, hooks: Any, dtype: DType, *_: Any,
-    ) -> Tensor:  # fmt: skip
-        """A tensor of a dtype for which PyTorch has no storage type of its own."""
+        more: whether it wants a gradient, hooks, and its dtype if its storage has none.
+        """
+        dtype = storage.dtype if isinstance(storage, _Storage) else None
+        dtype = dtype or (more[2] if len(more) > 2 else None)
         if not isinstance(storage, _Storage) or not isinstance(dtype, DType):
-            raise TorchFileError("a tensor without a storage or a dtype")
+            raise TorchFileError("a tensor without a storage of known dtype")
         return self._view(storage.data, dtype, offset, shape, strides)
 
     def _view(
@@ -209,7 +205,7 @@ _CALLS: dict[Name, Callable[..., Any]] = {
     Name("torch", "Size"): _size,
     Name("torch._utils", "_rebuild_parameter"): _data,
     Name("torch._utils", "_rebuild_tensor_v2"): _Reader._tensor,
-    Name("torch._utils", "_rebuild_tensor_v3"): _Reader._tensor_of_bytes,
+    Name("torch._utils", "_rebuild_tensor_v3"): _Reader._tensor,
 }
 
 

@@ -6,17 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.core import Core
-
-_SIGNED = {1: dtypes.int8, 2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}
-# The largest finite number: all bits but the exponent's last one.
-_LARGEST = {"float16": 0x7BFF, "bfloat16": 0x7F7F, "float32": 0x7F7FFFFF,
-            "float64": 0x7FEFFFFFFFFFFFFF}  # fmt: skip
 
 
 def _atan2_rule(g: Any, value: Any, y: Any, x: Any) -> Sequence[Any]:
@@ -48,7 +42,7 @@ class Arithmetic(Composed):
 
     def _bits(self) -> Self:
         """The bits as signed integers."""
-        return self.bitcast(_SIGNED[self.dtype.itemsize])
+        return self.bitcast(self.dtype.signed)
 
     # --- arithmetic -------------------------------------------------------------------------------
 
@@ -124,9 +118,8 @@ class Arithmetic(Composed):
         """
         if not self.dtype.is_float:
             return self
-        bits = _SIGNED[self.dtype.itemsize]
-        most = self._new(build.const(_LARGEST[self.dtype.name], bits, (), self.device))
-        most = most.bitcast(self.dtype)
+        infinity = self._operand(math.inf)
+        most = (infinity._bits() - 1).bitcast(self.dtype)  # the largest finite number
         result = self.isnan().where(nan, self)
         result = result.eq(math.inf).where(most if posinf is None else posinf, result)
         return result.eq(-math.inf).where(-most if neginf is None else neginf, result)

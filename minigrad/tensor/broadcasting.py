@@ -28,8 +28,7 @@ def stop(node: Node) -> Node:
     """The same values, through which no gradient flows: BITCAST has none, and costs nothing."""
     if not node.dtype.is_float or node.op is Op.CONST:
         return node
-    bits = {2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}[node.dtype.itemsize]
-    return build.bitcast(build.bitcast(node, bits), node.dtype)
+    return build.bitcast(build.bitcast(node, node.dtype.unsigned), node.dtype)
 
 
 def product(shape: Sequence[Integer]) -> Integer:
@@ -117,6 +116,22 @@ def check_flag(name: str, what: str, value: object) -> None:
     """TypeError for what is not a bool: an axis or a dtype that stands at the flag's place."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}({what}={value!r}): expected True or False")
+
+
+def check_ints(name: str, **given: object) -> None:
+    """TypeError for what is no int, nor a symbolic one: a float, or a text."""
+    for what, value in given.items():
+        if not isinstance(value, (int, Affine)) or isinstance(value, bool):
+            raise TypeError(f"{name}({what}={value!r}): expected an int")
+
+
+def check_share(name: str, **given: object) -> None:
+    """ValueError for what is no number in 0 … 1, as probabilities are; TypeError for no number."""
+    for what, value in given.items():
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{name}({what}={value!r}): expected a number in 0 … 1")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}({what}={value}): expected a probability, or share, in 0 … 1")
 
 
 def axis_of(name: str, axis: int, ndim: int) -> int:

@@ -11,12 +11,10 @@ from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.methods import Method, Methods
 
-_UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
-
 
 def _resized(node: Node, wanted: DType) -> Node:
     """The bits of the last dimension cut into elements of another size."""
-    old, new = _UNSIGNED[node.dtype.itemsize], _UNSIGNED[wanted.itemsize]
+    old, new = node.dtype.unsigned, wanted.unsigned
     wide, narrow = max(old, new, key=lambda d: d.bits), min(old, new, key=lambda d: d.bits)
     count = wide.itemsize // narrow.itemsize
     last = node.shape[-1] if node.ndim else 0

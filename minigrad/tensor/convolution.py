@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from minigrad.dtype import promote
 from minigrad.errors import ShapeError
+from minigrad.graph.build import Window
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.windows import overlap_add
@@ -54,9 +55,7 @@ class Convolution(Composed):
                 f"groups: expected (…, {inner * max(groups, 1)}, …), the weight's channels times "
                 "groups, and a number of outputs that the groups divide"
             )
-        steps = per_dimension("conv2d", "stride", stride, spatial)
-        gaps = per_dimension("conv2d", "dilation", dilation, spatial)
-        pairs = padding_pairs("conv2d", padding, kernel, steps, gaps)
+        steps, gaps, pairs = geometry("conv2d", kernel, stride, padding, dilation)
         sizes = list(zip(space, pairs, kernel, gaps, strict=True))
         if any(n + before + after <= d * (k - 1) for n, (before, after), k, d in sizes):
             raise ShapeError(
@@ -64,9 +63,8 @@ class Convolution(Composed):
                 f"{show(kernel)} with dilation {show(gaps)}"
             )
         dtype = promote(self.dtype, weight.dtype)
-        windows = x.cast(accumulator(dtype))._channels_last(groups)._zeros_around(pairs)._windows(
-            [(1 + i, k, s, d) for i, (k, s, d) in enumerate(zip(kernel, steps, gaps, strict=True))]
-        )  # (b, *space′, g, c, *kernel)
+        padded = x.cast(accumulator(dtype))._channels_last(groups)._zeros_around(pairs)
+        windows = padded._windows(windows_of(1, kernel, steps, gaps))  # (b, *space′, g, c, *kernel)
         places = range(1, 1 + spatial)
         windows = windows.permute(
             0, *places, *(d + spatial + 2 for d in places), spatial + 1, spatial + 2
@@ -102,11 +100,9 @@ class Convolution(Composed):
                 f"{name} of {show(self.shape)} with a weight {show(weight.shape)} in {groups} "
                 f"groups: expected (…, {inner}, …), and channels that the groups divide"
             )
-        steps = per_dimension(name, "stride", stride, spatial)
-        gaps = per_dimension(name, "dilation", dilation, spatial)
+        steps, gaps, pairs = geometry(name, kernel, stride, padding, dilation)
         more = per_dimension(name, "output_padding", output_padding, spatial, least=0)
         check_output_padding(name, more, steps, gaps)
-        pairs = padding_pairs(name, padding, kernel, steps, gaps)
         full = [
             (n - 1) * s + d * (k - 1) + 1 + m
             for n, s, d, k, m in zip(space, steps, gaps, kernel, more, strict=True)
@@ -120,9 +116,7 @@ class Convolution(Composed):
         factors = factors.reshape(groups, inner // groups, outer, *kernel)
         factors = factors.permute(0, 2, *range(3, 3 + spatial), 1)  # (g, o, *kernel, c)
         parts = (last * factors).sum(-1, dtype=last.dtype)  # (b, *space, g, o, *kernel)
-        windows = [
-            (1 + i, k, s, d) for i, (k, s, d) in enumerate(zip(kernel, steps, gaps, strict=True))
-        ]
+        windows = windows_of(1, kernel, steps, gaps)
         whole = self._new(overlap_add(parts.node, windows, (batch, *full, groups, outer)))
         kept = [(b, n - a) for (b, a), n in zip(pairs, full, strict=True)]
         return whole.shrink([None, *kept, None, None])._channels_second(bias, dtype, batched)
@@ -177,14 +171,31 @@ def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
 
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:
     """One number per spatial dimension, from one for all or a sequence."""
-    numbers = [given] * spatial if isinstance(given, int) else list(given)
+    numbers = list(given) if isinstance(given, Sequence) else [given] * spatial
     if len(numbers) == 1:
         numbers *= spatial
-    if len(numbers) != spatial or any(not isinstance(n, int) or n < least for n in numbers):
+    if len(numbers) != spatial or any(type(n) is not int or n < least for n in numbers):
         raise ShapeError(
-            f"{name}({what}={given}): expected a number ≥ {least}, or {spatial} of them"
+            f"{name}({what}={given!r}): expected an int ≥ {least}, or {spatial} of them"
         )
     return numbers
+
+
+def geometry(
+    name: str, kernel: Sequence[int], stride: Numbers, padding: Padding, dilation: Numbers
+) -> tuple[list[int], list[int], Pairs]:
+    """Steps of the windows, gaps between their elements, zeros around: of each dimension."""
+    steps = per_dimension(name, "stride", stride, len(kernel))
+    gaps = per_dimension(name, "dilation", dilation, len(kernel))
+    return steps, gaps, padding_pairs(name, padding, kernel, steps, gaps)
+
+
+def windows_of(
+    first: int, kernel: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
+) -> list[Window]:
+    """The windows over dimensions `first`, `first` + 1 …, for `build.window`."""
+    sizes = zip(kernel, steps, gaps, strict=True)
+    return [(first + i, k, s, d) for i, (k, s, d) in enumerate(sizes)]
 
 
 def check_output_padding(
@@ -213,15 +224,17 @@ def padding_pairs(
             )
         whole = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
         return [(n // 2, n - n // 2) for n in whole]
-    given: list[Any] = [padding] * spatial if isinstance(padding, int) else list(padding)
+    given: list[Any] = list(padding) if isinstance(padding, Sequence) else [padding] * spatial
     if len(given) == 1 and spatial > 1 and isinstance(given[0], int):
         given *= spatial
     if len(given) == 2 * spatial and all(isinstance(n, int) for n in given):
         given = [(given[i], given[i + 1]) for i in range(0, 2 * spatial, 2)][::-1]
-    pairs = [(n, n) if isinstance(n, int) else tuple(n) for n in given]
-    if len(pairs) != spatial or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+    pairs = [tuple(n) if isinstance(n, (tuple, list)) else (n, n) for n in given]
+    if len(pairs) != spatial or any(
+        len(pair) != 2 or any(type(n) is not int or n < 0 for n in pair) for pair in pairs
+    ):
         raise ShapeError(
-            f"{name}(padding={padding}): expected a number ≥ 0, {spatial} numbers or pairs, or a "
+            f"{name}(padding={padding!r}): expected an int ≥ 0, {spatial} ints or pairs, or a "
             f"flat list of {2 * spatial} from the last dimension backwards"
         )
     return pairs

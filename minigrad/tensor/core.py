@@ -50,10 +50,10 @@ class Core(Holder, metaclass=_TensorType):
     """The engine's part of `Tensor`: data in and out, realization, writes."""
 
     __slots__ = {
-        "grad": "What `backward` added up here, a tensor of this shape and dtype, or None.",
+        "_grad": "See `grad`.",
         "made": "Whether the user made it of data or random numbers, so that it may be a leaf.",
     }
-    grad: Any  # a tensor of the same kind, or None
+    _grad: Any  # a tensor of the same kind, or None
     train = train
     no_grad = no_grad
 
@@ -139,7 +139,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def _start(self, node: Node, is_new: bool = False, origin: views.Origin | None = None) -> None:
         """Stand for a node; is_new: for a BUFFER that nobody else can know."""
-        self.grad, self.made, self._origin, self._family = None, False, origin, None
+        self._grad, self.made, self._origin, self._family = None, False, origin, None
         self._requires_grad, self.stopped = None, not modes.gradients
         if is_new:
             enter_alone(self, node)
@@ -205,6 +205,24 @@ class Core(Holder, metaclass=_TensorType):
         """Name of the device that holds or will compute it; of a mesh's all, as a tuple."""
         name = self.raw.device
         return Device.meshes[name].devices if name in Device.meshes else name
+
+    @property
+    def grad(self) -> Any:
+        """What `backward` added up here, a tensor of this shape, dtype and device, or None."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, given: Core | None) -> None:
+        if given is not None:
+            if not isinstance(given, Core):
+                raise TypeError(f"x.grad = a {type(given).__name__}: expected a tensor, or None")
+            same_device("x.grad =", (self.raw, given.raw))
+            if given.shape != self.shape or given.dtype is not self.dtype:
+                raise ShapeError(
+                    f"x.grad = {given.dtype.name} {show(given.shape)} of a tensor of "
+                    f"{self.dtype.name} {show(self.shape)}: expected the same shape and dtype"
+                )
+        self._grad = given
 
     @property
     def requires_grad(self) -> bool | None:

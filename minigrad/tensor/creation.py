@@ -12,7 +12,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
-from minigrad.tensor.broadcasting import Scalar, show
+from minigrad.tensor.broadcasting import Scalar, check_ints, show
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
@@ -207,7 +207,7 @@ class Creation(Methods):
         """
         _check_numbers("linspace", start, stop)
         if not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"linspace(steps={steps!r}): expected steps ≥ 0")
+            raise ValueError(f"linspace(steps={steps!r}): expected an int ≥ 0")
         wanted = _numeric("linspace", dtype, dtypes.default_float)
         check_holds("linspace", wanted, start, stop)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
@@ -260,6 +260,12 @@ class Creation(Methods):
         node = bounds.check(self.raw, extent, name, unit, wraps=wraps, ignored=ignored)
         return self._new(node)
 
+    def _within(
+        self, name: str, unit: str, expected: str, least: float = 0.0, most: float = 1.0
+    ) -> Self:
+        """self, of which each must be in an interval: see `bounds.check_values`."""
+        return self._new(bounds.check_values(self.node, name, unit, expected, least, most))
+
     def one_hot(self, num_classes: int) -> Self:
         """int32: 1 at the class of each element, in a new last dimension.
 
@@ -285,6 +291,7 @@ class Creation(Methods):
             raise ShapeError(
                 f"tril/triu of shape {show(self.shape)}: expected at least 2 dimensions"
             )
+        check_ints("tril/triu", diagonal=diagonal)
         rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
         return self.arange(self.shape[-1], device=self.raw.device) <= rows + diagonal
 

@@ -69,10 +69,7 @@ class Cumulative(Methods):
         >>> [x.tolist() for x in Tensor([2, 1, 3]).cummin()]
         [[2, 1, 1], [0, 1, 1]]
         """
-        mirrored = self if self.dtype.is_bool else self._mirrored()
-        if self.dtype.is_bool:
-            mirrored = ~self
-        values, places = mirrored._extremes("cummin", axis)
+        values, places = self._mirrored()._extremes("cummin", axis)
         return Found(values._mirrored(), places)
 
     def _extremes(self, name: str, axis: int) -> Found[Self]:

@@ -20,6 +20,8 @@ from minigrad.tensor.broadcasting import (
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 
+_DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # whole numbers of integers
+
 
 def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
     """The operation, with an error in the user's words where the dtype does not fit."""
@@ -86,6 +88,11 @@ class Elementwise(Methods):
         """self and other with one shape and dtype, in the order of the operation."""
         mine = self.node
         if isinstance(other, (bool, int, float)):
+            if not (other or reverse or mine.dtype.is_float) and name in _DIVISIONS:
+                raise ZeroDivisionError(
+                    f"{name} of {mine.dtype.name} by {other}: expected another number (where a "
+                    "tensor divides, its zeros give 0)"
+                )
             dtype = scalar_dtype(name, other, mine.dtype)
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:
@@ -150,7 +157,7 @@ class Elementwise(Methods):
         return self._new(_floor_quotient(x, y))
 
     def floor_divide(self, other: Any) -> Self:
-        """self // other, rounded down.
+        """self // other, rounded down; of integers, by 0 in a tensor it is 0, as numpy's.
 
         >>> Tensor([7, -7]).floor_divide(2).tolist()
         [3, -4]
@@ -167,6 +174,8 @@ class Elementwise(Methods):
 
     def mod(self, other: Any) -> Self:
         """The remainder with the sign of the divisor (Python's and numpy's `%`).
+
+        Of integers, by 0 in a tensor it is 0, as numpy's.
 
         >>> Tensor([7, -7]).mod(4).tolist()
         [3, 1]

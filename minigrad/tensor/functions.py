@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Self
 
-from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import Scalar, scalar_dtype
@@ -422,9 +421,8 @@ class Functions(Methods):
         x, y = (self._new(node) for node in self._pair("copysign", other, False))
         if not x.dtype.is_float:
             x, y = x.float(), y.float()
-        bits = {2: dtypes.int16, 4: dtypes.int32, 8: dtypes.int64}[x.dtype.itemsize]
         size = x.abs()
-        result = (y.bitcast(bits) < 0).where(-size, size)
+        result = (y.bitcast(x.dtype.signed) < 0).where(-size, size)
         return x._with_derivative(result, _copysign_rule, y)
 
     def logaddexp(self, other: Any) -> Self:

@@ -19,11 +19,9 @@ from minigrad.graph.shapes import strides_of
 from minigrad.graph.symbolic import Integer, high
 
 _BY_TYPESTR = {(dtype.kind, dtype.itemsize): dtype for dtype in ALL if dtype is not dtypes.bfloat16}
-_BY_FORMAT = {
-    "?": dtypes.bool, "b": dtypes.int8, "B": dtypes.uint8, "c": dtypes.uint8, "h": dtypes.int16,
-    "H": dtypes.uint16, "i": dtypes.int32, "I": dtypes.uint32, "q": dtypes.int64,
-    "Q": dtypes.uint64, "e": dtypes.float16, "f": dtypes.float32, "d": dtypes.float64,
-    "l": _BY_TYPESTR["i", struct.calcsize("l")], "L": _BY_TYPESTR["u", struct.calcsize("L")],
+_BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
+    "c": dtypes.uint8, "l": _BY_TYPESTR["i", struct.calcsize("l")],
+    "L": _BY_TYPESTR["u", struct.calcsize("L")],
 }  # fmt: skip
 _NUMBERS = (int, float, bool)  # and nothing derived of them: numpy's numbers have a dtype
 SAMPLED, BINS = 1 << 16, 32  # numbers that a histogram counts, about, and its bars

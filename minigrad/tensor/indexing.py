@@ -116,38 +116,30 @@ class Indexing(Methods):
         place = advanced[0] if advanced and together else 0
         ranges: list[tuple[Integer, Integer]] = []
         steps: list[int] = []
-        shape: list[tuple[str, int]] = []  # of the result: ("new", 0), ("axis", a), ("gone", a)
+        kept: list[int | None] = []  # the result's dimensions, None for new ones
         arrays: dict[int, Self] = {}
-        axis = 0
         for item in items:
             if item is None:
-                shape.append(("new", 0))
+                kept.append(None)
                 continue
-            extent = self.shape[axis]
+            axis = len(ranges)
+            start, stop, step = 0, self.shape[axis], 1  # type: Integer, Integer, int
             if isinstance(item, slice):
-                start, stop, step = _slice(item, extent)
-                ranges.append((start, stop))
-                steps.append(step)
-                shape.append(("axis", axis))
+                start, stop, step = _slice(item, stop)
             elif isinstance(item, Core):
-                arrays[len([s for s in shape if s[0] != "gone"])] = item  # type: ignore[assignment]
-                ranges.append((0, extent))
-                steps.append(1)
-                shape.append(("axis", axis))
+                arrays[len(kept)] = item  # type: ignore[assignment]
             else:
-                start = _place(item, axis, extent, self.shape)
-                ranges.append((start, start + 1))
-                steps.append(1)
-                shape.append(("gone", axis))
-            axis += 1
-        kinds = tuple(shape)
+                start = _place(item, axis, stop, self.shape)
+                stop = start + 1
+            if isinstance(item, (slice, Core)):
+                kept.append(axis)
+            ranges.append((start, stop))
+            steps.append(step)
         view = self
         if ranges and (any(step != 1 for step in steps) or _cuts(ranges, self.shape)):
             view = view._view(lambda node: _cut(node, ranges, steps))
-        if any(kind != "axis" for kind, _ in kinds):
-            extents = tuple(
-                1 if kind == "new" else view.shape[a] for kind, a in kinds if kind != "gone"
-            )
+        if kept != list(range(len(ranges))):
+            extents = tuple(1 if axis is None else view.shape[axis] for axis in kept)
             view = view._view(lambda node: build.reshape(node, extents))
         return (self._view(lambda node: node) if view is self else view), arrays, place
 

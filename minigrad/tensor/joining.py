@@ -10,7 +10,15 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, is_symbolic
 from minigrad.graph.symbolic import Affine, Integer, ceildiv
-from minigrad.tensor.broadcasting import axes_of, axis_of, first_of, joined_along, same_device, show
+from minigrad.tensor.broadcasting import (
+    axes_of,
+    axis_of,
+    check_ints,
+    first_of,
+    joined_along,
+    same_device,
+    show,
+)
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
@@ -87,6 +95,7 @@ class Joining(Methods):
     def repeat(self, *counts: Any) -> Self:
         """The whole tensor repeated along each dimension, new ones at the left."""
         times = sequence(counts)
+        check_ints("repeat", **{f"counts[{i}]": count for i, count in enumerate(times)})
         if len(times) < self.ndim:
             raise ShapeError(
                 f"repeat{times} of a tensor of {self.ndim} dimensions: expected a count for each"
@@ -112,7 +121,8 @@ class Joining(Methods):
         """Elements shifted along dims, those that leave come in at the other end."""
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
-        amounts = [shifts] if isinstance(shifts, int) else list(shifts)
+        amounts = list(shifts) if isinstance(shifts, Sequence) else [shifts]
+        check_ints("roll", **{f"shifts[{i}]": amount for i, amount in enumerate(amounts)})
         axes = axes_of("roll", dims, self.ndim)
         if len(amounts) != len(axes):
             raise ShapeError(f"roll: {len(amounts)} shifts for {len(axes)} dimensions")
@@ -133,11 +143,13 @@ class Joining(Methods):
         extent = self.shape[axis]
         if isinstance(extent, Affine):
             raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
-        if isinstance(sizes, int):
+        if not isinstance(sizes, Sequence):
+            check_ints("split", sizes=sizes)
             if sizes <= 0:
                 raise ShapeError(f"split({sizes}): expected a size > 0")
             starts = range(0, max(extent, 1), sizes)
             sizes = [min(sizes, extent - start) for start in starts]
+        check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         if sum(sizes) != extent:
             raise ShapeError(
                 f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
@@ -152,6 +164,7 @@ class Joining(Methods):
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
         axis = axis_of("chunk", dim, self.ndim)
+        check_ints("chunk", chunks=chunks)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
             raise ShapeError(

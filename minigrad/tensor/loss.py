@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axis_of, show
+from minigrad.tensor.broadcasting import Scalar, axis_of, check_share, show
 from minigrad.tensor.core import Core
 
 
@@ -46,8 +46,7 @@ class Loss(Composed):
         >>> round(Tensor([[0.0, 0.0]]).cross_entropy(Tensor([1])).item(), 4)
         0.6931
         """
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
+        check_share("cross_entropy", label_smoothing=label_smoothing)
         place = self._class_axis("cross_entropy", target, axis)
         logits = self._moved_last(place)
         if target.dtype.is_float:
@@ -110,8 +109,7 @@ class Loss(Composed):
             )
         if not target.dtype.is_int:
             raise DTypeError(f"cross_entropy: targets are {target.dtype.name}, expected integers")
-        if not 0 <= label_smoothing <= 1:
-            raise ValueError(f"cross_entropy(label_smoothing={label_smoothing}): expected 0 … 1")
+        check_share("cross_entropy", label_smoothing=label_smoothing)
         x = self._wide()
         classes = self._new(target.node)._checked(
             x.shape[-1], "cross_entropy", "classes", ignored=ignore_index
@@ -187,15 +185,18 @@ class Loss(Composed):
         """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100.
 
         The derivative is (p − t)/max(p·(1 − p), 10⁻¹²), as PyTorch's. Computed in at least float32.
+        DomainError where p or t is not in 0 … 1, when that is computed.
 
         >>> round(Tensor([0.5]).binary_crossentropy(Tensor([1.0])).item(), 4)
         0.6931
         """
         self._check_same_shape("binary_crossentropy", target)
-        p, wanted = self._wide(), self._new(target.node)._wide()
+        p, t = (value._wide()._within("binary_crossentropy", "no probability", said)
+                for value, said in ((self, "0 … 1; binary_crossentropy_logits takes logits"),
+                                    (self._new(target.node), "targets in 0 … 1")))  # fmt: skip
         yes, no = p.log().maximum(-100), (-p).log1p().maximum(-100)
-        losses = -(wanted * yes + (1 - wanted) * no)
-        losses = p._with_derivative(losses, _binary_rule, wanted)
+        losses = -(t * yes + (1 - t) * no)
+        losses = p._with_derivative(losses, _binary_rule, t)
         return losses._reduced(reduction).cast(promote(self._float_dtype(), target.dtype))
 
     def binary_crossentropy_logits(

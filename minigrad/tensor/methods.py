@@ -84,7 +84,7 @@ if TYPE_CHECKING:
         @classmethod
         def arange(cls, *given: Any, **options: Any) -> Self: ...
 
-        _checked = dropout = _wrapped = _wide_index = _at = _Declared._any
+        _checked = _within = dropout = _wrapped = _wide_index = _at = _Declared._any
 
 else:
     Methods = object

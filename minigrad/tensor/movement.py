@@ -16,6 +16,7 @@ from minigrad.tensor.broadcasting import (
     axes_of,
     axis_of,
     broadcast_to,
+    check_ints,
     product,
     show,
 )
@@ -154,6 +155,7 @@ class Movement(Methods):
             self.shape[i - missing] if i >= missing and (e is None or e == -1) else e
             for i, e in enumerate(wanted)
         )
+        check_ints("expand", **{f"shape[{i}]": extent for i, extent in enumerate(kept)})
         broadcast_to(self.raw, kept)
         return self._view(lambda node: broadcast_to(node, kept))
 
@@ -232,6 +234,7 @@ class Movement(Methods):
             (0, extent) if pair is None else pair
             for pair, extent in zip(ranges, self.shape, strict=True)
         ]
+        check_ints("shrink", **{f"ranges[{d}]": n for d, pair in enumerate(pairs) for n in pair})
         build.shrink(self.raw, pairs)
         return self._view(lambda node: build.shrink(node, pairs))
 
@@ -265,10 +268,12 @@ class Movement(Methods):
     def _pad_pairs(self, padding: Sequence[Any]) -> list[Pair]:
         given: list[Any] = list(padding) if isinstance(padding, (list, tuple)) else [padding]
         if all(pair is None or isinstance(pair, (tuple, list)) for pair in given):
+            check_ints("pad", **{f"padding[{d}]": n for d, p in enumerate(given) for n in p or ()})
             pairs: list[Pair] = [(0, 0) if pair is None else (pair[0], pair[1]) for pair in given]
             if len(pairs) == self.ndim:
                 return pairs
         elif len(given) % 2 == 0 and len(given) <= 2 * self.ndim:
+            check_ints("pad", **{f"padding[{i}]": amount for i, amount in enumerate(given)})
             flat = [(given[i], given[i + 1]) for i in range(0, len(given), 2)]
             return [(0, 0)] * (self.ndim - len(flat)) + flat[::-1]
         raise ShapeError(
@@ -298,30 +303,23 @@ class Movement(Methods):
                     f"pad(mode={mode!r}) by {max(b, a)} of dimension {axis} with extent {n}: "
                     f"expected at most {max(limit, 0)}"
                 )
-            parts = []
-            if b > 0:
-                parts.append(
-                    result._part(axis, 1, b + 1).flip(axis) if mode == "reflect"
-                    else result._part(axis, n - b, n) if mode == "circular"
-                    else result._repeated(axis, 0, b)
-                )  # fmt: skip
-            parts.append(result._part(axis, max(-b, 0), n + min(a, 0)))
-            if a > 0:
-                parts.append(
-                    result._part(axis, n - 1 - a, n - 1).flip(axis) if mode == "reflect"
-                    else result._part(axis, 0, a) if mode == "circular"
-                    else result._repeated(axis, n - 1, a)
-                )  # fmt: skip
+            ends = {"reflect": ((1, b + 1), (n - 1 - a, n - 1)), "circular": ((n - b, n), (0, a)),
+                    "replicate": ((0, 1), (n - 1, n))}[mode]  # fmt: skip
+            parts = [result._part(axis, max(-b, 0), n + min(a, 0))]
+            for place, count, end in zip((0, 2), (b, a), ends, strict=True):
+                if count > 0:
+                    part = result._part(axis, *end)
+                    if mode == "reflect":
+                        part = part.flip(axis)
+                    elif mode == "replicate":
+                        part = part.expand([count if d == axis else -1 for d in range(self.ndim)])
+                    parts.insert(place, part)
             result = parts[0].cat(*parts[1:], dim=axis)
         return result
 
     def _part(self, axis: int, start: Integer, stop: Integer) -> Self:
         """start … stop − 1 along one axis."""
         return self.shrink([(start, stop) if d == axis else None for d in range(self.ndim)])
-
-    def _repeated(self, axis: int, place: int, count: int) -> Self:
-        one = self._part(axis, place, place + 1)
-        return one.expand(tuple(count if d == axis else -1 for d in range(self.ndim)))
 
     # --- diagonals and windows --------------------------------------------------------------------
 
@@ -332,6 +330,7 @@ class Movement(Methods):
         [[1, 2], [2, 3]]
         """
         axis = axis_of("unfold", dim, self.ndim)
+        check_ints("unfold", size=size, step=step)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
             raise ShapeError(
@@ -351,6 +350,7 @@ class Movement(Methods):
         [1, 4]
         """
         first, second = axes_of("diagonal", (dim1, dim2), self.ndim)
+        check_ints("diagonal", offset=offset)
         rest = [d for d in range(self.ndim) if d not in (first, second)]
         x = self.permute(*rest, first, second)
         rows, columns = x.shape[-2:]

@@ -12,7 +12,6 @@ from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axis_of, check_flag, show
 from minigrad.tensor.methods import Methods
 
-_UNSIGNED = {1: dtypes.uint8, 2: dtypes.uint16, 4: dtypes.uint32, 8: dtypes.uint64}
 SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
 
 T = TypeVar("T")
@@ -33,7 +32,7 @@ class Ordering(Methods):
     def _keys(self, descending: bool) -> Self:
         """Unsigned integers in the order of the elements; equal elements have equal keys."""
         x = self.detach()
-        unsigned = _UNSIGNED[self.dtype.itemsize]
+        unsigned = self.dtype.unsigned
         top = 1 << (unsigned.bits - 1)
         if self.dtype.is_bool:
             keys = x.cast(unsigned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, Self
 
@@ -14,8 +15,9 @@ from minigrad.tensor.convolution import (
     Numbers,
     Padding,
     Pairs,
-    padding_pairs,
+    geometry,
     per_dimension,
+    windows_of,
 )
 from minigrad.tensor.core import Core
 
@@ -81,18 +83,15 @@ class _Plan:
     ) -> None:  # fmt: skip
         if x.dtype.is_bool:
             raise DTypeError(f"{name} of a bool tensor; expected numbers, e.g. x.float()")
-        self.spatial = 2 if isinstance(kernel_size, int) else len(kernel_size)
+        self.spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 2
         if not 1 <= self.spatial <= x.ndim:
             raise ShapeError(
                 f"{name} of {show(x.shape)} with kernel_size {kernel_size}: expected as many "
                 "dimensions as the kernel has, or more"
             )
         self.kernel = per_dimension(name, "kernel_size", kernel_size, self.spatial)
-        self.steps = self.kernel if stride is None else (
-            per_dimension(name, "stride", stride, self.spatial)
-        )  # fmt: skip
-        self.gaps = per_dimension(name, "dilation", dilation, self.spatial)
-        self.pairs = padding_pairs(name, padding, self.kernel, self.steps, self.gaps)
+        stride = self.kernel if stride is None else stride
+        self.steps, self.gaps, self.pairs = geometry(name, self.kernel, stride, padding, dilation)
         self.space = _extents(name, x, self.spatial)
         self.first = x.ndim - self.spatial
         self.beyond: Pairs = []
@@ -116,10 +115,7 @@ class _Plan:
     def windows(self, x: Any, value: Any) -> Any:
         """Windows of x, padded with `value`; the places inside them are the last dimensions."""
         padded = x.pad([None] * self.first + list(self.beyond), value=value)
-        return padded._windows([
-            (self.first + i, k, s, d)
-            for i, (k, s, d) in enumerate(zip(self.kernel, self.steps, self.gaps, strict=True))
-        ])  # fmt: skip
+        return padded._windows(windows_of(self.first, self.kernel, self.steps, self.gaps))
 
     def counted(self, x: Any, axis: int, count_include_pad: bool) -> Any:
         """How many elements count in each window along one dimension."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from minigrad.errors import ShapeError
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, product, show
+from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_ints, product, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence
 
@@ -80,7 +80,8 @@ class Products(Composed):
         >>> Tensor.ones(2, 3, 4).tensordot(Tensor.ones(3, 4, 5)).shape
         (2, 5)
         """
-        if isinstance(dims, int):
+        if not isinstance(dims, Sequence):
+            check_ints("tensordot", dims=dims)
             if not 0 <= dims <= min(self.ndim, other.ndim):
                 raise ShapeError(
                     f"tensordot over {dims} dimensions of {show(self.shape)} and "
@@ -130,6 +131,7 @@ class Products(Composed):
         >>> Tensor([[1, 1], [0, 1]]).matrix_power(5).tolist()
         [[1, 5], [0, 1]]
         """
+        check_ints("matrix_power", n=n)
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
             raise ShapeError(f"matrix_power({n}) of {show(self.shape)}: expected n ≥ 0, squares")
         one = self.arange(self.shape[-1], device=self.raw.device)
@@ -192,6 +194,7 @@ class Products(Composed):
         [1.0]
         """
         x, y = (self._new(node) for node in self._pair("cosine_similarity", x2, False))
+        axis_of("cosine_similarity", dim, x.ndim)
         return (x.normalize(2, dim, eps) * y.normalize(2, dim, eps)).sum(dim)
 
     def pairwise_distance(

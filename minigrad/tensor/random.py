@@ -20,7 +20,7 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.program import bytes_of
 from minigrad.tensor import hostdata, realization
-from minigrad.tensor.broadcasting import Scalar, show
+from minigrad.tensor.broadcasting import Scalar, check_share, show
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.creation import checked_shape, dtype_or
 from minigrad.tensor.methods import Methods
@@ -307,12 +307,13 @@ class Random(Methods):
     def bernoulli(self, p: Any = None) -> Self:
         """1 with the probabilities in self (or with p), else 0; in self's dtype.
 
+        DomainError where one is not in 0 … 1, when that is computed.
+
         >>> Tensor([0.0, 1.0]).bernoulli().tolist()
         [0.0, 1.0]
         """
-        if isinstance(p, (int, float)) and not 0 <= p <= 1:
-            raise ValueError(f"bernoulli({p}): expected a probability in 0 … 1")
-        chance = self if p is None else self._operand(p)
+        chance = (self if p is None else self._operand(p))._wide()
+        chance = chance._within("bernoulli", "no probability", "0 … 1")
         return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()
 
     def dropout(self, p: Scalar = 0.5) -> Self:
@@ -321,8 +322,7 @@ class Random(Methods):
         >>> Tensor([1.0, 2.0]).dropout(0.5).tolist()
         [1.0, 2.0]
         """
-        if not 0 <= p <= 1:
-            raise ValueError(f"dropout(p={p}): expected a probability in 0 … 1")
+        check_share("dropout", p=p)
         if not type(self).training or p == 0:
             return self
         if p == 1:

@@ -289,6 +289,7 @@ class Reduce(Methods):
         """
         result = self._float_dtype() if dtype is None else resolve(dtype)
         x = (self if dtype is None else self.cast(result))._wide()
+        axis_of("log_softmax", axis, self.ndim)
         if not self.ndim:
             return (x * 0).cast(result)
         shifted = x._shifted(axis)

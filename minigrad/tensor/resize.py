@@ -65,13 +65,16 @@ class Resize(Composed):
         given = size if scale_factor is None else scale_factor
         numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
         space = [extent for extent in self.shape[2:] if isinstance(extent, int)]
-        if len(numbers) != spatial or len(space) != spatial or any(n <= 0 for n in (*numbers, 1)):
+        kind, word = ((int, float), "number") if size is None else (int, "int")
+        if len(numbers) != spatial or len(space) != spatial or any(
+            not isinstance(n, kind) or n <= 0 for n in numbers
+        ):
             raise ShapeError(
-                f"interpolate of {show(self.shape)} to {given}: expected one number > 0, or "
+                f"interpolate of {show(self.shape)} to {given!r}: expected one {word} > 0, or "
                 f"{spatial} of them, and plain extents"
             )
         if scale_factor is None:
-            return [int(n) for n in numbers], [None] * spatial
+            return numbers, [None] * spatial
         extents = [int(e * f) for e, f in zip(space, numbers, strict=True)]
         return extents, [1 / f for f in numbers]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import show
+from minigrad.tensor.broadcasting import check_ints, show
 from minigrad.tensor.random import _draw
 
 
@@ -45,19 +46,29 @@ class Sampling(Composed):
     def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:
         """Positions (int32) drawn with probabilities in proportion to the weights in self.
 
-        self is (categories,), or (rows, categories) for draws of each row; weights are ≥ 0 and not
-        all 0. Without replacement no category is drawn twice, and one of weight 0 only when no
-        others are left.
+        self is (categories,), or (rows, categories) for draws of each row; weights are finite, ≥ 0
+        and in no row all 0 (DomainError, when that is computed). Without replacement no category is
+        drawn twice, and one of weight 0 only when no others are left.
 
         >>> Tensor([0.0, 1.0]).multinomial().tolist()
         [1]
         """
         self._check_draws(num_samples, replacement)
-        rows = self.detach().cast(dtypes.float64)
-        rows = rows.unsqueeze(0) if self.ndim == 1 else rows
+        rows = self._weights()
         draw = rows._with_replacement if replacement else rows._without_replacement
         drawn = draw(num_samples)
         return self._made((drawn.squeeze(0) if self.ndim == 1 else drawn).node, None, drawn=True)
+
+    def _weights(self) -> Self:
+        """(rows, categories) in float64, each ≥ 0 and in each row one > 0."""
+        rows = self.detach().cast(dtypes.float64)
+        rows = rows.unsqueeze(0) if self.ndim == 1 else rows
+        limits = sys.float_info
+        rows = rows._within("multinomial", "no weight", "finite numbers ≥ 0", 0.0, limits.max)
+        largest = rows.max(1, keepdim=True)._within(
+            "multinomial", "the largest weight of a row", "one > 0", limits.min, limits.max
+        )
+        return (largest > 0).where(rows, 0)  # which it is: so the draws depend on it
 
     def _check_draws(self, count: int, replacement: bool) -> None:
         if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):
@@ -67,6 +78,7 @@ class Sampling(Composed):
             )
         if self.dtype.is_bool:
             raise DTypeError("multinomial of bool weights: expected numbers; use .float()")
+        check_ints("multinomial", num_samples=count)
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
             limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")

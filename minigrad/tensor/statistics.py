@@ -8,7 +8,16 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_flag, show
+from minigrad.tensor.broadcasting import (
+    Axes,
+    Scalar,
+    axes_of,
+    axis_of,
+    check_flag,
+    check_ints,
+    check_share,
+    show,
+)
 from minigrad.tensor.core import Core
 from minigrad.tensor.ordering import Found
 
@@ -79,6 +88,7 @@ class Statistics(Composed):
         [2, 2]
         """
         axis = axis_of("kthvalue", dim, self.ndim)
+        check_ints("kthvalue", k=k)
         extent = self._known_shape()[axis] if self.ndim else 1
         if not 1 <= k <= extent:
             raise ShapeError(f"kthvalue({k}) of {show(self.shape)}: expected 1 … {extent}")
@@ -126,8 +136,8 @@ class Statistics(Composed):
             raise ValueError(f"quantile(interpolation={interpolation!r}): expected 'linear', "
                              "'lower', 'higher', 'midpoint' or 'nearest'")  # fmt: skip
         for share in q if isinstance(q, (list, tuple)) else [q]:
-            if isinstance(share, (int, float)) and not 0 <= share <= 1:
-                raise ValueError(f"quantile({share}): expected shares in 0 … 1")
+            if not hasattr(share, "shape"):
+                check_share("quantile", q=share)
         axis = 0 if dim is None else axis_of("quantile", dim, self.ndim)
         x = self.flatten() if dim is None or not self.ndim else self
         rest = [d for d in range(x.ndim) if d != axis]
@@ -340,6 +350,7 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim)
+        check_ints("diff", n=n)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         first, *more = [part for part in (prepend, self, append) if part is not None]

@@ -15,7 +15,6 @@ def learn(data, targets, hidden):\
     nn.utils.clip_grad_norm_(model.parameters(), args.clip)\
     for p in model.parameters():\
         p.detach().add_(p.grad, alpha=-lr)\
-    Tensor.realize(*model.parameters())\
     return loss, hidden\
 \
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import REFERENCE
 
 from minigrad import Tensor, jit, nn
-from minigrad.errors import GradientError, ShapeError
+from minigrad.errors import DeviceError, GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
 
@@ -50,12 +51,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "instance_norm of one": (lambda: F.instance_norm(PIXEL), ShapeError, "one element"),
     "adaptive pool to 0": (lambda: F.adaptive_avg_pool2d(IMAGE, (0, 2)), ShapeError, "≥ 1"),
     "adaptive pool to 3": (
-        lambda: F.adaptive_max_pool2d(IMAGE, (2, 2, 2)), ShapeError, "2 numbers",
+        lambda: F.adaptive_max_pool2d(IMAGE, (2, 2, 2)), ShapeError, "2 ints",
     ),
     "Sequential of numbers": (lambda: nn.Sequential(1, 2), TypeError, "layers or functions"),  # type: ignore[arg-type]
     "train('yes')": (lambda: nn.Linear(3, 2).train("yes"), TypeError, "True or False"),  # type: ignore[arg-type]
     "LSTM of no layers": (lambda: nn.LSTM(3, 4, num_layers=0), ValueError, "layers ≥ 1"),
-    "GRU's dropout of 2": (lambda: nn.GRU(3, 4, dropout=2.0), ValueError, "dropout in 0 … 1"),
+    "GRU's dropout of 2": (lambda: nn.GRU(3, 4, dropout=2.0), ValueError, "dropout=2.0"),
     "RNN of nothing": (lambda: nn.RNN(0, 4), ValueError, "sizes"),
     "GRU's state of two layers": (
         lambda: nn.GRU(3, 4)(Y, _zeros(2, 2, 4)), ShapeError, "hidden of (1, 2, 4)",
@@ -78,6 +79,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "an optimizer of no leaf": (lambda: optim.Adam([LEAF * 2]), GradientError, "computed from"),
     "an optimizer of a copy": (lambda: optim.SGD([LEAF.clone()]), GradientError, "detach()"),
+    "betas of one": (lambda: optim.Adam([_leaf()], betas=0.9), TypeError, "expected two numbers"),  # type: ignore[arg-type]
+    "dropout of a text": (lambda: X.dropout("a"), TypeError, "dropout(p='a')"),  # type: ignore[arg-type]
+    "Dropout of a text": (lambda: nn.Dropout("a"), TypeError, "Dropout(p='a')"),  # type: ignore[arg-type]
+    "log_softmax of 'a'": (lambda: X.log_softmax("a"), TypeError, "log_softmax: axis 'a'"),  # type: ignore[arg-type]
+    "a cosine along 5": (lambda: X.cosine_similarity(X, 5), IndexError, "cosine_similarity: axis"),
     "lr='a'": (lambda: optim.SGD([_leaf()], lr="a"), ValueError, "expected a number ≥ 0"),  # type: ignore[arg-type]
     "StepLR of 0": (lambda: scheduler.StepLR(_sgd(), 0), ValueError, "steps ≥ 1"),
     "StepLR of no optimizer": (lambda: scheduler.StepLR(3, 1), TypeError, "expected an optimizer"),
@@ -105,8 +111,105 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "transpose(0)": (lambda: X.transpose(0), TypeError, "expected two dimensions"),
     "pad(1)": (lambda: X.pad(1), ShapeError, "flat list"),  # type: ignore[arg-type]
     "a slice to 1.5": (lambda: X[0:1.5], TypeError, "1.5: expected an int"),  # type: ignore[misc]
+    "x.grad = a number": (lambda: setattr(_leaf(), "grad", 3.0), TypeError, "= a float"),
+    "x.grad of one": (lambda: setattr(_leaf(), "grad", Tensor([1.0])), ShapeError, "(1,) of a"),
+    "x.grad of ints": (lambda: setattr(_leaf(), "grad", Tensor([1, 2])), ShapeError, "int32 (2,)"),
+    "x.grad elsewhere": (
+        lambda: setattr(_leaf(), "grad", Tensor([1.0, 2.0], device=REFERENCE)), DeviceError,
+        "x.grad =",
+    ),
+    "ints // 0": (lambda: Tensor([1]) // 0, ZeroDivisionError, "floor division of int32 by 0"),
+    "ints % 0": (lambda: Tensor([1]) % 0, ZeroDivisionError, "mod of int32"),
+    "bools % False": (lambda: Tensor([True]) % False, ZeroDivisionError, "mod of bool by False"),
+    "fmod(0)": (lambda: Tensor([1]).fmod(0), ZeroDivisionError, "fmod"),
+    "div(0, trunc)": (
+        lambda: Tensor([1]).div(0, rounding_mode="trunc"), ZeroDivisionError, "truncated",
+    ),
     "einsum's order": (lambda: Tensor.einsum(X, "ij->"), TypeError, "equation first"),  # type: ignore[arg-type]
 }  # fmt: skip
+
+BATCH = _zeros(1, 4, 8, 8)
+# Calls with a float or a text where an int belongs: what the message shows.
+NO_INTS: dict[str, Callable[[], Any]] = {
+    "Conv2d(kernel_size=3.5)": lambda: nn.Conv2d(3, 4, 3.5),  # type: ignore[arg-type]
+    "Conv2d(kernel_size=None)": lambda: nn.Conv2d(3, 4, None),  # type: ignore[arg-type]
+    "Conv2d(kernel_size=True)": lambda: nn.Conv2d(4, 4, True),
+    "Conv2d(in_channels=3.0)": lambda: nn.Conv2d(3.0, 4, 3),  # type: ignore[arg-type]
+    "Conv2d(out_channels=4.5)": lambda: nn.Conv2d(3, 4.5, 3),  # type: ignore[arg-type]
+    "Conv2d(in_channels=-1)": lambda: nn.Conv2d(-1, 4, 3),
+    "Conv2d(groups=2.0)": lambda: nn.Conv2d(4, 4, 3, groups=2.0),  # type: ignore[arg-type]
+    "(stride=1.5)": lambda: nn.Conv2d(3, 4, 3, stride=1.5),  # type: ignore[arg-type]
+    "(padding=1.5)": lambda: nn.Conv2d(3, 4, 3, padding=1.5),  # type: ignore[arg-type]
+    "(padding=(1.5, 1))": lambda: nn.Conv2d(3, 4, 3, padding=(1.5, 1)),
+    "(output_padding=0.5)": lambda: nn.ConvTranspose2d(3, 4, 3, output_padding=0.5),  # type: ignore[arg-type]
+    "Linear(in_features=3.0)": lambda: nn.Linear(3.0, 2),  # type: ignore[arg-type]
+    "Linear(in_features=None)": lambda: nn.Linear(None, 2),  # type: ignore[arg-type]
+    "Linear(in_features=-3)": lambda: nn.Linear(-3, 2),
+    "Linear(out_features='2')": lambda: nn.Linear(3, "2"),  # type: ignore[arg-type]
+    "Embedding(embedding_dim=2.5)": lambda: nn.Embedding(3, 2.5),  # type: ignore[arg-type]
+    "Embedding(padding_idx=1.0)": lambda: nn.Embedding(3, 2, padding_idx=1.0),  # type: ignore[arg-type]
+    "LSTM(num_layers=1.5)": lambda: nn.LSTM(3, 4, num_layers=1.5),  # type: ignore[arg-type]
+    "GRU(input_size='3')": lambda: nn.GRU("3", 4),  # type: ignore[arg-type]
+    "MultiheadAttention(num_heads=2.0)": lambda: nn.MultiheadAttention(4, 2.0),  # type: ignore[arg-type]
+    "Layer(nhead=2.0)": lambda: nn.TransformerEncoderLayer(4, 2.0),  # type: ignore[arg-type]
+    "BatchNorm2d(num_features=4.0)": lambda: nn.BatchNorm2d(4.0),  # type: ignore[arg-type]
+    "GroupNorm(num_groups=2.0)": lambda: nn.GroupNorm(2.0, 4),  # type: ignore[arg-type]
+    "InstanceNorm2d(num_features=4.0)": lambda: nn.InstanceNorm2d(4.0),  # type: ignore[arg-type]
+    "full((3.0,))": lambda: nn.LayerNorm(3.0),  # type: ignore[arg-type]
+    "PReLU(num_parameters=2.0)": lambda: nn.PReLU(2.0),  # type: ignore[arg-type]
+    "max_pool2d(kernel_size=2.0)": lambda: nn.MaxPool2d(2.0)(BATCH),
+    "max_pool2d(stride=1.5)": lambda: nn.MaxPool2d(2, stride=1.5)(BATCH),
+    "avg_pool2d(kernel_size=2.5)": lambda: BATCH.avg_pool2d(2.5),  # type: ignore[arg-type]
+    "max_pool2d(kernel_size=None)": lambda: BATCH.max_pool2d(None),  # type: ignore[arg-type]
+    "adaptive_avg_pool2d(2.0)": lambda: nn.AdaptiveAvgPool2d(2.0)(BATCH),
+    "adaptive_avg_pool2d((2, 2.0))": lambda: nn.AdaptiveAvgPool2d((2, 2.0))(BATCH),
+    "to 2.5: expected one int": lambda: nn.Upsample(2.5)(BATCH),
+    "to '2': expected one number": lambda: nn.Upsample(scale_factor="2")(BATCH),
+    "expand(shape[0]=2.0)": lambda: X.expand(2.0, 2, 3),
+    "repeat(counts[0]=1.5)": lambda: X.repeat(1.5, 1),
+    "narrow(length=2.0)": lambda: X.narrow(0, 0, 2.0),  # type: ignore[arg-type]
+    "shrink(ranges[0]=1.0)": lambda: X.shrink(((0, 1.0), None)),  # type: ignore[arg-type]
+    "pad(padding[0]=1.0)": lambda: X.pad((1.0, 1)),
+    "pad(padding[1]=0.5)": lambda: X.pad(((1, 1), (0, 0.5))),
+    "unfold(size=2.0": lambda: X.unfold(0, 2.0, 1),  # type: ignore[arg-type]
+    "diagonal(offset=1.0)": lambda: X.diagonal(1.0),  # type: ignore[arg-type]
+    "rot90(k=1.0)": lambda: X.rot90(1.0),  # type: ignore[arg-type]
+    "tril/triu(diagonal=1.0)": lambda: X.tril(1.0),  # type: ignore[arg-type]
+    "roll(shifts[0]=1.0)": lambda: X.roll(1.0),  # type: ignore[arg-type]
+    "split(sizes=2.0)": lambda: X.split(2.0),  # type: ignore[arg-type]
+    "split(sizes[0]=1.0)": lambda: X.split([1.0, 1.0]),  # type: ignore[list-item]
+    "chunk(chunks=2.0)": lambda: X.chunk(2.0),  # type: ignore[arg-type]
+    "tensor_split(sections=2.0)": lambda: X.tensor_split(2.0),  # type: ignore[arg-type]
+    "kthvalue(k=1.0)": lambda: X.kthvalue(1.0),  # type: ignore[arg-type]
+    "diff(n=1.0)": lambda: X.diff(1.0),  # type: ignore[arg-type]
+    "matrix_power(n=2.0)": lambda: _zeros(2, 2).matrix_power(2.0),  # type: ignore[arg-type]
+    "tensordot(dims=1.0)": lambda: X.tensordot(X, 1.0),  # type: ignore[arg-type]
+    "multinomial(num_samples=1.5)": lambda: Tensor([1.0]).multinomial(1.5, True),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("words", NO_INTS)
+def test_what_is_no_int_is_shown(words: str) -> None:
+    """Some gave shapes with floats in them, or other tensors; most told of something inside."""
+    with pytest.raises((TypeError, ShapeError), match=re.escape(words)):
+        NO_INTS[words]()
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+@pytest.mark.parametrize("name", ["BatchNorm", "InstanceNorm", "MaxPool", "AvgPool"])
+def test_layers_know_their_dimensions(name: str, spatial: int) -> None:
+    """Each of them took any number of dimensions."""
+    layer = getattr(nn, f"{name}{spatial}d")(3 if "Norm" in name else 2)
+    taken = {"BatchNorm": (0, 1) if spatial == 1 else (spatial,), "InstanceNorm": (spatial,)}
+    fits = [2 + n for n in taken.get(name, (spatial - 1, spatial))]
+    for ndim in range(1, 6):
+        x = Tensor.ones(*(2, 3, 4, 4, 4)[:ndim])
+        if ndim in fits:
+            assert layer(x).ndim == ndim
+            continue
+        with pytest.raises(ShapeError, match=rf"of \({re.escape(str(x.shape)[1:])}: expected"):
+            layer(x)
+    assert repr(layer).startswith(f"{name}{spatial}d(")
 
 
 @pytest.mark.parametrize("name", MISTAKES)
