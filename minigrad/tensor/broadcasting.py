@@ -6,6 +6,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, Protocol
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
@@ -118,11 +119,12 @@ def check_flag(name: str, what: str, value: object) -> None:
         raise TypeError(f"{name}({what}={value!r}): expected True or False")
 
 
-def check_ints(name: str, **given: object) -> None:
-    """TypeError for what is no int, nor a symbolic one: a float, or a text."""
+def check_ints(name: str, **given: object) -> tuple[Any, ...]:
+    """What is given, as ints; TypeError for what is none, nor a symbolic one: a float, a text."""
     for what, value in given.items():
-        if not isinstance(value, (int, Affine)) or isinstance(value, bool):
+        if not isinstance(value, (Integral, Affine)) or isinstance(value, bool):
             raise TypeError(f"{name}({what}={value!r}): expected an int")
+    return tuple(map(whole, given.values()))
 
 
 def check_share(name: str, **given: object) -> None:
@@ -134,8 +136,16 @@ def check_share(name: str, **given: object) -> None:
             raise ValueError(f"{name}({what}={value}): expected a probability, or share, in 0 … 1")
 
 
+def whole(value: Any) -> Any:
+    """A whole number of another kind, as numpy's, as an int; anything else as it is."""
+    if isinstance(value, int) or not isinstance(value, Integral):
+        return value
+    return int(value)
+
+
 def axis_of(name: str, axis: int, ndim: int) -> int:
     """An axis counted from the left; negative ones count from the right."""
+    axis = whole(axis)
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"{name}: axis {axis!r} is a {type(axis).__name__}; expected an int")
     if not -max(ndim, 1) <= axis < max(ndim, 1):

@@ -17,7 +17,7 @@ from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.windows import overlap_add
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import same_device, show
+from minigrad.tensor.broadcasting import same_device, show, whole
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
 
@@ -171,7 +171,7 @@ def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
 
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:
     """One number per spatial dimension, from one for all or a sequence."""
-    numbers = list(given) if isinstance(given, Sequence) else [given] * spatial
+    numbers = [whole(n) for n in (given if isinstance(given, Sequence) else (given,))]
     if len(numbers) == 1:
         numbers *= spatial
     if len(numbers) != spatial or any(type(n) is not int or n < least for n in numbers):
@@ -222,9 +222,10 @@ def padding_pairs(
                 f"{name}(padding={padding!r}, stride={show(steps)}): expected numbers, 'valid', "
                 "or for convolutions with stride 1 'same'"
             )
-        whole = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
-        return [(n // 2, n - n // 2) for n in whole]
+        both = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
+        return [(n // 2, n - n // 2) for n in both]
     given: list[Any] = list(padding) if isinstance(padding, Sequence) else [padding] * spatial
+    given = [tuple(map(whole, n)) if isinstance(n, Sequence) else whole(n) for n in given]
     if len(given) == 1 and spatial > 1 and isinstance(given[0], int):
         given *= spatial
     if len(given) == 2 * spatial and all(isinstance(n, int) for n in given):

@@ -12,7 +12,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
-from minigrad.tensor.broadcasting import Scalar, check_ints, show
+from minigrad.tensor.broadcasting import Scalar, check_ints, show, whole
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
@@ -161,7 +161,8 @@ class Creation(Methods):
         >>> Tensor.arange(1, 7, 2).tolist()
         [1, 3, 5]
         """
-        begin, end = (0, start) if stop is None else (start, stop)
+        begin, end = (0, whole(start)) if stop is None else (whole(start), whole(stop))
+        step = whole(step)
         _check_numbers("arange", begin, end, step)
         where = Device.canonical(device or Device.DEFAULT)
         if step == 0:
@@ -183,9 +184,9 @@ class Creation(Methods):
         default = dtypes.default_float if floats else dtype_of("arange", ends)
         wanted = _numeric("arange", dtype, default)
         check_holds("arange", wanted, *ends)
-        whole = wanted.is_int and not floats
-        wide = wanted if whole or wanted is dtypes.float64 else dtypes.float32
-        ramp = cls._of(build.iota(count, where, wanted if whole else dtypes.int32)).cast(wide)
+        ints = wanted.is_int and not floats
+        wide = wanted if ints or wanted is dtypes.float64 else dtypes.float32
+        ramp = cls._of(build.iota(count, where, wanted if ints else dtypes.int32)).cast(wide)
         # as consts of that dtype: a step of −1 wraps in an unsigned one, and so do the sums, back
         if step != 1:
             ramp = ramp * cls._of(build.const(step, wide, (), where))
@@ -274,6 +275,7 @@ class Creation(Methods):
         >>> Tensor([0, 2]).one_hot(3).tolist()
         [[1, 0, 0], [0, 0, 1]]
         """
+        num_classes = whole(num_classes)
         if self.dtype.is_float or not isinstance(num_classes, (int, Affine)) or (
             low(num_classes) < 0
         ):

@@ -18,6 +18,7 @@ from minigrad.tensor.broadcasting import (
     joined_along,
     same_device,
     show,
+    whole,
 )
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -108,6 +109,7 @@ class Joining(Methods):
 
     def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
         """Each element repeated; without `dim` those of the flat tensor."""
+        repeats = whole(repeats)
         if not isinstance(repeats, int) or repeats < 0:
             raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
         if dim is None:
@@ -122,12 +124,12 @@ class Joining(Methods):
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
         amounts = list(shifts) if isinstance(shifts, Sequence) else [shifts]
-        check_ints("roll", **{f"shifts[{i}]": amount for i, amount in enumerate(amounts)})
+        shift = check_ints("roll", **{f"shifts[{i}]": one for i, one in enumerate(amounts)})
         axes = axes_of("roll", dims, self.ndim)
-        if len(amounts) != len(axes):
-            raise ShapeError(f"roll: {len(amounts)} shifts for {len(axes)} dimensions")
+        if len(shift) != len(axes):
+            raise ShapeError(f"roll: {len(shift)} shifts for {len(axes)} dimensions")
         result = self
-        for amount, axis in zip(amounts, axes, strict=True):
+        for amount, axis in zip(shift, axes, strict=True):
             extent = result.shape[axis]
             if isinstance(extent, Affine):
                 raise ShapeError(f"roll along a symbolic dimension of {show(self.shape)}")
@@ -144,12 +146,12 @@ class Joining(Methods):
         if isinstance(extent, Affine):
             raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
         if not isinstance(sizes, Sequence):
-            check_ints("split", sizes=sizes)
+            (sizes,) = check_ints("split", sizes=sizes)
             if sizes <= 0:
                 raise ShapeError(f"split({sizes}): expected a size > 0")
             starts = range(0, max(extent, 1), sizes)
             sizes = [min(sizes, extent - start) for start in starts]
-        check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+        sizes = check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         if sum(sizes) != extent:
             raise ShapeError(
                 f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
@@ -164,7 +166,7 @@ class Joining(Methods):
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
         axis = axis_of("chunk", dim, self.ndim)
-        check_ints("chunk", chunks=chunks)
+        (chunks,) = check_ints("chunk", chunks=chunks)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
             raise ShapeError(

@@ -19,6 +19,7 @@ from minigrad.tensor.broadcasting import (
     check_ints,
     product,
     show,
+    whole,
 )
 from minigrad.tensor.methods import Methods
 
@@ -27,7 +28,9 @@ Pair = tuple[Integer, Integer]
 
 def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments of a method that takes f(1, 2) and f((1, 2))."""
-    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    if len(given) == 1 and isinstance(given[0], (tuple, list)):
+        given = tuple(given[0])
+    return tuple(map(whole, given))
 
 
 class Movement(Methods):
@@ -268,12 +271,15 @@ class Movement(Methods):
     def _pad_pairs(self, padding: Sequence[Any]) -> list[Pair]:
         given: list[Any] = list(padding) if isinstance(padding, (list, tuple)) else [padding]
         if all(pair is None or isinstance(pair, (tuple, list)) for pair in given):
-            check_ints("pad", **{f"padding[{d}]": n for d, p in enumerate(given) for n in p or ()})
-            pairs: list[Pair] = [(0, 0) if pair is None else (pair[0], pair[1]) for pair in given]
+            ends = [(0, 0) if pair is None else tuple(pair) for pair in given]
+            pairs: list[Pair] = [
+                check_ints("pad", **{f"padding[{d}][0]": before, f"padding[{d}][1]": after})
+                for d, (before, after, *_) in enumerate(ends)
+            ]  # type: ignore[misc]
             if len(pairs) == self.ndim:
                 return pairs
         elif len(given) % 2 == 0 and len(given) <= 2 * self.ndim:
-            check_ints("pad", **{f"padding[{i}]": amount for i, amount in enumerate(given)})
+            given[:] = check_ints("pad", **{f"padding[{i}]": n for i, n in enumerate(given)})
             flat = [(given[i], given[i + 1]) for i in range(0, len(given), 2)]
             return [(0, 0)] * (self.ndim - len(flat)) + flat[::-1]
         raise ShapeError(

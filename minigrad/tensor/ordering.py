@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.symbolic import Affine, ceildiv
-from minigrad.tensor.broadcasting import axis_of, check_flag, show
+from minigrad.tensor.broadcasting import axis_of, check_flag, show, whole
 from minigrad.tensor.methods import Methods
 
 SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
@@ -96,7 +96,7 @@ class Ordering(Methods):
         >>> [x.tolist() for x in Tensor([3, 1, 2]).topk(2)]
         [[3, 2], [0, 2]]
         """
-        place = axis_of("topk", axis, self.ndim)
+        place, k = axis_of("topk", axis, self.ndim), whole(k)
         extent = self.shape[place] if self.ndim else 1
         if isinstance(extent, Affine) or not isinstance(k, int) or not 0 <= k <= extent:
             raise ShapeError(

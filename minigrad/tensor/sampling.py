@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import check_ints, show
+from minigrad.tensor.broadcasting import check_ints, show, whole
 from minigrad.tensor.random import _draw
 
 
@@ -36,6 +36,7 @@ class Sampling(Composed):
         >>> Tensor.randperm(3).sort()[0].tolist()
         [0, 1, 2]
         """
+        n = whole(n)
         if not isinstance(n, int) or n < 0:
             raise ShapeError(f"randperm({n}): expected an int ≥ 0")
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))

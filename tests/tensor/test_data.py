@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from devices import shares_memory
 
-from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, jit
+from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, jit, nn
 from minigrad.device import Zeros
 from minigrad.dtype import ALL
 from minigrad.errors import DTypeError, RangeError, ShapeError
@@ -271,3 +271,32 @@ def test_import_is_light():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+SIZES = {
+    "sum": lambda x, i: x.sum(i(1)), "mean": lambda x, i: x.mean((i(0), i(1))),
+    "reshape": lambda x, i: x.reshape(i(6), i(-1)), "expand": lambda x, i: x[:1].expand(i(2), 3, 4),
+    "index": lambda x, i: x[i(1), i(0) : i(2)], "permute": lambda x, i: x.permute(i(2), i(0), i(1)),
+    "softmax": lambda x, i: x.softmax(i(1)), "split": lambda x, i: x.split(i(1), i(2))[1],
+    "sizes": lambda x, i: x.split([i(1), i(3)], i(2))[1], "chunk": lambda x, i: x.chunk(i(2), 2)[0],
+    "topk": lambda x, i: x.topk(i(2))[0], "pad": lambda x, i: x.pad((i(1), i(2))),
+    "pairs": lambda x, i: x.pad(((i(1), 0), None, (0, i(2)))), "roll": lambda x, i: x.roll(i(1), 0),
+    "repeat": lambda x, i: x.repeat(i(2), 1, 1), "flip": lambda x, i: x.flip(i(0)),
+    "interleave": lambda x, i: x.repeat_interleave(i(2), i(1)), "tril": lambda x, i: x.tril(i(1)),
+    "cat": lambda x, i: x.cat(x, dim=i(0)), "one_hot": lambda x, i: x.int().one_hot(i(24)),
+    "arange": lambda x, i: Tensor.arange(i(1), i(9), i(2)), "eye": lambda x, i: Tensor.eye(i(3)),
+    "pool": lambda x, i: x.max_pool2d(i(2), stride=i(1)), "add": lambda x, i: x + i(2),
+    "conv": lambda x, i: x.conv2d(Tensor.ones(1, 2, 2, 2), padding=(i(1), i(0)), stride=i(2)),
+    "linear": lambda x, i: nn.Linear(i(4), i(2))(x) * 0, "zeros": lambda x, i: Tensor.zeros(i(3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_numpys_whole_numbers_are_numbers(name: str) -> None:
+    """Sizes, axes and places as they come out of arrays: `table.max() + 1`, `len(a) // n`."""
+    x = Tensor(np.arange(24, dtype=np.float32).reshape(2, 3, 4))
+    plain = SIZES[name](x, int)
+    for kind in (np.int64, np.uint8 if "reshape" not in name else np.int32):
+        found = SIZES[name](x, kind)
+        assert found.dtype is plain.dtype and all(type(n) is int for n in found.shape)
+        np.testing.assert_array_equal(found.numpy(), plain.numpy())
