@@ -146,11 +146,10 @@ class Joining(Methods):
         if isinstance(extent, Affine):
             raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
         if not isinstance(sizes, Sequence):
-            (sizes,) = check_ints("split", sizes=sizes)
-            if sizes <= 0:
-                raise ShapeError(f"split({sizes}): expected a size > 0")
-            starts = range(0, max(extent, 1), sizes)
-            sizes = [min(sizes, extent - start) for start in starts]
+            (size,) = check_ints("split", sizes=sizes)
+            if size <= 0:
+                raise ShapeError(f"split({size}): expected a size > 0")
+            sizes = [min(size, extent - start) for start in range(0, max(extent, 1), size)]
         sizes = check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
         if sum(sizes) != extent:
             raise ShapeError(

@@ -275,7 +275,7 @@ class Movement(Methods):
             pairs: list[Pair] = [
                 check_ints("pad", **{f"padding[{d}][0]": before, f"padding[{d}][1]": after})
                 for d, (before, after, *_) in enumerate(ends)
-            ]  # type: ignore[misc]
+            ]
             if len(pairs) == self.ndim:
                 return pairs
         elif len(given) % 2 == 0 and len(given) <= 2 * self.ndim:
