@@ -161,11 +161,11 @@ def generalize(
         found = _general(call, samples, FAR)
         if not any(_laid_out(found.graph)):
             return found
-        special = Special("an inner dimension of an input or a result")
-    except Special as reason:
-        special = reason
-    if not may_pad:
-        raise special
+        if not may_pad:
+            raise Special("an inner dimension of an input or a result")
+    except Special:
+        if not may_pad:
+            raise
     found = _general(call, samples, NEAR, merges=True)
     try:
         graph = unmerged(found.graph)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +145,24 @@ def test_what_stays_special(first: Node, second: Node, reason: str) -> None:
     with pytest.raises(Special) as error:
         generalize(calls[1], [one.cells for one in calls])
     assert reason in str(error.value)
+
+
+def test_what_stays_special_keeps_nobody_alive() -> None:
+    """An exception that is put down somewhere has the frames of all its callers."""
+
+    def attempt(first: Node, second: Node) -> weakref.ref[Any]:
+        calls, local = [call(first), call(second)], {1}
+        with contextlib.suppress(Special):
+            generalize(calls[1], [one.cells for one in calls])
+        return weakref.ref(local)
+
+    gc.disable()
+    try:
+        assert attempt(merged(4), merged(5))() is None
+        sums = [build.scan(Op.CUMSUM, array(n), 0) for n in (4, 5)]
+        assert attempt(*sums)() is None
+    finally:
+        gc.enable()
 
 
 def test_integers_as_data() -> None:
