@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +60,14 @@ class Results:
 
     def __init__(self, logits: Tensor) -> None:
         self.tensor = logits
+        self._array: Any = None
 
-    @cached_property
+    @property
     def logits(self) -> Any:
         """As a numpy array."""
-        return self.tensor.numpy()
+        if self._array is None:
+            self._array = self.tensor.numpy()
+        return self._array
 
 
 class Row:

@@ -38,7 +38,9 @@ class CpuReplay:
 
     def __init__(self, device: str, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.pool: Pool = pool_for(device)
-        self.keep = tuple(calls)  # machine code and the buffers that stay
+        # two threads that begin at once have a driver each: that of this table must stay
+        functions, code = driver()
+        self.keep = (tuple(calls), code)  # machine code and the buffers that stay
         programs: list[Any] = [call.program for call in calls]
         placed = [
             program.placed(call.variables) for program, call in zip(programs, calls, strict=True)
@@ -89,7 +91,7 @@ class CpuReplay:
         self._count = len(launches) + 1
         base, patched = ctypes.addressof(self._words), ctypes.addressof(self._patched)
         self._table = (Launch * self._count)(
-            Launch(driver()[0]["patch"], patched, len(places), max(len(places), 1), FLAG_ALONE),
+            Launch(functions["patch"], patched, len(places), max(len(places), 1), FLAG_ALONE),
             *(Launch(where, base + 8 * start, total, n) for where, total, n, start in launches),
         )
         self.kernels = sum(len(p.launches) for p in programs)
