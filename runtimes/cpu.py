@@ -185,8 +185,6 @@ class CpuProgram:
             known = place(
                 [(most(one.nbytes, variables), one.first, one.last) for one in self._held]
             )
-            if values:  # sizes that vary share a block: new pages would take longer than to compute
-                known = known[0], 1 << max(known[1] - 1, 0).bit_length()
             if len(self._places) >= MOST_PLACES:
                 self._places.clear()
             self._places[values] = known
@@ -197,6 +195,8 @@ class CpuProgram:
         if not self.kernels:
             return
         places, arena_bytes = self.placed(variables)
+        if self._own:  # sizes that vary share a block: new pages would take longer than to compute
+            arena_bytes = 1 << max(arena_bytes - 1, 0).bit_length()
         arena = cpu_memory.allocate(arena_bytes)
         try:
             addresses = [buffer.memory for buffer in buffers]

@@ -37,9 +37,9 @@ def unmerged(graph: Graph) -> Graph:
         new[node] = _remade(node, [new[source] for source in node.src])
     roots = []
     for root in graph.roots:
-        made, order = new[root], _order(_split(root.shape))
-        if order and made.op is not Op.ASSIGN:
-            made = _permuted(build.contiguous(made), _inverse(order))
+        made, shape = new[root], _split(root.shape)
+        if _order(shape) and made.op is not Op.ASSIGN:
+            made = _natural(build.contiguous(made), shape)
         roots.append(made)
     return replace(graph, roots=tuple(roots))
 
@@ -60,6 +60,16 @@ def _fronted(x: Node) -> Node:
     """With the dimension that varies in front."""
     order = _order(x.shape)
     return _permuted(x, order) if order else x
+
+
+def _natural(x: Node, shape: Shape) -> Node:
+    """What is fronted, in the order of a shape."""
+    order = _order(shape)
+    return _permuted(x, _inverse(order)) if order else x
+
+
+def _ordered(shape: Shape, order: Sequence[int]) -> Shape:
+    return tuple(shape[axis] for axis in order) if order else shape
 
 
 def _stored(x: Node) -> Node:
@@ -114,42 +124,34 @@ def _remade(node: Node, given: list[Node]) -> Node:
     if op is Op.BUFFER:
         return _stored(make(op, node.dtype, shape, (), node.arg, node.device))
     if op is Op.CONST or op is Op.CONTIGUOUS or op.facts.arity:
-        order = _order(shape)
-        shape = tuple(shape[axis] for axis in order) if order else shape
+        shape = _ordered(shape, _order(shape))
         return make(op, node.dtype, shape, tuple(given), node.arg, node.device)
-    orders = [_order(_split(source.shape)) for source in node.src]
-    src = [_permuted(x, _inverse(order)) if order else x
-           for x, order in zip(given, orders, strict=True)]  # fmt: skip
+    src = [_natural(x, _split(old.shape)) for x, old in zip(given, node.src, strict=True)]
     places = _places(node.src[0].shape) if src else []
+    before = _order(src[0].shape) if src else ()
     if op in REDUCTIONS:
-        order = orders[0] or range(src[0].ndim)
+        order = before or range(src[0].ndim)
         axes = [order.index(place) for axis in node.arg for place in places[axis]]
         reduced = _permuted(build.reduce(op, given[0], axes), _inverse(order))
         made = build.reshape(reduced, shape)
-        return _fronted(made) if orders[0] or shape[-1] == 1 else _stored(made)
+        return _fronted(made) if before or shape[-1] == 1 else _stored(made)
     if op is Op.RESHAPE:
         return _reshaped(src[0], shape)
     if op is Op.EXPAND:
         pairs = zip(node.src[0].shape, node.shape, strict=True)
         ones = [(1,) * len(_parts(new)) if old == 1 else _parts(new) for old, new in pairs]
         x, order = _reshaped(src[0], sum(ones, ())), _order(shape)
-        if order and order == orders[0]:
-            return build.expand(x, tuple(shape[axis] for axis in order))
+        if order and order == before:
+            return build.expand(x, _ordered(shape, order))
         return _fronted(build.expand(_natural(x, sum(ones, ())), shape))
     return _fronted(_moved(node, src, shape, places))
-
-
-def _natural(x: Node, shape: Shape) -> Node:
-    """What is fronted, in the order of a shape."""
-    order = _order(shape)
-    return _permuted(x, _inverse(order)) if order else x
 
 
 def _reshaped(x: Node, shape: Shape) -> Node:
     """`build.reshape`, fronted; what is before the one dimension that varies stays before it."""
     made, order = build.reshape(x, shape), _order(shape)
     if order and _order(x.shape):
-        return build.reshape(_fronted(x), tuple(shape[axis] for axis in order))
+        return build.reshape(_fronted(x), _ordered(shape, order))
     return _fronted(made)
 
 
@@ -190,9 +192,11 @@ def _with_pairs(node: Node, x: Node) -> Node:
             pairs += [(0, 0 if node.op is Op.PAD else part) for part in parts]
     shape, order = _split(node.shape), _order(_split(node.shape))
     if order and order == _order(x.shape):
-        fronted = tuple(shape[axis] for axis in order), tuple(pairs[axis] for axis in order)
-        made = make(node.op, node.dtype, fronted[0], (_fronted(x),), fronted[1], node.device)
-        return _permuted(made, _inverse(order))
+        moved = tuple(pairs[axis] for axis in order)
+        made = make(
+            node.op, node.dtype, _ordered(shape, order), (_fronted(x),), moved, node.device
+        )
+        return _natural(made, shape)
     return make(node.op, node.dtype, shape, (x,), tuple(pairs), node.device)
 
 
@@ -207,7 +211,7 @@ def _gather(node: Node, x: Node, index: Node) -> Node:
     order = _order(index.shape)
     if order and order == _order(x.shape):
         made = build.gather(_fronted(x), _fronted(index), order.index(axis))
-        return _permuted(made, _inverse(order))
+        return _natural(made, index.shape)
     return build.gather(x, index, axis)
 
 
