@@ -23,6 +23,7 @@ from minigrad.tensor.resize import Resize
 from minigrad.tensor.sampling import Sampling
 from minigrad.tensor.spellings import Spellings, accept_keywords, expect_tensors
 from minigrad.tensor.statistics import Statistics
+from minigrad.tensor.templates import TEMPLATED, templated
 
 __all__ = ["Tensor", "no_grad"]
 
@@ -89,4 +90,6 @@ for _family in Tensor.__mro__[-2::-1]:  # the first family that has a method cou
             if _checking is not _method:
                 setattr(Tensor, _name, _checking)
 accept_keywords(Tensor)
+for _name in TEMPLATED:
+    setattr(Tensor, _name, templated(getattr(Tensor, _name)))
 put_hints("Tensor", Tensor)

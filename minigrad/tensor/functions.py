@@ -13,6 +13,7 @@ from minigrad.tensor.broadcasting import Scalar, scalar_dtype
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
+from minigrad.tensor.templates import templated
 
 # By itemsize: above this x² + 1 = x² (and the square is finite), so asinh x = log 2x.
 _LARGE = {2: 2.0**7, 4: 2.0**14, 8: 2.0**30}
@@ -23,14 +24,15 @@ Rule = Callable[..., Sequence[Any]]
 
 
 @cache
-def _rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[Node | None]]:
+def rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[Node | None]]:
     """A rule as the graph knows it; the same one each time, as equal nodes are to be one."""
+    of_tensors = templated(rule)
 
-    def rule_of_nodes(node: Node, g: Node) -> list[Node | None]:
-        gradients = rule(*(kind._of(source) for source in (g, *node.src)))
+    def of_nodes(node: Node, g: Node) -> list[Node | None]:
+        gradients = of_tensors(*(kind._of(source) for source in (g, *node.src)))
         return [None if gradient is None else gradient.node for gradient in gradients]
 
-    return rule_of_nodes
+    return of_nodes
 
 
 def _rule(derivative: Callable[[Any], Any]) -> Rule:
@@ -82,7 +84,7 @@ class Functions(Methods):
         if not modes.gradients:
             return value
         sources = [x.node for x in (self, *others)]
-        return self._new(build.custom(value.node, sources, _rule_of_nodes(type(self), rule)))
+        return self._new(build.custom(value.node, sources, rule_of_nodes(type(self), rule)))
 
     def _odd(self, size: Self) -> Self:
         """±size with the sign of self; a zero stays as it is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from minigrad.graph.node import Node, Op, ages
@@ -194,7 +194,6 @@ def holders(node: Node) -> list[Holder]:
 
 def wants_gradient(node: Node) -> bool:
     """Whether a live tensor that stands for `node` was marked as a leaf."""
-    # asked of every node of every program: most have no tensor
     number = id(node)
     links = _by_node.get(number)
     if links is None:
@@ -206,6 +205,12 @@ def wants_gradient(node: Node) -> bool:
         if holder is not None and holder._requires_grad:
             return True
     return False
+
+
+def leaves_among(nodes: Iterable[Node]) -> list[Node]:
+    """Those for which a live tensor stands that was marked as a leaf."""
+    some = [node for node in nodes if id(node) in _by_node or id(node) in alone]
+    return [node for node in some if wants_gradient(node)]
 
 
 def lazy_holders() -> list[Holder]:

@@ -33,6 +33,7 @@ from minigrad.tensor.live_tensors import (
     lazy_holders,
     lazy_links,
     lazy_since,
+    leaves_among,
     lock,
     wants_gradient,
 )
@@ -284,7 +285,7 @@ class _Plan:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
         new = topological(self.roots, self.order)
         self.order += new
-        self.marked.update(node for node in new if wants_gradient(node))
+        self.marked.update(leaves_among(new))
         for node in new:
             if node.op is Op.BUFFER:
                 companion = _companions.get(node)

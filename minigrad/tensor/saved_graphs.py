@@ -18,7 +18,7 @@ from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.live_tensors import wants_gradient
+from minigrad.tensor.live_tensors import leaves_among, wants_gradient
 
 _versions: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 _NEVER = -1  # the version of what was overwritten before anybody could ask for a gradient
@@ -81,14 +81,15 @@ def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
 
     Never raises: a value that depends on one whose history is void has a void history.
     """
-    (node,) = replaced([graph], saved)
-    (node,), found = _with_histories([node])
+    (whole,) = replaced([graph], saved)
+    order = topological([whole])
+    (node,), found = _with_histories([whole], order)
     for _, source in _overwritten(found):
         lose(buffer, source)
         return
     reads = tuple(
         (source, _versions.get(source, 0))
-        for source in topological([node])
+        for source in (order if node is whole else topological([node]))
         if source.op is Op.BUFFER
     )
     _histories[buffer] = _History(node, reads)
@@ -136,7 +137,7 @@ def _with_histories(
         order = topological(roots)
     writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}
     if writes:  # a leaf stays the node that it is, also where it waits to be written itself
-        roots = see_through(roots, writes, {node for node in order if wants_gradient(node)})
+        roots = see_through(roots, writes, set(leaves_among(order)))
         order = topological(roots)
     found = {
         node: history
