@@ -113,7 +113,8 @@ def _file(link: Link, node: Node) -> None:
     holder = before() if before is not None else None
     if before is not None and holder is not None:
         _file(before, node)
-    _mourn(link)
+    if link.__callback__ is None:
+        _mourn(link)
     link.node_id, link.device = number, node.device
     _by_node.setdefault(number, {})[id(link)] = link
     if node.op is not Op.BUFFER or _is_view(link):
@@ -135,9 +136,9 @@ def _several(number: int) -> bool:
 
 
 def _mourn(link: Link) -> None:
-    """See to it that the death of a link's tensor is noticed."""
+    """See to it that the death of a tensor is noticed, whose link does not do so itself."""
     holder = link()
-    if link.__callback__ is None and not hasattr(link, "death") and holder is not None:
+    if not hasattr(link, "death") and holder is not None:
         link.death = weakref.ref(holder, lambda _: _forget(link))
 
 
@@ -207,10 +208,14 @@ def wants_gradient(node: Node) -> bool:
     return False
 
 
+def held_among(nodes: Iterable[Node]) -> list[Node]:
+    """Those for which a tensor stands: of a graph, few."""
+    return [node for node in nodes if id(node) in _by_node or id(node) in alone]
+
+
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
-    some = [node for node in nodes if id(node) in _by_node or id(node) in alone]
-    return [node for node in some if wants_gradient(node)]
+    return [node for node in held_among(nodes) if wants_gradient(node)]
 
 
 def lazy_holders() -> list[Holder]:

@@ -37,7 +37,7 @@ from minigrad.tensor.live_tensors import (
     lock,
     wants_gradient,
 )
-from minigrad.tensor.saved_graphs import see_through
+from minigrad.tensor.saved_graphs import has_history, see_through
 
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
@@ -319,7 +319,7 @@ class _Plan:
         """The nodes of those tensors that read a target other than through a root."""
         lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
         reads: set[Node] = set()
-        for node in topological(lazy):
+        for node in (*self.order, *topological(lazy, self.order)):
             if node in targets:
                 reads.add(node)
             elif node not in self.roots and not reads.isdisjoint(node.src):
@@ -366,20 +366,17 @@ class _Plan:
         leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
         if not (leaves or self.marked or saved_graphs.recorded):
             return
-        tracked: set[Node] = set()
+        tracked = {*self.marked, *leaves}
+        tracked.update(node for node in self.order if node.op is Op.BUFFER and has_history(node))
         stale, lost = set(self.targets), set(leaves)
         for node in self.order:
-            if not stale.isdisjoint(node.src):
+            src = node.src
+            if not stale.isdisjoint(src):
                 stale.add(node)
-            if node.op is Op.BUFFER:
-                if node in leaves or saved_graphs.has_history(node) or node in self.marked:
+            if not (tracked.isdisjoint(src) or node in self.marked or node.op is Op.BITCAST):
+                if node.dtype.is_float:
                     tracked.add(node)
-            elif node in self.marked:
-                tracked.add(node)
-            elif node.dtype.is_float and node.op is not Op.BITCAST:
-                if not tracked.isdisjoint(node.src):
-                    tracked.add(node)
-                    if not lost.isdisjoint(node.src):
+                    if not lost.isdisjoint(src):
                         lost.add(node)
         self.tracked = tracked
         flowing = [

@@ -59,7 +59,7 @@ def see_through(
 
 def has_history(node: Node) -> bool:
     """Whether a BUFFER's value depends on a marked leaf."""
-    return node in _histories
+    return bool(recorded) and node in _histories
 
 
 def overwritten(node: Node) -> None:

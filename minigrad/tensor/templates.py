@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
-from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.graph.sharding import meshes
@@ -26,6 +26,7 @@ _OWN = frozenset({Op.BUFFER, Op.ASSIGN, Op.CHECK})  # of one call: memory, draws
 TEMPLATED = (
     "matmul", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp", "layernorm",
     "rmsnorm", "batchnorm", "relu", "gelu", "silu", "sigmoid", "softplus", "leaky_relu", "elu",
+    "conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d",
 )
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +50,7 @@ class _Template:
         self.kept = [node for node in order if node in used and node not in depends]
         place = {node: at for at, node in enumerate([*sources, *self.kept, *inner])}
         self.steps = [
-            (n.op, n.dtype, n.shape, [place[source] for source in n.src], n.arg, n.device)
+            (n.op, n.dtype, n.shape, _getter([place[s] for s in n.src]), n.arg, n.device)
             for n in inner
         ]
         self.places = [None if node is None else place[node] for node in given]
@@ -57,11 +58,18 @@ class _Template:
     def results(self, sources: Sequence[Node], kind: Any) -> Any:
         """The function's results for other sources, as tensors of a kind."""
         values = [*sources, *self.kept]
-        for op, dtype, shape, places, arg, device in self.steps:
-            src = tuple([values[at] for at in places])
-            values.append(make(op, dtype, shape, src, arg, device))
+        for op, dtype, shape, src_of, arg, device in self.steps:
+            values.append(make(op, dtype, shape, src_of(values), arg, device))
         found = tuple([None if at is None else kind(values[at]) for at in self.places])
         return found if self.several else found[0]
+
+
+def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
+    """What takes values out of a list, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    (place,) = places
+    return lambda values: (values[place],)
 
 
 def _stands_alone(node: Node, depends: set[Node]) -> bool:
@@ -83,7 +91,7 @@ def templated(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         nodes: list[Node] = []
-        key: list[Any] = [thread.key, dtypes.default_float]
+        key: list[Any] = [thread.key]
         for value in (*args, *options, *options.values()):
             if isinstance(value, Core):
                 node = value.node
