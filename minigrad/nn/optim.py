@@ -15,6 +15,8 @@ from minigrad.nn.tree import load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.templates import templated
 
+Rule = Callable[..., tuple[Tensor, ...]]
+
 
 class ParamGroup(Mapping[str, Any]):
     """What PyTorch's users find in `param_groups`: an optimizer's params and options by name.
@@ -62,7 +64,7 @@ class Optimizer:
     attributes that it wants by name.
     """
 
-    rule: Callable[..., tuple[Tensor, ...]]
+    rule: Rule
     options: tuple[str, ...] = ()
 
     def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
@@ -176,19 +178,23 @@ class Optimizer:
         if not places:
             return []
         self.t.assign(self.t + 1)
-        options = {name: getattr(self, name) for name in self.options}
         for place in places:
             param = self.params[place]
             wide = param.cast(_wide(param.dtype))
             moments = [tensors[place] for tensors in self.moments.values()]
             new, *moved = self.rule(
-                wide, param.grad.cast(wide.dtype), self.lr, self.t, *moments, **options
+                wide, param.grad.cast(wide.dtype), self.lr, self.t, *moments,
+                **self._options_of(param),
             )
             for moment, value in zip(moments, moved, strict=True):
                 moment.assign(value)
             param.assign(new)
         moments = [tensors[i] for tensors in self.moments.values() for i in places]
         return [self.t, *(self.params[i] for i in places), *moments]
+
+    def _options_of(self, param: Tensor) -> dict[str, Any]:
+        """The options of a parameter's update."""
+        return {name: getattr(self, name) for name in self.options}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold to go on: learning rate, step count, moments."""
@@ -227,8 +233,8 @@ class SGD(Optimizer):
     What follows momentum has a name: PyTorch's next argument is its dampening.
     """
 
-    rule = staticmethod(_sgd)
-    options = ("momentum", "weight_decay", "nesterov")
+    rule: Rule = staticmethod(_sgd)
+    options: tuple[str, ...] = ("momentum", "weight_decay", "nesterov")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.0, *,
@@ -271,8 +277,8 @@ class AdamW(Optimizer):
     gradient instead, as Adam does.
     """
 
-    rule = staticmethod(_adam)
-    options = ("b1", "b2", "eps", "weight_decay", "decoupled")
+    rule: Rule = staticmethod(_adam)
+    options: tuple[str, ...] = ("b1", "b2", "eps", "weight_decay", "decoupled")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
@@ -318,8 +324,8 @@ class LAMB(AdamW):
     is 0.
     """
 
-    rule = staticmethod(_lamb)
-    options = ("b1", "b2", "eps", "weight_decay")
+    rule: Rule = staticmethod(_lamb)
+    options: tuple[str, ...] = ("b1", "b2", "eps", "weight_decay")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
@@ -374,8 +380,8 @@ class Muon(Optimizer):
     Other parameters are for another optimizer (see `OptimizerGroup`).
     """
 
-    rule = staticmethod(_muon)
-    options = (
+    rule: Rule = staticmethod(_muon)
+    options: tuple[str, ...] = (
         "weight_decay", "momentum", "nesterov", "coefficients", "eps", "ns_steps", "ns_dtype",
         "matches_adamw",
     )  # fmt: skip
