@@ -438,8 +438,9 @@ class _Plan:
         saved = {n: b for n, b in made.items() if n not in self.tracked or wants_gradient(n)}
         for target, copied in self.copies.items():
             saved[target] = made[copied]
+        known = self.order if len(self.roots) == 1 else None
         for root in self.kept:
-            saved_graphs.record(made[root], root, saved)
+            saved_graphs.record(made[root], root, saved, known)
         for root, leaf in self.lost:
             memory, *_ = topological([made[root]])  # which it is, or a row of
             saved_graphs.lose(memory, leaf)

@@ -76,13 +76,16 @@ def replayed(written: Container[Buffer]) -> None:
                 overwritten(source)
 
 
-def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
+def record(
+    buffer: Node, graph: Node, saved: dict[Node, Node], order: Sequence[Node] | None = None
+) -> None:
     """Keep `graph` as the history of `buffer`; `saved` maps parts of it to buffers of their own.
 
-    Never raises: a value that depends on one whose history is void has a void history.
+    order: `topological([graph])`, if that is known. Never raises: a value that depends on one whose history is void has a void history.
     """
     (whole,) = replaced([graph], saved)
-    order = topological([whole])
+    if order is None or whole is not graph:
+        order = topological([whole])
     (node,), found = _with_histories([whole], order)
     for _, source in _overwritten(found):
         lose(buffer, source)
