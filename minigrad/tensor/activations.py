@@ -11,6 +11,7 @@ from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.broadcasting import Scalar, show
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.templates import templated
 
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
 
@@ -20,6 +21,7 @@ def _small(x: Any) -> Any:
     return (x < 0).where(x, -x).exp()
 
 
+@templated
 def _sigmoid_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     small = _small(x)
     return [g * (small / ((small + 1) * (small + 1)))]
@@ -35,12 +37,14 @@ def _tanh_gelu(x: Any) -> tuple[Any, Any]:
     return (u < 0).where(small, large), small * large
 
 
+@templated
 def _tanh_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     above, slope = _tanh_gelu(x)
     inside = (x * x * (3 * 0.044715) + 1) * (0.5 * math.sqrt(2 / math.pi))
     return [g * (above * 0.5 + x * slope * inside)]
 
 
+@templated
 def _erf_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     below = ((x * math.sqrt(0.5)).erf() + 1) * 0.5
     density = (x * x * -0.5).exp() * math.sqrt(0.5 / math.pi)

@@ -289,6 +289,7 @@ def matmul_where(seen: Any, x: Any, y: Any) -> Any:
     return seen._with_derivative(value, _matmul_where_rule, x, y)
 
 
+@templated
 def _matmul_where_rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
     dx = seen.where(scores_where(seen, g, y.transpose(-1, -2)), 0.0)
     return None, dx, matmul_where(seen.transpose(-1, -2), x.transpose(-1, -2), g)
@@ -304,6 +305,7 @@ def scores_where(seen: Any, x: Any, y: Any) -> Any:
     return seen._with_derivative(value, _scores_where_rule, x, y)
 
 
+@templated
 def _scores_where_rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
     dy = matmul_where(seen.transpose(-1, -2), g.transpose(-1, -2), x)
     return None, matmul_where(seen, g, y.transpose(-1, -2)), dy.transpose(-1, -2)

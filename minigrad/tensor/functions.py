@@ -26,10 +26,9 @@ Rule = Callable[..., Sequence[Any]]
 @cache
 def rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[Node | None]]:
     """A rule as the graph knows it; the same one each time, as equal nodes are to be one."""
-    of_tensors = templated(rule)
 
     def of_nodes(node: Node, g: Node) -> list[Node | None]:
-        gradients = of_tensors(*(kind._of(source) for source in (g, *node.src)))
+        gradients = rule(*(kind._of(source) for source in (g, *node.src)))
         return [None if gradient is None else gradient.node for gradient in gradients]
 
     return of_nodes
@@ -37,7 +36,7 @@ def rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[N
 
 def _rule(derivative: Callable[[Any], Any]) -> Rule:
     """The gradient rule of f(x), from f'."""
-    return lambda g, _, x: [g * derivative(x)]
+    return templated(lambda g, _, x: [g * derivative(x)])
 
 
 def _asinh_slope(x: Any) -> Any:
@@ -64,6 +63,7 @@ def _copysign_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
     return [g * (value.sign() * x.sign()), None]  # 0 at 0
 
 
+@templated
 def _softmax_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
     """The softmax of two; a half of each where they are equal, be they infinite."""
     shares = (x.eq(y).where(0.5, (d.exp() + 1).reciprocal()) for d in (y - x, x - y))

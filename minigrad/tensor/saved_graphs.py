@@ -81,7 +81,8 @@ def record(
 ) -> None:
     """Keep `graph` as the history of `buffer`; `saved` maps parts of it to buffers of their own.
 
-    order: `topological([graph])`, if that is known. Never raises: a value that depends on one whose history is void has a void history.
+    order: `topological([graph])`, if that is known. Never raises: a value that depends on one whose
+    history is void has a void history.
     """
     (whole,) = replaced([graph], saved)
     if order is None or whole is not graph:
