@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import gcd, prod
 
 from minigrad.dtype import DType
@@ -23,7 +24,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import enough_lanes
-from minigrad.loops.nest import Loop, Set, Statement, Store, walk_with_loops
+from minigrad.loops.nest import Loop, Statement, Store, walk_with_loops
 from minigrad.loops.product import Problem, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -161,13 +162,13 @@ def estimate(body: Sequence[Statement], target: Target) -> Estimate:
     """Of statements within loops. What does not depend on inner loops is done outside of them."""
     found = Estimate()
     for statement, around in walk_with_loops(body):
-        if isinstance(statement, Set | Store):
+        if isinstance(statement, Store):
             _add(statement, target, around, found)
     return found
 
 
 def _add(
-    statement: Set | Store, target: Target, around: tuple[Loop, ...], found: Estimate
+    statement: Store, target: Target, around: tuple[Loop, ...], found: Estimate
 ) -> None:
     def times(inside: frozenset[Atom], dtype: DType, outermost: int) -> float:
         """Instructions of something that depends on variables: of loops that it is inside of."""
@@ -182,21 +183,18 @@ def _add(
 
     value = statement.value
     order, all_loops = expr.walk(value), len(around)
-    summed = {e for e in order if e.op is Leaf.LOCAL}
+    summed = {e for e in order if e.in_registers}
     for e in order:
-        if e.op is Leaf.LOAD:
+        if e.op is Leaf.LOAD and e not in summed:
             found.loads += times(e.variables, e.dtype, 0)
         joined = e.op is Op.MUL and value.op is Op.ADD and e in value.args
         if e.args and not joined:
             again = all_loops if not summed.isdisjoint(expr.walk(e)) else 0
             found.arithmetic += expr.cost(e.op) * times(e.variables, e.dtype, again)
-    if isinstance(statement, Store):
-        index = variables(statement.index)
-        found.stores += times(index, statement.array.dtype, all_loops)
-        return
-    own = expr.local(statement.local, statement.slot)
-    if own in summed:
-        apart = variables(statement.slot)
+    apart = variables(statement.index)
+    if not statement.array.in_registers:
+        found.stores += times(apart, statement.array.dtype, all_loops)
+    elif expr.load(statement.array, statement.index) in summed:
         waits = [loop for loop in around if loop.variable not in apart]
         found.waiting += CHAINS * prod(loop.vectors for loop in waits)
 
@@ -225,9 +223,7 @@ class Plan:
 def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
     best = _cut_up(problem, target, batches)
-    plan = best
-    for number, other in enumerate(others(best, problem)):
-        plan = other if number < target.choice else plan
+    *_, plan = best, *islice(others(best, problem), target.choice)
     if isinstance(problem.parts.m[-1].extent, int):
         return plan
     return replace(plan, mc=ceildiv(plan.mc, plan.mr) * plan.mr)

@@ -1,9 +1,9 @@
 """Which part of a block's values is needed: masks become bounds of loops.
 
-`support` tells where an expression is not a known constant: the conditions, and the value that it
-has where one of them fails. Where that value is the identity of the reduction that reads it, the
-reduction's loop runs only as far as the conditions hold for some row of the block, and what nobody
-reads then is not computed. In causal attention that is half of everything.
+`outside` tells what an expression is where a mask is False. Where that is the identity of the
+reduction that reads it, the reduction's loop runs only as far as the mask's conditions hold for
+some row of the block, and what nobody reads then is not computed. In causal attention that is half
+of everything.
 
 A bound never changes a value: what is not computed is the reduction's identity exactly, whatever
 lies in memory. So a mask has to stand around what it excludes, where(mask, x·y, 0): of
@@ -14,89 +14,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from minigrad.dtype import convert
 from minigrad.graph.fold import fold
-from minigrad.graph.operations import UNARY, Op
+from minigrad.graph.operations import Op
 from minigrad.graph.shapes import unflatten
-from minigrad.graph.substitution import coefficient, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.graph.substitution import coefficient, only_atom, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
+from minigrad.loops.build import Bounds, lanes_loop, stops_within
+from minigrad.loops.nest import Loop, Statement
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
-Bounds = tuple[Integer, Integer]  # first, and behind the last
+Makers = Mapping[Array, Stage]  # the stages that expressions may read, by their arrays
 
 
-@dataclass(frozen=True)
-class Support:
-    """Where one of the conditions (each ≥ 0) fails, the expression is `outside`."""
+def outside(root: Expr, mask: Expr, exact: bool = False) -> float | None:
+    """What an expression is where the mask is False; None where that is not known.
 
-    conditions: tuple[Affine, ...]
-    outside: float
-
-
-def support(root: Expr, known: Mapping[Array, tuple[Stage, Support]]) -> Support | None:
-    """The support of an expression; `known`: stages that it may read, with theirs."""
-    found: dict[Expr, Support | None] = {}
-    for e in expr.walk(root):
-        found[e] = _support(e, found, known)
-    return found[root]
-
-
-def _support(
-    e: Expr,
-    found: Mapping[Expr, Support | None],
-    known: Mapping[Array, tuple[Stage, Support]],
-) -> Support | None:
-    if e.op is Leaf.LOAD and e.array in known and not e.guard:
-        return _of_load(e, *known[e.array])
-    if e.op is Op.WHERE:
-        return _of_choice(e, found)
-    if isinstance(e.op, Leaf) or not e.args:
-        return None
-    parts = [found[arg] for arg in e.args]
-    first = parts[0]
-    if e.op in UNARY:
-        return None if first is None else _folded(e, first, (first.outside,))
-    if e.op not in (Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAXIMUM, Op.MINIMUM):
-        return None
-    second = parts[1]
-    x, y = e.args
-    if first is not None and y.op is Op.CONST:
-        return _folded(e, first, (first.outside, y.value))
-    if second is not None and x.op is Op.CONST:
-        return _folded(e, second, (x.value, second.outside))
-    if first is not None and second is not None and first.conditions == second.conditions:
-        return _folded(e, first, (first.outside, second.outside))
-    return None
-
-
-def outside(root: Expr, mask: Expr, makers: Mapping[Array, Stage]) -> float | None:
-    """What an expression is where the mask is False, but for a NaN; None where that is not known.
-
-    makers: the stages that it may read.
+    exact: it is that, and no NaN.
     """
+    while root.op is Op.WHERE and root.args[0] is mask:
+        root = root.args[2]
     found: dict[Expr, float | None] = {}
     for e in expr.walk(root):
-        found[e] = _outside(e, mask, makers, found)
+        found[e] = _outside(e, mask, exact, found)
     return found[root]
 
 
 def _outside(
-    e: Expr, mask: Expr, makers: Mapping[Array, Stage], found: Mapping[Expr, float | None]
+    e: Expr, mask: Expr, exact: bool, found: Mapping[Expr, float | None]
 ) -> float | None:
     if e.op is Op.CONST:
         return float(e.value)
-    if e.op is Leaf.LOAD and not e.guard:
-        maker = makers.get(e.array)
-        if maker is None or maker.op is not None:
-            return None
-        places = places_in(e, maker)
-        values = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
-        return outside(expr.substitute_in(maker.body, values), mask, makers)
     if isinstance(e.op, Leaf) or not e.dtype.is_float:
         return None
     if e.op is Op.WHERE:
@@ -107,14 +61,23 @@ def _outside(
     if len(numbers) == len(parts):
         return _value(e, numbers)
     if e.op in (Op.MUL, Op.DIV) and parts[0] == 0 or e.op is Op.MUL and parts[1] == 0:
-        return 0.0
+        return None if exact else 0.0
     return None
 
 
-def _folded(e: Expr, part: Support, args: tuple[float, ...]) -> Support | None:
-    """`e` with constants for its operands, where the part's conditions fail."""
-    value = _value(e, args)
-    return None if value is None else Support(part.conditions, value)
+def with_makers(root: Expr, makers: Makers) -> Expr:
+    """An expression that computes what it would load of stages that are no reductions."""
+
+    def made(load: Expr) -> Expr | None:
+        maker = makers.get(load.array) if load.op is Leaf.LOAD and load.dtype.is_float else None
+        if maker is None or maker.op is not None or load.guard:
+            return None
+        places = places_in(load, maker)
+        at = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
+        return with_makers(expr.substitute_in(maker.body, at), makers)
+
+    reads = any(load.array in makers for load in expr.loads(root))
+    return expr.rebuild(root, made) if reads else root
 
 
 def _value(e: Expr, args: tuple[float, ...]) -> float | None:
@@ -129,27 +92,6 @@ def _value(e: Expr, args: tuple[float, ...]) -> float | None:
     return None if value is None else float(value)
 
 
-def _of_choice(e: Expr, found: Mapping[Expr, Support | None]) -> Support | None:
-    """where(condition, x, constant)."""
-    condition, x, y = e.args
-    if y.op is not Op.CONST or not e.dtype.is_float:
-        return None
-    conditions = conditions_of(condition)
-    inside = found[x]
-    if inside is not None and inside.outside == y.value:
-        conditions += tuple(c for c in inside.conditions if c not in conditions)
-    return Support(conditions, float(y.value)) if conditions else None
-
-
-def _of_load(e: Expr, stage: Stage, part: Support) -> Support | None:
-    """The support of a stage, in terms of what its reader calls its element."""
-    places = places_in(e, stage)
-    values = {axis.variable: place for axis, place in zip(stage.axes, places, strict=True)}
-    moved = tuple(substitute(c, values) for c in part.conditions)
-    conditions = tuple(c for c in moved if isinstance(c, Affine))
-    return Support(conditions, part.outside) if len(conditions) == len(moved) else None
-
-
 def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
     """Where along the inner axes of a stage with fixed rows a load reads."""
     inside = load.index
@@ -162,16 +104,52 @@ def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a block: `variable` is one of start … start + width − 1.
+    """Rows that are computed together, one a lane: `row` is one of start … start + width − 1.
 
-    fixed: the variables that are one number for all of the block.
+    count: rows of the kernel; extent: how many follow one another. outer numbers these, and number
+    the blocks of each. height: of register tiles, to whose multiples bounds are widened.
     """
 
-    variable: Atom
-    fixed: frozenset[Atom]
-    start: Integer
+    count: Integer
+    extent: int
     width: int
-    step: int  # bounds are widened to multiples of it
+    height: int
+
+    @cached_property
+    def outer(self) -> Axis:
+        """See above."""
+        return make_axis("o", 0, self.count // self.extent)
+
+    @cached_property
+    def number(self) -> Axis:
+        """See above."""
+        return make_axis("g", 0, ceildiv(self.extent, self.width))
+
+    @cached_property
+    def row(self) -> Axis:
+        """See above."""
+        return make_axis("b", 0, self.extent)
+
+    @cached_property
+    def whole(self) -> Integer:
+        """The row's number in the kernel."""
+        return self.outer.index * self.extent + self.row.index
+
+    @property
+    def start(self) -> Integer:
+        """The first row of the block."""
+        return self.number.index * self.width
+
+    @cached_property
+    def lane(self) -> Integer:
+        """A row's number in its block."""
+        return make_axis("lane", 0, self.width).index if self.width > 1 else 0
+
+    def loop(self, body: Sequence[Statement]) -> Loop:
+        """All rows of the block at once."""
+        stops = stops_within(self.start + self.width, self.extent)
+        lane = only_atom(self.lane) if self.width > 1 else None
+        return lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
 
     def bounds(self, axis: Axis, conditions: Sequence[Affine]) -> Bounds:
         """Where along an axis the conditions can hold for some row of the block.
@@ -181,22 +159,23 @@ class Rows:
         """
         first: Integer = 0
         stop: Integer = axis.extent
+        row = self.row.variable
+        known = {row, self.outer.variable, self.number.variable}
         for condition in conditions:
             slope = coefficient(condition, axis.variable)
             if slope not in (1, -1):
                 continue
             rest = condition - axis.index * slope
-            along = coefficient(rest, self.variable)
-            if along is None or not variables(rest) - {self.variable} <= self.fixed:
+            along = coefficient(rest, row)
+            if along is None or not variables(rest) <= known:
                 continue
-            place = self.start + self.width - 1 if along > 0 else self.start
-            most = substitute(rest, {self.variable: place})
+            most = substitute(rest, {row: self.start + self.width - 1 if along > 0 else self.start})
             if slope < 0 and stop == axis.extent and low(most) >= 0:
-                stop = (most + self.step) // self.step * self.step
+                stop = (most + self.height) // self.height * self.height
             if slope > 0 and first == 0 and high(-most) < high(axis.extent):
-                least = -most // self.step
+                least = -most // self.height
                 if low(least) >= 0:
-                    first = least * self.step
+                    first = least * self.height
         return first, stop
 
 
@@ -208,23 +187,16 @@ def mask_bounds(
     Bounds are where the loop starts and a number that, besides the extent, stops it. A sum over the
     block's rows has bounds where it is changed.
     """
-    known: dict[Array, tuple[Stage, Support]] = {}
-    supports: list[Support | None] = []
-    for stage in stages:
-        found = support(stage.body, known)
-        supports.append(found)
-        if found is not None and stage.op is None:
-            known[stage.array] = (stage, found)
     makers = {stage.array: stage for stage in stages}
     needed: dict[Array, list[list[Bounds]]] = {}
     result: list[dict[Atom, Bounds]] = []
-    for stage, found in zip(reversed(stages), reversed(supports), strict=True):
+    for stage in reversed(stages):
         bounds: dict[Atom, Bounds] = {}
         wanted = [] if stage.array in stored else needed.get(stage.array, [])
         for number, axis in enumerate(stage.axes):
             bounds[axis.variable] = _union([one[number] for one in wanted], axis)
-        masked = _excluded(stage, found)
-        sums = any(axis.variable == rows.variable for axis in stage.reduced)
+        masked = _conditions(stage, makers)
+        sums = rows.row in stage.reduced
         for axis in stage.axes if sums else stage.reduced:
             bounds[axis.variable] = rows.bounds(axis, masked)
         for load in expr.loads(stage.body):
@@ -239,12 +211,19 @@ def mask_bounds(
     return result
 
 
-def _excluded(stage: Stage, found: Support | None) -> tuple[Affine, ...]:
+def _conditions(stage: Stage, makers: Makers) -> tuple[Affine, ...]:
     """The conditions under which an element takes part in a stage's reduction."""
-    if found is None or stage.op not in (Op.SUM, Op.MAX):
+    if stage.op not in (Op.SUM, Op.MAX):
         return ()
     identity = 0.0 if stage.op is Op.SUM else float("-inf")
-    return found.conditions if found.outside == identity else ()
+    body, found = stage.body, dict[Affine, None]()
+    if body.op is not Op.WHERE:  # else its own mask says it all
+        body = with_makers(body, makers)
+    for e in reversed(expr.walk(body)):  # the outermost mask first
+        conditions = conditions_of(e.args[0]) if e.op is Op.WHERE else ()
+        if conditions and outside(body, e.args[0], exact=True) == identity:
+            found.update(dict.fromkeys(conditions))
+    return tuple(found)
 
 
 def _read(place: Integer, axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:

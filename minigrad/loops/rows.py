@@ -1,31 +1,71 @@
 """The recipe "rows": each stage computes its part of a row from its producers' parts.
 
-Vectors run along the row (the row stays in the cache, see row_passes.py) or across neighbouring
-rows (see row_vectors.py); fuse.py tells which is cheaper.
+Vectors run along the row (the row stays in the cache) or across neighbouring rows; fuse.py tells
+which is cheaper.
 
 Results that pass by the cache go to memory at once, at a speed of their own: a pass that does
 little else waits for memory, while the passes before it leave memory alone. So the last pass of a
 row, if it writes such results, shares the loop of the next row's longest pass. (Measured with one
 core of a Zen 5 class machine: a softmax of 64 MiB takes 3.2 ms instead of 3.8.)
+
+With vectors along it, the stages of a row share as few passes over it as they can. Softmax is
+three: the maximum; the exponentials with their sum; the quotients. A stage joins the first pass
+after all that it waits for (the result of a reduction is known when its pass ends, a value of the
+own element at once), and takes such values from registers.
+
+With vectors across neighbouring rows, each lane does a row. Sums of long columns are in scratch
+memory, a block of columns small enough for the first cache, and memory is read row by row, in the
+order in which it lies. (Column by column, or several rows at a time, no prefetching would follow:
+measured, a third of the speed.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd
 
+from minigrad.graph.shapes import numel
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import MOST_CHUNKS, assemble
-from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, row_axis
-from minigrad.loops.build import loops_over
-from minigrad.loops.nest import Nest
-from minigrad.loops.row_passes import Pass, prefetches, row_passes
-from minigrad.loops.row_vectors import row_vectors
-from minigrad.loops.transforms import Schedule
+from minigrad.loops.axes import (
+    fix_rows,
+    indices,
+    kept_inside,
+    merge,
+    merge_stage,
+    row_axis,
+    unit_stride_axis,
+    vector_width,
+)
+from minigrad.loops.build import loops_over, naive, streams
+from minigrad.loops.nest import (
+    Loop,
+    Nest,
+    Statement,
+    Store,
+    Stores,
+    expressions,
+    map_statement,
+    walk,
+)
+from minigrad.loops.prefetch import (
+    AHEAD,
+    Place,
+    far_enough,
+    from_memory,
+    further_rows,
+    later_rows,
+    next_rows,
+)
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array
-from minigrad.schedule.fuse import runs_along_rows
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see _in_long_runs)
@@ -90,3 +130,393 @@ def _delayed(
         return None
     host = max(hosts, key=lambda one: one.operations)
     return host.axes[0][0].variable, size, kept
+
+
+# ---- passes over a row ----
+
+
+MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands
+
+
+@dataclass
+class Pass:
+    """A pass over `extent` elements, or (extent None) stages that come one after the other.
+
+    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes.
+    """
+
+    extent: Integer | None
+    stages: list[Stage] = field(default_factory=list)
+    body: list[Statement] = field(default_factory=list)
+    axes: list[tuple[Axis, int]] = field(default_factory=list)
+
+    @property
+    def operations(self) -> int:
+        """Of an element, to tell which pass takes longest."""
+        return sum(expr.operations(stage.body) for stage in self.stages)
+
+    @property
+    def vector(self) -> bool:
+        """Whether it is a loop over vectors."""
+        return self.extent is not None and self.axes[0][1] > 1
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether it does nothing but write what passes by the cache."""
+        return all(
+            isinstance(one, Loop | Stores) or isinstance(one, Store) and one.streaming
+            for one in walk(*self.body)
+        )
+
+
+def row_passes(
+    stages: Sequence[Stage], stored: frozenset[Array], target: Target
+) -> list[Pass]:
+    """The work of one row. `stored`: the arrays that are memory; others are scratch."""
+    passes = _passes([_with_common_axis(stage) for stage in stages], stored)
+    last_read = {
+        load.array: place
+        for place, one in enumerate(passes)
+        for stage in one.stages
+        for load in expr.loads(*stage.exprs())
+    }
+    number = 0
+    for place, one in enumerate(passes):
+        if one.extent is None:
+            for n, stage in enumerate(one.stages):
+                _alone(one, stage, number + n, stored, target)
+        else:
+            later = {s.array for s in one.stages if last_read.get(s.array, place) > place}
+            _together(one, number, stored, later, target)
+        number += len(one.stages)
+    return passes
+
+
+def prefetches(
+    passes: Sequence[Pass], row: Axis, target: Target
+) -> dict[Axis, tuple[Place, ...]]:
+    """By the axis of a pass: what it asks memory for.
+
+    What several passes need of a row comes while the one before it is worked on: the pass that
+    computes longest asks for it. What one pass needs it asks for itself, if it is one array.
+    """
+    found: dict[Axis, list[Place]] = {}
+    first: dict[Place, int] = {}  # the pass
+    for place, one in enumerate(passes):
+        if one.extent is None:
+            continue
+        axis = _common_axis(one.extent)
+        for stage in one.stages:
+            for load in expr.loads(stage.body):
+                if from_memory(load, axis, target) == 1 and row.variable in load.variables:
+                    first.setdefault((load.array, load.index), place)
+    for (array, position), place in first.items():
+        extent = passes[place].extent
+        assert extent is not None
+        nbytes = numel([extent]) * array.dtype.itemsize
+        later = [n for n in range(place + 1, len(passes)) if passes[n].extent == extent]
+        if not later and list(first.values()).count(place) > 1:
+            continue
+        ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
+        if ahead:
+            position = position + ahead // array.dtype.itemsize
+        else:
+            _, position = next_rows((array, position), row.variable, nbytes)
+            place = max(later or [place], key=lambda n: passes[n].operations)
+        ((own, _),) = passes[place].axes
+        position = substitute(position, {_common_axis(extent).variable: own.index})
+        found.setdefault(own, []).append((array, position))
+    return {axis: tuple(places) for axis, places in found.items()}
+
+
+def _common_axis(extent: Integer) -> Axis:
+    """The axis that all stages of a pass have."""
+    return make_axis("any", 0, extent)
+
+
+def _with_common_axis(stage: Stage) -> Stage:
+    """A stage that is one loop over one axis, over that of its pass."""
+    old = _pass_axis(stage)
+    if old is None:
+        return stage
+    axis = _common_axis(old.extent)
+    return _over(axis, stage, {old.variable: axis.index})
+
+
+def _over(axis: Axis, stage: Stage, at: Mapping[Atom, Integer]) -> Stage:
+    """A stage over another axis; at: what its own is there."""
+    axes, reduced = ((axis,), ()) if stage.op is None else ((), (axis,))
+    body, position = expr.substitute_in(stage.body, at), substitute(stage.position, at)
+    return replace(stage, axes=axes, reduced=reduced, body=body, position=position)
+
+
+def _pass_axis(stage: Stage) -> Axis | None:
+    """The axis of a stage that is one loop over one axis."""
+    axes = (*stage.axes, *stage.reduced)
+    return axes[0] if len(axes) == 1 and (stage.op is not None) == bool(stage.reduced) else None
+
+
+def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
+    passes: list[Pass] = []
+    made: dict[Array, int] = {}  # the first pass in which all of an array is known
+    own: set[Expr] = set()  # elements that are known before, in the pass that makes them
+    reads = _Reads()
+    for stage in stages:
+        axis = _pass_axis(stage)
+        first = 0
+        for load in expr.loads(*stage.exprs()):
+            if load.array in made:
+                first = max(first, made[load.array] - (axis is not None and load in own))
+        if stage.array in stored:
+            first = max(first, reads.first_for(stage))
+        extent = None if axis is None else axis.extent
+        for place in range(first, len(passes)):
+            if passes[place].extent == extent and len(passes[place].stages) < MOST_IN_PASS:
+                break
+        else:
+            place = len(passes)
+            passes.append(Pass(extent))
+        passes[place].stages.append(stage)
+        made[stage.array] = place + 1 + (axis is None)
+        if axis is not None and stage.op is None:
+            own.add(expr.load(stage.array, stage.position))
+        reads.add(stage, place + (axis is None))
+    return passes
+
+
+class _Reads:
+    """What the stages so far read of buffers: a later stage may overwrite it.
+
+    The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
+    position of the reads of such arrays, or None for a stage that is no loop → the last pass with
+    such a read. Stages of one kind share an entry, so that hundreds do not take quadratic time.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[int, dict[Integer | None, int]] = {}
+        self.last = 0
+
+    def add(self, stage: Stage, place: int) -> None:
+        """Note the reads of a stage of the pass `place`."""
+        self.last = max(self.last, place)
+        alone = _pass_axis(stage) is None
+        for load in expr.loads(*stage.exprs()):
+            if load.array.space == "buffer":
+                places = self.places.setdefault(load.array.size * load.dtype.itemsize, {})
+                key = None if alone else load.index
+                places[key] = max(places.get(key, 0), place)
+
+    def first_for(self, writer: Stage) -> int:
+        """The first pass that a stage with an array of memory may join, or come after."""
+        own = None if _pass_axis(writer) is None else writer.position
+        places = self.places.get(writer.array.size * writer.array.dtype.itemsize, {})
+        behind = (place + (key is None or key != own) for key, place in places.items())
+        return max(self.last, *behind, 0)
+
+
+def _together(
+    one: Pass, number: int, stored: frozenset[Array], later: set[Array], target: Target
+) -> None:
+    """One loop for all stages of a pass; `later`: the arrays that later passes want."""
+    assert one.extent is not None
+    axis = make_axis("c", number, one.extent)
+    here = {_common_axis(one.extent).variable: axis.index}
+    values: dict[Expr, Expr] = {}
+    sums: list[Stage] = []
+    stores: list[Store] = []  # bodies read what was there before, so no store comes between them
+    bodies: list[Expr] = []
+
+    for stage in one.stages:
+        stage = _over(axis, stage, here)
+        if values:
+            stage = replace(stage, body=expr.rebuild(stage.body, values.get))
+        bodies.append(stage.body)
+        if stage.op is not None:
+            sums.append(stage)
+            continue
+        values[expr.load(stage.array, stage.position)] = stage.body
+        if stage.array in stored or stage.array in later:
+            streaming = stage.array in stored and streams(stage.array, one.stages, target)
+            stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))
+    totals = {
+        stage.array: expr.register(f"sum{number + n}", stage.body.dtype)
+        for n, stage in enumerate(one.stages)
+    }
+    also = [stores[0] if len(stores) == 1 else Stores(tuple(stores))] if stores else []
+    one.body = naive(sums, totals, totals, (axis,), also)
+    one.axes = [(axis, vector_width(target, bodies, axis.extent, bool(sums), axis.variable))]
+
+
+def _alone(
+    one: Pass, stage: Stage, number: int, stored: frozenset[Array], target: Target
+) -> None:
+    """One stage for one row, with vectors along any of its axes."""
+    along = unit_stride_axis((*stage.axes, *stage.reduced), [stage.body], [stage.position])
+    reduces = along in stage.reduced
+    if along is not None:
+        axis = make_axis("c", number, along.extent)
+        stage = stage.substitute({along.variable: axis.index})
+        kept, reduced = (
+            tuple(a for a in axes if a != along) for axes in (stage.axes, stage.reduced)
+        )
+        kept, reduced = (kept, (*reduced, axis)) if reduces else ((*kept, axis), reduced)
+        stage = replace(stage, axes=kept, reduced=reduced)
+        width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
+        one.axes.append((axis, width))
+    total = expr.register(f"sum{number}", stage.body.dtype)
+    body = naive([stage], [stage.array], {stage.array: total})
+    if stage.op is None and stage.array in stored and streams(stage.array, [stage], target):
+        body = [Store(stage.array, stage.position, stage.body, streaming=along is not None)]
+    one.body.extend(loops_over(stage.axes, body))
+
+
+# ---- vectors across rows ----
+
+
+MOST_WRITTEN_OUT = 16  # elements of a row: one for each lane of a vector of 512 bits
+# Elements of a column that make it worthwhile: to clear the sums and to store them is a pass each,
+# beside one for every element.
+LEAST_LENGTH = 8
+ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
+LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 lines that lie together in memory
+
+
+def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
+    """Neighbours along the last of the axes that make up a row's number, a vector at a time.
+
+    A vector, or a block of sums, ends where the neighbours do, so that no index is divided lane by
+    lane; where they are few or all there are, it does not.
+    """
+    count, length = kernel.rows, _neighbours(kernel)
+    bodies = [stage.body for stage in kernel.stages]
+    columns = length is not None and _are_columns(kernel, length, target)
+    least = target.lanes(kernel.stages[0].array.dtype)
+    if length is None or not columns and not high(count) > length >= least:
+        width = vector_width(target, bodies, count, True)
+        row = make_axis("r", 0, count)
+        s = Schedule(loops_over([row], _vector(kernel, row.index, width)))
+        stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
+        s.prefetch(row.variable, further_rows(stages, row, target))
+        s.vectorize(row.variable, width, LANE)
+        return assemble(name, kernel, s.nest, target)
+    width = size = vector_width(target, bodies, length, True)
+    outer, column = make_axis("p", 0, count // length), make_axis("c", 0, length)
+    o, c, at = outer.variable, column.variable, outer.index * length + column.index
+    body = _columns(kernel, at) if columns else _vector(kernel, at, width)
+    s = Schedule(loops_over([outer, column], body))
+    if columns:
+        sums = sum(stage.op is not None for stage in kernel.stages)
+        size = _block_size(high(count) // length, length, width, target.l1 // 4 // sums)
+    block = s.split(c, size, "b")
+    if columns:
+
+        def below(loop: Loop, around: Around) -> tuple[Place, ...]:
+            *_, last = around
+            values = expressions(loop)
+            return () if last == block else later_rows(values, last, column, size, target)
+
+        s.sink(c, space="scratch")
+        s.prefetch(c, below)
+    s.vectorize(c, width, None if columns else LANE)
+    s.parallelize(o, block)
+    return assemble(name, kernel, s.nest, target)
+
+
+LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of rows
+
+
+def _neighbours(kernel: Kernel) -> int | None:
+    """How many rows follow each other in every stage: the last of the axes that make up a row's
+    number, with those before it that every index walks through as if they were one. None: all of
+    them do, and their number varies.
+    """
+    lengths: list[Integer] = []
+    for stage in kernel.stages:
+        leading = stage.axes[: prefix_length(stage, kernel.rows)]
+        used = indices(stage.exprs(), [stage.position, *stage.guard])
+        lengths.append(merge(leading, used)[0][-1].extent)
+    if not isinstance(kernel.rows, int) and all(length == kernel.rows for length in lengths):
+        return None
+    return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
+
+
+def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
+    """Stage after stage for `width` rows; short ones are written out.
+
+    Then it is known which elements of a row are read.
+    """
+    lane = LANE.index if width > 1 else 0
+    stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
+    body: list[Statement] = []
+    for number, stage in enumerate(kept_inside(stages, kernel, row, width, lane)):
+        stage = merge_stage(stage)
+        total = expr.register(f"sum{number}", stage.body.dtype)
+        nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
+        if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
+            nested = tuple(map_statement(statement, _unrolled) for statement in nested)
+        body.extend(nested)
+    return body
+
+
+def _unrolled(statement: Statement) -> Statement:
+    if isinstance(statement, Loop) and isinstance(statement.stops[0], int):
+        return replace(statement, kind="unroll")
+    return statement
+
+
+# ---- sums of columns ----
+
+
+def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
+    """Whether all stages have one element per row, of `length` neighbouring rows, many sums.
+
+    As many columns as a few registers hold have their sums there.
+    """
+    if length <= 4 * target.lanes(kernel.stages[0].array.dtype):
+        return False
+    reductions = [stage for stage in kernel.stages if stage.op is not None]
+    return (
+        any(stage.iterations >= LEAST_LENGTH * stage.size for stage in reductions)
+        and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
+    )
+
+
+def _block_size(outer: int, length: int, width: int, most: int) -> int:
+    """Columns of a block: at most `most`, and so few that there are enough blocks to share."""
+    size = min(length, max(most, LEAST_COLUMNS))
+    while outer * ceildiv(length, size) < ENOUGH_BLOCKS and size >= 2 * LEAST_COLUMNS:
+        size //= 2
+    return ceildiv(size, width) * width
+
+def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
+    """One column: stage after stage, but alike reductions in the same loops."""
+    values: dict[Array, Expr] = {
+        stage.array: expr.register(f"x{number}", stage.array.dtype)
+        for number, stage in enumerate(kernel.stages) if stage.array not in kernel.stored
+    }  # fmt: skip
+
+    def known(e: Expr) -> Expr | None:
+        if e.op is not Leaf.LOAD or e.array not in values:
+            return None
+        return expr.guarded(e.guard, values[e.array], expr.const(0, e.dtype))
+
+    groups: list[list[Stage]] = []  # what is computed together
+    made: dict[Array, int] = {}  # in which of them
+    for stage in kernel.stages:
+        found = [made[e.array] + 1 for e in expr.loads(stage.body) if e.array in made]
+        places = range(max(found, default=0), len(groups))
+        place = next((n for n in places if _alike(stage, groups[n][0], kernel)), len(groups))
+        stage = fix_rows(stage, kernel.rows, row)
+        stage = merge_stage(replace(stage, body=expr.rebuild(stage.body, known)))
+        if place == len(groups):
+            groups.append([])
+        groups[place].append(stage)
+        made[stage.array] = place
+    return [one for group in groups for one in naive(group, kernel.stored, values)]
+
+
+def _alike(stage: Stage, other: Stage, kernel: Kernel) -> bool:
+    """Whether a reduction whose result stays inside may share another's loops."""
+    extents = [axis.extent for axis in other.reduced]
+    inside = stage.op is not None and other.op is not None and stage.array not in kernel.stored
+    return inside and [axis.extent for axis in stage.reduced] == extents

@@ -18,28 +18,33 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.nest import (
     Fold,
     Loop,
     MatrixProduct,
     Nest,
     Prefetch,
-    Set,
     Statement,
     Store,
     Stores,
     whole_vectors,
 )
-from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import is_number
-from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
-from minigrad.render.llvm_memory import CACHE_LINE, MemoryEmitter, alignment
+from minigrad.render.llvm_memory import (
+    BEGIN,
+    CACHE_LINE,
+    CONFIGURATION,
+    END,
+    MemoryEmitter,
+    alignment,
+    emit_matrix_product,
+)
 from minigrad.render.llvm_transpose import emit_transposed, loads_across
 from minigrad.render.llvm_values import Value, constant, vector_type
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 
 
 def render(nest: Nest) -> str:
@@ -52,7 +57,7 @@ class _Emitter(MemoryEmitter):
 
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
-        self.slots: dict[tuple[Local, int], tuple[str, int]] = {}
+        self.slots: dict[tuple[Array, int], tuple[str, int]] = {}
         self.streams = False
         self.matrices = False
 
@@ -98,7 +103,7 @@ class _Emitter(MemoryEmitter):
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)
-        elif isinstance(statement, Fold):
+        elif isinstance(statement, Fold) and statement.memory is None:
             self._fold(statement)
         else:
             raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups; it is for a GPU")
@@ -120,19 +125,7 @@ class _Emitter(MemoryEmitter):
         elif across := loads_across(self, loop):
             emit_transposed(self, loop, across, start, stop)
         else:
-            self._serial(loop, start, stop)
-
-    def _serial(self, loop: Loop, start: str, stop: str) -> None:
-        constant_range = is_number(start) and is_number(stop)
-        if constant_range and int(start) + loop.step >= int(stop):
-            self.once(loop, int(start))
-            return
-        check = not constant_range
-        with self.iterations(start, stop, loop.step, check, loop.body) as counter:
-            self.scalars[loop.variable] = counter
-            self.bound(loop.variable)
-            self._ask(loop)
-            self.body(loop)
+            self._steps(loop, start, stop)
 
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
@@ -141,36 +134,38 @@ class _Emitter(MemoryEmitter):
             start = self._lanes_before(loop, self.streamed, start, stop)
             self.streams = True
         elif [one - loop.start for one in loop.stops] == [loop.step] and start != "%begin":
-            self._whole_vectors(loop, start, stop, alone=True)
+            self._steps(loop, start, stop, alone=True)
             return
         exact = self.streamed is None and whole_vectors(loop)
         whole = stop
         if not exact:
-            length = self.minus(stop, start)
-            rest = (
-                str(max(int(length), 0) % loop.step) if is_number(length)
-                else self.maximum(self.builder().line(f"srem i64 {length}, {loop.step}"), "0")
-            )  # fmt: skip
-            whole = self.minus(stop, rest)
-        self._whole_vectors(loop, start, whole)
+            length, step = self.minus(stop, start), str(loop.step)
+            rest = self.computed("srem", lambda x, y: max(x, 0) % y, length, step)
+            whole = self.minus(stop, self.maximum(rest, "0"))
+        self._steps(loop, start, whole)
         self.streamed = None
         if not exact:
             self._part_of_vector(loop, whole, self.minus(stop, whole))
 
-    def _whole_vectors(self, loop: Loop, start: str, stop: str, alone: bool = False) -> None:
-        """A loop over whole vectors, or the one that there is."""
-        piece: AbstractContextManager[str | None]
+    def _steps(self, loop: Loop, start: str, stop: str, alone: bool = False) -> None:
+        """A loop over iterations or whole vectors, or (alone) the one that there is."""
+        piece: AbstractContextManager[str | None] = self.straight(loop.body)
         known = is_number(start) and is_number(stop)
-        vectors = (int(stop) - int(start)) // loop.step if known else 1 if alone else 2
-        if vectors > 1:
+        count = ceildiv(int(stop) - int(start), loop.step) if known else 1 if alone else 2
+        if count > 1:
             piece = self.iterations(start, stop, loop.step, not known, loop.body)
-        elif vectors == 1:
-            piece = self.straight(loop.body)
-        else:
+        elif count < 1:
             return
         with piece as counter:
-            self.bind_lanes(loop, counter or start)
-            self._ask(loop)
+            if loop.kind == "lanes":
+                self.bind_lanes(loop, counter or start)
+            elif counter is None:
+                self.bind_constant(loop.variable, int(start))
+            else:
+                self.scalars[loop.variable] = counter
+                self.bound(loop.variable)
+            if counter is not None or loop.kind == "lanes":
+                self._ask(loop)
             self.body(loop)
 
     def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:
@@ -212,15 +207,13 @@ class _Emitter(MemoryEmitter):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self.hint(at)
 
-    def set(self, statement: Set) -> None:
+    def set(self, statement: Store, value: Value) -> None:
         """Let a register have a value; lanes outside a mask keep theirs."""
-        value = self.value(statement.value)
-        slot = self.scalar(statement.slot)
-        name, lanes = self._slot(statement.local, int(slot))
+        name, lanes = self._slot(statement.array, statement.index)
         here = self.builder()
         value = values.broadcast(here, value, lanes)
         mask = None if statement.everywhere else self.mask()
-        if mask is not None and statement.local.lanes is not None:
+        if mask is not None and statement.array.lanes is not None:
             old = here.line(f"load {value.type}, ptr {name}")
             text = here.line(
                 f"select <{lanes} x i1> {mask}, {value.typed}, {value.type} {old}"
@@ -228,19 +221,19 @@ class _Emitter(MemoryEmitter):
             value = Value(text, value.dtype, lanes)
         here.lines.append(f"  store {value.typed}, ptr {name}")
 
-    def _slot(self, local: Local, slot: int) -> tuple[str, int]:
+    def _slot(self, array: Array, index: Integer) -> tuple[str, int]:
         """The stack place of a register, promoted to a register by SROA; and its lanes."""
-        key = (local, slot)
+        key = (array, int(self.scalar(index)))
         if key not in self.slots:
-            lanes = local.width
-            name = f"%{local.name}.{slot}"
-            kind = vector_type(values.register_type(local.dtype), lanes)
+            lanes = array.width
+            name = f"%{array.name}.{key[1]}"
+            kind = vector_type(values.register_type(array.dtype), lanes)
             self.allocas.append(f"  {name} = alloca {kind}")
             self.slots[key] = (name, lanes)
         return self.slots[key]
 
     def _fold(self, statement: Fold) -> None:
-        source, lanes = self._slot(statement.source, int(self.scalar(statement.slot)))
+        source, lanes = self._slot(statement.source, statement.slot)
         target, _ = self._slot(statement.target, 0)
         here = self.builder()
         kind = vector_type(values.register_type(statement.source.dtype), lanes)
@@ -270,14 +263,14 @@ class _Emitter(MemoryEmitter):
         with self.at(level):
             if e.op is Op.CONST:
                 value = constant(e.value, e.dtype)
+            elif e.in_registers:
+                value = self._read(e)
             elif e.op is Leaf.LOAD:
                 value = self.load(e, lanes)
             elif e.op is Leaf.INDEX:
                 value = self._index_value(e.index, e.dtype, lanes)
             elif e.op is Leaf.CONDITION:
                 value = self.condition(e.index)
-            elif e.op is Leaf.LOCAL:
-                value = self._read_local(e)
             else:
                 value = self._operation(e, lanes)
         self.remember(e, value, level, depends)
@@ -290,14 +283,13 @@ class _Emitter(MemoryEmitter):
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
             return Value(text, e.dtype, lanes)
         if e.op is Leaf.DOT:
-            return pairs.dot(here, *args)
+            return values.dot(here, *args)
         return values.operation(here, e.op, args, e.dtype)
 
-    def _read_local(self, e: Expr) -> Value:
-        local, slot = e.local, e.slot
-        name, lanes = self._slot(local, int(self.scalar(slot)))
-        kind = vector_type(values.register_type(local.dtype), lanes)
-        return Value(self.builder().line(f"load {kind}, ptr {name}"), local.dtype, lanes)
+    def _read(self, e: Expr) -> Value:
+        name, lanes = self._slot(e.array, e.index)
+        kind = vector_type(values.register_type(e.dtype), lanes)
+        return Value(self.builder().line(f"load {kind}, ptr {name}"), e.dtype, lanes)
 
     def _index_value(self, x: Integer, dtype: DType, lanes: int) -> Value:
         here = self.builder()

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.nest import Loop, Store, Stores, arrays_written, expressions
-from minigrad.render.llvm_index import IndexEmitter, is_number
-from minigrad.render.llvm_levels import Lanes
+from minigrad.loops.nest import Loop, Store, Stores, expressions, written
+from minigrad.render.llvm_index import IndexEmitter, Lanes, is_number
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
@@ -31,9 +30,9 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return []
-    if emitter.width() < LEAST_ROWS:
+    changed = written(loop)
+    if emitter.width() < LEAST_ROWS or any(array.in_registers for array in changed):
         return []
-    written = arrays_written(loop)
     found = []
     for e in expr.walk(*expressions(loop)):
         load = _first_of(e)
@@ -43,7 +42,7 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
         step = 2 if e.op is Leaf.PAIR else 1
         across = emitter.lane_stride(index)
         if (
-            array not in written
+            array not in changed
             and not e.dtype.is_bool
             and across not in (None, 0, step)
             and coefficient(index, loop.variable) == step
@@ -68,10 +67,7 @@ def emit_transposed(
     """Emit a serial loop block by block; of the last one only some iterations may count."""
     length = min(loop.transpose, emitter.width())
     most = emitter.maximum(emitter.minus(stop, start), "0")
-    count = (
-        str(int(most) % length) if is_number(most)
-        else emitter.builder().line(f"and i64 {most}, {length - 1}")
-    )  # fmt: skip
+    count = emitter.computed("and", int.__and__, most, str(length - 1))
     whole = emitter.minus(stop, count)
     if start != whole:
         check = not is_number(whole)
@@ -102,10 +98,8 @@ def _block(
             emitter.straight() if known
             else emitter.branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
         ):  # fmt: skip
-            emitter.scalars[loop.variable] = (
-                str(int(first) + number) if first.isdecimal()
-                else emitter.builder().line(f"add i64 {first}, {number}")
-            )  # fmt: skip
+            here = emitter.computed("add", int.__add__, first, str(number))
+            emitter.scalars[loop.variable] = here
             emitter.bound(loop.variable)
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)

@@ -212,15 +212,15 @@ def test_no_field_is_forgotten():
         "numbers",  # which are arguments, and no code
     }  # fmt: skip
     assert names[Axis] == {"variable", "extent"}
-    # `of`: of lowered ones only; `whole`: a part has all of its memory
-    assert names[Array] == {"name", "dtype", "size", "space", "of", "whole"}
+    # `of`: of lowered ones only; `whole`: a part has all of its memory; the last: of registers
+    assert names[Array] == {"name", "dtype", "size", "space", "of", "whole", "lanes", "width"}
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
         "initial_axes", "initial_position",
         "exchange", "pieces",  # which have no key: they are not compiled
         "start",  # which `position` contains
     }  # fmt: skip
-    known = {"op", "dtype", "args", "value", "array", "index", "guard", "local", "slot"}
+    known = {"op", "dtype", "args", "value", "array", "index", "guard"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"variables"}
     assert {n for n in Atom.__slots__ if not n.startswith("_")} == {
         "kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash",
@@ -259,7 +259,7 @@ def test_an_exchange_is_not_compiled():
 
 def test_registers_have_no_place_in_a_schedule():
     (kernel,) = kernels_of(data(4) + 1)
-    own = expr.local(expr.Local("r", dtypes.float32, 1))
+    own = expr.register("r", dtypes.float32)
     stage = replace(kernel.stages[0], body=own)
     with pytest.raises(CompileError, match="no key"):
         kernel_key(replace(kernel, stages=(stage,)))
