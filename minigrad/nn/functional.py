@@ -16,7 +16,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
-from minigrad.tensor.spellings import expect_tensors
+from minigrad.tensor.arguments import checked
 
 _WINDOWS = f"{__name__}_windows"
 
@@ -332,7 +332,7 @@ for _name, _function in list(globals().items()):
     _home = getattr(_function, "__module__", None)
     if isinstance(_function, FunctionType) and not _name.startswith("_"):
         if _home in ("minigrad.tensor", __name__, _WINDOWS):
-            globals()[_name] = expect_tensors(_function, first=True)
+            globals()[_name] = checked(_function, first=True)
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

@@ -11,7 +11,7 @@ from typing import Any
 
 from minigrad.errors import ShapeError
 from minigrad.tensor import Tensor
-from minigrad.tensor.spellings import expect_tensors
+from minigrad.tensor.arguments import checked
 
 _GAINS = {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
 _LINEAR = ("linear", "sigmoid", *(f"conv{kind}{n}d" for n in "123" for kind in ("", "_transpose")))
@@ -157,4 +157,4 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 for _name, _function in list(globals().items()):
     if isinstance(_function, FunctionType) and _function.__module__ == __name__:
-        globals()[_name] = expect_tensors(_function)
+        globals()[_name] = checked(_function)

@@ -21,7 +21,8 @@ from minigrad.nn.tree import (
     warn_of_unmarked,
 )
 from minigrad.tensor import Tensor, views
-from minigrad.tensor.broadcasting import check_flag, check_ints
+from minigrad.tensor.arguments import checked
+from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 
 _OWN = ("_kinds", "_training", "_moves")
@@ -68,27 +69,6 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(self, *args, **kwargs)
 
     return call
-
-
-def _of_ints(init: Callable[..., None]) -> Callable[..., None]:
-    """A layer's `__init__` that first looks at what is annotated as an int: sizes are ≥ 0."""
-    wanted = {name: kind for name, kind in init.__annotations__.items()
-              if kind in ("int", "int | None")}  # fmt: skip
-    if not wanted:
-        return init
-
-    @functools.wraps(init)
-    def checked(self: Layer, *args: Any, **options: Any) -> None:
-        name = type(self).__name__
-        given = {**dict(zip(init.__code__.co_varnames[1:], args, strict=False)), **options}
-        for what in given.keys() & wanted.keys():
-            if given[what] is not None or wanted[what] == "int":
-                check_ints(name, **{what: given[what]})
-            if wanted[what] == "int" and given[what] < 0:
-                raise ShapeError(f"{name}({what}={given[what]}): expected an int ≥ 0")
-        init(self, *args, **options)
-
-    return checked
 
 
 class Module:
@@ -351,4 +331,4 @@ class Layer(Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls) and cls.__module__.startswith(f"{__package__}."):
-            cls.__init__ = _of_ints(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = checked(cls.__init__, sizes=True)  # type: ignore[method-assign]

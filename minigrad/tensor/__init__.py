@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.hints import put_hints
 from minigrad.tensor.addressing import Addressing
+from minigrad.tensor.arguments import check_methods
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.backward import Backward
@@ -21,7 +22,7 @@ from minigrad.tensor.pooling import Pooling
 from minigrad.tensor.products import Products
 from minigrad.tensor.resize import Resize
 from minigrad.tensor.sampling import Sampling
-from minigrad.tensor.spellings import Spellings, accept_keywords, expect_tensors
+from minigrad.tensor.spellings import Spellings
 from minigrad.tensor.statistics import Statistics
 
 __all__ = ["Tensor", "no_grad"]
@@ -82,11 +83,5 @@ for _family in Tensor.__mro__[:-1]:
         if isinstance(_method, FunctionType):
             _method.__qualname__ = f"Tensor.{_method.__name__}"
             _method.__module__ = __name__  # where pickle looks for that
-for _family in Tensor.__mro__[-2::-1]:  # the first family that has a method counts
-    for _name, _method in vars(_family).items():
-        if isinstance(_method, FunctionType) and not _name.startswith("_"):
-            _checking = expect_tensors(_method)
-            if _checking is not _method:
-                setattr(Tensor, _name, _checking)
-accept_keywords(Tensor)
+check_methods(Tensor)
 put_hints("Tensor", Tensor)

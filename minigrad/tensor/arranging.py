@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.errors import ShapeError
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_shape, check_ints, show
+from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_shape, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence
 
@@ -35,7 +35,6 @@ class Arranging(Composed):
         [2, 3]
         """
         axis = axis_of("narrow", dim, self.ndim)
-        check_ints("narrow", start=start, length=length)
         begin = start + self.shape[axis] if isinstance(start, int) and start < 0 else start
         return self._part(axis, begin, begin + length)
 
@@ -59,7 +58,6 @@ class Arranging(Composed):
         axis, given = axis_of("tensor_split", dim, self.ndim), indices_or_sections
         extent = self._known_shape()[axis]
         if not isinstance(given, Sequence):
-            check_ints("tensor_split", sections=given)
             if given < 1:
                 raise ShapeError(f"tensor_split({given}): expected a number of parts ≥ 1")
             size, larger = divmod(extent, given)
@@ -124,7 +122,6 @@ class Arranging(Composed):
         [[2, 4], [1, 3]]
         """
         first, second = axes_of("rot90", dims, self.ndim)
-        check_ints("rot90", k=k)
         turned = self if k % 2 == 0 else self.transpose(first, second)
         axes = {0: (), 1: (first,), 2: (first, second), 3: (second,)}[k % 4]
         return turned.flip(*axes) if axes else turned

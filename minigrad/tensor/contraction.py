@@ -112,8 +112,6 @@ class Contraction(Methods):
         >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]
         """
-        if not isinstance(equation, str):
-            raise TypeError("einsum: expected the equation first, e.g. einsum('ij,jk->ik', a, b)")
         tensors = list(operands[0]) if len(operands) == 1 and isinstance(
             operands[0], (list, tuple)
         ) else list(operands)  # fmt: skip

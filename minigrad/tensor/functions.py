@@ -133,8 +133,6 @@ class Functions(Methods):
         >>> Tensor([1.5, 2.5]).round().tolist()
         [2.0, 2.0]
         """
-        if not isinstance(decimals, int):
-            raise TypeError(f"round(decimals={decimals!r}): expected an int")
         if decimals and self.dtype.is_float:
             return (self * 10.0**decimals).round() / 10.0**decimals
         return self._unary(Op.ROUND) if self.dtype.is_float else self

@@ -18,7 +18,6 @@ from minigrad.tensor.broadcasting import (
     joined_along,
     same_device,
     show,
-    whole,
 )
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -109,8 +108,7 @@ class Joining(Methods):
 
     def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
         """Each element repeated; without `dim` those of the flat tensor."""
-        repeats = whole(repeats)
-        if not isinstance(repeats, int) or repeats < 0:
+        if repeats < 0:
             raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
@@ -123,8 +121,7 @@ class Joining(Methods):
         """Elements shifted along dims, those that leave come in at the other end."""
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
-        amounts = list(shifts) if isinstance(shifts, Sequence) else [shifts]
-        shift = check_ints("roll", **{f"shifts[{i}]": one for i, one in enumerate(amounts)})
+        shift = shifts if isinstance(shifts, Sequence) else [shifts]
         axes = axes_of("roll", dims, self.ndim)
         if len(shift) != len(axes):
             raise ShapeError(f"roll: {len(shift)} shifts for {len(axes)} dimensions")
@@ -146,11 +143,9 @@ class Joining(Methods):
         if isinstance(extent, Affine):
             raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
         if not isinstance(sizes, Sequence):
-            (size,) = check_ints("split", sizes=sizes)
-            if size <= 0:
-                raise ShapeError(f"split({size}): expected a size > 0")
-            sizes = [min(size, extent - start) for start in range(0, max(extent, 1), size)]
-        sizes = check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+            if sizes <= 0:
+                raise ShapeError(f"split({sizes}): expected a size > 0")
+            sizes = [min(sizes, extent - start) for start in range(0, max(extent, 1), sizes)]
         if sum(sizes) != extent:
             raise ShapeError(
                 f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
@@ -165,7 +160,6 @@ class Joining(Methods):
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
         axis = axis_of("chunk", dim, self.ndim)
-        (chunks,) = check_ints("chunk", chunks=chunks)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
             raise ShapeError(

@@ -336,7 +336,6 @@ class Movement(Methods):
         [[1, 2], [2, 3]]
         """
         axis = axis_of("unfold", dim, self.ndim)
-        check_ints("unfold", size=size, step=step)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
             raise ShapeError(
@@ -356,7 +355,6 @@ class Movement(Methods):
         [1, 4]
         """
         first, second = axes_of("diagonal", (dim1, dim2), self.ndim)
-        check_ints("diagonal", offset=offset)
         rest = [d for d in range(self.ndim) if d not in (first, second)]
         x = self.permute(*rest, first, second)
         rows, columns = x.shape[-2:]

@@ -131,7 +131,6 @@ class Products(Composed):
         >>> Tensor([[1, 1], [0, 1]]).matrix_power(5).tolist()
         [[1, 5], [0, 1]]
         """
-        check_ints("matrix_power", n=n)
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
             raise ShapeError(f"matrix_power({n}) of {show(self.shape)}: expected n ≥ 0, squares")
         one = self.arange(self.shape[-1], device=self.raw.device)

@@ -13,7 +13,6 @@ from minigrad.tensor.broadcasting import (
     Scalar,
     axes_of,
     axis_of,
-    check_flag,
     count_node,
     show,
 )
@@ -29,7 +28,6 @@ class Reduce(Methods):
 
     def _reduce(self, op: Op, name: str, node: Node, axis: Axes, keepdim: bool) -> Self:
         axes = axes_of(name, axis, self.ndim)
-        check_flag(name, "keepdim", keepdim)
         result = build.reduce(op, node, axes)
         if not keepdim:
             shape = tuple(e for d, e in enumerate(result.shape) if d not in axes)
@@ -208,7 +206,6 @@ class Reduce(Methods):
         >>> Tensor([1, 5, 3]).argmax().item()
         1
         """
-        check_flag("argmax", "keepdim", keepdim)
         if axis is None:
             flat = self.flatten().argmax(0)
             return flat.reshape((1,) * self.ndim) if keepdim else flat
@@ -251,7 +248,6 @@ class Reduce(Methods):
         >>> Tensor([0.0]).logsumexp().item()
         0.0
         """
-        check_flag("logsumexp", "keepdim", keepdim)
         x = self._wide()
         top = x._top(axis)
         top = top.isfinite().where(top, 0.0)

@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import check_ints, show, whole
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.random import _draw
 
 
@@ -36,8 +36,7 @@ class Sampling(Composed):
         >>> Tensor.randperm(3).sort()[0].tolist()
         [0, 1, 2]
         """
-        n = whole(n)
-        if not isinstance(n, int) or n < 0:
+        if n < 0:
             raise ShapeError(f"randperm({n}): expected an int ≥ 0")
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
         keys = (first.cast(dtypes.uint64) << 32) | second.cast(dtypes.uint64)
@@ -79,7 +78,6 @@ class Sampling(Composed):
             )
         if self.dtype.is_bool:
             raise DTypeError("multinomial of bool weights: expected numbers; use .float()")
-        check_ints("multinomial", num_samples=count)
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
             limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")

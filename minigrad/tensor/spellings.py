@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Self, cast
 
@@ -170,78 +169,3 @@ class Spellings(Composed):
         3
         """
         return self.assign(self.randint(self.shape, low=low, high=high, device=self.raw.device))
-
-
-# What else an argument may be called: (its name, or * for what stands before others, methods).
-KEYWORDS: dict[str, tuple[str, str]] = {
-    "keepdims": ("keepdim", """sum prod max min mean any all var std std_mean argmax argmin
-                               logsumexp amax amin median quantile norm"""),
-    "dims": ("*", "permute flip"),
-    "order": ("*", "permute"),
-    "shape": ("*", "reshape view expand broadcast_to"),
-    "size": ("*", "expand"),
-    "repeats": ("*", "repeat"),
-    "dim": ("axis", """sum prod max min mean any all var std std_mean argmax argmin logsumexp
-                       softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp
-                       sort argsort topk normalize layernorm rmsnorm"""),
-    "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
-                       unfold unbind index_select select diff amax amin median quantile norm"""),
-}  # fmt: skip
-
-
-def accept_keywords(kind: type) -> None:
-    """Let the methods of a class take arguments under the names in `KEYWORDS`."""
-    by_method: dict[str, dict[str, str]] = {}
-    for word, (meant, names) in KEYWORDS.items():
-        for name in names.split():
-            by_method.setdefault(name, {})[word] = meant
-    for name, words in by_method.items():
-        setattr(kind, name, _accepting(getattr(kind, name), words))
-
-
-def _accepting(method: Callable[..., Any], words: dict[str, str]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for word in kwargs.keys() & words.keys() if kwargs else ():
-            value, meant = kwargs.pop(word), words[word]
-            if kwargs.get(meant) is not None:
-                raise TypeError(
-                    f"{method.__qualname__}({meant}={kwargs[meant]}, {word}={value}): the two are "
-                    "one argument; expected one of them"
-                )
-            if meant == "*":
-                args = (*args, value)
-            elif value is not None:
-                kwargs[meant] = value
-        return method(*args, **kwargs)
-
-    return call
-
-
-def expect_tensors(function: Callable[..., Any], first: bool = False) -> Callable[..., Any]:
-    """The function, which says so where it is given something else for a parameter of tensors.
-
-    These are annotated as such; with `first` what stands first counts, too (of a method that is
-    called on a tensor it is one).
-    """
-    code, annotations = function.__code__, function.__annotations__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] or ("input",)
-    wanted = [
-        (place, name) for place, name in enumerate(names)
-        if annotations.get(name) in ("Core", "Tensor") or (first and not place)
-    ]  # fmt: skip
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for place, name in wanted:
-            value = args[place] if place < len(args) else kwargs.get(name, call)
-            if not isinstance(value, Core) and value is not call:
-                kind = type(value)
-                home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-                raise TypeError(
-                    f"{function.__name__}: the {'input' if name == 'self' else name} is a "
-                    f"{home}{kind.__name__}, expected a tensor; Tensor(…) makes one"
-                )
-        return function(*args, **kwargs)
-
-    return call if wanted else function

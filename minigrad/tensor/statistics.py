@@ -13,8 +13,6 @@ from minigrad.tensor.broadcasting import (
     Scalar,
     axes_of,
     axis_of,
-    check_flag,
-    check_ints,
     check_share,
     show,
 )
@@ -71,7 +69,6 @@ class Statistics(Composed):
 
     def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> Found[Self]:
         """The elements at one place of each line, and the places."""
-        check_flag(name, "keepdim", keepdim)
         axis = axis_of(name, dim, self.ndim)
         if not self.ndim:
             return Found(self, places)
@@ -88,7 +85,6 @@ class Statistics(Composed):
         [2, 2]
         """
         axis = axis_of("kthvalue", dim, self.ndim)
-        check_ints("kthvalue", k=k)
         extent = self._known_shape()[axis] if self.ndim else 1
         if not 1 <= k <= extent:
             raise ShapeError(f"kthvalue({k}) of {show(self.shape)}: expected 1 … {extent}")
@@ -350,7 +346,6 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim)
-        check_ints("diff", n=n)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         first, *more = [part for part in (prepend, self, append) if part is not None]
