@@ -27,6 +27,7 @@ from minigrad.linalg.panels import (
 )
 from minigrad.program import recording
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.modes import modes, no_grad
 
@@ -311,3 +312,6 @@ def with_gradients(
         return rule
 
     return tuple(x._with_derivative(value, rule_of(n)) for n, value in enumerate(values))
+
+
+check_functions(globals())

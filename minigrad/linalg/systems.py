@@ -23,6 +23,7 @@ from minigrad.linalg.panels import (
     with_columns,
 )
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, broadcast_shape, show
 from minigrad.tensor.modes import no_grad
 
@@ -345,3 +346,6 @@ def matrix_norm(x: Tensor, ord: Any = "fro", *, keepdim: bool = False) -> Tensor
 def matrix_power(x: Tensor, n: int) -> Tensor:
     """The n-th power of each matrix, by squaring; of its inverse for negative n."""
     return (inv(x) if n < 0 else x).matrix_power(abs(n))
+
+
+check_functions(globals())

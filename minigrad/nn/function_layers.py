@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import fit, kind_of
 
 
 class FunctionLayer(Layer):
@@ -27,6 +28,9 @@ class FunctionLayer(Layer):
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
+        said = type(self).__signature__.parameters
+        kinds = {name: kind_of(said[name].annotation) for name in said}
+        fit(type(self).__name__, kinds, bound.arguments)
         for name, value in bound.arguments.items():
             if name in ("weight", "pos_weight"):
                 self.register_buffer(name, value)

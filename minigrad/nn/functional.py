@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import FunctionType
 from typing import TYPE_CHECKING
 
 from minigrad.errors import ShapeError
@@ -16,9 +15,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
-from minigrad.tensor.arguments import checked
-
-_WINDOWS = f"{__name__}_windows"
+from minigrad.tensor.arguments import check_functions
 
 relu, relu6, leaky_relu, elu, celu, glu, prelu, threshold = (
     Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.celu, Tensor.glu,
@@ -328,11 +325,7 @@ def triplet_margin_loss(
     return (near - away + margin).relu()._reduced(reduction)
 
 
-for _name, _function in list(globals().items()):
-    _home = getattr(_function, "__module__", None)
-    if isinstance(_function, FunctionType) and not _name.startswith("_"):
-        if _home in ("minigrad.tensor", __name__, _WINDOWS):
-            globals()[_name] = checked(_function, first=True)
+check_functions(globals(), "minigrad.tensor", f"{__name__}_windows", first=True)
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

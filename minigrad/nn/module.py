@@ -21,7 +21,7 @@ from minigrad.nn.tree import (
     warn_of_unmarked,
 )
 from minigrad.tensor import Tensor, views
-from minigrad.tensor.arguments import checked
+from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 
@@ -332,3 +332,6 @@ class Layer(Module):
         super().__init_subclass__(**options)
         if "__init__" in vars(cls) and cls.__module__.startswith(f"{__package__}."):
             cls.__init__ = checked(cls.__init__, sizes=True)  # type: ignore[method-assign]
+
+
+check_functions(globals())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 
 
 class Kind(IntEnum):
@@ -105,7 +106,7 @@ def get_parameters(model: Any) -> list[Tensor]:
         if isinstance(value, Tensor)
     }
     found = [*reversed(unique.values())]
-    warn_of_unmarked(found, 3)
+    warn_of_unmarked(found, 4)
     return [
         tensor
         for _, tensor, kind in found
@@ -170,3 +171,6 @@ def load_state_dict(
         for name, value in values.items():
             own[name]._fill(value._bytes())  # by the host: nothing is compiled
     return Names(missing, unexpected)
+
+
+check_functions(globals())

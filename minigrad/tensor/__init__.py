@@ -7,7 +7,6 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.hints import put_hints
-from minigrad.tensor.addressing import Addressing
 from minigrad.tensor.arguments import check_methods
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
@@ -15,13 +14,9 @@ from minigrad.tensor.backward import Backward
 from minigrad.tensor.basic import Basic
 from minigrad.tensor.convolution import Convolution
 from minigrad.tensor.dlpack import DLPack
-from minigrad.tensor.inquiry import Inquiry
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.pooling import Pooling
-from minigrad.tensor.products import Products
-from minigrad.tensor.resize import Resize
-from minigrad.tensor.sampling import Sampling
 from minigrad.tensor.spellings import Spellings
 from minigrad.tensor.statistics import Statistics
 
@@ -29,8 +24,8 @@ __all__ = ["Tensor", "no_grad"]
 
 
 class Tensor(
-    Inquiry, Arithmetic, Arranging, Addressing, Statistics, Products, Spellings, Sampling,
-    Convolution, Pooling, Resize, Loss, Backward, DLPack, Basic,
+    Spellings, Arithmetic, Arranging, Statistics, Convolution, Pooling, Loss, Backward, DLPack,
+    Basic,
 ):  # fmt: skip
     """An array of one dtype on one device, computed when its values are needed.
 

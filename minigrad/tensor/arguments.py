@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
-from types import NoneType
+from types import FunctionType, NoneType
 from typing import Any, NamedTuple
 
 from minigrad.errors import ShapeError
@@ -68,7 +68,8 @@ KINDS = {
 }  # fmt: skip
 
 
-def _kind_of(annotation: Any) -> Kind | None:
+def kind_of(annotation: Any) -> Kind | None:
+    """What an annotation stands for, if it is known here."""
     plain = str(annotation).removesuffix(" | None")
     kind = KINDS.get(annotation) or KINDS.get(plain)
     if kind is None or (plain == annotation and annotation != "Axes"):
@@ -76,21 +77,28 @@ def _kind_of(annotation: Any) -> Kind | None:
     return kind._replace(plain=kind.plain | {NoneType})
 
 
-def _fitted(function: Callable[..., Any], name: str, value: Any, kind: Kind) -> Any:
+def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
     """The value, whole numbers of other kinds as ints; TypeError where it is of another kind."""
     if kind.fits(value):
         several = kind.fits is _are_ints and not _is_int(value)
         return tuple(map(whole, value)) if several else whole(value)
-    title = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
-    shown = repr(value) if type(value).__module__ == "builtins" else ""
+    home, what = type(value).__module__, type(value).__name__
+    shown = repr(value) if home == "builtins" else ""
     if kind.words is _TENSOR.words or not 0 < len(shown) <= 60:
-        home = type(value).__module__
-        what = type(value).__name__ if home == "builtins" else f"{home}.{type(value).__name__}"
+        what = what if home == "builtins" else f"{home}.{what}"
         said = f"{title}: the {'input' if name == 'self' else name} is a {what}, "
     else:
         said = f"{title}({name}={shown}): "
     wrong = ShapeError if kind is _SIZE and _is_int(value) else TypeError
     raise wrong(f"{said}expected {kind.words}")
+
+
+def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> None:
+    """Arguments by name, each `fitted` to its kind."""
+    for name, value in given.items():
+        kind = kinds.get(name)
+        if kind is not None and type(value) not in kind.plain:
+            given[name] = fitted(title, name, value, kind)
 
 
 def checked(
@@ -100,28 +108,30 @@ def checked(
     """The function, which refuses an argument of another kind than its annotation's.
 
     words: other names of its arguments, see `KEYWORDS`. first: what stands first is a tensor, of
-    whatever annotation (of a method that is called on a tensor it is one). sizes: ints are ≥ 0.
+    whatever annotation (of a method that is called on a tensor it is one). sizes: it is a layer's
+    __init__, and ints are ≥ 0.
     """
     code, words = function.__code__, words or {}
+    named = function.__qualname__.rpartition(".")[2]
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    kinds = {name: _kind_of(function.__annotations__.get(name)) for name in names}
+    kinds = {name: kind_of(function.__annotations__.get(name)) for name in names}
     if sizes:
         kinds |= {name: _SIZE for name in names if function.__annotations__.get(name) == "int"}
-    if first:
-        kinds[names[0] if names else "input"] = _TENSOR
+    kinds |= {word: kinds.get(meant) for word, meant in words.items() if word not in kinds}
     places = [(name, kinds[name]) for name in names[: code.co_argcount]]
-    if first and not names:
-        places = [("input", _TENSOR)]
+    if first:
+        places[:1] = [(names[0] if names else "input", _TENSOR)]
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        title = type(args[0]).__name__ if sizes else named
         for place, (value, (name, kind)) in enumerate(zip(args, places, strict=False)):
             if kind is not None and type(value) not in kind.plain:
-                fitted = _fitted(function, name, value, kind)
-                if fitted is not value:
-                    args = (*args[:place], fitted, *args[place + 1 :])
+                value = fitted(title, name, value, kind)
+                args = (*args[:place], value, *args[place + 1 :])
         if not kwargs:
             return function(*args)
+        fit(title, kinds, kwargs)
         for word in kwargs.keys() & words.keys():
             value, meant = kwargs.pop(word), words[word]
             if kwargs.get(meant) is not None:
@@ -133,13 +143,17 @@ def checked(
                 args = (*args, value)
             elif value is not None:
                 kwargs[meant] = value
-        for name, value in kwargs.items():
-            kind = kinds.get(name)
-            if kind is not None and type(value) not in kind.plain:
-                kwargs[name] = _fitted(function, name, value, kind)
         return function(*args, **kwargs)
 
-    return call if words or any(kinds.values()) else function
+    return call if words or any(kind for _, kind in [*places, *kinds.items()]) else function
+
+
+def check_functions(names: dict[str, Any], *homes: str, first: bool = False) -> None:
+    """Let the public functions among a module's names, defined in it or in `homes`, do so."""
+    for name, value in list(names.items()):
+        if isinstance(value, FunctionType) and not name.startswith("_"):
+            if value.__module__ in (names["__name__"], *homes):
+                names[name] = checked(value, first=first)
 
 
 def check_methods(kind: type) -> None:

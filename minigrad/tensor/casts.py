@@ -51,7 +51,7 @@ def _to(name: str, dtype: DType) -> Method:
         >>> Tensor([1]).{name}().dtype.name
         '{dtype.name}'
         """
-    return cast
+    return cast  # type: ignore[return-value]
 
 
 class Casts(Methods):

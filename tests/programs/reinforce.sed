@@ -4,7 +4,7 @@ s/torch\.manual_seed/TORCH.manual_seed/
 s/def forward\(self, x\):/def forward(self, x, kept):/
 s/x = self\.dropout\(x\)/x = x * kept/
 s/^def select_action\(state\):$/@jit\ndef act(state):\n    kept = policy.dropout(Tensor.ones(1, 128))\n    return policy(state, kept).multinomial(1), kept\n\n\n&/
-s/torch\.from_numpy\(state\)/Tensor(state)/
+s/torch\.from_numpy\(state\)\.float\(\)\.unsqueeze\(0\)/Tensor(state[None])/
 s/probs = policy\(state\)/action, kept = act(state)/
 /m = Categorical\(probs\)/d
 /action = m\.sample\(\)/d

@@ -55,7 +55,8 @@ def cases() -> Iterator[tuple[str, Any, str, str]]:
         for parameter in parameters:
             said = str(parameter.annotation)
             kind = said.removesuffix(" | None")
-            if kind in ALLOWED and parameter.kind is not parameter.VAR_POSITIONAL:
+            named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if kind in ALLOWED and named and parameter.name != "device":
                 yield name, function, parameter.name, said
 
 
@@ -65,8 +66,10 @@ def arguments(function: Any) -> dict[str, Any]:
     for one in inspect.signature(function).parameters.values():
         if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
             kind = str(one.annotation)
-            usual: Any = {"int": 1, "Scalar": 1.0, "float": 0.5, "str": "mean"}.get(kind, X)
-            given[one.name] = RIGHT.get(one.name, usual)
+            usual: Any = {"int": 1, "Integer": 1, "Scalar": 1.0, "float": 0.5, "str": "mean"}.get(
+                kind, 0 if kind.startswith("int |") else X
+            )
+            given[one.name] = usual if kind in ALLOWED or "int" in kind else RIGHT.get(one.name, X)
     return given
 
 
