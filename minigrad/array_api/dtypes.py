@@ -11,9 +11,7 @@ from minigrad.dtype import dtypes as all_dtypes
 VERSIONS = ("2022.12", "2023.12", "2024.12")
 
 bool = all_dtypes.bool
-int8, int16, int32, int64 = (
-    all_dtypes.int8, all_dtypes.int16, all_dtypes.int32, all_dtypes.int64
-)  # fmt: skip
+int8, int16, int32, int64 = (all_dtypes.int8, all_dtypes.int16, all_dtypes.int32, all_dtypes.int64)
 uint8, uint16, uint32, uint64 = (
     all_dtypes.uint8, all_dtypes.uint16, all_dtypes.uint32, all_dtypes.uint64
 )  # fmt: skip

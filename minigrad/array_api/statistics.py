@@ -48,8 +48,7 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
     return _reduced("mean", kinds.FLOATING, x, axis, keepdims)
 
 
-def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0,
-        keepdims: Any = False) -> Array:  # fmt: skip
+def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: Any = False) -> Array:
     """The mean square distance from the mean, over N − correction."""
     _check("var", kinds.FLOATING, x)
     axes = _axes("var", axis, x.ndim)
@@ -58,8 +57,7 @@ def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0,
     return Array._of(x._tensor.var(axes, correction=correction, keepdim=keepdims))
 
 
-def std(x: Array, /, *, axis: Axis = None, correction: float = 0.0,
-        keepdims: Any = False) -> Array:  # fmt: skip
+def std(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: Any = False) -> Array:
     """The square root of `var`."""
     return Array._of(var(x, axis=axis, correction=correction, keepdims=keepdims)._tensor.sqrt())
 

@@ -28,7 +28,6 @@ from minigrad.linalg.panels import (
 from minigrad.program import recording
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.broadcasting import show
 from minigrad.tensor.modes import modes, no_grad
 
 SWEEPS = {4: 9, 8: 12}  # by itemsize: turns over all pairs of rows, each squaring what is left
@@ -93,7 +92,7 @@ def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:
         raise DTypeError(f"{name} of a {x.dtype.name} tensor: expected a float dtype; use .float()")
     if x.ndim < 2 or is_symbolic(x.shape) or (square and x.shape[-1] != x.shape[-2]):
         what = "square matrices (…, n, n)" if square else "matrices (…, rows, columns)"
-        raise ShapeError(f"{name} of {show(x.shape)}: expected {what} of known extents")
+        raise ShapeError(f"{name} of {x.shape}: expected {what} of known extents")
     return x._known_shape()
 
 

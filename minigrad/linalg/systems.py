@@ -24,7 +24,7 @@ from minigrad.linalg.panels import (
 )
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.broadcasting import Axes, broadcast_shape, show
+from minigrad.tensor.broadcasting import Axes, broadcast_shape
 from minigrad.tensor.modes import no_grad
 
 
@@ -128,7 +128,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
     if right.shape[-2] != checked("solve", A, True)[-1]:
-        raise ShapeError(f"solve of {show(A.shape)} and {show(B.shape)}: expected as many rows")
+        raise ShapeError(f"solve of {A.shape} and {B.shape}: expected as many rows")
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
@@ -321,9 +321,7 @@ def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     return (x * y).sum(dim, dtype=(x * y).dtype)
 
 
-def vector_norm(
-    x: Tensor, ord: float = 2, dim: Axes = None, keepdim: bool = False
-) -> Tensor:
+def vector_norm(x: Tensor, ord: float = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """(Σ |x|^ord)^(1/ord) over dim: see `Tensor.norm`."""
     return x.norm(ord, dim, keepdim)
 

@@ -106,9 +106,7 @@ class MultiheadAttention(Layer):
         if all(mask.dtype.is_bool for mask in masks):
             seen = [mask.logical_not() for mask in masks]
             return functools.reduce(Tensor.bitwise_and, seen) if seen else None
-        added = [
-            mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks
-        ]
+        added = [mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks]
         total: Tensor = functools.reduce(Tensor.add, added)
         return total
 

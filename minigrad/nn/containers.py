@@ -77,9 +77,7 @@ class Sequential(_List[Function]):
     Lists among the arguments count as their items; one dict gives the layers' names.
     """
 
-    def __init__(
-        self, *layers: Function | Iterable[Function] | Mapping[str, Function]
-    ) -> None:
+    def __init__(self, *layers: Function | Iterable[Function] | Mapping[str, Function]) -> None:
         named = layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else {}
         self.names = {id(layer): name for name, layer in named.items()}
         super().__init__(named.values())

@@ -61,9 +61,7 @@ def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
-def gumbel_softmax(
-    logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1
-) -> Tensor:
+def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Tensor:
     """Shares drawn by Gumbel's noise (Jang et al. 2016); hard: one-hot, with their gradient."""
     noise = -(-(1 - logits.rand_like()).log()).log()
     shares: Tensor = ((logits + noise) / tau).softmax(dim)
@@ -239,9 +237,7 @@ def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return (x - target).abs()._reduced(reduction)
 
 
-def huber_loss(
-    x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
-) -> Tensor:
+def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """d²/2 of differences d up to delta, beyond it delta·(|d| − delta/2) (Huber 1964)."""
     if not delta > 0:
         raise ValueError(f"huber_loss(delta={delta}): expected a number > 0")
@@ -251,18 +247,14 @@ def huber_loss(
     return losses._reduced(reduction)
 
 
-def smooth_l1_loss(
-    x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
-) -> Tensor:
+def smooth_l1_loss(x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """`huber_loss` of delta=beta, divided by beta; `l1_loss` for beta=0."""
     if beta == 0:
         return l1_loss(x, target, reduction)
     return huber_loss(x, target, reduction, beta) / beta
 
 
-def kl_div(
-    x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False
-) -> Tensor:
+def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """target·(log target − x) of log probabilities x; 0 where the target is 0.
 
     log_target: the target is log probabilities, too. reduction "batchmean": the sum over the first

@@ -11,7 +11,7 @@ from typing import Any, Self
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_ints, product, show
+from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_ints, product
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence
 
@@ -275,7 +275,7 @@ class Arithmetic(Composed):
         [1.0]
         """
         if self.size(dim) % 2:
-            raise ShapeError(f"glu along {dim} of {show(self.shape)}: expected an even extent")
+            raise ShapeError(f"glu along {dim} of {self.shape}: expected an even extent")
         first, second = self.chunk(2, dim)
         return first * second.sigmoid()
 
@@ -329,7 +329,7 @@ class Arithmetic(Composed):
         if self.ndim != mine or other.ndim != its:
             kinds = ("numbers", "a vector", "a matrix", "a batch of matrices")
             raise ShapeError(
-                f"{name} of {show(self.shape)} and {show(other.shape)}: expected {kinds[mine]} "
+                f"{name} of {self.shape} and {other.shape}: expected {kinds[mine]} "
                 f"and {kinds[its]}; matmul takes others"
             )
         return self.matmul(other)
@@ -365,7 +365,7 @@ class Arithmetic(Composed):
         [[3, 4], [6, 8]]
         """
         if self.ndim != 1 or vec2.ndim != 1:
-            shapes = f"{show(self.shape)} and {show(vec2.shape)}"
+            shapes = f"{self.shape} and {vec2.shape}"
             raise ShapeError(f"outer of {shapes}: expected two vectors")
         return self.unsqueeze(1) * vec2
 
@@ -389,8 +389,8 @@ class Arithmetic(Composed):
             check_ints("tensordot", dims=dims)
             if not 0 <= dims <= min(self.ndim, other.ndim):
                 raise ShapeError(
-                    f"tensordot over {dims} dimensions of {show(self.shape)} and "
-                    f"{show(other.shape)}: expected fewer"
+                    f"tensordot over {dims} dimensions of {self.shape} and "
+                    f"{other.shape}: expected fewer"
                 )
             dims = (range(self.ndim - dims, self.ndim), range(dims))
         mine = axes_of("tensordot", tuple(dims[0]), self.ndim)
@@ -398,7 +398,7 @@ class Arithmetic(Composed):
         rows = [d for d in range(self.ndim) if d not in mine]
         columns = [d for d in range(other.ndim) if d not in its]
         if [self.shape[d] for d in mine] != [other.shape[d] for d in its]:
-            raise ShapeError(f"tensordot of {show(self.shape)} and {show(other.shape)} over "
+            raise ShapeError(f"tensordot of {self.shape} and {other.shape} over "
                              f"{dims}: expected equal extents")  # fmt: skip
         count = product([self.shape[d] for d in mine])
         left, right = [self.shape[d] for d in rows], [other.shape[d] for d in columns]
@@ -427,7 +427,7 @@ class Arithmetic(Composed):
         x, y = (self._new(node) for node in self._pair("cross", other, False))
         axis = axis_of("cross", dim, x.ndim)
         if x.shape[axis] != 3:
-            raise ShapeError(f"cross along dimension {axis} of {show(x.shape)}: expected extent 3")
+            raise ShapeError(f"cross along dimension {axis} of {x.shape}: expected extent 3")
         return x.roll(-1, axis) * y.roll(-2, axis) - x.roll(-2, axis) * y.roll(-1, axis)
 
     def matrix_power(self, n: int) -> Self:
@@ -437,7 +437,7 @@ class Arithmetic(Composed):
         [[1, 5], [0, 1]]
         """
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
-            raise ShapeError(f"matrix_power({n}) of {show(self.shape)}: expected n ≥ 0, squares")
+            raise ShapeError(f"matrix_power({n}) of {self.shape}: expected n ≥ 0, squares")
         one = self.arange(self.shape[-1], device=self.raw.device)
         result, factor = one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape), self
         while n:
@@ -486,7 +486,7 @@ class Arithmetic(Composed):
         [[5.0]]
         """
         if min(self.ndim, x2.ndim) < 2 or self.shape[-1] != x2.shape[-1]:
-            raise ShapeError(f"cdist of {show(self.shape)} and {show(x2.shape)}: expected "
+            raise ShapeError(f"cdist of {self.shape} and {x2.shape}: expected "
                              "(…, m, d) and (…, n, d)")  # fmt: skip
         away: Any = self.unsqueeze(-2) - x2.unsqueeze(-3)
         return away.norm(p, -1)  # type: ignore[no-any-return]

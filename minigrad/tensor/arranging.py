@@ -9,7 +9,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, broadcast_shape, show
+from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, broadcast_shape
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence
 
@@ -88,7 +88,7 @@ class Arranging(Composed):
     def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:
         extent = self._known_shape()[axis_of(name, axis, self.ndim)]
         if isinstance(given, int) and (given < 1 or extent % given):
-            raise ShapeError(f"{name}({given}) of {show(self.shape)}: expected a part of {extent}")
+            raise ShapeError(f"{name}({given}) of {self.shape}: expected a part of {extent}")
         return self.tensor_split(given, axis)
 
     # --- order and shape --------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Arranging(Composed):
         [[1], [2]]
         """
         if self.ndim > 2:
-            raise ShapeError(f"t of {show(self.shape)}: expected a matrix; use .mT or .permute(…)")
+            raise ShapeError(f"t of {self.shape}: expected a matrix; use .mT or .permute(…)")
         return self.T
 
     def rot90(self, k: int = 1, dims: Sequence[int] = (0, 1)) -> Self:
@@ -250,7 +250,7 @@ class Arranging(Composed):
         if self.ndim == 2:
             return self.diagonal(diagonal)
         if self.ndim != 1 or isinstance(self.shape[0], Affine):
-            raise ShapeError(f"diag of shape {show(self.shape)}: expected one or two dimensions")
+            raise ShapeError(f"diag of shape {self.shape}: expected one or two dimensions")
         return self.diag_embed(diagonal)
 
     def trace(self) -> Self:
@@ -260,7 +260,7 @@ class Arranging(Composed):
         5
         """
         if self.ndim != 2:
-            raise ShapeError(f"trace of {show(self.shape)}: expected a matrix")
+            raise ShapeError(f"trace of {self.shape}: expected a matrix")
         return self.diagonal().sum()
 
     def block_diag(self, *others: Any) -> Self:
@@ -324,7 +324,7 @@ class Arranging(Composed):
     def _check_channels(self, name: str, given: int, from_end: int, divisor: int) -> None:
         if self.ndim < max(from_end, 2) or self.shape[-from_end] % divisor:
             raise ShapeError(
-                f"{name}({given}) of {show(self.shape)}: expected images (…, channels, height, "
+                f"{name}({given}) of {self.shape}: expected images (…, channels, height, "
                 f"width) with channels a multiple of {divisor}"
             )
 
@@ -365,13 +365,13 @@ class Arranging(Composed):
         """The axis, the index and the values for `scatter`: as large as what is written."""
         axis = axis_of(name, dim, self.ndim)
         if index.ndim > 1:
-            raise ShapeError(f"{name} with an index of {show(index.shape)}: expected a vector")
+            raise ShapeError(f"{name} with an index of {index.shape}: expected a vector")
         count = index.numel()
         shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
         places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
         values = self._operand(source)
         if values.ndim and (values.ndim != self.ndim or values.shape != shape):
-            raise ShapeError(f"{name} of {show(values.shape)}: expected {show(shape)}")
+            raise ShapeError(f"{name} of {values.shape}: expected {shape}")
         return axis, places.expand(shape), values.expand(shape)
 
     def index_select(self, dim: int, index: Core) -> Self:

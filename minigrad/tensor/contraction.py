@@ -17,7 +17,6 @@ from minigrad.tensor.broadcasting import (
     broadcast_shape,
     broadcast_to,
     same_device,
-    show,
 )
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
@@ -45,7 +44,7 @@ class Contraction(Methods):
         right = other if isinstance(other, type(self)) else type(self)(other, device=where)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
             raise ShapeError(
-                f"matmul of {show(self.shape)} and {show(right.shape)}: expected (…, m, k) and "
+                f"matmul of {self.shape} and {right.shape}: expected (…, m, k) and "
                 "(…, k, n) with equal k"
             )
         same_device("matmul", (self.raw, right.raw))
@@ -96,7 +95,7 @@ class Contraction(Methods):
         """
         if weight.ndim not in (1, 2) or not self.ndim or self.shape[-1] != weight.shape[0]:
             raise ShapeError(
-                f"linear of {show(self.shape)} with a weight of shape {show(weight.shape)}: "
+                f"linear of {self.shape} with a weight of shape {weight.shape}: "
                 "expected (…, in) and (in, out)"
             )
         factor = self._new(weight.node)
@@ -180,8 +179,8 @@ class Contraction(Methods):
             )
         if self.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
             raise ShapeError(
-                f"attention of query {show(self.shape)}, key {show(key.shape)} and value "
-                f"{show(value.shape)}: expected (…, n, d), (…, m, d) and (…, m, e)"
+                f"attention of query {self.shape}, key {key.shape} and value "
+                f"{value.shape}: expected (…, n, d), (…, m, d) and (…, m, e)"
             )
         factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)

@@ -17,7 +17,7 @@ from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.windows import overlap_add
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import same_device, show, whole
+from minigrad.tensor.broadcasting import same_device, whole
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
 
@@ -51,7 +51,7 @@ class Convolution(Composed):
         channels, *space = _plain("conv2d", x.shape[1:])
         if groups < 1 or out % groups or channels != inner * groups:
             raise ShapeError(
-                f"conv2d of {show(self.shape)} with a weight {show(weight.shape)} in {groups} "
+                f"conv2d of {self.shape} with a weight {weight.shape} in {groups} "
                 f"groups: expected (…, {inner * max(groups, 1)}, …), the weight's channels times "
                 "groups, and a number of outputs that the groups divide"
             )
@@ -59,8 +59,8 @@ class Convolution(Composed):
         sizes = list(zip(space, pairs, kernel, gaps, strict=True))
         if any(n + before + after <= d * (k - 1) for n, (before, after), k, d in sizes):
             raise ShapeError(
-                f"conv2d of {show(self.shape)} padded by {pairs}: smaller than the kernel "
-                f"{show(kernel)} with dilation {show(gaps)}"
+                f"conv2d of {self.shape} padded by {pairs}: smaller than the kernel "
+                f"{tuple(kernel)} with dilation {tuple(gaps)}"
             )
         dtype = promote(self.dtype, weight.dtype)
         padded = x.cast(accumulator(dtype))._channels_last(groups)._zeros_around(pairs)
@@ -97,7 +97,7 @@ class Convolution(Composed):
         batch, channels, *space = (x.shape[0], *_plain(name, x.shape[1:]))
         if groups < 1 or channels != inner or channels % groups:
             raise ShapeError(
-                f"{name} of {show(self.shape)} with a weight {show(weight.shape)} in {groups} "
+                f"{name} of {self.shape} with a weight {weight.shape} in {groups} "
                 f"groups: expected (…, {inner}, …), and channels that the groups divide"
             )
         steps, gaps, pairs = geometry(name, kernel, stride, padding, dilation)
@@ -108,7 +108,7 @@ class Convolution(Composed):
             for n, s, d, k, m in zip(space, steps, gaps, kernel, more, strict=True)
         ]
         if any(before + after >= n for (before, after), n in zip(pairs, full, strict=True)):
-            raise ShapeError(f"{name}: padding {pairs} leaves nothing of {show(full)}")
+            raise ShapeError(f"{name}: padding {pairs} leaves nothing of {tuple(full)}")
         dtype = promote(self.dtype, weight.dtype)
         last = x.cast(accumulator(dtype))._channels_last(groups)  # (b, *space, g, c)
         last = last.reshape(*last.shape[:-1], 1, *(1 for _ in kernel), channels // groups)
@@ -125,7 +125,7 @@ class Convolution(Composed):
         same_device(name, (self.raw, weight.raw))
         if weight.ndim < 3 or self.ndim not in (weight.ndim, weight.ndim - 1):
             raise ShapeError(
-                f"{name} of {show(self.shape)} with a weight {show(weight.shape)}: expected a "
+                f"{name} of {self.shape} with a weight {weight.shape}: expected a "
                 "weight (…, …, *kernel) and (batch, channels, *space) with as many dimensions"
             )
         return (self, True) if self.ndim == weight.ndim else (self.unsqueeze(0), False)
@@ -151,8 +151,8 @@ class Convolution(Composed):
             channels = _plain("conv2d", out)
             if bias.shape != (channels[0] * channels[1],):
                 raise ShapeError(
-                    f"conv2d: bias has shape {show(bias.shape)}, "
-                    f"expected {show((channels[0] * channels[1],))}"
+                    f"conv2d: bias has shape {bias.shape}, "
+                    f"expected {(channels[0] * channels[1],)}"
                 )
             same_device("conv2d", (self.raw, bias.raw))
             result = result + self._new(bias.node).cast(self.dtype).reshape(out)
@@ -165,7 +165,7 @@ class Convolution(Composed):
 def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
     found = [extent for extent in shape if isinstance(extent, int)]
     if len(found) != len(shape):
-        raise ShapeError(f"{name}: symbolic extents in {show(shape)}; only the batch may be one")
+        raise ShapeError(f"{name}: symbolic extents in {shape}; only the batch may be one")
     return found
 
 
@@ -204,8 +204,8 @@ def check_output_padding(
     """ShapeError for more at the end of a dimension than a stride or a dilation leaves open."""
     if any(m >= max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)):
         raise ShapeError(
-            f"{name}(output_padding={show(more)}): expected less than stride {show(steps)} or "
-            f"dilation {show(gaps)}"
+            f"{name}(output_padding={tuple(more)}): expected less than stride {tuple(steps)} or "
+            f"dilation {tuple(gaps)}"
         )
 
 
@@ -219,7 +219,7 @@ def padding_pairs(
             return [(0, 0)] * spatial
         if padding != "same" or name != "conv2d" or any(step != 1 for step in steps):
             raise ShapeError(
-                f"{name}(padding={padding!r}, stride={show(steps)}): expected numbers, 'valid', "
+                f"{name}(padding={padding!r}, stride={tuple(steps)}): expected numbers, 'valid', "
                 "or for convolutions with stride 1 'same'"
             )
         both = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]

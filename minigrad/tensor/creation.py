@@ -12,7 +12,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
-from minigrad.tensor.broadcasting import Scalar, show, whole
+from minigrad.tensor.broadcasting import Scalar, whole
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
@@ -43,7 +43,7 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
     shape = sequence(given)
     for extent in shape:
         if not isinstance(extent, (int, Affine)) or isinstance(extent, bool) or low(extent) < 0:
-            raise ShapeError(f"{name}({show(shape)}): expected extents that are ints ≥ 0")
+            raise ShapeError(f"{name}({shape}): expected extents that are ints ≥ 0")
     return shape
 
 
@@ -239,7 +239,7 @@ class Creation(Methods):
         """
         vectors = sequence((self, *others))
         if any(vector.ndim > 1 for vector in vectors):
-            shapes = " and ".join(show(vector.shape) for vector in vectors)
+            shapes = " and ".join(vector.shape for vector in vectors)
             raise ShapeError(f"meshgrid of {shapes}: expected vectors")
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
@@ -287,9 +287,7 @@ class Creation(Methods):
     def _triangle(self, diagonal: int) -> Self:
         """True where column − row ≤ diagonal, for the last two dimensions."""
         if self.ndim < 2:
-            raise ShapeError(
-                f"tril/triu of shape {show(self.shape)}: expected at least 2 dimensions"
-            )
+            raise ShapeError(f"tril/triu of shape {self.shape}: expected at least 2 dimensions")
         rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
         return self.arange(self.shape[-1], device=self.raw.device) <= rows + diagonal
 

@@ -14,7 +14,6 @@ from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import show
 
 CPU_MEMORY = 1  # kDLCPU
 HOST_MEMORY = (CPU_MEMORY, 3, 11)  # … and memory pinned by CUDA or ROCm, which the CPU reads too
@@ -131,15 +130,13 @@ class DLPack(Composed):
                 return result
         if copy is False and array.size:
             raise BufferError(
-                f"from_dlpack(copy=False) of an array of shape {show(array.shape)} and strides of "
-                f"{show(array.strides)} bytes on {name}: it cannot be shared; pass copy=None"
+                f"from_dlpack(copy=False) of an array of shape {array.shape} and strides of "
+                f"{tuple(array.strides)} bytes on {name}: it cannot be shared; pass copy=None"
             )
         return cls.from_bytes(array.tobytes(), array.shape, dtype, name)
 
 
-def _lend(
-    memory: Buffer, shape: tuple[int, ...], dtype: DType, version: Any, copied: bool
-) -> Any:
+def _lend(memory: Buffer, shape: tuple[int, ...], dtype: DType, version: Any, copied: bool) -> Any:
     """A capsule over a buffer, which stays alive until the consumer is done with it."""
     import numpy as np
 

@@ -12,7 +12,7 @@ from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.broadcasting import Scalar, scalar_dtype, show
+from minigrad.tensor.broadcasting import Scalar, scalar_dtype
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
@@ -756,8 +756,8 @@ class Functions(Methods):
         """self, with the values of an in-place operation written to it."""
         if result.shape != self.shape:
             raise ShapeError(
-                f"in-place {name}: the result has shape {show(result.shape)}, the tensor "
-                f"{show(self.shape)}; write x = x {name} … instead"
+                f"in-place {name}: the result has shape {result.shape}, the tensor "
+                f"{self.shape}; write x = x {name} … instead"
             )
         if promote(result.dtype, self.dtype) is not self.dtype and (
             _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind)

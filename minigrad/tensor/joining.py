@@ -19,7 +19,6 @@ from minigrad.tensor.broadcasting import (
     joined_along,
     product,
     same_device,
-    show,
 )
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -50,8 +49,8 @@ class Joining(Methods):
                 if d != axis
             ):
                 raise ShapeError(
-                    f"cat along dimension {axis}: shapes {show(self.shape)} and "
-                    f"{show(tensor.shape)}; expected equal extents but for that dimension"
+                    f"cat along dimension {axis}: shapes {self.shape} and "
+                    f"{tensor.shape}; expected equal extents but for that dimension"
                 )
         if len(tensors) > build.FEW and not any(is_symbolic(tensor.shape) for tensor in tensors):
             return self._new(build.cat([tensor.node for tensor in tensors], axis))
@@ -90,7 +89,7 @@ class Joining(Methods):
         for tensor in tensors:
             if tensor.shape != self.shape:
                 raise ShapeError(
-                    f"stack: shapes {show(self.shape)} and {show(tensor.shape)}; "
+                    f"stack: shapes {self.shape} and {tensor.shape}; "
                     "expected equal ones"
                 )
         axis = axis_of("stack", dim, self.ndim + 1)
@@ -134,7 +133,7 @@ class Joining(Methods):
         for amount, axis in zip(shift, axes, strict=True):
             extent = result.shape[axis]
             if isinstance(extent, Affine):
-                raise ShapeError(f"roll along a symbolic dimension of {show(self.shape)}")
+                raise ShapeError(f"roll along a symbolic dimension of {self.shape}")
             cut = -amount % extent if extent else 0
             if cut:
                 head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
@@ -146,14 +145,14 @@ class Joining(Methods):
         axis = axis_of("split", dim, self.ndim)
         extent = self.shape[axis]
         if isinstance(extent, Affine):
-            raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
+            raise ShapeError(f"split along a symbolic dimension of {self.shape}")
         if not isinstance(sizes, Sequence):
             if sizes <= 0:
                 raise ShapeError(f"split({sizes}): expected a size > 0")
             sizes = [min(sizes, extent - start) for start in range(0, max(extent, 1), sizes)]
         if sum(sizes) != extent:
             raise ShapeError(
-                f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
+                f"split into {list(sizes)} along dimension {axis} of {self.shape}: "
                 f"the sizes add up to {sum(sizes)}, expected {extent}"
             )
         parts, start = [], 0
@@ -168,7 +167,7 @@ class Joining(Methods):
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
             raise ShapeError(
-                f"chunk({chunks}) along dimension {axis} of {show(self.shape)}; expected a number "
+                f"chunk({chunks}) along dimension {axis} of {self.shape}; expected a number "
                 "of chunks ≥ 1 and a dimension of known extent"
             )
         return self.split(max(ceildiv(extent, chunks), 1), axis)
@@ -192,7 +191,7 @@ class Joining(Methods):
         before, after = self._dots(pattern, before, after)
         if len(before) != self.ndim:
             raise ShapeError(
-                f"rearrange {pattern!r} of {show(self.shape)}: it names {len(before)} dimensions"
+                f"rearrange {pattern!r} of {self.shape}: it names {len(before)} dimensions"
             )
         names = [name for group in before for name in group]
         wanted = [name for group in after for name in group]
@@ -242,7 +241,7 @@ class Joining(Methods):
             extents[open_[0]] = extent // known
         elif open_ or known != extent:
             raise ShapeError(
-                f"rearrange {pattern!r} of {show(self.shape)}: a dimension of {extent} is "
+                f"rearrange {pattern!r} of {self.shape}: a dimension of {extent} is "
                 f"({' '.join(group)}) with {extents}; expected extents whose product it is"
             )
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axis_of, check_share, show
+from minigrad.tensor.broadcasting import Scalar, axis_of, check_share
 from minigrad.tensor.core import Core
 
 
@@ -67,7 +67,7 @@ class Loss(Composed):
             second = target.shape == self.shape[:1] + self.shape[2:]
         if self.ndim > 2 and last and second:
             raise ShapeError(
-                f"{name} of {show(self.shape)} with targets {show(target.shape)}: the classes may "
+                f"{name} of {self.shape} with targets {target.shape}: the classes may "
                 "be the second dimension or the last; expected axis=1 (PyTorch's) or axis=-1"
             )
         return 1 if self.ndim > 2 and second else -1
@@ -83,8 +83,8 @@ class Loss(Composed):
     ) -> Self:
         if target.shape != self.shape:
             raise ShapeError(
-                f"cross_entropy of logits {show(self.shape)} and probabilities "
-                f"{show(target.shape)}: expected equal shapes"
+                f"cross_entropy of logits {self.shape} and probabilities "
+                f"{target.shape}: expected equal shapes"
             )
         x = self._wide()
         wanted = x._new(target.node) * (1 - label_smoothing)
@@ -104,7 +104,7 @@ class Loss(Composed):
         """
         if not self.ndim or target.shape != self.shape[:-1]:
             raise ShapeError(
-                f"cross_entropy of logits {show(self.shape)} and targets {show(target.shape)}: "
+                f"cross_entropy of logits {self.shape} and targets {target.shape}: "
                 "expected (…, classes) and integers of shape (…)"
             )
         if not target.dtype.is_int:
@@ -148,8 +148,8 @@ class Loss(Composed):
             return moved.nll_loss(target, weight, ignore_index, reduction, axis=-1)
         if target.shape != self.shape[:-1] or not target.dtype.is_int:
             raise ShapeError(
-                f"nll_loss of log probabilities {show(self.shape)} and {target.dtype.name} targets "
-                f"{show(target.shape)}: expected (…, classes) and integers of shape (…)"
+                f"nll_loss of log probabilities {self.shape} and {target.dtype.name} targets "
+                f"{target.shape}: expected (…, classes) and integers of shape (…)"
             )
         classes = self._new(target.node)._checked(
             self.shape[-1], "nll_loss", "classes", ignored=ignore_index
@@ -168,7 +168,7 @@ class Loss(Composed):
         """ShapeError where one would be repeated, as (4, 1) beside (4,) to 16 differences."""
         if target.shape != self.shape:
             raise ShapeError(
-                f"{name} of {show(self.shape)} and targets {show(target.shape)}: expected equal "
+                f"{name} of {self.shape} and targets {target.shape}: expected equal "
                 "shapes; reshape or expand one of them"
             )
 

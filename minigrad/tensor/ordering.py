@@ -10,7 +10,7 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, ceildiv
-from minigrad.tensor.broadcasting import axis_of, show
+from minigrad.tensor.broadcasting import axis_of
 from minigrad.tensor.methods import Methods
 
 SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
@@ -54,7 +54,7 @@ class Ordering(Methods):
         """The axis, and the positions along it in sorted order."""
         place = axis_of(name, axis, self.ndim)
         if self.ndim and isinstance(self.shape[place], Affine):
-            raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
+            raise ShapeError(f"{name} along a symbolic dimension of {self.shape}")
         if not self.ndim:
             return 0, self._new(build.const(0, dtypes.int32, (), self.raw.device))
         return place, self._new(build.sort(self._keys(descending).node, place))
@@ -100,7 +100,7 @@ class Ordering(Methods):
         extent = self.shape[place] if self.ndim else 1
         if isinstance(extent, Affine) or not 0 <= k <= extent:
             raise ShapeError(
-                f"topk({k}) along dimension {place} of shape {show(self.shape)}; expected an "
+                f"topk({k}) along dimension {place} of shape {self.shape}; expected an "
                 f"int of 0 … {extent}"
             )
         if not self.ndim:
@@ -146,7 +146,7 @@ class Ordering(Methods):
     def _known_axis(self, name: str, axis: int) -> int:
         place = axis_of(name, axis, self.ndim)
         if not isinstance(self.shape[place], int):
-            raise ShapeError(f"{name} along a symbolic dimension of {show(self.shape)}")
+            raise ShapeError(f"{name} along a symbolic dimension of {self.shape}")
         return place
 
     def _running_sum(self, op: Op, name: str, axis: int, dtype: DType | str | None) -> Self:

@@ -10,7 +10,6 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import ceildiv
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import show
 from minigrad.tensor.convolution import (
     Numbers,
     Padding,
@@ -71,7 +70,7 @@ class Pooling(Composed):
             if 2 * max(before, after) > d * (k - 1) + 1:
                 raise ShapeError(
                     f"max_pool2d(padding={plan.pairs}): expected at most half the kernel "
-                    f"{show(plan.kernel)}"
+                    f"{tuple(plan.kernel)}"
                 )
         windows = plan.windows(self, self.dtype.minimum)
         best = windows.max(tuple(range(-plan.spatial, 0)))
@@ -97,7 +96,7 @@ class Pooling(Composed):
         spatial = self.ndim - 2
         if spatial < 1 or _LINEAR.get(mode, spatial) not in (spatial, 1):
             raise ShapeError(
-                f"interpolate(mode={mode!r}) of {show(self.shape)}: expected (batch, channels, "
+                f"interpolate(mode={mode!r}) of {self.shape}: expected (batch, channels, "
                 f"*space){f' with {_LINEAR[mode]} spatial dimensions' if mode in _LINEAR else ''}"
             )
         if mode not in MODES:
@@ -129,7 +128,7 @@ class Pooling(Composed):
             not isinstance(n, kind) or n <= 0 for n in numbers
         ):
             raise ShapeError(
-                f"interpolate of {show(self.shape)} to {given!r}: expected one {word} > 0, or "
+                f"interpolate of {self.shape} to {given!r}: expected one {word} > 0, or "
                 f"{spatial} of them, and plain extents"
             )
         if scale_factor is None:
@@ -144,7 +143,7 @@ class Pooling(Composed):
         extent = self.shape[axis]
         assert isinstance(extent, int)
         if count < 1 or extent < 1:
-            raise ShapeError(f"interpolate of {show(self.shape)}: no elements along {axis}")
+            raise ShapeError(f"interpolate of {self.shape}: no elements along {axis}")
         apart = extent / count if scale is None else scale
         if mode == "area":
             return self._means(axis, extent, count)
@@ -214,7 +213,7 @@ class _Plan:
         self.spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 2
         if not 1 <= self.spatial <= x.ndim:
             raise ShapeError(
-                f"{name} of {show(x.shape)} with kernel_size {kernel_size}: expected as many "
+                f"{name} of {x.shape} with kernel_size {kernel_size}: expected as many "
                 "dimensions as the kernel has, or more"
             )
         self.kernel = per_dimension(name, "kernel_size", kernel_size, self.spatial)
@@ -234,8 +233,8 @@ class _Plan:
                 count -= 1
             if free < 0 and not (ceil_mode and count > 0):
                 raise ShapeError(
-                    f"{name} of {show(x.shape)} padded by {self.pairs}: smaller than the kernel "
-                    f"{show(self.kernel)} with dilation {show(self.gaps)}"
+                    f"{name} of {x.shape} padded by {self.pairs}: smaller than the kernel "
+                    f"{tuple(self.kernel)} with dilation {tuple(self.gaps)}"
                 )
             self.counts.append(count)
             self.beyond.append((before, max(after, (count - 1) * s + reach - n - before)))
@@ -278,7 +277,7 @@ class _Plan:
 def _extents(name: str, x: Core, spatial: int) -> list[int]:
     found = [extent for extent in x.shape[x.ndim - spatial :] if isinstance(extent, int)]
     if len(found) != spatial:
-        raise ShapeError(f"{name} along symbolic dimensions of {show(x.shape)}")
+        raise ShapeError(f"{name} along symbolic dimensions of {x.shape}")
     return found
 
 

@@ -8,14 +8,7 @@ from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.broadcasting import (
-    Axes,
-    Scalar,
-    axes_of,
-    axis_of,
-    count_node,
-    show,
-)
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, count_node
 from minigrad.tensor.methods import Methods
 
 
@@ -92,7 +85,7 @@ class Reduce(Methods):
     def _check_not_empty(self, name: str, axis: Axes) -> None:
         if any(self.shape[a] == 0 for a in axes_of(name, axis, self.ndim)):
             raise ShapeError(
-                f"{name} of shape {show(self.shape)} over no elements: expected at least one"
+                f"{name} of shape {self.shape} over no elements: expected at least one"
             )
 
     def any(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
@@ -178,9 +171,7 @@ class Reduce(Methods):
         >>> Tensor([1.0, 3.0]).std(correction=0).item()
         1.0
         """
-        return self.var(
-            axis, keepdim=keepdim, correction=correction, unbiased=unbiased
-        )._root()
+        return self.var(axis, keepdim=keepdim, correction=correction, unbiased=unbiased)._root()
 
     def std_mean(
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,

@@ -10,7 +10,7 @@ from minigrad.errors import ShapeError
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.basic import Basic, Composed
-from minigrad.tensor.broadcasting import Scalar, show
+from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Method
 from minigrad.tensor.movement import sequence
@@ -78,8 +78,8 @@ class Spellings(Composed):
         [3, 4]
         """
         if other.shape != self.shape or other.dtype is not self.dtype:
-            raise ShapeError(f"replace {self.dtype.name} {show(self.shape)} by {other.dtype.name} "
-                             f"{show(other.shape)}: expected equal shapes and dtypes")  # fmt: skip
+            raise ShapeError(f"replace {self.dtype.name} {self.shape} by {other.dtype.name} "
+                             f"{other.shape}: expected equal shapes and dtypes")  # fmt: skip
         return self.assign(other)
 
     def fill_(self, value: Any) -> Self:

@@ -10,14 +10,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import (
-    Axes,
-    Scalar,
-    axes_of,
-    axis_of,
-    check_share,
-    show,
-)
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_share
 from minigrad.tensor.core import Core
 from minigrad.tensor.ordering import Found
 from minigrad.tensor.random import _draw
@@ -90,7 +83,7 @@ class Statistics(Composed):
         axis = axis_of("kthvalue", dim, self.ndim)
         extent = self._known_shape()[axis] if self.ndim else 1
         if not 1 <= k <= extent:
-            raise ShapeError(f"kthvalue({k}) of {show(self.shape)}: expected 1 … {extent}")
+            raise ShapeError(f"kthvalue({k}) of {self.shape}: expected 1 … {extent}")
         order = self.argsort(axis)
         place = order._part(axis, k - 1, k) if self.ndim else order
         return self._picked("kthvalue", dim, keepdim, place)
@@ -224,7 +217,7 @@ class Statistics(Composed):
         [1, 0, 2]
         """
         if self.ndim != 1 or not self.dtype.is_int:
-            raise DTypeError(f"bincount of {self.dtype.name} {show(self.shape)}: expected a vector "
+            raise DTypeError(f"bincount of {self.dtype.name} {self.shape}: expected a vector "
                              "of integers")  # fmt: skip
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
         dtype = dtypes.int64 if weights is None else weights.dtype
@@ -265,7 +258,7 @@ class Statistics(Composed):
         wanted = self._operand(values)
         if not self.ndim or (self.ndim > 1 and self.shape[:-1] != wanted.shape[:-1]):
             raise ShapeError(
-                f"searchsorted of {show(wanted.shape)} in {show(self.shape)}: expected a sorted "
+                f"searchsorted of {wanted.shape} in {self.shape}: expected a sorted "
                 "vector, or equal leading dimensions"
             )
         line = self if sorter is None else self.gather(-1, sorter)
@@ -436,7 +429,7 @@ class Statistics(Composed):
     def _check_draws(self, count: int, replacement: bool) -> None:
         if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):
             raise ShapeError(
-                f"multinomial of weights of shape {show(self.shape)}; expected (categories,) or "
+                f"multinomial of weights of shape {self.shape}; expected (categories,) or "
                 "(rows, categories)"
             )
         if self.dtype.is_bool:
