@@ -93,16 +93,14 @@ Hardsigmoid, Hardtanh, Hardshrink, Softshrink, Tanhshrink = _layers(
     "Hardsigmoid Hardtanh Hardshrink Softshrink Tanhshrink", F.hardsigmoid, F.hardtanh,
     F.hardshrink, F.softshrink, F.tanhshrink,
 )  # fmt: skip
-Threshold, Tanh, Sigmoid, LogSigmoid, LeakyReLU, ELU, CELU, SELU, GELU, GLU = _layers(
-    "Threshold Tanh Sigmoid LogSigmoid LeakyReLU ELU CELU SELU GELU GLU", F.threshold, F.tanh,
-    F.sigmoid, F.logsigmoid, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.glu,
+Threshold, Tanh, Sigmoid, LogSigmoid, LeakyReLU, ELU, SELU, GELU, GLU = _layers(
+    "Threshold Tanh Sigmoid LogSigmoid LeakyReLU ELU SELU GELU GLU", F.threshold, F.tanh,
+    F.sigmoid, F.logsigmoid, F.leaky_relu, F.elu, F.selu, F.gelu, F.glu,
 )  # fmt: skip
-Softplus, Softsign, Flatten, Unflatten = _layers(
-    "Softplus Softsign Flatten Unflatten", F.softplus, F.softsign, _flatten, _unflatten
+Softplus, Flatten, Unflatten = _layers(
+    "Softplus Flatten Unflatten", F.softplus, _flatten, _unflatten
 )
-Softmax, Softmin, LogSoftmax = _layers(
-    "Softmax Softmin LogSoftmax", F.softmax, F.softmin, F.log_softmax, only="dim"
-)
+Softmax, LogSoftmax = _layers("Softmax LogSoftmax", F.softmax, F.log_softmax, only="dim")
 MSELoss, L1Loss, HuberLoss, SmoothL1Loss, CrossEntropyLoss, NLLLoss, BCELoss, KLDivLoss = _layers(
     "MSELoss L1Loss HuberLoss SmoothL1Loss CrossEntropyLoss NLLLoss BCELoss KLDivLoss",
     F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss, F.cross_entropy, F.nll_loss,
@@ -113,10 +111,9 @@ BCEWithLogitsLoss, PoissonNLLLoss, CosineSimilarity, PairwiseDistance = _layers(
     F.binary_cross_entropy_with_logits, F.poisson_nll_loss, F.cosine_similarity,
     F.pairwise_distance, inputs=2,
 )  # fmt: skip
-MarginRankingLoss, CosineEmbeddingLoss, TripletMarginLoss = _layers(
-    "MarginRankingLoss CosineEmbeddingLoss TripletMarginLoss",
-    F.margin_ranking_loss, F.cosine_embedding_loss, F.triplet_margin_loss, inputs=3,
-)  # fmt: skip
+MarginRankingLoss, TripletMarginLoss = _layers(
+    "MarginRankingLoss TripletMarginLoss", F.margin_ranking_loss, F.triplet_margin_loss, inputs=3
+)
 MaxPool1d, MaxPool2d, MaxPool3d, AvgPool1d, AvgPool2d, AvgPool3d = _layers(
     "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d", *F.max_pools, *F.avg_pools
 )

@@ -17,17 +17,17 @@ from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 
-relu, relu6, leaky_relu, elu, celu, glu, prelu, threshold = (
-    Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.celu, Tensor.glu,
+relu, relu6, leaky_relu, elu, glu, prelu, threshold = (
+    Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.glu,
     Tensor.prelu, Tensor.threshold,
 )  # fmt: skip
-selu, silu, mish, softplus, softsign, hardshrink, softshrink, tanhshrink = (
-    Tensor.selu, Tensor.silu, Tensor.mish, Tensor.softplus, Tensor.softsign, Tensor.hardshrink,
+selu, silu, mish, softplus, hardshrink, softshrink, tanhshrink = (
+    Tensor.selu, Tensor.silu, Tensor.mish, Tensor.softplus, Tensor.hardshrink,
     Tensor.softshrink, Tensor.tanhshrink,
 )  # fmt: skip
 hardtanh, hardswish, hardsigmoid = Tensor.hardtanh, Tensor.hardswish, Tensor.hardsigmoid
 sigmoid, logsigmoid, tanh = Tensor.sigmoid, Tensor.logsigmoid, Tensor.tanh
-softmax, log_softmax, softmin = Tensor.softmax, Tensor.log_softmax, Tensor.softmin
+softmax, log_softmax = Tensor.softmax, Tensor.log_softmax
 conv1d = conv2d = conv3d = Tensor.conv2d
 conv_transpose1d = conv_transpose2d = conv_transpose3d = Tensor.conv_transpose2d
 interpolate = upsample = Tensor.interpolate
@@ -292,14 +292,6 @@ def margin_ranking_loss(
 ) -> Tensor:
     """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
     return (-target * (x1 - x2) + margin).relu()._reduced(reduction)
-
-
-def cosine_embedding_loss(
-    x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
-) -> Tensor:
-    """1 − cosine where target (batch,) is 1, max(0, cosine − margin) where it is −1."""
-    cosine = x1.cosine_similarity(x2, -1)
-    return target.eq(1).where(1 - cosine, (cosine - margin).relu())._reduced(reduction)
 
 
 def triplet_margin_loss(

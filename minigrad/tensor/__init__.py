@@ -55,8 +55,7 @@ class Tensor(
         ) -> Tensor:  # fmt: skip
             """See `Joining.stack`."""
 
-        concat = concatenate = hstack = vstack = column_stack = cat
-        row_stack = block_diag = chain_matmul = multi_dot = cat
+        concat = concatenate = hstack = vstack = block_diag = cat
 
         @staticmethod
         def einsum(equation: str, *operands: Any) -> Tensor:

@@ -27,7 +27,7 @@ KEYWORDS: dict[str, tuple[str, str]] = {
     "size": ("*", "expand"),
     "repeats": ("*", "repeat"),
     "dim": ("axis", """sum prod max min mean any all var std std_mean argmax argmin logsumexp
-                       softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp
+                       softmax log_softmax cumsum cumprod cummax cummin
                        sort argsort topk normalize layernorm rmsnorm"""),
     "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
                        unfold unbind index_select select diff amax amin median quantile norm"""),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -13,7 +11,6 @@ from minigrad.graph import build
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_ints, product
 from minigrad.tensor.core import Core
-from minigrad.tensor.movement import sequence
 
 
 def _atan2_rule(g: Any, value: Any, y: Any, x: Any) -> Sequence[Any]:
@@ -48,14 +45,6 @@ class Arithmetic(Composed):
         return self.bitcast(self.dtype.signed)
 
     # --- arithmetic -------------------------------------------------------------------------------
-
-    def frac(self) -> Self:
-        """What trunc leaves: self − trunc(self).
-
-        >>> Tensor([2.5, -2.5]).frac().tolist()
-        [0.5, -0.5]
-        """
-        return self - self.trunc()
 
     def addcmul(self, tensor1: Any, tensor2: Any, *, value: Scalar = 1) -> Self:
         """self + value·tensor1·tensor2.
@@ -126,15 +115,6 @@ class Arithmetic(Composed):
         result = self.isnan().where(nan, self)
         result = result.eq(math.inf).where(most if posinf is None else posinf, result)
         return result.eq(-math.inf).where(-most if neginf is None else neginf, result)
-
-    def heaviside(self, values: Any) -> Self:
-        """0 below 0 (and for NaN), 1 above it, and `values` at 0.
-
-        >>> Tensor([-2.0, 0.0, 3.0]).heaviside(Tensor(0.5)).tolist()
-        [0.0, 0.5, 1.0]
-        """
-        x, middle = self._two("heaviside", values)
-        return x.eq(0).where(middle, (x > 0).cast(x.dtype))
 
     def isneginf(self) -> Self:
         """True where self is −∞.
@@ -229,42 +209,6 @@ class Arithmetic(Composed):
         length = large * (1 + (small / large.eq(0).where(1, large)).square()).sqrt()
         infinite = x.abs().eq(math.inf) | y.abs().eq(math.inf)
         return x._with_derivative(infinite.where(math.inf, length), _hypot_rule, y)
-
-    def deg2rad(self) -> Self:
-        """Degrees as radians.
-
-        >>> round(Tensor([180.0]).deg2rad().item(), 4)
-        3.1416
-        """
-        return self._as_float() * (math.pi / 180)
-
-    def rad2deg(self) -> Self:
-        """Radians as degrees.
-
-        >>> round(Tensor([3.14159265]).rad2deg().item())
-        180
-        """
-        return self._as_float() * (180 / math.pi)
-
-    def logit(self, eps: Scalar | None = None) -> Self:
-        """log(x/(1 − x)), the inverse of `sigmoid`; x is kept in eps … 1 − eps if given.
-
-        >>> Tensor([0.5]).logit().tolist()
-        [0.0]
-        """
-        x = self._as_float()
-        x = x if eps is None else x.clip(eps, 1 - eps)
-        return (x / (1 - x)).log()
-
-    def xlogy(self, other: Any) -> Self:
-        """x·log(y), and 0 where x is 0 and y no NaN.
-
-        >>> Tensor([0.0]).xlogy(Tensor([0.0])).tolist()
-        [0.0]
-        """
-        x, y = self._two_floats("xlogy", other)
-        nothing = x.eq(0) & (y.eq(math.inf) | (y <= 0))
-        return nothing.where(0, x * nothing.where(1, y).log())
 
     # --- activations ------------------------------------------------------------------------------
 
@@ -369,16 +313,6 @@ class Arithmetic(Composed):
             raise ShapeError(f"outer of {shapes}: expected two vectors")
         return self.unsqueeze(1) * vec2
 
-    def inner(self, other: Core) -> Self:
-        """(…, k) · (…, k) → (…, …): sums of products along the last dimensions.
-
-        >>> Tensor([1, 2]).inner(Tensor([3, 4])).item()
-        11
-        """
-        if not self.ndim or not other.ndim:
-            return self * other
-        return self.tensordot(other, ([-1], [-1]))
-
     def tensordot(self, other: Any, dims: int | Sequence[Sequence[int]] = 2) -> Self:
         """The sum of products over the last dims of self and the first of other, or given ones.
 
@@ -459,23 +393,6 @@ class Arithmetic(Composed):
         [[7]]
         """
         return self._added(mat1._times("addmm", mat2, 2, 2), beta, alpha)
-
-    def baddbmm(self, batch1: Any, batch2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
-        """beta·self + alpha·batch1·batch2, of batches of matrices.
-
-        >>> Tensor.ones(2, 3, 5).baddbmm(Tensor.ones(2, 3, 4), Tensor.ones(2, 4, 5)).shape
-        (2, 3, 5)
-        """
-        return self._added(batch1._times("baddbmm", batch2, 3, 3), beta, alpha)
-
-    def chain_matmul(self, *matrices: Core) -> Self:
-        """The product of several matrices, in the order of the list; also of one list.
-
-        >>> Tensor.chain_matmul(Tensor([[2]]), Tensor([[3]]), Tensor([[4]])).tolist()
-        [[24]]
-        """
-        product: Self = functools.reduce(operator.matmul, sequence((self, *matrices)))
-        return product
 
     # --- distances --------------------------------------------------------------------------------
 

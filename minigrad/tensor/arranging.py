@@ -205,15 +205,6 @@ class Arranging(Composed):
         given = [x.atleast_2d() for x in sequence((self, *others))]
         return given[0].cat(*given[1:])  # type: ignore[no-any-return]
 
-    def column_stack(self, *others: Any) -> Self:
-        """`hstack`, with vectors as columns; also of a list.
-
-        >>> Tensor.column_stack([Tensor([1, 2]), Tensor([3, 4])]).tolist()
-        [[1, 3], [2, 4]]
-        """
-        given = [x if x.ndim > 1 else x.reshape((-1, 1)) for x in sequence((self, *others))]
-        return given[0].cat(*given[1:], dim=1)  # type: ignore[no-any-return]
-
     def tile(self, *repeats: Any) -> Self:
         """The whole tensor repeated along each dimension, the last ones if there are fewer.
 

@@ -239,7 +239,7 @@ class Creation(Methods):
         """
         vectors = sequence((self, *others))
         if any(vector.ndim > 1 for vector in vectors):
-            shapes = " and ".join(vector.shape for vector in vectors)
+            shapes = " and ".join(str(vector.shape) for vector in vectors)
             raise ShapeError(f"meshgrid of {shapes}: expected vectors")
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")

@@ -631,15 +631,6 @@ class Functions(Methods):
         # at 0 the derivative is that of the exponential, as in PyTorch
         return (self > 0).where(self, (self > 0).where(0, self).expm1() * alpha)
 
-    def celu(self, alpha: Scalar = 1.0) -> Self:
-        """x, and alpha·(exp(x/alpha) − 1) below 0.
-
-        >>> Tensor([0.0, 2.0]).celu().tolist()
-        [0.0, 2.0]
-        """
-        below = (self > 0).where(0, self)
-        return (self > 0).where(self, (below / alpha).expm1() * alpha)
-
     def selu(self) -> Self:
         """Scaled ELU (Klambauer et al. 2017).
 
@@ -707,15 +698,6 @@ class Functions(Methods):
         x = self._as_float() * beta
         small = (x < 0).where(x, -x).exp()
         return ((x < 0).where(0.0, x) + small.log1p()) / beta
-
-    def softsign(self) -> Self:
-        """x/(1 + |x|).
-
-        >>> Tensor([1.0]).softsign().tolist()
-        [0.5]
-        """
-        x = self._as_float()
-        return x / ((x < 0).where(-x, x) + 1)
 
     def mish(self) -> Self:
         """x·tanh(softplus(x)).

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axis_of
 from minigrad.tensor.methods import Methods
@@ -201,24 +201,6 @@ class Ordering(Methods):
         values = self._scanned(Op.CUMMAX, name, axis)
         place = axis_of(name, axis, self.ndim)
         return Found(values, self._new(scans.latest(self.raw, values.raw, place)))
-
-    def logcumsumexp(self, axis: int = 0, *, dim: int | None = None) -> Self:
-        """log of the running sum of eˣ, without overflow; half floats in float32.
-
-        >>> round(Tensor([0.0, 0.0]).logcumsumexp()[1].item(), 4)
-        0.6931
-        """
-        x = self._wide()
-        if not self.ndim:
-            axis_of("logcumsumexp", axis, 0)
-            return self._as_float()
-        place = self._known_axis("logcumsumexp", axis)
-
-        def combine(first: tuple[Node, ...], second: tuple[Node, ...]) -> tuple[Node, ...]:
-            return (self._new(first[0]).logaddexp(self._new(second[0])).node,)
-
-        return self._new(scans.associative(combine, (x.node,), place)[0]).cast(self._float_dtype())
-
 
 def _selects(k: int, extent: int) -> bool:
     """Whether looking at blocks first saves most of the work."""

@@ -282,14 +282,6 @@ class Reduce(Methods):
         shifted = x._shifted(axis)
         return (shifted - shifted.exp().sum(axis, True).log()).cast(result)
 
-    def softmin(self, axis: int = -1, *, dim: int | None = None) -> Self:
-        """`softmax` of −x.
-
-        >>> Tensor([1.0, 1.0]).softmin().tolist()
-        [0.5, 0.5]
-        """
-        return (-self._as_float()).softmax(axis)
-
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
         """self over its p-norm along an axis, which counts as at least eps.
 

@@ -58,14 +58,14 @@ class Spellings(Composed):
     greater, greater_equal, less, less_equal, not_equal = same("gt ge lt le ne")
     bitwise_left_shift, bitwise_right_shift, remainder = same("lshift rshift mod")
     moveaxis, ravel, ger, swapaxes, swapdims = same("movedim flatten outer transpose transpose")
-    broadcast_to, reshape_as, row_stack, argwhere = same("expand view_as vstack nonzero")
+    broadcast_to, reshape_as, argwhere = same("expand view_as nonzero")
     type, swish, concat, concatenate, copy_, clamp = same("cast silu cat cat assign clip")
-    nelement, multi_dot = _Named.numel, _Named.chain_matmul
+    nelement = _Named.numel
 
     # --- in place ---------------------------------------------------------------------------------
 
     add_ = sub_ = mul_ = div_ = pow_ = neg_ = remainder_ = floor_divide_ = lerp_ = InPlace()
-    addcmul_ = addcdiv_ = addmm_ = baddbmm_ = clamp_ = clip_ = clamp_min_ = clamp_max_ = InPlace()
+    addcmul_ = addcdiv_ = addmm_ = clamp_ = clip_ = clamp_min_ = clamp_max_ = InPlace()
     nan_to_num_ = masked_fill_ = abs_ = sign_ = ceil_ = floor_ = round_ = trunc_ = InPlace()
     sqrt_ = rsqrt_ = square_ = reciprocal_ = exp_ = log_ = sin_ = cos_ = tanh_ = InPlace()
     sigmoid_ = relu_ = tril_ = triu_ = index_put_ = index_add_ = index_copy_ = InPlace()
@@ -98,17 +98,6 @@ class Spellings(Composed):
         """
         return self.assign(0)
 
-    def fill_diagonal_(self, fill_value: Scalar, wrap: bool = False) -> Self:
-        """Write one number to the main diagonal of a matrix; wrap: again after each n + 1 rows.
-
-        >>> Tensor([[1, 2], [3, 4]]).fill_diagonal_(0).tolist()
-        [[0, 2], [3, 0]]
-        """
-        rows, columns = (self.arange(extent, device=self.raw.device) for extent in self.shape)
-        rows = rows.unsqueeze(1)
-        on_it = (rows % (self.shape[1] + 1) if wrap else rows).eq(columns)
-        return self.assign(self.masked_fill(on_it, fill_value))
-
     def uniform_(self, a: Scalar = 0.0, b: Scalar = 1.0) -> Self:
         """Replace its elements by random ones, uniform in [a, b).
 
@@ -125,14 +114,6 @@ class Spellings(Composed):
         """
         return self.assign(self.normal(self.shape, mean=mean, std=std, device=self.raw.device))
 
-    def exponential_(self, lambd: Scalar = 1.0) -> Self:
-        """Replace its elements by random ones, exponential with rate lambd.
-
-        >>> Tensor([-5.0]).exponential_().item() >= 0
-        True
-        """
-        return self.assign(-(-self.rand(self.shape, device=self.raw.device)).log1p() / lambd)
-
     def bernoulli_(self, p: Any = 0.5) -> Self:
         """Replace its elements by 1 with probability p, else by 0.
 
@@ -140,14 +121,6 @@ class Spellings(Composed):
         1.0
         """
         return self.assign(self.bernoulli(p))
-
-    def random_(self, low: int, high: int) -> Self:
-        """Replace its elements by random integers in low … high − 1.
-
-        >>> Tensor([5]).random_(3, 4).item()
-        3
-        """
-        return self.assign(self.randint(self.shape, low=low, high=high, device=self.raw.device))
 
     # --- what it is, and others like it ----------------------------------------------------------
 
@@ -178,14 +151,6 @@ class Spellings(Composed):
         False
         """
         return self.dtype.is_float
-
-    def is_signed(self) -> bool:
-        """Whether the dtype has negative numbers.
-
-        >>> Tensor([1], dtype="uint8").is_signed()
-        False
-        """
-        return self.dtype.kind in "if"
 
     def is_complex(self) -> bool:
         """False: all dtypes are real.
@@ -269,14 +234,3 @@ class Spellings(Composed):
         """
         kind = self.dtype if dtype is None else dtype
         return type(self)(data, dtype=kind, device=self.raw.device)
-
-    @classmethod
-    def logspace(
-        cls, start: Scalar, stop: Scalar, steps: int, base: Scalar = 10.0, **options: Any
-    ) -> Self:
-        """`steps` numbers from base^start to base^stop, whose logarithms are even.
-
-        >>> Tensor.logspace(0, 2, 3, base=2).tolist()
-        [1.0, 2.0, 4.0]
-        """
-        return cls.linspace(start, stop, steps, **options).__rpow__(base)

@@ -274,14 +274,6 @@ class Statistics(Composed):
             step >>= 1
         return place.reshape(wanted.shape)
 
-    def bucketize(self, boundaries: Core, *, right: bool = False) -> Self:
-        """Which interval between sorted boundaries (a vector) each element lies in, int32.
-
-        >>> Tensor([0, 3, 9]).bucketize(Tensor([1, 5])).tolist()
-        [0, 1, 2]
-        """
-        return self._new(boundaries.node).searchsorted(self, right=right)
-
     # --- sums -------------------------------------------------------------------------------------
 
     def count_nonzero(self, dim: Axes = None) -> Self:
@@ -291,24 +283,6 @@ class Statistics(Composed):
         2
         """
         return self.ne(0).sum(dim)
-
-    def nansum(
-        self, dim: Axes = None, keepdim: bool = False, *, dtype: DType | str | None = None
-    ) -> Self:
-        """The sum of what is not NaN.
-
-        >>> Tensor([1.0, float("nan")]).nansum().item()
-        1.0
-        """
-        return self.isnan().where(0, self).sum(dim, keepdim, dtype=dtype)
-
-    def nanmean(self, dim: Axes = None, keepdim: bool = False) -> Self:
-        """The mean of what is not NaN.
-
-        >>> Tensor([1.0, float("nan")]).nanmean().item()
-        1.0
-        """
-        return self.nansum(dim, keepdim) / self._counted(dim, keepdim)
 
     def var_mean(
         self, dim: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
@@ -373,15 +347,6 @@ class Statistics(Composed):
         return whole if keepdim else whole.reshape(kept)
 
     # --- draws from given weights -----------------------------------------------------------
-
-    def randint_like(self, low: int = 0, high: int = 10, **options: Any) -> Self:
-        """Integers in low … high − 1; shape, dtype and device of self.
-
-        >>> Tensor([1, 2]).randint_like(3, 4).tolist()
-        [3, 3]
-        """
-        options = {"dtype": self.dtype, "device": self.raw.device, **options}
-        return self.randint(self.shape, low=low, high=high, **options)
 
     @classmethod
     def randperm(
