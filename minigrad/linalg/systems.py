@@ -1,6 +1,6 @@
 """Systems, inverses, determinants; eigenvalues, ranks and norms by singular values.
 
-Systems, inverses and determinants come from one elimination, in panels of columns (see panels.py);
+Systems, inverses and determinants come from one elimination, in panels of columns;
 so they are computed at once. All have gradients, of any order. Float dtypes.
 """
 
@@ -11,16 +11,20 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import checked, orthogonal_rows, reciprocal, svd, with_gradients
-from minigrad.linalg.panels import (
+from minigrad.linalg.decompositions import (
     at_once,
+    checked,
     columns_at,
     cut,
     firsts,
     next_number,
     numbered,
+    orthogonal_rows,
+    reciprocal,
     rows_at,
+    svd,
     with_columns,
+    with_gradients,
 )
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions

@@ -16,7 +16,6 @@ from minigrad.tensor.convolution import Convolution
 from minigrad.tensor.dlpack import DLPack
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
-from minigrad.tensor.pooling import Pooling
 from minigrad.tensor.spellings import Spellings
 from minigrad.tensor.statistics import Statistics
 
@@ -24,7 +23,7 @@ __all__ = ["Tensor", "no_grad"]
 
 
 class Tensor(
-    Spellings, Arithmetic, Arranging, Statistics, Convolution, Pooling, Loss, Backward, DLPack,
+    Spellings, Arithmetic, Arranging, Statistics, Convolution, Loss, Backward, DLPack,
     Basic,
 ):  # fmt: skip
     """An array of one dtype on one device, computed when its values are needed.
