@@ -4,6 +4,8 @@ Systems, inverses and determinants come from one elimination, in panels of colum
 so they are computed at once. All have gradients, of any order. Float dtypes.
 """
 
+# ruff: noqa: F403, F405
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,21 +13,7 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import (
-    at_once,
-    checked,
-    columns_at,
-    cut,
-    firsts,
-    next_number,
-    numbered,
-    orthogonal_rows,
-    reciprocal,
-    rows_at,
-    svd,
-    with_columns,
-    with_gradients,
-)
+from minigrad.linalg.decompositions import *
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, broadcast_shape

@@ -279,24 +279,18 @@ def cross_entropy(
     axis = _classes(x)
     if weight is None:
         return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
-    logs = x.log_softmax(axis)
-    weighted = logs * weight.reshape(-1, *(1 for _ in range(x.ndim - axis - 1)))
+    weighted = x.log_softmax(axis)._moved_last(axis) * weight
     share = label_smoothing / int(x.size(axis))
     if target.dtype.is_float:
-        wanted = target * (1 - label_smoothing) + share
-        return (-weighted * wanted).sum(axis)._reduced(reduction)
-    hits = nll_loss(logs, target, weight, ignore_index=ignore_index, reduction=reduction)
-    if not label_smoothing:
-        return hits
-    even = target.ne(ignore_index).where(-weighted.sum(axis), 0)
-    if reduction == "mean":
-        ones = -logs.ones_like()
-        even = even.sum() / nll_loss(
-            ones, target, weight, ignore_index=ignore_index, reduction="sum"
-        )
-    else:
-        even = even._reduced(reduction)
-    return hits * (1 - label_smoothing) + even * share
+        wanted = target._moved_last(axis) * (1 - label_smoothing) + share
+        return (-weighted * wanted).sum(-1)._reduced(reduction)
+    is_target, counts = weighted._targets("cross_entropy", target, ignore_index)
+    others = weighted * share if label_smoothing else 0.0
+    terms = is_target.where(weighted * (1 - label_smoothing + share), others)
+    losses = counts.where(-terms.sum(-1), 0)
+    if reduction != "mean":
+        return losses._reduced(reduction)
+    return losses.sum() / counts.where(is_target.where(weight, 0).sum(-1), 0).sum()
 
 
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:

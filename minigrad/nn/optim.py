@@ -11,7 +11,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of
 from minigrad.nn import lr_scheduler
-from minigrad.nn.tree import load_state_dict
+from minigrad.nn.module import load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 

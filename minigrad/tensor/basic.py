@@ -16,7 +16,6 @@ from minigrad.tensor.functions import Functions
 from minigrad.tensor.indexing import Indexing
 from minigrad.tensor.joining import Joining
 from minigrad.tensor.movement import Movement
-from minigrad.tensor.ordering import Ordering
 from minigrad.tensor.random import Random
 from minigrad.tensor.reduce import Reduce
 from minigrad.tensor.scan import Scanning
@@ -27,7 +26,7 @@ from minigrad.tensor.values import Values
 
 class Basic(
     Creation, Random, Values, Casts, Elementwise, Functions, Movement, Joining, Indexing,
-    Scattering, Reduce, Ordering, Scanning, Contraction, Sharding, Core,
+    Scattering, Reduce, Scanning, Contraction, Sharding, Core,
 ):  # fmt: skip
     """A tensor with the methods of which `Tensor`'s other families are composed."""
 

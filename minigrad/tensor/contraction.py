@@ -11,13 +11,7 @@ from minigrad.dtype import DType, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.tensor.broadcasting import (
-    Scalar,
-    axes_of,
-    broadcast_shape,
-    broadcast_to,
-    same_device,
-)
+from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import no_grad

@@ -11,15 +11,7 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, is_symbolic
 from minigrad.graph.symbolic import Affine, Integer, ceildiv
-from minigrad.tensor.broadcasting import (
-    axes_of,
-    axis_of,
-    check_ints,
-    first_of,
-    joined_along,
-    product,
-    same_device,
-)
+from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
@@ -37,9 +29,9 @@ class Joining(Methods):
 
         Also `Tensor.cat([a, b], 1)`.
         """
-        others, dim = joined_along("cat", others, dim, axis)
+        others, dim = _joined_along("cat", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return first_of("cat", self, others).cat(self[1:], dim=dim)
+            return _first_of("cat", self, others).cat(self[1:], dim=dim)
         tensors = self._together(others)
         axis = axis_of("cat", dim, self.ndim)
         for tensor in tensors:
@@ -82,9 +74,9 @@ class Joining(Methods):
 
     def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
-        others, dim = joined_along("stack", others, dim, axis)
+        others, dim = _joined_along("stack", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return first_of("stack", self, others).stack(self[1:], dim=dim)
+            return _first_of("stack", self, others).stack(self[1:], dim=dim)
         tensors = self._together(others)
         for tensor in tensors:
             if tensor.shape != self.shape:
@@ -271,3 +263,24 @@ def _groups(pattern: str, side: str) -> Groups:
     if inside:
         raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
     return groups
+
+
+def _joined_along(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
+    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
+    given = [number for number in (dim, axis) if number is not None]
+    if others and isinstance(others[-1], int):
+        given.append(others[-1])
+        others = others[:-1]
+    if len(given) > 1:
+        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
+    return others, given[0] if given else 0
+
+
+def _first_of(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
+    """The first of several tensors in a list, which stand alone."""
+    if not given or others:
+        raise TypeError(
+            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
+            f"{name}([a, b, …], dim)"
+        )
+    return given[0]

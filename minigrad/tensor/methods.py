@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         transpose = shrink = pad = _part = diagonal = cat = stack = _Declared._any
         repeat_interleave = _Declared._any
 
-        # reduce.py, ordering.py
+        # reduce.py
         def _float_dtype(self) -> DType: ...
 
         sum = max = min = any = mean = softmax = _count = _mirrored = _wide = _Declared._any

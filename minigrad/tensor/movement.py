@@ -12,14 +12,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.hints import hint
-from minigrad.tensor.broadcasting import (
-    axes_of,
-    axis_of,
-    broadcast_to,
-    check_ints,
-    product,
-    whole,
-)
+from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_to, check_ints, product, whole
 from minigrad.tensor.methods import Methods
 
 Pair = tuple[Integer, Integer]

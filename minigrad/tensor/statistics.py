@@ -12,8 +12,8 @@ from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_share
 from minigrad.tensor.core import Core
-from minigrad.tensor.ordering import Found
 from minigrad.tensor.random import _draw
+from minigrad.tensor.reduce import Found
 
 
 class Statistics(Composed):
@@ -285,16 +285,14 @@ class Statistics(Composed):
         return self.ne(0).sum(dim)
 
     def var_mean(
-        self, dim: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
-        unbiased: bool | None = None,
-    ) -> tuple[Self, Self]:  # fmt: skip
-        """Variance and mean.
+        self, dim: Axes = None, *, keepdim: bool = False, **options: Any
+    ) -> tuple[Self, Self]:
+        """Variance and mean; options as for `var`.
 
         >>> [x.item() for x in Tensor([1.0, 3.0]).var_mean()]
         [2.0, 2.0]
         """
-        variance = self.var(dim, keepdim=keepdim, correction=correction, unbiased=unbiased)
-        return variance, self.mean(dim, keepdim)
+        return self.var(dim, keepdim=keepdim, **options), self.mean(dim, keepdim)
 
     def cov(self, *, correction: Scalar = 1) -> Self:
         """The covariances (n, n) of n variables, the rows of self; of a vector its variance.
