@@ -361,7 +361,6 @@ IN_PLACE = {
     """,
     "p": "sqrt_(); rsqrt_(); log_()",
     "i": "add_(j)",
-    "t": "baddbmm_(t, t.mT @ t)",
 }
 FAMILIES["in place"] = "\n".join(
     f"!{base}.detach().clone().{' '.join(call.split())}"
