@@ -75,11 +75,10 @@ class MatrixAdamW(nn.optim.AdamW):
 
     def __init__(self, params: Iterable[Tensor], plan: TrainingPlan) -> None:
         super().__init__(params, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
-        self.decays = [plan.weight_decay if p.ndim >= 2 else 0.0 for p in self.params]
 
-    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        self.weight_decay = self.decays[place]
-        return super()._updated(place, param, grad)
+    def _options_of(self, param: Tensor) -> dict[str, Any]:
+        options = super()._options_of(param)
+        return options if param.ndim >= 2 else {**options, "weight_decay": 0.0}
 
 
 def make_schedule(plan: TrainingPlan) -> nn.schedule.Rate:

@@ -136,6 +136,8 @@ NUMBERED = frozenset({
     Op.ASSIGN,
 })  # fmt: skip
 
+_SHAPED = frozenset({Op.RESHAPE, Op.EXPAND})  # that have a shape and nothing else
+
 
 def cells_of(node: Node) -> tuple[Cell, ...]:
     """The numbers of a node: its shape; a constant's value, too, but for a bool's, which is
@@ -212,11 +214,14 @@ def canonicalize(
             number[node] = number[node.src[0]]
             continue
         number[node] = len(rows)
-        if op in NUMBERED:
-            if op is Op.BUFFER:
-                arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
-            else:
-                arg = _structure_of(node)
+        if op in _SHAPED:  # most of them
+            arg = len(node.shape)
+            cells += node.shape
+        elif op is Op.BUFFER:
+            arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
+            cells += node.shape
+        elif op in NUMBERED:
+            arg = _structure_of(node)
             cells += cells_of(node)
         elif op is Op.COLLECTIVE:
             numbers = numbers or exchange_numbers(order)

@@ -39,18 +39,20 @@ Rule = Callable[[Node, Node], Node | None]
 
 
 def gradient(
-    outputs: Sequence[Node], seeds: Sequence[Node], targets: Sequence[Node]
-) -> list[Node | None]:
+    outputs: Sequence[Node], seeds: Sequence[Node], targets: Sequence[Node],
+    order: Sequence[Node] | None = None,
+) -> list[Node | None]:  # fmt: skip
     """For each target, the gradient of Σ seed·output; None where no output depends on it.
 
     Where it depends on a target in a way whose derivative is zero, the gradient is zeros.
 
     Each seed has its output's shape and dtype, each result its target's. A target may lie between
     an output and another target. Raises GradientError where an output is not a float and where a
-    gradient would have to flow through an in-place write.
+    gradient would have to flow through an in-place write. order: `topological(outputs)`, if known.
     """
     _check(outputs, seeds)
-    order = topological(outputs)
+    if order is None:
+        order = topological(outputs)
     active = _active(order, targets)
     parts: dict[Node, list[Node]] = {}
     for output, seed in zip(outputs, seeds, strict=True):
@@ -134,6 +136,9 @@ def _write_in_the_way(node: Node) -> GradientError:
 
 def rules_of(node: Node) -> tuple[Rule | None, ...]:
     """A rule per source, None where nothing flows."""
+    rules = RULES.get(node.op)
+    if rules is not None:
+        return rules
     if node.op is Op.COLLECTIVE:
         sent: int = node.arg.payload
         return (collective.gradient,) * sent
@@ -141,7 +146,7 @@ def rules_of(node: Node) -> tuple[Rule | None, ...]:
         return _cat_rules(node)
     if node.op in (Op.LOOP, Op.RESULT):  # see `gradient`: all of a LOOP's at once
         return (_same,) * len(node.src)
-    return _custom_rules(node) if node.op is Op.CUSTOM else RULES.get(node.op, ())
+    return _custom_rules(node) if node.op is Op.CUSTOM else ()
 
 
 def _custom_rules(node: Node) -> tuple[Rule | None, ...]:

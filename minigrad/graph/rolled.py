@@ -45,7 +45,7 @@ def without_copies(
     made = together(roots, order, kept)
     if len(order) < LEAST_NODES:
         return made
-    loops = rolled(made, topological(made), kept)
+    loops = rolled(made, order if made == list(roots) else topological(made), kept)
     return made if loops == made else together(loops, topological(loops), kept)
 
 

@@ -16,7 +16,9 @@ from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import fit, kind_of
 from minigrad.tensor.broadcasting import check_share
+from minigrad.tensor.templates import templated
 
+_linear = templated(F.linear)
 
 class _Blank(threading.local):
     wanted = False
@@ -61,7 +63,7 @@ class Linear(Layer):
             raise ShapeError(
                 f"Linear of {x.shape}: expected (…, {self.weight.shape[1]}), the layer's inputs"
             )
-        return x.linear(self.weight.transpose(), self.bias)
+        return _linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """The sizes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from minigrad.nn import lr_scheduler
 from minigrad.nn.module import load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.templates import templated
+
+Rule = Callable[..., tuple[Tensor, ...]]
 
 
 class ParamGroup(Mapping[str, Any]):
@@ -56,7 +59,14 @@ class Optimizer:
     Those marked requires_grad=False stay as they are until they are marked True. A list of dicts
     {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each.
     lr: a number, or a float32 tensor of one element, which is then read at every step.
+
+    rule(param, gradient, lr, t, moments …, options …) gives the new values of a parameter and of
+    its moments, in at least float32; t: how many steps there were, with this one. options: the
+    attributes that it wants by name.
     """
+
+    rule: Rule
+    options: tuple[str, ...] = ()
 
     def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
         """An optimizer, or a group of them. (Copies are made without arguments.)"""
@@ -172,13 +182,20 @@ class Optimizer:
         for place in places:
             param = self.params[place]
             wide = param.cast(_wide(param.dtype))
-            param.assign(self._updated(place, wide, param.grad.cast(wide.dtype)))
+            moments = [tensors[place] for tensors in self.moments.values()]
+            new, *moved = self.rule(
+                wide, param.grad.cast(wide.dtype), self.lr, self.t, *moments,
+                **self._options_of(param),
+            )
+            for moment, value in zip(moments, moved, strict=True):
+                moment.assign(value)
+            param.assign(new)
         moments = [tensors[i] for tensors in self.moments.values() for i in places]
         return [self.t, *(self.params[i] for i in places), *moments]
 
-    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        """The new value of a parameter; assigns its moments."""
-        raise NotImplementedError(f"{type(self).__name__} has no rule for an update")
+    def _options_of(self, param: Tensor) -> dict[str, Any]:
+        """The options of a parameter's update."""
+        return {name: getattr(self, name) for name in self.options}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold to go on: learning rate, step count, moments."""
@@ -198,11 +215,27 @@ def _wide(dtype: DType) -> DType:
     return dtypes.float32 if dtype.itemsize < 4 else dtype
 
 
+@templated
+def _sgd(
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, buffer: Tensor | None = None, *,
+    momentum: float, weight_decay: float, nesterov: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if weight_decay:
+        grad = grad + param * weight_decay
+    if buffer is None:
+        return (param - grad * lr,)
+    buffer = buffer * momentum + grad
+    return param - (grad + buffer * momentum if nesterov else buffer) * lr, buffer
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent with PyTorch's momentum: b ← momentum·b + g, p ← p − lr·b.
 
     What follows momentum has a name: PyTorch's next argument is its dampening.
     """
+
+    rule: Rule = staticmethod(_sgd)
+    options: tuple[str, ...] = ("momentum", "weight_decay", "nesterov")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.0, *,
@@ -215,14 +248,27 @@ class SGD(Optimizer):
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
         self.buffers = self._add_moments("momentum_buffer") if momentum else []
 
-    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        if self.weight_decay:
-            grad = grad + param * self.weight_decay
-        if self.momentum:
-            buffer = self.buffers[place]
-            buffer.assign(buffer * self.momentum + grad)
-            grad = grad + buffer * self.momentum if self.nesterov else buffer
-        return param - grad * self.lr
+
+def _moved(
+    grad: Tensor, m: Tensor, v: Tensor, b1: float, b2: float
+) -> tuple[Tensor, Tensor]:
+    """Adam's moments, which follow the gradient and its square."""
+    return m * b1 + grad * (1 - b1), v * b2 + grad * grad * (1 - b2)
+
+
+@templated
+def _adam(
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, b1: float,
+    b2: float, eps: float, weight_decay: float, decoupled: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if weight_decay and not decoupled:
+        grad = grad + param * weight_decay
+    m, v = _moved(grad, m, v, b1, b2)
+    size = lr / _one_minus_power(b1, t)
+    root = _one_minus_power(b2, t).sqrt()
+    if weight_decay and decoupled:
+        param = param * (1 - lr * weight_decay)
+    return param - m / (v.sqrt() / root + eps) * size, m, v
 
 
 class AdamW(Optimizer):
@@ -231,6 +277,9 @@ class AdamW(Optimizer):
     betas=(b1, b2) may be given instead of b1 and b2. decoupled=False adds weight_decay·p to the
     gradient instead, as Adam does.
     """
+
+    rule: Rule = staticmethod(_adam)
+    options: tuple[str, ...] = ("b1", "b2", "eps", "weight_decay", "decoupled")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
@@ -244,24 +293,6 @@ class AdamW(Optimizer):
         self.eps, self.weight_decay, self.decoupled = eps, weight_decay, decoupled
         self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
 
-    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        if self.weight_decay and not self.decoupled:
-            grad = grad + param * self.weight_decay
-        m, v = self._moved(place, grad)
-        size = self.lr / _one_minus_power(self.b1, self.t)
-        root = _one_minus_power(self.b2, self.t).sqrt()
-        if self.weight_decay and self.decoupled:
-            param = param * (1 - self.lr * self.weight_decay)
-        return param - m / (v.sqrt() / root + self.eps) * size
-
-
-    def _moved(self, place: int, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The moments of a parameter, which follow its gradient."""
-        m, v = self.m[place], self.v[place]
-        m.assign(m * self.b1 + grad * (1 - self.b1))
-        v.assign(v * self.b2 + grad * grad * (1 - self.b2))
-        return m, v
-
 
 class Adam(AdamW):
     """Adam (Kingma and Ba 2015); weight_decay is added to the gradient."""
@@ -274,12 +305,28 @@ class Adam(AdamW):
         super().__init__(params, lr, b1, b2, eps, weight_decay, betas, decoupled=False)
 
 
+@templated
+def _lamb(
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, b1: float,
+    b2: float, eps: float, weight_decay: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    m, v = _moved(grad, m, v, b1, b2)
+    root = (v / _one_minus_power(b2, t)).sqrt()
+    update = m / _one_minus_power(b1, t) / (root + eps) + param * weight_decay
+    long, size = (x.square().sum().sqrt() for x in (param, update))
+    trust = (long.ne(0) & size.ne(0)).where(long / size, 1.0)
+    return param - update * (trust * lr), m, v
+
+
 class LAMB(AdamW):
     """Adam's direction, as long in each tensor as its values (You et al. 2020).
 
     p ← p − lr·‖p‖/‖u‖·u with u = m̂/(√v̂ + eps) + weight_decay·p; 1 for the quotient where a norm
     is 0.
     """
+
+    rule: Rule = staticmethod(_lamb)
+    options: tuple[str, ...] = ("b1", "b2", "eps", "weight_decay")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
@@ -288,14 +335,39 @@ class LAMB(AdamW):
     ) -> None:  # fmt: skip
         super().__init__(params, lr, b1, b2, eps, weight_decay, betas)
 
-    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        m, v = self._moved(place, grad)
-        root = (v / _one_minus_power(self.b2, self.t)).sqrt()
-        update = m / _one_minus_power(self.b1, self.t) / (root + self.eps)
-        update = update + param * self.weight_decay
-        long, size = (x.square().sum().sqrt() for x in (param, update))
-        trust = (long.ne(0) & size.ne(0)).where(long / size, 1.0)
-        return param - update * (trust * self.lr)
+
+@templated
+def _muon(
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, buffer: Tensor, *, weight_decay: float,
+    momentum: float, nesterov: bool, coefficients: tuple[float, float, float], eps: float,
+    ns_steps: int, ns_dtype: DType, matches_adamw: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    buffer = buffer + (grad - buffer) * (1 - momentum)
+    update = grad + (buffer - grad) * momentum if nesterov else buffer
+    rows, columns = (param._known_shape()[axis] for axis in (0, 1))
+    scale = math.sqrt(max(1.0, rows / columns))
+    if matches_adamw:
+        scale = 0.2 * math.sqrt(max(rows, columns))
+    x = (update.T if rows > columns else update).cast(ns_dtype)
+    x = _orthogonal(x, coefficients, eps, ns_steps)
+    turned = (x.T if rows > columns else x).cast(param.dtype)
+    return param * (1 - lr * weight_decay) - turned * (lr * scale), buffer
+
+
+def _orthogonal(
+    x: Tensor, coefficients: tuple[float, float, float], eps: float, steps: int
+) -> Tensor:
+    """x ← a·x + (b·x·xᵀ + c·(x·xᵀ)²)·x, from x over its norm."""
+    (a, b, c), dtype = coefficients, x.dtype
+    norm = x.float().square().sum().sqrt().cast(dtype).maximum(eps)
+    x = (x / norm).contiguous()
+    for _ in range(steps):
+        gram = (x @ x.T).contiguous()
+        wide = gram.float()
+        step = (wide * b + wide @ wide * c).cast(dtype).contiguous().float()
+        wide = x.float()
+        x = (wide * a + step @ wide).cast(dtype).contiguous()
+    return x
 
 
 class Muon(Optimizer):
@@ -308,6 +380,12 @@ class Muon(Optimizer):
     steps magnify that; so two libraries agree to about 1 % only. In float32 they agree to 1e-5.
     Other parameters are for another optimizer (see `OptimizerGroup`).
     """
+
+    rule: Rule = staticmethod(_muon)
+    options: tuple[str, ...] = (
+        "weight_decay", "momentum", "nesterov", "coefficients", "eps", "ns_steps", "ns_dtype",
+        "matches_adamw",
+    )  # fmt: skip
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, *, weight_decay: float = 0.1,
@@ -335,32 +413,6 @@ class Muon(Optimizer):
         self.ns_dtype = ns_dtype
         self.matches_adamw = adjust_lr_fn == "match_rms_adamw"
         self.buffers = self._add_moments("momentum_buffer")
-
-    def _updated(self, place: int, param: Tensor, grad: Tensor) -> Tensor:
-        buffer = self.buffers[place]
-        buffer.assign(buffer + (grad - buffer) * (1 - self.momentum))
-        update = grad + (buffer - grad) * self.momentum if self.nesterov else buffer
-        rows, columns = (param._known_shape()[axis] for axis in (0, 1))
-        scale = math.sqrt(max(1.0, rows / columns))
-        if self.matches_adamw:
-            scale = 0.2 * math.sqrt(max(rows, columns))
-        turned = self._orthogonal(update, rows > columns).cast(param.dtype)
-        return param * (1 - self.lr * self.weight_decay) - turned * (self.lr * scale)
-
-    def _orthogonal(self, x: Tensor, tall: bool) -> Tensor:
-        """x ← a·x + (b·x·xᵀ + c·(x·xᵀ)²)·x, from x over its norm."""
-        a, b, c = self.coefficients
-        dtype = self.ns_dtype
-        half = (x.T if tall else x).cast(dtype)
-        norm = half.float().square().sum().sqrt().cast(dtype).maximum(self.eps)
-        half = (half / norm).contiguous()
-        for _ in range(self.ns_steps):
-            gram = (half @ half.T).contiguous()
-            wide = gram.float()
-            step = (wide * b + wide @ wide * c).cast(dtype).contiguous().float()
-            wide = half.float()
-            half = (wide * a + step @ wide).cast(dtype).contiguous()
-        return half.T if tall else half
 
 
 class OptimizerGroup:

@@ -18,6 +18,7 @@ from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.spellings import Spellings
 from minigrad.tensor.statistics import Statistics
+from minigrad.tensor.templates import TEMPLATED, templated
 
 __all__ = ["Tensor", "no_grad"]
 
@@ -77,4 +78,6 @@ for _family in Tensor.__mro__[:-1]:
             _method.__qualname__ = f"Tensor.{_method.__name__}"
             _method.__module__ = __name__  # where pickle looks for that
 check_methods(Tensor)
+for _name in TEMPLATED:
+    setattr(Tensor, _name, templated(getattr(Tensor, _name)))
 put_hints("Tensor", Tensor)

@@ -17,7 +17,7 @@ from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import broadcast_to, show
 from minigrad.tensor.core import Core
-from minigrad.tensor.live_tensors import holders
+from minigrad.tensor.live_tensors import held_among, holders
 from minigrad.tensor.modes import no_grad
 
 
@@ -51,8 +51,9 @@ class Backward(Composed):
                 f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
                 "that takes a gradient (was it detached, or computed inside no_grad?)"
             )
-        (output,) = without_copies([output], order, leaves)
-        found = node_gradient([output], [seed], list(leaves))
+        (joined,) = without_copies([output], order, leaves)
+        known = order if joined is output else None
+        found = node_gradient([joined], [seed], list(leaves), known)
         with no_grad():
             grads = replaced([g for g in found if g is not None], back)
             reached = [leaf for leaf, g in zip(leaves.values(), found, strict=True) if g]
@@ -105,7 +106,7 @@ class Backward(Composed):
         Gives `topological([self.node])`, as it is afterwards.
         """
         order = topological([self.node])
-        tensors = [holder for node in order for holder in holders(node)]
+        tensors = [holder for node in held_among(order) for holder in holders(node)]
         if not any(t._requires_grad for t in tensors) and not any(
             saved_graphs.has_history(node) for node in order
         ):

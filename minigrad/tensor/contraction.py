@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, promote
@@ -14,7 +14,7 @@ from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.modes import no_grad
+from minigrad.tensor.templates import templated
 
 WORTH = 16  # rows and columns of bytes from which it pays to pack them: a register of words
 
@@ -176,6 +176,14 @@ class Contraction(Methods):
                 f"attention of query {self.shape}, key {key.shape} and value "
                 f"{value.shape}: expected (…, n, d), (…, m, d) and (…, m, e)"
             )
+        given = (key, value, attn_mask, is_causal, scale)
+        return self._attended(*given) if dropout_p == 0 else self._attention(*given, dropout_p)
+
+    def _attention(
+        self, key: Self, value: Self, attn_mask: Core | None, is_causal: bool,
+        scale: Scalar | None, dropout_p: Scalar = 0.0,
+    ) -> Self:  # fmt: skip
+        """As `scaled_dot_product_attention`."""
         factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
         wide = accumulator(result_dtype)
@@ -192,6 +200,8 @@ class Contraction(Methods):
         weights = powers * powers.sum(-1, True).reciprocal()
         result: Self = matmul_where(seen, weights.dropout(dropout_p), values)
         return result.cast(result_dtype)
+
+    _attended = templated(_attention)
 
     def _seen(self, key: Core, attn_mask: Core | None) -> tuple[Self, Self | None]:
         """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
@@ -266,11 +276,14 @@ def matmul_where(seen: Any, x: Any, y: Any) -> Any:
     lines = y.transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
     terms = seen.unsqueeze(-2).where(x.unsqueeze(-2) * lines, 0.0)
 
-    def change(g: Any, seen: Any, x: Any, y: Any) -> tuple[Any, Any]:
-        dx = seen.where(scores_where(seen, g, y.transpose(-1, -2)), 0.0)
-        return dx, matmul_where(seen.transpose(-1, -2), x.transpose(-1, -2), g)
+    value = terms.sum(-1, dtype=x.dtype)
+    return seen._with_derivative(value, _matmul_where_rule, x, y)
 
-    return _with_gradient(terms.sum(-1, dtype=x.dtype), (seen, x, y), change)
+
+@templated
+def _matmul_where_rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
+    dx = seen.where(scores_where(seen, g, y.transpose(-1, -2)), 0.0)
+    return None, dx, matmul_where(seen.transpose(-1, -2), x.transpose(-1, -2), g)
 
 
 def scores_where(seen: Any, x: Any, y: Any) -> Any:
@@ -280,12 +293,13 @@ def scores_where(seen: Any, x: Any, y: Any) -> Any:
     """
     value = x.matmul(y)
     seen, x, y = _aligned(seen, x, y, (x.shape[-2], y.shape[-1]))
+    return seen._with_derivative(value, _scores_where_rule, x, y)
 
-    def change(g: Any, seen: Any, x: Any, y: Any) -> tuple[Any, Any]:
-        dy = matmul_where(seen.transpose(-1, -2), g.transpose(-1, -2), x)
-        return matmul_where(seen, g, y.transpose(-1, -2)), dy.transpose(-1, -2)
 
-    return _with_gradient(value, (seen, x, y), change)
+@templated
+def _scores_where_rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
+    dy = matmul_where(seen.transpose(-1, -2), g.transpose(-1, -2), x)
+    return None, matmul_where(seen, g, y.transpose(-1, -2)), dy.transpose(-1, -2)
 
 
 def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:
@@ -294,18 +308,6 @@ def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:
     last = (shape, x.shape[-2:], y.shape[-2:])
     pairs = zip((seen, x, y), last, strict=True)
     return [tensor._new(broadcast_to(tensor.node, (*batch, *two))) for tensor, two in pairs]
-
-
-def _with_gradient(value: Any, sources: Sequence[Any], change: Callable[..., Any]) -> Any:
-    """`value` of sources (seen, x, y), with change(g, *sources) for the gradients of x and y."""
-    tensor_of = type(value)._of  # the rule must not keep `value` alive: it would be stored for that
-
-    def rule(node: Node, g: Node) -> list[Node | None]:
-        with no_grad():  # nodes as they are, so that they have gradients themselves
-            parts = change(*(tensor_of(source) for source in (g, *node.src[1:])))
-            return [None, *(part.node for part in parts)]
-
-    return value._new(build.custom(value.node, [source.node for source in sources], rule))
 
 
 def accumulator(dtype: DType) -> DType:

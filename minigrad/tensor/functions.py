@@ -16,6 +16,7 @@ from minigrad.tensor.broadcasting import Scalar, scalar_dtype
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
+from minigrad.tensor.templates import templated
 
 # By itemsize: above this x² + 1 = x² (and the square is finite), so asinh x = log 2x.
 _LARGE = {2: 2.0**7, 4: 2.0**14, 8: 2.0**30}
@@ -26,19 +27,19 @@ Rule = Callable[..., Sequence[Any]]
 
 
 @cache
-def _rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[Node | None]]:
+def rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[Node | None]]:
     """A rule as the graph knows it; the same one each time, as equal nodes are to be one."""
 
-    def rule_of_nodes(node: Node, g: Node) -> list[Node | None]:
+    def of_nodes(node: Node, g: Node) -> list[Node | None]:
         gradients = rule(*(kind._of(source) for source in (g, *node.src)))
         return [None if gradient is None else gradient.node for gradient in gradients]
 
-    return rule_of_nodes
+    return of_nodes
 
 
 def _rule(derivative: Callable[[Any], Any]) -> Rule:
     """The gradient rule of f(x), from f'."""
-    return lambda g, _, x: [g * derivative(x)]
+    return templated(lambda g, _, x: [g * derivative(x)])
 
 
 def _asinh_slope(x: Any) -> Any:
@@ -65,6 +66,7 @@ def _copysign_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
     return [g * (value.sign() * x.sign()), None]  # 0 at 0
 
 
+@templated
 def _softmax_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
     """The softmax of two; a half of each where they are equal, be they infinite."""
     shares = (x.eq(y).where(0.5, (d.exp() + 1).reciprocal()) for d in (y - x, x - y))
@@ -79,6 +81,7 @@ def _small(x: Any) -> Any:
     return (x < 0).where(x, -x).exp()
 
 
+@templated
 def _sigmoid_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     small = _small(x)
     return [g * (small / ((small + 1) * (small + 1)))]
@@ -94,12 +97,14 @@ def _tanh_gelu(x: Any) -> tuple[Any, Any]:
     return (u < 0).where(small, large), small * large
 
 
+@templated
 def _tanh_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     above, slope = _tanh_gelu(x)
     inside = (x * x * (3 * 0.044715) + 1) * (0.5 * math.sqrt(2 / math.pi))
     return [g * (above * 0.5 + x * slope * inside)]
 
 
+@templated
 def _erf_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     below = ((x * math.sqrt(0.5)).erf() + 1) * 0.5
     density = (x * x * -0.5).exp() * math.sqrt(0.5 / math.pi)
@@ -132,7 +137,7 @@ class Functions(Methods):
         if not modes.gradients:
             return value
         sources = [x.node for x in (self, *others)]
-        return self._new(build.custom(value.node, sources, _rule_of_nodes(type(self), rule)))
+        return self._new(build.custom(value.node, sources, rule_of_nodes(type(self), rule)))
 
     def _odd(self, size: Self) -> Self:
         """±size with the sign of self; a zero stays as it is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from minigrad.graph.node import Node, Op, ages
@@ -113,7 +113,8 @@ def _file(link: Link, node: Node) -> None:
     holder = before() if before is not None else None
     if before is not None and holder is not None:
         _file(before, node)
-    _mourn(link)
+    if link.__callback__ is None:
+        _mourn(link)
     link.node_id, link.device = number, node.device
     _by_node.setdefault(number, {})[id(link)] = link
     if node.op is not Op.BUFFER or _is_view(link):
@@ -135,9 +136,9 @@ def _several(number: int) -> bool:
 
 
 def _mourn(link: Link) -> None:
-    """See to it that the death of a link's tensor is noticed."""
+    """See to it that the death of a tensor is noticed, whose link does not do so itself."""
     holder = link()
-    if link.__callback__ is None and not hasattr(link, "death") and holder is not None:
+    if not hasattr(link, "death") and holder is not None:
         link.death = weakref.ref(holder, lambda _: _forget(link))
 
 
@@ -194,7 +195,6 @@ def holders(node: Node) -> list[Holder]:
 
 def wants_gradient(node: Node) -> bool:
     """Whether a live tensor that stands for `node` was marked as a leaf."""
-    # asked of every node of every program: most have no tensor
     number = id(node)
     links = _by_node.get(number)
     if links is None:
@@ -206,6 +206,16 @@ def wants_gradient(node: Node) -> bool:
         if holder is not None and holder._requires_grad:
             return True
     return False
+
+
+def held_among(nodes: Iterable[Node]) -> list[Node]:
+    """Those for which a tensor stands: of a graph, few."""
+    return [node for node in nodes if id(node) in _by_node or id(node) in alone]
+
+
+def leaves_among(nodes: Iterable[Node]) -> list[Node]:
+    """Those for which a live tensor stands that was marked as a leaf."""
+    return [node for node in held_among(nodes) if wants_gradient(node)]
 
 
 def lazy_holders() -> list[Holder]:

@@ -10,8 +10,10 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axis_of, check_share
 from minigrad.tensor.core import Core
+from minigrad.tensor.templates import templated
 
 
+@templated
 def _binary_rule(g: Any, value: Any, p: Any, t: Any) -> Sequence[Any]:
     by_p = g * (p - t) / (p * (1 - p)).maximum(1e-12)
     by_t = g * ((-p).log1p().maximum(-100) - p.log().maximum(-100))

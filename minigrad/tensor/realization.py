@@ -33,10 +33,11 @@ from minigrad.tensor.live_tensors import (
     lazy_holders,
     lazy_links,
     lazy_since,
+    leaves_among,
     lock,
     wants_gradient,
 )
-from minigrad.tensor.saved_graphs import see_through
+from minigrad.tensor.saved_graphs import has_history, see_through
 
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
@@ -284,7 +285,7 @@ class _Plan:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
         new = topological(self.roots, self.order)
         self.order += new
-        self.marked.update(node for node in new if wants_gradient(node))
+        self.marked.update(leaves_among(new))
         for node in new:
             if node.op is Op.BUFFER:
                 companion = _companions.get(node)
@@ -318,7 +319,7 @@ class _Plan:
         """The nodes of those tensors that read a target other than through a root."""
         lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
         reads: set[Node] = set()
-        for node in topological(lazy):
+        for node in (*self.order, *topological(lazy, self.order)):
             if node in targets:
                 reads.add(node)
             elif node not in self.roots and not reads.isdisjoint(node.src):
@@ -365,20 +366,17 @@ class _Plan:
         leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
         if not (leaves or self.marked or saved_graphs.recorded):
             return
-        tracked: set[Node] = set()
+        tracked = {*self.marked, *leaves}
+        tracked.update(node for node in self.order if node.op is Op.BUFFER and has_history(node))
         stale, lost = set(self.targets), set(leaves)
         for node in self.order:
-            if not stale.isdisjoint(node.src):
+            src = node.src
+            if not stale.isdisjoint(src):
                 stale.add(node)
-            if node.op is Op.BUFFER:
-                if node in leaves or saved_graphs.has_history(node) or node in self.marked:
+            if not (tracked.isdisjoint(src) or node in self.marked or node.op is Op.BITCAST):
+                if node.dtype.is_float:
                     tracked.add(node)
-            elif node in self.marked:
-                tracked.add(node)
-            elif node.dtype.is_float and node.op is not Op.BITCAST:
-                if not tracked.isdisjoint(node.src):
-                    tracked.add(node)
-                    if not lost.isdisjoint(node.src):
+                    if not lost.isdisjoint(src):
                         lost.add(node)
         self.tracked = tracked
         flowing = [
@@ -440,8 +438,9 @@ class _Plan:
         saved = {n: b for n, b in made.items() if n not in self.tracked or wants_gradient(n)}
         for target, copied in self.copies.items():
             saved[target] = made[copied]
+        known = self.order if len(self.roots) == 1 else None
         for root in self.kept:
-            saved_graphs.record(made[root], root, saved)
+            saved_graphs.record(made[root], root, saved, known)
         for root, leaf in self.lost:
             memory, *_ = topological([made[root]])  # which it is, or a row of
             saved_graphs.lose(memory, leaf)

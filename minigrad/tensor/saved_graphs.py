@@ -18,7 +18,7 @@ from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.live_tensors import wants_gradient
+from minigrad.tensor.live_tensors import leaves_among, wants_gradient
 
 _versions: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 _NEVER = -1  # the version of what was overwritten before anybody could ask for a gradient
@@ -59,7 +59,7 @@ def see_through(
 
 def has_history(node: Node) -> bool:
     """Whether a BUFFER's value depends on a marked leaf."""
-    return node in _histories
+    return bool(recorded) and node in _histories
 
 
 def overwritten(node: Node) -> None:
@@ -76,19 +76,24 @@ def replayed(written: Container[Buffer]) -> None:
                 overwritten(source)
 
 
-def record(buffer: Node, graph: Node, saved: dict[Node, Node]) -> None:
+def record(
+    buffer: Node, graph: Node, saved: dict[Node, Node], order: Sequence[Node] | None = None
+) -> None:
     """Keep `graph` as the history of `buffer`; `saved` maps parts of it to buffers of their own.
 
-    Never raises: a value that depends on one whose history is void has a void history.
+    order: `topological([graph])`, if that is known. Never raises: a value that depends on one whose
+    history is void has a void history.
     """
-    (node,) = replaced([graph], saved)
-    (node,), found = _with_histories([node])
+    (whole,) = replaced([graph], saved)
+    if order is None or whole is not graph:
+        order = topological([whole])
+    (node,), found = _with_histories([whole], order)
     for _, source in _overwritten(found):
         lose(buffer, source)
         return
     reads = tuple(
         (source, _versions.get(source, 0))
-        for source in topological([node])
+        for source in (order if node is whole else topological([node]))
         if source.op is Op.BUFFER
     )
     _histories[buffer] = _History(node, reads)
@@ -136,7 +141,7 @@ def _with_histories(
         order = topological(roots)
     writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}
     if writes:  # a leaf stays the node that it is, also where it waits to be written itself
-        roots = see_through(roots, writes, {node for node in order if wants_gradient(node)})
+        roots = see_through(roots, writes, set(leaves_among(order)))
         order = topological(roots)
     found = {
         node: history

@@ -1,0 +1,112 @@
+"""What templates make is what the functions themselves make: equal nodes are one object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minigrad import Tensor
+from minigrad.nn import optim
+from minigrad.tensor import templates
+from minigrad.tensor.templates import TEMPLATED, templated
+
+ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
+    "matmul": [((6, 3),), ((6,),)],
+    "linear": [((6, 3),), ((6, 3), (3,))],
+    "layernorm": [(), (-1, 1e-3, (6,), (6,)), ((0, 1),)],
+    "rmsnorm": [(), (-1, 1e-3, (6,))],
+    "batchnorm": [((6,), (6,), (6,), (6,)), (None, None, (6,), (6,))],
+    "conv2d": [((3, 2, 2, 2), (3,))],
+    "conv_transpose2d": [((2, 3, 2, 2), (3,))],
+    "avg_pool2d": [(), (2,)],
+    "max_pool2d": [(), (2,)],
+}
+SHAPES = {"conv2d": (2, 2, 5, 5), "conv_transpose2d": (2, 2, 5, 5)}
+SHAPES |= dict.fromkeys(("avg_pool2d", "max_pool2d"), (2, 2, 6, 6))
+
+
+def tensors(given: Any) -> Any:
+    """Shapes of more than one number as tensors, the rest as it is (axes are of two)."""
+    is_shape = isinstance(given, tuple) and given != (0, 1)
+    return Tensor.rand(given).realize() if is_shape else given
+
+
+def bare(method: Any) -> Any:
+    """The method without its template."""
+    return method.__wrapped__
+
+
+@pytest.mark.parametrize("name", TEMPLATED)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_template_makes_the_nodes_that_the_method_makes(name: str, dtype: str) -> None:
+    method = getattr(Tensor, name)
+    for arguments in ARGUMENTS.get(name, [()]):
+        for _ in range(3):  # the first makes the template
+            x = Tensor.rand(SHAPES.get(name, (4, 6))).cast(dtype).realize()
+            given = [tensors(one) for one in arguments]
+            assert method(x, *given).raw is bare(method)(x, *given).raw, (name, arguments)
+
+
+def test_gradients_of_what_templates_made() -> None:
+    results = []
+    for _ in range(2):
+        Tensor.manual_seed(3)
+        x = Tensor.rand(2, 3, 4, requires_grad=True)
+        y = x.layernorm().gelu().scaled_dot_product_attention(x, x, is_causal=True).silu()
+        y.softmax(-1).square().sum().backward()
+        results.append(x.grad.tolist())
+    assert results[0] == results[1]
+
+
+def test_numbers_that_are_equal_and_no_others_share_a_template() -> None:
+    scaled = templated(lambda x, number: x * number + number)
+    x = Tensor([1, -2])
+    for number in (1, 1.0, True, 2, 0.0, -0.0):
+        made = scaled(x, number)
+        assert made.dtype is (x * number + number).dtype
+        assert made.raw is (x * number + number).raw
+
+
+def test_lists_and_constants_are_computed_as_they_are() -> None:
+    total = templated(lambda x, axes: x.sum(axes))
+    assert total(Tensor.rand(2, 3).realize(), [0, 1]).shape == ()
+    assert total(Tensor.ones(2, 3), 1).tolist() == [3.0, 3.0]
+
+
+def test_what_draws_is_refused() -> None:
+    noisy = templated(lambda x: x + Tensor.rand(3))
+    with pytest.raises(AssertionError):
+        noisy(Tensor([1.0, 2.0, 3.0]).realize())
+
+
+def test_a_function_that_raises_does_so_each_time() -> None:
+    x = Tensor.rand(2, 3).realize()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="matmul"):
+            x.matmul(x)
+
+
+def test_forms_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "MOST", 4)
+    runs = []
+
+    def double(x: Tensor) -> Tensor:
+        runs.append(1)
+        return x * 2
+
+    doubled = templated(double)
+    for size in (*range(1, 11), 10):
+        assert doubled(Tensor.rand(size).realize()).shape == (size,)
+    assert len(runs) == 10
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.LAMB, optim.Muon])
+def test_updates_of_equal_parameters_are_equal(kind: Any) -> None:
+    first, second = (Tensor([[1.0, 2.0], [3.0, 5.0]]) for _ in range(2))
+    optimizer = kind([first, second], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((first * first).sum() + (second * second).sum()).backward()
+        optimizer.step()
+        assert first.tolist() == second.tolist()
