@@ -13,11 +13,10 @@ from minigrad.array_api import linalg
 from minigrad.array_api.array import VERSION, Array
 from minigrad.array_api.creation import *
 from minigrad.array_api.dtypes import *
+from minigrad.array_api.dtypes import __array_namespace_info__
 from minigrad.array_api.elementwise import *
-from minigrad.array_api.info import __array_namespace_info__
 from minigrad.array_api.linalg import matmul, matrix_transpose, tensordot, vecdot
 from minigrad.array_api.manipulation import *
-from minigrad.array_api.searching import *
 from minigrad.array_api.statistics import *
 from minigrad.dtype import DType
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from minigrad.device import Device
 from minigrad.dtype import DType, promote
 from minigrad.dtype import dtypes as all_dtypes
 
 VERSIONS = ("2022.12", "2023.12", "2024.12")
 
 bool = all_dtypes.bool
-int8, int16, int32, int64 = (
-    all_dtypes.int8, all_dtypes.int16, all_dtypes.int32, all_dtypes.int64
-)  # fmt: skip
+int8, int16, int32, int64 = (all_dtypes.int8, all_dtypes.int16, all_dtypes.int32, all_dtypes.int64)
 uint8, uint16, uint32, uint64 = (
     all_dtypes.uint8, all_dtypes.uint16, all_dtypes.uint32, all_dtypes.uint64
 )  # fmt: skip
@@ -126,3 +125,42 @@ def can_cast(from_: Any, to: DType, /) -> Any:
         return _combine(_dtype_of(from_), to) is to
     except TypeError:
         return False
+
+
+_STANDARD = {dtype.name: dtype for dtype in (bool, *INTEGER, float32, float64)}
+
+
+class Info:
+    """The inspection functions of the standard."""
+
+    def capabilities(self) -> dict[str, Any]:
+        """What is supported: boolean indexing and data-dependent shapes are; at most 64 axes."""
+        return {"boolean indexing": True, "data-dependent shapes": True, "max dimensions": 64}
+
+    def default_device(self) -> str:
+        """Where arrays are made unless told otherwise."""
+        return Device.DEFAULT
+
+    def devices(self) -> list[str]:
+        """Kinds of devices that this machine has."""
+        return Device.available()
+
+    def default_dtypes(self, *, device: str | None = None) -> dict[str, DType]:
+        """The dtypes of Python numbers and of positions."""
+        return {
+            "real floating": DEFAULT_FLOAT, "complex floating": DEFAULT_FLOAT,
+            "integral": DEFAULT_INTEGER, "indexing": DEFAULT_INTEGER,
+        }  # fmt: skip
+
+    def dtypes(self, *, device: str | None = None, kind: Any = None) -> dict[str, DType]:
+        """The standard's dtypes, of a kind or of all."""
+        return {
+            name: dtype
+            for name, dtype in _STANDARD.items()
+            if kind is None or isdtype(dtype, kind)
+        }
+
+
+def __array_namespace_info__() -> Info:
+    """An object whose methods say what the namespace can do."""
+    return Info()

@@ -63,9 +63,7 @@ def tensordot(x1: Array, x2: Array, /, *, axes: int | Sequence[Sequence[int]] = 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
     """Products of vectors along an axis."""
     place = _common_axis("vecdot", axis, x1, x2)
-    return _binary(
-        "vecdot", kinds.NUMERIC, x1, x2, lambda x, y: (x * y).sum(place, dtype=x.dtype)
-    )
+    return _binary("vecdot", kinds.NUMERIC, x1, x2, lambda x, y: (x * y).sum(place, dtype=x.dtype))
 
 
 def cross(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:

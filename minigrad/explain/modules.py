@@ -10,8 +10,8 @@ from typing import Any
 from minigrad.device import Buffer
 from minigrad.graph.node import Op
 from minigrad.jit.jitted import Jitted, Method
+from minigrad.nn.module import walk
 from minigrad.nn.optim import Optimizer
-from minigrad.nn.tree import walk
 from minigrad.tensor import Tensor
 
 DEEPEST = 3  # functions that a step calls by name, one inside of the other, to look for models in

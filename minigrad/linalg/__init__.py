@@ -6,11 +6,10 @@ from minigrad.linalg.decompositions import qr, svd
 from minigrad.linalg.systems import *
 from minigrad.tensor import Tensor
 
-cross, diagonal, matmul, multi_dot = Tensor.cross, Tensor.diagonal, Tensor.matmul, Tensor.multi_dot
-norm = Tensor.norm
+cross, diagonal, matmul, norm = Tensor.cross, Tensor.diagonal, Tensor.matmul, Tensor.norm
 
 __all__ = [
     "cholesky", "cond", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "lstsq", "matmul",
-    "matrix_norm", "matrix_power", "matrix_rank", "multi_dot", "norm", "pinv", "qr", "slogdet",
+    "matrix_norm", "matrix_power", "matrix_rank", "norm", "pinv", "qr", "slogdet",
     "solve", "svd", "svdvals", "vecdot", "vector_norm",
 ]  # fmt: skip

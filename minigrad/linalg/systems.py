@@ -1,8 +1,10 @@
 """Systems, inverses, determinants; eigenvalues, ranks and norms by singular values.
 
-Systems, inverses and determinants come from one elimination, in panels of columns (see panels.py);
+Systems, inverses and determinants come from one elimination, in panels of columns;
 so they are computed at once. All have gradients, of any order. Float dtypes.
 """
+
+# ruff: noqa: F403, F405
 
 from __future__ import annotations
 
@@ -11,19 +13,10 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import checked, orthogonal_rows, reciprocal, svd, with_gradients
-from minigrad.linalg.panels import (
-    at_once,
-    columns_at,
-    cut,
-    firsts,
-    next_number,
-    numbered,
-    rows_at,
-    with_columns,
-)
+from minigrad.linalg.decompositions import *
 from minigrad.tensor import Tensor
-from minigrad.tensor.broadcasting import Axes, broadcast_shape, show
+from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import Axes, broadcast_shape
 from minigrad.tensor.modes import no_grad
 
 
@@ -127,7 +120,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
     if right.shape[-2] != checked("solve", A, True)[-1]:
-        raise ShapeError(f"solve of {show(A.shape)} and {show(B.shape)}: expected as many rows")
+        raise ShapeError(f"solve of {A.shape} and {B.shape}: expected as many rows")
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
@@ -320,9 +313,7 @@ def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     return (x * y).sum(dim, dtype=(x * y).dtype)
 
 
-def vector_norm(
-    x: Tensor, ord: float = 2, dim: Axes = None, keepdim: bool = False
-) -> Tensor:
+def vector_norm(x: Tensor, ord: float = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
     """(Σ |x|^ord)^(1/ord) over dim: see `Tensor.norm`."""
     return x.norm(ord, dim, keepdim)
 
@@ -345,3 +336,6 @@ def matrix_norm(x: Tensor, ord: Any = "fro", *, keepdim: bool = False) -> Tensor
 def matrix_power(x: Tensor, n: int) -> Tensor:
     """The n-th power of each matrix, by squaring; of its inverse for negative n."""
     return (inv(x) if n < 0 else x).matrix_power(abs(n))
+
+
+check_functions(globals())

@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
-from minigrad.nn.containers import ModuleList
 from minigrad.nn.layers import Dropout, Linear, uniform
-from minigrad.nn.module import Layer, Parameter
+from minigrad.nn.module import Layer, ModuleList, Parameter
 from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
 
@@ -106,9 +105,7 @@ class MultiheadAttention(Layer):
         if all(mask.dtype.is_bool for mask in masks):
             seen = [mask.logical_not() for mask in masks]
             return functools.reduce(Tensor.bitwise_and, seen) if seen else None
-        added = [
-            mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks
-        ]
+        added = [mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks]
         total: Tensor = functools.reduce(Tensor.add, added)
         return total
 

@@ -6,31 +6,116 @@ where an argument or a default of the method is another than PyTorch's.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from types import FunctionType
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from minigrad.errors import ShapeError
 from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
-from minigrad.nn.functional_windows import *  # noqa: F403
 from minigrad.tensor import Tensor
-from minigrad.tensor.spellings import expect_tensors
+from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.convolution import per_dimension
 
-_WINDOWS = f"{__name__}_windows"
+Pool = Callable[..., Any]
+DIMENSIONS = (1, 2, 3)
 
-relu, relu6, leaky_relu, elu, celu, glu, prelu, threshold = (
-    Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.celu, Tensor.glu,
+
+def _named(function: Any, name: str, text: str, *options: inspect.Parameter) -> Pool:
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = text
+    if options:
+        function.__signature__ = inspect.Signature(options)
+    return function  # type: ignore[no-any-return]
+
+
+def _pool(spatial: int, method: Any, order: str) -> Pool:
+    """A method of windows for so many spatial dimensions, its arguments in PyTorch's order."""
+    name = method.__name__.replace("2", str(spatial))
+    known, kind = inspect.signature(method).parameters, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    options = [known[option].replace(kind=kind) for option in order.split()]
+    signature = inspect.Signature(options)
+
+    def pool(*args: Any, **given: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **given).arguments
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        _check_space(name, bound["self"], spatial)
+        size = bound.get("kernel_size", 2)
+        bound["kernel_size"] = per_dimension(name, "kernel_size", size, spatial)
+        return method(bound.pop("self"), **bound)
+
+    return _named(pool, name, f"See `Tensor.{method.__name__}`.", *options)
+
+
+def _check_space(name: str, x: Tensor, spatial: int) -> None:
+    if x.ndim not in (spatial + 1, spatial + 2):
+        raise ShapeError(
+            f"{name} of {x.shape}: expected (batch, channels, *space), or without the batch, with "
+            f"{spatial} spatial dimensions"
+        )
+
+
+def _adaptive(spatial: int, kind: str, along: Callable[[Tensor, int, int], Tensor]) -> Pool:
+    name = f"adaptive_{kind}_pool{spatial}d"
+
+    def pool(x: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
+        _check_space(name, x, spatial)
+        several = isinstance(output_size, (tuple, list))
+        sizes: list[Any] = list(output_size) if several else [output_size] * spatial  # type: ignore[arg-type]
+        given = [size for size in sizes if size is not None]
+        if len(sizes) != spatial or any(type(size) is not int or size < 1 for size in given):
+            raise ShapeError(
+                f"{name}({output_size}): expected {spatial} ints ≥ 1 or None, or one for all"
+            )
+        for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
+            x = x if size is None else along(x, axis, size)
+        return x
+
+    what = {"avg": "Means", "max": "Maxima"}[kind]
+    text = f"{what} of as many windows as output_size says; None keeps an extent."
+    return _named(pool, name, text)
+
+
+def _means(x: Tensor, axis: int, size: int) -> Tensor:
+    return x._means(axis, x._known_shape()[axis], size)
+
+
+def _maxima(x: Tensor, axis: int, size: int) -> Tensor:
+    windows, inside = x._adaptive_windows(axis, x._known_shape()[axis], size)
+    return inside.where(windows, x.dtype.minimum).max(axis + 1)
+
+
+max_pools = [
+    _pool(n, Tensor.max_pool2d,
+          "self kernel_size stride padding dilation ceil_mode return_indices")
+    for n in DIMENSIONS
+]  # fmt: skip
+avg_pools = [
+    _pool(n, Tensor.avg_pool2d, "self kernel_size stride padding ceil_mode count_include_pad")
+    for n in DIMENSIONS
+]
+adaptive_avg_pools = [_adaptive(n, "avg", _means) for n in DIMENSIONS]
+adaptive_max_pools = [_adaptive(n, "max", _maxima) for n in DIMENSIONS]
+max_pool1d, max_pool2d, max_pool3d = max_pools
+avg_pool1d, avg_pool2d, avg_pool3d = avg_pools
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = adaptive_avg_pools
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = adaptive_max_pools
+
+
+relu, relu6, leaky_relu, elu, glu, prelu, threshold = (
+    Tensor.relu, Tensor.relu6, Tensor.leaky_relu, Tensor.elu, Tensor.glu,
     Tensor.prelu, Tensor.threshold,
 )  # fmt: skip
-selu, silu, mish, softplus, softsign, hardshrink, softshrink, tanhshrink = (
-    Tensor.selu, Tensor.silu, Tensor.mish, Tensor.softplus, Tensor.softsign, Tensor.hardshrink,
+selu, silu, mish, softplus, hardshrink, softshrink, tanhshrink = (
+    Tensor.selu, Tensor.silu, Tensor.mish, Tensor.softplus, Tensor.hardshrink,
     Tensor.softshrink, Tensor.tanhshrink,
 )  # fmt: skip
 hardtanh, hardswish, hardsigmoid = Tensor.hardtanh, Tensor.hardswish, Tensor.hardsigmoid
 sigmoid, logsigmoid, tanh = Tensor.sigmoid, Tensor.logsigmoid, Tensor.tanh
-softmax, log_softmax, softmin = Tensor.softmax, Tensor.log_softmax, Tensor.softmin
+softmax, log_softmax = Tensor.softmax, Tensor.log_softmax
 conv1d = conv2d = conv3d = Tensor.conv2d
 conv_transpose1d = conv_transpose2d = conv_transpose3d = Tensor.conv_transpose2d
 interpolate = upsample = Tensor.interpolate
@@ -64,9 +149,7 @@ def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
-def gumbel_softmax(
-    logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1
-) -> Tensor:
+def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Tensor:
     """Shares drawn by Gumbel's noise (Jang et al. 2016); hard: one-hot, with their gradient."""
     noise = -(-(1 - logits.rand_like()).log()).log()
     shares: Tensor = ((logits + noise) / tau).softmax(dim)
@@ -196,24 +279,18 @@ def cross_entropy(
     axis = _classes(x)
     if weight is None:
         return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
-    logs = x.log_softmax(axis)
-    weighted = logs * weight.reshape(-1, *(1 for _ in range(x.ndim - axis - 1)))
+    weighted = x.log_softmax(axis)._moved_last(axis) * weight
     share = label_smoothing / int(x.size(axis))
     if target.dtype.is_float:
-        wanted = target * (1 - label_smoothing) + share
-        return (-weighted * wanted).sum(axis)._reduced(reduction)
-    hits = nll_loss(logs, target, weight, ignore_index=ignore_index, reduction=reduction)
-    if not label_smoothing:
-        return hits
-    even = target.ne(ignore_index).where(-weighted.sum(axis), 0)
-    if reduction == "mean":
-        ones = -logs.ones_like()
-        even = even.sum() / nll_loss(
-            ones, target, weight, ignore_index=ignore_index, reduction="sum"
-        )
-    else:
-        even = even._reduced(reduction)
-    return hits * (1 - label_smoothing) + even * share
+        wanted = target._moved_last(axis) * (1 - label_smoothing) + share
+        return (-weighted * wanted).sum(-1)._reduced(reduction)
+    is_target, counts = weighted._targets("cross_entropy", target, ignore_index)
+    others = weighted * share if label_smoothing else 0.0
+    terms = is_target.where(weighted * (1 - label_smoothing + share), others)
+    losses = counts.where(-terms.sum(-1), 0)
+    if reduction != "mean":
+        return losses._reduced(reduction)
+    return losses.sum() / counts.where(is_target.where(weight, 0).sum(-1), 0).sum()
 
 
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
@@ -242,9 +319,7 @@ def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return (x - target).abs()._reduced(reduction)
 
 
-def huber_loss(
-    x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
-) -> Tensor:
+def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """d²/2 of differences d up to delta, beyond it delta·(|d| − delta/2) (Huber 1964)."""
     if not delta > 0:
         raise ValueError(f"huber_loss(delta={delta}): expected a number > 0")
@@ -254,18 +329,14 @@ def huber_loss(
     return losses._reduced(reduction)
 
 
-def smooth_l1_loss(
-    x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
-) -> Tensor:
+def smooth_l1_loss(x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """`huber_loss` of delta=beta, divided by beta; `l1_loss` for beta=0."""
     if beta == 0:
         return l1_loss(x, target, reduction)
     return huber_loss(x, target, reduction, beta) / beta
 
 
-def kl_div(
-    x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False
-) -> Tensor:
+def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """target·(log target − x) of log probabilities x; 0 where the target is 0.
 
     log_target: the target is log probabilities, too. reduction "batchmean": the sum over the first
@@ -305,14 +376,6 @@ def margin_ranking_loss(
     return (-target * (x1 - x2) + margin).relu()._reduced(reduction)
 
 
-def cosine_embedding_loss(
-    x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
-) -> Tensor:
-    """1 − cosine where target (batch,) is 1, max(0, cosine − margin) where it is −1."""
-    cosine = x1.cosine_similarity(x2, -1)
-    return target.eq(1).where(1 - cosine, (cosine - margin).relu())._reduced(reduction)
-
-
 def triplet_margin_loss(
     anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 1.0, p: float = 2,
     eps: float = 1e-6, swap: bool = False, *, reduction: str = "mean",
@@ -328,11 +391,7 @@ def triplet_margin_loss(
     return (near - away + margin).relu()._reduced(reduction)
 
 
-for _name, _function in list(globals().items()):
-    _home = getattr(_function, "__module__", None)
-    if isinstance(_function, FunctionType) and not _name.startswith("_"):
-        if _home in ("minigrad.tensor", __name__, _WINDOWS):
-            globals()[_name] = expect_tensors(_function, first=True)
+check_functions(globals(), "minigrad.tensor", first=True)
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

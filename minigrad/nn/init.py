@@ -6,12 +6,11 @@ They draw from minigrad's generator (`Tensor.manual_seed`). Outside a captured s
 from __future__ import annotations
 
 import math
-from types import FunctionType
 from typing import Any
 
 from minigrad.errors import ShapeError
 from minigrad.tensor import Tensor
-from minigrad.tensor.spellings import expect_tensors
+from minigrad.tensor.arguments import check_functions
 
 _GAINS = {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
 _LINEAR = ("linear", "sigmoid", *(f"conv{kind}{n}d" for n in "123" for kind in ("", "_transpose")))
@@ -155,6 +154,4 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
         return _filled(tensor, whole.reshape(tensor.shape))
 
 
-for _name, _function in list(globals().items()):
-    if isinstance(_function, FunctionType) and _function.__module__ == __name__:
-        globals()[_name] = expect_tensors(_function)
+check_functions(globals())

@@ -97,9 +97,7 @@ class StepLR(LambdaLR):
 class MultiStepLR(LambdaLR):
     """gamma more at each of the milestones."""
 
-    def __init__(
-        self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1
-    ) -> None:
+    def __init__(self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1) -> None:
         if not isinstance(milestones, Sequence):
             raise TypeError(f"MultiStepLR(milestones={milestones!r}): expected a list of steps")
         at = sorted(milestones)
@@ -116,9 +114,7 @@ class ExponentialLR(LambdaLR):
 class CosineAnnealingLR(LambdaLR):
     """Half a cosine from the first learning rate to eta_min in T_max steps, and back again."""
 
-    def __init__(
-        self, optimizer: Any, T_max: int, eta_min: float = 0.0
-    ) -> None:
+    def __init__(self, optimizer: Any, T_max: int, eta_min: float = 0.0) -> None:
         if T_max < 1:
             raise ValueError(f"CosineAnnealingLR(T_max={T_max}): expected steps ≥ 1")
         self.eta_min = eta_min

@@ -3,26 +3,182 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from enum import IntEnum
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
-from minigrad.errors import ShapeError
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.hints import hint, present, put_hints
 from minigrad.jit.outside import note
-from minigrad.nn.tree import (
-    Kind,
-    Member,
-    Names,
-    get_state_dict,
-    load_state_dict,
-    walk,
-    warn_of_unmarked,
-)
 from minigrad.tensor import Tensor, views
-from minigrad.tensor.broadcasting import check_flag, check_ints
+from minigrad.tensor.arguments import check_functions, checked
+from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
+
+
+class Kind(IntEnum):
+    """What a tensor is to the object that holds it, in the order in which PyTorch lists them."""
+
+    PARAMETER = 0  # trained and saved
+    BUFFER = 1  # saved
+    TRANSIENT = 2  # a buffer that is not saved
+    PLAIN = 3  # an attribute of a Module that was registered as neither
+    LOOSE = 4  # in a plain object or list, and unmarked: trained and saved
+
+
+_SAVED = (Kind.PARAMETER, Kind.BUFFER, Kind.LOOSE)
+_BY_MARK = {True: Kind.PARAMETER, False: Kind.BUFFER, None: Kind.LOOSE}  # by requires_grad
+Member = tuple[str, Any, Kind]
+
+
+class Names(NamedTuple):
+    """What `load_state_dict` did not find on either side."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def members(value: Any) -> Iterator[Member]:
+    """What an object holds, by name: items of a mapping, places of a list, attributes."""
+    found: Any = ()
+    if hasattr(type(value), "_members"):  # a Module knows the kinds of its tensors
+        yield from value._members()
+    elif isinstance(value, Mapping):
+        found = value.items()
+    elif isinstance(value, (list, tuple)):
+        found = enumerate(value)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        found = vars(value).items()
+    for key, item in found:
+        marked = item.requires_grad if isinstance(item, Tensor) else None
+        yield str(key), item, _BY_MARK[marked]
+
+
+def walk(model: Any, prefix: str = "") -> Iterator[Member]:
+    """A model and all that is in it, by dotted names, in the order of definition.
+
+    What has several names is found under each; an object that contains itself is visited once
+    along a path.
+    """
+    kind = _BY_MARK[model.requires_grad] if isinstance(model, Tensor) else Kind.LOOSE
+    stack: list[tuple[str, Any, Kind, frozenset[int]]] = [
+        (prefix.rstrip("."), model, kind, frozenset())
+    ]
+    while stack:
+        name, value, kind, above = stack.pop()
+        if isinstance(value, Tensor):
+            yield name, value, kind
+        elif id(value) not in above and not _is_opaque(value):
+            yield name, value, kind
+            path = above | {id(value)}
+            inner = [
+                (f"{name}.{key}" if name else key, item, kind, path)
+                for key, item, kind in members(value)
+            ]
+            stack.extend(reversed(inner))
+
+
+def _is_opaque(value: Any) -> bool:
+    """Functions, modules of Python and plain values have no parameters."""
+    return isinstance(value, (type(os), type(walk), str, bytes, int, float))
+
+
+def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
+    """All tensors of a model by dotted names ("layers.0.weight"), in the order of definition.
+
+    model: any object, list, tuple or mapping of them. A tensor that has several names (tied
+    weights) stands under each; an object that contains itself is visited once along a path. Of an
+    `nn.Module` its parameters and the buffers that are saved, as PyTorch's.
+    """
+    return {
+        name: value
+        for name, value, kind in walk(model, prefix)
+        if isinstance(value, Tensor) and kind in _SAVED
+    }
+
+
+def get_parameters(model: Any) -> list[Tensor]:
+    """The tensors of a model that may be trained: each once, without those marked False.
+
+    Of plain objects that is every float tensor, also one that nobody marked; a warning names these
+    where others are marked, as a mask is beside layers: mark it with `nn.Parameter` or `nn.buffer`.
+    """
+    unique = {
+        id(value): (name, value, kind)
+        for name, value, kind in reversed([*walk(model)])
+        if isinstance(value, Tensor)
+    }
+    found = [*reversed(unique.values())]
+    warn_of_unmarked(found, 4)
+    return [
+        tensor
+        for _, tensor, kind in found
+        if kind in _SAVED and tensor.requires_grad is not False and tensor.dtype.is_float
+    ]
+
+
+def warn_of_unmarked(found: list[Member], depth: int) -> None:
+    """Warn, `depth` frames up, of float tensors of which nobody said whether they are trained."""
+    mixed = any(kind is Kind.PARAMETER for _, _, kind in found)
+    for name, tensor, kind in found:
+        if not tensor.dtype.is_float or tensor.requires_grad is not None:
+            continue
+        if kind is Kind.LOOSE and mixed:
+            does = "will be trained"
+        elif kind is Kind.PLAIN and tensor.made:  # what a Module computed is no weight
+            does = "is neither trained nor saved"
+        else:
+            continue
+        warnings.warn(
+            f"{name} is a plain Tensor and {does}; say so with nn.Parameter(tensor), which is "
+            "trained and saved, or nn.buffer(tensor), which is only saved",
+            stacklevel=depth,
+        )
+
+
+def load_state_dict(
+    model: Any, state: Mapping[str, Any], strict: bool = True, verbose: bool = False
+) -> Names:
+    """Copy values into a model's tensors in place, cast to their dtypes.
+
+    state: Tensors, or what `Tensor` takes (arrays, PyTorch's tensors), by the names of
+    `get_state_dict`. Gives the names that only one side has. Raises KeyError where strict and names
+    differ, ShapeError where shapes differ, DTypeError where floats would become integers; the model
+    is then as it was before.
+    """
+    own = get_state_dict(model)
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    if strict and (missing or unexpected):
+        raise KeyError(
+            f"load_state_dict: missing {missing[:8]}, unexpected {unexpected[:8]}; expected the "
+            "model's own names, or strict=False"
+        )
+    given = {name: state[name] for name in own if name in state}
+    values = {n: v if isinstance(v, Tensor) else Tensor(v) for n, v in given.items()}
+    for name, value in values.items():
+        target = own[name]
+        if target.shape != value.shape:
+            raise ShapeError(
+                f"load_state_dict: {name} has shape {value.shape}, the model's {target.shape}"
+            )
+        if value.dtype.is_float and not target.dtype.is_float:
+            raise DTypeError(
+                f"load_state_dict: {name} is {value.dtype.name}, the model's {target.dtype.name}; "
+                "expected integers"
+            )
+    with Tensor.no_grad():
+        values = {name: value.cast(own[name].dtype) for name, value in values.items()}
+        if values:
+            Tensor.realize(*values.values())
+        for name, value in values.items():
+            own[name]._fill(value._bytes())  # by the host: nothing is compiled
+    return Names(missing, unexpected)
+
 
 _OWN = ("_kinds", "_training", "_moves")
 
@@ -68,27 +224,6 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(self, *args, **kwargs)
 
     return call
-
-
-def _of_ints(init: Callable[..., None]) -> Callable[..., None]:
-    """A layer's `__init__` that first looks at what is annotated as an int: sizes are ≥ 0."""
-    wanted = {name: kind for name, kind in init.__annotations__.items()
-              if kind in ("int", "int | None")}  # fmt: skip
-    if not wanted:
-        return init
-
-    @functools.wraps(init)
-    def checked(self: Layer, *args: Any, **options: Any) -> None:
-        name = type(self).__name__
-        given = {**dict(zip(init.__code__.co_varnames[1:], args, strict=False)), **options}
-        for what in given.keys() & wanted.keys():
-            if given[what] is not None or wanted[what] == "int":
-                check_ints(name, **{what: given[what]})
-            if wanted[what] == "int" and given[what] < 0:
-                raise ShapeError(f"{name}({what}={given[what]}): expected an int ≥ 0")
-        init(self, *args, **options)
-
-    return checked
 
 
 class Module:
@@ -351,4 +486,137 @@ class Layer(Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls) and cls.__module__.startswith(f"{__package__}."):
-            cls.__init__ = _of_ints(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = checked(cls.__init__, sizes=True)  # type: ignore[method-assign]
+
+
+check_functions(globals())
+
+
+Function = Callable[[Tensor], Tensor]
+_T = TypeVar("_T")
+
+
+class _List(Layer, MutableSequence[_T]):
+    """A list whose items have their places as names."""
+
+    _refused = ()
+
+    def __init__(self, items: Iterable[_T] = ()) -> None:
+        self.layers: list[_T] = []
+        self.extend(items)
+
+    @overload
+    def __getitem__(self, place: int) -> _T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Self: ...
+    def __getitem__(self, place: int | slice) -> _T | Self:
+        if isinstance(place, slice):
+            return type(self)(self.layers[place])
+        return self.layers[place]
+
+    def __setitem__(self, place: Any, item: Any) -> None:
+        for each in item if isinstance(place, slice) else (item,):
+            self._adopt(each)
+        self.layers[place] = item
+
+    def __delitem__(self, place: int | slice) -> None:
+        del self.layers[place]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def insert(self, index: int, item: _T) -> None:
+        """Put an item before a place."""
+        self._adopt(item)
+        self.layers.insert(index, item)
+
+    def append(self, item: _T) -> Self:  # type: ignore[override]
+        """Put an item at the end; gives the list, as PyTorch's."""
+        self.insert(len(self), item)
+        return self
+
+    def _members(self) -> Iterator[Member]:
+        return members(self.layers)
+
+    def _shown(self) -> Iterator[tuple[str, Any]]:
+        return ((name, item) for name, item, _ in self._members())
+
+
+class ModuleList(_List[Any]):
+    """A list of modules; it is not called itself. Slices are ModuleLists."""
+
+
+class ParameterList(_List[Tensor]):
+    """A list of parameters; what is no Tensor becomes one."""
+
+    def insert(self, index: int, item: Any) -> None:
+        """Put a parameter before a place."""
+        super().insert(index, Parameter(item))
+
+
+class Sequential(_List[Function]):
+    """Layers one after the other; functions such as `Tensor.relu` are layers too.
+
+    Lists among the arguments count as their items; one dict gives the layers' names.
+    """
+
+    def __init__(self, *layers: Function | Iterable[Function] | Mapping[str, Function]) -> None:
+        named = layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else {}
+        self.names = {id(layer): name for name, layer in named.items()}
+        super().__init__(named.values())
+        for layer in () if named else layers:
+            if isinstance(layer, (list, tuple)):
+                self.extend(layer)
+            else:
+                self.append(layer)  # type: ignore[arg-type]
+
+    def insert(self, index: int, item: Function) -> None:
+        """Put a layer in before another."""
+        if not callable(item):
+            raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
+        super().insert(index, item)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The last layer's result."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def _members(self) -> Iterator[Member]:
+        for place, layer, kind in super()._members():
+            yield self.names.get(id(layer), place), layer, kind
+
+
+class ModuleDict(Layer, MutableMapping[str, Any]):
+    """Modules by name; it is not called itself."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping's compare what is in it
+
+    def __init__(self, modules: Any = ()) -> None:
+        self.items_by_name: dict[str, Any] = {}
+        self.update(modules)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.items_by_name[name]
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.__dict__.get("items_by_name", {})
+        if name not in found:
+            raise AttributeError(f"ModuleDict has no {name!r}; it has {', '.join(found)}")
+        return found[name]
+
+    def __setitem__(self, name: str, module: Any) -> None:
+        self._adopt(module)
+        self.items_by_name[name] = module
+
+    def __delitem__(self, name: str) -> None:
+        del self.items_by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.items_by_name)
+
+    def __len__(self) -> int:
+        return len(self.items_by_name)
+
+    def _members(self) -> Iterator[Member]:
+        return members(self.items_by_name)

@@ -11,8 +11,9 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of
 from minigrad.nn import lr_scheduler
-from minigrad.nn.tree import load_state_dict
+from minigrad.nn.module import load_state_dict
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -527,6 +528,8 @@ __all__ = [
     "LAMB", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "ParamGroup",
     "clip_grad_norm", "lr_scheduler",
 ]  # fmt: skip
+
+check_functions(globals())
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

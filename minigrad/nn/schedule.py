@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from minigrad.nn.optim import Optimizer
+from minigrad.tensor.arguments import check_functions
 
 Rate = Callable[[int], float]  # steps taken so far → learning rate of the next step
 
@@ -51,3 +52,6 @@ class Schedule:
         """Go on to the next step; call it after `optimizer.step()`."""
         self.steps += 1
         self.optimizer.set_lr(self.lr)
+
+
+check_functions(globals())

@@ -17,8 +17,8 @@ from minigrad.device import Device
 from minigrad.dtype import FLOATS, INTS, dtypes
 from minigrad.errors import DTypeError
 from minigrad.nn.gguf import gguf_load
+from minigrad.nn.module import get_parameters, get_state_dict, load_state_dict
 from minigrad.nn.torch_file import torch_load
-from minigrad.nn.tree import get_parameters, get_state_dict, load_state_dict
 from minigrad.tensor import Tensor
 
 _NAMES = {f"{dtype.kind.upper()}{dtype.bits}": dtype for dtype in (*INTS, *FLOATS)}

@@ -7,21 +7,16 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.hints import put_hints
-from minigrad.tensor.addressing import Addressing
+from minigrad.tensor.arguments import check_methods
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.backward import Backward
 from minigrad.tensor.basic import Basic
 from minigrad.tensor.convolution import Convolution
 from minigrad.tensor.dlpack import DLPack
-from minigrad.tensor.inquiry import Inquiry
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
-from minigrad.tensor.pooling import Pooling
-from minigrad.tensor.products import Products
-from minigrad.tensor.resize import Resize
-from minigrad.tensor.sampling import Sampling
-from minigrad.tensor.spellings import Spellings, accept_keywords, expect_tensors
+from minigrad.tensor.spellings import Spellings
 from minigrad.tensor.statistics import Statistics
 from minigrad.tensor.templates import TEMPLATED, templated
 
@@ -29,8 +24,8 @@ __all__ = ["Tensor", "no_grad"]
 
 
 class Tensor(
-    Inquiry, Arithmetic, Arranging, Addressing, Statistics, Products, Spellings, Sampling,
-    Convolution, Pooling, Resize, Loss, Backward, DLPack, Basic,
+    Spellings, Arithmetic, Arranging, Statistics, Convolution, Loss, Backward, DLPack,
+    Basic,
 ):  # fmt: skip
     """An array of one dtype on one device, computed when its values are needed.
 
@@ -60,8 +55,7 @@ class Tensor(
         ) -> Tensor:  # fmt: skip
             """See `Joining.stack`."""
 
-        concat = concatenate = hstack = vstack = column_stack = cat
-        row_stack = block_diag = chain_matmul = multi_dot = cat
+        concat = concatenate = hstack = vstack = block_diag = cat
 
         @staticmethod
         def einsum(equation: str, *operands: Any) -> Tensor:
@@ -83,13 +77,7 @@ for _family in Tensor.__mro__[:-1]:
         if isinstance(_method, FunctionType):
             _method.__qualname__ = f"Tensor.{_method.__name__}"
             _method.__module__ = __name__  # where pickle looks for that
-for _family in Tensor.__mro__[-2::-1]:  # the first family that has a method counts
-    for _name, _method in vars(_family).items():
-        if isinstance(_method, FunctionType) and not _name.startswith("_"):
-            _checking = expect_tensors(_method)
-            if _checking is not _method:
-                setattr(Tensor, _name, _checking)
-accept_keywords(Tensor)
+check_methods(Tensor)
 for _name in TEMPLATED:
     setattr(Tensor, _name, templated(getattr(Tensor, _name)))
 put_hints("Tensor", Tensor)

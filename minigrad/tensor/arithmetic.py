@@ -9,7 +9,7 @@ from typing import Any, Self
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, show
+from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_ints, product
 from minigrad.tensor.core import Core
 
 
@@ -45,14 +45,6 @@ class Arithmetic(Composed):
         return self.bitcast(self.dtype.signed)
 
     # --- arithmetic -------------------------------------------------------------------------------
-
-    def frac(self) -> Self:
-        """What trunc leaves: self − trunc(self).
-
-        >>> Tensor([2.5, -2.5]).frac().tolist()
-        [0.5, -0.5]
-        """
-        return self - self.trunc()
 
     def addcmul(self, tensor1: Any, tensor2: Any, *, value: Scalar = 1) -> Self:
         """self + value·tensor1·tensor2.
@@ -123,15 +115,6 @@ class Arithmetic(Composed):
         result = self.isnan().where(nan, self)
         result = result.eq(math.inf).where(most if posinf is None else posinf, result)
         return result.eq(-math.inf).where(-most if neginf is None else neginf, result)
-
-    def heaviside(self, values: Any) -> Self:
-        """0 below 0 (and for NaN), 1 above it, and `values` at 0.
-
-        >>> Tensor([-2.0, 0.0, 3.0]).heaviside(Tensor(0.5)).tolist()
-        [0.0, 0.5, 1.0]
-        """
-        x, middle = self._two("heaviside", values)
-        return x.eq(0).where(middle, (x > 0).cast(x.dtype))
 
     def isneginf(self) -> Self:
         """True where self is −∞.
@@ -227,42 +210,6 @@ class Arithmetic(Composed):
         infinite = x.abs().eq(math.inf) | y.abs().eq(math.inf)
         return x._with_derivative(infinite.where(math.inf, length), _hypot_rule, y)
 
-    def deg2rad(self) -> Self:
-        """Degrees as radians.
-
-        >>> round(Tensor([180.0]).deg2rad().item(), 4)
-        3.1416
-        """
-        return self._as_float() * (math.pi / 180)
-
-    def rad2deg(self) -> Self:
-        """Radians as degrees.
-
-        >>> round(Tensor([3.14159265]).rad2deg().item())
-        180
-        """
-        return self._as_float() * (180 / math.pi)
-
-    def logit(self, eps: Scalar | None = None) -> Self:
-        """log(x/(1 − x)), the inverse of `sigmoid`; x is kept in eps … 1 − eps if given.
-
-        >>> Tensor([0.5]).logit().tolist()
-        [0.0]
-        """
-        x = self._as_float()
-        x = x if eps is None else x.clip(eps, 1 - eps)
-        return (x / (1 - x)).log()
-
-    def xlogy(self, other: Any) -> Self:
-        """x·log(y), and 0 where x is 0 and y no NaN.
-
-        >>> Tensor([0.0]).xlogy(Tensor([0.0])).tolist()
-        [0.0]
-        """
-        x, y = self._two_floats("xlogy", other)
-        nothing = x.eq(0) & (y.eq(math.inf) | (y <= 0))
-        return nothing.where(0, x * nothing.where(1, y).log())
-
     # --- activations ------------------------------------------------------------------------------
 
     def glu(self, dim: int = -1) -> Self:
@@ -272,7 +219,7 @@ class Arithmetic(Composed):
         [1.0]
         """
         if self.size(dim) % 2:
-            raise ShapeError(f"glu along {dim} of {show(self.shape)}: expected an even extent")
+            raise ShapeError(f"glu along {dim} of {self.shape}: expected an even extent")
         first, second = self.chunk(2, dim)
         return first * second.sigmoid()
 
@@ -318,3 +265,166 @@ class Arithmetic(Composed):
         [0.0]
         """
         return self - self.tanh()
+
+    # --- products of vectors and matrices ---------------------------------------------------
+
+    def _times(self, name: str, other: Core, mine: int, its: int) -> Any:
+        """`matmul` of tensors that have these numbers of dimensions, and no others."""
+        if self.ndim != mine or other.ndim != its:
+            kinds = ("numbers", "a vector", "a matrix", "a batch of matrices")
+            raise ShapeError(
+                f"{name} of {self.shape} and {other.shape}: expected {kinds[mine]} "
+                f"and {kinds[its]}; matmul takes others"
+            )
+        return self.matmul(other)
+
+    def mm(self, mat2: Core) -> Self:
+        """(m, k) · (k, n) → (m, n).
+
+        >>> Tensor([[1, 2]]).mm(Tensor([[3], [4]])).tolist()
+        [[11]]
+        """
+        return self._times("mm", mat2, 2, 2)  # type: ignore[no-any-return]
+
+    def bmm(self, mat2: Core) -> Self:
+        """(b, m, k) · (b, k, n) → (b, m, n).
+
+        >>> Tensor.ones(2, 3, 4).bmm(Tensor.ones(2, 4, 5)).shape
+        (2, 3, 5)
+        """
+        return self._times("bmm", mat2, 3, 3)  # type: ignore[no-any-return]
+
+    def mv(self, vec: Core) -> Self:
+        """(m, k) · (k,) → (m,).
+
+        >>> Tensor([[1, 2]]).mv(Tensor([3, 4])).tolist()
+        [11]
+        """
+        return self._times("mv", vec, 2, 1)  # type: ignore[no-any-return]
+
+    def outer(self, vec2: Core) -> Self:
+        """(m,) · (n,) → (m, n): all products of two elements.
+
+        >>> Tensor([1, 2]).outer(Tensor([3, 4])).tolist()
+        [[3, 4], [6, 8]]
+        """
+        if self.ndim != 1 or vec2.ndim != 1:
+            shapes = f"{self.shape} and {vec2.shape}"
+            raise ShapeError(f"outer of {shapes}: expected two vectors")
+        return self.unsqueeze(1) * vec2
+
+    def tensordot(self, other: Any, dims: int | Sequence[Sequence[int]] = 2) -> Self:
+        """The sum of products over the last dims of self and the first of other, or given ones.
+
+        >>> Tensor.ones(2, 3, 4).tensordot(Tensor.ones(3, 4, 5)).shape
+        (2, 5)
+        """
+        if not isinstance(dims, Sequence):
+            check_ints("tensordot", dims=dims)
+            if not 0 <= dims <= min(self.ndim, other.ndim):
+                raise ShapeError(
+                    f"tensordot over {dims} dimensions of {self.shape} and "
+                    f"{other.shape}: expected fewer"
+                )
+            dims = (range(self.ndim - dims, self.ndim), range(dims))
+        mine = axes_of("tensordot", tuple(dims[0]), self.ndim)
+        its = axes_of("tensordot", tuple(dims[1]), other.ndim)
+        rows = [d for d in range(self.ndim) if d not in mine]
+        columns = [d for d in range(other.ndim) if d not in its]
+        if [self.shape[d] for d in mine] != [other.shape[d] for d in its]:
+            raise ShapeError(f"tensordot of {self.shape} and {other.shape} over "
+                             f"{dims}: expected equal extents")  # fmt: skip
+        count = product([self.shape[d] for d in mine])
+        left, right = [self.shape[d] for d in rows], [other.shape[d] for d in columns]
+        x = self.permute(*rows, *mine).reshape((product(left), count))
+        y = other.permute(*its, *columns).reshape((count, product(right)))
+        return x.matmul(y).reshape((*left, *right))
+
+    def kron(self, other: Self) -> Self:
+        """Kronecker's product: other times each element of self, block by block.
+
+        >>> Tensor([1, 2]).kron(Tensor([1, 10])).tolist()
+        [1, 10, 2, 20]
+        """
+        ndim = max(self.ndim, other.ndim)
+        a, b = ((1,) * (ndim - x.ndim) + x.shape for x in (self, other))
+        x = self.reshape([e for extent in a for e in (extent, 1)])
+        y = other.reshape([e for extent in b for e in (1, extent)])
+        return (x * y).reshape([m * n for m, n in zip(a, b, strict=True)])
+
+    def cross(self, other: Any, dim: int = -1) -> Self:
+        """The vector product of vectors of three elements along dim.
+
+        >>> Tensor([1, 0, 0]).cross(Tensor([0, 1, 0])).tolist()
+        [0, 0, 1]
+        """
+        x, y = (self._new(node) for node in self._pair("cross", other, False))
+        axis = axis_of("cross", dim, x.ndim)
+        if x.shape[axis] != 3:
+            raise ShapeError(f"cross along dimension {axis} of {x.shape}: expected extent 3")
+        return x.roll(-1, axis) * y.roll(-2, axis) - x.roll(-2, axis) * y.roll(-1, axis)
+
+    def matrix_power(self, n: int) -> Self:
+        """The n-th power of square matrices, by squaring; n ≥ 0 (else `linalg.matrix_power`).
+
+        >>> Tensor([[1, 1], [0, 1]]).matrix_power(5).tolist()
+        [[1, 5], [0, 1]]
+        """
+        if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
+            raise ShapeError(f"matrix_power({n}) of {self.shape}: expected n ≥ 0, squares")
+        one = self.arange(self.shape[-1], device=self.raw.device)
+        result, factor = one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape), self
+        while n:
+            result = result.matmul(factor) if n & 1 else result
+            factor, n = factor.matmul(factor) if n > 1 else factor, n >> 1
+        return result
+
+    # --- sums of products -------------------------------------------------------------------------
+
+    def _added(self, total: Any, beta: Scalar, alpha: Scalar) -> Self:
+        """beta·self + alpha·total."""
+        total = total if alpha == 1 else total * alpha
+        return total if beta == 0 else (self if beta == 1 else self * beta) + total  # type: ignore[no-any-return]
+
+    def addmm(self, mat1: Any, mat2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
+        """beta·self + alpha·mat1·mat2.
+
+        >>> Tensor([[1]]).addmm(Tensor([[2]]), Tensor([[3]])).tolist()
+        [[7]]
+        """
+        return self._added(mat1._times("addmm", mat2, 2, 2), beta, alpha)
+
+    # --- distances --------------------------------------------------------------------------------
+
+    def cdist(self, x2: Any, p: Scalar = 2) -> Self:
+        """(…, m, d), (…, n, d) → (…, m, n): p-norms of the differences of all pairs of rows.
+
+        >>> Tensor([[0.0, 0.0]]).cdist(Tensor([[3.0, 4.0]])).tolist()
+        [[5.0]]
+        """
+        if min(self.ndim, x2.ndim) < 2 or self.shape[-1] != x2.shape[-1]:
+            raise ShapeError(f"cdist of {self.shape} and {x2.shape}: expected "
+                             "(…, m, d) and (…, n, d)")  # fmt: skip
+        away: Any = self.unsqueeze(-2) - x2.unsqueeze(-3)
+        return away.norm(p, -1)  # type: ignore[no-any-return]
+
+    def cosine_similarity(self, x2: Any, dim: int = 1, eps: Scalar = 1e-8) -> Self:
+        """The cosine of the angle between vectors along dim; norms count as at least eps.
+
+        >>> Tensor([[1.0, 0.0]]).cosine_similarity(Tensor([[2.0, 0.0]])).tolist()
+        [1.0]
+        """
+        x, y = (self._new(node) for node in self._pair("cosine_similarity", x2, False))
+        axis_of("cosine_similarity", dim, x.ndim)
+        return (x.normalize(2, dim, eps) * y.normalize(2, dim, eps)).sum(dim)
+
+    def pairwise_distance(
+        self, x2: Any, p: Scalar = 2, eps: Scalar = 1e-6, keepdim: bool = False
+    ) -> Self:
+        """The p-norms of self − x2 + eps along the last dimension.
+
+        >>> Tensor([[3.0, 4.0]]).pairwise_distance(Tensor([[0.0, 0.0]])).round().tolist()
+        [5.0]
+        """
+        away: Any = self - x2 + eps
+        return away.norm(p, -1, keepdim)  # type: ignore[no-any-return]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.errors import ShapeError
+from minigrad.dtype import dtypes
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_shape, check_ints, show
+from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, broadcast_shape
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence
 
@@ -35,7 +36,6 @@ class Arranging(Composed):
         [2, 3]
         """
         axis = axis_of("narrow", dim, self.ndim)
-        check_ints("narrow", start=start, length=length)
         begin = start + self.shape[axis] if isinstance(start, int) and start < 0 else start
         return self._part(axis, begin, begin + length)
 
@@ -59,7 +59,6 @@ class Arranging(Composed):
         axis, given = axis_of("tensor_split", dim, self.ndim), indices_or_sections
         extent = self._known_shape()[axis]
         if not isinstance(given, Sequence):
-            check_ints("tensor_split", sections=given)
             if given < 1:
                 raise ShapeError(f"tensor_split({given}): expected a number of parts ≥ 1")
             size, larger = divmod(extent, given)
@@ -89,7 +88,7 @@ class Arranging(Composed):
     def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:
         extent = self._known_shape()[axis_of(name, axis, self.ndim)]
         if isinstance(given, int) and (given < 1 or extent % given):
-            raise ShapeError(f"{name}({given}) of {show(self.shape)}: expected a part of {extent}")
+            raise ShapeError(f"{name}({given}) of {self.shape}: expected a part of {extent}")
         return self.tensor_split(given, axis)
 
     # --- order and shape --------------------------------------------------------------------------
@@ -114,7 +113,7 @@ class Arranging(Composed):
         [[1], [2]]
         """
         if self.ndim > 2:
-            raise ShapeError(f"t of {show(self.shape)}: expected a matrix; use .mT or .permute(…)")
+            raise ShapeError(f"t of {self.shape}: expected a matrix; use .mT or .permute(…)")
         return self.T
 
     def rot90(self, k: int = 1, dims: Sequence[int] = (0, 1)) -> Self:
@@ -124,7 +123,6 @@ class Arranging(Composed):
         [[2, 4], [1, 3]]
         """
         first, second = axes_of("rot90", dims, self.ndim)
-        check_ints("rot90", k=k)
         turned = self if k % 2 == 0 else self.transpose(first, second)
         axes = {0: (), 1: (first,), 2: (first, second), 3: (second,)}[k % 4]
         return turned.flip(*axes) if axes else turned
@@ -207,15 +205,6 @@ class Arranging(Composed):
         given = [x.atleast_2d() for x in sequence((self, *others))]
         return given[0].cat(*given[1:])  # type: ignore[no-any-return]
 
-    def column_stack(self, *others: Any) -> Self:
-        """`hstack`, with vectors as columns; also of a list.
-
-        >>> Tensor.column_stack([Tensor([1, 2]), Tensor([3, 4])]).tolist()
-        [[1, 3], [2, 4]]
-        """
-        given = [x if x.ndim > 1 else x.reshape((-1, 1)) for x in sequence((self, *others))]
-        return given[0].cat(*given[1:], dim=1)  # type: ignore[no-any-return]
-
     def tile(self, *repeats: Any) -> Self:
         """The whole tensor repeated along each dimension, the last ones if there are fewer.
 
@@ -252,7 +241,7 @@ class Arranging(Composed):
         if self.ndim == 2:
             return self.diagonal(diagonal)
         if self.ndim != 1 or isinstance(self.shape[0], Affine):
-            raise ShapeError(f"diag of shape {show(self.shape)}: expected one or two dimensions")
+            raise ShapeError(f"diag of shape {self.shape}: expected one or two dimensions")
         return self.diag_embed(diagonal)
 
     def trace(self) -> Self:
@@ -262,7 +251,7 @@ class Arranging(Composed):
         5
         """
         if self.ndim != 2:
-            raise ShapeError(f"trace of {show(self.shape)}: expected a matrix")
+            raise ShapeError(f"trace of {self.shape}: expected a matrix")
         return self.diagonal().sum()
 
     def block_diag(self, *others: Any) -> Self:
@@ -326,7 +315,7 @@ class Arranging(Composed):
     def _check_channels(self, name: str, given: int, from_end: int, divisor: int) -> None:
         if self.ndim < max(from_end, 2) or self.shape[-from_end] % divisor:
             raise ShapeError(
-                f"{name}({given}) of {show(self.shape)}: expected images (…, channels, height, "
+                f"{name}({given}) of {self.shape}: expected images (…, channels, height, "
                 f"width) with channels a multiple of {divisor}"
             )
 
@@ -360,3 +349,105 @@ class Arranging(Composed):
         for layer in layers:
             result = layer(result)
         return result
+
+    # --- by index ---------------------------------------------------------------------------
+
+    def _lines(self, name: str, dim: int, index: Core, source: Any) -> tuple[int, Self, Self]:
+        """The axis, the index and the values for `scatter`: as large as what is written."""
+        axis = axis_of(name, dim, self.ndim)
+        if index.ndim > 1:
+            raise ShapeError(f"{name} with an index of {index.shape}: expected a vector")
+        count = index.numel()
+        shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
+        places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
+        values = self._operand(source)
+        if values.ndim and (values.ndim != self.ndim or values.shape != shape):
+            raise ShapeError(f"{name} of {values.shape}: expected {shape}")
+        return axis, places.expand(shape), values.expand(shape)
+
+    def index_select(self, dim: int, index: Core) -> Self:
+        """The elements of dim that a vector of indices names.
+
+        >>> Tensor([[1, 2], [3, 4]]).index_select(1, Tensor([1])).tolist()
+        [[2], [4]]
+        """
+        axis, places, _ = self._lines("index_select", dim, index, 0)
+        return self._gather("index_select", axis, places)
+
+    def index_add(self, dim: int, index: Core, source: Core, *, alpha: Scalar = 1) -> Self:
+        """self with alpha·source added at index along dim; equal indices add up.
+
+        >>> Tensor([1, 1]).index_add(0, Tensor([1, 1]), Tensor([2, 3])).tolist()
+        [1, 6]
+        """
+        axis, places, values = self._lines("index_add", dim, index, source)
+        return self._scatter("index_add", axis, places, values * alpha, "add")
+
+    def index_copy(self, dim: int, index: Core, source: Core) -> Self:
+        """self with source written at index along dim; of equal indices the last wins.
+
+        >>> Tensor([1, 1]).index_copy(0, Tensor([1]), Tensor([5])).tolist()
+        [1, 5]
+        """
+        return self._scatter("index_copy", *self._lines("index_copy", dim, index, source))
+
+    def index_fill(self, dim: int, index: Core, value: Any) -> Self:
+        """self with one value written at index along dim.
+
+        >>> Tensor([1, 1]).index_fill(0, Tensor([1]), 5).tolist()
+        [1, 5]
+        """
+        return self._scatter("index_fill", *self._lines("index_fill", dim, index, value))
+
+    def index_put(self, indices: Any, values: Any, accumulate: bool = False) -> Self:
+        """A copy x with x[indices] = values; accumulate adds them, equal places add up.
+
+        >>> Tensor([1, 1]).index_put((Tensor([1, 1]),), Tensor([2, 3]), accumulate=True).tolist()
+        [1, 6]
+        """
+        copy = self._new(self.node)
+        if not accumulate:
+            copy[tuple(indices)] = values
+            return copy
+        every = self.arange(self.numel(), device=self.raw.device).reshape(self.shape)
+        places = every[tuple(indices)]
+        added = self._operand(values).expand(places.shape).flatten()
+        flat = self.flatten().scatter_add(0, places.flatten(), added)
+        return flat.reshape(self.shape)
+
+    def take_along_dim(self, indices: Core, dim: int | None = None) -> Self:
+        """Elements along dim at indices as `argsort` gives them; other dimensions broadcast.
+
+        >>> Tensor([[3, 1]]).take_along_dim(Tensor([[1, 0]]), 1).tolist()
+        [[1, 3]]
+        """
+        if dim is None:
+            places = self._new(indices.node).flatten()
+            return self.flatten()._gather("take_along_dim", 0, places, True)
+        axis = axis_of("take_along_dim", dim, self.ndim)
+        return self._take_along("take_along_dim", indices, axis)
+
+    def _take_along(self, name: str, indices: Core, axis: int) -> Self:
+        """`take_along_dim`, under another name in messages."""
+        x, places = (
+            value.expand([
+                other if d != axis and extent == 1 else extent
+                for d, (extent, other) in enumerate(zip(value.shape, like.shape, strict=True))
+            ])
+            for value, like in ((self, indices), (self._new(indices.node), self))
+        )  # fmt: skip
+        return x._gather(name, axis, places, True)
+
+    def masked_scatter(self, mask: Core, source: Core) -> Self:
+        """self with the elements of source, in order, where mask (bool) is true.
+
+        >>> Tensor([1, 2, 3]).masked_scatter(Tensor([True, False, True]), Tensor([8, 9])).tolist()
+        [8, 2, 9]
+        """
+        if not mask.dtype.is_bool:
+            raise DTypeError(f"masked_scatter with a mask of {mask.dtype.name}: expected bool")
+        wide = self._new(mask.node)._broadcast_to(self.shape)
+        number = wide.flatten().cumsum(0, dtype=dtypes.int32) - 1
+        flat = self._new(source.node).cast(self.dtype).flatten()
+        values = flat._gather("masked_scatter", 0, wide.flatten().where(number, 0))
+        return wide.where(values.reshape(self.shape), self)

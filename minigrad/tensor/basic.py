@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minigrad.tensor.activations import Activations
 from minigrad.tensor.casts import Casts
 from minigrad.tensor.contraction import Contraction
 from minigrad.tensor.core import Core
 from minigrad.tensor.creation import Creation
-from minigrad.tensor.cumulative import Cumulative
 from minigrad.tensor.elementwise import Elementwise
 from minigrad.tensor.functions import Functions
 from minigrad.tensor.indexing import Indexing
 from minigrad.tensor.joining import Joining
 from minigrad.tensor.movement import Movement
-from minigrad.tensor.ordering import Ordering
 from minigrad.tensor.random import Random
-from minigrad.tensor.rearrange import Rearrange
 from minigrad.tensor.reduce import Reduce
 from minigrad.tensor.scan import Scanning
 from minigrad.tensor.scattering import Scattering
@@ -29,9 +25,8 @@ from minigrad.tensor.values import Values
 
 
 class Basic(
-    Creation, Random, Values, Casts, Elementwise, Functions, Activations, Movement, Joining,
-    Rearrange, Indexing, Scattering, Reduce, Cumulative, Scanning, Ordering, Contraction,
-    Sharding, Core,
+    Creation, Random, Values, Casts, Elementwise, Functions, Movement, Joining, Indexing,
+    Scattering, Reduce, Scanning, Contraction, Sharding, Core,
 ):  # fmt: skip
     """A tensor with the methods of which `Tensor`'s other families are composed."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, Protocol
 
-from minigrad.dtype import DType, check_holds, dtype_of, dtypes, promote
+from minigrad.dtype import DType, check_holds, dtype_of, dtypes
 from minigrad.errors import AxisError, DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
@@ -92,17 +92,6 @@ def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
     return dtype if dtype.is_float else dtypes.default_float
 
 
-def common(name: str, nodes: Sequence[Node]) -> list[Node]:
-    """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
-    same_device(name, nodes)
-    first = nodes[0]
-    if all(node.shape == first.shape and node.dtype is first.dtype for node in nodes):
-        return list(nodes)
-    shape = broadcast_shape(name, *(node.shape for node in nodes))
-    dtype = promote(*(node.dtype for node in nodes))
-    return [broadcast_to(build.cast(node, dtype), shape) for node in nodes]
-
-
 def same_device(name: str, nodes: Sequence[Node]) -> None:
     """DeviceError unless all nodes are on one device."""
     for node in nodes[1:]:
@@ -165,27 +154,6 @@ def axes_of(name: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int
     if len(set(found)) != len(found):
         raise ShapeError(f"{name}: axes {given} name an axis twice")
     return found if ndim else ()
-
-
-def joined_along(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
-    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
-    given = [number for number in (dim, axis) if number is not None]
-    if others and isinstance(others[-1], int):
-        given.append(others[-1])
-        others = others[:-1]
-    if len(given) > 1:
-        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
-    return others, given[0] if given else 0
-
-
-def first_of(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
-    """The first of several tensors in a list, which stand alone."""
-    if not given or others:
-        raise TypeError(
-            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
-            f"{name}([a, b, …], dim)"
-        )
-    return given[0]
 
 
 # --- views ---------------------------------------------------------------------------------------

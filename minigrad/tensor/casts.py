@@ -8,7 +8,6 @@ from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.broadcasting import show
 from minigrad.tensor.methods import Method, Methods
 
 
@@ -20,7 +19,7 @@ def _resized(node: Node, wanted: DType) -> Node:
     last = node.shape[-1] if node.ndim else 0
     if not node.ndim or not isinstance(last, int) or (new is wide and last % count):
         raise ShapeError(
-            f"bitcast from {node.dtype.name} to {wanted.name} of shape {show(node.shape)}: "
+            f"bitcast from {node.dtype.name} to {wanted.name} of shape {node.shape}: "
             f"expected a last dimension{f' divisible by {count}' if new is wide else ''}"
         )
     bits, outer = build.bitcast(node, old), node.shape[:-1]
@@ -51,7 +50,7 @@ def _to(name: str, dtype: DType) -> Method:
         >>> Tensor([1]).{name}().dtype.name
         '{dtype.name}'
         """
-    return cast
+    return cast  # type: ignore[return-value]
 
 
 class Casts(Methods):

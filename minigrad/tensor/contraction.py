@@ -11,14 +11,7 @@ from minigrad.dtype import DType, dtypes, promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.tensor.broadcasting import (
-    Scalar,
-    axes_of,
-    broadcast_shape,
-    broadcast_to,
-    same_device,
-    show,
-)
+from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.templates import templated
@@ -45,7 +38,7 @@ class Contraction(Methods):
         right = other if isinstance(other, type(self)) else type(self)(other, device=where)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
             raise ShapeError(
-                f"matmul of {show(self.shape)} and {show(right.shape)}: expected (…, m, k) and "
+                f"matmul of {self.shape} and {right.shape}: expected (…, m, k) and "
                 "(…, k, n) with equal k"
             )
         same_device("matmul", (self.raw, right.raw))
@@ -96,7 +89,7 @@ class Contraction(Methods):
         """
         if weight.ndim not in (1, 2) or not self.ndim or self.shape[-1] != weight.shape[0]:
             raise ShapeError(
-                f"linear of {show(self.shape)} with a weight of shape {show(weight.shape)}: "
+                f"linear of {self.shape} with a weight of shape {weight.shape}: "
                 "expected (…, in) and (in, out)"
             )
         factor = self._new(weight.node)
@@ -112,8 +105,6 @@ class Contraction(Methods):
         >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]
         """
-        if not isinstance(equation, str):
-            raise TypeError("einsum: expected the equation first, e.g. einsum('ij,jk->ik', a, b)")
         tensors = list(operands[0]) if len(operands) == 1 and isinstance(
             operands[0], (list, tuple)
         ) else list(operands)  # fmt: skip
@@ -182,8 +173,8 @@ class Contraction(Methods):
             )
         if self.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
             raise ShapeError(
-                f"attention of query {show(self.shape)}, key {show(key.shape)} and value "
-                f"{show(value.shape)}: expected (…, n, d), (…, m, d) and (…, m, e)"
+                f"attention of query {self.shape}, key {key.shape} and value "
+                f"{value.shape}: expected (…, n, d), (…, m, d) and (…, m, e)"
             )
         given = (key, value, attn_mask, is_causal, scale)
         return self._attended(*given) if dropout_p == 0 else self._attention(*given, dropout_p)

@@ -13,7 +13,6 @@ from minigrad.tensor.broadcasting import (
     Scalar,
     broadcast_shape,
     broadcast_to,
-    common,
     same_device,
     scalar_dtype,
 )
@@ -34,6 +33,17 @@ def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
         raise DTypeError(
             f"{name} of {' and '.join(node.dtype.name for node in nodes)}: expected {expected}"
         ) from None
+
+
+def _common(name: str, nodes: Sequence[Node]) -> list[Node]:
+    """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
+    same_device(name, nodes)
+    first = nodes[0]
+    if all(node.shape == first.shape and node.dtype is first.dtype for node in nodes):
+        return list(nodes)
+    shape = broadcast_shape(name, *(node.shape for node in nodes))
+    dtype = promote(*(node.dtype for node in nodes))
+    return [broadcast_to(build.cast(node, dtype), shape) for node in nodes]
 
 
 def condition(name: str, x: Core) -> Node:
@@ -97,7 +107,7 @@ class Elementwise(Methods):
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:
             tensor = other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
-            pair = common(name, [mine, tensor.node])
+            pair = _common(name, [mine, tensor.node])
         return pair[::-1] if reverse else pair
 
     def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:

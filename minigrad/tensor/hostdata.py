@@ -7,7 +7,6 @@ that they offer.
 from __future__ import annotations
 
 import array
-import itertools
 import math
 import struct
 from collections.abc import Sequence
@@ -156,13 +155,10 @@ def crop(
     upper = [high(extent) for extent in reserved]
     if list(shape) == upper:
         return data
-    strides = strides_of(upper)
-    run = shape[-1] * itemsize
-    result = bytearray()
-    for index in itertools.product(*(range(extent) for extent in shape[:-1])):
-        start = sum(i * stride for i, stride in zip(index, strides, strict=False)) * itemsize
-        result += data[start : start + run]
-    return result
+    import numpy as np
+
+    whole = np.frombuffer(data, f"V{itemsize}").reshape(upper)
+    return bytearray(whole[tuple(map(slice, shape))].tobytes())
 
 
 def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -17,7 +17,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
 from minigrad.hints import hint
 from minigrad.tensor import views
-from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product, show
+from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product
 from minigrad.tensor.core import Core
 from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
@@ -72,7 +72,7 @@ class Indexing(Methods):
         """A mask over the leading dimensions with a 1 for each of the others."""
         if mask.shape != self.shape[: mask.ndim]:
             raise BoundsError(
-                f"mask of shape {show(mask.shape)} on a tensor of shape {show(self.shape)}; "
+                f"mask of shape {mask.shape} on a tensor of shape {self.shape}; "
                 "expected the shape of its leading dimensions"
             )
         return mask.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
@@ -95,7 +95,7 @@ class Indexing(Methods):
         if code[place] == UNPACKS and code[place + 1] != len(self):
             raise ValueError(
                 f"{code[place + 1]} names for the {len(self)} parts of a tensor of shape "
-                f"{show(self.shape)}; {hint('v, i, j = x.max(1)')}"
+                f"{self.shape}; {hint('v, i, j = x.max(1)')}"
             )
         return (self[place] for place in range(len(self)))
 
@@ -156,7 +156,7 @@ class Indexing(Methods):
                    for i in items if i is not None and i is not Ellipsis)  # fmt: skip
         if used > self.ndim:
             raise BoundsError(
-                f"{used} indices for a tensor of {self.ndim} dimensions, shape {show(self.shape)}"
+                f"{used} indices for a tensor of {self.ndim} dimensions, shape {self.shape}"
             )
         if sum(item is Ellipsis for item in items) > 1:
             raise BoundsError("an index with more than one … (Ellipsis)")
@@ -211,8 +211,8 @@ class Indexing(Methods):
         shape = mask.shape
         if shape != self.shape[axis : axis + mask.ndim]:
             raise BoundsError(
-                f"mask of shape {show(shape)} at dimension {axis} of a tensor of shape "
-                f"{show(self.shape)}; expected {show(self.shape[axis : axis + mask.ndim])}"
+                f"mask of shape {shape} at dimension {axis} of a tensor of shape "
+                f"{self.shape}; expected {tuple(self.shape[axis : axis + mask.ndim])}"
             )
         if not shape:
             raise BoundsError("a 0-d mask: use where() or masked_fill()")
@@ -229,9 +229,7 @@ class Indexing(Methods):
 
     # --- integer arrays ---------------------------------------------------------------------------
 
-    def _plan_places(
-        self, arrays: dict[int, Self], wraps: bool = True
-    ) -> tuple[list[int], Self]:
+    def _plan_places(self, arrays: dict[int, Self], wraps: bool = True) -> tuple[list[int], Self]:
         """Dimensions with the indexed ones first, and the flat position in these.
 
         wraps: whether negative indices count from the end.
@@ -377,8 +375,8 @@ class Indexing(Methods):
         """`embedding`, which messages call `name`."""
         if not self.dtype.is_int or weight.ndim != 2:
             raise ShapeError(
-                f"embedding of {self.dtype.name} {show(self.shape)} in a table of shape "
-                f"{show(weight.shape)}; expected integers and a table (classes, width)"
+                f"embedding of {self.dtype.name} {self.shape} in a table of shape "
+                f"{weight.shape}; expected integers and a table (classes, width)"
             )
         index = self._checked(weight.shape[0], name, "rows")
         return self._new(weight.node)._take_places({0: index}, 0, wraps=False)
@@ -412,7 +410,7 @@ def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
         place = item + extent if item < 0 else item
     if low(place) < 0 or high(place) >= high(extent):
         raise BoundsError(
-            f"index {item} is out of range for dimension {axis} of shape {show(shape)}; expected "
+            f"index {item} is out of range for dimension {axis} of shape {shape}; expected "
             f"{-high(extent)} … {high(extent) - 1}"
         )
     return place

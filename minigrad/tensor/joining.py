@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -10,18 +11,12 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Op, is_symbolic
 from minigrad.graph.symbolic import Affine, Integer, ceildiv
-from minigrad.tensor.broadcasting import (
-    axes_of,
-    axis_of,
-    check_ints,
-    first_of,
-    joined_along,
-    same_device,
-    show,
-    whole,
-)
+from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
+
+Groups = list[list[str]]
+_DOTS = "*"  # dots that stand for dimensions of their own; in brackets they stay "..."
 
 
 class Joining(Methods):
@@ -34,9 +29,9 @@ class Joining(Methods):
 
         Also `Tensor.cat([a, b], 1)`.
         """
-        others, dim = joined_along("cat", others, dim, axis)
+        others, dim = _joined_along("cat", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return first_of("cat", self, others).cat(self[1:], dim=dim)
+            return _first_of("cat", self, others).cat(self[1:], dim=dim)
         tensors = self._together(others)
         axis = axis_of("cat", dim, self.ndim)
         for tensor in tensors:
@@ -46,8 +41,8 @@ class Joining(Methods):
                 if d != axis
             ):
                 raise ShapeError(
-                    f"cat along dimension {axis}: shapes {show(self.shape)} and "
-                    f"{show(tensor.shape)}; expected equal extents but for that dimension"
+                    f"cat along dimension {axis}: shapes {self.shape} and "
+                    f"{tensor.shape}; expected equal extents but for that dimension"
                 )
         if len(tensors) > build.FEW and not any(is_symbolic(tensor.shape) for tensor in tensors):
             return self._new(build.cat([tensor.node for tensor in tensors], axis))
@@ -79,14 +74,14 @@ class Joining(Methods):
 
     def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
-        others, dim = joined_along("stack", others, dim, axis)
+        others, dim = _joined_along("stack", others, dim, axis)
         if isinstance(self, (list, tuple)):
-            return first_of("stack", self, others).stack(self[1:], dim=dim)
+            return _first_of("stack", self, others).stack(self[1:], dim=dim)
         tensors = self._together(others)
         for tensor in tensors:
             if tensor.shape != self.shape:
                 raise ShapeError(
-                    f"stack: shapes {show(self.shape)} and {show(tensor.shape)}; "
+                    f"stack: shapes {self.shape} and {tensor.shape}; "
                     "expected equal ones"
                 )
         axis = axis_of("stack", dim, self.ndim + 1)
@@ -109,8 +104,7 @@ class Joining(Methods):
 
     def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
         """Each element repeated; without `dim` those of the flat tensor."""
-        repeats = whole(repeats)
-        if not isinstance(repeats, int) or repeats < 0:
+        if repeats < 0:
             raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
@@ -123,8 +117,7 @@ class Joining(Methods):
         """Elements shifted along dims, those that leave come in at the other end."""
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
-        amounts = list(shifts) if isinstance(shifts, Sequence) else [shifts]
-        shift = check_ints("roll", **{f"shifts[{i}]": one for i, one in enumerate(amounts)})
+        shift = shifts if isinstance(shifts, Sequence) else [shifts]
         axes = axes_of("roll", dims, self.ndim)
         if len(shift) != len(axes):
             raise ShapeError(f"roll: {len(shift)} shifts for {len(axes)} dimensions")
@@ -132,7 +125,7 @@ class Joining(Methods):
         for amount, axis in zip(shift, axes, strict=True):
             extent = result.shape[axis]
             if isinstance(extent, Affine):
-                raise ShapeError(f"roll along a symbolic dimension of {show(self.shape)}")
+                raise ShapeError(f"roll along a symbolic dimension of {self.shape}")
             cut = -amount % extent if extent else 0
             if cut:
                 head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
@@ -144,16 +137,14 @@ class Joining(Methods):
         axis = axis_of("split", dim, self.ndim)
         extent = self.shape[axis]
         if isinstance(extent, Affine):
-            raise ShapeError(f"split along a symbolic dimension of {show(self.shape)}")
+            raise ShapeError(f"split along a symbolic dimension of {self.shape}")
         if not isinstance(sizes, Sequence):
-            (size,) = check_ints("split", sizes=sizes)
-            if size <= 0:
-                raise ShapeError(f"split({size}): expected a size > 0")
-            sizes = [min(size, extent - start) for start in range(0, max(extent, 1), size)]
-        sizes = check_ints("split", **{f"sizes[{i}]": size for i, size in enumerate(sizes)})
+            if sizes <= 0:
+                raise ShapeError(f"split({sizes}): expected a size > 0")
+            sizes = [min(sizes, extent - start) for start in range(0, max(extent, 1), sizes)]
         if sum(sizes) != extent:
             raise ShapeError(
-                f"split into {list(sizes)} along dimension {axis} of {show(self.shape)}: "
+                f"split into {list(sizes)} along dimension {axis} of {self.shape}: "
                 f"the sizes add up to {sum(sizes)}, expected {extent}"
             )
         parts, start = [], 0
@@ -165,11 +156,131 @@ class Joining(Methods):
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
         axis = axis_of("chunk", dim, self.ndim)
-        (chunks,) = check_ints("chunk", chunks=chunks)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
             raise ShapeError(
-                f"chunk({chunks}) along dimension {axis} of {show(self.shape)}; expected a number "
+                f"chunk({chunks}) along dimension {axis} of {self.shape}; expected a number "
                 "of chunks ≥ 1 and a dimension of known extent"
             )
         return self.split(max(ceildiv(extent, chunks), 1), axis)
+
+    # --- by names of dimensions -------------------------------------------------------------
+
+    def rearrange(self, pattern: str, **sizes: int) -> Self:
+        """Dimensions split, reordered and merged, as einops.rearrange does.
+
+        pattern: names of self's dimensions, "->", the same names in the result's order. (a b) is
+        one dimension made of two, of which one extent must be given in `sizes` unless it is 1;
+        "..." stands for any number of dimensions, 1 and () for one of extent 1.
+
+        >>> Tensor.zeros(2, 6).rearrange("b (h w) -> b w h", h=2).shape
+        (2, 3, 2)
+        """
+        left, arrow, right = pattern.partition("->")
+        if not arrow:
+            raise ShapeError(f"rearrange {pattern!r}: expected 'before -> after'")
+        before, after = _groups(pattern, left), _groups(pattern, right)
+        before, after = self._dots(pattern, before, after)
+        if len(before) != self.ndim:
+            raise ShapeError(
+                f"rearrange {pattern!r} of {self.shape}: it names {len(before)} dimensions"
+            )
+        names = [name for group in before for name in group]
+        wanted = [name for group in after for name in group]
+        unknown = sorted(set(sizes) - set(names))
+        if len(set(names)) < len(names) or sorted(names) != sorted(wanted) or unknown:
+            raise ShapeError(
+                f"rearrange {pattern!r} with {sizes}: expected the same names on both sides, each "
+                "once, and sizes of these names"
+            )
+        extents: dict[str, Any] = dict(sizes)
+        for group, extent in zip(before, self.shape, strict=True):
+            self._measure(pattern, group, extent, extents)
+        split = self.reshape(tuple(extents[name] for name in names))
+        moved = split.permute(*(names.index(name) for name in wanted))
+        return moved.reshape(tuple(product([extents[n] for n in group]) for group in after))
+
+    def _dots(self, pattern: str, before: Groups, after: Groups) -> tuple[Groups, Groups]:
+        """Both sides with names of their own in the place of "..."."""
+        count = self.ndim - sum(group != [_DOTS] for group in before)
+        if [_DOTS] not in before or count < 0:
+            return before, after
+        names = [f".{i}" for i in range(count)]
+        sides: list[Groups] = []
+        for side in (before, after):
+            found: Groups = []
+            for group in side:
+                if group == [_DOTS]:
+                    found += [[name] for name in names]
+                elif "..." in group:
+                    place = group.index("...")
+                    found.append(group[:place] + names + group[place + 1 :])
+                else:
+                    found.append(group)
+            sides.append(found)
+        return sides[0], sides[1]
+
+    def _measure(
+        self, pattern: str, group: list[str], extent: Any, extents: dict[str, Any]
+    ) -> None:
+        """The extents of a group's names, one of which may follow from the whole."""
+        if len(group) == 1 and group[0] not in extents:
+            extents[group[0]] = extent
+            return
+        open_ = [name for name in group if name not in extents]
+        known: Any = product([extents[name] for name in group if name in extents])
+        if len(open_) == 1 and isinstance(extent, int) and known and extent % known == 0:
+            extents[open_[0]] = extent // known
+        elif open_ or known != extent:
+            raise ShapeError(
+                f"rearrange {pattern!r} of {self.shape}: a dimension of {extent} is "
+                f"({' '.join(group)}) with {extents}; expected extents whose product it is"
+            )
+
+
+def _groups(pattern: str, side: str) -> Groups:
+    """The dimensions of one side: lists of names; a 1 has no name."""
+    side = side.replace("…", "...")
+    tokens = re.findall(r"\.\.\.|\w+|\(|\)|\S", side)
+    groups: Groups = []
+    inside = False
+    for token in tokens:
+        if token in "()":
+            if (token == "(") == inside:
+                raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
+            inside = token == "("
+            if inside:
+                groups.append([])
+        elif token == "1":
+            if not inside:
+                groups.append([])
+        elif token != "..." and not token.isidentifier():
+            raise ShapeError(f"rearrange {pattern!r}: unexpected {token!r}")
+        elif inside:
+            groups[-1].append(token)
+        else:
+            groups.append([_DOTS if token == "..." else token])
+    if inside:
+        raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
+    return groups
+
+
+def _joined_along(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
+    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
+    given = [number for number in (dim, axis) if number is not None]
+    if others and isinstance(others[-1], int):
+        given.append(others[-1])
+        others = others[:-1]
+    if len(given) > 1:
+        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
+    return others, given[0] if given else 0
+
+
+def _first_of(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
+    """The first of several tensors in a list, which stand alone."""
+    if not given or others:
+        raise TypeError(
+            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
+            f"{name}([a, b, …], dim)"
+        )
+    return given[0]

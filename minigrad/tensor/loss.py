@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axis_of, check_share, show
+from minigrad.tensor.broadcasting import Scalar, axis_of, check_share
 from minigrad.tensor.core import Core
 from minigrad.tensor.templates import templated
 
@@ -69,7 +69,7 @@ class Loss(Composed):
             second = target.shape == self.shape[:1] + self.shape[2:]
         if self.ndim > 2 and last and second:
             raise ShapeError(
-                f"{name} of {show(self.shape)} with targets {show(target.shape)}: the classes may "
+                f"{name} of {self.shape} with targets {target.shape}: the classes may "
                 "be the second dimension or the last; expected axis=1 (PyTorch's) or axis=-1"
             )
         return 1 if self.ndim > 2 and second else -1
@@ -85,8 +85,8 @@ class Loss(Composed):
     ) -> Self:
         if target.shape != self.shape:
             raise ShapeError(
-                f"cross_entropy of logits {show(self.shape)} and probabilities "
-                f"{show(target.shape)}: expected equal shapes"
+                f"cross_entropy of logits {self.shape} and probabilities "
+                f"{target.shape}: expected equal shapes"
             )
         x = self._wide()
         wanted = x._new(target.node) * (1 - label_smoothing)
@@ -104,34 +104,37 @@ class Loss(Composed):
         >>> round(Tensor([[0.0, 0.0]]).sparse_categorical_crossentropy(Tensor([1])).item(), 4)
         0.6931
         """
-        if not self.ndim or target.shape != self.shape[:-1]:
-            raise ShapeError(
-                f"cross_entropy of logits {show(self.shape)} and targets {show(target.shape)}: "
-                "expected (…, classes) and integers of shape (…)"
-            )
-        if not target.dtype.is_int:
-            raise DTypeError(f"cross_entropy: targets are {target.dtype.name}, expected integers")
         check_share("cross_entropy", label_smoothing=label_smoothing)
         x = self._wide()
-        classes = self._new(target.node)._checked(
-            x.shape[-1], "cross_entropy", "classes", ignored=ignore_index
-        )
-        # the picked logit as a masked sum: its gradient is elementwise, and fuses with softmax's
-        is_target = classes.unsqueeze(-1).eq(x.arange(x.shape[-1], device=x.raw.device))
+        is_target, counts = x._targets("cross_entropy", target, ignore_index)
         shifted = x._shifted(-1)
+        # the picked logit as a masked sum: its gradient is elementwise, and fuses with softmax's
         picked = is_target.where(shifted, 0).sum(-1)
         log_total = shifted.exp().sum(-1).log()
         losses = log_total - picked
         if label_smoothing:
             even = log_total - shifted.mean(-1)
             losses = losses * (1 - label_smoothing) + even * label_smoothing
-        counts = classes.ne(ignore_index)
         losses = counts.where(losses, 0)
         if reduction == "mean":
             result = losses.sum() / counts.sum(dtype=dtypes.int32).cast(x.dtype)
         else:
             result = losses._reduced(reduction)
         return result.cast(self._float_dtype())
+
+    def _targets(self, name: str, target: Core, ignore_index: int) -> tuple[Self, Self]:
+        """Of integers (…) beside self (…, classes): which class is each one's, and which count."""
+        if not self.ndim or target.shape != self.shape[:-1]:
+            raise ShapeError(
+                f"{name} of {self.shape} and targets {target.shape}: expected (…, classes) and "
+                "integers of shape (…)"
+            )
+        if not target.dtype.is_int:
+            raise DTypeError(f"{name}: targets are {target.dtype.name}, expected integers")
+        known = self._new(target.node)
+        classes = known._checked(self.shape[-1], name, "classes", ignored=ignore_index)
+        ramp = self.arange(self.shape[-1], device=self.raw.device)
+        return classes.unsqueeze(-1).eq(ramp), classes.ne(ignore_index)
 
     def nll_loss(
         self, target: Core, weight: Core | None = None, ignore_index: int = -100,
@@ -148,21 +151,12 @@ class Loss(Composed):
         moved = self._moved_last(self._class_axis("nll_loss", target, axis))
         if moved is not self:
             return moved.nll_loss(target, weight, ignore_index, reduction, axis=-1)
-        if target.shape != self.shape[:-1] or not target.dtype.is_int:
-            raise ShapeError(
-                f"nll_loss of log probabilities {show(self.shape)} and {target.dtype.name} targets "
-                f"{show(target.shape)}: expected (…, classes) and integers of shape (…)"
-            )
-        classes = self._new(target.node)._checked(
-            self.shape[-1], "nll_loss", "classes", ignored=ignore_index
-        )
-        is_target = classes.unsqueeze(-1).eq(self.arange(self.shape[-1], device=self.raw.device))
+        is_target, counts = self._targets("nll_loss", target, ignore_index)
         picked = is_target.where(self, 0).sum(-1)
         if weight is None:
-            factor = classes.ne(ignore_index).cast(picked.dtype)
+            factor = counts.cast(picked.dtype)
         else:
-            factor = is_target.where(self._new(weight.node), 0).sum(-1)
-            factor = classes.ne(ignore_index).where(factor, 0)
+            factor = counts.where(is_target.where(self._new(weight.node), 0).sum(-1), 0)
         losses = -(factor.ne(0).where(picked, 0) * factor)
         return losses.sum() / factor.sum() if reduction == "mean" else losses._reduced(reduction)
 
@@ -170,7 +164,7 @@ class Loss(Composed):
         """ShapeError where one would be repeated, as (4, 1) beside (4,) to 16 differences."""
         if target.shape != self.shape:
             raise ShapeError(
-                f"{name} of {show(self.shape)} and targets {show(target.shape)}: expected equal "
+                f"{name} of {self.shape} and targets {target.shape}: expected equal "
                 "shapes; reshape or expand one of them"
             )
 

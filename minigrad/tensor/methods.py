@@ -10,18 +10,20 @@ has `Core` and what is declared here. A method that only its own family calls is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 T = TypeVar("T")
 
 
-class Method(Protocol):
+class Method:
     """A method of a tensor that gives one of its kind, for type checkers."""
 
     @overload
     def __get__(self, tensor: None, kind: Any) -> Callable[..., Any]: ...
     @overload
     def __get__(self, tensor: T, kind: Any) -> Callable[..., T]: ...
+    def __get__(self, tensor: Any, kind: Any) -> Any:
+        return self
 
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
 
         cast = bitcast = _Declared._any
 
-        # elementwise.py, functions.py, activations.py
+        # elementwise.py, functions.py
         def _pair(self, name: str, other: Any, reverse: bool) -> list[Node]: ...
 
         _operand = _as_float = _div = _floordiv = _mod = _with_derivative = _Declared._any
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
         transpose = shrink = pad = _part = diagonal = cat = stack = _Declared._any
         repeat_interleave = _Declared._any
 
-        # reduce.py, cumulative.py, ordering.py
+        # reduce.py
         def _float_dtype(self) -> DType: ...
 
         sum = max = min = any = mean = softmax = _count = _mirrored = _wide = _Declared._any

@@ -12,15 +12,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.hints import hint
-from minigrad.tensor.broadcasting import (
-    axes_of,
-    axis_of,
-    broadcast_to,
-    check_ints,
-    product,
-    show,
-    whole,
-)
+from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_to, check_ints, product, whole
 from minigrad.tensor.methods import Methods
 
 Pair = tuple[Integer, Integer]
@@ -53,7 +45,7 @@ class Movement(Methods):
             build.reshape(self.raw, wanted)
         except ShapeError:
             raise ShapeError(
-                f"reshape from {show(self.shape)} to {show(wanted)}: numbers of elements differ"
+                f"reshape from {self.shape} to {tuple(wanted)}: numbers of elements differ"
             ) from None
         return self._view(lambda node: build.reshape(node, wanted))
 
@@ -61,10 +53,10 @@ class Movement(Methods):
         """A shape with −1 and None replaced."""
         if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
             text = f"; {hint('x.view(dtypes.int32)')}" if len(shape) == 1 else ""
-            raise TypeError(f"reshape to {show(shape)}: expected ints, None or one −1{text}")
+            raise TypeError(f"reshape to {shape}: expected ints, None or one −1{text}")
         kept = [self.shape[i] if e is None else e for i, e in enumerate(shape)]
         if kept.count(-1) > 1 or any(isinstance(e, int) and e < -1 for e in kept):
-            raise ShapeError(f"reshape to {show(kept)}: expected extents ≥ 0 and at most one −1")
+            raise ShapeError(f"reshape to {tuple(kept)}: expected extents ≥ 0 and at most one −1")
         if -1 not in kept:
             return tuple(kept)
         place = kept.index(-1)
@@ -74,11 +66,9 @@ class Movement(Methods):
                 rest.remove(extent)
                 mine.remove(extent)
         have, want = product(rest), product(mine)
-        if not isinstance(want, int) or want == 0 or (
-            have // want * want != have
-        ):
+        if not isinstance(want, int) or want == 0 or (have // want * want != have):
             raise ShapeError(
-                f"reshape from {show(self.shape)} to {show(kept)}: no extent fits at the −1"
+                f"reshape from {self.shape} to {tuple(kept)}: no extent fits at the −1"
             )
         kept[place] = have // want
         return tuple(kept)
@@ -103,7 +93,7 @@ class Movement(Methods):
         end = axis_of("flatten", end_dim, self.ndim)
         if start > end:
             raise ShapeError(
-                f"flatten({start_dim}, {end_dim}) of {show(self.shape)}: expected the first "
+                f"flatten({start_dim}, {end_dim}) of {self.shape}: expected the first "
                 "dimension before the last"
             )
         merged = product(self.shape[start : end + 1])
@@ -295,7 +285,7 @@ class Movement(Methods):
             )
         known = [pair for pair in pairs if all(isinstance(x, int) for x in pair)]
         if len(known) < self.ndim or any(isinstance(extent, Affine) for extent in self.shape):
-            raise ShapeError(f"pad(mode={mode!r}) of {show(self.shape)}: expected plain ints")
+            raise ShapeError(f"pad(mode={mode!r}) of {self.shape}: expected plain ints")
         amounts: list[tuple[int, int]] = known  # type: ignore[assignment]
         result = self
         if mode == "circular":  # what is cut off does not come back at the other end
@@ -336,11 +326,10 @@ class Movement(Methods):
         [[1, 2], [2, 3]]
         """
         axis = axis_of("unfold", dim, self.ndim)
-        check_ints("unfold", size=size, step=step)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
             raise ShapeError(
-                f"unfold(dim={dim}, size={size}, step={step}) of {show(self.shape)}: expected "
+                f"unfold(dim={dim}, size={size}, step={step}) of {self.shape}: expected "
                 "0 < size <= extent and step > 0"
             )
         return self._windows([(axis, size, step, 1)])
@@ -356,12 +345,11 @@ class Movement(Methods):
         [1, 4]
         """
         first, second = axes_of("diagonal", (dim1, dim2), self.ndim)
-        check_ints("diagonal", offset=offset)
         rest = [d for d in range(self.ndim) if d not in (first, second)]
         x = self.permute(*rest, first, second)
         rows, columns = x.shape[-2:]
         if isinstance(rows, Affine) or isinstance(columns, Affine):
-            raise ShapeError(f"diagonal of symbolic dimensions of {show(self.shape)}")
+            raise ShapeError(f"diagonal of symbolic dimensions of {self.shape}")
         length = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
         top, left = max(-offset, 0), max(offset, 0)
         if length == 0:

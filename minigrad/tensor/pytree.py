@@ -81,9 +81,7 @@ def objects(structure: Any) -> list[Any]:
     return [found for item in inner for found in objects(item)] if isinstance(inner, tuple) else []
 
 
-def rebuild(
-    value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | None = None
-) -> Any:
+def rebuild(value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | None = None) -> Any:
     """A value like `value`, with tensors taken in order, and variables bound to `values`."""
     if value is TENSOR or isinstance(value, Core):
         return tensors()

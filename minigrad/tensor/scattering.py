@@ -9,7 +9,7 @@ from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import low
-from minigrad.tensor.broadcasting import axis_of, show
+from minigrad.tensor.broadcasting import axis_of
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 
@@ -58,7 +58,7 @@ class Scattering(Methods):
         )
         if not fits:
             raise ShapeError(
-                f"{name} along dimension {axis}: tensor {show(self.shape)}, index {show(shape)}; "
+                f"{name} along dimension {axis}: tensor {self.shape}, index {shape}; "
                 "expected as many dimensions, and no larger extents but along that dimension"
             )
         ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
@@ -150,9 +150,7 @@ class Scattering(Methods):
             changed = changed / terms if self.dtype.is_float else changed // terms
         return self._with_part(changed)
 
-    def _updates(
-        self, name: str, dim: int, index: Core, src: Any
-    ) -> tuple[int, Self, Self, Self]:
+    def _updates(self, name: str, dim: int, index: Core, src: Any) -> tuple[int, Self, Self, Self]:
         """Axis, the part of self that is written to, the places, and what goes there."""
         axis, part, places = self._addressed(name, dim, index)
         values = self._operand(src).cast(self.dtype)
@@ -162,7 +160,7 @@ class Scattering(Methods):
             low(have - want) < 0 for have, want in zip(values.shape, index.shape, strict=True)
         ):
             raise ShapeError(
-                f"{name}: index {show(index.shape)} and src {show(values.shape)}; expected a src "
+                f"{name}: index {index.shape} and src {values.shape}; expected a src "
                 "of as many dimensions with at least these extents"
             )
         return axis, part, places, values.shrink([(0, extent) for extent in index.shape])
@@ -178,9 +176,7 @@ class Scattering(Methods):
         """self with the part that starts at its first element replaced."""
         if changed.shape == self.shape:
             return changed
-        amounts = [
-            (0, have - now) for have, now in zip(self.shape, changed.shape, strict=True)
-        ]
+        amounts = [(0, have - now) for have, now in zip(self.shape, changed.shape, strict=True)]
         inside = build.const(True, dtypes.bool, changed.shape, self.raw.device)
         whole = self._new(build.pad(changed.node, amounts))
         return self._new(build.pad(inside, amounts)).where(whole, self)

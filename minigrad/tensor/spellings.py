@@ -1,61 +1,48 @@
-"""PyTorch's second names, its in-place forms (`x.add_(y)`), and arguments under other names."""
+"""PyTorch's second names, its in-place forms (`x.add_(y)`), and what it asks of a tensor."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, Self, cast
+import builtins
+from typing import Any, Self
 
+from minigrad.dtype import DType, resolve
 from minigrad.errors import ShapeError
-from minigrad.tensor.activations import Activations
-from minigrad.tensor.addressing import Addressing
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
-from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, show
-from minigrad.tensor.casts import Casts
+from minigrad.tensor.basic import Basic, Composed
+from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core
-from minigrad.tensor.creation import Creation
-from minigrad.tensor.elementwise import Elementwise
-from minigrad.tensor.functions import Functions
-from minigrad.tensor.indexing import Indexing
-from minigrad.tensor.inquiry import Inquiry
-from minigrad.tensor.joining import Joining
 from minigrad.tensor.methods import Method
-from minigrad.tensor.movement import Movement
-from minigrad.tensor.products import Products
-from minigrad.tensor.scattering import Scattering
+from minigrad.tensor.movement import sequence
 
 
-def same(*methods: Callable[..., Any]) -> tuple[Method, ...]:
+class _Named(Arithmetic, Arranging, Basic):
+    """Where methods are found that get second names."""
+
+
+def same(names: str) -> tuple[Method, ...]:
     """Methods, for second names."""
-    return cast(Any, methods)  # type: ignore[no-any-return]
+    return tuple(getattr(_Named, name) for name in names.split())
 
 
-def writing(*methods: Callable[..., Any]) -> tuple[Method, ...]:
-    """The in-place forms: a method's result written to self, which they give back.
+class InPlace(Method):
+    """The in-place form `add_` of `add`: its result is written to self, which is given back.
 
     The result's shape must be self's; it is cast to self's dtype if that is of its kind.
     """
-    return tuple(_writing(method) for method in methods)
 
+    def __set_name__(self, family: type, name: str) -> None:
+        method = getattr(_Named, name[:-1], None) or getattr(family, name[:-1])
 
-def _writing(method: Any) -> Any:
-    name = f"{method.__name__}_"
+        def write(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._in_place(name, getattr(self, name[:-1])(*args, **kwargs))
 
-    def write(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._in_place(name, method(self, *args, **kwargs))
-
-    write.__name__, write.__wrapped__ = name, method  # type: ignore[attr-defined]
-    write.__doc__ = f"""`{method.__name__}` in place; gives self.
+        write.__name__, write.__wrapped__ = name, method  # type: ignore[attr-defined]
+        write.__doc__ = f"""`{name[:-1]}` in place; gives self.
 
         A leaf that wants a gradient can be written inside `Tensor.no_grad()` only.
         """
-    return write
-
-
-_E, _F, _X, _A = Elementwise, Functions, Activations, Arithmetic
-_P, _I = Products, Addressing
+        setattr(family, name, write)
 
 
 class Spellings(Composed):
@@ -65,33 +52,24 @@ class Spellings(Composed):
 
     # --- second names -----------------------------------------------------------------------------
 
-    subtract, multiply, negative, divide, true_divide = same(_E.sub, _E.mul, _E.neg, _F.div, _F.div)
-    fix, absolute, sgn, arccos, arcsin = same(_F.trunc, _F.abs, _F.sign, _F.acos, _F.asin)
-    arctan, arccosh, arcsinh, arctanh = same(_F.atan, _F.acosh, _F.asinh, _F.atanh)
-    arctan2, greater, greater_equal, less, less_equal = same(_A.atan2, _E.gt, _E.ge, _E.lt, _E.le)
-    not_equal, bitwise_left_shift, bitwise_right_shift = same(_E.ne, _E.lshift, _E.rshift)
-    moveaxis, ravel, ger = same(Arranging.movedim, Movement.flatten, Products.outer)
-    swapaxes, swapdims, broadcast_to = same(Movement.transpose, Movement.transpose, Movement.expand)
-    reshape_as, row_stack, argwhere = same(Arranging.view_as, Arranging.vstack, Indexing.nonzero)
-    remainder, type, swish = same(_E.mod, Casts.cast, _X.silu)
-    concat, concatenate, copy_, clamp = same(Joining.cat, Joining.cat, Core.assign, _E.clip)
-    ndimension, nelement, multi_dot = Inquiry.dim, Core.numel, Products.chain_matmul
+    subtract, multiply, negative, divide, true_divide = same("sub mul neg div div")
+    fix, absolute, sgn, arccos, arcsin, arctan = same("trunc abs sign acos asin atan")
+    arccosh, arcsinh, arctanh, arctan2 = same("acosh asinh atanh atan2")
+    greater, greater_equal, less, less_equal, not_equal = same("gt ge lt le ne")
+    bitwise_left_shift, bitwise_right_shift, remainder = same("lshift rshift mod")
+    moveaxis, ravel, ger, swapaxes, swapdims = same("movedim flatten outer transpose transpose")
+    broadcast_to, reshape_as, argwhere = same("expand view_as nonzero")
+    type, swish, concat, concatenate, copy_, clamp = same("cast silu cat cat assign clip")
+    nelement = _Named.numel
 
     # --- in place ---------------------------------------------------------------------------------
 
-    add_, sub_, mul_, div_, pow_, neg_ = writing(_E.add, _E.sub, _E.mul, _F.div, _F.pow, _E.neg)
-    remainder_, floor_divide_, lerp_ = writing(_E.mod, _E.floor_divide, _F.lerp)
-    addcmul_, addcdiv_, addmm_, baddbmm_ = writing(_A.addcmul, _A.addcdiv, _P.addmm, _P.baddbmm)
-    clamp_, clip_, clamp_min_ = writing(_E.clip, _E.clip, _A.clamp_min)
-    clamp_max_, nan_to_num_, masked_fill_ = writing(_A.clamp_max, _A.nan_to_num, _E.masked_fill)
-    abs_, sign_, ceil_, floor_, round_ = writing(_F.abs, _F.sign, _F.ceil, _F.floor, _F.round)
-    trunc_, sqrt_, rsqrt_, square_ = writing(_F.trunc, _F.sqrt, _F.rsqrt, _F.square)
-    reciprocal_, exp_, log_, sin_, cos_ = writing(_F.reciprocal, _F.exp, _F.log, _F.sin, _F.cos)
-    tanh_, sigmoid_, relu_, tril_ = writing(_F.tanh, _X.sigmoid, _X.relu, Creation.tril)
-    triu_, index_put_, index_add_ = writing(Creation.triu, _I.index_put, _I.index_add)
-    index_copy_, index_fill_, scatter_ = writing(_I.index_copy, _I.index_fill, Scattering.scatter)
-    masked_scatter_, scatter_add_ = writing(_I.masked_scatter, Scattering.scatter_add)
-    (scatter_reduce_,) = writing(Scattering.scatter_reduce)
+    add_ = sub_ = mul_ = div_ = pow_ = neg_ = remainder_ = floor_divide_ = lerp_ = InPlace()
+    addcmul_ = addcdiv_ = addmm_ = clamp_ = clip_ = clamp_min_ = clamp_max_ = InPlace()
+    nan_to_num_ = masked_fill_ = abs_ = sign_ = ceil_ = floor_ = round_ = trunc_ = InPlace()
+    sqrt_ = rsqrt_ = square_ = reciprocal_ = exp_ = log_ = sin_ = cos_ = tanh_ = InPlace()
+    sigmoid_ = relu_ = tril_ = triu_ = index_put_ = index_add_ = index_copy_ = InPlace()
+    index_fill_ = scatter_ = masked_scatter_ = scatter_add_ = scatter_reduce_ = InPlace()
 
     def replace(self, other: Any) -> Self:
         """Take the values of other, of the same shape and dtype: as `set_data` of a tensor.
@@ -100,8 +78,8 @@ class Spellings(Composed):
         [3, 4]
         """
         if other.shape != self.shape or other.dtype is not self.dtype:
-            raise ShapeError(f"replace {self.dtype.name} {show(self.shape)} by {other.dtype.name} "
-                             f"{show(other.shape)}: expected equal shapes and dtypes")  # fmt: skip
+            raise ShapeError(f"replace {self.dtype.name} {self.shape} by {other.dtype.name} "
+                             f"{other.shape}: expected equal shapes and dtypes")  # fmt: skip
         return self.assign(other)
 
     def fill_(self, value: Any) -> Self:
@@ -120,17 +98,6 @@ class Spellings(Composed):
         """
         return self.assign(0)
 
-    def fill_diagonal_(self, fill_value: Scalar, wrap: bool = False) -> Self:
-        """Write one number to the main diagonal of a matrix; wrap: again after each n + 1 rows.
-
-        >>> Tensor([[1, 2], [3, 4]]).fill_diagonal_(0).tolist()
-        [[0, 2], [3, 0]]
-        """
-        rows, columns = (self.arange(extent, device=self.raw.device) for extent in self.shape)
-        rows = rows.unsqueeze(1)
-        on_it = (rows % (self.shape[1] + 1) if wrap else rows).eq(columns)
-        return self.assign(self.masked_fill(on_it, fill_value))
-
     def uniform_(self, a: Scalar = 0.0, b: Scalar = 1.0) -> Self:
         """Replace its elements by random ones, uniform in [a, b).
 
@@ -147,14 +114,6 @@ class Spellings(Composed):
         """
         return self.assign(self.normal(self.shape, mean=mean, std=std, device=self.raw.device))
 
-    def exponential_(self, lambd: Scalar = 1.0) -> Self:
-        """Replace its elements by random ones, exponential with rate lambd.
-
-        >>> Tensor([-5.0]).exponential_().item() >= 0
-        True
-        """
-        return self.assign(-(-self.rand(self.shape, device=self.raw.device)).log1p() / lambd)
-
     def bernoulli_(self, p: Any = 0.5) -> Self:
         """Replace its elements by 1 with probability p, else by 0.
 
@@ -163,85 +122,115 @@ class Spellings(Composed):
         """
         return self.assign(self.bernoulli(p))
 
-    def random_(self, low: int, high: int) -> Self:
-        """Replace its elements by random integers in low … high − 1.
+    # --- what it is, and others like it ----------------------------------------------------------
 
-        >>> Tensor([5]).random_(3, 4).item()
-        3
+    def dim(self) -> int:
+        """Number of dimensions.
+
+        >>> Tensor([[1]]).dim()
+        2
         """
-        return self.assign(self.randint(self.shape, low=low, high=high, device=self.raw.device))
+        return self.ndim
 
+    ndimension = dim
 
-# What else an argument may be called: (its name, or * for what stands before others, methods).
-KEYWORDS: dict[str, tuple[str, str]] = {
-    "keepdims": ("keepdim", """sum prod max min mean any all var std std_mean argmax argmin
-                               logsumexp amax amin median quantile norm"""),
-    "dims": ("*", "permute flip"),
-    "order": ("*", "permute"),
-    "shape": ("*", "reshape view expand broadcast_to"),
-    "size": ("*", "expand"),
-    "repeats": ("*", "repeat"),
-    "dim": ("axis", """sum prod max min mean any all var std std_mean argmax argmin logsumexp
-                       softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp
-                       sort argsort topk normalize layernorm rmsnorm"""),
-    "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
-                       unfold unbind index_select select diff amax amin median quantile norm"""),
-}  # fmt: skip
+    def element_size(self) -> int:
+        """Bytes of one element.
 
+        >>> Tensor([1.0]).element_size()
+        4
+        """
+        return self.dtype.itemsize
 
-def accept_keywords(kind: type) -> None:
-    """Let the methods of a class take arguments under the names in `KEYWORDS`."""
-    by_method: dict[str, dict[str, str]] = {}
-    for word, (meant, names) in KEYWORDS.items():
-        for name in names.split():
-            by_method.setdefault(name, {})[word] = meant
-    for name, words in by_method.items():
-        setattr(kind, name, _accepting(getattr(kind, name), words))
+    itemsize = property(element_size)
 
+    def is_floating_point(self) -> bool:
+        """Whether elements are floats.
 
-def _accepting(method: Callable[..., Any], words: dict[str, str]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for word in kwargs.keys() & words.keys() if kwargs else ():
-            value, meant = kwargs.pop(word), words[word]
-            if kwargs.get(meant) is not None:
-                raise TypeError(
-                    f"{method.__qualname__}({meant}={kwargs[meant]}, {word}={value}): the two are "
-                    "one argument; expected one of them"
-                )
-            if meant == "*":
-                args = (*args, value)
-            elif value is not None:
-                kwargs[meant] = value
-        return method(*args, **kwargs)
+        >>> Tensor([1]).is_floating_point()
+        False
+        """
+        return self.dtype.is_float
 
-    return call
+    def is_complex(self) -> bool:
+        """False: all dtypes are real.
 
+        >>> Tensor([1.0]).is_complex()
+        False
+        """
+        return False
 
-def expect_tensors(function: Callable[..., Any], first: bool = False) -> Callable[..., Any]:
-    """The function, which says so where it is given something else for a parameter of tensors.
+    def equal(self, other: Core) -> bool:
+        """Whether shapes and all elements are equal; read by the host.
 
-    These are annotated as such; with `first` what stands first counts, too (of a method that is
-    called on a tensor it is one).
-    """
-    code, annotations = function.__code__, function.__annotations__
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] or ("input",)
-    wanted = [
-        (place, name) for place, name in enumerate(names)
-        if annotations.get(name) in ("Core", "Tensor") or (first and not place)
-    ]  # fmt: skip
+        >>> Tensor([1, 2]).equal(Tensor([1, 2]))
+        True
+        """
+        return self.shape == other.shape and bool(self.eq(other).all())
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for place, name in wanted:
-            value = args[place] if place < len(args) else kwargs.get(name, call)
-            if not isinstance(value, Core) and value is not call:
-                kind = type(value)
-                home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-                raise TypeError(
-                    f"{function.__name__}: the {'input' if name == 'self' else name} is a "
-                    f"{home}{kind.__name__}, expected a tensor; Tensor(…) makes one"
-                )
-        return function(*args, **kwargs)
+    def allclose(
+        self, other: Any, rtol: Scalar = 1e-5, atol: Scalar = 1e-8, equal_nan: bool = False
+    ) -> bool:
+        """Whether all elements are close (see `isclose`); read by the host.
 
-    return call if wanted else function
+        >>> Tensor([1.0]).allclose(Tensor([1.0 + 1e-6]))
+        True
+        """
+        return bool(self.isclose(other, rtol, atol, equal_nan).all())
+
+    # --- conversions ------------------------------------------------------------------------------
+
+    def type_as(self, other: Core) -> Self:
+        """In the dtype of other.
+
+        >>> Tensor([1]).type_as(Tensor([1.0])).dtype.name
+        'float32'
+        """
+        return self.cast(other.dtype)
+
+    # --- others like it ---------------------------------------------------------------------------
+
+    def new_full(
+        self, size: Any, fill_value: Scalar, *, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: builtins.bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Every element is fill_value; dtype and device of self unless given.
+
+        >>> Tensor([1]).new_full((2,), 7).tolist()
+        [7, 7]
+        """
+        return self.full(size, fill_value, dtype=self.dtype if dtype is None else resolve(dtype),
+                         device=device or self.device, requires_grad=requires_grad)  # fmt: skip
+
+    def new_zeros(self, *size: Any, **options: Any) -> Self:
+        """Zeros; dtype and device of self unless given.
+
+        >>> Tensor([1]).new_zeros(2).tolist()
+        [0, 0]
+        """
+        return self.new_full(sequence(size), 0, **options)
+
+    def new_ones(self, *size: Any, **options: Any) -> Self:
+        """Ones; dtype and device of self unless given.
+
+        >>> Tensor([1]).new_ones(2).tolist()
+        [1, 1]
+        """
+        return self.new_full(sequence(size), 1, **options)
+
+    def new_empty(self, *size: Any, **options: Any) -> Self:
+        """Elements of no particular value; dtype and device of self unless given.
+
+        >>> Tensor([1]).new_empty(2).shape
+        (2,)
+        """
+        return self.new_full(sequence(size), 0, **options)
+
+    def new_tensor(self, data: Any, *, dtype: DType | str | None = None) -> Self:
+        """A tensor of data; dtype and device of self unless given.
+
+        >>> Tensor([1.5]).new_tensor([2]).tolist()
+        [2.0]
+        """
+        kind = self.dtype if dtype is None else dtype
+        return type(self)(data, dtype=kind, device=self.raw.device)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
+from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import (
-    Axes,
-    Scalar,
-    axes_of,
-    axis_of,
-    check_flag,
-    check_ints,
-    check_share,
-    show,
-)
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_share
 from minigrad.tensor.core import Core
-from minigrad.tensor.ordering import Found
+from minigrad.tensor.random import _draw
+from minigrad.tensor.reduce import Found
 
 
 class Statistics(Composed):
@@ -71,7 +65,6 @@ class Statistics(Composed):
 
     def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> Found[Self]:
         """The elements at one place of each line, and the places."""
-        check_flag(name, "keepdim", keepdim)
         axis = axis_of(name, dim, self.ndim)
         if not self.ndim:
             return Found(self, places)
@@ -88,10 +81,9 @@ class Statistics(Composed):
         [2, 2]
         """
         axis = axis_of("kthvalue", dim, self.ndim)
-        check_ints("kthvalue", k=k)
         extent = self._known_shape()[axis] if self.ndim else 1
         if not 1 <= k <= extent:
-            raise ShapeError(f"kthvalue({k}) of {show(self.shape)}: expected 1 … {extent}")
+            raise ShapeError(f"kthvalue({k}) of {self.shape}: expected 1 … {extent}")
         order = self.argsort(axis)
         place = order._part(axis, k - 1, k) if self.ndim else order
         return self._picked("kthvalue", dim, keepdim, place)
@@ -225,7 +217,7 @@ class Statistics(Composed):
         [1, 0, 2]
         """
         if self.ndim != 1 or not self.dtype.is_int:
-            raise DTypeError(f"bincount of {self.dtype.name} {show(self.shape)}: expected a vector "
+            raise DTypeError(f"bincount of {self.dtype.name} {self.shape}: expected a vector "
                              "of integers")  # fmt: skip
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
         dtype = dtypes.int64 if weights is None else weights.dtype
@@ -266,7 +258,7 @@ class Statistics(Composed):
         wanted = self._operand(values)
         if not self.ndim or (self.ndim > 1 and self.shape[:-1] != wanted.shape[:-1]):
             raise ShapeError(
-                f"searchsorted of {show(wanted.shape)} in {show(self.shape)}: expected a sorted "
+                f"searchsorted of {wanted.shape} in {self.shape}: expected a sorted "
                 "vector, or equal leading dimensions"
             )
         line = self if sorter is None else self.gather(-1, sorter)
@@ -282,14 +274,6 @@ class Statistics(Composed):
             step >>= 1
         return place.reshape(wanted.shape)
 
-    def bucketize(self, boundaries: Core, *, right: bool = False) -> Self:
-        """Which interval between sorted boundaries (a vector) each element lies in, int32.
-
-        >>> Tensor([0, 3, 9]).bucketize(Tensor([1, 5])).tolist()
-        [0, 1, 2]
-        """
-        return self._new(boundaries.node).searchsorted(self, right=right)
-
     # --- sums -------------------------------------------------------------------------------------
 
     def count_nonzero(self, dim: Axes = None) -> Self:
@@ -300,35 +284,15 @@ class Statistics(Composed):
         """
         return self.ne(0).sum(dim)
 
-    def nansum(
-        self, dim: Axes = None, keepdim: bool = False, *, dtype: DType | str | None = None
-    ) -> Self:
-        """The sum of what is not NaN.
-
-        >>> Tensor([1.0, float("nan")]).nansum().item()
-        1.0
-        """
-        return self.isnan().where(0, self).sum(dim, keepdim, dtype=dtype)
-
-    def nanmean(self, dim: Axes = None, keepdim: bool = False) -> Self:
-        """The mean of what is not NaN.
-
-        >>> Tensor([1.0, float("nan")]).nanmean().item()
-        1.0
-        """
-        return self.nansum(dim, keepdim) / self._counted(dim, keepdim)
-
     def var_mean(
-        self, dim: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
-        unbiased: bool | None = None,
-    ) -> tuple[Self, Self]:  # fmt: skip
-        """Variance and mean.
+        self, dim: Axes = None, *, keepdim: bool = False, **options: Any
+    ) -> tuple[Self, Self]:
+        """Variance and mean; options as for `var`.
 
         >>> [x.item() for x in Tensor([1.0, 3.0]).var_mean()]
         [2.0, 2.0]
         """
-        variance = self.var(dim, keepdim=keepdim, correction=correction, unbiased=unbiased)
-        return variance, self.mean(dim, keepdim)
+        return self.var(dim, keepdim=keepdim, **options), self.mean(dim, keepdim)
 
     def cov(self, *, correction: Scalar = 1) -> Self:
         """The covariances (n, n) of n variables, the rows of self; of a vector its variance.
@@ -350,7 +314,6 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim)
-        check_ints("diff", n=n)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         first, *more = [part for part in (prepend, self, append) if part is not None]
@@ -380,3 +343,84 @@ class Statistics(Composed):
         whole = x._norm(2 if p is None or isinstance(p, str) else p, axes)
         kept = tuple(e for d, e in enumerate(whole.shape) if d not in axes)
         return whole if keepdim else whole.reshape(kept)
+
+    # --- draws from given weights -----------------------------------------------------------
+
+    @classmethod
+    def randperm(
+        cls, n: int, *, dtype: DType | str | None = None, device: str | None = None
+    ) -> Self:  # fmt: skip
+        """0 … n − 1 in a random order, each order as likely as any other; int32.
+
+        >>> Tensor.randperm(3).sort()[0].tolist()
+        [0, 1, 2]
+        """
+        if n < 0:
+            raise ShapeError(f"randperm({n}): expected an int ≥ 0")
+        first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
+        keys = (first.cast(dtypes.uint64) << 32) | second.cast(dtypes.uint64)
+        order = keys.argsort(0)  # int32
+        return cls._made((order if dtype is None else order.cast(dtype)).node, None, drawn=True)
+
+    def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:
+        """Positions (int32) drawn with probabilities in proportion to the weights in self.
+
+        self is (categories,), or (rows, categories) for draws of each row; weights are finite, ≥ 0
+        and in no row all 0 (DomainError, when that is computed). Without replacement no category is
+        drawn twice, and one of weight 0 only when no others are left.
+
+        >>> Tensor([0.0, 1.0]).multinomial().tolist()
+        [1]
+        """
+        self._check_draws(num_samples, replacement)
+        rows = self._weights()
+        draw = rows._with_replacement if replacement else rows._without_replacement
+        drawn = draw(num_samples)
+        return self._made((drawn.squeeze(0) if self.ndim == 1 else drawn).node, None, drawn=True)
+
+    def _weights(self) -> Self:
+        """(rows, categories) in float64, each ≥ 0 and in each row one > 0."""
+        rows = self.detach().cast(dtypes.float64)
+        rows = rows.unsqueeze(0) if self.ndim == 1 else rows
+        limits = sys.float_info
+        rows = rows._within("multinomial", "no weight", "finite numbers ≥ 0", 0.0, limits.max)
+        largest = rows.max(1, keepdim=True)._within(
+            "multinomial", "the largest weight of a row", "one > 0", limits.min, limits.max
+        )
+        return (largest > 0).where(rows, 0)  # which it is: so the draws depend on it
+
+    def _check_draws(self, count: int, replacement: bool) -> None:
+        if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):
+            raise ShapeError(
+                f"multinomial of weights of shape {self.shape}; expected (categories,) or "
+                "(rows, categories)"
+            )
+        if self.dtype.is_bool:
+            raise DTypeError("multinomial of bool weights: expected numbers; use .float()")
+        if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
+            limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
+            raise ValueError(f"multinomial(num_samples={count}): expected {limit}")
+
+    def _with_replacement(self, count: int) -> Self:
+        """The first category whose running sum exceeds a uniform part of the total."""
+        until = self.cumsum(1)
+        total = until[:, -1:]
+        words = _draw("multinomial", (self.shape[0], count), self.raw.device)
+        shares = (self._unit(*words) * total).unsqueeze(-1)
+        place = (until.unsqueeze(1) <= shares).sum(-1, dtype=dtypes.int32)
+        # rounding may have made a share the total itself
+        return place.minimum((until < total).sum(-1, keepdim=True, dtype=dtypes.int32))
+
+    def _without_replacement(self, count: int) -> Self:
+        """Of exponential waiting times of these rates the shortest (Efraimidis, Spirakis 2006)."""
+        words = _draw("multinomial", self.shape, self.raw.device)
+        waiting = -self._unit(*words).log() / self
+        if count == 1:
+            return waiting.argmin(1, keepdim=True)
+        return waiting.topk(count, 1, largest=False)[1]
+
+    def _unit(self, first: Any, second: Any) -> Self:
+        """float64 between 0 and 1, never one of the two."""
+        high = self._new(first).cast(dtypes.float64)
+        low = (self._new(second) >> 12).cast(dtypes.float64)
+        return (high * 2.0**20 + low + 0.5) * 2.0**-52

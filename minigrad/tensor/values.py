@@ -15,7 +15,7 @@ from minigrad.graph.variable import evaluate
 from minigrad.hints import hint
 from minigrad.program import bytes_of, recording
 from minigrad.tensor import hostdata
-from minigrad.tensor.broadcasting import Scalar, show
+from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
 
@@ -110,7 +110,7 @@ class Values(Methods):
             return only
         if self.numel() != 1 and numel(self._known_shape()) != 1:
             raise ShapeError(
-                f"item() of a tensor of shape {show(self.shape)}: expected one element; "
+                f"item() of a tensor of shape {self.shape}: expected one element; "
                 "use .tolist()"
             )
         value: Scalar = hostdata.unpack(self._bytes(), self.dtype)[0]
@@ -119,7 +119,7 @@ class Values(Methods):
     def __bool__(self) -> bool:
         if numel(self._known_shape()) != 1:
             raise ShapeError(
-                f"the truth of a tensor of shape {show(self.shape)} is ambiguous; "
+                f"the truth of a tensor of shape {self.shape} is ambiguous; "
                 "use .any() or .all()"
             )
         return bool(self.item())
@@ -168,7 +168,7 @@ class Values(Methods):
 
     def _described(self) -> str:
         """Shape, dtype, device."""
-        kind = f"{show(self.shape)} {self.dtype.name}"
+        kind = f"{self.shape} {self.dtype.name}"
         if self.raw.device in Device.meshes:
             kind = self.sharding
         text = f"Tensor {kind} on {self.raw.device}"

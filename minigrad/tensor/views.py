@@ -21,7 +21,7 @@ from minigrad.device import Buffer
 from minigrad.errors import ShapeError
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import high, low
-from minigrad.tensor.broadcasting import Step, follow, placeholder, show
+from minigrad.tensor.broadcasting import Step, follow, placeholder
 from minigrad.tensor.live_tensors import Holder, lazy_views
 
 _IN_MEMORY = (Op.BUFFER, Op.ASSIGN, Op.CONST)
@@ -121,8 +121,8 @@ def writable(view: Holder) -> Holder | None:
         for other in origin.family.living():
             if other is not view and _overlap(_box(origin), _box(other._origin)):
                 raise ShapeError(
-                    f"in-place write to a view of shape {show(view.raw.shape)} of a tensor that "
-                    f"is gone, while another view of it, of shape {show(other.raw.shape)}, lives: "
+                    f"in-place write to a view of shape {view.raw.shape} of a tensor that "
+                    f"is gone, while another view of it, of shape {other.raw.shape}, lives: "
                     "write to a .clone(), or keep the tensor of which both are views"
                 )
         origin = origin.family.origin

@@ -16,8 +16,7 @@ import pytest
 from minigrad import Tensor, nn
 from minigrad.dtype import ALL
 from minigrad.nn import state
-from minigrad.nn.plain_pickle import PickleError, PlainReader
-from minigrad.nn.torch_file import TorchFileError
+from minigrad.nn.torch_file import PickleError, PlainReader, TorchFileError
 
 
 def archive(path, value, files=None, order=b"little"):

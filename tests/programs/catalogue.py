@@ -26,7 +26,7 @@ class Program:
     others: tuple[str, ...] = ()  # files that main imports
     sizes: tuple[tuple[str, str], ...] = ()  # replaced in both, to be done in seconds
     data: Callable[[Path], None] = field(default=lambda place: None)
-    sets: bool = True  # whether a step draws as often as the one before
+    draws: str = ""  # before the line after this one draws begin anew, if not after each step
 
 
 def _names(place: Path) -> None:
@@ -93,7 +93,7 @@ PROGRAMS = {
     "reinforce": Program(
         "examples/reinforcement_learning", "reinforce", "reinforce.py", "",
         r"^policy = Policy\(\)$", r"^    optimizer\.step\(\)$",
-        given="policy", loss="policy_loss", sets=False,
+        given="policy", loss="policy_loss", draws=r"^    state = torch\.from_numpy.*$",
     ),
     "diffusion U-Net": Program(
         "Conditional_Diffusion_MNIST", "diffusion_unet", "script.py", "",

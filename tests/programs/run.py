@@ -92,14 +92,12 @@ class Hands:
     A captured step reads them from the same tensors each time; so these are filled before it.
     """
 
-    def __init__(self, tape: Tape, sets: bool) -> None:
-        self.tape, self.sets = tape, sets
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
         self.held: list[tuple[str, tuple[int, ...], Tensor]] = []
         self.place = 0
 
     def take(self, kind: str, shape: tuple[Any, ...]) -> Tensor:
-        if not self.sets:
-            return Tensor(self.tape.next(kind, shape))
         if self.place == len(self.held):
             self.held.append((kind, shape, Tensor(self.tape.next(kind, shape))))
         name, extents, tensor = self.held[self.place]
@@ -108,7 +106,7 @@ class Hands:
         return tensor
 
     def turn(self) -> None:
-        """A step is over; those of the next one are laid out."""
+        """Draws begin anew; those of the next step are laid out."""
         self.place = 0
         for kind, shape, tensor in self.held:
             tensor.set_data(self.tape.next(kind, shape))
@@ -125,8 +123,8 @@ class Hands:
             "randn_like": lambda x: self.take("randn_like", x.shape),
             "randint": lambda *shape, low=0, high=10: self.take("randint", shape),
             "bernoulli": lambda x: self.take("bernoulli", x.shape),
-            "multinomial": lambda x, n=1, replacement=False: self.take(
-                "multinomial", (*x.shape[:-1], n)),
+            "multinomial": lambda x, n=1, replacement=False: self.take(  # what is kept stays
+                "multinomial", (*x.shape[:-1], n)).clone(),
         }  # fmt: skip
         with mock.patch.multiple(Tensor, **drawing):
             yield
@@ -182,8 +180,8 @@ def sources(program: Program, folder: Path, ported: bool) -> dict[str, str]:
         text = path.read_text("utf-8") if path.exists() else ""
         for old, new in program.sizes:
             text = text.replace(old, new)
-        for pattern, call in ((program.model, f"given({program.given})"),
-                              (program.step, f"seen({program.loss})")):
+        marks = {program.model: f"given({program.given})", program.step: f"seen({program.loss})"}
+        for pattern, call in (marks | ({program.draws: "turn()"} if program.draws else {})).items():
             text = re.sub(rf"{pattern}.*" if pattern[-1] != "$" else pattern, lambda m, c=call: (
                 f"{m[0]}\n{' ' * (len(m[0]) - len(m[0].lstrip()))}{c}"), text, flags=re.M)
         if ported:
@@ -203,7 +201,7 @@ class Run:
         self.losses: list[float] = []
         self.times: list[float] = []
         self.model: Any = None
-        self.hands = Hands(tape or Tape(), program.sets)
+        self.hands = Hands(tape or Tape())
         with tempfile.TemporaryDirectory() as place:
             self._run(sources(program, folder, ported), Path(place))
 
@@ -223,7 +221,12 @@ class Run:
         self.times.append(time.perf_counter())
         if len(self.losses) == STEPS:
             raise Over
-        if self.ported and self.program.sets:
+        if not self.program.draws:
+            self.turn()
+
+    def turn(self) -> None:
+        """The next draws are those of another step."""
+        if self.ported:
             self.hands.turn()
 
     def state(self) -> dict[str, np.ndarray]:
@@ -258,6 +261,7 @@ class Run:
                 mock.patch.object(sys, "path", [str(main.parent), str(place), *sys.path]),
                 mock.patch.object(builtins, "given", self.given, create=True),
                 mock.patch.object(builtins, "seen", self.seen, create=True),
+                mock.patch.object(builtins, "turn", self.turn, create=True),
                 contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Over),
             ):  # fmt: skip
                 exec(compile(main.read_text("utf-8"), str(main), "exec"), scope)

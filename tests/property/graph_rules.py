@@ -40,7 +40,6 @@ SMOOTH: list[tuple[str, Callable[[float], float]]] = [
     ("{x}.contiguous()", lambda b: b),
     ("{x}.softplus()", lambda b: b + 1),
     ("{x}.elu()", lambda b: b),
-    ("{x}.celu()", lambda b: b),
 ]
 PERIODIC = ("{x}.sin()", "{x}.cos()")
 # The same with a kink: continuous, but no gradient may be taken through them.

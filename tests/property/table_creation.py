@@ -74,13 +74,13 @@ LIKE = [
     Operation("empty_like", lambda x: x.empty_like().full_like(0), np.zeros_like, FEW, **_LIKE),
     *(Operation(name, lambda x, name=name: _again(x, name), None, FEW, dtypes=FLOATS,
                 special=False, tolerance=MATH if name == "randn_like" else EXACT)
-      for name in ("rand_like", "randn_like", "randint_like")),
+      for name in ("rand_like", "randn_like")),
 ]  # fmt: skip
 
 
 def _again(x: Any, name: str) -> Any:
     Tensor.manual_seed(3)
-    return getattr(x, name)(**({"dtype": "int32"} if name == "randint_like" else {}))
+    return getattr(x, name)()
 
 
 # The numbers themselves are checked for their distribution in tests/tensor; here: each device

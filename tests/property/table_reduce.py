@@ -141,14 +141,11 @@ REDUCTIONS = [
 ALONG_AXIS = [
     row("softmax", softmax, ALONG_NOT_EMPTY, COMPOSED, dtypes=FLOATS),
     row("log_softmax", log_softmax, ALONG_NOT_EMPTY, COMPOSED, dtypes=FLOATS),
-    row("softmin", lambda x, axis: softmax(-x, axis), ALONG_NOT_EMPTY, COMPOSED, dtypes=FLOATS),
     row("cumsum", lambda x, axis: _wrapping_scan(np.cumsum, x, axis), ALONG, SUMMED,
         dtypes=ALL, result=summed),
     row("cumprod", lambda x, axis: _wrapping_scan(np.cumprod, x, axis), ALONG, SUMMED,
         dtypes=(*FLOATS, *INTS), result=summed, domains=("near_one",),
         gradient_domains=("some_zeros",)),
-    row("logcumsumexp", lambda x, axis: np.logaddexp.accumulate(x, axis=axis), ALONG, COMPOSED,
-        dtypes=FLOATS),
 ]  # fmt: skip
 
 

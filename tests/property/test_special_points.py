@@ -213,7 +213,7 @@ def test_the_deviation_of_equal_numbers(device: str) -> None:
 def test_over_no_elements(device: str) -> None:
     """Empty results of empty rows, and identities where a row gives one number."""
     x = Tensor.zeros(3, 0, device=device)
-    for name in ("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "logcumsumexp"):
+    for name in ("softmax", "log_softmax", "cumsum", "cumprod"):
         assert getattr(x, name)(1).numpy().shape == (3, 0), name
         assert getattr(x.T, name)(0).numpy().shape == (0, 3), name
     for p in (2, 1, 0, INF, -INF):

@@ -17,7 +17,7 @@ NOT_OPERATIONS = {
     "requires_grad", "requires_grad_", "stopped", "training", "train", "no_grad", "manual_seed",
     "random_state", "set_random_state", "from_bytes", "set_data",
     "realize", "is_realized", "to", "assign", "backward", "gradient",
-    "numpy", "data", "tolist", "item", "from_dlpack", "mro", "exponential_",
+    "numpy", "data", "tolist", "item", "from_dlpack", "mro",
     "shard", "shard_", "shard_like", "shard_like_", "sharding",
     "scan",  # tests/tensor/test_scan.py: what it takes is a function
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -82,19 +83,21 @@ def test_the_tensor_and_the_consumer_keep_the_memory_alive(on_device):
 
 
 def test_capsules_that_nobody_consumes_and_capsules_used_twice(on_device):
-    from minigrad.tensor import dlpack
-
-    tensor = Tensor([1.0, 2.0])
-    gc.collect()
-    before = len(dlpack._lent)
-    capsule = tensor.__dlpack__()
-    old = tensor.__dlpack__(max_version=(0, 8))
-    assert len(dlpack._lent) == before + 2
-    del old
-    assert len(dlpack._lent) == before + 1
-    assert Tensor.from_dlpack(capsule).tolist() == [1, 2]
-    with pytest.raises(BufferError, match="used already"):
-        Tensor.from_dlpack(capsule)
+    capsules = []
+    for version in (None, (0, 8), (1, 0)):
+        tensor = Tensor([1.0, 2.0]).realize()
+        memory = weakref.ref(tensor.raw.arg)
+        capsules.append(tensor.__dlpack__(max_version=version))
+        unused = Tensor([3.0]).realize()
+        gone = weakref.ref(unused.raw.arg)
+        unused.__dlpack__(max_version=version)
+        del tensor, unused
+        gc.collect()
+        assert (memory() is not None) == shares_memory(on_device) and gone() is None
+    for capsule in capsules:
+        assert Tensor.from_dlpack(capsule).tolist() == [1, 2]
+        with pytest.raises(BufferError, match="used already"):
+            Tensor.from_dlpack(capsule)
 
 
 def test_views_empty_tensors_and_numbers(on_device):

@@ -82,7 +82,6 @@ BEYOND: dict[str, tuple[Callable[[], Any], str]] = {
     "arange below": (lambda: Tensor.arange(-1, 2, dtype="uint8"), "arange"),
     "linspace": (lambda: Tensor.linspace(0, 300, 3, dtype="uint8"), "linspace"),
     "randint": (lambda: Tensor.randint(2, low=0, high=300, dtype="uint8"), "randint"),
-    "randint_like": (lambda: U8.randint_like(0, 300), "randint"),
     "where": (lambda: FLAG.where(BIG, X), "where"),
     "masked_fill": (lambda: X.masked_fill(FLAG, BIG), "masked_fill"),
     "pad": (lambda: X.pad((1, 1), value=BIG), "pad"),

@@ -1,0 +1,172 @@
+"""What methods and functions are given: each argument of the kind that its annotation names.
+
+One of another kind raises where the user wrote it, and not where something is computed with it.
+Arguments may go by other libraries' names, too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from types import FunctionType, NoneType
+from typing import Any, NamedTuple
+
+from minigrad.errors import ShapeError
+from minigrad.graph.symbolic import Affine
+from minigrad.tensor.broadcasting import whole
+from minigrad.tensor.core import Core
+
+# What else an argument may be called: (its name, or * for what stands before others, methods).
+KEYWORDS: dict[str, tuple[str, str]] = {
+    "keepdims": ("keepdim", """sum prod max min mean any all var std std_mean argmax argmin
+                               logsumexp amax amin median quantile norm"""),
+    "dims": ("*", "permute flip"),
+    "order": ("*", "permute"),
+    "shape": ("*", "reshape view expand broadcast_to"),
+    "size": ("*", "expand"),
+    "repeats": ("*", "repeat"),
+    "dim": ("axis", """sum prod max min mean any all var std std_mean argmax argmin logsumexp
+                       softmax log_softmax cumsum cumprod cummax cummin
+                       sort argsort topk normalize layernorm rmsnorm"""),
+    "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
+                       unfold unbind index_select select diff amax amin median quantile norm"""),
+}  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """What an annotation stands for."""
+
+    plain: frozenset[type]  # the types that are taken as they are
+    fits: Callable[[Any], bool]  # whether a value of another type is
+    words: str  # "expected …"
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (Integral, Affine)) and not isinstance(value, bool)
+
+
+def _are_ints(value: Any) -> bool:
+    return _is_int(value) or isinstance(value, (tuple, list, range)) and all(map(_is_int, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (Real, Affine, Core))
+
+
+_TENSOR = Kind(frozenset(), lambda value: isinstance(value, Core), "a tensor; Tensor(…) makes one")
+_NUMBER = Kind(frozenset({float, int, bool}), _is_number, "a number")
+_AXES = Kind(frozenset({int}), _are_ints, "an int or several")
+_FLAG = Kind(frozenset({bool}), lambda value: False, "True or False")
+_SIZE = Kind(frozenset(), lambda value: _is_int(value) and value >= 0, "an int ≥ 0")
+KINDS = {
+    "int": Kind(frozenset({int}), _is_int, "an int"), "bool": _FLAG, "builtins.bool": _FLAG,
+    "Integer": Kind(frozenset({int}), _is_int, "an int"),
+    "float": _NUMBER, "Scalar": _NUMBER, "Core": _TENSOR, "Tensor": _TENSOR, "Self": _TENSOR,
+    "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
+    "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[int] | None": _AXES,
+}  # fmt: skip
+
+
+def kind_of(annotation: Any) -> Kind | None:
+    """What an annotation stands for, if it is known here."""
+    plain = str(annotation).removesuffix(" | None")
+    kind = KINDS.get(annotation) or KINDS.get(plain)
+    if kind is None or (plain == annotation and annotation != "Axes"):
+        return kind
+    return kind._replace(plain=kind.plain | {NoneType})
+
+
+def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
+    """The value, whole numbers of other kinds as ints; TypeError where it is of another kind."""
+    if kind.fits(value):
+        several = kind.fits is _are_ints and not _is_int(value)
+        return tuple(map(whole, value)) if several else whole(value)
+    home, what = type(value).__module__, type(value).__name__
+    shown = repr(value) if home == "builtins" else ""
+    if kind.words is _TENSOR.words or not 0 < len(shown) <= 60:
+        what = what if home == "builtins" else f"{home}.{what}"
+        said = f"{title}: the {'input' if name == 'self' else name} is a {what}, "
+    else:
+        said = f"{title}({name}={shown}): "
+    wrong = ShapeError if kind is _SIZE and _is_int(value) else TypeError
+    raise wrong(f"{said}expected {kind.words}")
+
+
+def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> None:
+    """Arguments by name, each `fitted` to its kind."""
+    for name, value in given.items():
+        kind = kinds.get(name)
+        if kind is not None and type(value) not in kind.plain:
+            given[name] = fitted(title, name, value, kind)
+
+
+def checked(
+    function: Callable[..., Any], words: Mapping[str, str] | None = None, *, first: bool = False,
+    sizes: bool = False,
+) -> Callable[..., Any]:  # fmt: skip
+    """The function, which refuses an argument of another kind than its annotation's.
+
+    words: other names of its arguments, see `KEYWORDS`. first: what stands first is a tensor, of
+    whatever annotation (of a method that is called on a tensor it is one). sizes: it is a layer's
+    __init__, and ints are ≥ 0.
+    """
+    code, words = function.__code__, words or {}
+    named = function.__qualname__.rpartition(".")[2]
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    kinds = {name: kind_of(function.__annotations__.get(name)) for name in names}
+    if sizes:
+        kinds |= {name: _SIZE for name in names if function.__annotations__.get(name) == "int"}
+    kinds |= {word: kinds.get(meant) for word, meant in words.items() if word not in kinds}
+    places = [(name, kinds[name]) for name in names[: code.co_argcount]]
+    if first:
+        places[:1] = [(names[0] if names else "input", _TENSOR)]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        title = type(args[0]).__name__ if sizes else named
+        for place, (value, (name, kind)) in enumerate(zip(args, places, strict=False)):
+            if kind is not None and type(value) not in kind.plain:
+                value = fitted(title, name, value, kind)
+                args = (*args[:place], value, *args[place + 1 :])
+        if not kwargs:
+            return function(*args)
+        fit(title, kinds, kwargs)
+        for word in kwargs.keys() & words.keys():
+            value, meant = kwargs.pop(word), words[word]
+            if kwargs.get(meant) is not None:
+                raise TypeError(
+                    f"{function.__qualname__}({meant}={kwargs[meant]}, {word}={value}): the two "
+                    "are one argument; expected one of them"
+                )
+            if meant == "*":
+                args = (*args, value)
+            elif value is not None:
+                kwargs[meant] = value
+        return function(*args, **kwargs)
+
+    return call if words or any(kind for _, kind in [*places, *kinds.items()]) else function
+
+
+def check_functions(names: dict[str, Any], *homes: str, first: bool = False) -> None:
+    """Let the public functions among a module's names, defined in it or in `homes`, do so."""
+    for name, value in list(names.items()):
+        if isinstance(value, FunctionType) and not name.startswith("_"):
+            if value.__module__ in (names["__name__"], *homes):
+                names[name] = checked(value, first=first)
+
+
+def check_methods(kind: type) -> None:
+    """Let all public methods of a class refuse arguments of another kind, and take `KEYWORDS`."""
+    by_method: dict[str, dict[str, str]] = {}
+    for word, (meant, names) in KEYWORDS.items():
+        for name in names.split():
+            by_method.setdefault(name, {})[word] = meant
+    for family in kind.__mro__[-2:0:-1]:  # the first one that has a method counts
+        for name, method in list(vars(family).items()):
+            function = getattr(method, "__func__", method)
+            if hasattr(function, "__code__") and not name.startswith("_"):
+                checking = checked(function, by_method.get(name))
+                if checking is not function:
+                    form = type(method) if function is not method else (lambda f: f)
+                    setattr(kind, name, form(checking))

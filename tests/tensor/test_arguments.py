@@ -1,0 +1,100 @@
+"""Every argument of every public function refuses what is of another kind, in one sentence."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from minigrad import Tensor, docs
+
+WRONG: tuple[Any, ...] = ("wrong", 1.5, 7, [None], {}, None, object())
+X = Tensor([[1.0, 2.0], [3.0, 4.0]])
+I = Tensor([[0, 1], [1, 0]])  # noqa: E741
+# What is right for parameters that annotations say too little of.
+RIGHT: dict[str, Any] = {
+    "other": X, "index": I, "indices": I, "target": I, "mask": X > 2, "attn_mask": None, "src": X,
+    "values": X, "end": X, "weight": X, "tensor1": X, "tensor2": X, "mat1": X, "x2": X,
+    "batch1": X, "test_elements": X, "min_": 0.0, "max_": 1.0, "q": 0.5, "start": 0, "stop": 4,
+    "dims": 1, "value": X, "data": [1.0], "source": X,
+}  # fmt: skip
+# Which of `WRONG` an annotation allows, by the text of the annotation; others are not checked.
+ALLOWED: dict[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int,
+    "Scalar": lambda value: isinstance(value, (int, float)),
+    "bool": lambda value: isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "Tensor": lambda value: False, "Core": lambda value: False, "Self": lambda value: False,
+    "Axes": lambda value: value is None or type(value) is int,
+    "int | Sequence[int]": lambda value: type(value) is int,
+}  # fmt: skip
+ALLOWED["float"], ALLOWED["Integer"] = ALLOWED["Scalar"], ALLOWED["int"]
+
+
+def functions() -> Iterator[tuple[str, Any]]:
+    """All public functions, methods and layers, by the names that users write."""
+    for title, place in docs.places().items():
+        for name in docs.names_of(place) if title != "minigrad" else ():
+            value = getattr(place, name)
+            if inspect.isclass(value) and title != "nn":
+                continue
+            if callable(value) and not isinstance(value, type(Tensor)):
+                yield f"{title}.{name}", value
+
+
+def cases() -> Iterator[tuple[str, Any, str, str]]:
+    """(name, function, parameter, what it takes) of each parameter whose annotation says it."""
+    for name, function in functions():
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            continue
+        for parameter in parameters:
+            said = str(parameter.annotation)
+            kind = said.removesuffix(" | None")
+            named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if kind in ALLOWED and named and parameter.name != "device":
+                yield name, function, parameter.name, said
+
+
+def arguments(function: Any) -> dict[str, Any]:
+    """Plausible arguments for what must be given."""
+    given: dict[str, Any] = {}
+    for one in inspect.signature(function).parameters.values():
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
+            kind = str(one.annotation)
+            usual: Any = {"int": 1, "Integer": 1, "Scalar": 1.0, "float": 0.5, "str": "mean"}.get(
+                kind, 0 if kind.startswith("int |") else X
+            )
+            given[one.name] = usual if kind in ALLOWED or "int" in kind else RIGHT.get(one.name, X)
+    return given
+
+
+CASES = {f"{name}({parameter})": rest for name, *rest in cases() for parameter in [rest[1]]}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_another_kind_is_refused(case: str) -> None:
+    """randint(low="a") told of "unsupported operand type(s)", and keepdim=7 was taken."""
+    function, parameter, said = CASES[case]
+    kind = said.removesuffix(" | None")
+    for value in WRONG:
+        if (value is None and kind != said) or ALLOWED[kind](value):
+            continue
+        given = {**arguments(function), parameter: value}
+        first, *_ = inspect.signature(function).parameters.values()
+        rest = {name: one for name, one in given.items() if name != first.name}
+        positional = [given[first.name]] if first.name == "self" else []
+        call = rest if positional else given
+        with pytest.raises((TypeError, ValueError)) as found:
+            function(*positional, **call)
+        text = str(found.value)
+        assert re.search(r"expected|to type|use ", text), (value, text)
+        assert parameter in text or "input" in text, (value, text)
+
+
+def test_the_walk_is_long() -> None:
+    assert len(CASES) > 700
