@@ -18,11 +18,13 @@ class Piece:
 
     forward: (its input, targets) → (what its first layer gets, its output); the input is tokens for
     the first piece; the last one's output is the loss. params: by the names that they have in the
-    whole model; `shared` ones are those that another piece has, too.
+    whole model; `shared` ones are those that another piece has, too. size: how long it takes, where
+    a layer takes 1.
     """
 
     forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     params: Mapping[str, Tensor]
+    size: float = 1.0
     shared: frozenset[str] = frozenset()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from math import prod
 from typing import Any
 
@@ -28,12 +29,12 @@ from minigrad.models.parallel.pieces import Piece, Programs
 from minigrad.models.parallel.schedules import (
     BACKWARD,
     FORWARD,
+    INPUT,
     WEIGHTS,
     Table,
     Task,
     Timed,
     forward_table,
-    make_table,
 )
 from minigrad.runtimes.host import usable_threads
 from minigrad.tensor import live_tensors
@@ -55,8 +56,9 @@ class Port:
     ) -> None:  # fmt: skip
         self.stage, self.stages, self.runtime, self.spec = stage, stages, runtime, spec
         self.ends = list(zip(transports, (one.number for one in runtime.local), strict=True))
+        self._outlets = [copy(one) for one in transports]  # who waits for messages presses no sends
         self.places, self.activity = runtime.mesh.size, activity
-        self._progress = Progress(activity, lambda _: None)
+        self._progress = Progress(activity, self._press)
         self._sent: list[tuple[Job, Tensor]] = []
         self.bytes_sent = 0
 
@@ -67,13 +69,20 @@ class Port:
 
         def action() -> None:
             begun = [(end, end.isend(to * self.places + place, _address(part), part.nbytes, tag))
-                     for (end, place), part in zip(self.ends, parts, strict=True)]  # fmt: skip
+                     for end, (_, place), part in zip(self._outlets, self.ends, parts, strict=True)
+                     ]  # fmt: skip
             for end, request in begun:
                 end.wait([request])
 
         job = Job(action)
         self._progress.submit(job)
+        self._sent = [(one, kept) for one, kept in self._sent
+                      if not one.done or one.error is not None]  # fmt: skip
         self._sent.append((job, tensor))
+
+    def _press(self, pressing: bool) -> None:
+        for end in self._outlets:
+            end.pressing = pressing
 
     def flush(self) -> None:
         """Wait until all is sent."""
@@ -243,20 +252,22 @@ class Stage:
 class Pipeline:
     """Pieces of a model at stages, and how they are trained together.
 
-    named: all parameters. place: puts some of them, by name, on a mesh, and what their optimizer
-    keeps. width: of what one piece hands to the next, (rows, tokens, width) float32, divided as
-    `spec` says. here: the stages of this process.
+    named: all parameters. table: when who does what (`schedules.py`). place: puts some parameters,
+    by name, on a mesh, and what their optimizer keeps. width: of what one piece hands to the next,
+    (rows, tokens, width) float32, divided as `spec` says. here: the stages of this process.
     """
 
     def __init__(
-        self, named: Mapping[str, Tensor], pieces: Sequence[Piece], stages: int,
-        axes: Mapping[str, int], width: int, spec: P, schedule: str, micro: int,
-        place: Callable[..., None],
+        self, named: Mapping[str, Tensor], pieces: Sequence[Piece], table: Table,
+        axes: Mapping[str, int], width: int, spec: P, place: Callable[..., None],
     ) -> None:  # fmt: skip
         self.named, self.names = named, list(named)
-        self.pieces, self.width, self.place, self.stages = pieces, width, place, stages
-        self.table = make_table(schedule, stages, micro, len(pieces))
-        self.micro, self.is_split = micro, schedule == "zb"
+        self.pieces, self.width, self.place = pieces, width, place
+        self.table = table
+        stages = self.stages = len(table)
+        tasks = [task for row in table for task in row]
+        self.micro = 1 + max(task.micro for task in tasks)
+        self.is_split = any(task.kind == INPUT for task in tasks)
         ranks, places = world(), prod(axes.values())
         kind = Device.DEFAULT.partition(":")[0]
         own = range(stages) if ranks is None else [ranks.rank // places]

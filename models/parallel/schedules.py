@@ -137,13 +137,16 @@ NO_WIRE = Wire(0.0, 0.0)
 
 
 def simulate(
-    table: Table, costs: Mapping[str, float] = COSTS, wire: Wire = NO_WIRE
-) -> list[list[Timed]]:
+    table: Table, costs: Mapping[str, float] = COSTS, wire: Wire = NO_WIRE,
+    sizes: Sequence[float] = (),
+) -> list[list[Timed]]:  # fmt: skip
     """When each task is done where all stages are equally fast, and what is sent takes its time.
 
+    sizes: of pieces, whose tasks take as many times what `costs` says; all 1 if not given.
     ValueError for a table in which stages wait for one another for ever.
     """
-    stages, pieces = len(table), 1 + max(task.piece for row in table for task in row)
+    stages, pieces = len(table), pieces_of(table)
+    sizes = sizes or (1,) * pieces
     done: dict[Task, float] = {}
     there: dict[Task, float] = {}  # when its result is at the stage that waits for it
     free: dict[tuple[int, int], float] = {}
@@ -158,7 +161,7 @@ def simulate(
                     break
                 ready = [(done if other.piece == task.piece else there)[other] for other in waits]
                 start = max([times[-1].stop if times else 0.0, *ready])
-                done[task] = there[task] = start + costs[task.kind]
+                done[task] = there[task] = start + costs[task.kind] * sizes[task.piece]
                 times.append(Timed(task, start, done[task]))
                 after = task.piece + (1 if task.kind == FORWARD else -1)
                 link = task.piece % stages, after % stages
@@ -170,6 +173,38 @@ def simulate(
                      if len(times) < len(row)]  # fmt: skip
             raise ValueError(f"a table whose stages wait for ever, for {stuck}")
     return result
+
+
+def pieces_of(table: Table) -> int:
+    """How many pieces of a model a table is for."""
+    return 1 + max(task.piece for row in table for task in row)
+
+
+def layers_of_pieces(table: Table, layers: int, behind: float = 0.0) -> list[int]:
+    """How many layers each piece gets, so that a step is as short as can be; each at least one.
+
+    behind: how much comes behind the last layer, in layers. From parts that are as even as can be,
+    one layer at a time goes to a neighbour, the one that shortens the step most, while any does.
+    """
+    count = pieces_of(table)
+    best = [layers * (k + 1) // count - layers * k // count for k in range(count)]
+
+    def took(sizes: Sequence[int]) -> float:
+        return length(simulate(table, sizes=[*sizes[:-1], sizes[-1] + behind]))
+
+    shortest = took(best)
+    while True:
+        moved = []
+        for source, to in [pair for k in range(1, count) for pair in ((k - 1, k), (k, k - 1))]:
+            sizes = [*best]
+            sizes[source] -= 1
+            sizes[to] += 1
+            if sizes[source]:
+                moved.append((took(sizes), sizes))
+        now, sizes = min(moved, default=(shortest, best))
+        if now >= shortest:
+            return best
+        best, shortest = sizes, now
 
 
 def length(rows: Sequence[Sequence[Timed]]) -> float:
