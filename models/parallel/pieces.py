@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigrad import Mesh, P, Tensor, jit
-from minigrad.graph.rewrite import replaced
-from minigrad.models.parallel.cutting import cut
+from minigrad.graph import build
+from minigrad.graph.node import topological
+from minigrad.models.parallel.cutting import COMPUTED_AGAIN, cut
 from minigrad.models.parallel.schedules import BACKWARD, FORWARD, INPUT, WEIGHTS
 
 
@@ -60,10 +61,13 @@ class Programs:
         @jit
         def program(values: list[Tensor]) -> list[Tensor]:
             now = dict(zip(reads, (value.node for value in values), strict=True))
-            nodes = [Tensor._of(node) for node in replaced([*kept, *slopes], now)]
-            for total, slope in zip(totals, nodes[len(kept) :], strict=True):
-                total.assign(total + slope)
-            made = [node.contiguous() for node in nodes[: len(kept)]]
+            for node in topological([*kept, *slopes], now):
+                now[node] = build.rebuild(node, [now[source] for source in node.src])
+                if node in kept and node.op in COMPUTED_AGAIN:  # others read what is stored, too
+                    now[node] = build.contiguous(now[node])
+            for total, slope in zip(totals, slopes, strict=True):
+                total.assign(total + Tensor._of(now[slope]))
+            made = [Tensor._of(now[node]).contiguous() for node in kept]
             Tensor.realize(*made, *totals)
             return made
 
