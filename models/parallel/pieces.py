@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 from minigrad import Mesh, P, Tensor, jit
 from minigrad.graph import build
-from minigrad.graph.node import topological
-from minigrad.models.parallel.cutting import COMPUTED_AGAIN, cut
+from minigrad.graph.node import Node, topological
+from minigrad.models.parallel.cutting import COMPUTED_AGAIN, Part, cut
 from minigrad.models.parallel.schedules import BACKWARD, FORWARD, INPUT, WEIGHTS
+
+AFTER = {FORWARD: (BACKWARD, INPUT, WEIGHTS), INPUT: (WEIGHTS,), BACKWARD: (), WEIGHTS: ()}
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Piece:
 
 
 class Programs:
-    """What is done with a piece, for micro-batches of one shape; gradients are added up."""
+    """What is done with a piece, for micro-batches of one shape; gradients are added up.
+
+    kinds: the tasks of its stage, of which each gets a program.
+    """
 
     def __init__(
         self, piece: Piece, given: Sequence[Tensor], slope: Tensor | None,
-        sums: Mapping[str, Tensor], share: float, split: bool, mesh: Mesh, spec: P,
+        sums: Mapping[str, Tensor], share: float, kinds: AbstractSet[str], mesh: Mesh, spec: P,
     ) -> None:  # fmt: skip
         entry, output = piece.forward(given[0], given[-1])
         output = output * share if slope is None else output.shard(mesh, spec).contiguous()
@@ -45,12 +51,19 @@ class Programs:
         self.output, self.gradient = output.node, first.node
         nodes = [weight.node for weight in weights]
         self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=True))
-        back = [first.node] if split or given[0].dtype.is_float else []
-        programs = (back, nodes) if split else ([*back, *nodes],)
-        self._parts = cut([[output.node], *programs], frozenset(self.inputs))
-        kinds = (FORWARD, INPUT, WEIGHTS) if split else (FORWARD, BACKWARD)
-        self._programs = {kind: (part, self._captured(part))
-                          for kind, part in zip(kinds, self._parts, strict=True)}  # fmt: skip
+        parts: dict[str, Part] = {}
+        reads, writes = dict[Node, None](), dict[Node, None]()
+        for some in ((BACKWARD,), (INPUT, WEIGHTS)):
+            if kinds.isdisjoint(some):
+                continue
+            back = [first.node] if INPUT in some or given[0].dtype.is_float else []
+            programs = (back, nodes) if INPUT in some else ([*back, *nodes],)
+            forward, *others = cut([[output.node], *programs], frozenset(self.inputs))
+            reads |= dict.fromkeys(forward.reads)
+            writes |= dict.fromkeys(forward.writes)
+            parts.update(zip(some, others, strict=True))
+        parts[FORWARD] = Part(tuple(reads), tuple(writes))
+        self._programs = {kind: (part, self._captured(part)) for kind, part in parts.items()}
 
     def _captured(self, part: Any) -> Callable[..., list[Tensor]]:
         reads, writes = part
@@ -80,6 +93,7 @@ class Programs:
             made = program([values[node] for node in part.reads])
         kept = [node for node in part.writes if node not in self._weights]
         values.update(zip(kept, made, strict=True))
+        later = [self._programs[other][0].reads for other in AFTER[kind] if other in self._programs]
         for node in part.reads:  # what nobody behind it reads can go
-            if not any(node in other.reads for other in self._parts[self._parts.index(part) + 1 :]):
+            if not any(node in reads for reads in later):
                 values.pop(node, None)

@@ -29,7 +29,6 @@ from minigrad.models.parallel.pieces import Piece, Programs
 from minigrad.models.parallel.schedules import (
     BACKWARD,
     FORWARD,
-    INPUT,
     WEIGHTS,
     Table,
     Task,
@@ -265,9 +264,7 @@ class Pipeline:
         self.pieces, self.width, self.place = pieces, width, place
         self.table = table
         stages = self.stages = len(table)
-        tasks = [task for row in table for task in row]
-        self.micro = 1 + max(task.micro for task in tasks)
-        self.is_split = any(task.kind == INPUT for task in tasks)
+        self.micro = 1 + max(task.micro for row in table for task in row)
         ranks, places = world(), prod(axes.values())
         kind = Device.DEFAULT.partition(":")[0]
         own = range(stages) if ranks is None else [ranks.rank // places]
@@ -360,8 +357,9 @@ class Pipeline:
         given = [stage.rows(targets)] if is_last else []
         given.insert(0, stage.port.blank(shape) if number else stage.rows(ids))
         slope = None if is_last else stage.port.blank(shape)
-        return Programs(stage.pieces[number], given, slope, stage.sums, 1 / self.micro,
-                        self.is_split, stage.mesh, stage.port.spec)  # fmt: skip
+        kinds = {task.kind for task in self.table[stage.number] if task.piece == number}
+        return Programs(stage.pieces[number], given, slope, stage.sums, 1 / self.micro, kinds,
+                        stage.mesh, stage.port.spec)  # fmt: skip
 
     def _execute(
         self, stage: Stage, row: Sequence[Task], programs: Mapping[int, Programs],
