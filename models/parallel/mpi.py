@@ -23,7 +23,9 @@ from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, 
 SPINS = 50  # looks at a message before the first nap
 PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
-LONGEST_NAP = 1e-3  # where nobody waits: naps grow up to it, as each look interrupts a kernel
+# Naps grow while nobody waits, as each look interrupts a kernel: up to what may delay a rank that
+# waits at the other end of an exchange; of what was sent ahead, and is read when somebody looks.
+LONGEST_NAP, LONGEST_AHEAD = 200e-6, 1e-3
 BEAT = 0.5  # seconds between signs of life
 
 
@@ -64,11 +66,13 @@ class MPITransport:
     def __init__(self, mpi: Any, communicator: Any) -> None:
         self.mpi, self.communicator = mpi, communicator
         self.rank, self.size = communicator.rank, communicator.size
-        self._hurry = threading.Event()
+        self._hurry, self._longest = threading.Event(), LONGEST_NAP
 
     def __copy__(self) -> MPITransport:
-        """Another one of the same messages, which somebody else may be waiting for."""
-        return MPITransport(self.mpi, self.communicator)
+        """Another one of the same messages, for those who send ahead."""
+        other = MPITransport(self.mpi, self.communicator)
+        other._longest = LONGEST_AHEAD
+        return other
 
     @property
     def pressing(self) -> bool:
@@ -110,7 +114,7 @@ class MPITransport:
                     time.sleep(NAP)
                 elif looks > SPINS:
                     self._hurry.wait(nap)
-                    nap = min(2 * nap, LONGEST_NAP)
+                    nap = min(2 * nap, self._longest)
         except self.mpi.Exception as error:
             raise RankError(
                 self.rank, f"an exchange of rank {self.rank} failed: {error}: all ranks must make "
