@@ -7,7 +7,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from minigrad import Device, Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
@@ -27,7 +27,7 @@ from minigrad.models.text import Windows
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
-Divided = Division | Pipeline
+Divided: TypeAlias = Division | Pipeline
 RECENT = 50  # batches whose mean loss is called the training loss
 
 
