@@ -62,14 +62,18 @@ class Port:
         self.bytes_sent = 0
 
     def send(self, tensor: Tensor, to: int, tag: int) -> None:
-        """Begin to send a realized tensor; it stays until `flush`."""
+        """Begin to send a realized tensor, which stays as long as that takes.
+
+        At once, and not when what was sent before has arrived: that may be for another stage, or
+        wanted later.
+        """
         parts = tensor.raw.arg.memory.parts
         self.bytes_sent += sum(part.nbytes for part in parts)
+        begun = [(end, end.isend(to * self.places + place, _address(part), part.nbytes, tag))
+                 for end, (_, place), part in zip(self._outlets, self.ends, parts, strict=True)
+                 ]  # fmt: skip
 
         def action() -> None:
-            begun = [(end, end.isend(to * self.places + place, _address(part), part.nbytes, tag))
-                     for end, (_, place), part in zip(self._outlets, self.ends, parts, strict=True)
-                     ]  # fmt: skip
             for end, request in begun:
                 end.wait([request])
 
