@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -22,7 +23,7 @@ from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.parallel.layouts import pipeline
 
 from .programs import Program
-from .ranks import on_mesh
+from .ranks import LIMIT, on_mesh
 from .sharded import (
     CONFIG,
     DEEP,
@@ -255,6 +256,26 @@ def test_losses_of_pipelines_are_those_of_one_device(layout: str) -> None:
     found = staged(layout, "sgd")
     np.testing.assert_allclose(found["losses"], alone(config_of(layout), "sgd"), rtol=1e-5)
     assert found["sent"] == found["formula"]
+
+
+def test_messages_of_stages_do_not_wait_for_each_other() -> None:
+    """Nobody takes the first one before the second."""
+    first, second = (stage for stage in pipeline(GPT(DEEP), *PIPELINES["zb × tp"]).here)
+    shape, sent, found = (2, 3, DEEP.dim), np.arange(2), list[float]()
+    for number in sent:
+        given = first.rows(np.full(shape, number, np.float32)).shard(first.mesh, P("dp")).realize()
+        first.port.send(given, 1, 1000 + int(number))
+
+    def take() -> None:
+        for number in reversed(sent):
+            coming = second.port.expect(second.port.blank(shape), 0, 1000 + int(number))
+            found.append(second.port.take(coming).numpy().max())
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    taking.join(LIMIT)
+    assert found == [1, 0]
+    first.port.flush()
 
 
 def test_what_one_stage_raises_ends_all() -> None:
