@@ -447,16 +447,25 @@ class Pipeline:
             stage.optimizer.set_lr(lr)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """As `Optimizer.state_dict`, of all parameters; zeros for what other processes have."""
-        optimizer = self.here[0].optimizer
-        state = {"lr": optimizer.lr, "step": optimizer.t}
+        """As `Optimizer.state_dict`, of all parameters; zeros for what other processes have.
+
+        What several stages have alike is the first one's.
+        """
+        first, *_ = self.here
+        optimizer, zero = first.optimizer, Tensor.zeros((), device=self.device)
+        numbers = {"lr": optimizer.lr, "step": optimizer.t}
+        state = {name: zero.cast(number.dtype).reshape(number.shape) if first.number else number
+                 for name, number in numbers.items()}  # fmt: skip
         for moment in optimizer.moments:
             for place, param in enumerate(self.named.values()):
                 state[f"{moment}.{place}"] = Tensor.zeros(param.shape, device=self.device)
-        for stage in reversed(self.here):
+        for stage in self.here:
+            others = {name for piece in stage.pieces.values() for name in piece.shared
+                      if stage.number}  # fmt: skip
             for moment, tensors in stage.optimizer.moments.items():
                 for name, tensor in zip(stage.params, tensors, strict=True):
-                    state[f"{moment}.{self.names.index(name)}"] = tensor
+                    if name not in others:
+                        state[f"{moment}.{self.names.index(name)}"] = tensor
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -173,7 +173,9 @@ def save_in_parts(folder: Path) -> None:
         named[name] = nn.state.get_state_dict(model)
     Tensor.manual_seed(1)
     stages, axes, *rest = PIPELINES["zb × tp"]
-    named["stages"] = dict(layouts.pipeline(GPT(DEEP), stages, axes, *rest).named)
+    made = layouts.pipeline(GPT(DEEP), stages, axes, *rest)
+    made.train_with(lambda params: optimizer_of("adamw", params), 0)
+    named["stages"] = {**made.named, **made.state_dict()}
     for name, tensors in named.items():
         for _ in range(2):
             parts.save(folder / name, tensors, {"name": name}, ranks)
