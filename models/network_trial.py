@@ -123,19 +123,22 @@ class Job:
 
 @contextmanager
 def started(
-    layout: Layout, config: GPTConfig, batch: int, hosts: Sequence[Sequence[str]] = ()
-) -> Iterator[Job]:
+    layout: Layout, config: GPTConfig, batch: int, hosts: Sequence[Sequence[str]] = (),
+    copies: int = 1,
+) -> Iterator[Job]:  # fmt: skip
     """A training of so many ranks, each with a core of its own, for the time of a `with` block.
 
     hosts: for each rank the words after which a program's words run on its host. These are joined
-    by a network only; without them ranks are neighbours.
+    by a network only; without them ranks are neighbours. copies: of a training on one device, which
+    run at once, and do nothing together; the first one's steps are told.
     """
     given = json.dumps([asdict(config), batch, asdict(layout)])
     module = ["-m", "minigrad.models.network_trial", given]
     words, variables = [sys.executable, *module], {"MINIGRAD_THREADS": "1"}
-    if layout.devices > 1:
+    ranks = layout.devices * copies
+    if ranks > 1:
         words = [mpiexec(), "-launcher", "fork"]
-        for number in range(layout.devices):
+        for number in range(ranks):
             host = hosts[number] if hosts else []
             words += [":", "-n", "1", *host, sys.executable, "-m", "mpi4py", *module]
         del words[words.index(":")]

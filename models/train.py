@@ -7,7 +7,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from minigrad import Device, Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
@@ -27,7 +27,7 @@ from minigrad.models.text import Windows
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
-Divided = Division | Pipeline
+Divided: TypeAlias = Division | Pipeline
 RECENT = 50  # batches whose mean loss is called the training loss
 
 
@@ -113,8 +113,9 @@ def make_step(
         rows = plain_shape(ids)[0] // accumulate
         total: Tensor | None = None
         for first in range(0, rows * accumulate, rows):
-            loss = part_of(ids[first : first + rows], targets[first : first + rows])
-            total = loss if total is None else total + loss
+            # no name for a part's loss: what is lazy and seen is computed once more, from the old
+            # weights, before they change
+            total = _plus(total, part_of(ids[first : first + rows], targets[first : first + rows]))
             if division is not None:
                 division.divide_gradients(optimizer.params)
             if accumulate > 1:  # now, so that the next part finds this one's memory free
@@ -127,6 +128,10 @@ def make_step(
         return total.realize()
 
     return jit(step)
+
+
+def _plus(total: Tensor | None, loss: Tensor) -> Tensor:
+    return loss if total is None else total + loss
 
 
 def _gradients(params: Iterable[Tensor]) -> list[Tensor]:

@@ -30,7 +30,7 @@ from minigrad.graph.node import Node, Shape, is_symbolic, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.shapes import numel
-from minigrad.graph.sharding import mark_gradient, meshes
+from minigrad.graph.sharding import mark_gradient
 from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.windows import cropped, overlap_add
 
@@ -166,8 +166,7 @@ def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
 
 def _sum(parts: Sequence[Node]) -> Node:
     """The contributions of a node's users, added in the order in which they came."""
-    least = build.FEW if parts[0].device in meshes else 1  # no rule divides a CAT over devices
-    if len(parts) > least and (joined := _side_by_side(parts)) is not None:
+    if len(parts) > 1 and (joined := _side_by_side(parts)) is not None:
         return joined
     total = parts[0]
     for part in parts[1:]:

@@ -16,6 +16,7 @@ from minigrad.graph import build
 from minigrad.graph.conversions import Converter
 from minigrad.graph.node import Node, Op, make
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS
+from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import (
     NONE,
     Digits,
@@ -256,6 +257,32 @@ class Aligned(Identity):
         return build.pad(src[0], pairs) if node.op is Op.PAD else build.shrink(src[0], pairs)
 
 
+class Cat(Rule):
+    """Each device joins its parts of the pieces: along the axis if digits begin anew with each."""
+
+    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
+        """Sums stay partial: a whole is a sum, too, of which one device has all."""
+        parts = [(source, one.dims) for source, one in zip(node.src, given, strict=True)]
+        dims = list(plan.join(node.shape, parts))
+        if not self._fits(plan, node, dims[node.arg]):
+            dims[node.arg] = ()
+        left = NONE.union(*(one.partial for one in given)) - axes_of(dims)
+        left = NONE if node.dtype.kind == "b" else left
+        return Choice(Layout(tuple(dims), left), (), (left,) * len(given))
+
+    def _fits(self, plan: Plan, node: Node, digits: Digits) -> bool:
+        step = period(digits, plan.sizes)
+        return all(not numel(x.shape[node.arg : node.arg + 1]) % step for x in node.src)
+
+    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+        """The same digits, where they begin anew."""
+        return [dims] * len(node.src) if self._fits(plan, node, dims[node.arg]) else None
+
+    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
+        """The local pieces, joined."""
+        return build.cat(src, at.node.arg)
+
+
 class Along(Identity):
     """FLIP, WINDOW, SORT and running reductions want the axes along which they go as a whole."""
 
@@ -397,7 +424,7 @@ RULES: dict[Op, Rule] = {
     **dict.fromkeys(MADE_ANYWHERE, _LEAF),
     **dict.fromkeys(SCATTERS, Scatter()),
     Op.RESHAPE: Reshape(), Op.PERMUTE: Permute(), Op.EXPAND: Expand(), Op.GATHER: Gather(),
-    Op.CONTIGUOUS: Identity(), Op.MARK: Marked(),
+    Op.CONTIGUOUS: Identity(), Op.MARK: Marked(), Op.CAT: Cat(),
 }  # fmt: skip
 _WHOLE = Rule()
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from itertools import pairwise
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
@@ -28,7 +29,15 @@ from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime, world
 from minigrad.models.parallel.pieces import Piece
 from minigrad.models.parallel.pipeline import Pipeline
-from minigrad.models.parallel.schedules import bubble, picture, simulate
+from minigrad.models.parallel.schedules import (
+    Table,
+    bubble,
+    layers_of_pieces,
+    make_table,
+    picture,
+    simulate,
+)
+from minigrad.models.sizing import flops_per_token
 from minigrad.settings import flag
 
 
@@ -143,23 +152,35 @@ def pipeline(
     if layers < count:
         raise InputError(f"{layers} layers cannot be cut into {count} pieces: give more --layers, "
                          "or fewer --pp or --pieces")  # fmt: skip
-    bounds = [layers * number // count for number in range(count + 1)]
+    try:
+        table = make_table(schedule, stages, micro, count)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    cut, sizes = cut_layers(table, model.config)
     named = nn.state.get_state_dict(model)
     if tokens:
         divide_tokens(model)
-    made = [_piece(model, named, *ends) for ends in pairwise(bounds)]
+    ends = pairwise(accumulate(cut, initial=0))
+    made = [_piece(model, named, *part, size) for part, size in zip(ends, sizes, strict=True)]
     spec = P("dp", "tp") if tokens else P("dp")
 
     def place(some: Mapping[str, Tensor], mesh: Mesh, optimizer: Any = None) -> None:
         divide(model, mesh, zero, optimizer, some)
 
-    try:
-        return Pipeline(named, made, stages, axes, model.config.dim, spec, schedule, micro, place)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return Pipeline(named, made, table, axes, model.config.dim, spec, place)
 
 
-def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int) -> Piece:
+def cut_layers(table: Table, config: Any) -> tuple[list[int], list[float]]:
+    """Layers of the pieces that a table is for, and how long pieces take: a layer's time is 1."""
+    one, two = (flops_per_token(replace(config, layers=n, layer_kinds="")) for n in (1, 2))
+    behind = one / (two - one) - 1  # the logits
+    layers = layers_of_pieces(table, config.layers, behind)
+    return layers, [*layers[:-1], layers[-1] + behind]
+
+
+def _piece(
+    model: Any, named: Mapping[str, Tensor], first: int, stop: int, size: float
+) -> Piece:
     """The layers first … stop − 1, with the embedding before the first, the loss after the last."""
     ends = stop == len(model.h)
     own = tuple(f"h.{number}." for number in range(first, stop))
@@ -184,7 +205,7 @@ def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int) -> Pi
             y = end.unembed(end.ln_f(y)).cross_entropy(targets, axis=-1)
         return entry, y
 
-    return Piece(forward, params, shared)
+    return Piece(forward, params, size, shared)
 
 
 def is_divided(flags: Any) -> bool:
@@ -204,9 +225,9 @@ def division_of(flags: Any, model: Any) -> Division | Pipeline:
         model, flags.pp, axes, flags.schedule, flags.micro, flags.pieces, flags.zero, flags.sp > 1
     )
     if is_first():
-        rows = simulate(made.table)
+        rows = simulate(made.table, sizes=[piece.size for piece in made.pieces])
         print(f"{flags.schedule}, {flags.micro} micro-batches: {bubble(rows):.1%} of a step idle, "
-              f"if stages are alike\n{picture(rows)}")  # fmt: skip
+              f"if devices are alike\n{picture(rows)}")  # fmt: skip
     return made
 
 

@@ -23,6 +23,9 @@ from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, 
 SPINS = 50  # looks at a message before the first nap
 PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
+# Naps grow while nobody waits, as each look interrupts a kernel: up to what may delay a rank that
+# waits at the other end of an exchange; of what was sent ahead, and is read when somebody looks.
+LONGEST_NAP, LONGEST_AHEAD = 200e-6, 1e-3
 BEAT = 0.5  # seconds between signs of life
 
 
@@ -63,7 +66,25 @@ class MPITransport:
     def __init__(self, mpi: Any, communicator: Any) -> None:
         self.mpi, self.communicator = mpi, communicator
         self.rank, self.size = communicator.rank, communicator.size
-        self.pressing = False
+        self._hurry, self._longest = threading.Event(), LONGEST_NAP
+
+    def __copy__(self) -> MPITransport:
+        """Another one of the same messages, for those who send ahead."""
+        other = MPITransport(self.mpi, self.communicator)
+        other._longest = LONGEST_AHEAD
+        return other
+
+    @property
+    def pressing(self) -> bool:
+        """See `Transport`; ends a nap."""
+        return self._hurry.is_set()
+
+    @pressing.setter
+    def pressing(self, pressing: bool) -> None:
+        if pressing:
+            self._hurry.set()
+        else:
+            self._hurry.clear()
 
     def _memory(self, address: int, nbytes: int) -> list[Any]:
         return [self.mpi.memory.fromaddress(address, nbytes), self.mpi.BYTE]
@@ -82,15 +103,18 @@ class MPITransport:
         MPI makes progress only while somebody looks, so a nap while nobody is pressing costs
         bandwidth, and looking all the time would cost the kernels their processor.
         """
-        looks = 0
+        looks, nap = 0, NAP
         try:
             while not self.mpi.Request.Testall(requests):
                 looks += 1
                 if self.pressing and looks < PRESSED:
                     if looks > PATIENT:  # perhaps the other rank waits for this processor
                         time.sleep(0)
-                elif looks > SPINS:
+                elif self.pressing:
                     time.sleep(NAP)
+                elif looks > SPINS:
+                    self._hurry.wait(nap)
+                    nap = min(2 * nap, self._longest)
         except self.mpi.Exception as error:
             raise RankError(
                 self.rank, f"an exchange of rank {self.rank} failed: {error}: all ranks must make "

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 from minigrad import Mesh, P, Tensor, jit
-from minigrad.graph.rewrite import replaced
-from minigrad.models.parallel.cutting import cut
+from minigrad.graph import build
+from minigrad.graph.node import Node, topological
+from minigrad.models.parallel.cutting import COMPUTED_AGAIN, Part, cut
 from minigrad.models.parallel.schedules import BACKWARD, FORWARD, INPUT, WEIGHTS
+
+AFTER = {FORWARD: (BACKWARD, INPUT, WEIGHTS), INPUT: (WEIGHTS,), BACKWARD: (), WEIGHTS: ()}
 
 
 @dataclass(frozen=True)
@@ -18,20 +22,25 @@ class Piece:
 
     forward: (its input, targets) → (what its first layer gets, its output); the input is tokens for
     the first piece; the last one's output is the loss. params: by the names that they have in the
-    whole model; `shared` ones are those that another piece has, too.
+    whole model; `shared` ones are those that another piece has, too. size: how long it takes, where
+    a layer takes 1.
     """
 
     forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     params: Mapping[str, Tensor]
+    size: float = 1.0
     shared: frozenset[str] = frozenset()
 
 
 class Programs:
-    """What is done with a piece, for micro-batches of one shape; gradients are added up."""
+    """What is done with a piece, for micro-batches of one shape; gradients are added up.
+
+    kinds: the tasks of its stage, of which each gets a program.
+    """
 
     def __init__(
         self, piece: Piece, given: Sequence[Tensor], slope: Tensor | None,
-        sums: Mapping[str, Tensor], share: float, split: bool, mesh: Mesh, spec: P,
+        sums: Mapping[str, Tensor], share: float, kinds: AbstractSet[str], mesh: Mesh, spec: P,
     ) -> None:  # fmt: skip
         entry, output = piece.forward(given[0], given[-1])
         output = output * share if slope is None else output.shard(mesh, spec).contiguous()
@@ -42,12 +51,19 @@ class Programs:
         self.output, self.gradient = output.node, first.node
         nodes = [weight.node for weight in weights]
         self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=True))
-        back = [first.node] if split or given[0].dtype.is_float else []
-        programs = (back, nodes) if split else ([*back, *nodes],)
-        self._parts = cut([[output.node], *programs], frozenset(self.inputs))
-        kinds = (FORWARD, INPUT, WEIGHTS) if split else (FORWARD, BACKWARD)
-        self._programs = {kind: (part, self._captured(part))
-                          for kind, part in zip(kinds, self._parts, strict=True)}  # fmt: skip
+        parts: dict[str, Part] = {}
+        reads, writes = dict[Node, None](), dict[Node, None]()
+        for some in ((BACKWARD,), (INPUT, WEIGHTS)):
+            if kinds.isdisjoint(some):
+                continue
+            back = [first.node] if INPUT in some or given[0].dtype.is_float else []
+            programs = (back, nodes) if INPUT in some else ([*back, *nodes],)
+            forward, *others = cut([[output.node], *programs], frozenset(self.inputs))
+            reads |= dict.fromkeys(forward.reads)
+            writes |= dict.fromkeys(forward.writes)
+            parts.update(zip(some, others, strict=True))
+        parts[FORWARD] = Part(tuple(reads), tuple(writes))
+        self._programs = {kind: (part, self._captured(part)) for kind, part in parts.items()}
 
     def _captured(self, part: Any) -> Callable[..., list[Tensor]]:
         reads, writes = part
@@ -58,10 +74,13 @@ class Programs:
         @jit
         def program(values: list[Tensor]) -> list[Tensor]:
             now = dict(zip(reads, (value.node for value in values), strict=True))
-            nodes = [Tensor._of(node) for node in replaced([*kept, *slopes], now)]
-            for total, slope in zip(totals, nodes[len(kept) :], strict=True):
-                total.assign(total + slope)
-            made = [node.contiguous() for node in nodes[: len(kept)]]
+            for node in topological([*kept, *slopes], now):
+                now[node] = build.rebuild(node, [now[source] for source in node.src])
+                if node in kept and node.op in COMPUTED_AGAIN:  # others read what is stored, too
+                    now[node] = build.contiguous(now[node])
+            for total, slope in zip(totals, slopes, strict=True):
+                total.assign(total + Tensor._of(now[slope]))
+            made = [Tensor._of(now[node]).contiguous() for node in kept]
             Tensor.realize(*made, *totals)
             return made
 
@@ -74,6 +93,7 @@ class Programs:
             made = program([values[node] for node in part.reads])
         kept = [node for node in part.writes if node not in self._weights]
         values.update(zip(kept, made, strict=True))
+        later = [self._programs[other][0].reads for other in AFTER[kind] if other in self._programs]
         for node in part.reads:  # what nobody behind it reads can go
-            if not any(node in other.reads for other in self._parts[self._parts.index(part) + 1 :]):
+            if not any(node in reads for reads in later):
                 values.pop(node, None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from math import prod
 from typing import Any
 
@@ -33,7 +34,6 @@ from minigrad.models.parallel.schedules import (
     Task,
     Timed,
     forward_table,
-    make_table,
 )
 from minigrad.runtimes.host import usable_threads
 from minigrad.tensor import live_tensors
@@ -55,25 +55,37 @@ class Port:
     ) -> None:  # fmt: skip
         self.stage, self.stages, self.runtime, self.spec = stage, stages, runtime, spec
         self.ends = list(zip(transports, (one.number for one in runtime.local), strict=True))
+        self._outlets = [copy(one) for one in transports]  # who waits for messages presses no sends
         self.places, self.activity = runtime.mesh.size, activity
-        self._progress = Progress(activity, lambda _: None)
+        self._progress = Progress(activity, self._press)
         self._sent: list[tuple[Job, Tensor]] = []
         self.bytes_sent = 0
 
     def send(self, tensor: Tensor, to: int, tag: int) -> None:
-        """Begin to send a realized tensor; it stays until `flush`."""
+        """Begin to send a realized tensor, which stays as long as that takes.
+
+        At once, and not when what was sent before has arrived: that may be for another stage, or
+        wanted later.
+        """
         parts = tensor.raw.arg.memory.parts
         self.bytes_sent += sum(part.nbytes for part in parts)
+        begun = [(end, end.isend(to * self.places + place, _address(part), part.nbytes, tag))
+                 for end, (_, place), part in zip(self._outlets, self.ends, parts, strict=True)
+                 ]  # fmt: skip
 
         def action() -> None:
-            begun = [(end, end.isend(to * self.places + place, _address(part), part.nbytes, tag))
-                     for (end, place), part in zip(self.ends, parts, strict=True)]  # fmt: skip
             for end, request in begun:
                 end.wait([request])
 
         job = Job(action)
         self._progress.submit(job)
+        self._sent = [(one, kept) for one, kept in self._sent
+                      if not one.done or one.error is not None]  # fmt: skip
         self._sent.append((job, tensor))
+
+    def _press(self, pressing: bool) -> None:
+        for end in self._outlets:
+            end.pressing = pressing
 
     def flush(self) -> None:
         """Wait until all is sent."""
@@ -243,20 +255,20 @@ class Stage:
 class Pipeline:
     """Pieces of a model at stages, and how they are trained together.
 
-    named: all parameters. place: puts some of them, by name, on a mesh, and what their optimizer
-    keeps. width: of what one piece hands to the next, (rows, tokens, width) float32, divided as
-    `spec` says. here: the stages of this process.
+    named: all parameters. table: when who does what (`schedules.py`). place: puts some parameters,
+    by name, on a mesh, and what their optimizer keeps. width: of what one piece hands to the next,
+    (rows, tokens, width) float32, divided as `spec` says. here: the stages of this process.
     """
 
     def __init__(
-        self, named: Mapping[str, Tensor], pieces: Sequence[Piece], stages: int,
-        axes: Mapping[str, int], width: int, spec: P, schedule: str, micro: int,
-        place: Callable[..., None],
+        self, named: Mapping[str, Tensor], pieces: Sequence[Piece], table: Table,
+        axes: Mapping[str, int], width: int, spec: P, place: Callable[..., None],
     ) -> None:  # fmt: skip
         self.named, self.names = named, list(named)
-        self.pieces, self.width, self.place, self.stages = pieces, width, place, stages
-        self.table = make_table(schedule, stages, micro, len(pieces))
-        self.micro, self.is_split = micro, schedule == "zb"
+        self.pieces, self.width, self.place = pieces, width, place
+        self.table = table
+        stages = self.stages = len(table)
+        self.micro = 1 + max(task.micro for row in table for task in row)
         ranks, places = world(), prod(axes.values())
         kind = Device.DEFAULT.partition(":")[0]
         own = range(stages) if ranks is None else [ranks.rank // places]
@@ -349,8 +361,9 @@ class Pipeline:
         given = [stage.rows(targets)] if is_last else []
         given.insert(0, stage.port.blank(shape) if number else stage.rows(ids))
         slope = None if is_last else stage.port.blank(shape)
-        return Programs(stage.pieces[number], given, slope, stage.sums, 1 / self.micro,
-                        self.is_split, stage.mesh, stage.port.spec)  # fmt: skip
+        kinds = {task.kind for task in self.table[stage.number] if task.piece == number}
+        return Programs(stage.pieces[number], given, slope, stage.sums, 1 / self.micro, kinds,
+                        stage.mesh, stage.port.spec)  # fmt: skip
 
     def _execute(
         self, stage: Stage, row: Sequence[Task], programs: Mapping[int, Programs],
@@ -434,16 +447,25 @@ class Pipeline:
             stage.optimizer.set_lr(lr)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """As `Optimizer.state_dict`, of all parameters; zeros for what other processes have."""
-        optimizer = self.here[0].optimizer
-        state = {"lr": optimizer.lr, "step": optimizer.t}
+        """As `Optimizer.state_dict`, of all parameters; zeros for what other processes have.
+
+        What several stages have alike is the first one's.
+        """
+        first, *_ = self.here
+        optimizer, zero = first.optimizer, Tensor.zeros((), device=self.device)
+        numbers = {"lr": optimizer.lr, "step": optimizer.t}
+        state = {name: zero.cast(number.dtype).reshape(number.shape) if first.number else number
+                 for name, number in numbers.items()}  # fmt: skip
         for moment in optimizer.moments:
             for place, param in enumerate(self.named.values()):
                 state[f"{moment}.{place}"] = Tensor.zeros(param.shape, device=self.device)
-        for stage in reversed(self.here):
+        for stage in self.here:
+            others = {name for piece in stage.pieces.values() for name in piece.shared
+                      if stage.number}  # fmt: skip
             for moment, tensors in stage.optimizer.moments.items():
                 for name, tensor in zip(stage.params, tensors, strict=True):
-                    state[f"{moment}.{self.names.index(name)}"] = tensor
+                    if name not in others:
+                        state[f"{moment}.{self.names.index(name)}"] = tensor
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ from minigrad.runtimes import cpu_memory
 PIECE = 1 << 19  # bytes: adding it takes about as long as sending it, and it fits in L2
 AHEAD = 4  # receives that are posted before they are needed
 MESSAGE = 1 << 28  # bytes of a message that needs no pipeline
+SWAPPED = 1 << 17  # bytes of an array of which two ranks add all instead of half each
 
 
 class Arithmetic(Protocol):
@@ -121,12 +122,33 @@ def ring_all_reduce(
 ) -> None:
     """Replace an array by the sum, mean or maximum of all ranks' arrays."""
     rank, size = transport.rank, transport.size
-    if size > 1:
+    if size == 2 and how != "max" and count * dtype.itemsize <= SWAPPED:
+        _swap(transport, address, count, dtype, how, arithmetic)
+    elif size > 1:
         chunks = [[span] for span in spans(count, size)]
         reduced = [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
         gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)]
         first = chunks[(rank - 1) % size]
         Ring(transport, address, dtype).walk(first, reduced, gathered, arithmetic, how)
+
+
+def _swap(
+    transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
+) -> None:
+    """A sum or mean of two ranks: each sends all it has, which is no more, but one message each.
+
+    a + b is b + a to the bit; of maxima it would depend on the order which zero or NaN wins.
+    """
+    other, nbytes = 1 - transport.rank, count * dtype.itemsize
+    scratch = cpu_memory.allocate(nbytes)
+    try:
+        coming = transport.irecv(other, scratch, nbytes, TAG)
+        transport.wait([coming, transport.isend(other, address, nbytes, TAG)])
+        arithmetic.combine(how, dtype, address, scratch, count)
+        if how == "mean":
+            arithmetic.scale(dtype, address, count, 1 / 2)
+    finally:
+        cpu_memory.free(scratch, nbytes)
 
 
 def ring_reduce_scatter(

@@ -9,8 +9,8 @@ gpipe        all forward, then all backward (Huang et al., "GPipe", 2019)
              (Narayanan et al., "PipeDream", 2019; the flush after each batch as in Megatron-LM)
 interleaved  1f1b with v pieces at each stage, whose gaps are v times shorter (Narayanan et al.,
              "Efficient Large-Scale Language Model Training on GPU Clusters", 2021)
-zb           1f1b whose gradients of weights, for which nobody waits, fill the gaps (ZB-H1: Qi et
-             al., "Zero Bubble Pipeline Parallelism", 2023)
+zb           1f1b in which gradients of weights, for which nobody waits, fill gaps (as ZB-H1: Qi et
+             al., "Zero Bubble Pipeline Parallelism", 2023); apart only where that helps
 """
 
 from __future__ import annotations
@@ -104,25 +104,37 @@ def forward_table(stages: int, micro: int, pieces: int) -> Table:
 
 
 def _zero_bubble(stage: int, stages: int, micro: int) -> list[Task]:
-    """Later stages are later with gradients of weights: all keep as much as stage 0 of 1f1b."""
-    tasks = {kind: [Task(kind, stage, number) for number in range(micro)]
-             for kind in (FORWARD, INPUT, WEIGHTS)}  # fmt: skip
+    """1f1b whose first and last gradients are split, which is as short as if all were.
+
+    The first ones, for which all wait: their weights' fill gaps at the end. All that follow the
+    last forward pass, as then nobody has another thing to do. Only stage 0 is never waited for. So
+    each keeps as many micro-batches as stage 0 of 1f1b, and few pay for what is computed twice.
+    """
     before = min(stages - 1 - stage, micro)
-    row = tasks[FORWARD][:before]
-    for number, task in enumerate(tasks[INPUT]):
-        row += [*tasks[FORWARD][before + number :][:1], task]
-        row += tasks[WEIGHTS][number - stage : number - stage + 1] if number >= stage else []
-    return [*row, *tasks[WEIGHTS][max(micro - stage, 0) :]]
+    row = [Task(FORWARD, stage, number) for number in range(before)]
+    left: list[Task] = []  # gradients of weights
+    for number in range(micro):
+        if before + number < micro:
+            row.append(Task(FORWARD, stage, before + number))
+        is_late = number >= micro - stages + stage
+        is_split = stage and (number < stage or is_late)
+        row.append(Task(INPUT if is_split else BACKWARD, stage, number))
+        if is_split:
+            left.append(Task(WEIGHTS, stage, number))
+        if is_late:
+            row += left[:1]
+            left = left[1:]
+    return row + left
 
 
 def needs(task: Task, pieces: int) -> list[Task]:
-    """What must be done before a task."""
+    """What must be done before a task; INPUT stands for BACKWARD, too."""
     kind, piece, number = task
     if kind == FORWARD:
         return [Task(FORWARD, piece - 1, number)] if piece else []
     if kind == WEIGHTS:
         return [Task(INPUT, piece, number)]
-    above = [] if piece + 1 == pieces else [Task(kind, piece + 1, number)]
+    above = [] if piece + 1 == pieces else [Task(INPUT, piece + 1, number)]
     return [Task(FORWARD, piece, number), *above]
 
 
@@ -137,13 +149,16 @@ NO_WIRE = Wire(0.0, 0.0)
 
 
 def simulate(
-    table: Table, costs: Mapping[str, float] = COSTS, wire: Wire = NO_WIRE
-) -> list[list[Timed]]:
+    table: Table, costs: Mapping[str, float] = COSTS, wire: Wire = NO_WIRE,
+    sizes: Sequence[float] = (),
+) -> list[list[Timed]]:  # fmt: skip
     """When each task is done where all stages are equally fast, and what is sent takes its time.
 
+    sizes: of pieces, whose tasks take as many times what `costs` says; all 1 if not given.
     ValueError for a table in which stages wait for one another for ever.
     """
-    stages, pieces = len(table), 1 + max(task.piece for row in table for task in row)
+    stages, pieces = len(table), pieces_of(table)
+    sizes = sizes or (1,) * pieces
     done: dict[Task, float] = {}
     there: dict[Task, float] = {}  # when its result is at the stage that waits for it
     free: dict[tuple[int, int], float] = {}
@@ -158,18 +173,52 @@ def simulate(
                     break
                 ready = [(done if other.piece == task.piece else there)[other] for other in waits]
                 start = max([times[-1].stop if times else 0.0, *ready])
-                done[task] = there[task] = start + costs[task.kind]
-                times.append(Timed(task, start, done[task]))
+                stop = start + costs[task.kind] * sizes[task.piece]
+                times.append(Timed(task, start, stop))
+                made = task._replace(kind=INPUT) if task.kind == BACKWARD else task
+                done[made] = there[made] = stop
                 after = task.piece + (1 if task.kind == FORWARD else -1)
                 link = task.piece % stages, after % stages
                 if task.kind != WEIGHTS and 0 <= after < pieces and link[0] != link[1]:
-                    free[link] = max(done[task], free.get(link, 0.0)) + wire.seconds
-                    there[task] = free[link] + wire.latency
+                    free[link] = max(stop, free.get(link, 0.0)) + wire.seconds
+                    there[made] = free[link] + wire.latency
         if len(done) == before:
             stuck = [row[len(times)] for times, row in zip(result, table, strict=True)
                      if len(times) < len(row)]  # fmt: skip
             raise ValueError(f"a table whose stages wait for ever, for {stuck}")
     return result
+
+
+def pieces_of(table: Table) -> int:
+    """How many pieces of a model a table is for."""
+    return 1 + max(task.piece for row in table for task in row)
+
+
+def layers_of_pieces(table: Table, layers: int, behind: float = 0.0) -> list[int]:
+    """How many layers each piece gets, so that a step is as short as can be; each at least one.
+
+    behind: how much comes behind the last layer, in layers. From parts that are as even as can be,
+    one layer at a time goes to a neighbour, the one that shortens the step most, while any does.
+    """
+    count = pieces_of(table)
+    best = [layers * (k + 1) // count - layers * k // count for k in range(count)]
+
+    def took(sizes: Sequence[int]) -> float:
+        return length(simulate(table, sizes=[*sizes[:-1], sizes[-1] + behind]))
+
+    shortest = took(best)
+    while True:
+        moved = []
+        for source, to in [pair for k in range(1, count) for pair in ((k - 1, k), (k, k - 1))]:
+            sizes = [*best]
+            sizes[source] -= 1
+            sizes[to] += 1
+            if sizes[source]:
+                moved.append((took(sizes), sizes))
+        now, sizes = min(moved, default=(shortest, best))
+        if now >= shortest:
+            return best
+        best, shortest = sizes, now
 
 
 def length(rows: Sequence[Sequence[Timed]]) -> float:

@@ -4,8 +4,10 @@ Efficiency: how long a training step takes on one rank, beside twice as long as 
 one thread and one core, processes of MPI that do steps in turn: GPT of 6 layers, 384 dims, a batch
 of 8 × 256 (sp: 2 layers, one text of 8,192 tokens; ep: 8 experts). Pipelines are compared with one
 rank that takes as many micro-batches one after the other; their limit is 1 − the idle share of
-their table, and beside it stands the share that stages were idle. Rings: all-reduces of 64 KiB …
-64 MiB beside MPI_Allreduce, interleaved in the same processes.
+their table, and beside it stands the share that stages were idle. "two alone": a training on one
+rank beside itself with another such one on the other core, with which it shares nothing but caches
+and memory. Rings: all-reduces of 64 KiB … 64 MiB beside MPI_Allreduce, interleaved in the same
+processes.
 """
 
 from __future__ import annotations
@@ -20,22 +22,33 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.network_model import Layout
 from minigrad.models.network_trial import Report, mpiexec, started
 from minigrad.models.parallel import schedules
+from minigrad.models.parallel.layouts import cut_layers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = (1 << 16, 1 << 18, 1 << 20, 4 << 20, 16 << 20, 64 << 20)  # bytes
 CONFIG, BATCH = GPTConfig(6, 6, 384, 256, 65), 8
 LONG = GPTConfig(2, 6, 384, 8192, 65)
-# name → layout, limit or goal of its efficiency
-KINDS: dict[str, tuple[Layout, float]] = {
-    "dp": (Layout(dp=2), 0.95), "zero 3": (Layout(dp=2, zero=3), 0.9 * 0.95),
-    "tp": (Layout(tp=2), 0.85), "tp, tokens": (Layout(tp=2, tokens=True), 0.85),
-    "sp": (Layout(sp=2), 0.85), "ep": (Layout(ep=2), 0.85),
+
+class Kind(NamedTuple):
+    """A layout, and what its efficiency should be; of several trainings at once, one each."""
+
+    layout: Layout
+    limit: float = 0.0
+    copies: int = 1
+
+
+KINDS = {
+    "two alone, 1 part": Kind(Layout(), copies=2),
+    "two alone, 8 parts": Kind(Layout(micro=8), copies=2),
+    "dp": Kind(Layout(dp=2), 0.95), "zero 3": Kind(Layout(dp=2, zero=3), 0.9 * 0.95),
+    "tp": Kind(Layout(tp=2), 0.85), "tp, tokens": Kind(Layout(tp=2, tokens=True), 0.85),
+    "sp": Kind(Layout(sp=2), 0.85), "ep": Kind(Layout(ep=2), 0.85),
 }  # fmt: skip
 GOALS = {2: dict.fromkeys(SIZES, 1.0), 4: {4 << 20: 0.8}}  # of a ring, by ranks and size
 
@@ -102,42 +115,54 @@ def ring_lines(ranks: int, rounds: int) -> Iterator[str]:
                )  # fmt: skip
 
 
-def compared(layout: Layout, config: GPTConfig, batch: int, rounds: int) -> list[Report]:
+def compared(kind: Kind, config: GPTConfig, batch: int, rounds: int) -> list[Report]:
     """Steps on one rank and on two, in turn: the median round of each."""
-    alone = Layout(micro=layout.micro)
+    alone = Layout(micro=kind.layout.micro)
     with (
         started(alone, config, batch) as one,
-        started(layout, config, batch) as two,
+        started(kind.layout, config, batch, copies=kind.copies) as two,
     ):
         found = [(one.steps(1), two.steps(1)) for _ in range(rounds)]
     return [sorted(some, key=lambda report: report.seconds)[rounds // 2]
             for some in zip(*found, strict=True)]  # fmt: skip
 
 
-def table(rounds: int, only: str = "") -> Iterator[str]:
-    """The lines of all rows, or of those whose name matches."""
-    kinds = {name: (*kind, 1) for name, kind in KINDS.items()}
+def pipelines() -> Iterator[tuple[str, Kind]]:
+    """All schedules; their limit is what the table leaves that they really run."""
     for schedule in schedules.SCHEDULES:
         for micro in (4, 8):
             pieces = 2 if schedule == "interleaved" else 1
             layout = Layout(pp=2, schedule=schedule, micro=micro, pieces=pieces)
-            rows = schedules.simulate(schedules.make_table(schedule, 2, micro, 2 * pieces))
-            kinds[f"pp {schedule}, {micro} parts"] = layout, 1 - schedules.bubble(rows), micro
-    chosen = [(name, *kind) for name, kind in kinds.items() if re.search(only, name)]
+            order = schedules.make_table(schedule, 2, micro, 2 * pieces)
+            rows = schedules.simulate(order, sizes=cut_layers(order, CONFIG)[1])
+            yield f"pp {schedule}, {micro} parts", Kind(layout, 1 - schedules.bubble(rows))
+
+
+def line(name: str, kind: Kind, rounds: int) -> str:
+    """A row of the table of layouts."""
+    layout = kind.layout
+    config, batch = (LONG, 1) if layout.sp > 1 else (CONFIG, BATCH)
+    if layout.ep > 1:
+        config = replace(config, experts=8)
+    one, two = compared(kind, config, batch, rounds)
+    share = one.seconds / two.seconds / layout.devices
+    wanted, good = f"{kind.limit:.3f}" if kind.limit else "–", share >= kind.limit
+    if layout.pp > 1:
+        wanted, good = f"{wanted} ± 0.05", abs(share - kind.limit) <= 0.05
+    return (f"| {name} | {1e3 * one.seconds:.0f} ms | {1e3 * two.seconds:.0f} ms | "
+            f"{share:.3f}{'' if good else ', **missed**'} | {wanted} | {two.idle:.1%} | "
+            f"{two.memory / one.memory:.2f}× |")  # fmt: skip
+
+
+def table(rounds: int, only: str = "") -> Iterator[str]:
+    """The lines of all rows, or of those whose name matches."""
+    kinds = {**KINDS, **dict(pipelines())}
+    chosen = [(name, kind) for name, kind in kinds.items() if re.search(only, name)]
     if chosen:
         yield "| layout | one rank | two ranks | efficiency | goal, limit | stages idle | memory |"
         yield "| --- | --- | --- | --- | --- | --- | --- |"
-    for name, layout, limit, parts in chosen:
-        config, batch = (LONG, 1) if layout.sp > 1 else (CONFIG, BATCH)
-        if layout.ep > 1:
-            config = replace(config, experts=8)
-        one, two = compared(layout, config, batch, rounds)
-        share = one.seconds / two.seconds / 2
-        wanted = f"{limit:.3f} ± 0.05" if parts > 1 else f"{limit:.3f}"
-        good = abs(share - limit) <= 0.05 if parts > 1 else share >= limit
-        yield (f"| {name} | {1e3 * one.seconds:.0f} ms | {1e3 * two.seconds:.0f} ms | "
-               f"{share:.3f}{'' if good else ', **missed**'} | {wanted} | {two.idle:.1%} | "
-               f"{two.memory / one.memory:.2f}× |")  # fmt: skip
+    for name, kind in chosen:
+        yield line(name, kind, rounds)
     for ranks in GOALS:
         if re.search(only, f"ring {ranks}"):
             yield (f"\n| ring of {ranks} beside MPI_Allreduce | ring | MPI | ratio | goal "

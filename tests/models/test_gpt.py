@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import (
     MatrixAdamW,
     TrainingPlan,
+    TrainingRun,
     make_schedule,
     train_language_model,
     validate,
@@ -244,6 +246,21 @@ def test_training_learns_a_pattern(model: GPT, tmp_path: Path) -> None:
     assert [line["step"] for line in lines if line["val_loss"] is not None] == [25, 50, 60]
     assert lines[-1]["val_loss"] == loss == validate(model, windows, 32, 32)
     assert list(model.generate([1, 2, 3], 6, temperature=0)) == [4, 5, 6, 7, 1, 2]
+
+
+def test_a_step_in_parts_computes_nothing_twice() -> None:
+    config = replace(TINY, layers=3)  # unlike the others' here, whose programs serve all batches
+    windows, counts = Windows(some_ids(400).ravel(), config.context), []
+    for parts in (1, 4):
+        run = TrainingRun(GPT(config), TrainingPlan(batch=32, accumulate=parts))
+        for _ in range(3):
+            run.advance(windows)
+        GlobalCounters.reset()
+        run.advance(windows)
+        counts.append(GlobalCounters.global_ops)
+    # each part adds to gradients, too; its loss once more would be a twelfth
+    params = sum(int(p.numel()) for p in run.optimizer.params)
+    assert counts[0] <= counts[1] <= counts[0] + 8 * params
 
 
 def test_a_loss_that_is_no_number_ends_training(model: GPT) -> None:

@@ -172,9 +172,12 @@ STEPS: list[Callable[[Program, Pair], Pair | None]] = [
     _along(lambda x, a: x.max(a)), _along(lambda x, a: x.prod(a)),
     _along(lambda x, a: x.flip(a)), _along(lambda x, a: x.cumsum(a)),
     _along(lambda x, a: x.softmax(a)), _along(lambda x, a: (x * x + 1).log().var(a)),
+    _along(lambda x, a: x.cat(x * 2, x + 1, -x, dim=a)),
+    _along(lambda x, a: (lambda b: b[0].cat(*(y * y for y in b[1:]), dim=a))(x.split(1, a))),
     _along(lambda x, a: x - x.mean(a, keepdim=True)), _along(lambda x, a: x.sort(a)[0]),
     _along(lambda x, a: x.cat(x * 2, dim=a)), _along(lambda x, a: x.roll(1, a)),
-    _along(lambda x, a: x * x.argmax(a, keepdim=True)),
+    # (rounded: of values that are equal but for rounding either could be the first)
+    _along(lambda x, a: x * (x * 3).round().argmax(a, keepdim=True)),
     _along(lambda x, a: x.unsqueeze(a).expand(*x.shape[:a], 2, *x.shape[a:])),
     _product, _product, _reshape, _permute, _pad, _shrink, _mark, _mark, _take, _gather, _scatter,
 ]  # fmt: skip

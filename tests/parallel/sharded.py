@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,13 @@ MIXTURES = tuple(name for name in LAYOUTS if "ep" in name.split())
 
 
 DEEP = GPTConfig(vocabulary=64, context=16, layers=4, heads=4, dim=32)
+DEEPER = replace(DEEP, layers=8)  # for more pieces than that
 # name → stages, axes, schedule, micro-batches, pieces at a stage, ZeRO, tokens divided
 PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
     "gpipe": (4, {"dp": 1}, "gpipe", 2, 1, 0, False),
     "1f1b": (4, {"dp": 1}, "1f1b", 8, 1, 0, False),
+    "interleaved": (4, {"dp": 1}, "interleaved", 4, 2, 0, False),
+    "zb": (4, {"dp": 1}, "zb", 8, 1, 0, False),
     "interleaved × dp": (2, {"dp": 2}, "interleaved", 4, 2, 0, False),
     "zb × tp": (2, {"dp": 1, "tp": 2}, "zb", 4, 1, 0, False),
     "1f1b × sp": (2, {"dp": 1, "tp": 2}, "1f1b", 4, 1, 0, True),
@@ -46,8 +48,12 @@ PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
 }  # fmt: skip
 
 
-# Their kinds others have over MPI, too. There AdamW trains, and on threads SGD all others.
-THREADS_ONLY = ("zero 1", "sp", "ep", "gpipe", "1f1b", "1f1b × zero 3")
+def config_of(layout: str) -> GPTConfig:
+    """The model that a layout divides."""
+    if layout in PIPELINES:
+        stages, *_, pieces, _, _ = PIPELINES[layout]
+        return DEEP if stages * pieces <= DEEP.layers else DEEPER
+    return MIXED if layout in MIXTURES else CONFIG
 
 
 def optimizer_of(name: str, params: Any) -> Any:
@@ -69,7 +75,8 @@ def staged(layout: str, optimizer: str) -> dict[str, Any]:
     """The losses of a pipeline, the last one without learning; bytes between stages, by formula."""
     Tensor.manual_seed(1)
     stages, axes, schedule, micro, pieces, zero, tokens = PIPELINES[layout]
-    made = layouts.pipeline(GPT(DEEP), stages, axes, schedule, micro, pieces, zero, tokens)
+    model = GPT(config_of(layout))
+    made = layouts.pipeline(model, stages, axes, schedule, micro, pieces, zero, tokens)
     made.train_with(lambda params: optimizer_of(optimizer, params), 0)
     found = [made.step(*batch) for batch in batches()]
     sent = sum(stage.port.bytes_sent for stage in made.here)
@@ -85,7 +92,7 @@ def losses(
 ) -> dict[str, Any]:
     """The losses of some steps; bytes planned and sent, and those of one step by formula."""
     Tensor.manual_seed(1)
-    model = GPT(MIXED if layout in MIXTURES else config)
+    model = GPT(config if layout is None else config_of(layout))
     division = None
     if layout is not None:
         axes, zero, tokens = LAYOUTS[layout]
@@ -166,30 +173,31 @@ def save_in_parts(folder: Path) -> None:
         named[name] = nn.state.get_state_dict(model)
     Tensor.manual_seed(1)
     stages, axes, *rest = PIPELINES["zb × tp"]
-    named["stages"] = dict(layouts.pipeline(GPT(DEEP), stages, axes, *rest).named)
+    made = layouts.pipeline(GPT(DEEP), stages, axes, *rest)
+    made.train_with(lambda params: optimizer_of("adamw", params), 0)
+    named["stages"] = {**made.named, **made.state_dict()}
     for name, tensors in named.items():
         for _ in range(2):
             parts.save(folder / name, tensors, {"name": name}, ranks)
 
 
-@cache
-def over_mpi() -> dict[tuple[str, str], Any]:
-    """Most layouts, as one rank sees them; what was sent is that of all."""
+def over_mpi(names: Iterable[str]) -> dict[str, Any]:
+    """Some layouts, as one rank sees them; what was sent is that of all."""
     from mpi4py import MPI
 
     found = {}
-    for layout in (*LAYOUTS, *PIPELINES):
-        if layout in THREADS_ONLY:
-            continue
+    for layout in names:
         part = (staged if layout in PIPELINES else losses)(layout, "adamw")
         part["sent"] = MPI.COMM_WORLD.allreduce(part["sent"])
-        found[layout, "adamw"] = part
+        found[layout] = part
     return found
 
 
 if __name__ == "__main__":
-    save_in_parts(Path(sys.argv[1]))
-    result = over_mpi()
+    folder, *names = sys.argv[1:]
+    if folder:
+        save_in_parts(Path(folder))
+    result = over_mpi(names)
     from mpi4py import MPI
 
     gathered = MPI.COMM_WORLD.gather(result)

@@ -15,6 +15,7 @@ from minigrad.models.parallel.schedules import (
     WEIGHTS,
     Task,
     bubble,
+    layers_of_pieces,
     make_table,
     picture,
     simulate,
@@ -27,10 +28,17 @@ def test_gaps_are_those_of_the_formula(schedule: str, stages: int) -> None:
     for micro in (stages, 2 * stages, 24):
         pieces = stages * (3 if schedule == "interleaved" else 1)
         table = make_table(schedule, stages, micro, pieces)
-        kinds = (FORWARD, INPUT, WEIGHTS) if schedule == "zb" else (FORWARD, BACKWARD)
         for stage, row in enumerate(table):
-            assert sorted(row) == sorted(
-                Task(kind, piece, number) for kind in kinds
+            both = [task for task in row if task.kind in (INPUT, WEIGHTS)]
+            assert sorted(both, key=lambda task: task.micro) == [
+                task._replace(kind=kind) for task in both if task.kind == INPUT
+                for kind in (INPUT, WEIGHTS)
+            ]  # fmt: skip
+            assert len(both) == (2 * stages if schedule == "zb" and stage else 0)
+            done = [task._replace(kind=BACKWARD if task.kind == INPUT else task.kind)
+                    for task in row if task.kind != WEIGHTS]  # fmt: skip
+            assert sorted(done) == sorted(
+                Task(kind, piece, number) for kind in (FORWARD, BACKWARD)
                 for piece in range(stage, pieces, stages) for number in range(micro)
             )  # fmt: skip
         work = {"interleaved": 3 * micro, "zb": 3 * micro}.get(schedule, micro)
@@ -40,10 +48,21 @@ def test_gaps_are_those_of_the_formula(schedule: str, stages: int) -> None:
 
 @pytest.mark.parametrize(("schedule", "most"), [("gpipe", 12), ("1f1b", 4), ("zb", 4)])
 def test_how_many_micro_batches_are_kept(schedule: str, most: int) -> None:
-    last = WEIGHTS if schedule == "zb" else BACKWARD
     for stage, row in enumerate(make_table(schedule, 4, 12, 4)):
-        kept = np.cumsum([(task.kind == FORWARD) - (task.kind == last) for task in row])
+        kept = np.cumsum([(task.kind == FORWARD) - (task.kind in (BACKWARD, WEIGHTS))
+                          for task in row])  # fmt: skip
         assert max(kept) == (most - stage if schedule == "1f1b" else most)
+
+
+def test_layers_are_cut_so_that_a_step_is_short() -> None:
+    """Each stage has as many, the first and the last piece few, for which others wait."""
+    assert layers_of_pieces(make_table("interleaved", 2, 8, 4), 6) == [1, 2, 2, 1]
+    assert layers_of_pieces(make_table("1f1b", 4, 8, 4), 8) == [2, 2, 2, 2]
+    assert layers_of_pieces(make_table("1f1b", 2, 8, 2), 12, behind=5.9) == [9, 3]
+    assert layers_of_pieces(make_table("gpipe", 3, 4, 3), 3, behind=9) == [1, 1, 1]
+    table = make_table("interleaved", 2, 8, 4)
+    assert bubble(simulate(table, sizes=[1, 2, 1, 2])) == pytest.approx(0.273, abs=1e-3)
+    assert bubble(simulate(table, sizes=[1, 2, 2, 1])) == pytest.approx(0.053, abs=1e-3)
 
 
 def test_a_table_that_cannot_end() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +19,19 @@ from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, nn
 from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
 from minigrad.models import checkpoint, gpt_commands
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT
+from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.parallel.layouts import pipeline
 
 from .programs import Program
-from .ranks import on_mesh
+from .ranks import LIMIT, on_mesh
 from .sharded import (
     CONFIG,
     DEEP,
     LAYOUTS,
     MIXED,
-    MIXTURES,
     PIPELINES,
-    THREADS_ONLY,
     batches,
+    config_of,
     losses,
     staged,
 )
@@ -232,48 +233,49 @@ def test_pickles_and_copies(pair: Mesh) -> None:
 # --- a GPT on every layout ------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
+@cache
+def alone(config: GPTConfig, optimizer: str) -> list[float]:
     """The losses of one device."""
-    return {name: losses(None, name) for name in ("sgd", "adamw")}
-
-
-@pytest.fixture(scope="module")
-def deep() -> dict[str, Any]:
-    """The same of a model with enough layers for pipelines."""
-    return {name: losses(None, name, DEEP) for name in ("sgd", "adamw")}
-
-
-@pytest.fixture(scope="module")
-def mixed() -> dict[str, Any]:
-    """The same of a mixture of experts."""
-    return {name: losses(None, name, MIXED) for name in ("sgd", "adamw")}
+    found: list[float] = losses(None, optimizer, config)["losses"]
+    return found
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_are_those_of_one_device(
-    layout: str, alone: dict[str, Any], mixed: dict[str, Any]
-) -> None:
+def test_losses_are_those_of_one_device(layout: str) -> None:
     """20 steps on threads; planned bytes are those that were sent, and what formulas say."""
-    expected = mixed if layout in MIXTURES else alone
-    for optimizer, rtol in (("sgd", 1e-5), ("adamw", 1e-4)):
-        if optimizer == "adamw" and layout not in THREADS_ONLY:
-            continue  # over MPI, below
-        found = losses(layout, optimizer)
-        np.testing.assert_allclose(found["losses"], expected[optimizer]["losses"][:-1], rtol=rtol)
-        assert found["planned"] == found["sent"]
-        if found["formula"] is not None:
-            np.testing.assert_allclose(found["step"], found["formula"], rtol=0.02)
+    found = losses(layout, "sgd")
+    np.testing.assert_allclose(found["losses"], alone(config_of(layout), "sgd")[:-1], rtol=1e-5)
+    assert found["planned"] == found["sent"]
+    if found["formula"] is not None:
+        np.testing.assert_allclose(found["step"], found["formula"], rtol=0.02)
 
 
 @pytest.mark.parametrize("layout", PIPELINES)
-def test_losses_of_pipelines_are_those_of_one_device(
-    layout: str, deep: dict[str, Any]
-) -> None:
+def test_losses_of_pipelines_are_those_of_one_device(layout: str) -> None:
     """Bytes between stages: two messages for each micro-batch and boundary, and tied weights."""
     found = staged(layout, "sgd")
-    np.testing.assert_allclose(found["losses"], deep["sgd"]["losses"], rtol=1e-5)
+    np.testing.assert_allclose(found["losses"], alone(config_of(layout), "sgd"), rtol=1e-5)
     assert found["sent"] == found["formula"]
+
+
+def test_messages_of_stages_do_not_wait_for_each_other() -> None:
+    """Nobody takes the first one before the second."""
+    first, second = (stage for stage in pipeline(GPT(DEEP), *PIPELINES["zb × tp"]).here)
+    shape, sent, found = (2, 3, DEEP.dim), np.arange(2), list[float]()
+    for number in sent:
+        given = first.rows(np.full(shape, number, np.float32)).shard(first.mesh, P("dp")).realize()
+        first.port.send(given, 1, 1000 + int(number))
+
+    def take() -> None:
+        for number in reversed(sent):
+            coming = second.port.expect(second.port.blank(shape), 0, 1000 + int(number))
+            found.append(second.port.take(coming).numpy().max())
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    taking.join(LIMIT)
+    assert found == [1, 0]
+    first.port.flush()
 
 
 def test_what_one_stage_raises_ends_all() -> None:
@@ -290,24 +292,28 @@ def test_what_one_stage_raises_ends_all() -> None:
         made.step(*next(batches()))
 
 
-def test_the_same_over_mpi(
-    alone: dict[str, Any], deep: dict[str, Any], mixed: dict[str, Any], tmp_path: Path
-) -> None:
-    """One job of four ranks runs most layouts; every rank finds the same.
-
-    It saves models in parts, too, which one process loads.
-    """
-    for found in on_mesh("parallel.sharded", 4, str(tmp_path)):
-        for (layout, optimizer), part in found.items():
-            whole = deep if layout in PIPELINES else mixed if layout in MIXTURES else alone
-            expected = whole[optimizer]["losses"]
+@pytest.mark.parametrize("names", [LAYOUTS, PIPELINES], ids=["meshes", "pipelines"])
+def test_the_same_over_mpi(names: dict[str, Any]) -> None:
+    """One job of four ranks runs all layouts with AdamW; every rank finds the same."""
+    for found in on_mesh("parallel.sharded", 4, "", *names):
+        for layout, part in found.items():
+            expected = alone(config_of(layout), "adamw")
             count = len(part["losses"])
-            np.testing.assert_allclose(part["losses"], expected[:count], rtol=1e-4)
+            np.testing.assert_allclose(
+                part["losses"], expected[:count], rtol=1e-4, err_msg=layout
+            )
             assert part.get("planned", part["formula"]) == part["sent"], layout
+
+
+def test_models_are_saved_in_parts_over_mpi(tmp_path: Path) -> None:
+    """Which one process loads."""
+    on_mesh("parallel.sharded", 4, str(tmp_path))
     for name, config in (("mixture", MIXED), ("zero", CONFIG), ("stages", DEEP)):
         tensors, metadata = checkpoint.load(tmp_path / name)
         Tensor.manual_seed(1)
         expected = nn.state.get_state_dict(GPT(config))
+        if name == "stages":  # what an optimizer keeps, too: of all stages, once
+            expected |= nn.optim.AdamW(expected.values(), lr=1e-3).state_dict()
         assert metadata == {"name": name} and tensors.keys() == expected.keys()
         for key, tensor in tensors.items():
             assert np.array_equal(tensor.numpy(), expected[key].numpy()), (name, key)
