@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
 from minigrad.graph import build
+from minigrad.graph.axes import pad_along, part_along, row_of
 from minigrad.graph.batched import batched, given, sum_of_rows
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op, make, topological
@@ -63,7 +64,7 @@ class Loop:
         known: dict[str, list[Node]] = self.__dict__
         if "_body" not in known:
             roots = [*self.next, *self.outs]
-            known["_body"] = without_rules(roots, topological(roots))
+            known["_body"] = without_rules(roots)
         return known["_body"]
 
     def read(self, node: Node) -> list[Node]:
@@ -92,7 +93,7 @@ class Loop:
                 row = _stand_in(carry)
                 rows[row] = _rows_from(g, int(self.reverse))
                 total = total + row
-                start = _row(g, self.count - self.first)
+                start = row_of(g, self.count - self.first)
             new.append(total)
             starts.append(start)
         step = Step(tuple(later), tuple(rows), tuple(new))
@@ -212,8 +213,7 @@ def after(node: Node, number: int) -> Node:
 
 def _rows_from(x: Node, start: int) -> Node:
     """One row less than x has, from `start` on."""
-    (rows, *rest) = x.shape
-    return build.shrink(x, [(start, rows - 1 + start), *((0, extent) for extent in rest)])
+    return part_along(x, 0, start, x.shape[0] - 1 + start)
 
 
 def _dependent(roots: Sequence[Node], on: Sequence[Node]) -> set[Node]:
@@ -255,16 +255,8 @@ def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | 
         return total
     loop: Loop = node.arg
     last = loop.count - loop.first
-    around = [(last, loop.first), *((0, 0) for _ in g.shape)]
-    row = build.pad(build.reshape(g, (1, *g.shape)), around)
-    return row if total is None else total + row
-
-
-def _row(x: Node, number: Integer) -> Node:
-    """A row of x."""
-    rest = x.shape[1:]
-    part = build.shrink(x, [(number, number + 1), *((0, extent) for extent in rest)])
-    return build.reshape(part, rest)
+    alone = pad_along(build.reshape(g, (1, *g.shape)), 0, last, loop.first)
+    return alone if total is None else total + alone
 
 
 class StepsInMemory:
@@ -291,12 +283,12 @@ class StepsInMemory:
             all_rows = ("carry", number) in wanted
             whole = new(carry, loop.count + 1 if all_rows else 2)
             read, write = rows if all_rows else turns
-            stand[carry] = _row(whole, read)
+            stand[carry] = row_of(whole, read)
             places.append((whole, write))
             start = build.reshape(sources[node.src[number]], (1, *carry.shape))
             self.begin.append(build.assign(whole, start, loop.first if all_rows else 0))
             end = loop.count - loop.first if all_rows else loop.count % 2
-            parts = {("carry", number): whole, ("last", number): _row(whole, end)}
+            parts = {("carry", number): whole, ("last", number): row_of(whole, end)}
             self.results |= {r: parts[r.arg] for r in results if r.arg in parts}
         values = loop.body[: len(loop.carries)]
         for number, out in enumerate(loop.outs):
@@ -310,7 +302,7 @@ class StepsInMemory:
         for one, source in zip(stands, node.src[len(loop.carries) :], strict=True):
             if source in sources:  # others are not read
                 known = sources[source]
-                stand[one] = _row(known, row) if one in loop.elements else known
+                stand[one] = row_of(known, row) if one in loop.elements else known
         self.step = [
             build.assign(whole, build.reshape(value, (1, *value.shape)), row)
             for (whole, row), value in zip(places, replaced(values, stand), strict=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from minigrad.dtype import DType, convert
 from minigrad.graph import build
+from minigrad.graph.axes import part_along
 from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
 from minigrad.graph.node import Node
@@ -425,10 +426,7 @@ def gather_constant(node: Node) -> Node | None:
     place = int(index.arg)
     if not 0 <= place < extent:
         return _const(node, 0)
-    ranges = [
-        (place, place + 1) if axis == node.arg else (0, size) for axis, size in enumerate(x.shape)
-    ]
-    return build.expand(build.shrink(x, ranges), node.shape)
+    return build.expand(part_along(x, node.arg, place, place + 1), node.shape)
 
 
 def scatter_nothing(node: Node) -> Node | None:

@@ -157,16 +157,32 @@ def _make(
     return expr
 
 
-def _variables_of(expr: Expr) -> frozenset[Atom]:
-    found: frozenset[Atom] = frozenset().union(*(arg.variables for arg in expr.args))
+def indices_of(expr: Expr) -> tuple[Integer, ...]:
+    """The indices in a leaf, guards included; none in what is no leaf."""
     if expr.op is Leaf.LOAD:
-        return found.union(variables(expr.index), *map(variables, expr.guard))
-    if expr.op in (Leaf.INDEX, Leaf.CONDITION):
-        return found | variables(expr.index)
+        return (expr.index, *expr.guard)
     if expr.op is Leaf.LOCAL:
-        lanes = () if expr.local.lanes is None else (expr.local.lanes,)
-        return found.union(variables(expr.slot), lanes)
-    return found
+        return (expr.slot,)
+    return (expr.index,) if expr.op in (Leaf.INDEX, Leaf.CONDITION) else ()
+
+
+def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
+    """A leaf with all of its indices changed."""
+    if leaf.op is Leaf.LOAD:
+        return load(leaf.array, new(leaf.index), restrict((), map(new, leaf.guard)))
+    if leaf.op is Leaf.INDEX:
+        return index(new(leaf.index), leaf.dtype)
+    if leaf.op is Leaf.CONDITION:
+        test = new(leaf.index)
+        return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
+    return local(leaf.local, new(leaf.slot)) if leaf.op is Leaf.LOCAL else leaf
+
+
+def _variables_of(expr: Expr) -> frozenset[Atom]:
+    parts = [arg.variables for arg in expr.args] or [*map(variables, indices_of(expr))]
+    if expr.op is Leaf.LOCAL and expr.local.lanes is not None:
+        parts.append(frozenset((expr.local.lanes,)))
+    return frozenset().union(*parts)
 
 
 def const(value: int | float | bool, dtype: DType) -> Expr:
@@ -270,7 +286,7 @@ def walk(*roots: Expr) -> list[Expr]:
             order.append(done)
         elif expr not in seen:
             seen.add(expr)
-            below = expr.args or operands(expr)
+            below = operands(expr)
             if below:
                 stack += (expr, None, *reversed(below))
             else:
@@ -280,14 +296,7 @@ def walk(*roots: Expr) -> list[Expr]:
 
 def operands(expr: Expr) -> tuple[Expr, ...]:
     """What a value is computed from: arguments, or the values inside a leaf's indices."""
-    if expr.op is Leaf.LOAD:
-        inside = values_in(expr.index)
-        for c in expr.guard:
-            inside += values_in(c)
-        return inside
-    if expr.op in (Leaf.INDEX, Leaf.CONDITION):
-        return values_in(expr.index)
-    return expr.args
+    return expr.args or tuple(inside for x in indices_of(expr) for inside in values_in(x))
 
 
 def values_in(x: Integer) -> tuple[Expr, ...]:
@@ -356,14 +365,7 @@ def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
     if all(new[inside] is inside for inside in operands(leaf)):
         return leaf
 
-    def moved(x: Integer) -> Integer:
-        return replace_values(x, lambda e: value_of(new[e]))
-
-    if leaf.op is Leaf.LOAD:
-        return load(leaf.array, moved(leaf.index), restrict((), map(moved, leaf.guard)))
-    if leaf.op is Leaf.INDEX:
-        return index(moved(leaf.index), leaf.dtype)
-    return condition(moved(leaf.index))
+    return with_indices(leaf, lambda x: replace_values(x, lambda e: value_of(new[e])))
 
 
 def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
@@ -371,22 +373,10 @@ def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
     if not values or root.variables.isdisjoint(values):
         return root
 
-    def moved(x: Integer) -> Integer:  # rebuild has been inside loaded values already
-        return substitute(x, values, in_loaded=False)
-
-    def change(expr: Expr) -> Expr | None:
-        if expr.op is Leaf.LOAD:
-            return load(expr.array, moved(expr.index), restrict((), map(moved, expr.guard)))
-        if expr.op is Leaf.INDEX:
-            return index(moved(expr.index), expr.dtype)
-        if expr.op is Leaf.CONDITION:
-            test = moved(expr.index)
-            return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
-        if expr.op is Leaf.LOCAL:
-            return local(expr.local, moved(expr.slot))
-        return None
-
-    return rebuild(root, change)
+    # rebuild has been inside loaded values already
+    return rebuild(
+        root, lambda leaf: with_indices(leaf, lambda x: substitute(x, values, in_loaded=False))
+    )
 
 
 def show(root: Expr) -> str:

@@ -13,7 +13,7 @@ from minigrad.compile import schedule_of
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph, canonicalize
 from minigrad.graph.collective import exchange
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import Node, Op
 from minigrad.graph.rewrite import without_rules
 from minigrad.graph.symbolic import Affine, Atom
 from minigrad.loops.recipes import lower
@@ -39,7 +39,7 @@ def data(*shape, dtype=dtypes.float32):
 
 def graph_of(*tensors: Tensor) -> Graph:
     roots = [tensor.raw for tensor in tensors]
-    return canonicalize(without_rules(roots, topological(roots))).graph()
+    return canonicalize(without_rules(roots)).graph()
 
 
 def kernels_of(*tensors: Tensor, fuse: bool = True) -> tuple[Kernel, ...]:
