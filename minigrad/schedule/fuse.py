@@ -87,8 +87,7 @@ class Cluster:
         self.stages.append(stage)
         self.rows = rows
         self.made[stage.array] = stage
-        self.arrays.update(load.array for load in expr.loads(*stage.exprs()))
-        self.arrays.add(stage.array)
+        self.arrays.update(stage.reads, (stage.array,))
         self.work += stage.iterations
         self.largest = max(self.largest, stage.size)
 
@@ -123,8 +122,7 @@ def cluster(
             continue
         sink = chains.sinks.get(stage.array)
         parts = [stage] if sink is None else chains.pull(sink, {}, "")[0]
-        exprs = [e for part in parts for e in part.exprs()]
-        read = list(dict.fromkeys(load.array for load in expr.loads(*exprs)))
+        read = list(dict.fromkeys(array for part in parts for array in part.reads))
         producers = {maker[array] for array in read if array in maker}
         own = _alone(stage, target) if sink is None else _alone_blocks(sink, target)
         home, rows = own, own.rows
@@ -325,7 +323,7 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> Sink
 
 def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array]) -> bool:
     """Whether a stage needs of what `home` has made only what a block of rows has by then."""
-    read = {load.array for load in expr.loads(*part.exprs())}
+    read = set(part.reads)
     if not read.isdisjoint(home.sums):
         return False
     made = read & home.made.keys()

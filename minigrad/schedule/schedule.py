@@ -163,8 +163,8 @@ class _Plan:
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
             for stage in member.stages:
-                for load in expr.loads(*stage.exprs()):
-                    known = self.readers.setdefault(load.array, [])
+                for array in stage.reads:
+                    known = self.readers.setdefault(array, [])
                     if member not in known:
                         known.append(member)
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
@@ -176,7 +176,7 @@ class _Plan:
         for node in reversed(list(stages)):
             if self.arrays[node] in wanted:
                 needed.append(node)
-                wanted |= {load.array for load in expr.loads(*stages[node].exprs())}
+                wanted.update(stages[node].reads)
         return {node: stages[node] for node in reversed(needed)}
 
     def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
@@ -200,7 +200,7 @@ class _Plan:
         """
         readers: dict[Array, list[Node]] = {}
         for node, stage in self.stages.items():
-            for array in {load.array for load in expr.loads(*stage.exprs())}:
+            for array in stage.reads:
                 readers.setdefault(array, []).append(node)
         for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
             array, nodes = product.array, readers.get(product.array, ())
@@ -343,7 +343,7 @@ def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel
     result: list[Kernel] = []
     running: dict[Array, Kernel] = {}  # by the array of the result
     for kernel in kernels:
-        read = {load.array for stage in kernel.stages for load in expr.loads(*stage.exprs())}
+        read = {array for stage in kernel.stages for array in stage.reads}
         written = {slots[array] for array in kernel.stored if array in slots}
         for array, begun in list(running.items()):
             (stage,) = begun.stages
@@ -387,7 +387,7 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
     sizes: dict[Array, Integer] = {}
     for step, kernel in enumerate(kernels):
         for stage in kernel.stages:
-            touched = [load.array for load in expr.loads(*stage.exprs())]
+            touched = [*stage.reads]
             made = stage.array.whole or stage.array
             if stage.array in kernel.stored or kernel.kind == "wait":
                 touched.append(made)

@@ -97,6 +97,15 @@ class Stage:
             arrays = (*self.exchange.sent, *self.exchange.after)
         return (self.body, *initial, *inside, *(expr.load(array, 0, ()) for array in arrays))
 
+    @property
+    def reads(self) -> tuple[Array, ...]:
+        """The arrays in all of its expressions, each once."""
+        known: dict[str, tuple[Array, ...]] = self.__dict__
+        if "_reads" not in known:
+            found = (load.array for load in expr.loads(*self.exprs()))
+            known["_reads"] = tuple(dict.fromkeys(found))
+        return known["_reads"]
+
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
         """The stage with some kept axes replaced by given indices."""
         return replace(
@@ -250,8 +259,8 @@ def before_readers(stages: Iterable[Stage], late: Container[Array]) -> list[Stag
     held: dict[Array, Stage] = {}
 
     def release(stage: Stage) -> None:
-        for load in expr.loads(*stage.exprs()):
-            if (other := held.pop(load.array, None)) is not None:
+        for array in stage.reads:
+            if (other := held.pop(array, None)) is not None:
                 release(other)
         order.append(stage)
 
