@@ -76,7 +76,8 @@ Guard = tuple[Affine, ...]
 
 
 class Expr(Numeric):
-    """One scalar operation. `variables`: the loop variables that its value depends on.
+    """One scalar operation. `indices`: those in a leaf, guards included; `variables`: the loop
+    variables that its value depends on.
 
     What else it has depends on its op: CONST a `value`; LOAD `array`, `index` and `guard`; INDEX
     and CONDITION an `index`; LOCAL a `local` and a `slot`.
@@ -84,7 +85,7 @@ class Expr(Numeric):
 
     __slots__ = (
         "op", "dtype", "args", "value", "array", "index", "guard", "local", "slot",
-        "variables", "_loads", "__weakref__",
+        "indices", "variables", "_loads", "__weakref__",
     )  # fmt: skip
     op: Op | Leaf
     dtype: DType
@@ -95,6 +96,7 @@ class Expr(Numeric):
     guard: Guard
     local: Local
     slot: Integer
+    indices: tuple[Integer, ...]
     variables: frozenset[Atom]
     _loads: tuple[Expr, ...] | None  # what `loads` found; asked for again and again
 
@@ -152,13 +154,13 @@ def _make(
         expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
         for name, value in fields.items():
             setattr(expr, name, value)
+        expr.indices = _indices_of(expr)
         expr.variables = _variables_of(expr)
         expr = _interned.settle(key, expr)
     return expr
 
 
-def indices_of(expr: Expr) -> tuple[Integer, ...]:
-    """The indices in a leaf, guards included; none in what is no leaf."""
+def _indices_of(expr: Expr) -> tuple[Integer, ...]:
     if expr.op is Leaf.LOAD:
         return (expr.index, *expr.guard)
     if expr.op is Leaf.LOCAL:
@@ -179,7 +181,7 @@ def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
 
 
 def _variables_of(expr: Expr) -> frozenset[Atom]:
-    parts = [arg.variables for arg in expr.args] or [*map(variables, indices_of(expr))]
+    parts = [arg.variables for arg in expr.args] or [*map(variables, expr.indices)]
     if expr.op is Leaf.LOCAL and expr.local.lanes is not None:
         parts.append(frozenset((expr.local.lanes,)))
     return frozenset().union(*parts)
@@ -286,7 +288,7 @@ def walk(*roots: Expr) -> list[Expr]:
             order.append(done)
         elif expr not in seen:
             seen.add(expr)
-            below = operands(expr)
+            below = expr.args or (expr.indices and operands(expr))
             if below:
                 stack += (expr, None, *reversed(below))
             else:
@@ -296,7 +298,7 @@ def walk(*roots: Expr) -> list[Expr]:
 
 def operands(expr: Expr) -> tuple[Expr, ...]:
     """What a value is computed from: arguments, or the values inside a leaf's indices."""
-    return expr.args or tuple(inside for x in indices_of(expr) for inside in values_in(x))
+    return expr.args or tuple([inside for x in expr.indices for inside in values_in(x)])
 
 
 def values_in(x: Integer) -> tuple[Expr, ...]:

@@ -138,10 +138,12 @@ class _Writer:
 
     def text(self, x: Any) -> str:
         """What a field holds, or a node's `arg` where that is no constant."""
-        if x is None:
-            return "-"
+        if isinstance(x, tuple):
+            return f"({','.join(map(self.text, x))})"
         if isinstance(x, int | Affine):
             return self.integer(x)
+        if x is None:
+            return "-"
         if isinstance(x, Expr):
             return self.expressions[x]
         if isinstance(x, Array):
@@ -156,8 +158,6 @@ class _Writer:
             return x
         if isinstance(x, Collective):
             return _items(astuple(x))
-        if isinstance(x, tuple):
-            return f"({','.join(map(self.text, x))})"
         raise CompileError(f"{x!r} has no key: see schedule/key.py")
 
 

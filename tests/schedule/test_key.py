@@ -221,7 +221,7 @@ def test_no_field_is_forgotten():
         "start",  # which `position` contains
     }  # fmt: skip
     known = {"op", "dtype", "args", "value", "array", "index", "guard", "local", "slot"}
-    assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"variables"}
+    assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"indices", "variables"}
     assert {n for n in Atom.__slots__ if not n.startswith("_")} == {
         "kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash",
     }  # fmt: skip
