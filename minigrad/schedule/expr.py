@@ -17,7 +17,7 @@ from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
 from minigrad.graph.substitution import proven_nonnegative, replace_values, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.graph.symbolic import Affine, Atom, Integer, high
 
 
 class Leaf(Enum):
@@ -417,10 +417,3 @@ def cost(op: Op | Leaf) -> int:
 def operations(root: Expr) -> int:
     """Σ cost over the distinct expressions below root."""
     return sum(cost(expr.op) for expr in walk(root))
-
-
-def non_negative(conditions: Guard) -> bool:
-    """True where every condition is known to hold."""
-    return all(low(c) >= 0 for c in conditions)
-
-
