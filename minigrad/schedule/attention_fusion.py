@@ -24,7 +24,7 @@ from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.layout import Order, order_of, reading, relayout, row_major
-from minigrad.schedule.stage import Stage, before_readers
+from minigrad.schedule.stage import ALONE, Stage, before_readers
 
 # Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
 # widest heads of attention that are in use have 256); in several, where what follows it must wait
@@ -392,5 +392,4 @@ def _has_rows(member: Stage, order: Order, rows: int) -> bool:
 
 def _addressing(stages: Iterable[Stage]) -> frozenset[Array]:
     """Arrays that scatters, scans and sorts read, not only in bodies: they stay as they are."""
-    stages = (stage for stage in stages if stage.op is not None and stage.op not in REDUCTIONS)
-    return frozenset(array for stage in stages for array in stage.reads)
+    return frozenset(array for stage in stages if stage.op in ALONE for array in stage.reads)

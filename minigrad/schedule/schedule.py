@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, make, topological
-from minigrad.graph.operations import ELEMENTWISE, SCANS, SCATTERS, Op
+from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule import expr
@@ -24,7 +24,7 @@ from minigrad.schedule.materialize import (
 )
 from minigrad.schedule.order import freeing_early, in_order
 from minigrad.schedule.partial_writes import part_written
-from minigrad.schedule.stage import Stage, Stages
+from minigrad.schedule.stage import ALONE, Stage, Stages
 from minigrad.target import LINE, Target
 
 _Loads = dict[Array, list[tuple[int, Expr]]]
@@ -316,9 +316,7 @@ def _safe_in_place(
     """
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
-    if target.op in SCANS or target.op in SCATTERS or target.op in (Op.DISTRIBUTE, Op.COLLECTIVE):
-        return False
-    if writer.kind == "block_rows":
+    if target.op in ALONE or writer.kind == "block_rows":
         return False
     summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
     for position, load in loads:

@@ -25,6 +25,12 @@ from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Index, Lowering
 from minigrad.schedule.materialize import in_memory
 
+# Stages that are kernels of their own kind: they have no rows that others could share.
+ALONE: dict[Op | None, str] = {
+    **dict.fromkeys(SCATTERS, "scatter"), **dict.fromkeys(SCANS, "scan"),
+    Op.DISTRIBUTE: "distribute", Op.COLLECTIVE: "exchange", Op.CAT: "cat",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Exchange:
