@@ -103,7 +103,7 @@ def divide_by_power_of_two(node: Node) -> Node | None:
     exponent = math.frexp(y.arg)[1]
     if abs(exponent) > (13 if node.dtype.name == "float16" else 125):
         return None
-    return x * (1.0 / y.arg)
+    return x * (1.0 / float(y.arg))
 
 
 def whole_division(node: Node) -> Node | None:

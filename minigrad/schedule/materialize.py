@@ -291,9 +291,10 @@ def _ends_a_reduction(node: Node) -> bool:
 def _as_large_below(node: Node, kept: Container[Node] = ()) -> tuple[set[Node], set[Node]]:
     """What a value is computed of element by element; and what all that is of, as large as it."""
     inside, sources, stack = {node}, set[Node](), [node]
+    size = numel(node.shape)
     while stack and len(inside) <= DEEPEST:
         for source in stack.pop().src:
-            if numel(source.shape) < numel(node.shape) or source in inside:
+            if source in inside or numel(source.shape) < size:
                 continue
             if source not in kept and (source.op in ELEMENTWISE or source.op is Op.RESHAPE):
                 inside.add(source)
