@@ -249,12 +249,11 @@ def _belongs_to_its_source(
     """
     inside, sources = _as_large_below(node, kept)
     if len(inside) > DEEPEST or any(
-        source not in kept and source.op not in _LEAVES | {Op.EXPAND, Op.CONST}
+        source.op is not Op.SUM and (source in kept or source.op not in (Op.EXPAND, Op.CONST))
         for source in sources
     ):
         return False
-    sources = {source for source in sources if source in kept or source.op in _LEAVES}
-    return all(source.op is Op.SUM for source in sources) and any(
+    return any(
         below[member] >= COSTLY and any(reader not in inside for reader in readers[member])
         for member in inside
         if member is not node
