@@ -37,6 +37,11 @@ def given(dtype: DType, shape: Shape, device: str) -> Node:
     return build.buffer(Given(), dtype, shape, device)
 
 
+def stand_in(node: Node) -> Node:
+    """What stands for a value like a node, which is given later."""
+    return given(node.dtype, node.shape, node.device)
+
+
 def batched(roots: Sequence[Node], arrays: Mapping[Node, Node], count: Integer) -> list[Node]:
     """The roots (count, …) where nodes are, in turn, the rows of arrays (count, …).
 

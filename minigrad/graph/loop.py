@@ -25,7 +25,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, part_along, row_of
-from minigrad.graph.batched import batched, given, sum_of_rows
+from minigrad.graph.batched import batched, stand_in, sum_of_rows
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
@@ -78,7 +78,7 @@ class Loop:
     def gradient(self, node: Node, given_for: Mapping[Node, Node]) -> list[Node | None]:
         """The gradients of a LOOP's sources, of those of its RESULTs."""
         floats = [number for number, carry in enumerate(self.carries) if carry.dtype.is_float]
-        later = [_stand_in(self.carries[number]) for number in floats]
+        later = [stand_in(self.carries[number]) for number in floats]
         targets = [x for x in (*self.elements, *self.constants) if x.dtype.is_float]
         wanted = [*(self.carries[number] for number in floats), *targets]
         found, rows = self._of_a_step(node, given_for, floats, later, wanted)
@@ -90,7 +90,7 @@ class Loop:
             total = part if part is not None else carry.constant(0.0)
             start = node.src[number].constant(0.0)
             if g is not None:
-                row = _stand_in(carry)
+                row = stand_in(carry)
                 rows[row] = _rows_from(g, int(self.reverse))
                 total = total + row
                 start = row_of(g, self.count - self.first)
@@ -123,7 +123,7 @@ class Loop:
             g = given_for.get(_result(node, "out", number))
             if g is not None:
                 outputs.append(out)
-                seeds.append(_stand_in(out))
+                seeds.append(stand_in(out))
                 rows[seeds[-1]] = g
         parts = gradient(outputs, seeds, wanted)
         arrays = node.src[len(self.carries) :]
@@ -167,7 +167,7 @@ class Looped:
         bases = _bases(roots, carried)
         varied = _dependent(list(bases), step.elements)
         varying, fixed = ([b for b in bases if (b in varied) is kind] for kind in (True, False))
-        stand = {base: _stand_in(base) for base in bases}
+        stand = {base: stand_in(base) for base in bases}
         body = replaced(roots, stand)
         self.loop = Loop(
             count, reverse, step.carries, tuple(stand[b] for b in varying),
@@ -185,11 +185,6 @@ class Looped:
                 outs[out] = after(self.node, number)
         self.outs = [outs[out] for out in step.outs]
         self.last = [_result(self.node, "last", number) for number in range(len(init))]
-
-
-def _stand_in(node: Node) -> Node:
-    """What stands for a value like a node."""
-    return given(node.dtype, node.shape, node.device)
 
 
 def _result(node: Node, kind: str, number: int) -> Node:
