@@ -277,4 +277,4 @@ class CpuProgram:
         if timeline.record is not None:
             cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
         else:
-            cpu_report.run_timed(codes, run_one, level)
+            cpu_report.run_timed(codes, run_one, level, self.pool.threads)

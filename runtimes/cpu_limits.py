@@ -41,7 +41,7 @@ MEASURING_SECONDS = 0.012  # per kernel and size: some 3 to 100 runs
 
 @dataclass(frozen=True)
 class Limits:
-    """All threads together.
+    """Some threads together.
 
     operations: float32 additions and multiplications per second; vectors: instructions per second,
     of vectors, a multiply-add being one. bandwidths: bytes → bytes per second that a kernel moves
@@ -68,15 +68,23 @@ class Limits:
         return nbytes / best
 
 
+def limits(count: int = 0) -> Limits:
+    """What so many threads can do, or as many as programs have; measured at the first call."""
+    return _limits(count or threads())
+
+
 @cache
-def limits() -> Limits:
-    """The machine's limits; measured at the first call."""
-    return measured_limits()
+def _limits(count: int) -> Limits:
+    return measured_limits(count)
 
 
-def measured_limits() -> Limits:
-    """The machine's limits now, which takes some 0.4 s. Those of a virtual machine come and go."""
-    pool, address = Pool(threads(), "limits"), cpu_memory.reserve(SIZES[-1])
+def measured_limits(count: int = 0) -> Limits:
+    """The limits of so many threads now, or of as many as programs have, which takes some 0.4 s.
+
+    Those of a virtual machine come and go. Half of the threads do not do half of what all do: two
+    of them may share a core.
+    """
+    pool, address = Pool(count or threads(), "limits"), cpu_memory.reserve(SIZES[-1])
     try:
         lanes = host().vector_bytes // 4
         texts = {"multiply_adds": _multiply_adds(lanes), "reader": _reader(lanes),

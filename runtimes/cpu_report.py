@@ -24,14 +24,17 @@ def run_recorded(
         record(text, before, time.perf_counter())
 
 
-def run_timed(codes: Sequence[KernelCode], run: Callable[[int], None], level: int) -> None:
-    """Run kernels one by one and report."""
+def run_timed(
+    codes: Sequence[KernelCode], run: Callable[[int], None], level: int, threads: int
+) -> None:
+    """Run kernels one by one and report. threads: that they have, with whose best they compare."""
     seconds: list[float] = []
     labels = [code.label for code in codes]
     run_recorded(labels, run, lambda label, start, end: seconds.append(end - start))
 
     def share(kernel: Nest | KernelCode, time: float) -> str:
-        computing, moving = kernel.vectors / limits().vectors, limits().moving(kernel.traffic)
+        best = limits(threads)
+        computing, moving = kernel.vectors / best.vectors, best.moving(kernel.traffic)
         limit = "issue" if computing > moving else "bytes"
         return f" {100 * max(computing, moving) / time:>5.0f}% {limit}"
 

@@ -146,9 +146,8 @@ class Data:
         _, start, stop = row
         seconds = stop - start
         code = self.codes.all[told["code"]] if told["code"] >= 0 else {}
-        best = limits()
-        share = program.pool.threads / usable_threads() if code else 1.0  # of the machine
-        computing = code.get("vectors", 0) / (best.vectors * min(share, 1.0))
+        best = limits(program.pool.threads)
+        computing = code.get("vectors", 0) / best.vectors
         moving = best.moving(code["traffic"]) if code.get("traffic") else 0.0
         total = sum(told["shares"].values()) or 1
         modules: Counter[str] = Counter()

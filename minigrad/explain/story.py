@@ -25,7 +25,7 @@ from minigrad.loops.nest import Statement, show_statements
 from minigrad.loops.nest import show as show_nest
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.cpu import host_kernels
-from minigrad.schedule import expr, fuse
+from minigrad.schedule import fuse
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Cluster
 from minigrad.schedule.key import kernel_key
@@ -221,9 +221,7 @@ class Story:
     def read(self, number: int) -> list[Array]:
         """The arrays that a kernel reads, or sends."""
         kernel = self.plan.kernels[number]
-        loads = [load.array for stage in kernel.stages for load in expr.loads(*stage.exprs())]
-        exchanges = [stage.exchange for stage in kernel.stages if stage.exchange is not None]
-        return loads + [array for exchange in exchanges for array in exchange.sent]
+        return [array for stage in kernel.stages for array in stage.reads]
 
     def _formulas(self, kernel: Kernel) -> str:
         one = Schedule((kernel,), self.plan.slots, {}, 0, ())

@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from minigrad.graph import build
-from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, Op
-
-
-def _full(like: Node, value: float) -> Node:
-    return build.const(value, like.dtype, like.shape, like.device)
-
-
-def _mul(x: Node, y: Node) -> Node:
-    return elementwise(Op.MUL, x, y)
-
-
-def _div(x: Node, y: Node) -> Node:
-    return elementwise(Op.DIV, x, y)
-
-
-def _where(condition: Node, x: Node, y: Node) -> Node:
-    return elementwise(Op.WHERE, condition, x, y)
 
 
 def gather_rule(node: Node, g: Node) -> Node:
     """Each element goes back to where it was read."""
     x, index = node.src
-    return build.scatter_add(_full(x, 0.0), index, g, node.arg)
+    return build.scatter_add(x.constant(0.0), index, g, node.arg)
 
 
 def scatter_add_rule(node: Node, g: Node) -> Node:
@@ -37,32 +20,30 @@ def scatter_add_rule(node: Node, g: Node) -> Node:
 def _share(node: Node, g: Node) -> Node:
     """Of SCATTER_MAX: g, divided evenly among the elements that are the maximum of a place."""
     base, index, x = node.src
-    ones = build.cast(_is_at(node), x.dtype)
-    own = build.cast(elementwise(Op.EQ, base, node), x.dtype)
-    return _div(g, build.scatter_add(own, index, ones, node.arg))
+    ones, own = _is_at(node).cast(x.dtype), base.equals(node).cast(x.dtype)
+    return g / build.scatter_add(own, index, ones, node.arg)
 
 
 def _is_at(node: Node) -> Node:
     """Which elements that are scattered equal the result at their place."""
     _, index, x = node.src
-    return elementwise(Op.EQ, x, build.gather(node, index, node.arg))
+    return x.equals(build.gather(node, index, node.arg))
 
 
 def scatter_max_base_rule(node: Node, g: Node) -> Node:
     """The share of the old value, where that is the maximum."""
-    return _where(elementwise(Op.EQ, node.src[0], node), _share(node, g), _full(g, 0.0))
+    return node.src[0].equals(node).where(_share(node, g), 0.0)
 
 
 def scatter_max_rule(node: Node, g: Node) -> Node:
     """The share of each element that is the maximum of its place."""
-    share = build.gather(_share(node, g), node.src[1], node.arg)
-    return _where(_is_at(node), share, _full(share, 0.0))
+    return _is_at(node).where(build.gather(_share(node, g), node.src[1], node.arg), 0.0)
 
 
 def scatter_prod_base_rule(node: Node, g: Node) -> Node:
     """g times the product of what the old value was multiplied by."""
     base, index, x = node.src
-    return _mul(g, build.scatter(Op.SCATTER_PROD, _full(base, 1.0), index, x, node.arg))
+    return g * build.scatter(Op.SCATTER_PROD, base.constant(1.0), index, x, node.arg)
 
 
 def scatter_prod_rule(node: Node, g: Node) -> Node:
@@ -71,14 +52,10 @@ def scatter_prod_rule(node: Node, g: Node) -> Node:
     Where a factor is 0 a second derivative misses what changing two zeros at once would give.
     """
     base, index, x = node.src
-    axis = node.arg
-    none, one = (elementwise(Op.EQ, v, _full(v, 0.0)) for v in (base, x))
-    product = build.scatter(
-        Op.SCATTER_PROD, _where(none, _full(base, 1.0), base), index,
-        _where(one, _full(x, 1.0), x), axis,
-    )  # fmt: skip
-    zeros = build.scatter_add(build.cast(none, x.dtype), index, build.cast(one, x.dtype), axis)
-    others = build.gather(_mul(g, product), index, axis)
-    count = elementwise(Op.SUB, build.gather(zeros, index, axis), build.cast(one, x.dtype))
-    other = _div(others, _where(one, _full(x, 1.0), x))
-    return _where(elementwise(Op.EQ, count, _full(x, 0.0)), other, _full(x, 0.0))
+    axis, none, one = node.arg, base.equals(0.0), x.equals(0.0)
+    factors = one.where(1.0, x)
+    product = build.scatter(Op.SCATTER_PROD, none.where(1.0, base), index, factors, axis)
+    zeros = build.scatter_add(none.cast(x.dtype), index, one.cast(x.dtype), axis)
+    others = build.gather(g * product, index, axis) / factors
+    count = build.gather(zeros, index, axis) - one.cast(x.dtype)
+    return count.equals(0.0).where(others, 0.0)

@@ -5,7 +5,7 @@ What depends on none of the batched nodes is computed once, as before. (JAX call
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class Given:
 def given(dtype: DType, shape: Shape, device: str) -> Node:
     """A value that is given later."""
     return build.buffer(Given(), dtype, shape, device)
+
+
+def stand_in(node: Node) -> Node:
+    """What stands for a value like a node, which is given later."""
+    return given(node.dtype, node.shape, node.device)
 
 
 def batched(roots: Sequence[Node], arrays: Mapping[Node, Node], count: Integer) -> list[Node]:
@@ -76,38 +81,15 @@ def rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
 
 def batch(node: Node, src: Sequence[Node]) -> Node:
     """The operation on sources with one more dimension in front."""
-    op, arg = node.op, node.arg
-    (count, *_), full = src[0].shape, (src[0].shape[0], *node.shape)
-    if op is Op.RESHAPE:
-        return build.reshape(src[0], full)
-    if op is Op.EXPAND:
-        return build.expand(src[0], full)
-    if op is Op.PERMUTE:
-        return build.permute(src[0], (0, *_later(arg)))
-    if op is Op.PAD:
-        return build.pad(src[0], ((0, 0), *arg))
-    if op is Op.SHRINK:
-        return build.shrink(src[0], ((0, count), *arg))
-    if op is Op.FLIP:
-        return build.flip(src[0], _later(arg))
-    if op is Op.WINDOW:
-        return build.window(src[0], [(axis + 1, *rest) for axis, *rest in arg])
-    if op in REDUCTIONS:
-        return build.reduce(op, src[0], _later(arg))
+    op, full = node.op, (src[0].shape[0], *node.shape)
+    if op in _BATCHED:
+        return _BATCHED[op](node, src, full)
     if op in SCANS:
-        return build.scan(op, src[0], arg + 1)
-    if op is Op.SORT:
-        return build.sort(src[0], arg + 1)
-    if op is Op.CAT:
-        return build.cat(src, arg + 1)
-    if op is Op.GATHER:
-        return build.gather(src[0], src[1], arg + 1)
+        return build.scan(op, src[0], node.arg + 1)
+    if op in REDUCTIONS:
+        return build.reduce(op, src[0], _later(node.arg))
     if op in SCATTERS:
-        return build.scatter(op, src[0], src[1], src[2], arg + 1)
-    if op is Op.CHECK:
-        return make(op, node.dtype, full, (src[0],), arg, node.device)
-    if op is Op.CUSTOM:
-        return build.custom(src[0], src[1:], _Rows(node))
+        return build.scatter(op, src[0], src[1], src[2], node.arg + 1)
     if op in (Op.CAST, Op.BITCAST, Op.CONTIGUOUS) or op.facts.arity:
         return build.rebuild(node, src)
     raise ScanError(f"{op.value} cannot be repeated for many values at once")
@@ -133,3 +115,24 @@ class _Rows:
         kept = [part for part in found if part is not None]
         made = iter(batched(kept, known, g.shape[0]))
         return [None if part is None else next(made) for part in found]
+
+
+# Operations with an argument that speaks of dimensions. full: the shape of the result.
+_BATCHED: dict[Op, Callable[[Node, Sequence[Node], Shape], Node]] = {
+    Op.RESHAPE: lambda node, src, full: build.reshape(src[0], full),
+    Op.EXPAND: lambda node, src, full: build.expand(src[0], full),
+    Op.PERMUTE: lambda node, src, full: build.permute(src[0], (0, *_later(node.arg))),
+    Op.PAD: lambda node, src, full: build.pad(src[0], ((0, 0), *node.arg)),
+    Op.SHRINK: lambda node, src, full: build.shrink(src[0], ((0, full[0]), *node.arg)),
+    Op.FLIP: lambda node, src, full: build.flip(src[0], _later(node.arg)),
+    Op.WINDOW: lambda node, src, full: build.window(src[0], [
+        (axis + 1, *rest) for axis, *rest in node.arg
+    ]),
+    Op.SORT: lambda node, src, full: build.sort(src[0], node.arg + 1),
+    Op.CAT: lambda node, src, full: build.cat(src, node.arg + 1),
+    Op.GATHER: lambda node, src, full: build.gather(src[0], src[1], node.arg + 1),
+    Op.CHECK: lambda node, src, full: make(
+        node.op, node.dtype, full, (src[0],), node.arg, node.device
+    ),
+    Op.CUSTOM: lambda node, src, full: build.custom(src[0], src[1:], _Rows(node)),
+}  # fmt: skip

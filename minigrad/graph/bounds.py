@@ -154,11 +154,11 @@ def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
     several = {(index, what.extent, what.wraps, what.ignored): what for index, what in checked}
     for (index, *_), what in several.items():
         wrong, before = what.outside(index), by_shape.get(index.shape)
-        by_shape[index.shape] = wrong if before is None else build.elementwise(Op.OR, before, wrong)
+        by_shape[index.shape] = wrong if before is None else before | wrong
     total: Node | None = None
     for wrong in by_shape.values():
         some = build.reduce(Op.MAX, build.cast(wrong, dtypes.uint32), range(wrong.ndim))
         some = build.reshape(some, ())
-        total = some if total is None else build.elementwise(Op.OR, total, some)
+        total = some if total is None else total | some
     assert total is not None
     return build.contiguous(total)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
 from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
+from minigrad.graph.axes import pad_along, part_along, split_axis
 from minigrad.graph.collective import exchange
-from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.node import Node, Shape
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import (
     NONE,
@@ -29,7 +29,6 @@ from minigrad.graph.sharding import (
     Layout,
     Sizes,
     axes_of,
-    const_like,
     is_padded,
     joined,
     local_shape,
@@ -108,9 +107,8 @@ class Converter:
         place = var(place_name(axis), 0, self.sizes[axis] - 1)
         assert isinstance(place, Affine)
         number = build.variable(place, self.device)
-        is_first = build.elementwise(Op.EQ, number, const_like(number, 0))
-        mask = build.expand(build.reshape(is_first, (1,) * x.ndim), x.shape)
-        return build.elementwise(Op.WHERE, mask, x, const_like(x, 0))
+        mask = build.expand(build.reshape(number.equals(0), (1,) * x.ndim), x.shape)
+        return mask.where(x, 0)
 
     def _fits(self, shape: Shape, have: Sequence[Digits], at: int, digit: Digit) -> bool:
         return digit in joined(shape[at], have[at], (digit,), self.sizes)
@@ -125,9 +123,7 @@ class Converter:
                 if digit.axis not in used and self._fits(shape, have, at, digit):
                     x, place = self._split(x, shape, have, at, digit)
                     here = var(place_name(digit.axis), 0, self.sizes[digit.axis] - 1)
-                    ranges: list[Any] = [(0, extent) for extent in x.shape]
-                    ranges[place] = (here, here + 1)
-                    x = build.shrink(x, ranges)
+                    x = part_along(x, place, here, here + 1)
                     x = build.reshape(x, local_shape(shape, tuple(have), self.sizes))
         return x
 
@@ -139,9 +135,7 @@ class Converter:
         before, after = self._around(shape[at], have[at], digit)
         ways = self.sizes[digit.axis]
         beyond = before * ways * after - x.shape[at]
-        x = build.pad(x, [(0, beyond if axis == at else 0) for axis in range(x.ndim)])
-        split = (*x.shape[:at], before, ways, after, *x.shape[at + 1 :])
-        return build.reshape(x, split), at + 1
+        return split_axis(pad_along(x, at, 0, beyond), at, before, ways, after), at + 1
 
     def _around(self, extent: Any, digits: Digits, digit: Digit) -> tuple[int, int]:
         """How many local indices there are before and behind a digit."""
@@ -224,10 +218,9 @@ class Converter:
         ramp = build.iota(period(digits, self.sizes), self.device)
         total = (ramp.shape[0],)
         own = self.convert(ramp, total, whole(1), Layout((digits,)))
-        inside = build.elementwise(Op.LT, own, const_like(own, extent))
         shape = tuple(x.shape[axis] if at == axis else 1 for at in range(x.ndim))
-        mask = build.expand(build.reshape(inside, shape), x.shape)
-        return build.elementwise(Op.WHERE, mask, x, const_like(x, instead))
+        mask = build.expand(build.reshape(own.less(extent), shape), x.shape)
+        return mask.where(x, instead)
 
     def own_indices(self, index: Node, extent: Any, digits: Digits) -> Node:
         """Indices into a whole axis as indices into this device's part; −1 for another's."""
@@ -236,26 +229,19 @@ class Converter:
         narrow = index.dtype is dtypes.int32 or index.dtype.itemsize < 4
         dtype = dtypes.int32 if narrow else dtypes.int64
         value = build.cast(index, dtype)
-        constant = partial(const_like, value)
-        mine: Node | None = None
+        mine = value.less(extent)
         for number in range(len(digits) - 1, -1, -1):
             axis, stride = digits[number]
             ways, here = self.sizes[axis], self._place_like(value, axis)
-            part = build.elementwise(Op.IDIV, value, constant(stride))
-            found = build.elementwise(Op.MOD, part, constant(ways))
-            same = build.elementwise(Op.EQ, found, here)
-            mine = same if mine is None else build.elementwise(Op.AND, mine, same)
-            blocks = build.elementwise(Op.IDIV, value, constant(stride * ways))
-            rest = build.elementwise(Op.MOD, value, constant(stride))
-            value = blocks * stride + rest
+            found = value.operation("idiv", stride).operation("mod", ways)
+            mine = mine & found.equals(here)
+            blocks = value.operation("idiv", stride * ways)
+            value = blocks * stride + value.operation("mod", stride)
             digits = tuple(
                 Digit(one.axis, one.stride // ways if at < number else one.stride)
                 for at, one in enumerate(digits)
             )
-        assert mine is not None
-        wide = build.cast(index, dtype)
-        mine = build.elementwise(Op.AND, mine, build.elementwise(Op.LT, wide, constant(extent)))
-        return build.elementwise(Op.WHERE, mine, value, constant(-1))
+        return mine.where(value, -1)
 
     def _place_like(self, x: Node, axis: str) -> Node:
         place = var(place_name(axis), 0, self.sizes[axis] - 1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from minigrad.errors import ScanError
 from minigrad.graph import build
+from minigrad.graph.axes import part_along, row_of, split_axis
 from minigrad.graph.batched import batch, rows, sum_of_rows
 from minigrad.graph.node import INDEX, Node, Op, Shape, topological
 from minigrad.graph.operations import REDUCTIONS
@@ -68,11 +69,9 @@ def stacked(nodes: Sequence[Node]) -> Node:
 
 def unstacked(whole: Node) -> list[Node]:
     """The rows of an array."""
-    (count, *shape) = whole.shape
-    ends = [(0, extent) for extent in shape]
+    (count, *_) = whole.shape
     assert isinstance(count, int)
-    each = (build.shrink(whole, [(row, row + 1), *ends]) for row in range(count))
-    return [build.reshape(one, tuple(shape)) for one in each]
+    return [row_of(whole, number) for number in range(count)]
 
 
 def rows_of(nodes: Sequence[Node], kept: Container[Node]) -> Node | None:
@@ -257,23 +256,25 @@ def _of_one(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
     """So many elements along an axis, from each of several starts on, one after the other."""
     count, first = len(starts), starts[0]
     if list(starts) == [first + length * n for n in range(count)]:
-        ends: list[Any] = [(0, extent) for extent in x.shape]
-        ends[axis] = (first, first + length * count)
-        whole = build.shrink(x, ends)
+        whole = part_along(x, axis, first, first + length * count)
     else:
-        index = build.reshape(_index(starts, length, x), _along(axis, x.ndim, (count * length,)))
-        shape = (*x.shape[:axis], count * length, *x.shape[axis + 1 :])
-        whole = build.gather(x, build.expand(index, shape), axis)
-    split = build.reshape(whole, (*x.shape[:axis], count, length, *x.shape[axis + 1 :]))
-    return build.permute(split, (axis, *range(axis), *range(axis + 1, split.ndim)))
+        index = build.reshape(_index(starts, length, x), (count * length,))
+        whole = _gathered(x, axis, index)
+    found = split_axis(whole, axis, count, length)
+    return build.permute(found, (axis, *range(axis), *range(axis + 1, found.ndim)))
 
 
 def _of_rows(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
     """So many elements along an axis, from another start on in each row of x."""
-    index = _index(starts, length, x)
-    index = build.reshape(index, (len(starts), *_along(axis, x.ndim, (length,))[1:]))
-    shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
-    return build.gather(x, build.expand(index, shape), axis)
+    return _gathered(x, axis, _index(starts, length, x))
+
+
+def _gathered(x: Node, axis: int, index: Node) -> Node:
+    """What numbers (n,) name along an axis; or numbers (len, n) in each row of x."""
+    shape = (*x.shape[:axis], index.shape[-1], *x.shape[axis + 1 :])
+    own = (axis,) if index.ndim == 1 else (0, axis)
+    ones = tuple(extent if d in own else 1 for d, extent in enumerate(shape))
+    return build.gather(x, build.expand(build.reshape(index, ones), shape), axis)
 
 
 def _index(starts: Sequence[int], length: Integer, like: Node) -> Node:
@@ -282,8 +283,3 @@ def _index(starts: Sequence[int], length: Integer, like: Node) -> Node:
     firsts = stacked([build.const(start, INDEX, (1,), like.device) for start in starts])
     steps = build.reshape(build.iota(length, like.device, INDEX), (1, length))
     return build.expand(firsts, shape) + build.expand(steps, shape)
-
-
-def _along(axis: int, ndim: int, extents: Shape) -> Shape:
-    """A shape of ones but for an axis."""
-    return (*(1 for _ in range(axis)), *extents, *(1 for _ in range(ndim - axis - 1)))

@@ -26,7 +26,8 @@ from minigrad.graph.addressed import (
     scatter_prod_base_rule,
     scatter_prod_rule,
 )
-from minigrad.graph.node import Node, Shape, is_symbolic, topological
+from minigrad.graph.axes import pad_along, part_along
+from minigrad.graph.node import Node, is_symbolic, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.shapes import numel
@@ -82,7 +83,7 @@ def gradient(
         return [found[target] for target in targets]
     flat = set(reached(outputs, order))
     return [
-        found[target] if target in found else _full(target, 0.0) if target in flat else None
+        found[target] if target in found else target.constant(0.0) if target in flat else None
         for target in targets
     ]
 
@@ -197,10 +198,6 @@ def _zeros(like: Node, axis: int, extent: Integer) -> Node:
     return build.const(0.0, like.dtype, shape, like.device)
 
 
-def _full(like: Node, value: float) -> Node:
-    return build.const(value, like.dtype, like.shape, like.device)
-
-
 # --- reductions ----------------------------------------------------------------------------------
 
 
@@ -236,39 +233,18 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
     """
     extent = x.shape[axis]
     size = 1 << max(high(extent) - 1, 0).bit_length()
-    level = _padded_with_ones(x, axis, size)
+    level = pad_along(x, axis, 0, size - extent)
+    if level is not x:
+        level = pad_along(x.constant(True, dtypes.bool), axis, 0, size - extent).where(level, 1.0)
     halves: list[tuple[Node, Node]] = []
     while size > 1:
         size //= 2
-        halves.append((_part(level, axis, 0, size), _part(level, axis, size, 2 * size)))
+        halves.append((part_along(level, axis, 0, size), part_along(level, axis, size, 2 * size)))
         level = halves[-1][0] * halves[-1][1]
     for left, right in reversed(halves):
-        below = _along(left.shape, axis, (0, size), (0, 0))
-        above = _along(left.shape, axis, (size, 0), (0, 0))
-        g = build.pad(g * right, below) + build.pad(g * left, above)
+        g = pad_along(g * right, axis, 0, size) + pad_along(g * left, axis, size, 0)
         size *= 2
-    return _part(g, axis, 0, extent)
-
-
-def _along(
-    shape: Shape, axis: int, pair: tuple[Integer, Integer], others: tuple[Integer, Integer]
-) -> list[tuple[Integer, Integer]]:
-    return [pair if d == axis else others for d in range(len(shape))]
-
-
-def _part(x: Node, axis: int, start: Integer, stop: Integer) -> Node:
-    """x from start to stop − 1 along axis."""
-    ranges = [(start, stop) if d == axis else (0, extent) for d, extent in enumerate(x.shape)]
-    return build.shrink(x, ranges)
-
-
-def _padded_with_ones(x: Node, axis: int, size: int) -> Node:
-    amounts = _along(x.shape, axis, (0, size - x.shape[axis]), (0, 0))
-    padded = build.pad(x, amounts)
-    if padded is x:
-        return x
-    inside = build.pad(build.const(True, dtypes.bool, x.shape, x.device), amounts)
-    return inside.where(padded, 1.0)
+    return part_along(g, axis, 0, extent)
 
 
 # --- movement and addressing ---------------------------------------------------------------------

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
 from minigrad.graph import build
-from minigrad.graph.batched import batched, given, sum_of_rows
+from minigrad.graph.axes import pad_along, part_along, row_of
+from minigrad.graph.batched import batched, stand_in, sum_of_rows
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
@@ -63,7 +64,7 @@ class Loop:
         known: dict[str, list[Node]] = self.__dict__
         if "_body" not in known:
             roots = [*self.next, *self.outs]
-            known["_body"] = without_rules(roots, topological(roots))
+            known["_body"] = without_rules(roots)
         return known["_body"]
 
     def read(self, node: Node) -> list[Node]:
@@ -77,7 +78,7 @@ class Loop:
     def gradient(self, node: Node, given_for: Mapping[Node, Node]) -> list[Node | None]:
         """The gradients of a LOOP's sources, of those of its RESULTs."""
         floats = [number for number, carry in enumerate(self.carries) if carry.dtype.is_float]
-        later = [_stand_in(self.carries[number]) for number in floats]
+        later = [stand_in(self.carries[number]) for number in floats]
         targets = [x for x in (*self.elements, *self.constants) if x.dtype.is_float]
         wanted = [*(self.carries[number] for number in floats), *targets]
         found, rows = self._of_a_step(node, given_for, floats, later, wanted)
@@ -89,10 +90,10 @@ class Loop:
             total = part if part is not None else carry.constant(0.0)
             start = node.src[number].constant(0.0)
             if g is not None:
-                row = _stand_in(carry)
+                row = stand_in(carry)
                 rows[row] = _rows_from(g, int(self.reverse))
                 total = total + row
-                start = _row(g, self.count - self.first)
+                start = row_of(g, self.count - self.first)
             new.append(total)
             starts.append(start)
         step = Step(tuple(later), tuple(rows), tuple(new))
@@ -122,7 +123,7 @@ class Loop:
             g = given_for.get(_result(node, "out", number))
             if g is not None:
                 outputs.append(out)
-                seeds.append(_stand_in(out))
+                seeds.append(stand_in(out))
                 rows[seeds[-1]] = g
         parts = gradient(outputs, seeds, wanted)
         arrays = node.src[len(self.carries) :]
@@ -166,7 +167,7 @@ class Looped:
         bases = _bases(roots, carried)
         varied = _dependent(list(bases), step.elements)
         varying, fixed = ([b for b in bases if (b in varied) is kind] for kind in (True, False))
-        stand = {base: _stand_in(base) for base in bases}
+        stand = {base: stand_in(base) for base in bases}
         body = replaced(roots, stand)
         self.loop = Loop(
             count, reverse, step.carries, tuple(stand[b] for b in varying),
@@ -184,11 +185,6 @@ class Looped:
                 outs[out] = after(self.node, number)
         self.outs = [outs[out] for out in step.outs]
         self.last = [_result(self.node, "last", number) for number in range(len(init))]
-
-
-def _stand_in(node: Node) -> Node:
-    """What stands for a value like a node."""
-    return given(node.dtype, node.shape, node.device)
 
 
 def _result(node: Node, kind: str, number: int) -> Node:
@@ -212,8 +208,7 @@ def after(node: Node, number: int) -> Node:
 
 def _rows_from(x: Node, start: int) -> Node:
     """One row less than x has, from `start` on."""
-    (rows, *rest) = x.shape
-    return build.shrink(x, [(start, rows - 1 + start), *((0, extent) for extent in rest)])
+    return part_along(x, 0, start, x.shape[0] - 1 + start)
 
 
 def _dependent(roots: Sequence[Node], on: Sequence[Node]) -> set[Node]:
@@ -255,16 +250,8 @@ def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | 
         return total
     loop: Loop = node.arg
     last = loop.count - loop.first
-    around = [(last, loop.first), *((0, 0) for _ in g.shape)]
-    row = build.pad(build.reshape(g, (1, *g.shape)), around)
-    return row if total is None else total + row
-
-
-def _row(x: Node, number: Integer) -> Node:
-    """A row of x."""
-    rest = x.shape[1:]
-    part = build.shrink(x, [(number, number + 1), *((0, extent) for extent in rest)])
-    return build.reshape(part, rest)
+    alone = pad_along(build.reshape(g, (1, *g.shape)), 0, last, loop.first)
+    return alone if total is None else total + alone
 
 
 class StepsInMemory:
@@ -291,12 +278,12 @@ class StepsInMemory:
             all_rows = ("carry", number) in wanted
             whole = new(carry, loop.count + 1 if all_rows else 2)
             read, write = rows if all_rows else turns
-            stand[carry] = _row(whole, read)
+            stand[carry] = row_of(whole, read)
             places.append((whole, write))
             start = build.reshape(sources[node.src[number]], (1, *carry.shape))
             self.begin.append(build.assign(whole, start, loop.first if all_rows else 0))
             end = loop.count - loop.first if all_rows else loop.count % 2
-            parts = {("carry", number): whole, ("last", number): _row(whole, end)}
+            parts = {("carry", number): whole, ("last", number): row_of(whole, end)}
             self.results |= {r: parts[r.arg] for r in results if r.arg in parts}
         values = loop.body[: len(loop.carries)]
         for number, out in enumerate(loop.outs):
@@ -310,7 +297,7 @@ class StepsInMemory:
         for one, source in zip(stands, node.src[len(loop.carries) :], strict=True):
             if source in sources:  # others are not read
                 known = sources[source]
-                stand[one] = _row(known, row) if one in loop.elements else known
+                stand[one] = row_of(known, row) if one in loop.elements else known
         self.step = [
             build.assign(whole, build.reshape(value, (1, *value.shape)), row)
             for (whole, row), value in zip(places, replaced(values, stand), strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
-from minigrad.dtype import DType
+from minigrad.dtype import DType, dtypes
 
 Number = int | float
 
@@ -125,6 +125,18 @@ def horner(x: Numeric, coefficients: Sequence[float]) -> Numeric:
     for c in coefficients[-2::-1]:
         total = total * x + c
     return total
+
+
+def apart(x: Numeric) -> tuple[Numeric, Numeric]:
+    """|x|, and the bit of its sign as an unsigned integer, of a float32 or float64."""
+    top = 1 << (x.dtype.bits - 1)
+    bits = x.bits_as(dtypes.uint32 if x.dtype is dtypes.float32 else dtypes.uint64)
+    return (bits & (top - 1)).bits_as(x.dtype), bits & top
+
+
+def with_sign(size: Numeric, sign: Numeric) -> Numeric:
+    """A number ≥ 0 with the bit of a sign."""
+    return (size.bits_as(sign.dtype) | sign).bits_as(size.dtype)
 
 
 # What follows is exact only because no renderer merges an addition into a `fused` product.

@@ -12,7 +12,7 @@ values, shape and dtype, or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from minigrad.errors import CompileError
 from minigrad.graph.build import rebuild
@@ -80,22 +80,28 @@ def _check_progress(needed: Sequence[Node], becomes: Mapping[Node, Node]) -> Non
             raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
 
 
+def remade(
+    roots: Iterable[Node], remake: Callable[[Node, list[Node]], Node],
+    by: Mapping[Node, Node] | None = None,
+) -> list[Node]:  # fmt: skip
+    """The roots with all nodes that they need made anew, sources before users.
+
+    remake: of a node and what its sources have become. by: what some become; nothing is made of
+    what only these need.
+    """
+    new = dict(by or {})
+    for node in topological(roots, new):
+        new[node] = remake(node, [new[source] for source in node.src])
+    return [new[root] for root in roots]
+
+
 def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
     """The roots with some of the nodes they need replaced; replacements are taken as they are."""
-    if not by:
-        return list(roots)
-    new = dict(by)
-    for node in topological(roots, by):
-        new[node] = rebuild(node, [new[source] for source in node.src])
-    return [new[root] for root in roots]
+    return remade(roots, rebuild, by) if by else list(roots)
 
 
-def without_rules(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
-    """The roots without gradient rules: each CUSTOM replaced by its value. order: topological."""
-    new: dict[Node, Node] = {}
-    for node in order:
-        if node.op is Op.CUSTOM:
-            new[node] = new[node.src[0]]
-        else:
-            new[node] = rebuild(node, [new[source] for source in node.src])
-    return [new[root] for root in roots]
+def without_rules(roots: Sequence[Node]) -> list[Node]:
+    """The roots without gradient rules: each CUSTOM replaced by its value."""
+    return remade(
+        roots, lambda node, src: src[0] if node.op is Op.CUSTOM else rebuild(node, src)
+    )

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from minigrad.errors import ScanError
-from minigrad.graph.batched import given
+from minigrad.graph.batched import stand_in
 from minigrad.graph.copies import (
     LEAVES,
     MANY,
@@ -123,8 +123,8 @@ class _Chain:
         if not self.carried:
             raise _Unlike
         second = self.at[1]
-        stand = {self.at[0][place]: _like(second[place]) for place in self.carried}
-        stand |= {one: _like(one) for one in self.elements}
+        stand = {self.at[0][place]: stand_in(second[place]) for place in self.carried}
+        stand |= {one: stand_in(one) for one in self.elements}
         by = {**stand, **{one: one for one in self.same}}
         wanted = self._wanted(roots, order)
         places = [*self.carried, *wanted]
@@ -220,7 +220,3 @@ def _phase(nodes: Sequence[Node], number: dict[Node, int], start: int, period: i
         return len(over)
 
     return min(range(period), key=carried)
-
-
-def _like(node: Node) -> Node:
-    return given(node.dtype, node.shape, node.device)

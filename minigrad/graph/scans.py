@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.build import elementwise
+from minigrad.graph.axes import merge_axes, pad_along, part_along, repeat_along, row_of, split_axis
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.symbolic import ceildiv, high
 
 Values = tuple[Node, ...]
 
@@ -22,8 +21,7 @@ def cumsum_rule(node: Node, g: Node) -> Node:
 def cummax_rule(node: Node, g: Node) -> Node:
     """All to the latest of the elements that are the maximum."""
     x, axis = node.src[0], node.arg
-    zeros = build.const(0.0, x.dtype, x.shape, x.device)
-    return build.scatter_add(zeros, latest(x, node, axis), g, axis)
+    return build.scatter_add(x.constant(0.0), latest(x, node, axis), g, axis)
 
 
 def cumprod_rule(node: Node, g: Node) -> Node:
@@ -34,22 +32,21 @@ def cumprod_rule(node: Node, g: Node) -> Node:
     x, axis = node.src[0], node.arg
     factors = shift(build.flip(x, (axis,)), axis, 0)  # the recurrence runs from the end
     _, s = associative(_joined, (factors, build.flip(g, (axis,))), axis)
-    return _mul(shift(node, axis, 1), build.flip(s, (axis,)))
+    return shift(node, axis, 1) * build.flip(s, (axis,))
 
 
 def _joined(first: Values, second: Values) -> Values:
     """Two steps s → a·s + c of a recurrence as one."""
     (a, c), (b, d) = first, second
-    return _mul(a, b), elementwise(Op.ADD, _mul(b, c), d)
+    return a * b, b * c + d
 
 
 def latest(x: Node, scanned: Node, axis: int) -> Node:
     """Where (int32) the latest element of x stands that is the running maximum (or NaN)."""
-    hit = elementwise(Op.EQ, x, scanned)
+    hit = x.equals(scanned)
     if x.dtype.is_float:
-        hit = elementwise(Op.OR, hit, elementwise(Op.NE, x, x))
-    none = build.const(0, dtypes.int32, x.shape, x.device)
-    return build.scan(Op.CUMMAX, elementwise(Op.WHERE, hit, along(x, axis), none), axis)
+        hit = hit | x.differs(x)
+    return build.scan(Op.CUMMAX, hit.where(along(x, axis), 0), axis)
 
 
 def along(x: Node, axis: int) -> Node:
@@ -60,13 +57,11 @@ def along(x: Node, axis: int) -> Node:
 
 def shift(x: Node, axis: int, first: int | float | bool) -> Node:
     """x moved on by one along an axis, with `first` in front."""
-    extent = _length(x, axis)
-    if not extent:
+    extent = x.shape[axis]
+    if extent == 0:
         return x
-    moved = build.pad(_part(x, axis, 0, extent - 1), _along(x, axis, (1, 0)))
-    return elementwise(
-        Op.WHERE, _is_first(x, axis), build.const(first, x.dtype, x.shape, x.device), moved
-    )
+    moved = pad_along(part_along(x, axis, 0, extent - 1), axis, 1, 0)
+    return along(x, axis).equals(0).where(first, moved)
 
 
 def associative(combine: Callable[[Values, Values], Values], x: Values, axis: int) -> Values:
@@ -76,72 +71,36 @@ def associative(combine: Callable[[Values, Values], Values], x: Values, axis: in
     2n combinations in 2·log n stages (Blelloch, "Prefix sums and their applications", 1990).
     """
     levels: list[Values] = []
-    while (extent := _length(x[0], axis)) > 1:
+    while (extent := high(x[0].shape[axis])) > 1:
         levels.append(x)
-        first, second = (tuple(_every_second(v, axis, start, extent // 2) for v in x)
-                         for start in (0, 1))  # fmt: skip
-        x = combine(first, second)
+        pairs = [_pairs(v, axis, extent // 2) for v in x]
+        x = combine(*(tuple(row_of(pair, n, axis + 1) for pair in pairs) for n in (0, 1)))
     done = x
     for x in reversed(levels):
-        count = ceildiv(_length(x[0], axis), 2)
-        even = tuple(_every_second(v, axis, 0, count) for v in x)
-        before = tuple(_part(build.pad(v, _along(v, axis, (1, 0))), axis, 0, count) for v in done)
-        start = _is_first(even[0], axis)
-        filled = (
-            elementwise(Op.WHERE, start, own, both)
-            for own, both in zip(even, combine(before, even), strict=True)
-        )
+        extent = high(x[0].shape[axis])
+        count = ceildiv(extent, 2)
+        even = tuple(row_of(_pairs(v, axis, count), 0, axis + 1) for v in x)
+        before = tuple(part_along(pad_along(v, axis, 1, 0), axis, 0, count) for v in done)
+        start = along(even[0], axis).equals(0)
         done = tuple(
-            _interleave(e, odd, axis, _length(x[0], axis))
-            for e, odd in zip(filled, done, strict=True)
+            _interleave(start.where(own, both), odd, axis, extent)
+            for own, both, odd in zip(even, combine(before, even), done, strict=True)
         )
     return done
 
 
-def _mul(x: Node, y: Node) -> Node:
-    return elementwise(Op.MUL, x, y)
-
-
-def _length(x: Node, axis: int) -> int:
-    extent = x.shape[axis]
-    assert isinstance(extent, int)
-    return extent
-
-
-def _is_first(x: Node, axis: int) -> Node:
-    zero = build.const(0, dtypes.int32, x.shape, x.device)
-    return elementwise(Op.EQ, along(x, axis), zero)
-
-
-def _along(x: Node, axis: int, pair: tuple[Integer, Integer]) -> list[tuple[Integer, Integer]]:
-    return [pair if d == axis else (0, 0) for d in range(x.ndim)]
-
-
-def _part(x: Node, axis: int, start: int, stop: int) -> Node:
-    ranges = [(start, stop) if d == axis else (0, extent) for d, extent in enumerate(x.shape)]
-    return build.shrink(x, ranges)
-
-
-def _every_second(x: Node, axis: int, first: int, count: int) -> Node:
-    """`count` elements first, first + 2, … along an axis."""
-    missing = max(2 * count - _length(x, axis), 0)
-    x = _part(build.pad(x, _along(x, axis, (0, missing))), axis, 0, 2 * count)
-    pairs = build.reshape(x, (*x.shape[:axis], count, 2, *x.shape[axis + 1 :]))
-    one = _part(pairs, axis + 1, first, first + 1)
-    return build.reshape(one, (*x.shape[:axis], count, *x.shape[axis + 1 :]))
+def _pairs(x: Node, axis: int, count: int) -> Node:
+    """`count` pairs of neighbours along an axis, (…, count, 2, …); the last may lack its second."""
+    missing = max(2 * count - high(x.shape[axis]), 0)
+    whole = part_along(pad_along(x, axis, 0, missing), axis, 0, 2 * count)
+    return split_axis(whole, axis, count, 2)
 
 
 def _interleave(even: Node, odd: Node, axis: int, extent: int) -> Node:
     """even[0], odd[0], even[1], …: `extent` elements. Rather chosen than added: ∞ stays apart."""
-    count = _length(even, axis)
-    odd = build.pad(odd, _along(odd, axis, (0, count - _length(odd, axis))))
-
-    def doubled(x: Node) -> Node:
-        one = build.reshape(x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
-        two = build.expand(one, (*x.shape[: axis + 1], 2, *x.shape[axis + 1 :]))
-        return build.reshape(two, (*x.shape[:axis], 2 * count, *x.shape[axis + 1 :]))
-
-    wide = doubled(even)
-    one = build.const(1, dtypes.int32, wide.shape, wide.device)
-    is_odd = elementwise(Op.EQ, elementwise(Op.AND, along(wide, axis), one), one)
-    return _part(elementwise(Op.WHERE, is_odd, doubled(odd), wide), axis, 0, extent)
+    count = high(even.shape[axis])
+    odd = pad_along(odd, axis, 0, count - high(odd.shape[axis]))
+    twice = (repeat_along(split_axis(x, axis, count, 1), axis + 1, 2) for x in (even, odd))
+    evens, odds = (merge_axes(x, axis) for x in twice)
+    is_odd = (along(evens, axis) & 1).equals(1)
+    return part_along(is_odd.where(odds, evens), axis, 0, extent)

@@ -23,7 +23,6 @@ from math import prod
 from typing import NamedTuple
 
 from minigrad.errors import ShapeError
-from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, make
 from minigrad.graph.symbolic import Integer, ceildiv
 
@@ -302,8 +301,3 @@ def show(shape: Shape, layout: Layout | None, dtype: str) -> str:
         words.append(f"{extent}@{names}" if digits else str(extent))
     partial = f" + Σ{','.join(sorted(layout.partial))}" if layout and layout.partial else ""
     return f"{dtype}[{', '.join(words)}]{partial}"
-
-
-def const_like(x: Node, value: float) -> Node:
-    """A constant of x's shape."""
-    return build.const(value, x.dtype, x.shape, x.device)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from minigrad.dtype import DType, convert
 from minigrad.graph import build
+from minigrad.graph.axes import part_along
 from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
 from minigrad.graph.node import Node
@@ -36,10 +37,6 @@ def _is(node: Node, value: int | float) -> bool:
     return math.copysign(1.0, node.arg) == math.copysign(1.0, value)
 
 
-def _const(like: Node, value: int | float | bool) -> Node:
-    return build.const(value, like.dtype, like.shape, like.device)
-
-
 # --- elementwise ---------------------------------------------------------------------------------
 
 
@@ -49,7 +46,7 @@ def fold_constants(node: Node) -> Node | None:
         if source.op is not Op.CONST:
             return None
     value = fold(node.op, tuple(source.arg for source in node.src))
-    return None if value is None else _const(node, value)
+    return None if value is None else node.constant(value)
 
 
 def constant_second(node: Node) -> Node | None:
@@ -71,9 +68,9 @@ def subtract_nothing(node: Node) -> Node | None:
         return x
     if node.dtype.is_int:
         if x is y:
-            return _const(node, 0)
+            return node.constant(0)
         if y.op is Op.CONST:
-            return elementwise(Op.ADD, x, _const(y, -int(y.arg)))
+            return x + -int(y.arg)
     return None
 
 
@@ -84,7 +81,7 @@ def multiply_by_constant(node: Node) -> Node | None:
         return x
     if not node.dtype.is_float and _is(y, 0):
         return y
-    return elementwise(Op.NEG, x) if _is(y, -1) and not node.dtype.is_bool else None
+    return -x if _is(y, -1) and not node.dtype.is_bool else None
 
 
 def join_constants(node: Node) -> Node | None:
@@ -95,7 +92,7 @@ def join_constants(node: Node) -> Node | None:
     if inner.src[1].op is not Op.CONST:
         return None
     both = fold(node.op, (inner.src[1].arg, outer.arg))
-    return None if both is None else elementwise(node.op, inner.src[0], _const(outer, both))
+    return None if both is None else elementwise(node.op, inner.src[0], outer.constant(both))
 
 
 def divide_by_power_of_two(node: Node) -> Node | None:
@@ -106,7 +103,7 @@ def divide_by_power_of_two(node: Node) -> Node | None:
     exponent = math.frexp(y.arg)[1]
     if abs(exponent) > (13 if node.dtype.name == "float16" else 125):
         return None
-    return elementwise(Op.MUL, x, _const(y, 1.0 / y.arg))
+    return x * (1.0 / float(y.arg))
 
 
 def whole_division(node: Node) -> Node | None:
@@ -118,7 +115,7 @@ def whole_division(node: Node) -> Node | None:
 def whole_remainder(node: Node) -> Node | None:
     """x % 1 → 0, x % 0 → 0, for integers."""
     y = node.src[1]
-    return _const(node, 0) if node.dtype.is_int and (_is(y, 1) or _is(y, 0)) else None
+    return node.constant(0) if node.dtype.is_int and (_is(y, 1) or _is(y, 0)) else None
 
 
 def undo(node: Node) -> Node | None:
@@ -131,14 +128,14 @@ def add_negated(node: Node) -> Node | None:
     """x + −y → x − y, −x + y → y − x."""
     x, y = node.src
     if y.op is Op.NEG:
-        return elementwise(Op.SUB, x, y.src[0])
-    return elementwise(Op.SUB, y, x.src[0]) if x.op is Op.NEG else None
+        return x - y.src[0]
+    return y - x.src[0] if x.op is Op.NEG else None
 
 
 def subtract_negated(node: Node) -> Node | None:
     """x − −y → x + y."""
     x, y = node.src
-    return elementwise(Op.ADD, x, y.src[0]) if y.op is Op.NEG else None
+    return x + y.src[0] if y.op is Op.NEG else None
 
 
 def signs_outside(node: Node) -> Node | None:
@@ -147,7 +144,7 @@ def signs_outside(node: Node) -> Node | None:
     if x.op is Op.NEG and y.op is Op.NEG:
         return elementwise(node.op, x.src[0], y.src[0])
     if x.op is Op.NEG and y.op is Op.CONST:
-        return elementwise(node.op, x.src[0], _const(y, -y.arg))
+        return elementwise(node.op, x.src[0], y.constant(-y.arg))
     return None
 
 
@@ -155,13 +152,13 @@ def bits_with_constant(node: Node) -> Node | None:
     """AND, OR and XOR with all bits or none, and of a value with itself."""
     x, y = node.src
     if x is y:
-        return _const(node, 0) if node.op is Op.XOR else x
+        return node.constant(0) if node.op is Op.XOR else x
     none, every = _is(y, 0), _is(y, convert(-1, node.dtype))
     if node.op is Op.AND:
         return y if none else x if every else None
     if node.op is Op.OR:
         return x if none else y if every else None
-    return x if none else elementwise(Op.NOT, x) if every else None
+    return x if none else ~x if every else None
 
 
 def shift_by_nothing(node: Node) -> Node | None:
@@ -181,7 +178,7 @@ def extremes(node: Node) -> Node | None:
 def compare_with_itself(node: Node) -> Node | None:
     """x == x → True and the like, for integers and bools."""
     x, y = node.src
-    return _const(node, node.op in (Op.LE, Op.EQ)) if x is y and not x.dtype.is_float else None
+    return node.constant(node.op in (Op.LE, Op.EQ)) if x is y and not x.dtype.is_float else None
 
 
 def choose(node: Node) -> Node | None:
@@ -192,13 +189,13 @@ def choose(node: Node) -> Node | None:
     if x is y:
         return x
     if condition.op is Op.NOT:
-        return elementwise(Op.WHERE, condition.src[0], y, x)
+        return condition.src[0].where(y, x)
     if node.dtype.is_bool and x.op is y.op is Op.CONST:
-        return condition if x.arg else elementwise(Op.NOT, condition)
+        return condition if x.arg else ~condition
     inner_x = x.src[1] if x.op is Op.WHERE and x.src[0] is condition else x
     inner_y = y.src[2] if y.op is Op.WHERE and y.src[0] is condition else y
     if inner_x is not x or inner_y is not y:
-        return elementwise(Op.WHERE, condition, inner_x, inner_y)
+        return condition.where(inner_x, inner_y)
     return None
 
 
@@ -255,7 +252,7 @@ def _repeated(node: Node, x: Node, count: int) -> Node | None:
         return x
     if node.op is not Op.SUM or (node.dtype.is_float and convert(count, node.dtype) != count):
         return None
-    return elementwise(Op.MUL, x, _const(x, count))
+    return x * count
 
 
 def reduce_constant(node: Node) -> Node | None:
@@ -269,8 +266,8 @@ def reduce_constant(node: Node) -> Node | None:
         count *= extent
     if count == 0:
         identity = {Op.SUM: 0, Op.PROD: 1, Op.MAX: node.dtype.minimum}[node.op]
-        return _const(node, identity)
-    return _repeated(node, _const(node, x.arg), count) if x.op is Op.CONST else None
+        return node.constant(identity)
+    return _repeated(node, node.constant(x.arg), count) if x.op is Op.CONST else None
 
 
 def reduce_expanded(node: Node) -> Node | None:
@@ -345,7 +342,7 @@ def permute_of_ones(node: Node) -> Node | None:
 
 def pad_of_nothing(node: Node) -> Node | None:
     """Zeros around an array without elements are zeros."""
-    return _const(node, 0) if 0 in node.src[0].shape else None
+    return node.constant(0) if 0 in node.src[0].shape else None
 
 
 def pad_of_pad(node: Node) -> Node | None:
@@ -424,11 +421,8 @@ def gather_constant(node: Node) -> Node | None:
         return None
     place = int(index.arg)
     if not 0 <= place < extent:
-        return _const(node, 0)
-    ranges = [
-        (place, place + 1) if axis == node.arg else (0, size) for axis, size in enumerate(x.shape)
-    ]
-    return build.expand(build.shrink(x, ranges), node.shape)
+        return node.constant(0)
+    return build.expand(part_along(x, node.arg, place, place + 1), node.shape)
 
 
 def scatter_nothing(node: Node) -> Node | None:

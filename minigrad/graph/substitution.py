@@ -20,19 +20,13 @@ def substitute(
         return x
     parts: list[Integer] = [x.constant]
     for atom, factor in x.terms:
-        replacement = values.get(atom)
-        if replacement is None:
-            if atom.kind == "div":
-                inner = substitute(atom.inner or 0, values, in_loaded)
-                replacement = inner // atom.divisor
-            elif atom.kind == "mod":
-                inner = substitute(atom.inner or 0, values, in_loaded)
-                replacement = inner % atom.divisor
-            elif atom.kind == "value" and in_loaded:
-                replacement = atom.payload.substitute_atom(atom, values)
-            else:
-                replacement = atom.index
-        parts.append(replacement * factor)
+        new = values.get(atom)
+        if new is None:
+            in_value = atom.kind == "value" and in_loaded
+            new = atom.payload.substitute_atom(atom, values) if in_value else _with_inner(
+                atom, lambda inner: substitute(inner, values, in_loaded)
+            )
+        parts.append(new * factor)
     return total(parts)
 
 
@@ -40,18 +34,18 @@ def replace_values(x: Integer, new: Callable[[Any], Integer]) -> Integer:
     """x with every `value` atom, at any depth, replaced by what `new` makes of its payload."""
     if isinstance(x, int):
         return x
-    parts: list[Integer] = [x.constant]
-    for atom, factor in x.terms:
-        if atom.kind == "value":
-            part = new(atom.payload)
-        elif atom.kind == "div":
-            part = replace_values(atom.inner or 0, new) // atom.divisor
-        elif atom.kind == "mod":
-            part = replace_values(atom.inner or 0, new) % atom.divisor
-        else:
-            part = atom.index
-        parts.append(part * factor)
-    return total(parts)
+    return total((x.constant, *(factor * (
+        new(atom.payload) if atom.kind == "value"
+        else _with_inner(atom, lambda inner: replace_values(inner, new))
+    ) for atom, factor in x.terms)))  # fmt: skip
+
+
+def _with_inner(atom: Atom, new: Callable[[Affine], Integer]) -> Integer:
+    """The quotient or remainder of something new; others as they are."""
+    if atom.inner is None:
+        return atom.index
+    inner = new(atom.inner)
+    return inner // atom.divisor if atom.kind == "div" else inner % atom.divisor
 
 
 def variables(x: Integer) -> frozenset[Atom]:

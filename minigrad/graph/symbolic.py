@@ -432,29 +432,39 @@ def _split(x: Affine, d: int) -> tuple[int, Integer, Integer] | None:
 
 
 @lru_cache(maxsize=1 << 16)
-def _floordiv(x: Affine, d: int) -> Integer:
+def _smaller(x: Affine, d: int) -> tuple[Integer, int, Integer, Integer]:
+    """q, g, y and r with x = d·q + g·y + r and 0 ≤ r < g, where g divides d: a smaller division.
+
+    So x // d is q + y // (d / g), and x % d is g·(y % (d / g)) + r; g is 1 where none is smaller.
+    """
     split = _split(x, d)
     if split is not None:
-        return split[1] // (d // split[0])
+        return 0, *split
     quotient, rest = _reduce_coefficients(x, d)
-    if low(rest) // d == high(rest) // d:
-        return quotient + low(rest) // d
+    whole = low(rest) // d
+    if whole == high(rest) // d:
+        return quotient + whole, d, 0, rest - whole * d
     assert isinstance(rest, Affine)
     common = gcd(d, *(c for _, c in rest.terms))
     if common > 1:
-        smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
-        return quotient + smaller // (d // common)
+        inner = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
+        return quotient, common, inner, rest.constant % common
     split = _split(rest, d)
-    if split is not None:
-        return quotient + split[1] // (d // split[0])
-    if len(rest.terms) == 1 and rest.constant == 0 and rest.terms[0][1] == 1:
-        atom = rest.terms[0][0]
-        if atom.kind == "div":  # (y // e) // d = y // (e·d)
-            assert atom.inner is not None
-            return quotient + atom.inner // (atom.divisor * d)
-        if atom.kind == "mod" and atom.divisor % d == 0:  # (y % n) // d = (y // d) % (n / d)
-            assert atom.inner is not None
-            return quotient + atom.inner // d % (atom.divisor // d)
+    return (quotient, *split) if split is not None else (quotient, 1, rest, 0)
+
+
+@lru_cache(maxsize=1 << 16)
+def _floordiv(x: Affine, d: int) -> Integer:
+    quotient, g, rest, _ = _smaller(x, d)
+    if g > 1 or isinstance(rest, int):
+        return quotient + rest // (d // g)
+    atom = _as_atom(rest)
+    if atom is not None and atom.kind == "div":  # (y // e) // d = y // (e·d)
+        assert atom.inner is not None
+        return quotient + atom.inner // (atom.divisor * d)
+    if atom is not None and atom.kind == "mod" and atom.divisor % d == 0:
+        assert atom.inner is not None  # (y % n) // d = (y // d) % (n / d)
+        return quotient + atom.inner // d % (atom.divisor // d)
     return quotient + _quotient(rest, d).index
 
 
@@ -480,19 +490,7 @@ def _mod(x: Affine, d: int) -> Integer:
     less = _without_multiples(x, d)
     if isinstance(less, int):
         return less % d
-    x = less
-    split = _split(x, d)
-    if split is not None:
-        return split[1] % (d // split[0]) * split[0] + split[2]
-    _, rest = _reduce_coefficients(x, d)
-    if low(rest) // d == high(rest) // d:
-        return rest - low(rest) // d * d
-    assert isinstance(rest, Affine)
-    common = gcd(d, *(c for _, c in rest.terms))
-    if common > 1:
-        smaller = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
-        return smaller % (d // common) * common + rest.constant % common
-    split = _split(rest, d)
-    if split is not None:
-        return split[1] % (d // split[0]) * split[0] + split[2]
+    _, g, rest, little = _smaller(less, d)
+    if g > 1 or isinstance(rest, int):
+        return rest % (d // g) * g + little
     return _build(0, {Atom("mod", "", 0, d - 1, rest, d): 1})

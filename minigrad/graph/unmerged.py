@@ -17,9 +17,11 @@ from math import gcd
 
 from minigrad.errors import ShapeError
 from minigrad.graph import build
+from minigrad.graph.axes import repeat_along, split_axis
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
+from minigrad.graph.node import Node, Op, Shape, is_symbolic, make
 from minigrad.graph.operations import REDUCTIONS, SCATTERS
+from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
 # Of an array, which are copied one by one: batches have fewer. Where columns of matrices vary, and
@@ -32,12 +34,10 @@ def unmerged(graph: Graph) -> Graph:
 
     ShapeError where something else is done along such a dimension than to merge and to split it.
     """
-    new: dict[Node, Node] = {}  # with what varies in front
-    for node in topological(graph.roots):
-        new[node] = _remade(node, [new[source] for source in node.src])
+    fronted = remade(graph.roots, _remade)  # with what varies in front
     roots = []
-    for root in graph.roots:
-        made, shape = new[root], _split(root.shape)
+    for root, made in zip(graph.roots, fronted, strict=True):
+        shape = _split(root.shape)
         if _order(shape) and made.op is not Op.ASSIGN:
             made = _natural(build.contiguous(made), shape)
         roots.append(made)
@@ -205,9 +205,7 @@ def _gather(node: Node, x: Node, index: Node) -> Node:
     axis = _one_place(node, node.src[0].shape, node.arg)
     parts = _parts(node.src[1].shape[node.arg])
     if len(parts) > 1:
-        shape = (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :])
-        wide = (*x.shape[: axis + 1], parts[1], *x.shape[axis + 1 :])
-        x = build.expand(build.reshape(x, shape), wide)
+        x = repeat_along(split_axis(x, axis, x.shape[axis], 1), axis + 1, parts[1])
     order = _order(index.shape)
     if order and order == _order(x.shape):
         made = build.gather(_fronted(x), _fronted(index), order.index(axis))

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.build import Window, elementwise
+from minigrad.graph.axes import merge_axes, pad_along, part_along, row_of, split_axis
+from minigrad.graph.build import Window
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
@@ -52,18 +53,14 @@ class _Product:
     def pad(self, place: int, before: int, after: int) -> None:
         """Zeros around a dimension of the product."""
         for i in self.varying(place):
-            shape = self.factors[i].shape
-            pairs = [(before, after) if d == place else (0, 0) for d in range(len(shape))]
-            self.factors[i] = build.pad(self.factors[i], pairs)
+            self.factors[i] = pad_along(self.factors[i], place, before, after)
         self.extents[place] += before + after
 
     def only(self, place: int, start: int, stop: int) -> None:
         """start … stop − 1 of a dimension; factors that are constant along it stay so."""
         for i, factor in enumerate(self.factors):
             if factor.shape[place] != 1:
-                ranges = [(0, extent) for extent in factor.shape]
-                ranges[place] = (start, stop)
-                self.factors[i] = build.shrink(factor, ranges)
+                self.factors[i] = part_along(factor, place, start, stop)
         self.extents[place] = stop - start
 
     def place(self, place: int, before: int, length: int) -> None:
@@ -73,9 +70,7 @@ class _Product:
         low, high = (min(max(end, 0), length) for end in (before, before + count))
         kept = (low - before, high - before) if high > low else (0, 0)
         for i in self.varying(place):
-            factor = self.factors[i]
-            ranges = [kept if d == place else (0, e) for d, e in enumerate(factor.shape)]
-            self.factors[i] = build.shrink(factor, ranges)
+            self.factors[i] = part_along(self.factors[i], place, *kept)
         self.extents[place] = kept[1] - kept[0]
         self.pad(place, low, length - max(high, low))
 
@@ -83,8 +78,7 @@ class _Product:
         """A dimension as two; the inner one is called `name`."""
         for i, factor in enumerate(self.factors):
             parts = (outer, inner) if factor.shape[place] != 1 else (1, 1)
-            shape = factor.shape[:place] + parts + factor.shape[place + 1 :]
-            self.factors[i] = build.reshape(factor, shape)
+            self.factors[i] = split_axis(factor, place, *parts)
         self.extents[place : place + 1] = [outer, inner]
         self.names.insert(place + 1, name)
 
@@ -96,7 +90,7 @@ class _Product:
         factors = [build.expand(build.permute(factor, places), shape) for factor in self.factors]
         total = factors[0]
         for factor in factors[1:]:
-            total = elementwise(Op.MUL, total, factor)
+            total = total * factor
         total = build.reduce(Op.SUM, total, range(len(order), len(places)))
         return build.reshape(total, shape[: len(order)])
 
@@ -137,7 +131,7 @@ def overlap_add(
             _slide(product, part.axis, part.places, part.dilation)
         total = product.result(order)
     for axis, size, step, _ in apart:
-        total = _padded(total, order.index(("j", axis)), 0, step - size)
+        total = pad_along(total, order.index(("j", axis)), 0, step - size)
     merged = []
     for axis in range(len(shape)):
         parts = [extent for extent, name in zip(total.shape, order, strict=True) if name[1] == axis]
@@ -271,9 +265,9 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
         amounts: list[tuple[Integer, Integer]] = [(0, 0)] * len(order)
         for part, f in chosen.items():
             amounts[order.index(("f", part.axis))] = (f, part.step - 1 - f)
-        there = build.pad(build.const(True, dtypes.bool, total.shape, total.device), amounts)
+        there = build.pad(total.constant(True, dtypes.bool), amounts)
         total = build.pad(total, amounts)
-        whole = total if whole is None else elementwise(Op.WHERE, there, total, whole)
+        whole = total if whole is None else there.where(total, whole)
     assert whole is not None
     return whole
 
@@ -294,10 +288,7 @@ def _prepare(
         place = product.at("x", axis)
         product.split(place, count, 1, ("f", axis))
         product.pad(place + 1, 0, step - 1)
-        for i, factor in enumerate(product.factors):
-            whole = numel(factor.shape[place : place + 2])
-            lead, rest = factor.shape[:place], factor.shape[place + 2 :]
-            product.factors[i] = build.reshape(factor, (*lead, whole, *rest))
+        product.factors = [merge_axes(factor, place) for factor in product.factors]
         del product.names[place + 1]
         count *= step
         product.extents[place : place + 2] = [count]
@@ -327,9 +318,7 @@ def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:
             factor = build.window(factor, ((x, size, 1, dilation),))
             order = [*range(j), factor.ndim - 1, *range(j, factor.ndim - 1)]
             factor = build.permute(factor, order)  # (…, slid, j, …)
-            factor = _diagonal(factor, j) if placed[i] else build.reshape(
-                factor, factor.shape[: j + 1] + factor.shape[j + 2 :]
-            )
+            factor = _diagonal(factor, j) if placed[i] else split_axis(factor, j + 1)
         product.factors[i] = factor
     known = product.extents[x]
     assert isinstance(known, int)
@@ -345,11 +334,8 @@ def _diagonal(x: Node, axis: int) -> Node:
     """
     n = x.shape[axis]
     assert isinstance(n, int)
-    lead, rest = x.shape[:axis], x.shape[axis + 2 :]
-    flat = _padded(build.reshape(x, (*lead, n * n, *rest)), axis, 0, n)
-    lines = build.reshape(flat, (*lead, n, n + 1, *rest))
-    ranges = [(0, 1) if d == axis + 1 else (0, e) for d, e in enumerate(lines.shape)]
-    return build.reshape(build.shrink(lines, ranges), (*lead, n, *rest))
+    lines = split_axis(pad_along(merge_axes(x, axis), axis, 0, n), axis, n, n + 1)
+    return row_of(lines, 0, axis + 1)
 
 
 def _stored(factor: Node) -> Node:
@@ -357,19 +343,10 @@ def _stored(factor: Node) -> Node:
     return build.contiguous(factor) if factor.op is Op.PAD else factor
 
 
-def _padded(x: Node, axis: int, before: int, after: int) -> Node:
-    return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
-
-
 def _fitted(x: Node, shape: Shape) -> Node:
     """x cut off at the end of each dimension, or filled up with zeros."""
     for axis, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
-        if have == want:
-            continue
-        assert isinstance(have, int) and isinstance(want, int)
-        if have < want:
-            x = _padded(x, axis, 0, want - have)
-        else:
-            ranges = [(0, want) if d == axis else (0, e) for d, e in enumerate(x.shape)]
-            x = build.shrink(x, ranges)
+        if have != want:
+            assert isinstance(have, int) and isinstance(want, int)
+            x = pad_along(part_along(x, axis, 0, min(have, want)), axis, 0, max(want - have, 0))
     return x

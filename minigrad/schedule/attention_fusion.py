@@ -24,7 +24,7 @@ from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.layout import Order, order_of, reading, relayout, row_major
-from minigrad.schedule.stage import Stage, before_readers
+from minigrad.schedule.stage import ALONE, Stage, before_readers
 
 # Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
 # widest heads of attention that are in use have 256); in several, where what follows it must wait
@@ -96,8 +96,7 @@ class Chains:
             feeds = stage.op is None and stage.array in inside - outside - fixed
             if feeds and stage.size in sizes and _plain(stage):
                 self.members.setdefault(stage.array, stage)
-            read = {load.array for load in expr.loads(*stage.exprs())}
-            (inside if stage.array in self.members else outside).update(read)
+            (inside if stage.array in self.members else outside).update(stage.reads)
 
     def _reads(self, stage: Stage) -> list[Expr]:
         return [e for e in expr.loads(*stage.exprs()) if e.array in self.members]
@@ -172,7 +171,7 @@ class Chains:
         """Whether statistics of rows come from `array`, and whether a member then needs them."""
         reached, statistics = {array}, set[Array]()
         for stage in self.stages:
-            read = {load.array for load in expr.loads(*stage.exprs())}
+            read = {*stage.reads}
             if stage.array in self.members and read & reached:
                 if read & statistics:
                     return True, True
@@ -393,9 +392,4 @@ def _has_rows(member: Stage, order: Order, rows: int) -> bool:
 
 def _addressing(stages: Iterable[Stage]) -> frozenset[Array]:
     """Arrays that scatters, scans and sorts read, not only in bodies: they stay as they are."""
-    return frozenset(
-        load.array
-        for stage in stages
-        if stage.op is not None and stage.op not in REDUCTIONS
-        for load in expr.loads(*stage.exprs())
-    )
+    return frozenset(array for stage in stages if stage.op in ALONE for array in stage.reads)

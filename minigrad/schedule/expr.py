@@ -17,7 +17,7 @@ from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
 from minigrad.graph.substitution import proven_nonnegative, replace_values, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.graph.symbolic import Affine, Atom, Integer, high
 
 
 class Leaf(Enum):
@@ -73,14 +73,15 @@ Guard = tuple[Affine, ...]
 
 
 class Expr(Numeric):
-    """One scalar operation. `variables`: the loop variables that its value depends on.
+    """One scalar operation. `indices`: those in a leaf, guards included; `variables`: the loop
+    variables that its value depends on.
 
     What else it has depends on its op: CONST a `value`; LOAD `array`, `index` and `guard`; INDEX
     and CONDITION an `index`.
     """
 
     __slots__ = (
-        "op", "dtype", "args", "value", "array", "index", "guard", "variables", "_loads",
+        "op", "dtype", "args", "value", "array", "index", "guard", "indices", "variables", "_loads",
         "__weakref__",
     )  # fmt: skip
     op: Op | Leaf
@@ -90,6 +91,7 @@ class Expr(Numeric):
     array: Array
     index: Integer
     guard: Guard
+    indices: tuple[Integer, ...]
     variables: frozenset[Atom]
     _loads: tuple[Expr, ...] | None  # what `loads` found; asked for again and again
 
@@ -147,19 +149,35 @@ def _make(
         expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
         for name, value in fields.items():
             setattr(expr, name, value)
+        expr.indices = _indices_of(expr)
         expr.variables = _variables_of(expr)
         expr = _interned.settle(key, expr)
     return expr
 
 
-def _variables_of(expr: Expr) -> frozenset[Atom]:
-    found: frozenset[Atom] = frozenset().union(*(arg.variables for arg in expr.args))
+def _indices_of(expr: Expr) -> tuple[Integer, ...]:
     if expr.op is Leaf.LOAD:
-        lanes = () if expr.array.lanes is None else (expr.array.lanes,)
-        return found.union(variables(expr.index), *map(variables, expr.guard), lanes)
-    if expr.op in (Leaf.INDEX, Leaf.CONDITION):
-        return found | variables(expr.index)
-    return found
+        return (expr.index, *expr.guard)
+    return (expr.index,) if expr.op in (Leaf.INDEX, Leaf.CONDITION) else ()
+
+
+def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
+    """A leaf with all of its indices changed."""
+    if leaf.op is Leaf.LOAD:
+        return load(leaf.array, new(leaf.index), restrict((), map(new, leaf.guard)))
+    if leaf.op is Leaf.INDEX:
+        return index(new(leaf.index), leaf.dtype)
+    if leaf.op is Leaf.CONDITION:
+        test = new(leaf.index)
+        return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
+    return leaf
+
+
+def _variables_of(expr: Expr) -> frozenset[Atom]:
+    parts = [arg.variables for arg in expr.args] or [*map(variables, expr.indices)]
+    if expr.op is Leaf.LOAD and expr.array.lanes is not None:
+        parts.append(frozenset((expr.array.lanes,)))
+    return frozenset().union(*parts)
 
 
 def const(value: int | float | bool, dtype: DType) -> Expr:
@@ -262,7 +280,7 @@ def walk(*roots: Expr) -> list[Expr]:
             order.append(done)
         elif expr not in seen:
             seen.add(expr)
-            below = expr.args or operands(expr)
+            below = expr.args or (expr.indices and operands(expr))
             if below:
                 stack += (expr, None, *reversed(below))
             else:
@@ -272,14 +290,7 @@ def walk(*roots: Expr) -> list[Expr]:
 
 def operands(expr: Expr) -> tuple[Expr, ...]:
     """What a value is computed from: arguments, or the values inside a leaf's indices."""
-    if expr.op is Leaf.LOAD:
-        inside = values_in(expr.index)
-        for c in expr.guard:
-            inside += values_in(c)
-        return inside
-    if expr.op in (Leaf.INDEX, Leaf.CONDITION):
-        return values_in(expr.index)
-    return expr.args
+    return expr.args or tuple([inside for x in expr.indices for inside in values_in(x)])
 
 
 def values_in(x: Integer) -> tuple[Expr, ...]:
@@ -351,14 +362,7 @@ def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
     if all(new[inside] is inside for inside in operands(leaf)):
         return leaf
 
-    def moved(x: Integer) -> Integer:
-        return replace_values(x, lambda e: value_of(new[e]))
-
-    if leaf.op is Leaf.LOAD:
-        return load(leaf.array, moved(leaf.index), restrict((), map(moved, leaf.guard)))
-    if leaf.op is Leaf.INDEX:
-        return index(moved(leaf.index), leaf.dtype)
-    return condition(moved(leaf.index))
+    return with_indices(leaf, lambda x: replace_values(x, lambda e: value_of(new[e])))
 
 
 def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
@@ -366,20 +370,10 @@ def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
     if not values or root.variables.isdisjoint(values):
         return root
 
-    def moved(x: Integer) -> Integer:  # rebuild has been inside loaded values already
-        return substitute(x, values, in_loaded=False)
-
-    def change(expr: Expr) -> Expr | None:
-        if expr.op is Leaf.LOAD:
-            return load(expr.array, moved(expr.index), restrict((), map(moved, expr.guard)))
-        if expr.op is Leaf.INDEX:
-            return index(moved(expr.index), expr.dtype)
-        if expr.op is Leaf.CONDITION:
-            test = moved(expr.index)
-            return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
-        return None
-
-    return rebuild(root, change)
+    # rebuild has been inside loaded values already
+    return rebuild(
+        root, lambda leaf: with_indices(leaf, lambda x: substitute(x, values, in_loaded=False))
+    )
 
 
 def show(root: Expr) -> str:
@@ -416,10 +410,3 @@ def cost(op: Op | Leaf) -> int:
 def operations(root: Expr) -> int:
     """Σ cost over the distinct expressions below root."""
     return sum(cost(expr.op) for expr in walk(root))
-
-
-def non_negative(conditions: Guard) -> bool:
-    """True where every condition is known to hold."""
-    return all(low(c) >= 0 for c in conditions)
-
-

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Protocol
 
-from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Integer, ceildiv, high, low
@@ -21,7 +20,7 @@ from minigrad.schedule.axis import Axis
 from minigrad.schedule.byte_dots import has_tiles, in_blocks, in_words
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order, row_major
-from minigrad.schedule.stage import Stage
+from minigrad.schedule.stage import ALONE, Stage
 from minigrad.target import FEW_TASKS, Target
 
 TINY = 4096  # evaluations, about a microsecond's: such kernels may lose their parallelism
@@ -87,8 +86,7 @@ class Cluster:
         self.stages.append(stage)
         self.rows = rows
         self.made[stage.array] = stage
-        self.arrays.update(load.array for load in expr.loads(*stage.exprs()))
-        self.arrays.add(stage.array)
+        self.arrays.update(stage.reads, (stage.array,))
         self.work += stage.iterations
         self.largest = max(self.largest, stage.size)
 
@@ -123,8 +121,7 @@ def cluster(
             continue
         sink = chains.sinks.get(stage.array)
         parts = [stage] if sink is None else chains.pull(sink, {}, "")[0]
-        exprs = [e for part in parts for e in part.exprs()]
-        read = list(dict.fromkeys(load.array for load in expr.loads(*exprs)))
+        read = list(dict.fromkeys(array for part in parts for array in part.reads))
         producers = {maker[array] for array in read if array in maker}
         own = _alone(stage, target) if sink is None else _alone_blocks(sink, target)
         home, rows = own, own.rows
@@ -203,16 +200,8 @@ def _delays(sibling: Cluster, producers: set[Cluster], stage: Stage) -> bool:
 
 
 def _alone(stage: Stage, target: Target) -> Cluster:
-    if stage.op in SCATTERS:
-        return Cluster(target, frozenset(), "scatter")
-    if stage.op is Op.DISTRIBUTE:
-        return Cluster(target, frozenset(), "distribute")
-    if stage.op in SCANS:
-        return Cluster(target, frozenset(), "scan")
-    if stage.op is Op.COLLECTIVE:
-        return Cluster(target, frozenset(), "exchange")
-    if stage.op is Op.CAT:
-        return Cluster(target, frozenset(), "cat")
+    if stage.op in ALONE:
+        return Cluster(target, frozenset(), ALONE[stage.op])
     if stage.contraction is not None or target.vector_bytes and stage.product is not None:
         return Cluster(target, frozenset(), "contraction")
     counts: list[Integer] = [1]
@@ -325,7 +314,7 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> Sink
 
 def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array]) -> bool:
     """Whether a stage needs of what `home` has made only what a block of rows has by then."""
-    read = {load.array for load in expr.loads(*part.exprs())}
+    read = set(part.reads)
     if not read.isdisjoint(home.sums):
         return False
     made = read & home.made.keys()

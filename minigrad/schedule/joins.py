@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op, Shape, make, topological
+from minigrad.graph.node import Node, Op, Shape, make
+from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer, var
 from minigrad.schedule.stage import Stage
@@ -38,34 +40,26 @@ ROWS = -1  # in the place of a CAT's number: rows of a result, which the program
 
 def with_parts(roots: Sequence[Node]) -> list[Node]:
     """The roots with a Part of its own for each piece of each CAT, and for rows of a result."""
-    order = topological(roots)
-    if not any(node.op in (Op.CAT, Op.ASSIGN) for node in order):
-        return list(roots)
-    new: dict[Node, Node] = {}
-    for number, node in enumerate(order):
-        src = [new[source] for source in node.src]
+    numbers = count()
+
+    def remake(node: Node, src: list[Node]) -> Node:
         if node.op is Op.CAT:
-            start = 0
+            number, start = next(numbers), 0
             for place, piece in enumerate(src):
-                part = Part(number, place, node.shape, node.arg, start)
-                src[place] = make(Op.CONTIGUOUS, piece.dtype, piece.shape, (piece,), part,
-                                  piece.device)  # fmt: skip
+                src[place] = _piece(piece, Part(number, place, node.shape, node.arg, start))
                 start += numel(piece.shape[node.arg : node.arg + 1])
-            new[node] = make(Op.CAT, node.dtype, node.shape, tuple(src), node.arg, node.device)
         elif node.op is Op.ASSIGN and node.arg is not None:
             target = node.src[0]
-            rows = Part(ROWS, target.arg, target.shape, 0, node.arg)
-            new[node] = make(Op.CONTIGUOUS, node.dtype, node.shape, (src[1],), rows, node.device)
-        else:
-            new[node] = node if tuple(src) == node.src else _on(node, src)
-    return [new[root] for root in roots]
+            return _piece(src[1], Part(ROWS, target.arg, target.shape, 0, node.arg))
+        if node.op in (Op.CAT, Op.CONTIGUOUS):  # with its own argument, and all of its pieces
+            return make(node.op, node.dtype, node.shape, tuple(src), node.arg, node.device)
+        return rebuild(node, src)
+
+    return remade(roots, remake)
 
 
-def _on(node: Node, src: Sequence[Node]) -> Node:
-    """The same operation on other sources, with its own argument."""
-    if node.op is Op.CONTIGUOUS:
-        return make(node.op, node.dtype, node.shape, tuple(src), node.arg, node.device)
-    return rebuild(node, src)
+def _piece(x: Node, part: Part) -> Node:
+    return make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), part, x.device)
 
 
 def placed(stage: Stage, part: Part) -> Stage:

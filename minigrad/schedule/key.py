@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from typing import Any
 
 from minigrad.dtype import DType
@@ -43,11 +43,11 @@ def graph_key(graph: Graph) -> str:
     writer = _Writer()
     number: dict[Node, int] = {}
     for node in topological(graph.roots):
-        shape = _items(map(writer.integer, node.shape))
+        shape = writer.text(node.shape)
         if node.op is Op.CONST:
             arg = _bits(node.arg, node.dtype)
         else:
-            arg = writer.argument(node.arg)
+            arg = writer.text(node.arg)
         sources = _items(number[source] for source in node.src)
         number[node] = len(number)
         writer.lines.append(f"{node.op.value} {node.dtype.name} {shape} {arg} {sources}")
@@ -121,8 +121,7 @@ class _Writer:
             if e.op is Op.CONST:
                 what = _bits(e.value, e.dtype)
             elif e.op is Leaf.LOAD:
-                array, index, guard = e.array, e.index, e.guard
-                what = f"{self.array(array)} {self.integer(index)} {self._integers(guard)}"
+                what = f"{self.array(e.array)} {self.integer(e.index)} {self.text(e.guard)}"
             elif e.op is Leaf.INDEX or e.op is Leaf.CONDITION:
                 what = self.integer(e.index)
             else:
@@ -135,40 +134,34 @@ class _Writer:
         if stage.exchange is not None:
             raise CompileError(f"{stage.exchange} is no kernel: nothing is compiled for it")
         self.expression(*stage.exprs())
-        known, initial = self.expressions, stage.initial
-        fields = (
-            self.array(stage.array),
-            self._integers(stage.shape),
-            self._axes(stage.axes),
-            self._axes(stage.reduced),
-            "-" if stage.op is None else stage.op.value,
-            known[stage.body],
-            self.integer(stage.position),
-            self._integers(stage.guard),
-            "-" if initial is None else known[initial],
-            self._axes(stage.initial_axes),
-            self.integer(stage.initial_position),
-        )
-        self.lines.append("stage " + " ".join(map(str, fields)))
+        self.lines.append("stage " + " ".join(self.text(getattr(stage, x)) for x in _OF_A_STAGE))
 
-    def _integers(self, values: Iterable[Integer]) -> str:
-        return _items(map(self.integer, values))
-
-    def _axes(self, axes: Iterable[Axis]) -> str:
-        return _items(f"{self.atom(a.variable)}:{self.integer(a.extent)}" for a in axes)
-
-    def argument(self, arg: Any) -> str:
-        """The `arg` of a node that is no constant: integers, axes, pairs, a dtype, a name."""
-        if arg is None:
+    def text(self, x: Any) -> str:
+        """What a field holds, or a node's `arg` where that is no constant."""
+        if isinstance(x, tuple):
+            return f"({','.join(map(self.text, x))})"
+        if isinstance(x, int | Affine):
+            return self.integer(x)
+        if x is None:
             return "-"
-        if isinstance(arg, int | Affine):
-            return self.integer(arg)
-        if isinstance(arg, DType):
-            return arg.name
-        if isinstance(arg, str) and arg.isascii() and arg.isprintable() and " " not in arg:
-            return arg
-        if isinstance(arg, Collective):
-            return ",".join(map(str, astuple(arg)))
-        if isinstance(arg, tuple):
-            return f"({','.join(map(self.argument, arg))})"
-        raise CompileError(f"the argument {arg!r} of a node has no key: see schedule/key.py")
+        if isinstance(x, Expr):
+            return self.expressions[x]
+        if isinstance(x, Array):
+            return str(self.array(x))
+        if isinstance(x, Axis):
+            return f"{self.atom(x.variable)}:{self.integer(x.extent)}"
+        if isinstance(x, DType):
+            return x.name
+        if isinstance(x, Op):
+            return x.value
+        if isinstance(x, str) and x.isascii() and x.isprintable() and " " not in x:
+            return x
+        if isinstance(x, Collective):
+            return _items(astuple(x))
+        raise CompileError(f"{x!r} has no key: see schedule/key.py")
+
+
+# All but what is not compiled (an exchange, the pieces of a CAT), and what `position` contains.
+_OF_A_STAGE = [
+    field.name for field in fields(Stage) if field.name not in ("exchange", "pieces", "start")
+]

@@ -247,22 +247,13 @@ def _belongs_to_its_source(
     it: the derivative of an activation function, made from its exponential. Where it is needed,
     much later, it would all be computed again, and it takes no more memory than what it is of.
     """
-    inside, stack = {node}, [node]
-    sources = set()
-    while stack:
-        for source in stack.pop().src:
-            if numel(source.shape) < numel(node.shape) or source in inside:
-                continue
-            if source in kept or source.op in _LEAVES:
-                sources.add(source)
-            elif source.op in ELEMENTWISE or source.op is Op.RESHAPE:
-                inside.add(source)
-                stack.append(source)
-            elif source.op not in (Op.EXPAND, Op.CONST):
-                return False
-        if len(inside) > DEEPEST:
-            return False
-    return all(source.op is Op.SUM for source in sources) and any(
+    inside, sources = _as_large_below(node, kept)
+    if len(inside) > DEEPEST or any(
+        source.op is not Op.SUM and (source in kept or source.op not in (Op.EXPAND, Op.CONST))
+        for source in sources
+    ):
+        return False
+    return any(
         below[member] >= COSTLY and any(reader not in inside for reader in readers[member])
         for member in inside
         if member is not node
@@ -293,17 +284,23 @@ def _as_all_read_it(operand: Node, base: Node, readers: Mapping[Node, Sequence[N
 
 def _ends_a_reduction(node: Node) -> bool:
     """Whether a value is computed from elements of a reduction as large, each at its own place."""
-    seen, stack = {node}, [node]
-    while stack:
+    return any(source.op in REDUCTIONS for source in _as_large_below(node)[1])
+
+
+def _as_large_below(node: Node, kept: Container[Node] = ()) -> tuple[set[Node], set[Node]]:
+    """What a value is computed of element by element; and what all that is of, as large as it."""
+    inside, sources, stack = {node}, set[Node](), [node]
+    size = numel(node.shape)
+    while stack and len(inside) <= DEEPEST:
         for source in stack.pop().src:
-            if numel(source.shape) < numel(node.shape) or source in seen:
+            if source in inside or numel(source.shape) < size:
                 continue
-            if source.op in REDUCTIONS:
-                return True
-            if source.op in ELEMENTWISE or source.op is Op.RESHAPE:
-                seen.add(source)
+            if source not in kept and (source.op in ELEMENTWISE or source.op is Op.RESHAPE):
+                inside.add(source)
                 stack.append(source)
-    return False
+            else:
+                sources.add(source)
+    return inside, sources
 
 
 def contraction_operands(node: Node) -> tuple[Node, ...]:

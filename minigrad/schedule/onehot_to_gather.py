@@ -98,17 +98,16 @@ def _is_zero(node: Node) -> bool:
 
 def _counts_along(node: Node, axis: int) -> bool:
     """Whether a node's elements are 0, 1, 2 … along an axis, and the same along all others."""
-    extent = node.shape[axis]
-    if not node.dtype.is_int or node.dtype.maximum < high(extent) - 1:
+    extent, chain = node.shape[axis], [node]
+
+    def below(*ops: Op) -> Node:
+        while chain[-1].op in ops:
+            chain.append(chain[-1].src[0])
+        return chain[-1]
+
+    alone = below(Op.EXPAND, Op.CAST)
+    if alone.shape[axis] != extent or numel(alone.shape) != high(extent):
         return False
-    while node.op in (Op.EXPAND, Op.CAST):
-        node = node.src[0]
-        if not node.dtype.is_int or node.dtype.maximum < high(extent) - 1:
-            return False
-    if node.shape[axis] != extent or numel(node.shape) != high(extent):
-        return False
-    while node.op in (Op.RESHAPE, Op.CAST):
-        node = node.src[0]
-        if not node.dtype.is_int or node.dtype.maximum < high(extent) - 1:
-            return False
-    return node.op is Op.IOTA and node.shape == (extent,)
+    ramp = below(Op.RESHAPE, Op.CAST)
+    holds = all(x.dtype.is_int and x.dtype.maximum >= high(extent) - 1 for x in chain)
+    return holds and ramp.op is Op.IOTA and ramp.shape == (extent,)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, make, topological
-from minigrad.graph.operations import ELEMENTWISE, SCANS, SCATTERS, Op
+from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule import expr
@@ -24,7 +24,7 @@ from minigrad.schedule.materialize import (
 )
 from minigrad.schedule.order import freeing_early, in_order
 from minigrad.schedule.partial_writes import part_written
-from minigrad.schedule.stage import Stage, Stages
+from minigrad.schedule.stage import ALONE, Stage, Stages
 from minigrad.target import LINE, Target
 
 _Loads = dict[Array, list[tuple[int, Expr]]]
@@ -163,8 +163,8 @@ class _Plan:
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
             for stage in member.stages:
-                for load in expr.loads(*stage.exprs()):
-                    known = self.readers.setdefault(load.array, [])
+                for array in stage.reads:
+                    known = self.readers.setdefault(array, [])
                     if member not in known:
                         known.append(member)
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
@@ -176,7 +176,7 @@ class _Plan:
         for node in reversed(list(stages)):
             if self.arrays[node] in wanted:
                 needed.append(node)
-                wanted |= {load.array for load in expr.loads(*stages[node].exprs())}
+                wanted.update(stages[node].reads)
         return {node: stages[node] for node in reversed(needed)}
 
     def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
@@ -200,7 +200,7 @@ class _Plan:
         """
         readers: dict[Array, list[Node]] = {}
         for node, stage in self.stages.items():
-            for array in {load.array for load in expr.loads(*stage.exprs())}:
+            for array in stage.reads:
                 readers.setdefault(array, []).append(node)
         for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
             array, nodes = product.array, readers.get(product.array, ())
@@ -316,9 +316,7 @@ def _safe_in_place(
     """
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
-    if target.op in SCANS or target.op in SCATTERS or target.op in (Op.DISTRIBUTE, Op.COLLECTIVE):
-        return False
-    if writer.kind == "block_rows":
+    if target.op in ALONE or writer.kind == "block_rows":
         return False
     summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
     for position, load in loads:
@@ -343,7 +341,7 @@ def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel
     result: list[Kernel] = []
     running: dict[Array, Kernel] = {}  # by the array of the result
     for kernel in kernels:
-        read = {load.array for stage in kernel.stages for load in expr.loads(*stage.exprs())}
+        read = {array for stage in kernel.stages for array in stage.reads}
         written = {slots[array] for array in kernel.stored if array in slots}
         for array, begun in list(running.items()):
             (stage,) = begun.stages
@@ -387,7 +385,7 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
     sizes: dict[Array, Integer] = {}
     for step, kernel in enumerate(kernels):
         for stage in kernel.stages:
-            touched = [load.array for load in expr.loads(*stage.exprs())]
+            touched = [*stage.reads]
             made = stage.array.whole or stage.array
             if stage.array in kernel.stored or kernel.kind == "wait":
                 touched.append(made)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad.graph import build as graph_build
-from minigrad.graph.node import Node, topological
+from minigrad.graph.axes import pad_along
+from minigrad.graph.node import Node
 from minigrad.graph.operations import REDUCTIONS, Op
+from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule.batch_last import batch_arranged
@@ -29,15 +31,15 @@ DEEP = 3 << 10
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
     """The roots with reductions in two where that is worth it, and gathers for picking sums."""
-    new: dict[Node, Node] = {}
-    for node in topological(roots):
-        source = graph_build.rebuild(node, [new[s] for s in node.src])
-        source = added_at(picked(source))
-        if source.op in REDUCTIONS:
-            source, order = batch_arranged(source)
-            source = graph_build.permute(_split(source), order)
-        new[node] = source
-    return [new[root] for root in roots]
+    return remade(roots, _arranged)
+
+
+def _arranged(node: Node, src: Sequence[Node]) -> Node:
+    node = added_at(picked(graph_build.rebuild(node, src)))
+    if node.op not in REDUCTIONS:
+        return node
+    reduction, order = batch_arranged(node)
+    return graph_build.permute(_split(reduction), order)
 
 
 def _split(node: Node) -> Node:
@@ -58,8 +60,7 @@ def _split(node: Node) -> Node:
         if node.op is not Op.SUM or extent < FEW_ROWS:
             return node
         parts = FEW_ROWS
-        amounts = [(0, -extent % parts if a == axis else 0) for a in range(x.ndim)]
-        x = graph_build.pad(x, amounts)
+        x = pad_along(x, axis, 0, -extent % parts)
         extent = numel((x.shape[axis],))
     return _cut(node, x, {axis: parts})
 

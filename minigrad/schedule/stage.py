@@ -7,6 +7,7 @@ loops is made.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,8 +22,14 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
-from minigrad.schedule.lower import Lowering
+from minigrad.schedule.lower import Index, Lowering
 from minigrad.schedule.materialize import in_memory
+
+# Stages that are kernels of their own kind: they have no rows that others could share.
+ALONE: dict[Op | None, str] = {
+    **dict.fromkeys(SCATTERS, "scatter"), **dict.fromkeys(SCANS, "scan"),
+    Op.DISTRIBUTE: "distribute", Op.COLLECTIVE: "exchange", Op.CAT: "cat",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,15 @@ class Stage:
             arrays = (*self.exchange.sent, *self.exchange.after)
         return (self.body, *initial, *inside, *(expr.load(array, 0, ()) for array in arrays))
 
+    @property
+    def reads(self) -> tuple[Array, ...]:
+        """The arrays in all of its expressions, each once."""
+        known: dict[str, tuple[Array, ...]] = self.__dict__
+        if "_reads" not in known:
+            found = (load.array for load in expr.loads(*self.exprs()))
+            known["_reads"] = tuple(dict.fromkeys(found))
+        return known["_reads"]
+
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
         """The stage with some kept axes replaced by given indices."""
         return replace(
@@ -143,28 +159,22 @@ def build(node: Node, lowering: Lowering) -> Stage:
         return _scatter(node, lowering, array)
     if node.op is Op.DISTRIBUTE:
         return _distribute(node, lowering, array)
-    if node.op in SCANS:
-        return _scan(node, lowering, array)
     if node.op is Op.COLLECTIVE:
         return _exchange(node, lowering, array)
     if node.op is Op.CAT:
         pieces = tuple(lowering.arrays[source] for source in node.src)
         nothing = expr.const(0, node.dtype)
         return Stage(array, node.shape, (), (), Op.CAT, nothing, 0, pieces=pieces)
-    if node.op not in REDUCTIONS:
+    if node.op not in REDUCTIONS and node.op not in SCANS:
         axes, index = _axes("i", node.shape)
         body = lowering.value(node, index, inside=True)
         return Stage(array, node.shape, axes, (), None, body, flatten(index, node.shape))
     source = node.src[0]
-    kept, kept_index = _axes("i", node.shape)
-    inner_shape = tuple(
-        extent if axis in node.arg else 1 for axis, extent in enumerate(source.shape)
-    )
-    reduced, reduced_index = _axes("k", inner_shape)
-    index = tuple(
-        reduced_index[axis] if axis in node.arg else kept_index[axis] for axis in range(node.ndim)
-    )
-    position = flatten(kept_index, node.shape)
+    along = (node.arg,) if node.op in SCANS else node.arg
+    kept, outer = _axes("i", source.shape, without=along)
+    reduced, inner = _axes("k", source.shape, only=along)
+    index = _both(outer, inner)
+    position = flatten(index if node.op in SCANS else outer, node.shape)
     if not numel(source.shape):  # nothing to reduce: the identity
         return Stage(array, node.shape, kept, (), None, identity(node.op, node.dtype), position)
     body = lowering.value(source, index)
@@ -177,12 +187,18 @@ def identity(op: Op, dtype: DType) -> Expr:
     return expr.const(value, dtype)
 
 
-def _axes(prefix: str, shape: Shape) -> tuple[tuple[Axis, ...], tuple[Integer, ...]]:
-    """Axes for the dimensions that are not 1, and the index that they make."""
+def _axes(
+    prefix: str, shape: Shape, only: Container[int] | None = None, without: Container[int] = ()
+) -> tuple[tuple[Axis, ...], Index]:
+    """Axes for the dimensions that are not 1, and the index that they make: 0 in all others.
+
+    only, without: of some dimensions, or of all but some.
+    """
     axes: list[Axis] = []
     index: list[Integer] = []
-    for extent in shape:
-        if extent == 1:
+    for dimension, extent in enumerate(shape):
+        skipped = dimension in without or (only is not None and dimension not in only)
+        if extent == 1 or skipped:
             index.append(0)
             continue
         axis = make_axis(prefix, len(axes), extent)
@@ -191,16 +207,9 @@ def _axes(prefix: str, shape: Shape) -> tuple[tuple[Axis, ...], tuple[Integer, .
     return tuple(axes), tuple(index)
 
 
-def _scan(node: Node, lowering: Lowering, array: Array) -> Stage:
-    """A running reduction: its axis is the reduced one, and is part of the position too."""
-    axis = node.arg
-    kept, kept_index = _axes("i", tuple(1 if d == axis else e for d, e in enumerate(node.shape)))
-    reduced, reduced_index = _axes("k", tuple(
-        e if d == axis else 1 for d, e in enumerate(node.shape)
-    ))  # fmt: skip
-    index = tuple(reduced_index[d] if d == axis else kept_index[d] for d in range(node.ndim))
-    body = lowering.value(node.src[0], index)
-    return Stage(array, node.shape, kept, reduced, node.op, body, flatten(index, node.shape))
+def _both(one: Index, other: Index) -> Index:
+    """The index of two sets of axes, of which only one has a dimension each."""
+    return tuple(map(operator.add, one, other))
 
 
 def _distribute(node: Node, lowering: Lowering, array: Array) -> Stage:
@@ -235,24 +244,14 @@ def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
     """base and updates of a scatter; the updates' axis along which is scattered is reduced."""
     base, where, updates = node.src
     axis = node.arg
-    outer_shape = tuple(1 if d == axis else extent for d, extent in enumerate(node.shape))
-    inner_shape = tuple(
-        extent if d == axis else 1 for d, extent in enumerate(updates.shape)
-    )
-    kept, kept_index = _axes("i", outer_shape)
-    reduced, reduced_index = _axes("k", inner_shape)
-    filled, filled_index = _axes("f", tuple(
-        extent if d == axis else 1 for d, extent in enumerate(node.shape)
-    ))
-    source = tuple(
-        reduced_index[d] if d == axis else kept_index[d] for d in range(node.ndim)
-    )
+    kept, outer = _axes("i", node.shape, without=(axis,))
+    reduced, inner = _axes("k", updates.shape, only=(axis,))
+    filled, places = _axes("f", node.shape, only=(axis,))
+    source = _both(outer, inner)
     target = expr.value_of(lowering.value(where, source))
-    position = flatten(
-        [target if d == axis else kept_index[d] for d in range(node.ndim)], node.shape
-    )
+    position = flatten([target if d == axis else i for d, i in enumerate(outer)], node.shape)
     guard = restrict((), [target, node.shape[axis] - 1 - target])
-    start = tuple(filled_index[d] if d == axis else kept_index[d] for d in range(node.ndim))
+    start = _both(outer, places)
     return Stage(
         array, node.shape, kept, reduced, node.op, lowering.value(updates, source),
         position, guard, lowering.value(base, start), filled,
@@ -266,8 +265,8 @@ def before_readers(stages: Iterable[Stage], late: Container[Array]) -> list[Stag
     held: dict[Array, Stage] = {}
 
     def release(stage: Stage) -> None:
-        for load in expr.loads(*stage.exprs()):
-            if (other := held.pop(load.array, None)) is not None:
+        for array in stage.reads:
+            if (other := held.pop(array, None)) is not None:
                 release(other)
         order.append(stage)
 

@@ -17,8 +17,9 @@ from devices import CPU, REFERENCE
 from lessons import site
 from lessons.site import axe, faults, resize, said, scheme, too_wide, visit
 
-from minigrad import Mesh, P, Tensor, explain, jit, nn
+from minigrad import Context, Mesh, P, Tensor, explain, jit, nn
 from minigrad.errors import DeviceError, MinigradError
+from minigrad.explain import page as page_module
 from minigrad.explain.origins import FOLLOWED
 from minigrad.graph import node
 from minigrad.models import gpt_commands, moe_commands
@@ -26,6 +27,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.parallel import Mesh as RankMesh
 from minigrad.models.parallel import Rank, all_reduce, run
 from minigrad.programs import programs
+from minigrad.runtimes.cpu_limits import Limits
 
 ABSENT = site.missing()
 LINES = Path(__file__).read_text("utf-8").splitlines()
@@ -248,6 +250,25 @@ def test_a_mesh(cpu: str, tmp_path: Path) -> None:
     assert {"first.weight", "second.bias"} <= {name for k in kernels for name in k["writes"]}
     shapes = [value["shape"] for kernel in kernels for value in kernel["values"]]
     assert [16, 16] in shapes and [32, 16] not in shapes  # (rows, hidden): each has half the rows
+
+
+def test_limits_are_of_a_devices_threads(
+    cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device of a mesh, or of fewer threads than there are, is compared with so many threads."""
+
+    def known(count: int = 0) -> Limits:
+        return Limits(1.0, 1000.0 ** count, ((1, 1e30),), ((1, 1e30),))
+
+    monkeypatch.setattr(page_module, "limits", known)
+    found = []
+    for count in (1, 2):
+        with Context(THREADS=count):  # a device gets its threads when it is first used
+            x = Tensor.rand(64, 64, device=f"{CPU}:{6 + count}").realize()
+            explain((x @ x).exp(), out=tmp_path / "page.html", rounds=1)
+        (kernel,) = data_of(tmp_path / "page.html")["kernels"]
+        found.append(kernel["limit"] * kernel["seconds"])
+    assert found[0] == pytest.approx(1000 * found[1])
 
 
 # ---- values ----

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minigrad import Context, Tensor
-from minigrad.runtimes import cpu_limits
+from minigrad.runtimes import cpu_limits, cpu_report
 from minigrad.runtimes.cpu_limits import limits
 from minigrad.runtimes.host import architecture_name
 from minigrad.runtimes.jit_compiler import Compiler
@@ -47,3 +47,17 @@ def test_the_report_quotes_them(capsys: pytest.CaptureFixture[str], cpu: str) ->
         (Tensor([[1.0, 2.0]], device=cpu) * 3).sum(1).realize()
     text = capsys.readouterr().err
     assert "limit" in text and "program:" in text and "GB/s" in text
+
+
+def test_the_report_compares_with_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def known(count: int = 0) -> cpu_limits.Limits:
+        asked.append(count)
+        return cpu_limits.Limits(1.0, 1.0, ((1, 1.0),), ((1, 1.0),))
+
+    monkeypatch.setattr(cpu_report, "limits", known)
+    for count in (1, 2):
+        with Context(THREADS=count, DEBUG=2):  # a device gets its threads when it is first used
+            (Tensor([[1.0, 2.0]], device=f"CPU:{9 + count}") * 3).sum(1).realize()
+    assert set(asked) == {1, 2}

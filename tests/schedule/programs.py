@@ -15,7 +15,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph
 from minigrad.graph.gradient import gradient
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import Node, Op
 from minigrad.graph.rewrite import without_rules
 from minigrad.graph.symbolic import Integer, high, var
 from minigrad.graph.variable import evaluate
@@ -58,7 +58,7 @@ def graph_of(build: Build, in_place: dict[int, int] | None = None) -> tuple[Grap
     """A program as a canonical graph; in_place: root → the slot of an input that it overwrites."""
     inputs = Inputs()
     roots = build(inputs)
-    roots = without_rules(roots, topological(roots))
+    roots = without_rules(roots)
     targets, free = [], len(inputs.nodes)
     for number in range(len(roots)):
         if number in (in_place or {}):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf, nan
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.numeric import Numeric, horner
+from minigrad.graph.numeric import Numeric, apart, horner, with_sign
 
 Coefficients = tuple[float, ...]
 
@@ -190,18 +190,6 @@ _EXPM1_DOUBLE = (
 )  # fmt: skip
 
 
-def _apart(x: Numeric) -> tuple[Numeric, Numeric]:
-    """(sign bit as an unsigned integer, |x|)."""
-    f = format_of(x)
-    sign = x.bits_as(f.unsigned) & (1 << (x.dtype.bits - 1))
-    return sign, (x.bits_as(f.unsigned) & ((1 << (x.dtype.bits - 1)) - 1)).bits_as(x.dtype)
-
-
-def _with_sign(x: Numeric, sign: Numeric) -> Numeric:
-    """x ≥ 0 with a sign bit."""
-    return (x.bits_as(sign.dtype) | sign).bits_as(x.dtype)
-
-
 def _exp2_short(x: Numeric) -> tuple[Numeric, Numeric]:
     """(p, s) with 2^x = p·s to about 2^-23 where the result is a normal float32."""
     shifted = x + (SINGLE.shift + SINGLE.bias)
@@ -212,14 +200,14 @@ def _exp2_short(x: Numeric) -> tuple[Numeric, Numeric]:
 
 def tanh(x: Numeric) -> Numeric:
     """The hyperbolic tangent: 1 − 2/(e^2|x| + 1), and a polynomial where that would cancel."""
-    sign, size = _apart(x)
+    size, sign = apart(x)
     if x.dtype is dtypes.float64:
-        return _with_sign(_tanh_double(size), sign)
+        return with_sign(_tanh_double(size), sign)
     power, scale = _exp2_short(size.at_most(10.0) * 2.885390043258667)
     large = 1.0 - 2.0 / (power * scale + 1.0)
     z = size * size
     small = size * (z * horner(z, _TANH_SMALL)) + size
-    return _with_sign(size.less(0.7).where(small, large), sign)
+    return with_sign(size.less(0.7).where(small, large), sign)
 
 
 def tanh_plus_one(x: Numeric) -> Numeric:
@@ -271,14 +259,14 @@ _ERFC_Q = (
 
 def erf(x: Numeric) -> Numeric:
     """The error function."""
-    sign, size = _apart(x)
+    size, sign = apart(x)
     if x.dtype is dtypes.float64:
         bounded = size.at_most(6.0)
         rational = horner(bounded, _ERFC_P) / horner(bounded, _ERFC_Q)
         large = 1.0 - exp(-(bounded * bounded)) * rational
         small = size * horner(size * size, _ERF_SMALL_DOUBLE)
-        return _with_sign(size.less(1.0).where(small, large), sign)
+        return with_sign(size.less(1.0).where(small, large), sign)
     power, scale = _exp2_short(horner(size.at_most(4.0), _ERF_LARGE))
     large = 1.0 - power * scale
     small = size * horner(size * size, _ERF_SMALL) + size
-    return _with_sign(size.less(0.8).where(small, large), sign)
+    return with_sign(size.less(0.8).where(small, large), sign)

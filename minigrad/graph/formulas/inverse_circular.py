@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigrad.dtype import DType, dtypes
-from minigrad.graph.numeric import Numeric, horner
+from minigrad.dtype import dtypes
+from minigrad.graph.numeric import Numeric, apart, horner, with_sign
 
 _TAN_EIGHTH = 0.41421356237309503  # tan(π/8)
 _TAN_THREE_EIGHTHS = 2.414213562373095
@@ -19,7 +19,6 @@ _TAN_THREE_EIGHTHS = 2.414213562373095
 class Format:
     """The polynomials of a format, and π/2 and π/4 as sums of two of its numbers."""
 
-    unsigned: DType
     half_pi: tuple[float, float]
     quarter_pi: tuple[float, float]
     smallest: float
@@ -28,7 +27,7 @@ class Format:
 
 
 SINGLE = Format(
-    dtypes.uint32, (1.5707963705062866, -4.371139000186243e-08),
+    (1.5707963705062866, -4.371139000186243e-08),
     (0.7853981852531433, -2.1855695000931214e-08), 2.0**-126,
     (-0.33333316445350647, 0.19998528063297272, -0.14244389533996582, 0.10599144548177719,
      -0.06089960038661957),
@@ -36,7 +35,7 @@ SINGLE = Format(
      0.01431689877063036, 0.03769192099571228),
 )  # fmt: skip
 DOUBLE = Format(
-    dtypes.uint64, (1.5707963267948966, 6.123233995736766e-17),
+    (1.5707963267948966, 6.123233995736766e-17),
     (0.7853981633974483, 3.061616997868383e-17), 2.0**-1022,
     (-0.33333333333333326, 0.19999999999997098, -0.14285714285317078, 0.11111111083805653,
      -0.0909090798854772, 0.07692279271103719, -0.06666175822326728, 0.05876528376733365,
@@ -52,23 +51,10 @@ def _format(x: Numeric) -> Format:
     return SINGLE if x.dtype is dtypes.float32 else DOUBLE
 
 
-def _parts(x: Numeric) -> tuple[Numeric, Numeric]:
-    """|x|, and the bit of its sign."""
-    f = _format(x)
-    bits = x.bits_as(f.unsigned)
-    top = 1 << (f.unsigned.bits - 1)
-    return (bits & (top - 1)).bits_as(x.dtype), bits & top
-
-
-def _signed(size: Numeric, sign: Numeric) -> Numeric:
-    f = _format(size)
-    return (size.bits_as(f.unsigned) | sign).bits_as(size.dtype)
-
-
 def atan(x: Numeric) -> Numeric:
     """atan x: of |x| above tan(3π/8) by −1/x, above tan(π/8) by (x − 1)/(x + 1)."""
     f = _format(x)
-    size, sign = _parts(x)
+    size, sign = apart(x)
     large, middle = size.more(_TAN_THREE_EIGHTHS), size.more(_TAN_EIGHTH)
     top = large.where(-1.0, middle.where(size - 1.0, size))
     bottom = large.where(size, middle.where(size + 1.0, 1.0))
@@ -76,7 +62,7 @@ def atan(x: Numeric) -> Numeric:
     z = r * r
     base = large.where(f.half_pi[0], middle.where(x.constant(f.quarter_pi[0]), 0.0))
     rest = large.where(f.half_pi[1], middle.where(x.constant(f.quarter_pi[1]), 0.0))
-    return _signed(base + (r + (r * (z * horner(z, f.atan)) + rest)), sign)
+    return with_sign(base + (r + (r * (z * horner(z, f.atan)) + rest)), sign)
 
 
 def _root(size: Numeric) -> tuple[Numeric, Numeric]:
@@ -91,18 +77,18 @@ def _root(size: Numeric) -> tuple[Numeric, Numeric]:
 def asin(x: Numeric) -> Numeric:
     """asin x; above ½ it is π/2 − 2·asin √((1 − x)/2). NaN outside −1 … 1."""
     f = _format(x)
-    size, sign = _parts(x)
+    size, sign = apart(x)
     z = size * size
     near = size + size * (z * horner(z, f.asin))
     s, more = _root(size)
     far = (-(s + s) + f.half_pi[0]) - (more * 2.0 - f.half_pi[1])
-    return _signed(size.less(0.5).where(near, far), sign)
+    return with_sign(size.less(0.5).where(near, far), sign)
 
 
 def acos(x: Numeric) -> Numeric:
     """acos x, by the same two formulas; π − acos(−x) below −½."""
     f = _format(x)
-    size, sign = _parts(x)
+    size, sign = apart(x)
     negative = sign.differs(0)
     z = x * x
     near = (-(x + (x * (z * horner(z, f.asin)) - f.half_pi[1]))) + f.half_pi[0]

@@ -8,10 +8,12 @@ from minigrad.dtype import dtypes
 from minigrad.graph.formulas.exponential import DOUBLE, SINGLE, scaled_twice, split
 from minigrad.graph.numeric import (
     Numeric,
+    apart,
     exact_product,
     exact_sum,
     exact_sum_ordered,
     horner,
+    with_sign,
 )
 
 # log₂(1 + f) = f·P(f) with relative error 2^-36, 1 + f from √½ to √2.
@@ -101,14 +103,12 @@ def power(x: Numeric, y: Numeric) -> Numeric:
     The sign of a zero or an infinity survives odd powers.
     """
     single = x.dtype is dtypes.float32
-    bits = dtypes.uint32 if single else dtypes.uint64
-    sign = x.bits_as(bits) & (1 << (x.dtype.bits - 1))
-    size = (x.bits_as(bits) ^ sign).bits_as(x.dtype)
+    size, sign = apart(x)
     magnitude = _magnitude_single(size, y) if single else _magnitude_double(size, y)
     half = y * 0.5
     whole = y.operation("trunc").equals(y)
     odd = whole & half.operation("floor").differs(half)
-    signed = (magnitude.bits_as(bits) | odd.where(sign, 0)).bits_as(x.dtype)
+    signed = with_sign(magnitude, odd.where(sign, 0))
     undefined = x.less(0.0) & x.more(-inf) & ~whole
     result = undefined.where(nan, signed)
     return (x.equals(1.0) | y.equals(0.0)).where(1.0, result)

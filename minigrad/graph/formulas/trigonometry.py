@@ -10,8 +10,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 from minigrad.dtype import dtypes
-from minigrad.graph.formulas.trigonometry_double import TWO_OVER_PI, circle_double
-from minigrad.graph.numeric import Numeric, horner
+from minigrad.graph.formulas.trigonometry_double import TWO_OVER_PI, circle_double, on_circle
+from minigrad.graph.numeric import Numeric, apart, horner
 
 _HALF_PI = 1.5707963267948966
 _SHIFT = 1.5 * 2.0**52  # added to a float64, rounds it to an integer in the lowest bits
@@ -40,13 +40,9 @@ _BANDS = ((2.0**50, _window(0)), (2.0**76, _window(27)), (2.0**102, _window(53))
 _LAST_BAND = _window(79)
 
 
-def _size(x: Numeric) -> Numeric:
-    return (x.bits_as(dtypes.uint32) & 0x7FFFFFFF).bits_as(dtypes.float32)
-
-
 def _quarter_turns(x: Numeric) -> tuple[Numeric, Numeric]:
     """(n, r) with x = (n + 4k)·π/2 + r, |r| ≤ 1.03·π/4: an int32 and a float32, of a float32."""
-    size = _size(x)
+    size, _ = apart(x)
     parts = [x.constant(c, dtypes.float64) for c in _LAST_BAND]
     for limit, window in reversed(_BANDS):
         within = size.less(limit)
@@ -63,14 +59,10 @@ def _quarter_turns(x: Numeric) -> tuple[Numeric, Numeric]:
 def _circle(x: Numeric, quarter: int) -> Numeric:
     """sin(x + quarter·π/2) in float32."""
     n, r = _quarter_turns(x)
-    if quarter:
-        n = n + quarter
     z = r * r
     along = r * (z * horner(z, _SIN)) + r
     across = z * (z * horner(z, _COS) - 0.5) + 1.0
-    value = (n & 1).equals(0).where(along, across)
-    result = (value.bits_as(dtypes.int32) ^ ((n & 2) << 30)).bits_as(dtypes.float32)
-    return result if quarter else _size(x).less(2.0**-13).where(x, result)  # −0 too
+    return on_circle(x, quarter, n, along, across, 2.0**-13)
 
 
 def sine(x: Numeric) -> Numeric:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from minigrad.dtype import dtypes
 from minigrad.graph.numeric import (
     Numeric,
+    apart,
     exact_product,
     exact_sum,
     exact_sum_ordered,
@@ -104,17 +105,23 @@ def _turns(x: Numeric) -> tuple[Numeric, Numeric, Numeric]:
 def circle_double(x: Numeric, quarter: int) -> Numeric:
     """sin(x + quarter·π/2) in float64."""
     n, head, tail = _turns(x)
-    if quarter:
-        n = n + quarter
     r, low = exact_product(head, head.constant(_HALF_PI[0]))
     low = low + (head * _HALF_PI[1] + tail * _HALF_PI[0])
     z = r * r
     half = z * 0.5
     along = r + (r * z * horner(z, _SIN) + low * (1.0 - half))
     across = (z * z * horner(z, _COS) - r * low) - half + 1.0
+    return on_circle(x, quarter, n, along, across, 2.0**-27)
+
+
+def on_circle(
+    x: Numeric, quarter: int, n: Numeric, along: Numeric, across: Numeric, least: float
+) -> Numeric:
+    """sin(x + quarter·π/2) for x = n·π/2 + r, sin r along and cos r across the axis.
+
+    n is an integer as wide as x. Below `least` sin x is x: −0 and subnormal numbers too.
+    """
+    n = n + quarter if quarter else n
     value = (n & 1).equals(0).where(along, across)
-    result = (value.bits_as(dtypes.int64) ^ ((n & 2) << 62)).bits_as(dtypes.float64)
-    if quarter:
-        return result
-    size = (x.bits_as(dtypes.int64) & 0x7FFFFFFFFFFFFFFF).bits_as(dtypes.float64)
-    return size.less(2.0**-27).where(x, result)  # −0 and subnormal numbers too
+    result = (value.bits_as(n.dtype) ^ ((n & 2) << (n.dtype.bits - 2))).bits_as(x.dtype)
+    return result if quarter else apart(x)[0].less(least).where(x, result)

@@ -1,0 +1,40 @@
+"""One axis of an array at a time: a part of it, zeros around it, several axes in its place."""
+
+from __future__ import annotations
+
+from minigrad.graph import build
+from minigrad.graph.node import Node
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer
+
+
+def part_along(x: Node, axis: int, start: Integer, stop: Integer) -> Node:
+    """start … stop − 1 along an axis."""
+    ranges = [(start, stop) if d == axis else (0, extent) for d, extent in enumerate(x.shape)]
+    return build.shrink(x, ranges)
+
+
+def pad_along(x: Node, axis: int, before: Integer, after: Integer) -> Node:
+    """Zeros before and behind, along an axis."""
+    return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
+
+
+def split_axis(x: Node, axis: int, *extents: Integer) -> Node:
+    """Several axes in the place of one; none in the place of one of 1."""
+    return build.reshape(x, (*x.shape[:axis], *extents, *x.shape[axis + 1 :]))
+
+
+def merge_axes(x: Node, axis: int, count: int = 2) -> Node:
+    """One axis in the place of several, whose extents are known."""
+    extent = numel(x.shape[axis : axis + count])
+    return build.reshape(x, (*x.shape[:axis], extent, *x.shape[axis + count :]))
+
+
+def row_of(x: Node, number: Integer, axis: int = 0) -> Node:
+    """What is at one place along an axis, which goes."""
+    return split_axis(part_along(x, axis, number, number + 1), axis)
+
+
+def repeat_along(x: Node, axis: int, extent: Integer) -> Node:
+    """An axis of 1 as one of `extent` equal places."""
+    return build.expand(x, (*x.shape[:axis], extent, *x.shape[axis + 1 :]))
