@@ -259,21 +259,22 @@ class _Emitter(MemoryEmitter):
         level = self.level_known(e, depends)
         for arg in e.args:
             level = max(level, self.memo[arg][1])
-        lanes = self.lanes_of(e)
         with self.at(level):
-            if e.op is Op.CONST:
-                value = constant(e.value, e.dtype)
-            elif e.in_registers:
-                value = self._read(e)
-            elif e.op is Leaf.LOAD:
-                value = self.load(e, lanes)
-            elif e.op is Leaf.INDEX:
-                value = self._index_value(e.index, e.dtype, lanes)
-            elif e.op is Leaf.CONDITION:
-                value = self.condition(e.index)
-            else:
-                value = self._operation(e, lanes)
+            value = self._computed(e, self.lanes_of(e))
         self.remember(e, value, level, depends)
+
+    def _computed(self, e: Expr, lanes: int) -> Value:
+        if e.args:
+            return self._operation(e, lanes)
+        if e.op is Op.CONST:
+            return constant(e.value, e.dtype)
+        if e.in_registers:
+            return self._read(e)
+        if e.op is Leaf.LOAD:
+            return self.load(e, lanes)
+        if e.op is Leaf.INDEX:
+            return self._index_value(e.index, e.dtype, lanes)
+        return self.condition(e.index)
 
     def _operation(self, e: Expr, lanes: int) -> Value:
         here = self.builder()

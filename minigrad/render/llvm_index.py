@@ -31,6 +31,7 @@ class Level(levels.Level):
     block: str = "entry"
     mask: str | None = None
     counting: str = ""
+    builder: Builder | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def builder(self) -> Builder:
         """A builder at the current level."""
-        builder = Builder(self.fresh, self.declarations.add)
-        builder.lines = self.levels[self.level].lines
-        return builder
+        level = self.levels[self.level]
+        if level.builder is None:
+            level.builder = Builder(self.fresh, self.declarations.add, level.lines)
+        return level.builder
 
     def _close(self) -> tuple[Level, Level]:
         """The innermost level, which is taken off, and its parent."""

@@ -91,9 +91,10 @@ def constant(value: int | float | bool, dtype: DType, lanes: int = 1) -> Value:
 class Builder:
     """Appends instructions to a list of lines and hands out names."""
 
-    def __init__(self, fresh: Callable[[], str], declare: Callable[[str], None]) -> None:
-        self.lines: list[str] = []
-        self.fresh, self.declare = fresh, declare
+    def __init__(
+        self, fresh: Callable[[], str], declare: Callable[[str], None], lines: list[str]
+    ) -> None:
+        self.fresh, self.declare, self.lines = fresh, declare, lines
 
     def line(self, text: str) -> str:
         """One instruction with a result; gives the result's name."""

@@ -57,8 +57,8 @@ class Array:
     lanes: Atom | None = None
     width: int = 1
 
-    def __hash__(self) -> int:  # of what arrays differ in; they are keys everywhere
-        return hash((self.name, self.size))
+    def __hash__(self) -> int:  # asked for all the time, and names tell arrays apart
+        return hash(self.name)
 
     @property
     def in_registers(self) -> bool:
