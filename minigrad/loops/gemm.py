@@ -125,6 +125,8 @@ def tiled(problem: Problem, target: Target) -> Schedule:
             s.insert(ks[-1], hints.often)
         if problem.terms is not None:
             s.insert(ks[0], again(problem, m), behind=True)
+        if plan.nr > 1:
+            s.spill(m, LANE, plan.nr, LONG_EPILOGUE, "sums")
         s.unroll(m, "u")
         s.peel(panel, n)
         s.simplify()
@@ -255,6 +257,9 @@ def amx(problem: Problem, target: Target) -> Schedule | None:
 # Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
 # take some ten times as long as memory to answer; of a shorter sum too much is over by then.
 LEAST_FETCHED = 192
+# Operations behind a sum from which on they are a loop over the rows of a tile, not written out for
+# each: an update of AdamW has 50, and is bound by memory.
+LONG_EPILOGUE = 32
 
 
 class TileHints:

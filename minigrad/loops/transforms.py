@@ -317,6 +317,38 @@ class Schedule:
         self._change(x, change, computing=True)
 
     @_step
+    def spill(self, x: Atom, lane: Atom, width: int, least: int, name: str) -> None:
+        """Loops over x that compute much of registers and store it read scratch memory instead.
+
+        That is written before, and called `name`: so they stay loops where others over x are
+        written out. lane, width: of the registers' vectors. least: operations of an iteration.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            inside = nest.walk(*loop.body)
+            stores = [one for one in inside if isinstance(one, Store)]
+            loads = dict.fromkeys(e for one in stores for e in expr.loads(one.value))
+            known = [e for e in loads if e.in_registers]
+            writes = all(isinstance(one, Store | nest.Stores) for one in inside)
+            count = _plain_count(loop)
+            if count is None or not (writes and known) or any(s.array.in_registers for s in stores):
+                return (loop,)
+            if sum(expr.operations(one.value) for one in stores) < least:
+                return (loop,)
+            number = make_axis("row", 0, count)
+            place = (x.index - loop.start) * width + lane.index
+            new = {
+                e: expr.load(Array(f"{name}{count}_{n}", e.dtype, count * width, "scratch"), place)
+                for n, e in enumerate(known)
+            }
+            saved = tuple(Store(load.array, place, e) for e, load in new.items())
+            at = {x: loop.start + number.index}
+            body = [substitute_statement(registers.replaced(one, new), at) for one in loop.body]
+            return (loop.around(saved), Loop(number.variable, 0, (count,), tuple(body)))
+
+        self._change(x, change, computing=True)
+
+    @_step
     def unroll(self, x: Atom, prefix: str, computing: bool = False) -> None:
         """Plain loops over x, of a known number of iterations, written out; they count from 0."""
 
