@@ -378,6 +378,27 @@ def inside(s: Schedule) -> None:
 
 
 @step
+def spill(s: Schedule) -> None:
+    """
+      for n0 in 0 … 8 step 8 lanes:
+        for u0 in 0 … 6 unroll:
+          total6[u0] = 0.0
+        for k0 in 0 … 5:
+          for u0 in 0 … 6 unroll:
+            total6[u0] = (total6[u0] + (left[k0 + 5·u0] * right[8·k0 + n0]))
+        for u0 in 0 … 6 unroll:
+          rows6_0[lane0 + 8·u0] = total6[u0]
+        for row0 in 0 … 6:
+          out[n0 + 8·row0] = rows6_0[lane0 + 8·row0]
+    """
+    s.vectorize(n, 8, LANE)
+    s.reorder(n, m)
+    s.sink(m)
+    s.spill(m, LANE, 8, 0, "rows")
+    s.unroll(m, "u")
+
+
+@step
 def parallelize(s: Schedule) -> None:
     """
       for r0 in 0 … 48:
