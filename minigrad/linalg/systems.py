@@ -263,7 +263,8 @@ def _conquered(x: Tensor) -> tuple[Tensor, ...]:
     width, panels = cut(size)
     more = width * panels - size
     largest = x.abs().max((1, 2), True)
-    x = ((x + x.mT) * 0.5 / largest.eq(0).where(1.0, largest)).contiguous()
+    x = x / largest.eq(0).where(1.0, largest)
+    x = ((x + x.mT) * 0.5).contiguous()
     d, e, done = symmetric(x.pad((0, more, 0, more)), width, panels)
     _, vectors = spectrum(d[:, :size], e[:, : size - 1])
     vectors = reflected(vectors.pad((0, 0, 0, more)), done)[:, :size].contiguous()

@@ -57,7 +57,7 @@ def _symmetric(kind: str) -> np.ndarray:
     if kind == "two values":
         return (q * np.where(places < 9, 1.0, -2.0)) @ q.T
     if kind == "graded":
-        return (q * 10.0 ** -places) @ q.T * 1e200
+        return (q * 10.0 ** -places) @ q.T * 1e38
     if kind == "random":
         return (q + q.T) * generator.normal()
     return np.ones((21, 21)) if kind == "rank 1" else np.eye(21) * (kind == "identity")
@@ -70,8 +70,8 @@ def _symmetric(kind: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_eigenvectors_of_awkward_matrices(kind: str, dtype: type, device: str) -> None:
     """Orthogonal to rounding however near eigenvalues are, and values as numpy's, rising."""
-    x = _symmetric(kind).clip(-3e38, 3e38) if dtype is np.float32 else _symmetric(kind)
-    x, rounding = (x + x.T).astype(dtype) / 2, float(np.finfo(dtype).eps)
+    x, rounding = _symmetric(kind), float(np.finfo(dtype).eps)
+    x = ((x + x.T) / 2).astype(dtype)
     size = max(float(abs(x).max()), 1e-30) * 21
     values, vectors = (t.numpy().astype(float) for t in linalg.eigh(Tensor(x, device=device)))
     assert _distance_from_identity(vectors) < 40 * rounding
@@ -87,7 +87,7 @@ def test_factors_of_nan_are_nan(device: str) -> None:
     values, vectors = (t.numpy() for t in linalg.eigh(Tensor(x, device=device)))
     s = Tensor(x, device=device).svd()[1].numpy()
     assert np.isnan(values[1]).all() and np.isnan(vectors[1]).all() and np.isnan(s[1]).all()
-    assert np.isfinite(values[0]).all() and np.isfinite(vectors[0]).all() and np.isfinite(s[0]).all()
+    assert all(np.isfinite(found[0]).all() for found in (values, vectors, s))
 
 
 def test_every_panel_is_the_same_program(compiled: str) -> None:
