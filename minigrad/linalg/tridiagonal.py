@@ -101,4 +101,5 @@ def _distances(
 
     start = least.expand(most.shape).contiguous(), most.bitcast(bits).contiguous()
     (_, high), _ = Tensor.scan(step, start, length=steps)
-    return side * high.bitcast(apart.dtype)
+    distance: Tensor = side * high.bitcast(apart.dtype)
+    return distance
