@@ -1,10 +1,8 @@
 """Systems, inverses, determinants; eigenvalues, ranks and norms by singular values.
 
-Systems, inverses and determinants come from one elimination, in panels of columns;
+Systems, inverses and determinants come from one elimination, in panels of columns (see panels.py);
 so they are computed at once. All have gradients, of any order. Float dtypes.
 """
-
-# ruff: noqa: F403, F405
 
 from __future__ import annotations
 
@@ -13,7 +11,19 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import *
+from minigrad.linalg.decompositions import checked, reciprocal, svd, with_gradients
+from minigrad.linalg.panels import (
+    at_once,
+    columns_at,
+    cut,
+    firsts,
+    next_number,
+    numbered,
+    rows_at,
+    with_columns,
+)
+from minigrad.linalg.reflections import reflected, symmetric
+from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, broadcast_shape
@@ -40,20 +50,22 @@ def _eliminate(matrix: Tensor, right: Tensor) -> _Eliminated:
     if not size * batch:
         return _Eliminated(matrix.zeros_like()[..., :columns], matrix.new_ones(shape[:-1]))
     with no_grad():
-        width, panels = cut(size)
-        more = width * panels - size  # rows and columns of a larger matrix, of which it is a part
-        wide = matrix.cat(right.expand((*shape[:-1], columns)), dim=-1)
-        wide = wide.reshape((batch, size, size + columns))
-        if more:
-            corner = Tensor.eye(more, dtype=matrix.dtype, device=matrix.device)
-            left, rest = wide[:, :, :size].pad((0, more, 0, more)), wide[:, :, size:]
-            left = left + corner.pad((size, 0, size, 0))
-            wide = left.cat(rest.pad((0, 0, 0, more)), dim=2)
-        wide, pivots = at_once(_without_panels, wide, width=width, count=panels)
-        solution = wide[:, :size, width * panels :]
-        return _Eliminated(
-            solution.reshape((*shape[:-1], columns)), pivots[:, :size].reshape(shape[:-1])
-        )
+        flat = matrix.reshape((batch, size, size))
+        wide = right.expand((*shape[:-1], columns)).reshape((batch, size, columns))
+        solution, pivots = at_once(_eliminated, flat, wide)
+        return _Eliminated(solution.reshape((*shape[:-1], columns)), pivots.reshape(shape[:-1]))
+
+
+def _eliminated(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of left (batch, n, n), right (batch, n, m): as parts of matrices of whole panels."""
+    size = left._known_shape()[1]
+    width, panels = cut(size)
+    whole = width * panels
+    more = whole - size
+    corner = _identity(left.new_zeros((1, more, more))).pad((size, 0, size, 0))
+    wide = (left.pad((0, more, 0, more)) + corner).cat(right.pad((0, 0, 0, more)), dim=2)
+    s, pivots = _without_panels(wide, width, panels)
+    return s[:, :size, whole:], pivots[:, :size]
 
 
 def _without_panels(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
@@ -194,15 +206,15 @@ def _lower(x: Tensor) -> Tensor:
     size, batch = shape[-1], numel(shape[:-2])
     if not size * batch:
         return x
+    (factor,) = at_once(_factored, x.reshape((batch, size, size)))
+    return factor.reshape(shape)
+
+
+def _factored(x: Tensor) -> tuple[Tensor]:
+    """The factor of x (batch, n, n): its columns, panel by panel, become the factor's."""
+    size = x._known_shape()[1]
     width, panels = cut(size)
     more = width * panels - size
-    s = x.reshape((batch, size, size)).pad((0, more, 0, more))
-    (s,) = at_once(_factored_panels, s, width=width, count=panels)
-    return s[:, :size, :size].tril().reshape(shape)
-
-
-def _factored_panels(s: Tensor, width: int, count: int) -> tuple[Tensor]:
-    """s (batch, n, n) after the columns of its panels are the factor's."""
 
     def step(s: Tensor, first: Tensor) -> tuple[Tensor, None]:
         k, panel = first, columns_at(s, first, width).contiguous()
@@ -215,7 +227,8 @@ def _factored_panels(s: Tensor, width: int, count: int) -> tuple[Tensor]:
             k = next_number(k)
         return with_columns(s - panel @ panel.transpose(1, 2), panel, first), None
 
-    return (Tensor.scan(step, s, firsts(width, count, s.device))[0],)
+    s, _ = Tensor.scan(step, x.pad((0, more, 0, more)), firsts(width, panels, x.device))
+    return (s[:, :size, :size].tril(),)
 
 
 def _cholesky_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
@@ -229,9 +242,8 @@ def _cholesky_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
 def eigh(x: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices.
 
-    With c > |λ| for all λ, x + c·1 is L·Lᵀ, and rotations that make the rows of Lᵀ orthogonal leave
-    them as eigenvectors, times the roots of λ + c. Errors are relative to c, which is at most √n
-    times the largest |λ|, or so.
+    As a tridiagonal matrix, which is divided and conquered (see tridiagonal.py). Errors are
+    relative to the largest |λ|.
 
     >>> eigh(Tensor([[2.0, 0.0], [0.0, 1.0]]))[0].round(decimals=4).tolist()
     [1.0, 2.0]
@@ -240,17 +252,27 @@ def eigh(x: Tensor) -> tuple[Tensor, Tensor]:
     size, batch = shape[-1], numel(shape[:-2])
     with no_grad():
         flat = wide.reshape((batch, size, size))
-        bound = flat.abs().sum(2, True).max(1, True)  # Gershgorin's circles
-        above = bound.eq(0).where(1.0, bound * 1.01)
-        rows = orthogonal_rows(_lower(flat + above * _identity(flat)).mT) if size * batch else flat
-        lengths = (rows * rows).sum(2)  # λ + c
-        order = lengths.argsort(1)
-        vectors = (rows / lengths.sqrt().unsqueeze(2)).mT
-        vectors = vectors._at(2, order.unsqueeze(1).expand(batch, size, size))
-        found = lengths._at(1, order) - above.squeeze(2)
-        values = found.reshape(shape[:-1]), vectors.reshape(shape)
-    first, last = with_gradients(wide, values, eigh, _eigh_gradient)
+        values, vectors = at_once(_conquered, flat) if size * batch else (flat.sum(2), flat)
+        found = values.reshape(shape[:-1]), vectors.reshape(shape)
+    first, last = with_gradients(wide, found, eigh, _eigh_gradient)
     return first.cast(x.dtype), last.cast(x.dtype)
+
+
+def _conquered(x: Tensor) -> tuple[Tensor, ...]:
+    """Eigenvalues and vectors of x (batch, n, n)."""
+    size = x._known_shape()[-1]
+    width, panels = cut(size)
+    more = width * panels - size
+    largest = x.abs().max((1, 2), True)
+    x = x / largest.eq(0).where(1.0, largest)
+    x = ((x + x.mT) * 0.5).contiguous()
+    d, e, done = symmetric(x.pad((0, more, 0, more)), width, panels)
+    _, vectors = spectrum(d[:, :size], e[:, : size - 1])
+    vectors = reflected(vectors.pad((0, 0, 0, more)), done)[:, :size].contiguous()
+    values = (vectors * (x @ vectors)).sum(1)  # nearer than those of the halves
+    order = values.argsort(1)
+    sorted_vectors = vectors._at(2, order.unsqueeze(1).expand(x.shape))
+    return values._at(1, order) * largest.squeeze(2), sorted_vectors
 
 
 def _eigh_gradient(

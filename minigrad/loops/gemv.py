@@ -22,22 +22,20 @@ from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, high
-from minigrad.loops import nest
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import indices, merge_groups, vector_width
-from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, substitute_stores
+from minigrad.loops.build import epilogue, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores
-from minigrad.loops.prefetch import AHEAD, Place, from_memory
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.nest import Nest, Store, Stores
+from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
-from minigrad.target import CHAINS, ENOUGH_TASKS, HALF_OF_L1, LINE, Target
+from minigrad.target import CHAINS, ENOUGH_TASKS, HALF_OF_L1, Target
 
 # Vectors of a product; with more, a tile of `gemm` has rows enough to keep the multiply-adds busy.
 MOST_VECTORS = 8
@@ -196,7 +194,6 @@ class _Columns(_Product):
             pieces = [s.split(k, together, "q", computing=True) for k in self.ks]
             s.sink(*self.ms, self.n, into=pieces, space="scratch")
             s.reorder(self.n, *self.ms, computing=True)
-            s.prefetch(self.n, self.next_rows)
             s.vectorize(self.n, self.lanes * few if self.lanes > 1 else 1, computing=True)
             s.vectorize(self.n, self.lanes)
             for piece, k in zip(pieces, self.ks, strict=True):
@@ -205,24 +202,9 @@ class _Columns(_Product):
             s.repeat(*self.ks, *self.ms)
             s.simplify()
 
-    def next_rows(self, loop: Loop, around: Around) -> tuple[Place, ...]:
-        """What columns read of the rows of the next piece of k, if this one is in memory."""
-        inside = [one for one in nest.loops_in(loop.body) if one.variable in self.ks]
-        reads = expr.loads(*nest.expressions(loop))
-        return tuple(
-            (load.array, substitute(load.index, {k.variable: k.stops[0] + u}))
-            for k in inside for u in range(high(k.stops[0] - k.start))
-            for load in reads if from_memory(load, self.axis, self.target)
-        )  # fmt: skip
-
 
 class _Rows(_Product):
     """Row after row of the matrix: vectors of partial sums along each, for every vector.
-
-    Some rows that follow one another in memory, and are read from end to end, are asked for ahead.
-    What is computed with a row takes so long that a processor's own prefetching waits in between.
-    (Measured with two cores of a Sapphire Rapids class machine: a token of SmolLM2 takes 8.5 ms
-    without, 5.0 with it.)
 
     rows: how many share what is loaded of the vectors; width: elements of a row that are added at
     once. A matrix in memory is read fastest from end to end, one row after the other; short rows,
@@ -245,15 +227,6 @@ class _Rows(_Product):
         while vectors > 1 and vectors * self.lanes > min(depth, target.fold_lanes):
             vectors //= 2
         self.width = self.lanes * (1 << (vectors.bit_length() - 1)) if self.lanes > 1 else 1
-        self.ahead: dict[Expr, Sum] = {}
-        for one in sums:
-            extents = [a.extent for a in one.k]
-            inside = flatten([a.index for a in one.k], extents)
-            for load in one.of_matrix():
-                begin = substitute(load.index, {a.variable: 0 for a in one.k})
-                follow = coefficient(load.index, self.n) == numel(extents)
-                if follow and load.index - begin == inside:
-                    self.ahead[load] = one
 
     def size(self, tasks: int) -> int:
         """Rows of one parallel iteration."""
@@ -267,56 +240,17 @@ class _Rows(_Product):
 
     def schedule(self, s: Schedule, block: Atom) -> None:
         """The steps of a block."""
-        s.insert(block, self.first)
         with s.inside(block):
             s.distribute(*self.ms, self.n)
             some = s.split(self.n, self.rows, "w", computing=True)
             s.reorder(some, self.n, *self.ms, computing=True)
             s.peel(some, self.n)
             for k in self.ks:
-                s.prefetch(k, self.next)
                 s.vectorize(k, self.width, computing=True)
             s.sink(self.n, *self.ms, into=self.ks)
             s.repeat(self.n, *self.ms)
             s.vectorize(self.n, self.lanes)
             s.simplify()
-
-    def first(self, loop: Loop, around: Around) -> list[Statement]:
-        """Loops that ask for the rows that a block begins with, all at once."""
-        start = nest.loop_over(self.n, loop.body).start
-        loops: list[Statement] = []
-        for load, one in self.ahead.items():
-            count = self._rows_ahead(one) * numel([high(a.extent) for a in one.k])
-            place = make_axis("p", len(loops), count)
-            at = substitute(load.index, {self.n: start} | {a.variable: 0 for a in one.k})
-            line = min(LINE // load.dtype.itemsize, self.target.most_lanes)
-            prefetch = ((load.array, at + place.index),)
-            loops.append(replace(lanes_loop(place, line, ()), prefetch=prefetch))
-        return loops
-
-    def next(self, loop: Loop, around: Around) -> tuple[Place, ...]:
-        """What a step that takes a vector of each of some rows asks for.
-
-        The rows ahead are one piece of memory: each step asks for its share of the lines of it.
-        """
-        if self.n not in around:  # a copy of a vector
-            return ()
-        rows = around[self.n]
-        count = high(rows.stops[0] - rows.start)
-        places: list[Place] = []
-        for load in expr.loads(*nest.expressions(loop)):
-            if load in self.ahead:
-                one = self.ahead[load]
-                at = {self.n: rows.start + self._rows_ahead(one)}
-                share = {a.variable: a.index * count for a in one.k}
-                step = max(self.width, LINE // load.dtype.itemsize)
-                begin = substitute(load.index, at | share)
-                places.extend((load.array, begin + u) for u in range(0, count * self.width, step))
-        return tuple(places)
-
-    def _rows_ahead(self, one: Sum) -> int:
-        """How many rows ahead of their use rows are fetched."""
-        return max(AHEAD // (self.rows * one.row_bytes()), 1) * self.rows
 
 
 # ---- what qualifies ----

@@ -24,7 +24,7 @@ import numpy as np
 from minigrad.models.gpt import GPTConfig
 from minigrad.models.sizing import flops_per_token
 from minigrad.runtimes.cpu_limits import measured_limits
-from tests.bench.measure import HEADER, Result, Row, as_line, restart_tuned
+from tests.bench.measure import CALM_SECONDS, HEADER, Result, Row, as_line, restart_tuned
 from tests.bench.peers import compiles, installed
 
 Step = Callable[[np.ndarray, np.ndarray], float]
@@ -285,6 +285,7 @@ def main() -> None:
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if given.busy else None
     for _ in range(given.rounds):
         for peer in peers.values():
+            time.sleep(CALM_SECONDS)
             peer.times.append(peer.run(given.steps))
     if other is not None:
         other.kill()

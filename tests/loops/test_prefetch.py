@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from schedule.machine import GOLDEN
-from schedule.programs import DEVICE, add, ew, plan_of, softmax, total, transpose
+from schedule.programs import DEVICE, add, ew, plan_of, product, softmax, total, transpose
 
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
@@ -96,6 +96,15 @@ def test_sums_of_columns_ask_for_a_later_row_of_their_block() -> None:
     found = asked(nest_of(lambda x: total(x, 0), (1024, 4096)).parallel)
     assert found and all(text.startswith("s0[") for text in found)
     assert not asked(nest_of(transpose, (1024, 1024)).parallel)
+
+
+def test_products_with_one_vector_ask_for_nothing() -> None:
+    """A processor follows a matrix that is read in its order: to ask for more is in the way."""
+    for shape, build in (
+        ((768, 3072), product), ((3072, 768), lambda x, w: product(x, transpose(w))),
+    ):  # fmt: skip
+        nest = nest_of(build, (1, 768), shape)
+        assert not asked(nest.parallel) and "llvm.prefetch" not in render(nest)
 
 
 def test_scattered_updates_are_asked_for_some_rows_before() -> None:

@@ -48,6 +48,48 @@ def test_factors_of_awkward_matrices(kind: str, device: str) -> None:
     assert (np.diff(s) <= 0).all()
 
 
+def _symmetric(kind: str) -> np.ndarray:
+    generator = np.random.default_rng(8)
+    q = np.linalg.qr(generator.normal(size=(21, 21)))[0]
+    places = np.arange(21)
+    if kind == "tridiagonal, nearly equal pairs":  # Wilkinson's
+        return np.diag(abs(places - 10.0)) + np.eye(21, k=1) + np.eye(21, k=-1)
+    if kind == "two values":
+        return (q * np.where(places < 9, 1.0, -2.0)) @ q.T
+    if kind == "graded":
+        return (q * 10.0 ** -places) @ q.T * 1e38
+    if kind == "random":
+        return (q + q.T) * generator.normal()
+    return np.ones((21, 21)) if kind == "rank 1" else np.eye(21) * (kind == "identity")
+
+
+@pytest.mark.parametrize("kind", [
+    "tridiagonal, nearly equal pairs", "two values", "graded", "random", "rank 1", "identity",
+    "zero",
+])  # fmt: skip
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_eigenvectors_of_awkward_matrices(kind: str, dtype: type, device: str) -> None:
+    """Orthogonal to rounding however near eigenvalues are, and values as numpy's, rising."""
+    x, rounding = _symmetric(kind), float(np.finfo(dtype).eps)
+    x = ((x + x.T) / 2).astype(dtype)
+    size = max(float(abs(x).max()), 1e-30) * 21
+    values, vectors = (t.numpy().astype(float) for t in linalg.eigh(Tensor(x, device=device)))
+    assert _distance_from_identity(vectors) < 40 * rounding
+    assert abs(x / size @ vectors - vectors * (values / size)).max() < 20 * rounding
+    assert abs(values / size - np.linalg.eigvalsh(x.astype(float) / size)).max() < 20 * rounding
+    assert (np.diff(values) >= 0).all()
+
+
+def test_factors_of_nan_are_nan(device: str) -> None:
+    """And those of other matrices of the batch are not."""
+    x = np.random.default_rng(9).normal(size=(2, 4, 4)) + np.zeros((2, 4, 4))
+    x[1, 2, 1] = np.nan
+    values, vectors = (t.numpy() for t in linalg.eigh(Tensor(x, device=device)))
+    s = Tensor(x, device=device).svd()[1].numpy()
+    assert np.isnan(values[1]).all() and np.isnan(vectors[1]).all() and np.isnan(s[1]).all()
+    assert all(np.isfinite(found[0]).all() for found in (values, vectors, s))
+
+
 def test_every_panel_is_the_same_program(compiled: str) -> None:
     """Fewer programs than columns; and once the steps are captured, other values need none."""
     start = GlobalCounters.programs_compiled

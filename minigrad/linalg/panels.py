@@ -1,0 +1,105 @@
+"""Algorithms on matrices as programs: captured for a shape, and replayed.
+
+A matrix is worked on in panels of a few columns; what a panel does to all others is a product. The
+panels are a scan, whose step has the columns of one; these differ in nothing but their number,
+which is in memory: so all of them have the same kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from minigrad.graph.symbolic import ceildiv
+from minigrad.jit import jit
+from minigrad.tensor import Tensor
+from minigrad.tensor.modes import no_grad
+
+PANEL = 16  # columns: a vector of 512 bits has 16 float32
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor, ...]:
+    """function(*values, **numbers), computed now by the program of these shapes and numbers."""
+    with no_grad():
+        given = [value.detach().contiguous() for value in values]
+        given[0].realize(*given[1:])
+        known = tuple((value.shape, value.dtype) for value in given)
+        call = _captured(function, given[0].device, known, tuple(numbers.items()))
+        return call(*given)
+
+
+@lru_cache(maxsize=64)
+def _captured(
+    function: Function, device: str, known: Any, numbers: tuple[tuple[str, int], ...]
+) -> Function:
+    def call(*values: Tensor) -> tuple[Tensor, ...]:
+        with no_grad():
+            results = tuple(value.contiguous() for value in function(*values, **dict(numbers)))
+            results[0].realize(*results[1:])
+        return results
+
+    return jit(call)
+
+
+def cut(columns: int) -> tuple[int, int]:
+    """How wide a panel is, and how many there are."""
+    width = max(min(columns, PANEL), 1)
+    return width, ceildiv(columns, width)
+
+
+def firsts(width: int, panels: int, device: str) -> Tensor:
+    """The number of each panel's first column, (panels, 1)."""
+    return (Tensor.arange(panels, device=device) * width).reshape(panels, 1)
+
+
+def next_number(k: Tensor) -> Tensor:
+    """k + 1, in memory: otherwise each column would have kernels of its own."""
+    return (k + 1).contiguous()
+
+
+def columns_at(x: Tensor, k: Tensor, count: int = 1) -> Tensor:
+    """Columns k … k + count − 1 of x (batch, n, m)."""
+    places = (k + x.arange(count, device=x.device)).reshape(1, 1, count)
+    return x._at(2, places.expand(x.shape[0], x.shape[1], count))
+
+
+def rows_at(x: Tensor, k: Tensor, count: int = 1) -> Tensor:
+    """Rows k … k + count − 1 of x (batch, n, m)."""
+    places = (k + x.arange(count, device=x.device)).reshape(1, count, 1)
+    return x._at(1, places.expand(x.shape[0], count, x.shape[2]))
+
+
+def numbered(x: Tensor, axis: int) -> Tensor:
+    """0, 1, 2 … along an axis of x, of which the others are 1."""
+    shape = tuple(extent if d == axis else 1 for d, extent in enumerate(x.shape))
+    return x.arange(x.shape[axis], device=x.device).reshape(shape)
+
+
+def with_columns(x: Tensor, columns: Tensor, k: Tensor) -> Tensor:
+    """x with other columns from number k on."""
+    count = int(columns.shape[2])  # type: ignore[arg-type]
+    place = numbered(x, 2) - k
+    inside = (place >= 0) & (place < count)
+    there = columns._at(2, place.clip(0, count - 1).expand(x.shape))
+    return inside.where(there, x)
+
+
+def inverse_of_triangle(r: Tensor) -> Tensor:
+    """The inverse of upper triangular matrices (…, n, n), by products of ever larger blocks.
+
+    A 0 on the diagonal counts as infinite: its row of the inverse is 0.
+    """
+    n = r._known_shape()[-1]
+    place = r.arange(n, device=r.device)
+    row, column = place.unsqueeze(1), place
+    on = row.eq(column)
+    inverse = on.where(r.eq(0).where(0.0, 1 / (on & r.ne(0)).where(r, 1.0)), 0.0)
+    size = 1
+    while size < n:
+        above = (row // size).eq(column // size - 1) & (row // size % 2).eq(0)
+        inverse = inverse - inverse @ (above.where(r, 0.0) @ inverse)
+        size *= 2
+    return inverse

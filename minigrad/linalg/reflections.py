@@ -1,0 +1,136 @@
+"""Householder's reflections: QR, and matrices that are nearly diagonal.
+
+They are computed in panels of columns (see panels.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigrad.linalg.panels import (
+    columns_at,
+    cut,
+    firsts,
+    inverse_of_triangle,
+    next_number,
+    numbered,
+    rows_at,
+)
+from minigrad.tensor import Tensor
+
+Panel = tuple[Tensor, Tensor]  # U and T of a panel's reflections, or stacked those of all
+
+
+def householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Q (batch, m, count) and R (batch, count, n) of x (batch, m, n)."""
+    n = x._known_shape()[2]
+    width, panels = cut(min(x._known_shape()[1:]))
+    s = x.pad((0, max(width * panels - n, 0)))
+    q, s = _reflected_panels(s, empty(x, count)[0], width, panels)
+    return q, s[:, :count, :n].triu().contiguous()
+
+
+def empty(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same where x has no element."""
+    batch, m, n = x._known_shape()
+    q = x.eye(m, count, dtype=x.dtype, device=x.device).expand(batch, m, count)
+    return q, x.new_zeros((batch, count, n))
+
+
+def _reflected_panels(s: Tensor, q: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
+    """q after all reflections, the last one first; s (batch, m, n) after them, triangular."""
+
+    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Panel]:
+        k, panel, vectors = first, columns_at(s, first, width).contiguous(), []
+        for _ in range(width):
+            column = (numbered(s, 1) >= k).where(columns_at(panel, k - first), 0.0)
+            vector = _reflector(column, numbered(s, 1), k).contiguous()
+            panel = (panel - vector * (vector * panel).sum(1, True)).contiguous()
+            vectors.append(vector)
+            k = next_number(k)
+        u, t = _together(vectors)
+        return _less(s, u, t.transpose(1, 2)), (u, t)
+
+    s, done = Tensor.scan(step, s, firsts(width, count, s.device))
+    return reflected(q, done), s
+
+
+def reflected(x: Tensor, done: Panel) -> Tensor:
+    """x after the reflections of all panels, the last one first."""
+    return Tensor.scan(lambda x, ut: (_less(x, *ut), None), x, done, reverse=True)[0]  # type: ignore[no-any-return]
+
+
+def _together(vectors: list[Tensor]) -> Panel:
+    """U and T: reflections by some vectors are 1 − U·T·Uᵀ (Schreiber and Van Loan 1989)."""
+    u = vectors[0].cat(*vectors[1:], dim=2)
+    one = u.eye(len(vectors), dtype=u.dtype, device=u.device)
+    both = (u.transpose(1, 2) @ u).triu(1) + one
+    return u, inverse_of_triangle(both).contiguous()
+
+
+def symmetric(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor, Panel]:
+    """Tridiagonal matrices like s (batch, n, n), symmetric: diagonals, what is beside, reflections.
+
+    n is width · count. A reflection from both sides is s − u·pᵀ − p·uᵀ + (u·p)·u·uᵀ for p = s·u.
+    """
+
+    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Panel]:
+        k, rows, vectors = first, numbered(s, 1), []
+        for _ in range(width):
+            column = (rows > k).where(columns_at(s, k), 0.0)
+            k = next_number(k)
+            u = _reflector(column, rows, k.minimum(width * count - 1)).contiguous()
+            across = u.transpose(1, 2)
+            p = (s * across).sum(2, True).contiguous()
+            inner = (u * p).sum(1, True).contiguous()
+            s = (s - u * p.transpose(1, 2) - p * across + inner * u * across).contiguous()
+            vectors.append(u)
+        return s, _together(vectors)
+
+    s, done = Tensor.scan(step, s, firsts(width, count, s.device))
+    return s.diagonal(0, 1, 2), s.diagonal(-1, 1, 2), done
+
+
+def bidiagonal(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor, Panel]:
+    """Bidiagonal matrices like s (batch, m, n): diagonals, what is above, reflections of columns.
+
+    n is width · count, m at least as much; e has one element more, 0.
+    """
+
+    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Panel]:
+        k, rows, columns, vectors = first, numbered(s, 1), numbered(s, 2), []
+        for _ in range(width):
+            u = _reflector((rows >= k).where(columns_at(s, k), 0.0), rows, k).contiguous()
+            s = (s - u * (u * s).sum(1, True)).contiguous()
+            row = (columns > k).where(rows_at(s, k), 0.0).transpose(1, 2)
+            k = next_number(k)
+            v = _reflector(row, numbered(row, 1), k.minimum(width * count - 1)).contiguous()
+            across = v.transpose(1, 2)
+            s = (s - (s * across).sum(2, True) * across).contiguous()
+            vectors.append(v)
+        return s, _together(vectors)
+
+    s, done = Tensor.scan(step, s, firsts(width, count, s.device))
+    return s.diagonal(0, 1, 2), s.diagonal(1, 1, 2).pad((0, 1)), done
+
+
+def _less(x: Tensor, u: Tensor, t: Tensor) -> Tensor:
+    """x − U·T·Uᵀ·x."""
+    inner = (t @ (u.transpose(1, 2) @ x).contiguous()).contiguous()
+    return x - u @ inner
+
+
+def _reflector(x: Tensor, rows: Tensor, k: Any) -> Tensor:
+    """u (batch, m, 1) such that x − u·(uᵀ·x) is 0 below row k; x is 0 above it.
+
+    As LAPACK does it u is 0 where nothing is to be done.
+    """
+    size = x.abs().max(1, True)
+    x = x / size.eq(0).where(1.0, size)  # no square overflows
+    top = rows_at(x, k)
+    norm = (x * x).sum(1, True).sqrt()
+    v = x - rows.eq(k).where((top < 0).where(norm, -norm), 0.0)
+    square = (v * v).sum(1, True)
+    idle = rows.gt(k).where(x, 0.0).abs().max(1, True).eq(0)
+    scaled = v / (idle.where(1.0, square) * 0.5).sqrt()
+    return idle.where(0.0, scaled)

@@ -1,0 +1,105 @@
+"""Eigenvalues and vectors of symmetric tridiagonal matrices, by dividing and conquering.
+
+A tridiagonal matrix is two of half the size and a matrix of rank one, ρ·u·uᵀ (Cuppen 1981). With
+the eigenvectors of both halves it is diag(d) + ρ·z·zᵀ, whose eigenvalues are the roots of
+1 + ρ·Σ z²/(d − λ): one between each two of d, found by halving. They are exact for other z nearby,
+and with these all eigenvectors are orthogonal (Gu and Eisenstat 1995). There is no branch in it:
+what lies so near that LAPACK would leave it out is moved apart by a rounding error.
+"""
+
+from __future__ import annotations
+
+from minigrad.dtype import dtypes
+from minigrad.tensor import Tensor
+
+# By itemsize: the logarithm of the least distance of a root from a place between which it lies, far
+# below the square of a rounding error; numbers of as many bits.
+NEAREST, BITS = {4: -80, 8: -300}, {4: dtypes.int32, 8: dtypes.int64}
+BEYOND = 4.0  # more than any eigenvalue of a matrix whose rows have sums of at most 1
+
+
+def spectrum(d: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (batch, n), rising, and vectors (batch, n, n), in columns.
+
+    d (batch, n): diagonals; e (batch, n − 1): what is beside them.
+    """
+    batch, n = d._known_shape()
+    whole = 1 << (n - 1).bit_length()
+    size = (d.abs() + e.pad((1, 0)).abs() + e.pad((0, 1)).abs()).max(1, True)
+    size = size.eq(0).where(1.0, size)
+    e = (e / size).pad((0, whole - n + 1))
+    before = e.pad((1, 0))[:, :whole]
+    values = (d / size).pad((0, whole - n), value=BEYOND) - e.abs() - before.abs()
+    half, count = 1, whole // 2
+    vectors = d.new_ones((batch * whole, 1, 1))
+    while count:
+        blocks = vectors.reshape(batch * count, 2, half, half)
+        between = e.reshape(batch * count, 2 * half)[:, half - 1 : half]
+        last, first = blocks[:, 0, -1], blocks[:, 1, 0]
+        z = last.cat((between < 0).where(-first, first), dim=1)
+        values = values.reshape(batch * count, 2 * half)
+        values, turned = _updated(values, between.abs(), z)
+        turned = turned.reshape(batch * count, 2, half, 2 * half)
+        vectors = (blocks @ turned).reshape(batch * count, 2 * half, 2 * half).contiguous()
+        half, count = 2 * half, count // 2
+    return values[:, :n] * size, vectors[:, :n, :n]
+
+
+def _updated(d: Tensor, rho: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, rising, and vectors of diag(d) + ρ·z·zᵀ; d, z (batch, n), ρ (batch, 1)."""
+    n, rounding = d._known_shape()[1], 2.0**-d.dtype.fraction
+    nearest = 2.0 ** NEAREST[d.dtype.itemsize]
+    number = d.arange(n, device=d.device)
+    i = number.reshape(1, n, 1)  # of roots; j, along the last axis, of d
+    z = (z < 0).where(-1.0, 1.0) * z.abs().maximum(rounding)
+    squares = (z * z * rho).unsqueeze(1)
+    other, own = d.unsqueeze(1), d.unsqueeze(2)
+    below = (other < own) | (other.eq(own) & (number < i))
+    rank = below.sum(2, dtype=number.dtype).contiguous()
+    least = ((d.abs().max(1, True) + rho).maximum(rounding) * (2 * rounding)).unsqueeze(2)
+    up = i - rank.unsqueeze(1)
+    poles = (up >= 0).where(other + up * least, -float("inf")).max(2).contiguous()  # rising
+    d = poles._at(1, rank).unsqueeze(1).contiguous()
+    last = i.eq(n - 1)
+    lower = poles.unsqueeze(2)
+    end = lower + squares.sum(2, True) * (1 + 4 * rounding)
+    upper = last.where(end, poles[:, 1:].pad((0, 1)).unsqueeze(2))
+    half = (upper - lower) * 0.5
+    left = last | ((squares / (d - lower - half)).sum(2, True) + 1 >= 0)
+    apart = d - left.where(lower, upper)  # of each d from the one that is nearest to a root
+    most = last.where(upper - lower, half).maximum(2 * nearest)
+    distance = _distances(apart, left, squares, most, nearest)
+    gaps = apart - distance  # d − λ
+    over = i < rank.unsqueeze(1)
+    others = over.where(lower, upper) - d
+    ratio = gaps / (last & ~over).where(1.0, others)
+    root = ratio.abs().prod(1).sqrt() * (z < 0).where(-1.0, 1.0)
+    vectors = root.unsqueeze(1) / gaps
+    vectors = vectors / (vectors * vectors).sum(2, True).sqrt()
+    values = left.where(lower, upper) + distance
+    return values.squeeze(2), vectors.transpose(1, 2)
+
+
+def _distances(
+    apart: Tensor, left: Tensor, squares: Tensor, most: Tensor, nearest: float
+) -> Tensor:
+    """How far each root is from the nearest d, to the left of it or not, (batch, n, 1).
+
+    By halving the bits of floats, which are ordered as they are: so small ones are as exact.
+    """
+    bits = BITS[apart.dtype.itemsize]
+    least = most.new_full((1,), nearest).bitcast(bits)
+    side = left.where(1.0, -1.0)
+    steps = (-NEAREST[apart.dtype.itemsize] + 8).bit_length() + apart.dtype.fraction
+
+    def step(state: tuple[Tensor, Tensor], _: None) -> tuple[tuple[Tensor, Tensor], None]:
+        low, high = state
+        middle = low + (high - low) // 2
+        value = (squares / (apart - side * middle.bitcast(apart.dtype))).sum(2, True) + 1
+        further = (value < 0).eq(left)
+        return (further.where(middle, low), further.where(high, middle)), None
+
+    start = least.expand(most.shape).contiguous(), most.bitcast(bits).contiguous()
+    (_, high), _ = Tensor.scan(step, start, length=steps)
+    distance: Tensor = side * high.bitcast(apart.dtype)
+    return distance
