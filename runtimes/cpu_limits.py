@@ -18,7 +18,7 @@ from math import log
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.build import lanes_loop, serial_loop
-from minigrad.loops.nest import Loop, Nest, Prefetch, Set, Statement, Store
+from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store
 from minigrad.render.llvm import render
 from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_pool import Launch, Pool
@@ -26,7 +26,7 @@ from minigrad.runtimes.host import host, threads
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Array, Expr
 
 CHAINS = 12  # independent sums: more than a multiply-add's latency times those begun per cycle
 ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
@@ -147,7 +147,9 @@ def _sums(
 ) -> str:  # fmt: skip
     """`count` vectors, in each round replaced by a term of themselves and of their place."""
     step, number, lane = (make_axis("r", n, size) for n, size in enumerate((rounds, count, lanes)))
-    sums = Local("x", dtypes.float32, count, lane.variable, lanes)
+    sums = Array(
+        "x", dtypes.float32, count, "registers", lanes=lane.variable, width=lanes
+    )
 
     def each(*body: Statement) -> Statement:
         unrolled = Loop(number.variable, 0, (count,), body, "unroll")
@@ -155,13 +157,13 @@ def _sums(
 
     first = _chunk.index * FLOATS + lane.index
     at = first + step.index * (count * lanes) + number.index * lanes
-    value, more = term(expr.local(sums, number.index), at)
-    parts = [expr.local(sums, n) for n in range(count)]
+    value, more = term(expr.load(sums, number.index), at)
+    parts = [expr.load(sums, n) for n in range(count)]
     total = Store(MEMORY, first, sum(parts[1:], parts[0]))
     return _text(
         name,
-        each(Set(sums, number.index, expr.const(0.0, dtypes.float32))),
-        serial_loop(step, (each(Set(sums, number.index, value), *more),)),
+        each(Store(sums, number.index, expr.const(0.0, dtypes.float32))),
+        serial_loop(step, (each(Store(sums, number.index, value), *more),)),
         lanes_loop(lane, lanes, (total,)),
     )
 

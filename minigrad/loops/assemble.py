@@ -12,7 +12,7 @@ from minigrad.loops.axes import indices
 from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import Loop, MatrixProduct, Nest, Stores
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Leaf, Local
+from minigrad.schedule.expr import Array, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.show import label
 from minigrad.target import LINE, Target
@@ -63,12 +63,12 @@ def _check(
 ) -> None:
     """CompileError where a recipe forgot a store or a register, which would give wrong values."""
     inner = {stage.array for stage in kernel.stages} - kernel.stored
-    registers = {e.local for e in computed if e.op is Leaf.LOCAL}
+    registers = {e.array for e in computed if e.in_registers}
     changed = nest.written(loop)
     for names, problem in (
         (kernel.stored.difference(changed), "do not store {}: expected a Store of each"),
         (inner & set(arrays), "use {} in memory: expected a register, or an Array in \"scratch\""),
-        (registers.difference(changed), "read {} before a Set or a Fold gives it a value"),
+        (registers.difference(changed), "read {} before a Store or a Fold gives it a value"),
     ):
         if names:
             what = problem.format(", ".join(sorted(place.name for place in names)))
@@ -103,7 +103,7 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
 
 def _used(loop: Loop) -> tuple[list[Array], list[str]]:
     """All arrays of a loop, in order of appearance, and the symbols of its indices."""
-    found: list[expr.Expr | Array | Local] = []
+    found: list[expr.Expr | Array] = []
     places: list[Integer] = []
     bound: set[Atom | None] = set()
     for statement in nest.walk(loop):

@@ -11,16 +11,16 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.loops.block_plan import BlockPlan, Step, column
-from minigrad.loops.build import combine, lanes_loop, serial_loop, unless_finite
+from minigrad.loops.build import combine, lanes_loop, put, serial_loop, unless_finite
 from minigrad.loops.common_subexpressions import Speculation
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Bounds
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores, divides
-from minigrad.loops.prefetch import Place as Hint
+from minigrad.loops.nest import Loop, Statement, Store, Stores, divides
+from minigrad.loops.prefetch import Place
 from minigrad.loops.product import multiply_add
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import CHAINS, Target
 
@@ -103,7 +103,7 @@ class StepCode:
         self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
         self.speculation = None if step.product is None else speculation.get(self.head.array)
         self.sums = block.row in self.head.reduced  # over the rows of the block
-        self.totals: dict[int, Local] = {}
+        self.totals: dict[int, Array] = {}
 
     # ---- what is done with one element ----
 
@@ -133,8 +133,8 @@ class StepCode:
                 value = expr.rebuild(body, known) if values else body
             if stage.op is not None and number != self.step.product:
                 total = self.totals[number]
-                old = expr.local(total, slot % total.count)
-                sets.append(Set(total, slot % total.count, combine(stage.op, old, value)))
+                old = expr.load(total, slot % total.size)
+                sets.append(put(old, combine(stage.op, old, value)))
                 continue
             values[stage.array] = value
             if (found := self.plan.place(number)) is not None:
@@ -153,11 +153,11 @@ class StepCode:
         for number, total in self.totals.items():
             stage = self.plan.stages[number]
             assert stage.op is not None
-            clear = Set(total, slot, identity(stage.op, total.dtype))
+            clear = Store(total, slot, identity(stage.op, total.dtype))
             before.extend(_repeated(u, [clear]))
-            result = expr.local(total, 0)
+            result = expr.load(total)
             for other in range(1, count):
-                result = combine(stage.op, result, expr.local(total, other))
+                result = combine(stage.op, result, expr.load(total, other))
             if (place := self.plan.place(number)) is not None:
                 behind.append(Store(*place, result))
         return [*before, *loops, *behind]
@@ -167,10 +167,10 @@ class StepCode:
         for number in self.step.followers:
             stage = self.plan.stages[number]
             if stage.op is not None:
-                name = f"sum{number}"
-                self.totals[number] = Local(
-                    name, stage.body.dtype, count, self.row, self.block.width
-                )
+                self.totals[number] = Array(
+                    f"sum{number}", stage.body.dtype, count, "registers", lanes=self.row,
+                    width=self.block.width,
+                )  # fmt: skip
 
     # ---- loops ----
 
@@ -286,7 +286,7 @@ class StepCode:
         tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
         return self._within(outer, [lanes_loop(axis, width, tuple(tiles))])
 
-    def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Hint]:
+    def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
         """The places at which memory is asked for an operand; at: what variables are there."""
         later = self.block.later
         return [
@@ -322,7 +322,7 @@ class StepCode:
                 stops = (*stops, end - reach)
         return Loop(row.variable, first, stops, ())
 
-    def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Hint]) -> list[Loop]:
+    def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Place]) -> list[Loop]:
         """Loops, the outermost first, without what is done in them; the last asks for hints."""
         loops = [_bounded(axis, bounds[axis.variable], ()) for axis in self.head.reduced]
         return [*loops[:-1], replace(loops[-1], prefetch=tuple(hints))]
@@ -333,9 +333,9 @@ class StepCode:
             inner = [_bounded(axis, self.bounds[axis.variable], inner)]
         return inner
 
-    def _registers(self, height: int, lanes: Atom | None, width: int) -> Local:
-        name = f"tile{self.step.product}x{height}"
-        return Local(name, self.head.body.dtype, height, lanes, width)
+    def _registers(self, height: int, lanes: Atom | None, width: int) -> Array:
+        name, dtype = f"tile{self.step.product}x{height}", self.head.body.dtype
+        return Array(name, dtype, height, "registers", lanes=lanes, width=width)
 
     @property
     def packed(self) -> bool:
@@ -369,7 +369,7 @@ class StepCode:
         return [self.block.rows_loop([loop])]
 
     def _tile(
-        self, registers: Local, u: Axis, place: Integer, at: dict[Atom, Integer],
+        self, registers: Array, u: Axis, place: Integer, at: dict[Atom, Integer],
         rows_at: dict[Atom, Integer], mine: Expr, other: Expr, ks: Sequence[Loop],
     ) -> list[Statement]:  # fmt: skip
         """Clear the registers, multiply and add in loops over k, pass the results on.
@@ -377,7 +377,7 @@ class StepCode:
         at: what register u stands for; place: its column; rows_at: its row, where that is not a
         lane.
         """
-        total = expr.local(registers, u.index)
+        total = expr.load(registers, u.index)
         left, right = (expr.substitute_in(factor, at) for factor in (mine, other))
         return [
             *self._summed(registers, u, multiply_add(total, left, right), ks),
@@ -386,16 +386,16 @@ class StepCode:
         ]
 
     def _summed(
-        self, registers: Local, u: Axis, more: Expr, ks: Sequence[Loop]
+        self, registers: Array, u: Axis, more: Expr, ks: Sequence[Loop]
     ) -> list[Statement]:
         """Clear the registers, set them to `more` in loops over k."""
-        step = _unrolled(u, [Set(registers, u.index, more)])
+        step = _unrolled(u, [Store(registers, u.index, more)])
         for loop in reversed(ks):
             step = loop.around((step,))
-        return [_unrolled(u, [Set(registers, u.index, identity(Op.SUM, registers.dtype))]), step]
+        return [_unrolled(u, [Store(registers, u.index, identity(Op.SUM, registers.dtype))]), step]
 
     def _checked(
-        self, registers: Local, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
+        self, registers: Array, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
     ) -> list[Statement]:
         """Scale what was summed on a guess; where that is not the product, sum the product."""
         speculation = self.speculation
@@ -406,9 +406,9 @@ class StepCode:
         if speculation.scale is not None:
             scale = expr.substitute_in(self.plan.reading(speculation.scale), at)
         terms = expr.substitute_in(self.bodies[self.step.product], at)
-        more = combine(Op.SUM, expr.local(registers, u.index), terms)
+        more = combine(Op.SUM, expr.load(registers, u.index), terms)
         again = self._summed(registers, u, more, ks)
-        name = f"wrong{self.step.product}x{registers.count}"
+        name = f"wrong{self.step.product}x{registers.size}"
         return unless_finite(name, registers, u, scale, again)
 
 

@@ -16,9 +16,7 @@ from minigrad.loops.nest import (
     Fold,
     Loop,
     MatrixProduct,
-    Place,
     Prefetch,
-    Set,
     Statement,
     Statements,
     Store,
@@ -28,7 +26,7 @@ from minigrad.loops.nest import (
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.byte_dots import added_to
-from minigrad.schedule.expr import Array, Expr, Guard, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
@@ -41,13 +39,12 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
     place; that holds in the stage's own axes, so it is done before they are replaced.
     """
     place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
-    made: dict[Array, Local] = {}
+    made: dict[Array, Expr] = {}
     bodies: dict[Expr, Expr] = {}
     stores = []
 
     def own_element(e: Expr) -> Expr | None:
-        read = e.op is Leaf.LOAD and e.array in made
-        return expr.local(made[e.array]) if read else None
+        return made.get(e.array) if e.op is Leaf.LOAD else None
 
     for stage in kernel.stages:
         body = expr.rebuild(stage.body, own_element)
@@ -63,8 +60,8 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
                 position = substitute(position, values)
                 guard = expr.restrict((), [substitute(c, values) for c in guard])
         body = expr.rebuild(body, bodies.get)
-        made[stage.array] = Local(stage.array.name, stage.array.dtype, 1)
-        bodies[expr.local(made[stage.array])] = body
+        made[stage.array] = expr.register(stage.array.name, stage.array.dtype)
+        bodies[made[stage.array]] = body
         if stage.array in kernel.stored:
             stores.append(Store(stage.array, position, body, guard))
     return stores
@@ -162,15 +159,11 @@ def changed(
     if isinstance(one, Store):
         place, index = move(one.array, at(one.index))
         guard = expr.restrict((), map(at, one.guard))
-        assert isinstance(place, Array)
-        return Store(place, index, value(one.value), guard, one.streaming)
-    if isinstance(one, Set):
-        place, index = move(one.local, at(one.slot))
-        return put(place, index, value(one.value), everywhere or one.everywhere)
+        any_value = place.in_registers and (everywhere or one.everywhere)
+        return Store(place, index, value(one.value), guard, one.streaming, any_value)
     if isinstance(one, Fold):
-        place, index = move(one.source, at(one.slot))
-        assert isinstance(place, Local)
-        return replace(one, source=place, slot=index)
+        source, slot = move(one.source, at(one.slot))
+        return replace(one, source=source, slot=slot)
     if isinstance(one, Prefetch):
         return replace(one, index=at(one.index))
     if isinstance(one, MatrixProduct):
@@ -205,45 +198,37 @@ def naive(
         body = expr.substitute_in(stage.body, at)
         result = values.get(stage.array)
         if result is None:
-            result = expr.local(Local(f"total_{stage.array.name}", body.dtype, 1))
+            result = expr.register(f"total_{stage.array.name}", body.dtype)
         if stage.op is not None:
-            begin.append(Set(result.local, 0, identity(stage.op, body.dtype)))
-            steps.append(Set(result.local, 0, combine(stage.op, result, body)))
+            begin.append(put(result, identity(stage.op, body.dtype)))
+            steps.append(put(result, combine(stage.op, result, body)))
             body = result
         if stage.array in stored:
             end.append(Store(stage.array, stage.position, body))
         elif stage.op is None:
-            end.append(Set(result.local, 0, body))
+            end.append(put(result, body))
     steps.extend(also)
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
-Move = Callable[[Place, Integer], tuple[Place, Integer]]
+Move = Callable[[Array, Integer], tuple[Array, Integer]]
 
 
-def get(place: Place, at: Integer, guard: Guard = ()) -> Expr:
-    """What is in a register, or in memory."""
-    return expr.local(place, at) if isinstance(place, Local) else expr.load(place, at, guard)
-
-
-def put(place: Place, at: Integer, value: Expr, everywhere: bool = False) -> Set | Store:
-    """What sets a register, or stores to memory; everywhere: as `Set` has it."""
-    if isinstance(place, Local):
-        return Set(place, at, value, everywhere)
-    return Store(place, at, value)
+def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
+    """What gives the place that a LOAD reads a value; everywhere: as `Store` has it."""
+    return Store(place.array, place.index, value, everywhere=everywhere)
 
 
 def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
-    """A statement that uses other places; `move` gives them, with the slot or index.
+    """A statement that uses other places; `move` gives them, with the index.
 
     everywhere: no lanes outside of a mask need to keep what registers had.
     """
 
     def read(leaf: Expr) -> Expr | None:
-        if leaf.op is Leaf.LOCAL:
-            place, at = move(leaf.local, leaf.slot)
-            return None if place is leaf.local else get(place, at)
-        return get(*move(leaf.array, leaf.index), leaf.guard) if leaf.op is Leaf.LOAD else None
+        if leaf.op is not Leaf.LOAD:
+            return None
+        return expr.load(*move(leaf.array, leaf.index), leaf.guard)
 
     return map_statement(statement, lambda one: changed(
         one, lambda e: expr.rebuild(e, read), None, move, everywhere
@@ -252,8 +237,8 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:
     """A register cleared, and loops over axes that combine it with terms, one by one."""
-    steps = [Set(result.local, 0, combine(op, result, term)) for term in terms]
-    return [Set(result.local, 0, identity(op, result.dtype)), *loops_over(axes, steps)]
+    steps = [put(result, combine(op, result, term)) for term in terms]
+    return [put(result, identity(op, result.dtype)), *loops_over(axes, steps)]
 
 
 def combine(op: Op, old: Expr, new: Expr) -> Expr:
@@ -282,7 +267,7 @@ def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
 
 
 def unless_finite(
-    name: str, registers: Local, u: Axis, scale: Expr | None, again: Sequence[Statement]
+    name: str, registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
 ) -> list[Statement]:
     """Scale registers, and do something else instead where one of them is not finite.
 
@@ -290,21 +275,21 @@ def unless_finite(
     the registers' numbers; name: of a register that is used on the way.
     """
     dtype, slot = registers.dtype, u.index
-    wrong = Local(name, dtype, 1, registers.lanes, registers.width)
-    value, found = expr.local(registers, slot), expr.local(wrong)
-    each: list[Statement] = [Set(wrong, 0, found + value * 0.0)]
+    wrong = replace(registers, name=name, size=1)
+    value, found = expr.load(registers, slot), expr.load(wrong)
+    each: list[Statement] = [put(found, found + value * 0.0)]
     if scale is not None:
         if scale.op is not Op.CONST:
             fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
-            each.append(Set(wrong, 0, fits.where(found, math.nan)))
-        each.append(Set(registers, slot, value * scale))
+            each.append(put(found, fits.where(found, math.nan)))
+        each.append(put(value, value * scale))
     result: list[Statement] = [
-        Set(wrong, 0, found.constant(0.0), everywhere=True),
-        Loop(u.variable, 0, (registers.count,), tuple(each), "unroll"),
+        put(found, found.constant(0.0), everywhere=True),
+        Loop(u.variable, 0, (registers.size,), tuple(each), "unroll"),
     ]
     if registers.lanes is not None:
-        found = expr.local(Local(f"{name}_any", dtype, 1))
-        result.append(Fold(found.local, Op.SUM, wrong))
+        found = expr.register(f"{name}_any", dtype)
+        result.append(Fold(found.array, Op.SUM, wrong))
     times = expr.value_of(found.differs(found).cast(dtypes.int32))
     once = make_axis("again", 0, 2)
     return [*result, Loop(once.variable, 0, (times,), tuple(again))]

@@ -36,7 +36,7 @@ from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
-from minigrad.schedule.expr import Expr, Local
+from minigrad.schedule.expr import Expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
@@ -80,7 +80,10 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
 def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
     """What a few blocks further on are read of the matrix: what the lanes do not share."""
     lanes = {one.variable for one in around.values() if one.kind == "lanes"}
-    loads = [e for e in expr.loads(*expressions(loop)) if not lanes.isdisjoint(e.variables)]
+    loads = [
+        e for e in expr.loads(*expressions(loop))
+        if not lanes.isdisjoint(e.variables) and not e.in_registers
+    ]  # fmt: skip
     nbytes = LANES * sum(e.array.dtype.itemsize for e in loads)
     later = {loop.variable: loop.index + ceildiv(AHEAD // 4, nbytes)}
     return tuple((e.array, substitute(e.index, later)) for e in loads)
@@ -93,13 +96,13 @@ def _naive(kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage) -> list[Sta
     """
     clear, add, parts = list[Statement](), list[Statement](), dict[Expr, Expr]()
     for number, (read, dots) in enumerate(words.items()):
-        parts[read] = total = expr.local(Local(f"part{number}", dots.body.dtype, 1))
+        parts[read] = total = expr.register(f"part{number}", dots.body.dtype)
         begin, *more = reduction(Op.SUM, total, (), [dots.body])
         clear.append(begin)
         add += more
     body = [*clear, *loops_over(dots.reduced, add)]
     if sums.array != dots.array:
-        total = expr.local(Local("total", sums.body.dtype, 1))
+        total = expr.register("total", sums.body.dtype)
         terms = summands(expr.replace_in(sums.body, parts))
         begin, *more = reduction(Op.SUM, total, (), terms)
         body = [begin, *loops_over(sums.reduced, [*body, *more])]

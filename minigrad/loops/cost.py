@@ -23,7 +23,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import enough_lanes
-from minigrad.loops.nest import Loop, Set, Statement, Store, walk_with_loops
+from minigrad.loops.nest import Loop, Statement, Store, walk_with_loops
 from minigrad.loops.product import Problem, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -161,13 +161,13 @@ def estimate(body: Sequence[Statement], target: Target) -> Estimate:
     """Of statements within loops. What does not depend on inner loops is done outside of them."""
     found = Estimate()
     for statement, around in walk_with_loops(body):
-        if isinstance(statement, Set | Store):
+        if isinstance(statement, Store):
             _add(statement, target, around, found)
     return found
 
 
 def _add(
-    statement: Set | Store, target: Target, around: tuple[Loop, ...], found: Estimate
+    statement: Store, target: Target, around: tuple[Loop, ...], found: Estimate
 ) -> None:
     def times(inside: frozenset[Atom], dtype: DType, outermost: int) -> float:
         """Instructions of something that depends on variables: of loops that it is inside of."""
@@ -182,21 +182,18 @@ def _add(
 
     value = statement.value
     order, all_loops = expr.walk(value), len(around)
-    summed = {e for e in order if e.op is Leaf.LOCAL}
+    summed = {e for e in order if e.in_registers}
     for e in order:
-        if e.op is Leaf.LOAD:
+        if e.op is Leaf.LOAD and e not in summed:
             found.loads += times(e.variables, e.dtype, 0)
         joined = e.op is Op.MUL and value.op is Op.ADD and e in value.args
         if e.args and not joined:
             again = all_loops if not summed.isdisjoint(expr.walk(e)) else 0
             found.arithmetic += expr.cost(e.op) * times(e.variables, e.dtype, again)
-    if isinstance(statement, Store):
-        index = variables(statement.index)
-        found.stores += times(index, statement.array.dtype, all_loops)
-        return
-    own = expr.local(statement.local, statement.slot)
-    if own in summed:
-        apart = variables(statement.slot)
+    apart = variables(statement.index)
+    if not statement.array.in_registers:
+        found.stores += times(apart, statement.array.dtype, all_loops)
+    elif expr.load(statement.array, statement.index) in summed:
         waits = [loop for loop in around if loop.variable not in apart]
         found.waiting += CHAINS * prod(loop.vectors for loop in waits)
 

@@ -29,9 +29,9 @@ from minigrad.graph.symbolic import Atom, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.amx import amx
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import combine, unless_finite
+from minigrad.loops.build import combine, put, unless_finite
 from minigrad.loops.dynamic_bounds import with_dynamic_bounds
-from minigrad.loops.nest import Loop, Nest, Set, Statement, locals_set, loop_over, map_statement
+from minigrad.loops.nest import Loop, Nest, Statement, Store, loop_over, map_statement, written
 from minigrad.loops.prefetch import Place, next_rows
 from minigrad.loops.product import LANE, Problem, distance, in_pairs, prepare, strides
 from minigrad.loops.tile_prefetch import LEAST_FETCHED, TileHints
@@ -162,17 +162,18 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
     """Behind the sums of a tile: they are summed as they are meant where one is not finite."""
 
     def make(loop: Loop, around: Around) -> list[Statement]:
-        (registers,) = locals_set(loop)
+        (registers,) = written(loop)
         rows = loop_over(m, loop.body)
         slot = m.index - rows.start
         assert problem.terms is not None
-        more = combine(Op.SUM, expr.local(registers, slot), problem.terms)
+        total = expr.load(registers, slot)
+        more = combine(Op.SUM, total, problem.terms)
         summed = map_statement(
-            loop, lambda one: replace(one, value=more) if isinstance(one, Set) else one
+            loop, lambda one: replace(one, value=more) if isinstance(one, Store) else one
         )
-        clear = Set(registers, slot, identity(Op.SUM, registers.dtype), everywhere=True)
-        u = make_axis("u", 0, registers.count)
-        name = f"wrong{registers.count}"
+        clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
+        u = make_axis("u", 0, registers.size)
+        name = f"wrong{registers.size}"
         return unless_finite(name, registers, u, None, [replace(rows, body=(clear,)), summed])
 
     return make

@@ -34,7 +34,7 @@ from minigrad.loops.prefetch import AHEAD, Place, from_memory
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import CHAINS, ENOUGH_TASKS, HALF_OF_L1, LINE, Target
@@ -402,7 +402,7 @@ def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
 def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], list[Expr]]:
     """Stores in terms of merged axes, the sums in them, and what stands in stores for each sum."""
     results = {
-        one.stage.array: expr.local(Local(f"sum{number}", one.stage.body.dtype, 1))
+        one.stage.array: expr.register(f"sum{number}", one.stage.body.dtype)
         for number, one in enumerate(sums)
     }
     stores = epilogue(kernel, kernel.stages, results, sums[0].stage.axes)

@@ -24,13 +24,13 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import places_along
-from minigrad.loops.build import flat_loop, lanes_loop, loops_over, substitute_stores
+from minigrad.loops.build import flat_loop, lanes_loop, loops_over, put, substitute_stores
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Barrier, Loop, Nest, Set, Statement, Statements, Store, Stores
+from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, Stores
 from minigrad.loops.product import Problem, multiply_add, prepare, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
@@ -142,8 +142,9 @@ class _Tile:
         self.u = make_axis("u", 0, tile.item_rows)
         self.v = make_axis("v", 0, tile.item_columns // ITEM_LANES)
         count, dtype = self.u.count * self.v.count, problem.stage.body.dtype
-        registers = Local("tile", dtype, count, LANE.variable, ITEM_LANES)
-        self.result = expr.local(registers, self.u.index * self.v.count + self.v.index)
+        lanes, width = LANE.variable, ITEM_LANES
+        registers = Array("tile", dtype, count, "registers", lanes=lanes, width=width)
+        self.result = expr.load(registers, self.u.index * self.v.count + self.v.index)
         across = tile.columns // tile.item_columns
         self.row = item // across * tile.item_rows + self.u.index
         self.column = item % across * ITEM_LANES + self.v.index * across * ITEM_LANES
@@ -162,18 +163,15 @@ class _Tile:
         more = multiply_add(self.result, left, expr.load(self.right.array, place))
         step = (*self._copy(self.left, inner, start, extent),
                 *self._copy(self.right, inner, start, extent),
-                Barrier(), self._vectors(self._set(more), [k]), Barrier())  # fmt: skip
+                Barrier(), self._vectors(put(self.result, more), [k]), Barrier())  # fmt: skip
         stop = piece.extent
         if not isinstance(extent, int):
             stop = (extent + TILE_DEPTH - 1) // TILE_DEPTH
         return (
-            self._vectors(self._set(identity(Op.SUM, more.dtype))),
+            self._vectors(put(self.result, identity(Op.SUM, more.dtype))),
             *loops_over(moving, [Loop(piece.variable, 0, (stop,), step)]),
             self._vectors(self._stores()),
         )
-
-    def _set(self, value: Expr) -> Set:
-        return Set(self.result.local, self.result.slot, value)
 
     def _vectors(self, body: Statement, around: Sequence[Axis] = ()) -> Loop:
         """A statement for every vector of the results, within loops over other axes."""
@@ -237,7 +235,7 @@ def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
     """The expression, whose loads read nothing where a condition fails."""
 
     def change(leaf: Expr) -> Expr | None:
-        if leaf.op is not Leaf.LOAD:
+        if leaf.op is not Leaf.LOAD or leaf.in_registers:
             return None
         array, place, guard = leaf.array, leaf.index, leaf.guard
         return expr.load(array, place, expr.restrict(guard, conditions))

@@ -20,13 +20,20 @@ from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import products_before_readers
-from minigrad.loops.build import combine, flat_loop, lanes_loop, serial_loop, substitute_statement
+from minigrad.loops.build import (
+    combine,
+    flat_loop,
+    lanes_loop,
+    put,
+    serial_loop,
+    substitute_statement,
+)
 from minigrad.loops.common_subexpressions import share_common
 from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
-from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Set, Statement, Statements, Store
+from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Local
+from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
@@ -128,12 +135,12 @@ class _Items:
         store = Store(stage.array, stage.position, stage.body)
         if stage.op is None:
             return self._shared(stage.axes, bounds, (store,))
-        total = Local(f"sum{number}", stage.body.dtype, 1)
+        total = Array(f"sum{number}", stage.body.dtype, 1, "registers")
         if self.rows is not None and self.rows.step > 1:
             total = replace(total, lanes=self.rows.variable, width=self.rows.step)
-        result = expr.local(total)
-        clear = Set(total, 0, identity(stage.op, total.dtype))
-        step = Set(total, 0, combine(stage.op, result, stage.body))
+        result = expr.load(total)
+        clear = put(result, identity(stage.op, total.dtype))
+        step = put(result, combine(stage.op, result, stage.body))
         store = replace(store, value=result)
         if not self._folds(stage):
             return self._shared(

@@ -19,11 +19,11 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops import nest
-from minigrad.loops.build import combine, get, lanes_loop, put, with_places
-from minigrad.loops.nest import Loop, Loops, Place, Prefetch, Set, Statement, Statements, Store
+from minigrad.loops.build import combine, lanes_loop, put, with_places
+from minigrad.loops.nest import Loop, Loops, Prefetch, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import identity
 from minigrad.target import Target
 
@@ -48,19 +48,19 @@ def in_levels(parallel: Loop, target: Target) -> Loop:
     return parallel.around(nest.map_loops(parallel.body, change, (parallel,)))
 
 
-def most_terms(place: Place, target: Target) -> int:
+def most_terms(place: Array, target: Target) -> int:
     """Terms that follow one another in a place."""
-    if isinstance(place, Array):
+    if not place.in_registers:
         return TERMS_OF_ARRAY
-    if place.count == 1:
+    if place.size == 1:
         return TERMS
     return TERMS_OF_TILE if target.group is None else TERMS_OF_GROUP
 
 
-def _cut(loop: Loop, sums: Mapping[Place, int], around: Loops, target: Target) -> Statements:
+def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -> Statements:
     """The loop with its iterations in blocks, whose sums are added in levels."""
     taken = {place.name for place in nest.written(loop)}
-    own: dict[Place, Place] = {}
+    own: dict[Array, Array] = {}
     for place in sums:
         name = f"{place.name}_{loop.variable.name}"
         while name in taken:  # the loop was cut before
@@ -105,28 +105,24 @@ def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
 
 
 def _ends(
-    loop: Loop, own: Mapping[Place, Place], around: Loops, target: Target
+    loop: Loop, own: Mapping[Array, Array], around: Loops, target: Target
 ) -> tuple[list[Statement], list[Statement]]:
     """What clears the places of a block, and what adds them to those of the sums."""
     clear: list[Statement] = []
     end: list[Statement] = []
     lanes = [one.variable for one in around if one.kind == "lanes"]
     for place, part in own.items():
-        everywhere = all(
-            one.everywhere for one in nest.walk(loop) if isinstance(one, Set) and one.local == part
-        )
-        each = (
-            make_axis("e", 0, place.size) if isinstance(place, Array)
-            else make_axis("u", 0, place.count)
-        )  # fmt: skip
-        at = each.index if isinstance(place, Array) or each.count > 1 else 0
-        more = combine(Op.SUM, get(place, at), get(part, at))
+        stores = (one for one in nest.walk(loop) if isinstance(one, Store) and one.array == part)
+        everywhere = all(one.everywhere for one in stores)
+        each = make_axis("u" if place.in_registers else "e", 0, place.size)
+        at = 0 if place.in_registers and place.size == 1 else each.index
+        total, more = expr.load(place, at), expr.load(part, at)
         both: tuple[tuple[list[Statement], Statement], ...] = (
-            (clear, put(part, at, identity(Op.SUM, part.dtype), everywhere)),
-            (end, put(place, at, more, everywhere)),
+            (clear, put(more, identity(Op.SUM, part.dtype), everywhere)),
+            (end, put(total, combine(Op.SUM, total, more), everywhere)),
         )
         for found, made in both:
-            if isinstance(place, Array):
+            if not place.in_registers:
                 width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
                 found.append(lanes_loop(each, width, (made,)))
                 continue
@@ -142,28 +138,28 @@ def _ends(
 # ---- what is added up ----
 
 
-Added = dict[tuple[Place, Integer], tuple[int, frozenset[Atom]]]
-Uses = dict[int, tuple[Statement, Added, set[Place]]]  # by identity of statements, which it keeps
+Added = dict[tuple[Array, Integer], tuple[int, frozenset[Atom]]]
+Uses = dict[int, tuple[Statement, Added, set[Array]]]  # by identity of statements, which it keeps
 
 
-def _long_sums(loop: Loop, around: Loops, target: Target, known: Uses) -> dict[Place, int]:
+def _long_sums(loop: Loop, around: Loops, target: Target, known: Uses) -> dict[Array, int]:
     """The places of floats to which a loop does nothing but add, and that too often.
 
     With the number of blocks to make of it. Within a vector loop none is in memory, where no other
     vector loop may be.
     """
-    blocks: dict[Place, int] = {}
+    blocks: dict[Array, int] = {}
     added, others = _use(loop, known)
     for (place, _), (terms, _) in added.items():
         number = ceildiv(terms, most_terms(place, target))
         if number > 1 and place not in others:
             blocks[place] = max(number, blocks.get(place, 0))
     if blocks and any(one.kind == "lanes" for one in around):
-        blocks = {place: number for place, number in blocks.items() if isinstance(place, Local)}
+        blocks = {place: number for place, number in blocks.items() if place.in_registers}
     return blocks
 
 
-def _use(statement: Statement, known: Uses) -> tuple[Added, set[Place]]:
+def _use(statement: Statement, known: Uses) -> tuple[Added, set[Array]]:
     """What a statement adds to, by place and index, and the places that it uses otherwise.
 
     Of the former how many terms to an element, and the variables of loops that number elements.
@@ -176,8 +172,8 @@ def _use(statement: Statement, known: Uses) -> tuple[Added, set[Place]]:
     added, others, terms = Added(), set(reads), _added(statement)
     inside = [value for x in indices for value in expr.values_in(x)]
     for e in expr.walk(*(terms or values), *inside) if values or inside else ():
-        if e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array.space != "buffer":
-            others.add(e.place)
+        if e.op is Leaf.LOAD and e.array.space != "buffer":
+            others.add(e.array)
     if terms:
         added[writes[0], indices[0]] = 1, variables(indices[0])
     else:
@@ -199,13 +195,9 @@ def _use(statement: Statement, known: Uses) -> tuple[Added, set[Place]]:
 
 def _added(one: Statement) -> tuple[Expr, ...]:
     """What a statement adds to a register or to scratch memory; nothing where it does else."""
-    if isinstance(one, Set):
-        own = expr.local(one.local, one.slot)
-    elif isinstance(one, Store) and one.array.space == "scratch" and not one.guard:
-        own = expr.load(one.array, one.index)
-    else:
+    if not isinstance(one, Store) or one.array.space not in ("registers", "scratch") or one.guard:
         return ()
-    value = one.value
+    own, value = expr.load(one.array, one.index), one.value
     if not value.dtype.is_float:
         return ()
     if value.op is Op.ADD and value.args[0] is own:

@@ -19,10 +19,9 @@ from typing import ClassVar
 
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
-from minigrad.schedule.expr import Array, Expr, Guard, Local
+from minigrad.schedule.expr import Array, Expr, Guard
 
-Place = Local | Array  # registers, or memory
-Parts = tuple[tuple[Expr, ...], tuple[Integer, ...], tuple[Place, ...], tuple[Place, ...]]
+Parts = tuple[tuple[Expr, ...], tuple[Integer, ...], tuple[Array, ...], tuple[Array, ...]]
 
 
 class Base:
@@ -31,7 +30,7 @@ class Base:
     inside: ClassVar[Statements] = ()
 
     def parts(self) -> Parts:
-        """Values that are stored or set; indices, slots, bounds; places read; places written to.
+        """Values that are stored; indices and bounds; arrays read; arrays written to.
 
         Without those of the statements inside, and without what values and indices read.
         """
@@ -42,7 +41,9 @@ class Base:
 class Store(Base):
     """array[index] = value where the guard holds.
 
-    streaming: it should bypass the cache, because nothing reads it soon.
+    Lanes outside a mask keep what they had: in registers, too, unless it may get any value
+    everywhere, because nothing reads them. streaming: it should bypass the cache, because nothing
+    reads it soon.
     """
 
     array: Array
@@ -50,6 +51,7 @@ class Store(Base):
     value: Expr
     guard: Guard = ()
     streaming: bool = False
+    everywhere: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -69,29 +71,12 @@ class Stores(Base):
 
 
 @dataclass(frozen=True)
-class Set(Base):
-    """local[slot] = value (lanes outside a mask keep their old value).
-
-    everywhere: lanes outside a mask may get any value, because nothing reads them.
-    """
-
-    local: Local
-    slot: Integer
-    value: Expr
-    everywhere: bool = False
-
-    def parts(self) -> Parts:
-        """See `Base`."""
-        return (self.value,), (self.slot,), (), (self.local,)
-
-
-@dataclass(frozen=True)
 class Fold(Base):
-    """target[0] = the combination by `op` of all lanes of source[slot]."""
+    """target[0] = the combination by `op` of all lanes of source[slot], both in registers."""
 
-    target: Local
+    target: Array
     op: Op
-    source: Local
+    source: Array
     slot: Integer = 0
 
     def parts(self) -> Parts:
@@ -162,7 +147,7 @@ class FoldItems(Base):
     memory: in local memory, one element (or vector) for each item. Barriers are included.
     """
 
-    target: Local
+    target: Array
     op: Op
     memory: Array
 
@@ -233,9 +218,7 @@ class Loop(Base):
         )  # fmt: skip
 
 
-Statement = (
-    Loop | Store | Stores | Set | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
-)
+Statement = Loop | Store | Stores | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
 Statements = tuple[Statement, ...]
 Loops = tuple[Loop, ...]
 
@@ -376,27 +359,17 @@ def map_statement(
     return change(statement)
 
 
-def written(*statements: Statement) -> set[Place]:
+def written(*statements: Statement) -> frozenset[Array]:
     """All arrays that statements store to, and all registers that they change."""
-    found: set[Place] = set()
+    found: set[Array] = set()
     for one in walk(*statements):
         found.update(one.parts()[-1])
-    return found
-
-
-def arrays_written(statement: Statement) -> frozenset[Array]:
-    """All arrays that a statement stores to."""
-    return frozenset(place for place in written(statement) if isinstance(place, Array))
-
-
-def locals_set(statement: Statement) -> frozenset[Local]:
-    """All registers that a statement changes."""
-    return frozenset(place for place in written(statement) if isinstance(place, Local))
+    return frozenset(found)
 
 
 def expressions(statement: Statement) -> list[Expr]:
     """All expressions directly or indirectly in a statement."""
-    return [inner.value for inner in walk(statement) if isinstance(inner, Store | Set)]
+    return [inner.value for inner in walk(statement) if isinstance(inner, Store)]
 
 
 def show(nest: Nest) -> str:
@@ -434,8 +407,6 @@ def _line(one: Statement) -> str:
         test = "".join(f" if {c!r} >= 0" for c in one.guard)
         how = "  # streaming" if one.streaming else ""
         return f"{one.array.name}[{one.index}] = {one.value!r}{test}{how}"
-    if isinstance(one, Set):
-        return f"{one.local.name}[{one.slot}] = {one.value!r}"
     if isinstance(one, Prefetch):
         when = "  # for later" if one.later else ""
         return f"prefetch {one.array.name}[{one.index}]{when}"
@@ -445,6 +416,6 @@ def _line(one: Statement) -> str:
     if isinstance(one, FoldItems):
         return f"{one.target.name} = {one.op.value} of {one.target.name} of all items"
     if isinstance(one, Fold):
-        slot = f"[{one.slot}]" if one.source.count > 1 else ""
+        slot = f"[{one.slot}]" if one.source.size > 1 else ""
         return f"{one.target} = {one.op.value} of {one.source}{slot}"
     return "barrier"

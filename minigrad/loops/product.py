@@ -10,12 +10,12 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.axes import indices, merge_groups
-from minigrad.loops.build import combine, epilogue, loops_over, substitute_stores
-from minigrad.loops.nest import Loop, Set, Statement, Store, Stores
+from minigrad.loops.build import combine, epilogue, loops_over, put, substitute_stores
+from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.contraction import Contraction
-from minigrad.schedule.expr import Expr, Leaf, Local
+from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 
@@ -65,8 +65,8 @@ class Problem:
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # without any k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * numel([first.extent]))
-        step = Set(total.local, 0, multiply_add(total, parts.left, parts.right))
-        clear = Set(total.local, 0, identity(Op.SUM, total.dtype))
+        step = put(total, multiply_add(total, parts.left, parts.right))
+        clear = put(total, identity(Op.SUM, total.dtype))
         sums = Loop(first.variable, 0, stops, loops_over(parts.k[1:], [step]))
         return loops_over([*self.outer, row, *inner], [clear, sums, Stores(self.stores)])
 
@@ -81,7 +81,7 @@ def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
 def prepare(kernel: Kernel) -> Problem:
     """Inline the epilogue and merge axes."""
     stage = kernel.stages[0]
-    own = expr.local(Local("tile", stage.body.dtype, 1))
+    own = expr.register("tile", stage.body.dtype)
     stores = epilogue(kernel, kernel.stages, {stage.array: own}, stage.axes)
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]

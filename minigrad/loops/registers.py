@@ -11,10 +11,10 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops import nest
-from minigrad.loops.build import changed, combine, with_places
-from minigrad.loops.nest import Fold, Loop, Place, Set, Statement, Statements, Store, Stores
+from minigrad.loops.build import changed, combine, put, with_places
+from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr
 
 
 def sunk(
@@ -70,12 +70,12 @@ def loops_of_their_own(
     extents = [one.vectors * one.step for one in loops]
     at = [one.variable.index - one.start for one in loops]
     place, size = flatten(at, extents), numel(extents)
-    crossing: dict[Local, Place] = {}
-    seen: set[Local] = set()
+    crossing: dict[Array, Array] = {}
+    seen: set[Array] = set()
     for leaf in leaves:
-        own = locals_of(leaf)
+        own = registers_of(leaf)
         for register in sorted((own & seen).difference(crossing), key=lambda one: one.name):
-            several = replace(register, name=f"{register.name}{size}", count=size)
+            several = replace(register, name=f"{register.name}{size}", size=size)
             memory = Array(f"{name}{len(crossing) or ''}", register.dtype, size, space)
             crossing[register] = several if space == "registers" else memory
         seen |= own
@@ -90,41 +90,41 @@ def loops_of_their_own(
 
 
 def moved(
-    leaf: Statements, places: Mapping[Local, Place], at: Integer
+    leaf: Statements, places: Mapping[Array, Array], at: Integer
 ) -> Statements:
     """Statements whose registers are other ones, or memory, at an index."""
-    own = locals_of(leaf)
+    own = registers_of(leaf)
     if own.isdisjoint(places):
         return leaf
-    top = {one.local for one in leaf if isinstance(one, Set)}
+    top = {one.array for one in leaf if isinstance(one, Store)}
     loops = [one for one in leaf if isinstance(one, Loop)]
-    inner = {one.local for one in nest.walk(*loops) if isinstance(one, Set)}
+    inner = {one.array for one in nest.walk(*loops) if isinstance(one, Store)}
     begin: list[Statement] = []
     end: list[Statement] = []
-    places_of: dict[Local, Place] = {}
+    places_of: dict[Array, Array] = {}
     for register, place in places.items():
         if register not in own:
             continue
-        if not isinstance(place, Array) or register not in inner:
+        if place.in_registers or register not in inner:
             places_of[register] = place
             continue
-        more = expr.local(register)  # it is summed up inside
+        summed = more = expr.load(register)
         if register not in top:
             # −0 + x is x, whatever x is: where loops are written out nothing is added to it
-            begin.append(Set(register, 0, expr.const(-0.0, register.dtype)))
+            begin.append(put(summed, expr.const(-0.0, register.dtype)))
             more = combine(Op.SUM, expr.load(place, at), more)
         end.append(Store(place, at, more))
     return (*begin, *(renamed(statement, places_of, at) for statement in leaf), *end)
 
 
 def renamed(
-    statement: Statement, new: Mapping[Local, Place], at: Integer | None = None,
+    statement: Statement, new: Mapping[Array, Array], at: Integer | None = None,
     everywhere: bool = False,
 ) -> Statement:  # fmt: skip
     """A statement with other registers; at: their slot, or the index of memory instead of them."""
 
-    def move(place: Place, slot: Integer) -> tuple[Place, Integer]:
-        if isinstance(place, Array) or place not in new:
+    def move(place: Array, slot: Integer) -> tuple[Array, Integer]:
+        if place not in new:
             return place, slot
         return new[place], slot if at is None else at
 
@@ -145,8 +145,8 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
         if not isinstance(statement, Loop) or not statement.holds(x):
             found.append(statement)
             continue
-        here = {one.local for one in found if isinstance(one, Set)}
-        parts: dict[Local, Place] = {}
+        here = {one.array for one in found if isinstance(one, Store)}
+        parts: dict[Array, Array] = {}
         folds: list[Statement] = []
         for register, op in _combined(statement, x).items() if here else ():
             if register in here:
@@ -157,37 +157,42 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
         if inner is not statement.body:
             statement = statement.around(inner)
         if parts:
-            found = [renamed(one, parts) if isinstance(one, Set) else one for one in found]
+            found = [renamed(one, parts) if _sets(one) else one for one in found]
         found += [renamed(statement, parts), *folds]
     return nest.unless_same(body, found)
 
 
-def _combined(loop: Loop, x: Atom) -> dict[Local, Op]:
+def _combined(loop: Loop, x: Atom) -> dict[Array, Op]:
     """Registers that loops over x change but do not begin, with what they do to them."""
-    first: dict[Local, Expr] = {}
+    first: dict[Array, Expr] = {}
     for one in nest.walk(*(inner for inner in nest.loops_in([loop]) if inner.variable == x)):
-        if isinstance(one, Set):
-            first.setdefault(one.local, one.value)
+        if isinstance(one, Store):
+            first.setdefault(one.array, one.value)
     return {
         register: REPEATED[value.op] for register, value in first.items()
-        if value.op in REPEATED and expr.local(register) is value.args[0]
+        if value.op in REPEATED and expr.load(register) is value.args[0]
+        and register.in_registers
     }  # fmt: skip
 
 
-def locals_of(body: Sequence[Statement]) -> set[Local]:
+def _sets(one: Statement) -> bool:
+    """Whether a statement gives a register a value."""
+    return isinstance(one, Store) and one.array.in_registers
+
+
+def registers_of(body: Sequence[Statement]) -> set[Array]:
     """The registers that statements use."""
-    found: set[Local] = set()
+    found: set[Array] = set()
     for values, _, reads, writes in (one.parts() for one in nest.walk(*body)):
-        found.update(place for place in (*reads, *writes) if isinstance(place, Local))
-        found.update(e.local for e in expr.walk(*values) if e.op is Leaf.LOCAL)
-    return found
+        found.update(reads, writes, (load.array for load in expr.loads(*values)))
+    return {array for array in found if array.in_registers}
 
 
 def computes(*body: Statement) -> bool:
     """Whether registers are used in statements."""
     return any(
-        isinstance(one, Set)
-        or isinstance(one, Loop | Stores) and computes(*one.inside)
-        or isinstance(one, Store) and any(e.op is Leaf.LOCAL for e in expr.walk(one.value))
+        isinstance(one, Loop | Stores) and computes(*one.inside)
+        or _sets(one)
+        or isinstance(one, Store) and any(e.in_registers for e in expr.loads(one.value))
         for one in body
     )

@@ -19,7 +19,7 @@ from minigrad.loops.nest import Loop, Statement, Store, Stores, walk
 from minigrad.loops.prefetch import AHEAD, Place, far_enough, from_memory, next_rows
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
@@ -227,7 +227,7 @@ def _together(
             streaming = stage.array in stored and streams(stage.array, one.stages, target)
             stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))
     totals = {
-        stage.array: expr.local(Local(f"sum{number + n}", stage.body.dtype, 1))
+        stage.array: expr.register(f"sum{number + n}", stage.body.dtype)
         for n, stage in enumerate(one.stages)
     }
     also = [stores[0] if len(stores) == 1 else Stores(tuple(stores))] if stores else []
@@ -251,7 +251,7 @@ def _alone(
         stage = replace(stage, axes=kept, reduced=reduced)
         width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
         one.axes.append((axis, width))
-    total = expr.local(Local(f"sum{number}", stage.body.dtype, 1))
+    total = expr.register(f"sum{number}", stage.body.dtype)
     body = naive([stage], [stage.array], {stage.array: total})
     if stage.op is None and stage.array in stored and streams(stage.array, [stage], target):
         body = [Store(stage.array, stage.position, stage.body, streaming=along is not None)]

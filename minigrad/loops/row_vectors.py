@@ -20,7 +20,7 @@ from minigrad.loops.prefetch import Place, further_rows, later_rows
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
@@ -103,7 +103,7 @@ def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
     body: list[Statement] = []
     for number, stage in enumerate(kept_inside(stages, kernel, row, width, lane)):
         stage = merge_stage(stage)
-        total = expr.local(Local(f"sum{number}", stage.body.dtype, 1))
+        total = expr.register(f"sum{number}", stage.body.dtype)
         nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
         if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
             nested = tuple(map_statement(statement, _unrolled) for statement in nested)
@@ -144,7 +144,7 @@ def _block_size(outer: int, length: int, width: int, most: int) -> int:
 def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
     """One column: stage after stage, but alike reductions in the same loops."""
     values: dict[Array, Expr] = {
-        stage.array: expr.local(Local(f"x{number}", stage.array.dtype, 1))
+        stage.array: expr.register(f"x{number}", stage.array.dtype)
         for number, stage in enumerate(kernel.stages) if stage.array not in kernel.stored
     }  # fmt: skip
 

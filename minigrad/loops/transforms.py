@@ -28,8 +28,8 @@ from minigrad.graph.substitution import coefficient, proven_nonnegative, substit
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
 from minigrad.loops.build import flat_loop, loops_over, substitute_statement, with_places
-from minigrad.loops.nest import Loop, Loops, Place, Statement, Statements, Store
-from minigrad.loops.prefetch import Place as Hint
+from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
+from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr
@@ -252,7 +252,7 @@ class Schedule:
                 return (loop,)
             own = {
                 register: replace(register, lanes=x, width=width)
-                for register in registers.locals_of(loop.body) if register.lanes is None
+                for register in registers.registers_of(loop.body) if register.lanes is None
             }
             body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
@@ -276,8 +276,8 @@ class Schedule:
         assert isinstance(loop, Loop) and loop.variable == row
         count, at = loop.stops[0], loop.index
 
-        def twice(place: Place, index: Integer) -> tuple[Place, Integer]:
-            if not isinstance(place, Array) or place not in kept:
+        def twice(place: Array, index: Integer) -> tuple[Array, Integer]:
+            if place not in kept:
                 return place, index
             return replace(place, size=2 * place.size), index + (at + 1) % 2 * place.size
 
@@ -308,7 +308,7 @@ class Schedule:
         def change(loop: Loop, around: Around) -> Statements:
             (rows,) = loop.body
             assert isinstance(rows, Loop)
-            (register,) = nest.locals_set(rows)
+            (register,) = (array for array in nest.written(rows) if array.in_registers)
             assert register.lanes is not None
             place = _counted(rows) * register.width + _counted(around[register.lanes])
             stores = registers.moved(rows.body[-1:], {register: result}, place)
@@ -385,7 +385,7 @@ class Schedule:
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
         wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
-        prefetch: tuple[Hint, ...] = (),
+        prefetch: tuple[Place, ...] = (),
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
@@ -452,7 +452,7 @@ class Schedule:
 
     @_step
     def prefetch(
-        self, x: Atom, places: tuple[Hint, ...] | Callable[[Loop, Around], tuple[Hint, ...]]
+        self, x: Atom, places: tuple[Place, ...] | Callable[[Loop, Around], tuple[Place, ...]]
     ) -> None:
         """What the loops over x ask the memory for."""
 

@@ -14,18 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.nest import (
-    Loop,
-    Nest,
-    Set,
-    Statement,
-    Store,
-    Stores,
-    arrays_written,
-    locals_set,
-)
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf, Local, operands
+from minigrad.schedule.expr import Array, Expr, Leaf, operands
 
 L = TypeVar("L", bound="Level")
 V = TypeVar("V")
@@ -38,23 +29,23 @@ class Level:
     lines: list[str] = field(default_factory=list)
     remembered: list[object] = field(default_factory=list)
     bound: list[Atom] = field(default_factory=list)
-    changes: frozenset[Array | Local] = frozenset()
+    changes: frozenset[Array] = frozenset()
 
 
 class Levels(Generic[L, V]):
     """The stack of open levels, of type L, and the values remembered in them, of type V.
 
     where: the level that binds each loop variable. constants: variables that are numbers now.
-    writable: the arrays that the nest changes.
+    writable: the arrays and registers that the nest changes.
     """
 
     def __init__(self, outermost: L, nest: Nest) -> None:
-        self.nest, self.writable = nest, arrays_written(nest.parallel)
+        self.nest, self.writable = nest, written(nest.parallel)
         self._expanded: dict[Expr, Expr] = {}
-        self._changing: dict[Expr, frozenset[Array | Local]] = {}
+        self._changing: dict[Expr, frozenset[Array]] = {}
         self.levels: list[L] = [outermost]
         self.memo: dict[object, tuple[V, int]] = {}
-        self.dependents: dict[Array | Local, list[object]] = {}
+        self.dependents: dict[Array, list[object]] = {}
         self.where: dict[Atom, int] = {}
         self.constants: dict[Atom, int] = {}
 
@@ -82,7 +73,7 @@ class Levels(Generic[L, V]):
         """The innermost level that binds one of the variables."""
         return max((self.where.get(atom, 0) for atom in atoms), default=0)
 
-    def pinned(self, item: Array | Local) -> int:
+    def pinned(self, item: Array) -> int:
         """The innermost open level whose statements change an array or register."""
         for number in range(len(self.levels) - 1, -1, -1):
             if item in self.levels[number].changes:
@@ -90,7 +81,7 @@ class Levels(Generic[L, V]):
         return 0
 
     def remember(
-        self, key: object, value: V, level: int, depends: Iterable[Array | Local] = ()
+        self, key: object, value: V, level: int, depends: Iterable[Array] = ()
     ) -> None:
         """Keep a value until its level is closed or something it depends on changes."""
         self.memo[key] = (value, level)
@@ -98,7 +89,7 @@ class Levels(Generic[L, V]):
         for item in depends:
             self.dependents.setdefault(item, []).append(key)
 
-    def forget(self, changed: Iterable[Array | Local]) -> None:
+    def forget(self, changed: Iterable[Array]) -> None:
         """Drop what depends on arrays or registers that were just changed."""
         for item in changed:
             for key in self.dependents.pop(item, ()):
@@ -110,19 +101,21 @@ class Levels(Generic[L, V]):
         """Emit one statement at the current level."""
         if isinstance(statement, Loop):
             self.loop(statement)
-            self.forget(arrays_written(statement) | locals_set(statement))
+            self.forget(written(statement))
         elif isinstance(statement, Store):
-            self.store(statement, self.value(statement.value))
+            self.put(statement, self.value(statement.value))
         elif isinstance(statement, Stores):
             kept = self.kept if len(statement.items) > 1 else self.value
             values = [kept(item.value) for item in statement.items]
             for item, value in zip(statement.items, values, strict=True):
-                self.store(item, value)
-        elif isinstance(statement, Set):
-            self.set(statement)
-            self.forget((statement.local,))
+                self.put(item, value)
         else:
             self.special(statement)
+
+    def put(self, statement: Store, value: V) -> None:
+        """Let memory or a register have a value."""
+        (self.set if statement.array.in_registers else self.store)(statement, value)
+        self.forget((statement.array,))
 
     def body(self, loop: Loop) -> None:
         """Emit the statements in a loop."""
@@ -149,20 +142,20 @@ class Levels(Generic[L, V]):
             self._expanded[root] = expand(root)
         return self._expanded[root]
 
-    def changing(self, e: Expr) -> frozenset[Array | Local]:
+    def changing(self, e: Expr) -> frozenset[Array]:
         """The arrays and registers below an expression that this kernel changes."""
         found = self._changing.get(e)
         if found is None:
-            own = e.op is Leaf.LOCAL or e.op is Leaf.LOAD and e.array in self.writable
-            found = frozenset((e.place,)) if own else frozenset()
+            own = e.op is Leaf.LOAD and e.array in self.writable
+            found = frozenset((e.array,)) if own else frozenset()
             for operand in e.args or operands(e):
                 found |= self.changing(operand)
             self._changing[e] = found
         return found
 
-    def level_known(self, e: Expr, changing: Iterable[Array | Local]) -> int:
+    def level_known(self, e: Expr, changing: Iterable[Array]) -> int:
         """The outermost level at which a value is known, if its operands are."""
-        if e.op is Leaf.LOCAL:
+        if e.in_registers:
             return len(self.levels) - 1
         level = self.level_of(e.variables)
         for item in changing:
@@ -188,24 +181,16 @@ class Levels(Generic[L, V]):
         raise NotImplementedError
 
     def store(self, statement: Store, value: V) -> None:
-        """Write a value."""
+        """Write a value to memory."""
         raise NotImplementedError
 
-    def set(self, statement: Set) -> None:
+    def set(self, statement: Store, value: V) -> None:
         """Let a register have a value."""
         raise NotImplementedError
 
     def special(self, statement: Statement) -> None:
         """Emit a statement that only some machines have."""
         raise NotImplementedError
-
-
-def changes(body: Iterable[Statement]) -> frozenset[Array | Local]:
-    """The arrays and registers that statements change."""
-    found: frozenset[Array | Local] = frozenset()
-    for statement in body:
-        found |= arrays_written(statement) | locals_set(statement)
-    return found
 
 
 def stride(x: Integer, lanes: Iterable[Atom]) -> int | None:

@@ -25,7 +25,6 @@ from minigrad.loops.nest import (
     MatrixProduct,
     Nest,
     Prefetch,
-    Set,
     Statement,
     Store,
     Stores,
@@ -39,7 +38,7 @@ from minigrad.render.llvm_memory import CACHE_LINE, MemoryEmitter, alignment
 from minigrad.render.llvm_transpose import emit_transposed, loads_across
 from minigrad.render.llvm_values import Value, constant, vector_type
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 
 
 def render(nest: Nest) -> str:
@@ -52,7 +51,7 @@ class _Emitter(MemoryEmitter):
 
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
-        self.slots: dict[tuple[Local, int], tuple[str, int]] = {}
+        self.slots: dict[tuple[Array, int], tuple[str, int]] = {}
         self.streams = False
         self.matrices = False
 
@@ -212,15 +211,13 @@ class _Emitter(MemoryEmitter):
                 at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self.hint(at)
 
-    def set(self, statement: Set) -> None:
+    def set(self, statement: Store, value: Value) -> None:
         """Let a register have a value; lanes outside a mask keep theirs."""
-        value = self.value(statement.value)
-        slot = self.scalar(statement.slot)
-        name, lanes = self._slot(statement.local, int(slot))
+        name, lanes = self._slot(statement.array, statement.index)
         here = self.builder()
         value = values.broadcast(here, value, lanes)
         mask = None if statement.everywhere else self.mask()
-        if mask is not None and statement.local.lanes is not None:
+        if mask is not None and statement.array.lanes is not None:
             old = here.line(f"load {value.type}, ptr {name}")
             text = here.line(
                 f"select <{lanes} x i1> {mask}, {value.typed}, {value.type} {old}"
@@ -228,19 +225,19 @@ class _Emitter(MemoryEmitter):
             value = Value(text, value.dtype, lanes)
         here.lines.append(f"  store {value.typed}, ptr {name}")
 
-    def _slot(self, local: Local, slot: int) -> tuple[str, int]:
+    def _slot(self, array: Array, index: Integer) -> tuple[str, int]:
         """The stack place of a register, promoted to a register by SROA; and its lanes."""
-        key = (local, slot)
+        key = (array, int(self.scalar(index)))
         if key not in self.slots:
-            lanes = local.width
-            name = f"%{local.name}.{slot}"
-            kind = vector_type(values.register_type(local.dtype), lanes)
+            lanes = array.width
+            name = f"%{array.name}.{key[1]}"
+            kind = vector_type(values.register_type(array.dtype), lanes)
             self.allocas.append(f"  {name} = alloca {kind}")
             self.slots[key] = (name, lanes)
         return self.slots[key]
 
     def _fold(self, statement: Fold) -> None:
-        source, lanes = self._slot(statement.source, int(self.scalar(statement.slot)))
+        source, lanes = self._slot(statement.source, statement.slot)
         target, _ = self._slot(statement.target, 0)
         here = self.builder()
         kind = vector_type(values.register_type(statement.source.dtype), lanes)
@@ -270,14 +267,14 @@ class _Emitter(MemoryEmitter):
         with self.at(level):
             if e.op is Op.CONST:
                 value = constant(e.value, e.dtype)
+            elif e.in_registers:
+                value = self._read(e)
             elif e.op is Leaf.LOAD:
                 value = self.load(e, lanes)
             elif e.op is Leaf.INDEX:
                 value = self._index_value(e.index, e.dtype, lanes)
             elif e.op is Leaf.CONDITION:
                 value = self.condition(e.index)
-            elif e.op is Leaf.LOCAL:
-                value = self._read_local(e)
             else:
                 value = self._operation(e, lanes)
         self.remember(e, value, level, depends)
@@ -293,11 +290,10 @@ class _Emitter(MemoryEmitter):
             return pairs.dot(here, *args)
         return values.operation(here, e.op, args, e.dtype)
 
-    def _read_local(self, e: Expr) -> Value:
-        local, slot = e.local, e.slot
-        name, lanes = self._slot(local, int(self.scalar(slot)))
-        kind = vector_type(values.register_type(local.dtype), lanes)
-        return Value(self.builder().line(f"load {kind}, ptr {name}"), local.dtype, lanes)
+    def _read(self, e: Expr) -> Value:
+        name, lanes = self._slot(e.array, e.index)
+        kind = vector_type(values.register_type(e.dtype), lanes)
+        return Value(self.builder().line(f"load {kind}, ptr {name}"), e.dtype, lanes)
 
     def _index_value(self, x: Integer, dtype: DType, lanes: int) -> Value:
         here = self.builder()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from minigrad.graph.symbolic import Atom
-from minigrad.loops.nest import Loop, Nest, Statement
+from minigrad.loops.nest import Loop, Nest, Statement, written
 from minigrad.render import levels
 from minigrad.render.llvm_values import Builder, Value
 from minigrad.schedule.expr import Expr
@@ -85,7 +85,7 @@ class LevelEmitter(levels.Levels[Level, Value]):
     @contextmanager
     def straight(self, body: Iterable[Statement] = ()) -> Iterator[None]:
         """A straight piece, whose statements are `body`."""
-        self.levels.append(Level(block=self.levels[-1].block, changes=levels.changes(body)))
+        self.levels.append(Level(block=self.levels[-1].block, changes=written(*body)))
         yield
         done, parent = self._close()
         parent.lines += done.lines
@@ -95,7 +95,7 @@ class LevelEmitter(levels.Levels[Level, Value]):
     def branch(self, test: str, body: Iterable[Statement] = ()) -> Iterator[None]:
         """A piece that runs where an i1 is true."""
         inside, after = self.label(), self.label()
-        self.levels.append(Level(block=inside, changes=levels.changes(body)))
+        self.levels.append(Level(block=inside, changes=written(*body)))
         yield
         done, parent = self._close()
         parent.lines += [f"  br i1 {test}, label %{inside}, label %{after}", f"{inside}:"]
@@ -108,7 +108,7 @@ class LevelEmitter(levels.Levels[Level, Value]):
     ) -> Iterator[str]:
         """A loop from start to stop; gives its counter. check: it may have no iterations."""
         inside, after, counter = self.label(), self.label(), self.fresh()
-        self.levels.append(Level(block=inside, changes=levels.changes(body)))
+        self.levels.append(Level(block=inside, changes=written(*body)))
         yield counter
         done, parent = self._close()
         following, again = self.fresh(), self.fresh()

@@ -60,7 +60,6 @@ class MemoryEmitter(IndexEmitter):
                     f"<{width} x ptr> {pointers}", f"i32 {array.dtype.itemsize}",
                     f"<{width} x i1> {mask}",
                 )  # fmt: skip
-        self.forget((array,))
 
     def _masked_store(
         self, kind: str, text: str, pointer: str, mask: str, width: int, size: int

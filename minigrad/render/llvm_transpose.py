@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
-from minigrad.loops.nest import Loop, Store, Stores, arrays_written, expressions
+from minigrad.loops.nest import Loop, Store, Stores, expressions, written
 from minigrad.render.llvm_index import IndexEmitter, is_number
 from minigrad.render.llvm_levels import Lanes
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
@@ -31,9 +31,9 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return []
-    if emitter.width() < LEAST_ROWS:
+    changed = written(loop)
+    if emitter.width() < LEAST_ROWS or any(array.in_registers for array in changed):
         return []
-    written = arrays_written(loop)
     found = []
     for e in expr.walk(*expressions(loop)):
         load = _first_of(e)
@@ -43,7 +43,7 @@ def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
         step = 2 if e.op is Leaf.PAIR else 1
         across = emitter.lane_stride(index)
         if (
-            array not in written
+            array not in changed
             and not e.dtype.is_bool
             and across not in (None, 0, step)
             and coefficient(index, loop.variable) == step

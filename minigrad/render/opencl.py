@@ -14,14 +14,7 @@ from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import proven_nonnegative
 from minigrad.graph.symbolic import Integer
-from minigrad.loops.nest import (
-    Loop,
-    Nest,
-    Prefetch,
-    Set,
-    Statement,
-    Store,
-)
+from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store
 from minigrad.render.opencl_index import (
     IndexEmitter,
     Variable,
@@ -29,7 +22,7 @@ from minigrad.render.opencl_index import (
     parse,
 )
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
-from minigrad.schedule.expr import Array, Expr, Leaf, Local, operands
+from minigrad.schedule.expr import Array, Expr, Leaf, operands
 
 LONGEST = 160  # letters of an expression that is not given a name for its length
 
@@ -72,7 +65,7 @@ class Emitter(IndexEmitter):
         super().__init__(nest, language)
         self.words = Words(language)
         self.pointers: dict[Array, str] = {}
-        self.registers: dict[tuple[Local, int], str] = {}
+        self.registers: dict[tuple[Array, int], str] = {}
         self.declared: list[str] = []
 
     # ---- statements ----
@@ -83,10 +76,9 @@ class Emitter(IndexEmitter):
             "vector_bytes 0"
         )
 
-    def set(self, statement: Set) -> None:
+    def set(self, statement: Store, value: str) -> None:
         """Let a register have a value."""
-        name = self._register(statement.local, statement.slot)
-        self.line(f"{name} = {bare(self.value(statement.value))};")
+        self.line(f"{self._register(statement.array, statement.index)} = {bare(value)};")
 
     def special(self, statement: Statement) -> None:
         """Leave a hint out."""
@@ -105,7 +97,6 @@ class Emitter(IndexEmitter):
             place = bare(self.index(statement.index))
             text = self._stored(array.dtype, self.pointers[array], place, value)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
-        self.forget((array,))
 
     def _stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
         """The statement that writes an element."""
@@ -166,21 +157,21 @@ class Emitter(IndexEmitter):
             total = f"min({bare(total)}, {bare(text)})"
         return total
 
-    def _register(self, local: Local, slot: Integer) -> str:
-        """The variable of a register; the slot is a number here, since its loop is unrolled."""
-        if local.width not in (1, *WIDTHS):
-            raise self._unexpected(f"a register {local.name} of {local.width} lanes")
-        number = parse(self.index(slot))
+    def _register(self, array: Array, index: Integer) -> str:
+        """The variable of a register; the index is a number here, since its loop is unrolled."""
+        if array.width not in (1, *WIDTHS):
+            raise self._unexpected(f"a register {array.name} of {array.width} lanes")
+        number = parse(self.index(index))
         if number is None:
             raise CompileError(
-                f"OpenCL renderer: {self.nest.name} reads slot {slot} of the registers "
-                f"{local.name}; expected a number, as in an unrolled loop"
+                f"OpenCL renderer: {self.nest.name} reads number {index} of the registers "
+                f"{array.name}; expected a number, as in an unrolled loop"
             )
-        key = (local, number)
+        key = (array, number)
         if key not in self.registers:
-            stem = local.name if local.count == 1 else f"{local.name}_{number}"
+            stem = array.name if array.size == 1 else f"{array.name}_{number}"
             name = self.registers[key] = self.fresh(stem)
-            kind = Words(self.language, local.width).type_of(local.dtype)
+            kind = Words(self.language, array.width).type_of(array.dtype)
             self.declared.append(f"{kind} {name};")
         return self.registers[key]
 
@@ -228,7 +219,7 @@ class Emitter(IndexEmitter):
             if e.op is Op.CONST:
                 continue
             again = uses.get(e, 0) > 1 or levels[e] < user[e] or len(text) > LONGEST
-            if e in indices or e in apart or again and e.op is not Leaf.LOCAL:
+            if e in indices or e in apart or again and not e.in_registers:
                 texts[e] = self._declare(e, text, levels[e])
         return texts[root]
 
@@ -266,14 +257,14 @@ class Emitter(IndexEmitter):
         if e.op is Op.CONST:
             self.language.type_of(e.dtype)
             return literal(e.value, e.dtype)
+        if e.in_registers:
+            return self._register(e.array, e.index)
         if e.op is Leaf.LOAD:
             return self._load(e)
         if e.op is Leaf.INDEX:
             return f"({self.language.type_of(e.dtype)}){self.index(e.index)}"
         if e.op is Leaf.CONDITION:
             return self.condition(e.index)
-        if e.op is Leaf.LOCAL:
-            return self._register(e.local, e.slot)
         args = [texts[arg] if arg in texts else self.memo[arg][0] for arg in e.args]
         return self._said(e, args)
 

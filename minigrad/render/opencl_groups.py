@@ -27,7 +27,7 @@ from minigrad.render.opencl_index import INDENT, Variable, kind_of_range
 from minigrad.render.opencl_lanes import LanesEmitter
 from minigrad.render.opencl_values import Language, Words, bare, memory_type, register_type
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Leaf
+from minigrad.schedule.expr import Array
 
 SUBGROUPS = "#pragma OPENCL EXTENSION cl_khr_subgroups : enable"
 BARRIER = "barrier(CLK_LOCAL_MEM_FENCE);"
@@ -43,7 +43,7 @@ class GroupsEmitter(LanesEmitter):
         self.subgroups = subgroups
         self.uses_subgroups = False
         read = {
-            e.array for e in expr.walk(*expressions(nest.parallel)) if e.op is Leaf.LOAD
+            e.array for e in expr.loads(*expressions(nest.parallel)) if not e.in_registers
         }  # whether items may read from global memory what others have written to it
         self.passes_globally = any(array.space != "local" for array in read & self.writable)
 
@@ -133,7 +133,7 @@ class GroupsEmitter(LanesEmitter):
         if isinstance(statement, Barrier):
             fence = " | CLK_GLOBAL_MEM_FENCE" if self.passes_globally else ""
             self.line(f"barrier(CLK_LOCAL_MEM_FENCE{fence});")
-            self.forget(self.writable)
+            self.forget(array for array in self.writable if not array.in_registers)
         elif isinstance(statement, FoldItems):
             self._fold(statement)
             self.forget((statement.target, statement.memory))

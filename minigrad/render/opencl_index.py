@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Atom, Integer, high, low
-from minigrad.loops.nest import Nest, Statement
+from minigrad.loops.nest import Nest, Statement, written
 from minigrad.render import levels
 from minigrad.render.levels import Level, fits_32_bits
 from minigrad.render.opencl_values import Language, bare
@@ -69,7 +69,7 @@ class IndexEmitter(levels.Levels[Level, str]):
     @contextmanager
     def straight(self, body: Iterable[Statement] = (), header: str = "") -> Iterator[None]:
         """A straight piece, or that of a loop or branch, whose statements are `body`."""
-        self.levels.append(Level(changes=levels.changes(body)))
+        self.levels.append(Level(changes=written(*body)))
         yield
         done, parent = self.pop(self.variables), self.levels[-1].lines
         if not header:

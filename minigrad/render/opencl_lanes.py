@@ -11,20 +11,13 @@ from dataclasses import dataclass, replace
 from minigrad.dtype import dtypes
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer
-from minigrad.loops.nest import (
-    Loop,
-    Nest,
-    Set,
-    Statement,
-    Store,
-    expressions,
-)
+from minigrad.loops.nest import Loop, Nest, Statement, Store, expressions
 from minigrad.render.levels import stride
 from minigrad.render.opencl import Emitter
 from minigrad.render.opencl_index import Variable, kind_of, kind_of_range
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 
 
 @dataclass(frozen=True)
@@ -125,19 +118,19 @@ class LanesEmitter(Emitter):
 
     # ---- statements ----
 
-    def set(self, statement: Set) -> None:
+    def set(self, statement: Store, value: str) -> None:
         """Let a register have a value, or this lane of it."""
-        if statement.local.width == 1:
-            super().set(statement)
+        array = statement.array
+        if array.width == 1:
+            super().set(statement, value)
             return
-        local = statement.local
-        text, register = self.value(statement.value), super()._register(local, statement.slot)
+        register = super()._register(array, statement.index)
         if self.lane is not None:
-            text = f"{text} ? -1 : 0" if local.dtype.is_bool else text
+            value = f"{value} ? -1 : 0" if array.dtype.is_bool else value
             register = f"{register}.s{self.lane}"
         elif not self._varies(self.expand(statement.value)):
-            text = Words(self.language, local.width).broadcast(text, local.dtype)
-        self.line(f"{register} = {bare(text)};")
+            value = Words(self.language, array.width).broadcast(value, array.dtype)
+        self.line(f"{register} = {bare(value)};")
 
     def store(self, statement: Store, value: str) -> None:
         """Write a value, of all lanes at once where they are neighbours."""
@@ -158,7 +151,6 @@ class LanesEmitter(Emitter):
             guard = self.guard(statement.guard)
             if guard != "false":
                 self.line(f"if ({bare(guard)}) {text}" if guard else text)
-            self.forget((array,))
             return
         name = self.number("v")
         self.line(f"const {vector.words.type_of(array.dtype)} {name} = {bare(value)};")
@@ -170,13 +162,12 @@ class LanesEmitter(Emitter):
             element = vector.words.lane(name, array.dtype, lane)
             text = self._stored(array.dtype, self.pointers[array], place, element)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
-        self.forget((array,))
 
-    def _register(self, local: Local, slot: Integer) -> str:
-        name = super()._register(local, slot)
-        if local.width == 1 or self.lane is None:
+    def _register(self, array: Array, index: Integer) -> str:
+        name = super()._register(array, index)
+        if array.width == 1 or self.lane is None:
             return name
-        return Words(self.language, local.width).lane(name, local.dtype, self.lane)
+        return Words(self.language, array.width).lane(name, array.dtype, self.lane)
 
     # ---- expressions ----
 
@@ -194,8 +185,8 @@ class LanesEmitter(Emitter):
         if vector is None or not self._varies(e):
             return super()._text(e, texts, levels)
         words = vector.words
-        if e.op is Leaf.LOCAL:
-            return self._register(e.local, e.slot)
+        if e.in_registers:
+            return self._register(e.array, e.index)
         if e.op is Leaf.LOAD:
             return self._vector_load(e, vector)
         if e.op in (Leaf.INDEX, Leaf.CONDITION):

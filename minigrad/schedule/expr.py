@@ -23,10 +23,9 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 class Leaf(Enum):
     """Leaves of expressions; what else they have in parentheses."""
 
-    LOAD = "load"  # (array, index, guard) memory at a flat index; 0 where the guard fails
+    LOAD = "load"  # (array, index, guard) an array at a flat index; 0 where the guard fails
     INDEX = "index"  # (index) an index as a value
     CONDITION = "condition"  # (index) whether it is ≥ 0
-    LOCAL = "local"  # (local, slot) a register of the loop nest
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
     PAIR = "pair"  # no leaf either: args two bfloat16, in memory or CASTs of loads, as one uint32
     # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c; or words of four
@@ -40,11 +39,13 @@ class Leaf(Enum):
 
 @dataclass(frozen=True)
 class Array:
-    """Memory that stages read and write.
+    """What stages and loops read and write: memory, or registers of a loop nest.
 
-    space: "buffer" (a kernel argument), "scratch", or "local" (memory that a work-group shares).
-    of: the array whose memory this one is, seen as another dtype. whole: that of which it is a part
-    (joins.py), with all of its memory.
+    space: "buffer" (a kernel argument), "scratch", "local" (memory that a work-group shares), or
+    "registers", whose indices are numbers where loops are written out. of: the array whose memory
+    this one is, seen as another dtype. whole: that of which it is a part (joins.py), with all of
+    its memory. lanes, width: the loop whose iterations have registers of their own, side by side,
+    and how many they are.
     """
 
     name: str
@@ -53,20 +54,13 @@ class Array:
     space: str = "buffer"
     of: Array | None = None
     whole: Array | None = None
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True)
-class Local:
-    """Registers: `count` values of `dtype`, each of `width` lanes: those of the loop `lanes`."""
-
-    name: str
-    dtype: DType
-    count: int
     lanes: Atom | None = None
     width: int = 1
+
+    @property
+    def in_registers(self) -> bool:
+        """Whether it is no memory."""
+        return self.space == "registers"
 
     def __repr__(self) -> str:
         return self.name
@@ -79,12 +73,12 @@ class Expr(Numeric):
     """One scalar operation. `variables`: the loop variables that its value depends on.
 
     What else it has depends on its op: CONST a `value`; LOAD `array`, `index` and `guard`; INDEX
-    and CONDITION an `index`; LOCAL a `local` and a `slot`.
+    and CONDITION an `index`.
     """
 
     __slots__ = (
-        "op", "dtype", "args", "value", "array", "index", "guard", "local", "slot",
-        "variables", "_loads", "__weakref__",
+        "op", "dtype", "args", "value", "array", "index", "guard", "variables", "_loads",
+        "__weakref__",
     )  # fmt: skip
     op: Op | Leaf
     dtype: DType
@@ -93,15 +87,13 @@ class Expr(Numeric):
     array: Array
     index: Integer
     guard: Guard
-    local: Local
-    slot: Integer
     variables: frozenset[Atom]
     _loads: tuple[Expr, ...] | None  # what `loads` found; asked for again and again
 
     @property
-    def place(self) -> Array | Local:
-        """What a LOAD or a LOCAL reads from."""
-        return self.array if self.op is Leaf.LOAD else self.local
+    def in_registers(self) -> bool:
+        """Whether it is a register's value."""
+        return self.op is Leaf.LOAD and self.array.in_registers
 
     def __repr__(self) -> str:
         return show(self)
@@ -160,12 +152,10 @@ def _make(
 def _variables_of(expr: Expr) -> frozenset[Atom]:
     found: frozenset[Atom] = frozenset().union(*(arg.variables for arg in expr.args))
     if expr.op is Leaf.LOAD:
-        return found.union(variables(expr.index), *map(variables, expr.guard))
+        lanes = () if expr.array.lanes is None else (expr.array.lanes,)
+        return found.union(variables(expr.index), *map(variables, expr.guard), lanes)
     if expr.op in (Leaf.INDEX, Leaf.CONDITION):
         return found | variables(expr.index)
-    if expr.op is Leaf.LOCAL:
-        lanes = () if expr.local.lanes is None else (expr.local.lanes,)
-        return found.union(variables(expr.slot), lanes)
     return found
 
 
@@ -176,16 +166,15 @@ def const(value: int | float | bool, dtype: DType) -> Expr:
     return _make(Op.CONST, dtype, (), key, value=value)
 
 
-def load(array: Array, index: Integer, guard: Guard = ()) -> Expr:
+def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:
     """array[index], or 0 where one of the guard's conditions is negative."""
     fields = {"array": array, "index": index, "guard": guard}
     return _make(Leaf.LOAD, array.dtype, (), array, index, guard, **fields)
 
 
-def local(registers: Local, slot: Integer = 0) -> Expr:
-    """A register's value."""
-    fields = {"local": registers, "slot": slot}
-    return _make(Leaf.LOCAL, registers.dtype, (), registers, slot, **fields)
+def register(name: str, dtype: DType) -> Expr:
+    """The value of a register of its own."""
+    return load(Array(name, dtype, 1, "registers"))
 
 
 def index(value: Integer, dtype: DType = dtypes.int32) -> Expr:
@@ -304,7 +293,10 @@ def values_in(x: Integer) -> tuple[Expr, ...]:
 
 
 def loads(*roots: Expr) -> Sequence[Expr]:
-    """The distinct LOAD leaves below roots, those inside indices before those that they index."""
+    """The distinct LOAD leaves below roots, registers included.
+
+    Those inside of an index come before the one that it is the index of.
+    """
     if len(roots) == 1:
         return _loads_of(roots[0])
     return list(dict.fromkeys(found for root in roots for found in _loads_of(root)))
@@ -382,8 +374,6 @@ def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
         if expr.op is Leaf.CONDITION:
             test = moved(expr.index)
             return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
-        if expr.op is Leaf.LOCAL:
-            return local(expr.local, moved(expr.slot))
         return None
 
     return rebuild(root, change)
@@ -402,8 +392,6 @@ def show(root: Expr) -> str:
             text[expr] = f"({expr.index!r})"
         elif expr.op is Leaf.CONDITION:
             text[expr] = f"({expr.index!r} >= 0)"
-        elif expr.op is Leaf.LOCAL:
-            text[expr] = f"{expr.local!r}[{expr.slot!r}]"
         else:
             args = [text[arg] for arg in expr.args]
             symbol = expr.op.facts.symbol if isinstance(expr.op, Op) else ""

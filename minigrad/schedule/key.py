@@ -80,6 +80,8 @@ class _Writer:
         """The number of an array."""
         number = self.arrays.get(array)
         if number is None:
+            if array.in_registers:
+                raise CompileError(f"a schedule cannot hold the register {array!r}: it has no key")
             number = self.arrays[array] = len(self.arrays)
             self.lines.append(f"array {array.dtype.name} {array.size} {array.space}")
         return number
@@ -123,10 +125,8 @@ class _Writer:
                 what = f"{self.array(array)} {self.integer(index)} {self._integers(guard)}"
             elif e.op is Leaf.INDEX or e.op is Leaf.CONDITION:
                 what = self.integer(e.index)
-            elif e.args:
-                what = " ".join([known[arg] for arg in e.args])
             else:
-                raise CompileError(f"a schedule cannot hold the expression {e!r}: it has no key")
+                what = " ".join([known[arg] for arg in e.args])
             known[e] = f"e{len(known)}"
             self.lines.append(f"{e.op.value} {e.dtype.name} {what}")
 

@@ -19,7 +19,6 @@ from minigrad.loops.nest import (
     Matrix,
     MatrixProduct,
     Prefetch,
-    Set,
     Statement,
     Statements,
     Store,
@@ -32,19 +31,19 @@ from minigrad.loops.nest import (
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Expr, Local
+from minigrad.schedule.expr import Array, Expr
 
 OUT = Array("out", dtypes.float32, 16)
-REGISTER = Local("r", dtypes.float32, 1)
+REGISTER = Array("r", dtypes.float32, 1, "registers")
 ONE = expr.const(1.0, dtypes.float32)
 
 
 def nested() -> tuple[Loop, list[Statement]]:
-    """A loop with a set, two stores at once and a loop in it, and all statements in order."""
+    """A loop with a register, two stores at once and a loop in it, and all statements in order."""
     i, j = make_axis("i", 0, 4), make_axis("j", 0, 4)
-    clear = Set(REGISTER, 0, ONE)
+    clear = Store(REGISTER, 0, ONE)
     items = (Store(OUT, i.index, ONE), Store(OUT, i.index + 4, ONE))
-    last = Store(OUT, j.index, expr.local(REGISTER))
+    last = Store(OUT, j.index, expr.load(REGISTER))
     inner = Loop(j.variable, 0, (4,), (last,))
     outer = Loop(i.variable, 0, (4,), (clear, Stores(items), inner))
     return outer, [outer, clear, Stores(items), *items, inner, last]
@@ -65,8 +64,8 @@ def test_map_statement_changes_what_is_inside_first() -> None:
         return replace(statement, index=0) if isinstance(statement, Store) else statement
 
     changed = map_statement(loop, change)
-    assert [s.index for s in walk(changed) if isinstance(s, Store)] == [0, 0, 0]
-    assert [type(s) for s in seen] == [Set, Store, Store, Stores, Store, Loop, Loop]
+    assert [s.index for s in walk(changed) if isinstance(s, Store)] == [0, 0, 0, 0]
+    assert [type(s) for s in seen] == [Store, Store, Store, Stores, Store, Loop, Loop]
     assert map_statement(loop, lambda statement: statement) == loop
     assert len(order) == len(seen)
 
@@ -97,10 +96,11 @@ def test_map_loops_replaces_loops_and_keeps_what_is_not_changed() -> None:
 
 A, B, C = (make_axis(name, 0, 4).index for name in "abc")
 LEFT, RIGHT = (Array(name, dtypes.float32, 16) for name in ("left", "right"))
-OTHER = Local("other", dtypes.float32, 4)
+OTHER = Array("other", dtypes.float32, 4, "registers")
 EVERY: list[Statement] = [
-    Store(OUT, A, ONE, (B,)), Stores((Store(OUT, A, ONE), Store(LEFT, B, ONE))), Set(OTHER, A, ONE),
-    Fold(REGISTER, Op.SUM, OTHER, A), Barrier(), FoldItems(REGISTER, Op.SUM, OUT), Prefetch(OUT, A),
+    Store(OUT, A, ONE, (B,)), Store(OTHER, A, ONE),
+    Stores((Store(OUT, A, ONE), Store(LEFT, B, ONE))), Barrier(),
+    Fold(REGISTER, Op.SUM, OTHER, A), FoldItems(REGISTER, Op.SUM, OUT), Prefetch(OUT, A),
     MatrixProduct(Matrix(OUT, A, 4), Matrix(LEFT, B, 4), Matrix(RIGHT, C, 4), 16, 16, 16),
     Loop(make_axis("i", 0, 4).variable, A, (B, C), (Barrier(),)),
 ]  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_statement_says_all_that_it_is_made_of(statement: Statement) -> None:
             held += one
         elif isinstance(one, Matrix | Store):
             held += [getattr(one, field.name) for field in fields(one)]
-        elif isinstance(one, Affine | Array | Expr | Local):
+        elif isinstance(one, Affine | Array | Expr):
             assert one in found, one
 
 

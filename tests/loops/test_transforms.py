@@ -13,12 +13,12 @@ import pytest
 
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Atom, Integer, var
-from minigrad.loops.build import loops_over
-from minigrad.loops.nest import Matrix, MatrixProduct, Prefetch, Set, Store, show_statements, walk
+from minigrad.loops.build import loops_over, put
+from minigrad.loops.nest import Matrix, MatrixProduct, Prefetch, Store, show_statements, walk
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array, Local
+from minigrad.schedule.expr import Array
 
 N, K = make_axis("n", 0, 8), make_axis("k", 0, 5)
 m, n, k = make_axis("m", 0, 6).variable, N.variable, K.variable
@@ -28,13 +28,13 @@ LANE: Atom = make_axis("lane", 0, 16).variable
 def product(rows: Integer = 6) -> Schedule:
     """out[rows, 8] = left[rows, 5] · right[5, 8]."""
     M = make_axis("m", 0, rows)
-    total = expr.local(Local("total", dtypes.float32, 1))
+    total = expr.register("total", dtypes.float32)
     left = expr.load(Array("left", dtypes.float32, 30), M.index * 5 + K.index)
     right = expr.load(Array("right", dtypes.float32, 40), K.index * 8 + N.index)
     out = Array("out", dtypes.float32, 48)
     body = [
-        Set(total.local, 0, expr.const(0.0, dtypes.float32)),
-        *loops_over([K], [Set(total.local, 0, total + left * right)]),
+        put(total, expr.const(0.0, dtypes.float32)),
+        *loops_over([K], [put(total, total + left * right)]),
         Store(out, M.index * 8 + N.index, total),
     ]
     return Schedule(loops_over([M, N], body), left=left, right=right)
@@ -219,7 +219,7 @@ def vectorize_sums(s: Schedule) -> None:
           out[8·m0 + n0] = total[0]
     """
     s.vectorize(k, 4)
-    sets = [one for one in walk(*s.body) if isinstance(one, Set)]
+    sets = [one for one in walk(*s.body) if isinstance(one, Store)]
     assert not any(one.everywhere for one in sets)  # lanes behind the end keep their sums
 
 

@@ -11,7 +11,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, var
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Leaf, Local
+from minigrad.schedule.expr import Array, Expr, Leaf
 
 F32, I32 = dtypes.float32, dtypes.int32
 TABLE, INDEX, OUTER = Array("table", F32, 100), Array("index", I32, 40), Array("outer", I32, 40)
@@ -211,14 +211,14 @@ def test_substitution_replaces_all_variables_at_once() -> None:
 
 
 def test_substitution_in_guards_indices_conditions_and_registers() -> None:
-    registers = Local("acc", F32, 4)
+    registers = Array("acc", F32, 4, "registers")
     guarded_load = expr.load(TABLE, X, (X - 3,))
     at = {ATOM_I: Y + 4}
     assert expr.substitute_in(guarded_load, at) is expr.load(TABLE, Y + 4)  # 3 ≤ j + 4 always
     assert expr.substitute_in(expr.index(X), at) is expr.index(Y + 4)
     assert expr.substitute_in(expr.condition(X - 3), at) is expr.const(True, dtypes.bool)
     assert expr.substitute_in(expr.condition(X - 7), at) is expr.condition(Y - 3)
-    assert expr.substitute_in(expr.local(registers, X), {ATOM_I: 2}) is expr.local(registers, 2)
+    assert expr.substitute_in(expr.load(registers, X), {ATOM_I: 2}) is expr.load(registers, 2)
     untouched = fadd(expr.load(TABLE, Y), expr.const(1.0, F32))
     assert expr.substitute_in(untouched, at) is untouched
 

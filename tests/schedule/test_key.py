@@ -259,7 +259,7 @@ def test_an_exchange_is_not_compiled():
 
 def test_registers_have_no_place_in_a_schedule():
     (kernel,) = kernels_of(data(4) + 1)
-    own = expr.local(expr.Local("r", dtypes.float32, 1))
+    own = expr.register("r", dtypes.float32)
     stage = replace(kernel.stages[0], body=own)
     with pytest.raises(CompileError, match="no key"):
         kernel_key(replace(kernel, stages=(stage,)))
