@@ -1,9 +1,9 @@
 """Which part of a block's values is needed: masks become bounds of loops.
 
-`support` tells where an expression is not a known constant: the conditions, and the value that it
-has where one of them fails. Where that value is the identity of the reduction that reads it, the
-reduction's loop runs only as far as the conditions hold for some row of the block, and what nobody
-reads then is not computed. In causal attention that is half of everything.
+`outside` tells what an expression is where a mask is False. Where that is the identity of the
+reduction that reads it, the reduction's loop runs only as far as the mask's conditions hold for
+some row of the block, and what nobody reads then is not computed. In causal attention that is half
+of everything.
 
 A bound never changes a value: what is not computed is the reduction's identity exactly, whatever
 lies in memory. So a mask has to stand around what it excludes, where(mask, x·y, 0): of
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from minigrad.dtype import convert
 from minigrad.graph.fold import fold
-from minigrad.graph.operations import UNARY, Op
+from minigrad.graph.operations import Op
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
@@ -28,75 +28,28 @@ from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
 Bounds = tuple[Integer, Integer]  # first, and behind the last
+Makers = Mapping[Array, Stage]  # the stages that expressions may read, by their arrays
 
 
-@dataclass(frozen=True)
-class Support:
-    """Where one of the conditions (each ≥ 0) fails, the expression is `outside`."""
+def outside(root: Expr, mask: Expr, makers: Makers, exact: bool = False) -> float | None:
+    """What an expression is where the mask is False; None where that is not known.
 
-    conditions: tuple[Affine, ...]
-    outside: float
-
-
-def support(root: Expr, known: Mapping[Array, tuple[Stage, Support]]) -> Support | None:
-    """The support of an expression; `known`: stages that it may read, with theirs."""
-    found: dict[Expr, Support | None] = {}
-    for e in expr.walk(root):
-        found[e] = _support(e, found, known)
-    return found[root]
-
-
-def _support(
-    e: Expr,
-    found: Mapping[Expr, Support | None],
-    known: Mapping[Array, tuple[Stage, Support]],
-) -> Support | None:
-    if e.op is Leaf.LOAD and e.array in known and not e.guard:
-        return _of_load(e, *known[e.array])
-    if e.op is Op.WHERE:
-        return _of_choice(e, found)
-    if isinstance(e.op, Leaf) or not e.args:
-        return None
-    parts = [found[arg] for arg in e.args]
-    first = parts[0]
-    if e.op in UNARY:
-        return None if first is None else _folded(e, first, (first.outside,))
-    if e.op not in (Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.MAXIMUM, Op.MINIMUM):
-        return None
-    second = parts[1]
-    x, y = e.args
-    if first is not None and y.op is Op.CONST:
-        return _folded(e, first, (first.outside, y.value))
-    if second is not None and x.op is Op.CONST:
-        return _folded(e, second, (x.value, second.outside))
-    if first is not None and second is not None and first.conditions == second.conditions:
-        return _folded(e, first, (first.outside, second.outside))
-    return None
-
-
-def outside(root: Expr, mask: Expr, makers: Mapping[Array, Stage]) -> float | None:
-    """What an expression is where the mask is False, but for a NaN; None where that is not known.
-
-    makers: the stages that it may read.
+    exact: it is that, and no NaN.
     """
     found: dict[Expr, float | None] = {}
     for e in expr.walk(root):
-        found[e] = _outside(e, mask, makers, found)
+        found[e] = _outside(e, mask, makers, exact, found)
     return found[root]
 
 
 def _outside(
-    e: Expr, mask: Expr, makers: Mapping[Array, Stage], found: Mapping[Expr, float | None]
+    e: Expr, mask: Expr, makers: Makers, exact: bool, found: Mapping[Expr, float | None]
 ) -> float | None:
     if e.op is Op.CONST:
         return float(e.value)
-    if e.op is Leaf.LOAD and not e.guard:
-        maker = makers.get(e.array)
-        if maker is None or maker.op is not None:
-            return None
-        places = places_in(e, maker)
-        values = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
-        return outside(expr.substitute_in(maker.body, values), mask, makers)
+    if e.op is Leaf.LOAD:
+        made = _made(e, makers)
+        return None if made is None else outside(made, mask, makers, exact)
     if isinstance(e.op, Leaf) or not e.dtype.is_float:
         return None
     if e.op is Op.WHERE:
@@ -107,14 +60,29 @@ def _outside(
     if len(numbers) == len(parts):
         return _value(e, numbers)
     if e.op in (Op.MUL, Op.DIV) and parts[0] == 0 or e.op is Op.MUL and parts[1] == 0:
-        return 0.0
+        return None if exact else 0.0
     return None
 
 
-def _folded(e: Expr, part: Support, args: tuple[float, ...]) -> Support | None:
-    """`e` with constants for its operands, where the part's conditions fail."""
-    value = _value(e, args)
-    return None if value is None else Support(part.conditions, value)
+def _made(load: Expr, makers: Makers) -> Expr | None:
+    """What a stage computes for an element that is loaded; None where it is a reduction's."""
+    maker = makers.get(load.array)
+    if maker is None or maker.op is not None or load.guard:
+        return None
+    places = places_in(load, maker)
+    at = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
+    return expr.substitute_in(maker.body, at)
+
+
+def _masks(root: Expr, makers: Makers) -> list[Expr]:
+    """What an expression, or what it reads, is chosen by: the outermost first."""
+    found: list[Expr] = []
+    for e in reversed(expr.walk(root)):
+        if e.op is Op.WHERE:
+            found.append(e.args[0])
+        elif e.op is Leaf.LOAD and (made := _made(e, makers)) is not None:
+            found += _masks(made, makers)
+    return found
 
 
 def _value(e: Expr, args: tuple[float, ...]) -> float | None:
@@ -127,27 +95,6 @@ def _value(e: Expr, args: tuple[float, ...]) -> float | None:
     else:
         value = fold(e.op, args)
     return None if value is None else float(value)
-
-
-def _of_choice(e: Expr, found: Mapping[Expr, Support | None]) -> Support | None:
-    """where(condition, x, constant)."""
-    condition, x, y = e.args
-    if y.op is not Op.CONST or not e.dtype.is_float:
-        return None
-    conditions = conditions_of(condition)
-    inside = found[x]
-    if inside is not None and inside.outside == y.value:
-        conditions += tuple(c for c in inside.conditions if c not in conditions)
-    return Support(conditions, float(y.value)) if conditions else None
-
-
-def _of_load(e: Expr, stage: Stage, part: Support) -> Support | None:
-    """The support of a stage, in terms of what its reader calls its element."""
-    places = places_in(e, stage)
-    values = {axis.variable: place for axis, place in zip(stage.axes, places, strict=True)}
-    moved = tuple(substitute(c, values) for c in part.conditions)
-    conditions = tuple(c for c in moved if isinstance(c, Affine))
-    return Support(conditions, part.outside) if len(conditions) == len(moved) else None
 
 
 def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
@@ -208,22 +155,15 @@ def mask_bounds(
     Bounds are where the loop starts and a number that, besides the extent, stops it. A sum over the
     block's rows has bounds where it is changed.
     """
-    known: dict[Array, tuple[Stage, Support]] = {}
-    supports: list[Support | None] = []
-    for stage in stages:
-        found = support(stage.body, known)
-        supports.append(found)
-        if found is not None and stage.op is None:
-            known[stage.array] = (stage, found)
     makers = {stage.array: stage for stage in stages}
     needed: dict[Array, list[list[Bounds]]] = {}
     result: list[dict[Atom, Bounds]] = []
-    for stage, found in zip(reversed(stages), reversed(supports), strict=True):
+    for stage in reversed(stages):
         bounds: dict[Atom, Bounds] = {}
         wanted = [] if stage.array in stored else needed.get(stage.array, [])
         for number, axis in enumerate(stage.axes):
             bounds[axis.variable] = _union([one[number] for one in wanted], axis)
-        masked = _excluded(stage, found)
+        masked = _conditions(stage, makers)
         sums = any(axis.variable == rows.variable for axis in stage.reduced)
         for axis in stage.axes if sums else stage.reduced:
             bounds[axis.variable] = rows.bounds(axis, masked)
@@ -239,12 +179,16 @@ def mask_bounds(
     return result
 
 
-def _excluded(stage: Stage, found: Support | None) -> tuple[Affine, ...]:
+def _conditions(stage: Stage, makers: Makers) -> tuple[Affine, ...]:
     """The conditions under which an element takes part in a stage's reduction."""
-    if found is None or stage.op not in (Op.SUM, Op.MAX):
+    if stage.op not in (Op.SUM, Op.MAX):
         return ()
     identity = 0.0 if stage.op is Op.SUM else float("-inf")
-    return found.conditions if found.outside == identity else ()
+    masks = (
+        mask for mask in dict.fromkeys(_masks(stage.body, makers))
+        if outside(stage.body, mask, makers, exact=True) == identity
+    )
+    return tuple(dict.fromkeys(condition for mask in masks for condition in conditions_of(mask)))
 
 
 def _read(place: Integer, axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:
