@@ -212,15 +212,15 @@ def test_no_field_is_forgotten():
         "numbers",  # which are arguments, and no code
     }  # fmt: skip
     assert names[Axis] == {"variable", "extent"}
-    # `of`: of lowered ones only; `whole`: a part has all of its memory
-    assert names[Array] == {"name", "dtype", "size", "space", "of", "whole"}
+    # `of`: of lowered ones only; `whole`: a part has all of its memory; the last: of registers
+    assert names[Array] == {"name", "dtype", "size", "space", "of", "whole", "lanes", "width"}
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
         "initial_axes", "initial_position",
         "exchange", "pieces",  # which have no key: they are not compiled
         "start",  # which `position` contains
     }  # fmt: skip
-    known = {"op", "dtype", "args", "value", "array", "index", "guard", "local", "slot"}
+    known = {"op", "dtype", "args", "value", "array", "index", "guard"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"variables"}
     assert {n for n in Atom.__slots__ if not n.startswith("_")} == {
         "kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash",
