@@ -9,7 +9,7 @@ al., "Mixtral of Experts" (2024), for the weights of the chosen, normalised to s
 No token is dropped. The tokens of each expert are put side by side in blocks of rows, and each
 block is multiplied by its own expert's matrices. How many rows a block really has, and which rows
 are an expert's, is known on the device only: masks say it, which become bounds that the products'
-loops load (`loops/dynamic_bounds.py`), so the work follows the number of tokens, not that of
+loops load (`loops/product.py`), so the work follows the number of tokens, not that of
 experts or blocks. With very few tokens each choice is a block of one row; then only the matrices of
 chosen experts are read.
 """

@@ -65,7 +65,7 @@ class Elementwise:
 
     symbol: between two operands, in Python and C. llvm: an instruction, a comparison's condition,
     or an intrinsic of one float. opencl: an operator or a function, where `symbol` does not say it.
-    What takes several instructions is written in `render/arithmetic.py`, `llvm_values.py`.
+    What takes several instructions is written in `render/vector_math.py`, `llvm_values.py`.
     formula: the operation written with others, on float32, float64 or uint32, where languages have
     none.
     """

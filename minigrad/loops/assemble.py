@@ -103,27 +103,22 @@ def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Targ
 
 def _used(loop: Loop) -> tuple[list[Array], list[str]]:
     """All arrays of a loop, in order of appearance, and the symbols of its indices."""
-    found: list[expr.Expr | Array] = []
+    arrays: dict[Array, None] = {}
+    values: dict[expr.Expr, None] = {}
     places: list[Integer] = []
     bound: set[Atom | None] = set()
     for statement in nest.walk(loop):
-        values, own, reads, writes = statement.parts()
+        computed, own, reads, writes = statement.parts()
         if isinstance(statement, Loop):
             bound.update((statement.variable, statement.lane))
         elif isinstance(statement, Stores):  # all values come before the arrays that they go to
-            values = tuple([item.value for item in statement.items])
-        found += (*values, *reads, *writes)
+            computed = tuple([item.value for item in statement.items])
+        inside = [value for x in own for value in expr.values_in(x)]
+        for these, others in ((computed, (*reads, *writes)), (inside, ())):
+            arrays.update(dict.fromkeys(load.array for load in expr.loads(*these)))
+            arrays.update(dict.fromkeys(others))
+        values.update(dict.fromkeys((*computed, *inside)))
         places += own
-        for x in own:
-            found += expr.values_in(x)
-    arrays: dict[Array, None] = {}
-    exprs: dict[expr.Expr, None] = {}
-    for one in found:
-        if isinstance(one, Array):
-            arrays[one] = None
-        elif isinstance(one, expr.Expr) and one not in exprs:
-            exprs[one] = None
-            arrays.update([(load.array, None) for load in expr.loads(one)])
 
     def symbols(x: Integer) -> set[str]:
         names = {atom.name for atom in variables(x) if atom not in bound} - {"never"}
@@ -132,5 +127,5 @@ def _used(loop: Loop) -> tuple[list[Array], list[str]]:
                 names |= symbols(atom.payload)
         return names
 
-    used = dict.fromkeys(indices([*exprs], places))
+    used = dict.fromkeys(indices([*values], places))
     return list(arrays), sorted(set().union(*map(symbols, used)))

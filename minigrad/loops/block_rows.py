@@ -11,7 +11,7 @@
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
 what the second kind reads as scalars. A product is tried without its mask and scale, and computed
-once more as it is written where that is not finite (see common_subexpressions.py). Only the rows'
+once more as it is written where that is not finite (see block_plan.py). Only the rows'
 own operand must be packed. Attention becomes one such kernel, its gradient another.
 
 What is summed over the rows of all blocks (the gradients of keys and values) grows block by block:
@@ -26,24 +26,40 @@ What is summed over the rows of all blocks (the gradients of keys and values) gr
 
 from __future__ import annotations
 
-from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from minigrad.dtype import dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
+from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_codegen import RowLanes, StepCode
-from minigrad.loops.block_plan import BlockPlan, products_before_readers
-from minigrad.loops.block_sums import BlockSums
-from minigrad.loops.build import flat_loop, serial_loop
-from minigrad.loops.common_subexpressions import share_common, speculative_products
-from minigrad.loops.cost import vectors_each
-from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
-from minigrad.loops.nest import Nest, Statement
+from minigrad.loops.block_plan import (
+    BlockPlan,
+    BlockSums,
+    Speculation,
+    Step,
+    column,
+    products_before_readers,
+    share_common,
+    speculative_products,
+)
+from minigrad.loops.build import Bounds
+from minigrad.loops.cost import choose_nr, vectors_each
+from minigrad.loops.mask_bounds import Rows, mask_bounds
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, divides, loops_in
+from minigrad.loops.prefetch import Place
+from minigrad.loops.product import multiply_add
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage
-from minigrad.target import Target
+from minigrad.schedule.stage import Stage, identity
+from minigrad.target import CHAINS, Target
 
 MOST_ROWS = 16  # of a block
 
@@ -104,8 +120,8 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         alone = 1 / target.lanes(stage.body.dtype)
         vectors += count * (alone if n in products else vectors_each(stage, target))
     if kernel.sums:
-        body = [*sums.clear(), serial_loop(number, tuple(body)), *sums.finish()]
-    nested = flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
+        body = [*sums.clear(), build.serial_loop(number, tuple(body)), *sums.finish()]
+    nested = build.flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
     return assemble(name, kernel, nested, target, work, vectors)
 
 
@@ -147,3 +163,398 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
     while lanes > 1 and lanes // 2 >= rows:
         lanes //= 2
     return lanes
+
+
+# ---- the loops of a step ----
+
+
+LANE: Atom = make_axis("lane", 0, 1 << 10).variable
+
+
+@dataclass(frozen=True)
+class RowLanes:
+    """The rows that are computed together: `row` is start … start + width − 1, one a lane.
+
+    height: the side of a register tile that is not `width`; target: the machine. later: variables
+    and what they are at the place for which memory is asked in time; empty: it is not asked.
+    """
+
+    row: Axis
+    start: Integer
+    width: int
+    height: int
+    target: Target
+    later: Mapping[Atom, Integer]
+
+    @property
+    def lane(self) -> Integer:
+        """A row's number in its block."""
+        return LANE.index if self.width > 1 else 0
+
+    def rows_loop(self, body: Sequence[Statement]) -> Loop:
+        """All rows of the block at once."""
+        stops = build.stops_within(self.start + self.width, self.row.extent)
+        lane = LANE if self.width > 1 else None
+        return build.lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
+
+
+TileOf = Callable[[Integer, int], list[Statement]]  # (first place, height) → the statements
+
+
+def _tiles(
+    axis: Axis, first: Integer, stop: Integer, height: int, tile: TileOf
+) -> list[Statement]:
+    """An axis in tiles of `height`, and of what is left over; bounds are multiples of it."""
+    whole, place = axis.count // height * height, make_axis("t", 0, axis.count)
+    pieces = (first, whole, height), (whole, axis.count, axis.count - whole)
+    return [
+        Loop(
+            place.variable, begin, build.stops_within(stop, end), tuple(tile(place.index, size)),
+            step=size,
+        )
+        for begin, end, size in pieces if end and size
+    ]  # fmt: skip
+
+
+class StepCode:
+    """The loops of one step."""
+
+    def __init__(
+        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: RowLanes,
+        speculation: Mapping[Array, Speculation],
+    ) -> None:  # fmt: skip
+        self.plan, self.step, self.block = plan, step, block
+        self.head = plan.stages[step.all[0]]
+        self.bounds = bounds[step.all[0]]
+        self.row = block.row.variable if block.width > 1 else None
+        inside = frozenset(plan.stages[n].array for n in step.all)
+        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
+        self.speculation = None if step.product is None else speculation.get(self.head.array)
+        self.sums = block.row in self.head.reduced  # over the rows of the block
+        self.totals: dict[int, Array] = {}
+
+    # ---- what is done with one element ----
+
+    def _element(
+        self, place: Integer, slot: Integer, result: Expr | None, at: dict[Atom, Integer]
+    ) -> list[Statement]:
+        """Statistics and stores of the column `place`; `result`: of the product there.
+
+        slot: which of several partial results; at: more variables to replace, in all of it.
+        """
+        values: dict[Array, Expr] = {}
+        sets: list[Statement] = []
+        stores: list[Store] = []
+
+        def known(e: Expr) -> Expr | None:
+            return values.get(e.array) if e.op is Leaf.LOAD else None
+
+        for number in self.step.all:
+            stage = self.plan.stages[number]
+            axis = stage.axes[-1] if stage.axes else column(stage)
+            here = {axis.variable: place, **at} if axis is not None else at
+            if number == self.step.product:
+                assert result is not None
+                value = result
+            else:
+                body = expr.substitute_in(self.bodies[number], here)
+                value = expr.rebuild(body, known) if values else body
+            if stage.op is not None and number != self.step.product:
+                total = self.totals[number]
+                old = expr.load(total, slot % total.size)
+                sets.append(build.put(old, build.combine(stage.op, old, value)))
+                continue
+            values[stage.array] = value
+            if (found := self.plan.place(number)) is not None:
+                array, index = found[0], substitute(found[1], here)
+                if self.sums:
+                    value = build.combine(Op.SUM, expr.load(array, index), value)
+                stores.append(Store(array, index, value))
+        return [*sets, Stores(tuple(stores))] if stores else sets
+
+    def _with_statistics(self, loops: list[Statement], count: int) -> list[Statement]:
+        """Loops that fill the statistics of the step, with what comes before and behind."""
+        before: list[Statement] = []
+        behind: list[Statement] = []
+        u = make_axis("u", 0, count)
+        slot = _index(u)
+        for number, total in self.totals.items():
+            stage = self.plan.stages[number]
+            assert stage.op is not None
+            clear = Store(total, slot, identity(stage.op, total.dtype))
+            before.extend(_repeated(u, [clear]))
+            result = expr.load(total)
+            for other in range(1, count):
+                result = build.combine(stage.op, result, expr.load(total, other))
+            if (place := self.plan.place(number)) is not None:
+                behind.append(Store(*place, result))
+        return [*before, *loops, *behind]
+
+    def _start(self, count: int) -> None:
+        """Give every statistic of the step `count` partial results."""
+        for number in self.step.followers:
+            stage = self.plan.stages[number]
+            if stage.op is not None:
+                self.totals[number] = Array(
+                    f"sum{number}", stage.body.dtype, count, "registers", lanes=self.row,
+                    width=self.block.width,
+                )  # fmt: skip
+
+    # ---- loops ----
+
+    def across(self) -> list[Statement]:
+        """All rows of the block at once, one a lane."""
+        if self.step.product is not None:
+            return self._product_across()
+        axis = column(self.head)
+        if axis is None:
+            return self._nested()
+        first, stop = self.bounds[axis.variable]
+        cheap = all(self.plan.stages[n].op is not None for n in self.step.all)
+        ends = (first, *build.stops_within(stop, axis.extent))
+        count = CHAINS if cheap and all(divides(x, CHAINS) for x in ends) else 1
+        self._start(count)
+        u = make_axis("u", 0, count)
+        place = axis.index + _index(u)
+        body = _repeated(u, self._element(place, _index(u), None, {}))
+        loop = Loop(axis.variable, first, ends[1:], tuple(body), step=count)
+        return self._with_statistics([loop], count)
+
+    def _nested(self) -> list[Statement]:
+        """A stage with several inner axes, or none."""
+        (number,) = self.step.all
+        stage = self.plan.stages[number]
+        if stage.op is None:
+            nested = self._element(_last(stage), 0, None, {})
+        else:
+            self._start(1)
+            nested = self._element(_last(stage), 0, None, {})
+            nested = self._with_statistics(self._within(stage.reduced, nested), 1)
+        return self._within(stage.axes, nested)
+
+    # ---- products ----
+
+    def factors(self) -> tuple[Expr, Expr]:
+        """(the one that has the rows, or what is summed over them; the one with the columns)."""
+        assert self.step.product is not None
+        product = self.bodies[self.step.product]
+        if self.speculation is not None:
+            product = self.plan.reading(self.speculation.product)
+        if product.op is Op.CAST:
+            product = product.args[0]
+        left, right = product.args
+        return (right, left) if self.head.axes[-1].variable in left.variables else (left, right)
+
+    @property
+    def runs_along(self) -> bool:
+        """Whether it is a product whose results go to memory only, in rows that suit vectors."""
+        if self.step.product is None or self.sums:
+            return self.sums
+        last = self.head.axes[-1].variable
+        stages = [self.plan.stages[n] for n in self.step.all]
+        return (
+            all(stage.op is None for stage in stages[1:])
+            and not any(stage.array in self.plan.places for stage in stages)
+            and all(
+                coefficient(load.index, last) in (0, 1) and not load.guard
+                for load in expr.loads(self.factors()[1])
+            )
+        )
+
+    def _product_across(self) -> list[Statement]:
+        """Tiles of columns by all rows of the block."""
+        own, other = self.factors()
+        mine = own
+        if self.packed:
+            mine = expr.load(self.panel, self._packed_place(self.block.lane))
+        axis, k = self.head.axes[-1], self.head.reduced[-1]
+        self._start(CHAINS)
+
+        def tile(first: Integer, height: int) -> list[Statement]:
+            registers = self._registers(height, self.row, self.block.width)
+            u = make_axis("u", 0, height)
+            at: dict[Atom, Integer] = {axis.variable: first + u.index}
+            number = k.index * height  # of an element: a tile of columns is asked for in order
+            place = first + number // k.count
+            there = {
+                axis.variable: place, k.variable: number % k.count,
+                self.block.row.variable: self.block.start + place,
+            }  # fmt: skip
+            hints = [*self._hints(other, there), *self._hints(own, there)]
+            ks = self._loops_over_k(self.bounds, hints)
+            return self._tile(registers, u, at[axis.variable], at, {}, mine, other, ks)
+
+        first, stop = self.bounds[axis.variable]
+        tiles = _tiles(axis, first, stop, self.block.height, tile)
+        loops = self._within(self.head.axes[:-1], tiles)
+        return self._with_statistics(loops, CHAINS)
+
+    def along(self) -> list[Statement]:
+        """Tiles of rows, or of what is summed over them, by panels of columns."""
+        mine, other = self.factors()
+        block, (*outer, axis) = self.block, self.head.axes
+        width = choose_nr(block.target, self.head, axis.count)
+        lanes = axis.variable if width > 1 else None
+        side, bounds = block.row, (block.start, block.start + block.width)
+        if self.sums:
+            side = outer.pop()
+            bounds = self.bounds[side.variable]
+
+        def tile(first: Integer, height: int) -> list[Statement]:
+            registers = self._registers(height, lanes, width)
+            u = make_axis("u", 0, height)
+            at: dict[Atom, Integer] = {side.variable: first + u.index}
+            at[LANE] = substitute(block.row.index, at) - block.start
+            if self.sums:
+                ks = [self._rows_for(bounds, first, first + height)]
+            else:
+                found = self._bounds_of_rows(first, first + height)
+                ks = self._loops_over_k(found, self._hints(other, {}))
+            return self._tile(registers, u, axis.index, at, at, mine, other, ks)
+
+        tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
+        return self._within(outer, [build.lanes_loop(axis, width, tuple(tiles))])
+
+    def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
+        """The places at which memory is asked for an operand; at: what variables are there."""
+        later = self.block.later
+        return [
+            (load.array, substitute(substitute(load.index, at), later))
+            for load in expr.loads(operand)
+            if later and load.array.space == "buffer" and not load.guard
+            and not expr.values_in(load.index)
+        ]  # fmt: skip
+
+    def _bounds_of_rows(self, begin: Integer, end: Integer) -> dict[Atom, Bounds]:
+        """The bounds of k for some of the block's rows: where they move with the rows."""
+        start, stop = self.block.start, self.block.start + self.block.width
+        found = dict(self.bounds)
+        for axis in self.head.reduced if isinstance(start, Affine) else ():
+            first, last = found[axis.variable]
+            found[axis.variable] = (
+                first - start + begin if isinstance(first - start, int) else first,
+                last - stop + end if isinstance(last - stop, int) else last,
+            )
+        return found
+
+    def _rows_for(self, bounds: Bounds, begin: Integer, end: Integer) -> Loop:
+        """A loop over those of the block's rows that add to some places of a sum over rows.
+
+        bounds: of the places to which the block adds.
+        """
+        row, start, stop = self.block.row, self.block.start, self.block.start + self.block.width
+        first, stops = start, build.stops_within(stop, row.extent)
+        if isinstance(start, Affine):
+            if isinstance(reach := bounds[1] - stop, int):
+                first = _larger(start, begin - reach, row.count)
+            if isinstance(reach := bounds[0] - start, int):
+                stops = (*stops, end - reach)
+        return Loop(row.variable, first, stops, ())
+
+    def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Place]) -> list[Loop]:
+        """Loops, the outermost first, without what is done in them; the last asks for hints."""
+        loops = list(loops_in(build.bounded_loops(self.head.reduced, bounds, ())))
+        return [*loops[:-1], replace(loops[-1], prefetch=tuple(hints))]
+
+    def _within(self, axes: Sequence[Axis], inner: Sequence[Statement]) -> list[Statement]:
+        """Statements in plain loops over axes, the first outermost."""
+        return list(build.bounded_loops(axes, self.bounds, inner))
+
+    def _registers(self, height: int, lanes: Atom | None, width: int) -> Array:
+        name, dtype = f"tile{self.step.product}x{height}", self.head.body.dtype
+        return Array(name, dtype, height, "registers", lanes=lanes, width=width)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the rows' operand must be copied so that rows lie side by side."""
+        if self.step.product is None or self.runs_along:
+            return False
+        return any(load.array.space == "buffer" for load in expr.loads(self.factors()[0]))
+
+    @property
+    def panel(self) -> Array:
+        """Scratch memory for the rows' operand."""
+        size = numel([axis.extent for axis in self.head.reduced]) * self.block.width
+        dtype = self.factors()[0].dtype
+        return Array(f"panel{self.step.product}", dtype, size, "scratch")
+
+    def _packed_place(self, lane: Integer) -> Integer:
+        axes = self.head.reduced
+        k = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+        return k * self.block.width + lane
+
+    def pack(self) -> list[Statement]:
+        """Copy the rows' operand, whose vectors along k are transposed."""
+        if not self.packed:
+            return []
+        mine, (*outer, inner) = self.factors()[0], self.head.reduced
+        copy = Store(self.panel, self._packed_place(self.block.lane), mine)
+        lanes = self.block.target.lanes(mine.dtype)
+        loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
+        return [self.block.rows_loop(build.loops_over(outer, [loop]))]
+
+    def _tile(
+        self, registers: Array, u: Axis, place: Integer, at: dict[Atom, Integer],
+        rows_at: dict[Atom, Integer], mine: Expr, other: Expr, ks: Sequence[Loop],
+    ) -> list[Statement]:  # fmt: skip
+        """Clear the registers, multiply and add in loops over k, pass the results on.
+
+        at: what register u stands for; place: its column; rows_at: its row, where that is not a
+        lane.
+        """
+        total = expr.load(registers, u.index)
+        left, right = (expr.substitute_in(factor, at) for factor in (mine, other))
+        return [
+            *self._summed(registers, u, multiply_add(total, left, right), ks),
+            *self._checked(registers, u, at, ks),
+            build.unrolled(u, self._element(place, u.index, total, rows_at)),
+        ]
+
+    def _summed(
+        self, registers: Array, u: Axis, more: Expr, ks: Sequence[Loop]
+    ) -> list[Statement]:
+        """Clear the registers, set them to `more` in loops over k."""
+        step = build.unrolled(u, [Store(registers, u.index, more)])
+        for loop in reversed(ks):
+            step = loop.around((step,))
+        zero = identity(Op.SUM, registers.dtype)
+        return [build.unrolled(u, [Store(registers, u.index, zero)]), step]
+
+    def _checked(
+        self, registers: Array, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
+    ) -> list[Statement]:
+        """Scale what was summed on a guess; where that is not the product, sum the product."""
+        speculation = self.speculation
+        if speculation is None:
+            return []
+        assert self.step.product is not None
+        scale = None
+        if speculation.scale is not None:
+            scale = expr.substitute_in(self.plan.reading(speculation.scale), at)
+        terms = expr.substitute_in(self.bodies[self.step.product], at)
+        more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
+        again = self._summed(registers, u, more, ks)
+        name = f"wrong{self.step.product}x{registers.size}"
+        return build.unless_finite(name, registers, u, scale, again)
+
+
+def _larger(x: Integer, y: Integer, most: int) -> Integer:
+    """The larger one of two indices, of which x is 0 … most."""
+    both = tuple(expr.index(one, dtypes.int64) for one in (x, y))
+    payload = expr.apply(Op.MAXIMUM, both, dtypes.int64)
+    return Affine(0, ((Atom("value", "", 0, most, payload=payload), 1),))
+
+
+def _index(axis: Axis) -> Integer:
+    """The variable of an axis, or 0 where that is all it can be."""
+    return axis.index if axis.variable.high else 0
+
+
+def _repeated(axis: Axis, body: Sequence[Statement]) -> Sequence[Statement]:
+    """The body for each number of an axis."""
+    return body if axis.count == 1 else [build.unrolled(axis, body)]
+
+
+def _last(stage: Stage) -> Integer:
+    """The last kept axis of a stage as it is."""
+    return stage.axes[-1].index if stage.axes else 0

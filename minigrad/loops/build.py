@@ -10,7 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.axes import indices, merge, places_along, row_axis
 from minigrad.loops.nest import (
     Fold,
@@ -105,6 +105,31 @@ def lanes_loop(
 def serial_loop(axis: Axis, body: Statements) -> Loop:
     """A plain loop over an axis."""
     return Loop(axis.variable, 0, (axis.extent,), body)
+
+
+def unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
+    """A loop over an axis that is written out."""
+    return Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")
+
+
+Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
+
+
+def bounded_loops(
+    axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Sequence[Statement]
+) -> Statements:
+    """Plain loops over parts of axes, the first outermost."""
+    for axis in reversed(axes):
+        first, stop = bounds.get(axis.variable, (0, axis.extent))
+        body = (Loop(axis.variable, first, stops_within(stop, axis.extent), tuple(body)),)
+    return tuple(body)
+
+
+def stops_within(stop: Integer, extent: Integer) -> tuple[Integer, ...]:
+    """Where a loop over an axis ends that need not go beyond `stop`."""
+    if stop == extent or isinstance(extent, int) and high(stop) <= extent:
+        return (stop,)
+    return stop, extent
 
 
 Done = dict[int, tuple[Loop, Loop]]  # what became of loops, by their identity
@@ -285,7 +310,7 @@ def unless_finite(
         each.append(put(value, value * scale))
     result: list[Statement] = [
         put(found, found.constant(0.0), everywhere=True),
-        Loop(u.variable, 0, (registers.size,), tuple(each), "unroll"),
+        unrolled(u, each),
     ]
     if registers.lanes is not None:
         found = expr.register(f"{name}_any", dtype)

@@ -15,33 +15,61 @@ last tile has fewer rows, the last vector a mask. A copy takes any index express
 conversion: what an operand costs to compute is paid once for a block, not for every tile.
 After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, ACM TOMS 34, 2008);
 the numbers, such as mr and nr, are those of cost.py.
+
+Products of bfloat16 in the matrix registers of a processor (AMX), in squares of 32 × 32:
+
+    parallel over batch × blocks of columns × blocks of rows:
+      copy the block of `left`, row after row, in words of two neighbours along k
+      for each panel of the block's columns:
+        copy the panel of `right`, in such words too
+        for each square of the block:
+          square = left's 32 rows · panel
+          store the square through the epilogue
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom, ceildiv, low
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
-from minigrad.loops.amx import amx
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import combine, put, unless_finite
-from minigrad.loops.dynamic_bounds import with_dynamic_bounds
-from minigrad.loops.nest import Loop, Nest, Statement, Store, loop_over, map_statement, written
+from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride, stays_near
+from minigrad.loops.nest import (
+    Loop,
+    Matrix,
+    MatrixProduct,
+    Nest,
+    Prefetch,
+    Statement,
+    Store,
+    loop_over,
+    map_statement,
+    written,
+)
 from minigrad.loops.prefetch import Place, next_rows
-from minigrad.loops.product import LANE, Problem, distance, in_pairs, prepare, strides
-from minigrad.loops.tile_prefetch import LEAST_FETCHED, TileHints
+from minigrad.loops.product import (
+    LANE,
+    Problem,
+    distance,
+    in_pairs,
+    prepare,
+    strides,
+    with_dynamic_bounds,
+)
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Expr
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
-from minigrad.target import Target
+from minigrad.target import LINE, Target
 
 
 def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -177,3 +205,138 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         return unless_finite(name, registers, u, None, [replace(rows, body=(clear,)), summed])
 
     return make
+
+
+# ---- matrix registers ----
+
+
+ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
+
+
+def amx(problem: Problem, target: Target) -> Schedule | None:
+    """A product in matrix registers, where that pays."""
+    words = in_pairs(problem, ROW_WORDS)
+    if words is None:
+        return None
+    cuts = plan_amx(words, target, numel([axis.extent for axis in problem.outer]))
+    if cuts is None:
+        return None
+    parts, (rows, columns) = words.parts, cuts
+    m, n = parts.m[-1].variable, parts.n[-1].variable
+    ks, outer = [a.variable for a in parts.k], [a.variable for a in problem.outer]
+    s = Schedule(words.naive(), left=parts.left, right=parts.right)
+    s.vectorize(n, SQUARE, LANE)
+    block, task = s.split(n, columns, "p"), s.split(m, rows, "c")
+    s.reorder(*outer, block, task, n, m)
+    with s.inside(task):
+        tile = s.split(m, SQUARE, "t")
+        depth = numel([s.trips(k) for k in ks])
+        pitch = row_stride(depth, parts.left.dtype.itemsize)
+        layout = [((tile, m), None), (ks, pitch)]
+        near = 1 in strides(parts.left, m)
+        last = m if near else ks[-1]
+        left = s.stage("left", None, [tile, m, *ks], layout, "left", {last: ROW_WORDS})
+        order = sorted(ks, key=lambda k: -distance(parts.right, k))
+        layout = [(ks, None), ((n,), SQUARE)]
+        panel = s.stage("right", n, order, layout, "panel", transpose=SQUARE)
+        square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
+        product = MatrixProduct(
+            Matrix(square, 0, SQUARE), Matrix(left, tile.index * (SQUARE * pitch), pitch),
+            Matrix(panel, 0, SQUARE), SQUARE, SQUARE, depth,
+        )  # fmt: skip
+        s.tensorize(tile, product, square)
+    s.parallelize(*outer, block, task)
+    return s
+
+
+# ---- hints for the memory ----
+
+
+# Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
+# take some ten times as long as memory to answer; of a shorter sum too much is over by then.
+LEAST_FETCHED = 192
+
+
+class TileHints:
+    """Hints for the loops over k of tiles: at every k, and seldom, at every `line` of them.
+
+    operands: how tiles read them. k: the innermost axis of k; tile: numbers the tiles of a block.
+    """
+
+    def __init__(
+        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom, target: Target
+    ) -> None:
+        self.left, self.right = operands["left"], operands["right"]
+        self.plan, self.tile, self.source = plan, tile, problem.parts.right
+        # of one tile: its loop goes (`Schedule.simplify`), and so does its variable
+        self.number: Integer = tile.index if tile.high else 0
+        parts = problem.parts
+        self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
+        self.line = LINE // max(self.left.dtype.itemsize, 4)
+        alone = not (plan.kc or plan.panels)
+        # the next panel is packed after this one: each of a block's tiles fetches its share of it
+        self.following = alone and plan.packs_right and plan.nc > plan.nr
+        # rows that come from beyond the second cache: a tile fetches those of the next one
+        near = plan.packs_left or alone and stays_near(problem, plan.mc, target)
+        self.far = not near
+
+    def often(self, loop: Loop, around: Around) -> list[Statement]:
+        """At every k: the operands' lines of some k later."""
+        later = {self.k: self.k.index + self.line}
+        hints = self._lines(self.right, later)
+        if coefficient_of(self.left, self.m) == 1:
+            first = {self.m: loop_over(self.m, loop.body).start}
+            hints = self._lines(self.left, later | first) + hints
+        return list(hints)
+
+    def seldom(self, loop: Loop, around: Around) -> list[Statement]:
+        """At every line of k: each row's next line but one, next tile's rows, the next panel."""
+        rows, tiles = loop_over(self.m, loop.body), around[self.tile]
+        k = loop_over(self.k, loop.body).start
+        hints: list[Statement] = []
+        if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
+            lines = self._lines(self.left, {self.k: k + 2 * self.line})[:1]
+            hints.append(replace(rows, body=lines))
+            if self.far and tiles.start == 0 and self.tile.high:
+                at = {self.k: k, self.m: self.m.index + self.plan.mr}
+                lines = tuple(replace(one, later=True) for one in self._lines(self.left, at)[:1])
+                this, next_one = self.number, make_axis("next", 0, self.tile.high + 2)
+                stops = (this + 2, *tiles.stops)
+                following = Loop(next_one.variable, this + 1, stops, (replace(rows, body=lines),))
+                hints.append(following)
+        if self.following:
+            hints.append(self._next_panel(loop))
+        return hints
+
+    def _lines(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
+        """Hints at the lines of an operand's row of a tile or panel, at an index."""
+        if not coefficient_of(operand, self.k) or expr.values_in(operand.index):
+            return ()
+        array, index = operand.array, operand.index
+        first, line = substitute(index, at), LINE // operand.dtype.itemsize
+        aligned = (coefficient(index, self.k) or 0) % line == 0
+        count = ceildiv(self.plan.nr, line) + (not aligned)
+        return tuple(Prefetch(array, first + line * n) for n in range(count))
+
+    def _next_panel(self, loop: Loop) -> Loop:
+        """Hints at what a tile fetches of the next panel at a line of k."""
+        tile, piece, nr = self.number, loop.index, self.plan.nr
+        tiles, depth = max(self.plan.mc // self.plan.mr, 1), self.k.high + 1
+        one = make_axis("f", 0, nr * max(depth, self.line))
+        if 1 in strides(self.source, self.k):  # its columns lie along k
+            each = ceildiv(nr, tiles)
+            move = tile * each + one.index + nr
+            rows = self._lines(self.source, {
+                self.n: self.n.index + move, self.k: piece * self.line
+            })[:1]  # fmt: skip
+        else:
+            share = ceildiv(depth, tiles)
+            each = ceildiv(share * self.line, depth)
+            place = tile * share + piece * each + one.index
+            rows = self._lines(self.source, {self.n: self.n.index + nr, self.k: place})
+        return Loop(one.variable, 0, (each,), rows, "unroll")
+
+
+def coefficient_of(operand: Expr, x: Atom) -> int | None:
+    """How far a load moves along a variable; None where that varies, or there is more to it."""
+    return coefficient(operand.index, x) if operand.op is Leaf.LOAD else None

@@ -24,7 +24,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import places_along
-from minigrad.loops.build import flat_loop, lanes_loop, loops_over, put, substitute_stores
+from minigrad.loops.build import flat_loop, lanes_loop, loops_over, put, substitute_stores, unrolled
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, Stores
 from minigrad.loops.product import Problem, multiply_add, prepare, strides
@@ -175,9 +175,8 @@ class _Tile:
 
     def _vectors(self, body: Statement, around: Sequence[Axis] = ()) -> Loop:
         """A statement for every vector of the results, within loops over other axes."""
-        for axis in (self.v, self.u):
-            body = Loop(axis.variable, 0, (axis.extent,), (body,), "unroll")
-        return lanes_loop(LANE, ITEM_LANES, loops_over(around, [body]))
+        both = unrolled(self.u, [unrolled(self.v, [body])])
+        return lanes_loop(LANE, ITEM_LANES, loops_over(around, [both]))
 
     def _copy(
         self, side: _Side, k: Sequence[Axis], start: Integer, extent: Integer

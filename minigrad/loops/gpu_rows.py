@@ -17,19 +17,12 @@ from dataclasses import replace
 
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, ceildiv, high
+from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
-from minigrad.loops.block_plan import products_before_readers
-from minigrad.loops.build import (
-    combine,
-    flat_loop,
-    lanes_loop,
-    put,
-    serial_loop,
-    substitute_statement,
-)
-from minigrad.loops.common_subexpressions import share_common
-from minigrad.loops.mask_bounds import Bounds, Rows, mask_bounds
+from minigrad.loops.block_plan import products_before_readers, share_common
+from minigrad.loops.build import Bounds
+from minigrad.loops.mask_bounds import Rows, mask_bounds
 from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -79,7 +72,7 @@ def gpu_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     stages = kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
     body = _Items(items).loop(stages, [{} for _ in stages])
-    return assemble(name, kernel, serial_loop(row, (body,)), target)
+    return assemble(name, kernel, build.serial_loop(row, (body,)), target)
 
 
 def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -108,9 +101,9 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     side = lane.index if width > 1 else 0
     stages = kept_inside(stages, kernel, whole, width, side, target.group.local_bytes // KEPT)
     items = max(row_items(kernel, target.group, 1), 32)
-    rows = lanes_loop(axis, width, (), start, (start + width,), lane.variable)
+    rows = build.lanes_loop(axis, width, (), start, (start + width,), lane.variable)
     body = _Items(items, rows).loop(stages, bounds)
-    return assemble(name, kernel, flat_loop([outer, number], (body,)), target)
+    return assemble(name, kernel, build.flat_loop([outer, number], (body,)), target)
 
 
 class _Items:
@@ -139,20 +132,19 @@ class _Items:
         if self.rows is not None and self.rows.step > 1:
             total = replace(total, lanes=self.rows.variable, width=self.rows.step)
         result = expr.load(total)
-        clear = put(result, identity(stage.op, total.dtype))
-        step = put(result, combine(stage.op, result, stage.body))
+        clear = build.put(result, identity(stage.op, total.dtype))
+        step = build.put(result, build.combine(stage.op, result, stage.body))
         store = replace(store, value=result)
         if not self._folds(stage):
-            return self._shared(
-                stage.axes, bounds, (clear, *_loops(stage.reduced, bounds, (step,)), store)
-            )
+            sums = build.bounded_loops(stage.reduced, bounds, (step,))
+            return self._shared(stage.axes, bounds, (clear, *sums, store))
         memory = Array(f"fold_{total.dtype.name}", total.dtype, self.items * total.width, "local")
         first = expr.restrict((), [-self.item])  # one item stores what all of them have
         body = (
             clear, *self._shared(stage.reduced, bounds, (step,)),
             FoldItems(total, stage.op, memory), replace(store, guard=first),
         )  # fmt: skip
-        return _loops(stage.axes, bounds, body)
+        return build.bounded_loops(stage.axes, bounds, body)
 
     def _folds(self, stage: Stage) -> bool:
         """Whether all items together reduce one element after another."""
@@ -165,26 +157,16 @@ class _Items:
         self, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements
     ) -> Statements:
         """Loops over axes, of which every item takes its share."""
-        whole = all(isinstance(a.extent, int) and _bounds(a, bounds) == (0, a.extent) for a in axes)
+        whole = all(
+            isinstance(a.extent, int) and bounds.get(a.variable) in (None, (0, a.extent))
+            for a in axes
+        )
         if whole and len(axes) != 1:
             one = make_axis("e", 0, numel([axis.extent for axis in axes]))
             values = places_along(axes, one.index)
-            body = tuple(substitute_statement(statement, values) for statement in body)
+            body = tuple(build.substitute_statement(statement, values) for statement in body)
             axes = [one]
-        (loop,) = _loops(axes[-1:], bounds, body)
+        (loop,) = build.bounded_loops(axes[-1:], bounds, body)
         assert isinstance(loop, Loop)
         loop = replace(loop, start=loop.start + self.item, step=self.items)
-        return _loops(axes[:-1], bounds, (loop,))
-
-
-def _bounds(axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:
-    return bounds.get(axis.variable, (0, axis.extent))
-
-
-def _loops(axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements) -> Statements:
-    """Plain loops over axes within their bounds, the first outermost."""
-    for axis in reversed(axes):
-        first, stop = _bounds(axis, bounds)
-        stops = (stop,) if stop == axis.extent else (stop, axis.extent)
-        body = (Loop(axis.variable, first, stops, body),)
-    return body
+        return build.bounded_loops(axes[:-1], bounds, (loop,))

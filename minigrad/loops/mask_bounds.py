@@ -21,13 +21,13 @@ from minigrad.graph.operations import Op
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.loops.build import Bounds
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
-Bounds = tuple[Integer, Integer]  # first, and behind the last
 Makers = Mapping[Array, Stage]  # the stages that expressions may read, by their arrays
 
 

@@ -1,31 +1,47 @@
 """The recipe "rows": each stage computes its part of a row from its producers' parts.
 
-Vectors run along the row (the row stays in the cache, see row_passes.py) or across neighbouring
+Vectors run along the row (the row stays in the cache, see below) or across neighbouring
 rows (see row_vectors.py); fuse.py tells which is cheaper.
 
 Results that pass by the cache go to memory at once, at a speed of their own: a pass that does
 little else waits for memory, while the passes before it leave memory alone. So the last pass of a
 row, if it writes such results, shares the loop of the next row's longest pass. (Measured with one
 core of a Zen 5 class machine: a softmax of 64 MiB takes 3.2 ms instead of 3.8.)
+
+With vectors along it, the stages of a row share as few passes over it as they can. Softmax is
+three: the maximum; the exponentials with their sum; the quotients. A stage joins the first pass
+after all that it waits for (the result of a reduction is known when its pass ends, a value of the
+own element at once), and takes such values from registers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from minigrad.graph.shapes import numel
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import MOST_CHUNKS, assemble
-from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, row_axis
-from minigrad.loops.build import loops_over
-from minigrad.loops.nest import Nest
-from minigrad.loops.row_passes import Pass, prefetches, row_passes
+from minigrad.loops.axes import (
+    fix_rows,
+    kept_inside,
+    merge_stage,
+    row_axis,
+    unit_stride_axis,
+    vector_width,
+)
+from minigrad.loops.build import loops_over, naive, streams
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, walk
+from minigrad.loops.prefetch import AHEAD, Place, far_enough, from_memory, next_rows
 from minigrad.loops.row_vectors import row_vectors
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import runs_along_rows
 from minigrad.schedule.schedule import Kernel
+from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see _in_long_runs)
@@ -90,3 +106,241 @@ def _delayed(
         return None
     host = max(hosts, key=lambda one: one.operations)
     return host.axes[0][0].variable, size, kept
+
+
+# ---- passes over a row ----
+
+
+MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands
+
+
+@dataclass
+class Pass:
+    """A pass over `extent` elements, or (extent None) stages that come one after the other.
+
+    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes.
+    """
+
+    extent: Integer | None
+    stages: list[Stage] = field(default_factory=list)
+    body: list[Statement] = field(default_factory=list)
+    axes: list[tuple[Axis, int]] = field(default_factory=list)
+
+    @property
+    def operations(self) -> int:
+        """Of an element, to tell which pass takes longest."""
+        return sum(expr.operations(stage.body) for stage in self.stages)
+
+    @property
+    def vector(self) -> bool:
+        """Whether it is a loop over vectors."""
+        return self.extent is not None and self.axes[0][1] > 1
+
+    @property
+    def only_streams(self) -> bool:
+        """Whether it does nothing but write what passes by the cache."""
+        return all(
+            isinstance(one, Loop | Stores) or isinstance(one, Store) and one.streaming
+            for one in walk(*self.body)
+        )
+
+
+def row_passes(
+    stages: Sequence[Stage], stored: frozenset[Array], target: Target
+) -> list[Pass]:
+    """The work of one row. `stored`: the arrays that are memory; others are scratch."""
+    passes = _passes([_with_common_axis(stage) for stage in stages], stored)
+    last_read = {
+        load.array: place
+        for place, one in enumerate(passes)
+        for stage in one.stages
+        for load in expr.loads(*stage.exprs())
+    }
+    number = 0
+    for place, one in enumerate(passes):
+        if one.extent is None:
+            for n, stage in enumerate(one.stages):
+                _alone(one, stage, number + n, stored, target)
+        else:
+            later = {s.array for s in one.stages if last_read.get(s.array, place) > place}
+            _together(one, number, stored, later, target)
+        number += len(one.stages)
+    return passes
+
+
+def prefetches(
+    passes: Sequence[Pass], row: Axis, target: Target
+) -> dict[Axis, tuple[Place, ...]]:
+    """By the axis of a pass: what it asks memory for.
+
+    What several passes need of a row comes while the one before it is worked on: the pass that
+    computes longest asks for it. What one pass needs it asks for itself, if it is one array.
+    """
+    found: dict[Axis, list[Place]] = {}
+    first: dict[Place, int] = {}  # the pass
+    for place, one in enumerate(passes):
+        if one.extent is None:
+            continue
+        axis = _common_axis(one.extent)
+        for stage in one.stages:
+            for load in expr.loads(stage.body):
+                if from_memory(load, axis, target) == 1 and row.variable in load.variables:
+                    first.setdefault((load.array, load.index), place)
+    for (array, position), place in first.items():
+        extent = passes[place].extent
+        assert extent is not None
+        nbytes = numel([extent]) * array.dtype.itemsize
+        later = [n for n in range(place + 1, len(passes)) if passes[n].extent == extent]
+        if not later and list(first.values()).count(place) > 1:
+            continue
+        ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
+        if ahead:
+            position = position + ahead // array.dtype.itemsize
+        else:
+            _, position = next_rows((array, position), row.variable, nbytes)
+            place = max(later or [place], key=lambda n: passes[n].operations)
+        ((own, _),) = passes[place].axes
+        position = substitute(position, {_common_axis(extent).variable: own.index})
+        found.setdefault(own, []).append((array, position))
+    return {axis: tuple(places) for axis, places in found.items()}
+
+
+def _common_axis(extent: Integer) -> Axis:
+    """The axis that all stages of a pass have."""
+    return make_axis("any", 0, extent)
+
+
+def _with_common_axis(stage: Stage) -> Stage:
+    """A stage that is one loop over one axis, over that of its pass."""
+    old = _pass_axis(stage)
+    if old is None:
+        return stage
+    axis = _common_axis(old.extent)
+    return _over(axis, stage, {old.variable: axis.index})
+
+
+def _over(axis: Axis, stage: Stage, at: Mapping[Atom, Integer]) -> Stage:
+    """A stage over another axis; at: what its own is there."""
+    axes, reduced = ((axis,), ()) if stage.op is None else ((), (axis,))
+    body, position = expr.substitute_in(stage.body, at), substitute(stage.position, at)
+    return replace(stage, axes=axes, reduced=reduced, body=body, position=position)
+
+
+def _pass_axis(stage: Stage) -> Axis | None:
+    """The axis of a stage that is one loop over one axis."""
+    axes = (*stage.axes, *stage.reduced)
+    return axes[0] if len(axes) == 1 and (stage.op is not None) == bool(stage.reduced) else None
+
+
+def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
+    passes: list[Pass] = []
+    made: dict[Array, int] = {}  # the first pass in which all of an array is known
+    own: set[Expr] = set()  # elements that are known before, in the pass that makes them
+    reads = _Reads()
+    for stage in stages:
+        axis = _pass_axis(stage)
+        first = 0
+        for load in expr.loads(*stage.exprs()):
+            if load.array in made:
+                first = max(first, made[load.array] - (axis is not None and load in own))
+        if stage.array in stored:
+            first = max(first, reads.first_for(stage))
+        extent = None if axis is None else axis.extent
+        for place in range(first, len(passes)):
+            if passes[place].extent == extent and len(passes[place].stages) < MOST_IN_PASS:
+                break
+        else:
+            place = len(passes)
+            passes.append(Pass(extent))
+        passes[place].stages.append(stage)
+        made[stage.array] = place + 1 + (axis is None)
+        if axis is not None and stage.op is None:
+            own.add(expr.load(stage.array, stage.position))
+        reads.add(stage, place + (axis is None))
+    return passes
+
+
+class _Reads:
+    """What the stages so far read of buffers: a later stage may overwrite it.
+
+    The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
+    position of the reads of such arrays, or None for a stage that is no loop → the last pass with
+    such a read. Stages of one kind share an entry, so that hundreds do not take quadratic time.
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[int, dict[Integer | None, int]] = {}
+        self.last = 0
+
+    def add(self, stage: Stage, place: int) -> None:
+        """Note the reads of a stage of the pass `place`."""
+        self.last = max(self.last, place)
+        alone = _pass_axis(stage) is None
+        for load in expr.loads(*stage.exprs()):
+            if load.array.space == "buffer":
+                places = self.places.setdefault(load.array.size * load.dtype.itemsize, {})
+                key = None if alone else load.index
+                places[key] = max(places.get(key, 0), place)
+
+    def first_for(self, writer: Stage) -> int:
+        """The first pass that a stage with an array of memory may join, or come after."""
+        own = None if _pass_axis(writer) is None else writer.position
+        places = self.places.get(writer.array.size * writer.array.dtype.itemsize, {})
+        behind = (place + (key is None or key != own) for key, place in places.items())
+        return max(self.last, *behind, 0)
+
+
+def _together(
+    one: Pass, number: int, stored: frozenset[Array], later: set[Array], target: Target
+) -> None:
+    """One loop for all stages of a pass; `later`: the arrays that later passes want."""
+    assert one.extent is not None
+    axis = make_axis("c", number, one.extent)
+    here = {_common_axis(one.extent).variable: axis.index}
+    values: dict[Expr, Expr] = {}
+    sums: list[Stage] = []
+    stores: list[Store] = []  # bodies read what was there before, so no store comes between them
+    bodies: list[Expr] = []
+
+    for stage in one.stages:
+        stage = _over(axis, stage, here)
+        if values:
+            stage = replace(stage, body=expr.rebuild(stage.body, values.get))
+        bodies.append(stage.body)
+        if stage.op is not None:
+            sums.append(stage)
+            continue
+        values[expr.load(stage.array, stage.position)] = stage.body
+        if stage.array in stored or stage.array in later:
+            streaming = stage.array in stored and streams(stage.array, one.stages, target)
+            stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))
+    totals = {
+        stage.array: expr.register(f"sum{number + n}", stage.body.dtype)
+        for n, stage in enumerate(one.stages)
+    }
+    also = [stores[0] if len(stores) == 1 else Stores(tuple(stores))] if stores else []
+    one.body = naive(sums, totals, totals, (axis,), also)
+    one.axes = [(axis, vector_width(target, bodies, axis.extent, bool(sums), axis.variable))]
+
+
+def _alone(
+    one: Pass, stage: Stage, number: int, stored: frozenset[Array], target: Target
+) -> None:
+    """One stage for one row, with vectors along any of its axes."""
+    along = unit_stride_axis((*stage.axes, *stage.reduced), [stage.body], [stage.position])
+    reduces = along in stage.reduced
+    if along is not None:
+        axis = make_axis("c", number, along.extent)
+        stage = stage.substitute({along.variable: axis.index})
+        kept, reduced = (
+            tuple(a for a in axes if a != along) for axes in (stage.axes, stage.reduced)
+        )
+        kept, reduced = (kept, (*reduced, axis)) if reduces else ((*kept, axis), reduced)
+        stage = replace(stage, axes=kept, reduced=reduced)
+        width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
+        one.axes.append((axis, width))
+    total = expr.register(f"sum{number}", stage.body.dtype)
+    body = naive([stage], [stage.array], {stage.array: total})
+    if stage.op is None and stage.array in stored and streams(stage.array, [stage], target):
+        body = [Store(stage.array, stage.position, stage.body, streaming=along is not None)]
+    one.body.extend(loops_over(stage.axes, body))

@@ -30,7 +30,6 @@ from minigrad.loops.nest import (
     Stores,
     whole_vectors,
 )
-from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import is_number
 from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
@@ -287,7 +286,7 @@ class _Emitter(MemoryEmitter):
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
             return Value(text, e.dtype, lanes)
         if e.op is Leaf.DOT:
-            return pairs.dot(here, *args)
+            return values.dot(here, *args)
         return values.operation(here, e.op, args, e.dtype)
 
     def _read(self, e: Expr) -> Value:

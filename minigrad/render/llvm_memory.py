@@ -6,7 +6,6 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Nest, Store
-from minigrad.render import llvm_pairs as pairs
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
 from minigrad.render.llvm_values import Value, memory_type, vector_type
@@ -97,13 +96,13 @@ class MemoryEmitter(IndexEmitter):
             text = self._side_by_side(first, second, lanes)
             here = self.builder()
             if rounded:
-                return pairs.words_of_neighbours(here, Value(text, array.dtype, 2 * lanes))
+                return values.words_of_neighbours(here, Value(text, array.dtype, 2 * lanes))
             text = here.line(f"bitcast <{2 * lanes} x i16> {text} to <{lanes} x i32>")
             return Value(text, e.dtype, lanes)
         if rounded:
             floats = [self.value(load) for load in (first, second)]
             here = self.builder()
-            return pairs.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
+            return values.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
         if neighbours and not guard and not second.guard and self.lane_stride(index) != 1:
             kind, size = vector_type("i32", lanes), array.dtype.itemsize
             text = self._gather(kind, array, index, lanes, size, self.mask())

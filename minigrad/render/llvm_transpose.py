@@ -14,8 +14,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Store, Stores, expressions, written
-from minigrad.render.llvm_index import IndexEmitter, is_number
-from minigrad.render.llvm_levels import Lanes
+from minigrad.render.llvm_index import IndexEmitter, Lanes, is_number
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf

@@ -12,37 +12,34 @@ one rounding, so what must be exact is exact either way (constants with trailing
 renderer must not reassociate: `(x + 1.5·2²³) − 1.5·2²³` is how a number is rounded to an integer.
 
 float16 and bfloat16 are computed in float32 and rounded once.
+
+Division, remainders, shifts and some casts are rewritten, too: processors' instructions and C's
+operators leave some cases undefined, or define them otherwise than the reference. What they have is
+`Leaf.QUOTIENT`, `REMAINDER` and `WHOLE`, and shifts by counts that are seen to be below the width.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError
 from minigrad.graph.formulas.exponential import tanh_plus_one
 from minigrad.graph.operations import Op
-from minigrad.render.arithmetic import rewriting
 from minigrad.schedule.expr import Expr, Leaf, apply, walk, with_new_indices
 
 
-def formula_of(op: Op | Leaf) -> Callable[..., Any] | None:
-    """What `expand` rewrites an operation by; None for what renderers emit themselves."""
-    return op.facts.formula if isinstance(op, Op) else None
-
-
-def _rewritten(
-    op: Op | Leaf, formula: Callable[..., Any], args: tuple[Expr, ...], dtype: DType
-) -> Expr:
+def _by_formula(*args: Expr, dtype: DType, op: Op) -> Expr:
     """One operation that has a formula in primitive ones."""
-    integers = isinstance(op, Op) and "f" not in op.facts.kinds
+    integers = "f" not in op.facts.kinds
     if not (dtype is dtypes.uint32 if integers else dtype.is_float):
         expected = "uint32" if integers else "a float dtype"
         raise DTypeError(f"{op.value} of {dtype.name}: expected {expected}; cast the operand")
-    narrow = dtype in (dtypes.float16, dtypes.bfloat16)
-    computed = dtypes.float32 if narrow else dtype
+    computed = dtypes.float32 if dtype in (dtypes.float16, dtypes.bfloat16) else dtype
+    formula: Any = op.facts.formula
     result: Expr = formula(*(arg.cast(computed) for arg in args))
     return result.cast(dtype)
 
@@ -61,13 +58,13 @@ def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
 
 def expand(root: Expr) -> Expr:
     """root with every operation that has a formula rewritten (also those inside indices), and all
-    that processors define otherwise (arithmetic.py).
+    that processors define otherwise.
 
     Raises DTypeError where a formula is not defined for its dtype. An expression that holds nothing
     of that comes back as it is.
     """
     order = walk(root)
-    if not any(formula_of(expr.op) or rewriting(expr) for expr in order):
+    if not any(map(rewriting, order)):
         return root
     sums = _tanh_plus_one(order)
     alone = {total.args[0] for total in sums}
@@ -81,12 +78,109 @@ def expand(root: Expr) -> Expr:
             new[expr] = total
             continue
         args = tuple(new[arg] for arg in expr.args)
-        if formula := formula_of(expr.op):
-            new[expr] = _rewritten(expr.op, formula, args, expr.dtype)
-        elif change := rewriting(expr):
-            new[expr] = change(*args, expr.dtype)
+        if change := rewriting(expr):
+            new[expr] = change(*args, dtype=expr.dtype)
         elif args:
             new[expr] = expr if args == expr.args else apply(expr.op, args, expr.dtype)
         else:
             new[expr] = with_new_indices(expr, new)
     return new[root]
+
+
+# ---- what processors leave undefined ----
+
+
+def rewriting(e: Expr) -> Callable[..., Expr] | None:
+    """What makes an operation's value of its arguments and dtype; None where a renderer does."""
+    if not e.args:
+        return None
+    if isinstance(e.op, Op) and e.op.facts.formula:
+        return partial(_by_formula, op=e.op)
+    from_float = e.args[0].dtype.is_float
+    if e.op is Op.CAST and e.dtype is dtypes.float16 and e.args[0].dtype is dtypes.float64:
+        return _half_of_double
+    if e.op is Op.CAST:
+        return _whole if from_float and e.dtype.is_int else None
+    if e.op is Op.IDIV:
+        return _quotient
+    if e.op is Op.MOD:
+        return _float_remainder if from_float else _remainder
+    if e.op in (Op.SHL, Op.SHR) and not _has_short_count(e):
+        return partial(_shifted, op=e.op)
+    return None
+
+
+def _has_short_count(e: Expr) -> bool:
+    """Whether the count of a shift is seen to be below the width."""
+    count = e.args[1].args[1] if e.args[1].op is Op.AND else e.args[1]
+    return count.op is Op.CONST and 0 <= count.value < e.dtype.bits
+
+
+def _divided(x: Expr, y: Expr) -> tuple[Expr, Expr, Expr, Expr, Expr]:
+    """Whether y is 0, or 0 or −1; y, or 1 instead of these; quotient and rest, rounded to zero."""
+    by_zero = y.equals(0)
+    special = by_zero | y.equals(-1) if y.dtype.kind == "i" else by_zero
+    if y.known() not in (None, 0, -1):
+        by_zero = special = x.constant(False, dtypes.bool)
+    safe = special.where(1, y)
+    quotient = apply(Leaf.QUOTIENT, (x, safe), x.dtype)
+    return by_zero, special, safe, quotient, x - quotient * safe
+
+
+def _quotient(x: Expr, y: Expr, dtype: DType) -> Expr:
+    """Floor division; by 0 it is 0, and the least number by −1 is itself."""
+    by_zero, special, safe, quotient, rest = _divided(x, y)
+    if dtype.kind == "i":
+        below = rest.differs(0) & (rest ^ safe).less(0)
+        quotient = special.where(-x, below.where(quotient - 1, quotient))
+    return by_zero.where(0, quotient)
+
+
+def _remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
+    """It has the sign of y; by 0 it is 0."""
+    _, special, safe, _, rest = _divided(x, y)
+    if dtype.kind == "i":
+        rest = (rest.differs(0) & (rest ^ safe).less(0)).where(rest + safe, rest)
+    return special.where(0, rest)
+
+
+def _float_remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
+    """x − y·floor(x / y), exact: C's remainder, moved to the sign of y, which a zero has too."""
+    wide = dtypes.float64 if dtype is dtypes.float64 else dtypes.float32
+    bits = dtypes.uint64 if wide is dtypes.float64 else dtypes.uint32
+    x, y = x.cast(wide), y.cast(wide)
+    rest = apply(Leaf.REMAINDER, (x, y), wide)
+    moved = (rest.less(0.0) ^ y.less(0.0)).where(rest + y, rest)
+    zero = (y.bits_as(bits) & (1 << (bits.bits - 1))).bits_as(wide)
+    return rest.differs(0.0).where(moved, zero).cast(dtype)
+
+
+def _shifted(x: Expr, count: Expr, dtype: DType, op: Op) -> Expr:
+    """A count may reach the width, or be negative: then 0, or the sign of a signed x."""
+    kinds = (dtypes.uint8, dtypes.uint16, dtypes.uint32, dtypes.uint64)
+    (unsigned,) = (kind for kind in kinds if kind.bits == dtype.bits)
+    fits = apply(Op.BITCAST, (count,), unsigned).less(dtype.bits)
+    beyond = x.less(0).where(x.constant(-1), 0) if op is Op.SHR and dtype.kind == "i" else 0
+    return fits.where(apply(op, (x, count & (dtype.bits - 1)), dtype), beyond)
+
+
+def _whole(x: Expr, dtype: DType) -> Expr:
+    """Truncated and saturated, NaN 0."""
+    x = x if x.dtype is dtypes.float64 else x.cast(dtypes.float32)
+    low, not_low = x.less(float(dtype.minimum)), x.constant(dtype.minimum).operation("le", x)
+    high = x.constant(float(int(dtype.maximum) + 1)).operation("le", x)
+    inside = (~not_low | high).where(0.0, x)
+    whole = apply(Leaf.WHOLE, (inside,), dtype)
+    return high.where(dtype.maximum, low.where(dtype.minimum, whole))
+
+
+def _half_of_double(x: Expr, dtype: DType) -> Expr:
+    """Rounded once: to float32 first, to odd where that is inexact, and then as good as from x
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    near = x.cast(dtypes.float32)
+    wide, bits = near.cast(dtypes.float64), near.bits_as(dtypes.uint32)
+    above = x.less(0.0).where(wide.less(x), x.less(wide))
+    exact = wide.equals(x) | x.differs(x)
+    odd = exact.where(bits, above.where(bits - 1, bits) | 1)
+    return odd.bits_as(dtypes.float32).cast(dtype)

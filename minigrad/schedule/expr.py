@@ -31,7 +31,7 @@ class Leaf(Enum):
     # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c; or words of four
     # bytes, a's unsigned and b's signed, and an int32
     DOT = "dot"
-    # What processors have: see render/arithmetic.py.
+    # What processors have: see render/vector_math.py.
     QUOTIENT = "quotient"  # args (x, y): integers, to zero; y is not 0, nor −1 where x is signed
     REMAINDER = "remainder"  # args (x, y): floats, with the sign of x
     WHOLE = "whole"  # args (x): a float in the range of an integer dtype, to zero

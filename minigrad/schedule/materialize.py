@@ -197,7 +197,7 @@ def _without(shape: Shape, axis: int) -> Shape:
 def is_loaded_mask(node: Node) -> bool:
     """where(conditions, x, 0) with conditions that compare an index with one of a few numbers.
 
-    In a product such a mask becomes a bound of loops (`loops/dynamic_bounds.py`).
+    In a product such a mask becomes a bound of loops (`loops/product.py`).
     """
     return (
         node.op is Op.WHERE

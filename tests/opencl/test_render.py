@@ -12,8 +12,8 @@ from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
 from minigrad.loops.recipes import lower
+from minigrad.render.opencl import parse
 from minigrad.render.opencl_groups import PRIVATE_BYTES, render
-from minigrad.render.opencl_index import parse
 from minigrad.render.opencl_values import bare, literal
 from minigrad.target import Target
 
