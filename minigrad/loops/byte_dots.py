@@ -27,10 +27,9 @@ from collections.abc import Mapping
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
-from minigrad.loops.assemble import assemble
+from minigrad.loops.assemble import assemble, in_levels
 from minigrad.loops.build import epilogue, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES
-from minigrad.loops.levels import in_levels
 from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule

@@ -4,8 +4,8 @@
                   (see elementwise.py)
     rows          stage after stage for each row; vectors run along the row or across rows (rows.py)
     scatter       additions at places given by data, in order, parallel over what is kept
-    scan          running reductions, parallel over what is kept (see scans.py)
-    distribute    one pass of a sort (see scans.py)
+    scan          running reductions, parallel over what is kept (see elementwise.py)
+    distribute    one pass of a sort (see elementwise.py)
     gemm          a matrix product, in register tiles (see gemm.py)
     gemv          a matrix times a vector, or a few (see gemv.py)
     block_rows    rows in which products take part, several at a time (see block_rows.py)
@@ -13,8 +13,8 @@
 
 On a GPU, whose work-items are many and run in groups:
 
-    gpu_rows      a work-group for each row, or block of rows (see gpu_rows.py)
-    gpu_gemm      a tile of the results for each work-group (see gpu_gemm.py)
+    gpu_rows      a work-group for each row, or block of rows (see gpu.py)
+    gpu_gemm      a tile of the results for each work-group (see gpu.py)
     gpu_scatter   additions in order, parallel over what is kept and parts of what is added to
 
 Elements, rows that are short, and rows whose neighbours are neighbours in memory are one
@@ -28,14 +28,12 @@ from collections.abc import Callable
 from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.block_rows import block_rows
 from minigrad.loops.byte_dots import byte_dots
-from minigrad.loops.elementwise import elementwise, gpu_scatter, scatter
+from minigrad.loops.elementwise import distribute, elementwise, gpu_scatter, scan, scatter
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
-from minigrad.loops.gpu_gemm import gpu_gemm
-from minigrad.loops.gpu_rows import gpu_block_rows, gpu_rows
+from minigrad.loops.gpu import gpu_block_rows, gpu_gemm, gpu_rows
 from minigrad.loops.nest import Nest
 from minigrad.loops.rows import rows
-from minigrad.loops.scans import distribute, scan
 from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target

@@ -32,8 +32,15 @@ from minigrad.loops.nest import (
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import is_number
-from minigrad.render.llvm_matrices import BEGIN, CONFIGURATION, END, emit_matrix_product
-from minigrad.render.llvm_memory import CACHE_LINE, MemoryEmitter, alignment
+from minigrad.render.llvm_memory import (
+    BEGIN,
+    CACHE_LINE,
+    CONFIGURATION,
+    END,
+    MemoryEmitter,
+    alignment,
+    emit_matrix_product,
+)
 from minigrad.render.llvm_transpose import emit_transposed, loads_across
 from minigrad.render.llvm_values import Value, constant, vector_type
 from minigrad.schedule import expr

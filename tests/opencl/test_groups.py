@@ -15,7 +15,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
-from minigrad.loops.gpu_gemm import choose_tile
+from minigrad.loops.gpu import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.render.opencl_groups import render

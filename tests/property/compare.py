@@ -26,7 +26,7 @@ class Tolerance:
     magnitude that took part (operands and results), where a sum may cancel. terms: what a sum of n
     terms adds to that, whose order is free, in the accumulator's precision (float32 for the two
     half types): so many errors times n, but no more than LEVEL times log₂ n, as of a sum in levels
-    (see minigrad/loops/levels.py), and √n of the operands' magnitude, as of terms of either sign.
+    (see minigrad/loops/assemble.py), and √n of the operands' magnitude, as of terms of either sign.
     All 0: bit for bit, the sign of zero included if `signed_zero`.
     """
 
