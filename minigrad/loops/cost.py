@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import gcd, prod
 
 from minigrad.dtype import DType
@@ -222,9 +223,7 @@ class Plan:
 def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
     best = _cut_up(problem, target, batches)
-    plan = best
-    for number, other in enumerate(others(best, problem)):
-        plan = other if number < target.choice else plan
+    *_, plan = best, *islice(others(best, problem), target.choice)
     if isinstance(problem.parts.m[-1].extent, int):
         return plan
     return replace(plan, mc=ceildiv(plan.mc, plan.mr) * plan.mr)

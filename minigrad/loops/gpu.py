@@ -39,7 +39,7 @@ from minigrad.loops.block_plan import products_before_readers, share_common
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
-from minigrad.loops.nest import Barrier, FoldItems, Loop, Nest, Statement, Statements, Store, Stores
+from minigrad.loops.nest import Barrier, Fold, Loop, Nest, Statement, Statements, Store, Stores
 from minigrad.loops.product import Problem, multiply_add, prepare, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -369,7 +369,7 @@ class _Items:
         first = expr.restrict((), [-self.item])  # one item stores what all of them have
         body = (
             clear, *self._shared(stage.reduced, bounds, (step,)),
-            FoldItems(total, stage.op, memory), replace(store, guard=first),
+            Fold(total, stage.op, total, memory=memory), replace(store, guard=first),
         )  # fmt: skip
         return build.bounded_loops(stage.axes, bounds, body)
 

@@ -72,16 +72,22 @@ class Stores(Base):
 
 @dataclass(frozen=True)
 class Fold(Base):
-    """target[0] = the combination by `op` of all lanes of source[slot], both in registers."""
+    """target[0] = the combination by `op` of all lanes of source[slot], both in registers.
+
+    memory: in local memory, one element (or vector) for each work-item of a group. Then it is what
+    all items have there that is combined, in one order, and not the lanes. Barriers are included.
+    """
 
     target: Array
     op: Op
     source: Array
     slot: Integer = 0
+    memory: Array | None = None
 
     def parts(self) -> Parts:
         """See `Base`."""
-        return (), (self.slot,), (self.source,), (self.target,)
+        memory = () if self.memory is None else (self.memory,)
+        return (), (self.slot,), (self.source,), (self.target, *memory)
 
 
 @dataclass(frozen=True)
@@ -138,22 +144,6 @@ class MatrixProduct(Base):
 @dataclass(frozen=True)
 class Barrier(Base):
     """Every work-item of the group has come here, and sees what the others have written."""
-
-
-@dataclass(frozen=True)
-class FoldItems(Base):
-    """target[0] of every work-item = the combination by `op` of all items' target[0], in one order.
-
-    memory: in local memory, one element (or vector) for each item. Barriers are included.
-    """
-
-    target: Array
-    op: Op
-    memory: Array
-
-    def parts(self) -> Parts:
-        """See `Base`."""
-        return (), (), (), (self.target, self.memory)
 
 
 @dataclass(frozen=True)
@@ -218,7 +208,7 @@ class Loop(Base):
         )  # fmt: skip
 
 
-Statement = Loop | Store | Stores | Fold | Barrier | FoldItems | Prefetch | MatrixProduct
+Statement = Loop | Store | Stores | Fold | Barrier | Prefetch | MatrixProduct
 Statements = tuple[Statement, ...]
 Loops = tuple[Loop, ...]
 
@@ -413,9 +403,8 @@ def _line(one: Statement) -> str:
     if isinstance(one, MatrixProduct):
         total, left, right = (f"{m.array.name}[{m.index} …]" for m in one.matrices)
         return f"{total} = {left} · {right}"
-    if isinstance(one, FoldItems):
-        return f"{one.target.name} = {one.op.value} of {one.target.name} of all items"
     if isinstance(one, Fold):
         slot = f"[{one.slot}]" if one.source.size > 1 else ""
-        return f"{one.target} = {one.op.value} of {one.source}{slot}"
+        items = "" if one.memory is None else " of all items"
+        return f"{one.target} = {one.op.value} of {one.source}{slot}{items}"
     return "barrier"

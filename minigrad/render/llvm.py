@@ -18,7 +18,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -103,7 +103,7 @@ class _Emitter(MemoryEmitter):
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)
-        elif isinstance(statement, Fold):
+        elif isinstance(statement, Fold) and statement.memory is None:
             self._fold(statement)
         else:
             raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups; it is for a GPU")
@@ -125,19 +125,7 @@ class _Emitter(MemoryEmitter):
         elif across := loads_across(self, loop):
             emit_transposed(self, loop, across, start, stop)
         else:
-            self._serial(loop, start, stop)
-
-    def _serial(self, loop: Loop, start: str, stop: str) -> None:
-        constant_range = is_number(start) and is_number(stop)
-        if constant_range and int(start) + loop.step >= int(stop):
-            self.once(loop, int(start))
-            return
-        check = not constant_range
-        with self.iterations(start, stop, loop.step, check, loop.body) as counter:
-            self.scalars[loop.variable] = counter
-            self.bound(loop.variable)
-            self._ask(loop)
-            self.body(loop)
+            self._steps(loop, start, stop)
 
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
@@ -146,7 +134,7 @@ class _Emitter(MemoryEmitter):
             start = self._lanes_before(loop, self.streamed, start, stop)
             self.streams = True
         elif [one - loop.start for one in loop.stops] == [loop.step] and start != "%begin":
-            self._whole_vectors(loop, start, stop, alone=True)
+            self._steps(loop, start, stop, alone=True)
             return
         exact = self.streamed is None and whole_vectors(loop)
         whole = stop
@@ -157,25 +145,30 @@ class _Emitter(MemoryEmitter):
                 else self.maximum(self.builder().line(f"srem i64 {length}, {loop.step}"), "0")
             )  # fmt: skip
             whole = self.minus(stop, rest)
-        self._whole_vectors(loop, start, whole)
+        self._steps(loop, start, whole)
         self.streamed = None
         if not exact:
             self._part_of_vector(loop, whole, self.minus(stop, whole))
 
-    def _whole_vectors(self, loop: Loop, start: str, stop: str, alone: bool = False) -> None:
-        """A loop over whole vectors, or the one that there is."""
-        piece: AbstractContextManager[str | None]
+    def _steps(self, loop: Loop, start: str, stop: str, alone: bool = False) -> None:
+        """A loop over iterations or whole vectors, or (alone) the one that there is."""
+        piece: AbstractContextManager[str | None] = self.straight(loop.body)
         known = is_number(start) and is_number(stop)
-        vectors = (int(stop) - int(start)) // loop.step if known else 1 if alone else 2
-        if vectors > 1:
+        count = ceildiv(int(stop) - int(start), loop.step) if known else 1 if alone else 2
+        if count > 1:
             piece = self.iterations(start, stop, loop.step, not known, loop.body)
-        elif vectors == 1:
-            piece = self.straight(loop.body)
-        else:
+        elif count < 1:
             return
         with piece as counter:
-            self.bind_lanes(loop, counter or start)
-            self._ask(loop)
+            if loop.kind == "lanes":
+                self.bind_lanes(loop, counter or start)
+            elif counter is None:
+                self.bind_constant(loop.variable, int(start))
+            else:
+                self.scalars[loop.variable] = counter
+                self.bound(loop.variable)
+            if counter is not None or loop.kind == "lanes":
+                self._ask(loop)
             self.body(loop)
 
     def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:

@@ -23,7 +23,7 @@ from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.nest import (
     Barrier,
-    FoldItems,
+    Fold,
     Loop,
     Nest,
     Statement,
@@ -210,16 +210,15 @@ class GroupsEmitter(Emitter):
             fence = " | CLK_GLOBAL_MEM_FENCE" if self.passes_globally else ""
             self.line(f"barrier(CLK_LOCAL_MEM_FENCE{fence});")
             self.forget(array for array in self.writable if not array.in_registers)
-        elif isinstance(statement, FoldItems):
-            self._fold(statement)
+        elif isinstance(statement, Fold) and statement.memory is not None:
+            self._fold(statement, self.pointers[statement.memory])
             self.forget((statement.target, statement.memory))
         else:
             super().special(statement)
 
-    def _fold(self, statement: FoldItems) -> None:
+    def _fold(self, statement: Fold, memory: str) -> None:
         """Combine all items' values: by sub-groups where there are any, else in halves."""
-        target, items = statement.target, self.nest.items
-        memory, dtype = self.pointers[statement.memory], target.dtype
+        target, dtype, items = statement.target, statement.target.dtype, self.nest.items
         register = self._register(target, 0)
         words = Words(self.language, target.width)
         wide = target.width > 1 and self.lane is None
