@@ -26,6 +26,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, before_readers
 from minigrad.target import Target
@@ -56,6 +57,12 @@ def products_before_readers(kernel: Kernel) -> Kernel:
         if stage.contraction is not None and stage.array not in kernel.stored
     ]  # fmt: skip
     return replace(kernel, stages=tuple(before_readers(kernel.stages, late)))
+
+
+def neighbours(kernel: Kernel) -> int:
+    """How many rows follow one another: the last of the axes that make up a row's number."""
+    first = kernel.stages[0]
+    return first.axes[prefix_length(first, kernel.rows) - 1].count
 
 
 def _is_short(body: Expr) -> bool:

@@ -27,13 +27,13 @@ What is summed over the rows of all blocks (the gradients of keys and values) gr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
+from minigrad.graph.substitution import coefficient, only_atom, substitute
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
@@ -43,6 +43,7 @@ from minigrad.loops.block_plan import (
     Speculation,
     Step,
     column,
+    neighbours,
     products_before_readers,
     share_common,
     speculative_products,
@@ -56,7 +57,6 @@ from minigrad.loops.product import multiply_add
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import CHAINS, Target
@@ -67,42 +67,33 @@ MOST_ROWS = 16  # of a block
 def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     """The loop nest of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
-    first = kernel.stages[0]
-    extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
-    assert isinstance(extent, int)
-    width = _block_width(kernel, target, extent)
-    outer = make_axis("o", 0, kernel.rows // extent)
-    number = make_axis("g", 0, ceildiv(extent, width))
-    row = make_axis("b", 0, extent)
-    start = number.index * width
-    height = 1 << (target.tile_rows.bit_length() - 1)
+    extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
+    block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
+    outer, number = block.outer, block.number
     later = _later(kernel, outer, target)
-    block = RowLanes(row, start, width, height, target, later)
-    sums = BlockSums(kernel, outer, row, target)
-    whole = outer.index * extent + row.index
+    sums = BlockSums(kernel, outer, block.row, target)
     found = [
-        (sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, whole),
+        (sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole),
          stage.contraction is not None)
         for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
     ]  # fmt: skip
     found, speculation = speculative_products(share_common(found, sums.stored), sums.stored)
     stages = [stage for stage, _ in found]
-    rows = Rows(row.variable, frozenset((outer.variable, number.variable)), start, width, height)
-    bounds = mask_bounds(stages, rows, sums.stored)
+    bounds = mask_bounds(stages, block, sums.stored)
     products = [n for n, (_, is_product) in enumerate(found) if is_product]
     ranges = [
         bounds[n][stage.axes[-1].variable] if stage.axes
         else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
         for n, stage in enumerate(stages)
     ]  # fmt: skip
-    plan = BlockPlan(stages, frozenset(products), ranges, sums.stored, width, block.lane)
+    plan = BlockPlan(stages, frozenset(products), ranges, sums.stored, block.width, block.lane)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
     for step in plan.steps:
-        loop = StepCode(plan, step, bounds, block, speculation)
+        loop = StepCode(plan, step, bounds, block, speculation, target, later)
         copies = loop.pack()
         if together and (loop.runs_along or copies):
-            body.append(block.rows_loop(together))
+            body.append(block.loop(together))
             together = []
         body.extend(copies)
         if loop.runs_along:
@@ -110,7 +101,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         else:
             together.extend(loop.across())
     if together:
-        body.append(block.rows_loop(together))
+        body.append(block.loop(together))
     ends = (0, number.variable.high)
     work, vectors = 0, 0.0
     for n, stage in enumerate(stages):
@@ -168,36 +159,6 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
 # ---- the loops of a step ----
 
 
-LANE: Atom = make_axis("lane", 0, 1 << 10).variable
-
-
-@dataclass(frozen=True)
-class RowLanes:
-    """The rows that are computed together: `row` is start … start + width − 1, one a lane.
-
-    height: the side of a register tile that is not `width`; target: the machine. later: variables
-    and what they are at the place for which memory is asked in time; empty: it is not asked.
-    """
-
-    row: Axis
-    start: Integer
-    width: int
-    height: int
-    target: Target
-    later: Mapping[Atom, Integer]
-
-    @property
-    def lane(self) -> Integer:
-        """A row's number in its block."""
-        return LANE.index if self.width > 1 else 0
-
-    def rows_loop(self, body: Sequence[Statement]) -> Loop:
-        """All rows of the block at once."""
-        stops = build.stops_within(self.start + self.width, self.row.extent)
-        lane = LANE if self.width > 1 else None
-        return build.lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
-
-
 TileOf = Callable[[Integer, int], list[Statement]]  # (first place, height) → the statements
 
 
@@ -217,13 +178,17 @@ def _tiles(
 
 
 class StepCode:
-    """The loops of one step."""
+    """The loops of one step.
+
+    later: variables and what they are at the place for which memory is asked in time; empty: it is
+    not asked.
+    """
 
     def __init__(
-        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: RowLanes,
-        speculation: Mapping[Array, Speculation],
+        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Rows,
+        speculation: Mapping[Array, Speculation], target: Target, later: Mapping[Atom, Integer],
     ) -> None:  # fmt: skip
-        self.plan, self.step, self.block = plan, step, block
+        self.plan, self.step, self.block, self.target, self.later = plan, step, block, target, later
         self.head = plan.stages[step.all[0]]
         self.bounds = bounds[step.all[0]]
         self.row = block.row.variable if block.width > 1 else None
@@ -393,7 +358,7 @@ class StepCode:
         """Tiles of rows, or of what is summed over them, by panels of columns."""
         mine, other = self.factors()
         block, (*outer, axis) = self.block, self.head.axes
-        width = choose_nr(block.target, self.head, axis.count)
+        width = choose_nr(self.target, self.head, axis.count)
         lanes = axis.variable if width > 1 else None
         side, bounds = block.row, (block.start, block.start + block.width)
         if self.sums:
@@ -404,7 +369,8 @@ class StepCode:
             registers = self._registers(height, lanes, width)
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {side.variable: first + u.index}
-            at[LANE] = substitute(block.row.index, at) - block.start
+            if block.width > 1:
+                at[only_atom(block.lane)] = substitute(block.row.index, at) - block.start
             if self.sums:
                 ks = [self._rows_for(bounds, first, first + height)]
             else:
@@ -417,7 +383,7 @@ class StepCode:
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
         """The places at which memory is asked for an operand; at: what variables are there."""
-        later = self.block.later
+        later = self.later
         return [
             (load.array, substitute(substitute(load.index, at), later))
             for load in expr.loads(operand)
@@ -489,9 +455,9 @@ class StepCode:
             return []
         mine, (*outer, inner) = self.factors()[0], self.head.reduced
         copy = Store(self.panel, self._packed_place(self.block.lane), mine)
-        lanes = self.block.target.lanes(mine.dtype)
+        lanes = self.target.lanes(mine.dtype)
         loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
-        return [self.block.rows_loop(build.loops_over(outer, [loop]))]
+        return [self.block.loop(build.loops_over(outer, [loop]))]
 
     def _tile(
         self, registers: Array, u: Axis, place: Integer, at: dict[Atom, Integer],

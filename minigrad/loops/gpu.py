@@ -35,7 +35,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
-from minigrad.loops.block_plan import products_before_readers, share_common
+from minigrad.loops.block_plan import neighbours, products_before_readers, share_common
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
@@ -307,30 +307,20 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if target.group is None:
         return None
     kernel = products_before_readers(kernel)
-    first = kernel.stages[0]
-    extent = first.axes[prefix_length(first, kernel.rows) - 1].extent
-    assert isinstance(extent, int)
+    extent = neighbours(kernel)
     widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
-    outer = make_axis("o", 0, kernel.rows // extent)
-    number = make_axis("g", 0, extent // width)
-    axis, lane = make_axis("b", 0, extent), make_axis("lane", 0, width)
-    start = number.index * width
-    whole = outer.index * extent + axis.index
+    block = Rows(kernel.rows, extent, width, 1)
     found = [
-        (fix_rows(stage, kernel.rows, whole), stage.contraction is not None)
+        (fix_rows(stage, kernel.rows, block.whole), stage.contraction is not None)
         for stage in kernel.stages
     ]
-    found = share_common(found, kernel.stored)
-    stages = [stage for stage, _ in found]
-    fixed = frozenset((outer.variable, number.variable))
-    bounds = mask_bounds(stages, Rows(axis.variable, fixed, start, width, 1), kernel.stored)
-    side = lane.index if width > 1 else 0
-    stages = kept_inside(stages, kernel, whole, width, side, target.group.local_bytes // KEPT)
+    stages = [stage for stage, _ in share_common(found, kernel.stored)]
+    bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
+    stages = kept_inside(stages, kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
-    rows = build.lanes_loop(axis, width, (), start, (start + width,), lane.variable)
-    body = _Items(items, rows).loop(stages, bounds)
-    return assemble(name, kernel, build.flat_loop([outer, number], (body,)), target)
+    body = _Items(items, block.loop(())).loop(stages, bounds)
+    return assemble(name, kernel, build.flat_loop([block.outer, block.number], (body,)), target)
 
 
 class _Items:

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from minigrad.dtype import convert
 from minigrad.graph.fold import fold
 from minigrad.graph.operations import Op
 from minigrad.graph.shapes import unflatten
-from minigrad.graph.substitution import coefficient, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
-from minigrad.loops.build import Bounds
+from minigrad.graph.substitution import coefficient, only_atom, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
+from minigrad.loops.build import Bounds, lanes_loop, stops_within
+from minigrad.loops.nest import Loop, Statement
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
@@ -109,16 +111,52 @@ def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a block: `variable` is one of start … start + width − 1.
+    """Rows that are computed together, one a lane: `row` is one of start … start + width − 1.
 
-    fixed: the variables that are one number for all of the block.
+    count: rows of the kernel; extent: how many follow one another. outer numbers these, and number
+    the blocks of each. height: of register tiles, to whose multiples bounds are widened.
     """
 
-    variable: Atom
-    fixed: frozenset[Atom]
-    start: Integer
+    count: Integer
+    extent: int
     width: int
-    step: int  # bounds are widened to multiples of it
+    height: int
+
+    @cached_property
+    def outer(self) -> Axis:
+        """See above."""
+        return make_axis("o", 0, self.count // self.extent)
+
+    @cached_property
+    def number(self) -> Axis:
+        """See above."""
+        return make_axis("g", 0, ceildiv(self.extent, self.width))
+
+    @cached_property
+    def row(self) -> Axis:
+        """See above."""
+        return make_axis("b", 0, self.extent)
+
+    @cached_property
+    def whole(self) -> Integer:
+        """The row's number in the kernel."""
+        return self.outer.index * self.extent + self.row.index
+
+    @property
+    def start(self) -> Integer:
+        """The first row of the block."""
+        return self.number.index * self.width
+
+    @cached_property
+    def lane(self) -> Integer:
+        """A row's number in its block."""
+        return make_axis("lane", 0, self.width).index if self.width > 1 else 0
+
+    def loop(self, body: Sequence[Statement]) -> Loop:
+        """All rows of the block at once."""
+        stops = stops_within(self.start + self.width, self.extent)
+        lane = only_atom(self.lane) if self.width > 1 else None
+        return lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
 
     def bounds(self, axis: Axis, conditions: Sequence[Affine]) -> Bounds:
         """Where along an axis the conditions can hold for some row of the block.
@@ -128,22 +166,23 @@ class Rows:
         """
         first: Integer = 0
         stop: Integer = axis.extent
+        row = self.row.variable
+        known = {row, self.outer.variable, self.number.variable}
         for condition in conditions:
             slope = coefficient(condition, axis.variable)
             if slope not in (1, -1):
                 continue
             rest = condition - axis.index * slope
-            along = coefficient(rest, self.variable)
-            if along is None or not variables(rest) - {self.variable} <= self.fixed:
+            along = coefficient(rest, row)
+            if along is None or not variables(rest) <= known:
                 continue
-            place = self.start + self.width - 1 if along > 0 else self.start
-            most = substitute(rest, {self.variable: place})
+            most = substitute(rest, {row: self.start + self.width - 1 if along > 0 else self.start})
             if slope < 0 and stop == axis.extent and low(most) >= 0:
-                stop = (most + self.step) // self.step * self.step
+                stop = (most + self.height) // self.height * self.height
             if slope > 0 and first == 0 and high(-most) < high(axis.extent):
-                least = -most // self.step
+                least = -most // self.height
                 if low(least) >= 0:
-                    first = least * self.step
+                    first = least * self.height
         return first, stop
 
 
@@ -164,7 +203,7 @@ def mask_bounds(
         for number, axis in enumerate(stage.axes):
             bounds[axis.variable] = _union([one[number] for one in wanted], axis)
         masked = _conditions(stage, makers)
-        sums = any(axis.variable == rows.variable for axis in stage.reduced)
+        sums = rows.row in stage.reduced
         for axis in stage.axes if sums else stage.reduced:
             bounds[axis.variable] = rows.bounds(axis, masked)
         for load in expr.loads(stage.body):

@@ -139,12 +139,9 @@ class _Emitter(MemoryEmitter):
         exact = self.streamed is None and whole_vectors(loop)
         whole = stop
         if not exact:
-            length = self.minus(stop, start)
-            rest = (
-                str(max(int(length), 0) % loop.step) if is_number(length)
-                else self.maximum(self.builder().line(f"srem i64 {length}, {loop.step}"), "0")
-            )  # fmt: skip
-            whole = self.minus(stop, rest)
+            length, step = self.minus(stop, start), str(loop.step)
+            rest = self.computed("srem", lambda x, y: max(x, 0) % y, length, step)
+            whole = self.minus(stop, self.maximum(rest, "0"))
         self._steps(loop, start, whole)
         self.streamed = None
         if not exact:

@@ -4,7 +4,7 @@ scalars, vectors, pointers and conditions; which lanes of a vector count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -250,9 +250,13 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def minus(self, a: str, b: str) -> str:
         """The difference of two i64."""
+        return self.computed("sub", int.__sub__, a, b)
+
+    def computed(self, name: str, known: Callable[[int, int], int], a: str, b: str) -> str:
+        """An operation on two i64, done now where both are numbers."""
         if is_number(a) and is_number(b):
-            return str(int(a) - int(b))
-        return self.builder().line(f"sub i64 {a}, {b}")
+            return str(known(int(a), int(b)))
+        return self.builder().line(f"{name} i64 {a}, {b}")
 
     def first_lanes(self, count: str, width: int) -> str:
         """The mask of as many lanes as an i64 says."""

@@ -67,10 +67,7 @@ def emit_transposed(
     """Emit a serial loop block by block; of the last one only some iterations may count."""
     length = min(loop.transpose, emitter.width())
     most = emitter.maximum(emitter.minus(stop, start), "0")
-    count = (
-        str(int(most) % length) if is_number(most)
-        else emitter.builder().line(f"and i64 {most}, {length - 1}")
-    )  # fmt: skip
+    count = emitter.computed("and", int.__and__, most, str(length - 1))
     whole = emitter.minus(stop, count)
     if start != whole:
         check = not is_number(whole)
@@ -101,10 +98,8 @@ def _block(
             emitter.straight() if known
             else emitter.branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
         ):  # fmt: skip
-            emitter.scalars[loop.variable] = (
-                str(int(first) + number) if first.isdecimal()
-                else emitter.builder().line(f"add i64 {first}, {number}")
-            )  # fmt: skip
+            here = emitter.computed("add", int.__add__, first, str(number))
+            emitter.scalars[loop.variable] = here
             emitter.bound(loop.variable)
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)
