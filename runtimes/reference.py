@@ -200,7 +200,7 @@ def _scan(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 
 
 def _running_sum(x: Array, axis: int) -> Array:
-    """Sums of blocks of 64 go on from those of the blocks before: see loops/levels.py for why."""
+    """Sums of blocks of 64 go on from those of the blocks before: see loops/assemble.py for why."""
     length = x.shape[axis]
     rows = np.moveaxis(x, axis, -1)
     if length > 64:

@@ -139,10 +139,13 @@ def _used(loop: Loop) -> tuple[list[Array], list[str]]:
         elif isinstance(statement, Stores):  # all values come before the arrays that they go to
             computed = tuple([item.value for item in statement.items])
         inside = [value for x in own for value in expr.values_in(x)]
-        for these, others in ((computed, (*reads, *writes)), (inside, ())):
-            arrays.update(dict.fromkeys(load.array for load in expr.loads(*these)))
-            arrays.update(dict.fromkeys(others))
-        values.update(dict.fromkeys((*computed, *inside)))
+        for one in (*computed, *reads, *writes, *inside):
+            if isinstance(one, Array):
+                arrays[one] = None
+            elif one not in values:
+                values[one] = None
+                for load in expr.loads(one):
+                    arrays[load.array] = None
         places += own
 
     def symbols(x: Integer) -> set[str]:

@@ -20,7 +20,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.build import lanes_loop, loops_over
 from minigrad.loops.cost import choose_nr
-from minigrad.loops.mask_bounds import outside, places_in
+from minigrad.loops.mask_bounds import outside, places_in, with_makers
 from minigrad.loops.nest import Statement, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -372,7 +372,7 @@ def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
     """The terms, of which those that the mask excludes are 0 or NaN."""
     operands = terms.args[0] if terms.op is Op.CAST else terms
     for one in operands.args:
-        if outside(one, mask, makers) == 0:
+        if outside(with_makers(one, makers), mask) == 0:
             return terms
     one = next(x for x in operands.args if mask.variables <= x.variables)
     masked = mask.where(one, 0.0)

@@ -33,25 +33,24 @@ from minigrad.schedule.stage import Stage
 Makers = Mapping[Array, Stage]  # the stages that expressions may read, by their arrays
 
 
-def outside(root: Expr, mask: Expr, makers: Makers, exact: bool = False) -> float | None:
+def outside(root: Expr, mask: Expr, exact: bool = False) -> float | None:
     """What an expression is where the mask is False; None where that is not known.
 
     exact: it is that, and no NaN.
     """
+    while root.op is Op.WHERE and root.args[0] is mask:
+        root = root.args[2]
     found: dict[Expr, float | None] = {}
     for e in expr.walk(root):
-        found[e] = _outside(e, mask, makers, exact, found)
+        found[e] = _outside(e, mask, exact, found)
     return found[root]
 
 
 def _outside(
-    e: Expr, mask: Expr, makers: Makers, exact: bool, found: Mapping[Expr, float | None]
+    e: Expr, mask: Expr, exact: bool, found: Mapping[Expr, float | None]
 ) -> float | None:
     if e.op is Op.CONST:
         return float(e.value)
-    if e.op is Leaf.LOAD:
-        made = _made(e, makers)
-        return None if made is None else outside(made, mask, makers, exact)
     if isinstance(e.op, Leaf) or not e.dtype.is_float:
         return None
     if e.op is Op.WHERE:
@@ -66,25 +65,19 @@ def _outside(
     return None
 
 
-def _made(load: Expr, makers: Makers) -> Expr | None:
-    """What a stage computes for an element that is loaded; None where it is a reduction's."""
-    maker = makers.get(load.array)
-    if maker is None or maker.op is not None or load.guard:
-        return None
-    places = places_in(load, maker)
-    at = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
-    return expr.substitute_in(maker.body, at)
+def with_makers(root: Expr, makers: Makers) -> Expr:
+    """An expression that computes what it would load of stages that are no reductions."""
 
+    def made(load: Expr) -> Expr | None:
+        maker = makers.get(load.array) if load.op is Leaf.LOAD and load.dtype.is_float else None
+        if maker is None or maker.op is not None or load.guard:
+            return None
+        places = places_in(load, maker)
+        at = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
+        return with_makers(expr.substitute_in(maker.body, at), makers)
 
-def _masks(root: Expr, makers: Makers) -> list[Expr]:
-    """What an expression, or what it reads, is chosen by: the outermost first."""
-    found: list[Expr] = []
-    for e in reversed(expr.walk(root)):
-        if e.op is Op.WHERE:
-            found.append(e.args[0])
-        elif e.op is Leaf.LOAD and (made := _made(e, makers)) is not None:
-            found += _masks(made, makers)
-    return found
+    reads = any(load.array in makers for load in expr.loads(root))
+    return expr.rebuild(root, made) if reads else root
 
 
 def _value(e: Expr, args: tuple[float, ...]) -> float | None:
@@ -223,11 +216,14 @@ def _conditions(stage: Stage, makers: Makers) -> tuple[Affine, ...]:
     if stage.op not in (Op.SUM, Op.MAX):
         return ()
     identity = 0.0 if stage.op is Op.SUM else float("-inf")
-    masks = (
-        mask for mask in dict.fromkeys(_masks(stage.body, makers))
-        if outside(stage.body, mask, makers, exact=True) == identity
-    )
-    return tuple(dict.fromkeys(condition for mask in masks for condition in conditions_of(mask)))
+    body, found = stage.body, dict[Affine, None]()
+    if body.op is not Op.WHERE:  # else its own mask says it all
+        body = with_makers(body, makers)
+    for e in reversed(expr.walk(body)):  # the outermost mask first
+        conditions = conditions_of(e.args[0]) if e.op is Op.WHERE else ()
+        if conditions and outside(body, e.args[0], exact=True) == identity:
+            found.update(dict.fromkeys(conditions))
+    return tuple(found)
 
 
 def _read(place: Integer, axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:

@@ -350,9 +350,9 @@ class GroupsEmitter(Emitter):
         name = self.number("v")
         self.line(f"const {vector.words.type_of(array.dtype)} {name} = {bare(value)};")
         for lane in range(vector.words.width):
-            index, guard = vector.at(statement.index, lane), vector.guard(statement.guard, lane)
+            index, inside = vector.at(statement.index, lane), vector.guard(statement.guard, lane)
             element = vector.words.lane(name, array.dtype, lane)
-            super().store(Store(array, index, statement.value, guard), element)
+            super().store(Store(array, index, statement.value, inside), element)
 
     def _register(self, array: Array, index: Integer) -> str:
         name = super()._register(array, index)

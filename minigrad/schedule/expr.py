@@ -57,6 +57,9 @@ class Array:
     lanes: Atom | None = None
     width: int = 1
 
+    def __hash__(self) -> int:  # of what arrays differ in; they are keys everywhere
+        return hash((self.name, self.size))
+
     @property
     def in_registers(self) -> bool:
         """Whether it is no memory."""

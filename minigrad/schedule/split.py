@@ -19,7 +19,7 @@ from minigrad.schedule.onehot_to_gather import added_at, picked
 from minigrad.target import FEW_ROWS
 
 LONG = 1 << 15  # terms of each sum that are worth another kernel (SMALL in fuse.py)
-FEW_COLUMNS = 1 << 14  # FEW_ROWS blocks of 256 (see loops/row_vectors.py)
+FEW_COLUMNS = 1 << 14  # FEW_ROWS blocks of 256 (see loops/rows.py)
 MANY = 1 << 18  # elements, 1 MiB of float32, that are worth another kernel
 FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for every part
 # Products summed for one element whose operands stay in a second-level cache: 64 rows of that many
