@@ -139,7 +139,8 @@ def _used(loop: Loop) -> tuple[list[Array], list[str]]:
         elif isinstance(statement, Stores):  # all values come before the arrays that they go to
             computed = tuple([item.value for item in statement.items])
         inside = [value for x in own for value in expr.values_in(x)]
-        for one in (*computed, *reads, *writes, *inside):
+        found: tuple[expr.Expr | Array, ...] = (*computed, *reads, *writes, *inside)
+        for one in found:
             if isinstance(one, Array):
                 arrays[one] = None
             elif one not in values:
