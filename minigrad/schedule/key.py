@@ -153,7 +153,7 @@ class _Writer:
         if isinstance(x, DType):
             return x.name
         if isinstance(x, Op):
-            return x.value
+            return str(x.value)
         if isinstance(x, str) and x.isascii() and x.isprintable() and " " not in x:
             return x
         if isinstance(x, Collective):
