@@ -84,6 +84,17 @@ def test_one_step_serves_all_positions() -> None:
     assert GlobalCounters.program_calls == before[1] + 60
 
 
+def test_layers_share_programs() -> None:
+    """So a deep model is ready as soon as a shallow one."""
+    for layers in (3, 5):
+        decoder = Decoder(strong_model(GPTConfig(layers, 2, 16, 24, 13)), [[3, 1, 4]])
+        before = GlobalCounters.programs_compiled
+        for _ in range(3):
+            decoder.logits()
+            decoder.append([1])
+    assert GlobalCounters.programs_compiled == before
+
+
 def test_the_first_tokens_are_kept() -> None:
     model = strong_model(TINY)
     decoder = Decoder(model, [[3, 1, 4, 1, 5, 9, 2, 6]], keep=2)
