@@ -57,7 +57,8 @@ class KeyValueCache:
     def empty(cls, config: GPTConfig, batch: int, context: int) -> KeyValueCache:
         """Room for `context` positions of each row."""
         shape = (batch, config.key_value_heads, context, config.width)
-        return cls(*(Tensor.zeros(shape).contiguous().realize() for _ in range(2)))
+        keys, values = (Tensor.zeros(shape).contiguous().realize() for _ in range(2))
+        return cls(keys, values)
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
         """Keep keys and values of the positions from `start`; what queries take of all so far."""
