@@ -33,6 +33,13 @@ class Cache(Protocol):
         """Keep keys and values from `start` on; gives what the queries take."""
         ...
 
+    def settle(self, x: Tensor) -> None:
+        """Compute a layer's result and what is kept, before the next layer's.
+
+        So each layer has a program of its own, and as these are alike, few are compiled.
+        """
+        ...
+
 
 class ContextFull(BoundsError):
     """More tokens than the model's context, and nobody allowed to forget the oldest."""
@@ -41,20 +48,27 @@ class ContextFull(BoundsError):
 class KeyValueCache:
     """Keys and values of one layer, each (batch, heads, context, width of a head)."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    def __init__(
+        self, keys: Tensor, values: Tensor, whole: KeyValueCache | None = None
+    ) -> None:
+        self.keys, self.values, self.whole = keys, values, whole or self
 
     @classmethod
     def empty(cls, config: GPTConfig, batch: int, context: int) -> KeyValueCache:
         """Room for `context` positions of each row."""
         shape = (batch, config.key_value_heads, context, config.width)
-        return cls(*(Tensor.zeros(shape).contiguous().realize() for _ in range(2)))
+        keys, values = (Tensor.zeros(shape).contiguous().realize() for _ in range(2))
+        return cls(keys, values)
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
         """Keep keys and values of the positions from `start`; what queries take of all so far."""
         assert not isinstance(start, Tensor)
         self.keep(k, v, start)
         return self.look(attention, q, start)
+
+    def settle(self, x: Tensor) -> None:
+        """Compute a layer's result, and what is kept of it."""
+        Tensor.realize(x, self.whole.keys, self.whole.values)
 
     def keep(self, k: Tensor, v: Tensor, start: Integer) -> None:
         """Keys and values of the positions from `start`, each (batch, heads, length, width)."""
@@ -70,7 +84,7 @@ class KeyValueCache:
 
     def of(self, row: Integer) -> KeyValueCache:
         """The same memory, of one row of the batch."""
-        return KeyValueCache(self.keys[row : row + 1], self.values[row : row + 1])
+        return KeyValueCache(self.keys[row : row + 1], self.values[row : row + 1], self)
 
     def nbytes(self) -> int:
         """Bytes of memory."""

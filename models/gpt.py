@@ -264,6 +264,8 @@ class GPT:
         """
         x = self.embed(ids, start)
         for number, block in enumerate(self.h):
+            if caches and number:
+                caches[number - 1].settle(x)
             x = block(x, caches[number] if caches else None, start)
         return self.ln_f(x)
 

@@ -54,6 +54,10 @@ class RowCaches:
         # kept apart: a product that had it inside would be another kernel, with other sums
         return found[0].cat(*found[1:], dim=0).contiguous()
 
+    def settle(self, x: Tensor) -> None:
+        """Compute a layer's result, and what is kept of it."""
+        self.cache.settle(x)
+
 
 class Results:
     """What a step computed: logits (rows, vocabulary), which reach the host if anybody asks."""
@@ -250,6 +254,7 @@ class Slots:
         each, every = len(places) // len(slots), Tensor.arange(self.context)
         written = (first <= every) & (every - (each - 1) <= first)
         index = order * each + (every - first).clip(0, each - 1)
+        index.realize()  # not `written`, of which the compiler makes bounds
         caches = [RowCaches(cache, slots, places, written, index) for cache in self.caches]
         features = self.model.features(ids.unsqueeze(1), caches, positions)
         logits = self.model.unembed(features.squeeze(1))

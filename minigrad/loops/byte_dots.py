@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
-from minigrad.loops.assemble import assemble, in_levels
+from minigrad.loops.assemble import assemble, in_levels, in_long_runs
 from minigrad.loops.build import epilogue, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES
 from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
@@ -38,8 +38,11 @@ from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
-from minigrad.target import Target
+from minigrad.target import FEW_TASKS, Target
 
+# For each byte of the matrix, of what takes no longer than to read it: those of two rows, where a
+# core does 256 a cycle and reads 4 bytes.
+OPERATIONS_A_BYTE = 64
 SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
@@ -73,7 +76,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.sink(rows)
         s.unroll(rows, "u")
     s.parallelize(*tiles)
-    return assemble(name, kernel, s.nest, target)
+    return in_long_runs(assemble(name, kernel, s.nest, target), OPERATIONS_A_BYTE, FEW_TASKS)
 
 
 def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:

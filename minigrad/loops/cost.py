@@ -133,7 +133,7 @@ def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
         read[stage.array] += updates
     return sum(
         array.dtype.itemsize * (min(read[array], array.size) + min(written[array], array.size))
-        for array in arrays
+        for array in dict.fromkeys(array.of or array for array in arrays)
     )
 
 

@@ -28,7 +28,7 @@ from math import gcd
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.assemble import MOST_CHUNKS, assemble
+from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs
 from minigrad.loops.axes import (
     fix_rows,
     indices,
@@ -68,10 +68,6 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
-RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see _in_long_runs)
-# For each byte, of what takes no longer than to read it: a core does 64 a cycle with vectors of 512
-# bits, and reads 4 bytes.
-OPERATIONS_A_BYTE = 16
 # Rows that follow one another; the first, one in 16, has no pass of a row before it to share. There
 # are at least as many blocks as chunks (see assemble.py).
 BLOCK_ROWS = 16
@@ -95,20 +91,7 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    return _in_long_runs(assemble(name, kernel, s.nest, target))
-
-
-def _in_long_runs(nest: Nest) -> Nest:
-    """The same with chunks that are long enough for the memory, where a kernel is bound by that.
-
-    A core that goes on where it was reads faster than one that begins elsewhere. (Two cores of Zen
-    5: products with SmolLM2's quantized matrices gain nothing from the second one in chunks of
-    34 KB, and take 0.6 of the time in chunks of 144.)
-    """
-    if nest.operations > OPERATIONS_A_BYTE * nest.traffic:
-        return nest
-    runs = max(nest.traffic // RUN_BYTES, 1)
-    return replace(nest, grain=max(nest.grain, ceildiv(high(nest.total), runs)))
+    return in_long_runs(assemble(name, kernel, s.nest, target))
 
 
 def _delayed(

@@ -6,6 +6,10 @@ alone, and the server's memory at the beginning and after each quarter of the re
 (--requests 1000 --at 8: it stays). --speculate 0,3 --again: a server for each, and prompts that
 have something to quote.
 
+So many at once begin together, and their prompts are read one after the other: the last of n waits
+for n prompts, whatever the server does. --steady: of n, n − 1 are long and go on, and the requests
+that are measured come one by one.
+
 --beside PYTHON: llama.cpp's server, too, with as many slots and on the same file. PYTHON is an
 interpreter that has the package `xllamacpp` (`python -m venv L && L/bin/pip install xllamacpp`,
 then --beside L/bin/python); where it has not, the peer is left out by name. The servers get their
@@ -33,6 +37,7 @@ from typing import Any
 
 from minigrad.models.pretrained import smollm
 
+LONG = 100  # tokens of a request that only keeps a server busy
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as",
          "with", "his", "they", "at", "be", "this", "from", "have", "or", "by"]  # fmt: skip
 
@@ -112,26 +117,35 @@ def resident(pid: int) -> float:
     return int(found[1]) / 1000
 
 
-async def load(server: Server, prompts: list[str], tokens: int, together: int) -> Round:
-    """Of so many requests at once."""
+async def load(
+    server: Server, prompts: list[str], tokens: int, together: int, steady: bool = False
+) -> Round:
+    """Of so many requests at once; steady: all but one of them only to keep the server busy."""
     import openai
 
     client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none",
                                 max_retries=0, timeout=600,
                                 default_headers={"Connection": "close"})  # fmt: skip
     model = (await client.models.list()).data[0].id
-    gate = asyncio.Semaphore(together)
+    gate = asyncio.Semaphore(1 if steady else together)
     firsts, texts = [0.0] * len(prompts), [""] * len(prompts)
     counts, done, held = [0] * len(prompts), 0, list[float]()
+
+    async def continued(text: str, count: int) -> Any:
+        return await client.completions.create(
+            model=model, prompt=text, max_tokens=count, temperature=0, stream=True
+        )
+
+    async def keep_busy(number: int) -> None:
+        while True:
+            async for _ in await continued(f"{number}", LONG):
+                pass
 
     async def ask(number: int) -> None:
         nonlocal done
         async with gate:
             begun = time.perf_counter()
-            stream: Any = await client.completions.create(
-                model=model, prompt=prompts[number], max_tokens=tokens, temperature=0, stream=True
-            )
-            async for part in stream:
+            async for part in await continued(prompts[number], tokens):
                 if part.choices and part.choices[0].text:
                     counts[number] += 1
                     firsts[number] = firsts[number] or time.perf_counter() - begun
@@ -140,9 +154,13 @@ async def load(server: Server, prompts: list[str], tokens: int, together: int) -
         if done * 4 // len(prompts) > len(held):
             held.append(resident(server.pid))
 
+    others = [asyncio.create_task(keep_busy(n)) for n in range(together - 1 if steady else 0)]
     begun = time.perf_counter()
     await asyncio.gather(*map(ask, range(len(prompts))))
     took = time.perf_counter() - begun
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
     await client.close()
     return Round(took, sorted(firsts), texts, sum(counts), held)
 
@@ -181,6 +199,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--speculate", default="3", help="of the server, or of several")
     parser.add_argument("--again", action="store_true", help="each prompt's words twice")
+    parser.add_argument("--steady", action="store_true", help="requests come one by one")
     parser.add_argument("--beside", metavar="PYTHON", help="llama.cpp's server, too (see above)")
     parser.add_argument("--rounds", type=int, default=1)
     flags = parser.parse_args()
@@ -212,7 +231,7 @@ def main() -> None:
                   f"{resident(pid):.0f} MB", flush=True)  # fmt: skip
         for together in levels:
             for server in servers * flags.rounds:
-                one = asyncio.run(load(server, prompts, flags.tokens, together))
+                one = asyncio.run(load(server, prompts, flags.tokens, together, flags.steady))
                 server.rounds.append(one)
                 server.alone = server.alone or one.texts
             for server in servers:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor
+from minigrad import Context, GlobalCounters, Tensor
 from minigrad.device import Device
 from minigrad.nn.gguf_blocks import LAYOUTS, quantized
 from minigrad.nn.quantized import KINDS, Quantized
@@ -81,6 +81,17 @@ def test_a_row_is_the_same_among_others(name: str, int8: int, on_device: str) ->
         for start in (0, 27 - count):
             some = matrix.product(Tensor(x[start : start + count])).numpy()
             np.testing.assert_array_equal(bits(some), whole[start : start + count])
+
+
+@pytest.mark.parametrize("int8", [1, 2])
+def test_a_product_counts_the_bytes_of_its_matrix(int8: int) -> None:
+    """Which reports show, and by which threads share it."""
+    with Context(INT8=int8):
+        matrix, _ = packed("Q4_0", 512, 2304)
+    x = Tensor.ones(1, 2304).realize()
+    GlobalCounters.reset()
+    matrix.product(x).realize()
+    assert matrix.nbytes() <= GlobalCounters.global_mem <= 1.1 * matrix.nbytes()
 
 
 def test_numbers_of_two_bytes_are_as_good_as_float32(on_device: str) -> None:
