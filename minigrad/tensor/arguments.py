@@ -7,7 +7,7 @@ Arguments may go by other libraries' names, too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from types import FunctionType, NoneType
 from typing import Any, NamedTuple
@@ -101,6 +101,18 @@ def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> 
             given[name] = fitted(title, name, value, kind)
 
 
+def _parameters(
+    function: Any,
+) -> tuple[Sequence[str], Sequence[str], Mapping[str, Any]]:
+    """Names of the parameters that may go by place, of the others, and annotations by name."""
+    known = getattr(function, "__signature__", None)
+    if known is not None:  # of one that takes *args and gives them to another
+        return tuple(known.parameters), (), {n: p.annotation for n, p in known.parameters.items()}
+    code = function.__code__
+    names, count = code.co_varnames, code.co_argcount
+    return names[:count], names[count : count + code.co_kwonlyargcount], function.__annotations__
+
+
 def checked(
     function: Callable[..., Any], words: Mapping[str, str] | None = None, *, first: bool = False,
     sizes: bool = False,
@@ -111,14 +123,15 @@ def checked(
     whatever annotation (of a method that is called on a tensor it is one). sizes: it is a layer's
     __init__, and ints are ≥ 0.
     """
-    code, words = function.__code__, words or {}
+    words = words or {}
     named = function.__qualname__.rpartition(".")[2]
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    kinds = {name: kind_of(function.__annotations__.get(name)) for name in names}
+    positional, others, said = _parameters(function)
+    names = (*positional, *others)
+    kinds = {name: kind_of(said.get(name)) for name in names}
     if sizes:
-        kinds |= {name: _SIZE for name in names if function.__annotations__.get(name) == "int"}
+        kinds |= {name: _SIZE for name in names if said.get(name) == "int"}
     kinds |= {word: kinds.get(meant) for word, meant in words.items() if word not in kinds}
-    places = [(name, kinds[name]) for name in names[: code.co_argcount]]
+    places = [(name, kinds[name]) for name in positional]
     if first:
         places[:1] = [(names[0] if names else "input", _TENSOR)]
 
