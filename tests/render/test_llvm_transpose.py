@@ -75,8 +75,7 @@ def test_no_gathers() -> None:
 def test_shuffles(count: int, dtype: DType, size: int) -> None:
     """Each column has the elements of all rows in order, followed through the shuffles' orders."""
     names = (f"%t{number}" for number in range(10_000))
-    builder = Builder(lambda: next(names), lambda _: None)
-    builder.lines = []
+    builder = Builder(lambda: next(names), lambda _: None, [])
     rows = [Value(f"%row{i}", dtype, count) for i in range(count)]
     known = {row.text: [(i, lane) for lane in range(count)] for i, row in enumerate(rows)}
     columns = transpose(builder, rows, size)
