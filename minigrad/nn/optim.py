@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +62,12 @@ class Optimizer:
     {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each.
     lr: a number, or a float32 tensor of one element, which is then read at every step.
 
-    rule(param, gradient, lr, t, moments …, options …) gives the new values of a parameter and of
-    its moments, in at least float32; t: how many steps there were, with this one. options: the
-    attributes that it wants by name.
+    rule(param, gradient, lr, t, moments …, option=…) gives the new values of a parameter and of its
+    moments, in at least float32; t: how many steps there were, with this one. Its options are
+    attributes of the optimizer.
     """
 
     rule: Rule
-    options: tuple[str, ...] = ()
 
     def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
         """An optimizer, or a group of them. (Copies are made without arguments.)"""
@@ -195,7 +196,7 @@ class Optimizer:
 
     def _options_of(self, param: Tensor) -> dict[str, Any]:
         """The options of a parameter's update."""
-        return {name: getattr(self, name) for name in self.options}
+        return {name: getattr(self, name) for name in _options(self.rule)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold to go on: learning rate, step count, moments."""
@@ -209,6 +210,13 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
         load_state_dict(self.state_dict(), state)
+
+
+@cache
+def _options(rule: Rule) -> list[str]:
+    """The parameters of a rule that have names only."""
+    every = inspect.signature(rule).parameters.values()
+    return [one.name for one in every if one.kind is one.KEYWORD_ONLY]
 
 
 def _wide(dtype: DType) -> DType:
@@ -235,7 +243,6 @@ class SGD(Optimizer):
     """
 
     rule: Rule = staticmethod(_sgd)
-    options: tuple[str, ...] = ("momentum", "weight_decay", "nesterov")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.0, *,
@@ -279,7 +286,6 @@ class AdamW(Optimizer):
     """
 
     rule: Rule = staticmethod(_adam)
-    options: tuple[str, ...] = ("b1", "b2", "eps", "weight_decay", "decoupled")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
@@ -326,7 +332,6 @@ class LAMB(AdamW):
     """
 
     rule: Rule = staticmethod(_lamb)
-    options: tuple[str, ...] = ("b1", "b2", "eps", "weight_decay")
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
@@ -382,10 +387,6 @@ class Muon(Optimizer):
     """
 
     rule: Rule = staticmethod(_muon)
-    options: tuple[str, ...] = (
-        "weight_decay", "momentum", "nesterov", "coefficients", "eps", "ns_steps", "ns_dtype",
-        "matches_adamw",
-    )  # fmt: skip
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, *, weight_decay: float = 0.1,
