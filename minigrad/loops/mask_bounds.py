@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from minigrad.dtype import convert
 from minigrad.graph.fold import fold
@@ -115,22 +114,22 @@ class Rows:
     width: int
     height: int
 
-    @cached_property
+    @property
     def outer(self) -> Axis:
         """See above."""
         return make_axis("o", 0, self.count // self.extent)
 
-    @cached_property
+    @property
     def number(self) -> Axis:
         """See above."""
         return make_axis("g", 0, ceildiv(self.extent, self.width))
 
-    @cached_property
+    @property
     def row(self) -> Axis:
         """See above."""
         return make_axis("b", 0, self.extent)
 
-    @cached_property
+    @property
     def whole(self) -> Integer:
         """The row's number in the kernel."""
         return self.outer.index * self.extent + self.row.index
@@ -140,7 +139,7 @@ class Rows:
         """The first row of the block."""
         return self.number.index * self.width
 
-    @cached_property
+    @property
     def lane(self) -> Integer:
         """A row's number in its block."""
         return make_axis("lane", 0, self.width).index if self.width > 1 else 0

@@ -127,7 +127,8 @@ def checked(
     named = function.__qualname__.rpartition(".")[2]
     positional, others, said = _parameters(function)
     names = (*positional, *others)
-    kinds = {name: kind_of(said.get(name)) for name in names}
+    # a device may be several, as a tuple: whoever looks for it says what is wrong
+    kinds = {name: None if name == "device" else kind_of(said.get(name)) for name in names}
     if sizes:
         kinds |= {name: _SIZE for name in names if said.get(name) == "int"}
     kinds |= {word: kinds.get(meant) for word, meant in words.items() if word not in kinds}
