@@ -7,6 +7,7 @@ Links are weak: a tensor lives as long as its user wants.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -159,7 +160,9 @@ def stay_alone(node: Node) -> None:
     weakref.finalize(node, alone.pop, id(node), None).atexit = False
 
 
-def _forget(link: Link) -> None:
+def _forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+    if ending():  # modules are taken apart: their tables are gone
+        return
     if alone.get(link.node_id) is link and alone.pop(link.node_id, None) is not None:
         return  # without the lock: where another thread files it elsewhere, one of the two sees it
     with lock:
