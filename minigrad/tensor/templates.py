@@ -31,6 +31,10 @@ TEMPLATED = (
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _OwnData(Exception):
+    """A function made an array of numbers that it was given: rows in a tuple, another library's."""
+
+
 class _Template:
     """The nodes between a function's sources and its results, sources before users.
 
@@ -44,7 +48,10 @@ class _Template:
         results = [node for node in given if node is not None]
         depends = set(sources)
         order = topological(results)
-        assert all(node.op not in _OWN or node in depends for node in order), results
+        own = [node for node in order if node.op in _OWN and node not in depends]
+        if own and all(node.op is Op.BUFFER and node.age > sources[0].age for node in own):
+            raise _OwnData
+        assert not own, own
         inner = [n for n in order if n not in depends and not _stands_alone(n, depends)]
         used = {*results, *(source for node in inner for source in node.src)}
         self.kept = [node for node in order if node in used and node not in depends]
@@ -91,16 +98,19 @@ def templated(function: F) -> F:
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         nodes: list[Node] = []
+        kind: Any = None
         key: list[Any] = [thread.key]
         for value in (*args, *options, *options.values()):
             if isinstance(value, Core):
-                node = value.node
+                node, kind = value.node, kind or value._new
                 nodes.append(node)
                 key += (value.__class__, node.dtype, node.shape, node.device)
                 if node.op is Op.CONST or node.device in meshes:
                     return function(*args, **options)
             else:
-                key += (value.__class__, repr(value) if value.__class__ is float else value)
+                key += (value.__class__, value)
+                if value.__class__ in (float, tuple):  # −0.0 is not 0.0, nor True in it 1
+                    key.append(repr(value))
         form = tuple(key)
         try:
             template = known.get(form)
@@ -109,8 +119,11 @@ def templated(function: F) -> F:
         if template is None:
             if len(known) >= MOST:
                 known.clear()
-            template = known[form] = _traced(function, args, options, nodes)
-        return template.results(nodes, args[0]._new)
+            try:
+                template = known[form] = _traced(function, args, options, nodes)
+            except _OwnData:
+                return function(*args, **options)
+        return template.results(nodes, kind)
 
     return call  # type: ignore[return-value]
 

@@ -74,6 +74,20 @@ def test_lists_and_constants_are_computed_as_they_are() -> None:
     assert total(Tensor.ones(2, 3), 1).tolist() == [3.0, 3.0]
 
 
+def test_numbers_of_another_library_are_operands() -> None:
+    """They ended in an AssertionError where they can be hashed, as a tuple of rows or PyTorch's."""
+    for _ in range(2):
+        assert Tensor([[1.0, 2.0]]).matmul(((3.0,), (4.0,))).tolist() == [[11.0]]
+
+
+def test_an_axis_that_equals_another_is_none() -> None:
+    """A template of axes (0, 1) served (0, True), which is refused."""
+    x = Tensor.rand(2, 3).realize()
+    assert x.mean((0, 1)).shape == ()
+    with pytest.raises(TypeError, match=r"True.*expected an int"):
+        x.mean((0, True))
+
+
 def test_what_draws_is_refused() -> None:
     noisy = templated(lambda x: x + Tensor.rand(3))
     with pytest.raises(AssertionError):
