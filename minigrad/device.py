@@ -204,14 +204,12 @@ spoiled: dict[int, tuple[weakref.ref[Buffer], str]] = {}
 late_failures: list[Callable[[MinigradError], None]] = []
 # Names of devices where it is not known yet whether all programs have ended well.
 undecided: set[str] = set()
-# Buffers that are right whatever fails: random states, which only count.
-steady: weakref.WeakSet[Buffer] = weakref.WeakSet()
 
 
 def spoil(buffers: Iterable[Buffer], reason: str) -> None:
     """Let nobody read buffers that a failed program wrote before they are filled anew."""
     for buffer in buffers:
-        if buffer not in steady:
+        if not buffer.steady:
             number = id(buffer)
             link = weakref.ref(buffer, lambda _, number=number: spoiled.pop(number, None))  # type: ignore[misc]
             spoiled[number] = link, reason
@@ -244,15 +242,18 @@ class Buffer:
     """A piece of a device's memory that holds `size` elements of `dtype`; allocated at first need.
 
     memory: where somebody has allocated it already. The device gets its memory back when the last
-    reference to the buffer goes. handle: the runtime's handle, or None before it is needed.
+    reference to the buffer goes. handle: the runtime's handle, or None before it is needed. steady:
+    whether it is right whatever fails: a random state, which only counts.
     """
 
-    __slots__ = ("device", "dtype", "size", "number", "handle", "_borrowed", "__weakref__")
+    __slots__ = (
+        "device", "dtype", "size", "number", "handle", "steady", "_borrowed", "__weakref__",
+    )  # fmt: skip
 
     def __init__(self, device: str, dtype: DType, size: int, memory: Any = None) -> None:
         self.device, self.dtype, self.size = device, dtype, size
         self.number = next(_buffer_numbers)
-        self.handle = memory
+        self.handle, self.steady = memory, False
         self._borrowed: Any = False
 
     @classmethod

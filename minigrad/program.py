@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from operator import attrgetter
 
 from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil, spoiled, undecided
 from minigrad.dtype import dtypes, number_bytes
@@ -18,7 +19,7 @@ from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
-from minigrad.graph.node import Node, Op, is_symbolic, needed
+from minigrad.graph.node import Node, Op, form_of, is_symbolic, needed, own_buffer
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
@@ -97,6 +98,10 @@ class _Counters:
 GlobalCounters = _Counters()
 
 
+_OP = attrgetter("op")
+_PREPARED = frozenset({Op.CAT, Op.CUSTOM, Op.COPY, Op.LOOP, Op.CHECK})  # see `realize`
+
+
 def realize(
     roots: Sequence[Node],
     failures: list[MinigradError] | None = None,
@@ -112,13 +117,14 @@ def realize(
     """
     if order is None:
         order = needed(roots)
-    operations = {node.op for node in order}
-    if Op.CAT in operations and recording.calls is None:
-        roots = _with_joins(roots, order)
-    if Op.CUSTOM in operations or Op.CAT in operations:
-        order = needed(roots)
-    if Op.COPY in operations or Op.LOOP in operations:
-        return _in_stages(roots, failures)
+    operations = _PREPARED.intersection(map(_OP, order))
+    if operations:
+        if Op.CAT in operations and recording.calls is None:
+            roots = _with_joins(roots, order)
+        if Op.CUSTOM in operations or Op.CAT in operations:
+            order = needed(roots)
+        if Op.COPY in operations or Op.LOOP in operations:
+            return _in_stages(roots, failures)
     result: dict[Node, Node] = {root: root for root in roots if root.op is Op.BUFFER}
     by_device: dict[str, list[Node]] = {}
     for root in dict.fromkeys(roots):
@@ -189,7 +195,8 @@ def _run(
         if target >= len(call.inputs):
             memory = Buffer(root.device, root.dtype, numel(root.shape))
             fresh.append(memory)
-            made.append(buffer(memory, root.dtype, root.shape, root.device))
+            form = form_of(root.dtype, root.shape, root.device)
+            made.append(own_buffer(memory, root.dtype, root.shape, root.device, form))
         else:
             made.append(root.src[0])
     _launch(call, program, fresh, made, values, failures)

@@ -104,7 +104,8 @@ def getenv(name: str, default: Any = None) -> Any:
 
 def flag(name: str) -> int:
     """Current value of an integer setting."""
-    return int(getenv(name))
+    values = thread.values
+    return int(values[name] if name in values else getenv(name))
 
 
 def say(text: str) -> None:

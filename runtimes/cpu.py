@@ -179,7 +179,7 @@ class CpuProgram:
 
     def placed(self, variables: Mapping[str, int]) -> tuple[tuple[int, ...], int]:
         """Where in the arena what is held between kernels lies; bytes of the arena."""
-        values = tuple([variables[name] for name in self._own])
+        values = tuple([variables[name] for name in self._own]) if self._own else ()
         known = self._places.get(values)
         if known is None:
             known = place(
@@ -197,7 +197,7 @@ class CpuProgram:
         places, arena_bytes = self.placed(variables)
         if self._own:  # sizes that vary share a block: new pages would take longer than to compute
             arena_bytes = 1 << max(arena_bytes - 1, 0).bit_length()
-        arena = cpu_memory.allocate(arena_bytes)
+        arena = cpu_memory.allocate(arena_bytes) if arena_bytes else 0
         try:
             addresses = [buffer.memory for buffer in buffers]
             words = [
@@ -225,7 +225,8 @@ class CpuProgram:
                         ctypes.memmove(self._arguments, before[0], len(before[0]))
                         self._set_totals(before[1])
         finally:
-            cpu_memory.free(arena, arena_bytes)
+            if arena_bytes:
+                cpu_memory.free(arena, arena_bytes)
         GlobalCounters.ran(len(self.kernels), operations, traffic)
 
     def threads_of(self, number: int) -> int:
@@ -248,6 +249,8 @@ class CpuProgram:
     def _work(self) -> tuple[int, int]:
         """Operations and bytes of the call: estimates are of as many iterations as can be."""
         operations, traffic = self.operations, self.traffic
+        if not self._varying:
+            return operations, traffic
         for (number, full), total in zip(self._varying, self._totals(), strict=True):
             code, missing = self.kernels[number].code, full.high - total
             operations -= code.operations * missing // full.high

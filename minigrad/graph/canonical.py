@@ -137,6 +137,7 @@ NUMBERED = frozenset({
 })  # fmt: skip
 
 _SHAPED = frozenset({Op.RESHAPE, Op.EXPAND})  # that have a shape and nothing else
+_OTHER = NUMBERED - _SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
 
 
 def cells_of(node: Node) -> tuple[Cell, ...]:
@@ -203,31 +204,30 @@ def canonicalize(
     cells: list[Cell] = []
     numbers: dict[int, int] = {}  # of its exchanges
     checks: list[Node] = []
+    number_of = number.__getitem__
     for node in order:
         op, arg = node.op, node.arg
-        if op is Op.CHECK:
-            if not checked:
-                number[node] = number[node.src[0]]
-                continue
-            checks.append(node)
-        elif op is Op.CUSTOM:
-            number[node] = number[node.src[0]]
-            continue
-        number[node] = len(rows)
         if op in _SHAPED:  # most of them
             arg = len(node.shape)
             cells += node.shape
-        elif op is Op.BUFFER:
-            arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
-            cells += node.shape
-        elif op in NUMBERED:
-            arg = _structure_of(node)
-            cells += cells_of(node)
-        elif op is Op.COLLECTIVE:
-            numbers = numbers or exchange_numbers(order)
-            arg = (replace(arg, number=numbers[arg.number]), node.shape)
-        rows.append((op, node.dtype, arg, *[number[source] for source in node.src]))
-    if any(cell.__class__ is Affine for cell in cells):
+        elif op in _OTHER:
+            if op is Op.BUFFER:
+                arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
+                cells += node.shape
+            elif op is Op.CUSTOM or (op is Op.CHECK and not checked):
+                number[node] = number[node.src[0]]
+                continue
+            elif op is Op.COLLECTIVE:
+                numbers = numbers or exchange_numbers(order)
+                arg = (replace(arg, number=numbers[arg.number]), node.shape)
+            else:
+                arg = _structure_of(node)
+                cells += cells_of(node)
+                if op is Op.CHECK:
+                    checks.append(node)
+        number[node] = len(rows)
+        rows.append((op, node.dtype, arg, *map(number_of, node.src)))
+    if Affine in map(type, cells):
         cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
     targets = []
     new = len(inputs)

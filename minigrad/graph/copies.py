@@ -30,6 +30,7 @@ MANY = 8  # so many copies share a kernel as they are: more are computed togethe
 # longer than all that is saved, and would need the memory of all copies at once.
 MOST_BYTES = 1 << 16
 LEAVES = (Op.BUFFER, Op.CONST)
+_VARYING = frozenset({*LEAVES, Op.SHRINK})  # whose arg may be another in each copy
 # What has no form for many values at once, or must be done as often as somebody wrote it.
 SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
 
@@ -171,11 +172,12 @@ class _Kinds:
         return [[root for _, root in run] for _, run in groupby(kinds, key=itemgetter(0))]
 
     def _of(self, roots: Sequence[Node]) -> list[int]:
-        of, numbers = self.of, self._numbers
+        of, numbers, kept = self.of, self._numbers, self.kept
+        kind_of = of.__getitem__
         for node in topological(roots, of):
-            arg = None if node.op in LEAVES or node.op is Op.SHRINK else node.arg
-            own = node if node in self.kept else None
-            key = (node.op, node.dtype, node.shape, arg, own, *[of[source] for source in node.src])
+            arg = None if node.op in _VARYING else node.arg
+            own = node if node in kept else None
+            key = (node.op, node.dtype, node.shape, arg, own, *map(kind_of, node.src))
             of[node] = numbers.setdefault(key, len(numbers))
         return [of[root] for root in roots]
 
@@ -211,15 +213,17 @@ def _rows(copies: Sequence[Node], kept: Container[Node]) -> Node | None:
         known[one] = nodes
         if nodes.count(one) == count:
             same.add(one)
-        elif any(node in kept for node in nodes) or one.op in SINGLE or _is_large(one):
+        elif any(map(kept.__contains__, nodes)) or one.op in SINGLE or _is_large(one):
             return None
-        elif any(_form(node) != _form(one) for node in nodes):
+        elif len(set(map(_form, nodes))) > 1:
             return None
         elif is_leaf(one):
             if not all(map(is_leaf, nodes)):
                 return None
             new[one] = stacked(nodes)
-        elif not one.src or (one.op is not Op.SHRINK and any(n.arg != one.arg for n in nodes)):
+        elif not one.src:
+            return None
+        elif one.op is not Op.SHRINK and [node.arg for node in nodes].count(one.arg) < count:
             return None
         else:
             stack += zip(*(node.src for node in nodes), strict=True)

@@ -13,7 +13,7 @@ where they are the only way to a target, its gradient is zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
@@ -96,10 +96,10 @@ def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
     found = set(outputs)
     for node in reversed(order):
         if node in found:
-            sources = node.src if node.op.facts.flat else (
-                source for source, rule in zip(node.src, rules_of(node), strict=False) if rule
-            )  # fmt: skip
-            found.update(source for source in sources if source.dtype.is_float)
+            rules = repeat(True) if node.op.facts.flat else rules_of(node)
+            for source, rule in zip(node.src, rules, strict=False):
+                if rule and source.dtype.is_float:
+                    found.add(source)
     return [node for node in order if node in found]
 
 

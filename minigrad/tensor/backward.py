@@ -53,6 +53,8 @@ class Backward(Composed):
             )
         (joined,) = without_copies([output], order, leaves)
         known = order if joined is output else None
+        if known is None and self.raw is output and self._origin is None:
+            self._point(joined)  # whoever computes it need not look for copies again
         found = node_gradient([joined], [seed], list(leaves), known)
         with no_grad():
             grads = replaced([g for g in found if g is not None], back)
@@ -131,7 +133,8 @@ class Backward(Composed):
         """Node of each leaf → the tensors that stand for it. order: `topological([output])`."""
         marked: dict[Node, list[Core]] = {}
         others: dict[Node, list[Core]] = {}
-        for node in reached([output], order):
+        found = reached([output], order)
+        for node in found if back else held_among(found):
             for holder in holders(node) + (holders(back[node]) if node in back else []):
                 assert isinstance(holder, Core)
                 if holder._requires_grad:

@@ -38,8 +38,11 @@ def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
 def _common(name: str, nodes: Sequence[Node]) -> list[Node]:
     """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
     same_device(name, nodes)
-    first = nodes[0]
-    if all(node.shape == first.shape and node.dtype is first.dtype for node in nodes):
+    first = nodes[0].shape, nodes[0].dtype
+    for node in nodes:
+        if (node.shape, node.dtype) != first:
+            break
+    else:
         return list(nodes)
     shape = broadcast_shape(name, *(node.shape for node in nodes))
     dtype = promote(*(node.dtype for node in nodes))

@@ -218,7 +218,11 @@ def held_among(nodes: Iterable[Node]) -> list[Node]:
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
-    return [node for node in held_among(nodes) if wants_gradient(node)]
+    by_node, apart = _by_node, alone
+    return [
+        node for node in nodes
+        if ((number := id(node)) in by_node or number in apart) and wants_gradient(node)
+    ]  # fmt: skip
 
 
 def lazy_holders() -> list[Holder]:

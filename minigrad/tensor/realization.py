@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Container, Iterable, Sequence, Set
 
 from minigrad import program
-from minigrad.device import Buffer, late_failures, spoil, spoiled, steady, watching
+from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.copies import MANY, alike, rows_of, stacked, unstacked
@@ -74,7 +74,7 @@ def write(holder: Holder, value: Node) -> None:
 def accompany(buffer: Node, holder: Holder) -> None:
     """Realize the waiting write of `holder` together with whoever reads its BUFFER."""
     _companions[buffer] = weakref.ref(holder)
-    steady.add(buffer.arg)
+    buffer.arg.steady = True
 
 
 def realize(tensors: Iterable[Holder]) -> None:
@@ -233,6 +233,9 @@ def _is_waiting(node: Node) -> bool:
     return node.op is Op.ASSIGN and _waiting.get(id(node.src[0])) is node
 
 
+_UNTRACKED = frozenset({Op.BITCAST})  # through which no gradient flows
+
+
 def _whole(node: Node) -> Node:
     """What a node is a part of."""
     while node.op in (Op.RESHAPE, Op.SHRINK):
@@ -258,6 +261,7 @@ class _Plan:
         self.roots: dict[Node, None] = dict.fromkeys(holder.raw for holder in wanted)
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
+        self.writes: list[Node] = []  # among the order
         self.marked: set[Node] = set()  # leaves, and what else was marked
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.readers: set[Node] = set()  # roots only because they read a target
@@ -270,7 +274,7 @@ class _Plan:
             self._extend()
             if size == len(self.roots):
                 self._save_for_backward()
-        writes = {n for n in self.order if n.op is Op.ASSIGN and not _is_waiting(n)}
+        writes = {node for node in self.writes if not _is_waiting(node)}
         values = see_through(list(self.roots), writes)
         self.parts: dict[Node, Node] = {}  # readers → as parts of what is computed in their place
         if len(self.order) > 2 * MANY:
@@ -287,13 +291,21 @@ class _Plan:
         self.order += new
         self.marked.update(leaves_among(new))
         for node in new:
-            if node.op is Op.BUFFER:
-                companion = _companions.get(node)
+            op = node.op
+            if op is Op.BUFFER:
+                steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
+                companion = _companions.get(node) if steady else None
                 owner = companion() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
-            elif node in self.marked or (node.op is Op.ASSIGN and _is_waiting(node)):
+            elif op is Op.ASSIGN:
+                self.writes.append(node)
+                if node in self.marked or _is_waiting(node):
+                    self.roots.setdefault(node)
+            elif node in self.marked:
                 self.roots.setdefault(node)
+        if not (self.given_targets or self.writes):
+            return
         waiting = [root.src[0] for root in self.roots if _is_waiting(root)]
         targets = dict.fromkeys((*self.given_targets, *waiting))
         if targets != self.targets:
@@ -362,6 +374,8 @@ class _Plan:
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
         lost: depends on a marked leaf that is about to be overwritten; no history is possible.
         """
+        if not (self.targets or self.marked or saved_graphs.recorded):
+            return
         self.tracked, self.kept, self.lost = set(), [], []
         leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
         if not (leaves or self.marked or saved_graphs.recorded):
@@ -369,14 +383,15 @@ class _Plan:
         tracked = {*self.marked, *leaves}
         tracked.update(node for node in self.order if node.op is Op.BUFFER and has_history(node))
         stale, lost = set(self.targets), set(leaves)
-        for node in self.order:
-            src = node.src
-            if not stale.isdisjoint(src):
+        for node in self.order if stale else ():
+            if not stale.isdisjoint(node.src):
                 stale.add(node)
-            if not (tracked.isdisjoint(src) or node in self.marked or node.op is Op.BITCAST):
-                if node.dtype.is_float:
-                    tracked.add(node)
-                    if not lost.isdisjoint(src):
+        apart, track = tracked.isdisjoint, tracked.add
+        for node in self.order:
+            if not (apart(node.src) or node.op in _UNTRACKED) and node.dtype.is_float:
+                if node not in self.marked:
+                    track(node)
+                    if lost and not lost.isdisjoint(node.src):
                         lost.add(node)
         self.tracked = tracked
         flowing = [
@@ -402,17 +417,19 @@ class _Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
         made = dict(zip(self.alone, buffers, strict=False))
-        wholes = dict(zip(self.wholes, buffers[len(self.alone) :], strict=True))
-        made |= zip(self.parts, replaced(list(self.parts.values()), wholes), strict=True)
+        if self.parts:
+            wholes = dict(zip(self.wholes, buffers[len(self.alone) :], strict=True))
+            made |= zip(self.parts, replaced(list(self.parts.values()), wholes), strict=True)
         for target, copied in self.copies.items():
             for holder in holders(target):
                 if holder is not self.owner:
                     holder._point(made[copied])
-        for root in self.roots:
+        for root in self.roots if self.targets else ():
             if _is_waiting(root):
                 saved_graphs.overwritten(root.src[0])
                 del _waiting[id(root.src[0])]
-        self._record(made)
+        if self.kept or self.lost:
+            self._record(made)
         for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
             if holder.raw.op is Op.CONST:
                 holder._point(made[holder.raw])
@@ -427,8 +444,11 @@ class _Plan:
                     holder.stopped = False
         for target, copied in self.copies.items():
             made[target] = made[copied]
-        since = min((_copied_until.get(node, node.age) for node in made), default=0)
-        _replace(lazy_since(since) if made else [], made)
+        if made:
+            ages_of = [_copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
+            lazy = lazy_since(min(ages_of))
+            if lazy:
+                _replace(lazy, made)
         for target in self.targets:
             if target in _companions:
                 _copied_until[target] = next(ages)
