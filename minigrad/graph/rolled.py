@@ -7,8 +7,9 @@ somebody wants of each step becomes rows of an array.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence, Set
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
 from minigrad.graph.batched import stand_in
@@ -33,20 +34,38 @@ MOST_BYTES = (1 << 14) - 1  # of an array that is another in each step: larger a
 
 
 def without_copies(
-    roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] = ()
+    roots: Sequence[Node], order: Sequence[Node] | None = None, kept: Set[Node] = frozenset()
 ) -> list[Node]:
     """The roots with copies of one computation together, or as a LOOP.
 
-    order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
-    On a mesh, where each node has its layout, nothing is changed.
+    order: `topological(roots)`, if known. kept: nodes of which something else depends, which stay
+    apart. On a mesh, where each node has its layout, nothing is changed.
     """
-    if any(root.device in meshes for root in roots):
-        return list(roots)
+    given = list(roots)
+    if any(root.device in meshes for root in given):
+        return given
+    roots = [_known_without_copies(root, kept) for root in given]
+    if order is None or roots != given:
+        order = topological(roots)
     made = together(roots, order, kept)
-    if len(order) < LEAST_NODES:
-        return made
-    loops = rolled(made, order if made == list(roots) else topological(made), kept)
-    return made if loops == made else together(loops, topological(loops), kept)
+    if len(order) >= LEAST_NODES:
+        loops = rolled(made, order if made == roots else topological(made), kept)
+        made = made if loops == made else together(loops, topological(loops), kept)
+    for root, less in zip(given, made, strict=True):
+        if less is not root:
+            _less[root] = less, frozenset(kept)
+    return made
+
+
+# A root → what was made of it, and what stayed apart: a loss is asked for its gradient, then for
+# its value.
+_less: WeakKeyDictionary[Node, tuple[Node, Set[Node]]] = WeakKeyDictionary()
+
+
+def _known_without_copies(root: Node, kept: Set[Node]) -> Node:
+    less, apart = _less.get(root, (root, kept))
+    # What is younger than the root is nothing that it needs.
+    return less if all(node in apart or node.age > root.age for node in kept) else root
 
 
 def rolled(roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] = ()) -> list[Node]:

@@ -51,10 +51,8 @@ class Backward(Composed):
                 f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
                 "that takes a gradient (was it detached, or computed inside no_grad?)"
             )
-        (joined,) = without_copies([output], order, leaves)
+        (joined,) = without_copies([output], order, leaves.keys())
         known = order if joined is output else None
-        if known is None and self.raw is output and self._origin is None:
-            self._point(joined)  # whoever computes it need not look for copies again
         found = node_gradient([joined], [seed], list(leaves), known)
         with no_grad():
             grads = replaced([g for g in found if g is not None], back)
@@ -77,7 +75,7 @@ class Backward(Composed):
             raise TypeError("gradient(): expected the tensors by which to differentiate")
         seed = self._seed(gradient)
         nodes, back = saved_graphs.expand([self.node, *(target.node for target in targets)])
-        output = without_copies(nodes[:1], topological(nodes[:1]), set(nodes[1:]))
+        output = without_copies(nodes[:1], kept=set(nodes[1:]))
         found = node_gradient(output, [seed], nodes[1:])
         for target, node in zip(targets, found, strict=True):
             if node is None:

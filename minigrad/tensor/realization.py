@@ -359,8 +359,7 @@ class _Plan:
             parts |= zip(copies, unstacked(whole), strict=True)
         values = [parts.get(value, value) for value in values]
         known = values == list(self.roots)
-        order = self.order if known else topological(values)
-        values = without_copies(values, order, self.marked)
+        values = without_copies(values, self.order if known else None, self.marked)
         for root, value in zip(self.roots, values, strict=True):
             if root in readers and _whole(value) is not value:
                 self.parts[root] = value

@@ -72,6 +72,23 @@ def test_gradients(on_device, join):
     np.testing.assert_array_equal(of_one.numpy(), np.ones_like(d[5]))
 
 
+def test_a_part_of_a_loss_is_there_after_its_backward(on_device):
+    w = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    parts = [(Tensor([[float(n), 1.0]]) @ w).square() for n in range(12)]
+    loss = Tensor.cat(*parts).sum()
+    loss.backward()
+    first = w.grad.tolist()
+    loss.backward()
+    np.testing.assert_allclose(w.grad.numpy(), 2 * np.array(first), rtol=1e-6)
+    assert loss.gradient(parts[5])[0].tolist() == [[1.0, 1.0]]
+    with Tensor.no_grad():
+        w.assign(w * 0.0)
+    values = [[(n + 3.0) ** 2, (2.0 * n + 4.0) ** 2] for n in range(12)]
+    assert loss.item() == sum(map(sum, values))
+    assert parts[7].tolist() == [values[7]]
+    assert w.sum().item() == 0.0
+
+
 def test_who_wants_a_gradient_stays_apart(on_device):
     xs = [Tensor([float(n), 1.0], requires_grad=True) for n in range(10)]
     total = sum(x.square().sum() for x in xs)
