@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
-from minigrad.graph.node import Node, Op, make, needed
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, make, needed
 from minigrad.graph.sharding import Layout, layouts_of, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
@@ -211,7 +211,7 @@ def canonicalize(
             arg = len(node.shape)
             cells += node.shape
         elif op in _OTHER:
-            if op is Op.BUFFER:
+            if op is BUFFER:
                 arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
                 cells += node.shape
             elif op is Op.CUSTOM or (op is Op.CHECK and not checked):
@@ -232,7 +232,7 @@ def canonicalize(
     targets = []
     new = len(inputs)
     for root in roots:
-        if root.op is Op.ASSIGN:
+        if root.op is ASSIGN:
             targets.append(inputs[root.src[0].arg])
         else:
             targets.append(new)

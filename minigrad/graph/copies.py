@@ -19,7 +19,7 @@ from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import part_along, row_of, split_axis
 from minigrad.graph.batched import batch, rows, sum_of_rows
-from minigrad.graph.node import INDEX, Node, Op, Shape, topological
+from minigrad.graph.node import BUFFER, CONST, INDEX, Node, Op, Shape, topological
 from minigrad.graph.operations import REDUCTIONS
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
@@ -29,7 +29,7 @@ MANY = 8  # so many copies share a kernel as they are: more are computed togethe
 # Of an array that each copy is computed of, and of each reduction of its own: what is larger takes
 # longer than all that is saved, and would need the memory of all copies at once.
 MOST_BYTES = 1 << 16
-LEAVES = (Op.BUFFER, Op.CONST)
+LEAVES = (BUFFER, CONST)
 _VARYING = frozenset({*LEAVES, Op.SHRINK})  # whose arg may be another in each copy
 # What has no form for many values at once, or must be done as often as somebody wrote it.
 SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
@@ -114,10 +114,11 @@ def _of_parts(
 def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node, list[Node]]]:
     """Sums and joins of many, none of them inside of another sum, with what they are of."""
     depth: dict[Node, int] = {}
+    add, cat = Op.ADD, Op.CAT
     for node in order:
-        if node.op is Op.ADD:
-            depth[node] = 1 + max(depth.get(source, 0) for source in node.src)
-        elif node.op is Op.CAT and len(node.src) > MANY and not is_leaf(node):
+        if node.op is add:
+            depth[node] = 1 + max([depth.get(source, 0) for source in node.src])
+        elif node.op is cat and len(node.src) > MANY and not is_leaf(node):
             yield node, list(node.src)
     if max(depth.values(), default=0) < MANY:
         return

@@ -61,6 +61,7 @@ def gradient(
             parts.setdefault(output, []).append(seed)
     found: dict[Node, Node] = {}
     results: dict[Node, dict[Node, Node]] = {}  # LOOP → its RESULTs → their gradients
+    result, assign = Op.RESULT, Op.ASSIGN
     for node in reversed(order):
         if node in results:
             for source, part in zip(node.src, node.arg.gradient(node, results[node]), strict=True):
@@ -69,10 +70,10 @@ def gradient(
         if node not in parts:
             continue
         total = found[node] = _sum(parts.pop(node))
-        if node.op is Op.RESULT:
+        if node.op is result:
             results.setdefault(node.src[0], {})[node] = total
             continue
-        if node.op is Op.ASSIGN and any(source in active for source in node.src):
+        if node.op is assign and not active.isdisjoint(node.src):
             raise _write_in_the_way(node)
         rules = rules_of(node)
         for source, rule in zip(node.src, rules, strict=False):
@@ -121,8 +122,9 @@ def _check(outputs: Sequence[Node], seeds: Sequence[Node]) -> None:
 def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
     """The float nodes that depend on a target."""
     active = {target for target in targets if target.dtype.is_float}
+    apart = active.isdisjoint
     for node in order:
-        if node.dtype.is_float and any(source in active for source in node.src):
+        if not apart(node.src) and node.dtype.is_float:
             active.add(node)
     return active
 

@@ -84,6 +84,10 @@ class Node(Numeric):
         return bitcast(self, dtype)
 
 
+# For what is done once for each node: to look up a member of an Enum takes Python 3.11 as long as a
+# call of a function.
+BUFFER, CONST, ASSIGN = Op.BUFFER, Op.CONST, Op.ASSIGN
+
 ages = itertools.count()
 _interned: Interned[Node] = Interned()
 _forms: Interned[Form] = Interned()
@@ -94,7 +98,7 @@ def make(
 ) -> Node:
     """The one node with these fields (no checks; `build` checks)."""
     key_arg = arg
-    if op is Op.CONST:  # Python would merge 0.0 with −0.0, 1 with True, and split NaNs
+    if op is CONST:  # Python would merge 0.0 with −0.0, 1 with True, and split NaNs
         arg = convert(arg, dtype)
         key_arg = struct.pack("<d", arg) if dtype.is_float else int(arg)
     key = (op, dtype, shape, src, key_arg, device)
@@ -103,7 +107,7 @@ def make(
         node = Node()
         node.op, node.dtype, node.shape = op, dtype, shape
         node.src, node.arg, node.device = src, arg, device
-        node.form = form_of(dtype, shape, device) if op is Op.BUFFER else None
+        node.form = form_of(dtype, shape, device) if op is BUFFER else None
         node.age = next(ages)
         node = _interned.settle(key, node)
     return node
@@ -129,10 +133,11 @@ def elementwise(op: Op, *src: Node) -> Node:
     for node in src:
         if node.shape != shape:
             raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
-    for node in src[1:] if op is Op.WHERE else src:
+    chooses = op is Op.WHERE
+    for node in src[1:] if chooses else src:
         if node.dtype is not dtype:
             raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")
-    if op is Op.WHERE and src[0].dtype is not dtypes.bool:
+    if chooses and src[0].dtype is not dtypes.bool:
         raise DTypeError(f"where: the condition is {src[0].dtype.name}, expected bool")
     if dtype.kind not in facts.kinds:
         raise DTypeError(f"{op.value} is not defined for {dtype.name}")

@@ -94,7 +94,8 @@ class _Unlike(Exception):
 def _signatures(nodes: Sequence[Node]) -> list[int]:
     """Numbers of nodes, equal where they do the same with values of equal shapes."""
     numbers: dict[Any, int] = {}
-    keys = ((n.op, n.dtype, n.shape, None if n.op is Op.SHRINK else n.arg) for n in nodes)
+    shrink = Op.SHRINK
+    keys = [(n.op, n.dtype, n.shape, None if n.op is shrink else n.arg) for n in nodes]
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from minigrad.graph.node import Node, Op, ages
+from minigrad.graph.node import BUFFER, Node, Op, ages
 from minigrad.locks import held_over_forks
 
 lock = held_over_forks()
@@ -118,7 +118,7 @@ def _file(link: Link, node: Node) -> None:
         _mourn(link)
     link.node_id, link.device = number, node.device
     _by_node.setdefault(number, {})[id(link)] = link
-    if node.op is not Op.BUFFER or _is_view(link):
+    if node.op is not BUFFER or _is_view(link):
         _lazy[id(link)] = link
         link.filed = next(ages)
         clock.lazies += 1

@@ -21,7 +21,7 @@ from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.copies import MANY, alike, rows_of, stacked, unstacked
-from minigrad.graph.node import Node, Op, ages, make, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, ages, make, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
@@ -230,7 +230,7 @@ def _lose_readers(target: Node, owner: Holder) -> None:
 
 
 def _is_waiting(node: Node) -> bool:
-    return node.op is Op.ASSIGN and _waiting.get(id(node.src[0])) is node
+    return node.op is ASSIGN and _waiting.get(id(node.src[0])) is node
 
 
 _UNTRACKED = frozenset({Op.BITCAST})  # through which no gradient flows
@@ -292,13 +292,13 @@ class _Plan:
         self.marked.update(leaves_among(new))
         for node in new:
             op = node.op
-            if op is Op.BUFFER:
+            if op is BUFFER:
                 steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
                 companion = _companions.get(node) if steady else None
                 owner = companion() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
-            elif op is Op.ASSIGN:
+            elif op is ASSIGN:
                 self.writes.append(node)
                 if node in self.marked or _is_waiting(node):
                     self.roots.setdefault(node)
@@ -380,7 +380,8 @@ class _Plan:
         if not (leaves or self.marked or saved_graphs.recorded):
             return
         tracked = {*self.marked, *leaves}
-        tracked.update(node for node in self.order if node.op is Op.BUFFER and has_history(node))
+        buffers = [node for node in self.order if node.op is BUFFER]
+        tracked.update(filter(has_history, buffers))
         stale, lost = set(self.targets), set(leaves)
         for node in self.order if stale else ():
             if not stale.isdisjoint(node.src):

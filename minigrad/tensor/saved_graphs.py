@@ -15,7 +15,7 @@ from typing import Any
 from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import leaves_among, wants_gradient
@@ -94,7 +94,7 @@ def record(
     reads = tuple(
         (source, _versions.get(source, 0))
         for source in (order if node is whole else topological([node]))
-        if source.op is Op.BUFFER
+        if source.op is BUFFER
     )
     _histories[buffer] = _History(node, reads)
 
@@ -139,13 +139,13 @@ def _with_histories(
     """The roots with each BUFFER that has a history replaced by it, and those histories."""
     if order is None:
         order = topological(roots)
-    writes = {node for node in order if node.op is Op.ASSIGN and not wants_gradient(node)}
+    writes = {node for node in order if node.op is ASSIGN and not wants_gradient(node)}
     if writes:  # a leaf stays the node that it is, also where it waits to be written itself
         roots = see_through(roots, writes, set(leaves_among(order)))
         order = topological(roots)
     found = {
         node: history
         for node in order
-        if node.op is Op.BUFFER and (history := _histories.get(node)) is not None
+        if node.op is BUFFER and (history := _histories.get(node)) is not None
     }
     return replaced(roots, {node: history.node for node, history in found.items()}), found
