@@ -123,6 +123,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
             lines = s.split(ks[-1], hints.line, "ko", computing=True)
             s.insert(lines, hints.seldom)
             s.insert(ks[-1], hints.often)
+            ks = [*ks[:-1], lines, ks[-1]]
         if problem.terms is not None:
             s.insert(ks[0], again(problem, m), behind=True)
         if plan.nr > 1:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, dtypes
+from minigrad.tensor.contraction import matmul_where
 from minigrad.tensor.live_tensors import lazy_holders
 
 BATCH, HEADS, LENGTH, DEPTH = 2, 3, 75, 16
@@ -204,3 +205,14 @@ def test_nothing_on_the_way_is_kept(form):
     mine = {id(x) for x in (q, k, v, output, *gradients)}
     alive = [x for x in lazy_holders() if id(x) not in before | mine]
     assert [x for x in alive if x.ndim > 1] == []  # the state of random numbers lives on
+
+
+@pytest.mark.parametrize("queries, keys", [(39, 300), (7, 700), (130, 3000)])
+def test_what_a_mask_hides_reaches_nobody_beyond_a_line_of_keys(on_device, queries, keys):
+    generator = np.random.default_rng(keys)
+    seen = np.tril(np.ones((queries, keys), bool), keys - queries - 5)
+    x, y = (generator.standard_normal(s).astype(np.float32) for s in ((queries, keys), (keys, 33)))
+    y[-5:] = np.array([np.nan, np.inf, -np.inf, 1e30, np.nan], np.float32)[:, None]
+    found = matmul_where(Tensor(seen), Tensor(x), Tensor(y))
+    expected = np.where(seen, x, 0)[:, :-5] @ y[:-5]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
