@@ -8,7 +8,7 @@ with nothing but the row passing between them. The question asked of each read i
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
 from minigrad.graph.shapes import flatten, iterations, numel
@@ -423,7 +423,8 @@ def _vector_costs(
     if not prefix:
         return float(1 << 40), along
     spread = _SPREAD if stage.op is None else 0
-    return length * (_accesses(stage, stage.axes[prefix - 1], made) + spread) / lanes, along
+    across = _accesses(stage, stage.axes[:prefix], made, lanes)
+    return length * (across + spread) / lanes, along
 
 
 def _along(
@@ -434,18 +435,32 @@ def _along(
     if axis in stage.reduced:
         kept = numel([other.extent for other in inner if other not in stage.reduced])
         fold = 2 * (min(extent, lanes) - 1).bit_length()
-        return vectors * _accesses(stage, axis, made) + kept * fold
+        return vectors * _accesses(stage, [axis], made, lanes) + kept * fold
     scattered = coefficient(stage.position, axis.variable) != 1
-    return vectors * (_accesses(stage, axis, made) + (_GATHER if scattered else 0))
+    return vectors * (_accesses(stage, [axis], made, lanes) + (_GATHER if scattered else 0))
 
 
-def _accesses(stage: Stage, axis: Axis, made: Container[Array]) -> int:
-    """Vector instructions for the operands of neighbours along an axis, and the result."""
+def _accesses(
+    stage: Stage, axes: Sequence[Axis], made: Container[Array], lanes: int
+) -> int:
+    """Vector instructions for the operands of so many neighbours along axes, and the result."""
     work = 1
     for load in expr.loads(stage.body):
-        stride = coefficient(load.index, axis.variable)
+        stride = _stride(load.index, axes, lanes)
         if stride in (0, 1) or load.array in made:
             work += 1
         else:  # interleaved elements are picked from whole vectors
             work += stride if stride is not None and 2 <= stride <= _MOST_INTERLEAVED else _GATHER
     return work
+
+
+def _stride(index: Integer, axes: Sequence[Axis], lanes: int) -> int | None:
+    """The distance between neighbours along axes; None where so many are not equally far apart."""
+    stride, size = coefficient(index, axes[-1].variable), axes[-1].extent
+    for axis in axes[-2::-1]:
+        if stride is None or high(size) >= lanes:
+            break
+        if coefficient(index, axis.variable) != stride * size:
+            return None
+        size = size * axis.extent
+    return stride
