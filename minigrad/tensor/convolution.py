@@ -3,6 +3,8 @@
 A convolution is Σ over k and c of window(x)[b, y, k, c]·w[k, c, o], seen through movements, so the
 recipe of contractions computes it, and its two gradients, without an array of windows in memory.
 Channels are the last dimension inside: then each of the three products has vectors along channels.
+Only images of which each channel has a small kernel of its own stay as they are: to arrange them
+would take longer than to compute.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ Pairs = list[tuple[int, int]]
 
 _LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
 MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
+# Of a convolution of each channel by itself: places of a kernel (its gradient takes a walk over the
+# images for each), and columns of the result, of which vectors are made. Measured on Zen 4: 3 × 3
+# takes 0.2 … 0.5 of the time from 28 columns on, and as long as with channels last with 14; 5 × 5
+# twice as long backward.
+MOST_PLACES, LEAST_WIDTH = 9, 16
 SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
 
 
@@ -69,7 +76,13 @@ class Convolution(Composed):
                 f"{tuple(kernel)} with dilation {tuple(gaps)}"
             )
         dtype = promote(self.dtype, weight.dtype)
-        padded = x.cast(accumulator(dtype))._channels_last(groups)._zeros_around(pairs)
+        wide = x.cast(accumulator(dtype))
+        if inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
+            space[-1] >= LEAST_WIDTH * steps[-1]
+        ):
+            result = wide._each_channel(weight, pairs, windows_of(2, kernel, steps, gaps))
+            return result._channels_second(bias, dtype, batched)
+        padded = wide._channels_last(groups)._zeros_around(1, pairs)
         windows = padded._windows(windows_of(1, kernel, steps, gaps))  # (b, *space′, g, c, *kernel)
         places = range(1, 1 + spatial)
         windows = windows.permute(
@@ -143,11 +156,22 @@ class Convolution(Composed):
         x = self.reshape(batch, groups, channels // groups, *space)
         return x.permute(0, *range(3, x.ndim), 1, 2)
 
-    def _zeros_around(self, pairs: Pairs) -> Self:
-        """Zeros around the dimensions after the first, stored: cheaper to read than conditions."""
+    def _each_channel(self, weight: Core, pairs: Pairs, windows: Sequence[Window]) -> Self:
+        """(b, groups, *space) with a weight (groups, 1, *kernel) → (b, *space′, groups, 1)."""
+        channels, _, *kernel = weight.shape
+        every = self._zeros_around(2, pairs)._windows(windows)  # (b, groups, *space′, *kernel)
+        spatial = len(kernel)
+        factors = self._new(weight.node).cast(every.dtype)
+        factors = factors.reshape(channels, *(1 for _ in kernel), *kernel)
+        result = (every * factors).sum(tuple(range(-spatial, 0)), dtype=every.dtype)
+        return result.permute(0, *range(2, 2 + spatial), 1).unsqueeze(-1)
+
+    def _zeros_around(self, first: int, pairs: Pairs) -> Self:
+        """Zeros around dimensions from the first on, stored: cheaper to read than conditions."""
         if not any(before or after for before, after in pairs):
             return self
-        return self.pad([None, *pairs, None, None]).contiguous()
+        others = [None] * (self.ndim - first - len(pairs))
+        return self.pad([*[None] * first, *pairs, *others]).contiguous()
 
     def _channels_second(self, bias: Core | None, dtype: Any, batched: bool) -> Self:
         """(b, *space, groups, o) plus bias → (b, groups·o, *space)."""
