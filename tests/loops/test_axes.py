@@ -185,6 +185,16 @@ def test_what_every_element_shares_does_not_count() -> None:
     assert runs_along_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80, GOLDEN)
 
 
+@pytest.mark.parametrize("width, across", [(3, False), (160, True)])
+def test_rows_are_neighbours_where_a_vector_of_them_is(width: int, across: bool) -> None:
+    """Sums of a window's rows: x[9·c + r, 50 of k]; 3 windows lie side by side, the next apart."""
+    c, r = axes_of(30, width)
+    k = make_axis("k", 0, 50)
+    body = expr.load(TABLE, c.index * 9000 + r.index + k.index)
+    stage = Stage(OTHER, (30, width), (c, r), (k,), Op.SUM, body, c.index * width + r.index)
+    assert runs_along_rows([stage], 30 * width, GOLDEN) is across
+
+
 # ---- vectors ----
 
 
