@@ -205,14 +205,14 @@ def _run(
 
 def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
     """The program of a call, compiled if there is none, and the values of its variables."""
-
-    def compile(graph: Graph) -> Program:
-        program = Device[graph.device].compile(graph)
-        GlobalCounters.programs_compiled += 1
-        return program
-
-    program, values = programs.find(call, compile, recording.calls is None)
+    program, values = programs.find(call, _compiled, recording.calls is None)
     return program, {**call.values, **values} if call.values else values
+
+
+def _compiled(graph: Graph) -> Program:
+    program = Device[graph.device].compile(graph)
+    GlobalCounters.programs_compiled += 1
+    return program
 
 
 def _launch(

@@ -237,7 +237,7 @@ def canonicalize(
         else:
             targets.append(new)
             new += 1
-    wanted = tuple(number[root] for root in roots)
+    wanted = tuple(map(number_of, roots))
     device = roots[0].device
     layouts = layouts_of(list(inputs)) if device in meshes else ()
     structure = (tuple(rows), wanted, tuple(targets), device, layouts)

@@ -198,17 +198,7 @@ def holders(node: Node) -> list[Holder]:
 
 def wants_gradient(node: Node) -> bool:
     """Whether a live tensor that stands for `node` was marked as a leaf."""
-    number = id(node)
-    links = _by_node.get(number)
-    if links is None:
-        link = alone.get(number)
-        holder = None if link is None else link()
-        return holder is not None and bool(holder._requires_grad)
-    for link in list(links.values()):
-        holder = link()
-        if holder is not None and holder._requires_grad:
-            return True
-    return False
+    return bool(leaves_among((node,)))
 
 
 def held_among(nodes: Iterable[Node]) -> list[Node]:
@@ -218,11 +208,16 @@ def held_among(nodes: Iterable[Node]) -> list[Node]:
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
-    by_node, apart = _by_node, alone
-    return [
-        node for node in nodes
-        if ((number := id(node)) in by_node or number in apart) and wants_gradient(node)
-    ]  # fmt: skip
+    by_node, apart, found = _by_node, alone, []
+    for node in nodes:
+        number = id(node)
+        filed = by_node.get(number)
+        for link in [apart.get(number)] if filed is None else list(filed.values()):
+            holder = None if link is None else link()
+            if holder is not None and holder._requires_grad:
+                found.append(node)
+                break
+    return found
 
 
 def lazy_holders() -> list[Holder]:
