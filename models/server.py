@@ -115,10 +115,17 @@ class Server:
         """Hand what was posted on to the loop, in a thread of its own.
 
         To wake the loop lets go of the interpreter, which the loop then holds for as long as it
-        writes to clients: the engine's thread would wait for that between two steps.
+        writes to clients: the engine's thread would wait for that between two steps. What a step
+        posts is handed on together.
         """
-        while (first := self.posted.get()) is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(first)
+        several: list[Callable[[], None] | None] = []
+        while None not in several:
+            several = [self.posted.get()]
+            while not self.posted.empty():
+                several.append(self.posted.get())
+            if loop.is_closed():
+                return
+            loop.call_soon_threadsafe(_call_all, several)
 
     async def _nothing(self, request: Any, error: Any) -> Any:
         refused = Refused(f"{request.method} {request.url.path} is not served here",
@@ -374,6 +381,12 @@ class Answer:
         choice["logprobs"] = self.logprobs(drawn) if drawn else None
         more = {"usage": None} if self.want.usage else {}
         return _event({**self.head, "object": self._kind(), "choices": [choice], **more})
+
+
+def _call_all(functions: Sequence[Callable[[], None] | None]) -> None:
+    for function in functions:
+        if function is not None:
+            function()
 
 
 def _event(value: Any) -> str:
