@@ -27,6 +27,7 @@ from minigrad.models.decode import cache_bytes
 from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
+from minigrad.models.guesses import check_most
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.protocol import (
     Refused,
@@ -409,8 +410,7 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
     """InputError where the slots' caches do not fit in memory."""
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
         raise InputError(f"--slots is {flags.slots}: expected a power of two of at most 64")
-    if flags.speculate > 15:
-        raise InputError(f"--speculate is {flags.speculate}: expected at most 15")
+    check_most(flags.speculate)
     console.check_fits(
         flags.slots * cache_bytes(model.config), f"keys and values of --slots {flags.slots}",
         "give fewer, or a smaller --context",
