@@ -10,6 +10,9 @@ So many at once begin together, and their prompts are read one after the other: 
 for n prompts, whatever the server does. --steady: of n, n − 1 are long and go on, and the requests
 that are measured come one by one.
 
+--goals: what the server promises, one line each and whether it is so; status 1 where not (some four
+minutes).
+
 --beside PYTHON: llama.cpp's server, too, with as many slots and on the same file. PYTHON is an
 interpreter that has the package `xllamacpp` (`python -m venv L && L/bin/pip install xllamacpp`,
 then --beside L/bin/python); where it has not, the peer is left out by name. The servers get their
@@ -202,6 +205,37 @@ def report(server: Server, together: int, lowest: int) -> None:
     )  # fmt: skip
 
 
+def goals(server: Server, tokens: int) -> bool:
+    """Whether the server keeps what it promises: 200 requests, 1,000 requests, long prompts."""
+    kept = True
+
+    def say(holds: bool, what: str) -> None:
+        nonlocal kept
+        kept &= holds
+        print(f"{'reached' if holds else 'MISSED '} {what}", flush=True)
+
+    def asked(prompts: list[str], together: int, steady: bool = False) -> Round:
+        return asyncio.run(load(server, prompts, tokens, together, steady))
+
+    several, rates = prompts_of(200, 32), dict[int, float]()
+    for together in (1, 4, 8, 16):
+        one = asked(several, together)
+        rates[together] = one.tokens / one.took
+        server.alone = server.alone or one.texts
+        same = sum(a == b for a, b in zip(one.texts, server.alone, strict=True))
+        say(same == len(several), f"{together} at once: {same} of 200 answers as alone, "
+            f"{rates[together]:.1f} tokens/s")  # fmt: skip
+    say(rates[8] >= 3 * rates[1], f"8 at once: {rates[8] / rates[1]:.2f} times one's tokens (3)")
+    held = asked(prompts_of(1000, 32), 8).held
+    say(held[-1] <= 1.02 * held[0], f"1,000 requests: {', '.join(f'{mb:.0f}' for mb in held)} MB "
+        "after each quarter (1.02 times the first)")  # fmt: skip
+    long = prompts_of(24, 256)
+    late = [one.firsts[int(len(long) * 0.95)] for one in (asked(long, 1), asked(long, 8, True))]
+    say(late[1] <= 2 * late[0], f"prompts of 256: first token p95 {late[0] * 1e3:.0f} ms, while 7 "
+        f"others go on {late[1] * 1e3:.0f} ms, {late[1] / late[0]:.2f} times (2)")  # fmt: skip
+    return kept
+
+
 def main() -> None:
     """Measure as the flags say."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -214,9 +248,12 @@ def main() -> None:
     parser.add_argument("--speculate", default="3", help="of the server, or of several")
     parser.add_argument("--again", action="store_true", help="each prompt's words twice")
     parser.add_argument("--steady", action="store_true", help="requests come one by one")
+    parser.add_argument("--goals", action="store_true", help="whether promises are kept")
     parser.add_argument("--beside", metavar="PYTHON", help="llama.cpp's server, too (see above)")
     parser.add_argument("--rounds", type=int, default=1)
     flags = parser.parse_args()
+    if flags.goals:
+        flags.at, flags.prompt = "1,16", 256
     path, levels = flags.checkpoint or str(smollm()), [int(n) for n in flags.at.split(",")]
     slots = flags.slots or 1 << (max(levels) - 1).bit_length()
     prompts = prompts_of(flags.requests, flags.prompt)
@@ -243,6 +280,8 @@ def main() -> None:
             servers.append(Server(name, port, pid))
             print(f"{name}: ready after {time.perf_counter() - begun:.0f} s, "
                   f"{resident(pid):.0f} MB", flush=True)  # fmt: skip
+        if flags.goals:
+            sys.exit(not all(goals(server, flags.tokens) for server in servers))
         for together in levels:
             for server in servers * flags.rounds:
                 one = asyncio.run(load(server, prompts, flags.tokens, together, flags.steady))
