@@ -11,11 +11,11 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from minigrad import Tensor, Variable, jit
+from minigrad import Tensor, jit
 from minigrad.graph.symbolic import Integer
 from minigrad.models.decode import Decoder
 from minigrad.models.guesses import Guesses
-from minigrad.models.slots import WARM, likeliest_of_rows
+from minigrad.models.slots import WARM, bound, likeliest_of_rows
 
 # Tokens that guesses would have saved, before the pass that checks them is made: to make it takes
 # as long as some hundreds of steps, for which a short talk would wait in vain.
@@ -64,7 +64,7 @@ class Speculation:
         token, first = decoder.window[0][-1], decoder.used
         steps, checks, wanted = list[float](), list[float](), dict[int, Any]()
         for place in [*range(first, first + self.width)] * WARM:
-            position = Variable("position", 0, decoder.model.config.context - 1).bind(place)
+            position = bound("position", place, decoder.model.config.context)
             begun = time.perf_counter()
             with Tensor.no_grad():
                 wanted[place] = decoder._step(Tensor([[token]]), position).numpy()[0]
@@ -95,7 +95,7 @@ class Speculation:
         with Tensor.no_grad():
             return self._pass(
                 Tensor([[*ids], [*places]], dtype="int32"), Tensor([[start], [0]], dtype="int32"),
-                [Variable(f"place{row}", 0, context - 1).bind(at) for row, at in enumerate(places)],
+                [bound(f"place{row}", place, context) for row, place in enumerate(places)],
             )  # fmt: skip
 
     def _rows(
