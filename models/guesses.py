@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from minigrad.models.errors import InputError
+
 SHORTEST = 3  # tokens at the end that must have been there before, in this order
 LONGEST = 16  # of which more make an earlier place likelier
 PLACES = 8  # the latest ones, that are compared
 FADING = 0.25  # weight of the newest guess in `luck`
+MOST = 15  # tokens that are guessed at once, at most
+
+
+def check_most(speculate: int) -> None:
+    """InputError where more are to be guessed than can be."""
+    if speculate > MOST:
+        raise InputError(f"--speculate is {speculate}: expected at most {MOST}")
 
 
 class Guesses:
     """The tokens of one text, and guesses of the next, at most `most` of them at once.
 
-    luck: how many tokens of a guess have lately been right, also of those nobody has used.
+    luck: how many tokens of a guess have lately been right, also of those nobody has used. right:
+    how many in all.
     """
 
     def __init__(self, text: Iterable[int], most: int) -> None:
@@ -24,7 +34,7 @@ class Guesses:
         self.luck = most / 2  # checks that cost much wait for guesses to come true
         self._after: dict[tuple[int, ...], list[int]] = {}  # places after so many tokens
         self._open: list[int] = []  # a guess that is compared with what comes
-        self._right = 0
+        self._right = self.right = 0
         for token in text:
             self.add(token)
 
@@ -33,6 +43,7 @@ class Guesses:
         if self._open:
             good = token == self._open[self._right]
             self._right += good
+            self.right += good
             if not good or self._right == len(self._open):
                 self.luck += FADING * (self._right - self.luck)
                 self._open = []

@@ -27,6 +27,7 @@ from minigrad.models.decode import cache_bytes
 from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
+from minigrad.models.guesses import check_most
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.protocol import (
     Refused,
@@ -115,10 +116,17 @@ class Server:
         """Hand what was posted on to the loop, in a thread of its own.
 
         To wake the loop lets go of the interpreter, which the loop then holds for as long as it
-        writes to clients: the engine's thread would wait for that between two steps.
+        writes to clients: the engine's thread would wait for that between two steps. What a step
+        posts is handed on together.
         """
-        while (first := self.posted.get()) is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(first)
+        several: list[Callable[[], None] | None] = []
+        while None not in several:
+            several = [self.posted.get()]
+            while not self.posted.empty():
+                several.append(self.posted.get())
+            if loop.is_closed():
+                return
+            loop.call_soon_threadsafe(_call_all, several)
 
     async def _nothing(self, request: Any, error: Any) -> Any:
         refused = Refused(f"{request.method} {request.url.path} is not served here",
@@ -376,6 +384,12 @@ class Answer:
         return _event({**self.head, "object": self._kind(), "choices": [choice], **more})
 
 
+def _call_all(functions: Sequence[Callable[[], None] | None]) -> None:
+    for function in functions:
+        if function is not None:
+            function()
+
+
 def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
@@ -396,8 +410,7 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
     """InputError where the slots' caches do not fit in memory."""
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
         raise InputError(f"--slots is {flags.slots}: expected a power of two of at most 64")
-    if flags.speculate > 15:
-        raise InputError(f"--speculate is {flags.speculate}: expected at most 15")
+    check_most(flags.speculate)
     console.check_fits(
         flags.slots * cache_bytes(model.config), f"keys and values of --slots {flags.slots}",
         "give fewer, or a smaller --context",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ PIECE = 64  # tokens of a prompt that are read at once: others wait for no more 
 PARTS = 4  # a prompt's end is read in so many of as many parts of a piece
 WARM = 3  # calls until a program is captured and compiled
 TIMED = 5  # steps of which the fastest says what one costs
+
+
+@lru_cache(maxsize=1 << 14)
+def bound(name: str, value: int, count: int) -> Integer:
+    """A variable of 0 … count − 1 with a value; the same one each time, which is found quickly."""
+    return Variable(name, 0, count - 1).bind(value)
 
 
 class RowCaches:
@@ -57,6 +64,29 @@ class RowCaches:
     def settle(self, x: Tensor) -> None:
         """Compute a layer's result, and what is kept of it."""
         self.cache.settle(x)
+
+
+def likeliest_of_rows(
+    model: GPT, kept: Sequence[KeyValueCache], rows: Tensor, by_slot: Tensor,
+    slots: Sequence[Integer], places: Sequence[Integer],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What follows each of some rows: logits (rows, vocabulary), and the likeliest token (rows,).
+
+    As many rows for each of the slots, see `RowCaches`. rows: their tokens and positions, (2,
+    rows). by_slot, (2, slots of the caches): the first position, and whose rows of all it has.
+    """
+    (ids, positions), (first, order) = rows, by_slot.unsqueeze(2)
+    context = kept[0].keys.shape[2]
+    each, every = len(places) // len(slots), Tensor.arange(context)
+    written = (first <= every) & (every - (each - 1) <= first)
+    index = order * each + (every - first).clip(0, each - 1)
+    index.realize()  # not `written`, of which the compiler makes bounds
+    caches = [RowCaches(cache, slots, places, written, index) for cache in kept]
+    features = model.features(ids.unsqueeze(1), caches, positions)
+    logits = model.unembed(features.squeeze(1))
+    likeliest = logits.argmax(-1)
+    Tensor.realize(logits, likeliest, *(t for one in kept for t in (one.keys, one.values)))
+    return logits, likeliest
 
 
 class Results:
@@ -177,8 +207,8 @@ class Slots:
         size = next(size for size in self._pieces if size >= len(tokens))
         ids = Tensor([[*tokens, *[0] * (size - len(tokens))]], dtype="int32")
         with Tensor.no_grad():
-            place = Variable("start", 0, self.context - size).bind(start)
-            self._pieces[size](ids, self._bound("slot", slot), place)
+            place = bound("start", start, self.context - size + 1)
+            self._pieces[size](ids, bound("slot", slot, self.count), place)
 
     def step(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, Row]:
         """One more token of some slots: (token, position) by slot → what follows it, by slot."""
@@ -226,9 +256,8 @@ class Slots:
                 self._steps[width, each] = jit(self._advance)
             logits, likeliest = self._steps[width, each](
                 Tensor([ids, places], dtype="int32"), Tensor([firsts, order], dtype="int32"),
-                [self._bound(f"slot{number}", slot) for number, slot in enumerate(slots)],
-                [Variable(f"place{row}", 0, self.context - 1).bind(place)
-                 for row, place in enumerate(places)],
+                [bound(f"slot{number}", slot, self.count) for number, slot in enumerate(slots)],
+                [bound(f"place{row}", place, self.context) for row, place in enumerate(places)],
             )  # fmt: skip
             results = Results(logits)
             return [Row(results, row, token) for row, token in enumerate(likeliest.tolist())]
@@ -236,11 +265,9 @@ class Slots:
     def copy(self, source: int, target: int, length: int) -> None:
         """What one slot knows of its first `length` tokens, at least one, to another."""
         with Tensor.no_grad():
-            bound = Variable("length", 1, self.context).bind(length)
-            self._copy(self._bound("source", source), self._bound("target", target), bound)
-
-    def _bound(self, name: str, slot: int) -> Integer:
-        return Variable(name, 0, self.count - 1).bind(slot)
+            size = Variable("length", 1, self.context).bind(length)
+            ends = bound("source", source, self.count), bound("target", target, self.count)
+            self._copy(*ends, size)
 
     def _read(self, ids: Tensor, slot: Integer, start: Integer) -> None:
         self.model.features(ids, [cache.of(slot) for cache in self.caches], start)
@@ -249,18 +276,7 @@ class Slots:
     def _advance(
         self, rows: Tensor, by_slot: Tensor, slots: list[Integer], places: list[Integer]
     ) -> tuple[Tensor, Tensor]:
-        """rows: ids and positions; by_slot: the first position, and whose rows of all it has."""
-        (ids, positions), (first, order) = rows, by_slot.unsqueeze(2)
-        each, every = len(places) // len(slots), Tensor.arange(self.context)
-        written = (first <= every) & (every - (each - 1) <= first)
-        index = order * each + (every - first).clip(0, each - 1)
-        index.realize()  # not `written`, of which the compiler makes bounds
-        caches = [RowCaches(cache, slots, places, written, index) for cache in self.caches]
-        features = self.model.features(ids.unsqueeze(1), caches, positions)
-        logits = self.model.unembed(features.squeeze(1))
-        likeliest = logits.argmax(-1)
-        Tensor.realize(logits, likeliest, *self.kept)
-        return logits, likeliest
+        return likeliest_of_rows(self.model, self.caches, rows, by_slot, slots, places)
 
     def _move(self, source: Integer, target: Integer, length: Integer) -> None:
         for kept in self.kept:

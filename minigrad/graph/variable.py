@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from minigrad.graph.substitution import substitute, variables
@@ -54,16 +55,22 @@ def unbind(x: Integer, values: dict[str, int]) -> Integer:
     """
     if isinstance(x, int):
         return x
-    replaced: dict[Atom, Integer] = {}
-    for atom in variables(x):
-        if isinstance(atom.payload, int):
-            if values.setdefault(atom.name, atom.payload) != atom.payload:
-                raise ValueError(
-                    f"variable {atom.name!r} is bound to {values[atom.name]} and to "
-                    f"{atom.payload} in one program: realize the first tensor before binding anew"
-                )
-            replaced[atom] = var(atom.name, atom.low, atom.high)
-    return substitute(x, replaced) if replaced else x
+    free, bound = _unbound(x)
+    for name, value in bound:
+        if values.setdefault(name, value) != value:
+            raise ValueError(
+                f"variable {name!r} is bound to {values[name]} and to {value} in one program: "
+                "realize the first tensor before binding anew"
+            )
+    return free
+
+
+@lru_cache(maxsize=1 << 14)  # a step that decodes has the same variables, and few values, each time
+def _unbound(x: Affine) -> tuple[Integer, tuple[tuple[str, int], ...]]:
+    """x without the bound values, and these by name."""
+    bound = [atom for atom in variables(x) if isinstance(atom.payload, int)]
+    free: dict[Atom, Integer] = {atom: var(atom.name, atom.low, atom.high) for atom in bound}
+    return substitute(x, free), tuple((atom.name, atom.payload) for atom in bound)
 
 
 def rebind(x: Integer, values: Mapping[str, int]) -> Integer:

@@ -48,6 +48,7 @@ from minigrad.target import LINE, Target
 CHUNK_OPERATIONS = 40_000
 CHUNK_BYTES = 192 << 10
 MOST_CHUNKS = 64  # eight for each of eight threads, of which one may be late
+MOST_SHARING, LEAST_CHUNKS = 16, 3  # iterations that a chunk is to keep together; chunks then
 RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see in_long_runs)
 # For each byte, of what takes no longer than to read it: a core does 64 a cycle with vectors of 512
 # bits, and reads 4 bytes.
@@ -66,7 +67,7 @@ def assemble(
         loop = in_levels(loop, target)
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
-    computed = expr.walk(*nest.expressions(loop))
+    computed = list(expr.walk(*nest.expressions(loop)))
     _check(kernel, loop, computed, arrays)
     places, offset = [], 0
     for array in found:
@@ -82,7 +83,8 @@ def assemble(
         vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
         name, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
-        grain_of(loop, total, operations, traffic, target), operations, round(vectors), traffic,
+        grain_of(loop, total, operations, traffic, target, _sharing(loop, computed, target)),
+        operations, round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"),
     )  # fmt: skip
 
@@ -114,14 +116,35 @@ def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
     return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
 
-def grain_of(loop: Loop, total: int, operations: int, traffic: int, target: Target) -> int:
+def _sharing(loop: Loop, computed: Iterable[expr.Expr], target: Target) -> int:
+    """How many neighbouring iterations read the same of a large array; 1: none, or too many.
+
+    Where heads of queries share keys and values, a core that computes one of them has what the next
+    wants in its cache: attention of 8 requests of 40; 100 tokens 75; 136 → 47; 88 µs (two cores).
+    """
+    most = 1
+    for e in computed:
+        if e.op is Leaf.LOAD and e.array.size * e.array.dtype.itemsize > target.l2:
+            own = [a for a in _atoms(e.index) if loop.variable in variables(a.index)]
+            if len(own) == 1 and own[0].kind == "div" and own[0].inner == loop.index:
+                most = max(most, own[0].divisor)
+    return most if most <= MOST_SHARING and most * LEAST_CHUNKS <= high(loop.stops[0]) else 1
+
+
+def _atoms(index: Integer) -> list[Atom]:
+    return [atom for atom, _ in index.terms] if isinstance(index, Affine) else []
+
+
+def grain_of(
+    loop: Loop, total: int, operations: int, traffic: int, target: Target, sharing: int = 1
+) -> int:
     """Iterations per chunk: enough work to share, few enough chunks, whole vectors.
 
-    operations, traffic (bytes): of the whole kernel.
+    operations, traffic (bytes): of the whole kernel. sharing: see `_sharing`.
 
     Depends on the kernel only, never on the number of threads: so do the results.
     """
-    step = loop.step if loop.kind == "lanes" else 1
+    step = loop.step if loop.kind == "lanes" else sharing
     vectors = operations / max(target.vector_bytes // 4, 1)
     worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
     # a power of two, or two threads might share three chunks

@@ -115,3 +115,23 @@ def test_scattered_updates_are_asked_for_some_rows_before() -> None:
     nest = nest_of(sums, (64, 384), (4096, 384))
     assert len(asked(nest.parallel)) == 1 and asked(nest.parallel)[0].startswith("s1[")
     assert "prefetch" in render(nest)
+
+
+def test_heads_that_share_keys_are_computed_by_one_core() -> None:
+    """A chunk has all rows that read the same of a large array, where enough chunks remain."""
+
+    def weights(q: Node, k: Node, shared: int) -> Node:
+        heads, length, width = k.shape[0] * shared, k.shape[1], k.shape[2]
+        keys = g.expand(g.reshape(k, (k.shape[0], 1, length, width)),
+                        (k.shape[0], shared, length, width))  # fmt: skip
+        queries = g.expand(g.reshape(q, (heads, 1, width)), (heads, length, width))
+        return softmax(total(ew(Op.MUL, queries, g.reshape(keys, (heads, length, width))), 2), 1)
+
+    for heads, shared, length, grain in (
+        (3, 3, 8192, 3), (4, 2, 8192, 2), (9, 1, 8192, 1), (2, 4, 8192, 1), (3, 3, 512, 5),
+    ):  # fmt: skip
+        nest = nest_of(
+            lambda q, k, shared=shared: weights(q, k, shared),
+            (heads * shared, 64), (heads, length, 64),
+        )  # fmt: skip
+        assert nest.grain == grain, show(nest)
