@@ -10,9 +10,9 @@
 
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
-what the second kind reads as scalars. A product is tried without its mask and scale, and computed
-once more as it is written where that is not finite (see block_plan.py). Only the rows'
-own operand must be packed. Attention becomes one such kernel, its gradient another.
+what the second kind reads as scalars. A product is tried without its mask, and computed once more
+as it is written where that is not finite (see block_plan.py). Only the rows' own operand must be
+packed. Attention becomes one such kernel, its gradient another.
 
 What is summed over the rows of all blocks (the gradients of keys and values) grows block by block:
 
@@ -40,13 +40,11 @@ from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
-    Speculation,
     Step,
     column,
     neighbours,
     products_before_readers,
-    share_common,
-    speculative_products,
+    without_masks,
 )
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
@@ -72,15 +70,15 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     outer, number = block.outer, block.number
     later = _later(kernel, outer, target)
     sums = BlockSums(kernel, outer, block.row, target)
-    found = [
-        (sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole),
-         stage.contraction is not None)
-        for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
-    ]  # fmt: skip
-    found, speculation = speculative_products(share_common(found, sums.stored), sums.stored)
-    stages = [stage for stage, _ in found]
+    stages, products = list[Stage](), list[int]()
+    for stage in kernel.stages:
+        if stage.op is not None or stage.array not in kernel.sums:
+            products += [len(stages)] if stage.contraction is not None else []
+            stages.append(
+                sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
+            )
+    tried = without_masks(stages, products)
     bounds = mask_bounds(stages, block, sums.stored)
-    products = [n for n, (_, is_product) in enumerate(found) if is_product]
     ranges = [
         bounds[n][stage.axes[-1].variable] if stage.axes
         else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
@@ -90,7 +88,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
     for step in plan.steps:
-        loop = StepCode(plan, step, bounds, block, speculation, target, later)
+        loop = StepCode(plan, step, bounds, block, tried, target, later)
         copies = loop.pack()
         if together and (loop.runs_along or copies):
             body.append(block.loop(together))
@@ -180,13 +178,13 @@ def _tiles(
 class StepCode:
     """The loops of one step.
 
-    later: variables and what they are at the place for which memory is asked in time; empty: it is
-    not asked.
+    tried: sums of products without their masks. later: variables and what they are at the place for
+    which memory is asked in time; empty: it is not asked.
     """
 
     def __init__(
         self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Rows,
-        speculation: Mapping[Array, Speculation], target: Target, later: Mapping[Atom, Integer],
+        tried: Mapping[Array, Expr], target: Target, later: Mapping[Atom, Integer],
     ) -> None:  # fmt: skip
         self.plan, self.step, self.block, self.target, self.later = plan, step, block, target, later
         self.head = plan.stages[step.all[0]]
@@ -194,7 +192,7 @@ class StepCode:
         self.row = block.row.variable if block.width > 1 else None
         inside = frozenset(plan.stages[n].array for n in step.all)
         self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
-        self.speculation = None if step.product is None else speculation.get(self.head.array)
+        self.tried = None if step.product is None else tried.get(self.head.array)
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.totals: dict[int, Array] = {}
 
@@ -303,8 +301,8 @@ class StepCode:
         """(the one that has the rows, or what is summed over them; the one with the columns)."""
         assert self.step.product is not None
         product = self.bodies[self.step.product]
-        if self.speculation is not None:
-            product = self.plan.reading(self.speculation.product)
+        if self.tried is not None:
+            product = self.plan.reading(self.tried)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
@@ -489,19 +487,15 @@ class StepCode:
     def _checked(
         self, registers: Array, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
     ) -> list[Statement]:
-        """Scale what was summed on a guess; where that is not the product, sum the product."""
-        speculation = self.speculation
-        if speculation is None:
+        """What was summed without its mask is summed with it where one of them is not finite."""
+        if self.tried is None:
             return []
         assert self.step.product is not None
-        scale = None
-        if speculation.scale is not None:
-            scale = expr.substitute_in(self.plan.reading(speculation.scale), at)
         terms = expr.substitute_in(self.bodies[self.step.product], at)
         more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
         again = self._summed(registers, u, more, ks)
         name = f"wrong{self.step.product}x{registers.size}"
-        return build.unless_finite(name, registers, u, scale, again)
+        return build.unless_finite(name, registers, u, again)
 
 
 def _larger(x: Integer, y: Integer, most: int) -> Integer:

@@ -35,7 +35,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
-from minigrad.loops.block_plan import neighbours, products_before_readers, share_common
+from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
@@ -311,11 +311,7 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
     block = Rows(kernel.rows, extent, width, 1)
-    found = [
-        (fix_rows(stage, kernel.rows, block.whole), stage.contraction is not None)
-        for stage in kernel.stages
-    ]
-    stages = [stage for stage, _ in share_common(found, kernel.stored)]
+    stages = [fix_rows(stage, kernel.rows, block.whole) for stage in kernel.stages]
     bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
     stages = kept_inside(stages, kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
