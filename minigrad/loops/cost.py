@@ -406,12 +406,6 @@ def cut_for_packed_rows(
     return blocks, column_blocks
 
 
-def stays_near(problem: Problem, rows: int, target: Target) -> bool:
-    """Whether `rows` rows of the left operand stay in half of the second cache."""
-    rows = min(rows, problem.parts.m[-1].typical)
-    return rows * problem.depth * problem.parts.left.dtype.itemsize <= target.l2 // 2
-
-
 def left_is_awkward(problem: Problem, target: Target) -> bool:
     """Whether tiles should not read the left operand as it is.
 

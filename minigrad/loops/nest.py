@@ -92,14 +92,10 @@ class Fold(Base):
 
 @dataclass(frozen=True)
 class Prefetch(Base):
-    """A hint that array[index] is read soon, which changes nothing; any index will do.
-
-    later: it is read only after much else, and comes as near as the second cache.
-    """
+    """A hint that array[index] is read soon, which changes nothing; any index will do."""
 
     array: Array
     index: Integer
-    later: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -398,8 +394,7 @@ def _line(one: Statement) -> str:
         how = "  # streaming" if one.streaming else ""
         return f"{one.array.name}[{one.index}] = {one.value!r}{test}{how}"
     if isinstance(one, Prefetch):
-        when = "  # for later" if one.later else ""
-        return f"prefetch {one.array.name}[{one.index}]{when}"
+        return f"prefetch {one.array.name}[{one.index}]"
     if isinstance(one, MatrixProduct):
         total, left, right = (f"{m.array.name}[{m.index} …]" for m in one.matrices)
         return f"{total} = {left} · {right}"
