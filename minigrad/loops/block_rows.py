@@ -122,7 +122,7 @@ def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
     """
     products = [stage for stage in kernel.stages if stage.contraction is not None]
     made = {stage.array for stage in kernel.stages}
-    read = {load.array for stage in products for load in expr.loads(stage.body)} - made
+    read = {array for stage in products for array in stage.reads} - made
     each = sum(array.size * array.dtype.itemsize for array in read) // high(outer.extent)
     fits = high(outer.extent) > 1 and 4 * each <= target.l2
     return {outer.variable: outer.index + 1} if fits else {}

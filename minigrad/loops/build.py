@@ -287,7 +287,7 @@ def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
     """Whether stores to an array should pass by the cache, which could not hold it anyway."""
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False
-    return all(load.array != array for s in stages for load in expr.loads(*s.exprs()))
+    return all(array not in stage.reads for stage in stages)
 
 
 def unless_finite(

@@ -125,7 +125,7 @@ def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
         extents = {
             a.variable: a.extent for a in (*stage.axes, *stage.reduced, *stage.initial_axes)
         }
-        for load in expr.loads(*stage.exprs()):
+        for load in stage.loads:
             inside = load.variables
             read[load.array] += numel([n for v, n in extents.items() if v in inside])
         updates = stage.iterations if stage.op in SCATTERS else 0

@@ -107,8 +107,8 @@ def _delayed(
     hosts = [one for one in early if one.vector and one.extent == last.extent]
     if size is None or not hosts or not last.vector or not last.only_streams:
         return None
-    loads = [load for stage in last.stages for load in expr.loads(stage.body)]
-    kept = frozenset(load.array for load in loads if load.array.space == "scratch")
+    read = (array for stage in last.stages for array in stage.reads)
+    kept = frozenset(array for array in read if array.space == "scratch")
     if sum(array.size * array.dtype.itemsize for array in kept) > target.l2 // 8:
         return None
     host = max(hosts, key=lambda one: one.operations)
@@ -158,10 +158,8 @@ def row_passes(
     """The work of one row. `stored`: the arrays that are memory; others are scratch."""
     passes = _passes([_with_common_axis(stage) for stage in stages], stored)
     last_read = {
-        load.array: place
-        for place, one in enumerate(passes)
-        for stage in one.stages
-        for load in expr.loads(*stage.exprs())
+        array: place
+        for place, one in enumerate(passes) for stage in one.stages for array in stage.reads
     }
     number = 0
     for place, one in enumerate(passes):
@@ -247,7 +245,7 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     for stage in stages:
         axis = _pass_axis(stage)
         first = 0
-        for load in expr.loads(*stage.exprs()):
+        for load in stage.loads:
             if load.array in made:
                 first = max(first, made[load.array] - (axis is not None and load in own))
         if stage.array in stored:
@@ -283,7 +281,7 @@ class _Reads:
         """Note the reads of a stage of the pass `place`."""
         self.last = max(self.last, place)
         alone = _pass_axis(stage) is None
-        for load in expr.loads(*stage.exprs()):
+        for load in stage.loads:
             if load.array.space == "buffer":
                 places = self.places.setdefault(load.array.size * load.dtype.itemsize, {})
                 key = None if alone else load.index
