@@ -100,18 +100,25 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             together.extend(loop.across())
     if together:
         body.append(block.loop(together))
-    ends = (0, number.variable.high)
-    work, vectors = 0, 0.0
-    for n, stage in enumerate(stages):
-        both = sum(_elements(stage, bounds[n], {number.variable: end}) for end in ends)
-        count = high(kernel.rows) * both // 2
-        work += count * (2 if n in products else expr.operations(stage.body))
-        alone = 1 / target.lanes(stage.body.dtype)
-        vectors += count * (alone if n in products else vectors_each(stage, target))
     if kernel.sums:
         body = [*sums.clear(), build.serial_loop(number, tuple(body)), *sums.finish()]
     nested = build.flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
-    return assemble(name, kernel, nested, target, work, vectors)
+    return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, bounds, number, target))
+
+
+def _work(
+    rows: Integer, plan: BlockPlan, bounds: Sequence[dict[Atom, Bounds]], number: Axis,
+    target: Target,
+) -> tuple[int, float]:  # fmt: skip
+    """Operations and vector instructions: for each row the mean of the first block and the last."""
+    ends = [{number.variable: end} for end in (0, number.variable.high)]
+    work, vectors = 0, 0.0
+    for n, stage in enumerate(plan.stages):
+        count = high(rows) * sum(_elements(stage, bounds[n], end) for end in ends) // 2
+        alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
+        work += count * (2 if product else expr.operations(stage.body))
+        vectors += count * (alone if product else vectors_each(stage, target))
+    return work, vectors
 
 
 def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
@@ -194,7 +201,11 @@ class StepCode:
         self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
         self.tried = None if step.product is None else tried.get(self.head.array)
         self.sums = block.row in self.head.reduced  # over the rows of the block
+        self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
+        if step.product is not None:
+            self.mine, self.other = self.own, _ = self._factors()
+            self.runs_along = self.sums or self._only_stores()
 
     # ---- what is done with one element ----
 
@@ -297,7 +308,7 @@ class StepCode:
 
     # ---- products ----
 
-    def factors(self) -> tuple[Expr, Expr]:
+    def _factors(self) -> tuple[Expr, Expr]:
         """(the one that has the rows, or what is summed over them; the one with the columns)."""
         assert self.step.product is not None
         product = self.bodies[self.step.product]
@@ -308,11 +319,8 @@ class StepCode:
         left, right = product.args
         return (right, left) if self.head.axes[-1].variable in left.variables else (left, right)
 
-    @property
-    def runs_along(self) -> bool:
-        """Whether it is a product whose results go to memory only, in rows that suit vectors."""
-        if self.step.product is None or self.sums:
-            return self.sums
+    def _only_stores(self) -> bool:
+        """Whether the results of its product go to memory only, in rows that suit vectors."""
         last = self.head.axes[-1].variable
         stages = [self.plan.stages[n] for n in self.step.all]
         return (
@@ -320,21 +328,16 @@ class StepCode:
             and not any(stage.array in self.plan.places for stage in stages)
             and all(
                 coefficient(load.index, last) in (0, 1) and not load.guard
-                for load in expr.loads(self.factors()[1])
+                for load in expr.loads(self.other)
             )
         )
 
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
-        own, other = self.factors()
-        mine = own
-        if self.packed:
-            mine = expr.load(self.panel, self._packed_place(self.block.lane))
         axis, k = self.head.axes[-1], self.head.reduced[-1]
         self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
-            registers = self._registers(height, self.row, self.block.width)
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {axis.variable: first + u.index}
             number = k.index * height  # of an element: a tile of columns is asked for in order
@@ -343,9 +346,9 @@ class StepCode:
                 axis.variable: place, k.variable: number % k.count,
                 self.block.row.variable: self.block.start + place,
             }  # fmt: skip
-            hints = [*self._hints(other, there), *self._hints(own, there)]
+            hints = [*self._hints(self.other, there), *self._hints(self.own, there)]
             ks = self._loops_over_k(self.bounds, hints)
-            return self._tile(registers, u, at[axis.variable], at, {}, mine, other, ks)
+            return self._tile(u, self.row, self.block.width, at[axis.variable], at, {}, ks)
 
         first, stop = self.bounds[axis.variable]
         tiles = _tiles(axis, first, stop, self.block.height, tile)
@@ -354,7 +357,6 @@ class StepCode:
 
     def along(self) -> list[Statement]:
         """Tiles of rows, or of what is summed over them, by panels of columns."""
-        mine, other = self.factors()
         block, (*outer, axis) = self.block, self.head.axes
         width = choose_nr(self.target, self.head, axis.count)
         lanes = axis.variable if width > 1 else None
@@ -364,7 +366,6 @@ class StepCode:
             bounds = self.bounds[side.variable]
 
         def tile(first: Integer, height: int) -> list[Statement]:
-            registers = self._registers(height, lanes, width)
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {side.variable: first + u.index}
             if block.width > 1:
@@ -373,8 +374,8 @@ class StepCode:
                 ks = [self._rows_for(bounds, first, first + height)]
             else:
                 found = self._bounds_of_rows(first, first + height)
-                ks = self._loops_over_k(found, self._hints(other, {}))
-            return self._tile(registers, u, axis.index, at, at, mine, other, ks)
+                ks = self._loops_over_k(found, self._hints(self.other, {}))
+            return self._tile(u, lanes, width, axis.index, at, at, ks)
 
         tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
         return self._within(outer, [build.lanes_loop(axis, width, tuple(tiles))])
@@ -424,50 +425,35 @@ class StepCode:
         """Statements in plain loops over axes, the first outermost."""
         return list(build.bounded_loops(axes, self.bounds, inner))
 
-    def _registers(self, height: int, lanes: Atom | None, width: int) -> Array:
-        name, dtype = f"tile{self.step.product}x{height}", self.head.body.dtype
-        return Array(name, dtype, height, "registers", lanes=lanes, width=width)
-
-    @property
-    def packed(self) -> bool:
-        """Whether the rows' operand must be copied so that rows lie side by side."""
-        if self.step.product is None or self.runs_along:
-            return False
-        return any(load.array.space == "buffer" for load in expr.loads(self.factors()[0]))
-
-    @property
-    def panel(self) -> Array:
-        """Scratch memory for the rows' operand."""
-        size = numel([axis.extent for axis in self.head.reduced]) * self.block.width
-        dtype = self.factors()[0].dtype
-        return Array(f"panel{self.step.product}", dtype, size, "scratch")
-
-    def _packed_place(self, lane: Integer) -> Integer:
-        axes = self.head.reduced
-        k = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
-        return k * self.block.width + lane
-
     def pack(self) -> list[Statement]:
-        """Copy the rows' operand, whose vectors along k are transposed."""
-        if not self.packed:
+        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
+        copied = self.step.product is not None and not self.runs_along
+        if not copied or all(load.array.space != "buffer" for load in expr.loads(self.mine)):
             return []
-        mine, (*outer, inner) = self.factors()[0], self.head.reduced
-        copy = Store(self.panel, self._packed_place(self.block.lane), mine)
-        lanes = self.target.lanes(mine.dtype)
+        *outer, inner = axes = self.head.reduced
+        extents = [axis.extent for axis in axes]
+        size = numel(extents) * self.block.width
+        panel = Array(f"panel{self.step.product}", self.mine.dtype, size, "scratch")
+        place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
+        copy = Store(panel, place, self.mine)
+        lanes = self.target.lanes(self.mine.dtype)
+        self.mine = expr.load(panel, place)
         loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
         return [self.block.loop(build.loops_over(outer, [loop]))]
 
     def _tile(
-        self, registers: Array, u: Axis, place: Integer, at: dict[Atom, Integer],
-        rows_at: dict[Atom, Integer], mine: Expr, other: Expr, ks: Sequence[Loop],
+        self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
+        rows_at: dict[Atom, Integer], ks: Sequence[Loop],
     ) -> list[Statement]:  # fmt: skip
         """Clear the registers, multiply and add in loops over k, pass the results on.
 
         at: what register u stands for; place: its column; rows_at: its row, where that is not a
         lane.
         """
+        name, dtype = f"tile{self.step.product}x{u.count}", self.head.body.dtype
+        registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
         total = expr.load(registers, u.index)
-        left, right = (expr.substitute_in(factor, at) for factor in (mine, other))
+        left, right = (expr.substitute_in(factor, at) for factor in (self.mine, self.other))
         return [
             *self._summed(registers, u, multiply_add(total, left, right), ks),
             *self._checked(registers, u, at, ks),

@@ -53,7 +53,6 @@ from minigrad.loops.nest import (
     map_statement,
     written,
 )
-from minigrad.loops.prefetch import Place, next_rows
 from minigrad.loops.product import (
     LANE,
     Problem,
@@ -149,8 +148,7 @@ def stage_left(
         last = rows % plan.mc
         most = plan.mc if last == 0 else last if isinstance(last, int) else 0
         beyond = rows if low(rows) >= most >= pitch - plan.mr else None
-        ahead = _rows_ahead(operand, ks[-1], plan.mc)
-        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond, prefetch=ahead)
+        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond)
         return
     wide = 2 * lanes if s.trips(ks[-1]) >= 2 * lanes else lanes
     layout = [((tile, m), None), (ks, cost.row_stride(depth, operand.dtype.itemsize))]
@@ -171,21 +169,11 @@ def stage_right(
     if distance(operand, order[-1]) < distance(operand, n):
         s.stage("right", around, [panel, n, *order], layout, "panel", transpose=lanes)
     else:  # neighbours in memory are read together
-        ahead = _rows_ahead(operand, order[-1], plan.panels * plan.nr)
-        s.stage("right", around, [*order, panel, n], layout, "panel", prefetch=ahead)
+        s.stage("right", around, [*order, panel, n], layout, "panel")
 
 
 def _lanes(problem: Problem, target: Target) -> int:
     return target.lanes(problem.stage.body.dtype)
-
-
-def _rows_ahead(operand: Expr, k: Atom, elements: int) -> tuple[Place, ...]:
-    """What a copy of `elements` neighbours at each k reads some steps later."""
-    return tuple(
-        next_rows((load.array, load.index), k, elements * load.array.dtype.itemsize)
-        for load in expr.loads(operand)
-        if not load.guard and coefficient(load.index, k)
-    )
 
 
 def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]]:
