@@ -10,16 +10,16 @@ all of a head's blocks, so they are added in one order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.build import lanes_loop, loops_over
+from minigrad.loops.build import Bounds, lanes_loop, loops_over
 from minigrad.loops.cost import choose_nr
-from minigrad.loops.mask_bounds import outside, places_in, with_makers
+from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
 from minigrad.loops.nest import Statement, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -34,19 +34,6 @@ from minigrad.target import Target
 # columns, of which there are 8 or 4.
 MOST_TILE_OPERATIONS = 24
 COSTLY = 8  # of one operation: a division (see COST in expr.py), a root or a math function
-
-
-@dataclass(frozen=True)
-class Step:
-    """Numbers of stages: of the product at the beginning, if there is one, and of its followers."""
-
-    product: int | None
-    followers: tuple[int, ...]
-
-    @property
-    def all(self) -> tuple[int, ...]:
-        """The numbers of all its stages."""
-        return self.followers if self.product is None else (self.product, *self.followers)
 
 
 def products_before_readers(kernel: Kernel) -> Kernel:
@@ -78,53 +65,59 @@ def column(stage: Stage) -> Axis | None:
 class BlockPlan:
     """The steps of a kernel, and places in scratch memory that are used again and again.
 
-    stages: with their rows fixed; products: the numbers of those that are products; ranges: of the
-    columns, by stage. A value has `width` rows side by side, this row's at `lane`.
+    stages: with their rows fixed; products: the numbers of those that are products; tried: sums of
+    products without their masks; bounds: of loops over axes, by stage. A step is the numbers of its
+    stages: of the product at its beginning, if there is one, and of its followers.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], products: frozenset[int], ranges: Sequence[object],
-        stored: frozenset[Array], width: int, lane: Integer,
+        self, stages: Sequence[Stage], products: Collection[int], block: Rows,
+        stored: frozenset[Array],
     ) -> None:  # fmt: skip
-        self.stages, self.products, self.ranges, self.stored = stages, products, ranges, stored
-        self.width, self.lane = width, lane
+        self.stages, self.products, self.block, self.stored = stages, products, block, stored
+        self.tried = without_masks(stages, products)
+        self.bounds = mask_bounds(stages, block, stored)
         self.maker = {stage.array: stage for stage in stages}
         self._reads = [
             [load for load in expr.loads(stage.body) if load.array in self.maker]
             for stage in stages
         ]
-        self.steps: list[Step] = []
+        self.steps: list[list[int]] = []
         made: dict[Array, int] = {}  # by which step
         for number, stage in enumerate(stages):
             at = max((made[e.array] for e in self._reads[number]), default=len(self.steps) - 1)
             if self.steps and self._follows(number, self.steps[at]):
-                step = self.steps[at]
-                self.steps[at] = replace(step, followers=(*step.followers, number))
+                self.steps[at].append(number)
             else:
                 at = len(self.steps)
-                product = number in products
-                self.steps.append(Step(number, ()) if product else Step(None, (number,)))
+                self.steps.append([number])
             made[stage.array] = at
         self.places: dict[Array, Array] = {}
         self._plan()
 
-    def _follows(self, number: int, step: Step) -> bool:
+    def _range(self, number: int) -> Bounds | None:
+        """The bounds of a stage's columns, kept or reduced."""
+        stage = self.stages[number]
+        axes = stage.axes or stage.reduced
+        return self.bounds[number][axes[-1].variable] if axes else None
+
+    def _follows(self, number: int, step: Sequence[int]) -> bool:
         """Whether a stage can be computed element by element in the loop of a step."""
-        stage, head = self.stages[number], self.stages[step.all[0]]
+        stage, head, product = self.stages[number], self.stages[step[0]], step[0] in self.products
         own = column(stage)
-        if step.product is not None and not _is_short(stage.body):
+        if product and not _is_short(stage.body):
             return False
-        first = head.axes[0] if step.product is not None and len(head.axes) == 1 else column(head)
+        first = head.axes[0] if product and len(head.axes) == 1 else column(head)
         if number in self.products or own is None or first is None or own.extent != first.extent:
             return False
-        if self.ranges[number] != self.ranges[step.all[0]]:
+        if self._range(number) != self._range(step[0]):
             return False
-        inside = {self.stages[other].array: other for other in step.all}
+        inside = {self.stages[other].array: other for other in step}
         for load in self._reads[number]:
             other = inside.get(load.array)
             if other is None:
                 continue
-            complete = self.stages[other].op is None or other == step.product
+            complete = self.stages[other].op is None or other in self.products
             if not complete or not self._own(number, load):
                 return False
         return True
@@ -139,14 +132,14 @@ class BlockPlan:
         """Give a place to what other steps read; it may be that of a value which it replaces."""
         last: dict[Array, int] = {}
         for at, step in enumerate(self.steps):
-            inside = {self.stages[number].array for number in step.all}
-            for number in step.all:
+            inside = {self.stages[number].array for number in step}
+            for number in step:
                 for load in self._reads[number]:
                     if load.array not in inside:
                         last[load.array] = at
         free: list[Array] = []
         for at, step in enumerate(self.steps):
-            reads = [(number, load) for number in step.all for load in self._reads[number]]
+            reads = [(number, load) for number in step for load in self._reads[number]]
             ending = list(dict.fromkeys(
                 load.array for _, load in reads
                 if last.get(load.array) == at and load.array in self.places
@@ -155,15 +148,15 @@ class BlockPlan:
                 self.places[array] for array in ending
                 if all(self._own(n, load) for n, load in reads if load.array == array)
             ]  # fmt: skip
-            for number in step.all:
+            for number in step:
                 stage = self.stages[number]
                 if stage.array in last and stage.array not in self.stored:
                     self.places[stage.array] = self._place(stage, usable, free)
-            taken = {self.places.get(self.stages[number].array) for number in step.all}
+            taken = {self.places.get(self.stages[number].array) for number in step}
             free += [self.places[a] for a in ending if self.places[a] not in taken]
 
     def _place(self, stage: Stage, usable: list[Array], free: list[Array]) -> Array:
-        size = numel([axis.extent for axis in stage.axes]) * self.width
+        size = numel([axis.extent for axis in stage.axes]) * self.block.width
         for known in (usable, free):
             for place in known:
                 if place.size == size and place.dtype is stage.array.dtype:
@@ -184,7 +177,7 @@ class BlockPlan:
 
     def _at(self, places: Sequence[Integer], stage: Stage) -> Integer:
         inner = flatten(places, [axis.extent for axis in stage.axes])
-        return inner * self.width + self.lane
+        return inner * self.block.width + self.block.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
         """A body with its loads moved to places, but for those of arrays `inside`."""

@@ -40,15 +40,13 @@ from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
-    Step,
     column,
     neighbours,
     products_before_readers,
-    without_masks,
 )
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
-from minigrad.loops.mask_bounds import Rows, mask_bounds
+from minigrad.loops.mask_bounds import Rows
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, divides, loops_in
 from minigrad.loops.prefetch import Place
 from minigrad.loops.product import multiply_add
@@ -77,18 +75,11 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             stages.append(
                 sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
             )
-    tried = without_masks(stages, products)
-    bounds = mask_bounds(stages, block, sums.stored)
-    ranges = [
-        bounds[n][stage.axes[-1].variable] if stage.axes
-        else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
-        for n, stage in enumerate(stages)
-    ]  # fmt: skip
-    plan = BlockPlan(stages, frozenset(products), ranges, sums.stored, block.width, block.lane)
+    plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
     for step in plan.steps:
-        loop = StepCode(plan, step, bounds, block, tried, target, later)
+        loop = StepCode(plan, step, target, later)
         copies = loop.pack()
         if together and (loop.runs_along or copies):
             body.append(block.loop(together))
@@ -103,18 +94,16 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     if kernel.sums:
         body = [*sums.clear(), build.serial_loop(number, tuple(body)), *sums.finish()]
     nested = build.flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
-    return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, bounds, number, target))
+    return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, target))
 
 
-def _work(
-    rows: Integer, plan: BlockPlan, bounds: Sequence[dict[Atom, Bounds]], number: Axis,
-    target: Target,
-) -> tuple[int, float]:  # fmt: skip
+def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
     """Operations and vector instructions: for each row the mean of the first block and the last."""
-    ends = [{number.variable: end} for end in (0, number.variable.high)]
+    number = plan.block.number.variable
+    ends = [{number: end} for end in (0, number.high)]
     work, vectors = 0, 0.0
     for n, stage in enumerate(plan.stages):
-        count = high(rows) * sum(_elements(stage, bounds[n], end) for end in ends) // 2
+        count = high(rows) * sum(_elements(stage, plan.bounds[n], end) for end in ends) // 2
         alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
         work += count * (2 if product else expr.operations(stage.body))
         vectors += count * (alone if product else vectors_each(stage, target))
@@ -185,25 +174,24 @@ def _tiles(
 class StepCode:
     """The loops of one step.
 
-    tried: sums of products without their masks. later: variables and what they are at the place for
-    which memory is asked in time; empty: it is not asked.
+    later: variables and what they are at the place for which memory is asked in time; empty: it is
+    not asked.
     """
 
     def __init__(
-        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Rows,
-        tried: Mapping[Array, Expr], target: Target, later: Mapping[Atom, Integer],
-    ) -> None:  # fmt: skip
-        self.plan, self.step, self.block, self.target, self.later = plan, step, block, target, later
-        self.head = plan.stages[step.all[0]]
-        self.bounds = bounds[step.all[0]]
+        self, plan: BlockPlan, step: Sequence[int], target: Target, later: Mapping[Atom, Integer]
+    ) -> None:
+        self.plan, self.step, self.target, self.later = plan, step, target, later
+        self.block, self.number = plan.block, step[0]
+        self.head, self.bounds = plan.stages[self.number], plan.bounds[self.number]
+        self.is_product, block = self.number in plan.products, plan.block
         self.row = block.row.variable if block.width > 1 else None
-        inside = frozenset(plan.stages[n].array for n in step.all)
-        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
-        self.tried = None if step.product is None else tried.get(self.head.array)
+        inside = frozenset(plan.stages[n].array for n in step)
+        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step}
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
-        if step.product is not None:
+        if self.is_product:
             self.mine, self.other = self.own, _ = self._factors()
             self.runs_along = self.sums or self._only_stores()
 
@@ -223,17 +211,17 @@ class StepCode:
         def known(e: Expr) -> Expr | None:
             return values.get(e.array) if e.op is Leaf.LOAD else None
 
-        for number in self.step.all:
+        for number in self.step:
             stage = self.plan.stages[number]
             axis = stage.axes[-1] if stage.axes else column(stage)
             here = {axis.variable: place, **at} if axis is not None else at
-            if number == self.step.product:
+            if number in self.plan.products:
                 assert result is not None
                 value = result
             else:
                 body = expr.substitute_in(self.bodies[number], here)
                 value = expr.rebuild(body, known) if values else body
-            if stage.op is not None and number != self.step.product:
+            if stage.op is not None and number not in self.plan.products:
                 total = self.totals[number]
                 old = expr.load(total, slot % total.size)
                 sets.append(build.put(old, build.combine(stage.op, old, value)))
@@ -266,9 +254,9 @@ class StepCode:
 
     def _start(self, count: int) -> None:
         """Give every statistic of the step `count` partial results."""
-        for number in self.step.followers:
+        for number in self.step:
             stage = self.plan.stages[number]
-            if stage.op is not None:
+            if stage.op is not None and number not in self.plan.products:
                 self.totals[number] = Array(
                     f"sum{number}", stage.body.dtype, count, "registers", lanes=self.row,
                     width=self.block.width,
@@ -278,13 +266,13 @@ class StepCode:
 
     def across(self) -> list[Statement]:
         """All rows of the block at once, one a lane."""
-        if self.step.product is not None:
+        if self.is_product:
             return self._product_across()
         axis = column(self.head)
         if axis is None:
             return self._nested()
         first, stop = self.bounds[axis.variable]
-        cheap = all(self.plan.stages[n].op is not None for n in self.step.all)
+        cheap = all(self.plan.stages[n].op is not None for n in self.step)
         ends = (first, *build.stops_within(stop, axis.extent))
         count = CHAINS if cheap and all(divides(x, CHAINS) for x in ends) else 1
         self._start(count)
@@ -296,8 +284,7 @@ class StepCode:
 
     def _nested(self) -> list[Statement]:
         """A stage with several inner axes, or none."""
-        (number,) = self.step.all
-        stage = self.plan.stages[number]
+        stage = self.head
         if stage.op is None:
             nested = self._element(_last(stage), 0, None, {})
         else:
@@ -310,10 +297,9 @@ class StepCode:
 
     def _factors(self) -> tuple[Expr, Expr]:
         """(the one that has the rows, or what is summed over them; the one with the columns)."""
-        assert self.step.product is not None
-        product = self.bodies[self.step.product]
-        if self.tried is not None:
-            product = self.plan.reading(self.tried)
+        product = self.bodies[self.number]
+        if (tried := self.plan.tried.get(self.head.array)) is not None:
+            product = self.plan.reading(tried)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
@@ -322,7 +308,7 @@ class StepCode:
     def _only_stores(self) -> bool:
         """Whether the results of its product go to memory only, in rows that suit vectors."""
         last = self.head.axes[-1].variable
-        stages = [self.plan.stages[n] for n in self.step.all]
+        stages = [self.plan.stages[n] for n in self.step]
         return (
             all(stage.op is None for stage in stages[1:])
             and not any(stage.array in self.plan.places for stage in stages)
@@ -427,13 +413,13 @@ class StepCode:
 
     def pack(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
-        copied = self.step.product is not None and not self.runs_along
+        copied = self.is_product and not self.runs_along
         if not copied or all(load.array.space != "buffer" for load in expr.loads(self.mine)):
             return []
         *outer, inner = axes = self.head.reduced
         extents = [axis.extent for axis in axes]
         size = numel(extents) * self.block.width
-        panel = Array(f"panel{self.step.product}", self.mine.dtype, size, "scratch")
+        panel = Array(f"panel{self.number}", self.mine.dtype, size, "scratch")
         place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
         copy = Store(panel, place, self.mine)
         lanes = self.target.lanes(self.mine.dtype)
@@ -450,7 +436,7 @@ class StepCode:
         at: what register u stands for; place: its column; rows_at: its row, where that is not a
         lane.
         """
-        name, dtype = f"tile{self.step.product}x{u.count}", self.head.body.dtype
+        name, dtype = f"tile{self.number}x{u.count}", self.head.body.dtype
         registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
         total = expr.load(registers, u.index)
         left, right = (expr.substitute_in(factor, at) for factor in (self.mine, self.other))
@@ -474,13 +460,12 @@ class StepCode:
         self, registers: Array, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
     ) -> list[Statement]:
         """What was summed without its mask is summed with it where one of them is not finite."""
-        if self.tried is None:
+        if self.head.array not in self.plan.tried:
             return []
-        assert self.step.product is not None
-        terms = expr.substitute_in(self.bodies[self.step.product], at)
+        terms = expr.substitute_in(self.bodies[self.number], at)
         more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
         again = self._summed(registers, u, more, ks)
-        name = f"wrong{self.step.product}x{registers.size}"
+        name = f"wrong{self.number}x{registers.size}"
         return build.unless_finite(name, registers, u, again)
 
 
