@@ -404,12 +404,12 @@ class StepCode:
 
     def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Place]) -> list[Loop]:
         """Loops, the outermost first, without what is done in them; the last asks for hints."""
-        loops = list(loops_in(build.bounded_loops(self.head.reduced, bounds, ())))
+        loops = list(loops_in(build.loops_over(self.head.reduced, (), bounds)))
         return [*loops[:-1], replace(loops[-1], prefetch=tuple(hints))]
 
     def _within(self, axes: Sequence[Axis], inner: Sequence[Statement]) -> list[Statement]:
         """Statements in plain loops over axes, the first outermost."""
-        return list(build.bounded_loops(axes, self.bounds, inner))
+        return list(build.loops_over(axes, inner, self.bounds))
 
     def pack(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""

@@ -114,16 +114,6 @@ def unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
 
 
-def bounded_loops(
-    axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Sequence[Statement]
-) -> Statements:
-    """Plain loops over parts of axes, the first outermost."""
-    for axis in reversed(axes):
-        first, stop = bounds.get(axis.variable, (0, axis.extent))
-        body = (Loop(axis.variable, first, stops_within(stop, axis.extent), tuple(body)),)
-    return tuple(body)
-
-
 def stops_within(stop: Integer, extent: Integer) -> tuple[Integer, ...]:
     """Where a loop over an axis ends that need not go beyond `stop`."""
     if stop == extent or isinstance(extent, int) and high(stop) <= extent:
@@ -196,10 +186,13 @@ def changed(
     return one
 
 
-def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> Statements:
-    """Plain loops over axes, the first outermost."""
+def loops_over(
+    axes: Sequence[Axis], body: Sequence[Statement], bounds: Mapping[Atom, Bounds] | None = None
+) -> Statements:
+    """Plain loops over axes, or over parts of them, the first outermost."""
     for axis in reversed(axes):
-        body = (serial_loop(axis, tuple(body)),)
+        first, stop = (bounds or {}).get(axis.variable, (0, axis.extent))
+        body = (Loop(axis.variable, first, stops_within(stop, axis.extent), tuple(body)),)
     return tuple(body)
 
 
@@ -257,6 +250,17 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
     return map_statement(statement, lambda one: changed(
         one, lambda e: expr.rebuild(e, read), None, move, everywhere
     ))  # fmt: skip
+
+
+def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
+    """The expression, whose loads read nothing where a condition fails."""
+
+    def change(leaf: Expr) -> Expr | None:
+        if leaf.op is not Leaf.LOAD or leaf.in_registers:
+            return None
+        return expr.load(leaf.array, leaf.index, expr.restrict(leaf.guard, conditions))
+
+    return expr.rebuild(e, change)
 
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:

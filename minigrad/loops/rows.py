@@ -59,6 +59,7 @@ from minigrad.loops.prefetch import (
     later_rows,
     next_rows,
 )
+from minigrad.loops.product import LANE
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -401,9 +402,6 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
     s.vectorize(c, width, None if columns else LANE)
     s.parallelize(o, block)
     return assemble(name, kernel, s.nest, target)
-
-
-LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of rows
 
 
 def _neighbours(kernel: Kernel) -> int | None:
