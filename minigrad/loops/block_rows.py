@@ -124,7 +124,9 @@ def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
     return {outer.variable: outer.index + 1} if fits else {}
 
 
-def _elements(stage: Stage, bounds: dict[Atom, Bounds], block: dict[Atom, Integer]) -> int:
+def _elements(
+    stage: Stage, bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer]
+) -> int:
     """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
     for axis in (*stage.axes, *stage.reduced):

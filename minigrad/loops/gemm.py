@@ -39,7 +39,7 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import combine, put, unless_finite
+from minigrad.loops.build import Change, combine, put, unless_finite
 from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride
 from minigrad.loops.nest import (
     Loop,
@@ -48,9 +48,7 @@ from minigrad.loops.nest import (
     Nest,
     Prefetch,
     Statement,
-    Store,
     loop_over,
-    map_statement,
     written,
 )
 from minigrad.loops.product import (
@@ -186,9 +184,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         assert problem.terms is not None
         total = expr.load(registers, slot)
         more = combine(Op.SUM, total, problem.terms)
-        summed = map_statement(
-            loop, lambda one: replace(one, value=more) if isinstance(one, Store) else one
-        )
+        summed = Change(lambda value: more).of(loop)
         clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
         u = make_axis("u", 0, registers.size)
         name = f"wrong{registers.size}"

@@ -328,23 +328,6 @@ def map_loops(
     return unless_same(body, found)
 
 
-def map_statement(
-    statement: Statement, change: Callable[[Statement], Statement]
-) -> Statement:
-    """A statement with `change` made to all that is inside of it, and then to itself.
-
-    The change of a Store is a Store.
-    """
-    if isinstance(statement, Loop):
-        inner = unless_same(statement.body, [map_statement(s, change) for s in statement.body])
-        if inner is not statement.body:
-            statement = statement.around(inner)
-    elif isinstance(statement, Stores):
-        items = tuple(map_statement(item, change) for item in statement.items)
-        statement = Stores(tuple(item for item in items if isinstance(item, Store)))
-    return change(statement)
-
-
 def written(*statements: Statement) -> frozenset[Array]:
     """All arrays that statements store to, and all registers that they change."""
     found: set[Array] = set()

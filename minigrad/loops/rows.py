@@ -42,12 +42,14 @@ from minigrad.loops.axes import (
 from minigrad.loops.build import loops_over, naive, streams
 from minigrad.loops.nest import (
     Loop,
+    Loops,
     Nest,
     Statement,
+    Statements,
     Store,
     Stores,
     expressions,
-    map_statement,
+    map_loops,
     walk,
 )
 from minigrad.loops.prefetch import (
@@ -432,15 +434,15 @@ def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
         total = expr.register(f"sum{number}", stage.body.dtype)
         nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
         if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
-            nested = tuple(map_statement(statement, _unrolled) for statement in nested)
+            nested = map_loops(nested, _unrolled)
         body.extend(nested)
     return body
 
 
-def _unrolled(statement: Statement) -> Statement:
-    if isinstance(statement, Loop) and isinstance(statement.stops[0], int):
-        return replace(statement, kind="unroll")
-    return statement
+def _unrolled(loop: Loop, around: Loops) -> Statements | None:
+    if not isinstance(loop.stops[0], int):
+        return None
+    return (replace(loop, kind="unroll", body=map_loops(loop.body, _unrolled)),)
 
 
 # ---- sums of columns ----
