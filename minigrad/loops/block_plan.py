@@ -3,15 +3,15 @@
 A step is one loop over the columns of a block: a product, or nothing, and the stages that follow it
 element by element. What only its own step reads never leaves the registers.
 
-Masked products are tried without their masks. And there may be sums to which blocks of rows add,
-one after the other: the gradients of keys and values, over the queries of a head. One thread does
-all of a head's blocks, so they are added in one order.
+Products are tried by a shortcut, without mask and scale. And there may be sums to which blocks of
+rows add, one after the other: the gradients of keys and values, over the queries of a head. One
+thread does all of a head's blocks, so they are added in one order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
@@ -65,17 +65,19 @@ def column(stage: Stage) -> Axis | None:
 class BlockPlan:
     """The steps of a kernel, and places in scratch memory that are used again and again.
 
-    stages: with their rows fixed; products: the numbers of those that are products; tried: sums of
-    products without their masks; bounds: of loops over axes, by stage. A step is the numbers of its
-    stages: of the product at its beginning, if there is one, and of its followers.
+    stages: with their rows fixed; products: the numbers of those that are products; tried: their
+    shortcuts; bounds: of loops over axes, by stage. A step is the numbers of its stages: of the
+    product at its beginning, if there is one, and of its followers.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], products: Collection[int], block: Rows,
+        self, stages: Sequence[Stage], products: Container[Array], block: Rows,
         stored: frozenset[Array],
     ) -> None:  # fmt: skip
-        self.stages, self.products, self.block, self.stored = stages, products, block, stored
-        self.tried = without_masks(stages, products)
+        self.block, self.stored = block, stored
+        stages, self.tried = with_shortcuts(stages, products, stored)
+        self.stages = stages
+        self.products = {n for n, stage in enumerate(stages) if stage.array in products}
         self.bounds = mask_bounds(stages, block, stored)
         self.maker = {stage.array: stage for stage in stages}
         self._reads = [
@@ -195,19 +197,82 @@ class BlockPlan:
 # ---- less work ----
 
 
-def without_masks(stages: Sequence[Stage], products: Iterable[int]) -> dict[Array, Expr]:
-    """What may be summed instead of a masked product, by its array: the terms without the mask.
+@dataclass(frozen=True)
+class Shortcut:
+    """A shortcut to a product: the sum of `terms`, times `scale`; taken back where it fails.
 
-    That is the product itself wherever the sum is finite: then no term was infinite or NaN, so
-    those that the mask excludes, of which one factor is 0 or NaN, added 0. Elsewhere the product is
-    computed as it is written.
+    That is the product itself wherever the sum is finite and |scale| ≤ 1. Then no term of it was
+    infinite or NaN, so those that its mask excludes, of which one factor is 0 or NaN, added 0; and
+    nothing overflowed or vanished that is not so in the product. Elsewhere the product is computed
+    as it is written.
     """
-    makers = {stage.array: stage for stage in stages}
-    masked = [(stages[n].array, *terms_of(stages[n].body)) for n in products]
-    return {
-        array: _without_mask(mask, terms, makers)
-        for array, mask, terms in masked if mask is not None
-    }  # fmt: skip
+
+    terms: Expr
+    scale: Expr | None = None
+
+
+def with_shortcuts(
+    stages: Sequence[Stage], products: Container[Array], stored: Container[Array]
+) -> tuple[list[Stage], dict[Array, Shortcut]]:
+    """The stages that are needed, and by which shortcut each product is tried.
+
+    Σ (x·y)·z with one y for the row is tried as (Σ x·z)·y: so a softmax is divided by its sum.
+    Masked terms are tried without the mask.
+    """
+    result, found = list(stages), dict[Array, Shortcut]()
+    for product in stages:
+        if product.array not in products:
+            continue
+        (mask, terms), scale = terms_of(product.body), None
+        scaled = _scaled_operand(product, terms, result)
+        if scaled is not None and not (scaled[1].array in stored or scaled[1].array in products):
+            product, terms, scale = _with_scale(product, mask, terms, scaled, result)
+        if mask is not None:
+            terms = _without_mask(mask, terms, {stage.array: stage for stage in result})
+        if mask is not None or scale is not None:
+            found[product.array] = Shortcut(terms, scale)
+    return result, found
+
+
+def _scaled_operand(
+    product: Stage, terms: Expr, stages: Sequence[Stage]
+) -> tuple[Expr, Stage] | None:
+    """The factor that is x·y, which only this product reads, y being one number for the row."""
+    if terms.op is not Op.MUL or terms.dtype is not product.array.dtype or len(product.axes) != 1:
+        return None
+    for factor in terms.args:
+        array = factor.array if factor.op is Leaf.LOAD and not factor.guard else None
+        readers = [stage.array for stage in stages if array in stage.reads]
+        made = next((stage for stage in stages if stage.array == array and stage.op is None), None)
+        if made is None or len(made.axes) != 1 or readers != [product.array]:
+            continue
+        if made.body.op not in (Op.MUL, Op.DIV) or made.array.dtype is not terms.dtype:
+            continue
+        (axis,), (x, y) = made.axes, made.body.args
+        large = y.op is Op.CONST and not (made.body.op is Op.MUL and 0 < abs(y.value) <= 1)
+        if axis.variable in x.variables and axis.variable not in y.variables and not large:
+            return factor, made
+    return None
+
+
+def _with_scale(
+    product: Stage, mask: Expr | None, terms: Expr, found: tuple[Expr, Stage], result: list[Stage]
+) -> tuple[Stage, Expr, Expr]:
+    """The product with its scaled factor written out; its terms without the scale; the scale."""
+    factor, scaled = found
+    (place,) = places_in(factor, scaled)
+    whole = expr.substitute_in(scaled.body, {scaled.axes[0].variable: place})
+    (x, y), own, at = whole.args, scaled.body.args[0], result.index(scaled)
+    if own.op is Leaf.LOAD and own.index == scaled.position and not own.guard:
+        del result[at]
+    else:
+        result[at], x = replace(scaled, body=own), factor
+        whole = expr.apply(scaled.body.op, (x, y), whole.dtype)
+    written, at = expr.replace_in(terms, {factor: whole}), result.index(product)
+    product = replace(product, body=written if mask is None else mask.where(written, 0.0))
+    result[at] = product
+    scale = 1.0 / y if scaled.body.op is Op.DIV else y
+    return product, expr.replace_in(terms, {factor: x}), scale
 
 
 def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:

@@ -10,9 +10,9 @@
 
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
-what the second kind reads as scalars. A product is tried without its mask, and computed once more
-as it is written where that is not finite (see block_plan.py). Only the rows' own operand must be
-packed. Attention becomes one such kernel, its gradient another.
+what the second kind reads as scalars. A product is tried without its mask and scale, and
+computed once more as it is written where that is not finite (see block_plan.py). Only the rows' own
+operand must be packed. Attention becomes one such kernel, its gradient another.
 
 What is summed over the rows of all blocks (the gradients of keys and values) grows block by block:
 
@@ -68,13 +68,12 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     outer, number = block.outer, block.number
     later = _later(kernel, outer, target)
     sums = BlockSums(kernel, outer, block.row, target)
-    stages, products = list[Stage](), list[int]()
+    stages, products = list[Stage](), set[Array]()
     for stage in kernel.stages:
         if stage.op is not None or stage.array not in kernel.sums:
-            products += [len(stages)] if stage.contraction is not None else []
-            stages.append(
-                sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
-            )
+            fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
+            stages.append(fixed)
+            products |= {fixed.array} if stage.contraction is not None else set()
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
@@ -194,7 +193,8 @@ class StepCode:
         self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
         if self.is_product:
-            self.mine, self.other = self.own, _ = self._factors()
+            self.own, self.other = self._factors()
+            self.mine = self.own
             self.runs_along = self.sums or self._only_stores()
 
     # ---- what is done with one element ----
@@ -301,7 +301,7 @@ class StepCode:
         """(the one that has the rows, or what is summed over them; the one with the columns)."""
         product = self.bodies[self.number]
         if (tried := self.plan.tried.get(self.head.array)) is not None:
-            product = self.plan.reading(tried)
+            product = self.plan.reading(tried.terms)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
@@ -461,14 +461,18 @@ class StepCode:
     def _checked(
         self, registers: Array, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
     ) -> list[Statement]:
-        """What was summed without its mask is summed with it where one of them is not finite."""
-        if self.head.array not in self.plan.tried:
+        """Scale what was summed by a shortcut; where that is not the product, sum the product."""
+        tried = self.plan.tried.get(self.head.array)
+        if tried is None:
             return []
+        scale = tried.scale
+        if scale is not None:
+            scale = expr.substitute_in(self.plan.reading(scale), at)
         terms = expr.substitute_in(self.bodies[self.number], at)
         more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
         again = self._summed(registers, u, more, ks)
         name = f"wrong{self.number}x{registers.size}"
-        return build.unless_finite(name, registers, u, again)
+        return build.unless_finite(name, registers, u, scale, again)
 
 
 def _larger(x: Integer, y: Integer, most: int) -> Integer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
@@ -296,18 +297,22 @@ def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
 
 
 def unless_finite(
-    name: str, registers: Array, u: Axis, again: Sequence[Statement]
+    name: str, registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
 ) -> list[Statement]:
-    """Something is done once more where one of some registers is not finite.
+    """Scale registers, and do something else instead where one of them is not finite.
 
-    u: the registers' numbers; name: of a register that is used on the way.
+    It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
+    the registers' numbers; name: of a register that is used on the way.
     """
     wrong = replace(registers, name=name, size=1)
-    found = expr.load(wrong)
-    result: list[Statement] = [
-        put(found, found.constant(0.0), everywhere=True),
-        unrolled(u, [put(found, found + expr.load(registers, u.index) * 0.0)]),
-    ]
+    value, found = expr.load(registers, u.index), expr.load(wrong)
+    each: list[Statement] = [put(found, found + value * 0.0)]
+    if scale is not None:
+        if scale.op is not Op.CONST:
+            fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
+            each.append(put(found, fits.where(found, math.nan)))
+        each.append(put(value, value * scale))
+    result: list[Statement] = [put(found, found.constant(0.0), everywhere=True), unrolled(u, each)]
     if registers.lanes is not None:
         found = expr.register(f"{name}_any", registers.dtype)
         result.append(Fold(found.array, Op.SUM, wrong))

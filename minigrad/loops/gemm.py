@@ -188,7 +188,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
         u = make_axis("u", 0, registers.size)
         name = f"wrong{registers.size}"
-        return unless_finite(name, registers, u, [replace(rows, body=(clear,)), summed])
+        return unless_finite(name, registers, u, None, [replace(rows, body=(clear,)), summed])
 
     return make
 
