@@ -249,8 +249,12 @@ def _scaled_operand(
         if made.body.op not in (Op.MUL, Op.DIV) or made.array.dtype is not terms.dtype:
             continue
         (axis,), (x, y) = made.axes, made.body.args
-        large = y.op is Op.CONST and not (made.body.op is Op.MUL and 0 < abs(y.value) <= 1)
-        if axis.variable in x.variables and axis.variable not in y.variables and not large:
+        if y.op is Op.CONST:
+            small = made.body.op is Op.MUL and 0 < abs(y.value) <= 1
+        else:  # what is made of the row itself: its sum, most likely
+            read = {load.array for load in expr.loads(y)}
+            small = bool(read) and read <= {stage.array for stage in stages}
+        if small and axis.variable in x.variables and axis.variable not in y.variables:
             return factor, made
     return None
 
