@@ -24,17 +24,15 @@ from minigrad.graph.node import Node
 from minigrad.nn import optim
 from minigrad.runtimes import cpu
 from minigrad.schedule import schedule
-from minigrad.tensor import saved_graphs
 
 # Functions that make nodes for the sake of others, and the variable that holds the one.
 FOLLOWED: dict[CodeType, str] = {
     function.__code__: name
     for function, name in (
         (gradient.gradient, "node"), (rewrite._step, "node"), (rewrite.remade, "node"),
-        (saved_graphs.see_through, "node"), (program._in_stages, "node"),
-        (canonical.Canonical.rewritten, "node"),
-        (partition.Emitter.value, "node"), (partition.without_barriers, "node"),
-        (partition.partition, "root"), (buckets.in_buckets, "node"),
+        (program._in_stages, "node"), (canonical.Canonical.rewritten, "node"),
+        (partition.Emitter.value, "node"), (partition.partition, "root"),
+        (buckets.in_buckets, "node"),
         (schedule._distinct_roots, "root"), (schedule._Plan.__init__, "root"),
     )
 }  # fmt: skip

@@ -23,6 +23,7 @@ from minigrad.graph.conversions import Converter, Sent
 from minigrad.graph.node import Node, Op, Shape, make, topological
 from minigrad.graph.operations import ELEMENTWISE
 from minigrad.graph.partition_rules import MADE_ANYWHERE, Choice, Place, rule_of
+from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import (
     NONE,
@@ -389,17 +390,12 @@ def without_barriers(roots: Sequence[Node]) -> list[Node]:
 
     (These stop gradients.)
     """
-    new: dict[Node, Node] = {}
-    for node in topological(roots):
-        source = node.src[0] if node.op is Op.BITCAST else node
+
+    def value(node: Node, src: Sequence[Node]) -> Node:
         if node.op is Op.ASSIGN:
-            new[node] = new[node.src[1]]
-        elif source is not node and source.op is Op.BITCAST and _is_back(source, node):
-            new[node] = new[source.src[0]]
-        else:
-            new[node] = build.rebuild(node, [new[source] for source in node.src])
-    return [new[root] for root in roots]
+            return src[1]
+        there = src[0] if node.op is Op.BITCAST else node
+        back = there is not node and there.op is Op.BITCAST and there.src[0].dtype is node.dtype
+        return there.src[0] if back else build.rebuild(node, src)
 
-
-def _is_back(there: Node, back: Node) -> bool:
-    return there.src[0].dtype is back.dtype
+    return remade(roots, value)

@@ -38,8 +38,8 @@ class _Views:
         self.read: dict[Array, list[int]] = {}  # by which stages
         self.fixed: set[Array] = set()  # read to find the place of a scatter
         for n, stage in enumerate(kernel.stages):
-            for load in expr.loads(*stage.exprs()):
-                self.read.setdefault(load.array, []).append(n)
+            for array in stage.reads:
+                self.read.setdefault(array, []).append(n)
             places = [e for x in (stage.position, *stage.guard) for e in expr.values_in(x)]
             self.fixed.update(load.array for load in expr.loads(*places))
         self.any = any(array.dtype in CONVERTED for array in (*self.written, *self.read))

@@ -3,24 +3,23 @@
 A step is one loop over the columns of a block: a product, or nothing, and the stages that follow it
 element by element. What only its own step reads never leaves the registers.
 
-Before that, its stages get less work: common subexpressions are computed once, and products are
-tried by a shortcut. And there may be sums to which blocks of rows add, one after the other: the
-gradients of keys and values, over the queries of a head. One thread does all of a head's blocks, so
-they are added in one order.
+Products are tried by a shortcut, without mask and scale. And there may be sums to which blocks of
+rows add, one after the other: the gradients of keys and values, over the queries of a head. One
+thread does all of a head's blocks, so they are added in one order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.build import lanes_loop, loops_over
+from minigrad.loops.build import Bounds, lanes_loop, loops_over
 from minigrad.loops.cost import choose_nr
-from minigrad.loops.mask_bounds import outside, places_in, with_makers
+from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
 from minigrad.loops.nest import Statement, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -35,19 +34,6 @@ from minigrad.target import Target
 # columns, of which there are 8 or 4.
 MOST_TILE_OPERATIONS = 24
 COSTLY = 8  # of one operation: a division (see COST in expr.py), a root or a math function
-
-
-@dataclass(frozen=True)
-class Step:
-    """Numbers of stages: of the product at the beginning, if there is one, and of its followers."""
-
-    product: int | None
-    followers: tuple[int, ...]
-
-    @property
-    def all(self) -> tuple[int, ...]:
-        """The numbers of all its stages."""
-        return self.followers if self.product is None else (self.product, *self.followers)
 
 
 def products_before_readers(kernel: Kernel) -> Kernel:
@@ -79,53 +65,61 @@ def column(stage: Stage) -> Axis | None:
 class BlockPlan:
     """The steps of a kernel, and places in scratch memory that are used again and again.
 
-    stages: with their rows fixed; products: the numbers of those that are products; ranges: of the
-    columns, by stage. A value has `width` rows side by side, this row's at `lane`.
+    stages: with their rows fixed; products: the numbers of those that are products; tried: their
+    shortcuts; bounds: of loops over axes, by stage. A step is the numbers of its stages: of the
+    product at its beginning, if there is one, and of its followers.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], products: frozenset[int], ranges: Sequence[object],
-        stored: frozenset[Array], width: int, lane: Integer,
+        self, stages: Sequence[Stage], products: Container[Array], block: Rows,
+        stored: frozenset[Array],
     ) -> None:  # fmt: skip
-        self.stages, self.products, self.ranges, self.stored = stages, products, ranges, stored
-        self.width, self.lane = width, lane
+        self.block, self.stored = block, stored
+        stages, self.tried = with_shortcuts(stages, products, stored)
+        self.stages = stages
+        self.products = {n for n, stage in enumerate(stages) if stage.array in products}
+        self.bounds = mask_bounds(stages, block, stored)
         self.maker = {stage.array: stage for stage in stages}
         self._reads = [
             [load for load in expr.loads(stage.body) if load.array in self.maker]
             for stage in stages
         ]
-        self.steps: list[Step] = []
+        self.steps: list[list[int]] = []
         made: dict[Array, int] = {}  # by which step
         for number, stage in enumerate(stages):
             at = max((made[e.array] for e in self._reads[number]), default=len(self.steps) - 1)
             if self.steps and self._follows(number, self.steps[at]):
-                step = self.steps[at]
-                self.steps[at] = replace(step, followers=(*step.followers, number))
+                self.steps[at].append(number)
             else:
                 at = len(self.steps)
-                product = number in products
-                self.steps.append(Step(number, ()) if product else Step(None, (number,)))
+                self.steps.append([number])
             made[stage.array] = at
         self.places: dict[Array, Array] = {}
         self._plan()
 
-    def _follows(self, number: int, step: Step) -> bool:
+    def _range(self, number: int) -> Bounds | None:
+        """The bounds of a stage's columns, kept or reduced."""
+        stage = self.stages[number]
+        axes = stage.axes or stage.reduced
+        return self.bounds[number][axes[-1].variable] if axes else None
+
+    def _follows(self, number: int, step: Sequence[int]) -> bool:
         """Whether a stage can be computed element by element in the loop of a step."""
-        stage, head = self.stages[number], self.stages[step.all[0]]
+        stage, head, product = self.stages[number], self.stages[step[0]], step[0] in self.products
         own = column(stage)
-        if step.product is not None and not _is_short(stage.body):
+        if product and not _is_short(stage.body):
             return False
-        first = head.axes[0] if step.product is not None and len(head.axes) == 1 else column(head)
+        first = head.axes[0] if product and len(head.axes) == 1 else column(head)
         if number in self.products or own is None or first is None or own.extent != first.extent:
             return False
-        if self.ranges[number] != self.ranges[step.all[0]]:
+        if self._range(number) != self._range(step[0]):
             return False
-        inside = {self.stages[other].array: other for other in step.all}
+        inside = {self.stages[other].array: other for other in step}
         for load in self._reads[number]:
             other = inside.get(load.array)
             if other is None:
                 continue
-            complete = self.stages[other].op is None or other == step.product
+            complete = self.stages[other].op is None or other in self.products
             if not complete or not self._own(number, load):
                 return False
         return True
@@ -140,14 +134,14 @@ class BlockPlan:
         """Give a place to what other steps read; it may be that of a value which it replaces."""
         last: dict[Array, int] = {}
         for at, step in enumerate(self.steps):
-            inside = {self.stages[number].array for number in step.all}
-            for number in step.all:
+            inside = {self.stages[number].array for number in step}
+            for number in step:
                 for load in self._reads[number]:
                     if load.array not in inside:
                         last[load.array] = at
         free: list[Array] = []
         for at, step in enumerate(self.steps):
-            reads = [(number, load) for number in step.all for load in self._reads[number]]
+            reads = [(number, load) for number in step for load in self._reads[number]]
             ending = list(dict.fromkeys(
                 load.array for _, load in reads
                 if last.get(load.array) == at and load.array in self.places
@@ -156,15 +150,15 @@ class BlockPlan:
                 self.places[array] for array in ending
                 if all(self._own(n, load) for n, load in reads if load.array == array)
             ]  # fmt: skip
-            for number in step.all:
+            for number in step:
                 stage = self.stages[number]
                 if stage.array in last and stage.array not in self.stored:
                     self.places[stage.array] = self._place(stage, usable, free)
-            taken = {self.places.get(self.stages[number].array) for number in step.all}
+            taken = {self.places.get(self.stages[number].array) for number in step}
             free += [self.places[a] for a in ending if self.places[a] not in taken]
 
     def _place(self, stage: Stage, usable: list[Array], free: list[Array]) -> Array:
-        size = numel([axis.extent for axis in stage.axes]) * self.width
+        size = numel([axis.extent for axis in stage.axes]) * self.block.width
         for known in (usable, free):
             for place in known:
                 if place.size == size and place.dtype is stage.array.dtype:
@@ -185,7 +179,7 @@ class BlockPlan:
 
     def _at(self, places: Sequence[Integer], stage: Stage) -> Integer:
         inner = flatten(places, [axis.extent for axis in stage.axes])
-        return inner * self.width + self.lane
+        return inner * self.block.width + self.block.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
         """A body with its loads moved to places, but for those of arrays `inside`."""
@@ -203,169 +197,86 @@ class BlockPlan:
 # ---- less work ----
 
 
-Stages = list[tuple[Stage, bool]]  # with fixed rows, each with whether it is a product
-
-
-def share_common(stages: Stages, stored: frozenset[Array]) -> Stages:
-    """What all readers of a product do with it first becomes a stage (scale and mask of scores)."""
-    result = list(stages)
-    made = {stage.array for stage, _ in stages}
-    for product, is_product in stages:
-        if not is_product or product.array in stored or len(product.axes) != 1:
-            continue
-        readers = [n for n, (stage, _) in enumerate(result) if _reads(stage, product.array)]
-        common: set[Expr] | None = None
-        for n in readers:
-            found = _common_parts(result[n][0], product, made)
-            common = found if common is None else common & found
-        if len(readers) < 2 or not common:
-            continue
-        best = max(common, key=lambda e: (expr.operations(e), repr(e)))
-        array = Array(f"{product.array.name}_shared", best.dtype, product.size)
-        for n in readers:
-            stage, kind = result[n]
-            own = column(stage)
-            assert own is not None
-            at = {product.axes[0].variable: own.index}
-            old = expr.substitute_in(best, at)
-            new = expr.substitute_in(expr.load(array, product.position), at)
-            result[n] = replace(stage, body=expr.replace_in(stage.body, {old: new})), kind
-        shared = replace(product, array=array, op=None, reduced=(), body=best)
-        place = next(n for n, (stage, _) in enumerate(result) if stage.array == product.array)
-        result.insert(place + 1, (shared, False))
-    return result
-
-
-def _common_parts(stage: Stage, product: Stage, made: set[Array]) -> set[Expr]:
-    """Parts of a stage, in terms of the product's column, that need only the product's element.
-
-    They may read what was there before the kernel, but nothing else of what is `made` in it.
-    """
-    own = column(stage)
-    if own is None or own.extent != product.axes[0].extent:
-        return set()
-    values = {own.variable: product.axes[0].index}
-    body = expr.substitute_in(stage.body, values)
-    pure: dict[Expr, bool] = {}  # whether a part reads the product (or else no memory at all)
-    for e in expr.walk(body):
-        if e.op is Leaf.LOAD:
-            array, position, guard = e.array, e.index, e.guard
-            if array == product.array and (position != product.position or guard):
-                return set()
-            if array == product.array or array not in made:
-                pure[e] = array == product.array
-        elif all(arg in pure for arg in e.args) and not (
-            e.op in (Leaf.INDEX, Leaf.CONDITION) and expr.values_in(e.index)
-        ):
-            pure[e] = any(pure[arg] for arg in e.args)
-    return {e for e, reads in pure.items() if reads and e.op is not Leaf.LOAD}
-
-
 @dataclass(frozen=True)
-class Speculation:
-    """A shortcut to a product: left · right, summed, times `scale`; taken back where it fails.
+class Shortcut:
+    """A shortcut to a product: the sum of `terms`, times `scale`; taken back where it fails.
 
     That is the product itself wherever the sum is finite and |scale| ≤ 1. Then no term of it was
-    infinite or NaN, so those that its mask excludes, whose left is 0 or NaN, added 0; and nothing
-    overflowed or vanished that is not so in the product. Elsewhere the product is computed as it
-    is written.
+    infinite or NaN, so those that its mask excludes, of which one factor is 0 or NaN, added 0; and
+    nothing overflowed or vanished that is not so in the product. Elsewhere the product is computed
+    as it is written.
     """
 
-    product: Expr
+    terms: Expr
     scale: Expr | None = None
 
 
-def speculative_products(
-    stages: Stages, stored: frozenset[Array]
-) -> tuple[Stages, dict[Array, Speculation]]:
-    """Which products have a shortcut, and the stages that they then need.
+def with_shortcuts(
+    stages: Sequence[Stage], products: Container[Array], stored: Container[Array]
+) -> tuple[list[Stage], dict[Array, Shortcut]]:
+    """The stages that are needed, and by which shortcut each product is tried.
 
-    Σ (x·y)·z with one y for the row, and |y| ≤ 1 in all likelihood, is tried as (Σ x·z)·y: so a
-    softmax is divided by its sum. Masked terms are tried without the mask.
+    Σ (x·y)·z with one y for the row is tried as (Σ x·z)·y: so a softmax is divided by its sum.
+    Masked terms are tried without the mask.
     """
-    result = list(stages)
-    speculation: dict[Array, Speculation] = {}
-    for product, is_product in stages:
-        if not is_product:
+    result, found = list(stages), dict[Array, Shortcut]()
+    for product in stages:
+        if product.array not in products:
             continue
-        mask, terms = terms_of(product.body)
-        scaled = _scaled_operand(product, terms, result, stored)
-        scale = None
-        if scaled is not None:
+        (mask, terms), scale = terms_of(product.body), None
+        scaled = _scaled_operand(product, terms, result)
+        if scaled is not None and not (scaled[1].array in stored or scaled[1].array in products):
             product, terms, scale = _with_scale(product, mask, terms, scaled, result)
         if mask is not None:
-            terms = _without_mask(mask, terms, {stage.array: stage for stage, _ in result})
+            terms = _without_mask(mask, terms, {stage.array: stage for stage in result})
         if mask is not None or scale is not None:
-            speculation[product.array] = Speculation(terms, scale)
-    return result, speculation
+            found[product.array] = Shortcut(terms, scale)
+    return result, found
 
 
 def _scaled_operand(
-    product: Stage, terms: Expr, stages: Stages, stored: frozenset[Array]
+    product: Stage, terms: Expr, stages: Sequence[Stage]
 ) -> tuple[Expr, Stage] | None:
     """The factor that is x·y, which only this product reads, y being one number for the row."""
     if terms.op is not Op.MUL or terms.dtype is not product.array.dtype or len(product.axes) != 1:
         return None
     for factor in terms.args:
-        if factor.op is not Leaf.LOAD or factor.guard:
+        array = factor.array if factor.op is Leaf.LOAD and not factor.guard else None
+        readers = [stage.array for stage in stages if array in stage.reads]
+        made = next((stage for stage in stages if stage.array == array and stage.op is None), None)
+        if made is None or len(made.axes) != 1 or readers != [product.array]:
             continue
-        array = factor.array
-        stage = next((s for s, kind in stages if s.array == array and not kind), None)
-        if stage is None or array in stored or len(stage.axes) != 1:
+        if made.body.op not in (Op.MUL, Op.DIV) or made.array.dtype is not terms.dtype:
             continue
-        readers = [other.array for other, _ in stages if _reads(other, array)]
-        if readers != [product.array] or stage.array.dtype is not terms.dtype:
-            continue
-        if stage.body.op not in (Op.MUL, Op.DIV) or not _is_small(stage.body, stages):
-            continue
-        (axis,) = stage.axes
-        x, y = (axis.variable in arg.variables for arg in stage.body.args)
-        if x and not y:
-            return factor, stage
+        (axis,), (x, y) = made.axes, made.body.args
+        if y.op is Op.CONST:
+            small = made.body.op is Op.MUL and 0 < abs(y.value) <= 1
+        else:  # what is made of the row itself: its sum, most likely
+            read = {load.array for load in expr.loads(y)}
+            small = bool(read) and read <= {stage.array for stage in stages}
+        if small and axis.variable in x.variables and axis.variable not in y.variables:
+            return factor, made
     return None
 
 
-def _is_small(scaled: Expr, stages: Stages) -> bool:
-    """Whether what a stage is multiplied with is likely to be at most 1: a constant, or 1/Σ."""
-    y = scaled.args[1]
-    if y.op is Op.CONST:
-        return bool(abs(y.value) <= 1 and y.value and scaled.op is Op.MUL)
-    if scaled.op is Op.MUL and y.op is Leaf.LOAD:
-        made = next((s.body for s, _ in stages if s.array == y.array and s.op is None), None)
-        y = made or y
-    if scaled.op is Op.MUL:
-        if y.op is not Op.DIV or y.args[0].op is not Op.CONST or y.args[0].value != 1:
-            return False
-        y = y.args[1]
-    return any(s.op is Op.SUM and not kind for s, kind in stages if _is_load(y, s.array))
-
-
-def _is_load(e: Expr, array: Array) -> bool:
-    return e.op is Leaf.LOAD and e.array == array
-
-
 def _with_scale(
-    product: Stage, mask: Expr | None, terms: Expr, found: tuple[Expr, Stage], result: Stages
+    product: Stage, mask: Expr | None, terms: Expr, found: tuple[Expr, Stage], result: list[Stage]
 ) -> tuple[Stage, Expr, Expr]:
     """The product with its scaled factor written out; its terms without the scale; the scale."""
     factor, scaled = found
     (place,) = places_in(factor, scaled)
     whole = expr.substitute_in(scaled.body, {scaled.axes[0].variable: place})
-    x, y = whole.args
-    at = next(n for n, (stage, _) in enumerate(result) if stage is scaled)
-    own = scaled.body.args[0]
+    (x, y), own, at = whole.args, scaled.body.args[0], result.index(scaled)
     if own.op is Leaf.LOAD and own.index == scaled.position and not own.guard:
         del result[at]
     else:
-        result[at] = replace(scaled, body=own), False
-        x = factor
+        result[at], x = replace(scaled, body=own), factor
         whole = expr.apply(scaled.body.op, (x, y), whole.dtype)
-    written = expr.rebuild(terms, {factor: whole}.get)
-    at = next(n for n, (stage, _) in enumerate(result) if stage.array == product.array)
+    written, at = expr.replace_in(terms, {factor: whole}), result.index(product)
     product = replace(product, body=written if mask is None else mask.where(written, 0.0))
-    result[at] = product, True
+    result[at] = product
     scale = 1.0 / y if scaled.body.op is Op.DIV else y
-    return product, expr.rebuild(terms, {factor: x}.get), scale
+    return product, expr.replace_in(terms, {factor: x}), scale
 
 
 def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
@@ -378,10 +289,6 @@ def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
     masked = mask.where(one, 0.0)
     x, y = (masked if x is one else x for x in operands.args)
     return (x * y).cast(terms.dtype)
-
-
-def _reads(stage: Stage, array: Array) -> bool:
-    return any(load.array == array for load in expr.loads(stage.body))
 
 
 # ---- sums over blocks ----

@@ -10,9 +10,9 @@
 
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
-what the second kind reads as scalars. A product is tried without its mask and scale, and computed
-once more as it is written where that is not finite (see block_plan.py). Only the rows'
-own operand must be packed. Attention becomes one such kernel, its gradient another.
+what the second kind reads as scalars. A product is tried without its mask and scale, and
+computed once more as it is written where that is not finite (see block_plan.py). Only the rows' own
+operand must be packed. Attention becomes one such kernel, its gradient another.
 
 What is summed over the rows of all blocks (the gradients of keys and values) grows block by block:
 
@@ -40,17 +40,13 @@ from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
-    Speculation,
-    Step,
     column,
     neighbours,
     products_before_readers,
-    share_common,
-    speculative_products,
 )
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
-from minigrad.loops.mask_bounds import Rows, mask_bounds
+from minigrad.loops.mask_bounds import Rows
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, divides, loops_in
 from minigrad.loops.prefetch import Place
 from minigrad.loops.product import multiply_add
@@ -72,25 +68,17 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     outer, number = block.outer, block.number
     later = _later(kernel, outer, target)
     sums = BlockSums(kernel, outer, block.row, target)
-    found = [
-        (sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole),
-         stage.contraction is not None)
-        for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
-    ]  # fmt: skip
-    found, speculation = speculative_products(share_common(found, sums.stored), sums.stored)
-    stages = [stage for stage, _ in found]
-    bounds = mask_bounds(stages, block, sums.stored)
-    products = [n for n, (_, is_product) in enumerate(found) if is_product]
-    ranges = [
-        bounds[n][stage.axes[-1].variable] if stage.axes
-        else bounds[n][stage.reduced[-1].variable] if stage.reduced else None
-        for n, stage in enumerate(stages)
-    ]  # fmt: skip
-    plan = BlockPlan(stages, frozenset(products), ranges, sums.stored, block.width, block.lane)
+    stages, products = list[Stage](), set[Array]()
+    for stage in kernel.stages:
+        if stage.op is not None or stage.array not in kernel.sums:
+            fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
+            stages.append(fixed)
+            products |= {fixed.array} if stage.contraction is not None else set()
+    plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
     for step in plan.steps:
-        loop = StepCode(plan, step, bounds, block, speculation, target, later)
+        loop = StepCode(plan, step, target, later)
         copies = loop.pack()
         if together and (loop.runs_along or copies):
             body.append(block.loop(together))
@@ -102,18 +90,23 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             together.extend(loop.across())
     if together:
         body.append(block.loop(together))
-    ends = (0, number.variable.high)
-    work, vectors = 0, 0.0
-    for n, stage in enumerate(stages):
-        both = sum(_elements(stage, bounds[n], {number.variable: end}) for end in ends)
-        count = high(kernel.rows) * both // 2
-        work += count * (2 if n in products else expr.operations(stage.body))
-        alone = 1 / target.lanes(stage.body.dtype)
-        vectors += count * (alone if n in products else vectors_each(stage, target))
     if kernel.sums:
         body = [*sums.clear(), build.serial_loop(number, tuple(body)), *sums.finish()]
     nested = build.flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
-    return assemble(name, kernel, nested, target, work, vectors)
+    return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, target))
+
+
+def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
+    """Operations and vector instructions: for each row the mean of the first block and the last."""
+    number = plan.block.number.variable
+    ends = [{number: end} for end in (0, number.high)]
+    work, vectors = 0, 0.0
+    for n, stage in enumerate(plan.stages):
+        count = high(rows) * sum(_elements(stage, plan.bounds[n], end) for end in ends) // 2
+        alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
+        work += count * (2 if product else expr.operations(stage.body))
+        vectors += count * (alone if product else vectors_each(stage, target))
+    return work, vectors
 
 
 def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
@@ -124,13 +117,15 @@ def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
     """
     products = [stage for stage in kernel.stages if stage.contraction is not None]
     made = {stage.array for stage in kernel.stages}
-    read = {load.array for stage in products for load in expr.loads(stage.body)} - made
+    read = {array for stage in products for array in stage.reads} - made
     each = sum(array.size * array.dtype.itemsize for array in read) // high(outer.extent)
     fits = high(outer.extent) > 1 and 4 * each <= target.l2
     return {outer.variable: outer.index + 1} if fits else {}
 
 
-def _elements(stage: Stage, bounds: dict[Atom, Bounds], block: dict[Atom, Integer]) -> int:
+def _elements(
+    stage: Stage, bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer]
+) -> int:
     """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
     for axis in (*stage.axes, *stage.reduced):
@@ -185,18 +180,22 @@ class StepCode:
     """
 
     def __init__(
-        self, plan: BlockPlan, step: Step, bounds: Sequence[dict[Atom, Bounds]], block: Rows,
-        speculation: Mapping[Array, Speculation], target: Target, later: Mapping[Atom, Integer],
-    ) -> None:  # fmt: skip
-        self.plan, self.step, self.block, self.target, self.later = plan, step, block, target, later
-        self.head = plan.stages[step.all[0]]
-        self.bounds = bounds[step.all[0]]
+        self, plan: BlockPlan, step: Sequence[int], target: Target, later: Mapping[Atom, Integer]
+    ) -> None:
+        self.plan, self.step, self.target, self.later = plan, step, target, later
+        self.block, self.number = plan.block, step[0]
+        self.head, self.bounds = plan.stages[self.number], plan.bounds[self.number]
+        self.is_product, block = self.number in plan.products, plan.block
         self.row = block.row.variable if block.width > 1 else None
-        inside = frozenset(plan.stages[n].array for n in step.all)
-        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step.all}
-        self.speculation = None if step.product is None else speculation.get(self.head.array)
+        inside = frozenset(plan.stages[n].array for n in step)
+        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step}
         self.sums = block.row in self.head.reduced  # over the rows of the block
+        self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
+        if self.is_product:
+            self.own, self.other = self._factors()
+            self.mine = self.own
+            self.runs_along = self.sums or self._only_stores()
 
     # ---- what is done with one element ----
 
@@ -214,17 +213,17 @@ class StepCode:
         def known(e: Expr) -> Expr | None:
             return values.get(e.array) if e.op is Leaf.LOAD else None
 
-        for number in self.step.all:
+        for number in self.step:
             stage = self.plan.stages[number]
             axis = stage.axes[-1] if stage.axes else column(stage)
             here = {axis.variable: place, **at} if axis is not None else at
-            if number == self.step.product:
+            if number in self.plan.products:
                 assert result is not None
                 value = result
             else:
                 body = expr.substitute_in(self.bodies[number], here)
                 value = expr.rebuild(body, known) if values else body
-            if stage.op is not None and number != self.step.product:
+            if stage.op is not None and number not in self.plan.products:
                 total = self.totals[number]
                 old = expr.load(total, slot % total.size)
                 sets.append(build.put(old, build.combine(stage.op, old, value)))
@@ -257,9 +256,9 @@ class StepCode:
 
     def _start(self, count: int) -> None:
         """Give every statistic of the step `count` partial results."""
-        for number in self.step.followers:
+        for number in self.step:
             stage = self.plan.stages[number]
-            if stage.op is not None:
+            if stage.op is not None and number not in self.plan.products:
                 self.totals[number] = Array(
                     f"sum{number}", stage.body.dtype, count, "registers", lanes=self.row,
                     width=self.block.width,
@@ -269,13 +268,13 @@ class StepCode:
 
     def across(self) -> list[Statement]:
         """All rows of the block at once, one a lane."""
-        if self.step.product is not None:
+        if self.is_product:
             return self._product_across()
         axis = column(self.head)
         if axis is None:
             return self._nested()
         first, stop = self.bounds[axis.variable]
-        cheap = all(self.plan.stages[n].op is not None for n in self.step.all)
+        cheap = all(self.plan.stages[n].op is not None for n in self.step)
         ends = (first, *build.stops_within(stop, axis.extent))
         count = CHAINS if cheap and all(divides(x, CHAINS) for x in ends) else 1
         self._start(count)
@@ -287,8 +286,7 @@ class StepCode:
 
     def _nested(self) -> list[Statement]:
         """A stage with several inner axes, or none."""
-        (number,) = self.step.all
-        stage = self.plan.stages[number]
+        stage = self.head
         if stage.op is None:
             nested = self._element(_last(stage), 0, None, {})
         else:
@@ -299,44 +297,35 @@ class StepCode:
 
     # ---- products ----
 
-    def factors(self) -> tuple[Expr, Expr]:
+    def _factors(self) -> tuple[Expr, Expr]:
         """(the one that has the rows, or what is summed over them; the one with the columns)."""
-        assert self.step.product is not None
-        product = self.bodies[self.step.product]
-        if self.speculation is not None:
-            product = self.plan.reading(self.speculation.product)
+        product = self.bodies[self.number]
+        if (tried := self.plan.tried.get(self.head.array)) is not None:
+            product = self.plan.reading(tried.terms)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
         return (right, left) if self.head.axes[-1].variable in left.variables else (left, right)
 
-    @property
-    def runs_along(self) -> bool:
-        """Whether it is a product whose results go to memory only, in rows that suit vectors."""
-        if self.step.product is None or self.sums:
-            return self.sums
+    def _only_stores(self) -> bool:
+        """Whether the results of its product go to memory only, in rows that suit vectors."""
         last = self.head.axes[-1].variable
-        stages = [self.plan.stages[n] for n in self.step.all]
+        stages = [self.plan.stages[n] for n in self.step]
         return (
             all(stage.op is None for stage in stages[1:])
             and not any(stage.array in self.plan.places for stage in stages)
             and all(
                 coefficient(load.index, last) in (0, 1) and not load.guard
-                for load in expr.loads(self.factors()[1])
+                for load in expr.loads(self.other)
             )
         )
 
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
-        own, other = self.factors()
-        mine = own
-        if self.packed:
-            mine = expr.load(self.panel, self._packed_place(self.block.lane))
         axis, k = self.head.axes[-1], self.head.reduced[-1]
         self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
-            registers = self._registers(height, self.row, self.block.width)
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {axis.variable: first + u.index}
             number = k.index * height  # of an element: a tile of columns is asked for in order
@@ -345,9 +334,9 @@ class StepCode:
                 axis.variable: place, k.variable: number % k.count,
                 self.block.row.variable: self.block.start + place,
             }  # fmt: skip
-            hints = [*self._hints(other, there), *self._hints(own, there)]
+            hints = [*self._hints(self.other, there), *self._hints(self.own, there)]
             ks = self._loops_over_k(self.bounds, hints)
-            return self._tile(registers, u, at[axis.variable], at, {}, mine, other, ks)
+            return self._tile(u, self.row, self.block.width, at[axis.variable], at, {}, ks)
 
         first, stop = self.bounds[axis.variable]
         tiles = _tiles(axis, first, stop, self.block.height, tile)
@@ -356,7 +345,6 @@ class StepCode:
 
     def along(self) -> list[Statement]:
         """Tiles of rows, or of what is summed over them, by panels of columns."""
-        mine, other = self.factors()
         block, (*outer, axis) = self.block, self.head.axes
         width = choose_nr(self.target, self.head, axis.count)
         lanes = axis.variable if width > 1 else None
@@ -366,7 +354,6 @@ class StepCode:
             bounds = self.bounds[side.variable]
 
         def tile(first: Integer, height: int) -> list[Statement]:
-            registers = self._registers(height, lanes, width)
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {side.variable: first + u.index}
             if block.width > 1:
@@ -375,8 +362,8 @@ class StepCode:
                 ks = [self._rows_for(bounds, first, first + height)]
             else:
                 found = self._bounds_of_rows(first, first + height)
-                ks = self._loops_over_k(found, self._hints(other, {}))
-            return self._tile(registers, u, axis.index, at, at, mine, other, ks)
+                ks = self._loops_over_k(found, self._hints(self.other, {}))
+            return self._tile(u, lanes, width, axis.index, at, at, ks)
 
         tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
         return self._within(outer, [build.lanes_loop(axis, width, tuple(tiles))])
@@ -419,57 +406,42 @@ class StepCode:
 
     def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Place]) -> list[Loop]:
         """Loops, the outermost first, without what is done in them; the last asks for hints."""
-        loops = list(loops_in(build.bounded_loops(self.head.reduced, bounds, ())))
+        loops = list(loops_in(build.loops_over(self.head.reduced, (), bounds)))
         return [*loops[:-1], replace(loops[-1], prefetch=tuple(hints))]
 
     def _within(self, axes: Sequence[Axis], inner: Sequence[Statement]) -> list[Statement]:
         """Statements in plain loops over axes, the first outermost."""
-        return list(build.bounded_loops(axes, self.bounds, inner))
-
-    def _registers(self, height: int, lanes: Atom | None, width: int) -> Array:
-        name, dtype = f"tile{self.step.product}x{height}", self.head.body.dtype
-        return Array(name, dtype, height, "registers", lanes=lanes, width=width)
-
-    @property
-    def packed(self) -> bool:
-        """Whether the rows' operand must be copied so that rows lie side by side."""
-        if self.step.product is None or self.runs_along:
-            return False
-        return any(load.array.space == "buffer" for load in expr.loads(self.factors()[0]))
-
-    @property
-    def panel(self) -> Array:
-        """Scratch memory for the rows' operand."""
-        size = numel([axis.extent for axis in self.head.reduced]) * self.block.width
-        dtype = self.factors()[0].dtype
-        return Array(f"panel{self.step.product}", dtype, size, "scratch")
-
-    def _packed_place(self, lane: Integer) -> Integer:
-        axes = self.head.reduced
-        k = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
-        return k * self.block.width + lane
+        return list(build.loops_over(axes, inner, self.bounds))
 
     def pack(self) -> list[Statement]:
-        """Copy the rows' operand, whose vectors along k are transposed."""
-        if not self.packed:
+        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
+        copied = self.is_product and not self.runs_along
+        if not copied or all(load.array.space != "buffer" for load in expr.loads(self.mine)):
             return []
-        mine, (*outer, inner) = self.factors()[0], self.head.reduced
-        copy = Store(self.panel, self._packed_place(self.block.lane), mine)
-        lanes = self.target.lanes(mine.dtype)
+        *outer, inner = axes = self.head.reduced
+        extents = [axis.extent for axis in axes]
+        size = numel(extents) * self.block.width
+        panel = Array(f"panel{self.number}", self.mine.dtype, size, "scratch")
+        place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
+        copy = Store(panel, place, self.mine)
+        lanes = self.target.lanes(self.mine.dtype)
+        self.mine = expr.load(panel, place)
         loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
         return [self.block.loop(build.loops_over(outer, [loop]))]
 
     def _tile(
-        self, registers: Array, u: Axis, place: Integer, at: dict[Atom, Integer],
-        rows_at: dict[Atom, Integer], mine: Expr, other: Expr, ks: Sequence[Loop],
+        self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
+        rows_at: dict[Atom, Integer], ks: Sequence[Loop],
     ) -> list[Statement]:  # fmt: skip
         """Clear the registers, multiply and add in loops over k, pass the results on.
 
         at: what register u stands for; place: its column; rows_at: its row, where that is not a
         lane.
         """
+        name, dtype = f"tile{self.number}x{u.count}", self.head.body.dtype
+        registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
         total = expr.load(registers, u.index)
-        left, right = (expr.substitute_in(factor, at) for factor in (mine, other))
+        left, right = (expr.substitute_in(factor, at) for factor in (self.mine, self.other))
         return [
             *self._summed(registers, u, multiply_add(total, left, right), ks),
             *self._checked(registers, u, at, ks),
@@ -489,18 +461,17 @@ class StepCode:
     def _checked(
         self, registers: Array, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
     ) -> list[Statement]:
-        """Scale what was summed on a guess; where that is not the product, sum the product."""
-        speculation = self.speculation
-        if speculation is None:
+        """Scale what was summed by a shortcut; where that is not the product, sum the product."""
+        tried = self.plan.tried.get(self.head.array)
+        if tried is None:
             return []
-        assert self.step.product is not None
-        scale = None
-        if speculation.scale is not None:
-            scale = expr.substitute_in(self.plan.reading(speculation.scale), at)
-        terms = expr.substitute_in(self.bodies[self.step.product], at)
+        scale = tried.scale
+        if scale is not None:
+            scale = expr.substitute_in(self.plan.reading(scale), at)
+        terms = expr.substitute_in(self.bodies[self.number], at)
         more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
         again = self._summed(registers, u, more, ks)
-        name = f"wrong{self.step.product}x{registers.size}"
+        name = f"wrong{self.number}x{registers.size}"
         return build.unless_finite(name, registers, u, scale, again)
 
 

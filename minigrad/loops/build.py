@@ -21,7 +21,6 @@ from minigrad.loops.nest import (
     Statements,
     Store,
     Stores,
-    map_statement,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -80,8 +79,7 @@ def epilogue(
 
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
     """Stores with loop variables replaced."""
-    found = [substitute_statement(store, values) if values else store for store in stores]
-    return [store for store in found if isinstance(store, Store)]
+    return list(map(substitution(values).store, stores)) if values else list(stores)
 
 
 def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
@@ -115,16 +113,6 @@ def unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
 
 
-def bounded_loops(
-    axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Sequence[Statement]
-) -> Statements:
-    """Plain loops over parts of axes, the first outermost."""
-    for axis in reversed(axes):
-        first, stop = bounds.get(axis.variable, (0, axis.extent))
-        body = (Loop(axis.variable, first, stops_within(stop, axis.extent), tuple(body)),)
-    return tuple(body)
-
-
 def stops_within(stop: Integer, extent: Integer) -> tuple[Integer, ...]:
     """Where a loop over an axis ends that need not go beyond `stop`."""
     if stop == extent or isinstance(extent, int) and high(stop) <= extent:
@@ -132,75 +120,86 @@ def stops_within(stop: Integer, extent: Integer) -> tuple[Integer, ...]:
     return stop, extent
 
 
-Done = dict[int, tuple[Loop, Loop]]  # what became of loops, by their identity
-
-
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
     """One loop over the product of several axes, of which the first may have a symbolic extent."""
     if len(axes) == 1:
         return serial_loop(axes[0], body)
     row = row_axis(iterations([axis.extent for axis in axes]))
-    values, done = places_along(axes, row.index), Done()
-    return serial_loop(row, tuple(substitute_statement(one, values, done) for one in body))
+    change = substitution(places_along(axes, row.index))
+    return serial_loop(row, tuple(change.of(one) for one in body))
 
 
-def substitute_statement(
-    statement: Statement, values: Mapping[Atom, Integer], done: Done | None = None
-) -> Statement:
-    """A statement with loop variables replaced by indices.
+Move = Callable[[Array, Integer], tuple[Array, Integer]]
 
-    done: what became of loops, which may be in several places.
+
+class Change:
+    """Statements with other values, indices and places; loops that are in several are changed once.
+
+    value, at: for expressions and for indices; move: gives a place and an index for those of a
+    statement. everywhere: no lanes outside of a mask need to keep what registers had.
     """
-    done = {} if done is None else done
 
-    def at(x: Integer) -> Integer:
-        return substitute(x, values)
+    def __init__(
+        self, value: Callable[[Expr], Expr], at: Callable[[Integer], Integer] = lambda x: x,
+        move: Move = lambda place, index: (place, index), everywhere: bool = False,
+    ) -> None:  # fmt: skip
+        self.value, self.at, self.move, self.everywhere = value, at, move, everywhere
+        self._loops: dict[int, tuple[Loop, Loop]] = {}  # what became of loops, by their identity
 
-    if isinstance(statement, Loop):
-        if id(statement) not in done:
-            body = tuple([substitute_statement(one, values, done) for one in statement.body])
-            done[id(statement)] = statement, Loop(
-                statement.variable, at(statement.start), tuple(map(at, statement.stops)), body,
-                statement.kind, statement.step, statement.lane,
-                tuple([(array, at(place)) for array, place in statement.prefetch]),
-                statement.transpose,
-            )  # fmt: skip
-        return done[id(statement)][-1]
-    if isinstance(statement, Stores):
-        return Stores(tuple(substitute_stores(statement.items, values)))
-    return changed(statement, lambda e: expr.substitute_in(e, values), at)
+    def of(self, one: Statement) -> Statement:
+        """A statement changed, with all that is inside of it."""
+        at = self.at
+        if isinstance(one, Loop):
+            if id(one) not in self._loops:
+                self._loops[id(one)] = one, self._loop(one)
+            return self._loops[id(one)][1]
+        if isinstance(one, Store):
+            return self.store(one)
+        if isinstance(one, Stores):
+            return Stores(tuple([self.store(item) for item in one.items]))
+        if isinstance(one, Fold):
+            source, slot = self.move(one.source, at(one.slot))
+            return replace(one, source=source, slot=slot)
+        if isinstance(one, Prefetch):
+            return replace(one, index=at(one.index))
+        if isinstance(one, MatrixProduct):
+            total, left, right = (replace(m, index=at(m.index)) for m in one.matrices)
+            return replace(one, total=total, left=left, right=right)
+        return one
+
+    def store(self, one: Store) -> Store:
+        """The same for a Store."""
+        place, index = self.move(one.array, self.at(one.index))
+        guard = expr.restrict((), map(self.at, one.guard))
+        any_value = place.in_registers and (self.everywhere or one.everywhere)
+        return Store(place, index, self.value(one.value), guard, one.streaming, any_value)
+
+    def _loop(self, one: Loop) -> Loop:
+        body = tuple([self.of(inner) for inner in one.body])
+        hints = tuple([(array, self.at(place)) for array, place in one.prefetch])
+        return Loop(
+            one.variable, self.at(one.start), tuple(map(self.at, one.stops)), body, one.kind,
+            one.step, one.lane, hints, one.transpose,
+        )  # fmt: skip
 
 
-def changed(
-    one: Statement, value: Callable[[Expr], Expr], at: Callable[[Integer], Integer] | None = None,
-    move: Move | None = None, everywhere: bool = False,
-) -> Statement:  # fmt: skip
-    """A statement, but no loop, with other values, indices and places.
-
-    move: gives a place and an index for those of a statement; everywhere: as `with_places` has it.
-    """
-    at = at or (lambda x: x)
-    move = move or (lambda place, index: (place, index))
-    if isinstance(one, Store):
-        place, index = move(one.array, at(one.index))
-        guard = expr.restrict((), map(at, one.guard))
-        any_value = place.in_registers and (everywhere or one.everywhere)
-        return Store(place, index, value(one.value), guard, one.streaming, any_value)
-    if isinstance(one, Fold):
-        source, slot = move(one.source, at(one.slot))
-        return replace(one, source=source, slot=slot)
-    if isinstance(one, Prefetch):
-        return replace(one, index=at(one.index))
-    if isinstance(one, MatrixProduct):
-        total, left, right = (replace(m, index=at(m.index)) for m in one.matrices)
-        return replace(one, total=total, left=left, right=right)
-    return one
+def substitution(values: Mapping[Atom, Integer]) -> Change:
+    """What replaces loop variables by indices."""
+    return Change(lambda e: expr.substitute_in(e, values), lambda x: substitute(x, values))
 
 
-def loops_over(axes: Sequence[Axis], body: Sequence[Statement]) -> Statements:
-    """Plain loops over axes, the first outermost."""
+def substitute_statement(statement: Statement, values: Mapping[Atom, Integer]) -> Statement:
+    """A statement with loop variables replaced."""
+    return substitution(values).of(statement)
+
+
+def loops_over(
+    axes: Sequence[Axis], body: Sequence[Statement], bounds: Mapping[Atom, Bounds] | None = None
+) -> Statements:
+    """Plain loops over axes, or over parts of them, the first outermost."""
     for axis in reversed(axes):
-        body = (serial_loop(axis, tuple(body)),)
+        first, stop = (bounds or {}).get(axis.variable, (0, axis.extent))
+        body = (Loop(axis.variable, first, stops_within(stop, axis.extent), tuple(body)),)
     return tuple(body)
 
 
@@ -236,9 +235,6 @@ def naive(
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
 
 
-Move = Callable[[Array, Integer], tuple[Array, Integer]]
-
-
 def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
     """What gives the place that a LOAD reads a value; everywhere: as `Store` has it."""
     return Store(place.array, place.index, value, everywhere=everywhere)
@@ -255,9 +251,18 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
             return None
         return expr.load(*move(leaf.array, leaf.index), leaf.guard)
 
-    return map_statement(statement, lambda one: changed(
-        one, lambda e: expr.rebuild(e, read), None, move, everywhere
-    ))  # fmt: skip
+    return Change(lambda e: expr.rebuild(e, read), move=move, everywhere=everywhere).of(statement)
+
+
+def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
+    """The expression, whose loads read nothing where a condition fails."""
+
+    def change(leaf: Expr) -> Expr | None:
+        if leaf.op is not Leaf.LOAD or leaf.in_registers:
+            return None
+        return expr.load(leaf.array, leaf.index, expr.restrict(leaf.guard, conditions))
+
+    return expr.rebuild(e, change)
 
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:
@@ -288,7 +293,7 @@ def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
     """Whether stores to an array should pass by the cache, which could not hold it anyway."""
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False
-    return all(load.array != array for s in stages for load in expr.loads(*s.exprs()))
+    return all(array not in stage.reads for stage in stages)
 
 
 def unless_finite(
@@ -299,21 +304,17 @@ def unless_finite(
     It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
     the registers' numbers; name: of a register that is used on the way.
     """
-    dtype, slot = registers.dtype, u.index
     wrong = replace(registers, name=name, size=1)
-    value, found = expr.load(registers, slot), expr.load(wrong)
+    value, found = expr.load(registers, u.index), expr.load(wrong)
     each: list[Statement] = [put(found, found + value * 0.0)]
     if scale is not None:
         if scale.op is not Op.CONST:
             fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
             each.append(put(found, fits.where(found, math.nan)))
         each.append(put(value, value * scale))
-    result: list[Statement] = [
-        put(found, found.constant(0.0), everywhere=True),
-        unrolled(u, each),
-    ]
+    result: list[Statement] = [put(found, found.constant(0.0), everywhere=True), unrolled(u, each)]
     if registers.lanes is not None:
-        found = expr.register(f"{name}_any", dtype)
+        found = expr.register(f"{name}_any", registers.dtype)
         result.append(Fold(found.array, Op.SUM, wrong))
     times = expr.value_of(found.differs(found).cast(dtypes.int32))
     once = make_axis("again", 0, 2)

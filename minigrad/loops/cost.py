@@ -125,7 +125,7 @@ def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
         extents = {
             a.variable: a.extent for a in (*stage.axes, *stage.reduced, *stage.initial_axes)
         }
-        for load in expr.loads(*stage.exprs()):
+        for load in stage.loads:
             inside = load.variables
             read[load.array] += numel([n for v, n in extents.items() if v in inside])
         updates = stage.iterations if stage.op in SCATTERS else 0
@@ -404,12 +404,6 @@ def cut_for_packed_rows(
         blocks = max(blocks, min(wanted, tiles_of_all // fewest))
         column_blocks = max(min(ceildiv(wanted, blocks), panels // (2 * LEAST_PANELS)), 1)
     return blocks, column_blocks
-
-
-def stays_near(problem: Problem, rows: int, target: Target) -> bool:
-    """Whether `rows` rows of the left operand stay in half of the second cache."""
-    rows = min(rows, problem.parts.m[-1].typical)
-    return rows * problem.depth * problem.parts.left.dtype.itemsize <= target.l2 // 2
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:

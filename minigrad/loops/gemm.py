@@ -39,8 +39,8 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import combine, put, unless_finite
-from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride, stays_near
+from minigrad.loops.build import Change, combine, put, unless_finite
+from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride
 from minigrad.loops.nest import (
     Loop,
     Matrix,
@@ -48,12 +48,9 @@ from minigrad.loops.nest import (
     Nest,
     Prefetch,
     Statement,
-    Store,
     loop_over,
-    map_statement,
     written,
 )
-from minigrad.loops.prefetch import Place, next_rows
 from minigrad.loops.product import (
     LANE,
     Problem,
@@ -119,7 +116,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         s.tails(m, cost.SMALL_TILES)
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int) and s.trips(ks[-1]) >= LEAST_FETCHED:
-            hints = TileHints(problem, plan, s.operands, tile, target)
+            hints = TileHints(problem, plan, s.operands, tile)
             lines = s.split(ks[-1], hints.line, "ko", computing=True)
             s.insert(lines, hints.seldom)
             s.insert(ks[-1], hints.often)
@@ -150,8 +147,7 @@ def stage_left(
         last = rows % plan.mc
         most = plan.mc if last == 0 else last if isinstance(last, int) else 0
         beyond = rows if low(rows) >= most >= pitch - plan.mr else None
-        ahead = _rows_ahead(operand, ks[-1], plan.mc)
-        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond, prefetch=ahead)
+        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond)
         return
     wide = 2 * lanes if s.trips(ks[-1]) >= 2 * lanes else lanes
     layout = [((tile, m), None), (ks, cost.row_stride(depth, operand.dtype.itemsize))]
@@ -172,21 +168,11 @@ def stage_right(
     if distance(operand, order[-1]) < distance(operand, n):
         s.stage("right", around, [panel, n, *order], layout, "panel", transpose=lanes)
     else:  # neighbours in memory are read together
-        ahead = _rows_ahead(operand, order[-1], plan.panels * plan.nr)
-        s.stage("right", around, [*order, panel, n], layout, "panel", prefetch=ahead)
+        s.stage("right", around, [*order, panel, n], layout, "panel")
 
 
 def _lanes(problem: Problem, target: Target) -> int:
     return target.lanes(problem.stage.body.dtype)
-
-
-def _rows_ahead(operand: Expr, k: Atom, elements: int) -> tuple[Place, ...]:
-    """What a copy of `elements` neighbours at each k reads some steps later."""
-    return tuple(
-        next_rows((load.array, load.index), k, elements * load.array.dtype.itemsize)
-        for load in expr.loads(operand)
-        if not load.guard and coefficient(load.index, k)
-    )
 
 
 def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]]:
@@ -199,9 +185,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         assert problem.terms is not None
         total = expr.load(registers, slot)
         more = combine(Op.SUM, total, problem.terms)
-        summed = map_statement(
-            loop, lambda one: replace(one, value=more) if isinstance(one, Store) else one
-        )
+        summed = Change(lambda value: more).of(loop)
         clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
         u = make_axis("u", 0, registers.size)
         name = f"wrong{registers.size}"
@@ -266,25 +250,22 @@ LONG_EPILOGUE = 32
 class TileHints:
     """Hints for the loops over k of tiles: at every k, and seldom, at every `line` of them.
 
-    operands: how tiles read them. k: the innermost axis of k; tile: numbers the tiles of a block.
+    operands: how tiles read them. k: the innermost axis of k; number: of a tile in its block.
     """
 
     def __init__(
-        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom, target: Target
+        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom
     ) -> None:
         self.left, self.right = operands["left"], operands["right"]
-        self.plan, self.tile, self.source = plan, tile, problem.parts.right
+        self.plan, self.source = plan, problem.parts.right
         # of one tile: its loop goes (`Schedule.simplify`), and so does its variable
         self.number: Integer = tile.index if tile.high else 0
         parts = problem.parts
         self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
-        alone = not (plan.kc or plan.panels)
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
+        alone = not (plan.kc or plan.panels)
         self.following = alone and plan.packs_right and plan.nc > plan.nr
-        # rows that come from beyond the second cache: a tile fetches those of the next one
-        near = plan.packs_left or alone and stays_near(problem, plan.mc, target)
-        self.far = not near
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
@@ -296,20 +277,12 @@ class TileHints:
         return list(hints)
 
     def seldom(self, loop: Loop, around: Around) -> list[Statement]:
-        """At every line of k: each row's next line but one, next tile's rows, the next panel."""
-        rows, tiles = loop_over(self.m, loop.body), around[self.tile]
+        """At every line of k: each row's next line but one, the next panel."""
         k = loop_over(self.k, loop.body).start
         hints: list[Statement] = []
         if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
             lines = self._lines(self.left, {self.k: k + 2 * self.line})[:1]
-            hints.append(replace(rows, body=lines))
-            if self.far and tiles.start == 0 and self.tile.high:
-                at = {self.k: k, self.m: self.m.index + self.plan.mr}
-                lines = tuple(replace(one, later=True) for one in self._lines(self.left, at)[:1])
-                this, next_one = self.number, make_axis("next", 0, self.tile.high + 2)
-                stops = (this + 2, *tiles.stops)
-                following = Loop(next_one.variable, this + 1, stops, (replace(rows, body=lines),))
-                hints.append(following)
+            hints.append(replace(loop_over(self.m, loop.body), body=lines))
         if self.following:
             hints.append(self._next_panel(loop))
         return hints

@@ -35,7 +35,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
-from minigrad.loops.block_plan import neighbours, products_before_readers, share_common
+from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
@@ -133,7 +133,7 @@ def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DTyp
 
 def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
     """The expression where all conditions are ≥ 0, else zero, and nothing is read there."""
-    inside = guard_loads(e, conditions)
+    inside = build.guard_loads(e, conditions)
     if e.op is Leaf.LOAD:
         return inside
     return expr.guarded(expr.restrict((), conditions), inside, expr.const(0, e.dtype))
@@ -238,22 +238,10 @@ class _Tile:
         return Stores(tuple(
             replace(
                 store, guard=expr.restrict(store.guard, ends),
-                value=expr.rebuild(guard_loads(store.value, ends), known.get),
+                value=expr.rebuild(build.guard_loads(store.value, ends), known.get),
             )
             for store in build.substitute_stores(self.problem.stores, at)
         ))  # fmt: skip
-
-
-def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
-    """The expression, whose loads read nothing where a condition fails."""
-
-    def change(leaf: Expr) -> Expr | None:
-        if leaf.op is not Leaf.LOAD or leaf.in_registers:
-            return None
-        array, place, guard = leaf.array, leaf.index, leaf.guard
-        return expr.load(array, place, expr.restrict(guard, conditions))
-
-    return expr.rebuild(e, change)
 
 
 # ---- rows ----
@@ -311,11 +299,7 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
     block = Rows(kernel.rows, extent, width, 1)
-    found = [
-        (fix_rows(stage, kernel.rows, block.whole), stage.contraction is not None)
-        for stage in kernel.stages
-    ]
-    stages = [stage for stage, _ in share_common(found, kernel.stored)]
+    stages = [fix_rows(stage, kernel.rows, block.whole) for stage in kernel.stages]
     bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
     stages = kept_inside(stages, kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
@@ -353,7 +337,7 @@ class _Items:
         step = build.put(result, build.combine(stage.op, result, stage.body))
         store = replace(store, value=result)
         if not self._folds(stage):
-            sums = build.bounded_loops(stage.reduced, bounds, (step,))
+            sums = build.loops_over(stage.reduced, (step,), bounds)
             return self._shared(stage.axes, bounds, (clear, *sums, store))
         memory = Array(f"fold_{total.dtype.name}", total.dtype, self.items * total.width, "local")
         first = expr.restrict((), [-self.item])  # one item stores what all of them have
@@ -361,7 +345,7 @@ class _Items:
             clear, *self._shared(stage.reduced, bounds, (step,)),
             Fold(total, stage.op, total, memory=memory), replace(store, guard=first),
         )  # fmt: skip
-        return build.bounded_loops(stage.axes, bounds, body)
+        return build.loops_over(stage.axes, body, bounds)
 
     def _folds(self, stage: Stage) -> bool:
         """Whether all items together reduce one element after another."""
@@ -383,7 +367,7 @@ class _Items:
             values = places_along(axes, one.index)
             body = tuple(build.substitute_statement(statement, values) for statement in body)
             axes = [one]
-        (loop,) = build.bounded_loops(axes[-1:], bounds, body)
+        (loop,) = build.loops_over(axes[-1:], body, bounds)
         assert isinstance(loop, Loop)
         loop = replace(loop, start=loop.start + self.item, step=self.items)
-        return build.bounded_loops(axes[:-1], bounds, (loop,))
+        return build.loops_over(axes[:-1], (loop,), bounds)

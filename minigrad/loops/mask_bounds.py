@@ -13,7 +13,6 @@ where(mask, x, 0)·y nothing is left out, for there y may be infinite or NaN.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from minigrad.dtype import convert
 from minigrad.graph.fold import fold
@@ -101,48 +100,22 @@ def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
     return unflatten(inside, [axis.extent for axis in stage.axes])
 
 
-@dataclass(frozen=True)
 class Rows:
     """Rows that are computed together, one a lane: `row` is one of start … start + width − 1.
 
-    count: rows of the kernel; extent: how many follow one another. outer numbers these, and number
-    the blocks of each. height: of register tiles, to whose multiples bounds are widened.
+    count: rows of the kernel; extent: how many follow one another. `outer` numbers these, and
+    `number` the blocks of each. whole: a row's number in the kernel; lane: in its block. height: of
+    register tiles, to whose multiples bounds are widened.
     """
 
-    count: Integer
-    extent: int
-    width: int
-    height: int
-
-    @property
-    def outer(self) -> Axis:
-        """See above."""
-        return make_axis("o", 0, self.count // self.extent)
-
-    @property
-    def number(self) -> Axis:
-        """See above."""
-        return make_axis("g", 0, ceildiv(self.extent, self.width))
-
-    @property
-    def row(self) -> Axis:
-        """See above."""
-        return make_axis("b", 0, self.extent)
-
-    @property
-    def whole(self) -> Integer:
-        """The row's number in the kernel."""
-        return self.outer.index * self.extent + self.row.index
-
-    @property
-    def start(self) -> Integer:
-        """The first row of the block."""
-        return self.number.index * self.width
-
-    @property
-    def lane(self) -> Integer:
-        """A row's number in its block."""
-        return make_axis("lane", 0, self.width).index if self.width > 1 else 0
+    def __init__(self, count: Integer, extent: int, width: int, height: int) -> None:
+        self.extent, self.width, self.height = extent, width, height
+        self.outer = make_axis("o", 0, count // extent)
+        self.number = make_axis("g", 0, ceildiv(extent, width))
+        self.row = make_axis("b", 0, extent)
+        self.whole = self.outer.index * extent + self.row.index
+        self.start: Integer = self.number.index * width
+        self.lane: Integer = make_axis("lane", 0, width).index if width > 1 else 0
 
     def loop(self, body: Sequence[Statement]) -> Loop:
         """All rows of the block at once."""

@@ -92,14 +92,10 @@ class Fold(Base):
 
 @dataclass(frozen=True)
 class Prefetch(Base):
-    """A hint that array[index] is read soon, which changes nothing; any index will do.
-
-    later: it is read only after much else, and comes as near as the second cache.
-    """
+    """A hint that array[index] is read soon, which changes nothing; any index will do."""
 
     array: Array
     index: Integer
-    later: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -332,23 +328,6 @@ def map_loops(
     return unless_same(body, found)
 
 
-def map_statement(
-    statement: Statement, change: Callable[[Statement], Statement]
-) -> Statement:
-    """A statement with `change` made to all that is inside of it, and then to itself.
-
-    The change of a Store is a Store.
-    """
-    if isinstance(statement, Loop):
-        inner = unless_same(statement.body, [map_statement(s, change) for s in statement.body])
-        if inner is not statement.body:
-            statement = statement.around(inner)
-    elif isinstance(statement, Stores):
-        items = tuple(map_statement(item, change) for item in statement.items)
-        statement = Stores(tuple(item for item in items if isinstance(item, Store)))
-    return change(statement)
-
-
 def written(*statements: Statement) -> frozenset[Array]:
     """All arrays that statements store to, and all registers that they change."""
     found: set[Array] = set()
@@ -398,8 +377,7 @@ def _line(one: Statement) -> str:
         how = "  # streaming" if one.streaming else ""
         return f"{one.array.name}[{one.index}] = {one.value!r}{test}{how}"
     if isinstance(one, Prefetch):
-        when = "  # for later" if one.later else ""
-        return f"prefetch {one.array.name}[{one.index}]{when}"
+        return f"prefetch {one.array.name}[{one.index}]"
     if isinstance(one, MatrixProduct):
         total, left, right = (f"{m.array.name}[{m.index} …]" for m in one.matrices)
         return f"{total} = {left} · {right}"

@@ -23,7 +23,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops.axes import indices, merge_groups
-from minigrad.loops.build import combine, epilogue, loops_over, put, substitute_stores
+from minigrad.loops.build import combine, epilogue, guard_loads, loops_over, put, substitute_stores
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -33,7 +33,7 @@ from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 
-LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns
+LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns, or rows
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
         pair = []
         for number in (0, 1):
             at = expr.substitute_in(operand, {last.variable: low + number})
-            pair.append(_where(at, last.extent - 1 - number - low))
+            pair.append(guard_loads(at, [last.extent - 1 - number - low]))
         words.append(expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32))
     pairs = replace(parts, left=words[0], right=words[1], k=(*parts.k[:-1], two))
     return replace(problem, parts=pairs)
@@ -165,14 +165,6 @@ def _narrow(operand: Expr) -> Expr | None:
     rounded = operand.op is Op.CAST and operand.args[0].dtype is dtypes.float32
     memory = operand.args[0] if rounded else operand
     return operand if memory.op is Leaf.LOAD else None
-
-
-def _where(operand: Expr, condition: Integer) -> Expr:
-    """A load, converted or not, and zero where a condition is negative."""
-    if operand.op is Op.CAST:
-        return _where(operand.args[0], condition).cast(operand.dtype)
-    array, index, guard = operand.array, operand.index, operand.guard
-    return expr.load(array, index, expr.restrict(guard, [condition]))
 
 
 # ---- bounds that are loaded ----

@@ -11,7 +11,7 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops import nest
-from minigrad.loops.build import changed, combine, put, with_places
+from minigrad.loops.build import Change, combine, put, with_places
 from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
@@ -133,9 +133,7 @@ def renamed(
 
 def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
     """A statement with expressions in what it computes replaced."""
-    return nest.map_statement(
-        statement, lambda one: changed(one, lambda value: expr.replace_in(value, new))
-    )
+    return Change(lambda value: expr.replace_in(value, new)).of(statement)
 
 
 def in_parts(body: Statements, x: Atom, width: int) -> Statements:

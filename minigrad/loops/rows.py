@@ -42,12 +42,14 @@ from minigrad.loops.axes import (
 from minigrad.loops.build import loops_over, naive, streams
 from minigrad.loops.nest import (
     Loop,
+    Loops,
     Nest,
     Statement,
+    Statements,
     Store,
     Stores,
     expressions,
-    map_statement,
+    map_loops,
     walk,
 )
 from minigrad.loops.prefetch import (
@@ -59,6 +61,7 @@ from minigrad.loops.prefetch import (
     later_rows,
     next_rows,
 )
+from minigrad.loops.product import LANE
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -107,8 +110,8 @@ def _delayed(
     hosts = [one for one in early if one.vector and one.extent == last.extent]
     if size is None or not hosts or not last.vector or not last.only_streams:
         return None
-    loads = [load for stage in last.stages for load in expr.loads(stage.body)]
-    kept = frozenset(load.array for load in loads if load.array.space == "scratch")
+    read = (array for stage in last.stages for array in stage.reads)
+    kept = frozenset(array for array in read if array.space == "scratch")
     if sum(array.size * array.dtype.itemsize for array in kept) > target.l2 // 8:
         return None
     host = max(hosts, key=lambda one: one.operations)
@@ -158,10 +161,8 @@ def row_passes(
     """The work of one row. `stored`: the arrays that are memory; others are scratch."""
     passes = _passes([_with_common_axis(stage) for stage in stages], stored)
     last_read = {
-        load.array: place
-        for place, one in enumerate(passes)
-        for stage in one.stages
-        for load in expr.loads(*stage.exprs())
+        array: place
+        for place, one in enumerate(passes) for stage in one.stages for array in stage.reads
     }
     number = 0
     for place, one in enumerate(passes):
@@ -247,7 +248,7 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     for stage in stages:
         axis = _pass_axis(stage)
         first = 0
-        for load in expr.loads(*stage.exprs()):
+        for load in stage.loads:
             if load.array in made:
                 first = max(first, made[load.array] - (axis is not None and load in own))
         if stage.array in stored:
@@ -283,7 +284,7 @@ class _Reads:
         """Note the reads of a stage of the pass `place`."""
         self.last = max(self.last, place)
         alone = _pass_axis(stage) is None
-        for load in expr.loads(*stage.exprs()):
+        for load in stage.loads:
             if load.array.space == "buffer":
                 places = self.places.setdefault(load.array.size * load.dtype.itemsize, {})
                 key = None if alone else load.index
@@ -405,9 +406,6 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
     return assemble(name, kernel, s.nest, target)
 
 
-LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of rows
-
-
 def _neighbours(kernel: Kernel) -> int | None:
     """How many rows follow each other in every stage: the last of the axes that make up a row's
     number, with those before it that every index walks through as if they were one. None: all of
@@ -436,15 +434,15 @@ def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
         total = expr.register(f"sum{number}", stage.body.dtype)
         nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
         if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
-            nested = tuple(map_statement(statement, _unrolled) for statement in nested)
+            nested = map_loops(nested, _unrolled)
         body.extend(nested)
     return body
 
 
-def _unrolled(statement: Statement) -> Statement:
-    if isinstance(statement, Loop) and isinstance(statement.stops[0], int):
-        return replace(statement, kind="unroll")
-    return statement
+def _unrolled(loop: Loop, around: Loops) -> Statements | None:
+    if not isinstance(loop.stops[0], int):
+        return None
+    return (replace(loop, kind="unroll", body=map_loops(loop.body, _unrolled)),)
 
 
 # ---- sums of columns ----

@@ -417,7 +417,6 @@ class Schedule:
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
         wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
-        prefetch: tuple[Place, ...] = (),
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
@@ -425,7 +424,7 @@ class Schedule:
         the bounds that they have inside of `at`, at their least; those in `wide` are vectors of so
         many, which go on beyond their piece of the operand, up to the number `beyond`, if it is
         given. layout: of the copy, row-major: groups of variables, each with how many elements it
-        takes, None being as many as it has. transpose, prefetch: of the innermost loop.
+        takes, None being as many as it has. transpose: of the innermost loop.
         """
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
@@ -450,7 +449,7 @@ class Schedule:
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
             copying.append(loop)
             known.pop(x)
-        copying[-1] = replace(copying[-1], transpose=transpose, prefetch=prefetch)
+        copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (Store(copy, place, value),)
         for loop in reversed(copying):
             body = (loop.around(body),)

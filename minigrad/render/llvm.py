@@ -98,8 +98,7 @@ class _Emitter(MemoryEmitter):
     def special(self, statement: Statement) -> None:
         """Emit a hint, a sum over lanes or a product of matrices."""
         if isinstance(statement, Prefetch):
-            pointer = self.pointer(statement.array, self.at_base(statement.index))
-            self.hint(pointer, statement.later)
+            self.hint(self.pointer(statement.array, self.at_base(statement.index)))
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)

@@ -27,12 +27,9 @@ class MemoryEmitter(IndexEmitter):
         super().__init__(nest)
         self.streamed: Store | None = None  # whose vectors are aligned now
 
-    def hint(self, pointer: str, later: bool = False) -> None:
-        """Ask for the cache line there: to read it (0), into all caches (3) or all but the first
-        (2), as data (1).
-        """
-        where = f"i32 {2 if later else 3}"
-        self.builder().do("llvm.prefetch.p0", f"ptr {pointer}", "i32 0", where, "i32 1")
+    def hint(self, pointer: str) -> None:
+        """Ask for the cache line there: to read it (0), into all caches (3), as data (1)."""
+        self.builder().do("llvm.prefetch.p0", f"ptr {pointer}", "i32 0", "i32 3", "i32 1")
 
     def store(self, statement: Store, value: Value) -> None:
         """Write a value, or the lanes of one that are not masked."""

@@ -99,7 +99,7 @@ class Chains:
             (inside if stage.array in self.members else outside).update(stage.reads)
 
     def _reads(self, stage: Stage) -> list[Expr]:
-        return [e for e in expr.loads(*stage.exprs()) if e.array in self.members]
+        return [e for e in stage.loads if e.array in self.members]
 
     def _unreadable(self, fixed: frozenset[Array]) -> set[Array]:
         """Members that some stage reads in a way that does not go by rows."""
@@ -276,7 +276,7 @@ class Chains:
         # what can be a sum over rows comes when it is known which kernel has those rows
         late = {array for array, sink in self.sinks.items() if self.summed(sink) is not None}
         for stage in self.stages:
-            if stage.op is None and any(e.array in late for e in expr.loads(*stage.exprs())):
+            if stage.op is None and not late.isdisjoint(stage.reads):
                 late.add(stage.array)
         self.stages = before_readers(self.stages, late)
 

@@ -256,7 +256,7 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
     if len(home.arrays) >= MOST_ARRAYS:
         return _no(home, f"that kernel has {MOST_ARRAYS} arrays already")
     rows = home.rows & own.rows
-    for array in {load.array for load in expr.loads(stage.body)}:
+    for array in stage.reads:
         if array in home.made:
             rows = frozenset(r for r in rows if aligned(stage, home.made[array], r))
     if not rows:
@@ -284,7 +284,7 @@ def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
     lanes = home.target.row_lanes
     ours, its = home.costs(rows), _vector_costs(stage, rows, home.made, lanes)
     alone = _vector_costs(stage, rows, (), lanes)
-    read = {load.array for load in expr.loads(stage.body)} & home.made.keys()
+    read = home.made.keys() & stage.reads
     passed = sum(home.made[array].size for array in read) / high(rows) / lanes * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
@@ -326,7 +326,7 @@ def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array])
 def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
     """Whether an elementwise stage takes one value per row, or ends a product of the blocks."""
     rows = home.most_rows
-    read = {load.array for load in expr.loads(stage.body)}
+    read = set(stage.reads)
     large = [home.made[a] for a in read if a in home.made and home.made[a].size != high(rows)]
     if any(made.array in home.pulled.values() or made.reduced == () for made in large):
         return False

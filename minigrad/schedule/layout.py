@@ -122,7 +122,7 @@ def as_read(product: Stage, readers: Sequence[Stage]) -> Order | None:
     product behind it) come last. None where the readers do not agree.
     """
     orders = set()
-    for load in (e for stage in readers for e in expr.loads(*stage.exprs())):
+    for load in (e for stage in readers for e in stage.loads):
         if load.array != product.array:
             continue
         digits, last = _digits(load, product), len(product.axes) - 1

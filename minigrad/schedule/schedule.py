@@ -11,7 +11,6 @@ from minigrad.graph.node import Node, make, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
-from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
@@ -301,7 +300,7 @@ def _loads_by_array(stages: Sequence[Stage]) -> _Loads:
     """Array → the loads of it, each with the place of its stage."""
     found: _Loads = {}
     for place, stage in enumerate(stages):
-        for load in expr.loads(*stage.exprs()):
+        for load in stage.loads:
             found.setdefault(load.array, []).append((place, load))
     return found
 

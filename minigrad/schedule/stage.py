@@ -8,7 +8,7 @@ loops is made.
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
@@ -104,12 +104,16 @@ class Stage:
         return (self.body, *initial, *inside, *(expr.load(array, 0, ()) for array in arrays))
 
     @property
+    def loads(self) -> Sequence[Expr]:
+        """The loads in all of its expressions, each once."""
+        return expr.loads(*self.exprs())
+
+    @property
     def reads(self) -> tuple[Array, ...]:
         """The arrays in all of its expressions, each once."""
         known: dict[str, tuple[Array, ...]] = self.__dict__
         if "_reads" not in known:
-            found = (load.array for load in expr.loads(*self.exprs()))
-            known["_reads"] = tuple(dict.fromkeys(found))
+            known["_reads"] = tuple(dict.fromkeys(load.array for load in self.loads))
         return known["_reads"]
 
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:

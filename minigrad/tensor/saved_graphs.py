@@ -8,7 +8,7 @@ history is stored expanded: it reaches back to leaves, never to a BUFFER with a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import ASSIGN, BUFFER, Node, topological
-from minigrad.graph.rewrite import replaced
+from minigrad.graph.rewrite import remade, replaced
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import leaves_among, wants_gradient
 
@@ -38,7 +38,7 @@ recorded: dict[Any, _History] = vars(_histories)["data"]
 
 
 def see_through(
-    roots: Sequence[Node], writes: set[Node], kept: Container[Node] = ()
+    roots: Sequence[Node], writes: set[Node], kept: Iterable[Node] = ()
 ) -> list[Node]:
     """The roots with each ASSIGN of `writes` replaced by the value that it writes.
 
@@ -46,15 +46,10 @@ def see_through(
     """
     if not writes:
         return list(roots)
-    new: dict[Node, Node] = {}
-    for node in topological(roots):
-        if node in kept:
-            new[node] = node
-        elif node in writes:
-            new[node] = new[node.src[1]]
-        else:
-            new[node] = rebuild(node, [new[source] for source in node.src])
-    return [new[root] for root in roots]
+    return remade(
+        roots, lambda node, src: src[1] if node in writes else rebuild(node, src),
+        {node: node for node in kept},
+    )  # fmt: skip
 
 
 def has_history(node: Node) -> bool:

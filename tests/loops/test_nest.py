@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import get_args
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine
+from minigrad.loops.build import Change
 from minigrad.loops.nest import (
     Barrier,
     Fold,
@@ -23,7 +24,6 @@ from minigrad.loops.nest import (
     Store,
     Stores,
     map_loops,
-    map_statement,
     walk,
     walk_with_loops,
     written,
@@ -54,19 +54,24 @@ def test_walk_comes_to_all_statements_in_order() -> None:
     assert list(walk(*loop.body)) == order[1:]
 
 
-def test_map_statement_changes_what_is_inside_first() -> None:
+def test_a_change_comes_to_all_that_is_inside() -> None:
     loop, order = nested()
-    seen: list[Statement] = []
+    changed = Change(lambda value: ONE, move=lambda place, index: (place, 0)).of(loop)
+    stores = [one for one in walk(changed) if isinstance(one, Store)]
+    assert [(one.array, one.index, one.value) for one in stores] == [
+        (one.array, 0, ONE) for one in order if isinstance(one, Store)
+    ]
+    assert Change(lambda value: value).of(loop) == loop
 
-    def change(statement: Statement) -> Statement:
-        seen.append(statement)
-        return replace(statement, index=0) if isinstance(statement, Store) else statement
 
-    changed = map_statement(loop, change)
-    assert [s.index for s in walk(changed) if isinstance(s, Store)] == [0, 0, 0, 0]
-    assert [type(s) for s in seen] == [Store, Store, Store, Stores, Store, Loop, Loop]
-    assert map_statement(loop, lambda statement: statement) == loop
-    assert len(order) == len(seen)
+def test_a_change_makes_a_loop_that_is_in_several_places_once() -> None:
+    loop, _ = nested()
+    i = make_axis("i", 1, 2)
+    both = Loop(i.variable, 0, (2,), (loop, loop))
+    changed = Change(lambda value: value, at=lambda x: x).of(both)
+    assert isinstance(changed, Loop)
+    assert changed.body[0] is changed.body[1]
+    assert changed == both
 
 
 def test_walk_with_loops_knows_what_is_around() -> None:

@@ -357,6 +357,15 @@ def product_statistics(inputs: Inputs) -> list[Node]:
 
 
 @program
+def scaled_rows(inputs: Inputs) -> list[Node]:
+    """A second product of what a row's sum scales, which is seldom within ±1."""
+    q, k, v = inputs(3, 100, 16), inputs(3, 100, 16), inputs(3, 100, 24)
+    weights = ew(Op.TANH, product(q, transpose(k)))
+    scale = g.expand(g.reduce(Op.SUM, weights, [2]), (3, 100, 100))
+    return [product(mul(weights, scale), v)]
+
+
+@program
 def rows_before(inputs: Inputs) -> list[Node]:
     """A softmax, and the one of the row before: not to be had row by row."""
     x = softmax(inputs(40, 30), 1)
