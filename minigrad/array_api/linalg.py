@@ -15,7 +15,7 @@ from minigrad.array_api.elementwise import _two
 from minigrad.array_api.manipulation import _axes, _common_axis, matrix_transpose
 from minigrad.array_api.statistics import sum
 from minigrad.dtype import DType
-from minigrad.linalg.decompositions import EighResult, QRResult, SlogdetResult, SVDResult
+from minigrad.tensor.results import EighResult, QRResult, SlogdetResult, SVDResult
 
 __all__ = [
     "cholesky", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "matmul", "matrix_norm",

@@ -10,7 +10,6 @@ tensor is computed at once, not lazily.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
 
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.node import is_symbolic
@@ -21,36 +20,7 @@ from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.modes import modes, no_grad
-
-T = TypeVar("T")  # Tensor, or array_api's Array
-
-class EighResult(NamedTuple, Generic[T]):
-    """What `eigh` gives."""
-
-    eigenvalues: T
-    eigenvectors: T
-
-
-class QRResult(NamedTuple, Generic[T]):
-    """What `qr` gives."""
-
-    Q: T
-    R: T
-
-
-class SlogdetResult(NamedTuple, Generic[T]):
-    """What `slogdet` gives."""
-
-    sign: T
-    logabsdet: T
-
-
-class SVDResult(NamedTuple, Generic[T]):
-    """What `svd` gives."""
-
-    U: T
-    S: T
-    Vh: T
+from minigrad.tensor.results import QRResult, SVDResult
 
 
 def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:

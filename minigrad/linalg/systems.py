@@ -11,14 +11,7 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import ShapeError
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import (
-    EighResult,
-    SlogdetResult,
-    checked,
-    reciprocal,
-    svd,
-    with_gradients,
-)
+from minigrad.linalg.decompositions import checked, reciprocal, svd, with_gradients
 from minigrad.linalg.panels import (
     at_once,
     columns_at,
@@ -35,6 +28,7 @@ from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, broadcast_shape
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.results import EighResult, SlogdetResult
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from minigrad.tensor.convolution import Convolution
 from minigrad.tensor.dlpack import DLPack
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.results import QRResult, SVDResult
 from minigrad.tensor.spellings import Spellings
 from minigrad.tensor.statistics import Statistics
 from minigrad.tensor.templates import TEMPLATED, templated
@@ -63,7 +64,12 @@ class Tensor(
             """See `Contraction.einsum`."""
 
     if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg/ stands above `jit`
-        from minigrad.linalg import qr, svd
+
+        def qr(self, mode: str = "reduced") -> QRResult[Tensor]:
+            """See `minigrad.linalg.qr`."""
+
+        def svd(self, full_matrices: bool = True) -> SVDResult[Tensor]:
+            """See `minigrad.linalg.svd`."""
 
 
 # Python's messages name a method as users know it: "Tensor.sum() got an unexpected …".

@@ -182,7 +182,7 @@ class Functions(Methods):
         """
         return self._unary(Op.TRUNC) if self.dtype.is_float else self
 
-    def round(self, *, decimals: int = 0) -> Self:
+    def round(self, decimals: int = 0) -> Self:
         """The nearest whole number, halves to even; or with so many digits after the point.
 
         >>> Tensor([1.5, 2.5]).round().tolist()
@@ -191,6 +191,8 @@ class Functions(Methods):
         if decimals and self.dtype.is_float:
             return (self * 10.0**decimals).round() / 10.0**decimals
         return self._unary(Op.ROUND) if self.dtype.is_float else self
+
+    __round__ = round
 
     # --- functions that devices know --------------------------------------------------------------
 

@@ -115,7 +115,7 @@ def test_arguments_that_are_not_here() -> None:
         (lambda: x.sum(every=1), f"Tensor.sum{odd} 'every': expected axis, keepdim, dim, dtype"),
         (lambda: nn.functional.relu(x, inplace=True), f"'inplace': {hint('f(x, inplace=True)')}"),
         (lambda: nn.LSTM(3, 4, proj_size=2), f"LSTM{odd} 'proj_size': leave"),
-        (lambda: nn.GELU(inplace=True), f"GELU{odd} 'inplace': leave"),
+        (lambda: nn.GELU(alpha=1), f"GELU{odd} 'alpha': expected approximate, inplace"),
         (lambda: nn.Linear(3, 4, dtype="float16"), f"Linear{odd} 'dtype': x.cast"),
         (lambda: nn.optim.AdamW([x], fused=True), f"AdamW{odd} 'fused': leave"),
         (lambda: nn.optim.SGD([{"params": [x], "beta": 1}]),
@@ -131,6 +131,17 @@ def test_names_of_a_module_that_methods_have() -> None:
     for name in ("einsum", "cat", "where", "exp"):
         with pytest.raises(AttributeError, match=rf"minigrad has no '{name}' here: Tensor\.{name}"):
             getattr(minigrad, name)
+
+
+def test_one_hot_of_as_many_classes_as_there_are() -> None:
+    """PyTorch's default, and Python's round."""
+    assert Tensor([0, 2]).one_hot().tolist() == nn.functional.one_hot(Tensor([0, 2]), 3).tolist()
+    with pytest.raises(minigrad.errors.JitError):
+        step = minigrad.jit(lambda x: x.one_hot())
+        for _ in range(2):
+            step(Tensor([0, 2]))
+    assert round(Tensor([1.26, 2.5]), 1).allclose(Tensor([1.3, 2.5]))
+    assert round(Tensor(2.5)).item() == 2.0
 
 
 def test_schedulers_are_imported_as_pytorchs() -> None:

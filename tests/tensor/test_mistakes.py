@@ -41,6 +41,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "adding halves to ints": (
         lambda: Tensor([1]).add_(0.5), TypeError, "write x = x.add(…) instead",
     ),
+    "a pair as a tensor": (lambda: X.sort(1).shape, AttributeError, "take .values or .indices"),
     "equal to None": (lambda: X == None, TypeError, "x is None"),  # noqa: E711
     "other names of weights": (
         lambda: nn.Linear(2, 3).load_state_dict({"weights": X}), KeyError,
