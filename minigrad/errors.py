@@ -35,6 +35,12 @@ class GradientError(MinigradError, RuntimeError):
     """A gradient was asked for where none exists."""
 
 
+class StateError(MinigradError, KeyError, RuntimeError):
+    """Names of a state are not those of a model; PyTorch raises a RuntimeError then."""
+
+    __str__ = Exception.__str__  # KeyError's are in quotes
+
+
 class SettingError(MinigradError, ValueError):
     """A setting has a value that it cannot have."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,11 @@ def hint(typed: str) -> str:
     return table()[typed]
 
 
+def of_argument(name: str) -> str | None:
+    """What to do without an argument that a function does not have, if the table knows it."""
+    return next((how for typed, how in table().items() if typed.startswith(f"f(x, {name}=")), None)
+
+
 def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
     """The error for a name that is not here: with the table's hint, or with what sounds alike."""
     if name.startswith("_"):  # whoever asks for protocols asks often
@@ -38,6 +44,8 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
     if name.endswith("_") and name[:-1] in known:
         how = f"x.copy_(x.{name[:-1]}(…)) writes it to x"
         return AttributeError(f"{owner} has no {name!r} here: {how}", name=name)
+    if owner == "minigrad" and hasattr(sys.modules["minigrad.tensor"].Tensor, name):
+        return AttributeError(f"minigrad has no {name!r} here: Tensor.{name}", name=name)
     alike = difflib.get_close_matches(name, known, 3)
     more = f"; there is {', '.join(alike)}" if alike else ""
     return AttributeError(f"{owner} has no {name!r}{more}", name=name)

@@ -82,7 +82,7 @@ DIFFERENT = {
     "max_pool3d_with_indices": "`F.max_pool3d(…, return_indices=True)`",
     "upsample_bilinear": "`F.interpolate(…, mode=\"bilinear\", align_corners=True)`",
     "upsample_nearest": "`F.interpolate`", "UninitializedParameter": "`nn.blank()`",
-    "UninitializedBuffer": "`nn.blank()`", "LARS": "`nn.optim.LAMB`",
+    "UninitializedBuffer": "`nn.blank()`",
     "max_shape": "`x.shape`", "max_numel": "`x.numel()`", "const_like": "`x.full_like`",
     "const": "`Tensor.full`", "usum": "`x.sum()`, of several `a + b`", "uprod": "`x.prod()`",
     "TensorIO": "`nn.state.safe_load`", "as_param": "`nn.Parameter`", "to_": "`x = x.to(device)`",

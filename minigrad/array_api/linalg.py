@@ -6,7 +6,7 @@ They are `minigrad.linalg`'s, with the standard's names, arguments and refusals.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from minigrad import linalg
 from minigrad.array_api import dtypes as kinds
@@ -15,41 +15,13 @@ from minigrad.array_api.elementwise import _two
 from minigrad.array_api.manipulation import _axes, _common_axis, matrix_transpose
 from minigrad.array_api.statistics import sum
 from minigrad.dtype import DType
+from minigrad.tensor.results import EighResult, QRResult, SlogdetResult, SVDResult
 
 __all__ = [
     "cholesky", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "matmul", "matrix_norm",
     "matrix_power", "matrix_rank", "matrix_transpose", "outer", "pinv", "qr", "slogdet", "solve",
     "svd", "svdvals", "tensordot", "trace", "vecdot", "vector_norm",
 ]  # fmt: skip
-
-
-class EighResult(NamedTuple):
-    """What `eigh` gives."""
-
-    eigenvalues: Array
-    eigenvectors: Array
-
-
-class QRResult(NamedTuple):
-    """What `qr` gives."""
-
-    Q: Array
-    R: Array
-
-
-class SlogdetResult(NamedTuple):
-    """What `slogdet` gives."""
-
-    sign: Array
-    logabsdet: Array
-
-
-class SVDResult(NamedTuple):
-    """What `svd` gives."""
-
-    U: Array
-    S: Array
-    Vh: Array
 
 
 matmul, outer = _two("matmul", kinds.NUMERIC), _two("outer", kinds.NUMERIC)
@@ -104,18 +76,16 @@ def matrix_power(x: Array, n: int, /) -> Array:
 # --- decompositions -------------------------------------------------------------------------------
 
 
-def qr(x: Array, /, *, mode: str = "reduced") -> QRResult:
+def qr(x: Array, /, *, mode: str = "reduced") -> QRResult[Array]:
     """x = Q·R with orthonormal columns in Q and R upper triangular."""
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
-    q, r = x._tensor.qr(mode)
-    return QRResult(Array._of(q), Array._of(r))
+    return QRResult(*map(Array._of, x._tensor.qr(mode)))
 
 
-def svd(x: Array, /, *, full_matrices: Any = True) -> SVDResult:
+def svd(x: Array, /, *, full_matrices: Any = True) -> SVDResult[Array]:
     """x = U·diag(S)·Vh with S falling."""
-    u, s, v = x._tensor.svd(full_matrices=bool(full_matrices))
-    return SVDResult(Array._of(u), Array._of(s), Array._of(v))
+    return SVDResult(*map(Array._of, x._tensor.svd(full_matrices=bool(full_matrices))))
 
 
 def svdvals(x: Array, /) -> Array:
@@ -123,10 +93,9 @@ def svdvals(x: Array, /) -> Array:
     return svd(x, full_matrices=False).S
 
 
-def eigh(x: Array, /) -> EighResult:
+def eigh(x: Array, /) -> EighResult[Array]:
     """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices."""
-    values, vectors = linalg.eigh(x._tensor)
-    return EighResult(Array._of(values), Array._of(vectors))
+    return EighResult(*map(Array._of, linalg.eigh(x._tensor)))
 
 
 def eigvalsh(x: Array, /) -> Array:
@@ -164,7 +133,7 @@ def matrix_rank(x: Array, /, *, rtol: Any = None) -> Array:
     return Array._of(rank.cast(kinds.DEFAULT_INTEGER))
 
 
-def slogdet(x: Array, /) -> SlogdetResult:
+def slogdet(x: Array, /) -> SlogdetResult[Array]:
     """The sign of each determinant, and the logarithm of its absolute value."""
     return SlogdetResult(*map(Array._of, linalg.slogdet(x._tensor)))
 

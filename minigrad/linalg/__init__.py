@@ -2,6 +2,9 @@
 
 # ruff: noqa: F403, F405
 
+from typing import TYPE_CHECKING
+
+from minigrad.hints import names_of
 from minigrad.linalg.decompositions import qr, svd
 from minigrad.linalg.systems import *
 from minigrad.tensor import Tensor
@@ -13,3 +16,6 @@ __all__ = [
     "matrix_norm", "matrix_power", "matrix_rank", "norm", "pinv", "qr", "slogdet",
     "solve", "svd", "svdvals", "vecdot", "vector_norm",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__, __all__)

@@ -20,9 +20,10 @@ from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.modes import modes, no_grad
+from minigrad.tensor.results import QRResult, SVDResult
 
 
-def qr(x: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
+def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
     """Q with orthonormal columns and R upper triangular, such that Q @ R is x.
 
     (m, n) gives Q (m, k) and R (k, n) with k = min(m, n), or for mode "complete" k = m, where
@@ -44,10 +45,10 @@ def qr(x: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
         q, r = flat_q.reshape(*batch, m, count), flat_r.reshape(*batch, count, n)
     if modes.gradients and numel(x.shape) and count <= n:
         q, r = with_gradients(wide, (q, r), qr, _qr_gradient)
-    return q.cast(x.dtype), r.cast(x.dtype)
+    return QRResult(q.cast(x.dtype), r.cast(x.dtype))
 
 
-def svd(x: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
     """U, S and Vh such that (U * S) @ Vh is x, with S (k,) falling, k = min(m, n).
 
     (m, n) gives U (m, m) and Vh (n, n); without full_matrices (m, k) and (k, n), which are the
@@ -72,7 +73,7 @@ def svd(x: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         first, s, last = with_gradients(wide, (u[..., :k], s, v[..., :k]), _thin, _svd_gradient)
         u = first if u.shape[-1] == k else first.cat(u[..., k:], dim=-1)
         v = last if v.shape[-1] == k else last.cat(v[..., k:], dim=-1)
-    return u.cast(x.dtype), s.cast(x.dtype), v.transpose(-2, -1).cast(x.dtype)
+    return SVDResult(*(part.cast(x.dtype) for part in (u, s, v.mT)))
 
 
 def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:

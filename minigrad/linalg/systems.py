@@ -28,6 +28,7 @@ from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, broadcast_shape
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.results import EighResult, SlogdetResult
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ def _determinant(name: str, x: Tensor) -> _Eliminated:
         return found._replace(pivots=after.where(1.0, found.pivots))
 
 
-def slogdet(x: Tensor) -> tuple[Tensor, Tensor]:
+def slogdet(x: Tensor) -> SlogdetResult[Tensor]:
     """The sign of each determinant, and the logarithm of its absolute value.
 
     >>> [part.item() for part in slogdet(Tensor([[-1.0, 0.0], [0.0, 1.0]]))]
@@ -166,7 +167,7 @@ def slogdet(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     found = _determinant("slogdet", x)
     sign, size = found.pivots.sign().prod(-1), found.pivots.abs().log().sum(-1)
-    return sign, x._with_derivative(size, _slogdet_rule)
+    return SlogdetResult(sign, x._with_derivative(size, _slogdet_rule))
 
 
 def _slogdet_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
@@ -239,7 +240,7 @@ def _cholesky_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     return [(by_x + by_x.mT) * 0.5]
 
 
-def eigh(x: Tensor) -> tuple[Tensor, Tensor]:
+def eigh(x: Tensor) -> EighResult[Tensor]:
     """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices.
 
     As a tridiagonal matrix, which is divided and conquered (see tridiagonal.py). Errors are
@@ -255,7 +256,7 @@ def eigh(x: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = at_once(_conquered, flat) if size * batch else (flat.sum(2), flat)
         found = values.reshape(shape[:-1]), vectors.reshape(shape)
     first, last = with_gradients(wide, found, eigh, _eigh_gradient)
-    return first.cast(x.dtype), last.cast(x.dtype)
+    return EighResult(first.cast(x.dtype), last.cast(x.dtype))
 
 
 def _conquered(x: Tensor) -> tuple[Tensor, ...]:

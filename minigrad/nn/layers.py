@@ -14,7 +14,7 @@ from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
-from minigrad.tensor.arguments import fit, kind_of
+from minigrad.tensor.arguments import check_names, fit, kind_of
 from minigrad.tensor.broadcasting import check_share
 from minigrad.tensor.templates import templated
 
@@ -175,6 +175,7 @@ class FunctionLayer(Layer):
         try:
             bound = type(self).__signature__.bind(*args, **options)
         except TypeError as error:
+            check_names(type(self).__name__, type(self), options)
             raise TypeError(f"{type(self).__name__}: {error}") from None
         bound.apply_defaults()
         said = type(self).__signature__.parameters

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from minigrad.hints import names_of
 
 
 class LambdaLR:
@@ -122,3 +124,7 @@ class CosineAnnealingLR(LambdaLR):
 
     def _rate(self, base: float, factor: float) -> float:
         return self.eta_min + (base - self.eta_min) * factor
+
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__, globals())

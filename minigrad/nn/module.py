@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar, overload
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.hints import hint, present, put_hints
 from minigrad.jit.outside import note
 from minigrad.tensor import Tensor, views
@@ -154,7 +154,7 @@ def load_state_dict(
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     if strict and (missing or unexpected):
-        raise KeyError(
+        raise StateError(
             f"load_state_dict: missing {missing[:8]}, unexpected {unexpected[:8]}; expected the "
             "model's own names, or strict=False"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from numbers import Real
@@ -15,7 +16,7 @@ from minigrad.hints import hint, names_of
 from minigrad.nn import lr_scheduler
 from minigrad.nn.module import load_state_dict
 from minigrad.tensor import Tensor
-from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -71,6 +72,7 @@ class Optimizer:
 
     def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
         """An optimizer, or a group of them. (Copies are made without arguments.)"""
+        check_names(cls.__name__, cls.__init__, options)
         if not isinstance(params, (list, tuple)) or not any(isinstance(p, dict) for p in params):
             return super().__new__(cls)
         for group in params:
@@ -122,6 +124,10 @@ class Optimizer:
             self._lr = self._number(lr)
         self.t = self._number(0.0)  # steps taken
         self.moments: dict[str, list[Tensor]] = {}
+
+    def __repr__(self) -> str:
+        options = [f"{n}={v}" for n, v in ParamGroup(self).items() if n not in ("params", "lr")]
+        return f"{type(self).__name__}({', '.join([f'lr={self.lr.item():g}', *options])})"
 
     def _number(self, value: float) -> Tensor:
         return Tensor(value, dtype=dtypes.float32, device=self.device, requires_grad=False)
@@ -311,6 +317,42 @@ class Adam(AdamW):
         super().__init__(params, lr, b1, b2, eps, weight_decay, betas, decoupled=False)
 
 
+def _trust(param: Tensor, update: Tensor, decay: float = 0.0, part: float = 1.0) -> Tensor:
+    """part·‖p‖ / (‖u‖ + decay·‖p‖), or 1 where a norm is 0."""
+    long, size = (x.square().sum().sqrt() for x in (param, update))
+    whole = size + long * decay if decay else size
+    return (long.ne(0) & size.ne(0)).where((long * part if part != 1 else long) / whole, 1.0)
+
+
+@templated
+def _lars(
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, buffer: Tensor, *, momentum: float,
+    weight_decay: float, nesterov: bool, tcoef: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    scale = _trust(param, grad, weight_decay, tcoef)
+    step = (grad + param * weight_decay) * (scale * lr)
+    buffer = buffer * momentum + step
+    return param - (step + buffer * momentum if nesterov else buffer), buffer
+
+
+class LARS(SGD):
+    """SGD whose steps are as long in each tensor as its values (You et al. 2017).
+
+    b ← momentum·b + lr·tcoef·‖p‖/(‖g‖ + weight_decay·‖p‖)·(g + weight_decay·p), p ← p − b; 1 for
+    the quotient and tcoef where a norm is 0.
+    """
+
+    rule: Rule = staticmethod(_lars)
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.9, *,
+        weight_decay: float = 1e-4, nesterov: bool = False, tcoef: float = 0.001,
+    ) -> None:  # fmt: skip
+        super().__init__(params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
+        _check_numbers(self, tcoef=tcoef)
+        self.tcoef = tcoef
+
+
 @templated
 def _lamb(
     param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, b1: float,
@@ -319,9 +361,7 @@ def _lamb(
     m, v = _moved(grad, m, v, b1, b2)
     root = (v / _one_minus_power(b2, t)).sqrt()
     update = m / _one_minus_power(b1, t) / (root + eps) + param * weight_decay
-    long, size = (x.square().sum().sqrt() for x in (param, update))
-    trust = (long.ne(0) & size.ne(0)).where(long / size, 1.0)
-    return param - update * (trust * lr), m, v
+    return param - update * (_trust(param, update) * lr), m, v
 
 
 class LAMB(AdamW):
@@ -427,6 +467,9 @@ class OptimizerGroup:
         if len({id(param) for param in self.params}) < len(self.params):
             raise ValueError("OptimizerGroup: a parameter belongs to two optimizers")
 
+    def __repr__(self) -> str:
+        return f"OptimizerGroup({', '.join(map(repr, self.optimizers))})"
+
     def __getitem__(self, place: int) -> Optimizer:
         return self.optimizers[place]
 
@@ -531,6 +574,7 @@ __all__ = [
 ]  # fmt: skip
 
 check_functions(globals())
+sys.modules[f"{__name__}.lr_scheduler"] = lr_scheduler  # as PyTorch's programs import from it
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

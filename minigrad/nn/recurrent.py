@@ -9,6 +9,7 @@ from minigrad.graph.node import Shape
 from minigrad.nn.layers import blank, uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_names
 from minigrad.tensor.broadcasting import check_share
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -133,6 +134,7 @@ class _Recurrent(Layer):
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
         **options: Any,
     ) -> None:  # fmt: skip
+        check_names(type(self).__name__, self.cell.__init__, options)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.bidirectional, self.options = bidirectional, options

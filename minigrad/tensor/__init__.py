@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, Self
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from minigrad.hints import put_hints
+from minigrad.hints import hint, put_hints
 from minigrad.tensor.arguments import check_methods
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
@@ -16,6 +17,7 @@ from minigrad.tensor.convolution import Convolution
 from minigrad.tensor.dlpack import DLPack
 from minigrad.tensor.loss import Loss
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.results import QRResult, SVDResult
 from minigrad.tensor.spellings import Spellings
 from minigrad.tensor.statistics import Statistics
 from minigrad.tensor.templates import TEMPLATED, templated
@@ -63,10 +65,10 @@ class Tensor(
 
     if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg/ stands above `jit`
 
-        def qr(self, mode: str = "reduced") -> tuple[Self, Self]:
+        def qr(self, mode: str = "reduced") -> QRResult[Tensor]:
             """See `minigrad.linalg.qr`."""
 
-        def svd(self, full_matrices: bool = True) -> tuple[Self, Self, Self]:
+        def svd(self, full_matrices: bool = True) -> SVDResult[Tensor]:
             """See `minigrad.linalg.svd`."""
 
 
@@ -78,6 +80,16 @@ for _family in Tensor.__mro__[:-1]:
             _method.__qualname__ = f"Tensor.{_method.__name__}"
             _method.__module__ = __name__  # where pickle looks for that
 check_methods(Tensor)
+
+
+class _Room(ModuleType):
+    """This package, which answers whoever types PyTorch's `tensor(…)`."""
+
+    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+        raise TypeError(f"minigrad.tensor is a package here: {hint('minigrad.tensor([1])')}")
+
+
+sys.modules[__name__].__class__ = _Room
 for _name in TEMPLATED:
     setattr(Tensor, _name, templated(getattr(Tensor, _name)))
 put_hints("Tensor", Tensor)

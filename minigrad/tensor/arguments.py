@@ -7,13 +7,15 @@ Arguments may go by other libraries' names, too.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import FunctionType, NoneType
 from typing import Any, NamedTuple
 
 from minigrad.errors import ShapeError
 from minigrad.graph.symbolic import Affine
+from minigrad.hints import of_argument
 from minigrad.tensor.broadcasting import whole
 from minigrad.tensor.core import Core
 
@@ -101,6 +103,20 @@ def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> 
             given[name] = fitted(title, name, value, kind)
 
 
+def check_names(title: str, function: Callable[..., Any], given: Iterable[str]) -> None:
+    """TypeError for a name that is none of a function's parameters: what to type, or those."""
+    known = inspect.signature(function).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return
+    for name in given:
+        also = KEYWORDS.get(name, ("", ""))[1].split()
+        if name not in known and function.__name__ not in also:
+            own = ", ".join(one for one in known if one not in ("self", "cls"))
+            how = of_argument(name) or f"expected {own or 'none by name'}"
+            said = f"{title}() got an unexpected keyword argument {name!r}: {how}"
+            raise TypeError(said) from None
+
+
 def _parameters(
     function: Any,
 ) -> tuple[Sequence[str], Sequence[str], Mapping[str, Any]]:
@@ -166,7 +182,11 @@ def checked(
                 args = (*args, value)
             elif value is not None:
                 kwargs[meant] = value
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except TypeError:  # where Python's own words say less
+            check_names(title if sizes else function.__qualname__, function, kwargs)
+            raise
 
     return call if words or any(kind for _, kind in [*places, *kinds.items()]) else function
 

@@ -43,7 +43,10 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
     shape = sequence(given)
     for extent in shape:
         if not isinstance(extent, (int, Affine)) or isinstance(extent, bool) or low(extent) < 0:
-            raise ShapeError(f"{name}({shape}): expected extents that are ints ≥ 0")
+            raise ShapeError(
+                f"{name}({', '.join(map(str, shape))}): expected extents that are ints ≥ 0, as "
+                f"{name}(2, 3) or {name}((2, 3)); all else goes by name, as low=0, high=9"
+            )
     return shape
 
 
@@ -267,14 +270,17 @@ class Creation(Methods):
         """self, of which each must be in an interval: see `bounds.check_values`."""
         return self._new(bounds.check_values(self.node, name, unit, expected, least, most))
 
-    def one_hot(self, num_classes: int) -> Self:
+    def one_hot(self, num_classes: int = -1) -> Self:
         """int32: 1 at the class of each element, in a new last dimension.
 
-        BoundsError where an element is none of 0 … num_classes − 1.
+        −1 classes are as many as the largest element asks for, which is computed then. BoundsError
+        where an element is none of 0 … num_classes − 1.
 
         >>> Tensor([0, 2]).one_hot(3).tolist()
         [[1, 0, 0], [0, 0, 1]]
         """
+        if isinstance(num_classes, int) and num_classes == -1 and not self.dtype.is_float:
+            num_classes = int(self.max().item()) + 1
         if self.dtype.is_float or low(num_classes) < 0:
             raise DTypeError(
                 f"one_hot({num_classes}) of a {self.dtype.name} tensor; expected integers and a "

@@ -182,7 +182,7 @@ class Functions(Methods):
         """
         return self._unary(Op.TRUNC) if self.dtype.is_float else self
 
-    def round(self, *, decimals: int = 0) -> Self:
+    def round(self, decimals: int = 0) -> Self:
         """The nearest whole number, halves to even; or with so many digits after the point.
 
         >>> Tensor([1.5, 2.5]).round().tolist()
@@ -191,6 +191,8 @@ class Functions(Methods):
         if decimals and self.dtype.is_float:
             return (self * 10.0**decimals).round() / 10.0**decimals
         return self._unary(Op.ROUND) if self.dtype.is_float else self
+
+    __round__ = round
 
     # --- functions that devices know --------------------------------------------------------------
 
@@ -741,17 +743,18 @@ class Functions(Methods):
 
     def _in_place(self, name: str, result: Self) -> Self:
         """self, with the values of an in-place operation written to it."""
+        instead = f"x = x.{name[:-1]}(…)" if name.endswith("_") else f"x = x {name} …"
         if result.shape != self.shape:
             raise ShapeError(
                 f"in-place {name}: the result has shape {result.shape}, the tensor "
-                f"{self.shape}; write x = x {name} … instead"
+                f"{self.shape}; write {instead} instead"
             )
         if promote(result.dtype, self.dtype) is not self.dtype and (
             _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind)
         ):
             raise DTypeError(
                 f"in-place {name}: the result is {result.dtype.name}, the tensor "
-                f"{self.dtype.name}; write x = x {name} … instead"
+                f"{self.dtype.name}; write {instead} instead"
             )
         return self.assign(result)
 

@@ -97,7 +97,7 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
         if not isinstance(value, (bool, int, float)):
             raise DTypeError(
                 f"Tensor({type(value).__name__}): expected a number, nested lists of numbers, an "
-                "array, or a buffer"
+                f"array, or a buffer{'; x is None asks for None' if value is None else ''}"
             )
     if dtype is None:
         dtype = dtype_of("Tensor(…)", level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
@@ -12,17 +12,9 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, count_node
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.results import Found
 
 SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
-
-T = TypeVar("T")
-
-
-class Found(NamedTuple, Generic[T]):
-    """Elements, and their places along a dimension."""
-
-    values: T
-    indices: T
 
 
 class Reduce(Methods):

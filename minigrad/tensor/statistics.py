@@ -13,7 +13,7 @@ from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_share
 from minigrad.tensor.core import Core
 from minigrad.tensor.random import _draw
-from minigrad.tensor.reduce import Found
+from minigrad.tensor.results import Found
 
 
 class Statistics(Composed):

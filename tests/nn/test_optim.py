@@ -200,6 +200,41 @@ def test_lamb(on_device):
     np.testing.assert_allclose(zero.numpy(), [-0.1, -0.1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars(on_device, nesterov):
+    w = Tensor(W, requires_grad=True)
+    optimizer = optim.LARS([w], lr=0.5, weight_decay=0.01, tcoef=0.1, nesterov=nesterov)
+    p = W.astype(np.float64)
+    b = np.zeros_like(p)
+    for _ in range(10):
+        optimizer.zero_grad()
+        ((w - 1) * (w - 1) * (w - 1) * (w - 1)).sum().backward()
+        optimizer.step()
+        g = 4 * (p - 1) ** 3
+        size = np.linalg.norm(p)
+        step = 0.5 * 0.1 * size / (np.linalg.norm(g) + 0.01 * size) * (g + 0.01 * p)
+        b = 0.9 * b + step
+        p = p - (step + 0.9 * b if nesterov else b)
+        np.testing.assert_allclose(w.numpy(), p, rtol=2e-5, atol=1e-6)
+    zero = Tensor([0.0, 0.0], requires_grad=True)
+    optimizer = optim.LARS([zero], lr=0.1)
+    (zero * 3).sum().backward()
+    optimizer.step()
+    np.testing.assert_allclose(zero.numpy(), [-0.3, -0.3], rtol=1e-6)
+    state = {name: Tensor(t.numpy()) for name, t in optimizer.state_dict().items()}
+    assert set(state) == {"lr", "step", "momentum_buffer.0"}
+
+
+def test_what_an_optimizer_is_shows():
+    """Its options, as they are now; a group's one after another."""
+    w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
+    group = optim.AdamW([{"params": [w], "lr": 0.25}, {"params": [b]}], lr=0.5, weight_decay=0.1)
+    shown = "AdamW(lr={}, eps=1e-08, weight_decay=0.1, decoupled=True, betas=(0.9, 0.999))"
+    assert repr(group) == f"OptimizerGroup({shown.format(0.25)}, {shown.format(0.5)})"
+    group.param_groups[0]["lr"] = 2
+    assert repr(group[0]) == shown.format(2)
+
+
 def test_a_group_steps_in_one_program(on_device):
     w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
     group = optim.OptimizerGroup(optim.Muon([w], lr=0.01), optim.AdamW([b], lr=0.1))

@@ -192,3 +192,16 @@ def test_systems_of_several_panels(device: str) -> None:
     assert abs(vectors * values[:, None] @ np.swapaxes(vectors, 1, 2) - definite).max() < 1e-10
     a[0, 5] = a[0, 20]  # a matrix without an inverse
     assert abs(linalg.det(Tensor(a, device=device)).numpy()[0]) < 1e-9 * abs(np.linalg.det(a[1]))
+
+
+def test_results_have_names(on_device: str) -> None:
+    """PyTorch's; a captured step gives them, too."""
+    x = Tensor([[4.0, 1.0], [1.0, 3.0]])
+    q, s, e, d = x.qr(), x.svd(), linalg.eigh(x), linalg.slogdet(x)
+    close = np.testing.assert_allclose
+    close((q.Q @ q.R).numpy(), x.numpy(), rtol=1e-5)
+    close(((s.U * s.S) @ s.Vh).numpy(), x.numpy(), rtol=1e-5)
+    close((x @ e.eigenvectors).numpy(), (e.eigenvectors * e.eigenvalues).numpy(), rtol=1e-4)
+    close((d.sign * d.logabsdet.exp()).numpy(), 11, rtol=1e-5)
+    found = jit(lambda x: linalg.qr(x * 1))
+    assert all((found(x).Q.abs() - q.Q.abs()).abs().max().item() < 1e-6 for _ in range(3))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import minigrad
 from minigrad import Tensor, nn
 
 PAGE = Path(__file__).parents[2] / "minigrad" / "differences.md"
@@ -33,7 +34,7 @@ def test_each_line_says_something() -> None:
 
 @pytest.mark.parametrize(("code", "value"), GIVEN, ids=[code for code, _ in GIVEN])
 def test_difference(code: str, value: str) -> None:
-    scope = {"Tensor": Tensor, "nn": nn, "np": np, "raises": raises}
+    scope = {"Tensor": Tensor, "minigrad": minigrad, "nn": nn, "np": np, "raises": raises}
     if "torch" in code or "F." in code:
         torch = pytest.importorskip("torch", reason="PyTorch is not installed")
         scope |= {"torch": torch, "F": torch.nn.functional}

@@ -21,7 +21,8 @@ def scope() -> dict[str, Any]:
     return {
         "x": x, "loss": x.square().sum(), "a": np.ones((2, 3), np.float32), "Tensor": Tensor,
         "dtypes": dtypes, "Device": Device, "nn": nn, "F": nn.functional, "optim": nn.optim,
-        "model": nn.Linear(3, 2), "minigrad": minigrad,
+        "model": nn.Linear(3, 2), "minigrad": minigrad, "linalg": minigrad.linalg,
+        "lr_scheduler": nn.optim.lr_scheduler, "utils": nn.utils, "f": nn.functional.relu,
     }  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def test_errors_that_pytorch_raises_are_caught() -> None:
             call()
         assert isinstance(caught.value, (AxisError, ValueError))
     for wrong in (lambda: x @ y, lambda: x + y, lambda: x.mm(y), lambda: x.reshape(5),
-                  lambda: x.bool() - x.bool(), lambda: x & x):  # fmt: skip
+                  lambda: x.bool() - x.bool(), lambda: x & x,
+                  lambda: nn.Linear(2, 3).load_state_dict({"weights": x})):  # fmt: skip
         with pytest.raises(RuntimeError):
             wrong()
 
@@ -103,7 +105,49 @@ def test_hints_of_names_are_of_names_that_are_missing() -> None:
 
 
 # Names that are here, typed in a way that is not.
-USED = {("x", "to"), ("x", "view"), ("x", "data"), ("optim", "Adam")}
+USED = {("x", "to"), ("x", "view"), ("x", "data"), ("optim", "Adam"), ("minigrad", "tensor")}
+
+
+def test_arguments_that_are_not_here() -> None:
+    """The function that was called is named, with what to type or with what it takes."""
+    x, odd = Tensor([1.0, 2.0]), "() got an unexpected keyword argument"
+    for call, said in (
+        (lambda: x.sum(every=1), f"Tensor.sum{odd} 'every': expected axis, keepdim, dim, dtype"),
+        (lambda: nn.functional.relu(x, inplace=True), f"'inplace': {hint('f(x, inplace=True)')}"),
+        (lambda: nn.LSTM(3, 4, proj_size=2), f"LSTM{odd} 'proj_size': leave"),
+        (lambda: nn.GELU(alpha=1), f"GELU{odd} 'alpha': expected approximate, inplace"),
+        (lambda: nn.Linear(3, 4, dtype="float16"), f"Linear{odd} 'dtype': x.cast"),
+        (lambda: nn.optim.AdamW([x], fused=True), f"AdamW{odd} 'fused': leave"),
+        (lambda: nn.optim.SGD([{"params": [x], "beta": 1}]),
+         f"SGD{odd} 'beta': expected params, lr, momentum, weight_decay, nesterov"),
+        (lambda: np.sum(x), "'out': leave out= out"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=re.escape(said)):
+            call()
+
+
+def test_names_of_a_module_that_methods_have() -> None:
+    """Whoever writes `import minigrad as torch` is told where functions are."""
+    for name in ("einsum", "cat", "where", "exp"):
+        with pytest.raises(AttributeError, match=rf"minigrad has no '{name}' here: Tensor\.{name}"):
+            getattr(minigrad, name)
+
+
+def test_one_hot_of_as_many_classes_as_there_are() -> None:
+    """PyTorch's default, and Python's round."""
+    assert Tensor([0, 2]).one_hot().tolist() == nn.functional.one_hot(Tensor([0, 2]), 3).tolist()
+    with pytest.raises(minigrad.errors.JitError):
+        step = minigrad.jit(lambda x: x.one_hot())
+        for _ in range(2):
+            step(Tensor([0, 2]))
+    assert round(Tensor([1.26, 2.5]), 1).allclose(Tensor([1.3, 2.5]))
+    assert round(Tensor(2.5)).item() == 2.0
+
+
+def test_schedulers_are_imported_as_pytorchs() -> None:
+    from minigrad.nn.optim.lr_scheduler import StepLR  # type: ignore[import-not-found]
+
+    assert StepLR is nn.optim.lr_scheduler.StepLR
 
 
 def test_tinygrads_forms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,18 @@ IMAGE, PIXEL = _zeros(1, 1, 4, 4), _zeros(2, 3, 1, 1)
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "flatten backwards": (lambda: X.flatten(1, 0), ShapeError, "flatten(1, 0)"),
     "glu of an odd extent": (lambda: X.glu(), ShapeError, "even extent"),
+    "bounds before a shape": (
+        lambda: Tensor.randint(0, 10, (3,)), ShapeError, "all else goes by name, as low=0",
+    ),
+    "adding halves to ints": (
+        lambda: Tensor([1]).add_(0.5), TypeError, "write x = x.add(…) instead",
+    ),
+    "a pair as a tensor": (lambda: X.sort(1).shape, AttributeError, "take .values or .indices"),
+    "equal to None": (lambda: X == None, TypeError, "x is None"),  # noqa: E711
+    "other names of weights": (
+        lambda: nn.Linear(2, 3).load_state_dict({"weights": X}), KeyError,
+        "missing ['weight', 'bias'], unexpected ['weights']",
+    ),
     "axis and dim": (lambda: X.sum(axis=0, dim=1), TypeError, "expected one of them"),
     "axis by position and dim": (lambda: X.sum(0, dim=1), TypeError, "multiple values"),
     "softmax's too": (lambda: X.softmax(0, dim=1), TypeError, "multiple values"),
