@@ -71,11 +71,11 @@ def rolled(roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] =
     return list(roots)
 
 
-def _has_other_weights(node: Node, next: Node) -> bool:
+def _has_other_weights(node: Node, later: Node) -> bool:
     """Whether the node of the next step has another large array in the place of one of this."""
     return any(
         one is not other and one.op is Op.BUFFER and nbytes(one) > MOST_BYTES
-        for one, other in zip(node.src, next.src, strict=False)
+        for one, other in zip(node.src, later.src, strict=False)
     )
 
 
