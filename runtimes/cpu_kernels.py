@@ -11,7 +11,7 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from minigrad.graph.variable import as_data, of_data
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
-from minigrad.render.llvm import render
+from minigrad.render.llvm import render, together
 from minigrad.runtimes import cpu_memory, jit_compiler
 from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
 from minigrad.runtimes.cpu_pool import Launch, pool_for
@@ -38,6 +38,9 @@ from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.show import label
 from minigrad.settings import flag, report
 from minigrad.target import Target
+
+# Lines of LLVM IR that are compiled at once: to start LLVM's passes takes as long as 50 lines.
+BATCH = 500
 
 # Where the value of an argument comes from: ("slot", number), ("symbol", name), ("number", value),
 # or ("held", number) of what kernels pass on: a place in one arena, or under GUARD a block.
@@ -68,7 +71,7 @@ class KernelCode:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Machine code in memory; `keep` holds the engine to which the memory belongs.
+    """Machine code in memory; `keep` holds what the memory belongs to.
 
     Begin and end of an exchange are kernels without code: they have an `exchange`, and its start
     has arguments.
@@ -79,6 +82,14 @@ class Kernel:
     address: int
     keep: object
     exchange: ExchangeCode | None = None
+
+
+@dataclass(frozen=True)
+class _MachineCode:
+    """An object file in memory: addresses of its functions; `engine` owns the memory."""
+
+    addresses: Mapping[str, int]
+    engine: object
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,7 @@ class Kernels:
         self.target, self.compiler = target, compiler
         # A kernel stays in memory as long as a program holds it.
         self._known: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
+        self._objects: WeakValueDictionary[str, _MachineCode] = WeakValueDictionary()
         self._lock = new_rlock()
         try:
             source = source_digest(__file__, jit_compiler.__file__)
@@ -236,7 +248,7 @@ class Kernels:
         return self._stored_kernel(self._key(key))
 
     def function_name(self, kernel: Step) -> str:
-        """One name for all: each has an object file of its own."""
+        """One name for all; `build` gives each its own."""
         return "kernel"
 
     def render(self, nest: Nest) -> str:
@@ -246,24 +258,47 @@ class Kernels:
     def build(self, kernels: Iterable[tuple[str, Rendered[str]]]) -> dict[str, Kernel]:
         """Machine code in memory, and on disk for the next process.
 
-        LLVM works on a kernel while the next is lowered.
+        LLVM works on some kernels while the next are lowered.
         """
-        made, started = {}, []
         with ThreadPoolExecutor(MOST_THREADS) as threads:
-            for key, one in kernels:
-                report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
-                GlobalCounters.kernels_compiled += 1
-                started.append((key, one, threads.submit(self.compiler.object_code, one.text)))
-        for key, one, job in started:
-            data, nest, own = job.result(), one.nest, self._key(key)
+            started = []
+            for batch in _batches(kernels):
+                for one in batch.values():
+                    report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
+                GlobalCounters.kernels_compiled += len(batch)
+                names = {key: _entry_name(self._key(key)) for key in batch}
+                text = together({names[key]: one.text for key, one in batch.items()})
+                generate = self.compiler.prepared(text)
+                started.append((batch, names, generate, threads.submit(generate)))
+        made = {}
+        for batch, names, _, job in started:
+            made.update(self._kept(batch, names, job.result()))
+        return made
+
+    def _kept(
+        self, batch: Mapping[str, Rendered[str]], names: Mapping[str, str], data: bytes
+    ) -> dict[str, Kernel]:
+        """Kernels that are functions of one object file, in memory and on disk.
+
+        One that is alone there has it in its own entry of the disk.
+        """
+        cache, place = self._cache(), ""
+        if len(batch) > 1:
+            place = self._key(" ".join(names.values()))
+            if cache is not None:
+                cache.write(place, {"functions": list(names.values())}, data)
+        made = {}
+        machine = _MachineCode(*self.compiler.load(data, list(names.values())))
+        for key, one in batch.items():
+            nest, own = one.nest, self._key(key)
             code = KernelCode(
-                nest.name, one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
+                names[key], one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
                 nest.operations, nest.vectors, nest.traffic, nest.label,
             )  # fmt: skip
-            made[key] = self._in_memory(own, code, data)
-            cache = self._cache()
+            made[key] = self._known[own] = _kernel(own, code, machine)
             if cache is not None:
-                cache.write(own, {**asdict(code), "total": as_data(code.total)}, data)
+                about = {**asdict(code), "total": as_data(code.total), "object": place}
+                cache.write(own, about, b"" if place else data)
         return made
 
     def seconds(self, ways: Sequence[Rendered[str]], arrays: tuple[Array, ...]) -> list[float]:
@@ -306,13 +341,51 @@ class Kernels:
         """An entry of the disk brought into memory."""
         try:
             about, data = entry
+            place = about.pop("object")
             lists = {name: tuple(about[name]) for name in ("arguments", "symbols")}
             total = of_data(about["total"])
-            return self._in_memory(key, KernelCode(**{**about, **lists, "total": total}), data)
+            code = KernelCode(**{**about, **lists, "total": total})
+            machine = self._shared(place) if place else _MachineCode(
+                *self.compiler.load(data, [code.entry])
+            )  # fmt: skip
+            kernel = self._known[key] = _kernel(key, code, machine)
         except (KeyError, TypeError, ValueError, CompileError):
             return None
-
-    def _in_memory(self, key: str, code: KernelCode, data: bytes) -> Kernel:
-        addresses, keep = self.compiler.load(data, [code.entry])
-        kernel = self._known[key] = Kernel(key, code, addresses[code.entry], keep)
         return kernel
+
+    def _shared(self, place: str) -> _MachineCode:
+        """An object file of several kernels that memory or the disk has; KeyError for neither."""
+        known = self._objects.get(place)
+        if known is None:
+            cache = self._cache()
+            entry = cache.read(place) if cache is not None else None
+            if entry is None:
+                raise KeyError(place)
+            loaded = self.compiler.load(entry[1], entry[0]["functions"])
+            known = self._objects[place] = _MachineCode(*loaded)
+        return known
+
+
+def _batches(
+    kernels: Iterable[tuple[str, Rendered[str]]]
+) -> Iterator[dict[str, Rendered[str]]]:
+    """Kernels by key, as many at once as make it worth while to start LLVM."""
+    batch: dict[str, Rendered[str]] = {}
+    lines = 0
+    for key, one in kernels:
+        batch[key] = one
+        lines += one.text.count("\n")
+        if lines >= BATCH:
+            yield batch
+            batch, lines = {}, 0
+    if batch:
+        yield batch
+
+
+def _entry_name(key: str) -> str:
+    """The name of a kernel's function, which no other has."""
+    return f"kernel_{key[:32]}"
+
+
+def _kernel(key: str, code: KernelCode, machine: _MachineCode) -> Kernel:
+    return Kernel(key, code, machine.addresses[code.entry], machine)

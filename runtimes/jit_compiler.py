@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
@@ -93,15 +93,25 @@ class Compiler:
 
     def object_code(self, ir_text: str) -> bytes:
         """The module as a relocatable object file, which `load` takes."""
-        code = self._emit(ir_text)
-        if not half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
-            code = self._emit(ir_text + half_ir.DEFINITIONS)
-        return code
+        return self.prepared(ir_text)()
 
-    def _emit(self, ir_text: str) -> bytes:
-        """The object file of a module."""
+    def prepared(self, ir_text: str) -> Callable[[], bytes]:
+        """Check and simplify a module now; gives what generates its code, on any thread."""
         with _lock:
             module = self._optimized(ir_text)
+
+        def generate() -> bytes:
+            code = self._generated(module)
+            if half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
+                return code
+            with _lock:
+                whole = self._optimized(ir_text + half_ir.DEFINITIONS)
+            return self._generated(whole)
+
+        return generate
+
+    def _generated(self, module: Any) -> bytes:
+        """The object file of a module."""
         place = _FREE.get()
         try:
             with _busy[place]:
@@ -193,26 +203,31 @@ class Compiler:
 
 
 @cache
-def _unlocked() -> Any:
-    """The function of llvmlite's library that generates code, without its lock around the call."""
-    locked = llvm.ffi.lib.LLVMPY_TargetMachineEmitToMemory
-    function = ctypes.CDLL(llvm.ffi.lib._name).LLVMPY_TargetMachineEmitToMemory
+def _library(name: str, waits: bool) -> Any:
+    """A function of llvmlite's library without its lock. waits: give up Python's meanwhile.
+
+    Who gives that up gets it back after some milliseconds, if another thread computes in Python.
+    """
+    locked = getattr(llvm.ffi.lib, name)
+    function = getattr((ctypes.CDLL if waits else ctypes.PyDLL)(llvm.ffi.lib._name), name)
     function.argtypes, function.restype = locked.argtypes, locked.restype
     return function
 
 
 def _object_of(machine: Any, module: Any) -> bytes:
     """A module's object file, as `machine.emit_object(module)` gives it."""
-    library = llvm.ffi.lib
-    with llvm.ffi.OutputString() as error:
-        buffer = _unlocked()(machine, module, 1, error)
-        if not buffer:
-            raise CompileError(f"LLVM generates no code for a kernel: {error}")
+    error = ctypes.c_char_p()
+    place = ctypes.byref(error)
+    buffer = _library("LLVMPY_TargetMachineEmitToMemory", True)(machine, module, 1, place)
+    if not buffer:
+        reason = (error.value or b"").decode(errors="replace")
+        _library("LLVMPY_DisposeString", False)(error)
+        raise CompileError(f"LLVM generates no code for a kernel: {reason}")
     try:
-        start = library.LLVMPY_GetBufferStart(buffer)
-        return ctypes.string_at(start, library.LLVMPY_GetBufferSize(buffer))
+        start = _library("LLVMPY_GetBufferStart", False)(buffer)
+        return ctypes.string_at(start, _library("LLVMPY_GetBufferSize", False)(buffer))
     finally:
-        library.LLVMPY_DisposeMemoryBuffer(buffer)
+        _library("LLVMPY_DisposeMemoryBuffer", False)(buffer)
 
 
 def undefined_symbols(object_bytes: bytes) -> list[str]:

@@ -78,6 +78,9 @@ def rolled(roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] =
         return list(roots)
     nodes.sort(key=lambda node: node.age)
     for start, period, length in _periods(_signatures(nodes)):
+        third = range(start + 2 * period, start + 3 * period)
+        if any(_has_other_weights(nodes[at], nodes[at + period]) for at in third):
+            continue
         chain = _Chain(nodes, start, period, length)
         try:
             by = chain.as_loop(roots, order, kept)
@@ -85,6 +88,14 @@ def rolled(roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] =
             continue
         return replaced(roots, by)
     return list(roots)
+
+
+def _has_other_weights(node: Node, later: Node) -> bool:
+    """Whether the node of the next step has another large array in the place of one of this."""
+    return any(
+        one is not other and one.op is Op.BUFFER and nbytes(one) > MOST_BYTES
+        for one, other in zip(node.src, later.src, strict=False)
+    )
 
 
 class _Unlike(Exception):

@@ -176,15 +176,17 @@ def _may_join(
     candidate: Cluster, stage: Stage, producers: set[Cluster], shares: bool
 ) -> bool:
     """Whether a stage, which shares rows with a cluster or not, can be in its kernel."""
+    if not shares:  # `_shared_rows` said why
+        return False
     whole = stage.array.whole
     if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
         _no(candidate, f"it has {MOST_PARTS} pieces of that array already")
     elif candidate not in producers and _delays(candidate, producers, stage):
         _no(candidate, "it would wait for more than it needs")
-    elif shares and reaches(producers - {candidate}, candidate):
+    elif reaches(producers - {candidate}, candidate):
         _no(candidate, "something between the two needs the first, and is needed here")
     else:
-        return shares
+        return True
     return False
 
 

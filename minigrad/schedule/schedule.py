@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -428,19 +429,18 @@ def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array
 
 def place(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], int]:
     """Where memory of some bytes lies from one step to another, by first fit; bytes of all."""
-    by_step: dict[int, list[tuple[int, int]]] = {}  # start and stop of what lies there at a step
+    taken: list[tuple[int, int, int, int]] = []  # start, stop, first and last step, in order
     offsets: list[int] = []
     most = 0
     for nbytes, begin, end in held:
         size = ceildiv(nbytes, LINE) * LINE
-        steps = [by_step.setdefault(step, []) for step in range(begin, end + 1)]
         offset = 0
-        for start, stop in sorted({taken for step in steps for taken in step}):
-            if offset + size <= start:
-                break
-            offset = max(offset, stop)
+        for start, stop, first, last in taken:
+            if first <= end and begin <= last:
+                if offset + size <= start:
+                    break
+                offset = max(offset, stop)
         offsets.append(offset)
-        for step in steps:
-            step.append((offset, offset + size))
+        insort(taken, (offset, offset + size, begin, end))
         most = max(most, offset + size)
     return tuple(offsets), most

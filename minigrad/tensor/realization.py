@@ -459,8 +459,8 @@ class _Plan:
         for target, copied in self.copies.items():
             saved[target] = made[copied]
         known = self.order if len(self.roots) == 1 else None
-        for root in self.kept:
-            saved_graphs.record(made[root], root, saved, known)
+        if self.kept:
+            saved_graphs.record({made[root]: root for root in self.kept}, saved, known)
         for root, leaf in self.lost:
             memory, *_ = topological([made[root]])  # which it is, or a row of
             saved_graphs.lose(memory, leaf)

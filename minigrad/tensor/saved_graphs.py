@@ -7,8 +7,9 @@ history is stored expanded: it reaches back to leaves, never to a BUFFER with a 
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +21,20 @@ from minigrad.graph.rewrite import remade, replaced
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import leaves_among, wants_gradient
 
-_versions: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
-_NEVER = -1  # the version of what was overwritten before anybody could ask for a gradient
+_writes = itertools.count(1)
+_latest = 0  # the number of the last write
+_written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  # by which last
 
 
 @dataclass(frozen=True)
 class _History:
-    """node: the expanded graph; versions: what the buffers it reads contained when it was made."""
+    """node: the expanded graph; since: the last write before it was made: it is void if a buffer
+    that it reads was written later. lost: what it would have needed, if it never was a history.
+    """
 
     node: Node
-    versions: tuple[tuple[Node, int], ...]
+    since: int
+    lost: Node | None = None
 
 
 _histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionary()
@@ -59,45 +64,47 @@ def has_history(node: Node) -> bool:
 
 def overwritten(node: Node) -> None:
     """Note that the memory of a BUFFER node was written."""
-    _versions[node] = _versions.get(node, 0) + 1
+    global _latest
+    _latest = _written[node.arg] = next(_writes)
     _histories.pop(node, None)
 
 
-def replayed(written: Container[Buffer]) -> None:
+def replayed(written: Iterable[Buffer]) -> None:
     """Note that a replay wrote buffers: histories that read them or belong to them are void."""
-    for node, past in list(_histories.items()):
-        for source in (node, *(source for source, _ in past.versions)):
-            if source.arg in written:
-                overwritten(source)
+    global _latest
+    _latest = next(_writes)
+    _written.update(dict.fromkeys(written, _latest))
+    for node in list(_histories):
+        if _written.get(node.arg) == _latest:
+            del _histories[node]
 
 
 def record(
-    buffer: Node, graph: Node, saved: dict[Node, Node], order: Sequence[Node] | None = None
+    graphs: Mapping[Node, Node], saved: Mapping[Node, Node], order: Sequence[Node] | None = None
 ) -> None:
-    """Keep `graph` as the history of `buffer`; `saved` maps parts of it to buffers of their own.
+    """Keep graphs as the histories of buffers; `saved` maps parts of them to buffers of their own.
 
-    order: `topological([graph])`, if that is known. Never raises: a value that depends on one whose
-    history is void has a void history.
+    graphs: by the BUFFER that has their value. order: `topological` of them, if that is known.
+    Never raises: a value that depends on one whose history is void has a void history.
     """
-    (whole,) = replaced([graph], saved)
-    if order is None or whole is not graph:
-        order = topological([whole])
-    (node,), found = _with_histories([whole], order)
-    for _, source in _overwritten(found):
-        lose(buffer, source)
-        return
-    reads = tuple(
-        (source, _versions.get(source, 0))
-        for source in (order if node is whole else topological([node]))
-        if source.op is BUFFER
-    )
-    _histories[buffer] = _History(node, reads)
+    wholes = replaced(list(graphs.values()), saved)
+    same = wholes == list(graphs.values())
+    nodes, found = _with_histories(wholes, order if same else None)
+    void = next(_overwritten(found), None)
+    if void is not None and len(graphs) > 1:
+        for buffer, graph in graphs.items():
+            record({buffer: graph}, saved)
+    elif void is not None:
+        lose(next(iter(graphs)), void[1])
+    else:
+        for buffer, node in zip(graphs, nodes, strict=True):
+            _histories[buffer] = _History(node, _latest)
 
 
 def lose(buffer: Node, source: Node) -> None:
     """Note that the value of `buffer` has a gradient that needs `source` as it was, and is not."""
     nothing = const(0.0, buffer.dtype, buffer.shape, buffer.device)
-    _histories[buffer] = _History(nothing, ((source, _NEVER),))
+    _histories[buffer] = _History(nothing, _latest, source)
 
 
 def expand(
@@ -120,12 +127,23 @@ def expand(
     return expanded, {history.node: buffer for buffer, history in found.items()}
 
 
-def _overwritten(found: dict[Node, _History]) -> Iterator[tuple[Node, Node]]:
+def _overwritten(found: Mapping[Node, _History]) -> Iterator[tuple[Node, Node]]:
     """Which BUFFERs have a void history, and what each needs as it was."""
+    older = [history.node for history in found.values() if history.since < _latest]
+    newest: dict[Node, int] = {}  # the last write to what a node reads
+    for node in topological(older):
+        if node.op is BUFFER:
+            newest[node] = _written.get(node.arg, 0)
+        else:
+            newest[node] = max(map(newest.__getitem__, node.src), default=0)
     for node, history in found.items():
-        for source, version in history.versions:
-            if _versions.get(source, 0) != version:
-                yield node, source
+        if history.lost is not None:
+            yield node, history.lost
+        elif newest.get(history.node, 0) > history.since:
+            yield node, next(
+                source for source in topological([history.node])
+                if source.op is BUFFER and newest[source] > history.since
+            )  # fmt: skip
 
 
 def _with_histories(

@@ -208,3 +208,24 @@ def test_what_goes_into_the_steps_must_be_copies(on_device):
             inner = np.sin(np.tanh(plain * 0.5 + one))
             plain = inner + np.minimum(one, 0.25) * 0.5 - np.exp(plain) * 0.1
         np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_with_weights_are_not_taken_for_steps(monkeypatch):
+    """That each has its own is seen at once: no multiple of a layer's nodes is tried as a step."""
+    layers = [nn.Linear(80, 80) for _ in range(80)]
+    Tensor.realize(*nn.state.get_parameters(layers))
+    x = Tensor(array(4, 80))
+    tried: list[int] = []
+    chain = rolled.__globals__["_Chain"]
+    monkeypatch.setitem(
+        rolled.__globals__, "_Chain", lambda *a: tried.append(a[2]) or chain(*a)
+    )
+    for layer in layers:
+        x = (layer(x).tanh() + 1) * 2
+    (node,) = [x.node]
+    assert rolled([node], topological([node])) == [node]
+    assert not tried
+    small = Tensor(array(4, 4))
+    for _ in range(80):  # these have none, and are
+        small = ((small.tanh() + 1) * 2).exp()
+    assert loops(small) == 1 and tried

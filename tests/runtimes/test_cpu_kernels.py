@@ -104,8 +104,11 @@ def test_a_second_process_makes_nothing(filled):
     again, more, errors = run(place)
     assert again == results and errors == ""
     assert_nothing_made(more)
-    kept = len(names_in(place)) - 1  # and the driver
+    found = [unpack(path.stem, path.read_bytes()) for path in place.iterdir()]
+    several = [entry for entry in found if entry is not None and "functions" in entry[0]]
+    kept = len(found) - len(several) - 1  # and the driver
     assert more["cache_hits"] == made + counters["programs_scheduled"] == kept
+    assert several and all(code and len(about["functions"]) > 1 for about, code in several)
     assert more["kernel_count"] == counters["kernel_count"]
 
 
@@ -231,6 +234,31 @@ def test_one_missing_kernel_is_made_alone(copied, filled):
     assert results == filled[1]
     assert counters["kernels_compiled"] == 1 and counters["programs_scheduled"] >= 1
     assert names_in(copied) == names_in(filled[0])
+
+
+def test_a_missing_object_file_is_made_with_its_kernels(copied, filled):
+    """Small kernels of a program are functions of one object file, which may be gone."""
+    gone = 0
+    for path in copied.iterdir():
+        about, _ = unpack(path.stem, path.read_bytes()) or ({}, b"")
+        if "functions" in about:
+            gone += len(about["functions"])
+            path.unlink()
+    assert gone > 1
+    results, counters, _ = run(copied)
+    assert results == filled[1] and counters["kernels_compiled"] == gone
+    assert names_in(copied) == names_in(filled[0])
+    assert_nothing_made(run(copied)[1])
+
+
+@pytest.mark.parametrize("functions", [[], ["other"], "no list", None])
+def test_object_files_without_their_functions_are_misses(functions, copied, filled):
+    for path in copied.iterdir():
+        about, data = unpack(path.stem, path.read_bytes()) or ({}, b"")
+        if "functions" in about:
+            path.write_bytes(pack(path.stem, {"functions": functions}, data))
+    results, counters, errors = run(copied)
+    assert results == filled[1] and errors == "" and counters["kernels_compiled"] > 1
 
 
 @pytest.mark.parametrize(
