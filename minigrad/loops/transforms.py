@@ -261,11 +261,14 @@ class Schedule:
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:
-        """So many iterations over x may be done at once, inside of a vector loop (see `Loop`)."""
+        """So many iterations over x may be done at once, inside of a vector loop (see `Loop`).
+
+        Not where they put something in registers.
+        """
 
         def change(loop: Loop, around: Around) -> Statements:
-            sums = any(array.in_registers for array in nest.written(loop))
-            return (loop if sums else replace(loop, transpose=lanes),)
+            stays = any(array.in_registers for array in nest.written(loop))
+            return (loop if stays else replace(loop, transpose=lanes),)
 
         self._change(x, change)
 
