@@ -94,9 +94,9 @@ def emit_transposed(
     length = min(loop.transpose, emitter.width())
     if loop.kind == "unroll":
         for number in range(int(start), int(stop), length):
-            count = min(length, int(stop) - number)
+            some = min(length, int(stop) - number)
             with emitter.straight(loop.body):
-                _block(emitter, loop, loads, str(number), str(count), _short(count), stores)
+                _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
         return
     most = emitter.maximum(emitter.minus(stop, start), "0")
     count = emitter.computed("and", int.__and__, most, str(length - 1))

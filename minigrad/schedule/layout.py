@@ -111,9 +111,10 @@ def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
             return stage
         values[own.variable] = value
     position = substitute(stage.position, values)
-    rows = product.product.m[-1:] if across and product.product is not None else ()
-    rows = [axis for axis in rows if high(axis.extent) >= LEAST_ROWS]
-    if all(coefficient(position, x.variable) != 1 for x in (product.axes[-1], *rows)):
+    inner = list(product.axes[-1:])
+    if across and product.product is not None:
+        inner += [row for row in product.product.m[-1:] if high(row.extent) >= LEAST_ROWS]
+    if all(coefficient(position, axis.variable) != 1 for axis in inner):
         return stage
     body = expr.substitute_in(stage.body, values)
     return replace(stage, axes=product.axes, body=body, position=position)
