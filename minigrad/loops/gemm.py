@@ -124,6 +124,8 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if problem.terms is not None:
             s.insert(ks[0], again(problem, m), behind=True)
         if plan.nr > 1:
+            if any(coefficient(one.index, n) != 1 for one in problem.stores):
+                s.transpose(m, _lanes(problem, target))
             s.spill(m, LANE, plan.nr, LONG_EPILOGUE, "sums")
         s.unroll(m, "u")
         s.peel(panel, n)

@@ -261,8 +261,16 @@ class Schedule:
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:
-        """So many iterations over x may be done at once, inside of a vector loop (see `Loop`)."""
-        self._change(x, lambda loop, around: (replace(loop, transpose=lanes),))
+        """So many iterations over x may be done at once, inside of a vector loop (see `Loop`).
+
+        Not where they put something in registers.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            stays = any(array.in_registers for array in nest.written(loop))
+            return (loop if stays else replace(loop, transpose=lanes),)
+
+        self._change(x, change)
 
     @_step
     def pipeline(self, row: Atom, host: Atom, size: int, kept: Collection[Array]) -> None:
@@ -344,7 +352,8 @@ class Schedule:
             saved = tuple(Store(load.array, place, e) for e, load in new.items())
             at = {x: loop.start + number.index}
             body = [substitute_statement(registers.replaced(one, new), at) for one in loop.body]
-            return (loop.around(saved), Loop(number.variable, 0, (count,), tuple(body)))
+            again = Loop(number.variable, 0, (count,), tuple(body), transpose=loop.transpose)
+            return (loop.around(saved), again)
 
         self._change(x, change, computing=True)
 
@@ -359,7 +368,7 @@ class Schedule:
             u = make_axis(prefix, 0, count)
             at = {x: loop.start + u.index}
             body = tuple(substitute_statement(one, at) for one in loop.body)
-            return (Loop(u.variable, 0, (count,), body, "unroll"),)
+            return (Loop(u.variable, 0, (count,), body, "unroll", transpose=loop.transpose),)
 
         self._change(x, change, computing)
 

@@ -42,7 +42,7 @@ from minigrad.render.llvm_memory import (
     alignment,
     emit_matrix_product,
 )
-from minigrad.render.llvm_transpose import emit_transposed, loads_across
+from minigrad.render.llvm_transpose import across, emit_transposed
 from minigrad.render.llvm_values import Value, constant, vector_type
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -122,9 +122,6 @@ class _Emitter(MemoryEmitter):
 
     def loop(self, loop: Loop, parallel: bool = False) -> None:
         """Emit a loop of any kind."""
-        if loop.kind == "unroll":
-            self.unrolled(loop)
-            return
         start, stop = "%begin", "%end"
         if not parallel:
             start, stop = self.scalar(loop.start), self.scalar(loop.stops[0])
@@ -134,8 +131,10 @@ class _Emitter(MemoryEmitter):
             return
         if loop.kind == "lanes":
             self._lanes(loop, start, stop)
-        elif across := loads_across(self, loop):
-            emit_transposed(self, loop, across, start, stop)
+        elif any(found := across(self, loop)):
+            emit_transposed(self, loop, *found, start, stop)
+        elif loop.kind == "unroll":
+            self.unrolled(loop)
         else:
             self._steps(loop, start, stop)
 

@@ -26,6 +26,8 @@ class MemoryEmitter(IndexEmitter):
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
         self.streamed: Store | None = None  # whose vectors are aligned now
+        # what is stored when a block of iterations is done, by identity (see llvm_transpose.py)
+        self.waiting: dict[int, list[Value]] = {}
 
     def hint(self, pointer: str) -> None:
         """Ask for the cache line there: to read it (0), into all caches (3), as data (1)."""
@@ -34,8 +36,11 @@ class MemoryEmitter(IndexEmitter):
     def store(self, statement: Store, value: Value) -> None:
         """Write a value, or the lanes of one that are not masked."""
         array, width = statement.array, self.width()
-        stride = self.lane_stride(statement.index)
         here = self.builder()
+        if id(statement) in self.waiting:
+            self.waiting[id(statement)].append(values.broadcast(here, value, width))
+            return
+        stride = self.lane_stride(statement.index)
         guard = self.guard(statement.guard)
         if width == 1 or stride == 0:
             self._store_scalar(statement, value, guard)

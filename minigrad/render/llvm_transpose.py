@@ -1,20 +1,24 @@
-"""Loads that lie along a loop, not along the lanes in scope: vectors along the loop, transposed.
+"""Loads and stores along a loop, not along the lanes in scope: vectors along it, transposed.
 
 A gather reads one element from each of as many cache lines as there are lanes, iteration after
 iteration. Instead, a block of iterations loads one whole vector per lane, and shuffles exchange
 rows and columns in registers: 16 × 16 elements take 16 loads and 64 shuffles, where 16 gathers take
-some hundred cycles more.
+some hundred cycles more. Stores wait for the last iteration of a block, and are shuffled then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
+from minigrad.dtype import DType
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import coefficient
+from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Store, Stores, expressions, written
-from minigrad.render.llvm_index import IndexEmitter, Lanes, is_number
+from minigrad.render.llvm_index import Lanes, is_number
+from minigrad.render.llvm_memory import MemoryEmitter
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
@@ -23,28 +27,49 @@ SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one
 LEAST_ROWS = 4  # iterations of a block
 
 
-def loads_across(emitter: IndexEmitter, loop: Loop) -> list[Expr]:
-    """The loads of a loop that lie along its variable, and not along the lanes in scope.
+def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]:
+    """The loads and stores of a loop that lie along its variable, not along the lanes in scope.
 
     And the pairs, words of 32 bits of which the same holds.
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
-        return []
+        return [], []
     changed = written(loop)
     if emitter.width() < LEAST_ROWS or any(array.in_registers for array in changed):
-        return []
-    found = []
+        return [], []
+    return _loads_across(emitter, loop), _stores_across(emitter, loop)
+
+
+def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
+    """Only of loops that are written out, of whose blocks it is known how long they are."""
+    items = [one for s in loop.body for one in (s.items if isinstance(s, Stores) else (s,))]
+    read = {load.array for load in expr.loads(*expressions(loop))}
+    return [
+        one for one in items
+        if loop.kind == "unroll"
+        and isinstance(one, Store)
+        and not one.guard
+        and not one.array.dtype.is_bool
+        and one.array not in read
+        and (emitter.mask() is None or emitter.counting())
+        and emitter.lane_stride(one.index) not in (None, 0, 1)
+        and coefficient(one.index, loop.variable) == 1
+        and not expr.values_in(one.index)
+    ]  # fmt: skip
+
+
+def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
+    changed, found = written(loop), []
     for e in expr.walk(*expressions(loop)):
         load = _first_of(e)
         if load is None:
             continue
         array, index, guard = load.array, load.index, load.guard
         step = 2 if e.op is Leaf.PAIR else 1
-        across = emitter.lane_stride(index)
         if (
             array not in changed
             and not e.dtype.is_bool
-            and across not in (None, 0, step)
+            and emitter.lane_stride(index) not in (None, 0, step)
             and coefficient(index, loop.variable) == step
             and not any(expr.values_in(x) for x in (index, *guard))
         ):
@@ -62,10 +87,17 @@ def _first_of(e: Expr) -> Expr | None:
 
 
 def emit_transposed(
-    emitter: IndexEmitter, loop: Loop, loads: list[Expr], start: str, stop: str
-) -> None:
-    """Emit a serial loop block by block; of the last one only some iterations may count."""
+    emitter: MemoryEmitter, loop: Loop, loads: list[Expr], stores: list[Store], start: str,
+    stop: str,
+) -> None:  # fmt: skip
+    """Emit a loop block by block; of the last one only some iterations may count."""
     length = min(loop.transpose, emitter.width())
+    if loop.kind == "unroll":
+        for number in range(int(start), int(stop), length):
+            some = min(length, int(stop) - number)
+            with emitter.straight(loop.body):
+                _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
+        return
     most = emitter.maximum(emitter.minus(stop, start), "0")
     count = emitter.computed("and", int.__and__, most, str(length - 1))
     whole = emitter.minus(stop, count)
@@ -78,21 +110,25 @@ def emit_transposed(
         with emitter.branch(test, loop.body):
             _block(emitter, loop, loads, whole, count, length)
     elif int(count) > 0:
-        short = LEAST_ROWS
-        while short < int(count):
-            short *= 2
         with emitter.straight(loop.body):
-            _block(emitter, loop, loads, whole, count, short)
+            _block(emitter, loop, loads, whole, count, _short(int(count)))
+
+
+def _short(count: int) -> int:
+    """Elements of vectors that hold so many iterations."""
+    return max(1 << (count - 1).bit_length(), LEAST_ROWS)
 
 
 def _block(
-    emitter: IndexEmitter, loop: Loop, loads: list[Expr], first: str, count: str, length: int
-) -> None:
-    """`count` iterations from `first` on; vectors of `length` of them are loaded."""
+    emitter: MemoryEmitter, loop: Loop, loads: list[Expr], first: str, count: str, length: int,
+    stores: Sequence[Store] = (),
+) -> None:  # fmt: skip
+    """`count` iterations from `first` on; vectors of `length` of them are loaded and stored."""
     known = is_number(count)
     mask = "" if count == str(length) else emitter.first_lanes(count, length)
     along = Lanes(first, length)
     columns = [_transposed(emitter, loop.variable, load, along, mask) for load in loads]
+    emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if known else length - 1):
         with (
             emitter.straight() if known
@@ -104,36 +140,80 @@ def _block(
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)
             emitter.body(loop)
+    waiting, emitter.waiting = emitter.waiting, {}
+    for store in stores:
+        _store_transposed(emitter, loop.variable, store, waiting[id(store)], along, mask)
 
 
 def _transposed(
-    emitter: IndexEmitter, variable: Atom, load: Expr, block: Lanes, mask: str
+    emitter: MemoryEmitter, variable: Atom, load: Expr, block: Lanes, mask: str
 ) -> list[Value]:
     """What a load gives in each of a block's iterations: vectors along the lanes in scope.
 
     mask: of the iterations that count; empty if all do.
     """
-    vectors, length = emitter.vectors, block.width
-    width = emitter.width()
-    along = Atom("var", variable.name + ".along", variable.low, variable.high)
+    length, width = block.width, emitter.width()
     rows = []
     for lane in range(width):
         with emitter.straight():
             number = _lane_that_counts(emitter, lane)
-            known = {atom: emitter.at_base(atom.index) + number for atom in vectors}
-            emitter.vectors = {along: block}
-            emitter.bound(along)
-            emitter.levels[-1].mask = mask
-            changed = expr.substitute_in(load, {**known, variable: along.index})
-            rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
-            emitter.vectors = vectors
-    here = emitter.builder()
-    size = max(load.dtype.itemsize, 4) if load.dtype.is_float else load.dtype.itemsize
+            with _along(emitter, variable, number, block, mask) as places:
+                changed = expr.substitute_in(load, places)
+                rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
+    here, size = emitter.builder(), _register_bytes(load.dtype)
     groups = [transpose(here, rows[i : i + length], size) for i in range(0, width, length)]
     return [join(here, list(parts)) for parts in zip(*groups, strict=True)]
 
 
-def _lane_that_counts(emitter: IndexEmitter, lane: int) -> Integer:
+def _store_transposed(
+    emitter: MemoryEmitter, variable: Atom, store: Store, rows: list[Value], block: Lanes, mask: str
+) -> None:
+    """Store what a block's iterations gave, which are vectors along the lanes in scope."""
+    here, length, width = emitter.builder(), block.width, emitter.width()
+    counting, size = emitter.counting() or str(width), _register_bytes(store.array.dtype)
+    rows = [*rows, *rows[-1:] * (length - len(rows))]
+    for first in range(0, width, length):
+        order = range(first, first + length)
+        parts = rows if length == width else [_part(here, row, order) for row in rows]
+        for lane, column in enumerate(transpose(here, parts, size), first):
+            if is_number(counting) and lane >= int(counting):
+                return
+            with (
+                emitter.straight() if is_number(counting)
+                else emitter.branch(emitter.builder().line(f"icmp sgt i64 {counting}, {lane}"))
+            ), _along(emitter, variable, lane, block, mask) as places:  # fmt: skip
+                emitter.store(replace(store, index=substitute(store.index, places)), column)
+
+
+def _part(here: Builder, x: Value, lanes: Sequence[int]) -> Value:
+    return Value(here.shuffle(x.type, x.text, lanes), x.dtype, len(lanes))
+
+
+@contextmanager
+def _along(
+    emitter: MemoryEmitter, variable: Atom, lane: Integer, block: Lanes, mask: str
+) -> Iterator[dict[Atom, Integer]]:
+    """Let vectors lie along a block of a loop, for one of the lanes in scope.
+
+    Gives the values that variables have then.
+    """
+    along = Atom("var", variable.name + ".along", variable.low, variable.high)
+    lanes = emitter.vectors
+    places: dict[Atom, Integer] = {
+        atom: emitter.at_base(atom.index) + lane for atom in lanes
+    }
+    emitter.vectors = {along: block}
+    emitter.bound(along)
+    emitter.levels[-1].mask = mask
+    yield {**places, variable: along.index}
+    emitter.vectors = lanes
+
+
+def _register_bytes(dtype: DType) -> int:
+    return max(dtype.itemsize, 4) if dtype.is_float else dtype.itemsize
+
+
+def _lane_that_counts(emitter: MemoryEmitter, lane: int) -> Integer:
     """A lane's number, or beyond those that count the last one's: what is read is there."""
     counting = emitter.counting()
     if counting is None:

@@ -15,6 +15,8 @@ from minigrad.schedule.stage import Stage
 
 Order = tuple[int, ...]
 
+LEAST_ROWS = 4  # of a product, that are neighbours where its columns are not
+
 
 def relayout(stage: Stage, order: Order, array: Array) -> Stage:
     """The stage with its kept axes, and so the layout of its array, in another order."""
@@ -86,11 +88,11 @@ def _digits(load: Expr, product: Stage) -> Digits | None:
     return {variable: sorted(digits) for variable, digits in found.items()}
 
 
-def in_order_of(stage: Stage, product: Stage) -> Stage:
+def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
     """An elementwise stage with the axes of a product, each of whose results it reads once.
 
     Its array lies as it did. It stays as it is where it reads otherwise, or where neighbours in the
-    product would not be so in its array.
+    product would not be so in its array; across: neither where rows would not.
     """
     reads = [load for load in expr.loads(stage.body) if load.array == product.array]
     digits = _digits(reads[0], product) if len(reads) == 1 and not stage.guard else None
@@ -109,7 +111,10 @@ def in_order_of(stage: Stage, product: Stage) -> Stage:
             return stage
         values[own.variable] = value
     position = substitute(stage.position, values)
-    if coefficient(position, product.axes[-1].variable) != 1:
+    inner = list(product.axes[-1:])
+    if across and product.product is not None:
+        inner += [row for row in product.product.m[-1:] if high(row.extent) >= LEAST_ROWS]
+    if all(coefficient(position, axis.variable) != 1 for axis in inner):
         return stage
     body = expr.substitute_in(stage.body, values)
     return replace(stage, axes=product.axes, body=body, position=position)

@@ -157,7 +157,7 @@ class _Plan:
                 self.stages[node] = placed(stage, node.arg)
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
-        self._order_results()
+        self._order_results(target.vector_bytes > 0 and not target.bfloat16_matrices)
         self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
         self.clusters = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
@@ -193,10 +193,11 @@ class _Plan:
                     found.add(array)
         return frozenset(found)
 
-    def _order_results(self) -> None:
+    def _order_results(self, across: bool) -> None:
         """Let products be computed and lie in the order in which their results are needed.
 
-        What nobody reads, but who reads all of a result, is computed as the product it ends.
+        What nobody reads, but who reads all of a result, is computed as the product it ends;
+        across: even where that means to store its columns as rows.
         """
         readers: dict[Array, list[Node]] = {}
         for node, stage in self.stages.items():
@@ -207,7 +208,7 @@ class _Plan:
             found = [self.stages[node] for node in nodes]
             for node, stage in zip(nodes, found, strict=True):
                 ends = stage.op is None and (stage.array not in readers or stage.array.whole)
-                self.stages[node] = in_order_of(stage, product) if ends else stage
+                self.stages[node] = in_order_of(stage, product, across) if ends else stage
             products = all(stage.contraction is not None for stage in found)
             order = as_read(product, found) if products and array not in self.slots else None
             if order is not None and order != tuple(range(len(order))):

@@ -306,14 +306,17 @@ def stage_wide(s: Schedule) -> None:
 def transpose(s: Schedule) -> None:
     """
       for n0 in 0 … 8 step 4 lanes:
+        for m0 in 0 … 6:
+          total6[m0] = 0.0
+        for k0 in 0 … 5:
+          for m0 in 0 … 6:
+            total6[m0] = (total6[m0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
         for m0 in 0 … 6:  # 4 at once, transposed
-          total[0] = 0.0
-          for k0 in 0 … 5:
-            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
-          out[8·m0 + n0] = total[0]
+          out[8·m0 + n0] = total6[m0]
     """
     s.reorder(n, m)
     s.vectorize(n, 4)
+    s.sink(m)
     s.transpose(m, 4)
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from property.compare import EXACT, difference
+from property.compare import EXACT, Tolerance, difference
+from schedule import programs
 from schedule.machine import GOLDEN, MACHINES, run
-from schedule.programs import Build, Inputs, add, graph_of
+from schedule.programs import Build, Inputs, add, ew, graph_of, mul
 
 from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, Op
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.render.llvm_transpose import transpose
@@ -28,6 +29,7 @@ DTYPES = [
     dtypes.float32, dtypes.int64, dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.uint16,
     dtypes.bool,
 ]  # fmt: skip
+NEAR = Tolerance(ulps=4, scale=2, terms=1)
 
 
 def across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Build:
@@ -88,3 +90,43 @@ def test_shuffles(count: int, dtype: DType, size: int) -> None:
     assert [known[c.text] for c in columns] == [
         [(row, column) for row in range(count)] for column in range(count)
     ]
+
+
+def product_across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Build:
+    """(x @ w).T, and exp of that plus an array which lies as the result does."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w, y = inputs(rows, 5), inputs(5, columns), inputs(columns, rows)
+        first = g.cast(programs.transpose(programs.product(x, w)), dtype)
+        second = programs.transpose(programs.product(x, mul(w, w)))
+        return [g.contiguous(first), ew(Op.EXP, add(second, y))]
+
+    return build
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("shape", [(16, 16), (17, 33), (64, 130), (7, 40), (49, 96), (1, 70)])
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bool])
+def test_products_stored_as_columns(
+    machine: str, shape: tuple[int, int], dtype: DType
+) -> None:
+    """Whole tiles and what is left of them, of rows and of columns; the loads beside them."""
+    rows, columns = shape
+    graph, _ = graph_of(product_across(rows, columns, dtype))
+    generator = np.random.default_rng(7)
+    sizes = [(rows, 5), (5, columns), (columns, rows)]
+    values = {n: generator.integers(-2, 3, size).astype(np.float32) / 4
+              for n, size in enumerate(sizes)}  # fmt: skip
+    expected = evaluate(graph.roots, values, {})
+    results = zip(run(graph, values, machine), expected, (EXACT, NEAR), strict=True)
+    for got, wanted, tolerance in results:
+        assert difference(got, wanted, tolerance, tuple(values.values()), 8.0) is None
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (42, 85), (20, 48)], ids=str)
+def test_no_scatters(shape: tuple[int, int]) -> None:
+    """Nor gathers: what is stored, and what is read beside it, goes by whole vectors."""
+    kernels = schedule_of(graph_of(product_across(*shape))[0], GOLDEN).kernels
+    texts = [render(lower(kernel, GOLDEN)) for kernel in kernels]
+    assert len(texts) == 3  # two products, of which one squares w before
+    assert not any("scatter" in text or "gather" in text for text in texts)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from property.compare import Tolerance, difference
 
+from minigrad.compile import schedule_of
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule.layout import row_major
 from minigrad.schedule.schedule import Schedule
+from minigrad.target import Target
 
-from .machine import run
+from .machine import GOLDEN, run
 from .programs import Build, Inputs, ew, graph_of, mul, plan_of, product, total, values_for
 
 HEADS, ROWS, WIDTH, DEPTH = 4, 24, 16, 20
@@ -53,7 +56,15 @@ def piece(inputs: Inputs) -> list[Node]:
     return [g.cat([other, side_by_side(heads(inputs)), ew(Op.EXP, other)], 2)]
 
 
-@pytest.mark.parametrize(("build", "kernels"), [(copied, 1), (with_arithmetic, 1), (piece, 2)])
+def transposed(inputs: Inputs) -> list[Node]:
+    """Whose neighbours are rows of the product: vectors of it are transposed as they are stored."""
+    return [g.permute(heads(inputs), (0, 1, 3, 2))]
+
+
+ENDS = [(copied, 1), (with_arithmetic, 1), (piece, 2), (transposed, 1)]
+
+
+@pytest.mark.parametrize(("build", "kernels"), ENDS)
 def test_what_ends_a_product_is_stored_by_it(
     build: Callable[[Inputs], list[Node]], kernels: int
 ) -> None:
@@ -63,9 +74,9 @@ def test_what_ends_a_product_is_stored_by_it(
     assert len(plan.kernels) == kernels and plan.arena_bytes == 0
 
 
-def transposed(inputs: Inputs) -> list[Node]:
-    """Whose neighbours would be far apart."""
-    return [g.permute(heads(inputs), (0, 1, 3, 2))]
+def far_apart(inputs: Inputs) -> list[Node]:
+    """Neither rows nor columns are neighbours in the result, but batches are."""
+    return [g.permute(heads(inputs), (2, 3, 1, 0))]
 
 
 def repeated(inputs: Inputs) -> list[Node]:
@@ -85,7 +96,7 @@ def another_reader(inputs: Inputs) -> list[Node]:
     return [y, total(y, 2)]
 
 
-@pytest.mark.parametrize("build", [transposed, repeated, a_part, another_reader])
+@pytest.mark.parametrize("build", [far_apart, repeated, a_part, another_reader])
 def test_what_is_not_each_result_once_is_right(build: Build) -> None:
     check(build)
 
@@ -104,6 +115,15 @@ def test_a_product_lies_as_the_products_behind_it_read_it() -> None:
     assert not row_major(first)
     row = HEADS * WIDTH
     assert str(first.position) == f"{ROWS * row}·i0 + {WIDTH}·i1 + {row}·i2 + i3"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [replace(GOLDEN, vector_bytes=0), replace(GOLDEN, bfloat16_matrices=True)],
+    ids=["scalars", "matrix registers"],
+)
+def test_without_vectors_to_transpose_it_is_another_kernel(target: Target) -> None:
+    assert len(schedule_of(graph_of(transposed)[0], target).kernels) == 2
 
 
 def test_readers_that_disagree_leave_a_product_as_it_is() -> None:
