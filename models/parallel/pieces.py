@@ -74,7 +74,7 @@ class Programs:
         slopes, totals = tuple(into), tuple(into.values())
 
         @jit
-        def program(values: list[Tensor]) -> list[Tensor]:
+        def program(*values: Tensor) -> list[Tensor]:  # not a list: a replay is served faster
             now = dict(zip(reads, (value.node for value in values), strict=True))
             for node in topological([*kept, *slopes], now):
                 now[node] = build.rebuild(node, [now[source] for source in node.src])
@@ -92,7 +92,7 @@ class Programs:
         """Do a task with the values that are kept of a micro-batch, and keep what it makes."""
         part, program = self._programs[kind]
         with Tensor.no_grad():
-            made = program([values[node] for node in part.reads])
+            made = program(*(values[node] for node in part.reads))
         kept = [node for node in part.writes if node not in self._weights]
         values.update(zip(kept, made, strict=True))
         later = [self._programs[other][0].reads for other in AFTER[kind] if other in self._programs]
