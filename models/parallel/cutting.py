@@ -1,10 +1,11 @@
 """A graph cut into programs that run one after the other: what each keeps for those behind it.
 
 So the forward pass of a piece of a model, the gradient of its input and those of its weights become
-programs of their own, which the schedule of a pipeline calls when it likes. What is kept is what one
-program of all would keep (`materialize.choose`): sums with what is added to them, an activation and
-its derivative in the place of what both are made of. Not what passes from attention's scores, products
-that are larger than their factors and of little depth, to who reads them: that is computed again.
+programs of their own, which the schedule of a pipeline calls when it likes. What is kept is what
+one program of all would keep (`materialize.choose`): sums with what is added to them, an activation
+and its derivative in the place of what both are made of. Not what passes from attention's scores,
+products that are larger than their factors and of little depth, to who reads them: it is computed
+again.
 """
 
 from __future__ import annotations
