@@ -386,7 +386,7 @@ class Core(Holder, metaclass=_TensorType):
         """
         if isinstance(device, DType):
             return self._new(build.cast(self.node, device))
-        if isinstance(device, tuple | list):
+        if isinstance(device, Sequence) and not isinstance(device, str):
             mesh = mesh_of(device)
             node = self.node if mesh.name == self.raw.device else build.copy(self.node, mesh.name)
             return self._new(mark(node, whole(self.ndim).dims))
