@@ -17,6 +17,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 
+from minigrad.locks import new_rlock
+
 _OPERATORS = {
     "Add": "add", "Sub": "sub", "Mult": "mul", "FloorDiv": "udiv", "Mod": "urem", "BitAnd": "and",
     "BitOr": "or", "BitXor": "xor", "LShift": "shl", "RShift": "lshr",
@@ -39,13 +41,18 @@ _FUNCTIONS = {
     "sched_getcpu": ("sched_getcpu", "i32", ""),
     "sched_yield": ("sched_yield", "i32", ""),
 }
+# Python 3.11 and 3.12 take the depth of another thread's text for their own, where one collects
+# garbage meanwhile and lets the other run: "AST constructor recursion depth mismatch".
+_parsing = new_rlock()
 
 
 def translate(text: str, constants: Mapping[str, int], pause: str = "") -> str:
     """The LLVM IR of a text. constants: names that are numbers. pause: an instruction's name."""
     declarations: set[str] = set()
     functions = []
-    for tree in ast.parse(text).body:
+    with _parsing:
+        parsed = ast.parse(text)
+    for tree in parsed.body:
         assert isinstance(tree, ast.FunctionDef)
         functions += _Function(tree, constants, pause, declarations).lines
     return "\n".join([*sorted(declarations), *functions, ""])

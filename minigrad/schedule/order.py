@@ -37,8 +37,9 @@ def freeing_early(
 ) -> list[Cluster]:
     """The order, but a kernel that frees more memory than it fills runs as soon as it can.
 
-    Of several the one that fills least comes first, and makes room for the others. So the gradient
-    of a layer's weights is taken when that of its results is at hand, not after those of all
+    So does one that reads some and fills none, as it is then nearer to being free. Of several the
+    one that fills least comes first, and makes room for the others. So the gradient of a layer's
+    weights is taken when that of its results is at hand, not after those of all
     layers, and what the layer kept for it is free. In a program with exchanges such a kernel is
     held until the next one has begun: it then runs while that is under way. filled: the arrays that
     each cluster puts into the program's memory; readers: the clusters that read them.
@@ -77,7 +78,8 @@ def freeing_early(
                 missing[other] -= 1
             held += [
                 other for other in dict.fromkeys(changed)
-                if not missing[other] and other not in result and frees(other) > fills[other]
+                if not missing[other] and other not in result
+                and (frees(other) > fills[other] or not fills[other] and reads[other])
             ]  # fmt: skip
             if member.kind == "exchange" or not exchanges:
                 early, held = early + held, []

@@ -12,9 +12,11 @@ from minigrad.errors import AxisError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
+from minigrad.graph.sharding import mark, whole
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
 from minigrad.hints import missing, present
+from minigrad.mesh import mesh_of
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
@@ -374,16 +376,20 @@ class Core(Holder, metaclass=_TensorType):
         result._requires_grad = False
         return result
 
-    def to(self, device: str | DType | None) -> Self:
+    def to(self, device: str | DType | Sequence[str] | None) -> Self:
         """A copy on another device, or the tensor itself where it is there already.
 
-        Of a dtype it is `cast`.
+        Of a tuple of devices each has all of it. Of a dtype it is `cast`.
 
         >>> Tensor([1]).to("CPU").device
         'CPU'
         """
         if isinstance(device, DType):
             return self._new(build.cast(self.node, device))
+        if isinstance(device, Sequence) and not isinstance(device, str):
+            mesh = mesh_of(device)
+            node = self.node if mesh.name == self.raw.device else build.copy(self.node, mesh.name)
+            return self._new(mark(node, whole(self.ndim).dims))
         name = Device.canonical(device or Device.DEFAULT)
         return self if name == self.raw.device else self._new(build.copy(self.node, name))
 

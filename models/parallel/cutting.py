@@ -1,11 +1,11 @@
 """A graph cut into programs that run one after the other: what each keeps for those behind it.
 
 So the forward pass of a piece of a model, the gradient of its input and those of its weights become
-programs of their own, which the schedule of a pipeline calls when it likes. As within one program,
-sums are kept, and what is cheap is computed again where it is read: elementwise operations, and
-products that are larger than their factors (attention's scores), if they are of little depth. What
-products of two programs multiply, such as the gradient of a layer's output, is in memory anyway: it
-is kept, too, but not of the first program, which is long ago when the others run.
+programs of their own, which the schedule of a pipeline calls when it likes. What is kept is what
+one program of all would keep (`materialize.choose`): sums with what is added to them, an activation
+and its derivative in the place of what both are made of. Not what passes from attention's scores,
+products that are larger than their factors and of little depth, to who reads them: it is computed
+again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from math import prod
 from typing import Any, NamedTuple
 
 from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.operations import ELEMENTWISE
 from minigrad.graph.partition import CHEAP, HANDED_ON, LEAVES
 from minigrad.schedule.attention_fusion import DEPTH_WITH_STATISTICS
-from minigrad.schedule.materialize import contraction_operands
+from minigrad.schedule.materialize import choose, contraction_operands
 
 COMPUTED_AGAIN = (CHEAP | LEAVES | {Op.CHECK, Op.CUSTOM}) - {Op.CONTIGUOUS}
 
@@ -36,55 +37,55 @@ def cut(programs: Sequence[Sequence[Node]], given: Collection[Node]) -> list[Par
         for node in topological(roots):
             owner.setdefault(node, number)
     shared = {root for roots in programs for root in roots}
-    multiplied: list[set[Node]] = [set() for _ in programs]
+    kept = shared | _kept([*owner], [*shared])
+    soonest: dict[Node, int] = {}  # who has all that a value is made of
     for node, number in owner.items():
-        multiplied[number] |= _multiplied(node)
+        found = max((soonest[source] for source in node.src), default=0)
+        if node in kept and node.op in ELEMENTWISE and node not in shared:
+            owner[node] = found  # in the place of what it is made of
+        elif node in kept or node in given or node.op not in COMPUTED_AGAIN:
+            found = number
+        soonest[node] = found
     writes = [dict.fromkeys(roots) for roots in programs]
     reads: list[tuple[Node, ...]] = []
-    for number, roots in enumerate(programs):
-        found: dict[Node, None] = {}
-        seen, stack = set[Node](), [*roots]
+    for number in reversed(range(len(programs))):
+        read: dict[Node, None] = {}
+        seen, stack = set[Node](), [*writes[number]]
         while stack:
             node = stack.pop()
             if node in seen:
                 continue
             seen.add(node)
             if node in given:
-                found[node] = None
-            elif owner[node] < number and (
-                node in shared or _is_kept(node)
-                or (owner[node] and node in multiplied[owner[node]] & multiplied[number])
-            ):
-                found[node] = None
+                read[node] = None
+            elif owner[node] < number and node in kept:
+                read[node] = None
                 writes[owner[node]].setdefault(node)
             else:
                 stack += node.src
-        reads.append(tuple(found))
-    return [Part(read, tuple(made)) for read, made in zip(reads, writes, strict=True)]
+        reads.append(tuple(read))
+    return [Part(some, tuple(made)) for some, made in zip(reversed(reads), writes, strict=True)]
 
 
-def _multiplied(node: Node) -> set[Node]:
-    """The factors of a product that are computed, as they are in memory."""
-    found = set()
-    for factor in _factors(node):
-        while factor.op in HANDED_ON:
-            factor = factor.src[0]
-        found.add(factor)
-    return {factor for factor in found if factor.op not in LEAVES}
+def _kept(order: Sequence[Node], roots: Sequence[Node]) -> set[Node]:
+    """What one program of all would keep in memory."""
+    passing = set[Node]()  # scores, and what is made of them element by element
+    for node in order:
+        if any(source in passing and _size(source) <= _size(node) for source in node.src):
+            is_passing = node.op in COMPUTED_AGAIN
+        else:
+            is_passing = _is_short_product(node)
+        if is_passing:
+            passing.add(node)
+    return set(choose(order, roots, frozenset(), fuse=True).nodes) - passing
 
 
-def _factors(node: Node) -> tuple[Node, ...]:
-    return contraction_operands(node) if node.op is Op.SUM else ()
-
-
-def _is_kept(node: Node) -> bool:
-    if node.op in COMPUTED_AGAIN:
-        return False
-    factors = _factors(node)
+def _is_short_product(node: Node) -> bool:
+    factors = contraction_operands(node) if node.op is Op.SUM else ()
     if not factors:
-        return True
+        return False
     depth = prod(_known(node.src[0].shape[axis]) for axis in node.arg)
-    return depth > DEPTH_WITH_STATISTICS or _size(node) <= sum(map(_size, factors))
+    return depth <= DEPTH_WITH_STATISTICS and _size(node) > sum(map(_size, factors))
 
 
 def _size(node: Node) -> int:

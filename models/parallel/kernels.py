@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minigrad import Variable
-from minigrad.device import Buffer, Device, Program
+from minigrad.device import Buffer, Call, Device, Replay
 from minigrad.dtype import DType
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
@@ -24,14 +24,14 @@ class Kernels:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._programs: dict[tuple[str, DType, float], tuple[Program, Buffer]] = {}
+        self._replays: dict[tuple[str, DType, float], Replay] = {}
         self._lock = new_lock()
 
     def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
         """target[i] = target[i] + source[i], or their maximum where how is "max"."""
         op = Op.MAXIMUM if how == "max" else Op.ADD
-        program = self._program((op.value, dtype, 0.0), lambda x, y: build.elementwise(op, x, y))
-        self._run(program, (target, source), count)
+        replay = self._replay((op.value, dtype, 0.0), lambda x, y: build.elementwise(op, x, y))
+        self._run(replay, (target, source), count, dtype.itemsize)
 
     def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
         """target[i] = target[i]·factor."""
@@ -39,19 +39,19 @@ class Kernels:
         def scaled(x: Node, y: Node) -> Node:
             return build.elementwise(Op.MUL, x, build.const(factor, dtype, x.shape, x.device))
 
-        program = self._program(("scale", dtype, factor), scaled)
-        self._run(program, (target, target), count)
+        replay = self._replay(("scale", dtype, factor), scaled)
+        self._run(replay, (target, target), count, dtype.itemsize)
 
-    def _program(self, key: tuple[str, DType, float], rule: Rule) -> tuple[Program, Buffer]:
-        known = self._programs.get(key)
+    def _replay(self, key: tuple[str, DType, float], rule: Rule) -> Replay:
+        known = self._replays.get(key)
         if known is None:
             with self._lock:
-                known = self._programs.get(key)
+                known = self._replays.get(key)
                 if known is None:
-                    known = self._programs[key] = self._compile(key[1], rule)
+                    known = self._replays[key] = self._compile(key[1], rule)
         return known
 
-    def _compile(self, dtype: DType, rule: Rule) -> tuple[Program, Buffer]:
+    def _compile(self, dtype: DType, rule: Rule) -> Replay:
         length = unbind(Variable("count", 0, LONGEST).bind(0), {})
         assert isinstance(length, Affine)
         x = build.buffer(0, dtype, (length,), self.device)
@@ -59,13 +59,17 @@ class Kernels:
         graph = Graph((rule(x, y),), (0,), 2, ("count",), self.device)
         # Under GUARD a device runs one program at a time, and that one may wait for this addition.
         with Context(GUARD=0):
-            return Device[self.device].compile(graph), Buffer(self.device, dtype, 1)
+            program = Device[self.device].compile(graph)
+        target, source = (Buffer(self.device, dtype, 1) for _ in range(2))
+        call = Call(
+            program, (target, source), {"count": 1}, (), (target,), frozenset((target, source))
+        )
+        return Device[self.device].compose([call], [target, source])  # a third of a call's Python
 
     def _run(
-        self, program: tuple[Program, Buffer], addresses: tuple[int, int], count: int
+        self, replay: Replay, addresses: tuple[int, int], count: int, itemsize: int
     ) -> None:
-        made, like = program
         for start in range(0, count, LONGEST):
-            offset, length = start * like.dtype.itemsize, min(LONGEST, count - start)
-            buffers = [Buffer.borrow(like, address + offset) for address in addresses]
-            made.run(buffers, {"count": length})
+            with self._lock:
+                replay.put(*(address + start * itemsize for address in addresses))
+                replay.run({"count": min(LONGEST, count - start)})

@@ -10,6 +10,8 @@ from typing import Any
 from minigrad import Mesh, P, Tensor, jit
 from minigrad.graph import build
 from minigrad.graph.node import Node, topological
+from minigrad.graph.rewrite import without_rules
+from minigrad.graph.simplify import simplify
 from minigrad.models.parallel.cutting import COMPUTED_AGAIN, Part, cut
 from minigrad.models.parallel.schedules import BACKWARD, FORWARD, INPUT, WEIGHTS
 
@@ -48,17 +50,17 @@ class Programs:
         first, *weights = output.gradient(*targets, gradient=slope)
         first = first.shard(mesh, spec).contiguous()
         self.inputs = [tensor.node for tensor in (*given, *([] if slope is None else [slope]))]
-        self.output, self.gradient = output.node, first.node
-        nodes = [weight.node for weight in weights]
+        made = simplify(without_rules([output.node, first.node, *(w.node for w in weights)]))
+        self.output, self.gradient, *nodes = made
         self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=True))
         parts: dict[str, Part] = {}
         reads, writes = dict[Node, None](), dict[Node, None]()
         for some in ((BACKWARD,), (INPUT, WEIGHTS)):
             if kinds.isdisjoint(some):
                 continue
-            back = [first.node] if INPUT in some or given[0].dtype.is_float else []
+            back = [self.gradient] if INPUT in some or given[0].dtype.is_float else []
             programs = (back, nodes) if INPUT in some else ([*back, *nodes],)
-            forward, *others = cut([[output.node], *programs], frozenset(self.inputs))
+            forward, *others = cut([[self.output], *programs], frozenset(self.inputs))
             reads |= dict.fromkeys(forward.reads)
             writes |= dict.fromkeys(forward.writes)
             parts.update(zip(some, others, strict=True))
@@ -72,7 +74,7 @@ class Programs:
         slopes, totals = tuple(into), tuple(into.values())
 
         @jit
-        def program(values: list[Tensor]) -> list[Tensor]:
+        def program(*values: Tensor) -> list[Tensor]:  # not a list: a replay is served faster
             now = dict(zip(reads, (value.node for value in values), strict=True))
             for node in topological([*kept, *slopes], now):
                 now[node] = build.rebuild(node, [now[source] for source in node.src])
@@ -90,7 +92,7 @@ class Programs:
         """Do a task with the values that are kept of a micro-batch, and keep what it makes."""
         part, program = self._programs[kind]
         with Tensor.no_grad():
-            made = program([values[node] for node in part.reads])
+            made = program(*(values[node] for node in part.reads))
         kept = [node for node in part.writes if node not in self._weights]
         values.update(zip(kept, made, strict=True))
         later = [self._programs[other][0].reads for other in AFTER[kind] if other in self._programs]

@@ -15,9 +15,11 @@ from copy import copy
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from minigrad import Context, Mesh, P, Tensor, jit, nn
 from minigrad.device import Buffer, Device
-from minigrad.dtype import dtypes
+from minigrad.dtype import DType, dtypes, resolve
 from minigrad.graph import build
 from minigrad.graph.sharding import Layout, whole
 from minigrad.models.checkpoint import plain_shape
@@ -104,11 +106,20 @@ class Port:
         known = whole(tensor.ndim) if layout is None else Layout(layout.dims)
         return self._blank(plain_shape(tensor), known)
 
-    def _blank(self, shape: Shape, layout: Layout) -> Tensor:
+    def place(self, array: Any, spec: P) -> Tensor:
+        """A numpy array, divided; no tensor is lazy meanwhile, or captured steps would look for it.
+        """
+        sizes, name = self.runtime.mesh.sizes, self.runtime.name
+        dtype = resolve(array.dtype)
+        made = self._blank(array.shape, Layout(spec.dims(array.shape, sizes, name)), dtype)
+        self.runtime.copy_in(made.raw.arg.memory, memoryview(array.tobytes()))
+        return made
+
+    def _blank(self, shape: Shape, layout: Layout, dtype: DType = dtypes.float32) -> Tensor:
         memory, name = MeshMemory(), self.runtime.name
-        self.runtime.fill(memory, layout, shape, dtypes.float32)
-        buffer = Buffer(name, dtypes.float32, prod(shape), memory)
-        return Tensor._of(build.buffer(buffer, dtypes.float32, shape, name))
+        self.runtime.fill(memory, layout, shape, dtype)
+        buffer = Buffer(name, dtype, prod(shape), memory)
+        return Tensor._of(build.buffer(buffer, dtype, shape, name))
 
     def expect(self, tensor: Tensor, source: int, tag: int) -> Any:
         """Begin to receive into a tensor's memory; gives what `take` takes."""
@@ -181,7 +192,7 @@ class Stage:
 
     def rows(self, array: Any) -> Tensor:
         """A numpy array whose rows are divided."""
-        return Tensor(array, device=self.device).shard(self.mesh, ROWS).realize()
+        return self.port.place(array, ROWS)
 
     def forward(self, number: int, x: Tensor, targets: Tensor) -> Tensor:
         """A piece's output alone."""
@@ -247,7 +258,7 @@ class Stage:
             told = port.tell([loss, squares, *self.worked])
             norm = sum(one[1] for one in told) ** 0.5
             factor = min(self._clip / (norm + 1e-6), 1.0) if self._clip else 1.0
-            self._update(Tensor([factor], device=self.device).shard(self.mesh).realize())
+            self._update(port.place(np.array([factor], np.float32), P()))
         self.idle = 1 - sum(one[2] for one in told) / (max(one[3] for one in told) * len(told))
         return sum(one[0] for one in told)
 

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
+from minigrad.graph.node import Op
+from minigrad.graph.rewrite import without_rules
+from minigrad.graph.simplify import simplify
 from minigrad.models.parallel.cutting import cut
 from minigrad.models.parallel.schedules import (
     BACKWARD,
@@ -106,3 +109,17 @@ def test_what_a_program_keeps_for_the_next() -> None:
     assert [node for node in backward.reads if node not in (q.node, k.node)] == [
         node for node in forward.writes if node is not y.node
     ]
+
+
+def test_a_derivative_is_kept_in_the_place_of_what_it_is_of() -> None:
+    """As in one program: an activation and its slope, and nothing to compute them again from."""
+    shapes = (64, 48), (48, 96), (96, 8), (64, 8)
+    x, w, v, slope = (Tensor.zeros(*shape).contiguous().realize() for shape in shapes)
+    y = (x @ w).gelu() @ v
+    found = y.gradient(x, w, v, gradient=slope)
+    roots = simplify(without_rules([y.node, *(tensor.node for tensor in found)]))
+    forward, backward = cut([roots[:1], roots[1:]], [x.node, slope.node])
+    kept = [node for node in backward.reads if node.op is not Op.BUFFER]
+    assert [node.shape for node in kept] == [(64, 96)] * 2
+    assert not any(node.op is Op.SUM for node in kept)
+    assert [*forward.writes] == [roots[0], *kept]

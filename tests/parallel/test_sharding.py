@@ -109,6 +109,8 @@ def test_as_in_tinygrad(pair: Mesh) -> None:
     np.testing.assert_array_equal(y.shrink(((0, 2), None)).numpy(), data[:2])
     np.testing.assert_array_equal(y.to(devices[1]).numpy(), data)
     assert y.to(devices[1]).device == devices[1]
+    assert y.to(devices).device == x.to(devices).device == devices
+    np.testing.assert_array_equal((y.to(devices) + x.to(devices)).numpy(), 2 * data)
     y = Tensor(data, device=devices[0]).shard_(devices, 0).realize()
     y += 1
     y[1:3, 2] = 0.0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -84,3 +87,34 @@ def test_calls_by_address() -> None:
 def test_what_it_does_not_know_is_refused(text: str) -> None:
     with pytest.raises(SyntaxError, match="native code has no"):
         translate(f"def f(x):\n    {text}", {})
+
+
+def test_threads_may_translate_at_once() -> None:
+    """Where one of them collects garbage meanwhile, whose end lets the others run."""
+    errors: list[BaseException] = []
+
+    class Ends:
+        def __del__(self) -> None:
+            time.sleep(0)
+
+    def work() -> None:
+        try:
+            for _ in range(400):
+                one = Ends()
+                one.itself = one  # type: ignore[attr-defined]
+                del one
+                translate("def go():\n    return call(1, 2, 3, 4, 5)", {})
+        except BaseException as error:
+            errors.append(error)
+
+    before = gc.get_threshold()
+    gc.set_threshold(5, 2, 2)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+    finally:
+        gc.set_threshold(*before)
+    assert not errors

@@ -103,6 +103,22 @@ def test_what_a_layer_keeps_is_free_when_its_gradient_is_taken(layers: int) -> N
     assert arena <= (layers + 2) * layer + layers * weight
 
 
+@pytest.mark.parametrize("layers", [3, 8])
+def test_results_of_a_layer_are_taken_when_what_they_are_of_is_there(layers: int) -> None:
+    """Two gradients, of weights and of a bias, of slopes that nobody else reads any more."""
+    rows, width = 512, 64
+
+    def build(inputs: Inputs) -> list[Node]:
+        slope, found = inputs(rows, width), []
+        for _ in range(layers):
+            x = inputs(rows, width)  # kept by another program: to read it frees nothing
+            slope = ew(Op.EXP, mul(product(slope, inputs(width, width)), 0.01))
+            found += [product(g.permute(x, (1, 0)), slope), g.reduce(Op.SUM, slope, (0,))]
+        return [slope, *found]
+
+    assert plan_of(build).arena_bytes <= 2 * rows * width * 4
+
+
 def test_what_frees_memory_runs_while_an_exchange_is_under_way() -> None:
     """Tensor parallel, backward: a layer's gradient is under way while its weight's is taken."""
 
