@@ -45,6 +45,7 @@ class _Template:
     def __init__(self, sources: Sequence[Node], found: Any) -> None:
         self.several = isinstance(found, (tuple, list))
         given = [None if x is None else x.node for x in (found if self.several else [found])]
+        del found  # by whom no tensor may be kept, see `_traced`
         results = [node for node in given if node is not None]
         depends = set(sources)
         order = topological(results)
@@ -135,8 +136,12 @@ def _traced(function: Any, args: Any, options: Any, nodes: Sequence[Node]) -> _T
         for at, node in enumerate(nodes)
     ]
     left = iter(sources)
-    with lock:  # nobody else may see a tensor that has no memory
+    with lock:  # nobody else may see a tensor that has no memory, nor keep it: the child of a fork
         new = [value._new(next(left)) if isinstance(value, Core) else value
                for value in (*args, *options.values())]  # fmt: skip
-        found = function(*new[: len(args)], **dict(zip(options, new[len(args) :], strict=True)))
-        return _Template(sources, found)
+        found: Any = None
+        try:
+            found = function(*new[: len(args)], **dict(zip(options, new[len(args) :], strict=True)))
+            return _Template(sources, found)
+        finally:
+            del new, found

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from minigrad import Tensor
+from minigrad.errors import ShapeError
+from minigrad.graph.node import Op, topological
 from minigrad.nn import optim
 from minigrad.tensor import templates
+from minigrad.tensor.live_tensors import lazy_holders, lock
 from minigrad.tensor.templates import TEMPLATED, templated
 
 ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
@@ -124,3 +127,25 @@ def test_updates_of_equal_parameters_are_equal(kind: Any) -> None:
         ((first * first).sum() + (second * second).sum()).backward()
         optimizer.step()
         assert first.tolist() == second.tolist()
+
+
+def test_no_tensor_without_memory_outlives_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the child of a fork nobody would ever let it go, and it would be realized with others."""
+    left: list[int] = []
+
+    class Watched:
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *unused: Any) -> None:
+            nodes = topological([holder.raw for holder in lazy_holders()])
+            left.append(sum(isinstance(node.arg, tuple) for node in nodes if node.op is Op.BUFFER))
+            lock.release()
+
+    monkeypatch.setattr(templates, "lock", Watched())
+    x = Tensor([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    x.log_softmax()
+    with pytest.raises(ShapeError):
+        x.matmul(Tensor([[1.0, 2.0]]))
+    x.matmul(((1.0,),) * 7)
+    assert len(left) > 1 and not any(left)
