@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import CPU
 
 from minigrad import Context, Tensor
 
@@ -30,7 +31,7 @@ def test_block(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Tensor, "from_dlpack", noting)
     scope: dict[str, Any] = {}
-    with Context(DEVICE="CPU"):
+    with Context(DEVICE=CPU):
         exec(FIRST, scope)
         exec(block, scope)
         assert len(made) >= 8 and np.isfinite(scope["loss"].item())
@@ -52,7 +53,7 @@ def test_what_cannot_be_shared_is_refused() -> None:
     rows = np.ones((4, 4), np.float32)
     fixed = rows.copy()
     fixed.flags.writeable = False
-    with Context(DEVICE="CPU"):
+    with Context(DEVICE=CPU):
         for array in (rows[:, 1], fixed):
             with pytest.raises(BufferError):
                 Tensor.from_dlpack(array, copy=False)
