@@ -108,10 +108,10 @@ class CpuReplay:
         self._life = pool.life
         pool.ensure_scratch(scratch.nbytes)
         self.native: Callable[[], int | None]
+        run = runner(pool, self.operations + self.traffic)
+        self._run = watched(run, pool, self._exchanges)
         if self._exchanges:
-            run = runner(pool, self.operations + self.traffic)
-            self._run = watched(run, pool, self._exchanges)
-            self.native = self._run_with_exchanges
+            self.native = partial(self._run, table, self._count, scratch.nbytes)
             return
         if self.operations + self.traffic >= LONG:
             self.native = partial(run_interruptibly, pool, table, self._count, scratch.nbytes)
@@ -122,13 +122,6 @@ class CpuReplay:
         )  # fmt: skip
         addresses, self._code = host_compiler().compile(translate(call, {}), ["go"])
         self.native = _Go(addresses["go"])
-
-    def _run_with_exchanges(self) -> None:
-        """Walk a table with entries in Python; one by one where somebody records a timeline."""
-        if timeline.record is None:
-            self._run(ctypes.addressof(self._table), self._count, self._scratch.nbytes)
-        else:
-            cpu_report.run_recorded(self.labels, self._run_one, timeline.record)
 
     def _run_one(self, number: int) -> None:
         place = ctypes.addressof(self._table) + number * ctypes.sizeof(Launch)
@@ -143,7 +136,9 @@ class CpuReplay:
                 self._table[entry].total = evaluate(total, variables)
         if self._life is not self.pool.life:
             self._prepare()
-        if self.native():
+        if timeline.record is not None:
+            cpu_report.run_recorded(self.labels, self._run_one, timeline.record)
+        elif self.native():
             raise KeyboardInterrupt("the running program was interrupted between two kernels")
         counters = GlobalCounters
         counters.kernel_count += self.kernels

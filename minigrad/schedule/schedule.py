@@ -157,8 +157,10 @@ class _Plan:
                 self.stages[node] = placed(stage, node.arg)
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
-        self._order_results(target.vector_bytes > 0 and not target.bfloat16_matrices)
-        self.chains = Chains(self.stages.values(), self.slots, fuse and target.has_block_rows)
+        in_blocks = fuse and target.has_block_rows
+        across = target.vector_bytes > 0 and not target.bfloat16_matrices
+        self._order_results(across, in_blocks)
+        self.chains = Chains(self.stages.values(), self.slots, in_blocks)
         self.clusters = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
@@ -193,12 +195,14 @@ class _Plan:
                     found.add(array)
         return frozenset(found)
 
-    def _order_results(self, across: bool) -> None:
+    def _order_results(self, across: bool, in_blocks: bool) -> None:
         """Let products be computed and lie in the order in which their results are needed.
 
         What nobody reads, but who reads all of a result, is computed as the product it ends;
-        across: even where that means to store its columns as rows.
+        across: even where that means to store its columns as rows, unless it is one of attention's
+        (in_blocks: which may be there).
         """
+        blocks = Chains(self.stages.values(), self.slots, across and in_blocks).sinks
         readers: dict[Array, list[Node]] = {}
         for node, stage in self.stages.items():
             for array in stage.reads:
@@ -208,7 +212,8 @@ class _Plan:
             found = [self.stages[node] for node in nodes]
             for node, stage in zip(nodes, found, strict=True):
                 ends = stage.op is None and (stage.array not in readers or stage.array.whole)
-                self.stages[node] = in_order_of(stage, product, across) if ends else stage
+                if ends:
+                    self.stages[node] = in_order_of(stage, product, across and array not in blocks)
             products = all(stage.contraction is not None for stage in found)
             order = as_read(product, found) if products and array not in self.slots else None
             if order is not None and order != tuple(range(len(order))):

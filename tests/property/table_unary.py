@@ -205,6 +205,8 @@ OPERATORS = [
         gradient_domains=("any",), methods=("__pos__",)),
     row("abs(x)", np.abs, "wide", EXACT, call=abs, result=same,
         dtypes=(*FLOATS, *SIGNED), gradient_domains=("nonzero",), methods=("__abs__",)),
+    row("round(x)", np.round, "quarters", EXACT, call=round, result=same, dtypes=NUMBERS,
+        methods=("__round__",), differentiable=False),
     row("~x", np.invert, "wide", EXACT, call=lambda x: ~x, result=same,
         dtypes=(*INTS, "bool"), methods=("__invert__",), **_NON_DIFFERENTIABLE),
 ]  # fmt: skip

@@ -30,13 +30,14 @@ def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Ke
     monkeypatch.setattr(cpu, "host_kernels", lambda: made)
     with Context(CACHE=str(tmp_path / "cache")):
         seen: list[Kernel] = []
-        original = made._in_memory
+        original = made._kept
 
-        def in_memory(*arguments: Any) -> Kernel:
-            seen.append(original(*arguments))
-            return seen[-1]
+        def kept(*arguments: Any) -> dict[str, Kernel]:
+            found = original(*arguments)
+            seen.extend(found.values())
+            return found
 
-        monkeypatch.setattr(made, "_in_memory", in_memory)
+        monkeypatch.setattr(made, "_kept", kept)
         yield seen
 
 
