@@ -50,8 +50,9 @@ EQUATIONS: dict[str, tuple[Shape, ...]] = {
 }
 
 
-def _einsum_plans() -> Plans:
-    return fixed(*(Plan(shapes, {"equation": e}) for e, shapes in EQUATIONS.items()))
+def _einsum_plans(several: bool) -> Plans:
+    found = {e: shapes for e, shapes in EQUATIONS.items() if (len(shapes) > 2) is several}
+    return fixed(*(Plan(shapes, {"equation": e}) for e, shapes in found.items()))
 
 
 def _linear_plan(draw: Any) -> Plan:
@@ -86,7 +87,11 @@ CONTRACTIONS = [
               fixed(Plan(((1, 1),)), Plan(((3, 4),)), Plan(((9, 5),))), domains=("unit",),
               methods=("matmul",), **{**PRODUCT, "dtypes": FLOATS}),
     Operation("einsum", lambda *x, equation: Tensor.einsum(equation, *x),
-              lambda *x, equation: np.einsum(equation, *x), _einsum_plans(), **PRODUCT),
+              lambda *x, equation: np.einsum(equation, *x), _einsum_plans(False), **PRODUCT),
+    # which two are multiplied first decides what becomes of infinities
+    Operation("einsum of several", lambda *x, equation: Tensor.einsum(equation, *x),
+              lambda *x, equation: np.einsum(equation, *x), _einsum_plans(True), special=False,
+              methods=("einsum",), **PRODUCT),
     Operation("linear", method("linear"), lambda x, w, b=0: x @ w + b,
               drawn([Plan(((9,), (9, 17), (17,))), Plan(((5, 33), (33, 16), (16,))),
                      Plan(((0, 3), (3, 4), (4,))), Plan(((3, 4), (4, 5)))], _linear_plan),
