@@ -24,7 +24,7 @@ from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_exchange import watched
-from minigrad.runtimes.cpu_interrupt import LONG, run_interruptibly, runner
+from minigrad.runtimes.cpu_interrupt import LONG, runner
 from minigrad.runtimes.cpu_pool import Area, Launch, Pool, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.runtimes.native import translate
@@ -108,13 +108,10 @@ class CpuReplay:
         self._life = pool.life
         pool.ensure_scratch(scratch.nbytes)
         self.native: Callable[[], int | None]
-        run = runner(pool, self.operations + self.traffic)
-        self._run = watched(run, pool, self._exchanges)
-        if self._exchanges:
+        work = self.operations + self.traffic
+        self._run = watched(runner(pool, work), pool, self._exchanges)
+        if self._exchanges or work >= LONG:
             self.native = partial(self._run, table, self._count, scratch.nbytes)
-            return
-        if self.operations + self.traffic >= LONG:
-            self.native = partial(run_interruptibly, pool, table, self._count, scratch.nbytes)
             return
         call = _GO.format(
             run_table=ctypes.cast(pool.run_table, ctypes.c_void_p).value, table=table,
