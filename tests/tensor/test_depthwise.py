@@ -1,0 +1,56 @@
+"""A small kernel for each channel: images that are convolved as they lie equal those arranged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.tensor import convolution, templates
+
+WIDE: list[dict[str, Any]] = [
+    {"shape": (2, 5, 9, 37), "kernel": (3, 3), "padding": 1},
+    {"shape": (2, 5, 9, 37), "kernel": (3, 3), "stride": 2, "padding": 1},
+    {"shape": (2, 3, 8, 40), "kernel": (2, 3), "stride": (1, 2), "dilation": (2, 1)},
+    {"shape": (3, 7, 65), "kernel": (4,), "padding": 3},
+    {"shape": (1, 4, 5, 6, 19), "kernel": (2, 2, 2), "padding": ((1, 0), (0, 1), (2, 1))},
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("number", range(len(WIDE)))
+def test_as_they_lie_or_arranged(
+    on_device: str, number: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(WIDE[number])
+    shape, kernel = options.pop("shape"), options.pop("kernel")
+    draw = np.random.default_rng(number).standard_normal
+    given = [draw(s).astype(np.float32) for s in (shape, (shape[1], 1, *kernel), (shape[1],))]
+    assert shape[-1] >= convolution.LEAST_WIDTH and np.prod(kernel) <= convolution.MOST_PLACES
+
+    def found() -> list[np.ndarray]:
+        x, weight, bias = (Tensor(one).cast(dtype) for one in given)
+        y = x.conv2d(weight, bias, groups=shape[1], **options)
+        grads = y.float().square().sum().gradient(x, weight, bias)
+        return [one.float().numpy() for one in (y, *grads)]
+
+    calls: list[Any] = []
+    way = convolution.Convolution._each_channel
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls.append(self)
+        return way(self, *args)
+
+    monkeypatch.setattr(convolution.Convolution, "_each_channel", counted)
+    monkeypatch.setattr(templates.thread, "key", object())  # which no template knows
+    here = found()
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(convolution, "MOST_PLACES", 0)
+    monkeypatch.setattr(templates.thread, "key", object())
+    for one, other in zip(here, found(), strict=True):
+        rounded = 1e-5 if dtype == "float32" else 2e-2
+        np.testing.assert_allclose(one, other, rounded, rounded * np.abs(other).max())
+    assert not calls
