@@ -19,7 +19,7 @@ from minigrad.linalg.reflections import bidiagonal, empty, householder, reflecte
 from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.modes import modes, no_grad
+from minigrad.tensor.modes import modes
 from minigrad.tensor.results import QRResult, SVDResult
 
 
@@ -35,14 +35,10 @@ def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
     """
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
-    *batch, m, n = checked("qr", x)
+    *_, m, n = checked("qr", x)
     wide = x._wide()
     count = m if mode == "complete" else min(m, n)
-    with no_grad():
-        flat = wide.reshape(numel(batch), m, n)
-        some = numel(x.shape)
-        flat_q, flat_r = at_once(householder, flat, count=count) if some else empty(flat, count)
-        q, r = flat_q.reshape(*batch, m, count), flat_r.reshape(*batch, count, n)
+    q, r = at_once(householder, wide, count=count) if numel(x.shape) else empty(wide, count)
     if modes.gradients and numel(x.shape) and count <= n:
         q, r = with_gradients(wide, (q, r), qr, _qr_gradient)
     return QRResult(q.cast(x.dtype), r.cast(x.dtype))
@@ -61,14 +57,11 @@ def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
     *batch, m, n = checked("svd", x)
     wide = x._wide()
     k = min(m, n)
-    with no_grad():
-        flat = wide.reshape(numel(batch), m, n)
-        tall = flat if m >= n else flat.transpose(1, 2)
-        count = max(m, n) if full_matrices else k
-        left, s, right = _factors(tall, count)
-        u, v = (left, right) if m >= n else (right, left)
-        u, v = u.reshape(*batch, *u.shape[1:]), v.reshape(*batch, *v.shape[1:])
-        s = s.reshape(*batch, k)
+    if numel(x.shape):
+        u, s, v = at_once(_factored, wide, full=full_matrices)
+    else:
+        (u, _), s = empty(wide, m if full_matrices else k), x.new_zeros((*batch, k))
+        v, _ = empty(wide.mT, n if full_matrices else k)
     if modes.gradients and numel(x.shape):
         first, s, last = with_gradients(wide, (u[..., :k], s, v[..., :k]), _thin, _svd_gradient)
         u = first if u.shape[-1] == k else first.cat(u[..., k:], dim=-1)
@@ -107,18 +100,11 @@ def _qr_gradient(
 # --- SVD ------------------------------------------------------------------------------------------
 
 
-def _factors(x: Tensor, count: int) -> tuple[Tensor, ...]:
-    """`_factored`, of any size."""
-    batch, _, n = x._known_shape()
-    if batch * n:
-        return at_once(_factored, x, count=count)
-    u, _ = empty(x, count)
-    return u, x.new_zeros((batch, n)), x.new_zeros((batch, n, n))
-
-
-def _factored(x: Tensor, count: int) -> tuple[Tensor, ...]:
-    """`count` columns of U, S, and V (not transposed) of x (batch, m, n) with m ≥ n."""
-    n = x._known_shape()[2]
+def _factored(x: Tensor, full: bool) -> tuple[Tensor, ...]:
+    """U, S, and V (not transposed) of x (batch, m, n)."""
+    _, m, n = x._known_shape()
+    if m < n:
+        return _factored(x.transpose(1, 2), full)[::-1]
     size = x.abs().max((1, 2), True)
     x = (x / size.eq(0).where(1.0, size)).contiguous()
     # those of tiny singular values have no direction, and QR finds one for them
@@ -127,7 +113,7 @@ def _factored(x: Tensor, count: int) -> tuple[Tensor, ...]:
     s = (turned * turned).sum(1).sqrt()
     order = s.argsort(1, descending=True)
     v, turned = (one._at(2, order.unsqueeze(1).expand(one.shape)) for one in (v, turned))
-    return _directions(turned, count), s._at(1, order) * size.squeeze(2), v
+    return _directions(turned, m if full else n), s._at(1, order) * size.squeeze(2), v
 
 
 def _right_vectors(x: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv
 from minigrad.jit import jit
 from minigrad.tensor import Tensor
+from minigrad.tensor.broadcasting import broadcast_shape
 from minigrad.tensor.modes import no_grad
 
 PANEL = 16  # columns: a vector of 512 bits has 16 float32
@@ -22,9 +24,13 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 
 def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor, ...]:
-    """function(*values, **numbers), computed now by the program of these shapes and numbers."""
+    """function(*values, **numbers), computed now by the program of these shapes and numbers.
+
+    Of values (…, rows, columns), whose leading extents are broadcast, `function` gets
+    (batch, rows, columns), and what it gives begins with the batch.
+    """
     with no_grad():
-        given = [value.detach().contiguous() for value in values]
+        given = [value.contiguous() for value in values]
         given[0].realize(*given[1:])
         known = tuple((value.shape, value.dtype) for value in given)
         call = _captured(function, given[0].device, known, tuple(numbers.items()))
@@ -35,9 +41,17 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
 def _captured(
     function: Function, device: str, known: Any, numbers: tuple[tuple[str, int], ...]
 ) -> Function:
+    leading = broadcast_shape("linalg", *(shape[:-2] for shape, _ in known))
+    batch = numel(leading)
+
+    def flat(value: Tensor) -> Tensor:
+        matrix = value.shape[-2:]
+        return value.expand((*leading, *matrix)).reshape((batch, *matrix))
+
     def call(*values: Tensor) -> tuple[Tensor, ...]:
         with no_grad():
-            results = tuple(value.contiguous() for value in function(*values, **dict(numbers)))
+            found = function(*map(flat, values), **dict(numbers))
+            results = tuple(one.reshape((*leading, *one.shape[1:])).contiguous() for one in found)
             results[0].realize(*results[1:])
         return results
 

@@ -31,10 +31,10 @@ def householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def empty(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The same where x has no element."""
-    batch, m, n = x._known_shape()
-    q = x.eye(m, count, dtype=x.dtype, device=x.device).expand(batch, m, count)
-    return q, x.new_zeros((batch, count, n))
+    """The same of x (…, m, n) without elements."""
+    *batch, m, n = x._known_shape()
+    q = x.eye(m, count, dtype=x.dtype, device=x.device).expand(*batch, m, count)
+    return q, x.new_zeros((*batch, count, n))
 
 
 def _reflected_panels(s: Tensor, q: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:

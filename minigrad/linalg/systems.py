@@ -27,7 +27,6 @@ from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, broadcast_shape
-from minigrad.tensor.modes import no_grad
 from minigrad.tensor.results import EighResult, SlogdetResult
 
 
@@ -36,7 +35,7 @@ def _identity(x: Tensor) -> Tensor:
 
 
 class _Eliminated(NamedTuple):
-    """solution: y with x·y = right. pivots: their product is the determinant: those of rows that
+    """solution: y with left·y = right. pivots: their product is the determinant: those of rows that
     were exchanged have the other sign.
     """
 
@@ -44,21 +43,11 @@ class _Eliminated(NamedTuple):
     pivots: Tensor
 
 
-def _eliminate(matrix: Tensor, right: Tensor) -> _Eliminated:
-    """Gauss–Jordan elimination with the largest pivot of each column (Golub and Van Loan, 3.4)."""
-    shape = matrix._known_shape()
-    size, batch, columns = shape[-1], numel(shape[:-2]), right._known_shape()[-1]
-    if not size * batch:
-        return _Eliminated(matrix.zeros_like()[..., :columns], matrix.new_ones(shape[:-1]))
-    with no_grad():
-        flat = matrix.reshape((batch, size, size))
-        wide = right.expand((*shape[:-1], columns)).reshape((batch, size, columns))
-        solution, pivots = at_once(_eliminated, flat, wide)
-        return _Eliminated(solution.reshape((*shape[:-1], columns)), pivots.reshape(shape[:-1]))
+def _eliminated(left: Tensor, right: Tensor) -> _Eliminated:
+    """Gauss–Jordan elimination with the largest pivot of each column (Golub and Van Loan, 3.4).
 
-
-def _eliminated(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of left (batch, n, n), right (batch, n, m): as parts of matrices of whole panels."""
+    Of left (batch, n, n) and right (batch, n, m), as parts of matrices of whole panels.
+    """
     size = left._known_shape()[1]
     width, panels = cut(size)
     whole = width * panels
@@ -66,7 +55,34 @@ def _eliminated(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     corner = _identity(left.new_zeros((1, more, more))).pad((size, 0, size, 0))
     wide = (left.pad((0, more, 0, more)) + corner).cat(right.pad((0, 0, 0, more)), dim=2)
     s, pivots = _without_panels(wide, width, panels)
-    return s[:, :size, whole:], pivots[:, :size]
+    return _Eliminated(s[:, :size, whole:], pivots[:, :size])
+
+
+def _solution(left: Tensor, right: Tensor) -> tuple[Tensor]:
+    return (_eliminated(left, right).solution,)
+
+
+def _inverse(x: Tensor) -> tuple[Tensor]:
+    return _solution(x, _identity(x).expand(x.shape))
+
+
+def _pivots(x: Tensor) -> Tensor:
+    """The pivots of x (batch, n, n); behind a pivot of 0 there are infinities, never another 0.
+
+    The elimination goes on with NaN then, so that pivots after a zero are set to one.
+    """
+    pivots = _eliminated(x, x[:, :, :0]).pivots.contiguous()
+    zero = pivots.eq(0)
+    return (zero.cumsum(-1) - zero > 0).where(1.0, pivots)
+
+
+def _determinant(x: Tensor) -> tuple[Tensor]:
+    return (_pivots(x).prod(-1),)
+
+
+def _sign_and_logarithm(x: Tensor) -> tuple[Tensor, Tensor]:
+    pivots = _pivots(x)
+    return pivots.sign().prod(-1), pivots.abs().log().sum(-1)
 
 
 def _without_panels(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
@@ -117,7 +133,7 @@ def inv(x: Tensor) -> Tensor:
     [[0.5, 0.0], [0.0, 0.25]]
     """
     checked("inv", x, True)
-    value = _eliminate(x, _identity(x)).solution
+    value = at_once(_inverse, x)[0] if numel(x.shape) else x
     return x._with_derivative(value, _inv_rule)
 
 
@@ -137,7 +153,8 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
-    solved = left._with_derivative(_eliminate(left, right).solution, _solve_rule, right)
+    value = at_once(_solution, A, right)[0] if numel(left.shape) else right
+    solved = left._with_derivative(value, _solve_rule, right)
     return solved.squeeze(-1) if B.ndim == 1 else solved
 
 
@@ -146,28 +163,16 @@ def _solve_rule(g: Any, value: Any, a: Any, b: Any) -> Sequence[Any]:
     return [-(by_b @ solve(a, b).mT), by_b]
 
 
-def _determinant(name: str, x: Tensor) -> _Eliminated:
-    """Elimination for its pivots; behind a pivot of 0 there are infinities, never another pivot.
-
-    The elimination goes on with NaN then, so that pivots after a zero are set to one.
-    """
-    checked(name, x, True)
-    found = _eliminate(x, x[..., :1].detach())
-    with no_grad():
-        zero = found.pivots.eq(0)
-        after = zero.cumsum(-1) - zero > 0
-        return found._replace(pivots=after.where(1.0, found.pivots))
-
-
 def slogdet(x: Tensor) -> SlogdetResult[Tensor]:
     """The sign of each determinant, and the logarithm of its absolute value.
 
     >>> [part.item() for part in slogdet(Tensor([[-1.0, 0.0], [0.0, 1.0]]))]
     [-1.0, 0.0]
     """
-    found = _determinant("slogdet", x)
-    sign, size = found.pivots.sign().prod(-1), found.pivots.abs().log().sum(-1)
-    return SlogdetResult(sign, x._with_derivative(size, _slogdet_rule))
+    shape = checked("slogdet", x, True)[:-2]
+    some = numel(x.shape)
+    found = at_once(_sign_and_logarithm, x) if some else (x.new_ones(shape), x.new_zeros(shape))
+    return SlogdetResult(found[0], x._with_derivative(found[1], _slogdet_rule))
 
 
 def _slogdet_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
@@ -180,8 +185,9 @@ def det(x: Tensor) -> Tensor:
     >>> det(Tensor([[2.0, 1.0], [0.0, 4.0]])).item()
     8.0
     """
-    found = _determinant("det", x)
-    return x._with_derivative(found.pivots.prod(-1), _det_rule)
+    shape = checked("det", x, True)[:-2]
+    value = at_once(_determinant, x)[0] if numel(x.shape) else x.new_ones(shape)
+    return x._with_derivative(value, _det_rule)
 
 
 def _det_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
@@ -195,20 +201,9 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
     [[2.0, 0.0], [1.0, 1.0]]
     """
     checked("cholesky", x, True)
-    with no_grad():
-        factor = _lower(x)
+    factor = at_once(_factored, x)[0] if numel(x.shape) else x
     result = x._with_derivative(factor, _cholesky_rule)
     return result.mT if upper else result
-
-
-def _lower(x: Tensor) -> Tensor:
-    """The factor of `cholesky`."""
-    shape = x._known_shape()
-    size, batch = shape[-1], numel(shape[:-2])
-    if not size * batch:
-        return x
-    (factor,) = at_once(_factored, x.reshape((batch, size, size)))
-    return factor.reshape(shape)
 
 
 def _factored(x: Tensor) -> tuple[Tensor]:
@@ -249,12 +244,9 @@ def eigh(x: Tensor) -> EighResult[Tensor]:
     >>> eigh(Tensor([[2.0, 0.0], [0.0, 1.0]]))[0].round(decimals=4).tolist()
     [1.0, 2.0]
     """
-    shape, wide = checked("eigh", x, True), x._wide()
-    size, batch = shape[-1], numel(shape[:-2])
-    with no_grad():
-        flat = wide.reshape((batch, size, size))
-        values, vectors = at_once(_conquered, flat) if size * batch else (flat.sum(2), flat)
-        found = values.reshape(shape[:-1]), vectors.reshape(shape)
+    checked("eigh", x, True)
+    wide = x._wide()
+    found = at_once(_conquered, wide) if numel(x.shape) else (wide.detach().sum(-1), wide.detach())
     first, last = with_gradients(wide, found, eigh, _eigh_gradient)
     return EighResult(first.cast(x.dtype), last.cast(x.dtype))
 
