@@ -19,7 +19,7 @@ from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
-from minigrad.graph.node import Node, Op, form_of, is_symbolic, needed, own_buffer
+from minigrad.graph.node import BUFFER, Node, Op, form_of, is_symbolic, needed, own_buffer
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
@@ -125,21 +125,21 @@ def realize(
             order = needed(roots)
         if Op.COPY in operations or Op.LOOP in operations:
             return _in_stages(roots, failures)
-    result: dict[Node, Node] = {root: root for root in roots if root.op is Op.BUFFER}
-    by_device: dict[str, list[Node]] = {}
-    for root in dict.fromkeys(roots):
-        if root not in result:
-            by_device.setdefault(root.device, []).append(root)
-    checked = Op.CHECK in operations and flag("BOUNDS") != 0
+    by_device: dict[str, dict[Node, None]] = {}
+    for root in roots:
+        if root.op is not BUFFER:
+            by_device.setdefault(root.device, {})[root] = None
+    checked = bool(operations) and Op.CHECK in operations and flag("BOUNDS") != 0
     found: list[MinigradError] = []
+    result: dict[Node, Node] = {}
     for group in by_device.values():
         known = order if len(group) == len(roots) else None
-        result.update(zip(group, _run(group, checked, found, known), strict=True))
+        result.update(zip(group, _run(list(group), checked, found, known), strict=True))
     if failures is not None:
         failures += found
     elif found:
         raise found.pop()  # nor may this frame keep it, which it keeps
-    return [result[root] for root in roots]
+    return [result.get(root, root) for root in roots]
 
 
 def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:

@@ -104,8 +104,8 @@ def getenv(name: str, default: Any = None) -> Any:
 
 def flag(name: str) -> int:
     """Current value of an integer setting."""
-    values = thread.values
-    return int(values[name] if name in values else getenv(name))
+    value = thread.values.get(name)
+    return value if type(value) is int else int(getenv(name))
 
 
 def say(text: str) -> None:

@@ -138,6 +138,9 @@ class CPU:
         return Sequential(calls, arguments)
 
 
+NOTHING_HELD: tuple[tuple[int, ...], int] = ((), 0)  # `placed` of a program with no arena
+
+
 class CpuProgram:
     """A launch table, its arguments, and where in them each buffer's address goes."""
 
@@ -166,6 +169,7 @@ class CpuProgram:
             Launch(address, base + 8 * start, total if isinstance(total, int) else 0, grain)
             for address, total, grain, start in self.launches
         ))  # fmt: skip
+        self._base = ctypes.addressof(self._table)
         self._varying = [
             (number, total) for number, (_, total, _, _) in enumerate(self.launches)
             if isinstance(total, Affine)
@@ -194,7 +198,7 @@ class CpuProgram:
         """Fill in the call's addresses and values, and walk the table."""
         if not self.kernels:
             return
-        places, arena_bytes = self.placed(variables)
+        places, arena_bytes = self.placed(variables) if self._held else NOTHING_HELD
         if self._own:  # sizes that vary share a block: new pages would take longer than to compute
             arena_bytes = 1 << max(arena_bytes - 1, 0).bit_length()
         arena = cpu_memory.allocate(arena_bytes) if arena_bytes else 0
@@ -267,8 +271,7 @@ class CpuProgram:
         )  # fmt: skip
 
     def _walk(self) -> None:
-        base = ctypes.addressof(self._table)
-        level = flag("DEBUG")
+        base, level = self._base, flag("DEBUG")
         if level < 1 and timeline.record is None:
             self._run(base, len(self.kernels), self.scratch_bytes)
             return

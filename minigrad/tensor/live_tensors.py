@@ -62,14 +62,14 @@ class Holder:
         self.raw = node
         self._link = Link(self, _forget)
         with lock:
-            _file(self._link, node)
+            _file(self, node)
 
     def _point(self, node: Node) -> None:
         """Stand for another node from now on."""
         with lock:
-            _forget(self._link)
+            _unfile(self._link)
             self.raw = node
-            _file(self._link, node)
+            _file(self, node)
 
 
 class Link(weakref.ref[Holder]):
@@ -108,22 +108,40 @@ clock = _Clock()
 clock.lazies = 0
 
 
-def _file(link: Link, node: Node) -> None:
-    number = id(node)
+def _file(holder: Holder, node: Node) -> None:
+    number, link = id(node), holder._link
     before = alone.pop(number, None)
-    holder = before() if before is not None else None
-    if before is not None and holder is not None:
-        _file(before, node)
+    other = before() if before is not None else None
+    if other is not None:
+        _file(other, node)
     if link.__callback__ is None:
-        _mourn(link)
+        _mourn(holder)
     link.node_id, link.device = number, node.device
-    _by_node.setdefault(number, {})[id(link)] = link
-    if node.op is not BUFFER or _is_view(link):
+    filed = _by_node.get(number)
+    if filed is None:
+        _by_node[number] = {id(link): link}
+    else:
+        filed[id(link)] = link
+    if node.op is not BUFFER or holder._origin is not None:
         _lazy[id(link)] = link
         link.filed = next(ages)
         clock.lazies += 1
-    elif len(_by_node[number]) > 1 and _several(number):
+    elif filed is not None and _several(number):
         shared.add(number)
+
+
+def _unfile(link: Link) -> None:
+    number = link.node_id
+    if alone.get(number) is link and alone.pop(number, None) is not None:
+        return
+    links = _by_node.get(number)
+    if links is not None:
+        links.pop(id(link), None)
+        if not links:
+            del _by_node[number]
+        if number in shared and not _several(number):
+            shared.discard(number)
+    _lazy.pop(id(link), None)
 
 
 def _is_view(link: Link) -> bool:
@@ -136,10 +154,10 @@ def _several(number: int) -> bool:
     return sum(not _is_view(link) for link in _by_node.get(number, {}).values()) > 1
 
 
-def _mourn(link: Link) -> None:
+def _mourn(holder: Holder) -> None:
     """See to it that the death of a tensor is noticed, whose link does not do so itself."""
-    holder = link()
-    if not hasattr(link, "death") and holder is not None:
+    link = holder._link
+    if not hasattr(link, "death"):
         link.death = weakref.ref(holder, lambda _: _forget(link))
 
 
@@ -166,14 +184,7 @@ def _forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
     if alone.get(link.node_id) is link and alone.pop(link.node_id, None) is not None:
         return  # without the lock: where another thread files it elsewhere, one of the two sees it
     with lock:
-        links = _by_node.get(link.node_id)
-        if links is not None:
-            links.pop(id(link), None)
-            if not links:
-                del _by_node[link.node_id]
-            if link.node_id in shared and not _several(link.node_id):
-                shared.discard(link.node_id)
-        _lazy.pop(id(link), None)
+        _unfile(link)
 
 
 def _alive(links: list[Link]) -> list[Holder]:

@@ -21,7 +21,7 @@ from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.copies import MANY, alike, rows_of, stacked, unstacked
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, ages, make, topological
+from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, make, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
@@ -80,8 +80,10 @@ def accompany(buffer: Node, holder: Holder) -> None:
 def realize(tensors: Iterable[Holder]) -> None:
     """Give every tensor memory that holds its value."""
     with lock:
-        plan = _Plan([holder for holder in tensors if holder.raw.op is not Op.BUFFER])
-    _run(plan)
+        lazy = [holder for holder in tensors if holder.raw.op is not BUFFER]
+        plan = _Plan(lazy) if lazy else None
+    if plan is not None:
+        _run(plan)
 
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
@@ -258,7 +260,7 @@ class _Plan:
         owner: Holder | None = None,
     ) -> None:
         self.wanted, self.owner, self.given_targets = wanted, owner, tuple(targets)
-        self.roots: dict[Node, None] = dict.fromkeys(holder.raw for holder in wanted)
+        self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
         self.writes: list[Node] = []  # among the order
@@ -274,14 +276,17 @@ class _Plan:
             self._extend()
             if size == len(self.roots):
                 self._save_for_backward()
-        writes = {node for node in self.writes if not _is_waiting(node)}
-        values = see_through(list(self.roots), writes)
+        values = list(self.roots)
+        if self.writes:
+            values = see_through(values, {w for w in self.writes if not _is_waiting(w)})
         self.parts: dict[Node, Node] = {}  # readers → as parts of what is computed in their place
         if len(self.order) > 2 * MANY:
             values = self._without_copies(values)
-        pairs = zip(self.roots, values, strict=True)
-        self.alone = {root: value for root, value in pairs if root not in self.parts}
-        self.wholes = list(dict.fromkeys(map(_whole, self.parts.values())))
+        self.alone = dict(zip(self.roots, values, strict=True))
+        self.wholes: list[Node] = []
+        if self.parts:
+            self.alone = {root: x for root, x in self.alone.items() if root not in self.parts}
+            self.wholes = list(dict.fromkeys(map(_whole, self.parts.values())))
         self.values = [*self.alone.values(), *self.wholes]
         self.same = self.values == list(self.roots)  # whose order is known
 
@@ -431,16 +436,16 @@ class _Plan:
         if self.kept or self.lost:
             self._record(made)
         for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
-            if holder.raw.op is Op.CONST:
+            if holder.raw.op is CONST:
                 holder._point(made[holder.raw])
         for root in self.roots:
-            if root.op is Op.CONST:
+            if root.op is CONST:
                 del made[root]
-        kept = {*self.kept, *(root for root, _ in self.lost)}
+        kept = {*self.kept, *dict(self.lost)}
         for root, buffer in made.items():
             for holder in holders(root):
                 holder._point(buffer)
-                if root not in kept and not wants_gradient(buffer):
+                if holder.stopped and root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
         for target, copied in self.copies.items():
             made[target] = made[copied]
