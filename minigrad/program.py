@@ -131,15 +131,15 @@ def realize(
             by_device.setdefault(root.device, {})[root] = None
     checked = bool(operations) and Op.CHECK in operations and flag("BOUNDS") != 0
     found: list[MinigradError] = []
-    result: dict[Node, Node] = {}
+    made: dict[Node, Node] = {}
     for group in by_device.values():
         known = order if len(group) == len(roots) else None
-        result.update(zip(group, _run(list(group), checked, found, known), strict=True))
+        made.update(zip(group, _run([*group], checked, found, known), strict=True))
     if failures is not None:
         failures += found
     elif found:
         raise found.pop()  # nor may this frame keep it, which it keeps
-    return [result.get(root, root) for root in roots]
+    return [made.get(root, root) for root in roots]
 
 
 def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
@@ -193,9 +193,9 @@ def _run(
     fresh, made = [], []
     for root, target in zip(roots, call.targets, strict=True):
         if target >= len(call.inputs):
-            memory = Buffer(root.device, root.dtype, numel(root.shape))
-            fresh.append(memory)
             form = form_of(root.dtype, root.shape, root.device)
+            memory = Buffer(root.device, root.dtype, form.size)
+            fresh.append(memory)
             made.append(own_buffer(memory, root.dtype, root.shape, root.device, form))
         else:
             made.append(root.src[0])

@@ -13,7 +13,7 @@ from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
-from minigrad.settings import flag, report
+from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
 MOST_SPECIAL = 64  # programs of one structure
@@ -130,7 +130,8 @@ class Programs:
         may_pad: whether it may copy the call's arrays to others (a step that is captured has none).
         """
         # A structure describes a whole graph, so that hashing it is dear: it is looked up once.
-        key = (call.structure, flag("FUSE"), flag("GUARD"), flag("TUNE"))
+        values = thread.values
+        key = (call.structure, values["FUSE"], values["GUARD"], values["TUNE"])
         family = self._families.get(key)
         found = None if family is None else family.find(call.cells, may_pad)
         if found is None:

@@ -177,6 +177,7 @@ class CpuProgram:
         codes = [kernel.code for kernel in self.kernels]
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)
+        self._most_work = self.operations, self.traffic
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
         run = runner(self.pool, self.operations + self.traffic)
         self._run = watched(run, self.pool, [self.exchanges])
@@ -203,7 +204,7 @@ class CpuProgram:
             arena_bytes = 1 << max(arena_bytes - 1, 0).bit_length()
         arena = cpu_memory.allocate(arena_bytes) if arena_bytes else 0
         try:
-            addresses = [buffer.memory for buffer in buffers]
+            addresses = [buffer.handle or buffer.memory for buffer in buffers]
             words = [
                 addresses[where] if kind == "slot"
                 else arena + places[where] if kind == "held"
@@ -221,7 +222,7 @@ class CpuProgram:
                     if self._varying:
                         self._set_totals([evaluate(total, variables) for _, total in self._varying])
                     self._walk()
-                    operations, traffic = self._work()
+                    operations, traffic = self._work() if self._varying else self._most_work
                 finally:
                     if before is None:
                         self._running = False
@@ -252,9 +253,7 @@ class CpuProgram:
 
     def _work(self) -> tuple[int, int]:
         """Operations and bytes of the call: estimates are of as many iterations as can be."""
-        operations, traffic = self.operations, self.traffic
-        if not self._varying:
-            return operations, traffic
+        operations, traffic = self._most_work
         for (number, full), total in zip(self._varying, self._totals(), strict=True):
             code, missing = self.kernels[number].code, full.high - total
             operations -= code.operations * missing // full.high

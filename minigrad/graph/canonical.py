@@ -207,17 +207,17 @@ def canonicalize(
     number_of = number.__getitem__
     for node in order:
         op, arg = node.op, node.arg
-        if op in _SHAPED:  # most of them
+        if op is BUFFER:
+            arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
+            cells += node.shape
+        elif op in _SHAPED:  # most of them
             arg = len(node.shape)
             cells += node.shape
         elif op in _OTHER:
-            if op is BUFFER:
-                arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
-                cells += node.shape
-            elif op is Op.CUSTOM or (op is Op.CHECK and not checked):
+            if op is Op.CUSTOM or (op is Op.CHECK and not checked):
                 number[node] = number[node.src[0]]
                 continue
-            elif op is Op.COLLECTIVE:
+            if op is Op.COLLECTIVE:
                 numbers = numbers or exchange_numbers(order)
                 arg = (replace(arg, number=numbers[arg.number]), node.shape)
             else:

@@ -10,7 +10,7 @@ small arrays that nobody wants a gradient of; the order in which a sum adds chan
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -47,7 +47,7 @@ def together(
     kinds = _Kinds(kept)
     heads = sorted(_heads(roots, order), key=lambda pair: -pair[0].age)
     for head, terms in heads:
-        made = _of_parts(head, terms, kinds, kept) if head not in below else None
+        made = _of_parts(head, terms, kinds) if head not in below else None
         if made is not None:
             new[head] = made
             if len(heads) > 1:
@@ -58,9 +58,11 @@ def together(
     return together(less, topological(less), kept)  # copies inside of copies
 
 
-def alike(nodes: Sequence[Node]) -> list[list[Node]]:
-    """Those of them of which there are many copies, in groups of one kind."""
-    return [some for some in _Kinds(()).groups(nodes) if len(some) > MANY]
+def as_rows(nodes: Sequence[Node], kept: Container[Node]) -> Iterator[tuple[list[Node], Node]]:
+    """Those of them of which there are many copies, of one kind each, and their rows (len, …)."""
+    for some, whole in _Kinds(kept).together(nodes, _grouped):
+        if len(some) > MANY:
+            yield some, stacked(some) if whole is None else whole
 
 
 def stacked(nodes: Sequence[Node]) -> Node:
@@ -91,17 +93,14 @@ def nbytes(node: Node) -> int:
     return numel(node.shape) * node.dtype.itemsize
 
 
-def _of_parts(
-    head: Node, parts: Sequence[Node], kinds: _Kinds, kept: Container[Node]
-) -> Node | None:
+def _of_parts(head: Node, parts: Sequence[Node], kinds: _Kinds) -> Node | None:
     """A sum or a join of parts, those that are copies as one; None where there are none."""
     if head.op is Op.ADD:
-        return _sum(parts, kinds, kept)
+        return _sum(parts, kinds)
     axis = head.arg
     order = [*range(1, axis + 1), 0, *range(axis + 1, head.ndim + 1)]
     pieces: list[Node] = []
-    for some in kinds.runs(parts):
-        made = _rows(some, kept) if len(some) > MANY else None
+    for some, made in kinds.together(parts, _runs):
         if made is None:
             pieces += some
         else:
@@ -152,6 +151,24 @@ def _is_large(node: Node) -> bool:
     return stored and nbytes(node) > MOST_BYTES
 
 
+Together = list[tuple[list[Node], Node | None]]  # nodes, and their rows: see `_rows`
+Split = Callable[[Sequence[Node], Iterable[Any]], list[list[Node]]]  # nodes with equal keys
+
+
+def _grouped(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:
+    """In the order of the first of each group."""
+    found: dict[Any, list[Node]] = {}
+    for node, key in zip(nodes, keys, strict=True):
+        found.setdefault(key, []).append(node)
+    return list(found.values())
+
+
+def _runs(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:
+    """Neighbours together."""
+    runs = groupby(zip(keys, nodes, strict=True), key=itemgetter(0))
+    return [[node for _, node in run] for _, run in runs]
+
+
 class _Kinds:
     """Numbers of nodes, equal for those that may be copies: but for the numbers in them."""
 
@@ -160,17 +177,19 @@ class _Kinds:
         self.of: dict[Node, int] = {}
         self._numbers: dict[Any, int] = {}
 
-    def groups(self, roots: Sequence[Node]) -> list[list[Node]]:
-        """The roots by kind, in the order of the first of each."""
-        found: dict[int, list[Node]] = {}
-        for root, kind in zip(roots, self._of(roots), strict=True):
-            found.setdefault(kind, []).append(root)
-        return list(found.values())
+    def together(self, nodes: Sequence[Node], split: Split) -> Together:
+        """The nodes by kind. Nobody looks for kinds where all of one form are copies."""
+        found: Together = []
+        for some in split(nodes, map(_form, nodes)):
+            whole = self._rows(some)
+            if whole is not None or len(some) == 1:
+                found.append((some, whole))
+            else:
+                found += [(few, self._rows(few)) for few in split(some, self._of(some))]
+        return found
 
-    def runs(self, roots: Sequence[Node]) -> list[list[Node]]:
-        """The roots in order: neighbours of one kind together."""
-        kinds = zip(self._of(roots), roots, strict=True)
-        return [[root for _, root in run] for _, run in groupby(kinds, key=itemgetter(0))]
+    def _rows(self, some: Sequence[Node]) -> Node | None:
+        return _rows(some, self.kept) if len(some) > MANY else None
 
     def _of(self, roots: Sequence[Node]) -> list[int]:
         of, numbers, kept = self.of, self._numbers, self.kept
@@ -183,11 +202,10 @@ class _Kinds:
         return [of[root] for root in roots]
 
 
-def _sum(terms: Sequence[Node], kinds: _Kinds, kept: Container[Node]) -> Node | None:
+def _sum(terms: Sequence[Node], kinds: _Kinds) -> Node | None:
     """The sum of terms, copies as the sum of one array's rows; None where there are no copies."""
     parts: list[Node] = []
-    for some in kinds.groups(terms):
-        made = _rows(some, kept) if len(some) > MANY else None
+    for some, made in kinds.together(terms, _grouped):
         parts += some if made is None else [sum_of_rows(made)]
     if len(parts) == len(terms):
         return None

@@ -18,15 +18,22 @@ from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED
 from minigrad.graph.operations import Op as Op
+from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 
 Shape = tuple[Integer, ...]
 
 
 class Form:
-    """What BUFFERs of one dtype, shape and device have in common."""
+    """What BUFFERs of one dtype, shape and device have in common.
 
-    __slots__ = ("__weakref__",)
+    size: elements to reserve.
+    """
+
+    __slots__ = ("size", "__weakref__")
+
+    def __init__(self, shape: Shape) -> None:
+        self.size = numel(shape)
 
 
 class Node(Numeric):
@@ -116,7 +123,7 @@ def make(
 def form_of(dtype: DType, shape: Shape, device: str) -> Form:
     """The form of a BUFFER."""
     key = (dtype, shape, device)
-    return _forms.find(key) or _forms.settle(key, Form())
+    return _forms.find(key) or _forms.settle(key, Form(shape))
 
 
 def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:

@@ -45,19 +45,22 @@ class Backward(Composed):
         (output,), back = saved_graphs.expand([self.node], order)
         if output is not self.node:
             order = topological([output])
-        leaves = self._find_leaves(output, order, back)
-        if not leaves:
+        for candidates in _may_be_leaves(order, back):
+            (joined,) = without_copies([output], order, candidates.keys())
+            known = order if joined is output else topological([joined])
+            leaves = {n: candidates[n] for n in reached([joined], known) if n in candidates}
+            if leaves:
+                break
+        else:
             raise GradientError(
                 f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
                 "that takes a gradient (was it detached, or computed inside no_grad?)"
             )
-        (joined,) = without_copies([output], order, leaves.keys())
-        known = order if joined is output else None
         found = node_gradient([joined], [seed], list(leaves), known)
         with no_grad():
             grads = replaced([g for g in found if g is not None], back)
-            reached = [leaf for leaf, g in zip(leaves.values(), found, strict=True) if g]
-            for tensors, node in zip(reached, grads, strict=True):
+            with_gradient = [some for some, g in zip(leaves.values(), found, strict=True) if g]
+            for tensors, node in zip(with_gradient, grads, strict=True):
                 for tensor in tensors:
                     _add_gradient(tensor, node)
         return self
@@ -125,21 +128,23 @@ class Backward(Composed):
         nodes = reached(roots, topological(roots))
         return any(holder._requires_grad for node in nodes for holder in holders(node))
 
-    def _find_leaves(
-        self, output: Node, order: Sequence[Node], back: dict[Node, Node]
-    ) -> dict[Node, list[Core]]:
-        """Node of each leaf → the tensors that stand for it. order: `topological([output])`."""
-        marked: dict[Node, list[Core]] = {}
-        others: dict[Node, list[Core]] = {}
-        found = reached([output], order)
-        for node in found if back else held_among(found):
-            for holder in holders(node) + (holders(back[node]) if node in back else []):
-                assert isinstance(holder, Core)
-                if holder._requires_grad:
-                    marked.setdefault(node, []).append(holder)
-                elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):
+
+def _may_be_leaves(order: Sequence[Node], back: dict[Node, Node]) -> list[dict[Node, list[Core]]]:
+    """Nodes → the tensors that stand for them: marked ones; those that count where none is reached.
+
+    order: of a graph. back: its nodes that stand for others → these.
+    """
+    marked: dict[Node, list[Core]] = {}
+    others: dict[Node, list[Core]] = {}
+    for node in order if back else held_among(order):
+        for holder in holders(node) + (holders(back[node]) if node in back else []):
+            assert isinstance(holder, Core)
+            if holder._requires_grad:
+                marked.setdefault(node, []).append(holder)
+            elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):
+                if node.dtype.is_float:
                     others.setdefault(node, []).append(holder)
-        return marked or others
+    return [some for some in (marked, others) if some]
 
 
 def _add_gradient(leaf: Core, node: Node) -> None:

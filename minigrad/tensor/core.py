@@ -156,7 +156,9 @@ class Core(Holder, metaclass=_TensorType):
         return result
 
     def _new(self, node: Node) -> Self:
-        return type(self)._of(node)
+        result = self.__class__.__new__(self.__class__)
+        result._start(node)
+        return result
 
     def _view(self, step: Callable[[Node], Node], stops: bool = False) -> Self:
         """A tensor that shows elements of this one; writing to it writes here."""

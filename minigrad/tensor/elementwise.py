@@ -37,13 +37,13 @@ def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
 
 def _common(name: str, nodes: Sequence[Node]) -> list[Node]:
     """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
-    same_device(name, nodes)
-    first = nodes[0].shape, nodes[0].dtype
+    first = nodes[0].shape, nodes[0].dtype, nodes[0].device
     for node in nodes:
-        if (node.shape, node.dtype) != first:
+        if (node.shape, node.dtype, node.device) != first:
             break
     else:
         return list(nodes)
+    same_device(name, nodes)
     shape = broadcast_shape(name, *(node.shape for node in nodes))
     dtype = promote(*(node.dtype for node in nodes))
     return [broadcast_to(build.cast(node, dtype), shape) for node in nodes]

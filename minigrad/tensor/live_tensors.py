@@ -204,7 +204,7 @@ def holders(node: Node) -> list[Holder]:
     if links is None:
         link = alone.get(id(node))
         return _alive([link]) if link is not None else []
-    return _alive(list(links.values()))
+    return [holder for link in [*links.values()] if (holder := link()) is not None]
 
 
 def wants_gradient(node: Node) -> bool:

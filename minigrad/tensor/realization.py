@@ -20,7 +20,7 @@ from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
-from minigrad.graph.copies import MANY, alike, rows_of, stacked, unstacked
+from minigrad.graph.copies import MANY, as_rows, unstacked
 from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, make, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
@@ -253,6 +253,10 @@ class _Plan:
     those of them that have other readers than their owner → the root that saves their value.
     """
 
+    tracked: Set[Node] = frozenset()
+    kept: Sequence[Node] = ()
+    lost: Sequence[tuple[Node, Node]] = ()  # root, a leaf that its gradient would need
+
     def __init__(
         self,
         wanted: Sequence[Holder],
@@ -267,9 +271,6 @@ class _Plan:
         self.marked: set[Node] = set()  # leaves, and what else was marked
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.readers: set[Node] = set()  # roots only because they read a target
-        self.tracked: set[Node] = set()
-        self.kept: list[Node] = []
-        self.lost: list[tuple[Node, Node]] = []  # root, a leaf that its gradient would need
         size = -1
         while size != len(self.roots):
             size = len(self.roots)
@@ -359,8 +360,7 @@ class _Plan:
         parts: dict[Node, Node] = {}
         many = len(self.readers) > MANY and recording.calls is None
         readers = {root for root in self.readers if root not in kept} if many else set()
-        for copies in alike([value for value in values if value in readers]):
-            whole = rows_of(copies, kept) or stacked(copies)
+        for copies, whole in as_rows([value for value in values if value in readers], kept):
             parts |= zip(copies, unstacked(whole), strict=True)
         values = [parts.get(value, value) for value in values]
         known = values == list(self.roots)
@@ -449,7 +449,7 @@ class _Plan:
                     holder.stopped = False
         for target, copied in self.copies.items():
             made[target] = made[copied]
-        if made:
+        if made and lazy_links:
             ages_of = [_copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
             lazy = lazy_since(min(ages_of))
             if lazy:
