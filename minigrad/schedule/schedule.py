@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
-from minigrad.graph.node import Node, make, topological
+from minigrad.graph.node import Node, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
@@ -89,9 +89,14 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 
 
 def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
-    """Every root a node of its own, and none a BUFFER, so that each has one array to go to."""
+    """Every root a node of its own, and none a BUFFER, so that each has one array to go to.
+
+    What is a RESHAPE is in memory as its source is.
+    """
     result: list[Node] = []
     for root in roots:
+        while root.op is Op.RESHAPE and not is_symbolic((*root.shape, *root.src[0].shape)):
+            root = root.src[0]
         while root.op is Op.BUFFER or root in result:
             root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), None, root.device)
         result.append(root)
