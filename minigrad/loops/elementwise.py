@@ -151,6 +151,10 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
             below = stage.reduced[0].variable
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
+    elif stage.initial_axes and stage.initial is not None:
+        fill = stage.initial_axes[-1]
+        if coefficient(stage.initial_position, fill.variable) == 1:
+            s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
     s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
 
