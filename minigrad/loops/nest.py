@@ -154,6 +154,8 @@ class Loop(Base):
     transpose: of a serial loop inside of a lanes loop: how many iterations may be done at once, by
     vectors along this loop that are transposed in registers, where loads lie along it and not
     along the lanes. 0: none are.
+    overlaps: of a lanes loop of at least `step` iterations: the last vector is a whole one too,
+    which begins before the others end, but does not store again to buffers what these have stored.
     """
 
     variable: Atom
@@ -165,6 +167,7 @@ class Loop(Base):
     lane: Atom | None = None
     prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
+    overlaps: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -200,7 +203,7 @@ class Loop(Base):
         """The same loop around other statements."""
         return Loop(
             self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
-            self.prefetch, self.transpose,
+            self.prefetch, self.transpose, self.overlaps,
         )  # fmt: skip
 
 

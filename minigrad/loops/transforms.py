@@ -235,12 +235,13 @@ class Schedule:
 
     @_step
     def vectorize(
-        self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False
-    ) -> None:
+        self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False,
+        overlaps: bool = False,
+    ) -> None:  # fmt: skip
         """`width` iterations over x at once. What each of them sets before it reads it has lanes.
 
         What they combine gets a part for each lane, and these are folded behind the loops. lane:
-        the variable of an iteration's number within its vector.
+        the variable of an iteration's number within its vector. overlaps: as in `Loop`.
         """
         if width == 1:
             return
@@ -255,7 +256,8 @@ class Schedule:
                 for register in registers.registers_of(loop.body) if register.lanes is None
             }
             body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
-            return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
+            loop = replace(loop, kind="lanes", step=width, lane=lane, overlaps=overlaps)
+            return (loop.around(body),)
 
         self._change(x, change, computing)
 
