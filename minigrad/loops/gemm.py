@@ -39,7 +39,7 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import Change, combine, put, unless_finite
+from minigrad.loops.build import Change, at_most, combine, put, unless_finite
 from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride
 from minigrad.loops.nest import (
     Loop,
@@ -90,7 +90,9 @@ def tiled(problem: Problem, target: Target) -> Schedule:
     plan = cost.plan_of(problem, target, numel([axis.extent for axis in problem.outer]))
     s = Schedule(problem.naive(), left=parts.left, right=parts.right)
     overlap = tiles_overlap(problem, plan)
-    s.vectorize(n, plan.nr, LANE, overlaps=overlap)
+    s.vectorize(n, plan.nr, LANE)
+    if overlap:
+        s.overlap(n)
     columns, task = s.split(n, plan.nc, "p"), s.split(m, plan.mc, "c")
     shared = cost.shared_rows(problem, plan)
     outer = [axis.variable for axis in problem.outer if axis.variable not in shared]
@@ -114,7 +116,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
         s.peel(tile, m)
-        s.tails(m, cost.SMALL_TILES)
+        s.tails(m, (cost.SMALL_TILE,))
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int) and s.trips(ks[-1]) >= LEAST_FETCHED:
             hints = TileHints(problem, plan, s.operands, tile)
@@ -140,11 +142,11 @@ def tiles_overlap(problem: Problem, plan: Plan) -> bool:
     """Whether the last columns' tile is a whole one, which begins before the others end.
 
     Its code is that of all tiles, then, and half as long to compile. Not where results are stored
-    transposed, column after column.
+    transposed, column after column, or where what is in memory is added to, for each piece of k.
     """
     column = problem.parts.n[-1]
     plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)
-    return plain and plan.nr > 1 and low(column.extent) > plan.nr
+    return plain and not plan.kc and plan.nr > 1 and low(column.extent) > plan.nr
 
 
 def stage_left(
@@ -198,8 +200,10 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         rows = loop_over(m, loop.body)
         slot = m.index - rows.start
         assert problem.terms is not None
-        total = expr.load(registers, slot)
-        more = combine(Op.SUM, total, problem.terms)
+        total, extent = expr.load(registers, slot), problem.parts.m[-1].extent
+        # rows of a last tile that are none read what the last one reads (`Schedule.tails`)
+        at = {} if isinstance(extent, int) else {m: at_most(m.index, extent - 1)}
+        more = combine(Op.SUM, total, expr.substitute_in(problem.terms, at))
         summed = Change(lambda value: more).of(loop)
         clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
         u = make_axis("u", 0, registers.size)

@@ -156,6 +156,7 @@ class Loop(Base):
     along the lanes. 0: none are.
     overlaps: of a lanes loop of at least `step` iterations: the last vector is a whole one too,
     which begins before the others end, but does not store again to buffers what these have stored.
+    Nothing may be added to scratch memory.
     """
 
     variable: Atom

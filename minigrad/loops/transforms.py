@@ -3,7 +3,7 @@
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
     sink                                 a loop goes inside of others; what is beside gets its own
-    vectorize, unroll, repeat            iterations at once, or written out
+    vectorize, overlap, unroll, repeat   iterations at once, or written out
     stage                                a copy of an operand, in the order in which it is read
     insert, prefetch                     hints for the memory
     parallelize                          what threads share
@@ -27,7 +27,7 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
-from minigrad.loops.build import flat_loop, loops_over, substitute_statement, with_places
+from minigrad.loops.build import at_most, flat_loop, loops_over, substitute_statement, with_places
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -160,7 +160,8 @@ class Schedule:
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:
         """What is left of x where that is no number: in pieces of so many, then of so many, ….
 
-        The last size is 1.
+        If the last size is more than 1, the last piece may have more iterations than there are:
+        they read what the last one of x reads, and store nothing.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -170,10 +171,13 @@ class Schedule:
             end, begin = loop.stops[1], loop.start
             found: list[Statement] = []
             for size in sizes:
-                count = (end - begin) // size
-                piece = make_axis(f"s{size}_", 0, loop.trips // size)
+                more = size > 1 and size == sizes[-1]
+                count = ceildiv(end - begin, size) if more else (end - begin) // size
+                piece = make_axis(f"s{size}_", 0, loop.trips // size + more)
                 start = begin + piece.index * size
                 inner = replace(loop, start=start, stops=(start + size,))
+                if more:
+                    inner = inner.around(_until(x, end, inner.body))
                 found.append(Loop(piece.variable, 0, (count,), (inner,)))
                 begin = begin + count * size
             return tuple(found)
@@ -235,13 +239,12 @@ class Schedule:
 
     @_step
     def vectorize(
-        self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False,
-        overlaps: bool = False,
-    ) -> None:  # fmt: skip
+        self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False
+    ) -> None:
         """`width` iterations over x at once. What each of them sets before it reads it has lanes.
 
         What they combine gets a part for each lane, and these are folded behind the loops. lane:
-        the variable of an iteration's number within its vector. overlaps: as in `Loop`.
+        the variable of an iteration's number within its vector.
         """
         if width == 1:
             return
@@ -256,10 +259,14 @@ class Schedule:
                 for register in registers.registers_of(loop.body) if register.lanes is None
             }
             body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
-            loop = replace(loop, kind="lanes", step=width, lane=lane, overlaps=overlaps)
-            return (loop.around(body),)
+            return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
+
+    @_step
+    def overlap(self, x: Atom) -> None:
+        """The last vector of loops over x is a whole one, too: see `Loop.overlaps`."""
+        self._change(x, lambda loop, _: (replace(loop, overlaps=True),))
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:
@@ -584,6 +591,24 @@ def _least(*stops: Integer) -> tuple[Integer, ...]:
         kept = [other for other in kept if not proven_nonnegative(other - stop)]
         kept.append(stop)
     return tuple(kept)
+
+
+def _until(x: Atom, end: Integer, body: Statements) -> Statements:
+    """Statements for iterations over x that may lie behind its end."""
+    last = end - 1
+
+    def store(one: Store) -> Store:
+        return one if one.array.in_registers else replace(one, guard=(*one.guard, last - x.index))
+
+    def guarded(one: Statement) -> Statement:
+        if isinstance(one, Loop):
+            return one.around(tuple(map(guarded, one.body)))
+        if isinstance(one, nest.Stores):
+            return nest.Stores(tuple(map(store, one.items)))
+        return store(one) if isinstance(one, Store) else one
+
+    at = {x: at_most(x.index, last)}
+    return tuple(guarded(substitute_statement(one, at)) for one in body)
 
 
 def _counted(loop: Loop) -> Integer:

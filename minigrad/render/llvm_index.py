@@ -271,11 +271,10 @@ class IndexEmitter(levels.Levels[Level, Value]):
             bits = ", ".join(f"i1 {'true' if i < int(count) else 'false'}" for i in range(width))
             return f"<{bits}>"
         here = self.builder()
-        short = Value(here.line(f"trunc i64 {count} to i8"), dtypes.uint8, 1)
+        short = Value(here.line(f"trunc i64 {count} to i32"), dtypes.int32, 1)
         numbers = values.broadcast(here, short, width)
-        steps = ", ".join(f"i8 {i}" for i in range(width))
-        found = here.line(f"icmp ult <{width} x i8> <{steps}>, {numbers.text}")
-        return here.line(f"freeze <{width} x i1> {found}")  # or LLVM compares where it is used
+        steps = ", ".join(f"i32 {i}" for i in range(width))
+        return here.line(f"icmp slt <{width} x i32> <{steps}>, {numbers.text}")
 
     def _atom(self, atom: Atom) -> tuple[str, int]:
         """An atom's value as i64 text, and its level."""

@@ -148,24 +148,25 @@ def _block(
     """`count` iterations from `first` on; vectors of `length` of them are loaded and stored."""
     known = is_number(count)
     mask = "" if count == str(length) else emitter.first_lanes(count, length)
-    along, block = Lanes(first, length), Atom("var", loop.variable.name + ".first", 0, loop.variable.high)
+    along, variable = Lanes(first, length), loop.variable
+    block = Atom("var", variable.name + ".first", variable.low, variable.high)
     emitter.scalars[block] = first
     emitter.bound(block)
-    columns = [_transposed(emitter, loop.variable, load, along, mask) for load in loads]
+    columns = [_transposed(emitter, variable, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if known else length - 1):
         with (
             emitter.straight() if known
             else emitter.branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
         ):  # fmt: skip
-            emitter.shifted[loop.variable] = block, number
-            emitter.bound(loop.variable)
+            emitter.shifted[variable] = block, number
+            emitter.bound(variable)
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)
             emitter.body(loop)
     waiting, emitter.waiting = emitter.waiting, {}
     for store in stores:
-        _store_transposed(emitter, loop.variable, store, waiting[id(store)], along, mask)
+        _store_transposed(emitter, variable, store, waiting[id(store)], along, mask)
 
 
 def _transposed(

@@ -351,6 +351,32 @@ def test_symbolic_extents(build: Build, n: int) -> None:
     check(build, "avx2", n)
 
 
+def test_the_last_columns_are_no_code_of_their_own() -> None:
+    def lines(columns: int) -> int:
+        graph = graph_of(lambda inputs: [product(inputs(60, 40), inputs(40, columns))])[0]
+        (kernel,) = schedule_of(graph, GOLDEN).kernels
+        return render(lower(kernel, GOLDEN)).count("\n")
+
+    assert lines(96 + 5) < 1.5 * lines(96)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_columns_that_tiles_share_are_stored_once(machine: str) -> None:
+    """The result lies where an operand of its epilogue was: none is taken from there twice."""
+    rng = np.random.default_rng(3)
+    values = {n: rng.standard_normal(shape, np.float32) for n, shape in enumerate(
+        [(30, 20), (20, 101), (30, 101)]
+    )}  # fmt: skip
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, y, total = inputs(30, 20), inputs(20, 101), inputs(30, 101)
+        return [g.assign(total, add(total, product(x, y)))]
+
+    graph, _ = graph_of(build)
+    (found,) = run(graph, values, machine)
+    np.testing.assert_allclose(found, values[2] + values[0] @ values[1], rtol=1e-5, atol=1e-5)
+
+
 def test_scales_are_at_hand() -> None:
     """A multiply-add with a scale made ready per block."""
     graph, _ = graph_of(quantized_row)
