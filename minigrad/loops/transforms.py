@@ -23,9 +23,10 @@ from dataclasses import replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from minigrad.dtype import dtypes
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
 from minigrad.loops.build import at_most, flat_loop, loops_over, substitute_statement, with_places
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
@@ -177,7 +178,7 @@ class Schedule:
                 start = begin + piece.index * size
                 inner = replace(loop, start=start, stops=(start + size,))
                 if more:
-                    inner = inner.around(_until(x, end, inner.body))
+                    inner = inner.around(_until(x, end, size, inner.body))
                 found.append(Loop(piece.variable, 0, (count,), (inner,)))
                 begin = begin + count * size
             return tuple(found)
@@ -593,12 +594,16 @@ def _least(*stops: Integer) -> tuple[Integer, ...]:
     return tuple(kept)
 
 
-def _until(x: Atom, end: Integer, body: Statements) -> Statements:
-    """Statements for iterations over x that may lie behind its end."""
+def _until(x: Atom, end: Integer, size: int, body: Statements) -> Statements:
+    """Statements for iterations over x of which fewer than `size` may lie behind its end."""
     last = end - 1
+    # x is known to lie before its end, which holds no longer: as a value nothing is known of it
+    number = expr.index(x.index, dtypes.int64)
+    within = Affine(0, ((Atom("value", "", 0, x.high + size, payload=number), -1),)) + last
+    assert isinstance(within, Affine)
 
     def store(one: Store) -> Store:
-        return one if one.array.in_registers else replace(one, guard=(*one.guard, last - x.index))
+        return one if one.array.in_registers else replace(one, guard=(*one.guard, within))
 
     def guarded(one: Statement) -> Statement:
         if isinstance(one, Loop):

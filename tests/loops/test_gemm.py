@@ -26,6 +26,7 @@ from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import Integer
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
@@ -361,20 +362,23 @@ def test_the_last_columns_are_no_code_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_columns_that_tiles_share_are_stored_once(machine: str) -> None:
+@pytest.mark.parametrize("rows", [30, LENGTH], ids=str)
+def test_what_tiles_share_is_stored_once(rows: Integer, machine: str) -> None:
     """The result lies where an operand of its epilogue was: none is taken from there twice."""
-    rng = np.random.default_rng(3)
-    values = {n: rng.standard_normal(shape, np.float32) for n, shape in enumerate(
-        [(30, 20), (20, 101), (30, 101)]
-    )}  # fmt: skip
 
     def build(inputs: Inputs) -> list[Node]:
-        x, y, total = inputs(30, 20), inputs(20, 101), inputs(30, 101)
-        return [g.assign(total, add(total, product(x, y)))]
+        x, y, z = inputs(rows, 20), inputs(20, 101), inputs(rows, 20)
+        first = product(x, y)
+        return [product(add(first, product(z, y)), inputs(101, 40))]
 
-    graph, _ = graph_of(build)
-    (found,) = run(graph, values, machine)
-    np.testing.assert_allclose(found, values[2] + values[0] @ values[1], rtol=1e-5, atol=1e-5)
+    graph, inputs = graph_of(build)
+    plan = schedule_of(graph, target_of(machine))
+    assert len({plan.arena[array] for array in plan.arena}) < len(plan.arena)
+    for n in (1, 3, 13, 18):
+        values = values_for(inputs, n)
+        x, y, z, w = (values[slot] for slot in range(4))
+        (found,) = run(graph, values, machine, n)
+        np.testing.assert_allclose(found, (x @ y + z @ y) @ w, rtol=1e-4, atol=1e-4)
 
 
 def test_scales_are_at_hand() -> None:

@@ -455,7 +455,7 @@ def test_a_last_tail_repeats_the_last_iteration_and_stores_nothing() -> None:
     ]
     *_, sums, store = lines
     assert "left[5·[minimum((m0), (rows - 1))] + k0]" in sums
-    assert store.endswith(" = total[0] if -m0 + rows - 1 >= 0")
+    assert store.endswith(" = total[0] if -[(m0)] + rows - 1 >= 0")
 
 
 def test_tensorize_leaves_the_stores() -> None:
