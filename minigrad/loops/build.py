@@ -10,7 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.axes import indices, merge, places_along, row_axis
 from minigrad.loops.nest import (
     Fold,
@@ -233,12 +233,6 @@ def naive(
             end.append(put(result, body))
     steps.extend(also)
     return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
-
-
-def at_most(x: Integer, most: Integer) -> Integer:
-    """The smaller of two indices, of which neither is negative."""
-    least = expr.index(x, dtypes.int64).operation("minimum", expr.index(most, dtypes.int64))
-    return Affine(0, ((Atom("value", "", 0, max(high(most), 0), payload=least), 1),))
 
 
 def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:

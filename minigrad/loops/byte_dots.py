@@ -29,7 +29,7 @@ from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import assemble, in_levels, in_long_runs
 from minigrad.loops.build import epilogue, loops_over, reduction, summands
-from minigrad.loops.cost import SMALL_TILE
+from minigrad.loops.cost import SMALL_TILES
 from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
@@ -72,7 +72,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
     if m:
         s.peel(block, rows)
-        s.tails(rows, (SMALL_TILE, 1))
+        s.tails(rows, SMALL_TILES)
         s.sink(rows)
         s.unroll(rows, "u")
     s.parallelize(*tiles)

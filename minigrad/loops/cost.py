@@ -57,7 +57,7 @@ STEP_BYTES = PAGE // 8  # a step along k that leaves several to a page
 LEAST_PANELS = 4
 # Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
 # a little longer than one, both a third of what 14 take.
-SMALL_TILE = 4
+SMALL_TILES = (4, 1)
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
 
 

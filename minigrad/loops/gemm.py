@@ -39,7 +39,7 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
-from minigrad.loops.build import Change, at_most, combine, put, unless_finite
+from minigrad.loops.build import Change, combine, put, unless_finite
 from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride
 from minigrad.loops.nest import (
     Loop,
@@ -116,7 +116,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
         s.peel(tile, m)
-        s.tails(m, (cost.SMALL_TILE,))
+        s.tails(m, cost.SMALL_TILES)
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int) and s.trips(ks[-1]) >= LEAST_FETCHED:
             hints = TileHints(problem, plan, s.operands, tile)
@@ -200,10 +200,8 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         rows = loop_over(m, loop.body)
         slot = m.index - rows.start
         assert problem.terms is not None
-        total, extent = expr.load(registers, slot), problem.parts.m[-1].extent
-        # rows of a last tile that are none read what the last one reads (`Schedule.tails`)
-        at = {} if isinstance(extent, int) else {m: at_most(m.index, extent - 1)}
-        more = combine(Op.SUM, total, expr.substitute_in(problem.terms, at))
+        total = expr.load(registers, slot)
+        more = combine(Op.SUM, total, problem.terms)
         summed = Change(lambda value: more).of(loop)
         clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
         u = make_axis("u", 0, registers.size)

@@ -154,8 +154,8 @@ class Loop(Base):
     transpose: of a serial loop inside of a lanes loop: how many iterations may be done at once, by
     vectors along this loop that are transposed in registers, where loads lie along it and not
     along the lanes. 0: none are.
-    overlaps: of a lanes loop of at least `step` iterations: the last vector is a whole one too,
-    which begins before the others end, but does not store again to buffers what these have stored.
+    overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one too, which
+    begins before the others end, but does not store again to buffers what these have stored.
     Nothing may be added to scratch memory.
     """
 
@@ -375,6 +375,7 @@ def _line(one: Statement) -> str:
         prefetch = ", ".join(f"{array.name}[{place}]" for array, place in one.prefetch)
         prefetch = f"  # prefetch: {prefetch}" if prefetch else ""
         prefetch += f"  # {one.transpose} at once, transposed" if one.transpose else ""
+        prefetch += "  # the last one overlaps" if one.overlaps else ""
         return f"for {one.variable!r} in {one.start} … {stop}{step}{kind}:{prefetch}"
     if isinstance(one, Store):
         test = "".join(f" if {c!r} >= 0" for c in one.guard)

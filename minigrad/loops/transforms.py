@@ -23,12 +23,11 @@ from dataclasses import replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from minigrad.dtype import dtypes
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
-from minigrad.loops.build import at_most, flat_loop, loops_over, substitute_statement, with_places
+from minigrad.loops.build import flat_loop, loops_over, substitute_statement, with_places
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -161,8 +160,7 @@ class Schedule:
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:
         """What is left of x where that is no number: in pieces of so many, then of so many, ….
 
-        If the last size is more than 1, the last piece may have more iterations than there are:
-        they read what the last one of x reads, and store nothing.
+        The last size is 1.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -172,13 +170,10 @@ class Schedule:
             end, begin = loop.stops[1], loop.start
             found: list[Statement] = []
             for size in sizes:
-                more = size > 1 and size == sizes[-1]
-                count = ceildiv(end - begin, size) if more else (end - begin) // size
-                piece = make_axis(f"s{size}_", 0, loop.trips // size + more)
+                count = (end - begin) // size
+                piece = make_axis(f"s{size}_", 0, loop.trips // size)
                 start = begin + piece.index * size
                 inner = replace(loop, start=start, stops=(start + size,))
-                if more:
-                    inner = inner.around(_until(x, end, size, inner.body))
                 found.append(Loop(piece.variable, 0, (count,), (inner,)))
                 begin = begin + count * size
             return tuple(found)
@@ -592,28 +587,6 @@ def _least(*stops: Integer) -> tuple[Integer, ...]:
         kept = [other for other in kept if not proven_nonnegative(other - stop)]
         kept.append(stop)
     return tuple(kept)
-
-
-def _until(x: Atom, end: Integer, size: int, body: Statements) -> Statements:
-    """Statements for iterations over x of which fewer than `size` may lie behind its end."""
-    last = end - 1
-    # x is known to lie before its end, which holds no longer: as a value nothing is known of it
-    number = expr.index(x.index, dtypes.int64)
-    within = Affine(0, ((Atom("value", "", 0, x.high + size, payload=number), -1),)) + last
-    assert isinstance(within, Affine)
-
-    def store(one: Store) -> Store:
-        return one if one.array.in_registers else replace(one, guard=(*one.guard, within))
-
-    def guarded(one: Statement) -> Statement:
-        if isinstance(one, Loop):
-            return one.around(tuple(map(guarded, one.body)))
-        if isinstance(one, nest.Stores):
-            return nest.Stores(tuple(map(store, one.items)))
-        return store(one) if isinstance(one, Store) else one
-
-    at = {x: at_most(x.index, last)}
-    return tuple(guarded(substitute_statement(one, at)) for one in body)
 
 
 def _counted(loop: Loop) -> Integer:
