@@ -154,8 +154,8 @@ class Loop(Base):
     transpose: of a serial loop inside of a lanes loop: how many iterations may be done at once, by
     vectors along this loop that are transposed in registers, where loads lie along it and not
     along the lanes. 0: none are.
-    overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one too, which
-    begins before the others end, but does not store again to buffers what these have stored.
+    overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one, too,
+    which begins before the others end, but does not store again to buffers what these have stored.
     Nothing may be added to scratch memory.
     """
 
