@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
@@ -48,6 +49,8 @@ _FREE: SimpleQueue[int] = SimpleQueue()
 _busy = [held_over_forks() for _ in range(MOST_THREADS)]
 for _number in range(MOST_THREADS):
     _FREE.put(_number)
+_switch = held_over_forks()
+_generating = 0  # threads that generate code now
 
 
 @cache
@@ -117,13 +120,14 @@ class Compiler:
             with _busy[place]:
                 if place not in self._emitters:
                     self._emitters[place] = self._new_target_machine()
-                return _object_of(self._emitters[place], module)
+                with _plain_loops():
+                    return _object_of(self._emitters[place], module)
         finally:
             _FREE.put(place)
 
     def assembly(self, ir_text: str) -> str:
         """The module as assembly text, for people."""
-        with _lock:
+        with _lock, _plain_loops():
             module = self._optimized(ir_text)
             return str(self._target_machine().emit_assembly(module))
 
@@ -200,6 +204,31 @@ class Compiler:
         return target.create_target_machine(
             cpu=self.cpu, features=self.features, opt=self.opt, jit=True, **_CODE_MODEL
         )
+
+
+@contextmanager
+def _plain_loops() -> Iterator[None]:
+    """LLVM generates code without strength reduction of loops: a fifth faster, with equal results.
+
+    The renderer computes what a loop does not change outside of it. That is an option of the whole
+    process, where others may use LLVM too: it is set no longer than needed.
+    """
+    global _generating
+    with _switch:
+        _generating += 1
+        if _generating == 1:
+            _set_option(b"-disable-lsr=true")
+    try:
+        yield
+    finally:
+        with _switch:
+            _generating -= 1
+            if _generating == 0:
+                _set_option(b"-disable-lsr=false")
+
+
+def _set_option(text: bytes) -> None:
+    _library("LLVMPY_SetCommandLine", False)(b"minigrad", text)
 
 
 @cache

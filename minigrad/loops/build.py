@@ -179,7 +179,7 @@ class Change:
         hints = tuple([(array, self.at(place)) for array, place in one.prefetch])
         return Loop(
             one.variable, self.at(one.start), tuple(map(self.at, one.stops)), body, one.kind,
-            one.step, one.lane, hints, one.transpose,
+            one.step, one.lane, hints, one.transpose, one.overlaps,
         )  # fmt: skip
 
 

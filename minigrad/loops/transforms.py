@@ -3,7 +3,7 @@
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
     sink                                 a loop goes inside of others; what is beside gets its own
-    vectorize, unroll, repeat            iterations at once, or written out
+    vectorize, overlap, unroll, repeat   iterations at once, or written out
     stage                                a copy of an operand, in the order in which it is read
     insert, prefetch                     hints for the memory
     parallelize                          what threads share
@@ -258,6 +258,11 @@ class Schedule:
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
+
+    @_step
+    def overlap(self, x: Atom) -> None:
+        """The last vector of loops over x is a whole one, too: see `Loop.overlaps`."""
+        self._change(x, lambda loop, _: (replace(loop, overlaps=True),))
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:

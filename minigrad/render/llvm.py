@@ -29,7 +29,9 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
+    walk,
     whole_vectors,
+    written,
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import is_number
@@ -73,6 +75,7 @@ class _Emitter(MemoryEmitter):
         self.slots: dict[tuple[Array, int], tuple[str, int]] = {}
         self.streams = False
         self.matrices = False
+        self.done = ""  # lanes whose results are stored already, where vectors overlap
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -148,6 +151,9 @@ class _Emitter(MemoryEmitter):
             self._steps(loop, start, stop, alone=True)
             return
         exact = self.streamed is None and whole_vectors(loop)
+        if loop.overlaps and not exact:
+            self._overlapping(loop, start, stop)
+            return
         whole = stop
         if not exact:
             length, step = self.minus(stop, start), str(loop.step)
@@ -178,6 +184,38 @@ class _Emitter(MemoryEmitter):
             if counter is not None or loop.kind == "lanes":
                 self._ask(loop)
             self.body(loop)
+
+    def _overlapping(self, loop: Loop, start: str, stop: str) -> None:
+        """Whole vectors, of which the last one ends where the loop does."""
+        with self.iterations(start, stop, loop.step, True, loop.body) as counter:
+            first = self.minimum(counter, self.minus(stop, str(loop.step)))
+            self.bind_lanes(loop, first)
+            self.done = self.minus(counter, first)
+            self.body(loop)
+            self.done = ""
+
+    def statement(self, statement: Statement) -> None:
+        """Emit one statement at the current level."""
+        if self.done and _stores_results(statement):
+            self._stored_once(statement)
+        else:
+            super().statement(statement)
+
+    def _stored_once(self, statement: Statement) -> None:
+        """Results of vectors that overlap: under a mask where others have stored some before.
+
+        That takes some cycles more than to store whole vectors.
+        """
+        done, self.done = self.done, ""
+        for test in ("eq", "ne"):
+            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), (statement,)):
+                if test == "ne":
+                    width = self.width()
+                    before = self.first_lanes(done, width)
+                    text = f"xor <{width} x i1> {before}, splat (i1 true)"
+                    self.levels[-1].mask = self.builder().line(text)
+                super().statement(statement)
+        self.done = done
 
     def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none."""
@@ -309,6 +347,12 @@ class _Emitter(MemoryEmitter):
             return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
         return values.cast(here, self.vector(x, lanes), dtype)
 
+
+
+def _stores_results(statement: Statement) -> bool:
+    """Whether a statement is nothing but stores to buffers."""
+    stores = all(isinstance(one, Loop | Store | Stores) for one in walk(statement))
+    return stores and all(array.space == "buffer" for array in written(statement))
 
 
 def _streamed(loop: Loop) -> Store | None:

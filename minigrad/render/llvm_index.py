@@ -55,6 +55,8 @@ class IndexEmitter(levels.Levels[Level, Value]):
         self.allocas: list[str] = []
         self.declarations: set[str] = set()
         self.scalars: dict[Atom, str] = {}
+        # variables that are another one and a number: so are what is computed from them
+        self.shifted: dict[Atom, tuple[Atom, int]] = {}
         self.vectors: dict[Atom, Lanes] = {}
         self._names = 0
         self._labels = 0
@@ -95,7 +97,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def _close(self) -> tuple[Level, Level]:
         """The innermost level, which is taken off, and its parent."""
-        return self.pop(self.scalars, self.vectors), self.levels[-1]
+        return self.pop(self.scalars, self.shifted, self.vectors), self.levels[-1]
 
     @contextmanager
     def straight(self, body: Iterable[Statement] = ()) -> Iterator[None]:
@@ -213,6 +215,9 @@ class IndexEmitter(levels.Levels[Level, Value]):
             if atom in self.constants:
                 offset += factor * self.constants[atom]
                 continue
+            if atom in self.shifted:
+                atom, more = self.shifted[atom]
+                offset += factor * more
             text, level = self._atom(atom)
             if is_number(text):
                 offset += factor * int(text)
@@ -261,14 +266,15 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return self.builder().line(f"{name} i64 {a}, {b}")
 
     def first_lanes(self, count: str, width: int) -> str:
-        """The mask of as many lanes as an i64 says."""
+        """The mask of as many lanes as an i64 from 0 to `width` says."""
         if is_number(count):
             bits = ", ".join(f"i1 {'true' if i < int(count) else 'false'}" for i in range(width))
             return f"<{bits}>"
         here = self.builder()
-        numbers = values.broadcast(here, Value(count, dtypes.int64, 1), width)
-        steps = ", ".join(f"i64 {i}" for i in range(width))
-        return here.line(f"icmp slt <{width} x i64> <{steps}>, {numbers.text}")
+        short = Value(here.line(f"trunc i64 {count} to i32"), dtypes.int32, 1)
+        numbers = values.broadcast(here, short, width)
+        steps = ", ".join(f"i32 {i}" for i in range(width))
+        return here.line(f"icmp slt <{width} x i32> <{steps}>, {numbers.text}")
 
     def _atom(self, atom: Atom) -> tuple[str, int]:
         """An atom's value as i64 text, and its level."""

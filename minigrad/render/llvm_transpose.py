@@ -16,6 +16,7 @@ from minigrad.dtype import DType
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
+from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Store, Stores, expressions, written
 from minigrad.render.llvm_index import Lanes, is_number
 from minigrad.render.llvm_memory import MemoryEmitter
@@ -92,6 +93,9 @@ def emit_transposed(
 ) -> None:  # fmt: skip
     """Emit a loop block by block; of the last one only some iterations may count."""
     length = min(loop.transpose, emitter.width())
+    if loop.kind == "serial" and length < emitter.width() and emitter.mask() is None:
+        _in_squares(emitter, loop, length)
+        return
     if loop.kind == "unroll":
         for number in range(int(start), int(stop), length):
             some = min(length, int(stop) - number)
@@ -114,6 +118,24 @@ def emit_transposed(
             _block(emitter, loop, loads, whole, count, _short(int(count)))
 
 
+def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
+    """Emit a loop for `length` of the lanes in scope, which another loop does one after the other.
+
+    So its code is for one square, not for as many as there are side by side.
+    """
+    lanes = emitter.vectors
+    with emitter.iterations("0", str(emitter.width()), length, False, loop.body) as begin:
+        emitter.vectors, places = {}, dict[Atom, Integer]()
+        for atom, whole in lanes.items():
+            some = Atom("var", f"{atom.name}.some", atom.low, atom.high)
+            base = emitter.builder().line(f"add i64 {whole.base}, {begin}")
+            emitter.vectors[some] = Lanes(base, length)
+            emitter.bound(some)
+            places[atom] = some.index
+        emitter.statement(substitute_statement(loop, places))
+    emitter.vectors = lanes
+
+
 def _short(count: int) -> int:
     """Elements of vectors that hold so many iterations."""
     return max(1 << (count - 1).bit_length(), LEAST_ROWS)
@@ -126,23 +148,25 @@ def _block(
     """`count` iterations from `first` on; vectors of `length` of them are loaded and stored."""
     known = is_number(count)
     mask = "" if count == str(length) else emitter.first_lanes(count, length)
-    along = Lanes(first, length)
-    columns = [_transposed(emitter, loop.variable, load, along, mask) for load in loads]
+    along, variable = Lanes(first, length), loop.variable
+    block = Atom("var", variable.name + ".first", variable.low, variable.high)
+    emitter.scalars[block] = first
+    emitter.bound(block)
+    columns = [_transposed(emitter, variable, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if known else length - 1):
         with (
             emitter.straight() if known
             else emitter.branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
         ):  # fmt: skip
-            here = emitter.computed("add", int.__add__, first, str(number))
-            emitter.scalars[loop.variable] = here
-            emitter.bound(loop.variable)
+            emitter.shifted[variable] = block, number
+            emitter.bound(variable)
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)
             emitter.body(loop)
     waiting, emitter.waiting = emitter.waiting, {}
     for store in stores:
-        _store_transposed(emitter, loop.variable, store, waiting[id(store)], along, mask)
+        _store_transposed(emitter, variable, store, waiting[id(store)], along, mask)
 
 
 def _transposed(

@@ -26,6 +26,7 @@ from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import Integer
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
@@ -349,6 +350,35 @@ def test_matrices_are_used() -> None:
 @pytest.mark.parametrize("build", [symbolic_depth, varying_rows])
 def test_symbolic_extents(build: Build, n: int) -> None:
     check(build, "avx2", n)
+
+
+def test_the_last_columns_are_no_code_of_their_own() -> None:
+    def lines(columns: int) -> int:
+        graph = graph_of(lambda inputs: [product(inputs(60, 40), inputs(40, columns))])[0]
+        (kernel,) = schedule_of(graph, GOLDEN).kernels
+        return render(lower(kernel, GOLDEN)).count("\n")
+
+    assert lines(96 + 5) < 1.5 * lines(96)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("rows", [30, LENGTH], ids=str)
+def test_what_tiles_share_is_stored_once(rows: Integer, machine: str) -> None:
+    """The result lies where an operand of its epilogue was: none is taken from there twice."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, y, z = inputs(rows, 20), inputs(20, 101), inputs(rows, 20)
+        first = product(x, y)
+        return [product(add(first, product(z, y)), inputs(101, 40))]
+
+    graph, inputs = graph_of(build)
+    plan = schedule_of(graph, target_of(machine))
+    assert len({plan.arena[array] for array in plan.arena}) < len(plan.arena)
+    for n in (1, 3, 13, 18):
+        values = values_for(inputs, n)
+        x, y, z, w = (values[slot] for slot in range(4))
+        (found,) = run(graph, values, machine, n)
+        np.testing.assert_allclose(found, (x @ y + z @ y) @ w, rtol=1e-4, atol=1e-4)
 
 
 def test_scales_are_at_hand() -> None:

@@ -72,6 +72,16 @@ def test_no_gathers() -> None:
         assert found == dtype.is_bool, dtype  # a bit is no element of a vector like others
 
 
+def test_squares_side_by_side_share_their_code() -> None:
+    def columns(count: int) -> str:
+        return text_of(lambda inputs: [
+            programs.product(inputs(60, 48), programs.transpose(inputs(count, 48)))
+        ])  # fmt: skip
+
+    one, two = (columns(count).count("shufflevector <16 x float>") for count in (16, 32))
+    assert 64 <= two <= one + 16  # whose 16 columns are joined to 32 nowhere
+
+
 @pytest.mark.parametrize("count", [4, 8, 16, 32])
 @pytest.mark.parametrize(("dtype", "size"), SIZES, ids=lambda x: getattr(x, "name", ""))
 def test_shuffles(count: int, dtype: DType, size: int) -> None:
