@@ -77,6 +77,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.unroll(rows, "u")
     s.parallelize(*tiles)
     nest = assemble(name, kernel, s.nest, target)
+    # of what computes more threads can have a part, in chunks half as long
     return in_long_runs(nest, FEW_TASKS if memory_bound(nest, OPERATIONS_A_BYTE) else ENOUGH_TASKS)
 
 
