@@ -140,11 +140,13 @@ def grain_of(
 ) -> int:
     """Iterations per chunk: enough work to share, few enough chunks, whole vectors.
 
-    operations, traffic (bytes): of the whole kernel. sharing: see `_sharing`.
+    operations, traffic (bytes): of the whole kernel. sharing: see `_sharing`; what computes for
+    longer than it reads had rather be shared evenly.
 
     Depends on the kernel only, never on the number of threads: so do the results.
     """
-    step = loop.step if loop.kind == "lanes" else sharing
+    waits = operations <= OPERATIONS_A_BYTE * traffic
+    step = loop.step if loop.kind == "lanes" else sharing if waits else 1
     vectors = operations / max(target.vector_bytes // 4, 1)
     worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
     # a power of two, or two threads might share three chunks
@@ -153,18 +155,23 @@ def grain_of(
     return max(ceildiv(grain, step) * step, 1)
 
 
-def in_long_runs(nest: Nest, operations: int = OPERATIONS_A_BYTE, least: int = 1) -> Nest:
-    """The same with chunks that are long enough for the memory, where a kernel is bound by that:
-    with at most so many operations for each byte; and at least so many chunks.
+def memory_bound(nest: Nest, operations: int = OPERATIONS_A_BYTE) -> bool:
+    """Whether a kernel waits for memory: with at most so many operations for each byte."""
+    return nest.operations <= operations * nest.traffic
+
+
+def in_long_runs(nest: Nest, least: int = 1) -> Nest:
+    """The same with chunks that are long enough for the memory, but at least about so many.
 
     A core that goes on where it was reads faster than one that begins elsewhere. (Two cores of Zen
     5: products with SmolLM2's quantized matrices gain nothing from the second one in chunks of
-    34 KB, and take 0.6 of the time in chunks of 144.)
+    34 KB, and take 0.6 of the time in chunks of 144.) Two threads get as many chunks each, as long
+    as one another where there is such a number of them.
     """
-    if nest.operations > operations * nest.traffic:
-        return nest
-    runs = max(nest.traffic // RUN_BYTES, least)
-    return replace(nest, grain=max(nest.grain, ceildiv(high(nest.total), runs)))
+    runs, total = max(nest.traffic // RUN_BYTES, least), high(nest.total)
+    runs = 1 << (runs.bit_length() - 1)
+    even = next((n for n in range(runs, runs // 2, -2) if total % n == 0), runs)
+    return replace(nest, grain=max(nest.grain, ceildiv(total, even)))
 
 
 def _used(loop: Loop) -> tuple[list[Array], list[str]]:

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
-from minigrad.loops.assemble import assemble, in_levels, in_long_runs
+from minigrad.loops.assemble import assemble, in_levels, in_long_runs, memory_bound
 from minigrad.loops.build import epilogue, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES
 from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
@@ -38,7 +38,7 @@ from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
-from minigrad.target import FEW_TASKS, Target
+from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 
 # For each byte of the matrix, of what takes no longer than to read it: those of two rows, where a
 # core does 256 a cycle and reads 4 bytes.
@@ -76,7 +76,9 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.sink(rows)
         s.unroll(rows, "u")
     s.parallelize(*tiles)
-    return in_long_runs(assemble(name, kernel, s.nest, target), OPERATIONS_A_BYTE, FEW_TASKS)
+    nest = assemble(name, kernel, s.nest, target)
+    # of what computes more threads can have a part, in chunks half as long
+    return in_long_runs(nest, FEW_TASKS if memory_bound(nest, OPERATIONS_A_BYTE) else ENOUGH_TASKS)
 
 
 def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:

@@ -28,7 +28,7 @@ from math import gcd
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs
+from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_bound
 from minigrad.loops.axes import (
     fix_rows,
     indices,
@@ -94,7 +94,8 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    return in_long_runs(assemble(name, kernel, s.nest, target))
+    nest = assemble(name, kernel, s.nest, target)
+    return in_long_runs(nest) if memory_bound(nest) else nest
 
 
 def _delayed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from schedule.machine import GOLDEN
 from schedule.programs import add, gelu, mul, plan_of, product, total
@@ -9,6 +11,7 @@ from schedule.programs import add, gelu, mul, plan_of, product, total
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node
+from minigrad.loops.assemble import in_long_runs
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.schedule.schedule import Kernel
@@ -58,3 +61,17 @@ def test_a_gather_reads_the_rows_that_it_takes() -> None:
 
     nest = nest_of(embedding)
     assert nest.traffic == 2 * 8 * 64 * 4 + 8 * 4
+
+
+@pytest.mark.parametrize(("rows", "length", "grain"), [
+    (32, 3072, 16), (48, 5000, 12), (36, 4096, 9), (60, 4096, 15), (37, 4096, 10),
+])  # fmt: skip
+def test_two_threads_get_as_many_long_chunks_each(rows: int, length: int, grain: int) -> None:
+    """Three chunks of 128 KiB, or nine, would keep one of them waiting."""
+    assert nest_of(lambda new: [total(new(rows, length), 1)]).grain == grain
+
+
+@pytest.mark.parametrize(("tiles", "grain"), [(192, 12), (60, 5), (36, 3), (37, 3), (9, 1)])
+def test_there_are_chunks_enough_of_what_computes(tiles: int, grain: int) -> None:
+    nest = replace(nest_of(lambda new: [total(new(tiles, 512), 1)]), grain=1)
+    assert in_long_runs(nest, least=16).grain == grain
