@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minigrad.collective import Piece, Transport
+from minigrad.collective import Addition, Piece, Transport
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel import ring
@@ -33,9 +33,7 @@ class Members:
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to send to a member."""
-        self.bytes_sent += nbytes
-        self.messages_sent += 1
-        self.timeline.event("send", f"to {self.ranks[to]}", nbytes)
+        self._sent(to, nbytes)
         return self.transport.isend(self.ranks[to], address, nbytes, self.tag)
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
@@ -46,6 +44,20 @@ class Members:
         """Return when all are done."""
         with self.timeline.span("wait"):
             self.transport.wait(requests)
+
+    def add(self, other: int, address: int, count: int, addition: Addition) -> bool:
+        """Add a member's array."""
+        nbytes = count * addition.itemsize
+        with self.timeline.span("add", "shared", nbytes):
+            if not self.transport.add(self.ranks[other], address, count, addition):
+                return False
+        self._sent(other, nbytes)
+        return True
+
+    def _sent(self, to: int, nbytes: int) -> None:
+        self.bytes_sent += nbytes
+        self.messages_sent += 1
+        self.timeline.event("send", f"to {self.ranks[to]}", nbytes)
 
 
 class Job:
@@ -228,6 +240,10 @@ class RankGroup:
         """See `ring.Arithmetic`."""
         with self.timeline.span("add", how, count * dtype.itemsize):
             self.kernels.combine(how, dtype, target, source, count)
+
+    def addition(self, how: str, dtype: DType) -> Addition:
+        """See `ring.Arithmetic`."""
+        return self.kernels.addition(how, dtype)
 
     def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
         """See `ring.Arithmetic`."""

@@ -11,14 +11,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from minigrad.collective import Addition
 from minigrad.errors import MinigradError
 from minigrad.models.parallel import witness
 from minigrad.models.parallel.arrival import launcher, waiting_for_all
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
+from minigrad.models.parallel.lane import Lane
 
 SPINS = 50  # looks at a message before the first nap
 PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
@@ -67,6 +69,7 @@ class MPITransport:
         self.mpi, self.communicator = mpi, communicator
         self.rank, self.size = communicator.rank, communicator.size
         self._hurry, self._longest = threading.Event(), LONGEST_NAP
+        self._lanes: dict[int, Lane | None] = {}
 
     def __copy__(self) -> MPITransport:
         """Another one of the same messages, for those who send ahead."""
@@ -103,23 +106,44 @@ class MPITransport:
         MPI makes progress only while somebody looks, so a nap while nobody is pressing costs
         bandwidth, and looking all the time would cost the kernels their processor.
         """
-        looks, nap = 0, NAP
         try:
-            while not self.mpi.Request.Testall(requests):
-                looks += 1
-                if self.pressing and looks < PRESSED:
-                    if looks > PATIENT:  # perhaps the other rank waits for this processor
-                        time.sleep(0)
-                elif self.pressing:
-                    time.sleep(NAP)
-                elif looks > SPINS:
-                    self._hurry.wait(nap)
-                    nap = min(2 * nap, self._longest)
+            self._until(lambda: self.mpi.Request.Testall(requests))
         except self.mpi.Exception as error:
             raise RankError(
                 self.rank, f"an exchange of rank {self.rank} failed: {error}: all ranks must make "
                 "the same exchanges in the same order"
             ) from None  # fmt: skip
+
+    def add(self, other: int, address: int, count: int, addition: Addition) -> bool:
+        """See `Transport`. Memory is shared with ranks that are of one machine, as MPI sees it."""
+        if other not in self._lanes:
+            ranks = sorted((self.rank, other))
+            members = self.communicator.Get_group().Incl(ranks)
+            pair = self.communicator.Create_group(members, self.rank + other)
+            here = pair.Split_type(self.mpi.COMM_TYPE_SHARED)
+            self._lanes[other] = Lane(self.mpi, here) if here.size == 2 else None
+        lane = self._lanes[other]
+        if lane is None:
+            return False
+        lane.begin(address, count, addition)
+        self._until(lane.go_on)
+        return True
+
+    def _until(self, done: Callable[[], bool | None]) -> None:
+        """Look until something is done; None: it has come on a bit."""
+        looks, nap = 0, NAP
+        while not (found := done()):
+            if found is None:
+                looks, nap = 0, NAP
+            looks += 1
+            if self.pressing and looks < PRESSED:
+                if looks > PATIENT:  # perhaps the other rank waits for this processor
+                    time.sleep(0)
+            elif self.pressing:
+                time.sleep(NAP)
+            elif looks > SPINS:
+                self._hurry.wait(nap)
+                nap = min(2 * nap, self._longest)
 
 
 def local_ranks(mpi: Any) -> int:

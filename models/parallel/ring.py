@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
-from minigrad.collective import Transport
+from minigrad.collective import Addition, Transport
 from minigrad.dtype import DType
 from minigrad.runtimes import cpu_memory
 
@@ -38,6 +38,10 @@ class Arithmetic(Protocol):
 
     def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
         """target[i] = target[i]·factor."""
+        ...
+
+    def addition(self, how: str, dtype: DType) -> Addition:
+        """The sum, mean or maximum of two arrays."""
         ...
 
 
@@ -122,6 +126,8 @@ def ring_all_reduce(
 ) -> None:
     """Replace an array by the sum, mean or maximum of all ranks' arrays."""
     rank, size = transport.rank, transport.size
+    if size == 2 and transport.add(1 - rank, address, count, arithmetic.addition(how, dtype)):
+        return
     if size == 2 and how != "max" and count * dtype.itemsize <= SWAPPED:
         _swap(transport, address, count, dtype, how, arithmetic)
     elif size > 1:
