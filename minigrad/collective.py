@@ -37,8 +37,8 @@ class Transport(Protocol):
     def wait(self, requests: Sequence[Any]) -> None:
         """Return when all are done; DeviceError where a rank is lost."""
 
-    def add(self, other: int, address: int, count: int, addition: Addition) -> bool:
-        """Put the sum of another rank's array and this one's in its place, at both ranks.
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
+        """Write the sum of this rank's source and another rank's to target, at both.
 
         False where the two share no memory: nothing was done then, at either.
         """

@@ -45,7 +45,7 @@ class Ranks(Protocol):
         """See `Transport`."""
         ...
 
-    def add(self, other: int, address: int, count: int, addition: Addition) -> bool:
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """See `Transport`."""
         ...
 
@@ -102,10 +102,10 @@ class Agreement:
         self._agree(source)
         return self.members.irecv(source, address, nbytes, tag)
 
-    def add(self, other: int, address: int, count: int, addition: Addition) -> bool:
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """Add another rank's array, once it is known that it means the same exchange."""
         self._agree(other)
-        return self.members.add(other, address, count, addition)
+        return self.members.add(other, source, target, count, addition)
 
     def _agree(self, source: int) -> None:
         if self._expected:

@@ -23,7 +23,7 @@ LOOKS = 50  # at the other rank's number in one call: about a microsecond
 WAITS, MOVED, DONE = range(3)  # what a call tells
 
 # Byte offsets of what a call is told. FIRST, SECOND, TARGET, COUNT are a kernel's arguments.
-OWN, OTHER, PUT, SEEN, HERE, LEFT, SIZE, ORDER, KERNEL, ARGS = range(0, 80, 8)
+OWN, OTHER, PUT, SEEN, SOURCE, RESULT, LEFT, SIZE, ORDER, KERNEL, ARGS = range(0, 88, 8)
 FIRST, SECOND, TARGET, COUNT = range(0, 32, 8)
 
 # Goes on with an addition; in the language of native.py. PUT and SEEN count pieces.
@@ -35,14 +35,15 @@ def go_on(told):
         number = load(told + SEEN) + 1
         place = HEAD + number % 2 * ROOM
         if load(told + PUT) < number:
-            _put(load(told + OWN) + place, load(told + HERE), nbytes)
+            _put(load(told + OWN) + place, load(told + SOURCE), nbytes)
             store(told + PUT, number)
             poke(load(told + OWN), number)
         if not _seen(load(told + OTHER), number):
             return moved
         _add(told, load(told + OTHER) + place, nbytes // load(told + SIZE))
         store(told + SEEN, number)
-        store(told + HERE, load(told + HERE) + nbytes)
+        store(told + SOURCE, load(told + SOURCE) + nbytes)
+        store(told + RESULT, load(told + RESULT) + nbytes)
         store(told + LEFT, load(told + LEFT) - nbytes)
         moved = MOVED
     return DONE
@@ -64,10 +65,10 @@ def _seen(flag, number):
 
 # The lower rank's piece comes first at both, so that both get the same bits.
 def _add(told, other, count):
-    args, here, order = told + ARGS, load(told + HERE), load(told + ORDER)
-    store(args + FIRST + order, here)
+    args, order = told + ARGS, load(told + ORDER)
+    store(args + FIRST + order, load(told + SOURCE))
     store(args + SECOND - order, other)
-    store(args + TARGET, here)
+    store(args + TARGET, load(told + RESULT))
     store(args + COUNT, count)
     call(load(told + KERNEL), 0, count, args, 0)
 """
@@ -90,10 +91,11 @@ class Lane:
         self._address = ctypes.addressof(self._told)
         self._go_on, self._code = _native()
 
-    def begin(self, address: int, count: int, addition: Addition) -> None:
-        """Begin to add the other rank's array to one; both have as many elements."""
+    def begin(self, source: int, target: int, count: int, addition: Addition) -> None:
+        """Begin to write the sum of both ranks' sources, of as many elements, to target."""
         told = self._told
-        told[HERE // 8], told[LEFT // 8] = address, count * addition.itemsize
+        told[SOURCE // 8], told[RESULT // 8] = source, target
+        told[LEFT // 8] = count * addition.itemsize
         told[SIZE // 8], told[KERNEL // 8] = addition.itemsize, addition.kernel
 
     def go_on(self) -> bool | None:

@@ -144,6 +144,6 @@ class LocalTransport:
         """Return when all are done; raises what ended another rank."""
         self.exchange.wait(self.rank, requests)
 
-    def add(self, other: int, address: int, count: int, addition: Addition) -> bool:
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """See `Transport`. Messages of threads are one copy already."""
         return False

@@ -114,7 +114,7 @@ class MPITransport:
                 "the same exchanges in the same order"
             ) from None  # fmt: skip
 
-    def add(self, other: int, address: int, count: int, addition: Addition) -> bool:
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """See `Transport`. Memory is shared with ranks that are of one machine, as MPI sees it."""
         if other not in self._lanes:
             ranks = sorted((self.rank, other))
@@ -125,7 +125,7 @@ class MPITransport:
         lane = self._lanes[other]
         if lane is None:
             return False
-        lane.begin(address, count, addition)
+        lane.begin(source, target, count, addition)
         self._until(lane.go_on)
         return True
 
