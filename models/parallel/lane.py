@@ -11,6 +11,7 @@ other rank, who has put that when it was done with piece k: the area is free aga
 from __future__ import annotations
 
 import ctypes
+import struct
 from functools import cache
 from typing import Any
 
@@ -23,8 +24,9 @@ LOOKS = 50  # at the other rank's number in one call: about a microsecond
 WAITS, MOVED, DONE = range(3)  # what a call tells
 
 # Byte offsets of what a call is told. FIRST, SECOND, TARGET, COUNT are a kernel's arguments.
-OWN, OTHER, PUT, SEEN, SOURCE, RESULT, LEFT, SIZE, ORDER, KERNEL, ARGS = range(0, 88, 8)
+OWN, OTHER, ORDER, PUT, SEEN, SOURCE, RESULT, LEFT, SIZE, KERNEL, ARGS = range(0, 88, 8)
 FIRST, SECOND, TARGET, COUNT = range(0, 32, 8)
+_BEGIN = struct.Struct("5q").pack_into  # from SOURCE on
 
 # Goes on with an addition; in the language of native.py. PUT and SEEN count pieces.
 _LANE = """
@@ -86,17 +88,14 @@ class Lane:
                       for rank in (pair.rank, 1 - pair.rank))  # fmt: skip
         ctypes.memset(own, 0, HEAD)
         pair.Barrier()
-        self._told = (ctypes.c_int64 * (ARGS // 8 + 4))(own, other)
-        self._told[ORDER // 8] = SECOND * pair.rank
+        self._told = (ctypes.c_int64 * (ARGS // 8 + 4))(own, other, SECOND * pair.rank)
         self._address = ctypes.addressof(self._told)
         self._go_on, self._code = _native()
 
     def begin(self, source: int, target: int, count: int, addition: Addition) -> None:
         """Begin to write the sum of both ranks' sources, of as many elements, to target."""
-        told = self._told
-        told[SOURCE // 8], told[RESULT // 8] = source, target
-        told[LEFT // 8] = count * addition.itemsize
-        told[SIZE // 8], told[KERNEL // 8] = addition.itemsize, addition.kernel
+        size = addition.itemsize
+        _BEGIN(self._told, SOURCE, source, target, count * size, size, addition.kernel)
 
     def go_on(self) -> bool | None:
         """Go on; None: some pieces were there, but not the last."""
