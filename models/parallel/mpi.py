@@ -25,9 +25,10 @@ from minigrad.models.parallel.lane import Lane
 SPINS = 50  # looks at a message before the first nap
 PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
-# Naps grow while nobody waits, as each look interrupts a kernel: up to what may delay a rank that
-# waits at the other end of an exchange; of what was sent ahead, and is read when somebody looks.
-LONGEST_NAP, LONGEST_AHEAD = 200e-6, 1e-3
+# Naps grow while nobody waits, as each look costs the kernels 30 µs: up to what may delay a rank
+# that waits at the other end of an exchange; of what was sent ahead, and goes when somebody looks;
+# and the same on one machine, where who receives reads it without the sender.
+LONGEST_NAP, LONGEST_AHEAD, LONGEST_HERE = 200e-6, 1e-3, 20e-3
 BEAT = 0.5  # seconds between signs of life
 
 
@@ -60,7 +61,7 @@ def library(patience: float) -> Any:
 
 
 class MPITransport:
-    """One rank of a communicator: see `minigrad.collective.Transport`.
+    """One rank of a communicator, all of which come here: see `minigrad.collective.Transport`.
 
     Memory is handed to MPI as it is, without a copy.
     """
@@ -70,11 +71,12 @@ class MPITransport:
         self.rank, self.size = communicator.rank, communicator.size
         self._hurry, self._longest = threading.Event(), LONGEST_NAP
         self._lanes: dict[int, Lane | None] = {}
+        self._ahead = LONGEST_HERE if local_size(mpi, communicator) == self.size else LONGEST_AHEAD
 
     def __copy__(self) -> MPITransport:
         """Another one of the same messages, for those who send ahead."""
-        other = MPITransport(self.mpi, self.communicator)
-        other._longest = LONGEST_AHEAD
+        other = object.__new__(MPITransport)
+        vars(other).update(vars(self), _hurry=threading.Event(), _longest=self._ahead, _lanes={})
         return other
 
     @property
@@ -146,9 +148,9 @@ class MPITransport:
                 nap = min(2 * nap, self._longest)
 
 
-def local_ranks(mpi: Any) -> int:
-    """How many of the ranks run on this machine."""
-    shared = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+def local_size(mpi: Any, communicator: Any) -> int:
+    """How many of a communicator's ranks run on this machine; all of them come here."""
+    shared = communicator.Split_type(mpi.COMM_TYPE_SHARED)
     try:
         return int(shared.size)
     finally:
