@@ -81,7 +81,8 @@ def rings(rank: Rank) -> list[str]:
             for how in ways if count < LONG else ways[:1]:
                 mine = given(rank.number, count, dtype)
                 buffer, before = in_memory(mine, dtype), group.members.bytes_sent
-                ring.ring_all_reduce(group.members, buffer.memory, count, dtype, how, group)
+                pieces = [Piece(buffer.memory, count)]
+                ring.all_reduce(group.members, pieces, buffer.memory, dtype, how, group)
                 found = np.frombuffer(buffer.copy_out(), numpy_dtype(dtype))
                 want = expected(size, count, dtype, how)
                 if how == "mean":
@@ -115,7 +116,8 @@ def inexact(rank: Rank) -> list[str]:
         numbers = np.random.default_rng(rank.number).standard_normal(10007)
         buffer = in_memory(numbers.astype(numpy_dtype(dtype)), dtype)
         group = rank.world
-        ring.ring_all_reduce(group.members, buffer.memory, 10007, dtype, "sum", group)
+        sent = [Piece(buffer.memory, 10007)]
+        ring.all_reduce(group.members, sent, buffer.memory, dtype, "sum", group)
         digests.append(hashlib.sha256(bytes(buffer.copy_out())).hexdigest())
     return digests
 
