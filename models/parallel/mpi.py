@@ -23,7 +23,7 @@ from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, 
 from minigrad.models.parallel.lane import Lane
 
 SPINS = 50  # looks at a message before the first nap
-PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
+PATIENT, PRESSED = 20, 3000  # the same where a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
 # Naps grow while nobody waits, as each look costs the kernels 30 µs: up to what may delay a rank
 # that waits at the other end of an exchange; of what was sent ahead, and goes when somebody looks;
@@ -140,7 +140,7 @@ class MPITransport:
             looks += 1
             if self.pressing and looks < PRESSED:
                 if looks > PATIENT:  # perhaps the other rank waits for this processor
-                    time.sleep(0)
+                    os.sched_yield()
             elif self.pressing:
                 time.sleep(NAP)
             elif looks > SPINS:
