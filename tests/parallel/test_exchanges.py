@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from devices import devices_of_ranks, exchanges
+from devices import CPU, devices_of_ranks, exchanges
 
 from minigrad import Tensor, dtypes
 from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
@@ -83,7 +83,7 @@ def test_sums_stay_in_the_caches(
     monkeypatch.setattr(Compiler, "prepared", kept)
     mine, other = (np.arange(5.0) + start for start in (0, 10))
     with Context(CACHE=str(tmp_path)):
-        kernels = Kernels("CPU")
+        kernels = Kernels(CPU)
         addition = kernels.addition(how, dtypes.float64)
         buffers = [cases.in_memory(array, dtypes.float64) for array in (mine, other)]
         kernels.combine("sum", dtypes.float64, *(one.memory for one in buffers), 5)
