@@ -37,6 +37,22 @@ class Transport(Protocol):
     def wait(self, requests: Sequence[Any]) -> None:
         """Return when all are done; DeviceError where a rank is lost."""
 
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
+        """Write the sum of this rank's source and another rank's to target, at both.
+
+        False where the two share no memory: nothing was done then, at either.
+        """
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A function of native code: kernel(0, count, args, 0), args: addresses of two summands and of
+    the result, which may be one of them, and count.
+    """
+
+    kernel: int
+    itemsize: int
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -23,6 +23,7 @@ another than before, they are told anew.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from minigrad.cache import digest, open_cache
@@ -273,21 +274,30 @@ def driver(spins: int = SPINS, most_chunks: int = MOST_CHUNKS) -> tuple[dict[str
     Tests lower the two parameters to reach rare paths often.
     """
     text = driver_text(architecture_name(), sys.platform, spins, most_chunks)
-    compiler, disk = host_compiler(), open_cache()
-    key = digest("driver", compiler.key, text)
-    entry = disk.read(key) if disk is not None else None
-    code = entry[1] if entry is not None else compiler.object_code(text)
-    if disk is not None and entry is None:
-        disk.write(key, {}, code)
-    return compiler.load(code, FUNCTIONS)
+    return compiled("driver", text, FUNCTIONS)
 
 
 def driver_text(architecture: str, system: str, spins: int, most_chunks: int) -> str:
     """LLVM IR of the driver for a processor and an operating system (as sys.platform)."""
-    constants = {name: value for name, value in globals().items() if isinstance(value, int)}
-    constants |= {"SPINS": spins, "MOST_CHUNKS": most_chunks}
+    constants = {**globals(), "SPINS": spins, "MOST_CHUNKS": most_chunks}
     calls = _CALLS.get(architecture) if system == "linux" else None
     if calls is not None:
         constants["FUTEX"], constants["SET_AFFINITY"] = calls
-    text = _DRIVER + (_ELSEWHERE if calls is None else _LINUX)
-    return translate(text, constants, _PAUSES.get(architecture, ""))
+    return native_ir(_DRIVER + (_ELSEWHERE if calls is None else _LINUX), constants, architecture)
+
+
+def native_ir(text: str, constants: Mapping[str, object], architecture: str = "") -> str:
+    """LLVM IR of a text in the language of native.py; what is no number is no constant."""
+    numbers = {name: value for name, value in constants.items() if isinstance(value, int)}
+    return translate(text, numbers, _PAUSES.get(architecture or architecture_name(), ""))
+
+
+def compiled(kind: str, ir_text: str, names: Sequence[str]) -> tuple[dict[str, int], object]:
+    """Addresses of functions by name, and what keeps them alive; from the disk if known there."""
+    compiler, disk = host_compiler(), open_cache()
+    key = digest(kind, compiler.key, ir_text)
+    entry = disk.read(key) if disk is not None else None
+    code = entry[1] if entry is not None else compiler.object_code(ir_text)
+    if disk is not None and entry is None:
+        disk.write(key, {}, code)
+    return compiler.load(code, names)

@@ -8,8 +8,9 @@ only.
 
 What may be called besides: `load(at)`, `store(at, x)`; of other threads' memory `peek(at)` and
 `poke(at, x)`, and, giving what was there before, `add(at, x)` and `swap(at, x)`, all sequentially
-consistent; each of them as `load32` … for 32 bits, which are signed. `call(function, …)` calls an
-address. `pause`; and those of `_FUNCTIONS`.
+consistent; each of them as `load32` … for 32 bits, which are signed. `copy(at, source, bytes)`;
+`stream(at, source)` of 64 bytes past the caches, to a multiple of 64, and `fence()` after such.
+`call(function, …)` calls an address. `pause`; and those of `_FUNCTIONS`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _FUNCTIONS = {
     "min": ("llvm.smin.i64", "i64", "i64, i64"),
     "max": ("llvm.smax.i64", "i64", "i64, i64"),
     "leading_zeros": ("llvm.ctlz.i64", "i64", "i64, i1"),
+    "copy": ("memcpy", "i64", "i64, i64, i64"),
     "syscall": ("syscall", "i64", "i64, ..."),
     "sched_getcpu": ("sched_getcpu", "i32", ""),
     "sched_yield": ("sched_yield", "i32", ""),
@@ -195,6 +197,13 @@ class _Function:
         given = ", ".join(f"i64 {arg}" for arg in args)
         if name == "pause":
             self.lines.append(f'  call void asm sideeffect "{self.pause}", ""()')
+        elif name == "fence":
+            self.lines.append("  fence seq_cst")
+        elif name == "stream":
+            at, source = (self.line(f"inttoptr i64 {arg} to ptr") for arg in args)
+            x = self.line(f"load <8 x i64>, ptr {source}, align 1")
+            self.lines.append(f"  store <8 x i64> {x}, ptr {at}, align 64, !nontemporal !0")
+            self.declared.add("!0 = !{i32 1}")
         elif name == "call":
             function = self.line(f"inttoptr i64 {args[0]} to ptr")
             return self.line(f"call i64 {function}({given.partition(', ')[2]})")

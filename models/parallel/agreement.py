@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from minigrad.collective import Transport
+from minigrad.collective import Addition, Transport
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel.faults import RankError
 
@@ -42,6 +42,10 @@ class Ranks(Protocol):
         ...
 
     def wait(self, requests: Sequence[Any]) -> None:
+        """See `Transport`."""
+        ...
+
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """See `Transport`."""
         ...
 
@@ -95,11 +99,19 @@ class Agreement:
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to receive, once it is known that the source means the same exchange."""
+        self._agree(source)
+        return self.members.irecv(source, address, nbytes, tag)
+
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
+        """Add another rank's array, once it is known that it means the same exchange."""
+        self._agree(other)
+        return self.members.add(other, source, target, count, addition)
+
+    def _agree(self, source: int) -> None:
         if self._expected:
             # the one before first: it says something whatever it does, another one might not
             self._compare((self.rank - 1) % self.size)
             self._compare(source)
-        return self.members.irecv(source, address, nbytes, tag)
 
     def close(self) -> None:
         """Compare what was not compared yet; all who wait for this rank's word have it then."""

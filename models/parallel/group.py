@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minigrad.collective import Piece, Transport
+from minigrad.collective import Addition, Piece, Transport
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel import ring
@@ -33,9 +33,7 @@ class Members:
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to send to a member."""
-        self.bytes_sent += nbytes
-        self.messages_sent += 1
-        self.timeline.event("send", f"to {self.ranks[to]}", nbytes)
+        self._sent(to, nbytes)
         return self.transport.isend(self.ranks[to], address, nbytes, self.tag)
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
@@ -46,6 +44,20 @@ class Members:
         """Return when all are done."""
         with self.timeline.span("wait"):
             self.transport.wait(requests)
+
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
+        """Add a member's array."""
+        nbytes = count * addition.itemsize
+        with self.timeline.span("add", "shared", nbytes):
+            if not self.transport.add(self.ranks[other], source, target, count, addition):
+                return False
+        self._sent(other, nbytes)
+        return True
+
+    def _sent(self, to: int, nbytes: int) -> None:
+        self.bytes_sent += nbytes
+        self.messages_sent += 1
+        self.timeline.event("send", f"to {self.ranks[to]}", nbytes)
 
 
 class Job:
@@ -191,25 +203,24 @@ class RankGroup:
     ) -> None:  # fmt: skip
         kind, size = what.kind, dtype.itemsize
         target, nbytes = result.address, result.count * size
-        if kind in ("all_reduce", "reduce", "broadcast"):
-            _join(sent, target, size)
-            if kind == "broadcast":
-                ring.broadcast(members, target, nbytes, what.place)
-                return
-            ring.ring_all_reduce(members, target, result.count, dtype, what.how, self)
+        if kind in ("all_reduce", "reduce"):
+            ring.all_reduce(members, sent, target, dtype, what.how, self)
             if kind == "reduce" and members.rank != what.place:
                 ctypes.memset(target, 0, nbytes)
+        elif kind == "broadcast":
+            ring.join(sent, target, size)
+            ring.broadcast(members, target, nbytes, what.place)
         elif kind == "permute":
             if len(sent) == 1:
                 ring.permute(members, sent[0].address, target, nbytes, what.place)
                 return
             with _Scratch(nbytes) as joined:
-                _join(sent, joined, size)
+                ring.join(sent, joined, size)
                 ring.permute(members, joined, target, nbytes, what.place)
         elif kind == "all_gather":
             place = target
             for piece in sent:
-                _join([piece], place + members.rank * piece.count * size, size)
+                ring.join([piece], place + members.rank * piece.count * size, size)
                 place += members.size * piece.count * size
             counts = [members.size * piece.count for piece in sent]
             ring.ring_all_gather(members, target, counts, dtype, self)
@@ -218,7 +229,7 @@ class RankGroup:
             parts = [Piece(one.address + one.count // ranks * rank * size, one.count // ranks)
                      for rank in range(ranks) for one in sent]  # fmt: skip
             with _Scratch(count * size) as copy:
-                _join(parts, copy, size)
+                ring.join(parts, copy, size)
                 start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
                 ctypes.memmove(target, copy + start * size, nbytes)
         else:
@@ -228,6 +239,10 @@ class RankGroup:
         """See `ring.Arithmetic`."""
         with self.timeline.span("add", how, count * dtype.itemsize):
             self.kernels.combine(how, dtype, target, source, count)
+
+    def addition(self, how: str, dtype: DType) -> Addition:
+        """See `ring.Arithmetic`."""
+        return self.kernels.addition(how, dtype)
 
     def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
         """See `ring.Arithmetic`."""
@@ -247,12 +262,3 @@ class _Scratch:
 
     def __exit__(self, *_: object) -> None:
         cpu_memory.free(self.address, self.nbytes)
-
-
-def _join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
-    """Copy arrays one after the other."""
-    for piece in sent:
-        ctypes.memmove(target, piece.address, piece.count * itemsize)
-        target += piece.count * itemsize
-
-

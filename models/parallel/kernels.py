@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from minigrad import Variable
-from minigrad.device import Buffer, Call, Device, Replay
+from minigrad.collective import Addition
+from minigrad.device import Buffer, Call, Device, Program, Replay
 from minigrad.dtype import DType
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
@@ -15,8 +17,12 @@ from minigrad.graph.variable import unbind
 from minigrad.locks import new_lock
 from minigrad.settings import Context
 
-LONGEST = 1 << 24  # elements of one call
+# Bytes of one call. A kernel that may be given more than caches hold stores past them, and what is
+# added here is sent on, or added to, at once.
+LONGEST = 1 << 19
 Rule = Callable[[Node, Node], Node]
+# What a kernel of them is given: the summands, the result, how many elements.
+ARGUMENTS = [("slot", 0), ("slot", 1), ("slot", 0), ("symbol", "count")]
 
 
 class Kernels:
@@ -25,6 +31,7 @@ class Kernels:
     def __init__(self, device: str) -> None:
         self.device = device
         self._replays: dict[tuple[str, DType, float], Replay] = {}
+        self._additions: dict[tuple[str, DType], tuple[Addition, Program]] = {}
         self._lock = new_lock()
 
     def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
@@ -42,6 +49,23 @@ class Kernels:
         replay = self._replay(("scale", dtype, factor), scaled)
         self._run(replay, (target, target), count, dtype.itemsize)
 
+    def addition(self, how: str, dtype: DType) -> Addition:
+        """The sum, mean or maximum of two arrays, as native code calls it."""
+        known = self._additions.get((how, dtype))
+        if known is None:
+
+            def rule(x: Node, y: Node) -> Node:
+                both = build.elementwise(Op.MAXIMUM if how == "max" else Op.ADD, x, y)
+                half = build.const(0.5, dtype, x.shape, x.device) if how == "mean" else None
+                return both if half is None else build.elementwise(Op.MUL, both, half)
+
+            program: Any = self._program(dtype, rule)
+            (launch,) = program.launches
+            known = Addition(launch[0], dtype.itemsize), program
+            assert program.sources == ARGUMENTS and not program.scratch_bytes
+            self._additions[how, dtype] = known
+        return known[0]
+
     def _replay(self, key: tuple[str, DType, float], rule: Rule) -> Replay:
         known = self._replays.get(key)
         if known is None:
@@ -52,24 +76,29 @@ class Kernels:
         return known
 
     def _compile(self, dtype: DType, rule: Rule) -> Replay:
-        length = unbind(Variable("count", 0, LONGEST).bind(0), {})
-        assert isinstance(length, Affine)
-        x = build.buffer(0, dtype, (length,), self.device)
-        y = build.buffer(1, dtype, (length,), self.device)
-        graph = Graph((rule(x, y),), (0,), 2, ("count",), self.device)
-        # Under GUARD a device runs one program at a time, and that one may wait for this addition.
-        with Context(GUARD=0):
-            program = Device[self.device].compile(graph)
+        program = self._program(dtype, rule)
         target, source = (Buffer(self.device, dtype, 1) for _ in range(2))
         call = Call(
             program, (target, source), {"count": 1}, (), (target,), frozenset((target, source))
         )
         return Device[self.device].compose([call], [target, source])  # a third of a call's Python
 
+    def _program(self, dtype: DType, rule: Rule) -> Program:
+        """A program of two arrays of any length, the first of which takes the result."""
+        length = unbind(Variable("count", 0, LONGEST // dtype.itemsize).bind(0), {})
+        assert isinstance(length, Affine)
+        x = build.buffer(0, dtype, (length,), self.device)
+        y = build.buffer(1, dtype, (length,), self.device)
+        graph = Graph((rule(x, y),), (0,), 2, ("count",), self.device)
+        # Under GUARD a device runs one program at a time, and that one may wait for this addition.
+        with Context(GUARD=0):
+            return Device[self.device].compile(graph)
+
     def _run(
         self, replay: Replay, addresses: tuple[int, int], count: int, itemsize: int
     ) -> None:
-        for start in range(0, count, LONGEST):
+        most = LONGEST // itemsize
+        for start in range(0, count, most):
             with self._lock:
                 replay.put(*(address + start * itemsize for address in addresses))
-                replay.run({"count": min(LONGEST, count - start)})
+                replay.run({"count": min(most, count - start)})

@@ -328,7 +328,7 @@ def _run_process(
     results: list[Any] = [None] * mesh.size
     with waiting_for_all(patience):
         mpi.announce(library)
-        threads = max(usable_threads() // mpi.local_ranks(library), 1)
+        threads = max(usable_threads() // mpi.local_size(library, world), 1)
         transport = mpi.MPITransport(library, world.Dup())
         watch = mpi.Watch(library, activity, patience)
     try:

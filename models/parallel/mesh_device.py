@@ -489,7 +489,7 @@ class World:
         self.activity = Activity(Clock())
         with waiting_for_all(patience):
             mpi.announce(library)
-            share = max(usable_threads() // mpi.local_ranks(library), 1)
+            share = max(usable_threads() // mpi.local_size(library, library.COMM_WORLD), 1)
             self.watch = mpi.Watch(library, self.activity, patience)
         self.threads = flag("THREADS") or share
         put("THREADS", self.threads)

@@ -11,21 +11,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from minigrad.collective import Addition
 from minigrad.errors import MinigradError
 from minigrad.models.parallel import witness
 from minigrad.models.parallel.arrival import launcher, waiting_for_all
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
+from minigrad.models.parallel.lane import Lane
 
 SPINS = 50  # looks at a message before the first nap
-PATIENT, PRESSED = 500, 3000  # the same where a kernel waits: a few milliseconds
+PATIENT, PRESSED = 20, 3000  # the same where a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
-# Naps grow while nobody waits, as each look interrupts a kernel: up to what may delay a rank that
-# waits at the other end of an exchange; of what was sent ahead, and is read when somebody looks.
-LONGEST_NAP, LONGEST_AHEAD = 200e-6, 1e-3
+# Naps grow while nobody waits, as each look costs the kernels 30 µs: up to what may delay a rank
+# that waits at the other end of an exchange; of what was sent ahead, and goes when somebody looks;
+# and the same on one machine, where who receives reads it without the sender.
+LONGEST_NAP, LONGEST_AHEAD, LONGEST_HERE = 200e-6, 1e-3, 20e-3
 BEAT = 0.5  # seconds between signs of life
 
 
@@ -58,7 +61,7 @@ def library(patience: float) -> Any:
 
 
 class MPITransport:
-    """One rank of a communicator: see `minigrad.collective.Transport`.
+    """One rank of a communicator, all of which come here: see `minigrad.collective.Transport`.
 
     Memory is handed to MPI as it is, without a copy.
     """
@@ -67,11 +70,13 @@ class MPITransport:
         self.mpi, self.communicator = mpi, communicator
         self.rank, self.size = communicator.rank, communicator.size
         self._hurry, self._longest = threading.Event(), LONGEST_NAP
+        self._lanes: dict[int, Lane | None] = {}
+        self._ahead = LONGEST_HERE if local_size(mpi, communicator) == self.size else LONGEST_AHEAD
 
     def __copy__(self) -> MPITransport:
         """Another one of the same messages, for those who send ahead."""
-        other = MPITransport(self.mpi, self.communicator)
-        other._longest = LONGEST_AHEAD
+        other = object.__new__(MPITransport)
+        vars(other).update(vars(self), _hurry=threading.Event(), _longest=self._ahead, _lanes={})
         return other
 
     @property
@@ -103,28 +108,49 @@ class MPITransport:
         MPI makes progress only while somebody looks, so a nap while nobody is pressing costs
         bandwidth, and looking all the time would cost the kernels their processor.
         """
-        looks, nap = 0, NAP
         try:
-            while not self.mpi.Request.Testall(requests):
-                looks += 1
-                if self.pressing and looks < PRESSED:
-                    if looks > PATIENT:  # perhaps the other rank waits for this processor
-                        time.sleep(0)
-                elif self.pressing:
-                    time.sleep(NAP)
-                elif looks > SPINS:
-                    self._hurry.wait(nap)
-                    nap = min(2 * nap, self._longest)
+            self._until(lambda: self.mpi.Request.Testall(requests))
         except self.mpi.Exception as error:
             raise RankError(
                 self.rank, f"an exchange of rank {self.rank} failed: {error}: all ranks must make "
                 "the same exchanges in the same order"
             ) from None  # fmt: skip
 
+    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
+        """See `Transport`. Memory is shared with ranks that are of one machine, as MPI sees it."""
+        if other not in self._lanes:
+            ranks = sorted((self.rank, other))
+            members = self.communicator.Get_group().Incl(ranks)
+            pair = self.communicator.Create_group(members, self.rank + other)
+            here = pair.Split_type(self.mpi.COMM_TYPE_SHARED)
+            self._lanes[other] = Lane(self.mpi, here) if here.size == 2 else None
+        lane = self._lanes[other]
+        if lane is None:
+            return False
+        lane.begin(source, target, count, addition)
+        self._until(lane.go_on)
+        return True
 
-def local_ranks(mpi: Any) -> int:
-    """How many of the ranks run on this machine."""
-    shared = mpi.COMM_WORLD.Split_type(mpi.COMM_TYPE_SHARED)
+    def _until(self, done: Callable[[], bool | None]) -> None:
+        """Look until something is done; None: it has come on a bit."""
+        looks, nap = 0, NAP
+        while not (found := done()):
+            if found is None:
+                looks, nap = 0, NAP
+            looks += 1
+            if self.pressing and looks < PRESSED:
+                if looks > PATIENT:  # perhaps the other rank waits for this processor
+                    os.sched_yield()
+            elif self.pressing:
+                time.sleep(NAP)
+            elif looks > SPINS:
+                self._hurry.wait(nap)
+                nap = min(2 * nap, self._longest)
+
+
+def local_size(mpi: Any, communicator: Any) -> int:
+    """How many of a communicator's ranks run on this machine; all of them come here."""
+    shared = communicator.Split_type(mpi.COMM_TYPE_SHARED)
     try:
         return int(shared.size)
     finally:

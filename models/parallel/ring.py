@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Protocol
 
-from minigrad.collective import Transport
+from minigrad.collective import Addition, Piece, Transport
 from minigrad.dtype import DType
 from minigrad.runtimes import cpu_memory
 
@@ -38,6 +38,10 @@ class Arithmetic(Protocol):
 
     def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
         """target[i] = target[i]·factor."""
+        ...
+
+    def addition(self, how: str, dtype: DType) -> Addition:
+        """The sum, mean or maximum of two arrays."""
         ...
 
 
@@ -117,12 +121,42 @@ class Ring:
 TAG = 0  # of all messages of an exchange: they arrive in order
 
 
+def all_reduce(
+    transport: Transport, sent: Sequence[Piece], target: int, dtype: DType, how: str,
+    arithmetic: Arithmetic,
+) -> None:  # fmt: skip
+    """Write the sum, mean or maximum of all ranks' arrays, joined, to target.
+
+    Two ranks that share memory add there; others' arrays go around the ring.
+    """
+    rank, size, itemsize = transport.rank, transport.size, dtype.itemsize
+    if size == 2:
+        addition, place = arithmetic.addition(how, dtype), target
+        for piece in sent:
+            if not transport.add(1 - rank, piece.address, place, piece.count, addition):
+                break
+            place += piece.count * itemsize
+        else:
+            return
+    join(sent, target, itemsize)
+    count = sum(piece.count for piece in sent)
+    ring_all_reduce(transport, target, count, dtype, how, arithmetic)
+
+
+def join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
+    """Copy arrays one after the other."""
+    for piece in sent:
+        if piece.address != target:
+            ctypes.memmove(target, piece.address, piece.count * itemsize)
+        target += piece.count * itemsize
+
+
 def ring_all_reduce(
     transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
 ) -> None:
     """Replace an array by the sum, mean or maximum of all ranks' arrays."""
     rank, size = transport.rank, transport.size
-    if size == 2 and how != "max" and count * dtype.itemsize <= SWAPPED:
+    if size == 2 and count * dtype.itemsize <= SWAPPED:
         _swap(transport, address, count, dtype, how, arithmetic)
     elif size > 1:
         chunks = [[span] for span in spans(count, size)]
@@ -135,18 +169,21 @@ def ring_all_reduce(
 def _swap(
     transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
 ) -> None:
-    """A sum or mean of two ranks: each sends all it has, which is no more, but one message each.
+    """Of two ranks each sends all it has, which is no more, but one message each.
 
-    a + b is b + a to the bit; of maxima it would depend on the order which zero or NaN wins.
+    Both begin with rank 0's numbers: which NaN, and of a maximum which zero, depends on the order.
     """
     other, nbytes = 1 - transport.rank, count * dtype.itemsize
     scratch = cpu_memory.allocate(nbytes)
     try:
         coming = transport.irecv(other, scratch, nbytes, TAG)
         transport.wait([coming, transport.isend(other, address, nbytes, TAG)])
-        arithmetic.combine(how, dtype, address, scratch, count)
+        first, second = (address, scratch) if other else (scratch, address)
+        arithmetic.combine(how, dtype, first, second, count)
         if how == "mean":
-            arithmetic.scale(dtype, address, count, 1 / 2)
+            arithmetic.scale(dtype, first, count, 1 / 2)
+        if first != address:
+            ctypes.memmove(address, first, nbytes)
     finally:
         cpu_memory.free(scratch, nbytes)
 

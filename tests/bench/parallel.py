@@ -6,8 +6,8 @@ of 8 × 256 (sp: 2 layers, one text of 8,192 tokens; ep: 8 experts). Pipelines a
 rank that takes as many micro-batches one after the other; their limit is 1 − the idle share of
 their table, and beside it stands the share that stages were idle. "two alone": a training on one
 rank beside itself with another such one on the other core, with which it shares nothing but caches
-and memory. Rings: all-reduces of 64 KiB … 64 MiB beside MPI_Allreduce, interleaved in the same
-processes.
+and memory. Rings: all-reduces of 4 KiB … 64 MiB beside MPI_Allreduce, interleaved in the same
+processes; two ranks add in memory that they share.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minigrad.models.parallel import schedules
 from minigrad.models.parallel.layouts import cut_layers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SIZES = (1 << 16, 1 << 18, 1 << 20, 4 << 20, 16 << 20, 64 << 20)  # bytes
+SIZES = (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 4 << 20, 16 << 20, 64 << 20)  # bytes
 CONFIG, BATCH = GPTConfig(6, 6, 384, 256, 65), 8
 LONG = GPTConfig(2, 6, 384, 8192, 65)
 
@@ -59,6 +59,7 @@ def rings(rank: Any, rounds: int) -> list[list[float]]:
     from mpi4py import MPI
 
     from minigrad import dtypes
+    from minigrad.collective import Piece
     from minigrad.device import Buffer
     from minigrad.models.parallel import ring
 
@@ -68,17 +69,15 @@ def rings(rank: Any, rounds: int) -> list[list[float]]:
         count = size // 4
         mine = Buffer("CPU", dtypes.float32, count)
         mine.copy_in(bytes(mine.nbytes))
-        other = np.zeros(count, np.float32)
+        sent, other = [Piece(mine.memory, count)], np.zeros(count, np.float32)
         times: list[list[float]] = [[], []]
-        for number in range(2 * (rounds + 2)):
+        for number in range(2 * (max(rounds, min((1 << 24) // size, 400)) + 2)):
             MPI.COMM_WORLD.Barrier()
             start = time.perf_counter()
             if number % 2:
                 MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, other)
             else:
-                ring.ring_all_reduce(
-                    group.members, mine.memory, count, dtypes.float32, "sum", group
-                )
+                ring.all_reduce(group.members, sent, mine.memory, dtypes.float32, "sum", group)
             took = time.perf_counter() - start
             times[number % 2].append(MPI.COMM_WORLD.allreduce(took, MPI.MAX))
         rows.append([size, *(statistics.median(one[2:]) for one in times),
@@ -109,7 +108,7 @@ def ring_lines(ranks: int, rounds: int) -> Iterator[str]:
     for size, ring, other, best, others_best in json.loads(done.stdout.splitlines()[-1]):
         goal = GOALS[ranks].get(size)
         missed = goal is not None and other / ring < goal
-        yield (f"| {size / (1 << 20):g} MiB | {share * size / ring:.2f} GB/s | "
+        yield (f"| {size >> 10:,} KiB | {share * size / ring:.2f} GB/s | "
                f"{share * size / other:.2f} GB/s | {other / ring:.2f}"
                f"{', **missed**' if missed else ''} | {goal or '–'} | {others_best / best:.2f} |"
                )  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import Any
 
 import numpy as np
 from devices import CPU
 
 from minigrad import GlobalCounters, Tensor, dtypes, jit, nn
+from minigrad.collective import Piece
 from minigrad.device import Buffer
 from minigrad.dtype import DType
 from minigrad.models.parallel import (
@@ -79,7 +81,8 @@ def rings(rank: Rank) -> list[str]:
             for how in ways if count < LONG else ways[:1]:
                 mine = given(rank.number, count, dtype)
                 buffer, before = in_memory(mine, dtype), group.members.bytes_sent
-                ring.ring_all_reduce(group.members, buffer.memory, count, dtype, how, group)
+                pieces = [Piece(buffer.memory, count)]
+                ring.all_reduce(group.members, pieces, buffer.memory, dtype, how, group)
                 found = np.frombuffer(buffer.copy_out(), numpy_dtype(dtype))
                 want = expected(size, count, dtype, how)
                 if how == "mean":
@@ -113,7 +116,8 @@ def inexact(rank: Rank) -> list[str]:
         numbers = np.random.default_rng(rank.number).standard_normal(10007)
         buffer = in_memory(numbers.astype(numpy_dtype(dtype)), dtype)
         group = rank.world
-        ring.ring_all_reduce(group.members, buffer.memory, 10007, dtype, "sum", group)
+        sent = [Piece(buffer.memory, 10007)]
+        ring.all_reduce(group.members, sent, buffer.memory, dtype, "sum", group)
         digests.append(hashlib.sha256(bytes(buffer.copy_out())).hexdigest())
     return digests
 
@@ -345,3 +349,47 @@ def different(rank: Rank, name: str) -> None:
     result = (last if rank.number == rank.world.size - 1 else most)(rank.world)
     if result is not None:
         result.realize()
+
+
+def shared(rank: Rank, seed: int) -> list[Any]:
+    """All-reduces of random lengths, one after the other, while ranks are late now and then.
+
+    Gives digests of all results, the messages sent, and 1 where what a sum should be is not.
+    """
+    group, both, own = rank.world, random.Random(seed), random.Random(seed + 1 + rank.number)
+    members, digests, wrong = group.members, [], 0
+    for number in range(40):
+        dtype = both.choice((dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int8))
+        counts = [both.choice((0, 1, 63, both.randrange(200_000))) for _ in range(3)]
+        how = both.choice(("sum", "max", "mean") if dtype.is_float else ("sum", "max"))
+        arrays = [given(rank.number + number, count, dtype) for count in counts]
+        buffers = [in_memory(array, dtype) for array in arrays]
+        sent = [Piece(buffer.memory, array.size)
+                for buffer, array in zip(buffers, arrays, strict=True)]  # fmt: skip
+        target = in_memory(np.zeros(sum(counts), numpy_dtype(dtype)), dtype)
+        for _ in range(own.choice((0, 0, 1, 30))):
+            given(0, 10_000, dtype)  # the other one waits
+        ring.all_reduce(members, sent, target.memory, dtype, how, group)
+        found = np.frombuffer(target.copy_out(), numpy_dtype(dtype))
+        pairs = [[given(one + number, count, dtype).astype(float) for one in range(2)]
+                 for count in counts]  # fmt: skip
+        want = np.concatenate([np.maximum(*pair) if how == "max" else sum(pair) for pair in pairs])
+        want = (want / 2 if how == "mean" else want).astype(numpy_dtype(dtype))
+        wrong += not np.array_equal(found, want)
+        digests.append(hashlib.sha256(found.tobytes()).hexdigest())
+    return [digests, members.messages_sent, wrong]
+
+
+def odd(rank: Rank) -> list[str]:
+    """What two ranks make of numbers of which it matters which comes first."""
+    bits = np.array([0x0000, 0x8000, 0x7FC1, 0x7FC2, 0xFFC3, 0x7F80], np.uint16)  # bfloat16
+    numbers = (bits.astype(np.uint32) << 16).view(np.float32)
+    mine = np.repeat(numbers, 6) if rank.number else np.tile(numbers, 6)
+    found = []
+    for how in ("sum", "max", "mean"):
+        buffer = in_memory(mine, dtypes.float32)
+        sent = [Piece(buffer.memory, mine.size)]
+        group = rank.world
+        ring.all_reduce(group.members, sent, buffer.memory, dtypes.float32, how, group)
+        found.append(bytes(buffer.copy_out()).hex())
+    return found

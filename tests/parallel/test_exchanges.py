@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from devices import devices_of_ranks, exchanges
+from devices import CPU, devices_of_ranks, exchanges
 
-from minigrad import Tensor
+from minigrad import Tensor, dtypes
 from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.graph.collective import exchange
 from minigrad.models.parallel import (
@@ -20,6 +23,9 @@ from minigrad.models.parallel import (
     reduce_scatter,
     run,
 )
+from minigrad.models.parallel.kernels import Kernels
+from minigrad.runtimes import cpu, cpu_kernels
+from minigrad.runtimes.jit_compiler import Compiler
 from minigrad.settings import Context
 
 from . import cases
@@ -41,6 +47,61 @@ def test_ring_all_reduce(kind: str, size: int) -> None:
 def test_ranks_round_alike(kind: str, size: int) -> None:
     first, *others = on_ranks(kind, cases.inexact, size)
     assert others == [first] * (size - 1)
+
+
+def test_two_ranks_add_in_memory_that_they_share() -> None:
+    """One message for each array, whatever its length, and nobody overwrites what is not read."""
+    seed = 11
+    print("seed", seed)
+    (first, sent, wrong), (second, others, also) = on_ranks("mpi", cases.shared, 2, seed)
+    assert first == second and not wrong and not also
+    assert sent == others == 3 * len(first)
+
+
+def test_ranks_of_other_machines_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")
+    monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")  # signs of life that nobody took, among results
+    (first, sent, wrong), (second, _, also) = on_ranks("mpi", cases.shared, 2, 11)
+    assert first == second and not wrong and not also
+    assert sent != 3 * len(first)
+
+
+@pytest.mark.parametrize("how", ["sum", "mean", "max"])
+def test_sums_stay_in_the_caches(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is added is sent on, or read, at once: no kernel of an addition stores past them."""
+    texts: list[str] = []
+    prepared = Compiler.prepared
+
+    def kept(self: Compiler, text: str) -> Callable[[], bytes]:
+        texts.append(text)
+        return prepared(self, text)
+
+    made = cpu_kernels.Kernels(cpu.host_target(), cpu.host_compiler())  # which knows none
+    monkeypatch.setattr(cpu, "host_kernels", lambda: made)
+    monkeypatch.setattr(Compiler, "prepared", kept)
+    mine, other = (np.arange(5.0) + start for start in (0, 10))
+    with Context(CACHE=str(tmp_path)):
+        kernels = Kernels(CPU)
+        addition = kernels.addition(how, dtypes.float64)
+        buffers = [cases.in_memory(array, dtypes.float64) for array in (mine, other)]
+        kernels.combine("sum", dtypes.float64, *(one.memory for one in buffers), 5)
+    assert any("fadd" in text or how == "max" for text in texts)
+    assert not any("nontemporal" in text for text in texts)
+    addresses = [buffer.memory for buffer in buffers]
+    args = (ctypes.c_int64 * 4)(*addresses, addresses[1], 5)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(addition.kernel)
+    call(0, 5, ctypes.addressof(args), 0)
+    want = {"sum": mine + 2 * other, "mean": (mine + 2 * other) / 2, "max": mine + other}[how]
+    assert np.array_equal(np.frombuffer(buffers[1].copy_out()), want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_agree_on_zeros_and_nan(kind: str) -> None:
+    """Which zero, which NaN: that of one of them, at both."""
+    first, second = on_ranks(kind, cases.odd, 2)
+    assert first == second
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -77,6 +77,25 @@ def f(at):
     assert list(words) == [-3, -2, 8, 7]
 
 
+@pytest.mark.parametrize("nbytes", [0, 1, 64, 200, 4096 + 63])
+def test_bytes_are_copied_past_the_caches(nbytes: int) -> None:
+    given = bytes(i % 251 for i in range(nbytes))
+    source = ctypes.create_string_buffer(b"x" + given)  # not aligned
+    room = ctypes.create_string_buffer(64 + nbytes + 64)
+    start = ctypes.addressof(room) + -ctypes.addressof(room) % 64
+    text = """
+def f(to, source, nbytes):
+    while nbytes >= 64:
+        stream(to, source)
+        to, source, nbytes = to + 64, source + 64, nbytes - 64
+    copy(to, source, nbytes)
+    fence()
+"""
+    assert "!nontemporal" in translate(text, {})
+    function(text)(start, ctypes.addressof(source) + 1, nbytes)
+    assert ctypes.string_at(start, nbytes + 1) == given + b"\0"
+
+
 def test_calls_by_address() -> None:
     twice = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(lambda x: 2 * x)
     address = ctypes.cast(twice, ctypes.c_void_p).value
