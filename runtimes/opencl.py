@@ -318,7 +318,7 @@ class OpenCL:
         """How long each of several kernels takes on arrays of zeros: the best of rounds."""
         built = self.build((f"way {number}", one) for number, one in enumerate(ways))
         step = Step("contraction", (), 1, frozenset())
-        plan = Schedule((step,), {array: n for n, array in enumerate(arrays)}, {}, 0, ())
+        plan = Schedule((step,), {array: n for n, array in enumerate(arrays)})
         programs = [OpenCLProgram(self, plan, [one.with_arrays(arrays)]) for one in built.values()]
         buffers = [Buffer(self.name, array.dtype, array.size) for array in arrays]
         for buffer in buffers:

@@ -27,7 +27,7 @@ from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
-from minigrad.schedule.schedule import Schedule
+from minigrad.schedule.schedule import Schedule, plan_arena
 from minigrad.target import Target
 
 CANARY = 0xA5
@@ -129,13 +129,14 @@ def run_nests(
     for array, slot in plan.slots.items():
         if slot in values and array.name.startswith("s"):
             _place(slots[slot].bytes, values[slot], _upper(graph, slot))
-    arena = Memory(plan.arena_bytes)
+    offsets, nbytes = plan_arena(plan.held)
+    arena = Memory(nbytes)
     order = random.Random(seed)
     for nest, kernel in zip(nests, plan.kernels, strict=True):
         addresses, keep = compiler.compile(render(nest), [nest.name])
         scratch = Memory(nest.scratch_bytes)
         words = [
-            slots[plan.slots[a]].address if a in plan.slots else arena.address + plan.arena[a]
+            slots[plan.slots[a]].address if a in plan.slots else arena.address + offsets[a]
             for a in (array.whole or array for array in nest.buffers)
         ]
         known = {"n": n, **dict(kernel.numbers)}

@@ -15,7 +15,7 @@ from minigrad.graph.symbolic import ceildiv
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import aligned
-from minigrad.schedule.schedule import Kernel, plan_arena
+from minigrad.schedule.schedule import Held, Kernel, held_between, plan_arena
 from minigrad.schedule.stage import Stage
 from minigrad.target import LINE
 
@@ -58,14 +58,14 @@ def may_share(kernel: Kernel, old: Array, new: Array) -> bool:
     return True
 
 
-Planner = Callable[[Sequence[Kernel], dict[Array, int]], tuple[dict[Array, int], int]]
+Planner = Callable[[Sequence[Held]], tuple[dict[Array, int], int]]
 
 
 def check(
     kernels: Sequence[Kernel], slots: dict[Array, int], planner: Planner = plan_arena
 ) -> tuple[int, int]:
     """Compare every pair; gives the arena's size and the most that is alive at one step."""
-    offsets, size = planner(kernels, slots)
+    offsets, size = planner(held_between(kernels, slots))
     alive = lifetimes(kernels)
     stored = {array.whole or array for kernel in kernels for array in kernel.stored}
     assert set(offsets) == {array for array in stored if array not in slots}
@@ -185,10 +185,8 @@ def test_a_transpose_is_not_written_over_what_it_reads() -> None:
 def test_the_check_can_fail() -> None:
     """An arena in which everything lies at its beginning is found out."""
 
-    def all_at_0(
-        kernels: Sequence[Kernel], slots: dict[Array, int]
-    ) -> tuple[dict[Array, int], int]:
-        offsets, size = plan_arena(kernels, slots)
+    def all_at_0(held: Sequence[Held]) -> tuple[dict[Array, int], int]:
+        offsets, size = plan_arena(held)
         return dict.fromkeys(offsets, 0), size
 
     with pytest.raises(AssertionError, match="overlap"):
