@@ -25,7 +25,7 @@ from minigrad.graph.node import Node, Shape, topological
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.shapes import numel
-from minigrad.graph.simplify import bitcast_of_bitcast
+from minigrad.graph.simplify import last_counts
 from minigrad.graph.symbolic import high
 from minigrad.graph.variable import evaluate as number
 
@@ -478,7 +478,7 @@ def evaluate(
         raise ValueError(f"evaluate(precision={precision!r}): expected None or 'float64'")
     given, frame = values or {}, Frame(variables or {}, precision == "float64")
     if frame.wide:  # to bits and back, as detach does it, must not round to the narrow dtype
-        roots = rewrite(roots, {Op.BITCAST: [bitcast_of_bitcast]})
+        roots = rewrite(roots, {Op.BITCAST: [last_counts]})
 
     def load(node: Node) -> Array:
         if node.arg in given:
