@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
@@ -63,7 +63,7 @@ def host_kernels() -> Kernels:
     return Kernels(host_target(), host_compiler())
 
 
-class CPU:
+class CPU(Runtime):
     """A CPU device with its own buffers and its own pool of threads."""
 
     generalizes = True
@@ -94,10 +94,6 @@ class CPU:
         """Read memory into the host's bytes."""
         cpu_memory.copy_out(memory, data)
 
-    def copy_across(self, memory: int, source: Runtime, given: Any, nbytes: int) -> bool:
-        """Copies go through the host, which is this device."""
-        return False
-
     def copy_part(self, memory: int, start: int, given: int, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""
         ctypes.memmove(memory + start, given + begin, nbytes)
@@ -118,12 +114,6 @@ class CPU:
         """Raise `failure()` where the first four bytes of memory are not 0."""
         if ctypes.c_uint32.from_address(memory).value:
             raise failure()
-
-    def synchronize(self) -> None:
-        """Nothing to wait for: a program ends before `run` returns."""
-
-    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """Nothing to note: a program ends before `run` returns."""
 
     def compile(self, graph: Graph) -> CpuProgram:
         """Find or make the machine code of a graph."""

@@ -64,7 +64,7 @@ def _is_done(event: Any) -> bool:
     return bool(event.command_execution_status <= opencl().command_execution_status.COMPLETE)
 
 
-class OpenCL:
+class OpenCL(Runtime):
     """One device with its context, its in-order queue and its pool of buffers."""
 
     generalizes = True
@@ -179,12 +179,6 @@ class OpenCL:
     def _copy(self, target: Any, source: Any) -> None:
         with self.doing("copying"):
             opencl().enqueue_copy(self.queue, target, source, is_blocking=True)
-
-    def host_address(self, memory: object) -> None:
-        """The host reads copies only."""
-
-    def adopt(self, address: int) -> None:
-        """The device has no use for memory of the host."""
 
     def synchronize(self) -> None:
         """Wait for everything in the queue."""

@@ -8,7 +8,7 @@ which is what gradients and losses are compared with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -25,7 +25,7 @@ from minigrad.graph.node import Node, Shape, topological
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.shapes import numel
-from minigrad.graph.simplify import last_counts
+from minigrad.graph.simplify import two_as_one
 from minigrad.graph.symbolic import high
 from minigrad.graph.variable import evaluate as number
 
@@ -391,7 +391,7 @@ class ReferenceProgram:
                 _view(buffers[slot].memory, root.dtype, root.shape, frame)[...] = result
 
 
-class ReferenceRuntime:
+class ReferenceRuntime(Runtime):
     """Memory is an array of bytes; everything is done when a call returns."""
 
     generalizes = False
@@ -427,9 +427,6 @@ class ReferenceRuntime:
         if memory[:4].any():
             raise failure()
 
-    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """Nothing to note: a program ends before `run` returns."""
-
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""
         return ReferenceProgram(graph)
@@ -438,22 +435,9 @@ class ReferenceRuntime:
         """Recorded calls, to be made again one by one."""
         return Sequential(calls, arguments)
 
-    def copy_across(self, memory: Array, source: Runtime, given: object, nbytes: int) -> bool:
-        """Copies go through the host."""
-        return False
-
     def copy_part(self, memory: Array, start: int, given: Array, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""
         memory[start : start + nbytes] = given[begin : begin + nbytes]
-
-    def host_address(self, memory: object) -> None:
-        """The host reads copies only."""
-
-    def adopt(self, address: int) -> None:
-        """The device has no use for memory of the host."""
-
-    def synchronize(self) -> None:
-        """Nothing is ever left to wait for."""
 
 
 def open_device(name: str) -> Runtime:
@@ -478,7 +462,7 @@ def evaluate(
         raise ValueError(f"evaluate(precision={precision!r}): expected None or 'float64'")
     given, frame = values or {}, Frame(variables or {}, precision == "float64")
     if frame.wide:  # to bits and back, as detach does it, must not round to the narrow dtype
-        roots = rewrite(roots, {Op.BITCAST: [last_counts]})
+        roots = rewrite(roots, {Op.BITCAST: [two_as_one]})
 
     def load(node: Node) -> Array:
         if node.arg in given:

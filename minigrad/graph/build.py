@@ -18,7 +18,7 @@ from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
 from minigrad.graph.node import elementwise as elementwise
-from minigrad.graph.operations import REDUCTIONS, SCANS, Op
+from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.graph.variable import is_general
 
@@ -350,15 +350,19 @@ _OF_DTYPE = {Op.CAST: cast, Op.BITCAST: bitcast}
 _OF_SHAPE = {Op.RESHAPE: reshape, Op.EXPAND: expand}
 _OF_ARG: dict[Op, Callable[[Node, Any], Node]] = {
     Op.PERMUTE: permute, Op.PAD: pad, Op.SHRINK: shrink, Op.FLIP: flip, Op.WINDOW: window,
+    Op.SORT: sort,
 }  # fmt: skip
 
 
-def rebuild(node: Node, src: Sequence[Node]) -> Node:
-    """The same operation on other sources (through the constructors, so it simplifies)."""
-    src = tuple(src)
-    if src == node.src:
+def rebuild(node: Node, src: Sequence[Node], arg: Any = None) -> Node:
+    """The same operation on other sources (through the constructors, so it simplifies).
+
+    arg: another argument than it has.
+    """
+    src, op = tuple(src), node.op
+    if src == node.src and arg is None:
         return node
-    op = node.op
+    arg = node.arg if arg is None else arg
     if op in _OF_DTYPE:
         return _OF_DTYPE[op](src[0], node.dtype)
     if op.facts.arity:
@@ -366,11 +370,17 @@ def rebuild(node: Node, src: Sequence[Node]) -> Node:
     if op in _OF_SHAPE:
         return _OF_SHAPE[op](src[0], node.shape)
     if op in _OF_ARG:
-        return _OF_ARG[op](src[0], node.arg)
-    if op in REDUCTIONS or op in SCANS:
-        return (reduce if op in REDUCTIONS else scan)(op, src[0], node.arg)
+        return _OF_ARG[op](src[0], arg)
+    if op in REDUCTIONS:
+        return reduce(op, src[0], arg)
+    if op in SCANS:
+        return scan(op, src[0], arg)
+    if op in SCATTERS:
+        return scatter(op, *src, arg)
+    if op is Op.GATHER:
+        return gather(*src, arg)
     if op is Op.CAT:
-        return cat(src, node.arg)
+        return cat(src, arg)
     if op is Op.CONTIGUOUS:
         return contiguous(src[0])
-    return make(op, node.dtype, node.shape, src, node.arg, node.device)
+    return make(op, node.dtype, node.shape, src, arg, node.device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from minigrad.dtype import DType, convert
 from minigrad.graph import build
@@ -198,14 +199,6 @@ def cast_of_cast(node: Node) -> Node | None:
 # --- reductions ----------------------------------------------------------------------------------
 
 
-def merge_reductions(node: Node) -> Node | None:
-    """A sum of sums over other axes is one sum; the same for MAX and PROD."""
-    inner = node.src[0]
-    if inner.op is not node.op:
-        return None
-    return build.reduce(node.op, inner.src[0], (*inner.arg, *node.arg))
-
-
 def _repeated(node: Node, x: Node, count: int) -> Node | None:
     """The reduction of `count` ≥ 1 equal elements x, if it is one cheap and exact operation."""
     if node.op is Op.MAX or node.dtype.is_bool or count == 1:
@@ -250,41 +243,28 @@ def reduce_expanded(node: Node) -> Node | None:
 
 # --- movement ------------------------------------------------------------------------------------
 
-# Movements are joined here, not where nodes are made: somebody may want the gradient by a node that
-# stands between two of them.
+# How the arguments of two become one. (It is done here, not where nodes are made: somebody may want
+# the gradient by a node that stands between two movements.)
+_JOINED: dict[Op, Callable[[Any, Any], Any]] = {
+    **dict.fromkeys((Op.BITCAST, Op.RESHAPE, Op.EXPAND), lambda outer, inner: outer),
+    **dict.fromkeys(REDUCTIONS, lambda outer, inner: (*inner, *outer)),
+    Op.PERMUTE: lambda outer, inner: [inner[axis] for axis in outer],
+    Op.FLIP: lambda outer, inner: sorted(set(outer) ^ set(inner)),
+    Op.PAD: lambda outer, inner: [
+        (a + c, b + d) for (a, b), (c, d) in zip(inner, outer, strict=True)
+    ],
+    Op.SHRINK: lambda outer, inner: [
+        (start + o, stop + o) for (start, stop), (o, _) in zip(outer, inner, strict=True)
+    ],
+}
 
 
-def last_counts(node: Node) -> Node | None:
-    """Of two reshapes, two repeats, or two readings of bits only the last counts."""
+def two_as_one(node: Node) -> Node | None:
+    """Two movements, reductions or readings of bits of one kind, one after the other, are one."""
     inner = node.src[0]
-    return build.rebuild(node, inner.src) if inner.op is node.op else None
-
-
-def permute_of_permute(node: Node) -> Node | None:
-    """One order after the other is an order."""
-    inner = node.src[0]
-    if inner.op is not Op.PERMUTE:
+    if inner.op is not node.op:
         return None
-    return build.permute(inner.src[0], [inner.arg[axis] for axis in node.arg])
-
-
-def flip_of_flip(node: Node) -> Node | None:
-    """What is turned twice is not turned."""
-    inner = node.src[0]
-    if inner.op is not Op.FLIP:
-        return None
-    return build.flip(inner.src[0], sorted(set(node.arg) ^ set(inner.arg)))
-
-
-def shrink_of_shrink(node: Node) -> Node | None:
-    """A part of a part is a part."""
-    inner = node.src[0]
-    if inner.op is not Op.SHRINK:
-        return None
-    pairs = zip(node.arg, inner.arg, strict=True)
-    return build.shrink(
-        inner.src[0], [(start + o, stop + o) for (start, stop), (o, _) in pairs]
-    )
+    return build.rebuild(node, inner.src, _JOINED[node.op](node.arg, inner.arg))
 
 
 def permute_of_ones(node: Node) -> Node | None:
@@ -297,15 +277,6 @@ def permute_of_ones(node: Node) -> Node | None:
 def pad_of_nothing(node: Node) -> Node | None:
     """Zeros around an array without elements are zeros."""
     return node.constant(0) if 0 in node.src[0].shape else None
-
-
-def pad_of_pad(node: Node) -> Node | None:
-    """Zeros around zeros."""
-    inner = node.src[0]
-    if inner.op is not Op.PAD:
-        return None
-    pairs = zip(inner.arg, node.arg, strict=True)
-    return build.pad(inner.src[0], [(a + c, b + d) for (a, b), (c, d) in pairs])
 
 
 def shrink_of_pad(node: Node) -> Node | None:
@@ -408,17 +379,12 @@ def _table() -> dict[Op, list[Rule]]:
     on(undo, Op.NEG, Op.NOT)
     on(choose, Op.WHERE)
     on(cast_of_cast, Op.CAST)
+    on(two_as_one, *_JOINED)
     reductions = sorted(REDUCTIONS, key=lambda op: op.value)
-    on(merge_reductions, *reductions)
     on(reduce_constant, *reductions)
     on(reduce_expanded, *reductions)
-    on(last_counts, Op.BITCAST, Op.RESHAPE, Op.EXPAND)
-    on(permute_of_permute, Op.PERMUTE)
     on(permute_of_ones, Op.PERMUTE)
-    on(flip_of_flip, Op.FLIP)
     on(pad_of_nothing, Op.PAD)
-    on(pad_of_pad, Op.PAD)
-    on(shrink_of_shrink, Op.SHRINK)
     on(shrink_of_pad, Op.SHRINK)
     on(shrink_of_cat, Op.SHRINK)
     on(shrink_of_expand, Op.SHRINK)

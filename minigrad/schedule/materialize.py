@@ -201,7 +201,7 @@ def is_loaded_mask(node: Node) -> bool:
     """
     return (
         node.op is Op.WHERE
-        and _is_zero(node.src[2])
+        and is_zero(node.src[2])
         and _compares_index_with_few(node.src[0], numel(node.shape))
     )
 
@@ -215,7 +215,8 @@ def has_loaded_mask(operand: Node) -> bool:
     return False
 
 
-def _is_zero(node: Node) -> bool:
+def is_zero(node: Node) -> bool:
+    """Whether a node is zeros, under whatever shape."""
     node = _source(node)
     return node.op is Op.CONST and node.arg == 0
 
@@ -334,7 +335,7 @@ def contraction_operands(node: Node) -> tuple[Node, ...]:
 def _terms(node: Node) -> Node:
     """What a SUM adds, below a mask and conversions."""
     terms = node.src[0]
-    while terms.op is Op.CAST or terms.op is Op.WHERE and _is_zero(terms.src[2]):
+    while terms.op is Op.CAST or terms.op is Op.WHERE and is_zero(terms.src[2]):
         terms = terms.src[terms.op is Op.WHERE]
     return terms
 
