@@ -165,6 +165,7 @@ class Runtime(Protocol):
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
         """Note what a program reads and fills while the device's name is in `undecided`."""
+        return
 
     def compile(self, graph: Graph) -> Program:
         """Turn a canonical graph into a program."""
@@ -178,6 +179,7 @@ class Runtime(Protocol):
 
     def synchronize(self) -> None:
         """Wait for all work that was started."""
+        return
 
 
 class Watch(Protocol):

@@ -51,11 +51,6 @@ class Host:
     l3: int
     l3_threads: int
 
-    @property
-    def is_x86(self) -> bool:
-        """Whether x86 instructions and intrinsics may be used."""
-        return self.architecture == "x86_64"
-
 
 def architecture_name() -> str:
     """`platform.machine()`, with one spelling per architecture."""

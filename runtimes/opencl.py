@@ -238,8 +238,7 @@ class OpenCL(Runtime):
                 built = code_of(made.kernels, self)
                 while len(self._kernels) > MOST_KERNELS:
                     self._kernels.popitem(last=False)
-            kernels = [kernel.with_arrays(arrays) for kernel, arrays in built]
-            return OpenCLProgram(self, made, kernels)
+            return OpenCLProgram(self, made, built)
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
         """The programs of a captured step, one after the other: none waits for the device."""
@@ -302,7 +301,7 @@ class OpenCL(Runtime):
         made = {}
         for (key, one), program in zip(new, built, strict=True):
             size = self._work_size(one.nest, one.text)
-            made[key] = Kernel(one.nest, (), one.arguments, one.text, *program, *size)
+            made[key] = Kernel(one.nest, one.arguments, one.text, *program, *size)
             self._kernels[digest(key)] = made[key]
         return made
 
@@ -313,7 +312,7 @@ class OpenCL(Runtime):
         built = self.build((f"way {number}", one) for number, one in enumerate(ways))
         step = Step("contraction", (), 1, frozenset())
         plan = Schedule((step,), {array: n for n, array in enumerate(arrays)})
-        programs = [OpenCLProgram(self, plan, [one.with_arrays(arrays)]) for one in built.values()]
+        programs = [OpenCLProgram(self, plan, [(one, arrays)]) for one in built.values()]
         buffers = [Buffer(self.name, array.dtype, array.size) for array in arrays]
         for buffer in buffers:
             buffer.handle = self.allocate_zeros(buffer.nbytes)

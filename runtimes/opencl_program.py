@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Buffer, Call
@@ -28,14 +28,12 @@ if TYPE_CHECKING:
 class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
 
-    arrays: what it is launched with, in the order of the nest's, which may be another kernel's.
-    arguments: which of the arrays of its key these are, by number.
+    arguments: which of the arrays of its key it is launched with, by number.
     name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
     """
 
     nest: Nest
-    arrays: tuple[Array, ...]
     arguments: tuple[int, ...]
     source: Text
     program: Any
@@ -43,10 +41,6 @@ class Kernel:
     items: int
     group: int
     total: int
-
-    def with_arrays(self, arrays: Sequence[Array]) -> Kernel:
-        """The kernel for the arrays that its key numbers."""
-        return replace(self, arrays=tuple(arrays[number] for number in self.arguments))
 
     @property
     def slices(self) -> int:
@@ -77,27 +71,29 @@ class Launch:
 
 
 class OpenCLProgram:
-    """A compiled graph."""
+    """A compiled graph: its kernels, each with the arrays that its key numbers."""
 
-    def __init__(self, runtime: OpenCL, plan: Schedule, kernels: Sequence[Kernel]) -> None:
+    def __init__(
+        self, runtime: OpenCL, plan: Schedule, kernels: Sequence[tuple[Kernel, tuple[Array, ...]]]
+    ) -> None:
         self.runtime, self.plan, self.kernels = runtime, plan, kernels
         self._shared, self.sizes = shared_buffers(plan.held)
-        self.scratch = max((k.source.scratch_bytes * k.slices for k in kernels), default=0)
+        self.scratch = max((k.source.scratch_bytes * k.slices for k, _ in kernels), default=0)
         self._launches = self.launches()
 
     def launches(self) -> list[Launch]:
         """Launches with kernel objects of their own."""
-        places, shared = self.plan.places(), self._shared
-        return [
-            Launch(
-                self.runtime.kernel(kernel.program, kernel.name),
-                (*(("held", shared[which]) if kind == "held" else (kind, which) for kind, which in
-                   step.sources(places, kernel.arrays, kernel.nest.symbols)),
-                 *([("scratch", 0)] if kernel.source.scratch_bytes else [])),
-                kernel.pieces, (kernel.group,), kernel.nest,
-            )
-            for kernel, step in zip(self.kernels, self.plan.kernels, strict=True)
-        ]  # fmt: skip
+        places, shared, made = self.plan.places(), self._shared, []
+        for (kernel, arrays), step in zip(self.kernels, self.plan.kernels, strict=True):
+            used = [arrays[number] for number in kernel.arguments]
+            sources = [
+                ("held", shared[which]) if kind == "held" else (kind, which)
+                for kind, which in step.sources(places, used, kernel.nest.symbols)
+            ]
+            sources += [("scratch", 0)] * (kernel.source.scratch_bytes > 0)
+            native, group = self.runtime.kernel(kernel.program, kernel.name), (kernel.group,)
+            made.append(Launch(native, tuple(sources), kernel.pieces, group, kernel.nest))
+        return made
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Enqueue all kernels; does not wait for them."""

@@ -376,9 +376,9 @@ def rebuild(node: Node, src: Sequence[Node], arg: Any = None) -> Node:
     if op in SCANS:
         return scan(op, src[0], arg)
     if op in SCATTERS:
-        return scatter(op, *src, arg)
+        return scatter(op, src[0], src[1], src[2], arg)
     if op is Op.GATHER:
-        return gather(*src, arg)
+        return gather(src[0], src[1], arg)
     if op is Op.CAT:
         return cat(src, arg)
     if op is Op.CONTIGUOUS:

@@ -293,11 +293,8 @@ def _remake(
         flat: list[Any] = [next(cells) for _ in range(2 * node.ndim)]
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         if op is Op.PAD:
-            shape = tuple(e + a + b for e, (a, b) in zip(src[0].shape, pairs, strict=True))
-            return make(op, node.dtype, shape, src, tuple(pairs), device)
-        shape = tuple(length for _, length in pairs)
-        ranges = tuple((start, start + length) for start, length in pairs)
-        return src[0] if shape == src[0].shape else make(op, node.dtype, shape, src, ranges, device)
+            return build.pad(src[0], pairs)
+        return build.shrink(src[0], [(start, start + length) for start, length in pairs])
     if op is Op.CHECK:
         return make(op, node.dtype, src[0].shape, src, replace(arg, extent=next(cells)), device)
     if op is Op.VARIABLE:

@@ -67,7 +67,7 @@ def compiler_of(machine: str) -> Compiler:
     if machine == "host":
         return host_compiler()
     _, cpu, feature = (MACHINES | SPECIAL)[machine]
-    if not host().is_x86 or feature not in host().features:
+    if host().architecture != "x86_64" or feature not in host().features:
         pytest.skip(f"the host has no {feature}: code for {cpu} does not run here")
     if feature.startswith("amx") and not may_use_matrices():
         pytest.skip("this process may not use matrix registers")
