@@ -149,10 +149,11 @@ class _Plan:
         self.kept: Materialized = choose(order, roots, recomputed, fuse)
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
+        self.inputs: dict[int, Array] = {}
         for node in order:
             if node.op is Op.BUFFER:
                 array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
-                self.arrays[node] = array
+                self.arrays[node] = self.inputs[node.arg] = array
                 self.slots[array] = node.arg
         self.rows: set[Array] = set()  # of which only some rows are written, and not read
         for root, slot in targets:
@@ -187,11 +188,8 @@ class _Plan:
         self.clusters = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
-            for stage in member.stages:
-                for array in stage.reads:
-                    known = self.readers.setdefault(array, [])
-                    if member not in known:
-                        known.append(member)
+            for array in {a: None for stage in member.stages for a in stage.reads}:
+                self.readers.setdefault(array, []).append(member)
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _needed(self, stages: dict[Node, Stage]) -> dict[Node, Stage]:
@@ -206,11 +204,10 @@ class _Plan:
 
     def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
         """Let in-place writes of a part of a buffer store that part only; gives their arrays."""
-        inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
         found = set()
         for root in roots:
             array = self.arrays[root]
-            old = inputs.get(self.slots[array])
+            old = self.inputs.get(self.slots[array])
             if root in self.stages and old is not None and old != array:
                 part = part_written(self.stages[root], old)
                 if part is not None:
@@ -270,9 +267,8 @@ class _Plan:
         """Make every reader of an overwritten slot run first; gives the slots where it cannot."""
         unsafe = set()
         loads: dict[Cluster, _Loads] = {}
-        inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
         for array, slot in self.slots.items():
-            old = inputs.get(slot)
+            old = self.inputs.get(slot)
             if old is None or array == old or array not in self.maker or array in self.rows:
                 continue
             writer = self.maker[array]
