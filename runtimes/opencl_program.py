@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Buffer, Call
@@ -164,11 +165,7 @@ class OpenCLReplay:
         scratch memory is the last one.
         """
         programs = [call.program for call in calls if isinstance(call.program, OpenCLProgram)]
-        most = max((len(program.sizes) for program in programs), default=0)
-        sizes = [
-            max((p.sizes[number] for p in programs if number < len(p.sizes)), default=0)
-            for number in range(most)
-        ]
+        sizes = map(max, zip_longest(*(program.sizes for program in programs), fillvalue=0))
         for size in (*sizes, max((program.scratch for program in programs), default=0)):
             self._taken.append((self.runtime.allocate(size), size))
         return [memory for memory, _ in self._taken]
