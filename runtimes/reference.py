@@ -22,7 +22,7 @@ from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
 from minigrad.graph.node import Node, Shape, topological
-from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, STEPS, Op
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.shapes import numel
 from minigrad.graph.simplify import two_as_one
@@ -174,20 +174,16 @@ def _reduce(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     rows = np.ascontiguousarray(x.transpose(*kept, *node.arg))
     rows = rows.reshape(*(x.shape[axis] for axis in kept), count)
     how: dict[str, Any] = {} if rows.dtype == np.bool_ else {"dtype": rows.dtype}
-    if node.op is Op.MAX and how:
+    if node.op is Op.MAX:
         how["initial"] = node.dtype.minimum
     result = _combining(node.op, node.dtype).reduce(rows, axis=-1, **how)
     return np.asarray(result).astype(frame.dtype(node.dtype)).reshape(frame.shape(node.shape))
 
 
-_COMBINING = {Op.SUM: np.add, Op.PROD: np.multiply, Op.MAX: np.maximum}
-
-
 def _combining(op: Op, dtype: DType) -> np.ufunc:
     """What one step of a reduction computes."""
-    if dtype.is_bool:
-        return np.logical_and if op is Op.PROD else np.logical_or
-    return _COMBINING[op]
+    step: np.ufunc = getattr(np, STEPS[op][-1 if dtype.is_bool else 0].facts.numpy)
+    return step
 
 
 def _scan(node: Node, src: Sequence[Array], frame: Frame) -> Array:
@@ -268,7 +264,7 @@ def _scatter(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     valid, places = _places(index, node.arg, base.shape[node.arg])
     result = _widened(base).copy()
     if places[0].size:
-        _COMBINING[SCATTERS[node.op]].at(result, places, _widened(x)[valid])
+        _combining(SCATTERS[node.op], node.dtype).at(result, places, _widened(x)[valid])
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 

@@ -84,9 +84,7 @@ class Hole:
     @property
     def index(self) -> Affine:
         """The variable as an integer of the graph."""
-        made = var(self.name, self.low, self.high)
-        assert isinstance(made, Affine)
-        return made
+        return var(self.name, self.low, self.high)
 
 
 @dataclass(frozen=True)
