@@ -234,10 +234,6 @@ class Kernels:
         """The kernel that memory or the disk has."""
         return self._stored_kernel(self._key(key))
 
-    def function_name(self, kernel: Step) -> str:
-        """One name for all; `build` gives each its own."""
-        return "kernel"
-
     def render(self, nest: Nest) -> str:
         """LLVM IR."""
         return render(nest)

@@ -285,10 +285,6 @@ class OpenCL(Runtime):
             self._kernels.move_to_end(key)
         return kernel
 
-    def function_name(self, kernel: Step) -> str:
-        """Tools that look at a device show it."""
-        return kernel.kind
-
     def render(self, nest: Nest) -> Source:
         """OpenCL C."""
         return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
