@@ -11,7 +11,8 @@ import pytest
 from minigrad.dtype import dtypes
 from minigrad.graph.build import permute
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import ceildiv
+from minigrad.graph.symbolic import ceildiv, high
+from minigrad.runtimes.opencl_program import shared_buffers
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import aligned
@@ -180,6 +181,17 @@ def test_a_transpose_is_not_written_over_what_it_reads() -> None:
     plan = plan_of(turned, fuse=False)
     check(plan.kernels, plan.slots)
     assert plan.arena_bytes == 2 * ceildiv(3600, LINE) * LINE
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_shared_buffer_holds_one_thing_at_a_time(seed: int) -> None:
+    """What OpenCL has in the place of an arena."""
+    held = held_between(*made_up(seed))
+    numbers, sizes = shared_buffers(held)
+    assert all(sizes[n] >= high(one.nbytes) for n, one in zip(numbers, held, strict=True))
+    pairs = itertools.combinations(zip(numbers, held, strict=True), 2)
+    assert all(m != n or a.last < b.first or b.last < a.first for (m, a), (n, b) in pairs)
+    assert len(sizes) < len(held) or len(held) < 2
 
 
 def test_the_check_can_fail() -> None:
