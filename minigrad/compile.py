@@ -72,9 +72,6 @@ class Backend(Protocol[Text, Code_co]):
     def find(self, key: str) -> Code_co | None:
         """The code of a kernel that was built before."""
 
-    def function_name(self, kernel: Kernel) -> str:
-        """What a kernel's function is called."""
-
     def render(self, nest: Nest) -> Text:
         """The text of a nest, in the device's language."""
 
@@ -166,7 +163,7 @@ def translate(
 ) -> Rendered[Text]:
     """A kernel's loops and their text. choice: which of the model's ways to cut a product."""
     target = replace(backend.target, choice=choice)
-    nest = lower(kernel, target, backend.function_name(kernel))
+    nest = lower(kernel, target, kernel.kind)
     report(4, lambda: show_nest(nest))
     GlobalCounters.kernels_lowered += 1
     text = backend.render(nest)

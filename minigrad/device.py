@@ -107,7 +107,11 @@ class Sequential:
 
 
 class Runtime(Protocol):
-    """What a device must be able to do. `memory` is whatever `allocate` returned."""
+    """What a device must be able to do. `memory` is whatever `allocate` returned.
+
+    What has a body here, or only notes or waits for something, is right for a device that is done
+    when a call returns, and whose memory the host does not reach.
+    """
 
     name: str
     generalizes: bool  # whether programs are compiled, so that one should serve many numbers
@@ -131,15 +135,18 @@ class Runtime(Protocol):
 
     def host_address(self, memory: Any) -> int | None:
         """Where the host finds memory in its own address space, None where it cannot read it."""
+        return None
 
     def adopt(self, address: int) -> Any:
         """Memory of the host as memory of this device, None where the device cannot reach it."""
+        return None
 
     def copy_across(self, memory: Any, source: Runtime, given: Any, nbytes: int) -> bool:
         """Fill memory from `given` of another runtime without the host, which need not wait.
 
         False where the two devices know no such way.
         """
+        return False
 
     def copy_part(self, memory: Any, start: int, given: Any, begin: int, nbytes: int) -> None:
         """Fill bytes of memory, from the one numbered `start` on, from other memory of its own,
@@ -158,6 +165,7 @@ class Runtime(Protocol):
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
         """Note what a program reads and fills while the device's name is in `undecided`."""
+        return
 
     def compile(self, graph: Graph) -> Program:
         """Turn a canonical graph into a program."""
@@ -171,6 +179,7 @@ class Runtime(Protocol):
 
     def synchronize(self) -> None:
         """Wait for all work that was started."""
+        return
 
 
 class Watch(Protocol):

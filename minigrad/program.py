@@ -19,7 +19,16 @@ from minigrad.graph.build import buffer, rebuild
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
-from minigrad.graph.node import BUFFER, Node, Op, form_of, is_symbolic, needed, own_buffer
+from minigrad.graph.node import (
+    BUFFER,
+    Node,
+    Op,
+    depending,
+    form_of,
+    is_symbolic,
+    needed,
+    own_buffer,
+)
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
@@ -263,10 +272,7 @@ def _look(call: Canonical, made: Sequence[Node], count: Buffer) -> list[Minigrad
 
 def _doubtful(call: Canonical, made: Sequence[Node]) -> frozenset[Buffer]:
     """The results that depend on a CHECK."""
-    depends = set(call.checks)
-    for node in call.order if call.checks else ():
-        if not depends.isdisjoint(node.src):
-            depends.add(node)
+    depends = depending(call.order if call.checks else (), call.checks)
     pairs = zip(call.roots, made, strict=True)
     return frozenset(node.arg for root, node in pairs if root in depends)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
@@ -26,7 +26,6 @@ from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
-from minigrad.runtimes.cpu_guard import GuardedProgram
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan, entry_address
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
@@ -64,7 +63,7 @@ def host_kernels() -> Kernels:
     return Kernels(host_target(), host_compiler())
 
 
-class CPU:
+class CPU(Runtime):
     """A CPU device with its own buffers and its own pool of threads."""
 
     generalizes = True
@@ -95,10 +94,6 @@ class CPU:
         """Read memory into the host's bytes."""
         cpu_memory.copy_out(memory, data)
 
-    def copy_across(self, memory: int, source: Runtime, given: Any, nbytes: int) -> bool:
-        """Copies go through the host, which is this device."""
-        return False
-
     def copy_part(self, memory: int, start: int, given: int, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""
         ctypes.memmove(memory + start, given + begin, nbytes)
@@ -120,33 +115,29 @@ class CPU:
         if ctypes.c_uint32.from_address(memory).value:
             raise failure()
 
-    def synchronize(self) -> None:
-        """Nothing to wait for: a program ends before `run` returns."""
-
-    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """Nothing to note: a program ends before `run` returns."""
-
-    def compile(self, graph: Graph) -> CpuProgram | GuardedProgram:
+    def compile(self, graph: Graph) -> CpuProgram:
         """Find or make the machine code of a graph."""
         plan = host_kernels().plan(graph)
         return GuardedProgram(self.name, plan) if flag("GUARD") else CpuProgram(self.name, plan)
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
         """Recorded calls as one native call; one by one where each is guarded or reported."""
-        if flag("DEBUG") < 1 and all(isinstance(call.program, CpuProgram) for call in calls):
+        if flag("DEBUG") < 1 and all(type(call.program) is CpuProgram for call in calls):
             return CpuReplay(self.name, calls, arguments)
         return Sequential(calls, arguments)
 
 
-NOTHING_HELD: tuple[tuple[int, ...], int] = ((), 0)  # `placed` of a program with no arena
+NOTHING: tuple[list[int], list[tuple[int, int]]] = ([], [])
 
 
 class CpuProgram:
     """A launch table, its arguments, and where in them each buffer's address goes."""
 
+    guarded = False
+
     def __init__(self, device: str, plan: Plan) -> None:
         self.kernels = plan.kernels
-        self.pool: Pool = pool_for(device)
+        self.pool: Pool = pool_for(f"{device} guarded" if self.guarded else device)
         self._lock = new_rlock()
         self._running = False
         self._held = plan.held
@@ -179,7 +170,8 @@ class CpuProgram:
         self.traffic = sum(code.traffic for code in codes)
         self._most_work = self.operations, self.traffic
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
-        run = runner(self.pool, self.operations + self.traffic)
+        work = self.operations + self.traffic
+        run = self.pool.run_guarded if self.guarded else runner(self.pool, work)
         self._run = watched(run, self.pool, [self.exchanges])
 
     def placed(self, variables: Mapping[str, int]) -> tuple[tuple[int, ...], int]:
@@ -195,19 +187,24 @@ class CpuProgram:
             self._places[values] = known
         return known
 
+    def _memory(self, variables: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Addresses of what is held between kernels, and blocks that are to be freed: an arena."""
+        places, nbytes = self.placed(variables)
+        if self._own:  # sizes that vary share a block: new pages would take longer than to compute
+            nbytes = 1 << max(nbytes - 1, 0).bit_length()
+        arena = cpu_memory.allocate(nbytes) if nbytes else 0
+        return [arena + place for place in places], [(arena, nbytes)] if nbytes else []
+
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Fill in the call's addresses and values, and walk the table."""
         if not self.kernels:
             return
-        places, arena_bytes = self.placed(variables) if self._held else NOTHING_HELD
-        if self._own:  # sizes that vary share a block: new pages would take longer than to compute
-            arena_bytes = 1 << max(arena_bytes - 1, 0).bit_length()
-        arena = cpu_memory.allocate(arena_bytes) if arena_bytes else 0
+        held, taken = self._memory(variables) if self._held else NOTHING
         try:
             addresses = [buffer.handle or buffer.memory for buffer in buffers]
             words = [
                 addresses[where] if kind == "slot"
-                else arena + places[where] if kind == "held"
+                else held[where] if kind == "held"
                 else where if kind == "number"
                 else variables[where]
                 for kind, where in self.sources
@@ -230,8 +227,8 @@ class CpuProgram:
                         ctypes.memmove(self._arguments, before[0], len(before[0]))
                         self._set_totals(before[1])
         finally:
-            if arena_bytes:
-                cpu_memory.free(arena, arena_bytes)
+            for address, nbytes in taken:
+                cpu_memory.free(address, nbytes)
         GlobalCounters.ran(len(self.kernels), operations, traffic)
 
     def threads_of(self, number: int) -> int:
@@ -283,3 +280,26 @@ class CpuProgram:
             cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
         else:
             cpu_report.run_timed(codes, run_one, level, self.pool.threads)
+
+
+class GuardedProgram(CpuProgram):
+    """A program under `GUARD=1`: every array that a kernel touches ends at an unreadable page.
+
+    An access outside ends the process at the instruction that makes it (a write before the
+    beginning is reported when the block is freed). Each array between kernels and each thread's
+    scratch memory is a block of its own, mapped for one run: slow, and meant for tests.
+    """
+
+    guarded = True
+
+    def _memory(self, variables: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int]]]:
+        sizes = [most(one.nbytes, variables) for one in self._held]
+        blocks = [(cpu_memory.allocate_exact(nbytes), nbytes) for nbytes in sizes]
+        return [address for address, _ in blocks], blocks
+
+    def _walk(self) -> None:
+        """One by one, with scratch areas of each kernel's size."""
+        base = ctypes.addressof(self._table)
+        for number, kernel in enumerate(self.kernels):
+            place = base + number * ctypes.sizeof(Launch)
+            self._run(place, 1, kernel.code.scratch_bytes)

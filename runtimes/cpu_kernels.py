@@ -33,7 +33,7 @@ from minigrad.runtimes.cpu_pool import Launch, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import graph_key
-from minigrad.schedule.schedule import Held, held_between
+from minigrad.schedule.schedule import Held, Source
 from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.show import label
 from minigrad.settings import flag, report
@@ -41,10 +41,6 @@ from minigrad.target import Target
 
 # Lines of LLVM IR that are compiled at once: to start LLVM's passes takes as long as 50 lines.
 BATCH = 500
-
-# Where the value of an argument comes from: ("slot", number), ("symbol", name), ("number", value),
-# or ("held", number) of what kernels pass on: a place in one arena, or under GUARD a block.
-Source = tuple[str, Any]
 
 
 @dataclass(frozen=True)
@@ -205,27 +201,18 @@ class Kernels:
         """Schedule a graph, find or make its kernels, and keep the result."""
         made = schedule_of(graph, self.target, bool(flag("FUSE")))
         codes = iter(code_of([step for step in made.kernels if not is_exchange(step)], self))
-        held = held_between(made.kernels, made.slots)
-        places: dict[Array, Source] = {
-            array: ("held", n) for n, one in enumerate(held) for array in one.arrays
-        }
-        places.update((array, ("slot", slot)) for array, slot in made.slots.items())
+        places = made.places()
         kernels, sources = [], []
         for step in made.kernels:
             if is_exchange(step):
                 kernels.append(_exchange_of(step))
-                sources.append(tuple(places[array] for array in _sent_and_filled(step)))
+                sources.append(step.sources(places, _sent_and_filled(step), ()))
                 continue
             kernel, arrays = next(codes)
             used = [arrays[number] for number in kernel.code.arguments]
-            known = dict(step.numbers)
-            symbols: list[Source] = [
-                ("number", known[name]) if name in known else ("symbol", name)
-                for name in kernel.code.symbols
-            ]
             kernels.append(kernel)
-            sources.append((*(places[array.whole or array] for array in used), *symbols))
-        result = Plan(tuple(kernels), tuple(sources), tuple(held))
+            sources.append(step.sources(places, used, kernel.code.symbols))
+        result = Plan(tuple(kernels), tuple(sources), made.held)
         cache = self._cache()
         if cache is not None:
             about = {
@@ -246,10 +233,6 @@ class Kernels:
     def find(self, key: str) -> Kernel | None:
         """The kernel that memory or the disk has."""
         return self._stored_kernel(self._key(key))
-
-    def function_name(self, kernel: Step) -> str:
-        """One name for all; `build` gives each its own."""
-        return "kernel"
 
     def render(self, nest: Nest) -> str:
         """LLVM IR."""

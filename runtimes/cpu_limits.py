@@ -68,13 +68,9 @@ class Limits:
         return nbytes / best
 
 
-def limits(count: int = 0) -> Limits:
-    """What so many threads can do, or as many as programs have; measured at the first call."""
-    return _limits(count or threads())
-
-
 @cache
-def _limits(count: int) -> Limits:
+def limits(count: int) -> Limits:
+    """What so many threads can do; measured at the first call."""
     return measured_limits(count)
 
 

@@ -77,7 +77,7 @@ def size_class(nbytes: int) -> int:
 
 
 class _Blocks:
-    """Idle blocks by size class. All methods but the last four want `changing` to be set.
+    """Idle blocks by size class. All methods but the last three want `changing` to be set.
 
     changing: whether somebody is changing the tables; to be looked at with the lock held, so that
     it can only be somebody whom this thread has interrupted.
@@ -216,17 +216,6 @@ class _Blocks:
             self.grown.append(max(size, PAGE))
             _count(counted)
             return address, True
-
-    def shrink(self, limit: int) -> None:
-        """`trim`, unless this thread has interrupted somebody's change."""
-        with self.lock:
-            if not self.changing:
-                self.changing = True
-                try:
-                    self.put_away()
-                    self.trim(limit)
-                finally:
-                    self.changing = False
 
 
 _blocks = _Blocks()
@@ -411,11 +400,6 @@ def copy_out(address: int, data: memoryview) -> None:
 def held_bytes() -> int:
     """Bytes that the pool has from the system, in use and idle, guarded ones left out."""
     return _blocks.held
-
-
-def trim(limit: int = 0) -> None:
-    """Give idle large blocks back to the system until at most `limit` bytes of them are left."""
-    _blocks.shrink(limit)
 
 
 @contextmanager

@@ -241,11 +241,6 @@ def pool_for(device_name: str) -> Pool:
     return pool
 
 
-def guarded_pool_for(device_name: str) -> Pool:
-    """The pool that runs a device's programs under GUARD."""
-    return pool_for(f"{device_name} guarded")
-
-
 def _close_all() -> None:
     """At exit: no worker may run native code when the interpreter takes that code down."""
     for pool in list(_living):

@@ -35,7 +35,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Host:
-    """One machine. Cache sizes in bytes: l1 and l2 of one core, l3 shared by `l3_threads` threads.
+    """One machine. Cache sizes in bytes: l1 and l2 of one core, l3 that several may share.
 
     architecture is "x86_64", "aarch64" or what `platform.machine()` says otherwise;
     features are LLVM's names ("avx512f", "neon") of what the processor has.
@@ -49,12 +49,6 @@ class Host:
     l1: int
     l2: int
     l3: int
-    l3_threads: int
-
-    @property
-    def is_x86(self) -> bool:
-        """Whether x86 instructions and intrinsics may be used."""
-        return self.architecture == "x86_64"
 
 
 def architecture_name() -> str:
@@ -81,18 +75,16 @@ def host() -> Host:
     features = frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
     vector_bytes, vector_registers = vector_shape(architecture, features)
     sizes = cache_sizes(_CPUS / "cpu0" / "cache")
-    l3, l3_threads = sizes.get(3, (FALLBACK_L3, 1))
-    l3 = min(l3, (os.cpu_count() or 1) * MOST_L3_OF_A_CORE)
+    l3 = min(sizes.get(3, FALLBACK_L3), (os.cpu_count() or 1) * MOST_L3_OF_A_CORE)
     return Host(
         architecture=architecture,
         name=llvm.get_host_cpu_name(),
         features=features,
         vector_bytes=vector_bytes,
         vector_registers=vector_registers,
-        l1=sizes.get(1, (FALLBACK_L1, 1))[0],
-        l2=sizes.get(2, (FALLBACK_L2, 1))[0],
+        l1=sizes.get(1, FALLBACK_L1),
+        l2=sizes.get(2, FALLBACK_L2),
         l3=l3,
-        l3_threads=l3_threads,
     )
 
 
@@ -109,18 +101,18 @@ def may_use_matrices() -> bool:
     return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _MATRIX_DATA) == 0)
 
 
-def cache_sizes(folder: Path) -> dict[int, tuple[int, int]]:
-    """Level → (bytes, threads that share it) of a core's data caches, as sysfs describes them.
+def cache_sizes(folder: Path) -> dict[int, int]:
+    """Level → bytes of a core's data caches, as sysfs describes them.
 
     Levels that cannot be read are left out: containers hide them at times.
     """
-    found: dict[int, tuple[int, int]] = {}
+    found: dict[int, int] = {}
     for index in sorted(folder.glob("index*")):
         kind = _read(index / "type")
         level = _read(index / "level")
         size = parse_size(_read(index / "size"))
         if kind in ("Data", "Unified") and level.isdecimal() and size:
-            found[int(level)] = (size, len(parse_cpu_list(_read(index / "shared_cpu_list"))) or 1)
+            found[int(level)] = size
     return found
 
 
@@ -129,16 +121,6 @@ def parse_size(text: str) -> int:
     scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 0)
     digits = text[:-1] if scale else text
     return int(digits) * (scale or 1) if digits.isdecimal() else 0
-
-
-def parse_cpu_list(text: str) -> list[int]:
-    """The numbers in sysfs's "0-3,8"; ranges that make no sense are left out."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal() and (last.isdecimal() or not last):
-            numbers.extend(range(int(first), int(last or first) + 1))
-    return numbers
 
 
 def threads() -> int:

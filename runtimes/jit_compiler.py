@@ -131,11 +131,6 @@ class Compiler:
             module = self._optimized(ir_text)
             return str(self._target_machine().emit_assembly(module))
 
-    def optimized(self, ir_text: str) -> str:
-        """The module as IR text after the passes, for people."""
-        with _lock:
-            return str(self._optimized(ir_text))
-
     def load(self, object_bytes: bytes, names: Sequence[str]) -> tuple[dict[str, int], object]:
         """Bring object code into memory: addresses of `names`, and a keep-alive object.
 

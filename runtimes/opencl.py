@@ -64,7 +64,7 @@ def _is_done(event: Any) -> bool:
     return bool(event.command_execution_status <= opencl().command_execution_status.COMPLETE)
 
 
-class OpenCL:
+class OpenCL(Runtime):
     """One device with its context, its in-order queue and its pool of buffers."""
 
     generalizes = True
@@ -180,12 +180,6 @@ class OpenCL:
         with self.doing("copying"):
             opencl().enqueue_copy(self.queue, target, source, is_blocking=True)
 
-    def host_address(self, memory: object) -> None:
-        """The host reads copies only."""
-
-    def adopt(self, address: int) -> None:
-        """The device has no use for memory of the host."""
-
     def synchronize(self) -> None:
         """Wait for everything in the queue."""
         with self.doing("waiting"):
@@ -244,8 +238,7 @@ class OpenCL:
                 built = code_of(made.kernels, self)
                 while len(self._kernels) > MOST_KERNELS:
                     self._kernels.popitem(last=False)
-            kernels = [kernel.with_arrays(arrays) for kernel, arrays in built]
-            return OpenCLProgram(self, made, kernels)
+            return OpenCLProgram(self, made, built)
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
         """The programs of a captured step, one after the other: none waits for the device."""
@@ -292,10 +285,6 @@ class OpenCL:
             self._kernels.move_to_end(key)
         return kernel
 
-    def function_name(self, kernel: Step) -> str:
-        """Tools that look at a device show it."""
-        return kernel.kind
-
     def render(self, nest: Nest) -> Source:
         """OpenCL C."""
         return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
@@ -308,7 +297,7 @@ class OpenCL:
         made = {}
         for (key, one), program in zip(new, built, strict=True):
             size = self._work_size(one.nest, one.text)
-            made[key] = Kernel(one.nest, (), one.arguments, one.text, *program, *size)
+            made[key] = Kernel(one.nest, one.arguments, one.text, *program, *size)
             self._kernels[digest(key)] = made[key]
         return made
 
@@ -318,8 +307,8 @@ class OpenCL:
         """How long each of several kernels takes on arrays of zeros: the best of rounds."""
         built = self.build((f"way {number}", one) for number, one in enumerate(ways))
         step = Step("contraction", (), 1, frozenset())
-        plan = Schedule((step,), {array: n for n, array in enumerate(arrays)}, {}, 0, ())
-        programs = [OpenCLProgram(self, plan, [one.with_arrays(arrays)]) for one in built.values()]
+        plan = Schedule((step,), {array: n for n, array in enumerate(arrays)})
+        programs = [OpenCLProgram(self, plan, [(one, arrays)]) for one in built.values()]
         buffers = [Buffer(self.name, array.dtype, array.size) for array in arrays]
         for buffer in buffers:
             buffer.handle = self.allocate_zeros(buffer.nbytes)

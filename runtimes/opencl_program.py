@@ -9,16 +9,17 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Buffer, Call
+from minigrad.graph.symbolic import high
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl import Source
+from minigrad.render.opencl import Source as Text
 from minigrad.schedule.expr import Array
-from minigrad.schedule.schedule import Kernel as Step
-from minigrad.schedule.schedule import Schedule
+from minigrad.schedule.schedule import Held, Schedule, Source
 
 if TYPE_CHECKING:
     from minigrad.runtimes.opencl import OpenCL
@@ -28,25 +29,19 @@ if TYPE_CHECKING:
 class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
 
-    arrays: what it is launched with, in the order of the nest's, which may be another kernel's.
-    arguments: which of the arrays of its key these are, by number.
+    arguments: which of the arrays of its key it is launched with, by number.
     name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
     """
 
     nest: Nest
-    arrays: tuple[Array, ...]
     arguments: tuple[int, ...]
-    source: Source
+    source: Text
     program: Any
     name: str
     items: int
     group: int
     total: int
-
-    def with_arrays(self, arrays: Sequence[Array]) -> Kernel:
-        """The kernel for the arrays that its key numbers."""
-        return replace(self, arrays=tuple(arrays[number] for number in self.arguments))
 
     @property
     def slices(self) -> int:
@@ -64,44 +59,42 @@ class Kernel:
 class Launch:
     """A driver's kernel object, and for each argument (kind, which one).
 
-    Kinds: "slot" (a buffer of the call), "arena", "scratch", "symbol" (by name), "number" (itself).
+    Kinds: "slot" (a buffer of the call), "held" (one of the program's), "scratch", "symbol" (by
+    name), "number" (itself).
     pieces: how many work-items are launched one after the other, and from which on.
     """
 
     kernel: Any
-    sources: tuple[tuple[str, Any], ...]
+    sources: tuple[Source, ...]
     pieces: tuple[tuple[tuple[int], tuple[int]], ...]
     group: tuple[int]
     nest: Nest
 
 
 class OpenCLProgram:
-    """A compiled graph."""
+    """A compiled graph: its kernels, each with the arrays that its key numbers."""
 
-    def __init__(self, runtime: OpenCL, plan: Schedule, kernels: Sequence[Kernel]) -> None:
+    def __init__(
+        self, runtime: OpenCL, plan: Schedule, kernels: Sequence[tuple[Kernel, tuple[Array, ...]]]
+    ) -> None:
         self.runtime, self.plan, self.kernels = runtime, plan, kernels
-        self._arena, self.sizes = _place_arena(plan, kernels)
-        self.scratch = max((k.source.scratch_bytes * k.slices for k in kernels), default=0)
+        self._shared, self.sizes = shared_buffers(plan.held)
+        self.scratch = max((k.source.scratch_bytes * k.slices for k, _ in kernels), default=0)
         self._launches = self.launches()
 
     def launches(self) -> list[Launch]:
         """Launches with kernel objects of their own."""
-        return [
-            Launch(
-                self.runtime.kernel(kernel.program, kernel.name),
-                (*map(self._source, kernel.arrays),
-                 *(_value_of(name, step) for name in kernel.nest.symbols),
-                 *([("scratch", 0)] if kernel.source.scratch_bytes else [])),
-                kernel.pieces, (kernel.group,), kernel.nest,
-            )
-            for kernel, step in zip(self.kernels, self.plan.kernels, strict=True)
-        ]  # fmt: skip
-
-    def _source(self, array: Array) -> tuple[str, Any]:
-        array = array.whole or array
-        if array in self.plan.slots:
-            return ("slot", self.plan.slots[array])
-        return ("arena", self._arena[array])
+        places, shared, made = self.plan.places(), self._shared, []
+        for (kernel, arrays), step in zip(self.kernels, self.plan.kernels, strict=True):
+            used = [arrays[number] for number in kernel.arguments]
+            sources = [
+                ("held", shared[which]) if kind == "held" else (kind, which)
+                for kind, which in step.sources(places, used, kernel.nest.symbols)
+            ]
+            sources += [("scratch", 0)] * (kernel.source.scratch_bytes > 0)
+            native, group = self.runtime.kernel(kernel.program, kernel.name), (kernel.group,)
+            made.append(Launch(native, tuple(sources), kernel.pieces, group, kernel.nest))
+        return made
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Enqueue all kernels; does not wait for them."""
@@ -114,7 +107,7 @@ class OpenCLProgram:
                 taken.append((runtime.allocate(size), size))
             values: dict[str, Any] = {
                 "slot": [buffer.memory for buffer in buffers],
-                "arena": [memory for memory, _ in taken[:-1]],
+                "held": [memory for memory, _ in taken[:-1]],
                 "scratch": [taken[-1][0]],
                 "symbol": {name: packed(value) for name, value in variables.items()},
             }
@@ -128,12 +121,6 @@ class OpenCLProgram:
             for memory, size in taken:
                 runtime.free(memory, size)
         count_work(self._launches)
-
-
-def _value_of(symbol: str, step: Step) -> tuple[str, Any]:
-    """Where the value of a symbol comes from."""
-    known = dict(step.numbers)
-    return ("number", known[symbol]) if symbol in known else ("symbol", symbol)
 
 
 def packed(value: int) -> bytes:
@@ -163,7 +150,7 @@ class OpenCLReplay:
         self._memories: list[Any] = [None] * len(arguments)
         self._values: dict[str, int] = {}
         places = {argument: place for place, argument in enumerate(arguments)}
-        arena = self._arena(calls)
+        held = self._held(calls)
         for call in calls:
             assert isinstance(call.program, OpenCLProgram)
             launches = call.program.launches()
@@ -171,25 +158,21 @@ class OpenCLReplay:
             with runtime.doing("preparing a captured step"):
                 for launch in launches:
                     for number, (kind, which) in enumerate(launch.sources):
-                        self._bind(launch.kernel, number, kind, which, call, places, arena)
+                        self._bind(launch.kernel, number, kind, which, call, places, held)
 
-    def _arena(self, calls: Sequence[Call]) -> list[Any]:
+    def _held(self, calls: Sequence[Call]) -> list[Any]:
         """Memory between kernels, which the calls share, since one runs after the other; the
         scratch memory is the last one.
         """
         programs = [call.program for call in calls if isinstance(call.program, OpenCLProgram)]
-        most = max((len(program.sizes) for program in programs), default=0)
-        sizes = [
-            max((p.sizes[number] for p in programs if number < len(p.sizes)), default=0)
-            for number in range(most)
-        ]
+        sizes = map(max, zip_longest(*(program.sizes for program in programs), fillvalue=0))
         for size in (*sizes, max((program.scratch for program in programs), default=0)):
             self._taken.append((self.runtime.allocate(size), size))
         return [memory for memory, _ in self._taken]
 
     def _bind(
         self, kernel: Any, number: int, kind: str, which: Any, call: Call,
-        places: dict[Buffer, int], arena: list[Any],
+        places: dict[Buffer, int], held: list[Any],
     ) -> None:  # fmt: skip
         """Set an argument for good, or note who changes it."""
 
@@ -208,7 +191,7 @@ class OpenCLReplay:
         elif kind == "slot":
             change(call.buffers[which].memory)
         else:
-            change(arena[which if kind == "arena" else -1])
+            change(held[which if kind == "held" else -1])
 
     def put(self, *memories: Any) -> None:
         """Let `memories` take the arguments' places."""
@@ -238,29 +221,20 @@ class OpenCLReplay:
                 self.runtime.free(memory, size)
 
 
-def _place_arena(plan: Schedule, kernels: Sequence[Kernel]) -> tuple[dict[Array, int], list[int]]:
-    """A buffer for each value that lives between kernels, shared by those that never meet.
+def shared_buffers(held: Sequence[Held]) -> tuple[list[int], list[int]]:
+    """A buffer for each piece of memory between kernels, shared by those that never meet.
 
-    Gives each array's number of a buffer, and the buffers' sizes. (Parts of one buffer would have
-    to start at multiples of what the device wants, which differs from device to device.)
+    Gives each one's number of a buffer, and the buffers' sizes. (Parts of one buffer would have to
+    start at multiples of what the device wants, which differs from device to device.)
     """
-    last: dict[Array, int] = {}
-    arrays = [dict.fromkeys(array.whole or array for array in k.arrays) for k in kernels]
-    for step, used in enumerate(arrays):
-        last.update((array, step) for array in used if array in plan.arena)
-    place: dict[Array, int] = {}
-    sizes: list[int] = []
-    idle: list[int] = []
-    for step, used in enumerate(arrays):
-        for array in used:
-            if array in last and array not in place:
-                nbytes = array.size * array.dtype.itemsize
-                if idle:
-                    place[array] = min(idle, key=lambda number: abs(sizes[number] - nbytes))
-                    idle.remove(place[array])
-                else:
-                    place[array] = len(sizes)
-                    sizes.append(0)
-                sizes[place[array]] = max(sizes[place[array]], nbytes)
-        idle += [place[array] for array in used if last.get(array) == step]
-    return place, sizes
+    numbers, sizes, last = [0] * len(held), list[int](), list[int]()
+    for which in sorted(range(len(held)), key=lambda which: held[which].first):
+        one, nbytes = held[which], high(held[which].nbytes)
+        idle = [number for number, end in enumerate(last) if end < one.first]
+        fit = min(idle, key=lambda number: abs(sizes[number] - nbytes), default=len(sizes))
+        if fit == len(sizes):
+            sizes.append(0)
+            last.append(0)
+        numbers[which], last[fit] = fit, one.last
+        sizes[fit] = max(sizes[fit], nbytes)
+    return numbers, sizes

@@ -8,7 +8,7 @@ which is what gradients and losses are compared with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -22,10 +22,10 @@ from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
 from minigrad.graph.node import Node, Shape, topological
-from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, STEPS, Op
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.shapes import numel
-from minigrad.graph.simplify import bitcast_of_bitcast
+from minigrad.graph.simplify import two_as_one
 from minigrad.graph.symbolic import high
 from minigrad.graph.variable import evaluate as number
 
@@ -174,20 +174,16 @@ def _reduce(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     rows = np.ascontiguousarray(x.transpose(*kept, *node.arg))
     rows = rows.reshape(*(x.shape[axis] for axis in kept), count)
     how: dict[str, Any] = {} if rows.dtype == np.bool_ else {"dtype": rows.dtype}
-    if node.op is Op.MAX and how:
+    if node.op is Op.MAX:
         how["initial"] = node.dtype.minimum
     result = _combining(node.op, node.dtype).reduce(rows, axis=-1, **how)
     return np.asarray(result).astype(frame.dtype(node.dtype)).reshape(frame.shape(node.shape))
 
 
-_COMBINING = {Op.SUM: np.add, Op.PROD: np.multiply, Op.MAX: np.maximum}
-
-
 def _combining(op: Op, dtype: DType) -> np.ufunc:
     """What one step of a reduction computes."""
-    if dtype.is_bool:
-        return np.logical_and if op is Op.PROD else np.logical_or
-    return _COMBINING[op]
+    step: np.ufunc = getattr(np, STEPS[op][-1 if dtype.is_bool else 0].facts.numpy)
+    return step
 
 
 def _scan(node: Node, src: Sequence[Array], frame: Frame) -> Array:
@@ -268,7 +264,7 @@ def _scatter(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     valid, places = _places(index, node.arg, base.shape[node.arg])
     result = _widened(base).copy()
     if places[0].size:
-        _COMBINING[SCATTERS[node.op]].at(result, places, _widened(x)[valid])
+        _combining(SCATTERS[node.op], node.dtype).at(result, places, _widened(x)[valid])
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 
@@ -391,7 +387,7 @@ class ReferenceProgram:
                 _view(buffers[slot].memory, root.dtype, root.shape, frame)[...] = result
 
 
-class ReferenceRuntime:
+class ReferenceRuntime(Runtime):
     """Memory is an array of bytes; everything is done when a call returns."""
 
     generalizes = False
@@ -427,9 +423,6 @@ class ReferenceRuntime:
         if memory[:4].any():
             raise failure()
 
-    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """Nothing to note: a program ends before `run` returns."""
-
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""
         return ReferenceProgram(graph)
@@ -438,22 +431,9 @@ class ReferenceRuntime:
         """Recorded calls, to be made again one by one."""
         return Sequential(calls, arguments)
 
-    def copy_across(self, memory: Array, source: Runtime, given: object, nbytes: int) -> bool:
-        """Copies go through the host."""
-        return False
-
     def copy_part(self, memory: Array, start: int, given: Array, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""
         memory[start : start + nbytes] = given[begin : begin + nbytes]
-
-    def host_address(self, memory: object) -> None:
-        """The host reads copies only."""
-
-    def adopt(self, address: int) -> None:
-        """The device has no use for memory of the host."""
-
-    def synchronize(self) -> None:
-        """Nothing is ever left to wait for."""
 
 
 def open_device(name: str) -> Runtime:
@@ -478,7 +458,7 @@ def evaluate(
         raise ValueError(f"evaluate(precision={precision!r}): expected None or 'float64'")
     given, frame = values or {}, Frame(variables or {}, precision == "float64")
     if frame.wide:  # to bits and back, as detach does it, must not round to the narrow dtype
-        roots = rewrite(roots, {Op.BITCAST: [bitcast_of_bitcast]})
+        roots = rewrite(roots, {Op.BITCAST: [two_as_one]})
 
     def load(node: Node) -> Array:
         if node.arg in given:

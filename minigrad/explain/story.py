@@ -29,7 +29,7 @@ from minigrad.schedule import fuse
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Cluster
 from minigrad.schedule.key import kernel_key
-from minigrad.schedule.schedule import Kernel, Schedule, held_between, schedule
+from minigrad.schedule.schedule import Kernel, Schedule, schedule
 from minigrad.schedule.show import label, show
 from minigrad.schedule.sort import expand_sorts
 from minigrad.schedule.split import split_reductions
@@ -143,11 +143,8 @@ class Story:
         }
         self.kernels = [self._told(number) for number in range(len(self.plan.kernels))]
         self.held: list[dict[str, Any]] = []
-        held = held_between(self.plan.kernels, self.plan.slots)
-        self.places = {
-            array: ("held", number) for number, one in enumerate(held) for array in one.arrays
-        }
-        for one in held:
+        self.places = self.plan.places()
+        for one in self.plan.held:
             node = self.nodes[one.arrays[0].name]
             self.held.append({
                 "bytes": high(one.nbytes), "first": one.first, "last": one.last,
@@ -224,7 +221,7 @@ class Story:
         return [array for stage in kernel.stages for array in stage.reads]
 
     def _formulas(self, kernel: Kernel) -> str:
-        one = Schedule((kernel,), self.plan.slots, {}, 0, ())
+        one = Schedule((kernel,), self.plan.slots)
         return "\n".join(line.removeprefix("  ") for line in show(one).splitlines()[2:])
 
     def node(self, array: Array) -> Node | None:

@@ -143,13 +143,11 @@ class _Memory:
 
     def place(self, array: Array) -> tuple[str, int]:
         """Which memory it has, perhaps that of an array before it; array: in memory."""
-        whole = array.whole or array
-        slot = self.story.plan.slots.get(whole)
-        return self.story.places[whole] if slot is None else ("slot", slot)
+        return self.story.places[array.whole or array]
 
     def has(self, array: Array) -> bool:
         """Whether an array is in memory."""
-        return self.buffer(array) is not None or (array.whole or array) in self.story.places
+        return (array.whole or array) in self.story.places
 
     def of_node(self, node: Node) -> Any:
         """The values of a node that is in memory; None of others."""
@@ -167,7 +165,7 @@ class _Memory:
         if buffer is not None:
             address = buffer.memory
         else:
-            address = self.program.address(self.story.places[array.whole or array])
+            address = self.program.address(self.place(array))
         if stage is not None and array.whole is not None:
             address += evaluate(stage.start, self.variables) * array.dtype.itemsize
         size = array.size

@@ -82,20 +82,24 @@ def rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
 def batch(node: Node, src: Sequence[Node]) -> Node:
     """The operation on sources with one more dimension in front."""
     op, full = node.op, (src[0].shape[0], *node.shape)
-    if op in _BATCHED:
-        return _BATCHED[op](node, src, full)
-    if op in SCANS:
-        return build.scan(op, src[0], node.arg + 1)
-    if op in REDUCTIONS:
-        return build.reduce(op, src[0], _later(node.arg))
-    if op in SCATTERS:
-        return build.scatter(op, src[0], src[1], src[2], node.arg + 1)
+    if op is Op.RESHAPE or op is Op.EXPAND:
+        return (build.reshape if op is Op.RESHAPE else build.expand)(src[0], full)
+    if op is Op.CHECK:
+        return make(op, node.dtype, full, (src[0],), node.arg, node.device)
+    if op is Op.CUSTOM:
+        return build.custom(src[0], src[1:], _Rows(node))
+    if op in _LATER:
+        return build.rebuild(node, src, _LATER[op](node.arg, full[0]))
     if op in (Op.CAST, Op.BITCAST, Op.CONTIGUOUS) or op.facts.arity:
         return build.rebuild(node, src)
     raise ScanError(f"{op.value} cannot be repeated for many values at once")
 
 
-def _later(axes: Sequence[int]) -> list[int]:
+def _next(axis: int, count: Integer) -> int:
+    return axis + 1
+
+
+def _later(axes: Sequence[int], count: Integer) -> list[int]:
     return [axis + 1 for axis in axes]
 
 
@@ -117,22 +121,12 @@ class _Rows:
         return [None if part is None else next(made) for part in found]
 
 
-# Operations with an argument that speaks of dimensions. full: the shape of the result.
-_BATCHED: dict[Op, Callable[[Node, Sequence[Node], Shape], Node]] = {
-    Op.RESHAPE: lambda node, src, full: build.reshape(src[0], full),
-    Op.EXPAND: lambda node, src, full: build.expand(src[0], full),
-    Op.PERMUTE: lambda node, src, full: build.permute(src[0], (0, *_later(node.arg))),
-    Op.PAD: lambda node, src, full: build.pad(src[0], ((0, 0), *node.arg)),
-    Op.SHRINK: lambda node, src, full: build.shrink(src[0], ((0, full[0]), *node.arg)),
-    Op.FLIP: lambda node, src, full: build.flip(src[0], _later(node.arg)),
-    Op.WINDOW: lambda node, src, full: build.window(src[0], [
-        (axis + 1, *rest) for axis, *rest in node.arg
-    ]),
-    Op.SORT: lambda node, src, full: build.sort(src[0], node.arg + 1),
-    Op.CAT: lambda node, src, full: build.cat(src, node.arg + 1),
-    Op.GATHER: lambda node, src, full: build.gather(src[0], src[1], node.arg + 1),
-    Op.CHECK: lambda node, src, full: make(
-        node.op, node.dtype, full, (src[0],), node.arg, node.device
-    ),
-    Op.CUSTOM: lambda node, src, full: build.custom(src[0], src[1:], _Rows(node)),
-}  # fmt: skip
+# What becomes of an argument that speaks of dimensions, behind a new one of so many.
+_LATER: dict[Op, Callable[[Any, Integer], Any]] = {
+    **dict.fromkeys((Op.SORT, Op.CAT, Op.GATHER, *SCANS, *SCATTERS), _next),
+    **dict.fromkeys((Op.FLIP, *REDUCTIONS), _later),
+    Op.PERMUTE: lambda order, count: (0, *_later(order, count)),
+    Op.PAD: lambda pairs, count: ((0, 0), *pairs),
+    Op.SHRINK: lambda ranges, count: ((0, count), *ranges),
+    Op.WINDOW: lambda windows, count: [(axis + 1, *rest) for axis, *rest in windows],
+}

@@ -18,7 +18,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DomainError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, make
-from minigrad.graph.symbolic import Affine, Integer, high
+from minigrad.graph.symbolic import Integer, high
 
 NO_LINE = ("", 0)
 
@@ -111,17 +111,10 @@ def check(
 
     BoundsError at once where the index is one constant that does not.
     """
-    if index.op is Op.CONST:
-        found = Check(extent, wraps, ignored, name, unit, users_line())
-        most = high(extent)
-        if 0 not in index.shape and not found.allows(index.arg, most):
-            raise found.error(f"index {index.arg}", most)
-        if not isinstance(extent, Affine):
-            return index
-    elif index.dtype.kind == "u" and isinstance(extent, int) and index.dtype.maximum < extent:
+    if index.dtype.kind == "u" and isinstance(extent, int) and index.dtype.maximum < extent:
         return index
-    found = Check(extent, wraps, ignored, name, unit, users_line())
-    return make(Op.CHECK, index.dtype, index.shape, (index,), found, index.device)
+    made = _checked(index, Check(extent, wraps, ignored, name, unit, users_line()))
+    return index if index.op is Op.CONST and isinstance(extent, int) else made
 
 
 def check_values(
@@ -131,9 +124,14 @@ def check_values(
 
     unit: what another is ("no weight"); expected: the interval in words.
     """
-    found = Interval(0, False, None, name, unit, users_line(), least, most, expected)
-    if x.op is Op.CONST and 0 not in x.shape and not found.allows(x.arg, 0):
-        raise found.error(f"value {x.arg}", 0)
+    return _checked(x, Interval(0, False, None, name, unit, users_line(), least, most, expected))
+
+
+def _checked(x: Node, found: Check) -> Node:
+    """A CHECK of x; its error at once where x is one constant that is not allowed."""
+    most = high(found.extent)
+    if x.op is Op.CONST and 0 not in x.shape and not found.allows(x.arg, most):
+        raise found.error(f"{found.noun} {x.arg}", most)
     return make(Op.CHECK, x.dtype, x.shape, (x,), found, x.device)
 
 

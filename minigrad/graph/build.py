@@ -6,7 +6,7 @@ broadcasts and promotes before it calls them and speaks to users in its own word
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import gcd
 from typing import Any
@@ -18,7 +18,7 @@ from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
 from minigrad.graph.node import elementwise as elementwise
-from minigrad.graph.operations import REDUCTIONS, SCANS, Op
+from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.graph.variable import is_general
 
@@ -126,6 +126,13 @@ def _segments(shape: Shape) -> list[Integer]:
     return parts
 
 
+def _moved(op: Op, x: Node, shape: Shape, arg: Any = None) -> Node:
+    """A movement of x; a constant stays one."""
+    if x.op is Op.CONST:
+        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
+    return make(op, x.dtype, shape, (x,), arg, x.device)
+
+
 def reshape(x: Node, shape: Shape) -> Node:
     """The same elements in row-major order under another shape."""
     shape = tuple(shape)
@@ -134,9 +141,7 @@ def reshape(x: Node, shape: Shape) -> Node:
     if not _same_elements(x.shape, shape):
         moved = " (symbolic dimensions can move past 1s only)" if is_symbolic(shape) else ""
         raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ{moved}")
-    if x.op is Op.CONST:
-        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    return make(Op.RESHAPE, x.dtype, shape, (x,), None, x.device)
+    return _moved(Op.RESHAPE, x, shape)
 
 
 def permute(x: Node, order: Sequence[int]) -> Node:
@@ -147,9 +152,7 @@ def permute(x: Node, order: Sequence[int]) -> Node:
     if order == tuple(range(x.ndim)):
         return x
     shape = tuple(x.shape[axis] for axis in order)
-    if x.op is Op.CONST:
-        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    return make(Op.PERMUTE, x.dtype, shape, (x,), order, x.device)
+    return _moved(Op.PERMUTE, x, shape, order)
 
 
 def expand(x: Node, shape: Shape) -> Node:
@@ -159,9 +162,7 @@ def expand(x: Node, shape: Shape) -> Node:
         return x
     if len(shape) != x.ndim or any(a != b and a != 1 for a, b in zip(x.shape, shape, strict=True)):
         raise ShapeError(f"expand from {x.shape} to {shape}: only dimensions of 1 can grow")
-    if x.op is Op.CONST:
-        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    return make(Op.EXPAND, x.dtype, shape, (x,), None, x.device)
+    return _moved(Op.EXPAND, x, shape)
 
 
 def pad(x: Node, amounts: Sequence[tuple[Integer, Integer]]) -> Node:
@@ -192,9 +193,7 @@ def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
     if all(pair == (0, extent) for pair, extent in zip(pairs, x.shape, strict=True)):
         return x
     shape = tuple(stop - start for start, stop in pairs)
-    if x.op is Op.CONST:
-        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
-    return make(Op.SHRINK, x.dtype, shape, (x,), pairs, x.device)
+    return _moved(Op.SHRINK, x, shape, pairs)
 
 
 def flip(x: Node, axes: Sequence[int]) -> Node:
@@ -205,9 +204,7 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     if any(isinstance(x.shape[axis], Affine) for axis in axes):
         raise ShapeError(f"flip: axes {axes} of {x.shape}: a symbolic dimension cannot be flipped")
     axes = tuple(axis for axis in axes if x.shape[axis] != 1)
-    if not axes or x.op is Op.CONST:
-        return x
-    return make(Op.FLIP, x.dtype, x.shape, (x,), axes, x.device)
+    return _moved(Op.FLIP, x, x.shape, axes) if axes else x
 
 
 FEW = 3  # pieces that are better joined where they are read, by a WHERE, than in memory
@@ -264,9 +261,7 @@ def window(x: Node, windows: Sequence[Window]) -> Node:
     full = (*shape, *(size for _, size, _, _ in windows))
     if not windows:
         return x
-    if x.op is Op.CONST:
-        return make(Op.CONST, x.dtype, full, (), x.arg, x.device)
-    return make(Op.WINDOW, x.dtype, full, (x,), windows, x.device)
+    return _moved(Op.WINDOW, x, full, windows)
 
 
 def gather(x: Node, index: Node, axis: int) -> Node:
@@ -350,38 +345,42 @@ def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
     return make(Op.CUSTOM, value.dtype, value.shape, src, rule, device_of(Op.CUSTOM, src))
 
 
-def rebuild(node: Node, src: Sequence[Node]) -> Node:
-    """The same operation on other sources (through the constructors, so it simplifies)."""
-    src = tuple(src)
-    if src == node.src:
+# Operations of one source and the dtype, shape or argument of their result.
+_OF_DTYPE = {Op.CAST: cast, Op.BITCAST: bitcast}
+_OF_SHAPE = {Op.RESHAPE: reshape, Op.EXPAND: expand}
+_OF_ARG: dict[Op, Callable[[Node, Any], Node]] = {
+    Op.PERMUTE: permute, Op.PAD: pad, Op.SHRINK: shrink, Op.FLIP: flip, Op.WINDOW: window,
+    Op.SORT: sort,
+}  # fmt: skip
+
+
+def rebuild(node: Node, src: Sequence[Node], arg: Any = None) -> Node:
+    """The same operation on other sources (through the constructors, so it simplifies).
+
+    arg: another argument than it has.
+    """
+    src, op = tuple(src), node.op
+    if src == node.src and arg is None:
         return node
-    op = node.op
-    if op is Op.CAST:
-        return cast(src[0], node.dtype)
-    if op is Op.BITCAST:
-        return bitcast(src[0], node.dtype)
+    arg = node.arg if arg is None else arg
+    if op in _OF_DTYPE:
+        return _OF_DTYPE[op](src[0], node.dtype)
     if op.facts.arity:
         return elementwise(op, *src)
+    if op in _OF_SHAPE:
+        return _OF_SHAPE[op](src[0], node.shape)
+    if op in _OF_ARG:
+        return _OF_ARG[op](src[0], arg)
     if op in REDUCTIONS:
-        return reduce(op, src[0], node.arg)
+        return reduce(op, src[0], arg)
     if op in SCANS:
-        return scan(op, src[0], node.arg)
-    if op is Op.RESHAPE:
-        return reshape(src[0], node.shape)
-    if op is Op.PERMUTE:
-        return permute(src[0], node.arg)
-    if op is Op.EXPAND:
-        return expand(src[0], node.shape)
-    if op is Op.PAD:
-        return pad(src[0], node.arg)
-    if op is Op.SHRINK:
-        return shrink(src[0], node.arg)
-    if op is Op.FLIP:
-        return flip(src[0], node.arg)
-    if op is Op.WINDOW:
-        return window(src[0], node.arg)
+        return scan(op, src[0], arg)
+    if op in SCATTERS:
+        return scatter(op, src[0], src[1], src[2], arg)
+    if op is Op.GATHER:
+        return gather(src[0], src[1], arg)
     if op is Op.CAT:
-        return cat(src, node.arg)
+        return cat(src, arg)
     if op is Op.CONTIGUOUS:
         return contiguous(src[0])
-    return make(op, node.dtype, node.shape, src, node.arg, node.device)
+    return make(op, node.dtype, node.shape, src, arg, node.device)

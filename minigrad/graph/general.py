@@ -54,25 +54,11 @@ class Special(MinigradError):
     """Why graphs have no general one."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """A cell of a structure. kind: "extent", "offset" (zeros around), "start" (of a part),
-    or the name of a constant's dtype.
-    """
-
-    kind: str
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """What its values may be. Extents of 0 and 1 are structure: whole operations depend on it.
-
-        Offsets are never negative.
-        """
-        if self.kind == "extent":
-            return 2, _INT64[1]
-        if self.kind in ("offset", "start"):
-            return 0, _INT32[1]
-        return _INT64
+def _range(kind: str) -> tuple[int, int]:
+    """What a cell may be. Extents of 0 and 1 are structure: whole operations depend on these."""
+    if kind == "extent":
+        return 2, _INT64[1]
+    return (0, _INT32[1]) if kind in ("offset", "start") else _INT64
 
 
 @dataclass(frozen=True)
@@ -98,9 +84,7 @@ class Hole:
     @property
     def index(self) -> Affine:
         """The variable as an integer of the graph."""
-        made = var(self.name, self.low, self.high)
-        assert isinstance(made, Affine)
-        return made
+        return var(self.name, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -179,7 +163,7 @@ def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: Reach, merges: bool = False
 ) -> General:
     """merges: whether reshapes are taken as they come: they are to be undone."""
-    holes, followers = unify(samples, _places(call), reach)
+    holes, followers = unify(samples, _kinds(call), reach)
     new: list[Cell] = list(samples[-1])
     by_place = {hole.place: hole for hole in holes}
     for hole in holes:
@@ -195,29 +179,31 @@ def _general(
     return General(graph, holes, followers, samples[-1])
 
 
-def _places(call: Canonical) -> list[Place]:
-    """What the cells of a structure are."""
-    found: list[Place] = []
+def _kinds(call: Canonical) -> list[str]:
+    """What the cells of a structure are: "extent", "offset" (zeros around), "start" (of a part), or
+    the name of a constant's dtype.
+    """
+    found: list[str] = []
     for node in call.order:
         if node.op is Op.SHRINK:
-            found += [Place("start"), Place("extent")] * node.ndim
+            found += ["start", "extent"] * node.ndim
         elif node.op is Op.PAD:
-            found += [Place("offset")] * (2 * node.ndim)
+            found += ["offset"] * (2 * node.ndim)
         elif node.op is Op.CHECK:
-            found += [Place("extent")] * bool(call.checks)
+            found += ["extent"] * bool(call.checks)
         elif node.op is Op.ASSIGN:
-            found += [Place("start")] * (node.arg is not None)
+            found += ["start"] * (node.arg is not None)
         elif node.op in NUMBERED:
-            found += [Place("extent")] * len(node.shape)
+            found += ["extent"] * len(node.shape)
             if node.op is Op.CONST and not node.dtype.is_bool:
-                found.append(Place(node.dtype.name))
+                found.append(node.dtype.name)
             elif node.op is Op.VARIABLE:
-                found.append(Place("int32"))
+                found.append("int32")
     return found
 
 
 def unify(
-    samples: Sequence[tuple[Cell, ...]], places: Sequence[Place], reach: Reach
+    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: Reach
 ) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:
     """The least general variables that give all samples: one for what differs in one way.
 
@@ -229,12 +215,12 @@ def unify(
         if any(cell != column[0] for cell in column):
             if any(isinstance(cell, Affine) for cell in column):
                 raise Special("a symbolic integer differs")
-            kind = places[number].kind if isinstance(column[0], bytes) else "int"
-            if places[number].kind == "start":  # nothing follows from it, nor it from others
+            kind = kinds[number] if isinstance(column[0], bytes) else "int"
+            if kinds[number] == "start":  # nothing follows from it, nor it from others
                 bases.append(((), [Follower(number, number)]))
             else:
                 columns.setdefault((kind, *column), []).append(number)
-    for column in sorted(columns, key=lambda column: _rank(column, columns[column], places)):
+    for column in sorted(columns, key=lambda column: _rank(column, columns[column], kinds)):
         found = columns[column]
         for base, followers in bases:
             line = _line(base, column)
@@ -245,15 +231,15 @@ def unify(
         else:
             bases.append((column, [Follower(place, found[0]) for place in found]))
     holes = [
-        _hole(f"_{number}", samples, followers, places, reach)
+        _hole(f"_{number}", samples, followers, kinds, reach)
         for number, (_, followers) in enumerate(bases)
     ]
     return tuple(holes), tuple(one for _, some in bases for one in some[1:])
 
 
-def _rank(column: tuple[Any, ...], found: list[int], places: Sequence[Place]) -> Any:
+def _rank(column: tuple[Any, ...], found: list[int], kinds: Sequence[str]) -> Any:
     """Which of several columns is to be the variable that others follow: small extents first."""
-    extent = any(places[place].kind == "extent" for place in found)
+    extent = any(kinds[place] == "extent" for place in found)
     step = abs(column[2] - column[1]) if column[0] == "int" else 0
     return (column[0] != "int", not extent, step or _INT64[1], found[0])
 
@@ -273,23 +259,23 @@ def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | N
 
 def _hole(
     name: str, samples: Sequence[tuple[Cell, ...]], followers: Sequence[Follower],
-    places: Sequence[Place], reach: Reach,
+    kinds: Sequence[str], reach: Reach,
 ) -> Hole:  # fmt: skip
     """The variable that some cells are, with what it may be so that none leaves its own range."""
     place = followers[0].place
-    kind, seen = places[place].kind, [sample[place] for sample in samples]
+    kind, seen = kinds[place], [sample[place] for sample in samples]
     if isinstance(seen[0], bytes):
         return Hole(name, place, kind, *(_INT64 if kind == "float64" else _INT32))
     values = [value for value in seen if isinstance(value, int)]
     low, high = _INT64
     for one in followers:
-        least, most = places[one.place].range
+        least, most = _range(kinds[one.place])
         ends = [least - one.constant, most - one.constant]
         if one.factor < 0:
             ends = [-ends[1], -ends[0]]
         low = max(low, -(-ends[0] // abs(one.factor)))
         high = min(high, ends[1] // abs(one.factor))
-    if any(places[one.place].kind in ("extent", "offset") for one in followers):
+    if any(kinds[one.place] in ("extent", "offset") for one in followers):
         high = min(high, max(reach.growth * max(values), reach.least))
     if not all(low <= value <= high for value in values):
         raise Special("an extent of 0 or 1, or an offset below 0, differs")
@@ -305,11 +291,8 @@ def _remake(
         flat: list[Any] = [next(cells) for _ in range(2 * node.ndim)]
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         if op is Op.PAD:
-            shape = tuple(e + a + b for e, (a, b) in zip(src[0].shape, pairs, strict=True))
-            return make(op, node.dtype, shape, src, tuple(pairs), device)
-        shape = tuple(length for _, length in pairs)
-        ranges = tuple((start, start + length) for start, length in pairs)
-        return src[0] if shape == src[0].shape else make(op, node.dtype, shape, src, ranges, device)
+            return build.pad(src[0], pairs)
+        return build.shrink(src[0], [(start, start + length) for start, length in pairs])
     if op is Op.CHECK:
         return make(op, node.dtype, src[0].shape, src, replace(arg, extent=next(cells)), device)
     if op is Op.VARIABLE:
@@ -332,15 +315,9 @@ def _remake(
         return make(op, node.dtype, node.shape, src, arg, device)
     if op.facts.arity and any(source.shape != src[-1].shape for source in src):
         raise Special(f"{op.value} of shapes {[source.shape for source in src]}")
-    if op is Op.GATHER:
-        return build.gather(src[0], src[1], arg)
-    if op in SCATTERS:
-        return build.scatter(op, src[0], src[1], src[2], arg)
-    if op in REDUCTIONS:
-        return build.reduce(op, src[0], arg)
     if op is Op.CAT and any(is_symbolic(source.shape[arg : arg + 1]) for source in src):
         return reduce(lambda before, piece: _joined(before, piece, arg), src)
-    if op in MOVEMENT or op is Op.CAT:
+    if op in MOVEMENT or op in REDUCTIONS or op in SCATTERS or op in (Op.CAT, Op.GATHER):
         return build.rebuild(node, src)
     if not op.facts.arity and op is not Op.CONTIGUOUS:
         raise Special(f"{op.value} of a size that differs")

@@ -27,7 +27,7 @@ from minigrad.graph import build
 from minigrad.graph.axes import pad_along, part_along, row_of
 from minigrad.graph.batched import batched, stand_in, sum_of_rows
 from minigrad.graph.gradient import gradient
-from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.node import Node, Op, depending, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.symbolic import Atom, Integer
@@ -157,15 +157,15 @@ class Looped:
         reverse: bool = False,
     ) -> None:  # fmt: skip
         rows = dict(zip(step.elements, arrays, strict=True))
-        carried = _dependent([*step.next, *step.outs], step.carries)
-        _check(carried)
         order = topological([*step.next, *step.outs])
+        carried = depending(order, step.carries)
+        _check(carried)
         sums = [x for x in order if x in carried and x.op in REDUCTIONS]
         held = tuple(o for o in dict.fromkeys([*step.outs, *sums])
                      if o in carried and o not in step.next)  # fmt: skip
         roots = (*step.next, *held)
         bases = _bases(roots, carried)
-        varied = _dependent(list(bases), step.elements)
+        varied = depending(topological(bases), step.elements)
         varying, fixed = ([b for b in bases if (b in varied) is kind] for kind in (True, False))
         stand = {base: stand_in(base) for base in bases}
         body = replaced(roots, stand)
@@ -209,15 +209,6 @@ def after(node: Node, number: int) -> Node:
 def _rows_from(x: Node, start: int) -> Node:
     """One row less than x has, from `start` on."""
     return part_along(x, 0, start, x.shape[0] - 1 + start)
-
-
-def _dependent(roots: Sequence[Node], on: Sequence[Node]) -> set[Node]:
-    """The nodes below the roots that depend on some, these included."""
-    found = set(on)
-    for node in topological(roots):
-        if any(source in found for source in node.src):
-            found.add(node)
-    return found
 
 
 def _check(carried: set[Node]) -> None:

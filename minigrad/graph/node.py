@@ -229,6 +229,16 @@ def _in_order(roots: Iterable[Node], first_only: Op | None, done: set[Node]) -> 
     return order
 
 
+def depending(order: Iterable[Node], on: Iterable[Node]) -> set[Node]:
+    """The nodes of a topological order that depend on some nodes, these included."""
+    found = set(on)
+    apart = found.isdisjoint
+    for node in order:
+        if not apart(node.src):
+            found.add(node)
+    return found
+
+
 def is_symbolic(shape: Shape) -> bool:
     """True where a dimension is not a plain int."""
     return any(isinstance(extent, Affine) for extent in shape)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ class Words(NamedTuple):
 
 
 NO_WORDS = Words()
+ITSELF = "itself"  # what an operation of two equal operands gives
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,10 @@ class Elementwise:
     numpy: its name there; without one, the reference computes the scalar function. (Where numpy
     means something else, `runtimes/reference.py` has its own.) If there is a formula, the reference
     computes in float64.
+
+    neutral: the second operand that changes nothing, a number or the name of one of a dtype.
+    deciding: second operands that alone decide the result of integers and bools, and that. alike:
+    what two equal operands give: ITSELF, or a number, where they are integers or bools.
 
     gradient: a `Rule` for each operand, None where nothing flows; operations without rules pass
     nothing on. flat: constant almost everywhere, so that gradients are zeros.
@@ -75,6 +80,9 @@ class Elementwise:
     compares: bool = False
     scalar: Callable[..., Any] | None = None
     numpy: str = ""
+    neutral: float | str | None = None
+    deciding: Mapping[int, int] = field(default_factory=dict)
+    alike: int | str | None = None
     gradient: tuple[Rule | None, ...] = ()
     flat: bool = False
     cost: int = 1
@@ -110,22 +118,26 @@ def _rounding(scalar: Callable[[float], int], numpy: str, llvm: str, opencl: str
 
 
 def _comparison(
-    scalar: Callable[..., bool], numpy: str, symbol: str, of_floats: str, of_ints: str
+    scalar: Callable[..., bool], numpy: str, symbol: str, of_floats: str, of_ints: str, alike: int
 ) -> Elementwise:
     """LLVM's words are conditions; those of integers that begin with < take a sign in front."""
     return Elementwise(
-        2, compares=True, scalar=scalar, numpy=numpy, symbol=symbol,
+        2, compares=True, scalar=scalar, numpy=numpy, symbol=symbol, alike=alike,
         llvm=Words(of_floats, of_ints, of_ints),
     )  # fmt: skip
 
 
-def _bitwise(scalar: Callable[..., Any], numpy: str, symbol: str, llvm: str) -> Elementwise:
+def _bitwise(
+    scalar: Callable[..., Any], numpy: str, symbol: str, llvm: str, **algebra: Any
+) -> Elementwise:
     return Elementwise(
-        2, "iub", scalar=scalar, numpy=numpy, symbol=symbol, llvm=Words("", llvm, llvm)
+        2, "iub", scalar=scalar, numpy=numpy, symbol=symbol, llvm=Words("", llvm, llvm), **algebra
     )
 
 
-def _extremum(scalar: Callable[..., Any], numpy: str, loses: Rule, opencl: Words, llvm: str) -> Any:
+def _extremum(
+    scalar: Callable[..., Any], numpy: str, loses: Rule, opencl: Words, llvm: str, neutral: str
+) -> Elementwise:
     """All of the gradient goes to the chosen operand, half of it to each of two equal ones.
 
     loses(x, y): where y is chosen.
@@ -137,6 +149,7 @@ def _extremum(scalar: Callable[..., Any], numpy: str, loses: Rule, opencl: Words
 
     return Elementwise(
         2, scalar=scalar, numpy=numpy, llvm=Words("", "", llvm), opencl=opencl,
+        neutral=neutral, alike=ITSELF,
         gradient=(lambda g, _, x, y: share(g, x, y), lambda g, _, x, y: share(g, y, x)),
     )  # fmt: skip
 
@@ -234,15 +247,15 @@ class Op(Enum):
 
     # elementwise, two sources; z is the operation of x and y
     ADD = "add", Elementwise(
-        2, scalar=operator.add, numpy="add", gradient=(_same, _same), symbol="+",
+        2, scalar=operator.add, numpy="add", gradient=(_same, _same), symbol="+", neutral=-0.0,
         llvm=Words("fadd", "add", "or"), opencl=Words(bool="|"),
     )
     SUB = "sub", Elementwise(
         2, "fiu", scalar=operator.sub, numpy="subtract", gradient=(_same, lambda g, z, x, y: -g),
-        symbol="-", llvm=Words("fsub", "sub"),
+        symbol="-", llvm=Words("fsub", "sub"), neutral=0, alike=0,
     )
     MUL = "mul", Elementwise(
-        2, scalar=operator.mul, numpy="multiply", symbol="*",
+        2, scalar=operator.mul, numpy="multiply", symbol="*", neutral=1, deciding={0: 0},
         gradient=(lambda g, z, x, y: g * y, lambda g, z, x, y: g * x),
         llvm=Words("fmul", "mul", "and"), opencl=Words(bool="&"),
     )
@@ -253,9 +266,11 @@ class Op(Enum):
     )
     IDIV = "idiv", Elementwise(  # integers, floor; x // 0 = 0
         2, "iu", scalar=scalars.floor_divide, numpy="floor_divide", cost=12, symbol="//",
+        neutral=1, deciding={0: 0},
     )
     MOD = "mod", Elementwise(  # sign of the divisor; integers: x % 0 = 0
         2, "fiu", scalar=scalars.remainder, numpy="remainder", cost=12, symbol="%",
+        deciding={0: 0, 1: 0},
         gradient=(_same, lambda g, z, x, y: -(g * (x / y).operation("floor"))),
     )
     POW = "pow", Elementwise(  # floats only
@@ -263,23 +278,29 @@ class Op(Enum):
         gradient=(power.by_base, power.by_exponent), formula=power.power,
     )
     MAXIMUM = "maximum", _extremum(  # NaN wins
-        scalars.larger, "maximum", lambda x, y: x.less(y), Words("larger", "max", "|"), "or"
+        scalars.larger, "maximum", lambda x, y: x.less(y), Words("larger", "max", "|"), "or",
+        "minimum",
     )
     MINIMUM = "minimum", _extremum(  # NaN wins
-        scalars.smaller, "minimum", lambda x, y: y.less(x), Words("smaller", "min", "&"), "and"
+        scalars.smaller, "minimum", lambda x, y: y.less(x), Words("smaller", "min", "&"), "and",
+        "maximum",
     )
-    LT = "lt", _comparison(operator.lt, "less", "<", "olt", "lt")
-    LE = "le", _comparison(operator.le, "less_equal", "<=", "ole", "le")
-    EQ = "eq", _comparison(operator.eq, "equal", "==", "oeq", "eq")
-    NE = "ne", _comparison(operator.ne, "not_equal", "!=", "une", "ne")
-    AND = "and", _bitwise(operator.and_, "bitwise_and", "&", "and")
-    OR = "or", _bitwise(operator.or_, "bitwise_or", "|", "or")
-    XOR = "xor", _bitwise(operator.xor, "bitwise_xor", "^", "xor")
+    LT = "lt", _comparison(operator.lt, "less", "<", "olt", "lt", 0)
+    LE = "le", _comparison(operator.le, "less_equal", "<=", "ole", "le", 1)
+    EQ = "eq", _comparison(operator.eq, "equal", "==", "oeq", "eq", 1)
+    NE = "ne", _comparison(operator.ne, "not_equal", "!=", "une", "ne", 0)
+    AND = "and", _bitwise(
+        operator.and_, "bitwise_and", "&", "and", neutral=-1, deciding={0: 0}, alike=ITSELF
+    )
+    OR = "or", _bitwise(
+        operator.or_, "bitwise_or", "|", "or", neutral=0, deciding={-1: -1}, alike=ITSELF
+    )
+    XOR = "xor", _bitwise(operator.xor, "bitwise_xor", "^", "xor", neutral=0, alike=0)
     SHL = "shl", Elementwise(  # integers; a shift by the width or more gives 0
-        2, "iu", scalar=scalars.shift_left, numpy="left_shift", symbol="<<",
+        2, "iu", scalar=scalars.shift_left, numpy="left_shift", symbol="<<", neutral=0,
     )
     SHR = "shr", Elementwise(  # signed: arithmetic; by the width or more it gives 0 or the sign
-        2, "iu", scalar=scalars.shift_right, numpy="right_shift", symbol=">>",
+        2, "iu", scalar=scalars.shift_right, numpy="right_shift", symbol=">>", neutral=0,
     )
     # elementwise, three sources
     WHERE = "where", Elementwise(  # bool, then, else

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from minigrad.dtype import DType, convert
 from minigrad.graph import build
@@ -18,7 +19,7 @@ from minigrad.graph.axes import part_along
 from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
 from minigrad.graph.node import Node
-from minigrad.graph.operations import REDUCTIONS, SCATTERS, Op
+from minigrad.graph.operations import BINARY, REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.symbolic import Affine, high, low
 
@@ -29,8 +30,8 @@ def simplify(roots: Sequence[Node]) -> tuple[Node, ...]:
 
 
 def _is(node: Node, value: int | float) -> bool:
-    """Whether node is this constant; 0.0 and −0.0 are told apart for floats."""
-    if node.op is not Op.CONST or node.arg != value:
+    """Whether node is this constant, in its dtype; 0.0 and −0.0 are told apart for floats."""
+    if node.op is not Op.CONST or node.arg != convert(value, node.dtype):
         return False
     if not node.dtype.is_float or value != 0:
         return True
@@ -55,33 +56,44 @@ def constant_second(node: Node) -> Node | None:
     return elementwise(node.op, y, x) if x.op is Op.CONST and y.op is not Op.CONST else None
 
 
-def add_nothing(node: Node) -> Node | None:
-    """x + 0 → x for integers and bools, x + −0.0 → x for floats."""
-    x, y = node.src
-    return x if _is(y, -0.0 if node.dtype.is_float else 0) else None
+def neutral(node: Node) -> Node | None:
+    """x + −0.0 → x, x · 1 → x, max(x, −∞) → x: what changes nothing (see `Elementwise`)."""
+    (x, y), number = node.src, node.op.facts.neutral
+    if isinstance(number, str):
+        number = getattr(node.dtype, number)
+    return x if number is not None and _is(y, number) else None
 
 
-def subtract_nothing(node: Node) -> Node | None:
-    """x − 0 → x; for integers x − x → 0 and x − c → x + −c."""
-    x, y = node.src
-    if _is(y, 0):
+def deciding(node: Node) -> Node | None:
+    """x · 0 → 0, x % 1 → 0, x | −1 → −1, for integers and bools."""
+    y, known = node.src[1], node.op.facts.deciding
+    if node.dtype.is_float:
+        return None
+    return next((node.constant(known[number]) for number in known if _is(y, number)), None)
+
+
+def alike(node: Node) -> Node | None:
+    """max(x, x) → x, for integers and bools x − x → 0, x == x → True."""
+    (x, y), result = node.src, node.op.facts.alike
+    if x is not y or result is None:
+        return None
+    if isinstance(result, str):  # ITSELF
         return x
-    if node.dtype.is_int:
-        if x is y:
-            return node.constant(0)
-        if y.op is Op.CONST:
-            return x + -int(y.arg)
-    return None
+    return None if x.dtype.is_float else node.constant(result)
 
 
-def multiply_by_constant(node: Node) -> Node | None:
-    """x·1 → x, x·−1 → −x, and for integers and bools x·0 → 0."""
+def subtract_constant(node: Node) -> Node | None:
+    """x − c → x + −c, for integers."""
     x, y = node.src
-    if _is(y, 1):
-        return x
-    if not node.dtype.is_float and _is(y, 0):
-        return y
-    return -x if _is(y, -1) and not node.dtype.is_bool else None
+    return x + -int(y.arg) if node.dtype.is_int and y.op is Op.CONST else None
+
+
+def invert(node: Node) -> Node | None:
+    """x · −1 → −x, but for bools; x ^ −1 → ~x."""
+    x, y = node.src
+    if not _is(y, -1) or (node.op is Op.MUL and node.dtype.is_bool):
+        return None
+    return -x if node.op is Op.MUL else ~x
 
 
 def join_constants(node: Node) -> Node | None:
@@ -104,18 +116,6 @@ def divide_by_power_of_two(node: Node) -> Node | None:
     if abs(exponent) > (13 if node.dtype.name == "float16" else 125):
         return None
     return x * (1.0 / float(y.arg))
-
-
-def whole_division(node: Node) -> Node | None:
-    """x // 1 → x, x // 0 → 0."""
-    x, y = node.src
-    return x if _is(y, 1) else y if _is(y, 0) else None
-
-
-def whole_remainder(node: Node) -> Node | None:
-    """x % 1 → 0, x % 0 → 0, for integers."""
-    y = node.src[1]
-    return node.constant(0) if node.dtype.is_int and (_is(y, 1) or _is(y, 0)) else None
 
 
 def undo(node: Node) -> Node | None:
@@ -146,39 +146,6 @@ def signs_outside(node: Node) -> Node | None:
     if x.op is Op.NEG and y.op is Op.CONST:
         return elementwise(node.op, x.src[0], y.constant(-y.arg))
     return None
-
-
-def bits_with_constant(node: Node) -> Node | None:
-    """AND, OR and XOR with all bits or none, and of a value with itself."""
-    x, y = node.src
-    if x is y:
-        return node.constant(0) if node.op is Op.XOR else x
-    none, every = _is(y, 0), _is(y, convert(-1, node.dtype))
-    if node.op is Op.AND:
-        return y if none else x if every else None
-    if node.op is Op.OR:
-        return x if none else y if every else None
-    return x if none else ~x if every else None
-
-
-def shift_by_nothing(node: Node) -> Node | None:
-    """x << 0 → x, x >> 0 → x."""
-    return node.src[0] if _is(node.src[1], 0) else None
-
-
-def extremes(node: Node) -> Node | None:
-    """max(x, x) → x and max(x, −∞) → x; the same for min."""
-    x, y = node.src
-    if x is y:
-        return x
-    identity = node.dtype.minimum if node.op is Op.MAXIMUM else node.dtype.maximum
-    return x if _is(y, identity) else None
-
-
-def compare_with_itself(node: Node) -> Node | None:
-    """x == x → True and the like, for integers and bools."""
-    x, y = node.src
-    return node.constant(node.op in (Op.LE, Op.EQ)) if x is y and not x.dtype.is_float else None
 
 
 def choose(node: Node) -> Node | None:
@@ -229,21 +196,7 @@ def cast_of_cast(node: Node) -> Node | None:
     return None
 
 
-def bitcast_of_bitcast(node: Node) -> Node | None:
-    """The bits stay what they are."""
-    inner = node.src[0]
-    return build.bitcast(inner.src[0], node.dtype) if inner.op is Op.BITCAST else None
-
-
 # --- reductions ----------------------------------------------------------------------------------
-
-
-def merge_reductions(node: Node) -> Node | None:
-    """A sum of sums over other axes is one sum; the same for MAX and PROD."""
-    inner = node.src[0]
-    if inner.op is not node.op:
-        return None
-    return build.reduce(node.op, inner.src[0], (*inner.arg, *node.arg))
 
 
 def _repeated(node: Node, x: Node, count: int) -> Node | None:
@@ -290,47 +243,28 @@ def reduce_expanded(node: Node) -> Node | None:
 
 # --- movement ------------------------------------------------------------------------------------
 
-# Movements are joined here, not where nodes are made: somebody may want the gradient by a node that
-# stands between two of them.
+# How the arguments of two become one. (It is done here, not where nodes are made: somebody may want
+# the gradient by a node that stands between two movements.)
+_JOINED: dict[Op, Callable[[Any, Any], Any]] = {
+    **dict.fromkeys((Op.BITCAST, Op.RESHAPE, Op.EXPAND), lambda outer, inner: outer),
+    **dict.fromkeys(REDUCTIONS, lambda outer, inner: (*inner, *outer)),
+    Op.PERMUTE: lambda outer, inner: [inner[axis] for axis in outer],
+    Op.FLIP: lambda outer, inner: sorted(set(outer) ^ set(inner)),
+    Op.PAD: lambda outer, inner: [
+        (a + c, b + d) for (a, b), (c, d) in zip(inner, outer, strict=True)
+    ],
+    Op.SHRINK: lambda outer, inner: [
+        (start + o, stop + o) for (start, stop), (o, _) in zip(outer, inner, strict=True)
+    ],
+}
 
 
-def reshape_of_reshape(node: Node) -> Node | None:
-    """Only the last shape counts."""
+def two_as_one(node: Node) -> Node | None:
+    """Two movements, reductions or readings of bits of one kind, one after the other, are one."""
     inner = node.src[0]
-    return build.reshape(inner.src[0], node.shape) if inner.op is Op.RESHAPE else None
-
-
-def permute_of_permute(node: Node) -> Node | None:
-    """One order after the other is an order."""
-    inner = node.src[0]
-    if inner.op is not Op.PERMUTE:
+    if inner.op is not node.op:
         return None
-    return build.permute(inner.src[0], [inner.arg[axis] for axis in node.arg])
-
-
-def expand_of_expand(node: Node) -> Node | None:
-    """Only the last shape counts."""
-    inner = node.src[0]
-    return build.expand(inner.src[0], node.shape) if inner.op is Op.EXPAND else None
-
-
-def flip_of_flip(node: Node) -> Node | None:
-    """What is turned twice is not turned."""
-    inner = node.src[0]
-    if inner.op is not Op.FLIP:
-        return None
-    return build.flip(inner.src[0], sorted(set(node.arg) ^ set(inner.arg)))
-
-
-def shrink_of_shrink(node: Node) -> Node | None:
-    """A part of a part is a part."""
-    inner = node.src[0]
-    if inner.op is not Op.SHRINK:
-        return None
-    pairs = zip(node.arg, inner.arg, strict=True)
-    return build.shrink(
-        inner.src[0], [(start + o, stop + o) for (start, stop), (o, _) in pairs]
-    )
+    return build.rebuild(node, inner.src, _JOINED[node.op](node.arg, inner.arg))
 
 
 def permute_of_ones(node: Node) -> Node | None:
@@ -343,15 +277,6 @@ def permute_of_ones(node: Node) -> Node | None:
 def pad_of_nothing(node: Node) -> Node | None:
     """Zeros around an array without elements are zeros."""
     return node.constant(0) if 0 in node.src[0].shape else None
-
-
-def pad_of_pad(node: Node) -> Node | None:
-    """Zeros around zeros."""
-    inner = node.src[0]
-    if inner.op is not Op.PAD:
-        return None
-    pairs = zip(inner.arg, node.arg, strict=True)
-    return build.pad(inner.src[0], [(a + c, b + d) for (a, b), (c, d) in pairs])
 
 
 def shrink_of_pad(node: Node) -> Node | None:
@@ -440,36 +365,26 @@ def _table() -> dict[Op, list[Rule]]:
 
     on(fold_constants, *(op for op in Op if op.facts.scalar))
     on(constant_second, Op.ADD, Op.MUL, Op.MAXIMUM, Op.MINIMUM, Op.AND, Op.OR, Op.XOR)
-    on(add_nothing, Op.ADD)
+    pairs = sorted(BINARY, key=lambda op: op.value)
+    on(neutral, *(op for op in pairs if op.facts.neutral is not None))
+    on(deciding, *(op for op in pairs if op.facts.deciding))
+    on(alike, *(op for op in pairs if op.facts.alike is not None))
     on(add_negated, Op.ADD)
-    on(subtract_nothing, Op.SUB)
+    on(subtract_constant, Op.SUB)
     on(subtract_negated, Op.SUB)
-    on(multiply_by_constant, Op.MUL)
+    on(invert, Op.MUL, Op.XOR)
     on(join_constants, Op.ADD, Op.MUL)
     on(signs_outside, Op.MUL, Op.DIV)
     on(divide_by_power_of_two, Op.DIV)
-    on(whole_division, Op.IDIV)
-    on(whole_remainder, Op.MOD)
     on(undo, Op.NEG, Op.NOT)
-    on(bits_with_constant, Op.AND, Op.OR, Op.XOR)
-    on(shift_by_nothing, Op.SHL, Op.SHR)
-    on(extremes, Op.MAXIMUM, Op.MINIMUM)
-    on(compare_with_itself, Op.LT, Op.LE, Op.EQ, Op.NE)
     on(choose, Op.WHERE)
     on(cast_of_cast, Op.CAST)
-    on(bitcast_of_bitcast, Op.BITCAST)
+    on(two_as_one, *_JOINED)
     reductions = sorted(REDUCTIONS, key=lambda op: op.value)
-    on(merge_reductions, *reductions)
     on(reduce_constant, *reductions)
     on(reduce_expanded, *reductions)
-    on(reshape_of_reshape, Op.RESHAPE)
-    on(permute_of_permute, Op.PERMUTE)
     on(permute_of_ones, Op.PERMUTE)
-    on(expand_of_expand, Op.EXPAND)
-    on(flip_of_flip, Op.FLIP)
     on(pad_of_nothing, Op.PAD)
-    on(pad_of_pad, Op.PAD)
-    on(shrink_of_shrink, Op.SHRINK)
     on(shrink_of_pad, Op.SHRINK)
     on(shrink_of_cat, Op.SHRINK)
     on(shrink_of_expand, Op.SHRINK)

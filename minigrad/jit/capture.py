@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from minigrad.device import Buffer, Call
 from minigrad.errors import JitError
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import Node, Op, depending, topological
 from minigrad.tensor import Tensor
 from minigrad.tensor.live_tensors import Holder, all_holders, lazy_holders
 
@@ -55,11 +55,8 @@ class Snapshot:
 
 def readers_of_memory(roots: Iterable[Node]) -> set[Node]:
     """Those nodes below the roots whose value depends on a buffer, the buffers included."""
-    reads: set[Node] = set()
-    for node in topological(roots):
-        if node.op is Op.BUFFER or any(source in reads for source in node.src):
-            reads.add(node)
-    return reads
+    order = topological(roots)
+    return depending(order, (node for node in order if node.op is Op.BUFFER))
 
 
 class HostWatch:

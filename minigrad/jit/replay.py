@@ -27,7 +27,6 @@ from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 class Output:
     """A tensor of the result that gets a fresh buffer in every replay."""
 
-    place: int  # among the replay's arguments
     shape: tuple[Integer, ...]
     dtype: DType
     device: str

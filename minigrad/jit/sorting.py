@@ -104,7 +104,7 @@ def sort(
                     raise JitError(f"{capture.name} returns one piece of memory as two shapes")
                 outputs[memory] = node
                 fresh[node] = len(capture.outputs)
-                capture.outputs.append(_output(tensor, len(arguments), values))
+                capture.outputs.append(_output(tensor, values))
                 arguments.append(memory)
             source = Source("fresh", fresh[node])
             copy = Tensor._of(node)
@@ -176,12 +176,12 @@ def leaves(calls: Sequence[Call], known: set[Buffer]) -> dict[Node, list[Holder]
     return found
 
 
-def _output(tensor: Tensor, place: int, values: dict[str, int]) -> Output:
+def _output(tensor: Tensor, values: dict[str, int]) -> Output:
     """What a replay must know to make this tensor of the result anew."""
     known = signature(tensor, dict(values))
     memory: Buffer = tensor.raw.arg
     return Output(
-        place, known.shape, known.dtype, known.device, memory.size, memory.nbytes,
+        known.shape, known.dtype, known.device, memory.size, memory.nbytes,
         tensor.stopped or saved_graphs.has_history(tensor.raw),
         any(not isinstance(extent, int) for extent in known.shape),
         form_of(known.dtype, known.shape, known.device),

@@ -398,15 +398,11 @@ _GATHER, _SPREAD, _PASS = 48, 4, 20
 _MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles pick from whole vectors
 
 
-def runs_along_rows(stages: Iterable[Stage], rows: Integer, target: Target) -> bool:
+def runs_along_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> bool:
     """Whether vectors should run across neighbouring rows rather than along each of them."""
-    across = along = 0.0
-    made: dict[Array, Stage] = {}
-    for stage in stages:
-        first, second = _vector_costs(stage, rows, made, target.row_lanes)
-        made[stage.array] = stage
-        across, along = across + first, along + second
-    return across < along
+    made = {stage.array for stage in stages}
+    costs = [_vector_costs(stage, rows, made, target.row_lanes) for stage in stages]
+    return sum(across for across, _ in costs) < sum(along for _, along in costs)
 
 
 def _vector_costs(

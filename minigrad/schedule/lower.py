@@ -32,68 +32,48 @@ class Lowering:
     def value(self, node: Node, index: Index, inside: bool = False) -> Expr:
         """The expression of node[index]; `inside` computes node even if it has an array."""
         first: Request = (node, index, ())
-        if inside:
-            sources = self._sources(first, self.known)
-            for source in sources:
-                self._fill(source)
-            while len(more := self._sources(first, self.known)) > len(sources):
-                self._fill(more[-1])
-                sources = more
-            return self._combine(first, [self.known[source] for source in sources])
-        self._fill(first)
-        return self.known[first]
-
-    def _fill(self, request: Request) -> None:
-        """Lower a request and all that it needs, without recursion."""
-        stack = [request]
+        stack = [first]
         while stack:
             top = stack[-1]
             if top in self.known:
                 stack.pop()
-                continue
-            if top[0] in self.arrays:
+            elif top[0] in self.arrays and not (inside and top is first):
                 self.known[top] = self._load(top)
-                continue
-            sources = self._sources(top, self.known)
-            missing = [source for source in sources if source not in self.known]
-            if missing:
-                stack.extend(missing)
-                continue
-            more = self._sources(top, self.known)
-            if len(more) > len(sources):
-                continue
-            self.known[top] = self._combine(top, [self.known[source] for source in sources])
+            else:
+                sources = self._sources(top)
+                missing = [source for source in sources if source not in self.known]
+                stack += missing
+                if not missing:
+                    self.known[top] = self._combine(top, [self.known[source] for source in sources])
+        return self.known[first]
 
     def _load(self, request: Request) -> Expr:
         node, index, guard = request
         return expr.load(self.arrays[node], flatten(index, node.shape), guard)
 
-    def _sources(self, request: Request, known: Mapping[Request, Expr]) -> list[Request]:
+    def _sources(self, request: Request) -> list[Request]:
         """What a request needs. GATHER asks for its index first, and then for what it selects."""
         node, index, guard = request
-        op = node.op
-        if op in ELEMENTWISE:
+        if node.op in ELEMENTWISE:
             return [(source, index, guard) for source in node.src]
-        if op in (Op.CONTIGUOUS, Op.COPY):
-            return [(node.src[0], index, guard)]
-        if op is Op.ASSIGN:
-            return [(node.src[1], index, guard)]
-        if op is Op.GATHER:
-            first = (node.src[1], index, guard)
-            if first not in known:
-                return [first]
-            moved, conditions = self._gathered(node, index, known[first])
-            return [first, (node.src[0], moved, restrict(guard, conditions))]
-        if op is Op.PAD:
-            moved, conditions = _unpad(node, index)
-            return [(node.src[0], moved, restrict(guard, conditions))]
-        if op in _MOVES:
-            return [(node.src[0], _MOVES[op](node, index), guard)]
-        return []
+        if node.op in (Op.CONTIGUOUS, Op.COPY, Op.ASSIGN):
+            return [(node.src[-1], index, guard)]
+        if node.op not in _MOVES and node.op not in (Op.PAD, Op.GATHER):
+            return []
+        first = [(source, index, guard) for source in node.src[1:]]  # of a GATHER
+        if any(source not in self.known for source in first):
+            return first
+        moved, conditions = self._moved(request)
+        return [*first, (node.src[0], moved, restrict(guard, conditions))]
 
-    def _gathered(self, node: Node, index: Index, position: Expr) -> tuple[Index, list[Integer]]:
-        """The index that a GATHER reads, and the conditions for it to be in range."""
-        where = expr.value_of(position)
+    def _moved(self, request: Request) -> tuple[Index, list[Integer]]:
+        """The index that is read in the source, and the conditions for it to be in range."""
+        node, index, guard = request
+        if node.op is Op.PAD:
+            return _unpad(node, index)
+        if node.op is not Op.GATHER:
+            return _MOVES[node.op](node, index), []
+        where = expr.value_of(self.known[node.src[1], index, guard])
         moved = tuple(where if axis == node.arg else i for axis, i in enumerate(index))
         return moved, [where, node.src[0].shape[node.arg] - 1 - where]
 
@@ -109,11 +89,7 @@ class Lowering:
         if op is Op.VARIABLE:
             return expr.index(node.arg, node.dtype)
         if op is Op.PAD or op is Op.GATHER:
-            if op is Op.PAD:
-                conditions = _unpad(node, index)[1]
-            else:
-                conditions = self._gathered(node, index, args[0])[1]
-            new = restrict((), conditions)
+            new = restrict((), self._moved(request)[1])
             return expr.guarded(new, args[-1], expr.const(0, node.dtype))
         if args:
             return args[0]

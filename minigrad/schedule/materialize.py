@@ -89,7 +89,7 @@ def choose(
         if node.op is Op.COLLECTIVE:  # what it sends must be in memory, under whatever shape
             kept.update(in_memory(source) for source in node.src)
         if node.op is Op.SUM:
-            for base in _operands_in_memory(node, kept, seen_through, readers):
+            for base in _operands_in_memory(node, seen_through):
                 kept.add(base)
                 recomputable.pop(base, None)
     if fuse:
@@ -105,10 +105,7 @@ def choose(
     return Materialized([node for node in order if node in kept], recomputable)
 
 
-def _operands_in_memory(
-    node: Node, kept: Container[Node], seen_through: set[Node],
-    readers: Mapping[Node, Sequence[Node]],
-) -> Iterator[Node]:  # fmt: skip
+def _operands_in_memory(node: Node, seen_through: set[Node]) -> Iterator[Node]:
     """What a matrix product reads over and over, and which is therefore kept."""
     for operand in contraction_operands(node):
         used = zip(varies(operand), operand.shape, strict=True)
@@ -116,7 +113,7 @@ def _operands_in_memory(
             continue  # it is read once: a factor of a product along a shared last axis
         base = _below_movement(operand, seen_through)
         if base.op in ELEMENTWISE or base.op is Op.GATHER:
-            yield base if base in kept else _as_all_read_it(operand, base, readers)
+            yield base
 
 
 def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], dict[Node, int]]:
@@ -201,7 +198,7 @@ def is_loaded_mask(node: Node) -> bool:
     """
     return (
         node.op is Op.WHERE
-        and _is_zero(node.src[2])
+        and is_zero(node.src[2])
         and _compares_index_with_few(node.src[0], numel(node.shape))
     )
 
@@ -215,7 +212,8 @@ def has_loaded_mask(operand: Node) -> bool:
     return False
 
 
-def _is_zero(node: Node) -> bool:
+def is_zero(node: Node) -> bool:
+    """Whether a node is zeros, under whatever shape."""
     node = _source(node)
     return node.op is Op.CONST and node.arg == 0
 
@@ -260,34 +258,7 @@ def _belongs_to_its_source(
     )
 
 
-def _as_all_read_it(operand: Node, base: Node, readers: Mapping[Node, Sequence[Node]]) -> Node:
-    """`base`, or the permutation of it that everybody reads, whose layout is then the better one.
-
-    Rows stay rows: the last axis must remain the last. What ends a reduction stays in the order of
-    that, whose kernel it shares. operand: where the way down to base begins.
-    """
-    if _ends_a_reduction(base):
-        return base
-    way = [operand]
-    while way[-1] is not base:
-        way.append(_moved(way[-1]) or way[-1].src[0])
-    result = base
-    for node in reversed(way[:-1]):
-        if len(readers[node.src[0]]) > 1 or node.op not in (Op.RESHAPE, Op.PERMUTE):
-            break
-        if node.op is Op.PERMUTE:
-            if node.arg[-1] != node.ndim - 1:
-                break
-            result = node
-    return result
-
-
-def _ends_a_reduction(node: Node) -> bool:
-    """Whether a value is computed from elements of a reduction as large, each at its own place."""
-    return any(source.op in REDUCTIONS for source in _as_large_below(node)[1])
-
-
-def _as_large_below(node: Node, kept: Container[Node] = ()) -> tuple[set[Node], set[Node]]:
+def _as_large_below(node: Node, kept: Container[Node]) -> tuple[set[Node], set[Node]]:
     """What a value is computed of element by element; and what all that is of, as large as it."""
     inside, sources, stack = {node}, set[Node](), [node]
     size = numel(node.shape)
@@ -334,7 +305,7 @@ def contraction_operands(node: Node) -> tuple[Node, ...]:
 def _terms(node: Node) -> Node:
     """What a SUM adds, below a mask and conversions."""
     terms = node.src[0]
-    while terms.op is Op.CAST or terms.op is Op.WHERE and _is_zero(terms.src[2]):
+    while terms.op is Op.CAST or terms.op is Op.WHERE and is_zero(terms.src[2]):
         terms = terms.src[terms.op is Op.WHERE]
     return terms
 

@@ -15,6 +15,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import high
+from minigrad.schedule.materialize import is_zero
 
 FEWEST = 32  # places from which on one addition is faster than vectors of masks for all of them
 LONG = 1 << 14  # additions that are worth a thread's time, in parts of their own
@@ -28,7 +29,7 @@ def picked(node: Node) -> Node:
     (axis,) = node.arg
     x = node.src[0]
     test, chosen, other = x.src
-    if test.op is not Op.EQ or node.dtype is not chosen.dtype or not _is_zero(other):
+    if test.op is not Op.EQ or node.dtype is not chosen.dtype or not is_zero(other):
         return node
     for counter, label in (test.src, test.src[::-1]):
         if _counts_along(counter, axis) and label.dtype.is_int and label.op is Op.EXPAND:
@@ -47,7 +48,7 @@ def added_at(node: Node) -> Node:
     test, value = terms, build.const(1, node.dtype, terms.shape, node.device)
     while test.op is Op.CAST:
         test = test.src[0]
-    if test.op is Op.WHERE and test is terms and _is_zero(test.src[2]):
+    if test.op is Op.WHERE and test is terms and is_zero(test.src[2]):
         test, value, _ = test.src
     if test.op is not Op.EQ:
         return node
@@ -88,12 +89,6 @@ def _scattered(node: Node, axis: int, index: Node, x: Node) -> Node:
     empty = build.const(0, node.dtype, (*lead, parts, places, *behind), node.device)
     found = build.scatter_add(empty, index, x, axis + 1)
     return build.reshape(build.reduce(Op.SUM, found, (axis,)), node.shape)
-
-
-def _is_zero(node: Node) -> bool:
-    while node.op in (Op.EXPAND, Op.RESHAPE):
-        node = node.src[0]
-    return node.op is Op.CONST and node.arg == 0
 
 
 def _counts_along(node: Node, axis: int) -> bool:

@@ -17,7 +17,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.conditions import conditions_of
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Stage
 
 
@@ -70,13 +70,11 @@ def _conditions(test: Expr) -> list[Affine] | None:
     stack = [test]
     while stack:
         e = stack.pop()
-        if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
-            found.append(e.index)
-        elif e.op is Op.AND:
+        if e.op is Op.AND:
             stack.extend(e.args)
         elif e.op is Op.WHERE and e.args[2].op is Op.CONST and not e.args[2].value:
             stack.extend(e.args[:2])
-        elif e.op in (Op.LE, Op.LT, Op.NOT) and (compared := conditions_of(e)):
+        elif compared := conditions_of(e):
             found.extend(compared)
         elif not (e.op is Op.CONST and e.value):
             return None

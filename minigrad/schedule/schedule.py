@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
@@ -28,6 +29,7 @@ from minigrad.schedule.stage import ALONE, Stage, Stages
 from minigrad.target import LINE, Target
 
 _Loads = dict[Array, list[tuple[int, Expr]]]
+Source = tuple[str, Any]  # where an argument of a kernel comes from: of which kind, and which one
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,42 @@ class Kernel:
     numbers: tuple[tuple[str, int], ...] = ()
     sums: frozenset[Array] = frozenset()
 
+    def sources(
+        self, places: Mapping[Array, Source], arrays: Iterable[Array], symbols: Iterable[str]
+    ) -> tuple[Source, ...]:
+        """Where arguments of its code come from, arrays first; places: see `Schedule`.
+
+        Values of symbols are ("symbol", name), those of the program's own ("number", value).
+        """
+        known = dict(self.numbers)
+        values = (
+            ("number", known[name]) if name in known else ("symbol", name) for name in symbols
+        )
+        return (*(places[array.whole or array] for array in arrays), *values)
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """kernels in order; slots: arrays that are buffers of the call; arena: places of the others.
+    """kernels in order; slots: arrays that are buffers of the call; held: memory of the others.
 
-    (Where sizes are symbolic, those that the largest have; `held_between` tells more.) nodes: what
-    the arrays hold the values of; a kernel's own copy of another's value is not among them.
+    nodes: what the arrays hold the values of; a kernel's own copy of another's value is not among
+    them.
     """
 
     kernels: tuple[Kernel, ...]
     slots: dict[Array, int]
-    arena: dict[Array, int]
-    arena_bytes: int
-    variables: tuple[str, ...]
+    held: tuple[Held, ...] = ()
     nodes: dict[Array, Node] = field(default_factory=dict)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of the memory between kernels; of symbolic sizes the largest."""
+        return plan_arena(self.held)[1]
+
+    def places(self) -> dict[Array, Source]:
+        """Where each array lies: ("slot", number) or ("held", number)."""
+        held = {array: ("held", n) for n, one in enumerate(self.held) for array in one.arrays}
+        return {**held, **{array: ("slot", slot) for array, slot in self.slots.items()}}
 
 
 def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = True) -> Schedule:
@@ -131,10 +154,11 @@ class _Plan:
         self.kept: Materialized = choose(order, roots, recomputed, fuse)
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
+        self.inputs: dict[int, Array] = {}
         for node in order:
             if node.op is Op.BUFFER:
                 array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
-                self.arrays[node] = array
+                self.arrays[node] = self.inputs[node.arg] = array
                 self.slots[array] = node.arg
         self.rows: set[Array] = set()  # of which only some rows are written, and not read
         for root, slot in targets:
@@ -169,11 +193,8 @@ class _Plan:
         self.clusters = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
-            for stage in member.stages:
-                for array in stage.reads:
-                    known = self.readers.setdefault(array, [])
-                    if member not in known:
-                        known.append(member)
+            for array in {a: None for stage in member.stages for a in stage.reads}:
+                self.readers.setdefault(array, []).append(member)
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _needed(self, stages: dict[Node, Stage]) -> dict[Node, Stage]:
@@ -188,11 +209,10 @@ class _Plan:
 
     def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
         """Let in-place writes of a part of a buffer store that part only; gives their arrays."""
-        inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
         found = set()
         for root in roots:
             array = self.arrays[root]
-            old = inputs.get(self.slots[array])
+            old = self.inputs.get(self.slots[array])
             if root in self.stages and old is not None and old != array:
                 part = part_written(self.stages[root], old)
                 if part is not None:
@@ -252,9 +272,8 @@ class _Plan:
         """Make every reader of an overwritten slot run first; gives the slots where it cannot."""
         unsafe = set()
         loads: dict[Cluster, _Loads] = {}
-        inputs = {slot: a for a, slot in self.slots.items() if a.name.startswith("s")}
         for array, slot in self.slots.items():
-            old = inputs.get(slot)
+            old = self.inputs.get(slot)
             if old is None or array == old or array not in self.maker or array in self.rows:
                 continue
             writer = self.maker[array]
@@ -285,9 +304,8 @@ class _Plan:
             kernels.append(Kernel(member.kind, stages, rows, stored[member], numbers, sums))
         slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
-        arena, size = plan_arena(kernels, slots)
         nodes = {array: node for node, array in self.arrays.items()}
-        return Schedule(tuple(kernels), slots, arena, size, self.graph.variables, nodes)
+        return Schedule(tuple(kernels), slots, tuple(held_between(kernels, slots)), nodes)
 
     def _stored(self, member: Cluster) -> frozenset[Array]:
         """The arrays of a kernel that must reach memory."""
@@ -380,11 +398,8 @@ class Held:
     arrays: tuple[Array, ...] = ()
 
 
-def plan_arena(
-    kernels: Sequence[Kernel], slots: dict[Array, int]
-) -> tuple[dict[Array, int], int]:
+def plan_arena(held: Sequence[Held]) -> tuple[dict[Array, int], int]:
     """Offsets in bytes for the stored arrays that are no slots, and the bytes of all of them."""
-    held = held_between(kernels, slots)
     offsets, size = place([(high(one.nbytes), one.first, one.last) for one in held])
     return {a: at for one, at in zip(held, offsets, strict=True) for a in one.arrays}, size
 

@@ -7,18 +7,18 @@ import pytest
 from minigrad import Context, Tensor
 from minigrad.runtimes import cpu_limits, cpu_report
 from minigrad.runtimes.cpu_limits import limits
-from minigrad.runtimes.host import architecture_name
+from minigrad.runtimes.host import architecture_name, threads
 from minigrad.runtimes.jit_compiler import Compiler
 
 
 def test_limits_are_believable() -> None:
     """From a slow core shared with others to a large server."""
-    found = limits()
+    found = limits(threads())
     assert 1e9 < found.operations < 1e14
     assert found.operations / found.vectors >= 8
     assert all(2e8 < bandwidth < 2e13 for _, bandwidth in found.bandwidths)
     assert 0 < found.moving(1000) < found.moving(10**6) < found.moving(10**10)
-    assert limits() is found  # measured once
+    assert limits(threads()) is found  # measured once
 
 
 def test_bandwidths_between_the_sizes_measured() -> None:

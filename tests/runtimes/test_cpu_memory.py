@@ -23,6 +23,14 @@ from minigrad.settings import Context
 MIB = 1 << 20
 
 
+def trim(limit: int = 0) -> None:
+    """Give idle large blocks back to the system until at most `limit` bytes of them are left."""
+    blocks = cpu_memory._blocks
+    with blocks.lock:
+        blocks.put_away()
+        blocks.trim(limit)
+
+
 @pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 65, 512, 513, 4097, 262144, 262145, MIB, 2 * MIB,
                                     2 * MIB + 1, 33 * MIB])  # fmt: skip
 def test_blocks_are_aligned_writable_and_big_enough(nbytes: int) -> None:
@@ -100,20 +108,20 @@ def test_statistics_count_bytes_asked_for() -> None:
 
 
 def test_idle_blocks_go_back_to_the_system() -> None:
-    cpu_memory.trim()
+    trim()
     held = cpu_memory.held_bytes()
     blocks = [(cpu_memory.allocate(size), size) for size in (3 * MIB, 4 * MIB, 3 * MIB, 400_000)]
     assert cpu_memory.held_bytes() >= held + 10 * MIB
     for address, size in blocks:
         cpu_memory.free(address, size)
-    cpu_memory.trim(8 * MIB)
+    trim(8 * MIB)
     assert cpu_memory.held_bytes() <= held + 8 * MIB
-    cpu_memory.trim()
+    trim()
     assert cpu_memory.held_bytes() == held
 
 
 def test_idle_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu_memory.trim()
+    trim()
     monkeypatch.setattr(cpu_memory, "_KEEP", 16 * MIB)
     monkeypatch.setattr(cpu_memory._blocks, "held_peak", 0)
     held = cpu_memory.held_bytes()
@@ -123,11 +131,11 @@ def test_idle_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         cpu_memory.free(address, 4 * MIB)
     kept = cpu_memory.held_bytes() - held
     assert 0 < kept <= max(16 * MIB, (held + 80 * MIB) // 4)
-    cpu_memory.trim()
+    trim()
 
 
 def test_who_looks_at_a_clock_keeps_all_idle_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu_memory.trim()
+    trim()
     monkeypatch.setattr(cpu_memory, "_KEEP", 16 * MIB)
     monkeypatch.setattr(cpu_memory._blocks, "held_peak", 0)
     with cpu_memory.keeping():
@@ -139,7 +147,7 @@ def test_who_looks_at_a_clock_keeps_all_idle_memory(monkeypatch: pytest.MonkeyPa
     for address in again:
         cpu_memory.free(address, 4 * MIB)
     assert cpu_memory.held_bytes() < held
-    cpu_memory.trim()
+    trim()
 
 
 def test_out_of_memory_is_a_plain_error() -> None:
@@ -152,7 +160,7 @@ def test_out_of_memory_is_a_plain_error() -> None:
 def test_idle_memory_is_given_up_before_an_allocation_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cpu_memory.trim()
+    trim()
     limit = cpu_memory.held_bytes() + 20 * MIB
     monkeypatch.setattr(cpu_memory, "memory_bytes", lambda: limit)
     monkeypatch.setattr(cpu_memory._blocks, "held_peak", 1 << 40)  # nothing goes on its own
@@ -162,7 +170,7 @@ def test_idle_memory_is_given_up_before_an_allocation_fails(
     cpu_memory.free(first, 12 * MIB)
     second = cpu_memory.allocate(16 * MIB)
     cpu_memory.free(second, 16 * MIB)
-    cpu_memory.trim()
+    trim()
 
 
 @pytest.mark.parametrize("nbytes", [-1, -(1 << 40)])
@@ -213,7 +221,7 @@ def resident() -> int:
 @pytest.mark.parametrize("nbytes", [9 * MIB // 4, 27 * MIB // 4, 9 * MIB])
 def test_blocks_share_huge_pages(nbytes: int) -> None:
     """Where each had its own, blocks of 2.25 MiB took 4."""
-    cpu_memory.trim()
+    trim()
     before, count = resident(), 2 * cpu_memory.SHARED // nbytes  # more than one mapping
     blocks = [cpu_memory.allocate(nbytes) for _ in range(count)]
     try:
@@ -225,18 +233,18 @@ def test_blocks_share_huge_pages(nbytes: int) -> None:
     finally:
         for address in blocks:
             cpu_memory.free(address, nbytes)
-    cpu_memory.trim()
+    trim()
     assert resident() - before <= count * nbytes // 10 + 4 * cpu_memory.HUGE_PAGE
 
 
 def test_new_zeros_are_not_touched() -> None:
     before, nbytes = resident(), 96 * MIB + cpu_memory.HUGE_PAGE * 3
-    cpu_memory.trim()
+    trim()
     address = cpu_memory.allocate_zeros(nbytes)
     assert resident() - before < nbytes // 2
     assert not any(cpu_memory.view(address, nbytes)[:: MIB // 2])
     cpu_memory.free(address, nbytes)
-    cpu_memory.trim()
+    trim()
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 4, 100, 4096, 4100, 3 * MIB])
@@ -351,7 +359,7 @@ def test_whoever_interrupts_allocate_may_allocate(size: int) -> None:
 
     kept: list[int] = []
     rounds = [0]
-    cpu_memory.trim()
+    trim()
     held = cpu_memory.held_bytes()
     before = sys.gettrace()
     for rounds[0] in (1, 2, 3):
@@ -368,7 +376,7 @@ def test_whoever_interrupts_allocate_may_allocate(size: int) -> None:
     assert all(b - a >= step for a, b in itertools.pairwise(places)), "blocks overlap"
     for address in kept:
         cpu_memory.free(address, size)
-    cpu_memory.trim()
+    trim()
     assert cpu_memory.held_bytes() >= held
 
 
@@ -401,12 +409,10 @@ def test_vector_shapes(architecture: str, features: set[str], expected: tuple[in
     assert host.vector_shape(architecture, frozenset(features)) == expected
 
 
-def test_sizes_and_lists_of_sysfs() -> None:
+def test_sizes_of_sysfs() -> None:
     assert [host.parse_size(text) for text in ("32K", "1M", "1024", "", "x", "K")] == [
         32768, MIB, 1024, 0, 0, 0,
     ]  # fmt: skip
-    assert host.parse_cpu_list("0-3,8") == [0, 1, 2, 3, 8]
-    assert host.parse_cpu_list("") == [] and host.parse_cpu_list("a-b,2") == [2]
 
 
 def _write(file: Path, text: str) -> None:
@@ -415,14 +421,13 @@ def _write(file: Path, text: str) -> None:
 
 
 def test_caches_are_read_from_sysfs(tmp_path: Path) -> None:
-    for index, (level, kind, size, shared) in enumerate([
-        ("1", "Data", "48K", "0"), ("1", "Instruction", "32K", "0"), ("2", "Unified", "2048K", "0"),
-        ("3", "Unified", "30M", "0-7"), ("4", "Unified", "?", ""),
+    for index, (level, kind, size) in enumerate([
+        ("1", "Data", "48K"), ("1", "Instruction", "32K"), ("2", "Unified", "2048K"),
+        ("3", "Unified", "30M"), ("4", "Unified", "?"),
     ]):  # fmt: skip
-        for name, text in (("level", level), ("type", kind), ("size", size),
-                           ("shared_cpu_list", shared)):  # fmt: skip
+        for name, text in (("level", level), ("type", kind), ("size", size)):
             _write(tmp_path / f"index{index}" / name, text + "\n")
-    assert host.cache_sizes(tmp_path) == {1: (49152, 1), 2: (2 * MIB, 1), 3: (30 * MIB, 8)}
+    assert host.cache_sizes(tmp_path) == {1: 49152, 2: 2 * MIB, 3: 30 * MIB}
     assert host.cache_sizes(tmp_path / "missing") == {}
 
 

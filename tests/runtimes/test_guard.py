@@ -24,7 +24,7 @@ KERNEL = """
 import ctypes, sys
 from minigrad import Context
 from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_pool import Launch, guarded_pool_for
+from minigrad.runtimes.cpu_pool import Launch, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 
 what, index, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -46,7 +46,7 @@ source, target = cpu_memory.allocate_exact(4 * length), cpu_memory.allocate_exac
 ctypes.memset(source, 0, 4 * length)
 args = (ctypes.c_int64 * 2)(source, target)
 table = (Launch * 1)(Launch(addresses["copy"], ctypes.addressof(args), 1, 1, 0))
-guarded_pool_for("CPU").run_guarded(ctypes.addressof(table), 1, 4 * length)
+pool_for("CPU guarded").run_guarded(ctypes.addressof(table), 1, 4 * length)
 cpu_memory.free(source, 4 * length)
 cpu_memory.free(target, 4 * length)
 print("survived")

@@ -93,7 +93,7 @@ def test_functions_of_the_process_are_called() -> None:
 
 @pytest.mark.parametrize("cpu", ["x86-64", "haswell", "znver4"])
 def test_other_processors(cpu: str) -> None:
-    if not host().is_x86:
+    if host().architecture != "x86_64":
         pytest.skip("names of x86 processors")
     text = Compiler(cpu).assembly(SCALE)
     assert ("%ymm" in text) == (cpu != "x86-64")
@@ -104,7 +104,7 @@ def test_other_processors(cpu: str) -> None:
 
 
 def test_features_can_be_taken_away() -> None:
-    if not host().is_x86:
+    if host().architecture != "x86_64":
         pytest.skip("names of x86 features")
     compiler = Compiler("x86-64", "+avx2")
     assert "%ymm" in compiler.assembly(SCALE)
@@ -112,7 +112,7 @@ def test_features_can_be_taken_away() -> None:
 
 
 def test_stack_slots_become_registers() -> None:
-    assert "alloca" not in host_compiler().optimized(SCALE)
+    assert "alloca" not in str(host_compiler()._optimized(SCALE))
     assert "alloca" in SCALE
 
 

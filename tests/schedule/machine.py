@@ -27,7 +27,7 @@ from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
-from minigrad.schedule.schedule import Schedule
+from minigrad.schedule.schedule import Schedule, plan_arena
 from minigrad.target import Target
 
 CANARY = 0xA5
@@ -67,7 +67,7 @@ def compiler_of(machine: str) -> Compiler:
     if machine == "host":
         return host_compiler()
     _, cpu, feature = (MACHINES | SPECIAL)[machine]
-    if not host().is_x86 or feature not in host().features:
+    if host().architecture != "x86_64" or feature not in host().features:
         pytest.skip(f"the host has no {feature}: code for {cpu} does not run here")
     if feature.startswith("amx") and not may_use_matrices():
         pytest.skip("this process may not use matrix registers")
@@ -129,13 +129,14 @@ def run_nests(
     for array, slot in plan.slots.items():
         if slot in values and array.name.startswith("s"):
             _place(slots[slot].bytes, values[slot], _upper(graph, slot))
-    arena = Memory(plan.arena_bytes)
+    offsets, nbytes = plan_arena(plan.held)
+    arena = Memory(nbytes)
     order = random.Random(seed)
     for nest, kernel in zip(nests, plan.kernels, strict=True):
         addresses, keep = compiler.compile(render(nest), [nest.name])
         scratch = Memory(nest.scratch_bytes)
         words = [
-            slots[plan.slots[a]].address if a in plan.slots else arena.address + plan.arena[a]
+            slots[plan.slots[a]].address if a in plan.slots else arena.address + offsets[a]
             for a in (array.whole or array for array in nest.buffers)
         ]
         known = {"n": n, **dict(kernel.numbers)}

@@ -166,7 +166,7 @@ def check_order(plan: Schedule) -> None:
     for array in plan.slots:
         if array not in inputs:
             assert array.name in made, f"{array} is never written"
-    assert {array.name for array in plan.arena} <= set(made)
+    assert {array.name for one in plan.held for array in one.arrays} <= set(made)
     for name, sizes in parts.items():
         assert sum(size for size, _ in sizes) == sizes[0][1], f"{name} has parts nobody made"
 
@@ -297,7 +297,7 @@ def test_updates_in_place(build: Build) -> None:
 
 def temporaries(plan: Schedule) -> int:
     """Bytes in the arena."""
-    return sum(array.size * array.dtype.itemsize for array in plan.arena)
+    return sum(a.size * a.dtype.itemsize for one in plan.held for a in one.arrays)
 
 
 def test_an_elementwise_update_needs_no_memory() -> None:
@@ -381,7 +381,7 @@ def test_the_check_of_orders_can_fail() -> None:
     plan = plan_of(transposed_plus_one, {0: 0})
     with pytest.raises(AssertionError):
         check_order(
-            Schedule(plan.kernels[::-1], plan.slots, plan.arena, plan.arena_bytes, plan.variables)
+            Schedule(plan.kernels[::-1], plan.slots, plan.held)
         )
 
 

@@ -66,21 +66,6 @@ def test_an_activation_leaves_its_derivative_for_later() -> None:
         assert len(made.stored) == 2  # the activation and its derivative
 
 
-def test_heads_side_by_side_are_kept_in_the_order_that_products_read() -> None:
-    """Joined heads × rows × width, seen as rows × (heads·width) by all."""
-
-    def build(inputs: Inputs) -> list[Node]:
-        heads = [
-            g.pad(inputs(2, 96, 16), ((2 * n, 4 - 2 * n), (0, 0), (0, 0))) for n in range(3)
-        ]
-        joined = g.permute(add(add(heads[0], heads[1]), heads[2]), (1, 0, 2))
-        return [product(g.reshape(joined, (96, 96)), inputs(96, 40))]
-
-    copying, multiplying = plan_of(build).kernels
-    rows = [axis.extent for axis in copying.stages[0].axes]
-    assert rows == [96, 6, 16] and multiplying.kind == "contraction"
-
-
 def test_what_ends_a_product_is_kept_in_the_order_of_that() -> None:
     """A bias, and then heads × rows × width for others: no kernel of its own."""
 
