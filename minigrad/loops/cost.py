@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
-from math import gcd, prod
+from math import prod
 
 from minigrad.dtype import DType
 from minigrad.graph.operations import SCATTERS, Op
@@ -37,7 +37,7 @@ from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 # each k; a row multiplies them in one. So it costs a tenth or two of the work of LEAST_ROWS, with
 # which it pays where memory is far, and hardly anything beside that of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
-SHARES = 4  # threads that share the blocks of rows evenly, and of course two of them
+SHARES = 4  # threads that share few tasks evenly, and of course two of them
 MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
 # Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle, which is how long a thread that shares
 # its core may be waited for.
@@ -268,7 +268,7 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
         most_rows = max(near // ((kc or depth) * max(size, 4)), mr)
         most_columns = NC if kc else max(MOST_WORK // (min(rows, most_rows) * depth), 1)
         blocks, column_blocks = blocks_of(problem, most_rows, most_columns, batches)
-        mr, mc = even_blocks(rows, mr, blocks, batches * column_blocks)
+        mr, mc = even_blocks(rows, mr, blocks)
         packs = kc > 0 or needs_packing(problem, nr, mc)
         each = ceildiv(panels, column_blocks)
         together = panels_at_once(target, (kc or depth) * nr * size, each) if packs else 0
@@ -340,16 +340,11 @@ def cut(extent: int, unit: int, most: int) -> int:
     return ceildiv(units, pieces) * unit
 
 
-def even_blocks(extent: int, mr: int, blocks: int, others: int) -> tuple[int, int]:
-    """The rows of a tile, `mr` or a little less, and of one of about `blocks` blocks.
-
-    All are about as large as one another, and `SHARES` threads can share them evenly, or what
-    comes of them in `others` tasks each.
-    """
+def even_blocks(extent: int, mr: int, blocks: int) -> tuple[int, int]:
+    """The rows of a tile, `mr` or a little less, and of each of so many even blocks."""
     if blocks == 1:
         return mr, extent
-    step = SHARES // gcd(SHARES, others)
-    wanted = ceildiv(extent, max((2 * blocks + step) // (2 * step), 1) * step)
+    wanted = ceildiv(extent, blocks)
     lower = range(mr, 3 * mr // 4, -1)
     best = min(lower, key=lambda rows: ceildiv(wanted, rows) * rows)
     return best, ceildiv(wanted, best) * best
@@ -392,7 +387,8 @@ def blocks_of(
         rows, columns = way
         tasks = batches * rows * columns
         copied = of_right * rows * extents[1] + columns * extents[0]
-        return max(FEW_TASKS - tasks, 0), tasks % SHARES != 0, copied
+        uneven = tasks < ENOUGH_TASKS and tasks % SHARES != 0
+        return max(FEW_TASKS - tasks, 0), uneven, copied
 
     rows, columns = min(ways, key=cost)
     return rows, columns
