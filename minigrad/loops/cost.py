@@ -5,7 +5,7 @@ of "BLIS" (Van Zee, van de Geijn, ACM TOMS 41, 2015):
 
     mr   rows of a tile: its accumulators fill the registers
     nr   columns of a tile, and of a panel: one or two vectors
-    mc   rows of a task, a block; packed, they stay in half of the second-level cache
+    mc   rows of a task, a block; packed, they stay in the second-level cache
     kc   elements of k that are packed and multiplied before the next; 0 where that is all of them
     nc   columns of a task; BLIS packs all of their panels at once, here it is `panels` at a time
 """
@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from math import gcd, prod
+from itertools import islice, product
+from math import prod
 
 from minigrad.dtype import DType
 from minigrad.graph.operations import SCATTERS, Op
@@ -25,7 +25,7 @@ from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import enough_lanes
 from minigrad.loops.nest import Loop, Statement, Store, walk_with_loops
-from minigrad.loops.product import Problem, strides
+from minigrad.loops.product import Problem, distance, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -37,10 +37,7 @@ from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 # each k; a row multiplies them in one. So it costs a tenth or two of the work of LEAST_ROWS, with
 # which it pays where memory is far, and hardly anything beside that of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
-# Rows whose copies must find a place in half of the second cache, or k is cut: beside their work
-# the packing of a panel is a tenth.
-ROWS_OF_COPY = 160
-SHARES = 4  # threads that share the blocks of rows evenly, and of course two of them
+SHARES = 4  # threads that share few tasks evenly, and of course two of them
 MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
 # Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle, which is how long a thread that shares
 # its core may be waited for.
@@ -265,32 +262,18 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
     plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
     pays = packing_pays(problem, target)
     deep = depth * nr * size > FAR_BYTES
-    far = depth * ROWS_OF_COPY * size > target.l2 // 2
-    if pays and plain and (deep or awkward and far):
-        together = panels_at_once(target, KC * nr * size, panels)
-        unit = together * nr
-        nc = cut(column.count, unit, NC)
-        blocks = ceildiv(rows, target.l2 // 2 // (KC * size))
-        others = batches * ceildiv(column.count, nc)
-        while others * blocks < FEW_TASKS:
-            mc = rows // blocks
-            if max(mc, nc) < 2 * LEAST_ROWS:
-                break
-            if nc >= mc and nc > unit:
-                nc = cut(column.count, unit, nc // 2)
-                others = batches * ceildiv(column.count, nc)
-            else:
-                blocks *= 2
-        mr, mc = even_blocks(rows, mr, blocks, others)
-        return Plan(mr, nr, mc, nc, True, True, KC, together)
-    if pays and awkward:
-        blocks, column_blocks = cut_for_packed_rows(problem, target, mr, panels, batches)
-        mr, mc = even_blocks(rows, mr, blocks, batches * column_blocks)
-        packs = needs_packing(problem, nr, mc)
+    if pays and (awkward or plain and deep):
+        kc = KC if plain and deep else 0
+        near = target.l2 // 2 if kc else target.l2
+        most_rows = max(near // ((kc or depth) * max(size, 4)), mr)
+        most_columns = NC if kc else max(MOST_WORK // (min(rows, most_rows) * depth), 1)
+        blocks, column_blocks = blocks_of(problem, most_rows, most_columns, batches)
+        mr, mc = even_blocks(rows, mr, blocks)
+        packs = kc > 0 or needs_packing(problem, nr, mc)
         each = ceildiv(panels, column_blocks)
-        together = panels_at_once(target, depth * nr * size, each) if packs else 0
+        together = panels_at_once(target, (kc or depth) * nr * size, each) if packs else 0
         nc = ceildiv(each, max(together, 1)) * max(together, 1) * nr
-        return Plan(mr, nr, mc, nc, True, packs, 0, together)
+        return Plan(mr, nr, mc, nc, True, packs, kc, together)
     mc = rows
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= MANY_ROWS:
@@ -357,16 +340,11 @@ def cut(extent: int, unit: int, most: int) -> int:
     return ceildiv(units, pieces) * unit
 
 
-def even_blocks(extent: int, mr: int, blocks: int, others: int) -> tuple[int, int]:
-    """The rows of a tile, `mr` or a little less, and of one of about `blocks` blocks.
-
-    All are about as large as one another, and `SHARES` threads can share them evenly, or what
-    comes of them in `others` tasks each.
-    """
+def even_blocks(extent: int, mr: int, blocks: int) -> tuple[int, int]:
+    """The rows of a tile, `mr` or a little less, and of each of so many even blocks."""
     if blocks == 1:
         return mr, extent
-    step = SHARES // gcd(SHARES, others)
-    wanted = ceildiv(extent, max((2 * blocks + step) // (2 * step), 1) * step)
+    wanted = ceildiv(extent, blocks)
     lower = range(mr, 3 * mr // 4, -1)
     best = min(lower, key=lambda rows: ceildiv(wanted, rows) * rows)
     return best, ceildiv(wanted, best) * best
@@ -387,23 +365,33 @@ def rows_of_block(rows: int, mr: int, wanted: int) -> int:
     return ceildiv(rows, pieces * mr) * mr
 
 
-def cut_for_packed_rows(
-    problem: Problem, target: Target, mr: int, panels: int, batches: int
+def blocks_of(
+    problem: Problem, most_rows: int, most_columns: int, batches: int
 ) -> tuple[int, int]:
-    """Blocks of rows, whose copies stay in half of the second cache; blocks of columns."""
-    row = problem.parts.m[-1]
-    depth = problem.depth
-    size = problem.parts.left.dtype.itemsize
-    most = max(target.l2 // 2 // (depth * max(size, 4)) // mr, 1)
-    tiles_of_all = ceildiv(row.typical, mr)
-    blocks = ceildiv(tiles_of_all, most)
-    wanted = ceildiv(FEW_TASKS, batches)
-    column_blocks = 1
-    if blocks < wanted:
-        fewest = ceildiv(LEAST_ROWS, mr)
-        blocks = max(blocks, min(wanted, tiles_of_all // fewest))
-        column_blocks = max(min(ceildiv(wanted, blocks), panels // (2 * LEAST_PANELS)), 1)
-    return blocks, column_blocks
+    """Into how many blocks rows and columns are cut: tasks that threads can share, few copies.
+
+    Each block of rows copies all columns, each of columns all rows. Panels whose columns lie along
+    k are transposed, which takes twice as long.
+    """
+    parts = problem.parts
+    extents = parts.m[-1].typical, parts.n[-1].count
+    fewest = ceildiv(extents[0], most_rows), ceildiv(extents[1], most_columns)
+    ways = product(*(
+        range(few, max(few, min(n // LEAST_ROWS, few + FEW_TASKS)) + 1)
+        for n, few in zip(extents, fewest, strict=True)
+    ))  # fmt: skip
+    k, n = parts.k[-1].variable, parts.n[-1].variable
+    of_right = 2 if distance(parts.right, k) < distance(parts.right, n) else 1
+
+    def cost(way: tuple[int, ...]) -> tuple[int, bool, int]:
+        rows, columns = way
+        tasks = batches * rows * columns
+        copied = of_right * rows * extents[1] + columns * extents[0]
+        uneven = tasks < ENOUGH_TASKS and tasks % SHARES != 0
+        return max(FEW_TASKS - tasks, 0), uneven, copied
+
+    rows, columns = min(ways, key=cost)
+    return rows, columns
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:

@@ -274,15 +274,17 @@ class TileHints:
         self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom
     ) -> None:
         self.left, self.right = operands["left"], operands["right"]
-        self.plan, self.source = plan, problem.parts.right
+        self.plan, right = plan, problem.parts.right
+        self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.PAIR) else ()
         # of one tile: its loop goes (`Schedule.simplify`), and so does its variable
         self.number: Integer = tile.index if tile.high else 0
         parts = problem.parts
         self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
-        alone = not (plan.kc or plan.panels)
-        self.following = alone and plan.packs_right and plan.nc > plan.nr
+        self.apart = max(plan.panels, 1) * plan.nr  # columns
+        self.following = bool(self.sources) and plan.packs_right and not plan.kc
+        self.following = self.following and plan.nc > self.apart
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
@@ -315,21 +317,24 @@ class TileHints:
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(self, loop: Loop) -> Loop:
-        """Hints at what a tile fetches of the next panel at a line of k."""
+        """Hints at what a tile fetches of a panel of the next group at a line of k."""
         tile, piece, nr = self.number, loop.index, self.plan.nr
         tiles, depth = max(self.plan.mc // self.plan.mr, 1), self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
-        if 1 in strides(self.source, self.k):  # its columns lie along k
+        source = self.sources[0]
+        step = distance(source, self.k)
+        if step < distance(source, self.n):  # its columns lie along k
             each = ceildiv(nr, tiles)
-            move = tile * each + one.index + nr
-            rows = self._lines(self.source, {
-                self.n: self.n.index + move, self.k: piece * self.line
-            })[:1]  # fmt: skip
+            at = {self.n: self.n.index + (tile * each + one.index + self.apart),
+                  self.k: piece * self.line}  # fmt: skip
+            lines = ceildiv(self.line * step * source.array.dtype.itemsize, LINE)
+            rows = self._lines(source, at)[:lines]
         else:
             share = ceildiv(depth, tiles)
             each = ceildiv(share * self.line, depth)
             place = tile * share + piece * each + one.index
-            rows = self._lines(self.source, {self.n: self.n.index + nr, self.k: place})
+            at = {self.n: self.n.index + self.apart, self.k: place}
+            rows = tuple(hint for load in self.sources for hint in self._lines(load, at))
         return Loop(one.variable, 0, (each,), rows, "unroll")
 
 

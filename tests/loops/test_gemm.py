@@ -27,7 +27,9 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Integer
+from minigrad.loops.cost import plan_of
 from minigrad.loops.nest import show
+from minigrad.loops.product import in_pairs, prepare
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.runtimes.reference import evaluate
@@ -389,6 +391,36 @@ def test_scales_are_at_hand() -> None:
     loops = show(nest)
     inner = loops[loops.index("sum0_part4[0] = (") :].partition("= sum of")[0]
     assert "float16" not in inner and "scales0[" in inner and "scales1[" in inner
+
+
+def turned_left(inputs: Inputs) -> list[Node]:
+    return [product(transpose(inputs(1024, 1536)), inputs(1024, 384))]
+
+
+def few_rows_of_pairs(inputs: Inputs) -> list[Node]:
+    return [product(wide(halves(inputs, 256, 768)), transpose(rounded(inputs, 6400, 768)))]
+
+
+@pytest.mark.parametrize("build, rows, columns", [
+    (turned_left, 192, 384), (few_rows_of_pairs, 256, 800),
+])  # fmt: skip
+def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int) -> None:
+    """Eight tasks share rows, columns or both: whichever way has the fewest copies in all."""
+    dots = target_of("avx512bf16")
+    (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
+    problem = prepare(kernel)
+    plan = plan_of(in_pairs(problem) or problem, dots, 1)
+    assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
+
+
+def test_the_next_panel_is_asked_for() -> None:
+    """Also where several are packed at once, of neighbours in pairs, which are two lines here."""
+    dots = target_of("avx512bf16")
+    (kernel,) = schedule_of(graph_of(few_rows_of_pairs)[0], dots).kernels
+    loops = show(lower(kernel, dots))
+    hints = [line.strip() for line in loops.splitlines() if "prefetch s1[" in line]
+    assert len(hints) % 2 == 0 and hints
+    assert all("768·i1" in hint and "32·ko0" in hint for hint in hints), hints
 
 
 def test_reports_count_flops() -> None:
