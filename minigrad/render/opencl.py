@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from minigrad.dtype import DType
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import proven_nonnegative
@@ -247,14 +246,8 @@ class Emitter(levels.Levels[Level, str]):
         guard = self.guard(statement.guard)
         if guard != "false":
             place = bare(self.index(statement.index))
-            text = self._stored(array.dtype, self.pointers[array], place, value)
+            text = self.words.stored(array.dtype, self.pointers[array], place, value)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
-
-    def _stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
-        """The statement that writes an element."""
-        text = self.words.stored(dtype, pointer, place, value)
-        assert text is not None
-        return text
 
     def loop(self, loop: Loop) -> None:
         """Emit a loop of any kind."""
@@ -379,13 +372,8 @@ class Emitter(levels.Levels[Level, str]):
             return f"({self.language.type_of(e.dtype)}){self.index(e.index)}"
         if e.op is Leaf.CONDITION:
             return self.condition(e.index)
-        return self._said(e, [self.memo[arg][0] for arg in e.args])
-
-    def _said(self, e: Expr, args: list[str]) -> str:
-        """An operation on scalars."""
-        text = self.words.operation(e.op, e.args[0].dtype, e.dtype, args)
-        assert text is not None
-        return text
+        args = [self.memo[arg][0] for arg in e.args]
+        return self.words.operation(e.op, e.args[0].dtype, e.dtype, args)
 
     def _load(self, e: Expr) -> str:
         array, index, conditions = e.array, e.index, e.guard

@@ -269,12 +269,10 @@ class GroupsEmitter(Emitter):
             return
         guarded = any(vector.varies(c) for c in statement.guard)
         stride = vector.stride(statement.index)
-        text = None
         if not wide:
             value = vector.words.broadcast(value, array.dtype)
         if stride == 1 and not guarded:
             text = self._whole_store(array, statement.index, value, vector.words)
-        if text is not None:
             guard = self.guard(statement.guard)
             if guard != "false":
                 self.line(f"if ({bare(guard)}) {text}" if guard else text)
@@ -319,18 +317,7 @@ class GroupsEmitter(Emitter):
             text if self._varies(arg) else words.broadcast(text, arg.dtype)
             for arg, text in zip(e.args, args, strict=True)
         ]
-        text = words.operation(e.op, e.args[0].dtype, e.dtype, args)
-        if text is not None:
-            return text
-        names = [self.kept(arg) for arg in e.args]
-        lanes = [
-            [
-                words.lane(name, arg.dtype, number) if self._varies(arg) else name
-                for arg, name in zip(e.args, names, strict=True)
-            ]
-            for number in range(words.width)
-        ]
-        return words.gathered([self._said(e, lane) for lane in lanes], e.dtype)
+        return words.operation(e.op, e.args[0].dtype, e.dtype, args)
 
     def _vector_index(self, e: Expr, vector: _Vector) -> str:
         """An index as values, or whether it is ≥ 0."""
@@ -341,8 +328,7 @@ class GroupsEmitter(Emitter):
             numbers = words.iota(self.index(x, kind), step, kind)
             if e.op is Leaf.CONDITION:
                 return f"({numbers} >= (int{words.width})(0))"
-            if text := words.cast(numbers, dtypes.int32, e.dtype):
-                return text
+            return words.cast(numbers, dtypes.int32, e.dtype)
         places = [vector.at(x, lane) for lane in range(words.width)]
         if e.op is Leaf.CONDITION:
             return words.gathered([self.condition(place) for place in places], dtypes.bool)
@@ -381,8 +367,8 @@ class GroupsEmitter(Emitter):
             return words.loaded(array.dtype, self.pointers[array], self.index(index))
         return f"(*{self._as_vector(array, index, words, 'const ')})"
 
-    def _whole_store(self, array: Array, index: Integer, value: str, words: Words) -> str | None:
-        """The statement that writes them; None where there are no words for them."""
+    def _whole_store(self, array: Array, index: Integer, value: str, words: Words) -> str:
+        """The statement that writes them."""
         if not self._is_aligned(array, index, words.width):
             return words.stored(array.dtype, self.pointers[array], self.index(index), value)
         return f"*{self._as_vector(array, index, words)} = {bare(value)};"
