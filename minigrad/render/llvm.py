@@ -180,14 +180,9 @@ class _Emitter(MemoryEmitter):
 
     def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none."""
-        piece: AbstractContextManager[None]
         if count == "0":
             return
-        if is_number(count):
-            piece = self.straight(loop.body)
-        else:
-            piece = self.branch(self.builder().line(f"icmp sgt i64 {count}, 0"), loop.body)
-        with piece:
+        with self.where_above(count, 0, loop.body):
             mask = self.first_lanes(count, loop.step)
             self.bind_lanes(loop, start)
             self.levels[-1].mask, self.levels[-1].counting = mask, count

@@ -5,7 +5,7 @@ scalars, vectors, pointers and conditions; which lanes of a vector count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 
@@ -100,6 +100,14 @@ class IndexEmitter(levels.Levels[Level, Value]):
         parent.lines += [f"  br i1 {test}, label %{inside}, label %{after}", f"{inside}:"]
         parent.lines += [*done.lines, f"  br label %{after}", f"{after}:"]
         parent.block = after
+
+    def where_above(
+        self, count: str, number: int, body: Iterable[Statement] = ()
+    ) -> AbstractContextManager[None]:
+        """A piece that runs where an i64 is above a number, as it is where both are numbers."""
+        if is_number(count):
+            return self.straight(body)
+        return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), body)
 
     @contextmanager
     def iterations(
