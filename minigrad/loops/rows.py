@@ -481,23 +481,10 @@ def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
             return None
         return expr.guarded(e.guard, values[e.array], expr.const(0, e.dtype))
 
-    groups: list[list[Stage]] = []  # what is computed together
-    made: dict[Array, int] = {}  # in which of them
-    for stage in kernel.stages:
-        found = [made[e.array] + 1 for e in expr.loads(stage.body) if e.array in made]
-        places = range(max(found, default=0), len(groups))
-        place = next((n for n in places if _alike(stage, groups[n][0], kernel)), len(groups))
-        stage = fix_rows(stage, kernel.rows, row)
-        stage = merge_stage(replace(stage, body=expr.rebuild(stage.body, known)))
-        if place == len(groups):
-            groups.append([])
-        groups[place].append(stage)
-        made[stage.array] = place
-    return [one for group in groups for one in naive(group, kernel.stored, values)]
-
-
-def _alike(stage: Stage, other: Stage, kernel: Kernel) -> bool:
-    """Whether a reduction whose result stays inside may share another's loops."""
-    extents = [axis.extent for axis in other.reduced]
-    inside = stage.op is not None and other.op is not None and stage.array not in kernel.stored
-    return inside and [axis.extent for axis in stage.reduced] == extents
+    fixed = (merge_stage(fix_rows(stage, kernel.rows, row)) for stage in kernel.stages)
+    found: list[Statement] = []
+    for one in _passes([_with_common_axis(stage) for stage in fixed], kernel.stored):
+        inside = [replace(stage, body=expr.rebuild(stage.body, known)) for stage in one.stages]
+        for group in [inside] if one.extent is not None else [[stage] for stage in inside]:
+            found += naive(group, kernel.stored, values)
+    return found
