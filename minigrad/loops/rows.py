@@ -261,7 +261,7 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
             place = len(passes)
             passes.append(Pass(extent))
         passes[place].stages.append(stage)
-        made[stage.array] = place + 1 + (axis is None)
+        made[stage.array] = place + 1
         if axis is not None and stage.op is None:
             own.add(expr.load(stage.array, stage.position))
         reads.add(stage, place + (axis is None))
