@@ -481,10 +481,14 @@ def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
             return None
         return expr.guarded(e.guard, values[e.array], expr.const(0, e.dtype))
 
-    fixed = (merge_stage(fix_rows(stage, kernel.rows, row)) for stage in kernel.stages)
+    stages: list[Stage] = []
+    for stage in kernel.stages:
+        array = values[stage.array].array if stage.array in values else stage.array
+        stage = replace(stage, array=array, body=expr.rebuild(stage.body, known))
+        stages.append(_with_common_axis(merge_stage(fix_rows(stage, kernel.rows, row))))
+    inside = {value.array: value for value in values.values()}
     found: list[Statement] = []
-    for one in _passes([_with_common_axis(stage) for stage in fixed], kernel.stored):
-        inside = [replace(stage, body=expr.rebuild(stage.body, known)) for stage in one.stages]
-        for group in [inside] if one.extent is not None else [[stage] for stage in inside]:
-            found += naive(group, kernel.stored, values)
+    for one in _passes(stages, kernel.stored):
+        for group in [one.stages] if one.extent is not None else [[stage] for stage in one.stages]:
+            found += naive(group, kernel.stored, inside)
     return found
