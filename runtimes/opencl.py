@@ -83,7 +83,6 @@ class OpenCL(Runtime):
             raise DeviceError(f"{self.label} cannot be opened: {error}") from None
         self.pool = Pool(self.label, self.context, device)
         self.fp64 = has_doubles(device)
-        self.subgroups = "cl_khr_subgroups" in device.extensions.split()
         self.group = group_of(device)
         self.target = Target(0, 16, 32 << 10, 512 << 10, group=self.group)
         self._options = self._build_options()
@@ -287,7 +286,7 @@ class OpenCL(Runtime):
 
     def render(self, nest: Nest) -> Source:
         """OpenCL C."""
-        return opencl_groups.render(nest, self.fp64, self.label, self.subgroups)
+        return opencl_groups.render(nest, self.fp64, self.label)
 
     def build(self, kernels: Iterable[tuple[str, Rendered[Source]]]) -> dict[str, Kernel]:
         """What the driver makes of the sources: several to a program."""

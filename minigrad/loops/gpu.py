@@ -39,7 +39,7 @@ from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
-from minigrad.loops.nest import Barrier, Fold, Loop, Nest, Statement, Statements, Store, Stores
+from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, Stores
 from minigrad.loops.product import Problem, multiply_add, prepare, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -339,13 +339,23 @@ class _Items:
         if not self._folds(stage):
             sums = build.loops_over(stage.reduced, (step,), bounds)
             return self._shared(stage.axes, bounds, (clear, *sums, store))
-        memory = Array(f"fold_{total.dtype.name}", total.dtype, self.items * total.width, "local")
-        first = expr.restrict((), [-self.item])  # one item stores what all of them have
-        body = (
-            clear, *self._shared(stage.reduced, bounds, (step,)),
-            Fold(total, stage.op, total, memory=memory), replace(store, guard=first),
-        )  # fmt: skip
+        body = (clear, *self._shared(stage.reduced, bounds, (step,)), *self._fold(store, stage.op))
         return build.loops_over(stage.axes, body, bounds)
+
+    def _fold(self, store: Store, op: Op) -> Statements:
+        """The first item stores what the items' values are together, which are added in halves."""
+        value, rows = store.value, self.rows
+        width, lane = value.array.width, rows.lane.index if rows and rows.lane else 0
+        memory = Array(f"fold_{value.dtype.name}", value.dtype, self.items * width, "local")
+        mine = expr.load(memory, self.item * width + lane)
+        body: list[Statement] = [build.put(mine, value)]
+        half = self.items
+        while half > 1:
+            half //= 2
+            both = build.combine(op, mine, expr.load(memory, mine.index + half * width))
+            inside = expr.restrict((), [half - 1 - self.item])
+            body += [Barrier(), Store(memory, mine.index, both, inside)]
+        return (*body, replace(store, value=mine, guard=inside), Barrier())
 
     def _folds(self, stage: Stage) -> bool:
         """Whether all items together reduce one element after another."""

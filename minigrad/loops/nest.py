@@ -72,22 +72,16 @@ class Stores(Base):
 
 @dataclass(frozen=True)
 class Fold(Base):
-    """target[0] = the combination by `op` of all lanes of source[slot], both in registers.
-
-    memory: in local memory, one element (or vector) for each work-item of a group. Then it is what
-    all items have there that is combined, in one order, and not the lanes. Barriers are included.
-    """
+    """target[0] = the combination by `op` of all lanes of source[slot], both in registers."""
 
     target: Array
     op: Op
     source: Array
     slot: Integer = 0
-    memory: Array | None = None
 
     def parts(self) -> Parts:
         """See `Base`."""
-        memory = () if self.memory is None else (self.memory,)
-        return (), (self.slot,), (self.source,), (self.target, *memory)
+        return (), (self.slot,), (self.source,), (self.target,)
 
 
 @dataclass(frozen=True)
@@ -388,6 +382,5 @@ def _line(one: Statement) -> str:
         return f"{total} = {left} · {right}"
     if isinstance(one, Fold):
         slot = f"[{one.slot}]" if one.source.size > 1 else ""
-        items = "" if one.memory is None else " of all items"
-        return f"{one.target} = {one.op.value} of {one.source}{slot}{items}"
+        return f"{one.target} = {one.op.value} of {one.source}{slot}"
     return "barrier"

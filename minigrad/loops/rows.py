@@ -262,7 +262,7 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
             place = len(passes)
             passes.append(Pass(extent))
         passes[place].stages.append(stage)
-        made[stage.array] = place + 1 + (axis is None)
+        made[stage.array] = place + 1
         if axis is not None and stage.op is None:
             own.add(expr.load(stage.array, stage.position))
         reads.add(stage, place + (axis is None))
@@ -482,23 +482,14 @@ def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
             return None
         return expr.guarded(e.guard, values[e.array], expr.const(0, e.dtype))
 
-    groups: list[list[Stage]] = []  # what is computed together
-    made: dict[Array, int] = {}  # in which of them
+    stages: list[Stage] = []
     for stage in kernel.stages:
-        found = [made[e.array] + 1 for e in expr.loads(stage.body) if e.array in made]
-        places = range(max(found, default=0), len(groups))
-        place = next((n for n in places if _alike(stage, groups[n][0], kernel)), len(groups))
-        stage = fix_rows(stage, kernel.rows, row)
-        stage = merge_stage(replace(stage, body=expr.rebuild(stage.body, known)))
-        if place == len(groups):
-            groups.append([])
-        groups[place].append(stage)
-        made[stage.array] = place
-    return [one for group in groups for one in naive(group, kernel.stored, values)]
-
-
-def _alike(stage: Stage, other: Stage, kernel: Kernel) -> bool:
-    """Whether a reduction whose result stays inside may share another's loops."""
-    extents = [axis.extent for axis in other.reduced]
-    inside = stage.op is not None and other.op is not None and stage.array not in kernel.stored
-    return inside and [axis.extent for axis in stage.reduced] == extents
+        array = values[stage.array].array if stage.array in values else stage.array
+        stage = replace(stage, array=array, body=expr.rebuild(stage.body, known))
+        stages.append(_with_common_axis(merge_stage(fix_rows(stage, kernel.rows, row))))
+    inside = {value.array: value for value in values.values()}
+    found: list[Statement] = []
+    for one in _passes(stages, kernel.stored):
+        for group in [one.stages] if one.extent is not None else [[stage] for stage in one.stages]:
+            found += naive(group, kernel.stored, inside)
+    return found

@@ -7,16 +7,16 @@ or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from minigrad.graph.substitution import coefficient
+from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf, operands
+from minigrad.schedule.expr import Array, Expr, Leaf, operands, values_in, walk
 
 L = TypeVar("L", bound="Level")
 V = TypeVar("V")
@@ -48,6 +48,21 @@ class Levels(Generic[L, V]):
         self.dependents: dict[Array, list[object]] = {}
         self.where: dict[Atom, int] = {}
         self.constants: dict[Atom, int] = {}
+        self._current: int | None = None
+
+    @property
+    def level(self) -> int:
+        """The level that instructions go to now."""
+        return len(self.levels) - 1 if self._current is None else self._current
+
+    @contextmanager
+    def at(self, level: int) -> Iterator[None]:
+        """Let instructions go to an outer level for a while."""
+        before, self._current = self._current, level
+        try:
+            yield
+        finally:
+            self._current = before
 
     def pop(self, *known: dict[Atom, Any]) -> L:
         """Take the innermost level off, and forget what it knew, in `known` too."""
@@ -153,13 +168,31 @@ class Levels(Generic[L, V]):
             self._changing[e] = found
         return found
 
-    def level_known(self, e: Expr, changing: Iterable[Array]) -> int:
-        """The outermost level at which a value is known, if its operands are."""
-        if e.in_registers:
-            return len(self.levels) - 1
-        level = self.level_of(e.variables)
-        for item in changing:
+    def value(self, root: Expr) -> V:
+        """The value of an expression, each part at the outermost level where it is known."""
+        root = self.expand(root)
+        for e in walk(root) if root not in self.memo else ():
+            if e not in self.memo:
+                self._emit(e)
+        return self.memo[root][0]
+
+    def _emit(self, e: Expr) -> None:
+        depends = self.changing(e)
+        level = len(self.levels) - 1 if e.in_registers else self.level_of(e.variables)
+        for item in depends:
             level = max(level, self.pinned(item))
+        for operand in operands(e):
+            level = max(level, self.memo[operand][1])
+        with self.at(level):
+            value = self.emitted(e)
+        self.remember(e, value, level, depends)
+
+    def level_of_index(self, x: Integer) -> int:
+        """The outermost level at which an index is known."""
+        level = self.level_of(variables(x))
+        for e in values_in(x):
+            self.value(e)
+            level = max(level, self.memo[self.expand(e)][1])
         return level
 
     # ---- to be given by a renderer ----
@@ -168,8 +201,8 @@ class Levels(Generic[L, V]):
         """What is emitted inside is a level of its own, whose statements are `body`."""
         raise NotImplementedError
 
-    def value(self, root: Expr) -> V:
-        """The value of an expression, each part at the outermost level where it is known."""
+    def emitted(self, e: Expr) -> V:
+        """The value of an expression whose operands are known, at the current level."""
         raise NotImplementedError
 
     def kept(self, root: Expr) -> V:

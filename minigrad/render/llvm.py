@@ -46,7 +46,6 @@ from minigrad.render.llvm_memory import (
 )
 from minigrad.render.llvm_transpose import across, emit_transposed
 from minigrad.render.llvm_values import Value, constant, vector_type
-from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Leaf
 
 
@@ -118,7 +117,7 @@ class _Emitter(MemoryEmitter):
         elif isinstance(statement, MatrixProduct):
             self.matrices = True
             emit_matrix_product(self, statement)
-        elif isinstance(statement, Fold) and statement.memory is None:
+        elif isinstance(statement, Fold):
             self._fold(statement)
         else:
             raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups; it is for a GPU")
@@ -219,14 +218,9 @@ class _Emitter(MemoryEmitter):
 
     def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none."""
-        piece: AbstractContextManager[None]
         if count == "0":
             return
-        if is_number(count):
-            piece = self.straight(loop.body)
-        else:
-            piece = self.branch(self.builder().line(f"icmp sgt i64 {count}, 0"), loop.body)
-        with piece:
+        with self.where_above(count, 0, loop.body):
             mask = self.first_lanes(count, loop.step)
             self.bind_lanes(loop, start)
             self.levels[-1].mask, self.levels[-1].counting = mask, count
@@ -294,25 +288,15 @@ class _Emitter(MemoryEmitter):
     # ---- expressions ----
 
     def value(self, root: Expr) -> Value:
-        """The value of an expression, each part at the outermost level where it is known."""
+        """The value of an expression; of a pair, what memory has of it."""
         root = self.expand(root)
-        if root.op is Leaf.PAIR:
-            return self.memo[root][0] if root in self.memo else self.pair(root)
-        for e in expr.walk(root):
-            if e not in self.memo:
-                self._emit(e)
-        return self.memo[root][0]
+        if root.op is Leaf.PAIR and root not in self.memo:
+            return self.pair(root)
+        return super().value(root)
 
-    def _emit(self, e: Expr) -> None:
-        depends = self.changing(e)
-        level = self.level_known(e, depends)
-        for arg in e.args:
-            level = max(level, self.memo[arg][1])
-        with self.at(level):
-            value = self._computed(e, self.lanes_of(e))
-        self.remember(e, value, level, depends)
-
-    def _computed(self, e: Expr, lanes: int) -> Value:
+    def emitted(self, e: Expr) -> Value:
+        """The value of an expression whose operands are known, at the current level."""
+        lanes = self.lanes_of(e)
         if e.args:
             return self._operation(e, lanes)
         if e.op is Op.CONST:

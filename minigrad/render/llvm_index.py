@@ -5,7 +5,7 @@ scalars, vectors, pointers and conditions; which lanes of a vector count.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 
@@ -17,7 +17,6 @@ from minigrad.render import levels
 from minigrad.render import llvm_values as values
 from minigrad.render.levels import fits_32_bits, stride
 from minigrad.render.llvm_values import Builder, Value, memory_type
-from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard
 
 
@@ -60,7 +59,6 @@ class IndexEmitter(levels.Levels[Level, Value]):
         self.vectors: dict[Atom, Lanes] = {}
         self._names = 0
         self._labels = 0
-        self._current: int | None = None
 
     # ---- levels ----
 
@@ -73,20 +71,6 @@ class IndexEmitter(levels.Levels[Level, Value]):
         """A new label."""
         self._labels += 1
         return f"b{self._labels}"
-
-    @property
-    def level(self) -> int:
-        """The level that instructions go to now."""
-        return len(self.levels) - 1 if self._current is None else self._current
-
-    @contextmanager
-    def at(self, level: int) -> Iterator[None]:
-        """Let instructions go to an outer level for a while."""
-        before, self._current = self._current, level
-        try:
-            yield
-        finally:
-            self._current = before
 
     def builder(self) -> Builder:
         """A builder at the current level."""
@@ -118,6 +102,14 @@ class IndexEmitter(levels.Levels[Level, Value]):
         parent.lines += [f"  br i1 {test}, label %{inside}, label %{after}", f"{inside}:"]
         parent.lines += [*done.lines, f"  br label %{after}", f"{after}:"]
         parent.block = after
+
+    def where_above(
+        self, count: str, number: int, body: Iterable[Statement] = ()
+    ) -> AbstractContextManager[None]:
+        """A piece that runs where an i64 is above a number, as it is where both are numbers."""
+        if is_number(count):
+            return self.straight(body)
+        return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), body)
 
     @contextmanager
     def iterations(
@@ -197,13 +189,6 @@ class IndexEmitter(levels.Levels[Level, Value]):
                 text = self.builder().line(f"add i64 {dynamic}, {offset}")
                 self.remember(key, Value(text, dtypes.int64, 1), level)
             return self.memo[key][0].text
-
-    def _level_of_integer(self, x: Integer) -> int:
-        level = self.level_of(variables(x))
-        for e in expr.values_in(x):
-            self.value(e)
-            level = max(level, self.memo[self.expand(e)][1])
-        return level
 
     def _parts(self, x: Integer) -> tuple[str | None, int, int]:
         """(text of the part that is not constant, constant part, level of the former)."""
@@ -295,7 +280,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
             return self.memo[key][0].text, level
         assert atom.inner is not None
         inner = self.scalar(atom.inner)
-        level = self._level_of_integer(atom.inner)
+        level = self.level_of_index(atom.inner)
         if is_number(inner):
             number = int(inner)
             result = number // atom.divisor if atom.kind == "div" else number % atom.divisor

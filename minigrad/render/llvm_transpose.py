@@ -109,13 +109,10 @@ def emit_transposed(
         check = not is_number(whole)
         with emitter.iterations(start, whole, length, check, loop.body) as first:
             _block(emitter, loop, loads, first, str(length), length)
-    if not is_number(count):
-        test = emitter.builder().line(f"icmp sgt i64 {count}, 0")
-        with emitter.branch(test, loop.body):
+    if count != "0":
+        length = _short(int(count)) if is_number(count) else length
+        with emitter.where_above(count, 0, loop.body):
             _block(emitter, loop, loads, whole, count, length)
-    elif int(count) > 0:
-        with emitter.straight(loop.body):
-            _block(emitter, loop, loads, whole, count, _short(int(count)))
 
 
 def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
@@ -146,7 +143,6 @@ def _block(
     stores: Sequence[Store] = (),
 ) -> None:  # fmt: skip
     """`count` iterations from `first` on; vectors of `length` of them are loaded and stored."""
-    known = is_number(count)
     mask = "" if count == str(length) else emitter.first_lanes(count, length)
     along, variable = Lanes(first, length), loop.variable
     block = Atom("var", variable.name + ".first", variable.low, variable.high)
@@ -154,11 +150,8 @@ def _block(
     emitter.bound(block)
     columns = [_transposed(emitter, variable, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
-    for number in range(int(count) if known else length - 1):
-        with (
-            emitter.straight() if known
-            else emitter.branch(emitter.builder().line(f"icmp sgt i64 {count}, {number}"))
-        ):  # fmt: skip
+    for number in range(int(count) if is_number(count) else length - 1):
+        with emitter.where_above(count, number):
             emitter.shifted[variable] = block, number
             emitter.bound(variable)
             for load, values in zip(loads, columns, strict=True):
@@ -203,9 +196,9 @@ def _store_transposed(
             if is_number(counting) and lane >= int(counting):
                 return
             with (
-                emitter.straight() if is_number(counting)
-                else emitter.branch(emitter.builder().line(f"icmp sgt i64 {counting}, {lane}"))
-            ), _along(emitter, variable, lane, block, mask) as places:  # fmt: skip
+                emitter.where_above(counting, lane),
+                _along(emitter, variable, lane, block, mask) as places,
+            ):
                 emitter.store(replace(store, index=substitute(store.index, places)), column)
 
 

@@ -7,14 +7,14 @@ in `int` where nothing in it can leave 32 bits, else in `long`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from minigrad.dtype import DType
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import proven_nonnegative, variables
+from minigrad.graph.substitution import proven_nonnegative
 from minigrad.graph.symbolic import Atom, Integer, high, low
 from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store, written
 from minigrad.render import levels
@@ -80,6 +80,7 @@ class Emitter(levels.Levels[Level, str]):
         self.pointers: dict[Array, str] = {}
         self.registers: dict[tuple[Array, int], str] = {}
         self.declared: list[str] = []
+        self.uses: Counter[Expr] = Counter()  # of what the value that is computed now is made of
 
     # ---- names and levels ----
 
@@ -175,7 +176,7 @@ class Emitter(levels.Levels[Level, str]):
             return _number(x // atom.divisor if atom.kind == "div" else x % atom.divisor, kind)
         key = (atom.kind, inner, atom.divisor)
         if key not in self.memo:
-            level = self._level_of_integer(atom.inner)
+            level = self.level_of_index(atom.inner)
             name = self.number("q" if atom.kind == "div" else "m")
             text = bare(self._divided(inner, own, atom))
             self.levels[level].lines.append(f"const {own} {name} = {text};")
@@ -185,7 +186,7 @@ class Emitter(levels.Levels[Level, str]):
 
     def _loaded(self, atom: Atom, kind: str) -> str:
         """A value from memory as part of an index."""
-        text, _ = self.named(atom.payload)
+        text = self.value(atom.payload)
         if atom.payload.dtype.name == "uint64":  # a huge one must stay out of range, above it
             text = f"min({text}, (ulong)0x3fffffffffffffffL)"
         return f"({kind}){text}"
@@ -200,10 +201,6 @@ class Emitter(levels.Levels[Level, str]):
         if sign == "%":
             return f"(({divided} + {divisor}) % {divisor})"
         return f"({divided} - ({inner} % {divisor} < 0))"
-
-    def _level_of_integer(self, x: Integer) -> int:
-        level = self.level_of(variables(x))
-        return max([level, *(self.named(e)[1] for e in expr.values_in(x))])
 
     def condition(self, x: Integer) -> str:
         """Whether x ≥ 0."""
@@ -239,7 +236,9 @@ class Emitter(levels.Levels[Level, str]):
 
     def kept(self, root: Expr) -> str:
         """A value that a store does not change: it has a name."""
-        return self.named(root)[0]
+        text, root = self.value(root), self.expand(root)
+        named = text.isidentifier() and not root.in_registers
+        return text if named or root.op is Op.CONST else self._declare(root, text)
 
     def store(self, statement: Store, value: str) -> None:
         """Write a value."""
@@ -247,14 +246,8 @@ class Emitter(levels.Levels[Level, str]):
         guard = self.guard(statement.guard)
         if guard != "false":
             place = bare(self.index(statement.index))
-            text = self._stored(array.dtype, self.pointers[array], place, value)
+            text = self.words.stored(array.dtype, self.pointers[array], place, value)
             self.line(f"if ({bare(guard)}) {text}" if guard else text)
-
-    def _stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
-        """The statement that writes an element."""
-        text = self.words.stored(dtype, pointer, place, value)
-        assert text is not None
-        return text
 
     def loop(self, loop: Loop) -> None:
         """Emit a loop of any kind."""
@@ -329,83 +322,45 @@ class Emitter(levels.Levels[Level, str]):
 
     # ---- expressions ----
 
-    def named(self, root: Expr) -> tuple[str, int]:
-        """The name of a constant that holds an expression's value, and its level."""
+    def value(self, root: Expr) -> str:
+        """The text of an expression's value, after declaring parts of it."""
         root = self.expand(root)
-        if root.op is Op.CONST:
-            return literal(root.value, root.dtype), 0
         if root not in self.memo:
-            text = self.value(root, declare=True)
-            if root not in self.memo:
-                return text, len(self.levels) - 1
-        return self.memo[root]
+            order = [e for e in expr.walk(root) if e not in self.memo]
+            self.uses = Counter(operand for e in order for operand in operands(e))
+            for e in order:
+                if e.op is Op.SUB and e.dtype.is_float:
+                    # C may merge a product with the rest of its statement; x·y − max(x·y) would be
+                    # above 0 where the maximum was rounded before
+                    self.uses.update(arg for arg in e.args if arg.op is Op.MUL)
+        return super().value(root)
 
-    def value(self, root: Expr, declare: bool = False) -> str:
-        """The text of an expression's value, after declaring parts of it.
+    def emitted(self, e: Expr) -> str:
+        """The text of a value, or its name where it is used again, or known before it is used."""
+        text = self._text(e)
+        again = self.uses[e] > 1 or self.level < len(self.levels) - 1 or len(text) > LONGEST
+        named = again and not e.in_registers and e.op is not Op.CONST
+        return self._declared(e, text) if named else text
 
-        declare: give the whole a name too.
-        """
-        root = self.expand(root)
-        if root in self.memo:
-            return self.memo[root][0]
-        order = list(self._unknown_below(root))
-        levels: dict[Expr, int] = {}
-        uses: dict[Expr, int] = {}
-        user: dict[Expr, int] = {root: len(self.levels) - 1}  # the innermost level of a use
-        indices: set[Expr] = {root} if declare else set()
-        apart: set[Expr] = set()
-        for e in order:
-            levels[e] = self._level(e, levels)
-            for operand in operands(e):
-                uses[operand] = uses.get(operand, 0) + 1
-                user[operand] = max(user.get(operand, 0), levels[e])
-            if not e.args:
-                indices.update(operands(e))
-            if e.op is Op.SUB and e.dtype.is_float:
-                # C may merge a product with the rest of its statement; x·y − max(x·y) would be
-                # above 0 where the maximum was rounded before
-                apart.update(arg for arg in e.args if arg.op is Op.MUL)
-        texts: dict[Expr, str] = {}
-        for e in order:
-            text = texts[e] = self._text(e, texts, levels)
-            if e.op is Op.CONST:
-                continue
-            again = uses.get(e, 0) > 1 or levels[e] < user[e] or len(text) > LONGEST
-            if e in indices or e in apart or again and not e.in_registers:
-                texts[e] = self._declare(e, text, levels[e])
-        return texts[root]
-
-    def _declare(self, e: Expr, text: str, level: int) -> str:
-        """Give a value a name at a level, and remember it."""
+    def _declared(self, e: Expr, text: str) -> str:
+        """The name of a constant that is declared at the current level."""
         name = self.number("v")
-        self.levels[level].lines.append(f"const {self._type_of(e)} {name} = {bare(text)};")
+        line = f"const {self._type_of(e)} {name} = {bare(text)};"
+        self.levels[self.level].lines.append(line)
+        return name
+
+    def _declare(self, e: Expr, text: str) -> str:
+        """Give a value that has none a name at its level, and remember it."""
+        _, level = self.memo[e]
+        with self.at(level):
+            name = self._declared(e, text)
         self.remember(e, name, level, self.changing(e))
         return name
 
     def _type_of(self, e: Expr) -> str:
         return self.language.type_of(e.dtype)
 
-    def _unknown_below(self, root: Expr) -> Iterator[Expr]:
-        """The expressions below root that have no name yet, operands first."""
-        seen = {root}
-        stack = [(root, iter(operands(root)))]
-        while stack:
-            e, rest = stack[-1]
-            for operand in rest:
-                if operand not in seen and operand not in self.memo:
-                    seen.add(operand)
-                    stack.append((operand, iter(operands(operand))))
-                    break
-            else:
-                yield e
-                stack.pop()
-
-    def _level(self, e: Expr, levels: dict[Expr, int]) -> int:
-        """The outermost level at which a value is known."""
-        inside = [levels[o] if o in levels else self.memo[o][1] for o in operands(e)]
-        return max([self.level_known(e, self.changing(e)), *inside])
-
-    def _text(self, e: Expr, texts: dict[Expr, str], levels: dict[Expr, int]) -> str:
+    def _text(self, e: Expr) -> str:
         if e.op is Op.CONST:
             self.language.type_of(e.dtype)
             return literal(e.value, e.dtype)
@@ -417,14 +372,8 @@ class Emitter(levels.Levels[Level, str]):
             return f"({self.language.type_of(e.dtype)}){self.index(e.index)}"
         if e.op is Leaf.CONDITION:
             return self.condition(e.index)
-        args = [texts[arg] if arg in texts else self.memo[arg][0] for arg in e.args]
-        return self._said(e, args)
-
-    def _said(self, e: Expr, args: list[str]) -> str:
-        """An operation on scalars."""
-        text = self.words.operation(e.op, e.args[0].dtype, e.dtype, args)
-        assert text is not None
-        return text
+        args = [self.memo[arg][0] for arg in e.args]
+        return self.words.operation(e.op, e.args[0].dtype, e.dtype, args)
 
     def _load(self, e: Expr) -> str:
         array, index, conditions = e.array, e.index, e.guard

@@ -17,13 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from minigrad.dtype import DType, dtypes
-from minigrad.graph.operations import STEPS, Op
+from minigrad.dtype import dtypes
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.nest import (
     Barrier,
-    Fold,
     Loop,
     Nest,
     Statement,
@@ -40,13 +38,10 @@ from minigrad.render.opencl_values import (
     bare,
     literal,
     memory_type,
-    register_type,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 
-SUBGROUPS = "#pragma OPENCL EXTENSION cl_khr_subgroups : enable"
-BARRIER = "barrier(CLK_LOCAL_MEM_FENCE);"
 PRIVATE_BYTES = 2048  # scratch memory that still goes to private memory
 WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
 
@@ -108,16 +103,14 @@ class _Vector:
 class GroupsEmitter(Emitter):
     """Emits nests with work-groups and vectors.
 
-    subgroups: the device has them (cl_khr_subgroups). vector: of the lanes loop that is emitted at
-    once now; lane: where one is written out, which lane it is now.
+    vector: of the lanes loop that is emitted at once now; lane: where one is written out, which
+    lane it is now.
     """
 
-    def __init__(self, nest: Nest, language: Language, subgroups: bool) -> None:
+    def __init__(self, nest: Nest, language: Language) -> None:
         super().__init__(nest, language)
         self.vector: _Vector | None = None
         self.lane: int | None = None
-        self.subgroups = subgroups
-        self.uses_subgroups = False
         read = {
             e.array for e in expr.loads(*expressions(nest.parallel)) if not e.in_registers
         }  # whether items may read from global memory what others have written to it
@@ -144,8 +137,7 @@ class GroupsEmitter(Emitter):
         lines = [INDENT + line for line in (*memory, *self.declared, *entry)]
         body = "\n".join([f"({', '.join(arguments)}) {{", *lines, "}"])
         size = f"__attribute__((reqd_work_group_size({nest.items}, 1, 1))) " if nest.items else ""
-        prelude = ((SUBGROUPS,) if self.uses_subgroups else ()) + self.language.prelude()
-        return Source(prelude, f"__kernel {size}void ", nest.name, body, shared)
+        return Source(self.language.prelude(), f"__kernel {size}void ", nest.name, body, shared)
 
     def _shares_scratch(self) -> bool:
         """Whether scratch memory is slices of one buffer."""
@@ -210,68 +202,8 @@ class GroupsEmitter(Emitter):
             fence = " | CLK_GLOBAL_MEM_FENCE" if self.passes_globally else ""
             self.line(f"barrier(CLK_LOCAL_MEM_FENCE{fence});")
             self.forget(array for array in self.writable if not array.in_registers)
-        elif isinstance(statement, Fold) and statement.memory is not None:
-            self._fold(statement, self.pointers[statement.memory])
-            self.forget((statement.target, statement.memory))
         else:
             super().special(statement)
-
-    def _fold(self, statement: Fold, memory: str) -> None:
-        """Combine all items' values: by sub-groups where there are any, else in halves."""
-        target, dtype, items = statement.target, statement.target.dtype, self.nest.items
-        register = self._register(target, 0)
-        words = Words(self.language, target.width)
-        wide = target.width > 1 and self.lane is None
-        width = target.width if wide else 1
-        parts = [words.lane(register, dtype, n) if wide else register for n in range(width)]
-        if self._has_fold(statement.op, dtype):
-            self._by_subgroups(dtype, memory, parts, items)
-        else:
-            self._by_halves(statement.op, dtype, memory, parts, items)
-        lanes = [self.words.loaded(dtype, memory, str(n * items)) for n in range(width)]
-        text = words.gathered(lanes, dtype) if wide else lanes[0]
-        self.line(f"{register} = {bare(text)};")
-        self.line(BARRIER)
-
-    def _by_halves(self, op: Op, dtype: DType, memory: str, parts: list[str], items: int) -> None:
-        own, places = self.number("own"), range(0, len(parts) * items, items)
-        self.line(f"const int {own} = get_local_id(0);")
-        for start, part in zip(places, parts, strict=True):
-            self.line(self._stored(dtype, memory, f"{own} + {start}", part))
-        self.line(BARRIER)
-        header = f"for (int half_way = {items // 2}; half_way > 0; half_way /= 2)"
-        with self.straight(header=header):
-            with self.straight(header=f"if ({own} < half_way)"):
-                for start in places:
-                    at = (f"{own} + {start}", f"{own} + {start} + half_way")
-                    pair = [self.words.loaded(dtype, memory, place) for place in at]
-                    both = self.words.operation(STEPS[op][0], dtype, dtype, pair)
-                    assert both is not None
-                    self.line(self._stored(dtype, memory, at[0], both))
-            self.line(BARRIER)
-
-    def _by_subgroups(self, dtype: DType, memory: str, parts: list[str], items: int) -> None:
-        """Each sub-group sums its own in registers; the first item adds the sub-groups' sums."""
-        self.uses_subgroups = True
-        places = range(0, len(parts) * items, items)
-        for start, part in zip(places, parts, strict=True):
-            ours = self.number("ours")
-            self.line(f"const {register_type(dtype)} {ours} = sub_group_reduce_add({part});")
-            with self.straight(header="if (get_sub_group_local_id() == 0)"):
-                self.line(self._stored(dtype, memory, f"get_sub_group_id() + {start}", ours))
-        self.line(BARRIER)
-        with self.straight(header="if (get_local_id(0) == 0)"):
-            header = "for (uint other = 1; other < get_num_sub_groups(); other++)"
-            with self.straight(header=header):
-                for start in places:
-                    at = (str(start), f"{start} + other")
-                    pair = [self.words.loaded(dtype, memory, place) for place in at]
-                    self.line(self._stored(dtype, memory, at[0], " + ".join(pair)))
-        self.line(BARRIER)
-
-    def _has_fold(self, op: Op, dtype: DType) -> bool:
-        """Whether sub-groups have a sum for it. (Their maximum says nothing of NaN.)"""
-        return self.subgroups and op is Op.SUM and dtype in (dtypes.float32, dtypes.float64)
 
     # ---- loops of vectors ----
 
@@ -337,12 +269,10 @@ class GroupsEmitter(Emitter):
             return
         guarded = any(vector.varies(c) for c in statement.guard)
         stride = vector.stride(statement.index)
-        text = None
         if not wide:
             value = vector.words.broadcast(value, array.dtype)
         if stride == 1 and not guarded:
             text = self._whole_store(array, statement.index, value, vector.words)
-        if text is not None:
             guard = self.guard(statement.guard)
             if guard != "false":
                 self.line(f"if ({bare(guard)}) {text}" if guard else text)
@@ -371,10 +301,10 @@ class GroupsEmitter(Emitter):
             return self.vector.words.type_of(e.dtype)
         return super()._type_of(e)
 
-    def _text(self, e: Expr, texts: dict[Expr, str], levels: dict[Expr, int]) -> str:
+    def _text(self, e: Expr) -> str:
         vector = self.vector
         if vector is None or not self._varies(e):
-            return super()._text(e, texts, levels)
+            return super()._text(e)
         words = vector.words
         if e.in_registers:
             return self._register(e.array, e.index)
@@ -382,26 +312,12 @@ class GroupsEmitter(Emitter):
             return self._vector_load(e, vector)
         if e.op in (Leaf.INDEX, Leaf.CONDITION):
             return self._vector_index(e, vector)
-        given = {arg: texts[arg] if arg in texts else self.memo[arg][0] for arg in e.args}
+        args = [self.memo[arg][0] for arg in e.args]
         args = [
-            given[arg] if self._varies(arg) else words.broadcast(given[arg], arg.dtype)
-            for arg in e.args
+            text if self._varies(arg) else words.broadcast(text, arg.dtype)
+            for arg, text in zip(e.args, args, strict=True)
         ]
-        text = words.operation(e.op, e.args[0].dtype, e.dtype, args)
-        if text is not None:
-            return text
-        lanes = []
-        for number in range(words.width):
-            parts = []
-            for arg in e.args:
-                if not self._varies(arg):
-                    parts.append(given[arg])
-                    continue
-                if not given[arg].isidentifier():
-                    given[arg] = texts[arg] = self._declare(arg, given[arg], levels[arg])
-                parts.append(words.lane(given[arg], arg.dtype, number))
-            lanes.append(self._said(e, parts))
-        return words.gathered(lanes, e.dtype)
+        return words.operation(e.op, e.args[0].dtype, e.dtype, args)
 
     def _vector_index(self, e: Expr, vector: _Vector) -> str:
         """An index as values, or whether it is ≥ 0."""
@@ -412,8 +328,7 @@ class GroupsEmitter(Emitter):
             numbers = words.iota(self.index(x, kind), step, kind)
             if e.op is Leaf.CONDITION:
                 return f"({numbers} >= (int{words.width})(0))"
-            if text := words.cast(numbers, dtypes.int32, e.dtype):
-                return text
+            return words.cast(numbers, dtypes.int32, e.dtype)
         places = [vector.at(x, lane) for lane in range(words.width)]
         if e.op is Leaf.CONDITION:
             return words.gathered([self.condition(place) for place in places], dtypes.bool)
@@ -452,8 +367,8 @@ class GroupsEmitter(Emitter):
             return words.loaded(array.dtype, self.pointers[array], self.index(index))
         return f"(*{self._as_vector(array, index, words, 'const ')})"
 
-    def _whole_store(self, array: Array, index: Integer, value: str, words: Words) -> str | None:
-        """The statement that writes them; None where there are no words for them."""
+    def _whole_store(self, array: Array, index: Integer, value: str, words: Words) -> str:
+        """The statement that writes them."""
         if not self._is_aligned(array, index, words.width):
             return words.stored(array.dtype, self.pointers[array], self.index(index), value)
         return f"*{self._as_vector(array, index, words)} = {bare(value)};"
@@ -487,9 +402,9 @@ class GroupsEmitter(Emitter):
         return index.constant % width == 0 and all(c % width == 0 for _, c in rest)
 
 
-def render(nest: Nest, fp64: bool = True, device: str = "CL", subgroups: bool = False) -> Source:
+def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:
     """The source of a nest made for a target with work-groups.
 
     Raises DTypeError where it computes in float64 and the device cannot (`fp64` False).
     """
-    return GroupsEmitter(nest, Language(fp64, device), subgroups).source()
+    return GroupsEmitter(nest, Language(fp64, device)).source()

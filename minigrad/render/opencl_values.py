@@ -105,9 +105,10 @@ float$N half_value$N(ushort$N bits) {
     return vload_half$N(0, (half *)&bits);
 }""",
     "bfloat_bits": """
-ushort bfloat_bits(float x) {  // to nearest, ties to even
-    uint bits = as_uint(x);
-    return x != x ? (bits | 0x400000u) >> 16 : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+ushort$N bfloat_bits$N(float$N x) {  // to nearest, ties to even
+    uint$N bits = as_uint$N(x);
+    uint$N rounded = select(bits + 0x7fffu + (bits >> 16 & 1u), bits | 0x400000u, x != x);
+    return convert_ushort$N(rounded >> 16);
 }""",
 }
 
@@ -161,7 +162,7 @@ def word_of(op: Op | Leaf, source: DType) -> str:
 class Words:
     """Texts of operations on values of `width` lanes (1: scalars).
 
-    Operands are names or bracketed texts. A method that may give None has no words for vectors.
+    Operands are names or bracketed texts.
     """
 
     def __init__(self, language: Language, width: int = 1) -> None:
@@ -215,23 +216,24 @@ class Words:
         self.language.type_of(dtype)
         return self._differs(text, dtypes.uint8) if dtype.is_bool else text
 
-    def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str | None:
+    def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
         """The statement that writes neighbouring elements."""
-        number, value = self.number, bare(value)
         self.language.type_of(dtype)
+        value = bare(self._bits(value, dtype))
+        if self.number:
+            return f"vstore{self.number}({value}, 0, {pointer} + {place});"
+        return f"{pointer}[{bare(place)}] = {value};"
+
+    def _bits(self, x: str, dtype: DType) -> str:
+        """What memory holds of a value."""
         if dtype in NAMES:
-            if number and dtype is dtypes.bfloat16:
-                return None
-            value = f"{self.language.function(f'{NAMES[dtype]}_bits', lanes=number)}({value})"
-        if not number:
-            return f"{pointer}[{bare(place)}] = {value};"
-        if dtype.is_bool:
-            value = f"convert_uchar{number}({value} & 1)"
-        return f"vstore{number}({value}, 0, {pointer} + {place});"
+            name = self.language.function(f"{NAMES[dtype]}_bits", lanes=self.number)
+            return f"{name}({bare(x)})"
+        return self._converted(f"({x} & 1)", "uchar") if dtype.is_bool and self.number else x
 
     # ---- operations ----
 
-    def operation(self, op: Op | Leaf, source: DType, dtype: DType, args: list[str]) -> str | None:
+    def operation(self, op: Op | Leaf, source: DType, dtype: DType, args: list[str]) -> str:
         """The text of one elementwise operation on operands of dtype `source`, and its result's."""
         kind = self.type_of(dtype)
         word = word_of(op, source)
@@ -306,29 +308,17 @@ class Words:
             test = self._converted(test, wide)
         return f"select({bare(other)}, {bare(then)}, {bare(test)})"
 
-    def cast(self, x: str, source: DType, to: DType) -> str | None:
+    def cast(self, x: str, source: DType, to: DType) -> str:
         """A conversion: floats round to even, integers wrap; of floats in range to integers."""
         kind, before = self.language.type_of(to), register_type(source)
         if to.is_bool:
             return x if source.is_bool else self._differs(x, source)
         if source.is_bool and self.number:
             return self._converted(f"({x} & 1)", kind)
-        rounds = to in NAMES and source is not to
-        if rounds and self.number:
-            return None
         if before != kind:
             x = self._converted(x, kind)
-        return self._of_memory(self._bits(x, to), to) if rounds else x
+        return self._of_memory(self._bits(x, to), to) if to in NAMES and source is not to else x
 
-    def _bits(self, x: str, dtype: DType) -> str:
-        """What memory holds of a scalar."""
-        name = NAMES.get(dtype)
-        return f"{self.language.function(f'{name}_bits')}({bare(x)})" if name else x
-
-    def _bitcast(self, x: str, source: DType, to: DType) -> str | None:
-        if self.number and (source in NAMES or to in NAMES or to.is_bool):
-            return None
-        x = bare(self._bits(x, source))
-        if to in NAMES:
-            return self._of_memory(f"as_ushort({x})", to)
-        return f"as_{self.type_of(to)}({x})"
+    def _bitcast(self, x: str, source: DType, to: DType) -> str:
+        x, kind = self._bits(x, source), memory_type(to) + self.number
+        return self._of_memory(f"as_{kind}({bare(x)})", to)

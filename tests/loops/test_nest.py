@@ -105,7 +105,6 @@ EVERY: list[Statement] = [
     Store(OUT, A, ONE, (B,)), Store(OTHER, A, ONE),
     Stores((Store(OUT, A, ONE), Store(LEFT, B, ONE))), Barrier(),
     Fold(REGISTER, Op.SUM, OTHER, A), Prefetch(OUT, A),
-    Fold(REGISTER, Op.SUM, REGISTER, memory=OUT),
     MatrixProduct(Matrix(OUT, A, 4), Matrix(LEFT, B, 4), Matrix(RIGHT, C, 4), 16, 16, 16),
     Loop(make_axis("i", 0, 4).variable, A, (B, C), (Barrier(),)),
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from minigrad.errors import CompileError
 from minigrad.loops import recipes
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import flat_loop
-from minigrad.loops.nest import Fold, Loop, Nest, Store, walk
+from minigrad.loops.nest import Fold, Loop, Nest, Store, loops_in, walk
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
 
@@ -65,6 +65,14 @@ def test_asking_memory(name: str) -> None:
 def test_symbolic_lengths(name: str, n: int) -> None:
     """One kernel serves every length, and leaves alone what lies beyond."""
     check(name, "avx2", fuse=True, n=n)
+
+
+def test_sums_of_columns_share_passes() -> None:
+    """Those of memory one, those that wait for the mean another."""
+    (kernel,) = schedule_of(graph_of(PROGRAMS["sums_of_columns"])[0], GOLDEN).kernels
+    loops = loops_in((lower(kernel, GOLDEN).parallel,))
+    passes = [one for one in loops if one.kind == "serial" and one.trips == 90]
+    assert len(passes) == 2
 
 
 # Recipes of kernels that no program here has: property/ and opencl/ run them.

@@ -385,6 +385,15 @@ def column_sum(inputs: Inputs) -> list[Node]:
 
 
 @program
+def sums_of_columns(inputs: Inputs) -> list[Node]:
+    """Two that are stored, and two that wait for a number of their column."""
+    x, y = inputs(90, 96), inputs(90, 96)
+    middle = mean(x, 0)
+    moved = ew(Op.SUB, x, g.expand(middle, (90, 96)))
+    return [total(mul(x, y), 0), middle, total(moved, 0), total(mul(moved, moved), 0)]
+
+
+@program
 def middle_maximum(inputs: Inputs) -> list[Node]:
     return [g.reduce(Op.MAX, inputs(5, 40, 33), [1])]
 
