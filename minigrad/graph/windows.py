@@ -129,6 +129,8 @@ def overlap_add(
         for part in split:
             _slide(product, part.axis, part.places, part.dilation)
         total = product.result(order)
+    if len(product.factors) > 1 and any(step > size for _, size, step, _ in apart):
+        total = _as_images(total, [order.index(("x", axis)) for axis, *_ in apart])
     for axis, size, step, _ in apart:
         total = pad_along(total, order.index(("j", axis)), 0, step - size)
     merged = []
@@ -273,6 +275,13 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
     steps = tuple(part.step for part in strided)
     joined = build.reshape(joined, (*steps, *joined.shape[1:]))
     return build.permute(joined, [ways.index(place) for place in range(len(ways))])
+
+
+def _as_images(x: Node, places: Sequence[int]) -> Node:
+    """x with some dimensions last in memory."""
+    order = [*(axis for axis in range(x.ndim) if axis not in places), *places]
+    lies = build.contiguous(build.permute(x, order))
+    return build.permute(lies, [order.index(axis) for axis in range(x.ndim)])
 
 
 def _prepare(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import substitute
+from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Matrix, MatrixProduct, Nest, Store
 from minigrad.render import llvm_values as values
@@ -153,29 +153,31 @@ class MemoryEmitter(IndexEmitter):
         """What memory holds where a LOAD looks, as a value of the memory's type."""
         array, index, guard_conditions = e.array, e.index, e.guard
         here = self.builder()
-        guard = self.guard(guard_conditions)
         kind = vector_type(memory_type(array.dtype), lanes)
         size = array.dtype.itemsize
         if lanes == 1:
-            pointer = self.pointer(array, index)
+            pointer, guard = self.pointer(array, index), self.guard(guard_conditions)
             if guard is not None:
                 pointer = here.line(f"select i1 {guard.text}, ptr {pointer}, ptr @zeros")
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        mask = self.both(self.mask(), guard, lanes)
-        if self.lane_stride(index) == 1:
-            pointer = self.pointer(array, self.at_base(index))
-            if mask is None:
-                text = here.line(f"load {kind}, ptr {pointer}, align {size}")
-            else:
-                text = self._masked_load(kind, pointer, size, lanes, mask)
-        elif (found := self._picked(array, substitute(index, self.constants), mask)) is not None:
-            text = found
-            if guard is not None:  # a vector may have what only a lane beside this one may read
-                zero = f"{kind} zeroinitializer"
-                text = self.builder().line(f"select <{lanes} x i1> {mask}, {kind} {text}, {zero}")
-        else:
-            text = self._gather(kind, array, index, lanes, size, mask)
-        return text
+        alike = [c for c in guard_conditions if self.vectors.keys().isdisjoint(variables(c))]
+        common = self.guard(tuple(alike))  # of all lanes
+        own = self.guard(tuple(c for c in guard_conditions if c not in alike))
+        mask = self.both(self.mask(), own, lanes)
+        if self.lane_stride(index) != 1:
+            counting = values.known_flags(mask, lanes)
+            if counting is not None:
+                known = substitute(index, self.constants)
+                text = self._picked(array, known, counting, common, own is not None)
+                if text is not None:
+                    return text
+        mask = self.both(mask, common, lanes)
+        if self.lane_stride(index) != 1:
+            return self._gather(kind, array, index, lanes, size, mask)
+        pointer = self.pointer(array, self.at_base(index))
+        if mask is None:
+            return here.line(f"load {kind}, ptr {pointer}, align {size}")
+        return self._masked_load(kind, pointer, size, lanes, mask)
 
     def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
         """Neighbours in memory, and zero where a mask says so."""
@@ -204,17 +206,21 @@ class MemoryEmitter(IndexEmitter):
         known = [one for one in apart if isinstance(one, int)]
         return known if len(known) == len(at) else []
 
-    def _picked(self, array: Array, index: Integer, mask: str | None) -> str | None:
+    def _picked(
+        self, array: Array, index: Integer, counting: Sequence[bool], common: Value | None,
+        guarded: bool,
+    ) -> str | None:  # fmt: skip
         """Elements picked from the few vectors in memory that they lie in: gathers take far longer.
 
-        None where these are not few. Other elements between them are picked from the same vectors,
-        whose loads LLVM makes one.
+        counting: which lanes may be read; guarded: the others are zeros. common: whether any may.
+        None where these vectors are not few. Other elements between them are picked from the same
+        ones, whose loads LLVM makes one.
         """
         places, step = self._places(index), self.lane_stride(index)
-        if not places:
+        width = min(len(places), CACHE_LINE // array.dtype.itemsize)
+        if not places or common is not None and array.size < width:
             return None
         constant = index if isinstance(index, int) else index.constant
-        width = min(len(places), CACHE_LINE // array.dtype.itemsize)
         before = constant % max(width if step is None else step, 1)
         if step is None and not 0 <= min(places) <= max(places) < width - before:
             before = 0
@@ -224,59 +230,50 @@ class MemoryEmitter(IndexEmitter):
         if most > MOST_VECTORS or step not in range(MOST_VECTORS + 1) and 2 * most > width:
             return None
         texts = [
-            self._part_picked(array, index, places, part, begin, mask)
+            self._part_picked(array, index, places, part, begin, counting, common)
             for part, begin in zip(parts, begins, strict=True)
         ]
-        return values.join_texts(self.builder(), texts, memory_type(array.dtype), width)
+        scalar, lanes, here = memory_type(array.dtype), len(places), self.builder()
+        text, kind = values.join_texts(here, texts, scalar, width), vector_type(scalar, lanes)
+        if guarded:  # a vector may have what only a lane beside this one may read
+            mask = values.flags(counting)
+            text = here.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
+        if common is not None:
+            text = here.line(f"select {common.typed}, {kind} {text}, {kind} zeroinitializer")
+        return text
 
     def _part_picked(
         self, array: Array, index: Integer, places: Sequence[int], part: range,
-        begins: Sequence[int], mask: str | None,
+        begins: Sequence[int], counting: Sequence[bool], common: Value | None,
     ) -> str:  # fmt: skip
         """The same for some lanes; begins: of the vectors, counted from the first lane's place."""
-        width, scalar = len(part), memory_type(array.dtype)
+        width, scalar, whole = len(part), memory_type(array.dtype), common is None and all(counting)
         vector = [sum(begin <= places[lane] for begin in begins) - 1 for lane in part]
         place = [places[lane] - begins[n] for lane, n in zip(part, vector, strict=True)]
         # of the first lane, if all count
         first, last = low(index) - min(places), high(index) - max(places)
         size = width
-        if mask is not None or first + begins[0] < 0 or last + begins[-1] + width > array.size:
+        if not whole or first + begins[0] < 0 or last + begins[-1] + width > array.size:
             size = max(1 << max(place).bit_length(), 2)
         kind = vector_type(scalar, size)
         text = ""
         for number, begin in enumerate(begins):
             pointer = self.pointer(array, self.at_base(index) + begin)
-            if mask is None and first + begin >= 0 and last + begin + size <= array.size:
-                align = f"align {array.dtype.itemsize}"
-                loaded = self.builder().line(f"load {kind}, ptr {pointer}, {align}")
-            else:
-                readers: list[list[int]] = [[] for _ in range(size)]
-                for lane, n, at in zip(part, vector, place, strict=True):
-                    if n == number:
-                        readers[at].append(lane)
-                some = self._any_of(readers, mask, len(places))
-                loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, some)
             here = self.builder()
-            own: list[int | str] = [
-                at if n == number else "poison" for at, n in zip(place, vector, strict=True)
-            ]
+            if common is not None:  # else something else is read, and not used
+                safe = self.bases[array]
+                pointer = here.line(f"select {common.typed}, ptr {pointer}, ptr {safe}")
+            if whole and first + begin >= 0 and last + begin + size <= array.size:
+                loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
+            else:
+                lanes = zip(part, vector, place, strict=True)
+                read = {at for lane, n, at in lanes if n == number and counting[lane]}
+                mask = values.flags(at in read for at in range(size))
+                loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
+            own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
             loaded = here.shuffle(kind, loaded, own)
             both = [lane + width * (n == number) for lane, n in enumerate(vector)]
             text = here.shuffle(vector_type(scalar, width), text, both, loaded) if text else loaded
-        return text
-
-    def _any_of(self, readers: Sequence[Sequence[int]], mask: str | None, lanes: int) -> str:
-        """A mask of elements, each of which some lane reads that counts."""
-        known = values.known_flags(mask, lanes)
-        if known is not None:
-            return values.flags(any(known[lane] for lane in some) for some in readers)
-        kind, size, here = f"<{lanes} x i1>", len(readers), self.builder()
-        assert mask is not None
-        text = ""
-        for turn in range(max(map(len, readers))):
-            order = [some[turn] if turn < len(some) else lanes for some in readers]
-            part = here.shuffle(kind, mask, order, "zeroinitializer")
-            text = here.line(f"or <{size} x i1> {text}, {part}") if text else part
         return text
 
 

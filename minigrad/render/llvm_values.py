@@ -89,7 +89,7 @@ def flags(found: Iterable[bool]) -> str:
 
 
 def known_flags(mask: str | None, lanes: int) -> list[bool] | None:
-    """Whether each lane of a mask counts, or of none; None where that is computed."""
+    """Which lanes of a mask count; all without one, and None where it is computed."""
     if mask is None:
         return [True] * lanes
     if not mask.startswith("<i1"):

@@ -211,7 +211,8 @@ class _Plan:
             array, nodes = product.array, readers.get(product.array, ())
             found = [self.stages[node] for node in nodes]
             for node, stage in zip(nodes, found, strict=True):
-                ends = stage.op is None and (stage.array not in readers or stage.array.whole)
+                own = node.op is Op.CONTIGUOUS or stage.array not in readers
+                ends = stage.op is None and own
                 if ends:
                     self.stages[node] = in_order_of(stage, product, across and array not in blocks)
             products = all(stage.contraction is not None for stage in found)

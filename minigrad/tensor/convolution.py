@@ -82,6 +82,10 @@ class Convolution(Composed):
         ):
             result = wide._each_channel(weight, pairs, windows_of(2, kernel, steps, gaps))
             return result._channels_second(bias, dtype, batched)
+        if prod(kernel) == 1 < max(steps) and not any(map(any, pairs)):
+            # what is not skipped, side by side: rows of a product
+            kept = wide._windows(windows_of(2, kernel, steps, gaps))
+            wide, steps = kept.reshape(kept.shape[: 2 + spatial]).contiguous(), [1] * spatial
         padded = wide._channels_last(groups)._zeros_around(1, pairs)
         windows = padded._windows(windows_of(1, kernel, steps, gaps))  # (b, *space′, g, c, *kernel)
         places = range(1, 1 + spatial)

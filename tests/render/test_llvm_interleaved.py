@@ -14,6 +14,7 @@ from property.compare import EXACT, difference
 from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import Build, Inputs, add, ew, graph_of
 
+from minigrad import Tensor
 from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
@@ -165,3 +166,37 @@ def test_a_few_vectors_are_not_gathered(make: Callable[[Node, int], Node]) -> No
     text = text_of(lambda inputs: [add(make(inputs(16, 56), 2), 1.0)])
     assert "shufflevector" in text
     assert "gather" not in text
+
+
+def convolved(
+    channels: int, groups: int, size: int, of: str = "input", stride: int = 2
+) -> str:
+    """The IR of what stores a convolution of images of 64 × 64, or its gradient."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        shapes = (4, channels, 64, 64), (channels, channels // groups, size, size)
+        x, w = (Tensor._of(inputs(*shape)) for shape in shapes)
+        y = x.conv2d(w, stride=stride, padding=size // 2, groups=groups)
+        if of == "result":
+            return [y.node]
+        return [y.gradient(x, gradient=Tensor._of(inputs(*y.shape)))[0].node]
+
+    return render(lower(schedule_of(graph_of(build)[0], GOLDEN).kernels[-1], GOLDEN))
+
+
+@pytest.mark.parametrize("groups, size", [(32, 3), (32, 5), (1, 3), (1, 1)])
+def test_gradients_of_strided_convolutions_are_not_gathered(groups: int, size: int) -> None:
+    """Rows and columns that come from several sums in turn, or between which there are zeros."""
+    assert "gather" not in convolved(32, groups, size)
+
+
+def test_skipped_pixels_are_not_gathered() -> None:
+    assert "gather" not in convolved(32, 1, 1, "result")
+
+
+@pytest.mark.parametrize("of", ["result", "input"])
+def test_columns_of_several_groups_fill_a_vector(of: str) -> None:
+    """Where a group has but four, although its results lie apart."""
+    text = convolved(32, 8, 3, of, stride=1)
+    assert "fadd contract <16 x float>" in text
+    assert "fadd contract <4 x float>" not in text
