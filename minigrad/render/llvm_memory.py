@@ -19,7 +19,7 @@ from minigrad.render.llvm_values import Value, memory_type, vector_type
 from minigrad.schedule.expr import Array, Expr
 
 CACHE_LINE = 64  # bytes
-MOST_VECTORS = 7  # vectors in memory that have the elements of one faster than a gather
+MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
 
 
 class MemoryEmitter(IndexEmitter):
