@@ -456,6 +456,10 @@ class IndexEmitter(levels.Levels[Level, Value]):
     def _and(self, a: Value, b: Value) -> Value:
         here, width = self.builder(), max(a.lanes, b.lanes)
         a, b = (values.broadcast(here, x, width) for x in (a, b))
+        one, other = (values.known_flags(x.text, width) for x in (a, b))
+        if one is not None and other is not None:
+            both = zip(one, other, strict=True)
+            return Value(values.flags(x and y for x, y in both), dtypes.bool, width)
         return Value(here.line(f"and {a.typed}, {b.text}"), dtypes.bool, width)
 
     def both(self, mask: str | None, guard: Value | None, width: int) -> str | None:

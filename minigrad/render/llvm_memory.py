@@ -218,7 +218,7 @@ class MemoryEmitter(IndexEmitter):
         """
         places, step = self._places(index), self.lane_stride(index)
         width = min(len(places), CACHE_LINE // array.dtype.itemsize)
-        if not places or common is not None and array.size < width:
+        if not places:
             return None
         constant = index if isinstance(index, int) else index.constant
         before = constant % max(width if step is None else step, 1)
@@ -238,8 +238,6 @@ class MemoryEmitter(IndexEmitter):
         if guarded:  # a vector may have what only a lane beside this one may read
             mask = values.flags(counting)
             text = here.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
-        if common is not None:
-            text = here.line(f"select {common.typed}, {kind} {text}, {kind} zeroinitializer")
         return text
 
     def _part_picked(
@@ -250,20 +248,27 @@ class MemoryEmitter(IndexEmitter):
         width, scalar, whole = len(part), memory_type(array.dtype), common is None and all(counting)
         vector = [sum(begin <= places[lane] for begin in begins) - 1 for lane in part]
         place = [places[lane] - begins[n] for lane, n in zip(part, vector, strict=True)]
-        # of the first lane, if all count
-        first, last = low(index) - min(places), high(index) - max(places)
+        first, last = low(index) - min(places), high(index) - max(places)  # of lane 0, if all count
+        # An array that varies may end behind the last element, but for what is between neighbours.
+        loose = self.lane_stride(index) in range(1, MOST_VECTORS + 1)
+        loose = loose or all(lanes.base == "0" for lanes in self.vectors.values())
+
+        def there(begin: int, size: int) -> bool:
+            exact = begin >= min(places) and begin + size - 1 <= max(places)
+            inside = first + begin >= 0 and last + begin + size <= array.size
+            return whole and inside and (loose or exact)
+
         size = width
-        if not whole or first + begins[0] < 0 or last + begins[-1] + width > array.size:
+        if not there(begins[0], width) or not there(begins[-1], width):
             size = max(1 << max(place).bit_length(), 2)
         kind = vector_type(scalar, size)
         text = ""
         for number, begin in enumerate(begins):
             pointer = self.pointer(array, self.at_base(index) + begin)
             here = self.builder()
-            if common is not None:  # else something else is read, and not used
-                safe = self.bases[array]
-                pointer = here.line(f"select {common.typed}, ptr {pointer}, ptr {safe}")
-            if whole and first + begin >= 0 and last + begin + size <= array.size:
+            if common is not None:
+                pointer = here.line(f"select {common.typed}, ptr {pointer}, ptr @zeros")
+            if there(begin, size):
                 loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
             else:
                 lanes = zip(part, vector, place, strict=True)

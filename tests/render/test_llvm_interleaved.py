@@ -20,6 +20,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer, var
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.render.llvm_memory import MOST_VECTORS
@@ -133,32 +134,34 @@ def spread(x: Node, times: int) -> Node:
 
 
 def backwards(x: Node, times: int) -> Node:
-    """The last element first, behind some zeros."""
-    return g.pad(g.flip(x, (1,)), [(0, 0), (times, 0)])
+    """The last element first, and of all only each so many-th."""
+    rows, width = x.shape
+    some = g.reshape(g.flip(x, (1,)), (rows, numel((width,)) // times, times))
+    return g.reshape(g.shrink(some, ((0, rows), (0, some.shape[1]), (0, 1))), (rows, some.shape[1]))
 
 
 FEW_VECTORS = [in_turn, repeated, spread, backwards]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.int8],
-                         ids=lambda dtype: dtype.name)  # fmt: skip
+@pytest.mark.parametrize("dtype, width, times", [
+    (dtypes.float32, 56, 2), (dtypes.float32, 111, 3), (dtypes.int8, 320, 5),
+])  # fmt: skip
 @pytest.mark.parametrize("make", FEW_VECTORS)
 def test_elements_of_a_few_vectors(
-    make: Callable[[Node, int], Node], dtype: DType, machine: str
+    make: Callable[[Node, int], Node], dtype: DType, width: int, times: int, machine: str
 ) -> None:
     """In whole vectors, and in what is left of a row."""
-    for width, times in ((56, 2), (111, 3), (320, 5)):
 
-        def build(inputs: Inputs, width: int = width, times: int = times) -> list[Node]:
-            x = make(inputs(3, width, dtype=dtype), times)
-            return [add(x, x)]
+    def build(inputs: Inputs) -> list[Node]:
+        x = make(inputs(3, width, dtype=dtype), times)
+        return [add(x, x)]
 
-        graph, _ = graph_of(build)
-        values = {0: (np.arange(3 * width) * 37 % 61).reshape(3, width).astype(numpy_dtype(dtype))}
-        (expected,) = evaluate(graph.roots, values, {})
-        (got,) = run(graph, values, machine, 1, True)
-        assert difference(got, expected, EXACT, (), 1) is None
+    graph, _ = graph_of(build)
+    values = {0: (np.arange(3 * width) * 37 % 61).reshape(3, width).astype(numpy_dtype(dtype))}
+    (expected,) = evaluate(graph.roots, values, {})
+    (got,) = run(graph, values, machine, 1, True)
+    assert difference(got, expected, EXACT, (), 1) is None
 
 
 @pytest.mark.parametrize("make", FEW_VECTORS)
@@ -200,3 +203,15 @@ def test_columns_of_several_groups_fill_a_vector(of: str) -> None:
     text = convolved(32, 8, 3, of, stride=1)
     assert "fadd contract <16 x float>" in text
     assert "fadd contract <4 x float>" not in text
+
+
+@pytest.mark.parametrize("rows", [24, var("n", 4, 24)])
+def test_nothing_is_read_behind_the_last_element(rows: Integer) -> None:
+    """The first rows of an array of which there may be no more."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        return [add(repeated(g.shrink(inputs(rows, 28), ((0, 4), (0, 28))), 2), 1.0)]
+
+    text = text_of(build)
+    assert "load <16 x float>" not in text
+    assert "load <8 x float>" in text
