@@ -458,7 +458,7 @@ class Schedule:
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
             copying.append(loop)
             known.pop(x)
-        copying, values = _as_it_lies(copying, value)
+        copying, values = _as_it_lies(copying, value, transpose)
         copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (substitute_statement(Store(copy, place, value), values),)
         for loop in reversed(copying):
@@ -551,12 +551,13 @@ class Schedule:
 
 
 def _as_it_lies(
-    copying: Sequence[Loop], operand: Expr
+    copying: Sequence[Loop], operand: Expr, most: int
 ) -> tuple[list[Loop], dict[Atom, Integer]]:
     """The loops of a copy, of which the innermost ones go through neighbours in memory as one loop.
 
-    Also what their variables are in that. (A kernel of 3 × 3 has its 9 numbers for each channel, or
-    in the gradient the same backwards, where tiles want all channels for each of the 9.)
+    Of at most so many iterations, which are then done at once. Also what their variables are in
+    that. (A kernel of 3 × 3 has its 9 numbers for each channel, or in the gradient the same
+    backwards, where tiles want all channels for each of the 9.)
     """
     loops, joined, size = list(copying), list[Loop](), 1
     if operand.op is not expr.Leaf.LOAD:
@@ -564,7 +565,8 @@ def _as_it_lies(
     step = coefficient(operand.index, loops[-1].variable)
     while step in (1, -1) and loops and loops[-1].start == 0:
         count = _plain_count(loops[-1])
-        if count is None or coefficient(operand.index, loops[-1].variable) != step * size:
+        far = coefficient(operand.index, loops[-1].variable)
+        if count is None or count * size > most or far != step * size:
             break
         joined.insert(0, loops.pop())
         size *= count
