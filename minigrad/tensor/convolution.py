@@ -93,8 +93,8 @@ class Convolution(Composed):
         at = 2 + spatial if apart else 1 + spatial  # where those of the kernel come
         padded = wide._channels_last(groups, apart)._zeros_around(at - spatial, pairs)
         windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
-        last = range(2 * spatial + 3)[3 + spatial :]
-        windows = windows.permute(*range(at), *last, *range(at, 3 + spatial))
+        places = range(3 + spatial, 3 + 2 * spatial)
+        windows = windows.permute(*range(at), *places, *range(at, 3 + spatial))
         factors = self._new(weight.node).cast(windows.dtype)
         factors = factors.reshape(groups, out // groups, inner, *kernel)
         if apart:  # of (b, g, *space′, *kernel, c, o)
