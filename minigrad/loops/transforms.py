@@ -562,8 +562,8 @@ def _as_it_lies(
     loops, joined, size = list(copying), list[Loop](), 1
     if operand.op is not expr.Leaf.LOAD:
         return loops, {}
-    step = coefficient(operand.index, loops[-1].variable)
-    while step in (1, -1) and loops and loops[-1].start == 0:
+    step = coefficient(operand.index, loops[-1].variable) or 0
+    while abs(step) == 1 and loops and loops[-1].start == 0:
         count = _plain_count(loops[-1])
         far = coefficient(operand.index, loops[-1].variable)
         if count is None or count * size > most or far != step * size:
