@@ -20,7 +20,6 @@ from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer, var
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.render.llvm_memory import MOST_VECTORS
@@ -203,15 +202,3 @@ def test_columns_of_several_groups_fill_a_vector(of: str) -> None:
     text = convolved(32, 8, 3, of, stride=1)
     assert "fadd contract <16 x float>" in text
     assert "fadd contract <4 x float>" not in text
-
-
-@pytest.mark.parametrize("rows", [24, var("n", 4, 24)])
-def test_nothing_is_read_behind_the_last_element(rows: Integer) -> None:
-    """The first rows of an array of which there may be no more."""
-
-    def build(inputs: Inputs) -> list[Node]:
-        return [add(repeated(g.shrink(inputs(rows, 28), ((0, 4), (0, 28))), 2), 1.0)]
-
-    text = text_of(build)
-    assert "load <16 x float>" not in text
-    assert "load <8 x float>" in text
