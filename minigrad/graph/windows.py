@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.axes import merge_axes, pad_along, part_along, row_of, split_axis
 from minigrad.graph.build import Window
@@ -130,6 +129,8 @@ def overlap_add(
         for part in split:
             _slide(product, part.axis, part.places, part.dilation)
         total = product.result(order)
+    if len(product.factors) > 1 and any(step > size for _, size, step, _ in apart):
+        total = _as_images(total, [order.index(("x", axis)) for axis, *_ in apart])
     for axis, size, step, _ in apart:
         total = pad_along(total, order.index(("j", axis)), 0, step - size)
     merged = []
@@ -243,9 +244,16 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
 
 
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:
-    """A sum of its own for each remainder f of i by the steps, over the j that it has only."""
+    """A sum of its own for each remainder f of i by the steps, over the j that it has only.
+
+    They are written one after the other, each with the places of windows last: so lie images.
+    """
     strided = [part for part in split if part.step > 1]
-    whole: Node | None = None
+    slid = [("x", part.axis) for part in split]
+    between = [("f", part.axis) for part in strided]
+    apart = [*between, *(name for name in order if name not in between + slid), *slid]
+    ways = [order.index(name) for name in apart]
+    pieces: list[Node] = []
     for remainders in itertools.product(*(range(part.step) for part in strided)):
         piece = _Product(list(product.factors), list(product.names), list(product.extents))
         chosen = dict(zip(strided, remainders, strict=True))
@@ -261,15 +269,19 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
                 piece.only(x, places - end, long - first)
                 places = end - first
             _slide(piece, part.axis, places, part.dilation)
-        total = piece.result(order)
-        amounts: list[tuple[Integer, Integer]] = [(0, 0)] * len(order)
-        for part, f in chosen.items():
-            amounts[order.index(("f", part.axis))] = (f, part.step - 1 - f)
-        there = build.pad(total.constant(True, dtypes.bool), amounts)
-        total = build.pad(total, amounts)
-        whole = total if whole is None else there.where(total, whole)
-    assert whole is not None
-    return whole
+        total = build.permute(piece.result(order), ways)
+        pieces.append(build.reshape(total, (1, *total.shape[len(between) :])))
+    joined = build.cat(pieces, 0)
+    steps = tuple(part.step for part in strided)
+    joined = build.reshape(joined, (*steps, *joined.shape[1:]))
+    return build.permute(joined, [ways.index(place) for place in range(len(ways))])
+
+
+def _as_images(x: Node, places: Sequence[int]) -> Node:
+    """x with some dimensions last in memory."""
+    order = [*(axis for axis in range(x.ndim) if axis not in places), *places]
+    lies = build.contiguous(build.permute(x, order))
+    return build.permute(lies, [order.index(axis) for axis in range(x.ndim)])
 
 
 def _prepare(

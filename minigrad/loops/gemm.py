@@ -152,10 +152,10 @@ def tiles_overlap(problem: Problem, plan: Plan) -> bool:
 def stage_left(
     s: Schedule, problem: Problem, plan: cost.Plan, tile: Atom, ks: Sequence[Atom], target: Target
 ) -> None:
-    """Copy the block of `left`: tile after tile where rows are neighbours, else row after row."""
+    """Copy the block of `left`: tile after tile where rows are near, else row after row."""
     operand, m, lanes = problem.parts.left, problem.parts.m[-1].variable, _lanes(problem, target)
     depth = numel([s.trips(k) for k in ks])
-    if 1 in strides(operand, m):
+    if any(step in range(1, NEIGHBOURS + 1) for step in strides(operand, m)):
         # tiles at distances of kilobytes would compete for lines of the first cache: an odd depth
         pitch = ceildiv(plan.mr, lanes) * lanes
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
@@ -256,6 +256,8 @@ def amx(problem: Problem, target: Target) -> Schedule | None:
 # ---- hints for the memory ----
 
 
+# How far apart elements are, at most, that vectors pick from vectors (see render/llvm_memory.py).
+NEIGHBOURS = 4
 # Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
 # take some ten times as long as memory to answer; of a shorter sum too much is over by then.
 LEAST_FETCHED = 192

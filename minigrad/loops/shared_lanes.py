@@ -70,6 +70,8 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
             if k.count > MOST_WRITTEN_OUT:
                 s.split(k.variable, _divisor(k), "o", computing=True)
             s.unroll(k.variable, f"v{number}_", computing=True)
+        if any(coefficient(one.index, x) != 1 for one in problem.stores):
+            s.transpose(inner[-1], lanes)
         for axis, prefix in zip(inner, "uw", strict=False):
             s.unroll(axis, prefix)
         s.simplify()
@@ -131,8 +133,8 @@ def _several_groups(problem: Problem, target: Target) -> Problem | None:
         return None
     places = [right.index, *(store.index for store in problem.stores)]
     for place in places:
-        along = coefficient(place, group.variable), coefficient(place, column.variable)
-        if along != (width, 1):
+        far, near = (coefficient(place, a.variable) for a in (group, column))
+        if near is None or far != width * near or near != 1 and place is right.index:
             return None
     steps = {coefficient(load.index, group.variable) for load in loads(parts.left)}
     if not all(step is not None and step * (lanes // width) <= lanes for step in steps):

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
@@ -463,8 +463,9 @@ class Schedule:
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
             copying.append(loop)
             known.pop(x)
+        copying, values = _as_it_lies(copying, value, transpose)
         copying[-1] = replace(copying[-1], transpose=transpose)
-        body: Statements = (Store(copy, place, value),)
+        body: Statements = (substitute_statement(Store(copy, place, value), values),)
         for loop in reversed(copying):
             body = (loop.around(body),)
         new = {value: expr.load(copy, place)}
@@ -552,6 +553,34 @@ class Schedule:
         for watcher in watchers:
             watcher(text(), self.whole())
         report(4, lambda: f"{text()}\n{nest.show_statements(self.whole())}")
+
+
+def _as_it_lies(
+    copying: Sequence[Loop], operand: Expr, most: int
+) -> tuple[list[Loop], dict[Atom, Integer]]:
+    """The loops of a copy, of which the innermost ones go through neighbours in memory as one loop.
+
+    Of at most so many iterations, which are then done at once. Also what their variables are in
+    that. (A kernel of 3 × 3 has its 9 numbers for each channel, or in the gradient the same
+    backwards, where tiles want all channels for each of the 9.)
+    """
+    loops, joined, size = list(copying), list[Loop](), 1
+    if operand.op is not expr.Leaf.LOAD:
+        return loops, {}
+    step = coefficient(operand.index, loops[-1].variable) or 0
+    while abs(step) == 1 and loops and loops[-1].start == 0:
+        count = _plain_count(loops[-1])
+        far = coefficient(operand.index, loops[-1].variable)
+        if count is None or count * size > most or far != step * size:
+            break
+        joined.insert(0, loops.pop())
+        size *= count
+    if not joined or step == 1 and len(joined) == 1:
+        return [*loops, *joined], {}
+    x = make_axis(f"{joined[-1].variable.name}j", 0, size)
+    places = unflatten(x.index if step == 1 else size - 1 - x.index, [one.trips for one in joined])
+    values = {one.variable: place for one, place in zip(joined, places, strict=True)}
+    return [*loops, Loop(x.variable, 0, (size,), ())], values
 
 
 def _word(x: object) -> str:

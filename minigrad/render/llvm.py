@@ -143,9 +143,10 @@ class _Emitter(MemoryEmitter):
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
         self.streamed = _streamed(loop)
+        even = start != "%begin" or self.nest.grain % loop.step == 0
         if self.streamed is not None:
             start = self._lanes_before(loop, self.streamed, start, stop)
-            self.streams = True
+            self.streams, even = True, False
         elif [one - loop.start for one in loop.stops] == [loop.step] and start != "%begin":
             self._steps(loop, start, stop, alone=True)
             return
@@ -158,13 +159,18 @@ class _Emitter(MemoryEmitter):
             length, step = self.minus(stop, start), str(loop.step)
             rest = self.computed("srem", lambda x, y: max(x, 0) % y, length, step)
             whole = self.minus(stop, self.maximum(rest, "0"))
-        self._steps(loop, start, whole)
+        self._steps(loop, start, whole, even=even)
         self.streamed = None
         if not exact:
-            self._part_of_vector(loop, whole, self.minus(stop, whole))
+            self._part_of_vector(loop, whole, self.minus(stop, whole), even)
 
-    def _steps(self, loop: Loop, start: str, stop: str, alone: bool = False) -> None:
-        """A loop over iterations or whole vectors, or (alone) the one that there is."""
+    def _steps(
+        self, loop: Loop, start: str, stop: str, alone: bool = False, even: bool = True
+    ) -> None:
+        """A loop over iterations or whole vectors, or (alone) the one that there is.
+
+        even: as `bind_lanes` has it.
+        """
         piece: AbstractContextManager[str | None] = self.straight(loop.body)
         known = is_number(start) and is_number(stop)
         count = ceildiv(int(stop) - int(start), loop.step) if known else 1 if alone else 2
@@ -174,7 +180,7 @@ class _Emitter(MemoryEmitter):
             return
         with piece as counter:
             if loop.kind == "lanes":
-                self.bind_lanes(loop, counter or start)
+                self.bind_lanes(loop, counter or start, even)
             elif counter is None:
                 self.bind_constant(loop.variable, int(start))
             else:
@@ -188,7 +194,7 @@ class _Emitter(MemoryEmitter):
         """Whole vectors, of which the last one ends where the loop does."""
         with self.iterations(start, stop, loop.step, True, loop.body) as counter:
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
-            self.bind_lanes(loop, first)
+            self.bind_lanes(loop, first, False)
             self.done = self.minus(counter, first)
             self.body(loop)
             self.done = ""
@@ -216,13 +222,16 @@ class _Emitter(MemoryEmitter):
                 super().statement(statement)
         self.done = done
 
-    def _part_of_vector(self, loop: Loop, start: str, count: str) -> None:
-        """`count` iterations from `start` on, fewer than a vector and perhaps none."""
+    def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
+        """`count` iterations from `start` on, fewer than a vector and perhaps none.
+
+        even: as `bind_lanes` has it.
+        """
         if count == "0":
             return
         with self.where_above(count, 0, loop.body):
             mask = self.first_lanes(count, loop.step)
-            self.bind_lanes(loop, start)
+            self.bind_lanes(loop, start, even)
             self.levels[-1].mask, self.levels[-1].counting = mask, count
             self.body(loop)
 
@@ -230,7 +239,7 @@ class _Emitter(MemoryEmitter):
         """Do the iterations before the first aligned place of a streamed array; gives the next."""
         size, width = streamed.array.dtype.itemsize, loop.step
         with self.straight(loop.body):
-            self.bind_lanes(loop, start)
+            self.bind_lanes(loop, start, False)
             pointer = self.pointer(streamed.array, self.at_base(streamed.index))
             here = self.builder()
             address = here.line(f"ptrtoint ptr {pointer} to i64")
@@ -238,7 +247,7 @@ class _Emitter(MemoryEmitter):
             missing = here.line(f"and i64 {beyond}, {alignment(streamed, width) - 1}")
             count = here.line(f"udiv i64 {missing}, {size}")
         count = self.minimum(count, self.minus(stop, start))
-        self._part_of_vector(loop, start, count)
+        self._part_of_vector(loop, start, count, False)
         return self.builder().line(f"add i64 {start}, {self.maximum(count, '0')}")
 
     def _ask(self, loop: Loop) -> None:

@@ -11,12 +11,13 @@ from functools import reduce
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, high, low
 from minigrad.loops.nest import Loop, Nest, Statement, written
 from minigrad.render import levels
 from minigrad.render import llvm_values as values
 from minigrad.render.levels import fits_32_bits, stride
 from minigrad.render.llvm_values import Builder, Value, memory_type
+from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard
 
 
@@ -35,10 +36,14 @@ class Level(levels.Level):
 
 @dataclass(frozen=True)
 class Lanes:
-    """The vector variable in scope: its scalar base, and how many lanes."""
+    """The vector variable in scope: its scalar base, and how many lanes.
+
+    first: the base as an index, where it is known that only whole vectors come before.
+    """
 
     base: str
     width: int
+    first: Integer | None = None
 
 
 class IndexEmitter(levels.Levels[Level, Value]):
@@ -140,11 +145,17 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     # ---- variables ----
 
-    def bind_lanes(self, loop: Loop, base: str) -> None:
-        """Let a lanes loop's variable be base + 0 … step − 1 in the innermost level."""
-        for atom, first in ((loop.variable, base), (loop.lane, "0")):
+    def bind_lanes(self, loop: Loop, base: str, even: bool) -> None:
+        """Let a lanes loop's variable be base + 0 … step − 1 in the innermost level.
+
+        even: only whole vectors are between the loop's start and the base.
+        """
+        x, step = loop.variable, loop.step
+        number = Atom("var", f"{x.name}.vectors", 0, (x.high - low(loop.start)) // step)
+        first = loop.start + number.index * step if even else None
+        for atom, lanes in ((x, Lanes(base, step, first)), (loop.lane, Lanes("0", step, 0))):
             if atom is not None:
-                self.vectors[atom] = Lanes(first, loop.step)
+                self.vectors[atom] = lanes
                 self.bound(atom)
 
     def width(self) -> int:
@@ -253,8 +264,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
     def first_lanes(self, count: str, width: int) -> str:
         """The mask of as many lanes as an i64 from 0 to `width` says."""
         if is_number(count):
-            bits = ", ".join(f"i1 {'true' if i < int(count) else 'false'}" for i in range(width))
-            return f"<{bits}>"
+            return values.flags([lane < int(count) for lane in range(width)])
         here = self.builder()
         short = Value(here.line(f"trunc i64 {count} to i32"), dtypes.int32, 1)
         numbers = values.broadcast(here, short, width)
@@ -360,6 +370,18 @@ class IndexEmitter(levels.Levels[Level, Value]):
         """The stride of an index along the vector in scope; None where it has no constant one."""
         return stride(x, self.vectors)
 
+    def at_lanes(self, x: Integer) -> list[Integer]:
+        """An index in each of the lanes in scope, in other variables; empty where it is unknown."""
+        found = [(atom, lanes.first) for atom, lanes in self.vectors.items()]
+        known = [(atom, first) for atom, first in found if first is not None]
+        if len(known) < len(found) or expr.values_in(x):
+            return []
+        x = substitute(x, self.constants)
+        return [
+            substitute(x, {atom: first + lane for atom, first in known})
+            for lane in range(self.width())
+        ]
+
     def at_base(self, x: Integer) -> Integer:
         """An index at lane 0 of the vector in scope, in terms of names that `scalar` knows."""
         changed: dict[Atom, Integer] = {}
@@ -410,6 +432,10 @@ class IndexEmitter(levels.Levels[Level, Value]):
                 return values.constant(int(text) >= 0, dtypes.bool)
             return Value(here.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
         width = self.width()
+        if self.lane_stride(x) is None:  # as whether a lane is an even one
+            at = self.at_lanes(x)
+            if at and all(low(one) >= 0 or high(one) < 0 for one in at):
+                return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, width)
         number = self.vector(x, width)
         zero = values.literal(0, values.register_type(number.dtype), width)
         return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
@@ -422,6 +448,10 @@ class IndexEmitter(levels.Levels[Level, Value]):
     def _and(self, a: Value, b: Value) -> Value:
         here, width = self.builder(), max(a.lanes, b.lanes)
         a, b = (values.broadcast(here, x, width) for x in (a, b))
+        one, other = (values.known_flags(x.text, width) for x in (a, b))
+        if one is not None and other is not None:
+            both = zip(one, other, strict=True)
+            return Value(values.flags(x and y for x, y in both), dtypes.bool, width)
         return Value(here.line(f"and {a.typed}, {b.text}"), dtypes.bool, width)
 
     def both(self, mask: str | None, guard: Value | None, width: int) -> str | None:

@@ -7,8 +7,10 @@ Each of the eight holds 16 rows of 64 bytes: 16 × 16 float32, or as many words 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import substitute
+from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Matrix, MatrixProduct, Nest, Store
 from minigrad.render import llvm_values as values
@@ -17,7 +19,7 @@ from minigrad.render.llvm_values import Value, memory_type, vector_type
 from minigrad.schedule.expr import Array, Expr
 
 CACHE_LINE = 64  # bytes
-MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles are faster with than a gather
+MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
 
 
 class MemoryEmitter(IndexEmitter):
@@ -151,31 +153,31 @@ class MemoryEmitter(IndexEmitter):
         """What memory holds where a LOAD looks, as a value of the memory's type."""
         array, index, guard_conditions = e.array, e.index, e.guard
         here = self.builder()
-        guard = self.guard(guard_conditions)
         kind = vector_type(memory_type(array.dtype), lanes)
         size = array.dtype.itemsize
         if lanes == 1:
-            pointer = self.pointer(array, index)
+            pointer, guard = self.pointer(array, index), self.guard(guard_conditions)
             if guard is not None:
                 pointer = here.line(f"select i1 {guard.text}, ptr {pointer}, ptr @zeros")
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        mask = self.both(self.mask(), guard, lanes)
-        if self.lane_stride(index) == 1:
-            pointer = self.pointer(array, self.at_base(index))
-            if mask is None:
-                text = here.line(f"load {kind}, ptr {pointer}, align {size}")
-            else:
-                text = self._masked_load(kind, pointer, size, lanes, mask)
-        elif mask is None and self._interleaved(array, known := substitute(index, self.constants)):
-            text = self._picked(array, known, lanes)
-        elif mask is None and (found := self._nearby(array, known, lanes)) is not None:
-            first, places = found
-            pointer = self.pointer(array, self.at_base(first))
-            text = self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
-            text = self.builder().shuffle(kind, text, places)
-        else:
-            text = self._gather(kind, array, index, lanes, size, mask)
-        return text
+        alike = [c for c in guard_conditions if self.vectors.keys().isdisjoint(variables(c))]
+        common = self.guard(tuple(alike))  # of all lanes
+        own = self.guard(tuple(c for c in guard_conditions if c not in alike))
+        mask = self.both(self.mask(), own, lanes)
+        if self.lane_stride(index) != 1:
+            counting = values.known_flags(mask, lanes)
+            if counting is not None:
+                known = substitute(index, self.constants)
+                text = self._picked(array, known, counting, common, own is not None)
+                if text is not None:
+                    return text
+        mask = self.both(mask, common, lanes)
+        if self.lane_stride(index) != 1:
+            return self._gather(kind, array, index, lanes, size, mask)
+        pointer = self.pointer(array, self.at_base(index))
+        if mask is None:
+            return here.line(f"load {kind}, ptr {pointer}, align {size}")
+        return self._masked_load(kind, pointer, size, lanes, mask)
 
     def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
         """Neighbours in memory, and zero where a mask says so."""
@@ -194,57 +196,102 @@ class MemoryEmitter(IndexEmitter):
             f"<{lanes} x i1> {mask or 'splat (i1 true)'}", f"{kind} zeroinitializer",
         ])  # fmt: skip
 
-    def _nearby(
-        self, array: Array, index: Integer, lanes: int
-    ) -> tuple[Integer, list[int]] | None:
-        """Where a vector in memory begins that has all lanes' elements, and their places in it."""
-        ((atom, vector), *others) = self.vectors.items()
-        if others or vector.base != "0":
-            return None
-        first = substitute(index, {atom: 0})
-        # neighbours that are read in turn are so from the same vector
-        first = first - (first if isinstance(first, int) else first.constant) % lanes
-        places = [substitute(index, {atom: lane}) - first for lane in range(lanes)]
-        known = [place for place in places if isinstance(place, int) and 0 <= place < lanes]
-        inside = low(first) >= 0 and high(first) + lanes <= array.size
-        return (first, known) if len(known) == lanes and inside else None
+    def _places(self, index: Integer) -> list[int]:
+        """How far each lane's element is from the first one's; empty where that is unknown."""
+        step = self.lane_stride(index)
+        if step is not None:
+            return [lane * step for lane in range(self.width())]
+        at = self.at_lanes(index)
+        apart = [one - at[0] for one in at]
+        known = [one for one in apart if isinstance(one, int)]
+        return known if len(known) == len(at) else []
 
-    def _interleaved(self, array: Array, index: Integer) -> bool:
-        """Whether lanes are a few elements apart, and all that lies between is in the array."""
-        stride = self.lane_stride(index)
-        if isinstance(index, int) or stride is None or not 2 <= stride <= MOST_INTERLEAVED:
-            return False
-        first = index.constant % stride
-        return low(index) >= first and high(index) - first + stride <= array.size
+    def _picked(
+        self, array: Array, index: Integer, counting: Sequence[bool], common: Value | None,
+        guarded: bool,
+    ) -> str | None:  # fmt: skip
+        """Elements picked from the few vectors in memory that they lie in: gathers take far longer.
 
-    def _picked(self, array: Array, index: Integer, lanes: int) -> str:
-        """Every so many-th element, picked from whole vectors: gathers take far longer.
-
-        The others' loads are the same, and LLVM makes them one.
+        counting: which lanes may be read; guarded: the others are zeros. common: whether any may.
+        None where these vectors are not few. Other elements between them are picked from the same
+        ones, whose loads LLVM makes one.
         """
-        assert not isinstance(index, int)
-        stride, scalar = self.lane_stride(index), memory_type(array.dtype)
-        size = array.dtype.itemsize
-        assert stride is not None
-        first, width = index.constant % stride, min(lanes, CACHE_LINE // size)
-        pointer = self.pointer(array, self.at_base(index - first))
-        here = self.builder()
-        kind = vector_type(scalar, width)
-        pieces = []
-        for piece in range(0, lanes * stride, width * stride):
-            text = ""
-            for number in range(stride):
-                at = f"getelementptr {scalar}, ptr {pointer}, i64 {piece + number * width}"
-                loaded = here.line(f"load {kind}, ptr {here.line(at)}, align {size}")
-                places = [divmod(lane * stride + first, width) for lane in range(width)]
-                order = (
-                    width + place if vector == number
-                    else "poison" if vector > number else place if number == 1 else lane
-                    for lane, (vector, place) in enumerate(places)
-                )  # fmt: skip
-                text = here.shuffle(kind, text, order, loaded) if number else loaded
-            pieces.append(text)
-        return values.join_texts(self.builder(), pieces, scalar, width)
+        places, step = self._places(index), self.lane_stride(index)
+        width = min(len(places), CACHE_LINE // array.dtype.itemsize)
+        if not places:
+            return None
+        constant = index if isinstance(index, int) else index.constant
+        before = constant % max(width if step is None else step, 1)
+        if step is None and not 0 <= min(places) <= max(places) < width - before:
+            before = 0
+        parts = [range(lane, lane + width) for lane in range(0, len(places), width)]
+        begins = [_vectors([places[lane] for lane in part], before, width) for part in parts]
+        most = max(map(len, begins))
+        if most > MOST_VECTORS or step not in range(MOST_VECTORS + 1) and 2 * most > width:
+            return None
+        texts = [
+            self._part_picked(array, index, places, part, begin, counting, common)
+            for part, begin in zip(parts, begins, strict=True)
+        ]
+        scalar, lanes, here = memory_type(array.dtype), len(places), self.builder()
+        text, kind = values.join_texts(here, texts, scalar, width), vector_type(scalar, lanes)
+        if guarded:  # a vector may have what only a lane beside this one may read
+            mask = values.flags(counting)
+            text = here.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
+        return text
+
+    def _part_picked(
+        self, array: Array, index: Integer, places: Sequence[int], part: range,
+        begins: Sequence[int], counting: Sequence[bool], common: Value | None,
+    ) -> str:  # fmt: skip
+        """The same for some lanes; begins: of the vectors, counted from the first lane's place."""
+        width, scalar, whole = len(part), memory_type(array.dtype), common is None and all(counting)
+        vector = [sum(begin <= places[lane] for begin in begins) - 1 for lane in part]
+        place = [places[lane] - begins[n] for lane, n in zip(part, vector, strict=True)]
+        first, last = low(index) - min(places), high(index) - max(places)  # of lane 0, if all count
+        # An array that varies may end behind the last element, but for what is between neighbours.
+        loose = self.lane_stride(index) in range(1, MOST_VECTORS + 1)
+        loose = loose or all(lanes.base == "0" for lanes in self.vectors.values())
+
+        def there(begin: int, size: int) -> bool:
+            exact = begin >= min(places) and begin + size - 1 <= max(places)
+            inside = first + begin >= 0 and last + begin + size <= array.size
+            return whole and inside and (loose or exact)
+
+        size = width
+        if not there(begins[0], width) or not there(begins[-1], width):
+            size = max(1 << max(place).bit_length(), 2)
+        kind = vector_type(scalar, size)
+        text = ""
+        for number, begin in enumerate(begins):
+            pointer = self.pointer(array, self.at_base(index) + begin)
+            here = self.builder()
+            if common is not None:
+                pointer = here.line(f"select {common.typed}, ptr {pointer}, ptr @zeros")
+            if there(begin, size):
+                loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
+            else:
+                lanes = zip(part, vector, place, strict=True)
+                read = {at for lane, n, at in lanes if n == number and counting[lane]}
+                mask = values.flags(at in read for at in range(size))
+                loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
+            own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
+            loaded = here.shuffle(kind, loaded, own)
+            both = [lane + width * (n == number) for lane, n in enumerate(vector)]
+            text = here.shuffle(vector_type(scalar, width), text, both, loaded) if text else loaded
+        return text
+
+
+def _vectors(places: Iterable[int], before: int, width: int) -> list[int]:
+    """Where vectors begin, the first `before` the first place, that have all places."""
+    found: list[int] = []
+    for place in sorted(places):
+        if not found:
+            found = [place - before]
+        if place >= found[-1] + width:
+            near = place < found[-1] + 2 * width
+            found.append(found[-1] + width if near else place)
+    return found
 
 
 def alignment(store: Store, width: int) -> int:

@@ -83,6 +83,20 @@ def literal(value: int | float | bool, scalar: str, lanes: int = 1) -> str:
     return text if lanes == 1 else f"splat ({scalar} {text})"
 
 
+def flags(found: Iterable[bool]) -> str:
+    """A constant mask."""
+    return f"<{', '.join(f'i1 {str(bool(one)).lower()}' for one in found)}>"
+
+
+def known_flags(mask: str | None, lanes: int) -> list[bool] | None:
+    """Which lanes of a mask count; all without one, and None where it is computed."""
+    if mask is None:
+        return [True] * lanes
+    if not mask.startswith("<i1"):
+        return None
+    return [part.endswith("true") for part in mask.strip("<>").split(", ")]
+
+
 def constant(value: int | float | bool, dtype: DType, lanes: int = 1) -> Value:
     """A constant value."""
     return Value(literal(value, register_type(dtype), lanes), dtype, lanes)

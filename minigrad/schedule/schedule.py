@@ -223,9 +223,9 @@ class _Plan:
     def _order_results(self, across: bool, in_blocks: bool) -> None:
         """Let products be computed and lie in the order in which their results are needed.
 
-        What nobody reads, but who reads all of a result, is computed as the product it ends;
-        across: even where that means to store its columns as rows, unless it is one of attention's
-        (in_blocks: which may be there).
+        A copy of all of a result, or what is made of all and read by nobody, is computed as the
+        product it ends; across: even where that means to store its columns as rows, unless it is
+        one of attention's (in_blocks: which may be there).
         """
         blocks = Chains(self.stages.values(), self.slots, across and in_blocks).sinks
         readers: dict[Array, list[Node]] = {}
@@ -236,7 +236,8 @@ class _Plan:
             array, nodes = product.array, readers.get(product.array, ())
             found = [self.stages[node] for node in nodes]
             for node, stage in zip(nodes, found, strict=True):
-                ends = stage.op is None and (stage.array not in readers or stage.array.whole)
+                copied = node.op is Op.CONTIGUOUS or stage.array not in readers
+                ends = stage.op is None and copied
                 if ends:
                     self.stages[node] = in_order_of(stage, product, across and array not in blocks)
             products = all(stage.contraction is not None for stage in found)

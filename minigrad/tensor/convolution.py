@@ -36,6 +36,9 @@ MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
 # takes 0.2 … 0.5 of the time from 28 columns on, and as long as with channels last with 14; 5 × 5
 # twice as long backward.
 MOST_PLACES, LEAST_WIDTH = 9, 16
+# Channels of a group that fill a vector: then a group is an image of its own. Others are computed
+# several together, and lie beside each other.
+VECTOR = 16
 SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
 
 
@@ -82,17 +85,27 @@ class Convolution(Composed):
         ):
             result = wide._each_channel(weight, pairs, windows_of(2, kernel, steps, gaps))
             return result._channels_second(bias, dtype, batched)
-        padded = wide._channels_last(groups)._zeros_around(1, pairs)
-        windows = padded._windows(windows_of(1, kernel, steps, gaps))  # (b, *space′, g, c, *kernel)
-        places = range(1, 1 + spatial)
-        windows = windows.permute(
-            0, *places, *(d + spatial + 2 for d in places), spatial + 1, spatial + 2
-        )
+        if prod(kernel) == 1 < max(steps) and not any(map(any, pairs)):
+            # what is not skipped, side by side: rows of a product
+            kept = wide._windows(windows_of(2, kernel, steps, gaps))
+            wide, steps = kept.reshape(kept.shape[: 2 + spatial]).contiguous(), [1] * spatial
+        apart = groups > 1 and inner >= VECTOR
+        at = 2 + spatial if apart else 1 + spatial  # where those of the kernel come
+        padded = wide._channels_last(groups, apart)._zeros_around(at - spatial, pairs)
+        windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
+        places = range(3 + spatial, 3 + 2 * spatial)
+        windows = windows.permute(*range(at), *places, *range(at, 3 + spatial))
         factors = self._new(weight.node).cast(windows.dtype)
         factors = factors.reshape(groups, out // groups, inner, *kernel)
-        factors = factors.permute(*(d + 2 for d in places), 0, 2, 1)  # (*kernel, g, c, o)
-        axes = (*(d + spatial for d in places), 2 * spatial + 2)
+        if apart:  # of (b, g, *space′, *kernel, c, o)
+            factors = factors.permute(0, *range(3, 3 + spatial), 2, 1)
+            factors = factors.reshape(groups, *(1 for _ in kernel), *factors.shape[1:])
+        else:  # of (b, *space′, *kernel, g, c, o)
+            factors = factors.permute(*range(3, 3 + spatial), 0, 2, 1)
+        axes = (*range(at, at + spatial), 2 * spatial + 2)
         result = (windows.unsqueeze(-1) * factors).sum(axes, dtype=windows.dtype)
+        if apart:
+            result = result.permute(0, *range(2, 2 + spatial), 1, 2 + spatial)
         return result._channels_second(bias, dtype, batched)
 
     def conv_transpose2d(
@@ -149,12 +162,13 @@ class Convolution(Composed):
             )
         return (self, True) if self.ndim == weight.ndim else (self.unsqueeze(0), False)
 
-    def _channels_last(self, groups: int) -> Self:
-        """(b, groups·c, *space) → (b, *space, groups, c)."""
+    def _channels_last(self, groups: int, apart: bool = False) -> Self:
+        """(b, groups·c, *space) → (b, *space, groups, c), or apart: (b, groups, *space, c)."""
         batch, channels, *space = self.shape
         assert isinstance(channels, int)
         x = self.reshape(batch, groups, channels // groups, *space)
-        return x.permute(0, *range(3, x.ndim), 1, 2)
+        order = (1, *range(3, x.ndim)) if apart else (*range(3, x.ndim), 1)
+        return x.permute(0, *order, 2)
 
     def _each_channel(self, weight: Core, pairs: Pairs, windows: Sequence[Window]) -> Self:
         """(b, groups, *space) with a weight (groups, 1, *kernel) → (b, *space′, groups, 1)."""

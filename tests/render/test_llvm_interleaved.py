@@ -6,23 +6,27 @@ tests/runtimes/test_guard.py and the property tests run such views at the end of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from property.compare import EXACT, difference
 from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import Build, Inputs, add, ew, graph_of
 
+from minigrad import Tensor
 from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
+from minigrad.graph.shapes import numel
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
-from minigrad.render.llvm_memory import MOST_INTERLEAVED
+from minigrad.render.llvm_memory import MOST_VECTORS
 from minigrad.runtimes.reference import evaluate, numpy_dtype
 
 ROWS = 203  # no whole number of vectors
-STRIDES = range(2, MOST_INTERLEAVED + 2)
+STRIDES = range(2, MOST_VECTORS + 2)
 
 
 def neighbours(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Build:
@@ -85,7 +89,7 @@ def test_no_gathers() -> None:
     """Only what is left over at the end is gathered, under a mask."""
     assert "gather" not in text_of(neighbours(3, rows=256))
     assert "gather" not in text_of(largest(3, rows=256))  # the loop over a row is written out
-    assert "gather" in text_of(neighbours(MOST_INTERLEAVED + 1, rows=256))
+    assert "gather" in text_of(neighbours(MOST_VECTORS + 1, rows=256))
 
 
 def test_what_may_not_be_read_is_not() -> None:
@@ -105,3 +109,96 @@ def test_what_may_not_be_read_is_not() -> None:
     for machine in MACHINES:
         (got,) = run(graph, values, machine, 1, True)
         assert difference(got, expected, EXACT, (), 1) is None
+
+
+def in_turn(x: Node, times: int) -> Node:
+    """Arrays of a row each, whose elements come in turn."""
+    rows, width = x.shape[0], numel(x.shape[1:]) // times
+    parts = g.permute(g.reshape(x, (rows, times, width)), (0, 2, 1))
+    return g.reshape(parts, (rows, width * times))
+
+
+def repeated(x: Node, times: int) -> Node:
+    """Each element `times` times."""
+    rows, width = x.shape
+    wide = g.expand(g.reshape(x, (rows, width, 1)), (rows, width, times))
+    return g.reshape(wide, (rows, numel((width,)) * times))
+
+
+def spread(x: Node, times: int) -> Node:
+    """Zeros between elements."""
+    rows, width = x.shape
+    wide = g.pad(g.reshape(x, (rows, width, 1)), [(0, 0), (0, 0), (1, times - 2)])
+    return g.reshape(wide, (rows, numel((width,)) * times))
+
+
+def backwards(x: Node, times: int) -> Node:
+    """The last element first, and of all only each so many-th."""
+    rows, width = x.shape
+    some = g.reshape(g.flip(x, (1,)), (rows, numel((width,)) // times, times))
+    return g.reshape(g.shrink(some, ((0, rows), (0, some.shape[1]), (0, 1))), (rows, some.shape[1]))
+
+
+FEW_VECTORS = [in_turn, repeated, spread, backwards]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype, width, times", [
+    (dtypes.float32, 56, 2), (dtypes.float32, 111, 3), (dtypes.int8, 320, 5),
+])  # fmt: skip
+@pytest.mark.parametrize("make", FEW_VECTORS)
+def test_elements_of_a_few_vectors(
+    make: Callable[[Node, int], Node], dtype: DType, width: int, times: int, machine: str
+) -> None:
+    """In whole vectors, and in what is left of a row."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = make(inputs(3, width, dtype=dtype), times)
+        return [add(x, x)]
+
+    graph, _ = graph_of(build)
+    values = {0: (np.arange(3 * width) * 37 % 61).reshape(3, width).astype(numpy_dtype(dtype))}
+    (expected,) = evaluate(graph.roots, values, {})
+    (got,) = run(graph, values, machine, 1, True)
+    assert difference(got, expected, EXACT, (), 1) is None
+
+
+@pytest.mark.parametrize("make", FEW_VECTORS)
+def test_a_few_vectors_are_not_gathered(make: Callable[[Node, int], Node]) -> None:
+    text = text_of(lambda inputs: [add(make(inputs(16, 56), 2), 1.0)])
+    assert "shufflevector" in text
+    assert "gather" not in text
+
+
+def convolved(
+    channels: int, groups: int, size: int, of: str = "input", stride: int = 2
+) -> str:
+    """The IR of what stores a convolution of images of 64 × 64, or its gradient."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        shapes = (4, channels, 64, 64), (channels, channels // groups, size, size)
+        x, w = (Tensor._of(inputs(*shape)) for shape in shapes)
+        y = x.conv2d(w, stride=stride, padding=size // 2, groups=groups)
+        if of == "result":
+            return [y.node]
+        return [y.gradient(x, gradient=Tensor._of(inputs(*y.shape)))[0].node]
+
+    return render(lower(schedule_of(graph_of(build)[0], GOLDEN).kernels[-1], GOLDEN))
+
+
+@pytest.mark.parametrize("groups, size", [(32, 3), (32, 5), (1, 3), (1, 1)])
+def test_gradients_of_strided_convolutions_are_not_gathered(groups: int, size: int) -> None:
+    """Rows and columns that come from several sums in turn, or between which there are zeros."""
+    assert "gather" not in convolved(32, groups, size)
+
+
+def test_skipped_pixels_are_not_gathered() -> None:
+    assert "gather" not in convolved(32, 1, 1, "result")
+
+
+@pytest.mark.parametrize("of", ["result", "input"])
+def test_columns_of_several_groups_fill_a_vector(of: str) -> None:
+    """Where a group has but four, although its results lie apart."""
+    text = convolved(32, 8, 3, of, stride=1)
+    assert "fadd contract <16 x float>" in text
+    assert "fadd contract <4 x float>" not in text
