@@ -189,17 +189,14 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def scalar(self, x: Integer) -> str:
         """A sum without vector variables, as i64 text."""
+        return self._sum(x)[0]
+
+    def _sum(self, x: Integer) -> tuple[str, int]:
+        """The same, and its level."""
         dynamic, offset, level = self._parts(x)
         if dynamic is None:
-            return str(offset)
-        if offset == 0:
-            return dynamic
-        with self.at(level):
-            key = ("offset", dynamic, offset)
-            if key not in self.memo:
-                text = self.builder().line(f"add i64 {dynamic}, {offset}")
-                self.remember(key, Value(text, dtypes.int64, 1), level)
-            return self.memo[key][0].text
+            return str(offset), level
+        return self._binary("add", dynamic, str(offset), level) if offset else (dynamic, level)
 
     def _parts(self, x: Integer) -> tuple[str | None, int, int]:
         """(text of the part that is not constant, constant part, level of the former)."""
@@ -222,19 +219,26 @@ class IndexEmitter(levels.Levels[Level, Value]):
         if not terms:
             return None, offset, 0
         terms.sort(key=lambda term: term[0])
-        total: str | None = None
+        total, height = "", 0
         for level, text, factor in terms:
-            product = text if factor == 1 else self._binary("mul", text, str(factor), level)
-            total = product if total is None else self._binary("add", total, product, level)
-        return total, offset, terms[-1][0]
+            if factor != 1:
+                text, level = self._binary("mul", text, str(factor), level)
+            height = max(height, level)
+            if total:
+                total, height = self._binary("add", total, text, height)
+            else:
+                total = text
+        return total, offset, height
 
-    def _binary(self, name: str, left: str, right: str, level: int) -> str:
+    def _binary(self, name: str, left: str, right: str, level: int) -> tuple[str, int]:
+        """The result and its level: further in, if somebody has it there already."""
         key = (name, left, right)
         if key not in self.memo:
             with self.at(level):
                 text = self.builder().line(f"{name} i64 {left}, {right}")
             self.remember(key, Value(text, dtypes.int64, 1), level)
-        return self.memo[key][0].text
+        known, level = self.memo[key]
+        return known.text, level
 
     def minimum(self, a: str, b: str) -> str:
         """The smaller of two i64."""
@@ -289,8 +293,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
                     self.remember(key, wide, level)
             return self.memo[key][0].text, level
         assert atom.inner is not None
-        inner = self.scalar(atom.inner)
-        level = self.level_of_index(atom.inner)
+        inner, level = self._sum(atom.inner)
         if is_number(inner):
             number = int(inner)
             result = number // atom.divisor if atom.kind == "div" else number % atom.divisor
@@ -300,7 +303,8 @@ class IndexEmitter(levels.Levels[Level, Value]):
             with self.at(level):
                 divided = self._divide(Value(inner, dtypes.int64, 1), atom)
             self.remember(known, divided, level)
-        return self.memo[known][0].text, level
+        divided, level = self.memo[known]  # further in, if somebody has it there already
+        return divided.text, level
 
     def _divide(self, x: Value, atom: Atom) -> Value:
         """Floor division or remainder by a positive constant."""

@@ -251,7 +251,8 @@ class MemoryEmitter(IndexEmitter):
         first, last = low(index) - min(places), high(index) - max(places)  # of lane 0, if all count
         # An array that varies may end behind the last element, but for what is between neighbours.
         loose = self.lane_stride(index) in range(1, MOST_VECTORS + 1)
-        loose = loose or all(lanes.base == "0" for lanes in self.vectors.values())
+        alone = all(lanes.base == "0" for lanes in self.vectors.values())
+        loose = loose or alone and not self.nest.symbols
 
         def there(begin: int, size: int) -> bool:
             exact = begin >= min(places) and begin + size - 1 <= max(places)

@@ -411,3 +411,15 @@ def test_copies_of_waiting_writes(on_device, copy):
     before = copy(x)
     x.set_data([7, 8, 9])
     assert before.tolist() == [3, 5, 7]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3), (2, 3, 4), (3, 2, 5), (4, 3, 6)])
+def test_a_product_of_a_view_that_no_strides_describe(
+    on_device: str, shape: tuple[int, int, int]
+) -> None:
+    draw = np.random.default_rng(0).standard_normal
+    x, weight = draw(shape).astype(np.float32), draw((shape[1], 2)).astype(np.float32)
+    turned = Tensor(x).permute(2, 1, 0).reshape(shape)
+    found = turned.transpose(1, 2) @ Tensor(weight).T.reshape(weight.shape)
+    wanted = x.transpose(2, 1, 0).reshape(shape).swapaxes(1, 2) @ weight.T.reshape(weight.shape)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-6)
