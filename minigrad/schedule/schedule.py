@@ -10,7 +10,7 @@ from typing import Any
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, is_symbolic, make, topological
-from minigrad.graph.operations import ELEMENTWISE, Op
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule.attention_fusion import Chains
@@ -114,12 +114,15 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
     """Every root a node of its own, and none a BUFFER, so that each has one array to go to.
 
-    What is a RESHAPE is in memory as its source is.
+    A RESHAPE of what is an array of its own anyway is in memory as that is.
     """
     result: list[Node] = []
     for root in roots:
-        while root.op is Op.RESHAPE and not is_symbolic((*root.shape, *root.src[0].shape)):
-            root = root.src[0]
+        inner = root
+        while inner.op is Op.RESHAPE and not is_symbolic((*inner.shape, *inner.src[0].shape)):
+            inner = inner.src[0]
+        if inner.op in REDUCTIONS or inner.op in SCANS or inner.op in SCATTERS:
+            root = inner
         while root.op is Op.BUFFER or root in result:
             root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), None, root.device)
         result.append(root)
