@@ -95,7 +95,10 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 
     fuse: let stages share kernels. Which ones do depends on the target.
     """
-    roots = with_parts(_distinct_roots(roots))
+    distinct = _distinct_roots(roots)
+    pairs = zip(distinct, roots, strict=True)
+    asked = {found: root for found, root in pairs if root.op is Op.RESHAPE}
+    roots = with_parts(distinct)
     recomputed: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
@@ -107,7 +110,7 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
             continue
         unsafe = plan.order_in_place_writes() - deferred
         if not unsafe:
-            return plan.finish()
+            return plan.finish(asked)
         deferred |= unsafe
 
 
@@ -295,8 +298,8 @@ class _Plan:
                     writer.needs.add(reader)
         return frozenset(unsafe)
 
-    def finish(self) -> Schedule:
-        """The kernels in order, and the arena."""
+    def finish(self, asked: Mapping[Node, Node]) -> Schedule:
+        """The kernels in order, and the arena. asked: roots, by what is computed in their place."""
         kernels = []
         stored = {member: self._stored(member) for member in self.clusters}
         for member in self._order(stored):
@@ -308,7 +311,7 @@ class _Plan:
             kernels.append(Kernel(member.kind, stages, rows, stored[member], numbers, sums))
         slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
-        nodes = {array: node for node, array in self.arrays.items()}
+        nodes = {array: asked.get(node, node) for node, array in self.arrays.items()}
         return Schedule(tuple(kernels), slots, tuple(held_between(kernels, slots)), nodes)
 
     def _stored(self, member: Cluster) -> frozenset[Array]:
