@@ -21,7 +21,7 @@ EXTRAS = {
     # GPT-2's tokens, and tokens learned from a text
     "tokens": ["tiktoken>=0.7", "tokenizers>=0.20"],
     # a server of OpenAI's protocol
-    "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+    "serve": ["starlette>=0.40", "uvicorn>=0.30", "httptools>=0.6"],
     # PoCL, OpenCL on the CPU, where the system has no OpenCL platform of its own
     "opencl": ["pyopencl[pocl]>=2024.1"],
     # ranks as processes, on one machine or several; mpich brings `mpiexec`
