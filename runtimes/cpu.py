@@ -201,7 +201,7 @@ class CpuProgram:
             return
         held, taken = self._memory(variables) if self._held else NOTHING
         try:
-            addresses = [buffer.handle or buffer.memory for buffer in buffers]
+            addresses = [buffer.memory for buffer in buffers]
             words = [
                 addresses[where] if kind == "slot"
                 else held[where] if kind == "held"
