@@ -127,6 +127,7 @@ class CPU(Runtime):
         return Sequential(calls, arguments)
 
 
+# What `CpuProgram._memory` gives where nothing is held: most eager operations do not ask it.
 NOTHING: tuple[list[int], list[tuple[int, int]]] = ([], [])
 
 
@@ -299,7 +300,6 @@ class GuardedProgram(CpuProgram):
 
     def _walk(self) -> None:
         """One by one, with scratch areas of each kernel's size."""
-        base = ctypes.addressof(self._table)
         for number, kernel in enumerate(self.kernels):
-            place = base + number * ctypes.sizeof(Launch)
+            place = self._base + number * ctypes.sizeof(Launch)
             self._run(place, 1, kernel.code.scratch_bytes)
