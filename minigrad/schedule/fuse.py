@@ -350,10 +350,10 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
         return False
     if any(not isinstance(a.extent, int) for s in (stage, stages[0]) for a in s.axes[1:]):
         return False
-    made = {member.array for member in stages}
+    made = {member.array: member for member in stages}
     own = flatten([axis.index for axis in stage.axes], [axis.extent for axis in stage.axes])
     return all(
-        load.index == own and not load.guard
+        load.index == own and not load.guard and row_major(made[load.array])
         for load in expr.loads(stage.body)
         if load.array in made
     )

@@ -39,7 +39,7 @@ def _step(random_: random.Random, x: Node, nodes: list[Node]) -> Node | None:
     axis = random_.randrange(x.ndim)
     kind = random_.choice(
         ["unary", "binary", "binary", "reduce", "reduce", "move", "move", "product", "softmax",
-         "where", "gather", "scatter", "repeat"]
+         "where", "gather", "scatter", "repeat", "lie"]
     )  # fmt: skip
     same = random_.choice([node for node in nodes if node.shape == x.shape])
     if kind == "unary":
@@ -65,6 +65,8 @@ def _step(random_: random.Random, x: Node, nodes: list[Node]) -> Node | None:
         if other.shape[0] != x.shape[1]:
             other = transpose(x)
         return mul(product(x, other), numel([x.shape[1]]) ** -0.5)
+    if kind == "lie":  # as it is in memory, moved or not
+        return g.contiguous(_move(random_, x, axis) if random_.random() < 0.8 else x)
     if kind == "move":
         return _move(random_, x, axis)
     if kind in ("gather", "scatter"):

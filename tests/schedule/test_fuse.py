@@ -190,6 +190,17 @@ def test_random_graphs_run(batch: int) -> None:
         compare(random_program(seed), {}, f"seed {seed}")
 
 
+def test_what_lies_across_a_product_is_not_read_as_it_is_computed() -> None:
+    """A transposed copy has the axes of its product; a reader's first element is elsewhere."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w, bias = inputs(6, 2), inputs(2, 4), inputs(4, 1)
+        across = g.contiguous(transpose(product(x, w)))
+        return [add(across, g.expand(bias, across.shape))]
+
+    compare(build, {}, "a transposed copy and what is added to it")
+
+
 def compare(build: Build, in_place: dict[int, int], what: str) -> None:
     """Run a program fused and unfused on this machine, and compare with the reference."""
     graph, inputs = graph_of(build, in_place)
