@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from minigrad.errors import DeviceError
 from minigrad.models.errors import InputError
+from minigrad.models.interrupt import heard
 
 
 class RankError(DeviceError):
@@ -30,11 +31,15 @@ def told(rank: int, error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Sign:
-    """A sign of life: what a rank does, for how many seconds, and after how many exchanges."""
+    """A sign of life: what a rank does, for how many seconds, and after how many exchanges.
+
+    asked: the signal that told it to end, if any.
+    """
 
     state: str  # "computing", "waiting" (for an exchange), "ended"
     seconds: float
     exchanges: int
+    asked: int = 0
 
 
 class Clock:
@@ -67,7 +72,7 @@ class Activity:
 
     def sign(self) -> Sign:
         """Of now."""
-        return Sign(self.state, self.clock.seconds - self.since, self.exchanges)
+        return Sign(self.state, self.clock.seconds - self.since, self.exchanges, heard())
 
 
 def culprit(signs: Mapping[int, Sign], silence: Mapping[int, float], patience: float) -> str | None:

@@ -24,7 +24,7 @@ from typing import Any
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
 from minigrad.graph.sharding import mark
 from minigrad.models.errors import InputError
-from minigrad.models.interrupt import Stopped
+from minigrad.models.interrupt import EndedAtOnce, Stopped
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.mesh_device import MeshRuntime, world
 from minigrad.models.parallel.pieces import Piece
@@ -310,7 +310,8 @@ def ending_all() -> Iterator[None]:
         yield
     except BaseException as error:
         library = mpi.library(float(flag("PATIENCE")))
-        if isinstance(error, Stopped) and not is_first():
+        agreed_upon = isinstance(error, Stopped) and not isinstance(error, EndedAtOnce)
+        if agreed_upon and not is_first():
             return  # the first process tells, and ends all
         if library is not None:
             status = error.code if isinstance(error, SystemExit) else 1

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from minigrad.collective import Addition
 from minigrad.errors import MinigradError
+from minigrad.models.interrupt import pass_on
 from minigrad.models.parallel import witness
 from minigrad.models.parallel.arrival import launcher, waiting_for_all
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
@@ -229,7 +230,8 @@ def abort(mpi: Any, error: BaseException, status: int = 1) -> NoReturn:
 class Watch:
     """A thread of each rank that gives signs of life, and ends the program where one hangs.
 
-    Signs go to rank 0, which judges; rank 0's go to all others, which judge rank 0 only.
+    Signs go to rank 0, which judges, and hears who was told to end; rank 0's go to all others, which
+    judge rank 0 only.
     """
 
     TAG = 1
@@ -271,6 +273,8 @@ class Watch:
             while self.communicator.iprobe(other, self.TAG):
                 self.signs[other] = self.communicator.recv(source=other, tag=self.TAG)
                 self.heard[other] = self.clock.seconds
+                if self.rank == 0 and self.signs[other].asked:
+                    pass_on(self.signs[other].asked)
 
     def _judge(self) -> str | None:
         now = self.clock.seconds

@@ -8,7 +8,10 @@ import sys
 import threading
 
 from minigrad import Tensor
+from minigrad.models.interrupt import EndedAtOnce
 from minigrad.models.parallel import Rank, all_reduce, arrival, run
+from minigrad.models.parallel.layouts import ending_all
+from minigrad.models.parallel.mesh_device import world
 
 
 def fail(way: str) -> None:
@@ -36,7 +39,17 @@ def program(rank: Rank, way: str, faulty: int) -> float:
     return total
 
 
+def end_at_once(faulty: int) -> None:
+    """Ranks of a mesh, one of which was told twice to end."""
+    with ending_all():
+        if (ranks := world()) is not None and ranks.rank == faulty:
+            raise EndedAtOnce(signal.SIGTERM, "ended at once")
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "stop early" and arrival.rank_of(os.getpid()) == int(sys.argv[2]):
         fail("stop")
-    run(lambda rank: program(rank, sys.argv[1], int(sys.argv[2])), 3, patience=2.0)
+    if sys.argv[1] == "at once":
+        end_at_once(int(sys.argv[2]))
+    else:
+        run(lambda rank: program(rank, sys.argv[1], int(sys.argv[2])), 3, patience=2.0)

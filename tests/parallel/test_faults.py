@@ -236,6 +236,19 @@ def test_a_process_that_is_stopped_before_mpi_joins_it_ends_all(faulty: int) -> 
     assert re.search(rf"rank {faulty} hangs: its process was stopped before it had begun", said)
 
 
+@pytest.mark.parametrize("layout", ["--dp 2 --sp 2", "--dp 2 --tp 2 --zero 3"])
+def test_all_end_after_this_step_where_one_is_told_to(layout: str, tmp_path: Path) -> None:
+    from . import kills  # which needs this module
+
+    said = kills.one("told to end", layout, 2, None, tmp_path)
+    assert "stopped after step" in said and "checkpoint whole, 0 steps again" in said, said
+
+
+def test_who_ends_at_once_ends_all() -> None:
+    status, said = end_of("at once", 2)
+    assert status != 0 and "ended at once; all 3 ranks are stopped" in said, said
+
+
 def test_fewer_ranks_go_on_after_a_loss(tmp_path: Path) -> None:
     """From the parts that each rank wrote, with the losses that all had after they were written."""
     from . import kills  # which needs this module
