@@ -230,8 +230,8 @@ def abort(mpi: Any, error: BaseException, status: int = 1) -> NoReturn:
 class Watch:
     """A thread of each rank that gives signs of life, and ends the program where one hangs.
 
-    Signs go to rank 0, which judges, and hears who was told to end; rank 0's go to all others, which
-    judge rank 0 only.
+    Signs go to rank 0, which judges, and hears who was told to end; rank 0's go to all others,
+    which judge rank 0 only.
     """
 
     TAG = 1
