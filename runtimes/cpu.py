@@ -147,6 +147,8 @@ class CpuProgram:
         })
         self._places: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
         self.sources = [source for one in plan.sources for source in one]
+        plain = all(kind == "slot" for kind, _ in self.sources)  # an eager operation's are
+        self._slots = [int(where) for _, where in self.sources] if plain else []
         starts = [0, *accumulate(map(len, plan.sources))]
         self.exchanges = Exchanges(device, self.pool)
         # of each kernel: address, iterations, iterations of a chunk, place of its first argument
@@ -202,8 +204,8 @@ class CpuProgram:
             return
         held, taken = self._memory(variables) if self._held else NOTHING
         try:
-            addresses = [buffer.memory for buffer in buffers]
-            words = [
+            addresses = [buffer.handle or buffer.memory for buffer in buffers]
+            words = [addresses[where] for where in self._slots] if self._slots else [
                 addresses[where] if kind == "slot"
                 else held[where] if kind == "held"
                 else where if kind == "number"

@@ -93,7 +93,7 @@ class Node(Numeric):
 
 # For what is done once for each node: to look up a member of an Enum takes Python 3.11 as long as a
 # call of a function.
-BUFFER, CONST, ASSIGN = Op.BUFFER, Op.CONST, Op.ASSIGN
+BUFFER, CONST, ASSIGN, WHERE = Op.BUFFER, Op.CONST, Op.ASSIGN, Op.WHERE
 
 ages = itertools.count()
 _interned: Interned[Node] = Interned()
@@ -140,7 +140,7 @@ def elementwise(op: Op, *src: Node) -> Node:
     for node in src:
         if node.shape != shape:
             raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
-    chooses = op is Op.WHERE
+    chooses = op is WHERE
     for node in src[1:] if chooses else src:
         if node.dtype is not dtype:
             raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")

@@ -441,7 +441,7 @@ class _Plan:
         for root in self.roots:
             if root.op is CONST:
                 del made[root]
-        kept = {*self.kept, *dict(self.lost)}
+        kept = {*self.kept, *dict(self.lost)} if self.kept or self.lost else ()
         for root, buffer in made.items():
             for holder in holders(root):
                 holder._point(buffer)
