@@ -126,8 +126,9 @@ def realize(
     """
     if order is None:
         order = needed(roots)
-    operations = _PREPARED.intersection(map(_OP, order))
-    if operations:
+    operations: Set[Op] = frozenset()
+    if not _PREPARED.isdisjoint(map(_OP, order)):
+        operations = _PREPARED.intersection(map(_OP, order))
         if Op.CAT in operations and recording.calls is None:
             roots = _with_joins(roots, order)
         if Op.CUSTOM in operations or Op.CAT in operations:
@@ -143,7 +144,7 @@ def realize(
     made: dict[Node, Node] = {}
     for group in by_device.values():
         known = order if len(group) == len(roots) else None
-        made.update(zip(group, _run([*group], checked, found, known), strict=True))
+        made |= zip(group, _run([*group], checked, found, known), strict=True)
     if failures is not None:
         failures += found
     elif found:

@@ -33,7 +33,7 @@ from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.schedule.schedule import place
-from minigrad.settings import flag
+from minigrad.settings import flag, thread
 from minigrad.target import Target
 
 MOST_PLACES = 64  # arenas that a program keeps planned, one for each of its sizes
@@ -74,7 +74,8 @@ class CPU(Runtime):
 
     def allocate(self, nbytes: int) -> int:
         """The address of memory: 64-byte aligned, or under GUARD right before a guard."""
-        return cpu_memory.allocate_exact(nbytes) if flag("GUARD") else cpu_memory.allocate(nbytes)
+        guards = thread.values["GUARD"]
+        return cpu_memory.allocate_exact(nbytes) if guards else cpu_memory.allocate(nbytes)
 
     def allocate_zeros(self, nbytes: int) -> int:
         """Like `allocate`, full of zeros."""
@@ -270,8 +271,8 @@ class CpuProgram:
         )  # fmt: skip
 
     def _walk(self) -> None:
-        base, level = self._base, flag("DEBUG")
-        if level < 1 and timeline.record is None:
+        base = self._base
+        if flag("DEBUG") < 1 and timeline.record is None:
             self._run(base, len(self.kernels), self.scratch_bytes)
             return
 
@@ -282,7 +283,7 @@ class CpuProgram:
         if timeline.record is not None:
             cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
         else:
-            cpu_report.run_timed(codes, run_one, level, self.pool.threads)
+            cpu_report.run_timed(codes, run_one, flag("DEBUG"), self.pool.threads)
 
 
 class GuardedProgram(CpuProgram):

@@ -26,7 +26,7 @@ from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, saved_graphs
 from minigrad.tensor.live_tensors import (
     Link,
-    alone,
+    by_node,
     clock,
     enter_alone,
     lazy_links,
@@ -95,8 +95,8 @@ _FILE_KEPT = """\
         else:
             result{n}.raw = node{n}
             result{n}._link = link = Link(result{n})
-            link.node_id = number = id(node{n})
-            alone[number] = link
+            link.node_id, link.device = id(node{n}), {device!r}
+            by_node[id(node{n})] = link
 """
 _FILE_FRESH = """\
         enter_alone(result{n}, node{n})
@@ -118,7 +118,7 @@ def straight(capture: Capture) -> Serve | None:
         "counters": GlobalCounters,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
         "written": capture.written, "gradients": [(of, g) for of, g, _ in capture.gradients],
-        "new": object.__new__, "Tensor": Tensor, "Link": Link, "alone": alone,
+        "new": object.__new__, "Tensor": Tensor, "Link": Link, "by_node": by_node,
         "enter_alone": enter_alone, "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
     text = [_HEAD]
@@ -130,7 +130,7 @@ def straight(capture: Capture) -> Serve | None:
         for which in ("first", "second") if kept else ():
             names[f"{which}{number}"] = _kept_node(capture, number)
         filed.append(_TENSOR.format(n=number, stopped=output.stopped))
-        filed.append((_FILE_KEPT if kept else _FILE_FRESH).format(n=number))
+        filed.append((_FILE_KEPT if kept else _FILE_FRESH).format(n=number, device=output.device))
     inputs = range(len(capture.inputs))
     for number, known in enumerate(capture.inputs):
         names[f"form{number}"] = form_of(known.dtype, known.shape, known.device)

@@ -37,9 +37,11 @@ def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
 
 def _common(name: str, nodes: Sequence[Node]) -> list[Node]:
     """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
-    first = nodes[0].shape, nodes[0].dtype, nodes[0].device
-    for node in nodes:
-        if (node.shape, node.dtype, node.device) != first:
+    first = nodes[0]
+    for node in nodes[1:]:
+        if node.dtype is not first.dtype or node.shape != first.shape:
+            break
+        if node.device != first.device:
             break
     else:
         return list(nodes)

@@ -75,9 +75,8 @@ class Holder:
 class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
-    device: where the node is, unless the link is in `alone`. filed: the age that a node made then
-    would have had. death: for one without a callback,
-    another that has one.
+    device: where the node is. filed: the age that a node made then would have had. death: for one
+    without a callback, another that has one.
     """
 
     __slots__ = ("node_id", "device", "filed", "death")
@@ -87,10 +86,9 @@ class Link(weakref.ref[Holder]):
     death: weakref.ref[Holder]
 
 
-# id of a node → id of a link → link. While a link is filed its tensor keeps the node alive, so an
-# id cannot be given to another node meanwhile.
-_by_node: dict[int, dict[int, Link]] = {}
-alone: dict[int, Link] = {}  # id of a node → link: results of replays, which are quick to file
+# id of a node → its link, or several by their ids. While a link is filed its tensor keeps the node
+# alive, so an id cannot be given to another node meanwhile.
+by_node: dict[int, Link | dict[int, Link]] = {}
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 # Those whose node is not a BUFFER yet, and views: what they show may change without them.
 _lazy: dict[int, Link] = {}
@@ -110,38 +108,52 @@ clock.lazies = 0
 
 def _file(holder: Holder, node: Node) -> None:
     number, link = id(node), holder._link
-    before = alone.pop(number, None)
-    other = before() if before is not None else None
-    if other is not None:
-        _file(other, node)
+    link.node_id, link.device = number, node.device
+    filed = by_node.setdefault(number, link)
+    if filed is not link:
+        _join(number, filed, link)
     if link.__callback__ is None:
         _mourn(holder)
-    link.node_id, link.device = number, node.device
-    filed = _by_node.get(number)
-    if filed is None:
-        _by_node[number] = {id(link): link}
-    else:
-        filed[id(link)] = link
     if node.op is not BUFFER or holder._origin is not None:
         _lazy[id(link)] = link
         link.filed = next(ages)
         clock.lazies += 1
-    elif filed is not None and _several(number):
+    elif filed is not link and _several(number):
         shared.add(number)
+
+
+def _join(number: int, filed: Link | dict[int, Link], link: Link) -> None:
+    """File a link with those that are there."""
+    if isinstance(filed, dict):
+        filed[id(link)] = link
+        by_node[number] = filed  # the last of the others may have gone meanwhile
+        return
+    other = filed()
+    by_node[number] = link if other is None else {id(filed): filed, id(link): link}
+    if other is not None and filed.__callback__ is None:
+        _mourn(other)
 
 
 def _unfile(link: Link) -> None:
     number = link.node_id
-    if alone.get(number) is link and alone.pop(number, None) is not None:
-        return
-    links = _by_node.get(number)
-    if links is not None:
-        links.pop(id(link), None)
-        if not links:
-            del _by_node[number]
+    filed = by_node.get(number)
+    if filed is link:
+        del by_node[number]
+    elif isinstance(filed, dict):
+        filed.pop(id(link), None)
+        if not filed:
+            del by_node[number]
         if number in shared and not _several(number):
             shared.discard(number)
     _lazy.pop(id(link), None)
+
+
+def _links(number: int) -> list[Link]:
+    """Those of a node, by its id."""
+    filed = by_node.get(number)
+    if filed is None:
+        return []
+    return [filed] if isinstance(filed, Link) else [*filed.values()]
 
 
 def _is_view(link: Link) -> bool:
@@ -151,7 +163,7 @@ def _is_view(link: Link) -> bool:
 
 def _several(number: int) -> bool:
     """Whether several tensors that are no views stand for a node."""
-    return sum(not _is_view(link) for link in _by_node.get(number, {}).values()) > 1
+    return sum(not _is_view(link) for link in _links(number)) > 1
 
 
 def _mourn(holder: Holder) -> None:
@@ -165,24 +177,22 @@ def enter_alone(holder: Holder, node: Node) -> None:
     """`holder._enter(node)` for a BUFFER node that nobody else can know."""
     holder.raw = node
     holder._link = link = Link(holder, _forget)
-    link.node_id = number = id(node)
-    alone[number] = link
+    link.node_id, link.device = id(node), node.device
+    by_node[id(node)] = link
 
 
 def stay_alone(node: Node) -> None:
     """Let tensors, one after the other, stand for a BUFFER node that nobody else can know.
 
-    Such a tensor is filed by `alone[id(node)] = link`, with a link that needs no callback: it makes
-    way for the next one, or goes with the node.
+    Such a tensor is filed by `by_node[id(node)] = link`, with a link that needs no callback: it
+    makes way for the next one, or goes with the node.
     """
-    weakref.finalize(node, alone.pop, id(node), None).atexit = False
+    weakref.finalize(node, by_node.pop, id(node), None).atexit = False
 
 
 def _forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
     if ending():  # modules are taken apart: their tables are gone
         return
-    if alone.get(link.node_id) is link and alone.pop(link.node_id, None) is not None:
-        return  # without the lock: where another thread files it elsewhere, one of the two sees it
     with lock:
         _unfile(link)
 
@@ -200,11 +210,11 @@ def _known(links: list[Link]) -> list[Link]:
 
 def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
-    links = _by_node.get(id(node))
-    if links is None:
-        link = alone.get(id(node))
-        return _alive([link]) if link is not None else []
-    return [holder for link in [*links.values()] if (holder := link()) is not None]
+    filed = by_node.get(id(node))
+    if isinstance(filed, Link):
+        holder = filed()
+        return [holder] if holder is not None else []
+    return _alive([*filed.values()]) if filed else []
 
 
 def wants_gradient(node: Node) -> bool:
@@ -214,17 +224,18 @@ def wants_gradient(node: Node) -> bool:
 
 def held_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a tensor stands: of a graph, few."""
-    return [node for node in nodes if id(node) in _by_node or id(node) in alone]
+    return [node for node in nodes if id(node) in by_node]
 
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
-    by_node, apart, found = _by_node, alone, []
+    look, found = by_node.get, []
     for node in nodes:
-        number = id(node)
-        filed = by_node.get(number)
-        for link in [apart.get(number)] if filed is None else list(filed.values()):
-            holder = None if link is None else link()
+        filed = look(id(node))
+        if filed is None:
+            continue
+        for link in (filed,) if isinstance(filed, Link) else [*filed.values()]:
+            holder = link()
             if holder is not None and holder._requires_grad:
                 found.append(node)
                 break
@@ -269,6 +280,4 @@ def abandon(unwanted: Callable[[Node], bool]) -> None:
 def all_holders() -> list[Holder]:
     """All live tensors (of this rank)."""
     with lock:
-        links = [link for several in list(_by_node.values()) for link in several.values()]
-        results = [h for h in _alive(list(alone.values())) if rank.knows(h.raw.device)]
-        return [*_alive(_known(links)), *results]
+        return _alive(_known([link for number in [*by_node] for link in _links(number)]))

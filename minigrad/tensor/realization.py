@@ -288,8 +288,9 @@ class _Plan:
         if self.parts:
             self.alone = {root: x for root, x in self.alone.items() if root not in self.parts}
             self.wholes = list(dict.fromkeys(map(_whole, self.parts.values())))
-        self.values = [*self.alone.values(), *self.wholes]
-        self.same = self.values == list(self.roots)  # whose order is known
+            values = [*self.alone.values(), *self.wholes]
+        self.values = values
+        self.same = values == list(self.roots)  # whose order is known
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""

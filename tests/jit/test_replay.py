@@ -12,7 +12,7 @@ import pytest
 
 from minigrad import Context, Tensor, jit
 from minigrad.errors import BoundsError, JitError
-from minigrad.tensor.live_tensors import alone, holders
+from minigrad.tensor.live_tensors import by_node, holders
 
 
 def captured(function, *inputs):
@@ -112,7 +112,7 @@ def test_a_result_is_found_by_whoever_looks_for_tensors(on_device):
 
 def test_results_outlive_their_capture(on_device):
     gc.collect()
-    before = set(alone)
+    before = set(by_node)
     step = captured(lambda x: x + 1, one(0))
     result = step(one(1))
     step.reset()
@@ -123,7 +123,7 @@ def test_results_outlive_their_capture(on_device):
     del result, step
     gc.collect()
     assert link() is None
-    assert set(alone) <= before
+    assert set(by_node) <= before
 
 
 FORK = """
