@@ -38,7 +38,7 @@ def unmerged(graph: Graph) -> Graph:
     roots = []
     for root, made in zip(graph.roots, fronted, strict=True):
         shape = _split(root.shape)
-        if _order(shape) and made.op is not Op.ASSIGN:
+        if _order(shape) and root.op is not Op.ASSIGN:
             made = _natural(build.contiguous(made), shape)
         roots.append(made)
     return replace(graph, roots=tuple(roots))

@@ -84,15 +84,17 @@ def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer
 
 
 def merge(
-    axes: tuple[Axis, ...], used: Sequence[Integer]
+    axes: tuple[Axis, ...], used: Sequence[Integer], known: bool = False
 ) -> tuple[tuple[Axis, ...], dict[Atom, Integer]]:
     """Join neighbouring axes that every index walks through as if they were one.
 
-    Gives the new axes, and the values of old variables in terms of the new ones.
+    known: what is joined must have extents that do not vary. Gives the new axes, and the values of
+    old variables in terms of the new ones.
     """
     runs: list[list[Axis]] = []
     for axis in reversed(axes):
-        if runs and _joins(axis, runs[0][0], used):
+        joins = runs and (isinstance(axis.extent, int) or not known)
+        if joins and _joins(axis, runs[0][0], used):
             runs[0].insert(0, axis)
         else:
             runs.insert(0, [axis])
@@ -119,10 +121,10 @@ def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
 
 
 def merge_groups(
-    groups: Sequence[tuple[Axis, ...]], used: Sequence[Integer]
+    groups: Sequence[tuple[Axis, ...]], used: Sequence[Integer], known: bool = False
 ) -> tuple[list[tuple[Axis, ...]], dict[Atom, Integer]]:
     """The same for several groups of axes."""
-    found = [merge(axes, used) for axes in groups]
+    found = [merge(axes, used, known) for axes in groups]
     values = {x: place for _, known in found for x, place in known.items()}
     return [axes for axes, _ in found], values
 

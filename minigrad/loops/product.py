@@ -102,7 +102,8 @@ def prepare(kernel: Kernel) -> Problem:
     )
     parts = stage.product
     assert parts is not None
-    (batch, m, n, k), values = merge_groups((parts.batch, parts.m, parts.n, parts.k), used)
+    groups = (parts.batch, parts.m, parts.n, parts.k)
+    (batch, m, n, k), values = merge_groups(groups, used, parts.shared)
     changed = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
     operands, terms = [parts.left, parts.right], None
     if parts.mask is not None:

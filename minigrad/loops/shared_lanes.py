@@ -45,8 +45,8 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
         if not few or not product.batch or product.mask is not None:
             return None
     found = prepare(kernel)
-    merged = (*found.parts.batch[-1:], *found.parts.m[-2:], *found.parts.n[-1:])
-    if any(not isinstance(axis.extent, int) for axis in merged):
+    last = (*found.parts.batch[-1:], *found.parts.m[-1:], *found.parts.n[-1:])
+    if any(not isinstance(axis.extent, int) for axis in last):
         return None
     problem = found if product.shared else _several_groups(found, target)
     if problem is None:
@@ -93,6 +93,8 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
     most = 12 if many else 6
     found: list[tuple[Axis, int]] = []
     for axis in reversed(parts.m[-2:]):
+        if not isinstance(axis.extent, int):
+            break
         size = _even(axis.count, most if found else 2 * most // 3)
         found.insert(0, (axis, size))
         most //= size

@@ -28,10 +28,14 @@ INDENT = "    "
 
 @dataclass(frozen=True)
 class Variable:
-    """A loop variable's or a symbol's name and C type."""
+    """A loop variable's or a symbol's name and C type.
+
+    level: the innermost one whose names are in it (the name may be a text of others).
+    """
 
     name: str
     kind: str
+    level: int = 0
 
 
 LONGEST = 160  # letters of an expression that is not given a name for its length
@@ -115,35 +119,41 @@ class Emitter(levels.Levels[Level, str]):
         elif done.lines:
             parent += [f"{header} {{", *(INDENT + line for line in done.lines), "}"]
 
-    def bind(self, atom: Atom, variable: Variable) -> None:
-        """Let a loop's variable have a name in the innermost level."""
-        self.variables[atom] = variable
+    def bind(self, atom: Atom, name: str, kind: str, level: int | None = None) -> None:
+        """Let a loop's variable have a name in the innermost level, or a text of an outer one's."""
         self.bound(atom)
+        self.variables[atom] = Variable(name, kind, self.where[atom] if level is None else level)
 
     # ---- indices ----
 
     def index(self, x: Integer, kind: str = "") -> str:
         """A sum as text, of C type `kind` if one is given."""
-        own = kind_of(x)
-        text = self._sum(x, own)
-        return text if kind in ("", own) or parse(text) is not None else f"({kind}){text}"
+        return self._placed(x, kind)[0]
 
-    def _sum(self, x: Integer, kind: str) -> str:
+    def _placed(self, x: Integer, kind: str) -> tuple[str, int]:
+        """The same, and the innermost level whose names are in it."""
+        own = kind_of(x)
+        text, level = self._sum(x, own)
+        text = text if kind in ("", own) or parse(text) is not None else f"({kind}){text}"
+        return text, level
+
+    def _sum(self, x: Integer, kind: str) -> tuple[str, int]:
         if isinstance(x, int):
-            return _number(x, kind)
-        offset = x.constant
+            return _number(x, kind), 0
+        offset, level = x.constant, 0
         parts: list[tuple[int, str]] = []
         for atom, factor in x.terms:
             value = self._constant(atom)
             if value is None:
-                text = self._atom(atom, kind)
+                text, known = self._atom(atom, kind)
                 value = parse(text)
                 if value is None:
                     parts.append((factor, text))
+                    level = max(level, known)
             if value is not None:
                 offset += factor * value
         if not parts:
-            return _number(offset, kind)
+            return _number(offset, kind), 0
         words = []
         for factor, text in parts:
             product = text if abs(factor) == 1 else f"{_number(abs(factor), kind)} * {text}"
@@ -153,7 +163,7 @@ class Emitter(levels.Levels[Level, str]):
         if words[0] == "-":
             words[1] = f"-{words[1]}"
         joined = " ".join(words[1:])
-        return joined if joined.replace("_", "").isalnum() else f"({joined})"
+        return (joined if joined.replace("_", "").isalnum() else f"({joined})"), level
 
     def _constant(self, atom: Atom) -> int | None:
         """The number that an atom is known to be here."""
@@ -161,35 +171,34 @@ class Emitter(levels.Levels[Level, str]):
             return self.constants[atom]
         return atom.low if atom.low == atom.high else None
 
-    def _atom(self, atom: Atom, kind: str) -> str:
-        """An atom as an operand of type `kind`."""
+    def _atom(self, atom: Atom, kind: str) -> tuple[str, int]:
+        """An atom as an operand of type `kind`, and its level: equal texts have one."""
         if atom.kind == "var":
             found = self.variables.get(atom) or self.symbols[atom.name]
-            return found.name if found.kind == kind else f"({kind}){found.name}"
+            return (found.name if found.kind == kind else f"({kind}){found.name}"), found.level
         if atom.kind == "value":
             return self._loaded(atom, kind)
         assert atom.inner is not None
         own = kind_of(atom.inner)
-        inner = self._sum(atom.inner, own)
+        inner, level = self._sum(atom.inner, own)
         x = parse(inner)
         if x is not None:
-            return _number(x // atom.divisor if atom.kind == "div" else x % atom.divisor, kind)
+            return _number(x // atom.divisor if atom.kind == "div" else x % atom.divisor, kind), 0
         key = (atom.kind, inner, atom.divisor)
         if key not in self.memo:
-            level = self.level_of_index(atom.inner)
             name = self.number("q" if atom.kind == "div" else "m")
             text = bare(self._divided(inner, own, atom))
             self.levels[level].lines.append(f"const {own} {name} = {text};")
             self.remember(key, name, level)
-        name = self.memo[key][0]
-        return name if own == kind else f"({kind}){name}"
+        name, level = self.memo[key]
+        return (name if own == kind else f"({kind}){name}"), level
 
-    def _loaded(self, atom: Atom, kind: str) -> str:
-        """A value from memory as part of an index."""
+    def _loaded(self, atom: Atom, kind: str) -> tuple[str, int]:
+        """A value from memory as part of an index, and its level."""
         text = self.value(atom.payload)
         if atom.payload.dtype.name == "uint64":  # a huge one must stay out of range, above it
             text = f"min({text}, (ulong)0x3fffffffffffffffL)"
-        return f"({kind}){text}"
+        return f"({kind}){text}", self.memo[self.expand(atom.payload)][1]
 
     def _divided(self, inner: str, kind: str, atom: Atom) -> str:
         """Floor division or remainder by a positive constant."""
@@ -278,7 +287,7 @@ class Emitter(levels.Levels[Level, str]):
         step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
         header = f"for ({kind} {name} = {start}; {name} < {stop}; {step})"
         with self.straight(loop.body, header):
-            self.bind(loop.variable, Variable(name, kind))
+            self.bind(loop.variable, name, kind)
             self.body(loop)
 
     def _at_most_once(self, loop: Loop, kind: str) -> None:
@@ -287,9 +296,9 @@ class Emitter(levels.Levels[Level, str]):
         guard = self.guard([t for t in tests if not proven_nonnegative(t)])
         if guard == "false":
             return
-        start = self.index(loop.start, kind)  # in parentheses where it is a sum
+        start, level = self._placed(loop.start, kind)  # in parentheses where it is a sum
         with self.straight(loop.body, f"if ({bare(guard)})" if guard else ""):
-            self.bind(loop.variable, Variable(start, kind))
+            self.bind(loop.variable, start, kind, level)
             self.body(loop)
 
     def _least(self, texts: list[str], kind: str) -> str:

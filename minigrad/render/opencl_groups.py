@@ -185,13 +185,13 @@ class GroupsEmitter(Emitter):
                     self.line(f"if ({name} >= {stop}) return;")
                 item = self.fresh(inner.variable.name)
                 self.line(f"const int {item} = get_local_id(0);")
-                self.bind(inner.variable, Variable(item, "int"))
-                self.bind(loop.variable, Variable(name, kind))
+                self.bind(inner.variable, item, "int")
+                self.bind(loop.variable, name, kind)
                 self.body(inner)
         else:
             header = f"for ({kind} {name} = get_global_id(0); {name} < {stop}; "
             with self.straight(loop.body, f"{header}{name} += get_global_size(0))"):
-                self.bind(loop.variable, Variable(name, kind))
+                self.bind(loop.variable, name, kind)
                 self.body(loop)
 
     # ---- statements ----
@@ -238,7 +238,7 @@ class GroupsEmitter(Emitter):
         with self.straight(loop.body):
             place = self.fresh(loop.variable.name)
             self.line(f"const {kind} {place} = {bare(self.index(loop.start + lane, kind))};")
-            self.bind(loop.variable, Variable(place, kind))
+            self.bind(loop.variable, place, kind)
             if loop.lane is not None:
                 self.bind_constant(loop.lane, lane)
             self.body(loop)

@@ -245,6 +245,35 @@ def test_writes_at_other_places(compiled: str, what: str) -> None:
     assert counts[1] == counts[-1]
 
 
+def test_what_was_written_is_seen_transposed(compiled: str) -> None:
+    """A result that is the written array in another order is an array of its own."""
+    programs.forget()
+    for n in (4, 7, 5, 12):
+        data = np.arange(n * 6, dtype=np.float32).reshape(n, 6)
+        x = Tensor(data, device=compiled).realize()
+        x += x
+        np.testing.assert_array_equal(x.T.numpy(), 2 * data.T, err_msg=f"{n}")
+        np.testing.assert_array_equal(x.numpy(), 2 * data, err_msg=f"{n}")
+
+
+@pytest.mark.parametrize("stride", [(1, 2), (1, 3)], ids=str)
+def test_images_of_another_batch_channel_by_channel(
+    compiled: str, reference: str, stride: tuple[int, int]
+) -> None:
+    """Rows of windows that are neighbours are one dimension, but not with those of the batch."""
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((2, 1, 1, 3)).astype(np.float32)
+    programs.forget()
+    for n in (4, 7, 5):
+        images = rng.standard_normal((n, 2, 4, 17)).astype(np.float32)
+        found, exact = (
+            Tensor(images, device=name).conv2d(
+                Tensor(weight, device=name), stride=stride, padding=2, groups=2
+            ).numpy() for name in (compiled, reference)
+        )  # fmt: skip
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5, err_msg=f"{n}")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_other_constants(compiled: str, reference: str, dtype: str) -> None:
     """A float that differs keeps all of its bits, zeros their signs."""

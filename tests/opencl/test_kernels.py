@@ -71,6 +71,17 @@ def test_products_with_tails_transposes_and_an_epilogue(device):
     agree(products, device, numbers(50, 37), numbers(37, 29), numbers(29), tolerance=1e-5)
 
 
+def test_places_of_a_tile_that_have_one_text(device):
+    """A quotient of a tile's row has the text of that of its first row, which is known before."""
+
+    def made(x, w, b):
+        rows = b.repeat_interleave(3)
+        first = rows.reshape(-1, 8)[:, :1].expand(-1, 8).reshape(-1)
+        return x @ w + (rows + 2 * first).reshape(-1, 1)
+
+    agree(made, device, numbers(96, 32), numbers(32, 96), numbers(32), tolerance=1e-5)
+
+
 def test_batched_products_and_attention(device):
     def attention(q, k, v):
         return [q @ k.transpose(-2, -1), q.scaled_dot_product_attention(k, v, is_causal=True)]

@@ -12,6 +12,7 @@ from math import exp, prod, sqrt
 import numpy as np
 
 from .compare import EPSILON
+from .graph_layouts import columns, convolution, joined_products, lying, shifted
 from .graph_special import hidden, long, special_points
 from .graph_steps import Maker, Shape, Value, ancestors, reduced
 
@@ -374,8 +375,10 @@ def in_place(m: Maker) -> None:
         m.add(f"({target.name} * 0.5 + 0.25)", [target], target.shape, "float32", target.bound + 1)
     source = m.pick(lambda v: v.dtype == "float32" and v.shape == target.shape) or target
     bound = max(target.bound, source.bound)
-    kind = m.below(4)
-    if kind == 0:
+    kind = m.below(5)
+    if kind == 4:
+        shifted(m, target, source)
+    elif kind == 0:
         m.write(target, f"{target.name}.assign({source.name}.flip(0))", [source], source.bound)
     elif kind == 1:
         m.write(target, f"{target.name}.assign({target.name} * 0.5 + {source.name} * 0.25)",
@@ -397,6 +400,7 @@ RULES: list[tuple[float, Callable[[Maker], None]]] = [
     (2.5, product), (0.7, attention), (2.5, masking), (2, gathering), (2, integers),
     (1, integer_reduction), (1.5, to_float), (0.7, to_half), (1.2, in_place), (1, new_leaf),
     (1, ordering), (0.7, scattering), (0.7, hidden), (0.7, special_points), (0.15, long),
+    (1.2, convolution), (1, lying), (0.4, joined_products), (0.4, columns),
 ]  # fmt: skip
 
 
