@@ -17,15 +17,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minigrad.graph import build
-from minigrad.graph.axes import merge_axes, pad_along, part_along, row_of, split_axis
+from minigrad.graph.axes import merge_axes, pad_along, part_along, repeat_along, row_of, split_axis
 from minigrad.graph.build import Window
 from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.scans import along
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
 # ("j", axis) the place in a window, ("sum", n) one that is summed.
 Name = tuple[str, int]
+MOST_WOVEN = 4  # sums of which each is an image of a channel, put together without being in memory
 LARGE = 1 << 20  # products from which on several sums are better than one with zeros
 
 
@@ -249,12 +251,14 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
     They are written one after the other, each with the places of windows last: so lie images.
     """
     strided = [part for part in split if part.step > 1]
+    steps = tuple(part.step for part in strided)
+    woven = numel(steps) <= MOST_WOVEN and all(kind != "sum" for kind, _ in product.names)
     slid = [("x", part.axis) for part in split]
     between = [("f", part.axis) for part in strided]
     apart = [*between, *(name for name in order if name not in between + slid), *slid]
     ways = [order.index(name) for name in apart]
     pieces: list[Node] = []
-    for remainders in itertools.product(*(range(part.step) for part in strided)):
+    for remainders in itertools.product(*(range(step) for step in steps)):
         piece = _Product(list(product.factors), list(product.names), list(product.extents))
         chosen = dict(zip(strided, remainders, strict=True))
         for part in split:
@@ -269,12 +273,29 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
                 piece.only(x, places - end, long - first)
                 places = end - first
             _slide(piece, part.axis, places, part.dilation)
-        total = build.permute(piece.result(order), ways)
-        pieces.append(build.reshape(total, (1, *total.shape[len(between) :])))
+        pieces.append(piece.result(order))
+    if woven:
+        return _woven(pieces, [order.index(name) for name in between], steps)
+    pieces = [build.permute(piece, ways) for piece in pieces]
+    pieces = [build.reshape(piece, (1, *piece.shape[len(between) :])) for piece in pieces]
     joined = build.cat(pieces, 0)
-    steps = tuple(part.step for part in strided)
     joined = build.reshape(joined, (*steps, *joined.shape[1:]))
     return build.permute(joined, [ways.index(place) for place in range(len(ways))])
+
+
+def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) -> Node:
+    """Pieces of extent 1 at some places, in turn along these: the last place varies fastest."""
+    found = list(pieces)
+    for place, step in zip(places, steps, strict=True):
+        found = [repeat_along(piece, place, step) for piece in found]
+    for place, step in reversed(list(zip(places, steps, strict=True))):
+        turns = [found[n : n + step] for n in range(0, len(found), step)]
+        found = []
+        for *others, total in turns:
+            for number, piece in reversed(list(enumerate(others))):
+                total = along(total, place).less(number + 1).where(piece, total)
+            found.append(total)
+    return found[0]
 
 
 def _as_images(x: Node, places: Sequence[int]) -> Node:

@@ -18,6 +18,10 @@ from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 
+INTERLEAVED = range(5)  # elements from lane to lane of which few vectors have those of one
+LEAST_LANES = 4  # of a vector that is worth it
+
+
 def row_axis(rows: Integer) -> Axis:
     """The axis "r" of a kernel's parallel loop."""
     return make_axis("r", 0, rows)
@@ -139,18 +143,22 @@ def merge_stage(stage: Stage) -> Stage:
 def unit_stride_axis(
     axes: Sequence[Axis], exprs: Sequence[Expr], positions: Sequence[Integer]
 ) -> Axis | None:
-    """The axis along which most accesses are to neighbouring elements (stores count double)."""
+    """The axis along which most accesses are to neighbouring elements (stores count double).
+
+    One that fills no vector only if no other has more of those than of jumps. Elements that are
+    interleaved are no jumps: they are picked from whole vectors.
+    """
     best: Axis | None = None
-    best_score = 0
+    best_rank = (False, 0)
     for axis in axes:
         score = sum(2 for x in positions if coefficient(x, axis.variable) == 1)
         for load in expr.loads(*exprs):
             stride = coefficient(load.index, axis.variable)
-            score += 1 if stride == 1 else -1 if stride not in (0, 1) else 0
-        long = isinstance(axis.extent, int) and axis.extent >= 4
-        score = 4 * score + (2 if long else 0)
-        if best is None or score >= best_score:
-            best, best_score = axis, score
+            score += 1 if stride == 1 else -1 if stride not in INTERLEAVED else 0
+        long = not isinstance(axis.extent, int) or axis.extent >= LEAST_LANES
+        rank = (long and score > 0, 2 * score + long)
+        if best is None or rank >= best_rank:
+            best, best_rank = axis, rank
     return best
 
 

@@ -89,6 +89,9 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     for one in passes:
         for axis, width in one.axes:
             s.vectorize(axis.variable, width)
+        s.sink(*one.tile, into=[axis.variable for axis, _ in one.axes])
+        for n, x in enumerate(one.tile):
+            s.unroll(x, f"{x.name}u{n}_")
     for axis, places in prefetches(passes, row, target).items():
         s.prefetch(axis.variable, places)
     delayed = _delayed(passes, count, target)
@@ -129,13 +132,15 @@ MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are lef
 class Pass:
     """A pass over `extent` elements, or (extent None) stages that come one after the other.
 
-    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes.
+    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes; tile:
+    variables of few elements that are summed up at once, for they share what they read.
     """
 
     extent: Integer | None
     stages: list[Stage] = field(default_factory=list)
     body: list[Statement] = field(default_factory=list)
     axes: list[tuple[Axis, int]] = field(default_factory=list)
+    tile: tuple[Atom, ...] = ()
 
     @property
     def operations(self) -> int:
@@ -347,12 +352,29 @@ def _alone(
         kept, reduced = (kept, (*reduced, axis)) if reduces else ((*kept, axis), reduced)
         stage = replace(stage, axes=kept, reduced=reduced)
         width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
+        if reduces and _share_loads(stage, target):
+            own = [make_axis(f"t{number}_", n, axis.extent) for n, axis in enumerate(stage.axes)]
+            at = {old.variable: new.index for old, new in zip(stage.axes, own, strict=True)}
+            stage = replace(stage.substitute(at), axes=tuple(own))
+            one.tile += tuple(axis.variable for axis in own)
+            width = min(width, target.lanes(stage.body.dtype))
         one.axes.append((axis, width))
     total = expr.register(f"sum{number}", stage.body.dtype)
     body = naive([stage], [stage.array], {stage.array: total})
     if stage.op is None and stage.array in stored and streams(stage.array, [stage], target):
         body = [Store(stage.array, stage.position, stage.body, streaming=along is not None)]
     one.body.extend(loops_over(stage.axes, body))
+
+
+def _share_loads(stage: Stage, target: Target) -> bool:
+    """Whether a stage's few sums read, in part, the same: places of a window, say."""
+    extents = [axis.extent for axis in stage.axes]
+    kept, summed = ({axis.variable for axis in axes} for axes in (stage.axes, stage.reduced))
+    few = all(isinstance(n, int) for n in extents) and 1 < numel(extents) <= target.registers // 3
+    return few and any(
+        kept.isdisjoint(load.variables) and not summed.isdisjoint(load.variables)
+        for load in expr.loads(stage.body)
+    )
 
 
 # ---- vectors across rows ----

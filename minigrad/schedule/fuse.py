@@ -368,7 +368,7 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
     reads = [load for load in expr.loads(consumer.body) if load.array == source]
     if not reads:
         return True
-    if array is None and not row_major(producer):
+    if not row_major(producer):
         return False
     prefix = prefix_length(consumer, rows)
     leading = consumer.axes[:prefix]

@@ -17,7 +17,7 @@ from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
-from minigrad.schedule.layout import as_read, in_order_of, reading
+from minigrad.schedule.layout import as_read, in_order_of, reading, row_major
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -357,16 +357,26 @@ def _safe_in_place(
     summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
     for position, load in loads:
         stage = writer.stages[position]
-        same = load.index == stage.position and stage.op is None
+        same = _reads_where_written(stage, load, target)
         if writer.kind == "contraction" or high(rows) == target.size:
             # Stores come last, but where rows are summed: there each stage has its own.
-            if not (same and stage.size == target.size) or (summed and position > place):
+            if not same or (summed and position > place):
                 return False
         elif position > place or (position == place and not same):
             return False
         elif not same and not aligned(stage, target, rows, old):
             return False
     return True
+
+
+def _reads_where_written(stage: Stage, load: Expr, target: Stage) -> bool:
+    """Whether each evaluation of a stage loads what the same one of `target` writes over."""
+    if stage.op is not None:
+        return False
+    if stage.axes == target.axes:  # in whichever order their elements lie
+        return load.index == target.position
+    alike = stage.size == target.size and row_major(stage) and row_major(target)
+    return alike and load.index == stage.position
 
 
 def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from minigrad.graph import build as graph_build
 from minigrad.graph.axes import pad_along
 from minigrad.graph.node import Node
-from minigrad.graph.operations import REDUCTIONS, Op
+from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
@@ -27,6 +27,7 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 # Products summed for one element whose operands stay in a second-level cache: 64 rows of that many
 # float32 are 0.75 MiB.
 DEEP = 3 << 10
+LEAST_TERMS = 64  # of an image, beside each sum of which a number for it in memory is nothing
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -47,6 +48,8 @@ def _split(node: Node) -> Node:
     cuts = _cuts_of_product(node)
     if cuts:
         return _cut(node, x, cuts, first=True)
+    if _of_windows(node):
+        return _cut(node, x, {min(node.arg): numel((x.shape[min(node.arg)],))})
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
@@ -113,6 +116,30 @@ def _cuts_of_product(node: Node) -> dict[int, int]:
             cuts[axis] = parts
             depth //= parts
     return cuts
+
+
+def _of_windows(node: Node) -> bool:
+    """Whether a sum over images is of products with windows of copies that have zeros around them.
+
+    (A depthwise convolution's gradient by weight.) An image's part of it can be had where the copy
+    is made, which then never is in memory.
+    """
+    x, images = node.src[0], min(node.arg)
+    if node.op is not Op.SUM or x.op is not Op.MUL or len(node.arg) == 1:
+        return False
+    if not isinstance(x.shape[images], int) or images + 1 in node.arg:
+        return False
+    terms = numel([x.shape[axis] for axis in node.arg if axis != images])
+    few = terms < LEAST_TERMS or contraction_operands(node)
+    return not few and any(map(_is_window_of_copy, x.src))
+
+
+def _is_window_of_copy(x: Node) -> bool:
+    moves = set()
+    while x.op in MOVEMENT:
+        moves.add(x.op)
+        x = x.src[0]
+    return Op.WINDOW in moves and x.op is Op.CONTIGUOUS and x.src[0].op is Op.PAD
 
 
 def _sums_columns(node: Node) -> bool:

@@ -324,6 +324,31 @@ def test_a_transposed_update_goes_through_a_temporary() -> None:
     assert [kernel.stages[-1].array.name for kernel in plan.kernels][-1] == "o0"
 
 
+def across_its_product(inputs: Inputs) -> list[Node]:
+    """The old value is read where the product is, which is written elsewhere."""
+    x, left, right = inputs(24, 24), inputs(24, 24), inputs(24, 24)
+    result = product(left, right)
+    return [g.contiguous(transpose(result)), add(result, x)]
+
+
+def across_as_it_is_read(inputs: Inputs) -> list[Node]:
+    x, left, right = inputs(24, 24), inputs(24, 24), inputs(24, 24)
+    return [g.contiguous(transpose(add(product(left, right), transpose(x))))]
+
+
+def shorter_rows(inputs: Inputs) -> list[Node]:
+    """Row r of what reads the old value ends before row r of it."""
+    x = inputs(40, 80)
+    short = g.reshape(g.shrink(g.reshape(x, (3200,)), [(0, 1600)]), (40, 40))
+    twice = mul(short, 2.0)
+    return [add(x, g.expand(total(twice, 1), (40, 80))), twice]
+
+
+@pytest.mark.parametrize("build", [across_its_product, across_as_it_is_read, shorter_rows])
+def test_rows_that_are_elsewhere_in_what_they_overwrite(build: Build) -> None:
+    compare(build, {0: 0}, build.__name__)
+
+
 def swap(inputs: Inputs) -> list[Node]:
     x, y = inputs(30, 7), inputs(30, 7)
     return [add(y, 0.5), add(x, 0.5)]
