@@ -16,7 +16,13 @@ from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule.batch_last import batch_arranged
-from minigrad.schedule.materialize import contraction_operands, has_loaded_mask, is_product
+from minigrad.schedule.materialize import (
+    contraction_operands,
+    has_loaded_mask,
+    in_memory,
+    is_product,
+    is_zero,
+)
 from minigrad.schedule.onehot_to_gather import added_at, picked
 from minigrad.target import FEW_ROWS
 
@@ -36,10 +42,25 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
 
 def _arranged(node: Node, src: Sequence[Node]) -> Node:
     node = added_at(picked(graph_build.rebuild(node, src)))
+    if node.op is Op.ADD:
+        return _scattered_onto(node)
     if node.op not in REDUCTIONS:
         return node
     reduction, order = batch_arranged(node)
     return graph_build.permute(_split(reduction), order)
+
+
+def _scattered_onto(node: Node) -> Node:
+    """A product plus what is scattered over zeros, scattered over the product's result instead.
+
+    So is the gradient of a table that is read from and multiplied with: of its many rows, few are
+    read, and the others are neither cleared nor added (a scatter may begin in place).
+    """
+    for x, other in (node.src, node.src[::-1]):
+        zeros = other.op is Op.SCATTER_ADD and is_zero(other.src[0])
+        if zeros and contraction_operands(in_memory(x)):
+            return graph_build.scatter_add(x, *other.src[1:], other.arg)
+    return node
 
 
 def _split(node: Node) -> Node:
