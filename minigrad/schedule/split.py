@@ -7,6 +7,7 @@ stay in a cache. The cut depends on the shape only: so do the results, on any nu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.axes import pad_along
@@ -33,6 +34,7 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 # Products summed for one element whose operands stay in a second-level cache: 64 rows of that many
 # float32 are 0.75 MiB.
 DEEP = 3 << 10
+LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -71,19 +73,32 @@ def _split(node: Node) -> Node:
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
-    plain = [a for a in node.arg if isinstance(x.shape[a], int)]
+    plain = sorted(a for a in node.arg if isinstance(x.shape[a], int))
     if not plain:
         return node
+    if cuts := _runs(x, plain, MOST_PARTS if few else FEW_ROWS):
+        return _cut(node, x, cuts)
     axis = max(plain, key=lambda a: (numel((x.shape[a],)) >= FEW_ROWS, -a))
     extent = numel((x.shape[axis],))
-    parts = next((c for c in range(128, 7, -1) if extent % c == 0), 0)
-    if not parts:
-        if node.op is not Op.SUM or extent < FEW_ROWS:
-            return node
-        parts = FEW_ROWS
-        x = pad_along(x, axis, 0, -extent % parts)
-        extent = numel((x.shape[axis],))
-    return _cut(node, x, {axis: parts})
+    if node.op is not Op.SUM or extent < FEW_ROWS:
+        return node
+    return _cut(node, pad_along(x, axis, 0, -extent % FEW_ROWS), {axis: FEW_ROWS})
+
+
+def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:
+    """In how many parts to cut axes, so that each part is one run of memory; {}: in too few.
+
+    The first axes are cut to single elements, as long as that makes no more than `most` parts.
+    """
+    cuts: dict[int, int] = {}
+    for axis in axes:
+        extent, left = numel((x.shape[axis],)), most // prod(cuts.values())
+        parts = next(c for c in range(max(left, 1), 0, -1) if extent % c == 0)
+        if parts > 1:
+            cuts[axis] = parts
+        if parts < extent:
+            break
+    return cuts if prod(cuts.values()) >= LEAST_PARTS else {}
 
 
 def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node:
