@@ -122,11 +122,11 @@ def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
         extents = {
             a.variable: a.extent for a in (*stage.axes, *stage.reduced, *stage.initial_axes)
         }
-        for load in stage.loads:
+        for load in replace(stage, initial=None).loads if stage.in_place else stage.loads:
             inside = load.variables
             read[load.array] += numel([n for v, n in extents.items() if v in inside])
         updates = stage.iterations if stage.op in SCATTERS else 0
-        written[stage.array] += max(stage.size, updates)
+        written[stage.array] += max(0 if stage.in_place else stage.size, updates)
         read[stage.array] += updates
     return sum(
         array.dtype.itemsize * (min(read[array], array.size) + min(written[array], array.size))

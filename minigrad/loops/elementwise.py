@@ -138,7 +138,8 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
     start, step = _addition(stage, stage.guard)
-    body = (*loops_over(stage.initial_axes, [start]), *loops_over(stage.reduced, [step]))
+    first = loops_over(stage.initial_axes, start) if start else []
+    body = (*first, *loops_over(stage.reduced, [step]))
     s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
     # vectors need neighbouring places and the same updates' order in every lane
     vector = (
@@ -154,7 +155,7 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
             below = stage.reduced[0].variable
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
-    elif stage.initial_axes and stage.initial is not None:
+    elif start and stage.initial_axes and stage.initial is not None:
         fill = stage.initial_axes[-1]
         if coefficient(stage.initial_position, fill.variable) == 1:
             s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
@@ -162,13 +163,13 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     return assemble(name, kernel, s.nest, target)
 
 
-def _addition(stage: Stage, guard: Guard) -> tuple[Store, Store]:
-    """What an element begins with, and what is then added to it."""
+def _addition(stage: Stage, guard: Guard) -> tuple[list[Store], Store]:
+    """What an element begins with, if that is not in its place, and what is then added to it."""
     assert stage.initial is not None and stage.op is not None
     old = expr.load(stage.array, stage.position, guard)
     new = combine(SCATTERS[stage.op], old, stage.body)
     start = Store(stage.array, stage.initial_position, stage.initial)
-    return start, Store(stage.array, stage.position, new, guard)
+    return [] if stage.in_place else [start], Store(stage.array, stage.position, new, guard)
 
 
 def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
@@ -197,8 +198,9 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     begin, where = part.index * size, place.index
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
     start, step = _addition(stage, within)
-    fill = Loop(along.variable, begin, (begin + size, along.extent), (start,))
-    s = Schedule(loops_over([part, *fixed, *moving], [fill, *loops_over(stage.reduced, [step])]))
+    fill = Loop(along.variable, begin, (begin + size, along.extent), tuple(start))
+    first = [fill] if start else []
+    s = Schedule(loops_over([part, *fixed, *moving], [*first, *loops_over(stage.reduced, [step])]))
     s.parallelize(part.variable, *(axis.variable for axis in fixed))
     return assemble(name, kernel, s.nest, target)
 

@@ -14,7 +14,7 @@ from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, 
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule.attention_fusion import Chains
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading, row_major
@@ -312,7 +312,9 @@ class _Plan:
         slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
         nodes = {array: asked.get(node, node) for node, array in self.arrays.items()}
-        return Schedule(tuple(kernels), slots, tuple(held_between(kernels, slots)), nodes)
+        result = Schedule(tuple(kernels), slots, tuple(held_between(kernels, slots)), nodes)
+        places = result.places()
+        return replace(result, kernels=tuple(_begun_in_place(k, places) for k in kernels))
 
     def _stored(self, member: Cluster) -> frozenset[Array]:
         """The arrays of a kernel that must reach memory."""
@@ -352,6 +354,8 @@ def _safe_in_place(
     """
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
+    if target.op in SCATTERS:
+        return _begins_as(target, old)
     if target.op in ALONE or writer.kind == "block_rows":
         return False
     summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
@@ -377,6 +381,29 @@ def _reads_where_written(stage: Stage, load: Expr, target: Stage) -> bool:
         return load.index == target.position
     alike = stage.size == target.size and row_major(stage) and row_major(target)
     return alike and load.index == stage.position
+
+
+def _begins_as(scatter: Stage, old: Array) -> bool:
+    """Whether a scatter reads `old` only for what each of its places begins with."""
+    others = replace(scatter, initial=None).reads
+    return old not in others and all(
+        load.index == scatter.initial_position
+        for load in scatter.loads if load.array == old
+    )  # fmt: skip
+
+
+def _begun_in_place(kernel: Kernel, places: Mapping[Array, Source]) -> Kernel:
+    """A scatter that copies nothing where its memory has the values that it begins with."""
+    if kernel.kind != "scatter":
+        return kernel
+    (stage,) = kernel.stages
+    begin = stage.initial
+    there = (
+        begin is not None and begin.op is Leaf.LOAD and not begin.guard
+        and begin.index == stage.initial_position and begin.array.dtype is stage.array.dtype
+        and places[begin.array.whole or begin.array] == places[stage.array]
+    )  # fmt: skip
+    return replace(kernel, stages=(replace(stage, in_place=there),))
 
 
 def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel]:

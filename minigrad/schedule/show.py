@@ -32,6 +32,7 @@ def show(plan: Schedule) -> str:
                 lines.append(f"  {stage.array.name} = {label(kernel)} of {sent}")
                 continue
             place = "stored" if stage.array in kernel.stored else "inside the kernel"
+            place = "in place" if stage.in_place else place
             axes = ", ".join(f"{a.variable!r}<{a.extent}" for a in stage.axes)
             over = ", ".join(f"{a.variable!r}<{a.extent}" for a in stage.reduced)
             head = f"{stage.op.value} over {over} of " if stage.op is not None else ""

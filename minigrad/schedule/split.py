@@ -7,6 +7,7 @@ stay in a cache. The cut depends on the shape only: so do the results, on any nu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.axes import pad_along
@@ -16,7 +17,13 @@ from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule.batch_last import batch_arranged
-from minigrad.schedule.materialize import contraction_operands, has_loaded_mask, is_product
+from minigrad.schedule.materialize import (
+    contraction_operands,
+    has_loaded_mask,
+    in_memory,
+    is_product,
+    is_zero,
+)
 from minigrad.schedule.onehot_to_gather import added_at, picked
 from minigrad.target import FEW_ROWS
 
@@ -28,6 +35,7 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 # float32 are 0.75 MiB.
 DEEP = 3 << 10
 LEAST_TERMS = 64  # of an image, beside each sum of which a number for it in memory is nothing
+LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -37,10 +45,25 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
 
 def _arranged(node: Node, src: Sequence[Node]) -> Node:
     node = added_at(picked(graph_build.rebuild(node, src)))
+    if node.op is Op.ADD:
+        return _scattered_onto(node)
     if node.op not in REDUCTIONS:
         return node
     reduction, order = batch_arranged(node)
     return graph_build.permute(_split(reduction), order)
+
+
+def _scattered_onto(node: Node) -> Node:
+    """A product plus what is scattered over zeros, scattered over the product's result instead.
+
+    So is the gradient of a table that is read from and multiplied with: of its many rows, few are
+    read, and the others are neither cleared nor added (a scatter may begin in place).
+    """
+    for x, other in (node.src, node.src[::-1]):
+        zeros = other.op is Op.SCATTER_ADD and is_zero(other.src[0])
+        if zeros and contraction_operands(in_memory(x)):
+            return graph_build.scatter_add(x, *other.src[1:], other.arg)
+    return node
 
 
 def _split(node: Node) -> Node:
@@ -53,19 +76,32 @@ def _split(node: Node) -> Node:
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
-    plain = [a for a in node.arg if isinstance(x.shape[a], int)]
+    plain = sorted(a for a in node.arg if isinstance(x.shape[a], int))
     if not plain:
         return node
+    if cuts := _runs(x, plain, MOST_PARTS if few else FEW_ROWS):
+        return _cut(node, x, cuts)
     axis = max(plain, key=lambda a: (numel((x.shape[a],)) >= FEW_ROWS, -a))
     extent = numel((x.shape[axis],))
-    parts = next((c for c in range(128, 7, -1) if extent % c == 0), 0)
-    if not parts:
-        if node.op is not Op.SUM or extent < FEW_ROWS:
-            return node
-        parts = FEW_ROWS
-        x = pad_along(x, axis, 0, -extent % parts)
-        extent = numel((x.shape[axis],))
-    return _cut(node, x, {axis: parts})
+    if node.op is not Op.SUM or extent < FEW_ROWS:
+        return node
+    return _cut(node, pad_along(x, axis, 0, -extent % FEW_ROWS), {axis: FEW_ROWS})
+
+
+def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:
+    """In how many parts to cut axes, so that each part is one run of memory; {}: in too few.
+
+    The first axes are cut to single elements, as long as that makes no more than `most` parts.
+    """
+    cuts: dict[int, int] = {}
+    for axis in axes:
+        extent, left = numel((x.shape[axis],)), most // prod(cuts.values())
+        parts = next(c for c in range(max(left, 1), 0, -1) if extent % c == 0)
+        if parts > 1:
+            cuts[axis] = parts
+        if parts < extent:
+            break
+    return cuts if prod(cuts.values()) >= LEAST_PARTS else {}
 
 
 def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node:

@@ -46,13 +46,13 @@ class Stage:
     """One kept value.
 
     shape: of the whole value. axes: kept axes (none of length 1). reduced: axes that `op` (SUM,
-    MAX, PROD) runs over. position: row-major place of the element in `array`. A scatter has
-    its own op, its updates as `body`, a data-dependent `position` valid under `guard`, and the
-    initial value in `initial`, which runs over the kept and the initial axes. A running reduction
-    keeps every index of its `reduced` axis. A DISTRIBUTE has its bins as `position`, and the first
-    places of these in `initial`. A COLLECTIVE has no loops: it is an exchange of whole arrays; nor
-    has a CAT, whose `pieces` are written to parts of its array (see joins.py): such a part begins
-    at `start`, which `position` contains.
+    MAX, PROD) runs over. position: row-major place of the element in `array`. A scatter has its own
+    op, its updates as `body`, a data-dependent `position` valid under `guard`, and the initial
+    value in `initial`, which runs over the kept and the initial axes; in_place: that is in its
+    memory already. A running reduction keeps every index of its `reduced` axis. A DISTRIBUTE has
+    its bins as `position`, and the first places of these in `initial`. A COLLECTIVE has no loops:
+    it is an exchange of whole arrays; nor has a CAT, whose `pieces` are written to parts of its
+    array (see joins.py): such a part begins at `start`, which `position` contains.
     """
 
     array: Array
@@ -66,6 +66,7 @@ class Stage:
     initial: Expr | None = None
     initial_axes: tuple[Axis, ...] = ()
     initial_position: Integer = 0
+    in_place: bool = False
     exchange: Exchange | None = None
     pieces: tuple[Array, ...] = ()
     start: Integer = 0

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from minigrad.dtype import dtypes
+from minigrad.graph import build as g
 from minigrad.graph.build import permute
 from minigrad.graph.node import Node, Op
+from minigrad.graph.operations import SCATTERS
 from minigrad.graph.symbolic import ceildiv, high
 from minigrad.runtimes.opencl_program import shared_buffers
 from minigrad.schedule import expr
@@ -20,7 +22,7 @@ from minigrad.schedule.schedule import Held, Kernel, held_between, plan_arena
 from minigrad.schedule.stage import Stage
 from minigrad.target import LINE
 
-from .programs import PROGRAMS, Inputs, ew, plan_of
+from .programs import PROGRAMS, Inputs, add, ew, mul, plan_of, product
 from .random_graphs import random_program
 
 
@@ -48,6 +50,14 @@ def may_share(kernel: Kernel, old: Array, new: Array) -> bool:
         return False
     place = made.index(new)
     target = kernel.stages[place]
+    if target.op in SCATTERS:
+        start, within = target.initial, (target.position, *target.guard)
+        inside = [e for index in within for e in expr.values_in(index)]
+        begins = start is not None and start.array == old
+        return (
+            begins and start.index == target.initial_position
+            and old not in {load.array for load in expr.loads(target.body, *inside)}
+        )  # fmt: skip
     for number, stage in enumerate(kernel.stages):
         own = [load for load in expr.loads(*stage.exprs()) if load.array == old]
         same = stage.op is None and all(load.index == stage.position for load in own)
@@ -167,10 +177,35 @@ def test_memory_is_used_again() -> None:
 
 
 def test_a_product_is_written_over_what_it_is_added_to() -> None:
-    """Of the two gradients of a table that is used twice there is one."""
+    def added(inputs: Inputs) -> list[Node]:
+        before = g.scan(Op.CUMSUM, inputs(130, 48), 0)
+        both = add(product(inputs(130, 20), inputs(20, 48)), before)
+        return [mul(both, g.expand(g.reduce(Op.SUM, mul(both, both), [0, 1]), both.shape))]
+
+    plan = plan_of(added)
+    check(plan.kernels, plan.slots)
+    assert 1 <= plan.arena_bytes / (130 * 48 * 4) < 1.1
+
+
+def test_rows_are_scattered_over_the_product_that_they_are_added_to() -> None:
+    """Of the two gradients of a table that is used twice there is one, which nobody clears."""
     plan = plan_of(PROGRAMS["tied_embedding_gradient"])
     check(plan.kernels, plan.slots)
     assert 1 <= plan.arena_bytes / (130 * 48 * 4) < 1.1
+    assert [kernel.kind for kernel in plan.kernels[:2]] == ["contraction", "scatter"]
+    assert plan.kernels[1].stages[0].in_place
+
+
+def test_a_scatter_that_reads_its_base_elsewhere_copies_it() -> None:
+    def moved(inputs: Inputs) -> list[Node]:
+        base, index = ew(Op.TANH, inputs(20, 20)), inputs(20, dtype=dtypes.int32, low=0, high=20)
+        spread = g.expand(g.reshape(index, (20, 1)), (20, 20))
+        return [ew(Op.EXP, g.scatter_add(base, spread, permute(base, (1, 0)), 0))]
+
+    plan = plan_of(moved, fuse=False)
+    check(plan.kernels, plan.slots)
+    (scatter,) = [kernel.stages[0] for kernel in plan.kernels if kernel.kind == "scatter"]
+    assert not scatter.in_place
 
 
 def test_a_transpose_is_not_written_over_what_it_reads() -> None:

@@ -318,6 +318,12 @@ def test_an_elementwise_update_needs_no_memory() -> None:
     assert len(plan.kernels) == 1 and plan.arena_bytes == 0
 
 
+def test_a_scatter_into_its_own_base_copies_nothing() -> None:
+    plan = plan_of(own_scatter, {0: 0})
+    (kernel,) = plan.kernels
+    assert kernel.stages[0].in_place and plan.arena_bytes == 0
+
+
 def test_a_transposed_update_goes_through_a_temporary() -> None:
     plan = plan_of(transposed_plus_one, {0: 0})
     assert len(plan.kernels) == 2 and temporaries(plan) == 40 * 40 * 4

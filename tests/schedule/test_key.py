@@ -216,7 +216,7 @@ def test_no_field_is_forgotten():
     assert names[Array] == {"name", "dtype", "size", "space", "of", "whole", "lanes", "width"}
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
-        "initial_axes", "initial_position",
+        "initial_axes", "initial_position", "in_place",
         "exchange", "pieces",  # which have no key: they are not compiled
         "start",  # which `position` contains
     }  # fmt: skip

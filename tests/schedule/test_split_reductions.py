@@ -102,6 +102,14 @@ def test_the_cut_is_made_along_a_long_axis() -> None:
     assert numel(first.shape) >= 8
 
 
+def test_parts_of_several_axes_are_runs_of_memory() -> None:
+    """The gradient of a bias: each part sums rows that follow one another."""
+    wanted = {(4, 256, 384): (4, 16), (12, 64, 384): (12, 4), (1, 512, 600): (64,)}
+    for shape, parts in wanted.items():
+        first, _ = reductions(split(Op.SUM, shape, [0, 1]))
+        assert [extent for extent in first.shape if extent != 1] == [*parts, shape[2]]
+
+
 def test_a_cut_reduction_is_not_cut_again() -> None:
     node = split(Op.SUM, (1 << 22,), [0])
     (again,) = split_reductions([node])
