@@ -244,7 +244,7 @@ class Kernels:
         LLVM works on some kernels while the next are lowered, and here on the last few.
         """
         made: dict[str, Kernel] = {}
-        with jit_compiler.quick_turns(), ThreadPoolExecutor(MOST_THREADS) as threads:
+        with ThreadPoolExecutor(MOST_THREADS) as threads:
             started: list[tuple[dict[str, Rendered[str]], dict[str, str], Callable[[], bytes]]] = []
             for batch, more in _batches(kernels):
                 for one in batch.values():

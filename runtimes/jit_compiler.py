@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -52,8 +51,6 @@ for _number in range(MOST_THREADS):
     _FREE.put(_number)
 _switch = held_over_forks()
 _generating = 0  # threads that generate code now
-_TURN = 0.0002  # seconds
-_taking_turns, _usual_turn = 0, 0.0
 
 
 @cache
@@ -223,28 +220,6 @@ def _plain_loops() -> Iterator[None]:
             _generating -= 1
             if _generating == 0:
                 _set_option(b"-disable-lsr=false")
-
-
-@contextmanager
-def quick_turns() -> Iterator[None]:
-    """Python's threads take turns after a fifth of a millisecond, not after five.
-
-    A thread that generates code needs Python for a moment before and after: it would wait as long
-    as it takes to generate the code of a small kernel. That, too, is a setting of the process.
-    """
-    global _taking_turns, _usual_turn
-    with _switch:
-        if _taking_turns == 0:
-            _usual_turn = sys.getswitchinterval()
-            sys.setswitchinterval(min(_usual_turn, _TURN))
-        _taking_turns += 1
-    try:
-        yield
-    finally:
-        with _switch:
-            _taking_turns -= 1
-            if _taking_turns == 0:
-                sys.setswitchinterval(_usual_turn)
 
 
 def _set_option(text: bytes) -> None:
