@@ -253,8 +253,11 @@ class Kernels:
                 names = {key: _entry_name(self._key(key)) for key in batch}
                 text = together({names[key]: one.text for key, one in batch.items()})
                 generate = self.compiler.prepared(text)
-                started.append((batch, names, threads.submit(generate).result if more else generate))
-            for batch, names, code in reversed(started):
+                if more:
+                    started.append((batch, names, threads.submit(generate).result))
+                else:
+                    started.insert(0, (batch, names, generate))
+            for batch, names, code in started:
                 made.update(self._kept(batch, names, code()))
         return made
 
