@@ -14,6 +14,7 @@ from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
 from minigrad.settings import report, thread
+from minigrad.undisturbed import undisturbed
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
 MOST_SPECIAL = 64  # programs of one structure
@@ -142,7 +143,8 @@ class Programs:
                 found = family.find(call.cells, may_pad)
                 if found is None:
                     self._make_room(family)
-                    family.make(call, compile, may_pad)
+                    with undisturbed():
+                        family.make(call, compile, may_pad)
                     found = family.find(call.cells, may_pad)
                     assert found is not None, call
         assert family is not None

@@ -11,7 +11,7 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -241,21 +241,24 @@ class Kernels:
     def build(self, kernels: Iterable[tuple[str, Rendered[str]]]) -> dict[str, Kernel]:
         """Machine code in memory, and on disk for the next process.
 
-        LLVM works on some kernels while the next are lowered.
+        LLVM works on some kernels while the next are lowered, and here on the last few.
         """
+        made: dict[str, Kernel] = {}
         with ThreadPoolExecutor(MOST_THREADS) as threads:
-            started = []
-            for batch in _batches(kernels):
+            started: list[tuple[dict[str, Rendered[str]], dict[str, str], Callable[[], bytes]]] = []
+            for batch, more in _batches(kernels):
                 for one in batch.values():
                     report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
                 GlobalCounters.kernels_compiled += len(batch)
                 names = {key: _entry_name(self._key(key)) for key in batch}
                 text = together({names[key]: one.text for key, one in batch.items()})
                 generate = self.compiler.prepared(text)
-                started.append((batch, names, generate, threads.submit(generate)))
-        made = {}
-        for batch, names, _, job in started:
-            made.update(self._kept(batch, names, job.result()))
+                if more:
+                    started.append((batch, names, threads.submit(generate).result))
+                else:
+                    started.insert(0, (batch, names, generate))
+            for batch, names, code in started:
+                made.update(self._kept(batch, names, code()))
         return made
 
     def _kept(
@@ -351,18 +354,18 @@ class Kernels:
 
 def _batches(
     kernels: Iterable[tuple[str, Rendered[str]]]
-) -> Iterator[dict[str, Rendered[str]]]:
-    """Kernels by key, as many at once as make it worth while to start LLVM."""
+) -> Iterator[tuple[dict[str, Rendered[str]], bool]]:
+    """Kernels by key, as many at once as make it worth while to start LLVM; are there more?"""
     batch: dict[str, Rendered[str]] = {}
     lines = 0
     for key, one in kernels:
         batch[key] = one
         lines += one.text.count("\n")
         if lines >= BATCH:
-            yield batch
+            yield batch, True
             batch, lines = {}, 0
     if batch:
-        yield batch
+        yield batch, False
 
 
 def _entry_name(key: str) -> str:

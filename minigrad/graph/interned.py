@@ -1,4 +1,4 @@
-"""Tables in which equal things are one object, for as long as somebody holds it."""
+"""Tables in which equal things are one object, while somebody holds it, and properties found once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import weakref
 
 # What the standard library's WeakValueDictionary takes out dead entries with: one step of C.
 from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -53,3 +54,24 @@ class Interned(Generic[T]):
             if known is not None:
                 return known
             _remove_dead_weakref(self._links, key)
+
+
+class kept(Generic[T]):
+    """A property of an object that never changes, computed when it is first asked for.
+
+    That of the standard library has a lock, which a fork would leave locked.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute, self._name = compute, compute.__name__
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, one: None, owner: type) -> kept[T]: ...
+    @overload
+    def __get__(self, one: object, owner: type) -> T: ...
+    def __get__(self, one: object | None, owner: type) -> kept[T] | T:
+        if one is None:
+            return self
+        value = one.__dict__[self._name] = self._compute(one)
+        return value

@@ -27,6 +27,7 @@ from minigrad.graph import build
 from minigrad.graph.axes import pad_along, part_along, row_of
 from minigrad.graph.batched import batched, stand_in, sum_of_rows
 from minigrad.graph.gradient import gradient
+from minigrad.graph.interned import kept
 from minigrad.graph.node import Node, Op, depending, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced, without_rules
@@ -58,14 +59,10 @@ class Loop:
         """The row of the carries before the first step."""
         return self.count if self.reverse else 0
 
-    @property
+    @kept
     def body(self) -> list[Node]:
         """What is computed in a step: next and outs, without gradient rules."""
-        known: dict[str, list[Node]] = self.__dict__
-        if "_body" not in known:
-            roots = [*self.next, *self.outs]
-            known["_body"] = without_rules(roots)
-        return known["_body"]
+        return without_rules([*self.next, *self.outs])
 
     def read(self, node: Node) -> list[Node]:
         """Those of a LOOP's sources that its steps need (and not only gradients of theirs)."""

@@ -19,7 +19,7 @@ def numel(shape: Sequence[Integer]) -> int:
     """Number of elements to reserve; symbolic dimensions count with their upper bound."""
     count = 1
     for extent in shape:
-        count *= high(extent)
+        count *= extent if isinstance(extent, int) else extent.high
     return count
 
 

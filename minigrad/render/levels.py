@@ -7,8 +7,8 @@ or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,7 @@ from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf, operands, values_in, walk
+from minigrad.schedule.expr import Array, Expr, Leaf, operands, values_in
 
 L = TypeVar("L", bound="Level")
 V = TypeVar("V")
@@ -30,6 +30,21 @@ class Level:
     remembered: list[object] = field(default_factory=list)
     bound: list[Atom] = field(default_factory=list)
     changes: frozenset[Array] = frozenset()
+
+
+class _At:
+    """While it is open, instructions go to a level."""
+
+    __slots__ = ("emitter", "level", "before")
+
+    def __init__(self, emitter: Levels[Any, Any], level: int) -> None:
+        self.emitter, self.level = emitter, level
+
+    def __enter__(self) -> None:
+        self.before, self.emitter.current = self.emitter.current, self.level
+
+    def __exit__(self, *error: object) -> None:
+        self.emitter.current = self.before
 
 
 class Levels(Generic[L, V]):
@@ -48,21 +63,16 @@ class Levels(Generic[L, V]):
         self.dependents: dict[Array, list[object]] = {}
         self.where: dict[Atom, int] = {}
         self.constants: dict[Atom, int] = {}
-        self._current: int | None = None
+        self.current: int | None = None
 
     @property
     def level(self) -> int:
         """The level that instructions go to now."""
-        return len(self.levels) - 1 if self._current is None else self._current
+        return len(self.levels) - 1 if self.current is None else self.current
 
-    @contextmanager
-    def at(self, level: int) -> Iterator[None]:
+    def at(self, level: int) -> _At:
         """Let instructions go to an outer level for a while."""
-        before, self._current = self._current, level
-        try:
-            yield
-        finally:
-            self._current = before
+        return _At(self, level)
 
     def pop(self, *known: dict[Atom, Any]) -> L:
         """Take the innermost level off, and forget what it knew, in `known` too."""
@@ -170,18 +180,27 @@ class Levels(Generic[L, V]):
 
     def value(self, root: Expr) -> V:
         """The value of an expression, each part at the outermost level where it is known."""
-        root = self.expand(root)
-        for e in walk(root) if root not in self.memo else ():
-            if e not in self.memo:
-                self._emit(e)
-        return self.memo[root][0]
+        root, memo = self.expand(root), self.memo
+        waiting = [root]
+        while waiting:
+            e = waiting[-1]
+            if e not in memo:
+                below = operands(e)
+                missing = [operand for operand in below if operand not in memo]
+                if missing:
+                    waiting += reversed(missing)
+                    continue
+                self._emit(e, below)
+            waiting.pop()
+        return memo[root][0]
 
-    def _emit(self, e: Expr) -> None:
+    def _emit(self, e: Expr, below: Iterable[Expr]) -> None:
+        """The value of an expression, of which what is below is known."""
         depends = self.changing(e)
         level = len(self.levels) - 1 if e.in_registers else self.level_of(e.variables)
         for item in depends:
             level = max(level, self.pinned(item))
-        for operand in operands(e):
+        for operand in below:
             level = max(level, self.memo[operand][1])
         with self.at(level):
             value = self.emitted(e)

@@ -62,6 +62,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         # variables that are another one and a number: so are what is computed from them
         self.shifted: dict[Atom, tuple[Atom, int]] = {}
         self.vectors: dict[Atom, Lanes] = {}
+        self._at_base: dict[Integer, Integer] = {}  # found for these vectors
         self._names = 0
         self._labels = 0
 
@@ -86,6 +87,8 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def _close(self) -> tuple[Level, Level]:
         """The innermost level, which is taken off, and its parent."""
+        if not self.vectors.keys().isdisjoint(self.levels[-1].bound):
+            self._at_base.clear()
         return self.pop(self.scalars, self.shifted, self.vectors), self.levels[-1]
 
     @contextmanager
@@ -153,10 +156,16 @@ class IndexEmitter(levels.Levels[Level, Value]):
         x, step = loop.variable, loop.step
         number = Atom("var", f"{x.name}.vectors", 0, (x.high - low(loop.start)) // step)
         first = loop.start + number.index * step if even else None
+        self._at_base.clear()
         for atom, lanes in ((x, Lanes(base, step, first)), (loop.lane, Lanes("0", step, 0))):
             if atom is not None:
                 self.vectors[atom] = lanes
                 self.bound(atom)
+
+    def look_along(self, vectors: dict[Atom, Lanes]) -> None:
+        """Let other variables be the vectors' in scope."""
+        self.vectors = vectors
+        self._at_base.clear()
 
     def width(self) -> int:
         """Lanes of the vector variable in scope, 1 without one."""
@@ -388,6 +397,11 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def at_base(self, x: Integer) -> Integer:
         """An index at lane 0 of the vector in scope, in terms of names that `scalar` knows."""
+        if x not in self._at_base:
+            self._at_base[x] = self._moved_to_base(x)
+        return self._at_base[x]
+
+    def _moved_to_base(self, x: Integer) -> Integer:
         changed: dict[Atom, Integer] = {}
         for atom, lanes in self.vectors.items():
             if lanes.base.isdecimal():

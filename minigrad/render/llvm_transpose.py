@@ -122,15 +122,16 @@ def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
     """
     lanes = emitter.vectors
     with emitter.iterations("0", str(emitter.width()), length, False, loop.body) as begin:
-        emitter.vectors, places = {}, dict[Atom, Integer]()
+        square, places = dict[Atom, Lanes](), dict[Atom, Integer]()
         for atom, whole in lanes.items():
             some = Atom("var", f"{atom.name}.some", atom.low, atom.high)
             base = emitter.builder().line(f"add i64 {whole.base}, {begin}")
-            emitter.vectors[some] = Lanes(base, length)
+            square[some] = Lanes(base, length)
             emitter.bound(some)
             places[atom] = some.index
+        emitter.look_along(square)
         emitter.statement(substitute_statement(loop, places))
-    emitter.vectors = lanes
+    emitter.look_along(lanes)
 
 
 def _short(count: int) -> int:
@@ -219,11 +220,11 @@ def _along(
     places: dict[Atom, Integer] = {
         atom: emitter.at_base(atom.index) + lane for atom in lanes
     }
-    emitter.vectors = {along: block}
+    emitter.look_along({along: block})
     emitter.bound(along)
     emitter.levels[-1].mask = mask
     yield {**places, variable: along.index}
-    emitter.vectors = lanes
+    emitter.look_along(lanes)
 
 
 def _register_bytes(dtype: DType) -> int:

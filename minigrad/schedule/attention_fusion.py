@@ -23,7 +23,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.layout import Order, order_of, reading, relayout, row_major
+from minigrad.schedule.layout import Order, order_of, reading, relayout
 from minigrad.schedule.stage import ALONE, Stage, before_readers
 
 # Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
@@ -196,7 +196,7 @@ class Chains:
         if not outer or not _plain(stage):
             return None
         if order != sorted(order):
-            if fixed or not row_major(stage):
+            if fixed or not stage.row_major:
                 return None
             stage = relayout(stage, tuple(order), stage.array)
             outer = list(stage.axes[: len(outer)])
@@ -331,7 +331,7 @@ class Chains:
 
 def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
     """Whether a stage can start a chain or go on with one, as far as it alone can tell."""
-    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not row_major(stage):
+    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not stage.row_major:
         return False
     if stage.op is None:
         same = [e for e in expr.loads(stage.body) if e.array in members]

@@ -19,7 +19,7 @@ from minigrad.schedule.attention_fusion import Chains, Sink
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.byte_dots import has_tiles, in_blocks, in_words
 from minigrad.schedule.expr import Array
-from minigrad.schedule.layout import Order, row_major
+from minigrad.schedule.layout import Order
 from minigrad.schedule.stage import ALONE, Stage
 from minigrad.target import FEW_TASKS, Target
 
@@ -105,14 +105,56 @@ class Cluster:
         return across, along
 
 
+class Waits:
+    """Which clusters need which others. Each has a level, above the levels of all that it needs.
+
+    Apart from the clusters, which would hold each other otherwise, and be garbage that lasts.
+    """
+
+    def __init__(self) -> None:
+        self._levels: dict[Cluster, int] = {}
+        self._users: dict[Cluster, list[Cluster]] = {}
+
+    def add(self, member: Cluster, others: Iterable[Cluster]) -> None:
+        """Let a cluster need others, which do not need it; what needs it is lifted with it."""
+        levels, lifted = self._levels, [(member, 0)]
+        for other in set(others) - member.needs:
+            member.needs.add(other)
+            self._users[other].append(member)
+            lifted.append((member, levels[other] + 1))
+        self._users.setdefault(member, [])
+        while lifted:
+            item, level = lifted.pop()
+            if levels.get(item, -1) < level:
+                levels[item] = level
+                users = self._users[item]
+                assert member not in users, "kernels that need each other have no order"
+                lifted += [(user, level + 1) for user in users]
+
+    def reaches(self, start: Iterable[Cluster], goal: Cluster) -> bool:
+        """Whether a cluster of `start` is or needs `goal`, directly or not."""
+        seen = set(start)
+        if goal in seen:
+            return True
+        stack, levels, least = list(seen), self._levels, self._levels[goal]
+        while stack:
+            item = stack.pop()
+            if levels[item] > least:  # else nothing that it needs is as high as the goal
+                if goal in item.needs:
+                    return True
+                stack += item.needs - seen
+                seen |= item.needs
+        return False
+
+
 def cluster(
     chains: Chains, target: Target, fuse: bool, alone: frozenset[Array] = frozenset()
-) -> list[Cluster]:
+) -> tuple[list[Cluster], Waits]:
     """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read.
 
     Of an array's parts a few share a kernel.
     """
-    clusters: dict[Cluster, int] = {}  # with their places
+    clusters, waits = dict[Cluster, int](), Waits()  # with their places
     maker: dict[Array, Cluster] = {}
     readers: dict[Array, list[Cluster]] = {}
     exchanged: set[Cluster] = set()  # the exchange before this one, which all ranks make first
@@ -143,7 +185,7 @@ def cluster(
                     shared = candidate.rows if way else frozenset()
                 else:
                     shared = _shared_rows(candidate, own, stage, candidate in producers)
-                if _may_join(candidate, stage, producers, bool(shared)):
+                if _may_join(candidate, stage, producers, bool(shared), waits):
                     home, rows, sink = candidate, shared, way
                     break
         for watcher in watchers:
@@ -160,20 +202,20 @@ def cluster(
             if sink.sums:
                 home.sums.add(stage.array)
         others = producers - {home}
-        home.needs |= others
+        waits.add(home, others)
         home.depth = max([home.depth, *(other.depth + 1 for other in others)])
         if home.kind == "exchange":
-            home.needs |= exchanged
+            waits.add(home, exchanged)
             exchanged = {home}
         maker[stage.array] = home
         for array in read:
             if home not in (known := readers.setdefault(array, [])):
                 known.append(home)
-    return list(clusters)
+    return list(clusters), waits
 
 
 def _may_join(
-    candidate: Cluster, stage: Stage, producers: set[Cluster], shares: bool
+    candidate: Cluster, stage: Stage, producers: set[Cluster], shares: bool, waits: Waits
 ) -> bool:
     """Whether a stage, which shares rows with a cluster or not, can be in its kernel."""
     if not shares:  # `_shared_rows` said why
@@ -181,23 +223,25 @@ def _may_join(
     whole = stage.array.whole
     if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
         _no(candidate, f"it has {MOST_PARTS} pieces of that array already")
-    elif candidate not in producers and _delays(candidate, producers, stage):
+    elif candidate not in producers and _delays(candidate, producers, stage, waits):
         _no(candidate, "it would wait for more than it needs")
-    elif reaches(producers - {candidate}, candidate):
+    elif waits.reaches(producers - {candidate}, candidate):
         _no(candidate, "something between the two needs the first, and is needed here")
     else:
         return True
     return False
 
 
-def _delays(sibling: Cluster, producers: set[Cluster], stage: Stage) -> bool:
+def _delays(
+    sibling: Cluster, producers: set[Cluster], stage: Stage, waits: Waits
+) -> bool:
     """Whether little work would wait for more than it needs, and all that reads it as well.
 
     (The number of labels that count, in one kernel with the loss: its gradient could not be in the
     kernel of the loss's rows.)
     """
     return stage.iterations <= SMALL and any(
-        need not in producers and not reaches(producers, need) for need in sibling.needs
+        need not in producers and not waits.reaches(producers, need) for need in sibling.needs
     )
 
 
@@ -217,20 +261,6 @@ def _alone(stage: Stage, target: Target) -> Cluster:
 
 def _alone_blocks(sink: Sink, target: Target) -> Cluster:
     return Cluster(target, frozenset((sink.count,)), "block_rows", sink.extent)
-
-
-def reaches(start: Iterable[Cluster], goal: Cluster) -> bool:
-    """Whether a cluster of `start` needs `goal`, directly or not."""
-    seen: set[Cluster] = set()
-    stack = list(start)
-    while stack:
-        item = stack.pop()
-        if item is goal:
-            return True
-        if item not in seen:
-            seen.add(item)
-            stack.extend(item.needs)
-    return False
 
 
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:
@@ -351,9 +381,8 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
     if any(not isinstance(a.extent, int) for s in (stage, stages[0]) for a in s.axes[1:]):
         return False
     made = {member.array: member for member in stages}
-    own = flatten([axis.index for axis in stage.axes], [axis.extent for axis in stage.axes])
     return all(
-        load.index == own and not load.guard and row_major(made[load.array])
+        load.index == stage.place and not load.guard and made[load.array].row_major
         for load in expr.loads(stage.body)
         if load.array in made
     )
@@ -368,7 +397,7 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
     reads = [load for load in expr.loads(consumer.body) if load.array == source]
     if not reads:
         return True
-    if not row_major(producer):
+    if not producer.row_major:
         return False
     prefix = prefix_length(consumer, rows)
     leading = consumer.axes[:prefix]

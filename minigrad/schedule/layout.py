@@ -139,12 +139,6 @@ def as_read(product: Stage, readers: Sequence[Stage]) -> Order | None:
     return orders.pop() if len(orders) == 1 else None
 
 
-def row_major(stage: Stage) -> bool:
-    """Whether a stage's array has its elements in the order of its axes."""
-    own = flatten([axis.index for axis in stage.axes], [axis.extent for axis in stage.axes])
-    return bool(stage.position == own)
-
-
 def _digit(part: Integer) -> tuple[Atom, int] | None:
     """(v, weight) of a part that is v // weight, or a remainder of that."""
     if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:

@@ -15,9 +15,9 @@ from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.fuse import Cluster, aligned, cluster, reaches
+from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
-from minigrad.schedule.layout import as_read, in_order_of, reading, row_major
+from minigrad.schedule.layout import as_read, in_order_of, reading
 from minigrad.schedule.materialize import (
     MEMORY_COST,
     Materialized,
@@ -196,7 +196,7 @@ class _Plan:
         across = target.vector_bytes > 0 and not target.bfloat16_matrices
         self._order_results(across, in_blocks)
         self.chains = Chains(self.stages.values(), self.slots, in_blocks)
-        self.clusters = cluster(self.chains, target, fuse, self.late | partial)
+        self.clusters, self.waits = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
             for array in {a: None for stage in member.stages for a in stage.reads}:
@@ -292,10 +292,10 @@ class _Plan:
                         writer, writer.most_rows, array, old, loads[writer].get(old, ())
                     ):
                         unsafe.add(slot)
-                elif reaches([reader], writer):
+                elif self.waits.reaches([reader], writer):
                     unsafe.add(slot)
                 else:
-                    writer.needs.add(reader)
+                    self.waits.add(writer, (reader,))
         return frozenset(unsafe)
 
     def finish(self, asked: Mapping[Node, Node]) -> Schedule:
@@ -379,7 +379,7 @@ def _reads_where_written(stage: Stage, load: Expr, target: Stage) -> bool:
         return False
     if stage.axes == target.axes:  # in whichever order their elements lie
         return load.index == target.position
-    alike = stage.size == target.size and row_major(stage) and row_major(target)
+    alike = stage.size == target.size and stage.row_major and target.row_major
     return alike and load.index == stage.position
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
+from minigrad.graph.interned import kept
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, numel
@@ -71,13 +72,10 @@ class Stage:
     pieces: tuple[Array, ...] = ()
     start: Integer = 0
 
-    @property
+    @kept
     def product(self) -> Contraction | None:
-        """What it is as a product, if it is one: recognised once, for all that ask."""
-        known: dict[str, Contraction | None] = self.__dict__
-        if "_product" not in known:
-            known["_product"] = contraction_of(self.op, self.axes, self.reduced, self.body)
-        return known["_product"]
+        """What it is as a product, if it is one."""
+        return contraction_of(self.op, self.axes, self.reduced, self.body)
 
     @property
     def contraction(self) -> Contraction | None:
@@ -85,12 +83,12 @@ class Stage:
         found = self.product
         return None if found is None or found.shared else found
 
-    @property
+    @kept
     def size(self) -> int:
         """Elements of the value (symbolic axes at their upper bound)."""
         return numel(self.shape)
 
-    @property
+    @kept
     def iterations(self) -> int:
         """Evaluations of the body."""
         return numel([axis.extent for axis in self.axes + self.reduced])
@@ -109,13 +107,20 @@ class Stage:
         """The loads in all of its expressions, each once."""
         return expr.loads(*self.exprs())
 
-    @property
+    @kept
     def reads(self) -> tuple[Array, ...]:
         """The arrays in all of its expressions, each once."""
-        known: dict[str, tuple[Array, ...]] = self.__dict__
-        if "_reads" not in known:
-            known["_reads"] = tuple(dict.fromkeys(load.array for load in self.loads))
-        return known["_reads"]
+        return tuple(dict.fromkeys(load.array for load in self.loads))
+
+    @kept
+    def place(self) -> Integer:
+        """The place of an element among all in the order of its axes."""
+        return flatten([axis.index for axis in self.axes], [axis.extent for axis in self.axes])
+
+    @kept
+    def row_major(self) -> bool:
+        """Whether its array has its elements in the order of its axes."""
+        return bool(self.position == self.place)
 
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
         """The stage with some kept axes replaced by given indices."""

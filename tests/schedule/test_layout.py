@@ -12,7 +12,6 @@ from minigrad.compile import schedule_of
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.layout import row_major
 from minigrad.schedule.schedule import Schedule
 from minigrad.target import Target
 
@@ -112,7 +111,7 @@ def test_a_product_lies_as_the_products_behind_it_read_it() -> None:
 
     plan = check(build)
     first = plan.kernels[0].stages[0]
-    assert not row_major(first)
+    assert not first.row_major
     row = HEADS * WIDTH
     assert str(first.position) == f"{ROWS * row}·i0 + {WIDTH}·i1 + {row}·i2 + i3"
 
@@ -132,4 +131,4 @@ def test_readers_that_disagree_leave_a_product_as_it_is() -> None:
         rows = g.reshape(side_by_side(x), (2 * ROWS, HEADS * WIDTH))
         return [product(rows, inputs(HEADS * WIDTH, 24)), product(x, inputs(2, HEADS, WIDTH, 24))]
 
-    assert row_major(check(build).kernels[0].stages[0])
+    assert check(build).kernels[0].stages[0].row_major
