@@ -31,9 +31,10 @@ ALIGNMENT = 64
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 LARGEST_SMALL = HUGE_PAGE // 8  # up to here blocks are cut from a slab of one huge page
-# Blocks of several huge pages that do not fill their last one share it with the next: weights of
-# 2.25 MiB would take 4. They are cut from so many bytes of addresses, of which only what is
-# written to becomes memory. Where the last page had small ones, reading rows took a tenth longer.
+# Blocks that do not fill their huge pages share them with the next: of 2.25 MiB each would take 4.
+# They are cut from so many bytes of addresses, of which only what is written to becomes memory.
+# Where the last page had small ones, reading rows took a tenth longer; a server's step took 6 %
+# longer, where its layers' quantized weights, of 0.2 … 1 MiB, and keys, of 1.5, had small ones.
 SHARED = 128 << 20
 LARGEST_SHARING = SHARED // 8  # above, size classes are whole huge pages
 POISON = 0xFF  # what guarded memory holds at first: NaN as a float, −1 as an integer
@@ -141,7 +142,7 @@ class _Blocks:
         """New pages, or None: also where the system would promise memory that it has not."""
         if self.held + size > memory_bytes():
             return None
-        if not HUGE_PAGE < size <= LARGEST_SHARING:
+        if size > LARGEST_SHARING:
             return map_pages(size)
         if self.shared_end - self.shared < size:
             start = map_pages(SHARED)

@@ -218,7 +218,8 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * cpu_memory.PAGE
 
 
-@pytest.mark.parametrize("nbytes", [9 * MIB // 4, 27 * MIB // 4, 9 * MIB])
+@pytest.mark.parametrize("nbytes", [5 * MIB // 16, 7 * MIB // 4, 9 * MIB // 4, 27 * MIB // 4,
+                                    9 * MIB])  # fmt: skip
 def test_blocks_share_huge_pages(nbytes: int) -> None:
     """Where each had its own, blocks of 2.25 MiB took 4."""
     trim()
@@ -235,6 +236,23 @@ def test_blocks_share_huge_pages(nbytes: int) -> None:
             cpu_memory.free(address, nbytes)
     trim()
     assert resident() - before <= count * nbytes // 10 + 4 * cpu_memory.HUGE_PAGE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the mapping's flags are Linux's")
+@pytest.mark.parametrize("nbytes", [1024, 5 * MIB // 16, MIB, 2 * MIB, 3 * MIB, 33 * MIB])
+def test_memory_is_asked_for_in_huge_pages(nbytes: int) -> None:
+    """Blocks of 256 KiB … 2 MiB had small ones: the matrices of a small model, layer by layer."""
+    address = cpu_memory.allocate(nbytes)
+    inside, flags = False, list[str]()
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(place, 16) for place in first.split("-"))
+            inside = start <= address and address + nbytes <= end
+        elif first == "VmFlags:" and inside:
+            flags = rest
+    cpu_memory.free(address, nbytes)
+    assert "hg" in flags, f"{nbytes} bytes at {address:#x}: {flags}"
 
 
 def test_new_zeros_are_not_touched() -> None:
