@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.graph.shapes import numel
@@ -17,6 +20,21 @@ def part_along(x: Node, axis: int, start: Integer, stop: Integer) -> Node:
 def pad_along(x: Node, axis: int, before: Integer, after: Integer) -> Node:
     """Zeros before and behind, along an axis."""
     return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
+
+
+def joined(pieces: Sequence[Node], axis: int) -> Node:
+    """The pieces one after the other along an axis, chosen between where they are read."""
+    total: Integer = sum((piece.shape[axis] for piece in pieces), 0)
+    result, start = None, 0  # type: Node | None, Integer
+    for piece in pieces:
+        stop = start + piece.shape[axis]
+        x, mask = (
+            pad_along(one, axis, start, total - stop)
+            for one in (piece, piece.constant(True, dtypes.bool))
+        )
+        result, start = x if result is None else mask.where(x, result), stop
+    assert result is not None
+    return result
 
 
 def split_axis(x: Node, axis: int, *extents: Integer) -> Node:
