@@ -48,6 +48,13 @@ def merge_axes(x: Node, axis: int, count: int = 2) -> Node:
     return build.reshape(x, (*x.shape[:axis], extent, *x.shape[axis + count :]))
 
 
+def stored_last(x: Node, axes: Sequence[int]) -> Node:
+    """x, copied so that what lies along some axes is side by side in memory."""
+    order = [*(axis for axis in range(x.ndim) if axis not in axes), *axes]
+    copy = build.contiguous(build.permute(x, order))
+    return build.permute(copy, [order.index(axis) for axis in range(x.ndim)])
+
+
 def row_of(x: Node, number: Integer, axis: int = 0) -> Node:
     """What is at one place along an axis, which goes."""
     return split_axis(part_along(x, axis, number, number + 1), axis)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minigrad.graph import build
-from minigrad.graph.axes import merge_axes, pad_along, part_along, row_of, split_axis
+from minigrad.graph.axes import merge_axes, pad_along, part_along, row_of, split_axis, stored_last
 from minigrad.graph.build import Window
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.shapes import numel
@@ -130,7 +130,7 @@ def overlap_add(
             _slide(product, part.axis, part.places, part.dilation)
         total = product.result(order)
     if len(product.factors) > 1 and any(step > size for _, size, step, _ in apart):
-        total = _as_images(total, [order.index(("x", axis)) for axis, *_ in apart])
+        total = stored_last(total, [order.index(("x", axis)) for axis, *_ in apart])
     for axis, size, step, _ in apart:
         total = pad_along(total, order.index(("j", axis)), 0, step - size)
     merged = []
@@ -275,13 +275,6 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
     steps = tuple(part.step for part in strided)
     joined = build.reshape(joined, (*steps, *joined.shape[1:]))
     return build.permute(joined, [ways.index(place) for place in range(len(ways))])
-
-
-def _as_images(x: Node, places: Sequence[int]) -> Node:
-    """x with some dimensions last in memory."""
-    order = [*(axis for axis in range(x.ndim) if axis not in places), *places]
-    lies = build.contiguous(build.permute(x, order))
-    return build.permute(lies, [order.index(axis) for axis in range(x.ndim)])
 
 
 def _prepare(
