@@ -22,18 +22,22 @@ def pad_along(x: Node, axis: int, before: Integer, after: Integer) -> Node:
     return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
 
 
+def within(x: Node, amounts: Sequence[tuple[Integer, Integer]], whole: Node) -> Node:
+    """The whole, but for the part that x takes: so much is before and behind that."""
+    inside = build.pad(x.constant(True, dtypes.bool), amounts)
+    return inside.where(build.pad(x, amounts), whole)
+
+
 def joined(pieces: Sequence[Node], axis: int) -> Node:
     """The pieces one after the other along an axis, chosen between where they are read."""
+    first, *others = pieces
     total: Integer = sum((piece.shape[axis] for piece in pieces), 0)
-    result, start = None, 0  # type: Node | None, Integer
-    for piece in pieces:
+    start = first.shape[axis]
+    result = pad_along(first, axis, 0, total - start)
+    for piece in others:
         stop = start + piece.shape[axis]
-        x, mask = (
-            pad_along(one, axis, start, total - stop)
-            for one in (piece, piece.constant(True, dtypes.bool))
-        )
-        result, start = x if result is None else mask.where(x, result), stop
-    assert result is not None
+        amounts = [(start, total - stop) if d == axis else (0, 0) for d in range(piece.ndim)]
+        result, start = within(piece, amounts, result), stop
     return result
 
 

@@ -34,7 +34,7 @@ def _one(value: float, shape: int | tuple[int, ...], wanted: bool = True) -> Ten
 
 class _Norm(Layer):
     _sizes: ClassVar[tuple[str, ...]] = ("normalized_shape",)
-    _named = ("eps", "elementwise_affine")
+    _named: ClassVar[tuple[str, ...]] = ("eps", "elementwise_affine")
     spatial: ClassVar[tuple[int, ...]] = ()  # how many dimensions may follow channels, if not any
 
 
