@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
-from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
 from minigrad.dtype import DType, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.substitution import variables as symbols
-from minigrad.graph.symbolic import Affine, ceildiv, high
+from minigrad.graph.symbolic import ceildiv, high
 from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
@@ -28,7 +27,7 @@ from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan, entry_address
-from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
+from minigrad.runtimes.cpu_pool import Pool, Table, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
@@ -157,18 +156,10 @@ class CpuProgram:
             (entry_address(kernel, self.exchanges), kernel.code.total, kernel.code.grain, start)
             for kernel, start in zip(self.kernels, starts, strict=False)
         ]
-        self._arguments = (ctypes.c_int64 * max(len(self.sources), 1))()
+        self._table = Table([0] * len(self.sources), self.launches)
+        self._arguments, self._varying = self._table.words, self._table.varying
+        self._base = self._table.place()
         self._format = f"={len(self.sources)}q"
-        base = ctypes.addressof(self._arguments)
-        self._table: Any = (Launch * max(len(self.kernels), 1))(*(
-            Launch(address, base + 8 * start, total if isinstance(total, int) else 0, grain)
-            for address, total, grain, start in self.launches
-        ))  # fmt: skip
-        self._base = ctypes.addressof(self._table)
-        self._varying = [
-            (number, total) for number, (_, total, _, _) in enumerate(self.launches)
-            if isinstance(total, Affine)
-        ]  # fmt: skip
         codes = [kernel.code for kernel in self.kernels]
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)
@@ -246,11 +237,11 @@ class CpuProgram:
 
     def _totals(self) -> list[int]:
         """The iterations of the kernels where these vary."""
-        return [self._table[number].total for number, _ in self._varying]
+        return [self._table.launches[number].total for number, _ in self._varying]
 
     def _set_totals(self, totals: Sequence[int]) -> None:
         for (number, _), total in zip(self._varying, totals, strict=True):
-            self._table[number].total = total
+            self._table.launches[number].total = total
 
     def _work(self) -> tuple[int, int]:
         """Operations and bytes of the call: estimates are of as many iterations as can be."""
@@ -263,7 +254,7 @@ class CpuProgram:
 
     def _sized(self, number: int) -> KernelCode:
         """What a kernel's code says of itself, for the call that runs."""
-        code, total = self.kernels[number].code, self._table[number].total
+        code, total = self.kernels[number].code, self._table.launches[number].total
         most = max(high(code.total), 1)
         return replace(
             code, total=total, operations=code.operations * total // most,
@@ -271,13 +262,12 @@ class CpuProgram:
         )  # fmt: skip
 
     def _walk(self) -> None:
-        base = self._base
         if flag("DEBUG") < 1 and timeline.record is None:
-            self._run(base, len(self.kernels), self.scratch_bytes)
+            self._run(self._base, len(self.kernels), self.scratch_bytes)
             return
 
         def run_one(number: int) -> None:
-            self._run(base + number * ctypes.sizeof(Launch), 1, self.scratch_bytes)
+            self._run(self._table.place(number), 1, self.scratch_bytes)
 
         codes = [self._sized(number) for number in range(len(self.kernels))]
         if timeline.record is not None:
@@ -304,5 +294,4 @@ class GuardedProgram(CpuProgram):
     def _walk(self) -> None:
         """One by one, with scratch areas of each kernel's size."""
         for number, kernel in enumerate(self.kernels):
-            place = self._base + number * ctypes.sizeof(Launch)
-            self._run(place, 1, kernel.code.scratch_bytes)
+            self._run(self._table.place(number), 1, kernel.code.scratch_bytes)

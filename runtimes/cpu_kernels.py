@@ -10,7 +10,6 @@ With the first found, nothing is scheduled; with the second, nothing is lowered,
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render, together
 from minigrad.runtimes import cpu_memory, jit_compiler
 from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
-from minigrad.runtimes.cpu_pool import Launch, pool_for
+from minigrad.runtimes.cpu_pool import Table, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.key import graph_key
@@ -289,22 +288,20 @@ class Kernels:
 
     def seconds(self, ways: Sequence[Rendered[str]], arrays: tuple[Array, ...]) -> list[float]:
         """How long each of several kernels takes on arrays of zeros: the best of rounds."""
-        pool, keep = pool_for("CPU"), []
+        pool, keep = pool_for("CPU"), list[object]()
         sizes = [array.size * array.dtype.itemsize for array in arrays]
         memories = [cpu_memory.allocate_zeros(size) for size in sizes]
-        rows = []
+        words, launches = list[int](), list[tuple[int, Integer, int, int]]()
         for one in ways:
-            nest = one.nest
-            arguments = (ctypes.c_int64 * len(arrays))(*(memories[n] for n in one.arguments))
-            addresses, code = self.compiler.compile(one.text, [nest.name])
-            keep.append((arguments, code))
-            place = ctypes.addressof(arguments)
-            rows.append(Launch(addresses[nest.name], place, nest.total, nest.grain))
-        table = (Launch * len(ways))(*rows)
+            addresses, code = self.compiler.compile(one.text, [one.nest.name])
+            keep.append(code)
+            address = addresses[one.nest.name]
+            launches.append((address, one.nest.total, one.nest.grain, len(words)))
+            words += [memories[n] for n in one.arguments]
+        table = Table(words, launches)
 
         def run(number: int) -> None:
-            place = ctypes.addressof(table) + number * ctypes.sizeof(Launch)
-            pool.run(place, 1, ways[number].nest.scratch_bytes)
+            pool.run(table.place(number), 1, ways[number].nest.scratch_bytes)
 
         best = best_of_rounds(run, len(ways))
         for memory, size in zip(memories, sizes, strict=True):

@@ -13,13 +13,15 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from minigrad.graph.symbolic import Affine, Integer
 from minigrad.locks import new_lock
 from minigrad.runtimes import cpu_driver, cpu_memory, host
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, LAUNCH_BYTES, LAUNCH_FIELDS
 
-__all__ = ["FLAG_ALONE", "LAUNCH_BYTES", "LAUNCH_FIELDS", "Launch", "Pool", "pool_for"]
+__all__ = ["FLAG_ALONE", "LAUNCH_BYTES", "LAUNCH_FIELDS", "Launch", "Pool", "Table", "pool_for"]
 
 _RUN_TABLE = ctypes.CFUNCTYPE(
     ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
@@ -38,6 +40,32 @@ class Launch(ctypes.Structure):
     """
 
     _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]
+
+
+class Table:
+    """Launches one after the other, and the words that are their arguments.
+
+    launches: of each the address of its kernel, its total and grain, and the first of its words.
+    Where a total varies it is 0 before somebody says how many: `varying` has its number.
+    """
+
+    def __init__(
+        self, words: Sequence[int], launches: Sequence[tuple[int, Integer, int, int]]
+    ) -> None:
+        self.words = (ctypes.c_int64 * max(len(words), 1))(*words)
+        base, self.count = ctypes.addressof(self.words), len(launches)
+        self.launches: Any = (Launch * max(self.count, 1))(*(
+            Launch(address, base + 8 * first, total if isinstance(total, int) else 0, grain)
+            for address, total, grain, first in launches
+        ))  # fmt: skip
+        self.varying = [
+            (number, total) for number, (_, total, _, _) in enumerate(launches)
+            if isinstance(total, Affine)
+        ]  # fmt: skip
+
+    def place(self, number: int = 0) -> int:
+        """The address of a launch."""
+        return ctypes.addressof(self.launches) + number * ctypes.sizeof(Launch)
 
 
 class Area:

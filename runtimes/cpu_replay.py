@@ -18,19 +18,20 @@ from functools import partial
 from typing import Any
 
 from minigrad.device import Buffer, Call
-from minigrad.graph.symbolic import Affine
+from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import evaluate, is_own, rest_of
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_exchange import watched
 from minigrad.runtimes.cpu_interrupt import LONG, runner
-from minigrad.runtimes.cpu_pool import Area, Launch, Pool, pool_for
+from minigrad.runtimes.cpu_pool import Area, Pool, Table, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.runtimes.native import translate
 
 _GO = "def go():\n    return call({run_table}, {table}, {count}, {pool}, {scratch})"
 _Go = ctypes.CFUNCTYPE(ctypes.c_int64)
+PATCHED = 4  # words that the first launch takes
 
 
 class CpuReplay:
@@ -52,9 +53,8 @@ class CpuReplay:
         self._names: list[tuple[int, str]] = []  # place of its value, name of a variable
         places: list[int] = []  # of the words that change, and the numbers of their sources
         sources: list[int] = []
-        words: list[int] = []
-        launches: list[tuple[int, int, int, int]] = []
-        self._varying: list[tuple[int, Affine]] = []
+        words = [0] * PATCHED
+        launches = list[tuple[int, Integer, int, int]]()
         for call, program, (held, _) in zip(calls, programs, placed, strict=True):
             start = len(words)
             for kind, where in program.sources:
@@ -75,25 +75,18 @@ class CpuReplay:
                 words.append(known or 0)
             for address, total, grain, first in program.launches:
                 total = rest_of(total, call.variables)
-                if isinstance(total, Affine):
-                    self._varying.append((len(launches) + 1, total))
-                    total = 0
                 launches.append((address, total, grain, start + first))
         # Python writes here: the arguments' addresses, then the variables' values.
         self._values: Any = (ctypes.c_int64 * max(len(changing), 1))()
         pack = struct.Struct(f"{len(arguments)}q").pack_into
         self.put: Callable[..., None] = partial(pack, self._values, 0)
-        self._words = (ctypes.c_int64 * max(len(words), 1))(*words)
+        first = functions["patch"], len(places), max(len(places), 1), 0
+        self._table = Table(words, [first, *launches])
+        self._table.launches[0].flags = FLAG_ALONE
         self._places = (ctypes.c_int64 * max(len(places), 1))(*places)
         self._sources = (ctypes.c_int64 * max(len(sources), 1))(*sources)
-        parts = (self._words, self._places, self._sources, self._values)
-        self._patched = (ctypes.c_int64 * 4)(*map(ctypes.addressof, parts))
-        self._count = len(launches) + 1
-        base, patched = ctypes.addressof(self._words), ctypes.addressof(self._patched)
-        self._table = (Launch * self._count)(
-            Launch(functions["patch"], patched, len(places), max(len(places), 1), FLAG_ALONE),
-            *(Launch(where, base + 8 * start, total, n) for where, total, n, start in launches),
-        )
+        parts = (self._table.words, self._places, self._sources, self._values)
+        self._table.words[:PATCHED] = list(map(ctypes.addressof, parts))
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
@@ -104,33 +97,32 @@ class CpuReplay:
 
     def _prepare(self) -> None:
         """Make the native call for the pool as it is now."""
-        pool, table, scratch = self.pool, ctypes.addressof(self._table), self._scratch
+        pool, table, scratch = self.pool, self._table, self._scratch
         self._life = pool.life
         pool.ensure_scratch(scratch.nbytes)
         self.native: Callable[[], int | None]
         work = self.operations + self.traffic
         self._run = watched(runner(pool, work), pool, self._exchanges)
         if self._exchanges or work >= LONG:
-            self.native = partial(self._run, table, self._count, scratch.nbytes)
+            self.native = partial(self._run, table.place(), table.count, scratch.nbytes)
             return
         call = _GO.format(
-            run_table=ctypes.cast(pool.run_table, ctypes.c_void_p).value, table=table,
-            count=self._count, pool=pool.address, scratch=scratch.address,
+            run_table=ctypes.cast(pool.run_table, ctypes.c_void_p).value, table=table.place(),
+            count=table.count, pool=pool.address, scratch=scratch.address,
         )  # fmt: skip
         addresses, self._code = host_compiler().compile(translate(call, {}), ["go"])
         self.native = _Go(addresses["go"])
 
     def _run_one(self, number: int) -> None:
-        place = ctypes.addressof(self._table) + number * ctypes.sizeof(Launch)
-        self._run(place, 1, self._scratch.nbytes)
+        self._run(self._table.place(number), 1, self._scratch.nbytes)
 
     def run(self, variables: Mapping[str, int]) -> None:
         """One native call, on the arguments that were put."""
         if self._names:
             for number, name in self._names:
                 self._values[number] = variables[name]
-            for entry, total in self._varying:
-                self._table[entry].total = evaluate(total, variables)
+            for entry, total in self._table.varying:
+                self._table.launches[entry].total = evaluate(total, variables)
         if self._life is not self.pool.life:
             self._prepare()
         if timeline.record is not None:

@@ -59,8 +59,8 @@ class Kernel:
 class Launch:
     """A driver's kernel object, and for each argument (kind, which one).
 
-    Kinds: "slot" (a buffer of the call), "held" (one of the program's), "scratch", "symbol" (by
-    name), "number" (itself).
+    Kinds: "slot" (a buffer of the call), "held" (one of the program's, of which the first is the
+    scratch memory), "symbol" (by name), "number" (itself).
     pieces: how many work-items are launched one after the other, and from which on.
     """
 
@@ -78,8 +78,9 @@ class OpenCLProgram:
         self, runtime: OpenCL, plan: Schedule, kernels: Sequence[tuple[Kernel, tuple[Array, ...]]]
     ) -> None:
         self.runtime, self.plan, self.kernels = runtime, plan, kernels
-        self._shared, self.sizes = shared_buffers(plan.held)
-        self.scratch = max((k.source.scratch_bytes * k.slices for k, _ in kernels), default=0)
+        scratch = max((k.source.scratch_bytes * k.slices for k, _ in kernels), default=0)
+        self._shared, sizes = shared_buffers(plan.held)
+        self.sizes = [scratch, *sizes]
         self._launches = self.launches()
 
     def launches(self) -> list[Launch]:
@@ -88,10 +89,10 @@ class OpenCLProgram:
         for (kernel, arrays), step in zip(self.kernels, self.plan.kernels, strict=True):
             used = [arrays[number] for number in kernel.arguments]
             sources = [
-                ("held", shared[which]) if kind == "held" else (kind, which)
+                ("held", 1 + shared[which]) if kind == "held" else (kind, which)
                 for kind, which in step.sources(places, used, kernel.nest.symbols)
             ]
-            sources += [("scratch", 0)] * (kernel.source.scratch_bytes > 0)
+            sources += [("held", 0)] * (kernel.source.scratch_bytes > 0)
             native, group = self.runtime.kernel(kernel.program, kernel.name), (kernel.group,)
             made.append(Launch(native, tuple(sources), kernel.pieces, group, kernel.nest))
         return made
@@ -103,12 +104,11 @@ class OpenCLProgram:
         runtime = self.runtime
         taken: list[tuple[Any, int]] = []
         try:
-            for size in (*self.sizes, self.scratch):
+            for size in self.sizes:
                 taken.append((runtime.allocate(size), size))
             values: dict[str, Any] = {
                 "slot": [buffer.memory for buffer in buffers],
-                "held": [memory for memory, _ in taken[:-1]],
-                "scratch": [taken[-1][0]],
+                "held": [memory for memory, _ in taken],
                 "symbol": {name: packed(value) for name, value in variables.items()},
             }
             with runtime.lock, runtime.doing("running a program"):
@@ -145,73 +145,62 @@ class OpenCLReplay:
         self.launches: list[Launch] = []
         self._taken: list[tuple[Any, int]] = []
         self._kept = [buffer for call in calls for buffer in call.buffers]
-        self._uses: list[list[Callable[[Any], None]]] = [[] for _ in arguments]
-        self._symbols: dict[str, list[Callable[[bytes], None]]] = {}
-        self._memories: list[Any] = [None] * len(arguments)
-        self._values: dict[str, int] = {}
+        # where the argument of this place, or the variable of this name, goes; what was set last
+        self._uses: dict[Any, list[tuple[Any, int]]] = {}
+        self._last: dict[Any, Any] = {}
         places = {argument: place for place, argument in enumerate(arguments)}
-        held = self._held(calls)
-        for call in calls:
-            assert isinstance(call.program, OpenCLProgram)
-            launches = call.program.launches()
+        programs = [call.program for call in calls if isinstance(call.program, OpenCLProgram)]
+        # memory between kernels is shared by the calls, since one runs after the other
+        for size in map(max, zip_longest(*(program.sizes for program in programs), fillvalue=0)):
+            self._taken.append((runtime.allocate(size), size))
+        for call, program in zip(calls, programs, strict=True):
+            launches = program.launches()
             self.launches += launches
             with runtime.doing("preparing a captured step"):
                 for launch in launches:
-                    for number, (kind, which) in enumerate(launch.sources):
-                        self._bind(launch.kernel, number, kind, which, call, places, held)
-
-    def _held(self, calls: Sequence[Call]) -> list[Any]:
-        """Memory between kernels, which the calls share, since one runs after the other; the
-        scratch memory is the last one.
-        """
-        programs = [call.program for call in calls if isinstance(call.program, OpenCLProgram)]
-        sizes = map(max, zip_longest(*(program.sizes for program in programs), fillvalue=0))
-        for size in (*sizes, max((program.scratch for program in programs), default=0)):
-            self._taken.append((self.runtime.allocate(size), size))
-        return [memory for memory, _ in self._taken]
+                    for number, source in enumerate(launch.sources):
+                        self._bind(launch.kernel, number, *source, call, places)
 
     def _bind(
         self, kernel: Any, number: int, kind: str, which: Any, call: Call,
-        places: dict[Buffer, int], held: list[Any],
+        places: dict[Buffer, int],
     ) -> None:  # fmt: skip
         """Set an argument for good, or note who changes it."""
+        changing = places.get(call.buffers[which]) if kind == "slot" else which
+        if kind == "symbol" or kind == "slot" and changing is not None:
+            self._uses.setdefault(changing, []).append((kernel, number))
+            if which not in call.variables:
+                return
+            self._last[which] = call.variables[which]
+        kernel.set_arg(number, (
+            packed(which) if kind == "number"
+            else packed(call.variables[which]) if kind == "symbol"
+            else call.buffers[which].memory if kind == "slot"
+            else self._taken[which][0]
+        ))  # fmt: skip
 
-        def change(value: Any) -> None:
+    def _set(self, key: Any, value: Any) -> None:
+        """A value for all kernels that take it."""
+        for kernel, number in self._uses.get(key, ()):
             kernel.set_arg(number, value)
-
-        if kind == "number":
-            change(packed(which))
-        elif kind == "symbol":
-            self._symbols.setdefault(which, []).append(change)
-            if which in call.variables:
-                self._values[which] = call.variables[which]
-                change(packed(call.variables[which]))
-        elif kind == "slot" and call.buffers[which] in places:
-            self._uses[places[call.buffers[which]]].append(change)
-        elif kind == "slot":
-            change(call.buffers[which].memory)
-        else:
-            change(held[which if kind == "held" else -1])
 
     def put(self, *memories: Any) -> None:
         """Let `memories` take the arguments' places."""
         with self.runtime.lock, self.runtime.doing("preparing a captured step"):
             for place, memory in enumerate(memories):
-                if memory is not self._memories[place]:
-                    if memory is None:
-                        raise TypeError("an argument has no memory yet")
-                    for change in self._uses[place]:
-                        change(memory)
-                    self._memories[place] = memory
+                if memory is None:
+                    raise TypeError("an argument has no memory yet")
+                if memory is not self._last.get(place):
+                    self._set(place, memory)
+                    self._last[place] = memory
 
     def run(self, variables: Mapping[str, int]) -> None:
         """Enqueue all kernels; does not wait for them."""
         with self.runtime.lock, self.runtime.doing("running a captured step"):
             for name, value in variables.items():
-                if self._values.get(name) != value:
-                    for change in self._symbols.get(name, ()):
-                        change(packed(value))
-                    self._values[name] = value
+                if self._last.get(name) != value:
+                    self._set(name, packed(value))
+                    self._last[name] = value
             self.runtime.launch(self.launches)
         count_work(self.launches)
 

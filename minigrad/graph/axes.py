@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.graph.shapes import numel
@@ -19,6 +22,25 @@ def pad_along(x: Node, axis: int, before: Integer, after: Integer) -> Node:
     return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
 
 
+def within(x: Node, amounts: Sequence[tuple[Integer, Integer]], whole: Node) -> Node:
+    """The whole, but for the part that x takes: so much is before and behind that."""
+    inside = build.pad(x.constant(True, dtypes.bool), amounts)
+    return inside.where(build.pad(x, amounts), whole)
+
+
+def joined(pieces: Sequence[Node], axis: int) -> Node:
+    """The pieces one after the other along an axis, chosen between where they are read."""
+    first, *others = pieces
+    total: Integer = sum((piece.shape[axis] for piece in pieces), 0)
+    start = first.shape[axis]
+    result = pad_along(first, axis, 0, total - start)
+    for piece in others:
+        stop = start + piece.shape[axis]
+        amounts = [(start, total - stop) if d == axis else (0, 0) for d in range(piece.ndim)]
+        result, start = within(piece, amounts, result), stop
+    return result
+
+
 def split_axis(x: Node, axis: int, *extents: Integer) -> Node:
     """Several axes in the place of one; none in the place of one of 1."""
     return build.reshape(x, (*x.shape[:axis], *extents, *x.shape[axis + 1 :]))
@@ -28,6 +50,13 @@ def merge_axes(x: Node, axis: int, count: int = 2) -> Node:
     """One axis in the place of several, whose extents are known."""
     extent = numel(x.shape[axis : axis + count])
     return build.reshape(x, (*x.shape[:axis], extent, *x.shape[axis + count :]))
+
+
+def stored_last(x: Node, axes: Sequence[int]) -> Node:
+    """x, copied so that what lies along some axes is side by side in memory."""
+    order = [*(axis for axis in range(x.ndim) if axis not in axes), *axes]
+    copy = build.contiguous(build.permute(x, order))
+    return build.permute(copy, [order.index(axis) for axis in range(x.ndim)])
 
 
 def row_of(x: Node, number: Integer, axis: int = 0) -> Node:

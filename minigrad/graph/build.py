@@ -207,6 +207,34 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     return _moved(Op.FLIP, x, x.shape, axes) if axes else x
 
 
+# The movements after which each element of the source is one element, or left out.
+UNDONE = (Op.RESHAPE, Op.PERMUTE, Op.FLIP, Op.SHRINK, Op.PAD)
+
+
+def undone(move: Node, x: Node) -> Node:
+    """x, of the shape of one of `UNDONE`, in its source's: zeros where a SHRINK left something out.
+
+    So goes the gradient of a movement, and what is written through it.
+    """
+    shape, arg = move.src[0].shape, move.arg
+    if move.op is Op.RESHAPE:
+        return reshape(x, shape)
+    if move.op is Op.PERMUTE:
+        return permute(x, sorted(range(x.ndim), key=lambda axis: int(arg[axis])))
+    if move.op is Op.FLIP:
+        return flip(x, arg)
+    if move.op is Op.SHRINK:
+        pairs = zip(arg, shape, strict=True)
+        return pad(x, [(start, extent - stop) for (start, stop), extent in pairs])
+    return shrink(x, inside(move))
+
+
+def inside(padded: Node) -> list[tuple[Integer, Integer]]:
+    """The ranges of a PAD where its source is."""
+    pairs = zip(padded.arg, padded.src[0].shape, strict=True)
+    return [(before, before + extent) for (before, _), extent in pairs]
+
+
 FEW = 3  # pieces that are better joined where they are read, by a WHERE, than in memory
 
 

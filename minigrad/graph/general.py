@@ -21,14 +21,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any, NamedTuple
 
 from minigrad.dtype import dtypes
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
+from minigrad.graph.axes import joined
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph
-from minigrad.graph.node import INDEX, Node, Op, Shape, is_symbolic, make, topological
+from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, var
@@ -316,28 +316,12 @@ def _remake(
     if op.facts.arity and any(source.shape != src[-1].shape for source in src):
         raise Special(f"{op.value} of shapes {[source.shape for source in src]}")
     if op is Op.CAT and any(is_symbolic(source.shape[arg : arg + 1]) for source in src):
-        return reduce(lambda before, piece: _joined(before, piece, arg), src)
+        return joined(src, arg)
     if op in MOVEMENT or op in REDUCTIONS or op in SCATTERS or op in (Op.CAT, Op.GATHER):
         return build.rebuild(node, src)
     if not op.facts.arity and op is not Op.CONTIGUOUS:
         raise Special(f"{op.value} of a size that differs")
     return make(op, node.dtype, src[-1].shape, src, arg, device)
-
-
-def _joined(x: Node, y: Node, axis: int) -> Node:
-    """x and then y along an axis, of which at least one length is a variable."""
-    before, after = x.shape[axis], y.shape[axis]
-    ends: list[tuple[Integer, Integer]] = [(0, 0)] * x.ndim
-    begins = list(ends)
-    ends[axis], begins[axis] = (0, after), (before, 0)
-    x, y = build.pad(x, ends), build.pad(y, begins)
-    count = build.const(before, INDEX, (), x.device) if isinstance(before, int) else (
-        build.variable(before, x.device)
-    )  # fmt: skip
-    index = build.iota(before + after, x.device, INDEX)
-    mask = index.operation("lt", build.expand(build.reshape(count, (1,)), index.shape))
-    along = tuple(x.shape[axis] if a == axis else 1 for a in range(x.ndim))
-    return build.expand(build.reshape(mask, along), x.shape).operation("where", x, y)
 
 
 def _integer(cell: Cell) -> Integer:

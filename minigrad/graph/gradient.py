@@ -252,27 +252,9 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
 # --- movement and addressing ---------------------------------------------------------------------
 
 
-def _reshape(node: Node, g: Node) -> Node:
-    return build.reshape(g, node.src[0].shape)
-
-
-def _permute(node: Node, g: Node) -> Node:
-    return build.permute(g, sorted(range(node.ndim), key=lambda axis: int(node.arg[axis])))
-
-
 def _expand(node: Node, g: Node) -> Node:
     old = node.src[0].shape
     return build.reduce(Op.SUM, g, [d for d in range(node.ndim) if old[d] != node.shape[d]])
-
-
-def _pad(node: Node, g: Node) -> Node:
-    pairs = zip(node.arg, node.src[0].shape, strict=True)
-    return cropped(g, [(before, before + extent) for (before, _), extent in pairs])
-
-
-def _shrink(node: Node, g: Node) -> Node:
-    pairs = zip(node.arg, node.src[0].shape, strict=True)
-    return build.pad(g, [(start, extent - stop) for (start, stop), extent in pairs])
 
 
 def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
@@ -308,12 +290,9 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.CUMSUM: (cumsum_rule,),
     Op.CUMPROD: (cumprod_rule,),
     Op.CUMMAX: (cummax_rule,),
-    Op.RESHAPE: (_reshape,),
-    Op.PERMUTE: (_permute,),
+    **dict.fromkeys(build.UNDONE, (build.undone,)),
+    Op.PAD: (lambda node, g: cropped(g, build.inside(node)),),
     Op.EXPAND: (_expand,),
-    Op.PAD: (_pad,),
-    Op.SHRINK: (_shrink,),
-    Op.FLIP: (lambda node, g: build.flip(g, node.arg),),
     Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
     Op.GATHER: (gather_rule, None),
     Op.SCATTER_ADD: (_same, None, scatter_add_rule),

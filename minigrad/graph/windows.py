@@ -17,7 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minigrad.graph import build
-from minigrad.graph.axes import merge_axes, pad_along, part_along, repeat_along, row_of, split_axis
+from minigrad.graph.axes import (
+    merge_axes,
+    pad_along,
+    part_along,
+    repeat_along,
+    row_of,
+    split_axis,
+    stored_last,
+)
 from minigrad.graph.build import Window
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.scans import along
@@ -132,7 +140,7 @@ def overlap_add(
             _slide(product, part.axis, part.places, part.dilation)
         total = product.result(order)
     if len(product.factors) > 1 and any(step > size for _, size, step, _ in apart):
-        total = _as_images(total, [order.index(("x", axis)) for axis, *_ in apart])
+        total = stored_last(total, [order.index(("x", axis)) for axis, *_ in apart])
     for axis, size, step, _ in apart:
         total = pad_along(total, order.index(("j", axis)), 0, step - size)
     merged = []
@@ -296,13 +304,6 @@ def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) 
                 total = along(total, place).less(number + 1).where(piece, total)
             found.append(total)
     return found[0]
-
-
-def _as_images(x: Node, places: Sequence[int]) -> Node:
-    """x with some dimensions last in memory."""
-    order = [*(axis for axis in range(x.ndim) if axis not in places), *places]
-    lies = build.contiguous(build.permute(x, order))
-    return build.permute(lies, [order.index(axis) for axis in range(x.ndim)])
 
 
 def _prepare(

@@ -270,30 +270,19 @@ class StepCode:
         """All rows of the block at once, one a lane."""
         if self.is_product:
             return self._product_across()
-        axis = column(self.head)
-        if axis is None:
-            return self._nested()
-        first, stop = self.bounds[axis.variable]
-        cheap = all(self.plan.stages[n].op is not None for n in self.step)
-        ends = (first, *build.stops_within(stop, axis.extent))
-        count = CHAINS if cheap and all(divides(x, CHAINS) for x in ends) else 1
+        axis, count = column(self.head), 1
+        outer, inner = (self.head.axes, self.head.reduced) if axis is None else ((), (axis,))
+        if axis is not None and all(self.plan.stages[n].op is not None for n in self.step):
+            first, stop = self.bounds[axis.variable]
+            ends = (first, *build.stops_within(stop, axis.extent))
+            count = CHAINS if all(divides(x, CHAINS) for x in ends) else 1
         self._start(count)
         u = make_axis("u", 0, count)
-        place = axis.index + _index(u)
-        body = _repeated(u, self._element(place, _index(u), None, {}))
-        loop = Loop(axis.variable, first, ends[1:], tuple(body), step=count)
-        return self._with_statistics([loop], count)
-
-    def _nested(self) -> list[Statement]:
-        """A stage with several inner axes, or none."""
-        stage = self.head
-        if stage.op is None:
-            nested = self._element(_last(stage), 0, None, {})
-        else:
-            self._start(1)
-            nested = self._element(_last(stage), 0, None, {})
-            nested = self._with_statistics(self._within(stage.reduced, nested), 1)
-        return self._within(stage.axes, nested)
+        place = _last(self.head) if axis is None else axis.index + _index(u)
+        loops = self._within(inner, _repeated(u, self._element(place, _index(u), None, {})))
+        if count > 1:
+            loops = [replace(one, step=count) for one in loops if isinstance(one, Loop)]
+        return self._within(outer, self._with_statistics(loops, count))
 
     # ---- products ----
 

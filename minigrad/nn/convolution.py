@@ -25,9 +25,10 @@ class _Kernel(Layer):
 
     spatial: ClassVar[int]
     transposed: ClassVar[bool] = False
-    # what the repr says where it is not this
-    defaults: ClassVar[dict[str, Any]] = {
-        "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros"
+    _sizes, _named = ("in_channels", "out_channels"), ("kernel_size", "stride")
+    _unusual: ClassVar[dict[str, Any]] = {
+        "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros",
+        "bias": True,
     }  # fmt: skip
     stride: Numbers
 
@@ -50,20 +51,10 @@ class _Kernel(Layer):
         self.weight = uniform(shape, inputs)
         self.bias = uniform((out_channels,), inputs) if bias else None
 
-    def extra_repr(self) -> str:
-        """The sizes, and what is not as usual."""
-        shown: dict[str, Any] = {"kernel_size": self.kernel_size, "stride": self.stride}
-        for name, usual in self.defaults.items():
-            value = getattr(self, name, usual)
-            if value != usual:
-                shown[name] = value
-        for name, value in shown.items():
-            if type(value) is int and name != "groups":
-                shown[name] = (value,) * self.spatial
-        if self.bias is None:
-            shown["bias"] = False
-        sizes = f"{self.in_channels}, {self.out_channels}"
-        return ", ".join([sizes, *(f"{name}={value}" for name, value in shown.items())])
+    def _said(self, name: str) -> Any:
+        value = super()._said(name)
+        spread = type(value) is int and name in ("stride", "padding", "output_padding", "dilation")
+        return (value,) * self.spatial if spread and value != self._unusual.get(name) else value
 
 
 class _Convolution(_Kernel):

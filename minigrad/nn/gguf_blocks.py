@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
-from minigrad.nn.quantized import KINDS, Kind, Quantized
+from minigrad.nn.quantized import KINDS, Quantized
 from minigrad.tensor import Tensor
 
 Fields = dict[str, Tensor]  # uint8 (rows, blocks, bytes)
@@ -110,20 +110,8 @@ def quantized(name: str, raw: Tensor, rows: int, columns: int) -> Quantized:
             start += count
         integers, *scales = layout.unpack(fields)
         groups = integers.reshape(rows, columns // kind.group, kind.group)
-        return Quantized.of_rows(kind, [_dense(kind, groups), *scales])
-
-
-def _dense(kind: Kind, integers: Tensor) -> Tensor:
-    """(rows, groups, elements) → (rows, groups, bytes), several integers in a byte."""
-    count = 8 // kind.bits
-    if count == 1:
-        return integers
-    rows, groups, elements = integers._known_shape()
-    pieces = integers.reshape(rows, groups, count, elements // count)
-    result = pieces[:, :, 0]
-    for place in range(1, count):
-        result = result | pieces[:, :, place] << (place * kind.bits)
-    return result
+        dense = gathered(groups, kind.bits, kind.group * kind.bits // 8)
+        return Quantized.of_rows(kind, [dense, *scales])
 
 
 def spread(field: Tensor, bits: int, run: int) -> Tensor:

@@ -52,6 +52,8 @@ def uniform(shape: tuple[int, ...], inputs: float) -> Tensor:
 class Linear(Layer):
     """x·Wᵀ + b. weight (out_features, in_features), bias (out_features,)."""
 
+    _named = ("in_features", "out_features", "bias")
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         self.in_features, self.out_features = in_features, out_features
         self.weight = uniform((out_features, in_features), in_features)
@@ -65,19 +67,14 @@ class Linear(Layer):
             )
         return _linear(x, self.weight, self.bias)
 
-    def extra_repr(self) -> str:
-        """The sizes."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}"
-        )
-
 
 class Embedding(Layer):
     """A table of vectors. weight (num_embeddings, embedding_dim), normal with deviation 1.
 
     padding_idx: a row that is zeros at first and gets no gradient.
     """
+
+    _sizes, _unusual = ("num_embeddings", "embedding_dim"), {"padding_idx": None}
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None
@@ -103,14 +100,11 @@ class Embedding(Layer):
             return rows
         return index.eq(self.padding_idx).unsqueeze(-1).where(rows.detach(), rows)
 
-    def extra_repr(self) -> str:
-        """The sizes."""
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
-
 
 class Dropout(Layer):
     """In training, elements are 0 with probability p and divided by 1 − p otherwise."""
+
+    _named = ("p",)
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         check_share(type(self).__name__, p=p)
@@ -119,10 +113,6 @@ class Dropout(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
         return x.dropout(self.p)
-
-    def extra_repr(self) -> str:
-        """The probability."""
-        return f"p={self.p}"
 
 
 class Dropout2d(Dropout):
@@ -149,6 +139,8 @@ class Identity(Layer):
 class PReLU(Layer):
     """x, and weight·x below 0; weight (num_parameters,): one slope, or one for each channel."""
 
+    _named = ("num_parameters",)
+
     def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:
         self.num_parameters = num_parameters
         self.weight = Tensor.full((num_parameters,), init, requires_grad=True)
@@ -156,10 +148,6 @@ class PReLU(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
         return x.prelu(self.weight)
-
-    def extra_repr(self) -> str:
-        """The number of slopes."""
-        return f"num_parameters={self.num_parameters}"
 
 
 class FunctionLayer(Layer):

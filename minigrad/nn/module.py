@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Self, TypeVar, overload
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, overload
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
@@ -482,6 +482,21 @@ class Layer(Module):
 
     _training = None
     _refused: tuple[type, ...] = (int, float, bool, list, str)  # what it is called with by mistake
+    # what the repr says: values, then values by their names, then those that are not as here
+    _sizes: ClassVar[tuple[str, ...]] = ()
+    _named: ClassVar[tuple[str, ...]] = ()
+    _unusual: ClassVar[dict[str, Any]] = {}
+
+    def extra_repr(self) -> str:
+        """The sizes, and options by their names."""
+        named = {name: self._said(name) for name in (*self._named, *self._unusual)}
+        usual = self._unusual.items()
+        shown = [f"{name}={said}" for name, said in named.items() if (name, said) not in usual]
+        return ", ".join([*(str(self._said(name)) for name in self._sizes), *shown])
+
+    def _said(self, name: str) -> Any:
+        value = getattr(self, name, self._unusual.get(name))
+        return value if name != "bias" or isinstance(value, bool) else value is not None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

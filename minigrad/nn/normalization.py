@@ -33,16 +33,9 @@ def _one(value: float, shape: int | tuple[int, ...], wanted: bool = True) -> Ten
 
 
 class _Norm(Layer):
-    """Shows its sizes, and its options by their names."""
-
-    sizes: ClassVar[tuple[str, ...]] = ("normalized_shape",)
-    options: ClassVar[tuple[str, ...]] = ("eps", "elementwise_affine")
+    _sizes: ClassVar[tuple[str, ...]] = ("normalized_shape",)
+    _named: ClassVar[tuple[str, ...]] = ("eps", "elementwise_affine")
     spatial: ClassVar[tuple[int, ...]] = ()  # how many dimensions may follow channels, if not any
-
-    def extra_repr(self) -> str:
-        """The sizes and options."""
-        sizes = [repr(getattr(self, name)) for name in self.sizes]
-        return ", ".join(sizes + [f"{name}={getattr(self, name)!r}" for name in self.options])
 
 
 class LayerNorm(_Norm):
@@ -90,8 +83,8 @@ class RMSNorm(_Norm):
 class GroupNorm(_Norm):
     """Normalization over groups of channels and all of space (Wu and He 2018)."""
 
-    sizes: ClassVar[tuple[str, ...]] = ("num_groups", "num_channels")
-    options = ("eps", "affine")
+    _sizes: ClassVar[tuple[str, ...]] = ("num_groups", "num_channels")
+    _named = ("eps", "affine")
 
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
@@ -114,7 +107,7 @@ class GroupNorm(_Norm):
 class InstanceNorm(GroupNorm):
     """Normalization of each channel of each example over space, of any number of dimensions."""
 
-    sizes = ("num_channels",)
+    _sizes = ("num_channels",)
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
         super().__init__(num_features, num_features, eps, affine)
@@ -136,8 +129,8 @@ class BatchNorm(_Norm):
     of all batches so far); otherwise with these.
     """
 
-    sizes = ("num_features",)
-    options = ("eps", "momentum", "affine", "track_running_stats")
+    _sizes = ("num_features",)
+    _named = ("eps", "momentum", "affine", "track_running_stats")
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,

@@ -22,6 +22,7 @@ class _Cell(Layer):
     (gates·hidden,).
     """
 
+    _sizes, _unusual = ("input_size", "hidden_size"), {"bias": True}
     gates: ClassVar[int] = 1
     kept: ClassVar[tuple[str, ...]] = ("hidden",)  # what goes from step to step
 
@@ -54,10 +55,6 @@ class _Cell(Layer):
         new: Any = self(x, state if len(self.kept) > 1 else state[0])
         state = new if isinstance(new, tuple) else (new,)
         return state, state[0]
-
-    def extra_repr(self) -> str:
-        """The sizes."""
-        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
 
 class LSTMCell(_Cell):
@@ -127,6 +124,10 @@ class _Recurrent(Layer):
     from layer to layer.
     """
 
+    _sizes = ("input_size", "hidden_size")
+    _unusual: ClassVar[dict[str, Any]] = {
+        "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False
+    }  # fmt: skip
     cell: ClassVar[type[_Cell]]
 
     def __init__(
@@ -203,13 +204,6 @@ class _Recurrent(Layer):
                 whole = whole.dropout(self.dropout)
         states = tuple(parts[0].stack(*parts[1:]) for parts in zip(*last, strict=True))
         return whole.transpose(0, time), states if len(states) > 1 else states[0]
-
-    def extra_repr(self) -> str:
-        """The sizes, and what is not the default."""
-        usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0,
-                 "bidirectional": False}  # fmt: skip
-        shown = [f"{n}={getattr(self, n)}" for n, v in usual.items() if getattr(self, n) != v]
-        return ", ".join([f"{self.input_size}, {self.hidden_size}", *shown])
 
 
 class RNN(_Recurrent):

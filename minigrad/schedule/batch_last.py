@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad.graph import build
+from minigrad.graph.axes import stored_last
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.shapes import numel
 from minigrad.graph.windows import unexpanded
@@ -49,7 +50,7 @@ def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
         for factor, is_so in zip(factors, aside, strict=True) if not is_so
     ):  # fmt: skip
         return as_it_is
-    copies = [f if so else _copied(f, [last]) for f, so in zip(factors, aside, strict=True)]
+    copies = [f if so else stored_last(f, [last]) for f, so in zip(factors, aside, strict=True)]
     return _product(node, copies), range(node.ndim)
 
 
@@ -61,7 +62,7 @@ def _in_groups(
     So a vector has the columns of several groups.
     """
     copies = [
-        _copied(f, last)
+        stored_last(f, last)
         if f.shape[last[1]] != 1 and OFTEN * numel(f.shape) <= numel(node.src[0].shape) else f
         for f in factors
     ]  # fmt: skip
@@ -87,13 +88,6 @@ def _batch_first(
     summed = [order.index(axis) for axis in node.arg]
     total = build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), summed)
     return total, [order.index(axis) for axis in range(x.ndim)]
-
-
-def _copied(x: Node, last: Sequence[int]) -> Node:
-    """The same with the elements along some axes side by side in memory."""
-    order = [*(a for a in range(x.ndim) if a not in last), *last]
-    copy = build.contiguous(build.permute(x, order))
-    return build.permute(copy, [order.index(a) for a in range(x.ndim)])
 
 
 def is_innermost(node: Node, axis: int) -> bool:

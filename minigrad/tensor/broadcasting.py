@@ -199,18 +199,8 @@ def write_through(base: Node, steps: Sequence[Step], value: Node) -> Node:
 
 
 def _undo(step: Node, source: Node, x: Node) -> Node:
-    if step.op is Op.RESHAPE:
-        return build.reshape(x, source.shape)
-    if step.op is Op.PERMUTE:
-        return build.permute(x, sorted(range(step.ndim), key=lambda axis: int(step.arg[axis])))
-    if step.op is Op.FLIP:
-        return build.flip(x, step.arg)
-    if step.op is Op.SHRINK:
-        pairs = zip(step.arg, source.shape, strict=True)
-        return build.pad(x, [(start, extent - stop) for (start, stop), extent in pairs])
-    if step.op is Op.PAD:
-        pairs = zip(step.arg, source.shape, strict=True)
-        return build.shrink(x, [(before, before + extent) for (before, _), extent in pairs])
+    if step.op in build.UNDONE:
+        return build.undone(step, x)
     if step.op is Op.BITCAST:
         return x if x.dtype.is_bool else build.bitcast(x, source.dtype)
     many = step.op in (Op.EXPAND, Op.WINDOW)

@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import dtypes, promote
+from minigrad.dtype import promote
 from minigrad.errors import ShapeError
 from minigrad.graph import build
-from minigrad.graph.node import Op, is_symbolic
-from minigrad.graph.symbolic import Affine, Integer, ceildiv
+from minigrad.graph.axes import joined
+from minigrad.graph.node import is_symbolic
+from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -44,25 +45,8 @@ class Joining(Methods):
                     f"cat along dimension {axis}: shapes {self.shape} and "
                     f"{tensor.shape}; expected equal extents but for that dimension"
                 )
-        if len(tensors) > build.FEW and not any(is_symbolic(tensor.shape) for tensor in tensors):
-            return self._new(build.cat([tensor.node for tensor in tensors], axis))
-        total: Integer = 0
-        for tensor in tensors:
-            total = total + tensor.shape[axis]
-        result, start = None, 0  # type: Self | None, Integer
-        for tensor in tensors:
-            stop = start + tensor.shape[axis]
-            amounts = [(start, total - stop) if d == axis else (0, 0) for d in range(self.ndim)]
-            node = build.pad(tensor.node, amounts)
-            if result is None:
-                result = self._new(node)
-            else:
-                inside = build.const(True, dtypes.bool, tensor.shape, self.raw.device)
-                mask = build.pad(inside, amounts)
-                result = self._new(build.elementwise(Op.WHERE, mask, node, result.node))
-            start = stop
-        assert result is not None
-        return result
+        many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)
+        return self._new((build.cat if many else joined)([each.node for each in tensors], axis))
 
     def _together(self, others: tuple[Any, ...]) -> list[Self]:
         """self and others with one dtype; accepts f(a, b) and f([a, b])."""

@@ -7,6 +7,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build, scans
+from minigrad.graph.axes import within
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import low
 from minigrad.tensor.broadcasting import axis_of
@@ -177,6 +178,4 @@ class Scattering(Methods):
         if changed.shape == self.shape:
             return changed
         amounts = [(0, have - now) for have, now in zip(self.shape, changed.shape, strict=True)]
-        inside = build.const(True, dtypes.bool, changed.shape, self.raw.device)
-        whole = self._new(build.pad(changed.node, amounts))
-        return self._new(build.pad(inside, amounts)).where(whole, self)
+        return self._new(within(changed.node, amounts, self.node))
