@@ -375,12 +375,11 @@ def _safe_in_place(
 
 def _reads_where_written(stage: Stage, load: Expr, target: Stage) -> bool:
     """Whether each evaluation of a stage loads what the same one of `target` writes over."""
-    if stage.op is not None:
+    if stage.op is not None or stage.size != target.size:
         return False
     if stage.axes == target.axes:  # in whichever order their elements lie
         return load.index == target.position
-    alike = stage.size == target.size and stage.row_major and target.row_major
-    return alike and load.index == stage.position
+    return stage.row_major and target.row_major and load.index == stage.position
 
 
 def _begins_as(scatter: Stage, old: Array) -> bool:
