@@ -231,11 +231,12 @@ def dtype_of(name: str, values: Iterable[int | float | bool]) -> DType:
 def check_holds(name: str, dtype: DType, *values: object) -> None:
     """RangeError for a Python int that an integer dtype does not hold, and would wrap."""
     if dtype.is_int:
+        least, most = dtype.minimum, dtype.maximum
         for value in values:
-            if isinstance(value, int) and not dtype.minimum <= value <= dtype.maximum:
+            if isinstance(value, int) and not least <= value <= most:
                 raise RangeError(
-                    f"{name}: {value} is beyond {dtype.name}; expected {dtype.minimum} … "
-                    f"{dtype.maximum}, or another dtype (dtype=, x.long())"
+                    f"{name}: {value} is beyond {dtype.name}; expected {least} … {most}, or "
+                    "another dtype (dtype=, x.long())"
                 )
 
 

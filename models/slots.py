@@ -255,7 +255,7 @@ class Slots:
             if (width, each) not in self._steps:
                 self._steps[width, each] = jit(self._advance)
             logits, likeliest = self._steps[width, each](
-                Tensor([ids, places], dtype="int32"), Tensor([firsts, order], dtype="int32"),
+                Tensor([*ids, *places, *firsts, *order], dtype="int32"),
                 [bound(f"slot{number}", slot, self.count) for number, slot in enumerate(slots)],
                 [bound(f"place{row}", place, self.context) for row, place in enumerate(places)],
             )  # fmt: skip
@@ -274,8 +274,11 @@ class Slots:
         Tensor.realize(*self.kept)
 
     def _advance(
-        self, rows: Tensor, by_slot: Tensor, slots: list[Integer], places: list[Integer]
+        self, numbers: Tensor, slots: list[Integer], places: list[Integer]
     ) -> tuple[Tensor, Tensor]:
+        """numbers: `rows` and `by_slot` of `likeliest_of_rows`, one after the other."""
+        own = 2 * len(places)
+        rows, by_slot = numbers[:own].reshape(2, -1), numbers[own:].reshape(2, -1)
         return likeliest_of_rows(self.model, self.caches, rows, by_slot, slots, places)
 
     def _move(self, source: Integer, target: Integer, length: Integer) -> None:

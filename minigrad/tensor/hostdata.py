@@ -115,9 +115,12 @@ def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:
         return struct.pack(f"{len(values)}e", *(convert(value, dtype) for value in values))
     if dtype is dtypes.bool:
         return bytes(bool(value) for value in values)
-    if dtype is not dtypes.float64 and not (dtype is dtypes.float32 and _all_small(values)):
+    if dtype is dtypes.float32 and not _all_small(values):
         values = [convert(value, dtype) for value in values]
-    return array.array(dtype.code, values).tobytes()
+    try:
+        return array.array(dtype.code, values).tobytes()
+    except (TypeError, OverflowError):  # floats for an integer dtype, or ints that it does not hold
+        return array.array(dtype.code, [convert(value, dtype) for value in values]).tobytes()
 
 
 def _all_small(values: Sequence[int | float | bool]) -> bool:
