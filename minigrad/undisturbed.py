@@ -1,4 +1,4 @@
-"""While a program is made, Python looks for garbage among young objects only, and takes quick turns.
+"""While a program is made, Python looks for garbage among young objects, and takes quick turns.
 
 Making a program makes many objects that live as long as that takes: to look through all of them for
 cycles, again and again, took an eighth of the time. And a thread that generates machine code needs
@@ -21,7 +21,7 @@ NEVER = 1 << 30  # collections of younger objects before one of all
 
 _lock = held_over_forks()
 _makers = 0  # threads that make a program now
-_usual = 0, 0.0  # when all objects are looked through, and how long a turn is, while there are none
+_usual = 0, 0.0  # what is set while there are none: when all objects are looked through, a turn
 
 
 @contextmanager
