@@ -1,27 +1,24 @@
-"""While a program is made, Python looks for garbage among young objects only, and takes quick turns.
+"""While a program is made, Python looks for garbage among young objects only.
 
 Making a program makes many objects that live as long as that takes: to look through all of them for
-cycles, again and again, took an eighth of the time. And a thread that generates machine code needs
-Python for a moment before and after: the five milliseconds that Python lets others wait are longer
-than a small kernel takes. Both are settings of the whole process, changed no longer than needed.
+cycles, again and again, took an eighth of the time for a GPT of 48 layers. That is a setting of the
+whole process, changed no longer than needed.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from minigrad.locks import held_over_forks
 
-TURN = 0.0002  # seconds
 NEVER = 1 << 30  # collections of younger objects before one of all
 
 _lock = held_over_forks()
 _makers = 0  # threads that make a program now
-_usual = 0, 0.0  # when all objects are looked through, and how long a turn is, while there are none
+_usual = 0  # how many such collections come before one of all while there are none
 
 
 @contextmanager
@@ -30,10 +27,8 @@ def undisturbed() -> Iterator[None]:
     global _makers, _usual
     with _lock:
         if _makers == 0:
-            young, middle, old = gc.get_threshold()
-            _usual = old, sys.getswitchinterval()
+            young, middle, _usual = gc.get_threshold()
             gc.set_threshold(young, middle, NEVER)
-            sys.setswitchinterval(min(_usual[1], TURN))
         _makers += 1
     try:
         yield
@@ -43,14 +38,12 @@ def undisturbed() -> Iterator[None]:
 
 
 def _leave(count: int) -> None:
-    """Some makers have ended; what the last one changed is as it was."""
+    """Some makers have ended; what the first one changed is as it was after the last."""
     global _makers
     if _makers:  # a child of a fork may have none any more
         _makers -= count
         if _makers == 0:
-            old, turn = _usual
-            sys.setswitchinterval(turn)
-            gc.set_threshold(*gc.get_threshold()[:2], old)
+            gc.set_threshold(*gc.get_threshold()[:2], _usual)
 
 
 def _in_child() -> None:

@@ -1,4 +1,4 @@
-"""Tables in which equal things are one object, while somebody holds it, and properties found once."""
+"""Tables in which equal things are one object while somebody holds it; properties found once."""
 
 from __future__ import annotations
 

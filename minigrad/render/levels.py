@@ -7,8 +7,8 @@ or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -32,21 +32,6 @@ class Level:
     changes: frozenset[Array] = frozenset()
 
 
-class _At:
-    """While it is open, instructions go to a level."""
-
-    __slots__ = ("emitter", "level", "before")
-
-    def __init__(self, emitter: Levels[Any, Any], level: int) -> None:
-        self.emitter, self.level = emitter, level
-
-    def __enter__(self) -> None:
-        self.before, self.emitter.current = self.emitter.current, self.level
-
-    def __exit__(self, *error: object) -> None:
-        self.emitter.current = self.before
-
-
 class Levels(Generic[L, V]):
     """The stack of open levels, of type L, and the values remembered in them, of type V.
 
@@ -63,16 +48,21 @@ class Levels(Generic[L, V]):
         self.dependents: dict[Array, list[object]] = {}
         self.where: dict[Atom, int] = {}
         self.constants: dict[Atom, int] = {}
-        self.current: int | None = None
+        self._current: int | None = None
 
     @property
     def level(self) -> int:
         """The level that instructions go to now."""
-        return len(self.levels) - 1 if self.current is None else self.current
+        return len(self.levels) - 1 if self._current is None else self._current
 
-    def at(self, level: int) -> _At:
+    @contextmanager
+    def at(self, level: int) -> Iterator[None]:
         """Let instructions go to an outer level for a while."""
-        return _At(self, level)
+        before, self._current = self._current, level
+        try:
+            yield
+        finally:
+            self._current = before
 
     def pop(self, *known: dict[Atom, Any]) -> L:
         """Take the innermost level off, and forget what it knew, in `known` too."""
@@ -202,8 +192,9 @@ class Levels(Generic[L, V]):
             level = max(level, self.pinned(item))
         for operand in below:
             level = max(level, self.memo[operand][1])
-        with self.at(level):
-            value = self.emitted(e)
+        before, self._current = self._current, level  # as `at`, which takes longer
+        value = self.emitted(e)
+        self._current = before
         self.remember(e, value, level, depends)
 
     def level_of_index(self, x: Integer) -> int:

@@ -363,3 +363,34 @@ results = found
     assert results == [filled[1]] * 4
     for name in NOTHING:
         assert counters[name] == filled[2][name]
+
+
+WATCHED = """
+import threading
+from minigrad import Tensor
+from minigrad.runtimes.jit_compiler import Compiler
+generated, seen = Compiler._generated, []
+def watch(self, module):
+    seen.append(threading.current_thread() is threading.main_thread())
+    return generated(self, module)
+Compiler._generated = watch
+x, w = Tensor.full((70, 90), 0.5, device="CPU"), Tensor.full((90, 50), 0.25, device="CPU")
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "threads"),
+    [("(x[0] + 1).sum().item()", {True}), ("(x @ w).relu().sum(0).tolist()", {False, True})],
+)
+def test_few_kernels_are_generated_by_the_thread_that_waits(
+    tmp_path: Path, code: str, threads: set[bool]
+) -> None:
+    report = "\nimport json; print(json.dumps([values, sorted(set(seen))]))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"{WATCHED}\nvalues = {code}{report}"],
+        capture_output=True, text=True, timeout=120, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values, seen = json.loads(done.stdout)
+    assert set(seen) == threads
+    assert values == (135.0 if isinstance(values, float) else [70 * 11.25] * 50)

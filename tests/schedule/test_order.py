@@ -14,7 +14,7 @@ from minigrad.graph.collective import exchange
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
-from minigrad.schedule.fuse import Cluster
+from minigrad.schedule.fuse import Cluster, Waits
 from minigrad.schedule.order import freeing_early, in_order
 
 from .machine import GOLDEN
@@ -54,6 +54,43 @@ def most_alive(
         alive += difference
         most = max(most, alive)
     return most
+
+
+def needed_by(member: Cluster) -> set[Cluster]:
+    """What a cluster is and needs, directly or not."""
+    found, stack = {member}, [member]
+    while stack:
+        stack += (more := stack.pop().needs - found)
+        found |= more
+    return found
+
+
+def test_who_waits_for_whom_is_known_however_needs_are_added() -> None:
+    seed = random.SystemRandom().randrange(2**31)
+    random_ = random.Random(seed)
+    found = set()
+    for _ in range(100):
+        waits = Waits()
+        clusters = [Cluster(GOLDEN, frozenset(), "rows") for _ in range(random_.randint(2, 20))]
+        for member in clusters:
+            waits.add(member, ())
+        for _ in range(random_.randint(1, 60)):  # in any order: what is needed may get needs later
+            member, *others = random_.sample(clusters, min(len(clusters), random_.randint(2, 4)))
+            waits.add(member, [one for one in others if member not in needed_by(one)])
+            start, goal = random_.sample(clusters, random_.randint(0, 2)), random_.choice(clusters)
+            there = any(goal in needed_by(one) for one in start)
+            assert waits.reaches(start, goal) == there, seed
+            found.add(there)
+    assert found == {True, False}, seed
+
+
+def test_clusters_that_need_each_other_are_refused() -> None:
+    waits = Waits()
+    one, two, three = (Cluster(GOLDEN, frozenset(), "rows") for _ in range(3))
+    for member, needs in ((one, ()), (two, (one,)), (three, (two,))):
+        waits.add(member, needs)
+    with pytest.raises(AssertionError, match="need each other"):
+        waits.add(one, (three,))
 
 
 def test_needs_come_first_whatever_frees() -> None:
