@@ -35,7 +35,7 @@ MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
 # images for each), and columns of the result, of which vectors are made. Measured on Zen 4: 3 × 3
 # takes 0.2 … 0.5 of the time from 28 columns on, and as long as with channels last with 14; 5 × 5
 # twice as long backward.
-MOST_PLACES, LEAST_WIDTH = 9, 16
+MOST_PLACES, LEAST_WIDTH = 25, 7
 # Channels of a group that fill a vector: then a group is an image of its own. Others are computed
 # several together, and lie beside each other.
 VECTOR = 16
