@@ -35,8 +35,8 @@ from minigrad.graph.symbolic import Integer, ceildiv
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
 # ("j", axis) the place in a window, ("sum", n) one that is summed.
 Name = tuple[str, int]
-MOST_WOVEN = 4  # sums of which each is an image of a channel, put together without being in memory
 LARGE = 1 << 20  # products from which on several sums are better than one with zeros
+MOST_WOVEN = 4  # remainders whose sums are chosen from as they are put together
 
 
 class _Product:
@@ -256,7 +256,8 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:
     """A sum of its own for each remainder f of i by the steps, over the j that it has only.
 
-    They are written one after the other, each with the places of windows last: so lie images.
+    Sums of products are written one after the other, each with the places of windows last: so lie
+    images. A few products without a sum before, each channel's own, are put together at once.
     """
     strided = [part for part in split if part.step > 1]
     steps = tuple(part.step for part in strided)

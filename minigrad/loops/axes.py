@@ -17,9 +17,8 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
-
 INTERLEAVED = range(5)  # elements from lane to lane of which few vectors have those of one
-LEAST_LANES = 4  # of a vector that is worth it
+LEAST_LANES = 8  # elements that make up for a few jumps: half a vector
 
 
 def row_axis(rows: Integer) -> Axis:

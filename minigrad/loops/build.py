@@ -9,7 +9,7 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
-from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.axes import indices, merge, places_along, row_axis
 from minigrad.loops.nest import (
@@ -289,11 +289,18 @@ def summands(e: Expr) -> list[Expr]:
     return [term for arg in e.args for term in summands(arg)]
 
 
-def streams(array: Array, stages: Sequence[Stage], target: Target) -> bool:
-    """Whether stores to an array should pass by the cache, which could not hold it anyway."""
+def streams(
+    array: Array, stages: Sequence[Stage], target: Target, exprs: Sequence[Expr], along: Atom
+) -> bool:
+    """Whether stores to an array should pass by the cache, which could not hold it anyway.
+
+    exprs: what is computed for it, in vectors along a variable. A streamed vector begins at any
+    element, and what lanes read together (every second of them twice, say) is known of whole ones.
+    """
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False
-    return all(array not in stage.reads for stage in stages)
+    unknown = (coefficient(load.index, along) is None for load in expr.loads(*exprs))
+    return all(array not in stage.reads for stage in stages) and not any(unknown)
 
 
 def unless_finite(

@@ -52,10 +52,11 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     axes, stores = elements(kernel)
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
-    # A streamed vector begins at any element, and what lanes read together is known of whole ones.
-    steps = [coefficient(load.index, axis.variable) if axis else 0 for load in expr.loads(*exprs)]
-    if None not in steps:
-        stores = [replace(s, streaming=streams(s.array, kernel.stages, target)) for s in stores]
+    if axis is not None:
+        stores = [
+            replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
+            for s in stores
+        ]
     outer = [a for a in axes if a != axis]
     xs = [a.variable for a in outer]
     s = Schedule(loops_over([*outer, axis] if axis else [], (Stores(tuple(stores)),)))

@@ -326,7 +326,9 @@ def _together(
             continue
         values[expr.load(stage.array, stage.position)] = stage.body
         if stage.array in stored or stage.array in later:
-            streaming = stage.array in stored and streams(stage.array, one.stages, target)
+            streaming = stage.array in stored and streams(
+                stage.array, one.stages, target, [stage.body], axis.variable
+            )
             stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))
     totals = {
         stage.array: expr.register(f"sum{number + n}", stage.body.dtype)
@@ -352,29 +354,36 @@ def _alone(
         kept, reduced = (kept, (*reduced, axis)) if reduces else ((*kept, axis), reduced)
         stage = replace(stage, axes=kept, reduced=reduced)
         width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
-        if reduces and _share_loads(stage, target):
-            own = [make_axis(f"t{number}_", n, axis.extent) for n, axis in enumerate(stage.axes)]
-            at = {old.variable: new.index for old, new in zip(stage.axes, own, strict=True)}
-            stage = replace(stage.substitute(at), axes=tuple(own))
+        few = _sharing_loads(stage, target) if reduces else ()
+        if few:
+            own = [make_axis(f"t{number}_", n, axis.extent) for n, axis in enumerate(few)]
+            at = {old.variable: new.index for old, new in zip(few, own, strict=True)}
+            stage = replace(stage.substitute(at), axes=(*kept[: -len(few)], *own))
             one.tile += tuple(axis.variable for axis in own)
             width = min(width, target.lanes(stage.body.dtype))
         one.axes.append((axis, width))
     total = expr.register(f"sum{number}", stage.body.dtype)
     body = naive([stage], [stage.array], {stage.array: total})
-    if stage.op is None and stage.array in stored and streams(stage.array, [stage], target):
-        body = [Store(stage.array, stage.position, stage.body, streaming=along is not None)]
+    streaming = stage.op is None and stage.array in stored and along is not None
+    if streaming and streams(stage.array, [stage], target, [stage.body], axis.variable):
+        body = [Store(stage.array, stage.position, stage.body, streaming=True)]
     one.body.extend(loops_over(stage.axes, body))
 
 
-def _share_loads(stage: Stage, target: Target) -> bool:
-    """Whether a stage's few sums read, in part, the same: places of a window, say."""
-    extents = [axis.extent for axis in stage.axes]
-    kept, summed = ({axis.variable for axis in axes} for axes in (stage.axes, stage.reduced))
-    few = all(isinstance(n, int) for n in extents) and 1 < numel(extents) <= target.registers // 3
-    return few and any(
-        kept.isdisjoint(load.variables) and not summed.isdisjoint(load.variables)
+def _sharing_loads(stage: Stage, target: Target) -> tuple[Axis, ...]:
+    """The last axes of a stage whose few sums read, in part, the same: places of a window, say."""
+    found: tuple[Axis, ...] = ()
+    for axis in reversed(stage.axes):
+        known = isinstance(axis.extent, int)
+        if not known or numel([one.extent for one in (axis, *found)]) > target.registers - 6:
+            break
+        found = (axis, *found)
+    few, summed = ({axis.variable for axis in axes} for axes in (found, stage.reduced))
+    shared = any(
+        few.isdisjoint(load.variables) and not summed.isdisjoint(load.variables)
         for load in expr.loads(stage.body)
     )
+    return found if shared else ()
 
 
 # ---- vectors across rows ----

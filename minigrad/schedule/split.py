@@ -34,7 +34,7 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 # Products summed for one element whose operands stay in a second-level cache: 64 rows of that many
 # float32 are 0.75 MiB.
 DEEP = 3 << 10
-LEAST_TERMS = 64  # of an image, beside each sum of which a number for it in memory is nothing
+LEAST_TERMS = 16  # of an image, beside each sum of which a number for it in memory is nothing
 LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
 
 

@@ -31,11 +31,11 @@ Pairs = list[tuple[int, int]]
 
 _LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
 MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
-# Of a convolution of each channel by itself: places of a kernel (its gradient takes a walk over the
-# images for each), and columns of the result, of which vectors are made. Measured on Zen 4: 3 × 3
-# takes 0.2 … 0.5 of the time from 28 columns on, and as long as with channels last with 14; 5 × 5
-# twice as long backward.
-MOST_PLACES, LEAST_WIDTH = 9, 16
+# Of a convolution of each channel by itself: places of a kernel (so many sums of its gradient are
+# in registers), and columns of the result, of which vectors are made. Measured on Zen 4, all three
+# ways together: 3 × 3 takes 0.3 … 0.45 of the time with channels last, also with 7 columns, 5 × 5
+# takes 0.5 … 0.85, 7 × 7 1.25 times as long.
+MOST_PLACES, LEAST_WIDTH = 25, 7
 # Channels of a group that fill a vector: then a group is an image of its own. Others are computed
 # several together, and lie beside each other.
 VECTOR = 16

@@ -1,0 +1,90 @@
+"""Convolutions of each channel by itself: how many kernels they are, and what their loops do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from property.compare import Tolerance, difference
+from schedule.machine import run, target_of
+from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
+
+from minigrad import Tensor
+from minigrad.graph import windows
+from minigrad.graph.node import Node
+from minigrad.loops.nest import Loop, Nest, Store, walk
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule import expr
+
+SHAPE, NEAR = (4, 9, 20, 24), Tolerance(ulps=16, scale=16, terms=1)
+
+
+@pytest.fixture(autouse=True)
+def in_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also small gradients of strided windows are a sum for each phase."""
+    monkeypatch.setattr(windows, "LARGE", 0)
+
+
+def convolution(of: str, stride: int, size: int = 3) -> Build:
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = (Tensor._of(inputs(*shape)) for shape in (SHAPE, (SHAPE[1], 1, size, size)))
+        y = x.conv2d(w, stride=stride, padding=size // 2, groups=SHAPE[1])
+        if of == "forward":
+            return [y.node]
+        seed = Tensor._of(inputs(*y.shape))
+        return [y.gradient(x if of == "input" else w, gradient=seed)[0].node]
+
+    return build
+
+
+def nest_of(build: Build, machine: str = "avx512") -> Nest:
+    return lower(plan_of(build).kernels[0], target_of(machine))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+def test_images_are_never_copied_in_memory(of: str, stride: int, size: int) -> None:
+    """One kernel; to sum a gradient by weight over images is another."""
+    graph, inputs = graph_of(convolution(of, stride, size))
+    plan = plan_of(convolution(of, stride, size))
+    if (of, stride) != ("input", 3):  # nine phases, or those of windows that lie apart
+        assert len(plan.kernels) == 1 + (of == "weight")
+        assert plan.arena_bytes <= 4 * 4 * 9 * size**2 + 64
+    values = values_for(inputs, 1)
+    (expected,) = evaluate(graph.roots, values, {})
+    (found,) = run(graph, values, "host", 1)
+    assert difference(found, expected, NEAR, tuple(values.values()), 20.0) is None
+    assert np.abs(expected).max() > 0
+
+
+def test_places_of_a_window_are_summed_at_once() -> None:
+    """Each element of the image's gradient is loaded once for all of them."""
+    for size in (3, 5):
+        nest = nest_of(convolution("weight", 1, size))
+        sums = {one.array.size for one in walk(nest.parallel) if isinstance(one, Store)}
+        assert size**2 in sums, nest
+    nest = nest_of(convolution("weight", 1, 7))
+    assert not any(isinstance(one, Store) and one.array.size == 49 for one in walk(nest.parallel))
+
+
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("of", ["forward", "weight"])
+def test_vectors_do_not_lie_along_a_window(of: str, size: int) -> None:
+    """A row of it is three elements, or five; those of an image may be interleaved."""
+    nest = nest_of(convolution(of, 2, size))
+    lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
+    assert lanes and all(one.trips > size for one in lanes), nest
+
+
+def test_a_result_read_in_turn_is_not_streamed() -> None:
+    """A streamed vector begins anywhere: which element each lane reads would not be known."""
+    stores = {}
+    for of in ("forward", "input"):
+        nest = nest_of(convolution(of, 2), "avx512 streaming")
+        found = [one for one in walk(nest.parallel) if isinstance(one, Store)]
+        stores[of] = [one for one in found if one.array.space == "buffer"]
+    (result,) = stores["input"]
+    assert not result.streaming and any(
+        "//" in str(load.index) for load in expr.loads(result.value)
+    )
