@@ -118,12 +118,15 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         s.peel(tile, m)
         s.tails(m, cost.SMALL_TILES)
         s.sink(m)
-        if plan.nr > 1 and isinstance(parts.k[-1].extent, int) and s.trips(ks[-1]) >= LEAST_FETCHED:
+        if plan.nr > 1 and isinstance(parts.k[-1].extent, int):
             hints = TileHints(problem, plan, s.operands, tile)
-            lines = s.split(ks[-1], hints.line, "ko", computing=True)
-            s.insert(lines, hints.seldom)
-            s.insert(ks[-1], hints.often)
-            ks = [*ks[:-1], lines, ks[-1]]
+            deep = s.trips(ks[-1]) >= LEAST_FETCHED
+            if deep or hints.behind and s.trips(ks[-1]) >= LEAST_FETCHED_BEHIND:
+                lines = s.split(ks[-1], hints.line, "ko", computing=True)
+                s.insert(lines, hints.seldom if deep else hints.epilogue)
+                if deep:
+                    s.insert(ks[-1], hints.often)
+                ks = [*ks[:-1], lines, ks[-1]]
         if problem.terms is not None:
             s.insert(ks[0], again(problem, m), behind=True)
         if plan.nr > 1:
@@ -261,6 +264,7 @@ NEIGHBOURS = 4
 # Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
 # take some ten times as long as memory to answer; of a shorter sum too much is over by then.
 LEAST_FETCHED = 192
+LEAST_FETCHED_BEHIND = 64  # the same for what is read behind a sum, of which there is far less
 # Operations behind a sum from which on they are a loop over the rows of a tile, not written out for
 # each: an update of AdamW has 50, and is bound by memory.
 LONG_EPILOGUE = 32
@@ -287,6 +291,12 @@ class TileHints:
         self.apart = max(plan.panels, 1) * plan.nr  # columns
         self.following = bool(self.sources) and plan.packs_right and not plan.kc
         self.following = self.following and plan.nc > self.apart
+        # what is read behind the sums, row by row: no processor guesses where
+        self.behind = [] if plan.kc else [
+            load for load in expr.loads(*(store.value for store in problem.stores))
+            if coefficient_of(load, self.n) == 1 and coefficient_of(load, self.m)
+            and load.array.space == "buffer" and not expr.values_in(load.index)
+        ]  # fmt: skip
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
@@ -306,12 +316,25 @@ class TileHints:
             hints.append(replace(loop_over(self.m, loop.body), body=lines))
         if self.following:
             hints.append(self._next_panel(loop))
-        return hints
+        return hints + self.epilogue(loop, around)
+
+    def epilogue(self, loop: Loop, around: Around) -> list[Statement]:
+        """At each line of k: some of the tile's rows of what is read behind the sums."""
+        if not self.behind:
+            return []
+        each = ceildiv(self.plan.mr, ceildiv(self.k.high + 1, self.line))
+        one = make_axis("f", 1, each)
+        row = loop_over(self.m, loop.body).start + (loop.index * each + one.index)
+        rows = [hint for load in self.behind for hint in self._columns(load, {self.m: row})]
+        return [Loop(one.variable, 0, (each,), tuple(rows), "unroll")]
 
     def _lines(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         """Hints at the lines of an operand's row of a tile or panel, at an index."""
         if not coefficient_of(operand, self.k) or expr.values_in(operand.index):
             return ()
+        return self._columns(operand, at)
+
+    def _columns(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         array, index = operand.array, operand.index
         first, line = substitute(index, at), LINE // operand.dtype.itemsize
         aligned = (coefficient(index, self.k) or 0) % line == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from schedule.machine import GOLDEN
-from schedule.programs import DEVICE, add, ew, plan_of, product, softmax, total, transpose
+from schedule.programs import DEVICE, add, ew, mul, plan_of, product, softmax, total, transpose
 
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
@@ -135,3 +135,15 @@ def test_heads_that_share_keys_are_computed_by_one_core() -> None:
             (heads * shared, 64), (heads, length, 64),
         )  # fmt: skip
         assert nest.grain == grain, show(nest)
+
+
+def test_a_product_asks_for_what_is_read_behind_its_sums() -> None:
+    """Each tile's rows of it, which lie far apart, a share at each line of k."""
+
+    def scaled(x: Node, w: Node, y: Node) -> Node:
+        return mul(product(x, w), y)
+
+    for depth, asks in ((32, False), (128, True), (512, True)):
+        text = show(nest_of(scaled, (96, depth), (depth, 512), (96, 512)))
+        assert ("prefetch s2[" in text) == asks
+        assert "prefetch s2[" not in show(nest_of(product, (96, depth), (depth, 512)))
