@@ -17,8 +17,9 @@ from devices import shares_memory
 
 from minigrad import Context, GlobalCounters, Tensor, Variable, dtypes, jit, nn
 from minigrad.device import Zeros
-from minigrad.dtype import ALL
+from minigrad.dtype import ALL, convert
 from minigrad.errors import DTypeError, RangeError, ShapeError
+from minigrad.tensor import hostdata
 
 
 def numpy_dtype(dtype):
@@ -300,3 +301,23 @@ def test_numpys_whole_numbers_are_numbers(name: str) -> None:
         found = SIZES[name](x, kind)
         assert found.dtype is plain.dtype and all(type(n) is int for n in found.shape)
         np.testing.assert_array_equal(found.numpy(), plain.numpy())
+
+
+def test_whole_numbers_become_bytes_together(monkeypatch):
+    """Each was converted by a call of its own: a third of the calls of a server's step."""
+    asked = []
+
+    def noted(value, dtype):
+        asked.append(value)
+        return convert(value, dtype)
+
+    monkeypatch.setattr(hostdata, "convert", noted)
+    for name in ("uint8", "int8", "int16", "int32", "int64", "float32", "float64"):
+        assert Tensor([[1, 2], [True, 100]], dtype=name).tolist() == [[1, 2], [1, 100]]
+    assert asked == []
+    assert Tensor([1, 2.9, float("nan"), 1e30, -1e30], dtype="int16").tolist() == [
+        1, 2, 0, 2**15 - 1, -(2**15)]  # fmt: skip
+    assert Tensor([-1, 2**40], dtype="int64").tolist() == [-1, 2**40]
+    assert len(asked) == 5
+    with pytest.raises(RangeError, match="300 is beyond uint8; expected 0 … 255, or another dtype"):
+        Tensor([1, 300], dtype="uint8")
