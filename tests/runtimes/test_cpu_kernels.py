@@ -384,10 +384,10 @@ def test_few_kernels_are_generated_by_the_thread_that_waits(
 ) -> None:
     more = f"from minigrad.runtimes import cpu_kernels\ncpu_kernels.BATCH = {batch}\n"
     values = "values = (x @ w).relu().sum(0).tolist()\n"
-    report = "import json; print(json.dumps([values, sorted(set(seen))]))"
+    report = "import json; print(json.dumps([values, all(seen)]))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", WATCHED + more + values + report],
         capture_output=True, text=True, timeout=120, env=environment(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[70 * 11.25] * 50, [here]]
+    assert json.loads(done.stdout) == [[70 * 11.25] * 50, here]  # (the pool's code is, too)
