@@ -68,6 +68,26 @@ def test_places_of_a_window_are_summed_at_once() -> None:
     assert not any(isinstance(one, Store) and one.array.size == 49 for one in walk(nest.parallel))
 
 
+def test_two_gradients_of_one_kernel() -> None:
+    def build(inputs: Inputs) -> list[Node]:
+        made = [convolution("weight", stride, size)(inputs) for stride, size in ((2, 2), (1, 3))]
+        return [node for nodes in made for node in nodes]
+
+    def of_one(inputs: Inputs) -> list[Node]:
+        """Of two kernels over the same image."""
+        x = Tensor._of(inputs(1, 40, 8, 33))
+        weights = [Tensor._of(inputs(40, 1, size, size)) for size in (2, 3)]
+        y = sum((x.conv2d(w, groups=40)[..., :6, :30].square().sum() for w in weights), Tensor(0.0))
+        return [one.node for one in y.gradient(*weights)]
+
+    for made in (build, of_one):
+        graph, inputs = graph_of(made)
+        values = values_for(inputs, 1)
+        pairs = zip(run(graph, values, "host", 1), evaluate(graph.roots, values, {}), strict=True)
+        for found, expected in pairs:
+            assert difference(found, expected, NEAR, tuple(values.values()), 20.0) is None
+
+
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("of", ["forward", "weight"])
 def test_vectors_do_not_lie_along_a_window(of: str, size: int) -> None:
