@@ -89,9 +89,10 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     for one in passes:
         for axis, width in one.axes:
             s.vectorize(axis.variable, width)
-        s.sink(*one.tile, into=[axis.variable for axis, _ in one.axes])
-        for n, x in enumerate(one.tile):
-            s.unroll(x, f"{x.name}u{n}_")
+        for along, few in one.tiles:
+            s.sink(*few, into=along)
+            for n, x in enumerate(few):
+                s.unroll(x, f"{x.name}u{n}_")
     for axis, places in prefetches(passes, row, target).items():
         s.prefetch(axis.variable, places)
     delayed = _delayed(passes, count, target)
@@ -132,15 +133,16 @@ MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are lef
 class Pass:
     """A pass over `extent` elements, or (extent None) stages that come one after the other.
 
-    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes; tile:
-    variables of few elements that are summed up at once, for they share what they read.
+    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes; tiles:
+    variables of vectors, and of few elements that are summed up at once, for they share what they
+    read.
     """
 
     extent: Integer | None
     stages: list[Stage] = field(default_factory=list)
     body: list[Statement] = field(default_factory=list)
     axes: list[tuple[Axis, int]] = field(default_factory=list)
-    tile: tuple[Atom, ...] = ()
+    tiles: list[tuple[Atom, tuple[Atom, ...]]] = field(default_factory=list)
 
     @property
     def operations(self) -> int:
@@ -359,7 +361,7 @@ def _alone(
             own = [make_axis(f"t{number}_", n, axis.extent) for n, axis in enumerate(few)]
             at = {old.variable: new.index for old, new in zip(few, own, strict=True)}
             stage = replace(stage.substitute(at), axes=(*kept[: -len(few)], *own))
-            one.tile += tuple(axis.variable for axis in own)
+            one.tiles.append((axis.variable, tuple(new.variable for new in own)))
             width = min(width, target.lanes(stage.body.dtype))
         one.axes.append((axis, width))
     total = expr.register(f"sum{number}", stage.body.dtype)

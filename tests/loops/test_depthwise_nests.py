@@ -68,6 +68,20 @@ def test_places_of_a_window_are_summed_at_once() -> None:
     assert not any(isinstance(one, Store) and one.array.size == 49 for one in walk(nest.parallel))
 
 
+def test_two_gradients_of_one_kernel() -> None:
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = Tensor._of(inputs(1, 3, 8, 33)), Tensor._of(inputs(1, 3, 2, 2))
+        y = x[:, :2].conv2d(w[:, :2], stride=2) + x[:, 2:].conv2d(w[:, 2:], stride=2)
+        loss = (y * 0.3).tanh().square().mean()
+        return [y.node, *(one.node for one in loss.gradient(x, w))]
+
+    graph, inputs = graph_of(build)
+    values = values_for(inputs, 1)
+    pairs = zip(run(graph, values, "host", 1), evaluate(graph.roots, values, {}), strict=True)
+    for found, expected in pairs:
+        assert difference(found, expected, NEAR, tuple(values.values()), 20.0) is None
+
+
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("of", ["forward", "weight"])
 def test_vectors_do_not_lie_along_a_window(of: str, size: int) -> None:
