@@ -139,7 +139,7 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
     start, step = _addition(stage, stage.guard)
-    first = loops_over(stage.initial_axes, start) if start else []
+    first = loops_over(stage.initial_axes, start) if start else ()
     body = (*first, *loops_over(stage.reduced, [step]))
     s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
     # vectors need neighbouring places and the same updates' order in every lane

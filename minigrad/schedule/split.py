@@ -60,8 +60,8 @@ def _scattered_onto(node: Node) -> Node:
     read, and the others are neither cleared nor added (a scatter may begin in place).
     """
     for x, other in (node.src, node.src[::-1]):
-        zeros = other.op is Op.SCATTER_ADD and is_zero(other.src[0])
-        if zeros and contraction_operands(in_memory(x)):
+        zeros, inner = other.op is Op.SCATTER_ADD and is_zero(other.src[0]), in_memory(x)
+        if zeros and inner.op is Op.SUM and contraction_operands(inner):
             return graph_build.scatter_add(x, *other.src[1:], other.arg)
     return node
 

@@ -53,9 +53,8 @@ def may_share(kernel: Kernel, old: Array, new: Array) -> bool:
     if target.op in SCATTERS:
         start, within = target.initial, (target.position, *target.guard)
         inside = [e for index in within for e in expr.values_in(index)]
-        begins = start is not None and start.array == old
         return (
-            begins and start.index == target.initial_position
+            start is not None and start.array == old and start.index == target.initial_position
             and old not in {load.array for load in expr.loads(target.body, *inside)}
         )  # fmt: skip
     for number, stage in enumerate(kernel.stages):

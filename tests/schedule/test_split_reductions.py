@@ -81,6 +81,23 @@ def test_a_length_without_divisors_is_padded_for_sums() -> None:
         assert len(reductions(split(op, (40_009,), [0]))) == 1
 
 
+def test_only_a_product_is_scattered_onto() -> None:
+    index = g.expand(g.reshape(g.buffer(2, dtypes.int32, (9,), DEVICE), (9, 1)), (9, 40))
+    x = g.scatter_add(
+        g.const(0.0, dtypes.float32, (24, 40), DEVICE), index,
+        g.buffer(3, dtypes.float32, (9, 40), DEVICE), 0,
+    )  # fmt: skip
+    table = g.buffer(0, dtypes.float32, (24, 40), DEVICE)
+    others = table, g.elementwise(Op.MUL, table, table), g.reduce(Op.MAX, table, [1])
+    for other in others:
+        both = g.elementwise(Op.ADD, g.expand(other, x.shape), x)
+        assert split_reductions([both]) == [both]
+    head = g.reshape(product((30,)), x.shape)
+    for sides in ((x, head), (head, x)):
+        (new,) = split_reductions([g.elementwise(Op.ADD, *sides)])
+        assert new.op is Op.SCATTER_ADD and new.src[0] == head
+
+
 def test_every_number_of_elements_around_a_cut() -> None:
     for length in range(LONG, LONG + 40):
         split(Op.SUM, (length,), [0], dtypes.int32)
