@@ -61,7 +61,8 @@ def _scattered_onto(node: Node) -> Node:
     for x, other in (node.src, node.src[::-1]):
         zeros, inner = other.op is Op.SCATTER_ADD and is_zero(other.src[0]), in_memory(x)
         if zeros and inner.op is Op.SUM and contraction_operands(inner):
-            return graph_build.scatter_add(x, *other.src[1:], other.arg)
+            _, index, updates = other.src
+            return graph_build.scatter_add(x, index, updates, other.arg)
     return node
 
 
