@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from math import gcd
 
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import substitute
+from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_bound
 from minigrad.loops.axes import (
@@ -373,19 +373,31 @@ def _alone(
 
 
 def _sharing_loads(stage: Stage, target: Target) -> tuple[Axis, ...]:
-    """The last axes of a stage whose few sums read, in part, the same: places of a window, say."""
+    """The last axes of a stage whose few sums read, in part, the same: places of a window.
+
+    (Nothing else: a tile is summed in another order, and rows of products are the same for all.)
+    """
     found: tuple[Axis, ...] = ()
     for axis in reversed(stage.axes):
         known = isinstance(axis.extent, int)
         if not known or numel([one.extent for one in (axis, *found)]) > target.registers - 6:
             break
         found = (axis, *found)
-    few, summed = ({axis.variable for axis in axes} for axes in (found, stage.reduced))
-    shared = any(
-        few.isdisjoint(load.variables) and not summed.isdisjoint(load.variables)
-        for load in expr.loads(stage.body)
-    )
+    shared = any(_overlap(load, found, stage.reduced) for load in expr.loads(stage.body))
     return found if shared else ()
+
+
+def _overlap(load: Expr, axes: Sequence[Axis], reduced: Sequence[Axis]) -> bool:
+    """Whether one of some axes and one that is summed walk over the same elements, in part."""
+
+    def steps(some: Sequence[Axis]) -> list[tuple[int, int]]:
+        found = ((coefficient(load.index, axis.variable), high(axis.extent)) for axis in some)
+        return [(step, step * count) for step, count in found if step]
+
+    return any(
+        one < along and step < length
+        for one, length in steps(axes) for step, along in steps(reduced)
+    )  # fmt: skip
 
 
 # ---- vectors across rows ----

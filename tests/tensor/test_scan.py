@@ -79,7 +79,8 @@ def addressed(w: Weights) -> Step:
     """Rows chosen by the carry and by x, a sort, a running sum, pieces joined, a maximum."""
 
     def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        by_carry = w.table[(h.abs().sum(-1) * 3).int() % 7]
+        # sums of a softmax's rows are about 1: no multiple of that may be an edge of whole numbers
+        by_carry = w.table[(h.abs().sum(-1) * 3.5).int() % 7]
         by_x = w.table[(x.abs().sum(-1) * 3).int() % 7]
         ordered = x.sort(-1)[0] if isinstance(x.sort(-1), tuple) else x.sort(-1)
         joined = Tensor.cat(h, by_carry, by_x, ordered, h.cumsum(-1), dim=-1)
