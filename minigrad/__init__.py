@@ -9,7 +9,7 @@ _checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.exists(os.path.join(_checkout, "setup.py")):
     __path__.append(_checkout)
 
-from minigrad import linalg, nn  # noqa: E402
+from minigrad import interrupts, linalg, nn  # noqa: E402
 from minigrad.device import Device  # noqa: E402
 from minigrad.dtype import dtypes  # noqa: E402
 from minigrad.explain import explain  # noqa: E402
@@ -23,6 +23,7 @@ from minigrad.settings import getenv  # noqa: E402
 from minigrad.tensor import Tensor  # noqa: E402
 from minigrad.tensor.modes import Context  # noqa: E402
 
+interrupts.never_lost()
 TinyJit = jit  # tinygrad's name
 
 # Linear algebra repeats captured steps: it stands above `jit`, which is made of tensors.

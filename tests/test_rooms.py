@@ -26,7 +26,7 @@ FOLDERS = {"minigrad": "minigrad", "runtimes": "minigrad.runtimes", "models": "m
 ROOMS: tuple[tuple[str, ...], ...] = (
     (
         "minigrad.dtype", "minigrad.errors", "minigrad.hints", "minigrad.locks",
-        "minigrad.settings", "minigrad.target", "minigrad.undisturbed",
+        "minigrad.interrupts", "minigrad.settings", "minigrad.target", "minigrad.undisturbed",
     ),
     ("minigrad.graph",),
     ("minigrad.schedule",),

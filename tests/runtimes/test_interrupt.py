@@ -213,3 +213,32 @@ def test_a_model_is_interrupted(captured: bool) -> None:
     child.interrupt()
     assert [child.said, child.line()] == ["interrupted", "True"]
     child.end()
+
+
+CALLBACK = """
+import threading, weakref
+from minigrad import Tensor
+
+class Thing:
+    pass
+
+def interrupted(_):
+    raise KeyboardInterrupt
+
+thing = Thing()
+link = weakref.ref(thing, interrupted)
+print("ready", flush=True)
+try:
+    del thing
+    threading.Event().wait(60)
+    print("lost", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_an_interrupt_in_a_callback_comes_again() -> None:
+    """Nobody can catch it there: of what is raised when an object goes Python only tells."""
+    child = Child(CALLBACK)
+    assert [child.line(), child.line()] == ["ready", "interrupted"]
+    child.end()

@@ -1,0 +1,31 @@
+"""Ctrl-C is not lost, wherever it comes.
+
+Python raises KeyboardInterrupt between two instructions of the main thread, also of what it calls
+when an object goes (`__del__`, a weak reference's callback): there nobody can catch an exception,
+and Python only reports it. Tensors and nodes go all the time: of loops of small operations every
+seventh Ctrl-C came then.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+from typing import Any
+
+_report = sys.unraisablehook
+
+
+def never_lost() -> None:
+    """From now on, in this process."""
+    sys.unraisablehook = _come_again
+
+
+def _come_again(found: Any) -> None:
+    """Let an interrupt that nobody could catch come once more; report all else as before."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if found.exc_type is KeyboardInterrupt and usual:
+        # by another thread, which runs when this function has ended: here it would be lost again
+        _thread.start_new_thread(_thread.interrupt_main, ())
+    else:
+        _report(found)
