@@ -9,6 +9,7 @@ seventh Ctrl-C came then.
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import sys
 from typing import Any
@@ -26,6 +27,6 @@ def _come_again(found: Any) -> None:
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if found.exc_type is KeyboardInterrupt and usual:
         # by another thread, which runs when this function has ended: here it would be lost again
-        _thread.start_new_thread(_thread.interrupt_main, ())
+        _thread.start_new_thread(os.kill, (os.getpid(), signal.SIGINT))
     else:
         _report(found)
