@@ -193,8 +193,11 @@ def stay_alone(node: Node) -> None:
 def _forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
     if ending():  # modules are taken apart: their tables are gone
         return
-    with lock:
-        _unfile(link)
+    try:
+        with lock:
+            _unfile(link)
+    except AttributeError:  # Ctrl-C came before it was filed
+        pass
 
 
 def _alive(links: list[Link]) -> list[Holder]:
