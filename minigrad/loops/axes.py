@@ -17,7 +17,8 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
-INTERLEAVED = range(5)  # elements from lane to lane of which few vectors have those of one
+# How far apart elements are, at most, that vectors pick from vectors (see render/llvm_memory.py).
+NEIGHBOURS = 4
 LEAST_LANES = 8  # elements that make up for a few jumps: half a vector
 
 
@@ -153,7 +154,7 @@ def unit_stride_axis(
         score = sum(2 for x in positions if coefficient(x, axis.variable) == 1)
         for load in expr.loads(*exprs):
             stride = coefficient(load.index, axis.variable)
-            score += 1 if stride == 1 else -1 if stride not in INTERLEAVED else 0
+            score += 1 if stride == 1 else -1 if stride not in range(NEIGHBOURS + 1) else 0
         long = not isinstance(axis.extent, int) or axis.extent >= LEAST_LANES
         rank = (long and score > 0, 2 * score + long)
         if best is None or rank >= best_rank:

@@ -39,6 +39,7 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
+from minigrad.loops.axes import NEIGHBOURS
 from minigrad.loops.build import Change, combine, put, unless_finite
 from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride
 from minigrad.loops.nest import (
@@ -259,8 +260,6 @@ def amx(problem: Problem, target: Target) -> Schedule | None:
 # ---- hints for the memory ----
 
 
-# How far apart elements are, at most, that vectors pick from vectors (see render/llvm_memory.py).
-NEIGHBOURS = 4
 # Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
 # take some ten times as long as memory to answer; of a shorter sum too much is over by then.
 LEAST_FETCHED = 192
