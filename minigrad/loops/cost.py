@@ -398,11 +398,12 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     """Whether tiles should not read the left operand as it is.
 
     They walk along k, row beside row: far jumps, conversions and conditions would be paid for
-    every panel again. Rows that are neighbours do where all of them stay in the second cache, or
-    where a step along k stays on the page.
+    every panel again, as would rows that are not equally far apart, for each needs an address in
+    a register. Rows that are neighbours do where all of them stay in the second cache, or where a
+    step along k stays on the page.
     """
     left, row = problem.parts.left, problem.parts.m[-1]
-    if left.op is not Leaf.LOAD or left.guard:
+    if left.op is not Leaf.LOAD or left.guard or coefficient(left.index, row.variable) is None:
         return True
     step = coefficient(left.index, problem.parts.k[-1].variable)
     if step == 1:

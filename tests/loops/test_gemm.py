@@ -244,6 +244,13 @@ def far_rows(inputs: Inputs) -> list[Node]:
 
 
 @case
+def rows_in_pieces(inputs: Inputs) -> list[Node]:
+    """Rows that two devices have half of each, as an all-gather puts them there."""
+    x = g.permute(inputs(2, 8, 40, 64), (1, 0, 2, 3))
+    return [product(g.reshape(x, (640, 64)), inputs(64, 200))]
+
+
+@case
 def deep(inputs: Inputs) -> list[Node]:
     """So deep that k is cut; its last piece is shorter, and so is the last block of rows."""
     x, y = inputs(45, 4500), inputs(4500, 131)
@@ -411,6 +418,16 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     problem = prepare(kernel)
     plan = plan_of(in_pairs(problem) or problem, dots, 1)
     assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
+
+
+def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
+    """Tiles of them as they lie took twice as long: an address for each row."""
+    target = target_of("avx512")
+    for build, packed in (
+        (rows_in_pieces, True), (lambda i: [product(i(640, 64), i(64, 200))], False)
+    ):  # fmt: skip
+        (kernel,) = schedule_of(graph_of(build)[0], target).kernels
+        assert plan_of(prepare(kernel), target, 1).packs_left == packed
 
 
 def test_the_next_panel_is_asked_for() -> None:
