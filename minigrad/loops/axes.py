@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from minigrad.dtype import DType
 from minigrad.graph.shapes import iterations, unflatten
-from minigrad.graph.substitution import coefficient
+from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -154,12 +154,23 @@ def unit_stride_axis(
         score = sum(2 for x in positions if coefficient(x, axis.variable) == 1)
         for load in expr.loads(*exprs):
             stride = coefficient(load.index, axis.variable)
-            score += 1 if stride == 1 else -1 if stride not in range(NEIGHBOURS + 1) else 0
+            score += 1 if stride == 1 else -1 if _jumps(load.index, axis.variable, stride) else 0
         long = not isinstance(axis.extent, int) or axis.extent >= LEAST_LANES
         rank = (long and score > 0, 2 * score + long)
         if best is None or rank >= best_rank:
             best, best_rank = axis, rank
     return best
+
+
+def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
+    """Whether vectors cannot pick an index's elements along a variable from few others."""
+    if stride is not None:
+        return stride not in range(NEIGHBOURS + 1)
+    start = make_axis("block", 0, 1 << 10).index * (2 * LEAST_LANES)
+    lanes = [substitute(x, {along: start + lane}) for lane in range(2 * LEAST_LANES)]
+    apart = [lane - lanes[0] for lane in lanes]
+    most = NEIGHBOURS * len(lanes)
+    return not all(isinstance(one, int) and 0 <= one < most for one in apart)
 
 
 def vector_width(

@@ -21,8 +21,17 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import unit_stride_axis, vector_width
-from minigrad.loops.build import combine, elements, flat_loop, loops_over, put, serial_loop, streams
+from minigrad.loops.axes import places_along, unit_stride_axis, vector_width
+from minigrad.loops.build import (
+    combine,
+    elements,
+    flat_loop,
+    loops_over,
+    put,
+    serial_loop,
+    streams,
+    substitute_stores,
+)
 from minigrad.loops.nest import Loop, Nest, Statement, Statements, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
@@ -43,13 +52,14 @@ FEW = 64  # parallel iterations below which long rows are cut
 DOWN = 16
 LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
 TILE = 64  # elements of a tile along vectors: four lines of float32
+SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of each
 
 
 def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """All stages at once, element by element, in registers; None where they are not alike."""
     if not _same_elements(kernel):
         return None
-    axes, stores = elements(kernel)
+    axes, stores = _with_long_last(*elements(kernel))
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     if axis is not None:
@@ -89,6 +99,25 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
+
+
+def _with_long_last(
+    axes: Sequence[Axis], stores: Sequence[Store]
+) -> tuple[Sequence[Axis], Sequence[Store]]:
+    """The axes with a short last one joined to the one before, where results lie along both.
+
+    As of pairs: vectors then go along the results, whose parts are picked from vectors. Its extent
+    is a power of two, so that all vectors are alike.
+    """
+    if len(axes) < 2 or axes[-1].extent not in SHORT or not isinstance(axes[-2].extent, int):
+        return axes, stores
+    *rest, long, short = axes
+    for store in stores:
+        steps = [coefficient(store.index, axis.variable) for axis in (long, short)]
+        if steps != [short.extent, 1]:
+            return axes, stores
+    both = make_axis(f"{long.variable.name}_", 0, numel([long.extent, short.extent]))
+    return [*rest, both], substitute_stores(stores, places_along([long, short], both.index))
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Schedule:

@@ -172,6 +172,11 @@ class MemoryEmitter(IndexEmitter):
                 if text is not None:
                     return text
         mask = self.both(mask, common, lanes)
+        if self.lane_stride(index) == -1 and mask is not None:  # as read in order, turned around
+            last = self.pointer(array, self.at_base(index) - (lanes - 1))
+            here, turn = self.builder(), range(lanes - 1, -1, -1)
+            turned = here.shuffle(f"<{lanes} x i1>", mask, turn)
+            return here.shuffle(kind, self._masked_load(kind, last, size, lanes, turned), turn)
         if self.lane_stride(index) != 1:
             return self._gather(kind, array, index, lanes, size, mask)
         pointer = self.pointer(array, self.at_base(index))
