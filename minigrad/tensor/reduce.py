@@ -14,7 +14,9 @@ from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, count_n
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found
 
-SELECTION = 4096  # keys of a row from which on `topk` looks at the largest of blocks first
+# Keys of a row, and of them for each that `topk` takes, from which on it looks at the largest of
+# blocks first: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 … 16,384 on two cores).
+SELECTION, EACH = 129, 16
 
 
 class Reduce(Methods):
@@ -494,4 +496,4 @@ class Reduce(Methods):
 
 def _selects(k: int, extent: int) -> bool:
     """Whether looking at blocks first saves most of the work."""
-    return k > 0 and extent >= SELECTION and 64 * k <= extent
+    return k > 0 and extent >= SELECTION and EACH * k <= extent

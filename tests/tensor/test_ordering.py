@@ -60,7 +60,7 @@ def test_devices_sort_as_numpy(shape: tuple[int, ...], device: str) -> None:
 
 
 @pytest.mark.parametrize("largest", [True, False])
-@pytest.mark.parametrize("length", [algorithms.BY_COUNTING, 4096, 5001])
+@pytest.mark.parametrize("length", [algorithms.BY_COUNTING, 143, 144, 1000, 5001])
 def test_topk_of_equal_elements(length: int, largest: bool, compiled: str) -> None:
     """The earliest of equal elements win, whichever way they are found."""
     x = np.random.default_rng(length).integers(0, 6, (2, length)).astype(np.int16)
