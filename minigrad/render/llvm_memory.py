@@ -15,11 +15,12 @@ from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Matrix, MatrixProduct, Nest, Store
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
-from minigrad.render.llvm_values import Value, memory_type, vector_type
+from minigrad.render.llvm_values import Builder, Value, memory_type, vector_type
 from minigrad.schedule.expr import Array, Expr
 
 CACHE_LINE = 64  # bytes
 MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
+MOST_MASKED = 4  # the same under a mask that is computed, of which each needs its own part
 
 
 class MemoryEmitter(IndexEmitter):
@@ -165,18 +166,11 @@ class MemoryEmitter(IndexEmitter):
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
         mask = self.both(self.mask(), own, lanes)
         if self.lane_stride(index) != 1:
-            counting = values.known_flags(mask, lanes)
-            if counting is not None:
-                known = substitute(index, self.constants)
-                text = self._picked(array, known, counting, common, own is not None)
-                if text is not None:
-                    return text
+            known = substitute(index, self.constants)
+            text = self._picked(array, known, mask, common, own is not None)
+            if text is not None:
+                return text
         mask = self.both(mask, common, lanes)
-        if self.lane_stride(index) == -1 and mask is not None:  # as read in order, turned around
-            last = self.pointer(array, self.at_base(index) - (lanes - 1))
-            here, turn = self.builder(), range(lanes - 1, -1, -1)
-            turned = here.shuffle(f"<{lanes} x i1>", mask, turn)
-            return here.shuffle(kind, self._masked_load(kind, last, size, lanes, turned), turn)
         if self.lane_stride(index) != 1:
             return self._gather(kind, array, index, lanes, size, mask)
         pointer = self.pointer(array, self.at_base(index))
@@ -212,14 +206,13 @@ class MemoryEmitter(IndexEmitter):
         return known if len(known) == len(at) else []
 
     def _picked(
-        self, array: Array, index: Integer, counting: Sequence[bool], common: Value | None,
-        guarded: bool,
+        self, array: Array, index: Integer, mask: str | None, common: Value | None, guarded: bool,
     ) -> str | None:  # fmt: skip
         """Elements picked from the few vectors in memory that they lie in: gathers take far longer.
 
-        counting: which lanes may be read; guarded: the others are zeros. common: whether any may.
-        None where these vectors are not few. Other elements between them are picked from the same
-        ones, whose loads LLVM makes one.
+        mask: which lanes may be read; guarded: the others are zeros. common: whether any may. None
+        where these vectors are not few. Other elements between them are picked from the same ones,
+        whose loads LLVM makes one.
         """
         places, step = self._places(index), self.lane_stride(index)
         width = min(len(places), CACHE_LINE // array.dtype.itemsize)
@@ -232,25 +225,33 @@ class MemoryEmitter(IndexEmitter):
         parts = [range(lane, lane + width) for lane in range(0, len(places), width)]
         begins = [_vectors([places[lane] for lane in part], before, width) for part in parts]
         most = max(map(len, begins))
-        if most > MOST_VECTORS or step not in range(MOST_VECTORS + 1) and 2 * most > width:
+        known = values.known_flags(mask, len(places))
+        if step not in range(MOST_VECTORS + 1) and 2 * most > width:
+            return None
+        if most > (MOST_VECTORS if known else MOST_MASKED):
             return None
         texts = [
-            self._part_picked(array, index, places, part, begin, counting, common)
+            self._part_picked(array, index, places, part, begin, known or mask, common)
             for part, begin in zip(parts, begins, strict=True)
         ]
         scalar, lanes, here = memory_type(array.dtype), len(places), self.builder()
         text, kind = values.join_texts(here, texts, scalar, width), vector_type(scalar, lanes)
-        if guarded:  # a vector may have what only a lane beside this one may read
-            mask = values.flags(counting)
+        # a vector may have what only a lane beside this one may read
+        if guarded and (known or len(set(places)) < lanes):
             text = here.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
         return text
 
     def _part_picked(
         self, array: Array, index: Integer, places: Sequence[int], part: range,
-        begins: Sequence[int], counting: Sequence[bool], common: Value | None,
+        begins: Sequence[int], counting: Sequence[bool] | str | None, common: Value | None,
     ) -> str:  # fmt: skip
-        """The same for some lanes; begins: of the vectors, counted from the first lane's place."""
-        width, scalar, whole = len(part), memory_type(array.dtype), common is None and all(counting)
+        """The same for some lanes; begins: of the vectors, counted from the first lane's place.
+
+        counting: which lanes may be read, or a mask that is computed.
+        """
+        width, scalar = len(part), memory_type(array.dtype)
+        known = [True] * len(places) if counting is None or isinstance(counting, str) else counting
+        whole = common is None and all(known) and not isinstance(counting, str)
         vector = [sum(begin <= places[lane] for begin in begins) - 1 for lane in part]
         place = [places[lane] - begins[n] for lane, n in zip(part, vector, strict=True)]
         first, last = low(index) - min(places), high(index) - max(places)  # of lane 0, if all count
@@ -277,15 +278,29 @@ class MemoryEmitter(IndexEmitter):
             if there(begin, size):
                 loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
             else:
-                lanes = zip(part, vector, place, strict=True)
-                read = {at for lane, n, at in lanes if n == number and counting[lane]}
-                mask = values.flags(at in read for at in range(size))
+                readers: list[list[int]] = [[] for _ in range(size)]
+                for lane, n, at in zip(part, vector, place, strict=True):
+                    if n == number and known[lane]:
+                        readers[at].append(lane)
+                mask = values.flags(map(bool, readers))
+                if isinstance(counting, str):
+                    mask = _read_by(here, readers, counting, len(places))
                 loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
             own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
             loaded = here.shuffle(kind, loaded, own)
             both = [lane + width * (n == number) for lane, n in enumerate(vector)]
             text = here.shuffle(vector_type(scalar, width), text, both, loaded) if text else loaded
         return text
+
+
+def _read_by(here: Builder, readers: Sequence[Sequence[int]], mask: str, lanes: int) -> str:
+    """A mask of elements in memory: which of them a lane that counts reads."""
+    text, kind = "", f"<{lanes} x i1>"
+    for turn in range(max(map(len, readers))):
+        some = (each[turn] if turn < len(each) else lanes for each in readers)
+        one = here.shuffle(kind, mask, some, "zeroinitializer")
+        text = here.line(f"or <{len(readers)} x i1> {text}, {one}") if text else one
+    return text
 
 
 def _vectors(places: Iterable[int], before: int, width: int) -> list[int]:

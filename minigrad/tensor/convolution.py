@@ -10,7 +10,7 @@ would take longer than to compute.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import floor, prod
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
@@ -285,8 +285,8 @@ class Convolution(Composed):
             )
         extents, scales = self._resized(size, scale_factor, spatial)
         x = self if mode.startswith("nearest") else self._wide()
-        for i, (extent, scale) in enumerate(zip(extents, scales, strict=True)):
-            x = x._along(2 + i, extent, scale, mode, align_corners)
+        for i in reversed(range(spatial)):  # neighbours first, while there are few
+            x = x._along(2 + i, extents[i], scales[i], mode, align_corners)
         if not self.dtype.is_float and x is not self:
             x = x if x.dtype is self.dtype else (x + 0.5).floor()  # halves upwards, as PyTorch's
         return x.cast(self.dtype)
@@ -330,6 +330,9 @@ class Convolution(Composed):
             centre = 0.5 if mode == "nearest-exact" else 0.0
             place = self._ramp(count, dtypes.float32)
             return self._taken(axis, ((place + centre) * apart).floor().int(), extent)
+        x = self.contiguous()  # what comes before is computed once, not for each neighbour
+        if count % extent == 0 and apart * count == extent and not align_corners:
+            return x._zoomed(axis, count // extent, mode)
         place = self._ramp(count, self.dtype)
         if align_corners:
             place = place * ((extent - 1) / (count - 1) if count > 1 else 0.0)
@@ -344,10 +347,27 @@ class Convolution(Composed):
         shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
         result: Self | None = None
         for i, weight in enumerate(weights):
-            part = self._taken(axis, first + i, extent) * weight.reshape(shape)
+            part = x._taken(axis, first + i, extent) * weight.reshape(shape)
             result = part if result is None else result + part
         assert result is not None
         return result
+
+    def _zoomed(self, axis: int, zoom: int, mode: str) -> Self:
+        """`zoom` new elements for each one along an axis: sums of its neighbours, as it lies."""
+        count, most = self.shape[axis], 2 if mode == "bicubic" else 1
+        ends = [(most, most) if d == axis else None for d in range(self.ndim)]
+        wide = self.pad(ends, mode="replicate").contiguous()
+        phases = []
+        for number in range(zoom):
+            place = (number + 0.5) / zoom - 0.5
+            share = place - floor(place)
+            weights = _cubic(share) if mode == "bicubic" else [1 - share, share]
+            first = floor(place) + 1  # of `wide`
+            phases.append(sum(
+                wide._part(axis, first + i, first + i + count) * weight
+                for i, weight in enumerate(weights)
+            ))  # fmt: skip
+        return phases[0].stack(phases[1:], dim=axis + 1).flatten(axis, axis + 1)
 
     def _ramp(self, count: int, dtype: Any) -> Self:
         return self.arange(count, dtype=dtype, device=self.raw.device)

@@ -165,7 +165,22 @@ def mirrored(x: Node, times: int) -> Node:
     return joined([g.flip(first, (1,)), x, g.flip(last, (1,))], 1)
 
 
-FEW_VECTORS = [in_turn, repeated, spread, backwards, paired, turned, mirrored]
+def some_padded(x: Node, times: int) -> Node:
+    """Each so many-th element, and zeros around: a vector's mask is computed."""
+    rows, width = x.shape
+    some = g.reshape(x, (rows, numel((width,)) // times, times))
+    some = g.reshape(g.shrink(some, ((0, rows), (0, some.shape[1]), (0, 1))), (rows, some.shape[1]))
+    return g.pad(some, [(0, 0), (3, 2)])
+
+
+def repeated_padded(x: Node, times: int) -> Node:
+    """Each element `times` times, of which some read the same one, and zeros around."""
+    return g.pad(repeated(x, times), [(0, 0), (times, 2)])
+
+
+FEW_VECTORS = [
+    in_turn, repeated, spread, backwards, paired, turned, mirrored, some_padded, repeated_padded,
+]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
