@@ -357,16 +357,15 @@ class Convolution(Composed):
         count, most = self.shape[axis], 2 if mode == "bicubic" else 1
         ends = [(most, most) if d == axis else None for d in range(self.ndim)]
         wide = self.pad(ends, mode="replicate").contiguous()
-        phases = []
+        phases: list[Self] = []
         for number in range(zoom):
             place = (number + 0.5) / zoom - 0.5
             share = place - floor(place)
             weights = _cubic(share) if mode == "bicubic" else [1 - share, share]
             first = floor(place) + 1  # of `wide`
-            phases.append(sum(
-                wide._part(axis, first + i, first + i + count) * weight
-                for i, weight in enumerate(weights)
-            ))  # fmt: skip
+            taps = [wide._part(axis, first + i, first + i + count) * weight
+                    for i, weight in enumerate(weights)]  # fmt: skip
+            phases.append(sum(taps[1:], taps[0]))
         return phases[0].stack(phases[1:], dim=axis + 1).flatten(axis, axis + 1)
 
     def _ramp(self, count: int, dtype: Any) -> Self:
