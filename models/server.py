@@ -15,7 +15,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from minigrad.models.protocol import (
 )
 from minigrad.models.tokenizer import Tokenizer
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
 DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -245,10 +246,10 @@ class Server:
                 f"context has {self.engine.most}", "messages" if chat else "prompt",
                 code="context_length_exceeded",
             )  # fmt: skip
-        events = asyncio.Queue[Drawn | Ended]()
+        events = Events()
 
         def tell(event: Drawn | Ended) -> None:
-            self.posted.put(partial(events.put_nowait, event))
+            self.posted.put(partial(events.put, event))
 
         job = Request(ids, min(want.tokens or usual, room), want.settings, tell, want.seed,
                       self.ends, want.logprobs)  # fmt: skip
@@ -265,43 +266,56 @@ class Server:
         return self.responses.JSONResponse(await answer.whole(request))
 
 
+class Events:
+    """What a request was told: all that came in the meantime is taken together."""
+
+    def __init__(self) -> None:
+        self._come = list[Drawn | Ended]()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, event: Drawn | Ended) -> None:
+        """One more; called by the loop."""
+        self._come.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[Drawn | Ended]:
+        """At least one."""
+        if not self._come:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        come, self._come = self._come, []
+        return come
+
+
 class Answer:
     """A request's events as the protocol's answer."""
 
     def __init__(
-        self, server: Server, job: Request, want: Wanted, chat: bool,
-        events: asyncio.Queue[Drawn | Ended],
-    ) -> None:  # fmt: skip
+        self, server: Server, job: Request, want: Wanted, chat: bool, events: Events
+    ) -> None:
         self.server, self.job, self.want, self.chat, self.events = server, job, want, chat, events
         kind = "chatcmpl" if chat else "cmpl"
         self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
                      "model": server.name}  # fmt: skip
-        self.offset = 0
+        self.text, self.offset = Text(server.tokenizer, want.stop), 0
         weakref.finalize(self, job.cancel)  # also where a stream is never begun
 
-    async def pieces(self) -> AsyncIterator[tuple[str, list[Drawn], str | None]]:
-        """(text, the tokens that made it, why it ended or None), until it has ended."""
-        text, drawn = Text(self.server.tokenizer, self.want.stop), list[Drawn]()
-        try:
-            while True:
-                event = await self.events.get()
-                if isinstance(event, Ended):
-                    if event.reason in ("error", "cancelled"):
-                        raise Refused(event.message or event.reason, status=503,
-                                      kind="server_error")  # fmt: skip
-                    rest = text.end()
-                    yield rest, drawn, "stop" if text.stopped else event.reason
-                    return
+    async def piece(self) -> tuple[str, list[Drawn], str | None]:
+        """What came since: text, the tokens of it, and why it has ended or None."""
+        shown, drawn = "", list[Drawn]()
+        for event in await self.events.take():
+            if isinstance(event, Drawn):
                 drawn.append(event)
-                shown = text.add(event.token)
-                if text.stopped:
-                    yield shown, drawn, "stop"
-                    return
-                if shown:
-                    yield shown, drawn, None
-                    drawn = []
-        finally:  # also where the client has gone
-            self.job.cancel()
+                shown += self.text.add(event.token)
+                if self.text.stopped:
+                    return shown, drawn, "stop"
+            elif event.reason in ("error", "cancelled"):
+                raise Refused(event.message or event.reason, status=503, kind="server_error")
+            else:
+                shown += self.text.end()
+                return shown, drawn, "stop" if self.text.stopped else event.reason
+        return shown, drawn, None
 
     def usage(self) -> dict[str, Any]:
         """Tokens read and written."""
@@ -344,12 +358,12 @@ class Answer:
         return {**self.head, "object": kind, "choices": [choice], "usage": self.usage()}
 
     async def _collect(self) -> tuple[str, list[Drawn], str]:
-        texts, every, why = [], list[Drawn](), ""
-        async for text, drawn, reason in self.pieces():
-            texts.append(text)
+        whole, every, reason = "", list[Drawn](), None
+        while reason is None:
+            text, drawn, reason = await self.piece()
+            whole += text
             every += drawn
-            why = reason or why
-        return "".join(texts), every, why
+        return whole, every, reason
 
     async def _gone(self, request: Any) -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -357,21 +371,33 @@ class Answer:
 
     async def stream(self) -> AsyncIterator[str]:
         """Server-sent events: pieces of the answer, and [DONE]."""
+        drawn, reason = list[Drawn](), None
         try:
             if self.chat:
                 yield self._chunk({"role": "assistant", "content": ""}, None, [])
-            async for text, drawn, reason in self.pieces():
-                if text or (drawn and self.want.logprobs is not None):
+            while reason is None:
+                text, more, reason = await self.piece()
+                drawn += more if self.want.logprobs is not None else []
+                if drawn and (text or reason):
                     yield self._chunk({"content": text} if self.chat else text, None, drawn)
-                    self.offset += len(text)
-                if reason is not None:
-                    yield self._chunk({} if self.chat else "", reason, [])
+                    self.offset, drawn = self.offset + len(text), []
+                elif text:
+                    yield _JSON.encode(text).join(self._around)
+            yield self._chunk({} if self.chat else "", reason, [])
             if self.want.usage:
                 yield _event({**self.head, "object": self._kind(), "choices": [],
                               "usage": self.usage()})  # fmt: skip
         except Refused as refused:  # the answer has begun: it can say no other status
             yield _event(refused.body)
+        finally:  # also where the client has gone
+            self.job.cancel()
         yield "data: [DONE]\n\n"
+
+    @cached_property
+    def _around(self) -> list[str]:
+        """What stands before and after the text in the event of a piece."""
+        mark = secrets.token_hex(12)
+        return self._chunk({"content": mark} if self.chat else mark, None, []).split(f'"{mark}"')
 
     def _kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
@@ -391,7 +417,7 @@ def _call_all(functions: Sequence[Callable[[], None] | None]) -> None:
 
 
 def _event(value: Any) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {_JSON.encode(value)}\n\n"
 
 
 def hosts_of(host: str) -> list[str]:
