@@ -145,7 +145,7 @@ class Engine:
             self.after()
 
     def _turn(self) -> bool:
-        """A piece of a prompt, or of several short ones, and a step of the others; False at the end."""
+        """A piece of one prompt, or some short ones, and a step of the others; False at the end."""
         with self._changed:
             while not (self.active or self.waiting or self._closed):
                 self._changed.wait()

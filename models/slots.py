@@ -203,7 +203,7 @@ class Slots:
         return sum(cache.nbytes() for cache in self.caches)
 
     def size(self, unread: int) -> int:
-        """Tokens that the next piece of a prompt has, those that mean nothing at its end included."""
+        """Tokens that the next piece of a prompt has, with those at its end that mean nothing."""
         rest = min(unread, self.piece)
         return next(size for size in self._pieces if size >= rest) if rest else 0
 

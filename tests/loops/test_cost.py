@@ -73,7 +73,7 @@ def test_two_threads_get_as_many_long_chunks_each(rows: int, length: int, grain:
 
 @pytest.mark.parametrize(("vectors", "grain"), [(20_000, 32), (25_000, 16), (70_000, 16)])
 def test_two_threads_share_what_takes_some_microseconds(vectors: int, grain: int) -> None:
-    loop = nest_of(lambda new: [total(new(32, 512), 1)]).loop
+    loop = nest_of(lambda new: [total(new(32, 512), 1)]).parallel
     operations = vectors * GOLDEN.vector_bytes // 4
     assert grain_of(loop, 32, operations, 0, GOLDEN) == grain
 

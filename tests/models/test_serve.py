@@ -140,6 +140,20 @@ def small_and_quantized(folder: Path) -> GPT:
     return GPT.from_pretrained(folder / "m.gguf")
 
 
+def test_short_prompts_are_read_in_one_turn() -> None:
+    """As many as one piece holds; what begins first is read first."""
+    made = Engine(strong_model(), SLOTS, CONTEXT)
+    callers = [Caller(prompt) for prompt in ([40] * 80, [41] * 20, [42] * 10, [43] * 17)]
+    for caller in callers:
+        made.submit(caller.request)
+    read, said = list[list[int]](), list[int]()
+    for _ in range(3):
+        made._turn()
+        read.append([caller.request.read for caller in callers])
+        said.append(sum(len(caller.request.said) for caller in callers))
+    assert read == [[64, 0, 0, 0], [79, 19, 9, 0], [79, 19, 9, 16]] and said == [0, 3, 7]
+
+
 def test_the_queue_is_bounded_and_the_cancelled_leave_it(engine: Engine) -> None:
     callers = [Caller([65], 200) for _ in range(SLOTS + QUEUE)]
     for caller in callers:
