@@ -41,7 +41,7 @@ from minigrad.models.protocol import (
 from minigrad.models.tokenizer import Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
-PATIENCE = 0.005  # seconds
+PATIENCE = 0.005  # seconds that the engine waits for what a step told to be written
 DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -308,6 +308,9 @@ class Answer:
                 if self.text.stopped:
                     return shown, drawn, "stop"
             elif event.reason in ("error", "cancelled"):
+                if drawn:  # which comes first
+                    self.events.put(event)
+                    return shown, drawn, None
                 raise Refused(event.message or event.reason, status=503, kind="server_error")
             else:
                 shown += self.text.end()

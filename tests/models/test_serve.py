@@ -285,20 +285,17 @@ def test_tokens_that_come_together_are_one_event(chat: bool) -> None:
     job: Any = argparse.Namespace(cancel=lambda: None)
     body = {"stream": True, "stream_options": {"include_usage": False}}
 
-    async def events() -> list[str]:
+    async def events(reason: str) -> list[str]:
         answer = Answer(server, job, wanted(body, "chat" if chat else "completion"), chat,
                         queue := Events())  # fmt: skip
-        asyncio.get_running_loop().call_soon(
-            lambda: [queue.put(Drawn(token)) for token in 'a"\\\n\u00e9'.encode()]
-        )
-        found, stream = list[str](), answer.stream()
-        async for event in stream:
-            found.append(event)
-            if len(found) == 1 + chat:
-                queue.put(Ended("length"))
-        return found
+        told = [*map(Drawn, 'a"\\\n\u00e9'.encode()), Ended(reason, "it failed")]
+        asyncio.get_running_loop().call_soon(lambda: [queue.put(one) for one in told])
+        return [event async for event in answer.stream()]
 
-    *first, text, end, done = asyncio.run(events())
+    failed = asyncio.run(events("error"))
+    assert "it failed" in failed[-2] and "\u00e9" in failed[-3]
+
+    *first, text, end, done = asyncio.run(events("length"))
     assert len(first) == chat and done == "data: [DONE]\n\n"
     said, last = (json.loads(event.removeprefix("data: ")) for event in (text, end))
     (choice,), (ending,) = said.pop("choices"), last.pop("choices")
