@@ -97,6 +97,7 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.ready = threading.Event()
         self.failure: BaseException | None = None
+        self.after: Callable[[], None] = lambda: None  # in its thread, when somebody was told
 
     def start(self) -> None:
         """Compile the programs, and wait for that; raises what went wrong."""
@@ -128,7 +129,7 @@ class Engine:
             self.slots.warm()
             self.ready.set()
             while self._turn():
-                pass
+                self.after()
         except BaseException as error:  # everybody who waits is told
             self.failure = error
             self.ready.set()
@@ -141,9 +142,10 @@ class Engine:
             for request in rest:
                 reason = "cancelled" if self.failure is None else "error"
                 request.tell(Ended(reason, "the server has ended"))
+            self.after()
 
     def _turn(self) -> bool:
-        """A piece of one prompt and a step of the others; False at the end."""
+        """A piece of one prompt, or some short ones, and a step of the others; False at the end."""
         with self._changed:
             while not (self.active or self.waiting or self._closed):
                 self._changed.wait()
@@ -152,9 +154,12 @@ class Engine:
             self._drop_cancelled()
             while self.idle and self.waiting:
                 self._admit(self.waiting.popleft())
-        reading = [slot for slot, one in self.active.items() if one.read < len(one.prompt) - 1]
-        if reading:
-            self._read_piece(reading[0])
+        room = self.slots.piece  # for so many tokens the others wait
+        for slot, one in self.active.items():
+            size = self.slots.size(len(one.prompt) - 1 - one.read)
+            if 0 < size <= room:
+                self._read_piece(slot)
+                room -= size
         going = {
             slot: ([*one.prompt[-1:], *one.said][-1], len(one.prompt) + len(one.said) - 1)
             for slot, one in self.active.items() if one.read == len(one.prompt) - 1

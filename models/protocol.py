@@ -221,6 +221,8 @@ class Text:
         return rest
 
     def _shown(self, text: str) -> str:
+        if not self.stop:
+            return text
         found = [place for word in self.stop if (place := text.find(word)) >= 0]
         if found:
             self.stopped, self.held = True, ""

@@ -7,7 +7,6 @@ import asyncio
 import hmac
 import ipaddress
 import json
-import queue
 import secrets
 import threading
 import time
@@ -15,7 +14,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ from minigrad.models.protocol import (
 )
 from minigrad.models.tokenizer import Tokenizer
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
+PATIENCE = 0.005  # seconds that the engine waits for what a step told to be written
 DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -75,17 +76,13 @@ class Server:
         except InputError as error:
             self.no_template = str(error)
         self.ends = ends_of(tokenizer)
-        self.posted: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.posted = list[Callable[[], None]]()  # by the engine, since it handed on the others
 
         @asynccontextmanager
         async def life(_: Any) -> AsyncIterator[None]:
-            loop = asyncio.get_running_loop()
-            post = threading.Thread(target=self._post, args=(loop,), name="post", daemon=True)
-            post.start()
+            engine.after = partial(self._hand_on, asyncio.get_running_loop())
             yield
             await asyncio.to_thread(engine.close)
-            self.posted.put(None)
-            post.join()
 
         def route(path: str, method: str, function: Any) -> Any:
             async def guarded(request: Any) -> Any:
@@ -112,21 +109,22 @@ class Server:
             lifespan=life,
         )  # fmt: skip
 
-    def _post(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand what was posted on to the loop, in a thread of its own.
+    def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the loop do what was posted, and wait until it has written to the clients.
 
-        To wake the loop lets go of the interpreter, which the loop then holds for as long as it
-        writes to clients: the engine's thread would wait for that between two steps. What a step
-        posts is handed on together.
+        In the engine's thread, after a turn. While a step runs it takes all processors, and its
+        threads wait for each other: a loop that writes meanwhile stops not one of them but all,
+        and costs them three times what it takes (8 requests, two cores). Who is slow is waited for
+        no longer than PATIENCE.
         """
-        several: list[Callable[[], None] | None] = []
-        while None not in several:
-            several = [self.posted.get()]
-            while not self.posted.empty():
-                several.append(self.posted.get())
-            if loop.is_closed():
+        several, self.posted = self.posted, []
+        if several:
+            written = threading.Event()
+            try:
+                loop.call_soon_threadsafe(_call_all, several, written)
+            except RuntimeError:  # the loop has ended, and all who would read it
                 return
-            loop.call_soon_threadsafe(_call_all, several)
+            written.wait(PATIENCE)
 
     async def _nothing(self, request: Any, error: Any) -> Any:
         refused = Refused(f"{request.method} {request.url.path} is not served here",
@@ -245,10 +243,10 @@ class Server:
                 f"context has {self.engine.most}", "messages" if chat else "prompt",
                 code="context_length_exceeded",
             )  # fmt: skip
-        events = asyncio.Queue[Drawn | Ended]()
+        events = Events()
 
         def tell(event: Drawn | Ended) -> None:
-            self.posted.put(partial(events.put_nowait, event))
+            self.posted.append(partial(events.put, event))
 
         job = Request(ids, min(want.tokens or usual, room), want.settings, tell, want.seed,
                       self.ends, want.logprobs)  # fmt: skip
@@ -265,43 +263,59 @@ class Server:
         return self.responses.JSONResponse(await answer.whole(request))
 
 
+class Events:
+    """What a request was told: all that came in the meantime is taken together."""
+
+    def __init__(self) -> None:
+        self._come = list[Drawn | Ended]()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, event: Drawn | Ended) -> None:
+        """One more; called by the loop."""
+        self._come.append(event)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[Drawn | Ended]:
+        """At least one."""
+        if not self._come:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        come, self._come = self._come, []
+        return come
+
+
 class Answer:
     """A request's events as the protocol's answer."""
 
     def __init__(
-        self, server: Server, job: Request, want: Wanted, chat: bool,
-        events: asyncio.Queue[Drawn | Ended],
-    ) -> None:  # fmt: skip
+        self, server: Server, job: Request, want: Wanted, chat: bool, events: Events
+    ) -> None:
         self.server, self.job, self.want, self.chat, self.events = server, job, want, chat, events
         kind = "chatcmpl" if chat else "cmpl"
         self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
                      "model": server.name}  # fmt: skip
-        self.offset = 0
+        self.text, self.offset = Text(server.tokenizer, want.stop), 0
         weakref.finalize(self, job.cancel)  # also where a stream is never begun
 
-    async def pieces(self) -> AsyncIterator[tuple[str, list[Drawn], str | None]]:
-        """(text, the tokens that made it, why it ended or None), until it has ended."""
-        text, drawn = Text(self.server.tokenizer, self.want.stop), list[Drawn]()
-        try:
-            while True:
-                event = await self.events.get()
-                if isinstance(event, Ended):
-                    if event.reason in ("error", "cancelled"):
-                        raise Refused(event.message or event.reason, status=503,
-                                      kind="server_error")  # fmt: skip
-                    rest = text.end()
-                    yield rest, drawn, "stop" if text.stopped else event.reason
-                    return
+    async def piece(self) -> tuple[str, list[Drawn], str | None]:
+        """What came since: text, the tokens of it, and why it has ended or None."""
+        shown, drawn = "", list[Drawn]()
+        for event in await self.events.take():
+            if isinstance(event, Drawn):
                 drawn.append(event)
-                shown = text.add(event.token)
-                if text.stopped:
-                    yield shown, drawn, "stop"
-                    return
-                if shown:
-                    yield shown, drawn, None
-                    drawn = []
-        finally:  # also where the client has gone
-            self.job.cancel()
+                shown += self.text.add(event.token)
+                if self.text.stopped:
+                    return shown, drawn, "stop"
+            elif event.reason in ("error", "cancelled"):
+                if drawn:  # which comes first
+                    self.events.put(event)
+                    return shown, drawn, None
+                raise Refused(event.message or event.reason, status=503, kind="server_error")
+            else:
+                shown += self.text.end()
+                return shown, drawn, "stop" if self.text.stopped else event.reason
+        return shown, drawn, None
 
     def usage(self) -> dict[str, Any]:
         """Tokens read and written."""
@@ -344,12 +358,12 @@ class Answer:
         return {**self.head, "object": kind, "choices": [choice], "usage": self.usage()}
 
     async def _collect(self) -> tuple[str, list[Drawn], str]:
-        texts, every, why = [], list[Drawn](), ""
-        async for text, drawn, reason in self.pieces():
-            texts.append(text)
+        whole, every, reason = "", list[Drawn](), None
+        while reason is None:
+            text, drawn, reason = await self.piece()
+            whole += text
             every += drawn
-            why = reason or why
-        return "".join(texts), every, why
+        return whole, every, reason
 
     async def _gone(self, request: Any) -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -357,21 +371,33 @@ class Answer:
 
     async def stream(self) -> AsyncIterator[str]:
         """Server-sent events: pieces of the answer, and [DONE]."""
+        drawn, reason = list[Drawn](), None
         try:
             if self.chat:
                 yield self._chunk({"role": "assistant", "content": ""}, None, [])
-            async for text, drawn, reason in self.pieces():
-                if text or (drawn and self.want.logprobs is not None):
+            while reason is None:
+                text, more, reason = await self.piece()
+                drawn += more if self.want.logprobs is not None else []
+                if drawn and (text or reason):
                     yield self._chunk({"content": text} if self.chat else text, None, drawn)
-                    self.offset += len(text)
-                if reason is not None:
-                    yield self._chunk({} if self.chat else "", reason, [])
+                    self.offset, drawn = self.offset + len(text), []
+                elif text:
+                    yield _JSON.encode(text).join(self._around)
+            yield self._chunk({} if self.chat else "", reason, [])
             if self.want.usage:
                 yield _event({**self.head, "object": self._kind(), "choices": [],
                               "usage": self.usage()})  # fmt: skip
         except Refused as refused:  # the answer has begun: it can say no other status
             yield _event(refused.body)
+        finally:  # also where the client has gone
+            self.job.cancel()
         yield "data: [DONE]\n\n"
+
+    @cached_property
+    def _around(self) -> list[str]:
+        """What stands before and after the text in the event of a piece."""
+        mark = secrets.token_hex(12)
+        return self._chunk({"content": mark} if self.chat else mark, None, []).split(f'"{mark}"')
 
     def _kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
@@ -384,14 +410,14 @@ class Answer:
         return _event({**self.head, "object": self._kind(), "choices": [choice], **more})
 
 
-def _call_all(functions: Sequence[Callable[[], None] | None]) -> None:
+def _call_all(functions: Sequence[Callable[[], None]], after: threading.Event) -> None:
     for function in functions:
-        if function is not None:
-            function()
+        function()
+    asyncio.get_running_loop().call_soon(after.set)  # behind those whom they have woken
 
 
 def _event(value: Any) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {_JSON.encode(value)}\n\n"
 
 
 def hosts_of(host: str) -> list[str]:

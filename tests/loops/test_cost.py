@@ -11,7 +11,7 @@ from schedule.programs import add, gelu, mul, plan_of, product, total
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node
-from minigrad.loops.assemble import in_long_runs
+from minigrad.loops.assemble import grain_of, in_long_runs
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
 from minigrad.schedule.schedule import Kernel
@@ -69,6 +69,13 @@ def test_a_gather_reads_the_rows_that_it_takes() -> None:
 def test_two_threads_get_as_many_long_chunks_each(rows: int, length: int, grain: int) -> None:
     """Three chunks of 128 KiB, or nine, would keep one of them waiting."""
     assert nest_of(lambda new: [total(new(rows, length), 1)]).grain == grain
+
+
+@pytest.mark.parametrize(("vectors", "grain"), [(20_000, 32), (25_000, 16), (70_000, 16)])
+def test_two_threads_share_what_takes_some_microseconds(vectors: int, grain: int) -> None:
+    loop = nest_of(lambda new: [total(new(32, 512), 1)]).parallel
+    operations = vectors * GOLDEN.vector_bytes // 4
+    assert grain_of(loop, 32, operations, 0, GOLDEN) == grain
 
 
 @pytest.mark.parametrize(("tiles", "grain"), [(192, 12), (60, 5), (36, 3), (37, 3), (9, 1)])

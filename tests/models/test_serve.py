@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ import pytest
 from served import CONTEXT, serving, strong_model, tokenizer
 
 from minigrad import Tensor
+from minigrad.models import server as server_module
 from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
 from minigrad.models.guesses import Guesses
-from minigrad.models.protocol import Text
+from minigrad.models.protocol import Text, wanted
 from minigrad.models.sampling import Sampling
-from minigrad.models.server import make_engine
+from minigrad.models.server import Answer, Events, make_engine
 from minigrad.models.slots import Slots
 from minigrad.models.weights_quantize import quantize_file
 
@@ -136,6 +138,20 @@ def small_and_quantized(folder: Path) -> GPT:
     (folder / "tokenizer.json").write_text(json.dumps(stored))
     quantize_file(folder, folder / "m.gguf", "Q4_0", pure=True)
     return GPT.from_pretrained(folder / "m.gguf")
+
+
+def test_short_prompts_are_read_in_one_turn() -> None:
+    """As many as one piece holds; what begins first is read first."""
+    made = Engine(strong_model(), SLOTS, CONTEXT)
+    callers = [Caller(prompt) for prompt in ([40] * 80, [41] * 20, [42] * 10, [43] * 17)]
+    for caller in callers:
+        made.submit(caller.request)
+    read, said = list[list[int]](), list[int]()
+    for _ in range(3):
+        made._turn()
+        read.append([caller.request.read for caller in callers])
+        said.append(sum(len(caller.request.said) for caller in callers))
+    assert read == [[64, 0, 0, 0], [79, 19, 9, 0], [79, 19, 9, 16]] and said == [0, 3, 7]
 
 
 def test_the_queue_is_bounded_and_the_cancelled_leave_it(engine: Engine) -> None:
@@ -247,7 +263,7 @@ def test_an_engine_that_fails_tells_everybody() -> None:
 
 
 def test_stop_texts() -> None:
-    for pieces, stop, wanted in (
+    for pieces, stop, whole in (
         ("ab|cd|ef", ["cde"], "ab"), ("ab|cd|xef", ["cde"], "abcdxef"), ("aa|ab", ["aab"], "a"),
         ("abc", ["c", "bc"], "a"), ("x|y", [], "xy"), ("ab|a", ["abc"], "aba"),
     ):  # fmt: skip
@@ -258,9 +274,60 @@ def test_stop_texts() -> None:
                 break
         else:
             shown += text.end()
-        assert shown == wanted
+        assert shown == whole
     text = Text(tokenizer(), ["€"])
     assert [text.add(byte) for byte in "a€".encode()] == ["a", "", "", ""] and text.stopped
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_tokens_that_come_together_are_one_event(chat: bool) -> None:
+    server: Any = argparse.Namespace(name='a "name" of {} \u2026', tokenizer=tokenizer())
+    job: Any = argparse.Namespace(cancel=lambda: None)
+    body = {"stream": True, "stream_options": {"include_usage": False}}
+
+    async def events(reason: str) -> list[str]:
+        answer = Answer(server, job, wanted(body, "chat" if chat else "completion"), chat,
+                        queue := Events())  # fmt: skip
+        told = [*map(Drawn, 'a"\\\n\u00e9'.encode()), Ended(reason, "it failed")]
+        asyncio.get_running_loop().call_soon(lambda: [queue.put(one) for one in told])
+        return [event async for event in answer.stream()]
+
+    failed = asyncio.run(events("error"))
+    assert "it failed" in failed[-2] and "\u00e9" in failed[-3]
+
+    *first, text, end, done = asyncio.run(events("length"))
+    assert len(first) == chat and done == "data: [DONE]\n\n"
+    said, last = (json.loads(event.removeprefix("data: ")) for event in (text, end))
+    (choice,), (ending,) = said.pop("choices"), last.pop("choices")
+    assert said == last and said["model"] == server.name
+    shown = choice["delta"]["content"] if chat else choice["text"]
+    assert shown == 'a"\\\n\u00e9' and choice.keys() == ending.keys()
+    assert (choice["finish_reason"], ending["finish_reason"]) == (None, "length")
+
+
+def test_the_engine_goes_on_when_clients_were_written_to(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where the loop has ended, at once."""
+    pytest.importorskip("starlette", reason="pip install '.[serve]'")
+    monkeypatch.setattr(server_module, "PATIENCE", 60)
+    server = server_module.Server(engine, tokenizer(), "tiny", server_module.Limits())
+    loop, queue, written = asyncio.new_event_loop(), Events(), list[Any]()
+
+    async def client() -> None:
+        while not (written and isinstance(written[-1], Ended)):
+            written.extend(await queue.take())
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(client(),))
+    thread.start()
+    for event in (Drawn(1), Drawn(2), Ended("length")):
+        server.posted.append(partial(queue.put, event))
+        server._hand_on(loop)
+        assert written[-1] == event and not server.posted
+    thread.join()
+    loop.close()
+    server.posted.append(partial(queue.put, Drawn(3)))
+    server._hand_on(loop)
 
 
 # --- over HTTP ------------------------------------------------------------------------------------
@@ -473,14 +540,16 @@ def test_sigterm_lets_what_has_begun_end(tmp_path: Path) -> None:
         found = re.search(r"serving tiny at http://(127\.0\.0\.1:\d+)", lines[1])
         assert found, lines
         connection = http.client.HTTPConnection(found[1], timeout=60)
-        body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": True, "temperature": 0})
+        body = json.dumps({"prompt": "a", "max_tokens": 200, "stream": True, "temperature": 0,
+                           "stream_options": {"include_usage": True}})  # fmt: skip
         connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         first = response.readline()
         process.send_signal(signal.SIGTERM)
         rest = response.read()
         assert first.startswith(b"data: {") and rest.endswith(b"data: [DONE]\n\n")
-        assert rest.count(b"data: {") > 50
+        told = json.loads(rest.split(b"data: ")[-2])["usage"]["completion_tokens"]
+        assert told == 200 or b'"stop"' in rest
         assert process.wait(60) in (0, -signal.SIGTERM)
     finally:
         process.kill()
