@@ -147,12 +147,17 @@ def grain_of(
     """
     waits = operations <= OPERATIONS_A_BYTE * traffic
     step = loop.step if loop.kind == "lanes" else sharing if waits else 1
-    vectors = operations / max(target.vector_bytes // 4, 1)
-    worth = max(vectors // CHUNK_OPERATIONS, traffic // CHUNK_BYTES, 1)
+    worth = max(chunks_worth(operations, traffic, target), 1)
     # a power of two, or two threads might share three chunks
     chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
     grain = ceildiv(total, chunks)
     return max(ceildiv(grain, step) * step, 1)
+
+
+def chunks_worth(operations: int, traffic: int, target: Target) -> float:
+    """In how many chunks a kernel's work would be enough for each."""
+    vectors = operations / max(target.vector_bytes // 4, 1)
+    return max(vectors / CHUNK_OPERATIONS, traffic / CHUNK_BYTES)
 
 
 def memory_bound(nest: Nest, operations: int = OPERATIONS_A_BYTE) -> bool:
