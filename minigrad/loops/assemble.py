@@ -224,8 +224,8 @@ TERMS_OF_ARRAY = 128  # in memory, which is read and written once more when a bl
 # Where all registers are sums, which go through memory then, too: blocks of 128 make products of
 # 256 a quarter slower and of 512 an eighth; of 256 none.
 TERMS_OF_TILE = 256
-# A dot of two pairs, of factors that have 8 bits, counts as so much of a term: what rounding sums of
-# float32 adds to an error is of no account there. Blocks of 256 dots took 4 to 5 % of a product.
+# A dot of two pairs, whose factors have 8 bits, counts as so much of a term: beside their rounding
+# that of a sum of float32 is of no account. Blocks of 256 dots took 2 to 5 % of a product.
 TERMS_OF_DOT = 0.25
 TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile costs work-items
 
