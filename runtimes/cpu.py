@@ -24,10 +24,11 @@ from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan, entry_address
-from minigrad.runtimes.cpu_pool import FLAG_BESIDE, Pool, Table, pool_for
+from minigrad.runtimes.cpu_pool import Pool, Table, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler

@@ -32,7 +32,7 @@ from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
 from minigrad.runtimes.cpu_pool import Table, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
-from minigrad.schedule.groups import ALONE, SHARED, SHORT, beside, widened
+from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
 from minigrad.schedule.key import graph_key
 from minigrad.schedule.schedule import Held, Source
 from minigrad.schedule.schedule import Kernel as Step
@@ -220,8 +220,8 @@ class Kernels:
             used = [arrays[number] for number in kernel.code.arguments]
             kernels.append(kernel)
             sources.append(step.sources(places, used, kernel.code.symbols))
-        joined = beside(made.kernels, places, [self._work(kernel.code) for kernel in kernels])
-        held = widened(made.held, joined)
+        joined = beside(made.kernels, places, list(map(self._work, kernels)))
+        held = in_groups(made.held, joined)
         result = Plan(tuple(kernels), tuple(sources), held, tuple(joined))
         cache = self._cache()
         if cache is not None:
@@ -234,10 +234,13 @@ class Kernels:
             cache.write(key, about, b"")
         return result
 
-    def _work(self, code: KernelCode) -> int:
+    def _work(self, kernel: Kernel) -> int:
         """For how many threads a kernel has work."""
+        code = kernel.code
         if high(code.total) > code.grain:
             return SHARED
+        if kernel.exchange is not None:
+            return NEVER
         worth = chunks_worth(code.operations, code.traffic, self.target)
         return ALONE if worth >= LEAST_SHARED else SHORT
 

@@ -19,12 +19,9 @@ from typing import Any
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.locks import new_lock
 from minigrad.runtimes import cpu_driver, cpu_memory, host
-from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_BESIDE, LAUNCH_BYTES, LAUNCH_FIELDS
+from minigrad.runtimes.cpu_driver import FLAG_ALONE, LAUNCH_BYTES, LAUNCH_FIELDS
 
-__all__ = [
-    "FLAG_ALONE", "FLAG_BESIDE", "LAUNCH_BYTES", "LAUNCH_FIELDS", "Launch", "Pool", "Table",
-    "pool_for",
-]  # fmt: skip
+__all__ = ["FLAG_ALONE", "LAUNCH_BYTES", "LAUNCH_FIELDS", "Launch", "Pool", "Table", "pool_for"]
 
 _RUN_TABLE = ctypes.CFUNCTYPE(
     ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Held, Kernel, Source
 
-# What a kernel brings to its group: nothing but itself, work for one more thread, work for several.
-SHORT, ALONE, SHARED = 0, 1, 2
+# What a kernel brings to its group: nothing but itself, work for one more thread, work for several;
+# or it is none that may be in one.
+SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -3
 
 
 def beside(
@@ -23,37 +25,25 @@ def beside(
     """Which kernels need not wait for the one before, nor for what that is beside.
 
     None of a group writes to memory that another one touches, and there is work for two threads in
-    it. places: see `Schedule`; work: of each kernel SHORT, ALONE or SHARED. Begin and end of an
-    exchange are groups of their own.
+    it. places: see `Schedule`; work: of each kernel SHORT, ALONE, SHARED or NEVER.
     """
     result = list[bool]()
-    read, written, known = set[Source](), set[Source](), SHORT
-    fixed = True  # whether nothing may be beside the kernel before
+    read, written, known = set[Source](), set[Source](), NEVER
     for kernel, own in zip(kernels, work, strict=True):
-        is_code = kernel.kind not in ("exchange", "wait")
         arrays = {array for stage in kernel.stages for array in stage.reads}
         reads, writes = (
             {places[a.whole or a] for a in some if (a.whole or a) in places}
             for some in (arrays, kernel.stored)
         )
-        alone = fixed or not is_code or known + own < SHARED
-        if alone or writes & (read | written) or reads & written:
+        waits = known + own < SHARED or writes & (read | written) or reads & written
+        if waits:
             read, written, known = set(), set(), SHORT
-            result.append(False)
-        else:
-            result.append(True)
+        result.append(not waits)
         read, written, known = read | reads, written | writes, known + own
-        fixed = not is_code
     return result
 
 
-def widened(held: Sequence[Held], beside: Sequence[bool]) -> tuple[Held, ...]:
-    """Memory that is needed as long as the groups of the first and the last kernel that need it."""
-    first, last = list(range(len(beside))), list(range(len(beside)))
-    for step, joined in enumerate(beside):
-        if joined:
-            first[step] = first[step - 1]
-    for step in reversed(range(1, len(beside))):
-        if beside[step]:
-            last[step - 1] = last[step]
-    return tuple(replace(one, first=first[one.first], last=last[one.last]) for one in held)
+def in_groups(held: Sequence[Held], beside: Sequence[bool]) -> tuple[Held, ...]:
+    """Memory with the first and the last group that need it, instead of the kernels."""
+    number = list(accumulate(not joined for joined in beside))
+    return tuple(replace(one, first=number[one.first], last=number[one.last]) for one in held)

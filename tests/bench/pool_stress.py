@@ -17,8 +17,8 @@ import random
 import time
 
 from minigrad.graph.symbolic import ceildiv
-from minigrad.runtimes.cpu_driver import MOST_CHUNKS, SPINS
-from minigrad.runtimes.cpu_pool import FLAG_ALONE, FLAG_BESIDE, Launch, Pool
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE, MOST_CHUNKS, SPINS
+from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool
 from minigrad.runtimes.jit_compiler import host_compiler
 
 MOST_ITERATIONS = 256

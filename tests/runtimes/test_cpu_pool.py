@@ -14,14 +14,8 @@ import pytest
 from bench.pool_stress import stress
 
 from minigrad.runtimes import cpu_driver
-from minigrad.runtimes.cpu_pool import (
-    FLAG_ALONE,
-    FLAG_BESIDE,
-    LAUNCH_BYTES,
-    Launch,
-    Pool,
-    pool_for,
-)
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE
+from minigrad.runtimes.cpu_pool import FLAG_ALONE, LAUNCH_BYTES, Launch, Pool, pool_for
 from minigrad.runtimes.host import processors
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.settings import Context

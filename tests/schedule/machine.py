@@ -30,7 +30,7 @@ from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
-from minigrad.schedule.groups import SHARED, beside, widened
+from minigrad.schedule.groups import SHARED, beside, in_groups
 from minigrad.schedule.schedule import Schedule, plan_arena
 from minigrad.target import Target
 
@@ -134,7 +134,7 @@ def run_nests(
         if slot in values and array.name.startswith("s"):
             _place(slots[slot].bytes, values[slot], _upper(graph, slot))
     joined = beside(plan.kernels, plan.places(), [SHARED] * len(nests))
-    offsets, nbytes = plan_arena(widened(plan.held, joined))
+    offsets, nbytes = plan_arena(in_groups(plan.held, joined))
     arena = Memory(nbytes)
     order = random.Random(seed)
     chunks: list[Callable[[], None]] = []

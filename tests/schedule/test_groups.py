@@ -7,7 +7,7 @@ import pytest
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
-from minigrad.schedule.groups import ALONE, SHARED, SHORT, beside, widened
+from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
 from minigrad.schedule.schedule import Held, Schedule, place, plan_arena
 
 from .programs import PROGRAMS, Inputs, ew, mul, plan_of, product
@@ -73,6 +73,7 @@ def test_who_takes_memory_waits_for_all_its_readers() -> None:
     ([ALONE, ALONE, SHORT], [False, True, True]),
     ([SHORT, SHARED, SHORT], [False, True, True]),
     ([SHORT, SHORT, SHARED], [False, False, True]),
+    ([SHARED, NEVER, SHARED], [False, False, False]),
 ])  # fmt: skip
 def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) -> None:
     def build(inputs: Inputs) -> list[Node]:
@@ -84,15 +85,15 @@ def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) ->
 
 def test_memory_is_needed_as_long_as_its_groups() -> None:
     held = [Held(64, 0, 1), Held(64, 2, 3), Held(64, 4, 4)]
-    wide = widened(held, [False, True, True, False, True])
-    assert [(one.first, one.last) for one in wide] == [(0, 2), (0, 4), (3, 4)]
+    wide = in_groups(held, [False, True, True, False, True])
+    assert [(one.first, one.last) for one in wide] == [(1, 1), (1, 2), (2, 2)]
     offsets, _ = place([(64, one.first, one.last) for one in wide])
     assert offsets == (0, 64, 0)
 
 
 def spans_of(plan: Schedule, joined: list[bool]) -> list[tuple[list[Span], list[Span]]]:
     """Of each kernel the memory that it reads, and that it writes: its block, begin and end."""
-    offsets, _ = plan_arena(widened(plan.held, joined))
+    offsets, _ = plan_arena(in_groups(plan.held, joined))
 
     def span(array: Array) -> Span:
         array = array.whole or array
