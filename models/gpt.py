@@ -42,8 +42,7 @@ class Linear(nn.Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        y = precision.product(x, self.weight, named(self.precision))
-        return y if self.bias is None else y + self.bias
+        return precision.product(x, self.weight, named(self.precision), self.bias)
 
 
 def make_norm(config: GPTConfig) -> nn.LayerNorm | nn.RMSNorm:

@@ -12,15 +12,17 @@ from minigrad.graph import build
 from minigrad.graph.node import Node
 
 
-def product(x: Tensor, weight: Tensor, precision: DType) -> Tensor:
+def product(x: Tensor, weight: Tensor, precision: DType, bias: Tensor | None = None) -> Tensor:
     """(…, rows, in), (…, out, in) → (…, rows, out) in float32: both are rounded, then multiplied.
 
-    precision: the dtype to which they are rounded, and so is the gradient (see `of_gradient`);
-    float32: they are multiplied as they are.
+    precision: the dtype to which they are rounded, and so is the gradient (see `of_gradient`), also
+    that of the bias (out,), which is added in float32; float32: they are multiplied as they are.
     """
     if precision is dtypes.float32:
-        return x.matmul(weight.transpose(-2, -1))
+        y = x.matmul(weight.transpose(-2, -1))
+        return y if bias is None else y + bias
     y = x.cast(precision).matmul(weight.cast(precision).transpose(-2, -1), dtypes.float32)
+    y = y if bias is None else y + bias
 
     def rule(_: Node, g: Node) -> list[Node]:
         return [of_gradient(Tensor._of(g), precision).node]

@@ -24,6 +24,7 @@ from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan, entry_address
@@ -151,10 +152,13 @@ class CpuProgram:
         self._slots = [int(where) for _, where in self.sources] if plain else []
         starts = [0, *accumulate(map(len, plan.sources))]
         self.exchanges = Exchanges(device, self.pool)
-        # of each kernel: address, iterations, iterations of a chunk, place of its first argument
+        # of each kernel: address, iterations, those of a chunk, place of its first argument, flags
         self.launches = [
-            (entry_address(kernel, self.exchanges), kernel.code.total, kernel.code.grain, start)
-            for kernel, start in zip(self.kernels, starts, strict=False)
+            (
+                entry_address(kernel, self.exchanges), kernel.code.total, kernel.code.grain, start,
+                FLAG_BESIDE if joined else 0,
+            )
+            for kernel, start, joined in zip(self.kernels, starts, plan.beside, strict=False)
         ]
         self._table = Table([0] * len(self.sources), self.launches)
         self._arguments, self._varying = self._table.words, self._table.varying
@@ -228,7 +232,7 @@ class CpuProgram:
 
     def threads_of(self, number: int) -> int:
         """How many threads a kernel has work for."""
-        _, total, grain, _ = self.launches[number]
+        _, total, grain, *_ = self.launches[number]
         return min(max(ceildiv(high(total), max(grain, 1)), 1), self.pool.threads)
 
     def address(self, source: tuple[str, int | str]) -> int:

@@ -1,14 +1,16 @@
 """The native driver of the CPU: walks a launch table and shares each launch among threads.
 
-A launch runs chunks of a kernel's parallel loop. The thread that called publishes it as one
-64-bit *ticket* (launch number, number of chunks, next index); whoever wants a chunk adds 1 to the
-ticket and learns from the old value, at one instant, which launch it hit, whether there is a chunk
-left, and which one it got. A counter beside a separately stored bound would deadlock: a late
-thread increments the counter of one launch and compares it with the bound of the next.
+A launch runs chunks of a kernel's parallel loop. Launches that do not depend on each other are a
+*group* (FLAG_BESIDE), whose chunks are numbered together: nobody waits between them. The thread
+that called publishes a group as one 64-bit *ticket* (its number, number of chunks, next index);
+whoever wants a chunk adds 1 to the ticket and learns from the old value, at one instant, which
+group it hit, whether there is a chunk left, and which one it got. A counter beside a separately
+stored bound would deadlock: a late thread increments the counter of one group and compares it with
+the bound of the next.
 
-Only who got a chunk reads the launch's description, and the caller does not overwrite it before
-all chunks are reported finished; threads report theirs when they find no more. So the end of a
-launch never depends on a sleeping thread: the caller alone would get it done, chunk by chunk.
+Only who got a chunk reads where the group is, and the caller does not overwrite that before all
+chunks are reported finished; threads report theirs when they find no more. So the end of a group
+never depends on a sleeping thread: the caller alone would get it done, chunk by chunk.
 
 Idle workers spin a while and then sleep on a futex. The caller, after publishing, looks at the
 number of sleepers; a worker, after announcing itself as a sleeper, looks at the ticket; all four
@@ -36,23 +38,23 @@ LAUNCH_BYTES = 40
 LAUNCH_FIELDS = ("kernel", "args", "total", "grain", "flags")
 KERNEL, ARGS, TOTAL, GRAIN, FLAGS = range(0, LAUNCH_BYTES, 8)  # their places
 FLAG_ALONE = 1  # run on the calling thread: too short to share
+FLAG_BESIDE = 2  # need not wait for the launch before it, nor for what that need not wait for
 
 # Byte offsets in a pool. What different threads write lies 128 bytes apart, because processors
 # fetch cache lines of 64 bytes in pairs.
-TICKET = 0  # i64: launch number (16 bits), chunks (24), next index (24)
-DONE = 128  # i32: chunks of the current launch that are finished
+TICKET = 0  # i64: number of a group (16 bits), chunks (24), next index (24)
+DONE = 128  # i32: chunks of the current group that are finished
 CALLER_SLEEPS = 132  # i32: whether the caller waits for DONE on its futex
 WAKE = 256  # i32: futex on which workers sleep, counts the wake-ups
 SLEEPERS = 260  # i32: workers that sleep or are about to
 STOP = 264  # i32: 1 tells the workers to return
 BUSY = 384  # i32: 1 while a thread runs a table with the workers' help
-INTERRUPT = 388  # i32: 1 makes run_table return 1 before the next launch
+INTERRUPT = 388  # i32: 1 makes run_table return 1 before the next group
 THREADS = 392  # i64: threads that take part, the caller included
 SHUFFLE = 400  # i64: not 0: seed of a random order of chunks (to look for races)
-NUMBER = 408  # i64: number of the last launch
+NUMBER = 408  # i64: number of the last group
 HOME = 416  # i64: 1 + the processor that the workers were last told to keep off; 0: none yet
-CURRENT = 512  # the launch as in its table, but for its flags; first chunk of this ticket, seed
-FIRST, SEED = CURRENT + 32, CURRENT + 40
+GROUP, FIRST, SEED = 512, 520, 528  # i64: address of its first launch, the ticket's first chunk
 MASK = 640  # a bit for each processor on which our threads may run; 0: they are not told anything
 SCRATCH = 768  # for each thread, the caller first: address of its scratch area, its system's number
 MASK_BYTES = SCRATCH - MASK
@@ -64,9 +66,9 @@ FUNCTIONS = ("run_table", "worker", "stop_workers", "acquire", "release", "patch
 SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
 INDEX_BITS = 24
 INDEX_MASK = (1 << INDEX_BITS) - 1
-LAUNCH_BITS = 2 * INDEX_BITS
+GROUP_BITS = 2 * INDEX_BITS
 # Chunks that are published at once. Indices beyond it are handed out too: one per thread and
-# launch, to tell it that nothing is left, and they must not overflow into the next field.
+# group, to tell it that nothing is left, and they must not overflow into the next field.
 MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 
 # Numbers of system calls: futex, sched_setaffinity.
@@ -83,29 +85,37 @@ def run_table(table, count, pool, scratch):
             poke32(pool + INTERRUPT, 0)
             interrupted = 1
             break
-        total = load(table + TOTAL)
-        if total > 0:
-            chunks = (total - 1) // max(load(table + GRAIN), 1) + 1
-            alone = load(table + FLAGS) & FLAG_ALONE
-            # Whoever has the pool keeps it to the end of its table; others may get it later.
-            if not alone and chunks > 1 and load(pool + THREADS) > 1 and (owner or acquire(pool)):
-                owner = 1
-                _run_shared(pool, table, chunks, scratch)
-            else:
-                _run_alone(table, chunks, load(pool + SHUFFLE), scratch)
-        table += LAUNCH_BYTES
+        group, chunks, alone = table, 0, load(table + FLAGS) & FLAG_ALONE
+        while 1:
+            chunks += _chunks(table)
+            table += LAUNCH_BYTES
+            if table == end or not load(table + FLAGS) & FLAG_BESIDE:
+                break
+        # Whoever has the pool keeps it to the end of its table; others may get it later.
+        if not alone and chunks > 1 and load(pool + THREADS) > 1 and (owner or acquire(pool)):
+            owner = 1
+            _run_shared(pool, group, chunks, scratch)
+        else:
+            _run_alone(group, chunks, load(pool + SHUFFLE), scratch)
     if owner:
         release(pool)
     return interrupted
 
+def _chunks(launch):
+    if load(launch + TOTAL) > 0:
+        return (load(launch + TOTAL) - 1) // max(load(launch + GRAIN), 1) + 1
+
 # All chunks on this thread, one call each: where chunks end must not depend on threads.
-def _run_alone(launch, chunks, seed, scratch):
+def _run_alone(group, chunks, seed, scratch):
     i = 0
     while i < chunks:
-        _run_chunk(launch, _permute(i, chunks, seed), scratch)
+        _run_chunk(group, _permute(i, chunks, seed), scratch)
         i += 1
 
+# A chunk by its number in the group that begins with a launch.
 def _run_chunk(launch, number, scratch):
+    while number >= _chunks(launch):
+        number, launch = number - _chunks(launch), launch + LAUNCH_BYTES
     grain = max(load(launch + GRAIN), 1)
     begin = number * grain
     end = begin + min(grain, load(launch + TOTAL) - begin)
@@ -124,21 +134,18 @@ def _permute(i, n, seed):
                 break
     return i
 
-def _run_shared(pool, launch, chunks, scratch):
+def _run_shared(pool, group, chunks, scratch):
     first = 0
     store(pool + SCRATCH, scratch)
     _keep_apart(pool)
     while first < chunks:
         n, number = min(chunks - first, MOST_CHUNKS), load(pool + NUMBER) + 1
         store(pool + NUMBER, number)
-        store(pool + CURRENT + KERNEL, load(launch + KERNEL))
-        store(pool + CURRENT + ARGS, load(launch + ARGS))
-        store(pool + CURRENT + TOTAL, load(launch + TOTAL))
-        store(pool + CURRENT + GRAIN, load(launch + GRAIN))
+        store(pool + GROUP, group)
         store(pool + FIRST, first)
         store(pool + SEED, load(pool + SHUFFLE))
         store32(pool + DONE, 0)
-        swap(pool + TICKET, number << LAUNCH_BITS | n << INDEX_BITS)
+        swap(pool + TICKET, number << GROUP_BITS | n << INDEX_BITS)
         if peek32(pool + SLEEPERS):
             add32(pool + WAKE, 1)
             _wake(pool + WAKE, n - 1)
@@ -162,9 +169,9 @@ def _await(pool, n):
                 _wait(pool + DONE, done)
             poke32(pool + CALLER_SLEEPS, 0)
 
-# Take chunks until a launch has no more, report them, and return the number of that launch.
-# Chunks that were not yet reported keep their launch from ending, so all are of one launch.
-# Scratch areas are replaced between launches: the address at `area` holds while we have a chunk.
+# Take chunks until a group has no more, report them, and return the number of that group.
+# Chunks that were not yet reported keep their group from ending, so all are of one group.
+# Scratch areas are replaced between groups: the address at `area` holds while we have a chunk.
 def _work(pool, area):
     mine = 0
     while 1:
@@ -173,18 +180,18 @@ def _work(pool, area):
         if index >= n:
             break
         chunk = load(pool + FIRST) + _permute(index, n, load(pool + SEED))
-        _run_chunk(pool + CURRENT, chunk, load(area))
+        _run_chunk(load(pool + GROUP), chunk, load(area))
         mine += 1
     if mine and add32(pool + DONE, mine) + mine == n and peek32(pool + CALLER_SLEEPS):
         _wake(pool + DONE, 1)
-    return ticket >> LAUNCH_BITS
+    return ticket >> GROUP_BITS
 
 def worker(pool, number):
     area, seen, spins = pool + SCRATCH + number * THREAD_BYTES, -1, 0
     while not peek32(pool + STOP):
         ticket = peek(pool + TICKET)
-        if ticket >> LAUNCH_BITS != seen:
-            seen, spins = ticket >> LAUNCH_BITS, 0
+        if ticket >> GROUP_BITS != seen:
+            seen, spins = ticket >> GROUP_BITS, 0
             if ticket & INDEX_MASK < ticket >> INDEX_BITS & INDEX_MASK:
                 seen = _work(pool, area)
         elif spins < SPINS:
@@ -194,7 +201,7 @@ def worker(pool, number):
             spins = 0
             add32(pool + SLEEPERS, 1)
             wakes = peek32(pool + WAKE)
-            if peek(pool + TICKET) >> LAUNCH_BITS == seen and not peek32(pool + STOP):
+            if peek(pool + TICKET) >> GROUP_BITS == seen and not peek32(pool + STOP):
                 _wait(pool + WAKE, wakes)
             add32(pool + SLEEPERS, -1)
 

@@ -20,9 +20,10 @@ from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
 from minigrad.compile import Rendered, best_of_rounds, code_of, schedule_of
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.variable import as_data, of_data
 from minigrad.locks import new_rlock
+from minigrad.loops.assemble import chunks_worth
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render, together
@@ -31,6 +32,7 @@ from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
 from minigrad.runtimes.cpu_pool import Table, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
+from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
 from minigrad.schedule.key import graph_key
 from minigrad.schedule.schedule import Held, Source
 from minigrad.schedule.schedule import Kernel as Step
@@ -38,6 +40,8 @@ from minigrad.schedule.show import label
 from minigrad.settings import flag, report
 from minigrad.target import Target
 
+# The part of a chunk's work that another thread may as well do: to be told takes it about 1 µs.
+LEAST_SHARED = 0.25
 # Lines of LLVM IR that are compiled at once: to start LLVM's passes takes as long as 50 lines.
 BATCH = 500
 
@@ -89,11 +93,15 @@ class _MachineCode:
 
 @dataclass(frozen=True)
 class Plan:
-    """A program: its kernels in order, the sources of each one's arguments, what these hold."""
+    """A program: its kernels in order, the sources of each one's arguments, what these hold.
+
+    beside: which kernels need not wait for the one before (see `schedule/groups.py`).
+    """
 
     kernels: tuple[Kernel, ...]
     sources: tuple[tuple[Source, ...], ...]
     held: tuple[Held, ...]
+    beside: tuple[bool, ...]
 
 
 def is_exchange(step: Step) -> bool:
@@ -188,13 +196,14 @@ class Kernels:
                 self._stored_kernel(name) if isinstance(name, str) else _exchange(**name)
                 for name in about["kernels"]
             ]
+            joined = tuple(bool(one) for one in about["beside"])
         except (KeyError, TypeError, ValueError):
             return None
         whole = tuple(kernel for kernel in kernels if kernel is not None)
-        if len(whole) < len(kernels) or len(sources) != len(kernels):
+        if {len(whole), len(sources), len(joined)} != {len(kernels)}:
             return None
         GlobalCounters.cache_hits += 1
-        return Plan(whole, sources, held)
+        return Plan(whole, sources, held, joined)
 
     def _new_plan(self, key: str, graph: Graph) -> Plan:
         """Schedule a graph, find or make its kernels, and keep the result."""
@@ -211,16 +220,29 @@ class Kernels:
             used = [arrays[number] for number in kernel.code.arguments]
             kernels.append(kernel)
             sources.append(step.sources(places, used, kernel.code.symbols))
-        result = Plan(tuple(kernels), tuple(sources), made.held)
+        joined = beside(made.kernels, places, list(map(self._work, kernels)))
+        held = in_groups(made.held, joined)
+        result = Plan(tuple(kernels), tuple(sources), held, tuple(joined))
         cache = self._cache()
         if cache is not None:
             about = {
                 "held": [(as_data(one.nbytes), one.first, one.last) for one in result.held],
                 "kernels": [_reference(kernel) for kernel in kernels],
                 "sources": sources,
+                "beside": joined,
             }
             cache.write(key, about, b"")
         return result
+
+    def _work(self, kernel: Kernel) -> int:
+        """For how many threads a kernel has work."""
+        code = kernel.code
+        if high(code.total) > code.grain:
+            return SHARED
+        if kernel.exchange is not None:
+            return NEVER
+        worth = chunks_worth(code.operations, code.traffic, self.target)
+        return ALONE if worth >= LEAST_SHARED else SHORT
 
     # ---- kernels: see `compile.Backend` ----
 
@@ -291,12 +313,12 @@ class Kernels:
         pool, keep = pool_for("CPU"), list[object]()
         sizes = [array.size * array.dtype.itemsize for array in arrays]
         memories = [cpu_memory.allocate_zeros(size) for size in sizes]
-        words, launches = list[int](), list[tuple[int, Integer, int, int]]()
+        words, launches = list[int](), list[tuple[int, Integer, int, int, int]]()
         for one in ways:
             addresses, code = self.compiler.compile(one.text, [one.nest.name])
             keep.append(code)
             address = addresses[one.nest.name]
-            launches.append((address, one.nest.total, one.nest.grain, len(words)))
+            launches.append((address, one.nest.total, one.nest.grain, len(words), 0))
             words += [memories[n] for n in one.arguments]
         table = Table(words, launches)
 

@@ -36,7 +36,7 @@ class Launch(ctypes.Structure):
 
     kernel is the address of `void kernel(i64 begin, i64 end, ptr args, ptr scratch)`, args that of
     an array of 64-bit integers, total the iterations of its parallel loop, grain how many of them
-    are a chunk, flags 0 or FLAG_ALONE.
+    are a chunk, flags 0, FLAG_ALONE or FLAG_BESIDE.
     """
 
     _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]
@@ -45,21 +45,21 @@ class Launch(ctypes.Structure):
 class Table:
     """Launches one after the other, and the words that are their arguments.
 
-    launches: of each the address of its kernel, its total and grain, and the first of its words.
+    launches: of each the address of its kernel, its total and grain, the first of its words, flags.
     Where a total varies it is 0 before somebody says how many: `varying` has its number.
     """
 
     def __init__(
-        self, words: Sequence[int], launches: Sequence[tuple[int, Integer, int, int]]
+        self, words: Sequence[int], launches: Sequence[tuple[int, Integer, int, int, int]]
     ) -> None:
         self.words = (ctypes.c_int64 * max(len(words), 1))(*words)
         base, self.count = ctypes.addressof(self.words), len(launches)
         self.launches: Any = (Launch * max(self.count, 1))(*(
-            Launch(address, base + 8 * first, total if isinstance(total, int) else 0, grain)
-            for address, total, grain, first in launches
+            Launch(address, base + 8 * first, total if isinstance(total, int) else 0, grain, flags)
+            for address, total, grain, first, flags in launches
         ))  # fmt: skip
         self.varying = [
-            (number, total) for number, (_, total, _, _) in enumerate(launches)
+            (number, total) for number, (_, total, *_) in enumerate(launches)
             if isinstance(total, Affine)
         ]  # fmt: skip
 
@@ -150,7 +150,7 @@ class Pool:
         return self._field(cpu_driver.SCRATCH + cpu_driver.THREAD_BYTES * number + 8 * field)
 
     def run(self, table: int, count: int, scratch_bytes: int = 0) -> None:
-        """Run the `count` launches of the table at address `table`, one after the other.
+        """Run the `count` launches of the table at address `table`, one group after the other.
 
         Each thread that takes part has scratch_bytes of memory of its own, 64-byte aligned.
         KeyboardInterrupt if `interrupt` was called meanwhile: the remaining launches are not run.

@@ -54,7 +54,7 @@ class CpuReplay:
         places: list[int] = []  # of the words that change, and the numbers of their sources
         sources: list[int] = []
         words = [0] * PATCHED
-        launches = list[tuple[int, Integer, int, int]]()
+        launches = list[tuple[int, Integer, int, int, int]]()
         for call, program, (held, _) in zip(calls, programs, placed, strict=True):
             start = len(words)
             for kind, where in program.sources:
@@ -73,16 +73,15 @@ class CpuReplay:
                     places.append(len(words))
                     sources.append(changing[source])
                 words.append(known or 0)
-            for address, total, grain, first in program.launches:
+            for address, total, grain, first, flags in program.launches:
                 total = rest_of(total, call.variables)
-                launches.append((address, total, grain, start + first))
+                launches.append((address, total, grain, start + first, flags))
         # Python writes here: the arguments' addresses, then the variables' values.
         self._values: Any = (ctypes.c_int64 * max(len(changing), 1))()
         pack = struct.Struct(f"{len(arguments)}q").pack_into
         self.put: Callable[..., None] = partial(pack, self._values, 0)
-        first = functions["patch"], len(places), max(len(places), 1), 0
+        first = functions["patch"], len(places), max(len(places), 1), 0, FLAG_ALONE
         self._table = Table(words, [first, *launches])
-        self._table.launches[0].flags = FLAG_ALONE
         self._places = (ctypes.c_int64 * max(len(places), 1))(*places)
         self._sources = (ctypes.c_int64 * max(len(sources), 1))(*sources)
         parts = (self._table.words, self._places, self._sources, self._values)

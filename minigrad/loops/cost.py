@@ -371,7 +371,8 @@ def blocks_of(
     """Into how many blocks rows and columns are cut: tasks that threads can share, few copies.
 
     Each block of rows copies all columns, each of columns all rows. Panels whose columns lie along
-    k are transposed, which takes twice as long.
+    k are transposed, which takes twice as long; so do rows that are neighbours, as each vector
+    goes to another tile (a product of bfloat16, Aᵀ·B, took 1.02 … 1.07 of the time).
     """
     parts = problem.parts
     extents = parts.m[-1].typical, parts.n[-1].count
@@ -380,13 +381,14 @@ def blocks_of(
         range(few, max(few, min(n // LEAST_ROWS, few + FEW_TASKS)) + 1)
         for n, few in zip(extents, fewest, strict=True)
     ))  # fmt: skip
-    k, n = parts.k[-1].variable, parts.n[-1].variable
+    k, m, n = (axes[-1].variable for axes in (parts.k, parts.m, parts.n))
     of_right = 2 if distance(parts.right, k) < distance(parts.right, n) else 1
+    of_left = 2 if distance(parts.left, m) < distance(parts.left, k) else 1
 
     def cost(way: tuple[int, ...]) -> tuple[int, bool, int]:
         rows, columns = way
         tasks = batches * rows * columns
-        copied = of_right * rows * extents[1] + columns * extents[0]
+        copied = of_right * rows * extents[1] + of_left * columns * extents[0]
         uneven = tasks < ENOUGH_TASKS and tasks % SHARES != 0
         return max(FEW_TASKS - tasks, 0), uneven, copied
 

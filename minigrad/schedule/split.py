@@ -57,13 +57,18 @@ def _scattered_onto(node: Node) -> Node:
     """A product plus what is scattered over zeros, scattered over the product's result instead.
 
     So is the gradient of a table that is read from and multiplied with: of its many rows, few are
-    read, and the others are neither cleared nor added (a scatter may begin in place).
+    read, and the others are neither cleared nor added (a scatter may begin in place). A result that
+    is rounded, as in mixed precision, is so first, and in memory as such.
     """
     for x, other in (node.src, node.src[::-1]):
-        zeros, inner = other.op is Op.SCATTER_ADD and is_zero(other.src[0]), in_memory(x)
+        inner = x
+        while inner.op in (Op.RESHAPE, Op.PERMUTE, Op.CAST):
+            inner = inner.src[0]
+        zeros = other.op is Op.SCATTER_ADD and is_zero(other.src[0])
         if zeros and inner.op is Op.SUM and contraction_operands(inner):
             _, index, updates = other.src
-            return graph_build.scatter_add(x, index, updates, other.arg)
+            base = x if in_memory(x) is inner else graph_build.contiguous(x)
+            return graph_build.scatter_add(base, index, updates, other.arg)
     return node
 
 

@@ -2,10 +2,11 @@
 
     python -m tests.bench.pool_stress [--launches 10000000] [--threads 1 2 3 4 8] [--seconds 240]
 
-Launches come in pairs: the first adds 1 to a cell for each of its iterations, the second takes
-every cell back to 0 and counts those that were not 1. An error is thus an iteration that ran
-twice or never, or a launch that began before the one before had ended. A third counter holds the
-number of calls, which must be the number of chunks.
+Launches come in fours: two add 1 to a cell for each of their iterations, each to cells of its own,
+and two take every cell back to 0 and count those that were not 1. Either two are one group, or wait
+for each other. An error is thus an iteration that ran twice or never, or a group that began before
+the one before had ended. A third counter holds the number of calls, which must be the number of
+chunks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import random
 import time
 
 from minigrad.graph.symbolic import ceildiv
-from minigrad.runtimes.cpu_driver import MOST_CHUNKS, SPINS
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE, MOST_CHUNKS, SPINS
 from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool
 from minigrad.runtimes.jit_compiler import host_compiler
 
@@ -54,20 +55,22 @@ MARK = _LOOP.replace("NAME", "mark").replace("BODY", _MARK_BODY)
 CHECK = _LOOP.replace("NAME", "check").replace("BODY", _CHECK_BODY)
 
 
-def table_of_pairs(
-    pairs: int, args: int, kernels: dict[str, int], source: random.Random
+def table_of_fours(
+    fours: int, args: tuple[int, int], kernels: dict[str, int], source: random.Random
 ) -> tuple[ctypes.Array[Launch], int]:
-    """A table of random pairs of launches, and the number of chunks in it (0 to 64 a launch)."""
-    table = (Launch * (2 * pairs))()
+    """A table of random launches, and the number of chunks in it (0 to 64 a launch)."""
+    table = (Launch * (4 * fours))()
     chunks = 0
-    for pair in range(pairs):
-        total = source.randrange(MOST_ITERATIONS)
-        for index, name in enumerate(("mark", "check")):
-            parts = source.randrange(1, 65)
-            grain = max(1, ceildiv(total, parts))
+    for four in range(fours):
+        totals = [source.randrange(MOST_ITERATIONS) for _ in args]
+        for index in range(4):
+            name, cells = ("mark", "check")[index // 2], index % 2
+            grain = max(1, ceildiv(totals[cells], source.randrange(1, 65)))
             flags = FLAG_ALONE if source.random() < 0.1 else 0
-            table[2 * pair + index] = Launch(kernels[name], args, total, grain, flags)
-            chunks += ceildiv(total, grain)
+            flags |= FLAG_BESIDE if cells and source.random() < 0.7 else 0
+            launch = Launch(kernels[name], args[cells], totals[cells], grain, flags)
+            table[4 * four + index] = launch
+            chunks += ceildiv(totals[cells], grain)
     return table, chunks
 
 
@@ -80,14 +83,16 @@ def stress(
     AssertionError if an iteration or a chunk did not run exactly once. Stops after `seconds`.
     """
     kernels, code = host_compiler().compile(MARK + CHECK, ["mark", "check"])
-    cells = (ctypes.c_int32 * MOST_ITERATIONS)()
+    cells = (ctypes.c_int32 * (2 * MOST_ITERATIONS))()
     counters = (ctypes.c_int64 * 2)()  # errors, calls
-    args = (ctypes.c_int64 * 2)(ctypes.addressof(cells), ctypes.addressof(counters))
+    begin_of = [ctypes.addressof(cells) + 4 * MOST_ITERATIONS * part for part in range(2)]
+    words = [(ctypes.c_int64 * 2)(at, ctypes.addressof(counters)) for at in begin_of]
+    args = ctypes.addressof(words[0]), ctypes.addressof(words[1])
     source = random.Random(seed)
     pool = Pool(threads, "stress", spins, most_chunks)
     done, taken, expected = 0, 0.0, 0
     while done < launches and taken < seconds:
-        table, chunks = table_of_pairs(table_length // 2, ctypes.addressof(args), kernels, source)
+        table, chunks = table_of_fours(table_length // 4, args, kernels, source)
         rounds = min(10, max(1, (launches - done) // table_length))
         if shuffle:
             pool.shuffle(source.getrandbits(32) | 1)

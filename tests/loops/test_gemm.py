@@ -28,7 +28,7 @@ from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.cost import plan_of
-from minigrad.loops.nest import show
+from minigrad.loops.nest import show, written
 from minigrad.loops.product import in_pairs, prepare
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
@@ -404,12 +404,16 @@ def turned_left(inputs: Inputs) -> list[Node]:
     return [product(transpose(inputs(1024, 1536)), inputs(1024, 384))]
 
 
+def turned_pairs_on_the_left(inputs: Inputs) -> list[Node]:
+    return [product(transpose(wide(halves(inputs, 1024, 1536))), wide(halves(inputs, 1024, 384)))]
+
+
 def few_rows_of_pairs(inputs: Inputs) -> list[Node]:
     return [product(wide(halves(inputs, 256, 768)), transpose(rounded(inputs, 6400, 768)))]
 
 
 @pytest.mark.parametrize("build, rows, columns", [
-    (turned_left, 192, 384), (few_rows_of_pairs, 256, 800),
+    (turned_left, 192, 384), (turned_pairs_on_the_left, 192, 384), (few_rows_of_pairs, 256, 800),
 ])  # fmt: skip
 def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int) -> None:
     """Eight tasks share rows, columns or both: whichever way has the fewest copies in all."""
@@ -428,6 +432,17 @@ def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
     ):  # fmt: skip
         (kernel,) = schedule_of(graph_of(build)[0], target).kernels
         assert plan_of(prepare(kernel), target, 1).packs_left == packed
+@pytest.mark.parametrize("depth, cut", [(2 * 1000, False), (2 * 1100, True)])
+def test_sums_of_pairs_have_long_blocks(depth: int, cut: bool) -> None:
+    """Up to 1,024 dots go to one set of registers; beyond, each block has a set for itself."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        return [product(wide(halves(inputs, 64, depth)), wide(halves(inputs, depth, 128)))]
+
+    dots = target_of("avx512bf16")
+    (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
+    names = {array.name for array in written(lower(kernel, dots).parallel) if array.in_registers}
+    assert ("tile12_ko0" in names) == cut and "tile12" in names
 
 
 def test_the_next_panel_is_asked_for() -> None:

@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from minigrad import Context, GlobalCounters, Tensor, nn
+from minigrad import Context, GlobalCounters, Tensor, dtypes, nn
 from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_checkpoint, save_checkpoint
 from minigrad.models.metrics import KEYS, Metrics
+from minigrad.models.precision import product
 from minigrad.models.text import Windows
 from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import (
@@ -396,3 +398,15 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--seed" in capsys.readouterr().out
         chosen = gpt_commands.parser()._subparsers._group_actions[0].choices[command]
         assert all(action.help for action in chosen._actions)
+
+
+def test_in_mixed_precision_a_bias_has_the_rounded_gradient() -> None:
+    rng = np.random.default_rng(3)
+    x, weight, bias, slope = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((7, 4), (5, 4), (5,), (7, 5))
+    )
+    own, rounded = Tensor(bias), slope.astype(ml_dtypes.bfloat16).astype(np.float32)
+    for precision, expected in ((dtypes.bfloat16, rounded), (dtypes.float32, slope)):
+        y = product(Tensor(x), Tensor(weight), precision, own)
+        (found,) = (y * Tensor(slope)).sum().gradient(own)
+        np.testing.assert_allclose(found.numpy(), expected.sum(0), rtol=1e-6)

@@ -14,6 +14,7 @@ import pytest
 from bench.pool_stress import stress
 
 from minigrad.runtimes import cpu_driver
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE
 from minigrad.runtimes.cpu_pool import FLAG_ALONE, LAUNCH_BYTES, Launch, Pool, pool_for
 from minigrad.runtimes.host import processors
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
@@ -291,6 +292,38 @@ def test_launches_come_one_after_the_other(pool: Pool, kernels: dict[str, int]) 
     call.run(pool)
     lengths = [end - begin for begin, end in call.chunks()]
     assert lengths == ([1] * 10 + [10] * 10) * 5
+
+
+def test_launches_beside_each_other_run_at_once(kernels: dict[str, int]) -> None:
+    pool = Pool(2)
+    call = Call((kernels["meet"], 1, 1, 0), (kernels["meet"], 1, 1, FLAG_BESIDE))
+    call.run(pool)
+    assert list(call.words[:2]) == [2, 2], "two launches must run at the same time"
+    pool.close()
+
+
+@pytest.mark.parametrize("most_chunks", [3, 1 << 20])
+def test_groups_come_one_after_the_other(
+    pool: Pool, kernels: dict[str, int], most_chunks: int
+) -> None:
+    """Launches without iterations, too, may begin, end or be in a group."""
+    pool = Pool(pool.threads, most_chunks=most_chunks)
+    groups = [[5, 0, 30], [0], [0, 2], [7, 7, 1, 0], [1], [64, 1]]
+    launches = [
+        (kernels["record"], total, 3, FLAG_BESIDE if place else 0)
+        for group in groups for place, total in enumerate(group)
+    ]  # fmt: skip
+    for seed in range(3):
+        pool.shuffle(seed)
+        call = Call(*launches)
+        call.run(pool)
+        found = call.chunks()
+        for group in groups:
+            expected = sorted(chunk for total in group for chunk in chunks_of(total, 3))
+            first, found = found[: len(expected)], found[len(expected) :]
+            assert sorted(first) == expected
+        assert not found
+    pool.close()
 
 
 def test_an_interrupt_ends_a_table_between_launches(pool: Pool, kernels: dict[str, int]) -> None:

@@ -1,6 +1,7 @@
-"""Runs a schedule for any target and compiler, kernel by kernel, on this thread.
+"""Runs a schedule for any target and compiler, group by group, on this thread.
 
-Every piece of memory lies between canaries, and chunks of a parallel loop run in random order.
+Every piece of memory lies between canaries, and chunks of a parallel loop run in random order, as
+do those of kernels that need not wait for each other.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
+from minigrad.schedule.groups import SHARED, beside, in_groups
 from minigrad.schedule.schedule import Schedule, plan_arena
 from minigrad.target import Target
 
@@ -121,7 +125,7 @@ def run_nests(
     n: int,
     seed: int,
 ) -> list[np.ndarray]:
-    """Compile the loop nests of a schedule, and run them one after the other."""
+    """Compile the loop nests of a schedule, and run them group by group, in any order inside."""
     sizes = [0] * graph.slots
     for array, slot in plan.slots.items():
         sizes[slot] = max(sizes[slot], array.size * array.dtype.itemsize)
@@ -129,12 +133,28 @@ def run_nests(
     for array, slot in plan.slots.items():
         if slot in values and array.name.startswith("s"):
             _place(slots[slot].bytes, values[slot], _upper(graph, slot))
-    offsets, nbytes = plan_arena(plan.held)
+    joined = beside(plan.kernels, plan.places(), [SHARED] * len(nests))
+    offsets, nbytes = plan_arena(in_groups(plan.held, joined))
     arena = Memory(nbytes)
     order = random.Random(seed)
-    for nest, kernel in zip(nests, plan.kernels, strict=True):
+    chunks: list[Callable[[], None]] = []
+    scratches: list[tuple[str, Memory]] = []
+
+    def finish() -> None:
+        order.shuffle(chunks)
+        for chunk in chunks:
+            chunk()
+        for label, memory in scratches:
+            memory.check(f"the scratch memory of {label}")
+        chunks.clear()
+        scratches.clear()
+
+    for nest, kernel, together in zip(nests, plan.kernels, joined, strict=True):
+        if not together:
+            finish()
         addresses, keep = compiler.compile(render(nest), [nest.name])
         scratch = Memory(nest.scratch_bytes)
+        scratches.append((nest.label, scratch))
         words = [
             slots[plan.slots[a]].address if a in plan.slots else arena.address + offsets[a]
             for a in (array.whole or array for array in nest.buffers)
@@ -144,13 +164,10 @@ def run_nests(
         arguments = (ctypes.c_int64 * max(len(words), 1))(*words)
         function = _KERNEL(addresses[nest.name])
         total = evaluate(nest.total, {"n": n})
-        chunks = list(range(0, total, nest.grain))
-        order.shuffle(chunks)
-        for begin in chunks:
+        for begin in range(0, total, nest.grain):
             end = min(begin + nest.grain, total)
-            function(begin, end, ctypes.addressof(arguments), scratch.address)
-        scratch.check(f"the scratch memory of {nest.label}")
-        del keep
+            chunks.append(partial(_run_chunk, function, begin, end, arguments, scratch, keep))
+    finish()
     arena.check("the arena")
     for slot, memory in enumerate(slots):
         memory.check(f"slot {slot}")
@@ -158,6 +175,13 @@ def run_nests(
         _read(slots[slot].bytes, root, n)
         for root, slot in zip(graph.roots, graph.outputs, strict=True)
     ]
+
+
+def _run_chunk(
+    function: Any, begin: int, end: int, arguments: Any, scratch: Memory, keep: object
+) -> None:
+    """Some iterations of a kernel, whose memory and machine code are kept until then."""
+    function(begin, end, ctypes.addressof(arguments), scratch.address)
 
 
 def _upper(graph: Graph, slot: int) -> tuple[int, ...]:

@@ -6,8 +6,11 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 
+import ml_dtypes
+import numpy as np
 import pytest
 
+from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.build import permute
@@ -22,7 +25,19 @@ from minigrad.schedule.schedule import Held, Kernel, held_between, plan_arena
 from minigrad.schedule.stage import Stage
 from minigrad.target import LINE
 
-from .programs import PROGRAMS, Inputs, add, ew, mul, plan_of, product
+from .machine import GOLDEN, run
+from .programs import (
+    DEVICE,
+    PROGRAMS,
+    Inputs,
+    add,
+    ew,
+    graph_of,
+    mul,
+    plan_of,
+    product,
+    values_for,
+)
 from .random_graphs import random_program
 
 
@@ -193,6 +208,32 @@ def test_rows_are_scattered_over_the_product_that_they_are_added_to() -> None:
     assert 1 <= plan.arena_bytes / (130 * 48 * 4) < 1.1
     assert [kernel.kind for kernel in plan.kernels[:2]] == ["contraction", "scatter"]
     assert plan.kernels[1].stages[0].in_place
+
+
+def test_rows_are_scattered_over_a_rounded_product() -> None:
+    """The same in mixed precision, where a product is rounded between two transpositions."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        logits, hidden = inputs(130, 20, low=-9, high=9), inputs(20, 48, low=-9, high=9)
+        index, x = inputs(20, dtype=dtypes.int32, low=0, high=130), inputs(20, 48)
+        spread = g.expand(g.reshape(index, (20, 1)), (20, 48))
+        rounded = g.cast(permute(product(logits, hidden), (1, 0)), dtypes.bfloat16)
+        base = g.cast(permute(rounded, (1, 0)), dtypes.float32)
+        zeros = g.const(0.0, dtypes.float32, (130, 48), DEVICE)
+        total = add(base, g.scatter_add(zeros, spread, x, 0))
+        return [mul(total, g.expand(g.reduce(Op.SUM, mul(total, total), [0, 1]), total.shape))]
+
+    graph, inputs = graph_of(build)
+    plan = schedule_of(graph, GOLDEN)
+    check(plan.kernels, plan.slots)
+    assert 1 <= plan.arena_bytes / (130 * 48 * 4) < 1.1
+    assert [kernel.kind for kernel in plan.kernels[:2]] == ["contraction", "scatter"]
+    assert plan.kernels[1].stages[0].in_place
+    values = {slot: np.round(value) for slot, value in values_for(inputs, 1).items()}
+    expected = (values[0] @ values[1]).astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.add.at(expected, values[2], values[3])
+    (found,) = run(graph, values, "avx512")
+    np.testing.assert_allclose(found, expected * np.square(expected).sum(), rtol=1e-5)
 
 
 def test_a_scatter_that_reads_its_base_elsewhere_copies_it() -> None:

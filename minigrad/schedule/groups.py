@@ -1,0 +1,49 @@
+"""Groups of kernels that follow one another and need not wait for each other.
+
+Between groups all threads wait for the last one of them, which costs the more the shorter kernels
+are. The gradients of a weight, of its bias and of the layer's input are a group, and so are the
+updates of an optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from minigrad.schedule.expr import Array
+from minigrad.schedule.schedule import Held, Kernel, Source
+
+# What a kernel brings to its group: nothing but itself, work for one more thread, work for several;
+# or it is none that may be in one.
+SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -3
+
+
+def beside(
+    kernels: Sequence[Kernel], places: Mapping[Array, Source], work: Sequence[int]
+) -> list[bool]:
+    """Which kernels need not wait for the one before, nor for what that is beside.
+
+    None of a group writes to memory that another one touches, and there is work for two threads in
+    it. places: see `Schedule`; work: of each kernel SHORT, ALONE, SHARED or NEVER.
+    """
+    result = list[bool]()
+    read, written, known = set[Source](), set[Source](), NEVER
+    for kernel, own in zip(kernels, work, strict=True):
+        arrays = {array for stage in kernel.stages for array in stage.reads}
+        reads, writes = (
+            {places[a.whole or a] for a in some if (a.whole or a) in places}
+            for some in (arrays, kernel.stored)
+        )
+        waits = known + own < SHARED or writes & (read | written) or reads & written
+        if waits:
+            read, written, known = set(), set(), SHORT
+        result.append(not waits)
+        read, written, known = read | reads, written | writes, known + own
+    return result
+
+
+def in_groups(held: Sequence[Held], beside: Sequence[bool]) -> tuple[Held, ...]:
+    """Memory with the first and the last group that need it, instead of the kernels."""
+    number = list(accumulate(not joined for joined in beside))
+    return tuple(replace(one, first=number[one.first], last=number[one.last]) for one in held)

@@ -1,0 +1,131 @@
+"""Groups: which kernels need not wait for each other, and how long their memory is needed."""
+
+from __future__ import annotations
+
+import pytest
+
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
+from minigrad.schedule.expr import Array
+from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
+from minigrad.schedule.schedule import Held, Schedule, place, plan_arena
+
+from .programs import PROGRAMS, Inputs, ew, mul, plan_of, product
+from .random_graphs import random_program
+
+Span = tuple[int, int, int]
+
+
+def groups_of(plan: Schedule, work: int = SHARED) -> list[bool]:
+    return beside(plan.kernels, plan.places(), [work] * len(plan.kernels))
+
+
+def test_gradients_of_a_layer_are_a_group() -> None:
+    """Of its weight, its bias and its input: each reads the result's, none another one."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w, gradient = inputs(40, 48), inputs(64, 48), inputs(40, 64)
+        bias = g.reduce(Op.SUM, gradient, [0])
+        return [product(g.permute(gradient, (1, 0)), x), product(gradient, w), bias]
+
+    assert groups_of(plan_of(build)) == [False, True, True]
+
+
+def test_who_reads_a_result_waits_for_it() -> None:
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(40, 48), inputs(48, 48)
+        return [product(product(x, w), w)]
+
+    assert groups_of(plan_of(build)) == [False, False]
+
+
+def test_who_overwrites_an_input_waits_for_its_readers() -> None:
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(48, 48), inputs(48, 48)
+        return [product(x, w), mul(x, x)]
+
+    assert groups_of(plan_of(build)) == [False, True]
+    assert groups_of(plan_of(build, {1: 0})) == [False, False]
+
+
+def test_who_takes_memory_waits_for_all_its_readers() -> None:
+    """A result lies where an operand did, which a kernel before reads too."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(48, 48), inputs(48, 48)
+        y = product(x, w)
+        z = ew(Op.EXP, product(w, x))
+        return [product(y, w), g.reduce(Op.MAX, product(mul(y, z), w), [0])]
+
+    plan = plan_of(build)
+    assert any(len(one.arrays) > 1 for one in plan.held), "no memory is written over"
+    places, joined = plan.places(), groups_of(plan)
+    for number, together in enumerate(joined):
+        writes = {places[array] for array in plan.kernels[number].stored}
+        before = {places[a] for stage in plan.kernels[number - 1].stages
+                  for a in (*stage.reads, stage.array) if a in places}  # fmt: skip
+        assert not (together and writes & before)
+
+
+@pytest.mark.parametrize("work, expected", [
+    ([SHORT, SHORT, SHORT], [False, False, False]),
+    ([ALONE, SHORT, SHORT], [False, False, False]),
+    ([ALONE, ALONE, SHORT], [False, True, True]),
+    ([SHORT, SHARED, SHORT], [False, True, True]),
+    ([SHORT, SHORT, SHARED], [False, False, True]),
+    ([SHARED, NEVER, SHARED], [False, False, False]),
+])  # fmt: skip
+def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) -> None:
+    def build(inputs: Inputs) -> list[Node]:
+        return [g.reduce(Op.SUM, inputs(40, size), [0]) for size in (10, 20, 30)]
+
+    plan = plan_of(build)
+    assert beside(plan.kernels, plan.places(), work) == expected
+
+
+def test_memory_is_needed_as_long_as_its_groups() -> None:
+    held = [Held(64, 0, 1), Held(64, 2, 3), Held(64, 4, 4)]
+    wide = in_groups(held, [False, True, True, False, True])
+    assert [(one.first, one.last) for one in wide] == [(1, 1), (1, 2), (2, 2)]
+    offsets, _ = place([(64, one.first, one.last) for one in wide])
+    assert offsets == (0, 64, 0)
+
+
+def spans_of(plan: Schedule, joined: list[bool]) -> list[tuple[list[Span], list[Span]]]:
+    """Of each kernel the memory that it reads, and that it writes: its block, begin and end."""
+    offsets, _ = plan_arena(in_groups(plan.held, joined))
+
+    def span(array: Array) -> Span:
+        array = array.whole or array
+        block, begin = plan.slots.get(array, -1), offsets.get(array, 0)
+        return block, begin, begin + array.size * array.dtype.itemsize
+
+    found = []
+    for kernel in plan.kernels:
+        known = {*plan.slots, *offsets}
+        read = {array for stage in kernel.stages for array in stage.reads}
+        written = list(map(span, kernel.stored))
+        found.append(([span(a) for a in read if (a.whole or a) in known], written))
+    return found
+
+
+def meet(some: list[Span], others: list[Span]) -> bool:
+    return any(
+        a == b and begin < stop and start < end
+        for a, begin, end in some for b, start, stop in others
+    )  # fmt: skip
+
+
+def test_none_of_a_group_touches_what_another_writes() -> None:
+    together = 0
+    for name, build in (*PROGRAMS.items(), *((seed, random_program(seed)) for seed in range(150))):
+        plan = plan_of(build)
+        joined = groups_of(plan)
+        spans = spans_of(plan, joined)
+        group: list[tuple[list[Span], list[Span]]] = []
+        for one, beside_it in zip(spans, joined, strict=True):
+            group = [*group, one] if beside_it else [one]
+            for reads, writes in group[:-1]:
+                together += 1
+                assert not meet([*reads, *writes], one[1]) and not meet(writes, one[0]), name
+    assert together > 50
