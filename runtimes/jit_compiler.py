@@ -1,8 +1,8 @@
 """From the text of LLVM IR to machine code in memory.
 
-The renderer emits vectors, unrolling and registers itself, so LLVM only promotes stack slots to
-registers (SROA) and generates code. Object code is what is cached on disk: `compile` is nothing
-but `object_code` followed by `load`. Several threads may generate code at once.
+The renderer emits vectors, unrolling and registers itself, so LLVM only generates code. Object code
+is what is cached on disk: `compile` is nothing but `object_code` followed by `load`. Several
+threads may generate code at once.
 """
 
 from __future__ import annotations
@@ -79,7 +79,6 @@ class Compiler:
             cpu, features = host().name, llvm.get_host_cpu_features().flatten()
         self.cpu, self.features, self.opt = cpu, features, opt
         self._emitter: Any = None
-        self._builder: Any = None
         self._emitters: dict[int, Any] = {}  # by the number of a place among _busy
 
     @property
@@ -99,16 +98,16 @@ class Compiler:
         return self.prepared(ir_text)()
 
     def prepared(self, ir_text: str) -> Callable[[], bytes]:
-        """Check and simplify a module now; gives what generates its code, on any thread."""
+        """Check a module now; gives what generates its code, on any thread."""
         with _lock:
-            module = self._optimized(ir_text)
+            module = self._checked(ir_text)
 
         def generate() -> bytes:
             code = self._generated(module)
             if half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
                 return code
             with _lock:
-                whole = self._optimized(ir_text + half_ir.DEFINITIONS)
+                whole = self._checked(ir_text + half_ir.DEFINITIONS)
             return self._generated(whole)
 
         return generate
@@ -128,7 +127,7 @@ class Compiler:
     def assembly(self, ir_text: str) -> str:
         """The module as assembly text, for people."""
         with _lock, _plain_loops():
-            module = self._optimized(ir_text)
+            module = self._checked(ir_text)
             return str(self._target_machine().emit_assembly(module))
 
     def load(self, object_bytes: bytes, names: Sequence[str]) -> tuple[dict[str, int], object]:
@@ -165,8 +164,8 @@ class Compiler:
             raise CompileError(f"the object file has no functions named {missing}")
         return addresses, engine
 
-    def _optimized(self, ir_text: str) -> Any:
-        """Parse, check and simplify a module, in an LLVM context of its own."""
+    def _checked(self, ir_text: str) -> Any:
+        """Parse and check a module, in an LLVM context of its own."""
         _initialize()
         try:
             module = llvm.parse_assembly(ir_text + _CALLS_BY_TABLE, llvm.create_context())
@@ -179,18 +178,12 @@ class Compiler:
         machine = self._target_machine()
         module.triple = machine.triple
         module.data_layout = str(machine.target_data)
-        manager = llvm.create_new_module_pass_manager()
-        manager.add_sroa_pass()
-        manager.run(module, self._builder)
         return module
 
     def _target_machine(self) -> Any:
-        """The target machine that emits objects, with the pass builder that goes with it."""
+        """The target machine that modules are prepared for."""
         if self._emitter is None:
-            machine = self._new_target_machine()
-            options = llvm.create_pipeline_tuning_options(speed_level=self.opt)
-            self._builder = llvm.create_pass_builder(machine, options)
-            self._emitter = machine  # last: who interrupts this finds both or none
+            self._emitter = self._new_target_machine()
         return self._emitter
 
     def _new_target_machine(self) -> Any:
