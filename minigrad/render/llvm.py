@@ -172,11 +172,11 @@ class _Emitter(MemoryEmitter):
 
         even: as `bind_lanes` has it. check: there may be none.
         """
-        piece: AbstractContextManager[str | None] = self.straight(loop.body)
+        piece: AbstractContextManager[str | None] = self.straight(loop.changes)
         known = is_number(start) and is_number(stop)
         count = ceildiv(int(stop) - int(start), loop.step) if known else 1 if alone else 2
         if count > 1:
-            piece = self.iterations(start, stop, loop.step, check and not known, loop.body)
+            piece = self.iterations(start, stop, loop.step, check and not known, loop.changes)
         elif count < 1:
             return
         with piece as counter:
@@ -193,7 +193,7 @@ class _Emitter(MemoryEmitter):
 
     def _overlapping(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors, of which the last one ends where the loop does."""
-        with self.iterations(start, stop, loop.step, not _runs(loop), loop.body) as counter:
+        with self.iterations(start, stop, loop.step, not _runs(loop), loop.changes) as counter:
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
             self.bind_lanes(loop, first, False)
             self.done = self.minus(counter, first)
@@ -214,7 +214,7 @@ class _Emitter(MemoryEmitter):
         """
         done, self.done = self.done, ""
         for test in ("eq", "ne"):
-            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), (statement,)):
+            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), written(statement)):
                 if test == "ne":
                     width = self.width()
                     before = self.first_lanes(done, width)
@@ -230,7 +230,7 @@ class _Emitter(MemoryEmitter):
         """
         if count == "0":
             return
-        with self.where_above(count, 0, loop.body):
+        with self.where_above(count, 0, loop.changes):
             mask = self.first_lanes(count, loop.step)
             self.bind_lanes(loop, start, even)
             self.levels[-1].mask, self.levels[-1].counting = mask, count
@@ -239,7 +239,7 @@ class _Emitter(MemoryEmitter):
     def _lanes_before(self, loop: Loop, streamed: Store, start: str, stop: str) -> str:
         """Do the iterations before the first aligned place of a streamed array; gives the next."""
         size, width = streamed.array.dtype.itemsize, loop.step
-        with self.straight(loop.body):
+        with self.straight(loop.changes):
             self.bind_lanes(loop, start, False)
             pointer = self.pointer(streamed.array, self.at_base(streamed.index))
             here = self.builder()

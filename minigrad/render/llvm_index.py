@@ -4,7 +4,7 @@ scalars, vectors, pointers and conditions; which lanes of a vector count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -12,7 +12,7 @@ from functools import reduce
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high, low
-from minigrad.loops.nest import Loop, Nest, Statement, written
+from minigrad.loops.nest import Loop, Nest
 from minigrad.render import levels
 from minigrad.render import llvm_values as values
 from minigrad.render.levels import fits_32_bits, stride
@@ -96,9 +96,9 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return self.pop(self.scalars, self.shifted, self.vectors), self.levels[-1]
 
     @contextmanager
-    def straight(self, body: Iterable[Statement] = ()) -> Iterator[None]:
-        """A straight piece, whose statements are `body`."""
-        self.levels.append(Level(block=self.levels[-1].block, changes=written(*body)))
+    def straight(self, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
+        """A straight piece, in which arrays change."""
+        self.levels.append(Level(block=self.levels[-1].block, changes=changes))
         yield
         done, parent = self._close()
         parent.lines += done.lines
@@ -106,9 +106,9 @@ class IndexEmitter(levels.Levels[Level, Value]):
         parent.block = done.block
 
     @contextmanager
-    def branch(self, test: str, body: Iterable[Statement] = ()) -> Iterator[None]:
+    def branch(self, test: str, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
         """A piece that runs where an i1 is true."""
-        inside, after, changes = self.label(), self.label(), written(*body)
+        inside, after = self.label(), self.label()
         before = self._held(changes)
         self.levels.append(Level(block=inside, changes=changes))
         yield
@@ -119,20 +119,19 @@ class IndexEmitter(levels.Levels[Level, Value]):
         parent.block = after
 
     def where_above(
-        self, count: str, number: int, body: Iterable[Statement] = ()
+        self, count: str, number: int, changes: frozenset[Array] = frozenset()
     ) -> AbstractContextManager[None]:
         """A piece that runs where an i64 is above a number, as it is where both are numbers."""
         if is_number(count):
-            return self.straight(body)
-        return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), body)
+            return self.straight(changes)
+        return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), changes)
 
     @contextmanager
     def iterations(
-        self, start: str, stop: str, step: int, check: bool, body: Iterable[Statement] = ()
+        self, start: str, stop: str, step: int, check: bool, changes: frozenset[Array] = frozenset()
     ) -> Iterator[str]:
         """A loop from start to stop; gives its counter. check: it may have no iterations."""
         inside, after, counter = self.label(), self.label(), self.fresh()
-        changes = written(*body)
         before = self._held(changes)
         begun = {slot: Value(self.fresh(), *value[1:]) for slot, value in before.items()}
         self.levels.append(Level(block=inside, registers=dict(begun), changes=changes))

@@ -17,7 +17,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
-from minigrad.loops.nest import Loop, Store, Stores, expressions, written
+from minigrad.loops.nest import Loop, Store, Stores, expressions
 from minigrad.render.llvm_index import Lanes, is_number
 from minigrad.render.llvm_memory import MemoryEmitter
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
@@ -37,7 +37,7 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return [], []
-    changed = written(loop)
+    changed = loop.changes
     if emitter.width() < LEAST_ROWS or any(array.in_registers for array in changed):
         return [], []
     return _loads_across(emitter, loop), _stores_across(emitter, loop)
@@ -62,7 +62,7 @@ def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
 
 
 def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
-    changed, found = written(loop), []
+    changed, found = loop.changes, []
     for e in expr.walk(*expressions(loop)):
         load = _first_of(e)
         if load is None:
@@ -101,7 +101,7 @@ def emit_transposed(
     if loop.kind == "unroll":
         for number in range(int(start), int(stop), length):
             some = min(length, int(stop) - number)
-            with emitter.straight(loop.body):
+            with emitter.straight(loop.changes):
                 _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
         return
     if _by_halves(emitter, loop, loads, length):
@@ -111,11 +111,11 @@ def emit_transposed(
     whole = emitter.minus(stop, count)
     if start != whole:
         check = not is_number(whole)
-        with emitter.iterations(start, whole, length, check, loop.body) as first:
+        with emitter.iterations(start, whole, length, check, loop.changes) as first:
             _block(emitter, loop, loads, first, str(length), length)
     if count != "0":
         length = _short(int(count)) if is_number(count) else length
-        with emitter.where_above(count, 0, loop.body):
+        with emitter.where_above(count, 0, loop.changes):
             _block(emitter, loop, loads, whole, count, length)
 
 
@@ -128,7 +128,7 @@ def _by_halves(
     other half comes.
     """
     firsts = [(e, _first_of(e)) for e in loads]
-    return all(array.space == "scratch" for array in written(loop)) and all(
+    return all(array.space == "scratch" for array in loop.changes) and all(
         first is not None
         and length * _register_bytes(e.dtype) == 2 * HALF
         and (emitter.lane_stride(first.index) or 0) * first.array.dtype.itemsize % SAME_SET
@@ -142,7 +142,7 @@ def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
     So its code is for one square, not for as many as there are side by side.
     """
     lanes = emitter.vectors
-    with emitter.iterations("0", str(emitter.width()), length, False, loop.body) as begin:
+    with emitter.iterations("0", str(emitter.width()), length, False, loop.changes) as begin:
         square, places = dict[Atom, Lanes](), dict[Atom, Integer]()
         for atom, whole in lanes.items():
             some = Atom("var", f"{atom.name}.some", atom.low, atom.high)

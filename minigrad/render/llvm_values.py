@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import NamedTuple
 
 from minigrad.dtype import DType, dtypes
@@ -28,12 +29,17 @@ class Value(NamedTuple):
     @property
     def type(self) -> str:
         """LLVM's type of it."""
-        return vector_type(register_type(self.dtype), self.lanes)
+        return _types(self.dtype, self.lanes)
 
     @property
     def typed(self) -> str:
         """Type and text, as instructions take them."""
         return f"{self.type} {self.text}"
+
+
+@cache
+def _types(dtype: DType, lanes: int) -> str:
+    return vector_type(register_type(dtype), lanes)
 
 
 def register_type(dtype: DType) -> str:

@@ -98,6 +98,19 @@ def test_loops_in_loops_and_one_behind_the_other(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", range(4))
+def test_a_register_that_was_read_before_the_loop_that_changes_it(n: int) -> None:
+    total = 5
+    for _ in range(n):
+        total = 2 * total + 1
+    body = (
+        put(SUM, expr.const(5, dtypes.int64)), put(OTHER, expr.load(SUM) + ONE),
+        loop(X, N, times(2, SUM)),
+        put(SUM, expr.load(SUM) * expr.const(10, dtypes.int64) + expr.load(OTHER)), stored(),
+    )  # fmt: skip
+    assert result(body, n) == [10 * total + 6] * 8
+
+
+@pytest.mark.parametrize("n", range(4))
 def test_a_register_that_a_loop_only_passes_on(n: int) -> None:
     """Two registers change places: each one's next value is the other's last one."""
     total, other = 3, 4
