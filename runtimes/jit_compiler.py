@@ -46,8 +46,8 @@ held_over_forks(llvm.ffi.lib._lock._lock)
 # past llvmlite's lock, by as many threads as there are processors, each with a lock for forks.
 MOST_THREADS = min(len(processors()) or os.cpu_count() or 1, 8)
 _FREE: SimpleQueue[int] = SimpleQueue()
-_busy = [held_over_forks() for _ in range(MOST_THREADS)]
-for _number in range(MOST_THREADS):
+_busy = [held_over_forks() for _ in range(MOST_THREADS + 1)]  # theirs, and who has no other work
+for _number in range(len(_busy)):
     _FREE.put(_number)
 _switch = held_over_forks()
 _generating = 0  # threads that generate code now

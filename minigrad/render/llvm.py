@@ -19,7 +19,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Integer, ceildiv, low
+from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -152,6 +152,9 @@ class _Emitter(MemoryEmitter):
         exact = self.streamed is None and whole_vectors(loop)
         if loop.overlaps and not exact:
             self._overlapping(loop, start, stop)
+            return
+        if self.streamed is None and any(high(x - loop.start) < loop.step for x in loop.stops):
+            self._part_of_vector(loop, start, self.minus(stop, start), even)
             return
         whole = stop
         if not exact:
