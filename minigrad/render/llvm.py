@@ -276,7 +276,7 @@ class _Emitter(MemoryEmitter):
         self.levels[-1].registers[slot] = Value(value.text, array.dtype, lanes)
 
     def _slot(self, array: Array, index: Integer) -> Slot:
-        return array, int(self.scalar(index))
+        return array.name, index if isinstance(index, int) else int(self.scalar(index))
 
     def _read(self, array: Array, index: Integer) -> Value:
         """What a register holds."""

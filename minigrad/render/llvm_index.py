@@ -20,7 +20,7 @@ from minigrad.render.llvm_values import Builder, Value, memory_type
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard
 
-Slot = tuple[Array, int]  # a register: an array of registers, and the number in it
+Slot = tuple[str, int]  # a register: the name of an array of registers, and the number in it
 
 
 @dataclass
@@ -177,9 +177,10 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def _held(self, arrays: Collection[Array]) -> dict[Slot, Value]:
         """What registers of these arrays hold, of those where something was put."""
+        names = {array.name for array in arrays if array.in_registers}
         return {
             slot: value for level in self.levels for slot, value in level.registers.items()
-            if slot[0] in arrays
+            if slot[0] in names
         }  # fmt: skip
 
     def _phi(self, name: str, one: Value, block: str, other: Value, from_block: str) -> str:
