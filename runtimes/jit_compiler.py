@@ -19,6 +19,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from minigrad.errors import CompileError
+from minigrad.graph.interned import kept
 from minigrad.locks import held_over_forks
 from minigrad.runtimes import half_ir
 from minigrad.runtimes.host import host, processors
@@ -43,10 +44,11 @@ _SYMBOL_BYTES = 24  # sizeof(Elf64_Sym)
 _lock = held_over_forks()
 held_over_forks(llvm.ffi.lib._lock._lock)
 # Generating code takes most of the time, and nothing else looks at the module meanwhile: it is done
-# past llvmlite's lock, by as many threads as there are processors, each with a lock for forks.
+# past llvmlite's lock, by as many threads as there are processors, and by who waits for them, each
+# with a lock for forks.
 MOST_THREADS = min(len(processors()) or os.cpu_count() or 1, 8)
 _FREE: SimpleQueue[int] = SimpleQueue()
-_busy = [held_over_forks() for _ in range(MOST_THREADS + 1)]  # theirs, and who has no other work
+_busy = [held_over_forks() for _ in range(MOST_THREADS + 1)]
 for _number in range(len(_busy)):
     _FREE.put(_number)
 _switch = held_over_forks()
@@ -78,7 +80,6 @@ class Compiler:
         if not cpu and not features:
             cpu, features = host().name, llvm.get_host_cpu_features().flatten()
         self.cpu, self.features, self.opt = cpu, features, opt
-        self._emitter: Any = None
         self._emitters: dict[int, Any] = {}  # by the number of a place among _busy
 
     @property
@@ -128,7 +129,7 @@ class Compiler:
         """The module as assembly text, for people."""
         with _lock, _plain_loops():
             module = self._checked(ir_text)
-            return str(self._target_machine().emit_assembly(module))
+            return str(self._machine.emit_assembly(module))
 
     def load(self, object_bytes: bytes, names: Sequence[str]) -> tuple[dict[str, int], object]:
         """Bring object code into memory: addresses of `names`, and a keep-alive object.
@@ -175,16 +176,14 @@ class Compiler:
         for function in module.functions:
             if function.is_declaration and not function.name.startswith("llvm."):
                 function.add_function_attribute("nonlazybind")
-        machine = self._target_machine()
-        module.triple = machine.triple
-        module.data_layout = str(machine.target_data)
+        module.triple = self._machine.triple
+        module.data_layout = str(self._machine.target_data)
         return module
 
-    def _target_machine(self) -> Any:
+    @kept
+    def _machine(self) -> Any:
         """The target machine that modules are prepared for."""
-        if self._emitter is None:
-            self._emitter = self._new_target_machine()
-        return self._emitter
+        return self._new_target_machine()
 
     def _new_target_machine(self) -> Any:
         _initialize()

@@ -53,7 +53,7 @@ class Atom:
         payload: Any = None,
     ) -> Atom:
         """The atom of these parts, made if there is none."""
-        key = (kind, name, low, high, inner, divisor, payload)
+        key = (kind, name, low, high, inner, divisor, payload, type(payload))  # True is not 1
         known = _atoms.find(key)
         if known is not None:
             return known
