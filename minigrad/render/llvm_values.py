@@ -29,7 +29,7 @@ class Value(NamedTuple):
     @property
     def type(self) -> str:
         """LLVM's type of it."""
-        return _types(self.dtype, self.lanes)
+        return vector_type(register_type(self.dtype), self.lanes)
 
     @property
     def typed(self) -> str:
@@ -38,10 +38,6 @@ class Value(NamedTuple):
 
 
 @cache
-def _types(dtype: DType, lanes: int) -> str:
-    return vector_type(register_type(dtype), lanes)
-
-
 def register_type(dtype: DType) -> str:
     """LLVM's type of a value in registers."""
     if dtype.is_bool:
