@@ -152,3 +152,12 @@ def test_loops_that_run_are_entered_without_a_question() -> None:
 
     assert compared(N) == compared(N + 1) + 1
     assert result((put(SUM, ONE), loop(X, N + 1, times(2, SUM)), stored()), 2) == [15] * 8
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_less_than_a_vector_has_no_code_for_whole_ones(count: int) -> None:
+    numbers = Store(OUT, ROW.index, expr.index(ROW.index, dtypes.int64))
+    lanes = Loop(ROW, 0, (count,), (numbers,), "lanes", 4)
+    text = render(replace(nest(), parallel=lanes))
+    assert "llvm.masked.store" in text
+    assert ("store <4 x i64>" in text) == (count > 4)
