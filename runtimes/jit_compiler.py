@@ -1,8 +1,8 @@
 """From the text of LLVM IR to machine code in memory.
 
-The renderer emits vectors, unrolling and registers itself, so LLVM only promotes stack slots to
-registers (SROA) and generates code. Object code is what is cached on disk: `compile` is nothing
-but `object_code` followed by `load`. Several threads may generate code at once.
+The renderer emits vectors, unrolling and registers itself, so LLVM only generates code. Object code
+is what is cached on disk: `compile` is nothing but `object_code` followed by `load`. Several
+threads may generate code at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from minigrad.errors import CompileError
+from minigrad.graph.interned import kept
 from minigrad.locks import held_over_forks
 from minigrad.runtimes import half_ir
 from minigrad.runtimes.host import host, processors
@@ -43,11 +44,12 @@ _SYMBOL_BYTES = 24  # sizeof(Elf64_Sym)
 _lock = held_over_forks()
 held_over_forks(llvm.ffi.lib._lock._lock)
 # Generating code takes most of the time, and nothing else looks at the module meanwhile: it is done
-# past llvmlite's lock, by as many threads as there are processors, each with a lock for forks.
+# past llvmlite's lock, by as many threads as there are processors, and by who waits for them, each
+# with a lock for forks.
 MOST_THREADS = min(len(processors()) or os.cpu_count() or 1, 8)
 _FREE: SimpleQueue[int] = SimpleQueue()
-_busy = [held_over_forks() for _ in range(MOST_THREADS)]
-for _number in range(MOST_THREADS):
+_busy = [held_over_forks() for _ in range(MOST_THREADS + 1)]
+for _number in range(len(_busy)):
     _FREE.put(_number)
 _switch = held_over_forks()
 _generating = 0  # threads that generate code now
@@ -78,8 +80,6 @@ class Compiler:
         if not cpu and not features:
             cpu, features = host().name, llvm.get_host_cpu_features().flatten()
         self.cpu, self.features, self.opt = cpu, features, opt
-        self._emitter: Any = None
-        self._builder: Any = None
         self._emitters: dict[int, Any] = {}  # by the number of a place among _busy
 
     @property
@@ -99,16 +99,16 @@ class Compiler:
         return self.prepared(ir_text)()
 
     def prepared(self, ir_text: str) -> Callable[[], bytes]:
-        """Check and simplify a module now; gives what generates its code, on any thread."""
+        """Check a module now; gives what generates its code, on any thread."""
         with _lock:
-            module = self._optimized(ir_text)
+            module = self._checked(ir_text)
 
         def generate() -> bytes:
             code = self._generated(module)
             if half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
                 return code
             with _lock:
-                whole = self._optimized(ir_text + half_ir.DEFINITIONS)
+                whole = self._checked(ir_text + half_ir.DEFINITIONS)
             return self._generated(whole)
 
         return generate
@@ -128,8 +128,8 @@ class Compiler:
     def assembly(self, ir_text: str) -> str:
         """The module as assembly text, for people."""
         with _lock, _plain_loops():
-            module = self._optimized(ir_text)
-            return str(self._target_machine().emit_assembly(module))
+            module = self._checked(ir_text)
+            return str(self._machine.emit_assembly(module))
 
     def load(self, object_bytes: bytes, names: Sequence[str]) -> tuple[dict[str, int], object]:
         """Bring object code into memory: addresses of `names`, and a keep-alive object.
@@ -165,8 +165,8 @@ class Compiler:
             raise CompileError(f"the object file has no functions named {missing}")
         return addresses, engine
 
-    def _optimized(self, ir_text: str) -> Any:
-        """Parse, check and simplify a module, in an LLVM context of its own."""
+    def _checked(self, ir_text: str) -> Any:
+        """Parse and check a module, in an LLVM context of its own."""
         _initialize()
         try:
             module = llvm.parse_assembly(ir_text + _CALLS_BY_TABLE, llvm.create_context())
@@ -176,22 +176,14 @@ class Compiler:
         for function in module.functions:
             if function.is_declaration and not function.name.startswith("llvm."):
                 function.add_function_attribute("nonlazybind")
-        machine = self._target_machine()
-        module.triple = machine.triple
-        module.data_layout = str(machine.target_data)
-        manager = llvm.create_new_module_pass_manager()
-        manager.add_sroa_pass()
-        manager.run(module, self._builder)
+        module.triple = self._machine.triple
+        module.data_layout = str(self._machine.target_data)
         return module
 
-    def _target_machine(self) -> Any:
-        """The target machine that emits objects, with the pass builder that goes with it."""
-        if self._emitter is None:
-            machine = self._new_target_machine()
-            options = llvm.create_pipeline_tuning_options(speed_level=self.opt)
-            self._builder = llvm.create_pass_builder(machine, options)
-            self._emitter = machine  # last: who interrupts this finds both or none
-        return self._emitter
+    @kept
+    def _machine(self) -> Any:
+        """The target machine that modules are prepared for."""
+        return self._new_target_machine()
 
     def _new_target_machine(self) -> Any:
         _initialize()

@@ -272,7 +272,8 @@ def report() -> dict[str, str]:
     steps = re.findall(r"^\w.*\n", parts["steps"], re.MULTILINE)
     parts["steps"] = "".join(steps)
     parts["graph"] = "".join(f"{node}\n" for node in topological(graph.roots))
-    parts["ir"] = excerpt(block_with("fmul", parts["ir"]), "  store")
+    inner = re.sub(r"(phi <.*\n)(.*phi <.*\n)+", r"\1  …\n", block_with("fmul", parts["ir"]))
+    parts["ir"] = excerpt(inner, "fadd")
     if intel:
         parts["assembly"] = loop_of(block_with("\tvfmadd", parts["assembly"]))
     else:
@@ -293,9 +294,9 @@ def loop_of(block: str) -> str:
 
 
 def excerpt(block: str, last: str) -> str:
-    """The beginning of a block, up to the first line that begins so."""
+    """The beginning of a block, up to the first line with an instruction."""
     lines = block.splitlines()
-    end = next(number for number, line in enumerate(lines) if line.startswith(last))
+    end = next(number for number, line in enumerate(lines) if last in line)
     return "\n".join([*lines[: end + 1], "  …", ""])
 
 
@@ -335,7 +336,7 @@ def print_anew() -> None:
     parts = report()
     if "assembly" in parts:
         text = re.sub(r"\t(\w+)\t", lambda found: f"  {found[1]:<14}", parts["assembly"])
-        parts["assembly"] = excerpt(text, "  vfmadd")
+        parts["assembly"] = excerpt(text, "vfmadd")
 
     def new(found: re.Match[str]) -> str:
         return found[1] + parts.get(found[2], found[3]) + found[4]

@@ -18,6 +18,8 @@ from functools import lru_cache
 from math import gcd
 from typing import Any, overload
 
+from minigrad.graph.interned import Interned
+
 
 class Atom:
     """An indivisible part of a sum, with the inclusive range [low, high] of its values.
@@ -25,14 +27,23 @@ class Atom:
     kind: "var" (a loop's variable or a user's `Variable`), "div" and "mod" (floor division and
     remainder of `inner` by the positive int `divisor`), "value" (`payload` is a kernel expression).
     A variable whose extent is symbolic carries it in `payload`: it runs over 0 … payload − 1.
+    Equal ones are one object: they are looked up all the time.
     """
 
     __slots__ = (
-        "kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash", "_sort_key"
+        "kind", "name", "inner", "divisor", "low", "high", "payload", "_sort_key", "__weakref__"
     )  # fmt: skip
+    kind: str
+    name: str
+    inner: Affine | None
+    divisor: int
+    low: int
+    high: int
+    payload: Any
+    _sort_key: tuple[str, int, int] | None
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         kind: str,
         name: str,
         low: int,
@@ -40,24 +51,20 @@ class Atom:
         inner: Affine | None = None,
         divisor: int = 0,
         payload: Any = None,
-    ) -> None:
-        self.kind, self.name, self.inner, self.divisor = kind, name, inner, divisor
-        self.low, self.high, self.payload = low, high, payload
-        self.key = (kind, name, inner, divisor, low, high, payload)
-        self.hash = hash(self.key)
-        self._sort_key: tuple[str, int, int] | None = None
+    ) -> Atom:
+        """The atom of these parts, made if there is none."""
+        key = (kind, name, low, high, inner, divisor, payload, type(payload))  # True is not 1
+        known = _atoms.find(key)
+        if known is not None:
+            return known
+        made = super().__new__(cls)
+        made.kind, made.name, made.inner, made.divisor = kind, name, inner, divisor
+        made.low, made.high, made.payload, made._sort_key = low, high, payload, None
+        return _atoms.settle(key, made)
 
-    def __reduce__(self) -> Any:  # hashes of strings differ between processes
+    def __reduce__(self) -> Any:  # one object in each process
         arguments = (self.kind, self.name, self.low, self.high)
         return (Atom, (*arguments, self.inner, self.divisor, self.payload))
-
-    def __hash__(self) -> int:
-        return self.hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return isinstance(other, Atom) and self.hash == other.hash and self.key == other.key
 
     def __repr__(self) -> str:
         if self.inner is not None:
@@ -80,6 +87,9 @@ class Atom:
         if self._sort_key is None:
             self._sort_key = (f"{self.kind} {self!r}", self.low, self.high)
         return self._sort_key
+
+
+_atoms: Interned[Atom] = Interned()
 
 
 class Affine:

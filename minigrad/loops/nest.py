@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from minigrad.graph.interned import kept
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.schedule.expr import Array, Expr, Guard
@@ -172,6 +173,11 @@ class Loop(Base):
     def inside(self) -> Statements:  # type: ignore[override]
         """Its body."""
         return self.body
+
+    @kept
+    def changes(self) -> frozenset[Array]:
+        """What `written` finds in it, which is asked for again and again."""
+        return written(*self.body)
 
     @property
     def index(self) -> Affine:
@@ -329,8 +335,13 @@ def map_loops(
 def written(*statements: Statement) -> frozenset[Array]:
     """All arrays that statements store to, and all registers that they change."""
     found: set[Array] = set()
-    for one in walk(*statements):
-        found.update(one.parts()[-1])
+    for one in statements:
+        if isinstance(one, Loop):
+            found |= one.changes
+        elif isinstance(one, Stores):
+            found.update([item.array for item in one.items])
+        else:
+            found.update(one.parts()[-1])
     return frozenset(found)
 
 

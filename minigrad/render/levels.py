@@ -115,8 +115,9 @@ class Levels(Generic[L, V]):
     def statement(self, statement: Statement) -> None:
         """Emit one statement at the current level."""
         if isinstance(statement, Loop):
+            self.forget(statement.changes)  # later iterations read anew
             self.loop(statement)
-            self.forget(written(statement))
+            self.forget(statement.changes)
         elif isinstance(statement, Store):
             self.put(statement, self.value(statement.value))
         elif isinstance(statement, Stores):
@@ -145,7 +146,7 @@ class Levels(Generic[L, V]):
 
     def once(self, loop: Loop, number: int) -> None:
         """Emit one iteration, without a loop."""
-        with self.straight(loop.body):
+        with self.straight(loop.changes):
             self.bind_constant(loop.variable, number)
             self.body(loop)
 
@@ -186,12 +187,13 @@ class Levels(Generic[L, V]):
 
     def _emit(self, e: Expr, below: Iterable[Expr]) -> None:
         """The value of an expression, of which what is below is known."""
-        depends = self.changing(e)
-        level = len(self.levels) - 1 if e.in_registers else self.level_of(e.variables)
-        for item in depends:
-            level = max(level, self.pinned(item))
+        depends, memo, level = self.changing(e), self.memo, 0
         for operand in below:
-            level = max(level, self.memo[operand][1])
+            level = max(level, memo[operand][1])
+        if e.in_registers:
+            level = len(self.levels) - 1
+        elif not e.args:  # an operation depends on nothing but on its operands
+            level = max(level, self.level_of(e.variables), *map(self.pinned, depends))
         before, self._current = self._current, level  # as `at`, which takes longer
         value = self.emitted(e)
         self._current = before
@@ -207,8 +209,8 @@ class Levels(Generic[L, V]):
 
     # ---- to be given by a renderer ----
 
-    def straight(self, body: Iterable[Statement] = ()) -> AbstractContextManager[None]:
-        """What is emitted inside is a level of its own, whose statements are `body`."""
+    def straight(self, changes: frozenset[Array] = frozenset()) -> AbstractContextManager[None]:
+        """What is emitted inside is a level of its own, in which arrays change."""
         raise NotImplementedError
 
     def emitted(self, e: Expr) -> V:

@@ -19,7 +19,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -34,7 +34,7 @@ from minigrad.loops.nest import (
     written,
 )
 from minigrad.render import llvm_values as values
-from minigrad.render.llvm_index import is_number
+from minigrad.render.llvm_index import Slot, is_number
 from minigrad.render.llvm_memory import (
     BEGIN,
     CACHE_LINE,
@@ -45,7 +45,7 @@ from minigrad.render.llvm_memory import (
     emit_matrix_product,
 )
 from minigrad.render.llvm_transpose import across, emit_transposed
-from minigrad.render.llvm_values import Value, constant, vector_type
+from minigrad.render.llvm_values import Value, constant
 from minigrad.schedule.expr import Array, Expr, Leaf
 
 
@@ -71,7 +71,6 @@ class _Emitter(MemoryEmitter):
 
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
-        self.slots: dict[tuple[Array, int], tuple[str, int]] = {}
         self.streams = False
         self.matrices = False
         self.done = ""  # lanes whose results are stored already, where vectors overlap
@@ -93,7 +92,7 @@ class _Emitter(MemoryEmitter):
         # Others learn that a chunk is done by a flag, which streaming stores might arrive after.
         fence = ["  fence seq_cst"] if self.streams else []
         begin, end = ([BEGIN], [END]) if self.matrices else ([], [])
-        body = [*self.allocas, *begin, *entry.lines, *fence, *end, "  ret void"]
+        body = [*begin, *entry.lines, *fence, *end, "  ret void"]
         head = f"define void @{self.nest.name}(i64 %begin, i64 %end, ptr %args, ptr %scratch)"
         zeros = "@zeros = private constant [64 x i8] zeroinitializer, align 64"
         declarations = sorted(self.declarations)
@@ -138,7 +137,7 @@ class _Emitter(MemoryEmitter):
         elif loop.kind == "unroll":
             self.unrolled(loop)
         else:
-            self._steps(loop, start, stop)
+            self._steps(loop, start, stop, check=parallel or not _runs(loop))
 
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
@@ -154,28 +153,33 @@ class _Emitter(MemoryEmitter):
         if loop.overlaps and not exact:
             self._overlapping(loop, start, stop)
             return
+        if self.streamed is None and any(high(x - loop.start) < loop.step for x in loop.stops):
+            self._part_of_vector(loop, start, self.minus(stop, start), even)
+            return
         whole = stop
         if not exact:
             length, step = self.minus(stop, start), str(loop.step)
             rest = self.computed("srem", lambda x, y: max(x, 0) % y, length, step)
             whole = self.minus(stop, self.maximum(rest, "0"))
-        self._steps(loop, start, whole, even=even)
+        check = not exact or start == "%begin" or not _runs(loop)
+        self._steps(loop, start, whole, even=even, check=check)
         self.streamed = None
         if not exact:
             self._part_of_vector(loop, whole, self.minus(stop, whole), even)
 
     def _steps(
-        self, loop: Loop, start: str, stop: str, alone: bool = False, even: bool = True
-    ) -> None:
+        self, loop: Loop, start: str, stop: str, alone: bool = False, even: bool = True,
+        check: bool = True,
+    ) -> None:  # fmt: skip
         """A loop over iterations or whole vectors, or (alone) the one that there is.
 
-        even: as `bind_lanes` has it.
+        even: as `bind_lanes` has it. check: there may be none.
         """
-        piece: AbstractContextManager[str | None] = self.straight(loop.body)
+        piece: AbstractContextManager[str | None] = self.straight(loop.changes)
         known = is_number(start) and is_number(stop)
         count = ceildiv(int(stop) - int(start), loop.step) if known else 1 if alone else 2
         if count > 1:
-            piece = self.iterations(start, stop, loop.step, not known, loop.body)
+            piece = self.iterations(start, stop, loop.step, check and not known, loop.changes)
         elif count < 1:
             return
         with piece as counter:
@@ -192,7 +196,7 @@ class _Emitter(MemoryEmitter):
 
     def _overlapping(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors, of which the last one ends where the loop does."""
-        with self.iterations(start, stop, loop.step, True, loop.body) as counter:
+        with self.iterations(start, stop, loop.step, not _runs(loop), loop.changes) as counter:
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
             self.bind_lanes(loop, first, False)
             self.done = self.minus(counter, first)
@@ -213,7 +217,7 @@ class _Emitter(MemoryEmitter):
         """
         done, self.done = self.done, ""
         for test in ("eq", "ne"):
-            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), (statement,)):
+            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), written(statement)):
                 if test == "ne":
                     width = self.width()
                     before = self.first_lanes(done, width)
@@ -229,7 +233,7 @@ class _Emitter(MemoryEmitter):
         """
         if count == "0":
             return
-        with self.where_above(count, 0, loop.body):
+        with self.where_above(count, 0, loop.changes):
             mask = self.first_lanes(count, loop.step)
             self.bind_lanes(loop, start, even)
             self.levels[-1].mask, self.levels[-1].counting = mask, count
@@ -238,7 +242,7 @@ class _Emitter(MemoryEmitter):
     def _lanes_before(self, loop: Loop, streamed: Store, start: str, stop: str) -> str:
         """Do the iterations before the first aligned place of a streamed array; gives the next."""
         size, width = streamed.array.dtype.itemsize, loop.step
-        with self.straight(loop.body):
+        with self.straight(loop.changes):
             self.bind_lanes(loop, start, False)
             pointer = self.pointer(streamed.array, self.at_base(streamed.index))
             here = self.builder()
@@ -261,37 +265,32 @@ class _Emitter(MemoryEmitter):
 
     def set(self, statement: Store, value: Value) -> None:
         """Let a register have a value; lanes outside a mask keep theirs."""
-        name, lanes = self._slot(statement.array, statement.index)
-        here = self.builder()
+        array, lanes, here = statement.array, statement.array.width, self.builder()
+        slot = self._slot(array, statement.index)
         value = values.broadcast(here, value, lanes)
         mask = None if statement.everywhere else self.mask()
-        if mask is not None and statement.array.lanes is not None:
-            old = here.line(f"load {value.type}, ptr {name}")
-            text = here.line(
-                f"select <{lanes} x i1> {mask}, {value.typed}, {value.type} {old}"
-            )
-            value = Value(text, value.dtype, lanes)
-        here.lines.append(f"  store {value.typed}, ptr {name}")
+        old = self.held(slot) if mask is not None and array.lanes is not None else None
+        if old is not None:
+            text = here.line(f"select <{lanes} x i1> {mask}, {value.typed}, {old.typed}")
+            value = Value(text, array.dtype, lanes)
+        self.levels[-1].registers[slot] = Value(value.text, array.dtype, lanes)
 
-    def _slot(self, array: Array, index: Integer) -> tuple[str, int]:
-        """The stack place of a register, promoted to a register by SROA; and its lanes."""
-        key = (array, int(self.scalar(index)))
-        if key not in self.slots:
-            lanes = array.width
-            name = f"%{array.name}.{key[1]}"
-            kind = vector_type(values.register_type(array.dtype), lanes)
-            self.allocas.append(f"  {name} = alloca {kind}")
-            self.slots[key] = (name, lanes)
-        return self.slots[key]
+    def _slot(self, array: Array, index: Integer) -> Slot:
+        return array.name, index if isinstance(index, int) else int(self.scalar(index))
+
+    def _read(self, array: Array, index: Integer) -> Value:
+        """What a register holds."""
+        held = self.held(self._slot(array, index))
+        if held is None:
+            raise CompileError(
+                f"LLVM renderer: {self.nest.name} reads {array}[{index}], which nothing has set"
+            )
+        return held
 
     def _fold(self, statement: Fold) -> None:
-        source, lanes = self._slot(statement.source, statement.slot)
-        target, _ = self._slot(statement.target, 0)
-        here = self.builder()
-        kind = vector_type(values.register_type(statement.source.dtype), lanes)
-        loaded = Value(here.line(f"load {kind}, ptr {source}"), statement.source.dtype, lanes)
-        folded = values.fold(here, statement.op, loaded)
-        here.lines.append(f"  store {folded.typed}, ptr {target}")
+        source = self._read(statement.source, statement.slot)
+        folded = values.fold(self.builder(), statement.op, source)
+        self.levels[-1].registers[self._slot(statement.target, 0)] = folded
         self.forget((statement.target,))
 
     # ---- expressions ----
@@ -311,7 +310,7 @@ class _Emitter(MemoryEmitter):
         if e.op is Op.CONST:
             return constant(e.value, e.dtype)
         if e.in_registers:
-            return self._read(e)
+            return self._read(e.array, e.index)
         if e.op is Leaf.LOAD:
             return self.load(e, lanes)
         if e.op is Leaf.INDEX:
@@ -329,17 +328,17 @@ class _Emitter(MemoryEmitter):
             return values.dot(here, *args)
         return values.operation(here, e.op, args, e.dtype)
 
-    def _read(self, e: Expr) -> Value:
-        name, lanes = self._slot(e.array, e.index)
-        kind = vector_type(values.register_type(e.dtype), lanes)
-        return Value(self.builder().line(f"load {kind}, ptr {name}"), e.dtype, lanes)
-
     def _index_value(self, x: Integer, dtype: DType, lanes: int) -> Value:
         here = self.builder()
         if lanes == 1:
             return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
         return values.cast(here, self.vector(x, lanes), dtype)
 
+
+
+def _runs(loop: Loop) -> bool:
+    """Whether a loop has an iteration at least, whatever its bounds are."""
+    return all(low(stop - loop.start) > 0 for stop in loop.stops)
 
 
 def _stores_results(statement: Statement) -> bool:

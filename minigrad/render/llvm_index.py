@@ -4,15 +4,15 @@ scalars, vectors, pointers and conditions; which lanes of a vector count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high, low
-from minigrad.loops.nest import Loop, Nest, Statement, written
+from minigrad.loops.nest import Loop, Nest
 from minigrad.render import levels
 from minigrad.render import llvm_values as values
 from minigrad.render.levels import fits_32_bits, stride
@@ -20,15 +20,19 @@ from minigrad.render.llvm_values import Builder, Value, memory_type
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard
 
+Slot = tuple[str, int]  # a register: the name of an array of registers, and the number in it
+
 
 @dataclass
 class Level(levels.Level):
     """An open loop, branch or straight piece; `block` labels where its next line goes.
 
-    mask: of lanes, with `counting` of them, the first ones; "": all lanes count again.
+    registers: what those hold that were set here. mask: of lanes, with `counting` of them, the
+    first ones; "": all lanes count again.
     """
 
     block: str = "entry"
+    registers: dict[Slot, Value] = field(default_factory=dict)
     mask: str | None = None
     counting: str = ""
     builder: Builder | None = None
@@ -56,13 +60,13 @@ class IndexEmitter(levels.Levels[Level, Value]):
     def __init__(self, nest: Nest) -> None:
         super().__init__(Level(), nest)
         self.bases: dict[Array, str] = {}
-        self.allocas: list[str] = []
         self.declarations: set[str] = set()
         self.scalars: dict[Atom, str] = {}
         # variables that are another one and a number: so are what is computed from them
         self.shifted: dict[Atom, tuple[Atom, int]] = {}
         self.vectors: dict[Atom, Lanes] = {}
         self._at_base: dict[Integer, Integer] = {}  # found for these vectors
+        self._asked: set[str] = set()  # names of what registers hold that somebody reads
         self._names = 0
         self._labels = 0
 
@@ -92,42 +96,52 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return self.pop(self.scalars, self.shifted, self.vectors), self.levels[-1]
 
     @contextmanager
-    def straight(self, body: Iterable[Statement] = ()) -> Iterator[None]:
-        """A straight piece, whose statements are `body`."""
-        self.levels.append(Level(block=self.levels[-1].block, changes=written(*body)))
+    def straight(self, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
+        """A straight piece, in which arrays change."""
+        self.levels.append(Level(block=self.levels[-1].block, changes=changes))
         yield
         done, parent = self._close()
         parent.lines += done.lines
+        parent.registers.update(done.registers)
         parent.block = done.block
 
     @contextmanager
-    def branch(self, test: str, body: Iterable[Statement] = ()) -> Iterator[None]:
+    def branch(self, test: str, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
         """A piece that runs where an i1 is true."""
         inside, after = self.label(), self.label()
-        self.levels.append(Level(block=inside, changes=written(*body)))
+        before = self._held(changes)
+        self.levels.append(Level(block=inside, changes=changes))
         yield
         done, parent = self._close()
         parent.lines += [f"  br i1 {test}, label %{inside}, label %{after}", f"{inside}:"]
         parent.lines += [*done.lines, f"  br label %{after}", f"{after}:"]
+        parent.lines += self._one_of_two(before, parent.block, done.registers, done.block)
         parent.block = after
 
     def where_above(
-        self, count: str, number: int, body: Iterable[Statement] = ()
+        self, count: str, number: int, changes: frozenset[Array] = frozenset()
     ) -> AbstractContextManager[None]:
         """A piece that runs where an i64 is above a number, as it is where both are numbers."""
         if is_number(count):
-            return self.straight(body)
-        return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), body)
+            return self.straight(changes)
+        return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), changes)
 
     @contextmanager
     def iterations(
-        self, start: str, stop: str, step: int, check: bool, body: Iterable[Statement] = ()
+        self, start: str, stop: str, step: int, check: bool, changes: frozenset[Array] = frozenset()
     ) -> Iterator[str]:
         """A loop from start to stop; gives its counter. check: it may have no iterations."""
         inside, after, counter = self.label(), self.label(), self.fresh()
-        self.levels.append(Level(block=inside, changes=written(*body)))
+        before = self._held(changes)
+        begun = {slot: Value(self.fresh(), *value[1:]) for slot, value in before.items()}
+        self.levels.append(Level(block=inside, registers=dict(begun), changes=changes))
         yield counter
         done, parent = self._close()
+        carried = [
+            self._phi(begun[slot].text, value, parent.block, done.registers[slot], done.block)
+            for slot, value in before.items() if begun[slot].text in self._asked
+        ]  # fmt: skip
+        changed = {slot: v for slot, v in done.registers.items() if v != begun.get(slot)}
         following, again = self.fresh(), self.fresh()
         if check:
             enter = self.fresh()
@@ -138,13 +152,57 @@ class IndexEmitter(levels.Levels[Level, Value]):
         parent.lines += [
             f"{inside}:",
             f"  {counter} = phi i64 [{start}, %{parent.block}], [{following}, %{done.block}]",
+            *carried,
             *done.lines,
             f"  {following} = add i64 {counter}, {step}",
             f"  {again} = icmp slt i64 {following}, {stop}",
             f"  br i1 {again}, label %{inside}, label %{after}",
             f"{after}:",
         ]
+        if check:
+            parent.lines += self._one_of_two(before, parent.block, changed, done.block)
+        else:
+            parent.registers.update(changed)
         parent.block = after
+
+    # ---- registers ----
+
+    def held(self, slot: Slot) -> Value | None:
+        """What a register holds; None where nothing was put there."""
+        for level in reversed(self.levels):
+            if slot in level.registers:
+                self._asked.add(level.registers[slot].text)
+                return level.registers[slot]
+        return None
+
+    def _held(self, arrays: Collection[Array]) -> dict[Slot, Value]:
+        """What registers of these arrays hold, of those where something was put."""
+        names = {array.name for array in arrays if array.in_registers}
+        return {
+            slot: value for level in self.levels for slot, value in level.registers.items()
+            if slot[0] in names
+        }  # fmt: skip
+
+    def _phi(self, name: str, one: Value, block: str, other: Value, from_block: str) -> str:
+        """The line that makes a name either of two values, by the block that was left last."""
+        self._asked.add(one.text)
+        return f"  {name} = phi {one.type} [{one.text}, %{block}], [{other.text}, %{from_block}]"
+
+    def _one_of_two(
+        self, before: Mapping[Slot, Value], block: str, changed: Mapping[Slot, Value],
+        from_block: str,
+    ) -> list[str]:  # fmt: skip
+        """Registers behind a piece that may not have run; gives the lines that say what they hold.
+
+        Those to which nothing else gave a value hold none.
+        """
+        lines = []
+        for slot, value in changed.items():
+            if slot in before:
+                new = Value(self.fresh(), *value[1:])
+                lines.append(self._phi(new.text, before[slot], block, value, from_block))
+                self.levels[-1].registers[slot] = new
+        return lines
 
     # ---- variables ----
 

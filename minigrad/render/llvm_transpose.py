@@ -1,9 +1,9 @@
 """Loads and stores along a loop, not along the lanes in scope: vectors along it, transposed.
 
 A gather reads one element from each of as many cache lines as there are lanes, iteration after
-iteration. Instead, a block of iterations loads one whole vector per lane, and shuffles exchange
-rows and columns in registers: 16 × 16 elements take 16 loads and 64 shuffles, where 16 gathers take
-some hundred cycles more. Stores wait for the last iteration of a block, and are shuffled then.
+iteration. Instead, a block of iterations loads one vector per lane, and shuffles exchange rows and
+columns in registers: 16 × 8 elements take 16 loads and 24 shuffles, where 8 gathers take some fifty
+cycles more. Stores wait for the last iteration of a block, and are shuffled then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
-from minigrad.loops.nest import Loop, Store, Stores, expressions, written
+from minigrad.loops.nest import Loop, Store, Stores, expressions
 from minigrad.render.llvm_index import Lanes, is_number
 from minigrad.render.llvm_memory import MemoryEmitter
 from minigrad.render.llvm_values import Builder, Value, broadcast, join
@@ -25,6 +25,8 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
 
 SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
+HALF = 32  # bytes of half a vector
+SAME_SET = 4096  # lines at such distances compete for few places of the first cache
 LEAST_ROWS = 4  # iterations of a block
 
 
@@ -35,7 +37,7 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return [], []
-    changed = written(loop)
+    changed = loop.changes
     if emitter.width() < LEAST_ROWS or any(array.in_registers for array in changed):
         return [], []
     return _loads_across(emitter, loop), _stores_across(emitter, loop)
@@ -60,7 +62,7 @@ def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
 
 
 def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
-    changed, found = written(loop), []
+    changed, found = loop.changes, []
     for e in expr.walk(*expressions(loop)):
         load = _first_of(e)
         if load is None:
@@ -99,20 +101,39 @@ def emit_transposed(
     if loop.kind == "unroll":
         for number in range(int(start), int(stop), length):
             some = min(length, int(stop) - number)
-            with emitter.straight(loop.body):
+            with emitter.straight(loop.changes):
                 _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
         return
+    if _by_halves(emitter, loop, loads, length):
+        length //= 2
     most = emitter.maximum(emitter.minus(stop, start), "0")
     count = emitter.computed("and", int.__and__, most, str(length - 1))
     whole = emitter.minus(stop, count)
     if start != whole:
         check = not is_number(whole)
-        with emitter.iterations(start, whole, length, check, loop.body) as first:
+        with emitter.iterations(start, whole, length, check, loop.changes) as first:
             _block(emitter, loop, loads, first, str(length), length)
     if count != "0":
         length = _short(int(count)) if is_number(count) else length
-        with emitter.where_above(count, 0, loop.body):
+        with emitter.where_above(count, 0, loop.changes):
             _block(emitter, loop, loads, whole, count, length)
+
+
+def _by_halves(
+    emitter: MemoryEmitter, loop: Loop, loads: Sequence[Expr], length: int
+) -> bool:
+    """Whether half a vector is loaded for each lane, and two become one: half as much to compile.
+
+    Only in copies of operands, and where the first cache still has a line when the turn of its
+    other half comes.
+    """
+    firsts = [(e, _first_of(e)) for e in loads]
+    return all(array.space == "scratch" for array in loop.changes) and all(
+        first is not None
+        and length * _register_bytes(e.dtype) == 2 * HALF
+        and (emitter.lane_stride(first.index) or 0) * first.array.dtype.itemsize % SAME_SET
+        for e, first in firsts
+    )
 
 
 def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
@@ -121,7 +142,7 @@ def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
     So its code is for one square, not for as many as there are side by side.
     """
     lanes = emitter.vectors
-    with emitter.iterations("0", str(emitter.width()), length, False, loop.body) as begin:
+    with emitter.iterations("0", str(emitter.width()), length, False, loop.changes) as begin:
         square, places = dict[Atom, Lanes](), dict[Atom, Integer]()
         for atom, whole in lanes.items():
             some = Atom("var", f"{atom.name}.some", atom.low, atom.high)
@@ -149,7 +170,7 @@ def _block(
     block = Atom("var", variable.name + ".first", variable.low, variable.high)
     emitter.scalars[block] = first
     emitter.bound(block)
-    columns = [_transposed(emitter, variable, load, along, mask) for load in loads]
+    columns = [_transposed(emitter, loop, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if is_number(count) else length - 1):
         with emitter.where_above(count, number):
@@ -164,7 +185,7 @@ def _block(
 
 
 def _transposed(
-    emitter: MemoryEmitter, variable: Atom, load: Expr, block: Lanes, mask: str
+    emitter: MemoryEmitter, loop: Loop, load: Expr, block: Lanes, mask: str
 ) -> list[Value]:
     """What a load gives in each of a block's iterations: vectors along the lanes in scope.
 
@@ -175,11 +196,14 @@ def _transposed(
     for lane in range(width):
         with emitter.straight():
             number = _lane_that_counts(emitter, lane)
-            with _along(emitter, variable, number, block, mask) as places:
+            with _along(emitter, loop.variable, number, block, mask) as places:
                 changed = expr.substitute_in(load, places)
                 rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
     here, size = emitter.builder(), _register_bytes(load.dtype)
-    groups = [transpose(here, rows[i : i + length], size) for i in range(0, width, length)]
+    step = 2 * length
+    if step > min(loop.transpose, width) or length * size != HALF:
+        step = length
+    groups = [transpose(here, rows[i : i + step], size) for i in range(0, width, step)]
     return [join(here, list(parts)) for parts in zip(*groups, strict=True)]
 
 
@@ -249,17 +273,20 @@ def _lane_that_counts(emitter: MemoryEmitter, lane: int) -> Integer:
 def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
     """n vectors of n elements, a power of two; column i of them as vector i.
 
-    size: bytes of an element in registers.
+    Or 2n of n elements that are two segments. size: bytes of an element in registers.
     """
-    count = len(rows)
-    segment = min(SEGMENT // size, count)
+    segment = min(SEGMENT // size, rows[0].lanes)
+    if len(rows) > rows[0].lanes:  # the second half of a vector are rows that come a segment later
+        pairs = zip(rows, rows[segment:], strict=False)
+        rows = [join(here, [*two]) for n, two in enumerate(pairs) if n // segment % 2 == 0]
+    count = rows[0].lanes
     # Inside of segments: two vectors' elements in turn, then their pairs in turn.
     run = 1
     while run < segment:
         orders = [_in_turn(count, segment, run, first) for first in (0, segment // 2)]
         rows = [
             _shuffled(here, rows[start + i], rows[start + run + i], order)
-            for start in range(0, count, 2 * run) for i in range(run) for order in orders
+            for start in range(0, len(rows), 2 * run) for i in range(run) for order in orders
         ]  # fmt: skip
         run *= 2
     columns = list(rows)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import NamedTuple
 
 from minigrad.dtype import DType, dtypes
@@ -36,6 +37,7 @@ class Value(NamedTuple):
         return f"{self.type} {self.text}"
 
 
+@cache
 def register_type(dtype: DType) -> str:
     """LLVM's type of a value in registers."""
     if dtype.is_bool:

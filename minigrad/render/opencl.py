@@ -16,7 +16,7 @@ from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import proven_nonnegative
 from minigrad.graph.symbolic import Atom, Integer, high, low
-from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store, written
+from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store
 from minigrad.render import levels
 from minigrad.render.levels import Level, fits_32_bits
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
@@ -109,9 +109,9 @@ class Emitter(levels.Levels[Level, str]):
         self.levels[-1].lines.append(text)
 
     @contextmanager
-    def straight(self, body: Iterable[Statement] = (), header: str = "") -> Iterator[None]:
-        """A straight piece, or that of a loop or branch, whose statements are `body`."""
-        self.levels.append(Level(changes=written(*body)))
+    def straight(self, changes: frozenset[Array] = frozenset(), header: str = "") -> Iterator[None]:
+        """A straight piece, or that of a loop or branch, in which arrays change."""
+        self.levels.append(Level(changes=changes))
         yield
         done, parent = self.pop(self.variables), self.levels[-1].lines
         if not header:
@@ -286,7 +286,7 @@ class Emitter(levels.Levels[Level, str]):
         name = self.fresh(loop.variable.name)
         step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
         header = f"for ({kind} {name} = {start}; {name} < {stop}; {step})"
-        with self.straight(loop.body, header):
+        with self.straight(loop.changes, header):
             self.bind(loop.variable, name, kind)
             self.body(loop)
 
@@ -297,7 +297,7 @@ class Emitter(levels.Levels[Level, str]):
         if guard == "false":
             return
         start, level = self._placed(loop.start, kind)  # in parentheses where it is a sum
-        with self.straight(loop.body, f"if ({bare(guard)})" if guard else ""):
+        with self.straight(loop.changes, f"if ({bare(guard)})" if guard else ""):
             self.bind(loop.variable, start, kind, level)
             self.body(loop)
 

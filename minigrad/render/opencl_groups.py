@@ -179,7 +179,7 @@ class GroupsEmitter(Emitter):
         if items:
             (inner,) = loop.body
             assert isinstance(inner, Loop)
-            with self.straight(inner.body):
+            with self.straight(inner.changes):
                 self.line(f"const {kind} {name} = get_global_id(0) / {items};")
                 if not isinstance(total, int):  # as many groups are launched as there may be rows
                     self.line(f"if ({name} >= {stop}) return;")
@@ -190,7 +190,7 @@ class GroupsEmitter(Emitter):
                 self.body(inner)
         else:
             header = f"for ({kind} {name} = get_global_id(0); {name} < {stop}; "
-            with self.straight(loop.body, f"{header}{name} += get_global_size(0))"):
+            with self.straight(loop.changes, f"{header}{name} += get_global_size(0))"):
                 self.bind(loop.variable, name, kind)
                 self.body(loop)
 
@@ -235,7 +235,7 @@ class GroupsEmitter(Emitter):
     def _iteration(self, loop: Loop, lane: int) -> None:
         """The body in one lane, or from the first one on."""
         kind = kind_of_range(loop.start, loop.stops, loop.step)
-        with self.straight(loop.body):
+        with self.straight(loop.changes):
             place = self.fresh(loop.variable.name)
             self.line(f"const {kind} {place} = {bare(self.index(loop.start + lane, kind))};")
             self.bind(loop.variable, place, kind)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import math
 import operator
 import pickle
 import subprocess
 import sys
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -396,6 +398,18 @@ def test_copies_are_equal():
     x = (Variable("pos", 0, 9).bind(4) * 3 + 1) // 5 + M
     for twin in (copy.deepcopy(x), pickle.loads(pickle.dumps(x))):
         assert twin == x and hash(twin) == hash(x) and twin - x == 0
+
+
+def test_equal_atoms_are_one_object_while_somebody_holds_it():
+    x, quotient = Atom("var", "own", 0, 7, payload=1), (var("own", 0, 7) + 1) // 3
+    assert Atom("var", "own", 0, 7, payload=1) is x is pickle.loads(pickle.dumps(x))
+    assert only_atom((var("own", 0, 7) + 1) // 3) is only_atom(quotient)
+    assert Atom("var", "own", 0, 7, payload=True) is not x  # which equals 1
+    assert Atom("var", "own", 0, 8, payload=1) is not x
+    link = weakref.ref(x)
+    del x
+    gc.collect()
+    assert link() is None
 
 
 def test_pickles_from_another_process():

@@ -223,7 +223,7 @@ def test_no_field_is_forgotten():
     known = {"op", "dtype", "args", "value", "array", "index", "guard"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | {"indices", "variables"}
     assert {n for n in Atom.__slots__ if not n.startswith("_")} == {
-        "kind", "name", "inner", "divisor", "low", "high", "payload", "key", "hash",
+        "kind", "name", "inner", "divisor", "low", "high", "payload",
     }  # fmt: skip
     assert {n for n in Affine.__slots__ if not n.startswith("_")} == {"constant", "terms", "hash"}
     assert {n for n in Node.__slots__ if not n.startswith("_")} == {

@@ -1,0 +1,163 @@
+"""Registers of a nest are values of LLVM IR: behind loops and branches one of two.
+
+Nests made by hand, whose loops may have no iterations, run for all small counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minigrad.dtype import dtypes
+from minigrad.errors import CompileError
+from minigrad.graph.node import Op
+from minigrad.graph.symbolic import Integer, var
+from minigrad.loops.nest import Fold, Loop, Nest, Statements, Store
+from minigrad.render.llvm import render
+from minigrad.runtimes.jit_compiler import host_compiler
+from minigrad.schedule import expr
+from minigrad.schedule.expr import Array
+
+OUT = Array("out", dtypes.int64, 8)
+SUM, OTHER = (Array(name, dtypes.int64, 1, "registers") for name in ("sum", "other"))
+ROW, X, Y, Z = (var(name, 0, 7).terms[0][0] for name in ("r0", "x0", "y0", "z0"))
+N = var("n", 0, 3)  # so many iterations
+ONE = expr.const(1, dtypes.int64)
+
+
+def nest(*body: Loop | Store | Fold) -> Nest:
+    parallel = Loop(ROW, 0, (8,), tuple(body))
+    return Nest("kernel", parallel, (OUT,), ("n",), (), 0, 1, 0, 0, 0, "by hand")
+
+
+def put(register: Array, value: expr.Expr) -> Store:
+    return Store(register, 0, value)
+
+
+def loop(variable: object, stop: Integer, *body: Loop | Store) -> Loop:
+    return Loop(variable, 0, (stop,), tuple(body))  # type: ignore[arg-type]
+
+
+def times(count: int, register: Array) -> Store:
+    """register = register · count + 1: which tells the order of what was done."""
+    old = expr.load(register)
+    return put(register, old * expr.const(count, dtypes.int64) + ONE)
+
+
+def result(body: Statements, n: int) -> list[int]:
+    """What is in `out` behind a nest's run."""
+    text = render(nest(*body))  # type: ignore[arg-type]
+    assert "alloca" not in text
+    addresses, code = host_compiler().compile(text, ["kernel"])
+    out = np.full(8, -1, np.int64)
+    words = (ctypes.c_int64 * 2)(out.ctypes.data, n)
+    kernel = ctypes.CFUNCTYPE(
+        None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
+    )
+    kernel(addresses["kernel"])(0, 8, words, None)
+    del code
+    return out.tolist()
+
+
+def stored(register: Array = SUM) -> Store:
+    return Store(OUT, ROW.index, expr.load(register))
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_what_a_loop_without_iterations_does_not_change(n: int) -> None:
+    expected = 5
+    for _ in range(n):
+        expected = 2 * expected + 1
+    body = (put(SUM, expr.const(5, dtypes.int64)), loop(X, N, times(2, SUM)), stored())
+    assert result(body, n) == [expected] * 8
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_loops_in_loops_and_one_behind_the_other(n: int) -> None:
+    total = other = 1
+    for _ in range(n):
+        for _ in range(2):
+            total = 2 * total + 1
+            for _ in range(n):
+                total, other = 3 * total + 1, other + total
+        other = other * 5 + 1
+    for _ in range(n):
+        total = 7 * total + 1
+    inner = loop(Z, N, put(OTHER, expr.load(OTHER) + expr.load(SUM)), times(3, SUM))
+    body = (
+        put(SUM, ONE), put(OTHER, ONE),
+        loop(X, N, loop(Y, 2, times(2, SUM), inner), times(5, OTHER)),
+        loop(X, N, times(7, SUM)),
+        put(SUM, expr.load(SUM) * expr.const(1000, dtypes.int64) + expr.load(OTHER)), stored(),
+    )  # fmt: skip
+    assert result(body, n) == [1000 * total + other] * 8
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_a_register_that_was_read_before_the_loop_that_changes_it(n: int) -> None:
+    total = 5
+    for _ in range(n):
+        total = 2 * total + 1
+    body = (
+        put(SUM, expr.const(5, dtypes.int64)), put(OTHER, expr.load(SUM) + ONE),
+        loop(X, N, times(2, SUM)),
+        put(SUM, expr.load(SUM) * expr.const(10, dtypes.int64) + expr.load(OTHER)), stored(),
+    )  # fmt: skip
+    assert result(body, n) == [10 * total + 6] * 8
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_a_register_that_a_loop_only_passes_on(n: int) -> None:
+    """Two registers change places: each one's next value is the other's last one."""
+    total, other = 3, 4
+    for _ in range(n):
+        total, other = other, total
+    third = Array("third", dtypes.int64, 1, "registers")
+    body = (
+        put(SUM, expr.const(3, dtypes.int64)), put(OTHER, expr.const(4, dtypes.int64)),
+        loop(X, N, put(third, expr.load(SUM)), put(SUM, expr.load(OTHER)),
+             put(OTHER, expr.load(third))),
+        put(SUM, expr.load(SUM) * expr.const(10, dtypes.int64) + expr.load(OTHER)), stored(),
+    )  # fmt: skip
+    assert result(body, n) == [10 * total + other] * 8
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_lanes_outside_a_mask_keep_theirs(n: int) -> None:
+    """A last vector of n lanes, whose sum over lanes is that of those only."""
+    part = Array("part", dtypes.int64, 1, "registers", lanes=X, width=4)
+    clear = Store(part, 0, expr.const(0, dtypes.int64), everywhere=True)
+    more = Store(part, 0, expr.load(part) + expr.index(X.index + 1, dtypes.int64))
+    lanes = Loop(X, 0, (N + 2,), (more,), "lanes", 4)
+    body = (clear, lanes, Fold(SUM, Op.SUM, part), stored())
+    assert result(body, n) == [sum(range(1, n + 3))] * 8
+
+
+def test_what_nothing_was_put_into_is_no_value() -> None:
+    """Not even where a loop, which may have no iterations, puts something there."""
+    with pytest.raises(CompileError, match=r"by hand.*reads sum\[0\], which nothing has set"):
+        render(replace(nest(loop(X, N, put(SUM, ONE)), stored()), name="by hand"))
+    render(nest(loop(X, 3, put(SUM, ONE)), stored()))
+
+
+def test_loops_that_run_are_entered_without_a_question() -> None:
+    """One of N iterations may have none; one of N + 1 has one."""
+    def compared(stop: Integer) -> int:
+        text = render(nest(put(SUM, ONE), loop(X, stop, times(2, SUM)), stored()))
+        return len(re.findall("icmp slt", text))
+
+    assert compared(N) == compared(N + 1) + 1
+    assert result((put(SUM, ONE), loop(X, N + 1, times(2, SUM)), stored()), 2) == [15] * 8
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_less_than_a_vector_has_no_code_for_whole_ones(count: int) -> None:
+    numbers = Store(OUT, ROW.index, expr.index(ROW.index, dtypes.int64))
+    lanes = Loop(ROW, 0, (count,), (numbers,), "lanes", 4)
+    text = render(replace(nest(), parallel=lanes))
+    assert "llvm.masked.store" in text
+    assert ("store <4 x i64>" in text) == (count > 4)
