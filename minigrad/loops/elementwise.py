@@ -19,7 +19,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import unit_stride_axis, vector_width
 from minigrad.loops.build import combine, elements, flat_loop, loops_over, put, serial_loop, streams
@@ -31,7 +31,7 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Guard
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import FILL, ITEM_LANES, Group, Target
+from minigrad.target import FILL, ITEM_LANES, LINE, Group, Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
 # of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
@@ -73,9 +73,11 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
         # still there when the rest comes, however far apart the rows are
         y, extent = across.variable, numel([across.extent])
         lanes = min(target.lanes(store.array.dtype) for store in stores)
+        line = LINE // min(store.array.dtype.itemsize for store in stores)
+        follows = _following(outer, axis, across, stores, line)
         down = s.split(y, extent if extent <= TILE else DOWN, "down")
-        right = s.split(x, max(TILE, lanes), "right")
-        xs = [down, *(one for one in xs if one != y), right]
+        right = s.split(x, line if follows else max(TILE, lanes), "right")
+        xs = [down, *(one for one in xs if one not in (y, *follows)), right, *follows]
         s.reorder(*xs, x, y)
         s.vectorize(x, lanes)
         s.transpose(y, lanes)
@@ -133,6 +135,29 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
                 if isinstance(other.extent, int) and other.extent >= DOWN:
                     return other
     return None
+
+
+def _following(
+    outer: Sequence[Axis], axis: Axis, across: Axis, stores: Sequence[Store], line: int
+) -> list[Atom]:
+    """The axis along which what lies across goes on where its rows end, if whole lines are stored.
+
+    A line of results for one row after the other: as many runs are read as a line has elements,
+    which a processor follows. (All channels of an image's row are a run of each channel.)
+    """
+    loads = expr.loads(*(store.value for store in stores))
+    apart = [a.variable for a in outer]
+    whole = all(
+        (coefficient(one.index, x) or 0) % line == 0 for one in stores for x in apart
+    )
+    if numel([axis.extent]) % line or not whole:
+        return []
+    for z in apart:
+        steps = {coefficient(load.index, z) for load in loads
+                 if coefficient(load.index, across.variable) == 1}  # fmt: skip
+        if all(step is not None and 1 < step <= 2 * numel([across.extent]) for step in steps):
+            return [z]
+    return []
 
 
 def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
