@@ -120,12 +120,11 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         s.tails(m, cost.SMALL_TILES)
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int):
-            hints = TileHints(problem, plan, s.operands, tile)
-            deep = s.trips(ks[-1]) >= LEAST_FETCHED
-            if deep or hints.behind and s.trips(ks[-1]) >= LEAST_FETCHED_BEHIND:
+            hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
+            if hints.pay:
                 lines = s.split(ks[-1], hints.line, "ko", computing=True)
-                s.insert(lines, hints.seldom if deep else hints.epilogue)
-                if deep:
+                s.insert(lines, hints.seldom)
+                if hints.deep:
                     s.insert(ks[-1], hints.often)
                 ks = [*ks[:-1], lines, ks[-1]]
         if problem.terms is not None:
@@ -272,12 +271,14 @@ LONG_EPILOGUE = 32
 class TileHints:
     """Hints for the loops over k of tiles: at every k, and seldom, at every `line` of them.
 
-    operands: how tiles read them. k: the innermost axis of k; number: of a tile in its block.
+    operands: how tiles read them. k: the innermost axis of k, of so many `terms`; number: of a
+    tile in its block. shared: axes of rows around it.
     """
 
     def __init__(
-        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom
-    ) -> None:
+        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom, terms: int,
+        shared: Sequence[Atom],
+    ) -> None:  # fmt: skip
         self.left, self.right = operands["left"], operands["right"]
         self.plan, right = plan, problem.parts.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.PAIR) else ()
@@ -288,14 +289,25 @@ class TileHints:
         self.line = LINE // max(self.left.dtype.itemsize, 4)
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
         self.apart = max(plan.panels, 1) * plan.nr  # columns
+        self.deep = terms >= LEAST_FETCHED
         self.following = bool(self.sources) and plan.packs_right and not plan.kc
-        self.following = self.following and plan.nc > self.apart
+        self.following = self.following and plan.nc > self.apart and self.deep
         # what is read behind the sums, row by row: no processor guesses where
         self.behind = [] if plan.kc else [
             load for load in expr.loads(*(store.value for store in problem.stores))
             if coefficient_of(load, self.n) == 1 and coefficient_of(load, self.m)
             and load.array.space == "buffer" and not expr.values_in(load.index)
         ]  # fmt: skip
+        # along what, and how far, rows of `left` are asked for ahead: those of a short loop are
+        # asked for where the next tile of these rows begins (the next row of an image)
+        self.later: tuple[Atom, int] | None = None
+        if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
+            if self.deep:
+                self.later = self.k, 2 * self.line
+            elif shared and coefficient_of(self.left, shared[-1]) and terms > self.line:
+                self.later = shared[-1], 1
+        self.pay = self.deep or self.later is not None
+        self.pay = self.pay or bool(self.behind) and terms >= LEAST_FETCHED_BEHIND
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
@@ -307,11 +319,13 @@ class TileHints:
         return list(hints)
 
     def seldom(self, loop: Loop, around: Around) -> list[Statement]:
-        """At every line of k: each row's next line but one, the next panel."""
+        """At every line of k: a line of each row that is read later, the next panel."""
         k = loop_over(self.k, loop.body).start
         hints: list[Statement] = []
-        if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
-            lines = self._lines(self.left, {self.k: k + 2 * self.line})[:1]
+        if self.later is not None:
+            x, far = self.later
+            at = {self.k: k, x: (k if x == self.k else x.index) + far}
+            lines = self._lines(self.left, at)[:1]
             hints.append(replace(loop_over(self.m, loop.body), body=lines))
         if self.following:
             hints.append(self._next_panel(loop))
