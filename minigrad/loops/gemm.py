@@ -34,7 +34,7 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
@@ -271,8 +271,8 @@ LONG_EPILOGUE = 32
 class TileHints:
     """Hints for the loops over k of tiles: at every k, and seldom, at every `line` of them.
 
-    operands: how tiles read them. k: the innermost axis of k, of so many `terms`; number: of a
-    tile in its block. shared: axes of rows around it.
+    operands: how tiles read them. k: the innermost axis of k, of so many `terms`; tile: its
+    number in a block. shared: axes of rows around it.
     """
 
     def __init__(
@@ -282,9 +282,13 @@ class TileHints:
         self.left, self.right = operands["left"], operands["right"]
         self.plan, right = plan, problem.parts.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.PAIR) else ()
-        # of one tile: its loop goes (`Schedule.simplify`), and so does its variable
-        self.number: Integer = tile.index if tile.high else 0
         parts = problem.parts
+        # tiles that read a panel, and the number of one; of a loop over one tile the variable goes
+        # (`Schedule.simplify`)
+        around = [axis for axis in parts.m if axis.variable in shared]
+        extents = [*(axis.extent for axis in around), max(plan.mc // plan.mr, 1)]
+        places = [*(axis.index for axis in around), tile.index if tile.high else 0]
+        self.tiles, self.number = numel(extents), flatten(places, extents)
         self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
@@ -357,7 +361,7 @@ class TileHints:
     def _next_panel(self, loop: Loop) -> Loop:
         """Hints at what a tile fetches of a panel of the next group at a line of k."""
         tile, piece, nr = self.number, loop.index, self.plan.nr
-        tiles, depth = max(self.plan.mc // self.plan.mr, 1), self.k.high + 1
+        tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
         source = self.sources[0]
         step = distance(source, self.k)
