@@ -263,11 +263,11 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
     pays = packing_pays(problem, target)
     deep = depth * nr * size > FAR_BYTES
     if pays and (awkward or plain and deep):
-        cuts = [KC] if plain and deep else [0]
-        if not deep and plain and depth > 2 * KC and needs_packing(problem, nr, rows):
-            cuts.append(KC)
-        ways = [(*blocks_of(problem, target, mr, batches, kc), kc) for kc in cuts]
-        _, blocks, column_blocks, kc = min(ways)
+        kc = KC if plain and deep else 0
+        near = target.l2 // 2 if kc else target.l2
+        most_rows = max(near // ((kc or depth) * max(size, 4)), mr)
+        most_columns = NC if kc else max(MOST_WORK // (min(rows, most_rows) * depth), 1)
+        blocks, column_blocks = blocks_of(problem, most_rows, most_columns, batches)
         mr, mc = even_blocks(rows, mr, blocks)
         packs = kc > 0 or needs_packing(problem, nr, mc)
         each = ceildiv(panels, column_blocks)
@@ -366,19 +366,15 @@ def rows_of_block(rows: int, mr: int, wanted: int) -> int:
 
 
 def blocks_of(
-    problem: Problem, target: Target, mr: int, batches: int, kc: int
-) -> tuple[tuple[int, bool, int], int, int]:
-    """What copies cost, and into how many blocks rows and columns are cut.
+    problem: Problem, most_rows: int, most_columns: int, batches: int
+) -> tuple[int, int]:
+    """Into how many blocks rows and columns are cut: tasks that threads can share, few copies.
 
-    So that there are tasks that threads can share, and few copies. Each block of rows copies all
-    columns, each of columns all rows. Panels whose columns lie along k are transposed, which takes
-    twice as long. Where k is cut, all sums are read and written for each piece of it.
+    Each block of rows copies all columns, each of columns all rows. Panels whose columns lie along
+    k are transposed, which takes twice as long.
     """
-    parts, depth = problem.parts, kc or problem.depth
+    parts = problem.parts
     extents = parts.m[-1].typical, parts.n[-1].count
-    near = target.l2 // 2 if kc else target.l2
-    most_rows = max(near // (depth * max(problem.stage.body.dtype.itemsize, 4)), mr)
-    most_columns = NC if kc else max(MOST_WORK // (min(extents[0], most_rows) * depth), 1)
     fewest = ceildiv(extents[0], most_rows), ceildiv(extents[1], most_columns)
     ways = product(*(
         range(few, max(few, min(n // LEAST_ROWS, few + FEW_TASKS)) + 1)
@@ -386,17 +382,16 @@ def blocks_of(
     ))  # fmt: skip
     k, n = parts.k[-1].variable, parts.n[-1].variable
     of_right = 2 if distance(parts.right, k) < distance(parts.right, n) else 1
-    sums = 2 * numel(extents) // kc if kc else 0
 
     def cost(way: tuple[int, ...]) -> tuple[int, bool, int]:
         rows, columns = way
         tasks = batches * rows * columns
-        copied = of_right * rows * extents[1] + columns * extents[0] + sums
+        copied = of_right * rows * extents[1] + columns * extents[0]
         uneven = tasks < ENOUGH_TASKS and tasks % SHARES != 0
         return max(FEW_TASKS - tasks, 0), uneven, copied
 
     rows, columns = min(ways, key=cost)
-    return cost((rows, columns)), rows, columns
+    return rows, columns
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:

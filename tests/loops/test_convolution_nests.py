@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from property.compare import Tolerance, difference
 from schedule.machine import run, target_of
@@ -11,13 +10,10 @@ from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
 from minigrad import Tensor
 from minigrad.graph.node import Node
 from minigrad.graph.substitution import substitute, variables
-from minigrad.loops import cost
-from minigrad.loops.nest import Loop, Nest, Prefetch, Store, loop_over, walk
-from minigrad.loops.product import prepare
+from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule import expr
-from minigrad.schedule.schedule import Kernel
 
 NEAR = Tolerance(ulps=16, scale=16, terms=1)
 
@@ -39,20 +35,21 @@ def convolution(
     return build
 
 
-def kernels_of(build: Build) -> tuple[list[Kernel], list[Nest]]:
+def nests_of(build: Build) -> list[Nest]:
+    return [lower(kernel, target_of("avx512")) for kernel in plan_of(build).kernels]
+
+
+def product_of(build: Build) -> Nest:
+    """The nest of the product, which comes behind the copy of the image."""
     kernels = plan_of(build).kernels
-    return list(kernels), [lower(kernel, target_of("avx512")) for kernel in kernels]
-
-
-def product_of(build: Build) -> tuple[Kernel, Nest]:
-    kernels, nests = kernels_of(build)
-    return next(pair for pair in zip(kernels, nests, strict=True) if pair[0].kind == "contraction")
+    assert [kernel.kind for kernel in kernels] == ["rows", "contraction"]
+    return nests_of(build)[1]
 
 
 @pytest.mark.parametrize("channels, extent, stride", [(64, 56, 1), (64, 56, 2), (32, 28, 1)])
 def test_the_next_row_of_an_image_is_asked_for(channels: int, extent: int, stride: int) -> None:
     """Few channels are no long loop over k, whose own rows could be asked for."""
-    _, nest = product_of(convolution("forward", 8, channels, extent, 64, stride))
+    nest = product_of(convolution("forward", 8, channels, extent, 64, stride))
     pixels = stride * (extent + 2) * channels  # from one row of tiles to the next
     found = list(walk(nest.parallel))
     (hint,) = (one for one in found if isinstance(one, Prefetch))
@@ -70,7 +67,7 @@ def test_the_next_row_of_an_image_is_asked_for(channels: int, extent: int, strid
 
 def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None:
     """56 tiles read a panel, of 32 columns: each asks for one, not for all of them."""
-    _, nest = product_of(convolution("forward", 8, 256, 7, 1024))
+    nest = product_of(convolution("forward", 8, 256, 7, 1024))
     loops = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
     hints = [one for one in loops if one.variable.name.startswith("f") and one.body]
     assert [one.stops for one in hints] == [(1,)]
@@ -79,33 +76,24 @@ def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None
 @pytest.mark.parametrize("channels", [128, 512])
 def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
     """Blocks of 256 terms are few: they are added to the sum, not to one of each place first."""
-    _, nest = product_of(convolution("forward", 8, channels, 7, 64))
+    nest = product_of(convolution("forward", 8, channels, 7, 64))
     stores = (one for one in walk(nest.parallel) if isinstance(one, Store))
     assert len({one.array for one in stores if one.array.in_registers}) == 2
 
 
-def test_k_is_cut_where_that_saves_copies() -> None:
-    """768 rows of 1,568 terms: six blocks that copy all panels; four, where k is in pieces."""
-    kernel, _ = product_of(convolution("weight", 8, 256, 14, 256))
-    problem = prepare(kernel)
-    batches = int(np.prod([axis.extent for axis in problem.outer]))
-    plan = cost.plan_of(problem, target_of("avx512"), batches)
-    assert plan.kc == cost.KC and plan.mc == 192
-
-
 def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> None:
     """As many runs of memory at a time as a line has channels."""
-    _, (copy, *_) = kernels_of(convolution("forward", 8, 64, 56, 64))
+    copy, *_ = nests_of(convolution("forward", 8, 64, 56, 64))
     (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
     first, second = (substitute(store.index, {copy.parallel.variable: n}) for n in (0, 1))
-    lanes = loop_over(next(iter(copy.parallel.body)).variable, copy.parallel.body)  # type: ignore[union-attr]
-    assert lanes.step == 16
+    assert isinstance(vectors := copy.parallel.body[0], Loop)
+    assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 16
     assert second - first == 58 * 64
 
 
 @pytest.mark.parametrize("extent, whole", [(7, True), (5, False)])
 def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
-    _, (copy, *_) = kernels_of(convolution("forward", 2, 64, extent, 16))
+    copy, *_ = nests_of(convolution("forward", 2, 64, extent, 16))
     assert any(isinstance(one, Loop) and one.transpose for one in walk(copy.parallel)) is whole
 
 
