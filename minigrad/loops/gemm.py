@@ -294,8 +294,8 @@ class TileHints:
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
         self.apart = max(plan.panels, 1) * plan.nr  # columns
         self.deep = terms >= LEAST_FETCHED
-        self.following = bool(self.sources) and plan.packs_right and not plan.kc
-        self.following = self.following and plan.nc > self.apart and self.deep
+        packs = bool(self.sources) and plan.packs_right and not plan.kc
+        self.following = packs and plan.nc > self.apart and self.deep
         # what is read behind the sums, row by row: no processor guesses where
         self.behind = [] if plan.kc else [
             load for load in expr.loads(*(store.value for store in problem.stores))
@@ -310,8 +310,8 @@ class TileHints:
                 self.later = self.k, 2 * self.line
             elif shared and coefficient_of(self.left, shared[-1]) and terms > self.line:
                 self.later = shared[-1], 1
-        self.pay = self.deep or self.later is not None
-        self.pay = self.pay or bool(self.behind) and terms >= LEAST_FETCHED_BEHIND
+        behind = self.behind and terms >= LEAST_FETCHED_BEHIND
+        self.pay = bool(self.deep or self.later or behind)
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
@@ -323,7 +323,7 @@ class TileHints:
         return list(hints)
 
     def seldom(self, loop: Loop, around: Around) -> list[Statement]:
-        """At every line of k: a line of each row that is read later, the next panel."""
+        """At every line of k: rows that are read later, the next panel, what is read behind."""
         k = loop_over(self.k, loop.body).start
         hints: list[Statement] = []
         if self.later is not None:
@@ -333,17 +333,13 @@ class TileHints:
             hints.append(replace(loop_over(self.m, loop.body), body=lines))
         if self.following:
             hints.append(self._next_panel(loop))
-        return hints + self.epilogue(loop, around)
-
-    def epilogue(self, loop: Loop, around: Around) -> list[Statement]:
-        """At each line of k: some of the tile's rows of what is read behind the sums."""
-        if not self.behind:
-            return []
-        each = ceildiv(self.plan.mr, ceildiv(self.k.high + 1, self.line))
-        one = make_axis("f", 1, each)
-        row = loop_over(self.m, loop.body).start + (loop.index * each + one.index)
-        rows = [hint for load in self.behind for hint in self._columns(load, {self.m: row})]
-        return [Loop(one.variable, 0, (each,), tuple(rows), "unroll")]
+        if self.behind:  # some of the tile's rows
+            each = ceildiv(self.plan.mr, ceildiv(self.k.high + 1, self.line))
+            one = make_axis("f", 1, each)
+            row = loop_over(self.m, loop.body).start + (loop.index * each + one.index)
+            rows = [hint for load in self.behind for hint in self._columns(load, {self.m: row})]
+            hints.append(Loop(one.variable, 0, (each,), tuple(rows), "unroll"))
+        return hints
 
     def _lines(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         """Hints at the lines of an operand's row of a tile or panel, at an index."""
