@@ -244,8 +244,11 @@ def in_levels(parallel: Loop, target: Target) -> Loop:
     known: Uses = {}
 
     def change(loop: Loop, around: Loops) -> Statements | None:
+        # what is inside first: of a sum in blocks only these are added then, maybe few enough
+        body = nest.map_loops(loop.body, change, (*around, loop))
+        loop = loop if body is loop.body else loop.around(body)
         long = _long_sums(loop, around, target, known) if loop.kind in ("serial", "lanes") else {}
-        return nest.map_loops(_cut(loop, long, around, target), change, around) if long else None
+        return nest.map_loops(_cut(loop, long, around, target), change, around) if long else (loop,)
 
     return parallel.around(nest.map_loops(parallel.body, change, (parallel,)))
 

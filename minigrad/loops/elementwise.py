@@ -19,9 +19,9 @@ from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import places_along, unit_stride_axis, vector_width
+from minigrad.loops.axes import NEIGHBOURS, places_along, unit_stride_axis, vector_width
 from minigrad.loops.build import (
     combine,
     elements,
@@ -40,7 +40,7 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Guard
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import FILL, ITEM_LANES, Group, Target
+from minigrad.target import FILL, ITEM_LANES, LINE, Group, Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
 # of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
@@ -48,7 +48,7 @@ BLOCK_LENGTH = 4096
 FEW = 64  # parallel iterations below which long rows are cut
 # Elements of a tile along the transposed axis, where there are more than TILE: a line of float32,
 # and a vector of 512 bits. Low tiles that lie side by side beat square ones: a·2 + aᵀ of 2048²
-# takes 0.65 ms instead of 1.1 (measured).
+# takes 0.65 ms instead of 1.1 (measured). Half a vector is transposed sooner than gathered, too.
 DOWN = 16
 LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
 TILE = 64  # elements of a tile along vectors: four lines of float32
@@ -83,9 +83,11 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
         # still there when the rest comes, however far apart the rows are
         y, extent = across.variable, numel([across.extent])
         lanes = min(target.lanes(store.array.dtype) for store in stores)
+        line = LINE // min(store.array.dtype.itemsize for store in stores)
+        follows = _following(outer, axis, across, stores, line)
         down = s.split(y, extent if extent <= TILE else DOWN, "down")
-        right = s.split(x, max(TILE, lanes), "right")
-        xs = [down, *(one for one in xs if one != y), right]
+        right = s.split(x, line if follows else max(TILE, lanes), "right")
+        xs = [down, *(one for one in xs if one not in (y, *follows)), right, *follows]
         s.reorder(*xs, x, y)
         s.vectorize(x, lanes)
         s.transpose(y, lanes)
@@ -157,11 +159,31 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
     """The axis along which an operand lies that is not in order along the vectors' axis."""
     for load in expr.loads(*exprs) if isinstance(axis.extent, int) else ():
         for other in outer:
-            strides = [coefficient(load.index, a.variable) for a in (axis, other)]
-            if strides[0] not in (None, 0, 1) and strides[1] == 1:
-                if isinstance(other.extent, int) and other.extent >= DOWN:
+            apart, along = (coefficient(load.index, a.variable) for a in (axis, other))
+            if apart is not None and apart not in (0, 1) and along == 1:
+                least = DOWN if abs(apart) <= NEIGHBOURS else DOWN // 2
+                if isinstance(other.extent, int) and other.extent >= least:
                     return other
     return None
+
+
+def _following(
+    outer: Sequence[Axis], axis: Axis, across: Axis, stores: Sequence[Store], line: int
+) -> list[Atom]:
+    """The axis along which what lies across goes on where its rows end, if lines are stored whole.
+
+    A line of results for one row after the other: as many runs are read as a line has elements,
+    which a processor follows. (All channels of an image's row would be a run of each channel.)
+    """
+    found = {(one.index, x) for one in stores for x in (a.variable for a in outer)}
+    if numel([axis.extent]) % line or any((coefficient(i, x) or 0) % line for i, x in found):
+        return []
+    runs = [
+        load.index for load in expr.loads(*(one.value for one in stores))
+        if coefficient(load.index, across.variable) == 1
+    ]
+    near = range(2, 2 * numel([across.extent]) + 1)
+    return [a.variable for a in outer if all(coefficient(i, a.variable) in near for i in runs)][:1]
 
 
 def scatter(kernel: Kernel, target: Target, name: str) -> Nest:

@@ -34,7 +34,7 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
@@ -120,12 +120,11 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         s.tails(m, cost.SMALL_TILES)
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int):
-            hints = TileHints(problem, plan, s.operands, tile)
-            deep = s.trips(ks[-1]) >= LEAST_FETCHED
-            if deep or hints.behind and s.trips(ks[-1]) >= LEAST_FETCHED_BEHIND:
+            hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
+            if hints.pay:
                 lines = s.split(ks[-1], hints.line, "ko", computing=True)
-                s.insert(lines, hints.seldom if deep else hints.epilogue)
-                if deep:
+                s.insert(lines, hints.seldom)
+                if hints.deep:
                     s.insert(ks[-1], hints.often)
                 ks = [*ks[:-1], lines, ks[-1]]
         if problem.terms is not None:
@@ -272,30 +271,47 @@ LONG_EPILOGUE = 32
 class TileHints:
     """Hints for the loops over k of tiles: at every k, and seldom, at every `line` of them.
 
-    operands: how tiles read them. k: the innermost axis of k; number: of a tile in its block.
+    operands: how tiles read them. k: the innermost axis of k, of so many `terms`; tile: its
+    number in a block. shared: axes of rows around it.
     """
 
     def __init__(
-        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom
-    ) -> None:
+        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom, terms: int,
+        shared: Sequence[Atom],
+    ) -> None:  # fmt: skip
         self.left, self.right = operands["left"], operands["right"]
         self.plan, right = plan, problem.parts.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.PAIR) else ()
-        # of one tile: its loop goes (`Schedule.simplify`), and so does its variable
-        self.number: Integer = tile.index if tile.high else 0
         parts = problem.parts
+        # tiles that read a panel, and the number of one; of a loop over one tile the variable goes
+        # (`Schedule.simplify`)
+        around = [axis for axis in parts.m if axis.variable in shared]
+        extents = [*(axis.extent for axis in around), max(plan.mc // plan.mr, 1)]
+        places = [*(axis.index for axis in around), tile.index if tile.high else 0]
+        self.tiles, self.number = numel(extents), flatten(places, extents)
         self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
         self.apart = max(plan.panels, 1) * plan.nr  # columns
-        self.following = bool(self.sources) and plan.packs_right and not plan.kc
-        self.following = self.following and plan.nc > self.apart
+        self.deep = terms >= LEAST_FETCHED
+        packs = bool(self.sources) and plan.packs_right and not plan.kc
+        self.following = packs and plan.nc > self.apart and self.deep
         # what is read behind the sums, row by row: no processor guesses where
         self.behind = [] if plan.kc else [
             load for load in expr.loads(*(store.value for store in problem.stores))
             if coefficient_of(load, self.n) == 1 and coefficient_of(load, self.m)
             and load.array.space == "buffer" and not expr.values_in(load.index)
         ]  # fmt: skip
+        # along what, and how far, rows of `left` are asked for ahead: those of a short loop are
+        # asked for where the next tile of these rows begins (the next row of an image)
+        self.later: tuple[Atom, int] | None = None
+        if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
+            if self.deep:
+                self.later = self.k, 2 * self.line
+            elif shared and coefficient_of(self.left, shared[-1]) and terms > self.line:
+                self.later = shared[-1], 1
+        behind = self.behind and terms >= LEAST_FETCHED_BEHIND
+        self.pay = bool(self.deep or self.later or behind)
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
@@ -307,25 +323,23 @@ class TileHints:
         return list(hints)
 
     def seldom(self, loop: Loop, around: Around) -> list[Statement]:
-        """At every line of k: each row's next line but one, the next panel."""
+        """At every line of k: rows that are read later, the next panel, what is read behind."""
         k = loop_over(self.k, loop.body).start
         hints: list[Statement] = []
-        if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
-            lines = self._lines(self.left, {self.k: k + 2 * self.line})[:1]
+        if self.later is not None:
+            x, far = self.later
+            at = {self.k: k, x: (k if x == self.k else x.index) + far}
+            lines = self._lines(self.left, at)[:1]
             hints.append(replace(loop_over(self.m, loop.body), body=lines))
         if self.following:
             hints.append(self._next_panel(loop))
-        return hints + self.epilogue(loop, around)
-
-    def epilogue(self, loop: Loop, around: Around) -> list[Statement]:
-        """At each line of k: some of the tile's rows of what is read behind the sums."""
-        if not self.behind:
-            return []
-        each = ceildiv(self.plan.mr, ceildiv(self.k.high + 1, self.line))
-        one = make_axis("f", 1, each)
-        row = loop_over(self.m, loop.body).start + (loop.index * each + one.index)
-        rows = [hint for load in self.behind for hint in self._columns(load, {self.m: row})]
-        return [Loop(one.variable, 0, (each,), tuple(rows), "unroll")]
+        if self.behind:  # some of the tile's rows
+            each = ceildiv(self.plan.mr, ceildiv(self.k.high + 1, self.line))
+            one = make_axis("f", 1, each)
+            row = loop_over(self.m, loop.body).start + (loop.index * each + one.index)
+            rows = [hint for load in self.behind for hint in self._columns(load, {self.m: row})]
+            hints.append(Loop(one.variable, 0, (each,), tuple(rows), "unroll"))
+        return hints
 
     def _lines(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         """Hints at the lines of an operand's row of a tile or panel, at an index."""
@@ -343,7 +357,7 @@ class TileHints:
     def _next_panel(self, loop: Loop) -> Loop:
         """Hints at what a tile fetches of a panel of the next group at a line of k."""
         tile, piece, nr = self.number, loop.index, self.plan.nr
-        tiles, depth = max(self.plan.mc // self.plan.mr, 1), self.k.high + 1
+        tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
         source = self.sources[0]
         step = distance(source, self.k)

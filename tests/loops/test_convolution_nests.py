@@ -1,0 +1,107 @@
+"""What the loops of convolutions do: what they ask for, in which order they read, what they add."""
+
+from __future__ import annotations
+
+import pytest
+from property.compare import Tolerance, difference
+from schedule.machine import run, target_of
+from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
+
+from minigrad import Tensor
+from minigrad.graph.node import Node
+from minigrad.graph.substitution import substitute, variables
+from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+from minigrad.schedule import expr
+
+NEAR = Tolerance(ulps=16, scale=16, terms=1)
+
+
+def convolution(
+    of: str, batch: int, channels: int, extent: int, out: int, stride: int = 1
+) -> Build:
+    """3 × 3 with zeros around square images, or its gradient."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(batch, channels, extent, extent), inputs(out, channels, 3, 3)
+        image, weight = Tensor._of(x), Tensor._of(w)
+        y = image.conv2d(weight, stride=stride, padding=1)
+        if of == "forward":
+            return [y.node]
+        seed = Tensor._of(inputs(*y.shape))
+        return [y.gradient(image if of == "input" else weight, gradient=seed)[0].node]
+
+    return build
+
+
+def nests_of(build: Build) -> list[Nest]:
+    return [lower(kernel, target_of("avx512")) for kernel in plan_of(build).kernels]
+
+
+def product_of(build: Build) -> Nest:
+    """The nest of the product, which comes behind the copy of the image."""
+    kernels = plan_of(build).kernels
+    assert [kernel.kind for kernel in kernels] == ["rows", "contraction"]
+    return nests_of(build)[1]
+
+
+@pytest.mark.parametrize("channels, extent, stride", [(64, 56, 1), (64, 56, 2), (32, 28, 1)])
+def test_the_next_row_of_an_image_is_asked_for(channels: int, extent: int, stride: int) -> None:
+    """Few channels are no long loop over k, whose own rows could be asked for."""
+    nest = product_of(convolution("forward", 8, channels, extent, 64, stride))
+    pixels = stride * (extent + 2) * channels  # from one row of tiles to the next
+    found = list(walk(nest.parallel))
+    (hint,) = (one for one in found if isinstance(one, Prefetch))
+    (load,) = {
+        load for one in found if isinstance(one, Store) for load in expr.loads(one.value)
+        if load.array is hint.array
+    }  # fmt: skip
+    (tile,) = (one.variable for one in found if isinstance(one, Loop) and hint in one.body)
+    ko, k = (next(a for a in variables(x.index) if a.name.startswith(n))
+             for x, n in ((hint, "ko"), (load, "k2")))  # fmt: skip
+    (row,) = (a for a in variables(load.index) if a.name == tile.name)
+    at = substitute(load.index, {row: tile.index, k: 16 * ko.index})
+    assert hint.index - at == pixels
+
+
+def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None:
+    """56 tiles read a panel, of 32 columns: each asks for one, not for all of them."""
+    nest = product_of(convolution("forward", 8, 256, 7, 1024))
+    loops = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
+    hints = [one for one in loops if one.variable.name.startswith("f") and one.body]
+    assert [one.stops for one in hints] == [(1,)]
+
+
+@pytest.mark.parametrize("channels", [128, 512])
+def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
+    """Blocks of 256 terms are few: they are added to the sum, not to one of each place first."""
+    nest = product_of(convolution("forward", 8, channels, 7, 64))
+    stores = (one for one in walk(nest.parallel) if isinstance(one, Store))
+    assert len({one.array for one in stores if one.array.in_registers}) == 2
+
+
+def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> None:
+    """As many runs of memory at a time as a line has channels."""
+    copy, *_ = nests_of(convolution("forward", 8, 64, 56, 64))
+    (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
+    first, second = (substitute(store.index, {copy.parallel.variable: n}) for n in (0, 1))
+    assert isinstance(vectors := copy.parallel.body[0], Loop)
+    assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 16
+    assert second - first == 58 * 64
+
+
+@pytest.mark.parametrize("extent, whole", [(7, True), (5, False)])
+def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
+    copy, *_ = nests_of(convolution("forward", 2, 64, extent, 16))
+    assert any(isinstance(one, Loop) and one.transpose for one in walk(copy.parallel)) is whole
+
+
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2), (80, 9, 1)])
+def test_their_results(of: str, channels: int, extent: int, stride: int) -> None:
+    graph, inputs = graph_of(convolution(of, 2, channels, extent, 40, stride))
+    values = values_for(inputs, 1)
+    (expected,) = evaluate(graph.roots, values, {})
+    (found,) = run(graph, values, "host", 1)
+    assert difference(found, expected, NEAR, tuple(values.values()), 20.0) is None
