@@ -194,7 +194,7 @@ class Capture:
         """JitError where an input is written by other ways too, or a gradient would be added to."""
         memories = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(memories):
-            if memory in self.written:
+            if memory in self.written or (number in self.written_inputs and memory in self.read):
                 raise written_both_ways(self.name, number)
         times = Counter(memories) if self.written_inputs else {}
         for number in self.written_inputs:
