@@ -151,7 +151,7 @@ class Movement(Methods):
         check_ints("expand", **{f"shape[{i}]": extent for i, extent in enumerate(kept)})
         if any(low(extent) < 0 for extent in kept):
             raise ShapeError(
-                f"expand{kept} of shape {self.shape}: expected extents ≥ 0, or −1 where there is one"
+                f"expand{kept} of shape {self.shape}: expected extents ≥ 0, −1 where one is"
             )
         broadcast_to(self.raw, kept)
         return self._view(lambda node: broadcast_to(node, kept))
