@@ -57,7 +57,7 @@ from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, realization, views
-from minigrad.tensor.live_tensors import all_holders
+from minigrad.tensor.live_tensors import all_holders, of_this_thread
 from minigrad.tensor.pytree import (
     Signature,
     flatten,
@@ -305,7 +305,7 @@ def _part(result: Any, known: set[int]) -> Any:
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:
     """Realize tensors without memory that were written: the next write is then in place."""
     alive = [(link(), node) for link, node in before]
-    realization.realize([
+    realization.realize(of_this_thread(
         holder for holder, node in alive
         if holder is not None and holder.raw is not node and holder.raw.op is not Op.BUFFER
-    ])  # fmt: skip
+    ))  # fmt: skip

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any
 
 from minigrad.graph.node import BUFFER, Node, Op, ages
@@ -75,14 +76,16 @@ class Holder:
 class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
-    device: where the node is. filed: the age that a node made then would have had. death: for one
-    without a callback, another that has one.
+    device: where the node is. filed: the age that a node made then would have had. thread: of one
+    that was lazy, which made or wrote it first. death: for one without a callback, another that has
+    one.
     """
 
-    __slots__ = ("node_id", "device", "filed", "death")
+    __slots__ = ("node_id", "device", "filed", "thread", "death")
     node_id: int
-    filed: int
     device: str
+    filed: int
+    thread: int
     death: weakref.ref[Holder]
 
 
@@ -117,6 +120,7 @@ def _file(holder: Holder, node: Node) -> None:
     if node.op is not BUFFER or holder._origin is not None:
         _lazy[id(link)] = link
         link.filed = next(ages)
+        link.thread = getattr(link, "thread", 0) or get_ident()
         clock.lazies += 1
     elif filed is not link and _several(number):
         shared.add(number)
@@ -250,6 +254,12 @@ def lazy_holders() -> list[Holder]:
     with lock:
         alive = _alive(_known(list(_lazy.values())))
         return [holder for holder in alive if holder.raw.op is not Op.BUFFER]
+
+
+def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
+    """Those that this thread made or wrote first, as far as they were lazy then."""
+    me = get_ident()
+    return [holder for holder in tensors if getattr(holder._link, "thread", me) == me]
 
 
 def lazy_since(age: int) -> list[Holder]:

@@ -13,6 +13,8 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Container, Iterable, Sequence, Set
 
@@ -35,6 +37,8 @@ from minigrad.tensor.live_tensors import (
     lazy_since,
     leaves_among,
     lock,
+    of_this_thread,
+    rank,
     wants_gradient,
 )
 from minigrad.tensor.saved_graphs import has_history, see_through
@@ -45,6 +49,11 @@ _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
 # The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
 _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+# thread → its plan, from when that is made until tensors point to what it computed.
+_under_way: dict[int, _Plan] = {}
+_settled = threading.Condition(lock)
+if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
+    os.register_at_fork(after_in_child=_under_way.clear)
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -79,11 +88,9 @@ def accompany(buffer: Node, holder: Holder) -> None:
 
 def realize(tensors: Iterable[Holder]) -> None:
     """Give every tensor memory that holds its value."""
-    with lock:
-        lazy = [holder for holder in tensors if holder.raw.op is not BUFFER]
-        plan = _Plan(lazy) if lazy else None
-    if plan is not None:
-        _run(plan)
+    lazy = [holder for holder in tensors if holder.raw.op is not BUFFER]
+    if lazy:
+        _compute(lazy)
 
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
@@ -91,13 +98,9 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     if id(buffer.arg) in spoiled:
         _lose_readers(buffer, holder)
     if lazy_links:
-        with lock:
-            plan = _Plan([], {buffer}, holder)
-        _run(plan)
+        _compute([], {buffer}, holder)
     if any(other is not holder for other in holders(buffer)):  # since that plan, it may be
-        with lock:
-            plan = _Plan([], {buffer}, holder)
-        _run(plan)
+        _compute([], {buffer}, holder)
     buffer.arg.copy_in(data)
     with lock:
         saved_graphs.overwritten(buffer)
@@ -106,32 +109,39 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
 
 
 def settle_before(written: Container[Buffer]) -> None:
-    """Realize what must be before a replay: waiting writes, and readers of `written` memory.
+    """Realize what must be before a replay: this thread's waiting writes, readers of `written`.
 
     Views of `written` memory stay lazy, and follow it. Who reads a random state that has no waiting
-    write has a copy already.
+    write has a copy already. Of what is recorded, others' tensors are no part.
     """
     with lock:
         following = views.align(written)
         lazy = _readable(lazy_holders())
-        reads: set[Node] = set()
+        mine = of_this_thread(lazy)
+        waits, reads = set[Node](), set[Node]()
         for node in topological([holder.raw for holder in lazy]):
             if node.op is Op.BUFFER:
                 if node.arg in written and node not in _companions:
                     reads.add(node)
-            elif _is_waiting(node) or any(source in reads for source in node.src):
-                reads.add(node)
-        wanted = [h for h in lazy if h.raw in reads and id(h._link) not in following]
+            else:
+                if _is_waiting(node) or not waits.isdisjoint(node.src):
+                    waits.add(node)
+                if not reads.isdisjoint(node.src):
+                    reads.add(node)
+        wanted = [h for h in mine if h.raw in waits or h.raw in reads]
+        if recording.calls is None:
+            wanted += [h for h in lazy if h.raw in reads]
+        wanted = [h for h in wanted if id(h._link) not in following]
     realize(wanted)
 
 
 def settle_readers() -> None:
-    """Realize every live tensor that reads memory: whatever is written next, it is as it was.
+    """Realize this thread's tensors that read memory: whatever is written next, they are as now.
 
     Views stay lazy, and follow their bases. One that reads only a random state gets a copy of that.
     """
     with lock:
-        lazy = [h for h in _readable(lazy_holders()) if views.base_of(h) is None]
+        lazy = [h for h in of_this_thread(_readable(lazy_holders())) if views.base_of(h) is None]
         reads: set[Node] = set()
         states: dict[Node, None] = {}
         for node in topological([holder.raw for holder in lazy]):
@@ -146,9 +156,7 @@ def settle_readers() -> None:
         for holder in wanted:
             realize([holder])
     for state in states:
-        with lock:
-            plan = _Plan([], {state}, _companions[state]())
-        _run(plan)
+        _compute([], {state}, _companions[state]())
     views.align()
 
 
@@ -165,6 +173,28 @@ def separate(node: Node, owners: Container[int]) -> None:
         for holder in others:
             holder._point(copied)
             views.written(holder)
+
+
+def _compute(
+    wanted: Sequence[Holder], targets: Iterable[Node] = (), owner: Holder | None = None
+) -> None:
+    """Plan and compute, after what other threads are at now that must be before."""
+    me = threading.get_ident()
+    outer = _under_way.pop(me, None)  # which computes a custom node that wants something else
+    try:
+        with lock:
+            plan = _Plan(wanted, targets, owner)
+            while any(map(plan.must_wait_for, _under_way.values())):
+                _settled.wait()
+                plan = _Plan([h for h in wanted if h.raw.op is not BUFFER], targets, owner)
+            _under_way[me] = plan
+        _run(plan)
+    finally:
+        with lock:
+            _under_way.pop(me, None)
+            if outer is not None:
+                _under_way[me] = outer
+            _settled.notify_all()
 
 
 def _run(plan: _Plan) -> None:
@@ -291,6 +321,18 @@ class _Plan:
             values = [*self.alone.values(), *self.wholes]
         self.values = values
         self.same = values == list(self.roots)  # whose order is known
+
+    def must_wait_for(self, other: _Plan) -> bool:
+        """Whether one of the two writes to memory that the other, of this rank, reads or writes.
+
+        Else what waits would be written twice, or overwritten while it is read.
+        """
+        mine, others = self.targets.keys(), other.targets.keys()
+        return any(rank.knows(target.device) for target in (mine or others)) and not (
+            mine.isdisjoint(others)
+            and mine.isdisjoint(other.order)
+            and others.isdisjoint(self.order)
+        )
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
