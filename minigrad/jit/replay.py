@@ -156,7 +156,8 @@ class Capture:
             realization.realize(tensors)
             tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
         if lazy_links:
-            realization.settle_before(self.written | {tensor.raw.arg for tensor in tensors})
+            written = self.written | {tensor.raw.arg for tensor in tensors}
+            realization.settle_before(written, self.read)
         if not self.written_inputs:  # for these it is another matter each time
             self.settled = now
         for node in self.written_nodes:

@@ -77,8 +77,8 @@ class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
     device: where the node is. filed: the age that a node made then would have had. thread: of one
-    that was lazy, which made or wrote it first. death: for one without a callback, another that has
-    one.
+    that was lazy, which made it, or wrote it last. death: for one without a callback, another that
+    has one.
     """
 
     __slots__ = ("node_id", "device", "filed", "thread", "death")
@@ -92,6 +92,7 @@ class Link(weakref.ref[Holder]):
 # id of a node → its link, or several by their ids. While a link is filed its tensor keeps the node
 # alive, so an id cannot be given to another node meanwhile.
 by_node: dict[int, Link | dict[int, Link]] = {}
+capturing: set[int] = set()  # threads that capture a step now
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 # Those whose node is not a BUFFER yet, and views: what they show may change without them.
 _lazy: dict[int, Link] = {}
@@ -257,9 +258,17 @@ def lazy_holders() -> list[Holder]:
 
 
 def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
-    """Those that this thread made or wrote first, as far as they were lazy then."""
+    """Those that this thread made, or wrote last, as far as they were lazy then."""
     me = get_ident()
     return [holder for holder in tensors if getattr(holder._link, "thread", me) == me]
+
+
+def not_captured(tensors: list[Holder]) -> list[Holder]:
+    """Those that are in no step which another thread captures now."""
+    others = capturing - {get_ident()} if capturing else None
+    if not others:
+        return tensors
+    return [holder for holder in tensors if getattr(holder._link, "thread", 0) not in others]
 
 
 def lazy_since(age: int) -> list[Holder]:

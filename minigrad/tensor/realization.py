@@ -16,14 +16,14 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Container, Iterable, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Sequence, Set
 
 from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.copies import MANY, as_rows, unstacked
-from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, make, topological
+from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, depending, make, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
@@ -31,12 +31,14 @@ from minigrad.program import recording
 from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
     Holder,
+    capturing,
     holders,
     lazy_holders,
     lazy_links,
     lazy_since,
     leaves_among,
     lock,
+    not_captured,
     of_this_thread,
     rank,
     wants_gradient,
@@ -52,8 +54,18 @@ _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary(
 # thread → its plan, from when that is made until tensors point to what it computed.
 _under_way: dict[int, _Plan] = {}
 _settled = threading.Condition(lock)
-if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
-    os.register_at_fork(after_in_child=_under_way.clear)
+
+
+def _in_child() -> None:
+    """A child has the thread alone that forked."""
+    for threads in (_under_way.keys(), capturing):
+        for thread in {*threads} - {threading.get_ident()}:
+            _under_way.pop(thread, None)
+            capturing.discard(thread)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -78,6 +90,7 @@ def write(holder: Holder, value: Node) -> None:
     with lock:
         _waiting[id(target)] = written
         holder._point(written)
+        holder._link.thread = threading.get_ident()
 
 
 def accompany(buffer: Node, holder: Holder) -> None:
@@ -88,9 +101,15 @@ def accompany(buffer: Node, holder: Holder) -> None:
 
 def realize(tensors: Iterable[Holder]) -> None:
     """Give every tensor memory that holds its value."""
-    lazy = [holder for holder in tensors if holder.raw.op is not BUFFER]
-    if lazy:
-        _compute(lazy)
+    wanted = {holder: node for holder in tensors if (node := holder.raw).op is not BUFFER}
+    if wanted:
+        _compute([*wanted])
+        realize([h for h in wanted if h.raw is not wanted[h]])  # as another thread has changed them
+
+
+def _settle(lazy: list[Holder]) -> None:
+    """Realize what others may have begun, unless it is in a step that they capture by now."""
+    _compute(lazy, choose=not_captured)
 
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
@@ -108,56 +127,60 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
         holder._point(buffer)
 
 
-def settle_before(written: Container[Buffer]) -> None:
-    """Realize what must be before a replay: this thread's waiting writes, readers of `written`.
+def settle_before(written: Container[Buffer], read: Container[Buffer] = ()) -> None:
+    """Realize what must be before a step: who reads what it writes, and writes to what it reads.
 
-    Views of `written` memory stay lazy, and follow it. Who reads a random state that has no waiting
-    write has a copy already. Of what is recorded, others' tensors are no part.
+    And all writes of this thread that wait: those of another one, which may go on meanwhile, are
+    its own business elsewhere. Views of `written` memory stay lazy, and follow it. Who reads a
+    random state that has no waiting write has a copy already. Of what is recorded, only this
+    thread's tensors are a part.
     """
     with lock:
         following = views.align(written)
-        lazy = _readable(lazy_holders())
-        mine = of_this_thread(lazy)
-        waits, reads = set[Node](), set[Node]()
-        for node in topological([holder.raw for holder in lazy]):
-            if node.op is Op.BUFFER:
-                if node.arg in written and node not in _companions:
-                    reads.add(node)
-            else:
-                if _is_waiting(node) or not waits.isdisjoint(node.src):
-                    waits.add(node)
-                if not reads.isdisjoint(node.src):
-                    reads.add(node)
-        wanted = [h for h in mine if h.raw in waits or h.raw in reads]
-        if recording.calls is None:
-            wanted += [h for h in lazy if h.raw in reads]
-        wanted = [h for h in wanted if id(h._link) not in following]
-    realize(wanted)
+        lazy = not_captured(_readable(lazy_holders()))
+        order, waits, mine = _waits_and_mine(lazy)
+        reads = depending(order, (
+            node for node in order
+            if (node.op is BUFFER and node.arg in written and node not in _companions)
+            or (_is_waiting(node) and node.src[0].arg in read)
+        ))  # fmt: skip
+        anyone = recording.calls is None
+        wanted = [
+            holder for holder in lazy
+            if (anyone and holder.raw in reads or holder in mine and holder.raw in waits)
+            and id(holder._link) not in following
+        ]  # fmt: skip
+    _settle(wanted)
 
 
 def settle_readers() -> None:
-    """Realize this thread's tensors that read memory: whatever is written next, they are as now.
+    """Realize live tensors that read memory: whatever is written next, they are as they were.
 
-    Views stay lazy, and follow their bases. One that reads only a random state gets a copy of that.
+    But not those of another thread that need a write of its own. Views stay lazy, and follow their
+    bases. One that reads only a random state gets a copy of that.
     """
     with lock:
-        lazy = [h for h in of_this_thread(_readable(lazy_holders())) if views.base_of(h) is None]
-        reads: set[Node] = set()
-        states: dict[Node, None] = {}
-        for node in topological([holder.raw for holder in lazy]):
-            if node in _companions:
-                states[node] = None
-            elif node.op is Op.BUFFER or any(source in reads for source in node.src):
-                reads.add(node)
-        wanted = [holder for holder in lazy if holder.raw in reads]
+        lazy = [h for h in not_captured(_readable(lazy_holders())) if views.base_of(h) is None]
+        order, waits, mine = _waits_and_mine(lazy)
+        states = [node for node in order if node in _companions]
+        reads = depending(
+            order, (node for node in order if node.op is BUFFER and node not in _companions)
+        )
+        wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
     try:
-        realize(wanted)
+        _settle(wanted)
     except ValueError:  # a variable that is bound to several values: no single program has it
         for holder in wanted:
-            realize([holder])
+            _settle([holder])
     for state in states:
         _compute([], {state}, _companions[state]())
     views.align()
+
+
+def _waits_and_mine(lazy: list[Holder]) -> tuple[list[Node], set[Node], set[Holder]]:
+    """The nodes below lazy tensors, those that need a waiting write, and this thread's tensors."""
+    order = topological([holder.raw for holder in lazy])
+    return order, depending(order, filter(_is_waiting, order)), {*of_this_thread(lazy)}
 
 
 def separate(node: Node, owners: Container[int]) -> None:
@@ -176,17 +199,23 @@ def separate(node: Node, owners: Container[int]) -> None:
 
 
 def _compute(
-    wanted: Sequence[Holder], targets: Iterable[Node] = (), owner: Holder | None = None
-) -> None:
-    """Plan and compute, after what other threads are at now that must be before."""
+    wanted: list[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
+    choose: Callable[[list[Holder]], list[Holder]] = list,
+) -> None:  # fmt: skip
+    """Plan and compute, after what other threads are at now that must be before.
+
+    choose: which of the wanted ones, as they are by then.
+    """
     me = threading.get_ident()
     outer = _under_way.pop(me, None)  # which computes a custom node that wants something else
     try:
         with lock:
-            plan = _Plan(wanted, targets, owner)
-            while any(map(plan.must_wait_for, _under_way.values())):
+            while True:
+                lazy = [holder for holder in choose(wanted) if holder.raw.op is not BUFFER]
+                plan = _Plan(lazy, targets, owner)
+                if not any(map(plan.must_wait_for, _under_way.values())):
+                    break
                 _settled.wait()
-                plan = _Plan([h for h in wanted if h.raw.op is not BUFFER], targets, owner)
             _under_way[me] = plan
         _run(plan)
     finally:
@@ -486,7 +515,7 @@ class _Plan:
                 del made[root]
         kept = {*self.kept, *dict(self.lost)} if self.kept or self.lost else ()
         for root, buffer in made.items():
-            for holder in holders(root):
+            for holder in not_captured(holders(root)):
                 holder._point(buffer)
                 if holder.stopped and root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
@@ -494,7 +523,7 @@ class _Plan:
             made[target] = made[copied]
         if made and lazy_links:
             ages_of = [_copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
-            lazy = lazy_since(min(ages_of))
+            lazy = not_captured(lazy_since(min(ages_of)))
             if lazy:
                 _replace(lazy, made)
         for target in self.targets:
