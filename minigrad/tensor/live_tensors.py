@@ -61,7 +61,8 @@ class Holder:
     def _enter(self, node: Node) -> None:
         """Stand for `node` for the first time."""
         self.raw = node
-        self._link = Link(self, _forget)
+        self._link = link = Link(self, _forget)
+        link.thread = get_ident()
         with lock:
             _file(self, node)
 
@@ -76,9 +77,9 @@ class Holder:
 class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
-    device: where the node is. filed: the age that a node made then would have had. thread: of one
-    that was lazy, which made it, or wrote it last. death: for one without a callback, another that
-    has one.
+    device: where the node is. filed: the age that a node made then would have had. thread: which
+    made it or wrote it last (unknown of a replay's results). death: for one without a callback,
+    another that has one.
     """
 
     __slots__ = ("node_id", "device", "filed", "thread", "death")
@@ -121,7 +122,6 @@ def _file(holder: Holder, node: Node) -> None:
     if node.op is not BUFFER or holder._origin is not None:
         _lazy[id(link)] = link
         link.filed = next(ages)
-        link.thread = getattr(link, "thread", 0) or get_ident()
         clock.lazies += 1
     elif filed is not link and _several(number):
         shared.add(number)
@@ -258,7 +258,7 @@ def lazy_holders() -> list[Holder]:
 
 
 def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
-    """Those that this thread made, or wrote last, as far as they were lazy then."""
+    """Those that this thread made or wrote last, as far as that is known."""
     me = get_ident()
     return [holder for holder in tensors if getattr(holder._link, "thread", me) == me]
 

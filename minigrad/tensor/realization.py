@@ -17,6 +17,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence, Set
+from threading import get_ident
 
 from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
@@ -54,12 +55,13 @@ _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary(
 # thread → its plan, from when that is made until tensors point to what it computed.
 _under_way: dict[int, _Plan] = {}
 _settled = threading.Condition(lock)
+_waiters = 0  # threads that wait, or are about to
 
 
 def _in_child() -> None:
     """A child has the thread alone that forked."""
     for threads in (_under_way.keys(), capturing):
-        for thread in {*threads} - {threading.get_ident()}:
+        for thread in {*threads} - {get_ident()}:
             _under_way.pop(thread, None)
             capturing.discard(thread)
 
@@ -90,7 +92,7 @@ def write(holder: Holder, value: Node) -> None:
     with lock:
         _waiting[id(target)] = written
         holder._point(written)
-        holder._link.thread = threading.get_ident()
+        holder._link.thread = get_ident()
 
 
 def accompany(buffer: Node, holder: Holder) -> None:
@@ -101,10 +103,12 @@ def accompany(buffer: Node, holder: Holder) -> None:
 
 def realize(tensors: Iterable[Holder]) -> None:
     """Give every tensor memory that holds its value."""
-    wanted = {holder: node for holder in tensors if (node := holder.raw).op is not BUFFER}
-    if wanted:
-        _compute([*wanted])
-        realize([h for h in wanted if h.raw is not wanted[h]])  # as another thread has changed them
+    plan = _compute(tensors)
+    if plan is not None:
+        roots = plan.roots
+        moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in roots]
+        if moved:  # another thread computed what they depend on
+            realize(moved)
 
 
 def _settle(lazy: list[Holder]) -> None:
@@ -199,31 +203,41 @@ def separate(node: Node, owners: Container[int]) -> None:
 
 
 def _compute(
-    wanted: list[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
+    wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
     choose: Callable[[list[Holder]], list[Holder]] = list,
-) -> None:  # fmt: skip
+) -> _Plan | None:  # fmt: skip
     """Plan and compute, after what other threads are at now that must be before.
 
-    choose: which of the wanted ones, as they are by then.
+    choose: which of the wanted ones, as they are by then. Gives the plan, if there was need of one.
     """
-    me = threading.get_ident()
-    outer = _under_way.pop(me, None)  # which computes a custom node that wants something else
+    global _waiters
+    me, plan = get_ident(), None
+    outer = _under_way.pop(me, None) if _under_way else None  # that computes a custom node
     try:
         with lock:
-            while True:
-                lazy = [holder for holder in choose(wanted) if holder.raw.op is not BUFFER]
-                plan = _Plan(lazy, targets, owner)
-                if not any(map(plan.must_wait_for, _under_way.values())):
-                    break
-                _settled.wait()
-            _under_way[me] = plan
-        _run(plan)
+            lazy = [holder for holder in wanted if holder.raw.op is not BUFFER]
+            if lazy or targets:
+                plan = _Plan(choose(lazy), targets, owner)
+                if _under_way:
+                    _waiters += 1
+                    try:
+                        while any(map(plan.must_wait_for, _under_way.values())):
+                            _settled.wait()
+                            lazy = [holder for holder in lazy if holder.raw.op is not BUFFER]
+                            plan = _Plan(choose(lazy), targets, owner)
+                    finally:
+                        _waiters -= 1
+                _under_way[me] = plan
+        if plan is not None:
+            _run(plan)
     finally:
-        with lock:
-            _under_way.pop(me, None)
-            if outer is not None:
-                _under_way[me] = outer
-            _settled.notify_all()
+        _under_way.pop(me, None)
+        if outer is not None:
+            _under_way[me] = outer
+        if _waiters:
+            with lock:
+                _settled.notify_all()
+    return plan
 
 
 def _run(plan: _Plan) -> None:
@@ -515,7 +529,7 @@ class _Plan:
                 del made[root]
         kept = {*self.kept, *dict(self.lost)} if self.kept or self.lost else ()
         for root, buffer in made.items():
-            for holder in not_captured(holders(root)):
+            for holder in not_captured(holders(root)) if capturing else holders(root):
                 holder._point(buffer)
                 if holder.stopped and root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
