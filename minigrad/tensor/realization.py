@@ -181,7 +181,7 @@ def settle_readers() -> None:
     views.align()
 
 
-def _waits_and_mine(lazy: list[Holder]) -> tuple[list[Node], set[Node], set[Holder]]:
+def _waits_and_mine(lazy: Sequence[Holder]) -> tuple[list[Node], set[Node], set[Holder]]:
     """The nodes below lazy tensors, those that need a waiting write, and this thread's tensors."""
     order = topological([holder.raw for holder in lazy])
     return order, depending(order, filter(_is_waiting, order)), {*of_this_thread(lazy)}
@@ -204,7 +204,7 @@ def separate(node: Node, owners: Container[int]) -> None:
 
 def _compute(
     wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
-    choose: Callable[[list[Holder]], list[Holder]] = list,
+    choose: Callable[[Sequence[Holder]], Sequence[Holder]] = list,
 ) -> _Plan | None:  # fmt: skip
     """Plan and compute, after what other threads are at now that must be before.
 
