@@ -75,6 +75,7 @@ def write(holder: Holder, value: Node) -> None:
     node = holder.raw
     if value is node:
         return
+    holder._link.thread = get_ident()
     target = node.src[0] if node.op is Op.ASSIGN else node
     if target.op is not Op.BUFFER:
         if watching.watch is not None:
@@ -92,7 +93,6 @@ def write(holder: Holder, value: Node) -> None:
     with lock:
         _waiting[id(target)] = written
         holder._point(written)
-        holder._link.thread = get_ident()
 
 
 def accompany(buffer: Node, holder: Holder) -> None:

@@ -111,6 +111,30 @@ def test_steps_that_are_captured_beside_others(device: str) -> None:
     assert all(together(work))
 
 
+def test_a_step_of_another_thread_than_what_it_writes(device: str) -> None:
+    """Also where that has no memory, or a write that waits, when the step is called first."""
+    total = Tensor(np.zeros(3), device=device) * 2
+    other = Tensor(np.ones(3), device=device).realize()
+    other *= 5
+
+    @jit
+    def step(x: Tensor) -> Tensor:
+        total.assign(total + x)
+        return other * x
+
+    found: list[list[float]] = []
+
+    def work() -> None:
+        for number in range(5):
+            found.append(step(Tensor(np.full(3, float(number)), device=device)).tolist())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(120)
+    assert found == [[5.0 * number] * 3 for number in range(5)]
+    assert total.tolist() == [10.0] * 3
+
+
 def test_one_leaf_read_by_all(device: str) -> None:
     """Gradients by a shared parameter, each thread with a loss of its own."""
     weights = Tensor(_data(1, 8), device=device, requires_grad=True)
