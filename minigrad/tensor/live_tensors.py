@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any
 
@@ -263,11 +263,9 @@ def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
     return [holder for holder in tensors if getattr(holder._link, "thread", me) == me]
 
 
-def not_captured(tensors: Sequence[Holder]) -> Sequence[Holder]:
+def not_captured(tensors: Iterable[Holder]) -> list[Holder]:
     """Those that are in no step which another thread captures now."""
-    others = capturing - {get_ident()} if capturing else None
-    if not others:
-        return tensors
+    others = capturing - {get_ident()}
     return [holder for holder in tensors if getattr(holder._link, "thread", 0) not in others]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Container, Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from threading import get_ident
 
 from minigrad import program
@@ -56,18 +56,9 @@ _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary(
 _under_way: dict[int, _Plan] = {}
 _settled = threading.Condition(lock)
 _waiters = 0  # threads that wait, or are about to
-
-
-def _in_child() -> None:
-    """A child has the thread alone that forked."""
-    for threads in (_under_way.keys(), capturing):
-        for thread in {*threads} - {get_ident()}:
-            _under_way.pop(thread, None)
-            capturing.discard(thread)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
+    os.register_at_fork(after_in_child=_under_way.clear)
+    os.register_at_fork(after_in_child=capturing.clear)
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -111,11 +102,6 @@ def realize(tensors: Iterable[Holder]) -> None:
             realize(moved)
 
 
-def _settle(lazy: list[Holder]) -> None:
-    """Realize what others may have begun, unless it is in a step that they capture by now."""
-    _compute(lazy, choose=not_captured)
-
-
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
     if id(buffer.arg) in spoiled:
@@ -154,7 +140,7 @@ def settle_before(written: Container[Buffer], read: Container[Buffer] = ()) -> N
             if (anyone and holder.raw in reads or holder in mine and holder.raw in waits)
             and id(holder._link) not in following
         ]  # fmt: skip
-    _settle(wanted)
+    realize(wanted)
 
 
 def settle_readers() -> None:
@@ -172,10 +158,10 @@ def settle_readers() -> None:
         )
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
     try:
-        _settle(wanted)
+        realize(wanted)
     except ValueError:  # a variable that is bound to several values: no single program has it
         for holder in wanted:
-            _settle([holder])
+            realize([holder])
     for state in states:
         _compute([], {state}, _companions[state]())
     views.align()
@@ -203,28 +189,28 @@ def separate(node: Node, owners: Container[int]) -> None:
 
 
 def _compute(
-    wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
-    choose: Callable[[Sequence[Holder]], Sequence[Holder]] = list,
-) -> _Plan | None:  # fmt: skip
+    wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None
+) -> _Plan | None:
     """Plan and compute, after what other threads are at now that must be before.
 
-    choose: which of the wanted ones, as they are by then. Gives the plan, if there was need of one.
+    Gives the plan, if there is need of one: what another thread captures is computed by that alone.
     """
     global _waiters
     me, plan = get_ident(), None
     outer = _under_way.pop(me, None) if _under_way else None  # that computes a custom node
     try:
         with lock:
-            lazy = [holder for holder in wanted if holder.raw.op is not BUFFER]
+            given = not_captured(wanted) if capturing else wanted
+            lazy = [holder for holder in given if holder.raw.op is not BUFFER]
             if lazy or targets:
-                plan = _Plan(choose(lazy), targets, owner)
+                plan = _Plan(lazy, targets, owner)
                 if _under_way:
                     _waiters += 1
                     try:
                         while any(map(plan.must_wait_for, _under_way.values())):
                             _settled.wait()
-                            lazy = [holder for holder in lazy if holder.raw.op is not BUFFER]
-                            plan = _Plan(choose(lazy), targets, owner)
+                            lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
+                            plan = _Plan(lazy, targets, owner)
                     finally:
                         _waiters -= 1
                 _under_way[me] = plan
@@ -537,12 +523,25 @@ class _Plan:
             made[target] = made[copied]
         if made and lazy_links:
             ages_of = [_copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
-            lazy = not_captured(lazy_since(min(ages_of)))
+            lazy = self._replace_writes(not_captured(lazy_since(min(ages_of))), made)
             if lazy:
                 _replace(lazy, made)
         for target in self.targets:
             if target in _companions:
                 _copied_until[target] = next(ages)
+
+    def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
+        """The lazy tensors that depend on nothing which another thread computes now.
+
+        The others keep its writes as they are, of which one that is remade would be made twice.
+        """
+        others = [root for plan in _under_way.values() if plan is not self for root in plan.roots]
+        if not (others and lazy):
+            return lazy
+        busy = depending(topological([holder.raw for holder in lazy]), others)
+        writes = {node: buffer for node, buffer in made.items() if node.op is ASSIGN}
+        _replace([holder for holder in lazy if holder.raw in busy], writes)
+        return [holder for holder in lazy if holder.raw not in busy]
 
     def _record(self, made: dict[Node, Node]) -> None:
         """Keep the graphs of the roots that were chosen for it."""
