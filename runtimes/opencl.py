@@ -48,7 +48,7 @@ WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can t
 STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
 MOST_STAGED = 16  # such copies at a time
 SLICES = 16  # groups for each unit that have scratch memory at a time
-SCRATCH_BYTES = 256 << 20  # of all work-items together; what does not fit is done in strides
+SCRATCH_BYTES = 256 << 20  # of all groups together; what does not fit is launched later
 
 
 def open_device(name: str) -> OpenCL:
@@ -334,12 +334,8 @@ class OpenCL(Runtime):
         else:
             group = min(GROUP, self.device.max_work_group_size)
             items = ceildiv(max(high(nest.total), 1), group) * group
-            items = min(items, WAVES * group * self.group.units)  # enough of them take strides
+            total = items = min(items, WAVES * group * self.group.units)  # enough take strides
         if source.scratch_bytes:
             most = max(min(SCRATCH_BYTES, self.pool.most) // source.scratch_bytes, 1)
-            if nest.items:
-                most = min(most, SLICES * self.group.units)
-                return min(items, most * group), group, total
-            group = min(group, most)
-            items = min(ceildiv(items, group) * group, most // group * group)
-        return items, group, items
+            items = min(items, min(most, SLICES * self.group.units) * group)
+        return items, group, total

@@ -321,8 +321,10 @@ def _prepare(
     assert isinstance(start, int) and isinstance(stop, int) and isinstance(count, int)
     if step > 1 and dilation > 1:  # both: zeros between the windows' places instead
         place = product.at("x", axis)
+        varying = product.varying(place)
         product.split(place, count, 1, ("f", axis))
-        product.pad(place + 1, 0, step - 1)
+        for i in varying:
+            product.factors[i] = pad_along(product.factors[i], place + 1, 0, step - 1)
         product.factors = [merge_axes(factor, place) for factor in product.factors]
         del product.names[place + 1]
         count *= step

@@ -13,7 +13,7 @@ from minigrad.device import Buffer, Call
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op, depending, topological
 from minigrad.tensor import Tensor
-from minigrad.tensor.live_tensors import Holder, all_holders, lazy_holders
+from minigrad.tensor.live_tensors import Holder, all_holders, lazy_holders, of_this_thread
 
 
 class Snapshot:
@@ -37,19 +37,22 @@ class Snapshot:
         return id(holder._link) in self._grads
 
     def left_behind(self) -> list[Holder]:
-        """Lazy tensors made since that depend on memory (`.grad`, what objects keep)."""
-        lazy = lazy_holders()
+        """Lazy tensors that this thread has made since and that depend on memory (`.grad`, what
+        objects keep).
+        """
+        lazy = of_this_thread(lazy_holders())
         reads = readers_of_memory(holder.raw for holder in lazy)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
     def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """Tensors from then whose `.grad` is another one now, and that one."""
+        """Tensors from then whose `.grad` is another one now, from this thread, and that one."""
         return [
             (holder, holder.grad)
             for number, link in self._links.items()
             if isinstance(holder := link(), Tensor)
             and holder.grad is not None
             and holder.grad._link is not self._grads.get(number)
+            and of_this_thread([holder.grad])
         ]
 
 

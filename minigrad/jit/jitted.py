@@ -43,9 +43,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from minigrad.device import watching
+from minigrad.device import Buffer, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, refuse_replaced
@@ -57,7 +58,7 @@ from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, realization, views
-from minigrad.tensor.live_tensors import all_holders
+from minigrad.tensor.live_tensors import all_holders, capturing, of_this_thread
 from minigrad.tensor.pytree import (
     Signature,
     flatten,
@@ -86,8 +87,8 @@ class Jitted(Generic[P, R]):
         self, function: Callable[P, R], instance: Callable[[], Any] | None = None
     ) -> None:
         self.function, self.instance = function, instance
-        # by the thread's key: what the first call gave besides tensors, and took from the host
-        self._called: dict[int, tuple[Any, list[int]]] = {}
+        # by the thread's key: what the first call gave besides tensors, took of the host, used
+        self._called: dict[int, tuple[Any, list[int], weakref.WeakSet[Buffer]]] = {}
         self._captures: dict[int, Capture] = {}  # by the thread's key
         self._replays: dict[int, Serve] = {}  # how each of them is served
         # the same for inputs of other extents, those that were used last at the end
@@ -168,11 +169,12 @@ class Jitted(Generic[P, R]):
                 return self._capture(key, args, kwargs)
             else:
                 before = [(holder._link, holder.raw) for holder in all_holders()]
-                with recorded_calls(), _logged() as data:
+                with recorded_calls() as calls, _logged() as data:
                     result = self.function(*args, **kwargs)
                 _give_memory(before)
                 structure = _part(result, {id(link) for link, _ in before})
-                self._called[key] = structure, data
+                used = {buffer for call in calls for buffer in call.buffers}
+                self._called[key] = structure, data, weakref.WeakSet(used)
                 return result
         return self(*args, **kwargs)
 
@@ -184,7 +186,7 @@ class Jitted(Generic[P, R]):
         realization.realize(tensors)
         realization.settle_readers()
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
-        realization.settle_before(frozenset())
+        realization.settle_before(frozenset(), self._called[key][2])
         given = copies(self.name, tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
@@ -193,6 +195,7 @@ class Jitted(Generic[P, R]):
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
+        capturing.add(get_ident())
         try:
             with recorded_calls() as calls, _logged() as data, noting() as noted:
                 result = self.function(*args, **kwargs)
@@ -202,6 +205,7 @@ class Jitted(Generic[P, R]):
                 realization.realize([*results, *before.left_behind()])
                 realization.settle_before(frozenset())
         finally:
+            capturing.discard(get_ident())
             watching.watch = None
         del args, kwargs
         if others:
@@ -245,7 +249,7 @@ class Jitted(Generic[P, R]):
 
     def _compare(self, key: int, found: Any, data: Sequence[int]) -> None:
         """JitError where this call gives other Python values, or data, than the first."""
-        first, known = self._called[key]
+        first, known, _ = self._called[key]
         if found != first and not objects(first):
             raise JitError(
                 f"{self.name} returned {show(first)} in its first call and {show(found)} in its "
@@ -305,7 +309,7 @@ def _part(result: Any, known: set[int]) -> Any:
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:
     """Realize tensors without memory that were written: the next write is then in place."""
     alive = [(link(), node) for link, node in before]
-    realization.realize([
+    realization.realize(of_this_thread(
         holder for holder, node in alive
         if holder is not None and holder.raw is not node and holder.raw.op is not Op.BUFFER
-    ])  # fmt: skip
+    ))  # fmt: skip

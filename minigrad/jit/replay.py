@@ -156,7 +156,8 @@ class Capture:
             realization.realize(tensors)
             tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
         if lazy_links:
-            realization.settle_before(self.written | {tensor.raw.arg for tensor in tensors})
+            written = self.written | {tensor.raw.arg for tensor in tensors}
+            realization.settle_before(written, self.read)
         if not self.written_inputs:  # for these it is another matter each time
             self.settled = now
         for node in self.written_nodes:
@@ -194,7 +195,7 @@ class Capture:
         """JitError where an input is written by other ways too, or a gradient would be added to."""
         memories = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(memories):
-            if memory in self.written:
+            if memory in self.written or (number in self.written_inputs and memory in self.read):
                 raise written_both_ways(self.name, number)
         times = Counter(memories) if self.written_inputs else {}
         for number in self.written_inputs:

@@ -45,7 +45,7 @@ LONGEST = 160  # letters of an expression that is not given a name for its lengt
 class Source:
     """One kernel: declarations and functions that it uses, and its text before and after its name.
 
-    scratch_bytes: of the last argument, for each work-item (0: there is no such argument).
+    scratch_bytes: of the last argument, for each group (0: there is no such argument).
     """
 
     prelude: tuple[str, ...]

@@ -3,9 +3,9 @@
 An iteration of the parallel loop is a work-group's where the nest has a loop of kind "items"; the
 runtime may launch these in pieces, so that the global number tells which, and the group's which
 slice of the scratch memory is its own. Else an iteration is a work-item's, and they take strides
-where they are fewer. Scratch memory is private where it is small and a work-item's; else it is a
-slice of one buffer, which comes as the last argument. Vectors of neighbouring elements that
-provably begin at a multiple of their length are read and written as one word.
+where they are fewer. Scratch memory of a work-item is private; of a group it is a slice of one
+buffer, which comes as the last argument. Vectors of neighbouring elements that provably begin at a
+multiple of their length are read and written as one word.
 
 A lanes loop of 2, 4 or 8 iterations is computed all at once, by vectors of a work-item. Where its
 body cannot be computed so, it is written out lane by lane. A lanes loop of more than one vector is
@@ -42,7 +42,6 @@ from minigrad.render.opencl_values import (
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 
-PRIVATE_BYTES = 2048  # scratch memory that still goes to private memory
 WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
 
 
@@ -119,7 +118,7 @@ class GroupsEmitter(Emitter):
     def source(self) -> Source:
         """Functions, the kernel's head and its body."""
         nest = self.nest
-        shared = nest.scratch_bytes if self._shares_scratch() else 0
+        shared = nest.scratch_bytes if nest.items else 0
         arguments = []
         for array in nest.arrays:
             name = self.pointers[array] = self.number("a")
@@ -139,16 +138,11 @@ class GroupsEmitter(Emitter):
         size = f"__attribute__((reqd_work_group_size({nest.items}, 1, 1))) " if nest.items else ""
         return Source(self.language.prelude(), f"__kernel {size}void ", nest.name, body, shared)
 
-    def _shares_scratch(self) -> bool:
-        """Whether scratch memory is slices of one buffer."""
-        return self.nest.scratch_bytes > (0 if self.nest.items else PRIVATE_BYTES)
-
     def _scratch(self, shared: int) -> list[str]:
         """Declarations of the scratch arrays."""
         lines = []
         if shared:
-            owner = "group" if self.nest.items else "global"
-            lines.append(f"scratch += get_{owner}_id(0) * (size_t){shared};")
+            lines.append(f"scratch += get_group_id(0) * (size_t){shared};")
         for array, offset in self.nest.scratch:
             name = self.pointers[array] = self.number("x")
             kind = memory_type(array.dtype)
@@ -382,7 +376,7 @@ class GroupsEmitter(Emitter):
         """The address space of an array."""
         if array.space == "local":
             return "__local "
-        return "" if array.space == "scratch" and not self._shares_scratch() else "__global "
+        return "" if array.space == "scratch" and not self.nest.items else "__global "
 
     def _is_aligned(self, array: Array, index: Integer, width: int) -> bool:
         """Whether a vector of neighbours begins at a multiple of its length.

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any
 
 from minigrad.graph.node import BUFFER, Node, Op, ages
@@ -60,7 +61,8 @@ class Holder:
     def _enter(self, node: Node) -> None:
         """Stand for `node` for the first time."""
         self.raw = node
-        self._link = Link(self, _forget)
+        self._link = link = Link(self, _forget)
+        link.thread = get_ident()
         with lock:
             _file(self, node)
 
@@ -75,20 +77,23 @@ class Holder:
 class Link(weakref.ref[Holder]):
     """A weak reference that knows under which node it is filed.
 
-    device: where the node is. filed: the age that a node made then would have had. death: for one
-    without a callback, another that has one.
+    device: where the node is. filed: the age that a node made then would have had. thread: which
+    made it or wrote it last (unknown of a replay's results). death: for one without a callback,
+    another that has one.
     """
 
-    __slots__ = ("node_id", "device", "filed", "death")
+    __slots__ = ("node_id", "device", "filed", "thread", "death")
     node_id: int
-    filed: int
     device: str
+    filed: int
+    thread: int
     death: weakref.ref[Holder]
 
 
 # id of a node → its link, or several by their ids. While a link is filed its tensor keeps the node
 # alive, so an id cannot be given to another node meanwhile.
 by_node: dict[int, Link | dict[int, Link]] = {}
+capturing: set[int] = set()  # threads that capture a step now
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 # Those whose node is not a BUFFER yet, and views: what they show may change without them.
 _lazy: dict[int, Link] = {}
@@ -250,6 +255,18 @@ def lazy_holders() -> list[Holder]:
     with lock:
         alive = _alive(_known(list(_lazy.values())))
         return [holder for holder in alive if holder.raw.op is not Op.BUFFER]
+
+
+def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
+    """Those that this thread made or wrote last, as far as that is known."""
+    me = get_ident()
+    return [holder for holder in tensors if getattr(holder._link, "thread", me) == me]
+
+
+def not_captured(tensors: Iterable[Holder]) -> list[Holder]:
+    """Those that are in no step which another thread captures now."""
+    others = capturing - {get_ident()}
+    return [holder for holder in tensors if getattr(holder._link, "thread", 0) not in others]
 
 
 def lazy_since(age: int) -> list[Holder]:

@@ -149,6 +149,10 @@ class Movement(Methods):
             for i, e in enumerate(wanted)
         )
         check_ints("expand", **{f"shape[{i}]": extent for i, extent in enumerate(kept)})
+        if any(low(extent) < 0 for extent in kept):
+            raise ShapeError(
+                f"expand{kept} of shape {self.shape}: expected extents ≥ 0, −1 where one is"
+            )
         broadcast_to(self.raw, kept)
         return self._view(lambda node: broadcast_to(node, kept))
 

@@ -13,15 +13,18 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Container, Iterable, Sequence, Set
+from threading import get_ident
 
 from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.copies import MANY, as_rows, unstacked
-from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, make, topological
+from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, depending, make, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
@@ -29,12 +32,16 @@ from minigrad.program import recording
 from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
     Holder,
+    capturing,
     holders,
     lazy_holders,
     lazy_links,
     lazy_since,
     leaves_among,
     lock,
+    not_captured,
+    of_this_thread,
+    rank,
     wants_gradient,
 )
 from minigrad.tensor.saved_graphs import has_history, see_through
@@ -45,6 +52,13 @@ _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
 # The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
 _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+# thread → its plan, from when that is made until tensors point to what it computed.
+_under_way: dict[int, _Plan] = {}
+_settled = threading.Condition(lock)
+_waiters = 0  # threads that wait, or are about to
+if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
+    os.register_at_fork(after_in_child=_under_way.clear)
+    os.register_at_fork(after_in_child=capturing.clear)
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -52,6 +66,7 @@ def write(holder: Holder, value: Node) -> None:
     node = holder.raw
     if value is node:
         return
+    holder._link.thread = get_ident()
     target = node.src[0] if node.op is Op.ASSIGN else node
     if target.op is not Op.BUFFER:
         if watching.watch is not None:
@@ -79,11 +94,12 @@ def accompany(buffer: Node, holder: Holder) -> None:
 
 def realize(tensors: Iterable[Holder]) -> None:
     """Give every tensor memory that holds its value."""
-    with lock:
-        lazy = [holder for holder in tensors if holder.raw.op is not BUFFER]
-        plan = _Plan(lazy) if lazy else None
+    plan = _compute(tensors)
     if plan is not None:
-        _run(plan)
+        roots = plan.roots
+        moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in roots]
+        if moved:  # another thread computed what they depend on
+            realize(moved)
 
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
@@ -91,13 +107,9 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     if id(buffer.arg) in spoiled:
         _lose_readers(buffer, holder)
     if lazy_links:
-        with lock:
-            plan = _Plan([], {buffer}, holder)
-        _run(plan)
+        _compute([], {buffer}, holder)
     if any(other is not holder for other in holders(buffer)):  # since that plan, it may be
-        with lock:
-            plan = _Plan([], {buffer}, holder)
-        _run(plan)
+        _compute([], {buffer}, holder)
     buffer.arg.copy_in(data)
     with lock:
         saved_graphs.overwritten(buffer)
@@ -105,51 +117,60 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
         holder._point(buffer)
 
 
-def settle_before(written: Container[Buffer]) -> None:
-    """Realize what must be before a replay: waiting writes, and readers of `written` memory.
+def settle_before(written: Container[Buffer], read: Container[Buffer] = ()) -> None:
+    """Realize what must be before a step: who reads what it writes, and writes to what it reads.
 
-    Views of `written` memory stay lazy, and follow it. Who reads a random state that has no waiting
-    write has a copy already.
+    And all writes of this thread that wait: those of another one, which may go on meanwhile, are
+    its own business elsewhere. Views of `written` memory stay lazy, and follow it. Who reads a
+    random state that has no waiting write has a copy already. Of what is recorded, only this
+    thread's tensors are a part.
     """
     with lock:
         following = views.align(written)
-        lazy = _readable(lazy_holders())
-        reads: set[Node] = set()
-        for node in topological([holder.raw for holder in lazy]):
-            if node.op is Op.BUFFER:
-                if node.arg in written and node not in _companions:
-                    reads.add(node)
-            elif _is_waiting(node) or any(source in reads for source in node.src):
-                reads.add(node)
-        wanted = [h for h in lazy if h.raw in reads and id(h._link) not in following]
+        lazy = not_captured(_readable(lazy_holders()))
+        order, waits, mine = _waits_and_mine(lazy)
+        reads = depending(order, (
+            node for node in order
+            if (node.op is BUFFER and node.arg in written and node not in _companions)
+            or (_is_waiting(node) and node.src[0].arg in read)
+        ))  # fmt: skip
+        anyone = recording.calls is None
+        wanted = [
+            holder for holder in lazy
+            if (anyone and holder.raw in reads or holder in mine and holder.raw in waits)
+            and id(holder._link) not in following
+        ]  # fmt: skip
     realize(wanted)
 
 
 def settle_readers() -> None:
-    """Realize every live tensor that reads memory: whatever is written next, it is as it was.
+    """Realize live tensors that read memory: whatever is written next, they are as they were.
 
-    Views stay lazy, and follow their bases. One that reads only a random state gets a copy of that.
+    But not those of another thread that need a write of its own. Views stay lazy, and follow their
+    bases. One that reads only a random state gets a copy of that.
     """
     with lock:
-        lazy = [h for h in _readable(lazy_holders()) if views.base_of(h) is None]
-        reads: set[Node] = set()
-        states: dict[Node, None] = {}
-        for node in topological([holder.raw for holder in lazy]):
-            if node in _companions:
-                states[node] = None
-            elif node.op is Op.BUFFER or any(source in reads for source in node.src):
-                reads.add(node)
-        wanted = [holder for holder in lazy if holder.raw in reads]
+        lazy = [h for h in not_captured(_readable(lazy_holders())) if views.base_of(h) is None]
+        order, waits, mine = _waits_and_mine(lazy)
+        states = [node for node in order if node in _companions]
+        reads = depending(
+            order, (node for node in order if node.op is BUFFER and node not in _companions)
+        )
+        wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
     try:
         realize(wanted)
     except ValueError:  # a variable that is bound to several values: no single program has it
         for holder in wanted:
             realize([holder])
     for state in states:
-        with lock:
-            plan = _Plan([], {state}, _companions[state]())
-        _run(plan)
+        _compute([], {state}, _companions[state]())
     views.align()
+
+
+def _waits_and_mine(lazy: Sequence[Holder]) -> tuple[list[Node], set[Node], set[Holder]]:
+    """The nodes below lazy tensors, those that need a waiting write, and this thread's tensors."""
+    order = topological([holder.raw for holder in lazy])
+    return order, depending(order, filter(_is_waiting, order)), {*of_this_thread(lazy)}
 
 
 def separate(node: Node, owners: Container[int]) -> None:
@@ -165,6 +186,44 @@ def separate(node: Node, owners: Container[int]) -> None:
         for holder in others:
             holder._point(copied)
             views.written(holder)
+
+
+def _compute(
+    wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None
+) -> _Plan | None:
+    """Plan and compute, after what other threads are at now that must be before.
+
+    Gives the plan, if there is need of one: what another thread captures is computed by that alone.
+    """
+    global _waiters
+    me, plan = get_ident(), None
+    outer = _under_way.pop(me, None) if _under_way else None  # that computes a custom node
+    try:
+        with lock:
+            given = not_captured(wanted) if capturing else wanted
+            lazy = [holder for holder in given if holder.raw.op is not BUFFER]
+            if lazy or targets:
+                plan = _Plan(lazy, targets, owner)
+                if _under_way:
+                    _waiters += 1
+                    try:
+                        while any(map(plan.must_wait_for, _under_way.values())):
+                            _settled.wait()
+                            lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
+                            plan = _Plan(lazy, targets, owner)
+                    finally:
+                        _waiters -= 1
+                _under_way[me] = plan
+        if plan is not None:
+            _run(plan)
+    finally:
+        _under_way.pop(me, None)
+        if outer is not None:
+            _under_way[me] = outer
+        if _waiters:
+            with lock:
+                _settled.notify_all()
+    return plan
 
 
 def _run(plan: _Plan) -> None:
@@ -291,6 +350,18 @@ class _Plan:
             values = [*self.alone.values(), *self.wholes]
         self.values = values
         self.same = values == list(self.roots)  # whose order is known
+
+    def must_wait_for(self, other: _Plan) -> bool:
+        """Whether one of the two writes to memory that the other, of this rank, reads or writes.
+
+        Else what waits would be written twice, or overwritten while it is read.
+        """
+        mine, others = self.targets.keys(), other.targets.keys()
+        return any(rank.knows(target.device) for target in (mine or others)) and not (
+            mine.isdisjoint(others)
+            and mine.isdisjoint(other.order)
+            and others.isdisjoint(self.order)
+        )
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
@@ -444,7 +515,7 @@ class _Plan:
                 del made[root]
         kept = {*self.kept, *dict(self.lost)} if self.kept or self.lost else ()
         for root, buffer in made.items():
-            for holder in holders(root):
+            for holder in not_captured(holders(root)) if capturing else holders(root):
                 holder._point(buffer)
                 if holder.stopped and root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
@@ -452,12 +523,25 @@ class _Plan:
             made[target] = made[copied]
         if made and lazy_links:
             ages_of = [_copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
-            lazy = lazy_since(min(ages_of))
+            lazy = self._replace_writes(not_captured(lazy_since(min(ages_of))), made)
             if lazy:
                 _replace(lazy, made)
         for target in self.targets:
             if target in _companions:
                 _copied_until[target] = next(ages)
+
+    def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
+        """The lazy tensors that depend on nothing which another thread computes now.
+
+        The others keep its writes as they are, of which one that is remade would be made twice.
+        """
+        others = [root for plan in _under_way.values() if plan is not self for root in plan.roots]
+        if not (others and lazy):
+            return lazy
+        busy = depending(topological([holder.raw for holder in lazy]), others)
+        writes = {node: buffer for node, buffer in made.items() if node.op is ASSIGN}
+        _replace([holder for holder in lazy if holder.raw in busy], writes)
+        return [holder for holder in lazy if holder.raw not in busy]
 
     def _record(self, made: dict[Node, Node]) -> None:
         """Keep the graphs of the roots that were chosen for it."""

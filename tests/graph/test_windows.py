@@ -58,6 +58,22 @@ def test_overlap_add(product, by_remainder, reference):
             )
 
 
+@pytest.mark.parametrize("constant", [0, 1], ids=["the second varies", "the first varies"])
+def test_a_factor_that_does_not_vary_along_windows(constant, by_remainder, reference):
+    """Zeros between the places of strided, dilated windows are those of the other factor."""
+    generator = np.random.default_rng(0)
+    with Context(DEVICE=reference):
+        for n, k, s, d in CASES:
+            windows = ((1, k, s, d),)
+            count = build.window(Tensor.empty(2, n).node, windows).shape[1]
+            factors = [generator.standard_normal((2, count, k)) for _ in range(2)]
+            factors[constant] = factors[constant][:, :1]
+            first, second = (Tensor(factor) for factor in factors)
+            found = Tensor._of(overlap_add((first * second).node, windows, (2, n))).numpy()
+            wanted = added(factors[0] * factors[1], windows, (2, n))
+            np.testing.assert_allclose(found, wanted, atol=1e-12, err_msg=f"{n, k, s, d}")
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_gradient_of_a_convolution_is_one_sum(stride, monkeypatch):
     """No array of windows: the sum over outputs and the sum over places are one SUM."""

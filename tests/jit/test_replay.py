@@ -257,6 +257,21 @@ def test_memory_that_the_step_writes_as_an_input(on_device):
     assert total.tolist() == [5.0, 5.0, 5.0, 5.0]
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(1, None)])
+def test_memory_that_the_step_reads_as_an_input_that_it_writes(on_device, part):
+    total = one(1)
+
+    def function(x):
+        x.assign(x + 1)
+        return total[part] * 10
+
+    step = captured(function, one(0)[part])
+    with pytest.raises(JitError, match="input 0 and that it also uses"):
+        step(total[part])
+    assert total.tolist() == [1.0] * 3
+    assert step(one(0)[part]).tolist() == [10.0] * len(total[part])
+
+
 def test_memory_that_another_step_writes_as_an_input(on_device):
     total = one(0)
 

@@ -8,7 +8,6 @@ from devices import REFERENCE
 from opencl.agreement import agree, node, numbers, values
 
 from minigrad import dtypes
-from minigrad.device import Device
 from minigrad.graph import build
 from minigrad.runtimes.reference import numpy_dtype
 
@@ -23,16 +22,6 @@ def test_softmax_and_layer_norm_pass_rows_through_scratch(device):
         return [x.softmax(-1), x.layernorm() * w, x.log_softmax(-1).sum(0)]
 
     agree(normalized, device, numbers(37, 65), numbers(65))
-
-
-def test_long_rows_live_in_slices_of_one_buffer(device):
-    """More rows than work-items have slices: they take strides."""
-    runtime = Device[device]
-    rows, length = 300, 3000
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minigrad.runtimes.opencl.SCRATCH_BYTES", 40 * 4 * length)
-        agree(lambda x: (x * 2).softmax(-1), device, numbers(rows, length))
-    assert any("get_global_size" in one.source.text for one in runtime._kernels.values())
 
 
 def test_reductions_of_every_kind(device):

@@ -13,7 +13,7 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
 from minigrad.loops.recipes import lower
 from minigrad.render.opencl import parse
-from minigrad.render.opencl_groups import PRIVATE_BYTES, render
+from minigrad.render.opencl_groups import render
 from minigrad.render.opencl_values import bare, literal
 from minigrad.target import Target
 
@@ -103,17 +103,6 @@ __kernel void contraction(__global const float *a0, __global const float *a1, __
 def test_golden_contraction():
     (nest,) = nests(product(2, 50, 3))
     assert render(nest).text == CONTRACTION
-
-
-def test_long_scratch_becomes_slices_of_a_shared_buffer():
-    rows = build.elementwise(Op.EXP, centred(40, PRIVATE_BYTES))
-    total = build.expand(build.reduce(Op.SUM, rows, (1,)), rows.shape)
-    (nest,) = nests(build.elementwise(Op.DIV, rows, total))
-    source = render(nest)
-    assert source.scratch_bytes >= 4 * PRIVATE_BYTES
-    assert "__global uchar *scratch) {" in source.text
-    assert f"scratch += get_global_id(0) * (size_t){source.scratch_bytes};" in source.text
-    assert "r0 += get_global_size(0)" in source.text
 
 
 def test_large_indices_are_long():

@@ -38,6 +38,8 @@ MISTAKES = {
     "reshape -1": (lambda: A.reshape(-1, 4), ShapeError, "−1"),
     "reshape two -1": (lambda: A.reshape(-1, -1), ShapeError, "at most one"),
     "expand": (lambda: A.expand(4, 3), ShapeError, r"\(2, 3\).*\(4, 3\)"),
+    "expand to -2": (lambda: A[:1].expand(-2, 3), ShapeError, r"expand\(-2, 3\).*≥ 0"),
+    "expand, a new -1": (lambda: A.expand(-1, 2, 3), ShapeError, r"expand\(-1, 2, 3\).*≥ 0"),
     "permute": (lambda: A.permute(0, 0), ShapeError, "twice"),
     "permute few": (lambda: A.permute(0), ShapeError, "each dimension once"),
     "axis": (lambda: A.sum(2), ShapeError, "axis 2"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Tensor
+from minigrad import Tensor, jit
 
 THREADS = 6
 
@@ -71,6 +71,68 @@ def test_one_lazy_tensor_computed_by_all(device: str) -> None:
         shared = (Tensor(x, device=device) * 2).exp().sum(1)
         for found in together(lambda number, shared=shared: (shared + number).numpy() - number):
             np.testing.assert_allclose(found, np.exp(x * 2).sum(1), rtol=1e-12)
+
+
+def test_a_write_that_waits_and_readers_of_what_was_before(device: str) -> None:
+    """It is made once, whoever wants it, and not while somebody computes from what was there."""
+    x = Tensor(np.zeros(1000), device=device).realize()
+    for turn in range(40):
+        before = [x * (number + 1) for number in range(THREADS)]
+        x += 1
+        some = [x if number % 2 else lazy for number, lazy in enumerate(before)]
+        for number, found in enumerate(together(lambda number, some=some: some[number].numpy())):
+            assert (found == (turn + 1 if number % 2 else turn * (number + 1))).all()
+
+
+def test_steps_that_are_captured_beside_others(device: str) -> None:
+    """What other threads make meanwhile, write, or have gradients of, is no part of a step."""
+
+    def work(number: int) -> bool:
+        total, added = Tensor(np.zeros(3), device=device).realize(), np.zeros(3)
+
+        @jit
+        def step(x: Tensor) -> Tensor:
+            total.assign(total + x.sum(0))
+            return (x * 2).sum(1)
+
+        for turn in range(24):
+            data = np.round(4 * _data(turn, 2 + turn // 3 + number, 3))
+            written = Tensor(data, device=device).realize()
+            written += 1
+            leaf = Tensor(data, device=device, requires_grad=True)
+            (leaf * leaf).sum().backward()
+            added += data.sum(0)
+            assert np.array_equal(step(Tensor(data, device=device)).numpy(), (data * 2).sum(1))
+            assert np.array_equal(written.numpy(), data + 1)
+            assert leaf.grad is not None and np.array_equal(leaf.grad.numpy(), data * 2)
+            assert np.array_equal(total.numpy(), added)
+        return True
+
+    assert all(together(work))
+
+
+def test_a_step_of_another_thread_than_what_it_writes(device: str) -> None:
+    """Also where that has no memory, or a write that waits, when the step is called first."""
+    total = Tensor(np.zeros(3), device=device) * 2
+    other = Tensor(np.ones(3), device=device).realize()
+    other *= 5
+
+    @jit
+    def step(x: Tensor) -> Tensor:
+        total.assign(total + x)
+        return other * x
+
+    found: list[list[float]] = []
+
+    def work() -> None:
+        for number in range(5):
+            found.append(step(Tensor(np.full(3, float(number)), device=device)).tolist())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(120)
+    assert found == [[5.0 * number] * 3 for number in range(5)]
+    assert total.tolist() == [10.0] * 3
 
 
 def test_one_leaf_read_by_all(device: str) -> None:
