@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
+from collections.abc import Callable
 from contextlib import ContextDecorator
+from typing import Any, TypeVar
 
 from minigrad import settings
 from minigrad.settings import state_that
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Modes(threading.local):
@@ -34,17 +40,39 @@ class _Modes(threading.local):
 modes = _Modes()
 
 
-class train(ContextDecorator):
+class _Mode(ContextDecorator):
+    """A mode of this thread for a block or a function; alone it changes nothing, and says so."""
+
+    used = False
+
+    def __init__(self) -> None:
+        self.saved: list[bool] = []
+
+    def __call__(self, function: F) -> F:
+        self.used = True
+        return super().__call__(function)
+
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not self.used and not ending():
+            name = type(self).__name__
+            warnings.warn(
+                f"Tensor.{name}() alone changes nothing; expected a block, with Tensor.{name}():, "
+                f"or a decorator, @Tensor.{name}()", stacklevel=2
+            )  # fmt: skip
+
+
+class train(_Mode):
     """`with Tensor.train():` — dropout drops, batch norm updates; `Tensor.train(False)` undoes it.
 
     Per thread; works as a decorator too.
     """
 
     def __init__(self, mode: bool = True) -> None:
+        super().__init__()
         self.mode = mode
-        self.saved: list[bool] = []
 
     def __enter__(self) -> train:
+        self.used = True
         self.saved.append(modes.training)
         modes.train(self.mode)
         return self
@@ -53,16 +81,14 @@ class train(ContextDecorator):
         modes.train(self.saved.pop())
 
 
-class no_grad(ContextDecorator):
+class no_grad(_Mode):
     """Inside, results are constants for `backward`, and parameters may be written in place.
 
     Per thread; works as a decorator too.
     """
 
-    def __init__(self) -> None:
-        self.saved: list[bool] = []
-
     def __enter__(self) -> no_grad:
+        self.used = True
         self.saved.append(modes.gradients)
         modes.record(False)
         return self

@@ -219,6 +219,8 @@ class Statistics(Composed):
         if self.ndim != 1 or not self.dtype.is_int:
             raise DTypeError(f"bincount of {self.dtype.name} {self.shape}: expected a vector "
                              "of integers")  # fmt: skip
+        if minlength < 0:
+            raise ValueError(f"bincount(minlength={minlength}): expected 0 or more")
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
         dtype = dtypes.int64 if weights is None else weights.dtype
         given = self.ones_like(dtype=dtype) if weights is None else weights

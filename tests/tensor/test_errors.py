@@ -137,6 +137,7 @@ MISTAKES = {
     "sort axis": (lambda: A.sort(2), ShapeError, "sort: axis 2 .* -2 … 1"),
     "sort by name": (lambda: A.sort("x"), TypeError, r"sort\(axis='x'\): expected an int"),
     "sum by a float": (lambda: A.sum(1.0), TypeError, r"sum\(axis=1.0\): expected an int"),
+    "bincount": (lambda: Tensor([1, 2]).bincount(minlength=-1), ValueError, "-1.*0 or more"),
     "topk": (lambda: A.topk(4), ShapeError, r"topk\(4\).*\(2, 3\).*0 … 3"),
     "topk of a part": (lambda: A.topk(1.5), TypeError, "k=1.5.*int"),
     "cummax": (lambda: A.cummax(5), ShapeError, "cummax: axis 5"),

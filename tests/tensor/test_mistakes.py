@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -259,3 +260,15 @@ def test_found_elements_have_names() -> None:
         assert best.values.tolist() == [max(2.0, number)] and best.indices.tolist() == [
             int(number > 2.0)
         ]
+
+
+@pytest.mark.parametrize("mode", [Tensor.train, Tensor.no_grad])
+def test_a_mode_alone_is_warned_of(mode: Callable[[], Any]) -> None:
+    """It would change nothing, silently; not so as a block or a decorator."""
+    with pytest.warns(UserWarning, match=rf"{mode.__name__}\(\) alone changes nothing"):
+        mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with mode():
+            pass
+        mode()(lambda: 1)
