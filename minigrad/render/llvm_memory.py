@@ -220,7 +220,9 @@ class MemoryEmitter(IndexEmitter):
             return None
         constant = index if isinstance(index, int) else index.constant
         before = constant % max(width if step is None else step, 1)
-        if step is None and not 0 <= min(places) <= max(places) < width - before:
+        if before >= width or step is None and not (
+            0 <= min(places) <= max(places) < width - before
+        ):
             before = 0
         parts = [range(lane, lane + width) for lane in range(0, len(places), width)]
         begins = [_vectors([places[lane] for lane in part], before, width) for part in parts]

@@ -169,8 +169,8 @@ def some_padded(x: Node, times: int) -> Node:
     """Each so many-th element, and zeros around: a vector's mask is computed."""
     rows, width = x.shape
     some = g.reshape(x, (rows, numel((width,)) // times, times))
-    some = g.reshape(g.shrink(some, ((0, rows), (0, some.shape[1]), (0, 1))), (rows, some.shape[1]))
-    return g.pad(some, [(0, 0), (3, 2)])
+    last = ((0, rows), (0, some.shape[1]), (times - 1, times))
+    return g.pad(g.reshape(g.shrink(some, last), (rows, some.shape[1])), [(0, 0), (3, 2)])
 
 
 def repeated_padded(x: Node, times: int) -> Node:
@@ -186,6 +186,7 @@ FEW_VECTORS = [
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("dtype, width, times", [
     (dtypes.float32, 56, 2), (dtypes.float32, 111, 3), (dtypes.int8, 320, 5),
+    (dtypes.float64, 9 * 12, 9),
 ])  # fmt: skip
 @pytest.mark.parametrize("make", FEW_VECTORS)
 def test_elements_of_a_few_vectors(
