@@ -50,6 +50,9 @@ FEW = 64  # parallel iterations below which long rows are cut
 # and a vector of 512 bits. Low tiles that lie side by side beat square ones: a·2 + aᵀ of 2048²
 # takes 0.65 ms instead of 1.1 (measured). Half a vector is transposed sooner than gathered, too.
 DOWN = 16
+# Places that are added to in turn, update by update, so that their lines are of many sets of a
+# cache: 1,024 × 1,024 updates of 16, 64, 128, 256 at a time take 11, 7.1, 3.3, 3.3 ms, of one 22.
+SIDE_BY_SIDE = 128
 LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
 TILE = 64  # elements of a tile along vectors: four lines of float32
 SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of each
@@ -207,12 +210,33 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
             below = stage.reduced[0].variable
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
+    elif xs and isinstance(stage.axes[-1].extent, int) and any(
+        coefficient(load.index, xs[-1]) == 1 for load in expr.loads(stage.body)
+    ):
+        s, xs[-1] = _side_by_side(stage, start, step)
     elif start and stage.initial_axes and stage.initial is not None:
         fill = stage.initial_axes[-1]
         if coefficient(stage.initial_position, fill.variable) == 1:
             s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
     s.parallelize(*xs)
     return assemble(name, kernel, s.nest, target)
+
+
+def _side_by_side(stage: Stage, start: Sequence[Store], step: Store) -> tuple[Schedule, Atom]:
+    """Updates in order for a block of places along the last axis at a time, not for one that comes
+    from as many lines of memory; and the variable of blocks.
+    """
+    *outer, last = stage.axes
+    size = max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1)
+    block = make_axis("b", 0, ceildiv(last.count, size))
+    begin = block.index * size
+
+    def along(inner: Sequence[Store]) -> Loop:
+        return Loop(last.variable, begin, (begin + size, last.extent), tuple(inner))
+
+    first = loops_over(stage.initial_axes, [along(start)]) if start else ()
+    body = (*first, *loops_over(stage.reduced, [along([step])]))
+    return Schedule(loops_over([*outer, block], body)), block.variable
 
 
 def _addition(stage: Stage, guard: Guard) -> tuple[list[Store], Store]:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from schedule.machine import GOLDEN
 from schedule.programs import DEVICE, add, ew, mul, plan_of, product, softmax, total, transpose
 
+from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.loops.nest import Loop, Nest, Statement, show
+from minigrad.loops.nest import Loop, Nest, Statement, loops_in, show
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 
@@ -115,6 +116,18 @@ def test_scattered_updates_are_asked_for_some_rows_before() -> None:
     nest = nest_of(sums, (64, 384), (4096, 384))
     assert len(asked(nest.parallel)) == 1 and asked(nest.parallel)[0].startswith("s1[")
     assert "prefetch" in render(nest)
+
+
+def test_updates_of_columns_come_line_by_line() -> None:
+    """Rows around columns, but for blocks of these: one column comes from as many lines as rows."""
+
+    def sums(base: Node, updates: Node, index: Node) -> Node:
+        return g.scatter_add(base, index.cast(dtypes.int32), updates, 0)
+
+    nest = nest_of(sums, (64, 300), (4096, 300), (4096, 300))
+    (rows,) = [loop for loop in loops_in(nest.parallel.body) if loop.variable.high == 4095]
+    (columns,) = rows.body
+    assert isinstance(columns, Loop) and columns.variable.high == 299
 
 
 def test_heads_that_share_keys_are_computed_by_one_core() -> None:

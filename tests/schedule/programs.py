@@ -431,6 +431,13 @@ def scattered(inputs: Inputs) -> list[Node]:
 
 
 @program
+def scattered_by_each_column(inputs: Inputs) -> list[Node]:
+    """Elements added at random places of their columns; some lie outside."""
+    index, x = inputs(30, 21, dtype=dtypes.int32, low=-2, high=14), inputs(30, 21)
+    return [g.scatter_add(inputs(11, 21), index, x, 0)]
+
+
+@program
 def scattered_inside_rows(inputs: Inputs) -> list[Node]:
     index, x = inputs(7, 40, dtype=dtypes.int32, low=-2, high=14), inputs(7, 40)
     base = g.const(0.0, F32, (7, 12), DEVICE)
