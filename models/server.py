@@ -14,10 +14,11 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from minigrad.graph.interned import kept
 from minigrad.models import console
 from minigrad.models.chat_page import PAGE, POLICY
 from minigrad.models.chat_template import ChatTemplate, ends_of, template_of
@@ -393,7 +394,7 @@ class Answer:
             self.job.cancel()
         yield "data: [DONE]\n\n"
 
-    @cached_property
+    @kept
     def _around(self) -> list[str]:
         """What stands before and after the text in the event of a piece."""
         mark = secrets.token_hex(12)

@@ -39,7 +39,7 @@ def beside(
         if waits:
             read, written, known = set(), set(), SHORT
         result.append(not waits)
-        read, written, known = read | reads, written | writes, known + own
+        read, written, known = read | reads, written | writes, min(known + own, SHARED)
     return result
 
 

@@ -74,10 +74,11 @@ def test_who_takes_memory_waits_for_all_its_readers() -> None:
     ([SHORT, SHARED, SHORT], [False, True, True]),
     ([SHORT, SHORT, SHARED], [False, False, True]),
     ([SHARED, NEVER, SHARED], [False, False, False]),
+    ([*[SHARED] * 5, NEVER, SHARED], [False, True, True, True, True, False, False]),
 ])  # fmt: skip
 def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) -> None:
     def build(inputs: Inputs) -> list[Node]:
-        return [g.reduce(Op.SUM, inputs(40, size), [0]) for size in (10, 20, 30)]
+        return [g.reduce(Op.SUM, inputs(40, size), [0]) for size in range(10, 10 + len(work))]
 
     plan = plan_of(build)
     assert beside(plan.kernels, plan.places(), work) == expected
