@@ -30,10 +30,10 @@ def beside(
     result = list[bool]()
     read, written, known = set[Source](), set[Source](), NEVER
     for kernel, own in zip(kernels, work, strict=True):
-        arrays = {array for stage in kernel.stages for array in stage.reads}
+        inside = {stage.array for stage in kernel.stages}.difference(kernel.stored)
+        arrays = {array for stage in kernel.stages for array in stage.reads} - inside
         reads, writes = (
-            {places[a.whole or a] for a in some if (a.whole or a) in places}
-            for some in (arrays, kernel.stored)
+            {places[memory_of(array)] for array in some} for some in (arrays, kernel.stored)
         )
         waits = known + own < SHARED or writes & (read | written) or reads & written
         if waits:
@@ -41,6 +41,12 @@ def beside(
         result.append(not waits)
         read, written, known = read | reads, written | writes, min(known + own, SHARED)
     return result
+
+
+def memory_of(array: Array) -> Array:
+    """What an array is, or is a part of, seen as its own dtype."""
+    array = array.of or array
+    return array.whole or array
 
 
 def in_groups(held: Sequence[Held], beside: Sequence[bool]) -> tuple[Held, ...]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
-from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
+from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups, memory_of
 from minigrad.schedule.schedule import Held, Schedule, place, plan_arena
 
 from .programs import PROGRAMS, Inputs, ew, mul, plan_of, product
@@ -130,3 +133,11 @@ def test_none_of_a_group_touches_what_another_writes() -> None:
                 together += 1
                 assert not meet([*reads, *writes], one[1]) and not meet(writes, one[0]), name
     assert together > 50
+
+
+def test_memory_has_one_name() -> None:
+    """Also as words of another dtype, and as a part of what is joined."""
+    whole = Array("whole", dtypes.uint8, 64)
+    part = replace(whole, name="part", whole=whole)
+    assert memory_of(replace(whole, dtype=dtypes.uint32, size=16, of=whole)) == whole
+    assert memory_of(part) == whole == memory_of(replace(part, name="words", of=part))
