@@ -41,6 +41,10 @@ MOST_PLACES, LEAST_WIDTH = 25, 7
 VECTOR = 16
 SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
 
+# New elements for each one that are written out as so many sums; more would be a program as long as
+# they are many, where a single pixel becomes an image.
+MOST_ZOOM = 8
+
 
 class Convolution(Composed):
     """Convolutions: x (batch, channels, *space), or (channels, *space) without a batch."""
@@ -331,7 +335,8 @@ class Convolution(Composed):
             place = self._ramp(count, dtypes.float32)
             return self._taken(axis, ((place + centre) * apart).floor().int(), extent)
         x = self.contiguous()  # what comes before is computed once, not for each neighbour
-        if count % extent == 0 and apart * count == extent and not align_corners:
+        whole = count % extent == 0 and apart * count == extent and not align_corners
+        if whole and count <= MOST_ZOOM * extent:
             return x._zoomed(axis, count // extent, mode)
         place = self._ramp(count, self.dtype)
         if align_corners:

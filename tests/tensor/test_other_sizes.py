@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from minigrad import GlobalCounters, Tensor
+from minigrad.graph.node import topological
 from minigrad.programs import programs
+from minigrad.tensor.convolution import MOST_ZOOM
 
 SIZES = (32, 48, 5, 100, 13)
 ALIKE = 2e-5  # of the largest element
@@ -143,3 +145,13 @@ def test_other_sizes(compute, compiled: str, reference: str) -> None:
             np.testing.assert_allclose(ours / scale, theirs / scale, atol=ALIKE, rtol=0)
         counts.append(GlobalCounters.programs_compiled)
     assert counts[0] < counts[1] == counts[-1]
+
+
+def test_a_pixel_becomes_an_image_without_a_sum_for_each_element() -> None:
+    """By few times as many, elements are written out as sums of neighbours; by many, taken."""
+
+    def nodes(size: int) -> int:
+        y = Tensor.zeros(1, 2, 1, 1).contiguous().interpolate(size, mode="linear")
+        return len(topological([y.node]))
+
+    assert nodes(224) == nodes(112) < nodes(MOST_ZOOM)
