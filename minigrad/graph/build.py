@@ -183,16 +183,16 @@ def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
 
     (A general program's own variables are where such a part is, in each call: see general.py.)
     """
-    pairs = tuple((start, stop) for start, stop in ranges)
+    pairs = tuple([(start, stop) for start, stop in ranges])
     if len(pairs) != x.ndim:
         raise ShapeError(f"shrink {pairs} of shape {x.shape}: expected one range per dimension")
     for (start, stop), extent in zip(pairs, x.shape, strict=True):
         beyond = high(stop) > high(extent) and not is_general(stop)
         if low(start) < 0 or low(stop - start) < 0 or beyond:
             raise ShapeError(f"shrink {pairs} of shape {x.shape}: a range leaves its dimension")
-    if all(pair == (0, extent) for pair, extent in zip(pairs, x.shape, strict=True)):
+    shape = tuple([stop - start for start, stop in pairs])
+    if shape == x.shape and all(start == 0 for start, _ in pairs):
         return x
-    shape = tuple(stop - start for start, stop in pairs)
     return _moved(Op.SHRINK, x, shape, pairs)
 
 

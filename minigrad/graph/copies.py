@@ -10,10 +10,11 @@ small arrays that nobody wants a gradient of; the order in which a sum adds chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
 from minigrad.graph import build
@@ -36,7 +37,7 @@ SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VAR
 
 
 def together(
-    roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] = ()
+    roots: Sequence[Node], order: Sequence[Node], kept: Set[Node] = frozenset()
 ) -> list[Node]:
     """The roots with sums and joins of many copies computed as one.
 
@@ -58,7 +59,7 @@ def together(
     return together(less, topological(less), kept)  # copies inside of copies
 
 
-def as_rows(nodes: Sequence[Node], kept: Container[Node]) -> Iterator[tuple[list[Node], Node]]:
+def as_rows(nodes: Sequence[Node], kept: Set[Node]) -> Iterator[tuple[list[Node], Node]]:
     """Those of them of which there are many copies, of one kind each, and their rows (len, …)."""
     for some, whole in _Kinds(kept).together(nodes, _grouped):
         if len(some) > MANY:
@@ -77,7 +78,7 @@ def unstacked(whole: Node) -> list[Node]:
     return [row_of(whole, number) for number in range(count)]
 
 
-def rows_of(nodes: Sequence[Node], kept: Container[Node]) -> Node | None:
+def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
     """Nodes of one shape that are there, or are copies, as rows (len, …); None where they are not.
 
     What is there must be small.
@@ -172,7 +173,7 @@ def _runs(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:
 class _Kinds:
     """Numbers of nodes, equal for those that may be copies: but for the numbers in them."""
 
-    def __init__(self, kept: Container[Node]) -> None:
+    def __init__(self, kept: Set[Node]) -> None:
         self.kept = kept
         self.of: dict[Node, int] = {}
         self._numbers: dict[Any, int] = {}
@@ -215,9 +216,18 @@ def _sum(terms: Sequence[Node], kinds: _Kinds) -> Node | None:
     return total
 
 
-def _rows(copies: Sequence[Node], kept: Container[Node]) -> Node | None:
+# Of copies that were computed together, and of what these are computed of: the first one → the ages
+# of all, those of all that is computed of them, and their rows. A loss is asked for its gradient;
+# then who else reads what is overwritten is computed, too.
+_known: WeakKeyDictionary[Node, tuple[list[int], Set[int], Node]] = WeakKeyDictionary()
+
+
+def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
     """Nodes of one kind, computed together (len, …); None where they are no copies."""
     count, first = len(copies), copies[0]
+    ages, computed, whole = _known.get(first, ([], frozenset(), first))
+    if ages == [node.age for node in copies] and computed.isdisjoint(node.age for node in kept):
+        return whole
     new: dict[Node, Node] = {}  # of those that the first one is computed of
     same: set[Node] = set()
     known: dict[Node, tuple[Node, ...]] = {}
@@ -258,6 +268,9 @@ def _rows(copies: Sequence[Node], kept: Container[Node]) -> Node | None:
                 new[node] = batch(node, [rows(source, new, count) for source in node.src])
     except ScanError:  # one of the operations has no form for many values
         return None
+    ages_of = {one: [node.age for node in known[one]] for one in new if not is_leaf(one)}
+    computed = frozenset(chain.from_iterable(ages_of.values()))
+    _known.update((one, (ages, computed, new[one])) for one, ages in ages_of.items())
     return new[first]
 
 

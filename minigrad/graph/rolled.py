@@ -7,7 +7,7 @@ somebody wants of each step becomes rows of an array.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -68,7 +68,9 @@ def _known_without_copies(root: Node, kept: Set[Node]) -> Node:
     return less if all(node in apart or node.age > root.age for node in kept) else root
 
 
-def rolled(roots: Sequence[Node], order: Sequence[Node], kept: Container[Node] = ()) -> list[Node]:
+def rolled(
+    roots: Sequence[Node], order: Sequence[Node], kept: Set[Node] = frozenset()
+) -> list[Node]:
     """The roots with the longest loop, if there is one, as a LOOP.
 
     order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
@@ -144,7 +146,7 @@ class _Chain:
         self.same: set[Node] = set()
 
     def as_loop(
-        self, roots: Sequence[Node], order: Sequence[Node], kept: Container[Node]
+        self, roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]
     ) -> dict[Node, Node]:
         """What takes the place of each node that others need; raises _Unlike if it is no loop."""
         if any(node in kept or node.op in SINGLE for node in self.inside):
@@ -175,7 +177,7 @@ class _Chain:
             found.setdefault(self.at[-1][place], last)
         return found
 
-    def _look(self, place: int, nodes: tuple[Node, ...], kept: Container[Node]) -> None:
+    def _look(self, place: int, nodes: tuple[Node, ...], kept: Set[Node]) -> None:
         """Sort the sources of the nodes at one place of all steps."""
         one = nodes[1]
         if one.op is Op.SHRINK and any(node.arg != one.arg for node in nodes):
@@ -189,7 +191,7 @@ class _Chain:
         for sources in zip(*(node.src for node in nodes), strict=True):
             self._sort(sources, kept)
 
-    def _sort(self, sources: tuple[Node, ...], kept: Container[Node]) -> None:
+    def _sort(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
         """Is it of the same step, of the one before, the same for all, or another each time?"""
         whence = [self.inside.get(source) for source in sources]
         if whence[1] is None:
@@ -210,7 +212,7 @@ class _Chain:
         if self.carried.setdefault(place, first) is not first:
             raise _Unlike
 
-    def _take(self, sources: tuple[Node, ...], kept: Container[Node]) -> None:
+    def _take(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
         """Take in what is not of the loop."""
         one = sources[1]
         if sources.count(one) == len(sources):

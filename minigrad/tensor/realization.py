@@ -16,8 +16,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Container, Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from threading import get_ident
+from types import MappingProxyType
 
 from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
@@ -315,6 +316,10 @@ class _Plan:
     tracked: Set[Node] = frozenset()
     kept: Sequence[Node] = ()
     lost: Sequence[tuple[Node, Node]] = ()  # root, a leaf that its gradient would need
+    below: Sequence[Node] = ()  # what new readers need, and the order does not have yet
+    parts: Mapping[Node, Node] = MappingProxyType({})  # readers → as parts of what is computed
+    rows: Sequence[tuple[list[Node], Node]] = ()  # other readers, and what has them as rows
+    wholes: Sequence[Node] = ()  # what is computed in their place
 
     def __init__(
         self,
@@ -339,14 +344,9 @@ class _Plan:
         values = list(self.roots)
         if self.writes:
             values = see_through(values, {w for w in self.writes if not _is_waiting(w)})
-        self.parts: dict[Node, Node] = {}  # readers → as parts of what is computed in their place
-        if len(self.order) > 2 * MANY:
-            values = self._without_copies(values)
         self.alone = dict(zip(self.roots, values, strict=True))
-        self.wholes: list[Node] = []
-        if self.parts:
-            self.alone = {root: x for root, x in self.alone.items() if root not in self.parts}
-            self.wholes = list(dict.fromkeys(map(_whole, self.parts.values())))
+        if len(self.order) > 2 * MANY:
+            self._without_copies()
             values = [*self.alone.values(), *self.wholes]
         self.values = values
         self.same = values == list(self.roots)  # whose order is known
@@ -365,7 +365,9 @@ class _Plan:
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
-        new = topological(self.roots, self.order)
+        new = topological(self.roots, (*self.order, *self.below) if self.below else self.order)
+        if self.below:
+            new, self.below = [*self.below, *new], ()
         self.order += new
         self.marked.update(leaves_among(new))
         for node in new:
@@ -394,27 +396,36 @@ class _Plan:
         """Live tensors that read a target other than through a root, or stand for one."""
         states = [target for target in self.targets if target in _companions]
         others = self.targets.keys() - set(states)
-        for node in self._readers(lazy_holders(), others) if others else ():
+        readers, self.below = self._readers(lazy_holders(), others) if others else ((), ())
+        for node in readers:
             if node not in self.roots:
                 self.roots[node] = None
                 self.readers.add(node)
         for state in states:
-            if self._readers(lazy_since(_copied_until.get(state, 0)), {state}):
+            reads, _ = self._readers(lazy_since(_copied_until.get(state, 0)), {state})
+            if reads:
                 self._copy(state)
         for target in self.targets:
             if any(holder is not self.owner for holder in holders(target)):
                 self._copy(target)
 
-    def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> list[Node]:
-        """The nodes of those tensors that read a target other than through a root."""
+    def _readers(
+        self, tensors: Sequence[Holder], targets: Set[Node]
+    ) -> tuple[Sequence[Node], Sequence[Node]]:
+        """The nodes of those tensors that read a target other than through a root.
+
+        And what they need that the order does not have, where these are all the tensors.
+        """
         lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
+        below = topological(lazy, self.order)
         reads: set[Node] = set()
-        for node in (*self.order, *topological(lazy, self.order)):
+        for node in (*self.order, *below):
             if node in targets:
                 reads.add(node)
             elif node not in self.roots and not reads.isdisjoint(node.src):
                 reads.add(node)
-        return [node for node in lazy if node in reads]
+        found = [node for node in lazy if node in reads]
+        return found, below if len(found) == len(lazy) else ()
 
     def _copy(self, target: Node) -> None:
         """Save the value of a BUFFER that is about to be overwritten."""
@@ -423,24 +434,30 @@ class _Plan:
             self.copies[target] = copied
             self.roots.setdefault(copied)
 
-    def _without_copies(self, values: list[Node]) -> list[Node]:
-        """The values of the roots, with what loops in Python have left computed together.
+    def _without_copies(self) -> None:
+        """Let what loops in Python have left be computed together.
 
         That may be a list of readers, too, perhaps for nobody: they become parts of arrays.
         """
         kept = {*self.kept, *self.marked}
-        parts: dict[Node, Node] = {}
         many = len(self.readers) > MANY and recording.calls is None
         readers = {root for root in self.readers if root not in kept} if many else set()
-        for copies, whole in as_rows([value for value in values if value in readers], kept):
-            parts |= zip(copies, unstacked(whole), strict=True)
-        values = [parts.get(value, value) for value in values]
+        alike = [root for root, value in self.alone.items() if root in readers and value is root]
+        rows = list(as_rows(alike, kept))
+        for copies, _ in rows:
+            for root in copies:
+                del self.alone[root]
+        values = [*self.alone.values(), *(whole for _, whole in rows)]
         known = values == list(self.roots)
         values = without_copies(values, self.order if known else None, self.marked)
-        for root, value in zip(self.roots, values, strict=True):
-            if root in readers and _whole(value) is not value:
-                self.parts[root] = value
-        return values
+        self.alone = dict(zip(self.alone, values, strict=False))
+        wholes = values[len(self.alone) :]
+        self.rows = [(copies, whole) for (copies, _), whole in zip(rows, wholes, strict=True)]
+        parts = {r: x for r, x in self.alone.items() if r in readers and _whole(x) is not x}
+        for root in parts:
+            del self.alone[root]
+        self.parts = parts
+        self.wholes = list(dict.fromkeys((*map(_whole, parts.values()), *wholes)))
 
     # -- histories ---------------------------------------------------------------------------------
 
@@ -459,10 +476,7 @@ class _Plan:
         tracked = {*self.marked, *leaves}
         buffers = [node for node in self.order if node.op is BUFFER]
         tracked.update(filter(has_history, buffers))
-        stale, lost = set(self.targets), set(leaves)
-        for node in self.order if stale else ():
-            if not stale.isdisjoint(node.src):
-                stale.add(node)
+        lost = set(leaves)
         apart, track = tracked.isdisjoint, tracked.add
         for node in self.order:
             if not (apart(node.src) or node.op in _UNTRACKED) and node.dtype.is_float:
@@ -482,6 +496,7 @@ class _Plan:
         self.kept = [root for root in flowing if root not in lost]
         leaf = next((target for target in self.targets if target in leaves), None)
         self.lost = [(root, leaf) for root in flowing if leaf is not None and root in lost]
+        stale = depending(self.order, self.targets) if self.kept and self.targets else set()
         for node in topological([root for root in self.kept if root in stale]):
             if node in tracked and node.op is not Op.BUFFER:
                 for source in node.src[1:] if node.op is Op.ASSIGN else node.src:
@@ -494,9 +509,11 @@ class _Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
         made = dict(zip(self.alone, buffers, strict=False))
-        if self.parts:
+        if self.wholes:
             wholes = dict(zip(self.wholes, buffers[len(self.alone) :], strict=True))
             made |= zip(self.parts, replaced(list(self.parts.values()), wholes), strict=True)
+            for copies, whole in self.rows:
+                made |= zip(copies, unstacked(wholes[whole]), strict=True)
         for target, copied in self.copies.items():
             for holder in holders(target):
                 if holder is not self.owner:
@@ -552,5 +569,4 @@ class _Plan:
         if self.kept:
             saved_graphs.record({made[root]: root for root in self.kept}, saved, known)
         for root, leaf in self.lost:
-            memory, *_ = topological([made[root]])  # which it is, or a row of
-            saved_graphs.lose(memory, leaf)
+            saved_graphs.lose(_whole(made[root]), leaf)

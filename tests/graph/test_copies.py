@@ -7,7 +7,7 @@ import pytest
 
 from minigrad import GlobalCounters, Tensor, nn
 from minigrad.errors import BoundsError, GradientError
-from minigrad.graph.copies import MANY, is_leaf, together
+from minigrad.graph.copies import MANY, as_rows, is_leaf, together
 from minigrad.graph.node import Node, topological
 from minigrad.programs import programs
 
@@ -87,6 +87,19 @@ def test_a_part_of_a_loss_is_there_after_its_backward(on_device):
     assert loss.item() == sum(map(sum, values))
     assert parts[7].tolist() == [values[7]]
     assert w.sum().item() == 0.0
+
+
+def test_what_was_joined_once_has_its_rows(on_device):
+    w = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    inner = [Tensor([[float(n), 1.0]]) @ w for n in range(12)]
+    chosen = [x.tanh() for x in inner]
+    joined = topological([merged(sum(x * float(n) for n, x in enumerate(chosen)))])
+    (some, whole), *others = as_rows([x.node for x in chosen], frozenset())
+    assert not others and some == [x.node for x in chosen] and whole in joined
+    (others, _), *_ = as_rows(some, {inner[5].node})  # which somebody needs by itself now
+    assert others == [*some[:5], *some[6:]]
+    (fewer, other), *_ = as_rows(some[1:], frozenset())
+    assert fewer == some[1:] and other.shape == (11, 1, 2)
 
 
 def test_who_wants_a_gradient_stays_apart(on_device):
