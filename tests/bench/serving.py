@@ -11,7 +11,7 @@ for n prompts, whatever the server does. --steady: of n, n − 1 are long and go
 that are measured come one by one.
 
 --goals: what the server promises, one line each and whether it is so; status 1 where not (some four
-minutes).
+minutes). With MINIGRAD_INT8=1 vectors' numbers have one byte, as llama.cpp's have, and not two.
 
 --beside PYTHON: llama.cpp's server, too, with as many slots and on the same file. PYTHON is an
 interpreter that has the package `xllamacpp` (`python -m venv L && L/bin/pip install xllamacpp`,
@@ -43,6 +43,7 @@ from minigrad.models.pretrained import smollm
 from minigrad.nn.gguf import gguf_load
 from minigrad.runtimes.cpu_limits import measured_limits
 from minigrad.runtimes.host import host
+from minigrad.settings import flag
 
 LONG = 100  # tokens of a request that only keeps a server busy
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as",
@@ -247,7 +248,8 @@ def limit(path: str, prompt: int, tokens: int) -> float:
     """Tokens a second of a machine that did nothing but a model's multiply-adds, as it is now.
 
     Of a request each token but the prompt's last goes through all matrices, the new ones through
-    the last one, too. A number of a vector has two bytes (see `minigrad/nn/quantized.py`).
+    the last one, too. A number of a vector has two bytes, or one (`MINIGRAD_INT8=1`, as llama.cpp's
+    have; see `minigrad/nn/quantized.py`).
     """
     _, tensors = gguf_load(path)
     sizes = {name: math.prod(t.shape) for name, t in tensors.items() if len(t.shape) == 2}
@@ -255,7 +257,7 @@ def limit(path: str, prompt: int, tokens: int) -> float:
     last = sizes.pop("output.weight", table)
     count = (prompt - 1 + tokens) * sum(sizes.values()) + tokens * last
     lanes = host().vector_bytes  # bytes that an instruction multiplies, each by one of a vector
-    return tokens * measured_limits().vectors * lanes / (2 * count)
+    return tokens * measured_limits().vectors * lanes / ((1 if flag("INT8") == 1 else 2) * count)
 
 
 def goals(server: Server, path: str, tokens: int) -> bool:
