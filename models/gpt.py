@@ -133,8 +133,8 @@ class Attention:
         if config.positions == "rotary" and self.kind != "n":
             local = self.window > 0 and config.local_base > 0
             whole = rotation(config, Device.canonical(x.device), local)
-            tables = [chosen(table, self.spans) for table in whole]
-            q, k = rotate(q, tables, start), rotate(k, tables, start)
+            parts = [decode.at(chosen(table, self.spans), start, x.shape[1]) for table in whole]
+            q, k = rotate(q, *parts), rotate(k, *parts)
         return q, k, v
 
 

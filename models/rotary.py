@@ -7,15 +7,13 @@ Language Models", 2023), Llama 3.1's, and YaRN (Peng et al., 2023).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from minigrad import Tensor
-from minigrad.models import decode
 from minigrad.models.checkpoint import plain_shape
-from minigrad.models.decode import Start
 from minigrad.models.gpt_config import GPTConfig
+from minigrad.tensor.templates import templated
 
 KNOWN = ("default", "linear", "llama3", "yarn")
 
@@ -93,13 +91,14 @@ def rotation(config: GPTConfig, device: str, local: bool = False) -> tuple[Tenso
     return tables
 
 
-def rotate(x: Tensor, tables: Sequence[Tensor], start: Start) -> Tensor:
+@templated
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotary positions (Su et al., "RoFormer", 2021): dims i and i + turned/2 turn as a pair.
 
-    x (batch, heads, length, width), its first position is `start`; dims behind `turned` stay.
+    x (batch, heads, length, width), with the rows of `rotation` at its positions: see `decode.at`.
+    Dims behind `turned` stay.
     """
-    cosines, sines = (decode.at(table, start, x.shape[2]) for table in tables)
-    half = plain_shape(tables[0])[2]
+    half = plain_shape(cosines)[-1]
     pairs = x[..., : 2 * half].reshape(*x.shape[:3], 2, half)
     turned = (pairs * cosines + pairs.flip(3) * sines).reshape(*x.shape[:3], 2 * half)
     return turned if x.shape[3] == 2 * half else turned.cat(x[..., 2 * half :], dim=3)

@@ -34,6 +34,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
+from minigrad.tensor.templates import templated
 
 SUPER = 256  # elements of a row whose scales share a factor, in the kinds that have factors
 TILE = 16  # rows that lie side by side
@@ -175,8 +176,7 @@ class Quantized:
                 f"product of {x.shape} with a matrix {self.shape}: expected (…, {columns})"
             )
         count = math.prod(x._known_shape()) // columns
-        product = self._of_bytes if self.digits else self._of_floats
-        result = product(x.float().reshape(count, columns))
+        result = _product(x.float().reshape(count, columns), self.kind, self.digits, *self.parts())
         return result[:, :rows].reshape(*x.shape[:-1], rows)
 
     def _of_bytes(self, x: Tensor) -> Tensor:
@@ -263,6 +263,13 @@ class Quantized:
         wide = quants.cast(dtypes.int32) if bits < 8 else quants  # once for all
         values = [piece.float() for piece in _pieces(wide, bits)]
         return [value - self.kind.zero for value in values] if self.kind.zero else values
+
+
+@templated
+def _product(x: Tensor, kind: Kind, digits: int, *parts: Tensor) -> Tensor:
+    """x·Wᵀ, float32 (count, columns) → (count, rows of all tiles)."""
+    matrix = Quantized(kind, parts[0]._known_shape()[0] * TILE, parts, digits)
+    return matrix._of_bytes(x) if digits else matrix._of_floats(x)
 
 
 def _pieces(quants: Tensor, bits: int) -> list[Tensor]:

@@ -155,7 +155,7 @@ def lesson(page: Page) -> None:
     page.widget("places", "Point at a place to see its signal: no two rows are the same.",
                 {"signal": signal}, [({"place": 5}, signal[5], 1e-5)])  # fmt: skip
     with Tensor.no_grad():
-        turned = rotate(Tensor.ones(1, 1, 64, model.config.width), (cosine, sine), 0)[0, 0]
+        turned = rotate(Tensor.ones(1, 1, 64, model.config.width), cosine[:64], sine[:64])[0, 0]
         match = turned.matmul(turned.transpose()).numpy()
     apart = max(float(np.ptp(np.diagonal(match, by))) for by in range(60))
     page.check("how well two places match depends on their distance only", apart < 1e-3,
