@@ -247,7 +247,8 @@ def cat(pieces: Sequence[Node], axis: int) -> Node:
     if is_symbolic(tuple(x.shape[axis] for x in pieces)):
         raise ShapeError(f"cat along axis {axis} of {[x.shape for x in pieces]}: expected known "
                          "extents there")  # fmt: skip
-    if any(x.dtype is not first.dtype or _around(x, axis) != _around(first, axis) for x in pieces):
+    around = _around(first, axis)
+    if any(x.dtype is not first.dtype or _around(x, axis) != around for x in pieces):
         raise ShapeError(
             f"cat along axis {axis} of {[(x.dtype.name, x.shape) for x in pieces]}: expected "
             "one dtype, and equal extents but for that axis"

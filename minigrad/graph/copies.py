@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import chain, groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
 from minigrad.graph import build
-from minigrad.graph.axes import part_along, row_of, split_axis
+from minigrad.graph.axes import part_along, split_axis
 from minigrad.graph.batched import batch, rows, sum_of_rows
 from minigrad.graph.node import BUFFER, CONST, INDEX, Node, Op, Shape, topological
 from minigrad.graph.operations import REDUCTIONS
@@ -73,9 +73,11 @@ def stacked(nodes: Sequence[Node]) -> Node:
 
 def unstacked(whole: Node) -> list[Node]:
     """The rows of an array."""
-    (count, *_) = whole.shape
+    count, *shape = whole.shape
     assert isinstance(count, int)
-    return [row_of(whole, number) for number in range(count)]
+    rest = [(0, extent) for extent in shape]
+    rows = [build.shrink(whole, [(number, number + 1), *rest]) for number in range(count)]
+    return [build.reshape(row, tuple(shape)) for row in rows]
 
 
 def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
@@ -84,8 +86,7 @@ def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
     What is there must be small.
     """
     if all(map(is_leaf, nodes)):
-        alike = all(_form(node) == _form(nodes[0]) for node in nodes)
-        return stacked(nodes) if alike and not _is_large(nodes[0]) else None
+        return stacked(nodes) if _are_alike(nodes) and not _is_large(nodes[0]) else None
     return _rows(nodes, kept)
 
 
@@ -145,6 +146,15 @@ def is_leaf(node: Node) -> bool:
 def _form(node: Node) -> Any:
     """What copies have in common but for their arguments."""
     return node.op, node.dtype, node.shape, len(node.src)
+
+
+_OWN = attrgetter("op", "dtype", "shape")  # of many nodes: not a call of Python for each
+
+
+def _are_alike(nodes: Sequence[Node]) -> bool:
+    """Whether all have one form."""
+    own = list(map(_OWN, nodes))
+    return own.count(own[0]) == len(own) and len({len(node.src) for node in nodes}) == 1
 
 
 def _is_large(node: Node) -> bool:
@@ -244,7 +254,7 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
             same.add(one)
         elif any(map(kept.__contains__, nodes)) or one.op in SINGLE or _is_large(one):
             return None
-        elif len(set(map(_form, nodes))) > 1:
+        elif not _are_alike(nodes):
             return None
         elif is_leaf(one):
             if not all(map(is_leaf, nodes)):

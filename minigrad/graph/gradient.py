@@ -97,7 +97,8 @@ def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
     found = set(outputs)
     for node in reversed(order):
         if node in found:
-            rules = repeat(True) if node.op.facts.flat else rules_of(node)
+            all_flow = node.op.facts.flat or node.op is Op.CAT  # of which one rule is as another
+            rules = repeat(True) if all_flow else rules_of(node)
             for source, rule in zip(node.src, rules, strict=False):
                 if rule and source.dtype.is_float:
                     found.add(source)

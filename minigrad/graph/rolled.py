@@ -8,6 +8,7 @@ somebody wants of each step becomes rows of an array.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ from minigrad.graph.copies import (
     LEAVES,
     MANY,
     SINGLE,
+    is_leaf,
     nbytes,
     parts,
     rows_of,
@@ -76,7 +78,8 @@ def rolled(
     order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
     """
     nodes = [node for node in order if node.op not in LEAVES]
-    if len(nodes) < LEAST_NODES:
+    computed = (node for node in nodes if not is_leaf(node))
+    if len(nodes) < LEAST_NODES or sum(1 for _ in islice(computed, LEAST_NODES)) < LEAST_NODES:
         return list(roots)
     nodes.sort(key=lambda node: node.age)
     for start, period, length in _periods(_signatures(nodes)):

@@ -418,11 +418,10 @@ class _Plan:
         """
         lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
         below = topological(lazy, self.order)
-        reads: set[Node] = set()
+        reads = set(targets)
+        apart, roots = reads.isdisjoint, self.roots
         for node in (*self.order, *below):
-            if node in targets:
-                reads.add(node)
-            elif node not in self.roots and not reads.isdisjoint(node.src):
+            if not apart(node.src) and node not in roots:
                 reads.add(node)
         found = [node for node in lazy if node in reads]
         return found, below if len(found) == len(lazy) else ()
@@ -476,13 +475,13 @@ class _Plan:
         tracked = {*self.marked, *leaves}
         buffers = [node for node in self.order if node.op is BUFFER]
         tracked.update(filter(has_history, buffers))
-        lost = set(leaves)
+        lost = tracked if leaves == tracked else set(leaves)
         apart, track = tracked.isdisjoint, tracked.add
         for node in self.order:
             if not (apart(node.src) or node.op in _UNTRACKED) and node.dtype.is_float:
                 if node not in self.marked:
                     track(node)
-                    if lost and not lost.isdisjoint(node.src):
+                    if lost is not tracked and not lost.isdisjoint(node.src):
                         lost.add(node)
         self.tracked = tracked
         flowing = [
