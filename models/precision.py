@@ -30,6 +30,11 @@ def product(x: Tensor, weight: Tensor, precision: DType, bias: Tensor | None = N
     return Tensor._of(build.custom(y.node, [y.node], rule))
 
 
+def operand(x: Tensor, precision: DType) -> Tensor:
+    """What attention multiplies: rounded to bfloat16, as PyTorch's autocast does, or as it is."""
+    return x.cast(precision) if precision is dtypes.bfloat16 else x
+
+
 def of_gradient(g: Tensor, precision: DType) -> Tensor:
     """A product's gradient as the products with it take it: as it is, or rounded to bfloat16.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer
@@ -49,6 +50,42 @@ def neighbours(kernel: Kernel) -> int:
     """How many rows follow one another: the last of the axes that make up a row's number."""
     first = kernel.stages[0]
     return first.axes[prefix_length(first, kernel.rows) - 1].count
+
+
+def rounded_when_copied(
+    stages: Sequence[Stage], products: Container[Array], stored: Container[Array]
+) -> list[Stage]:
+    """Stages of which none is rounded to bfloat16 for products only: their copies round it.
+
+    What only one product reads, and is soon computed, is computed for its copy.
+    """
+    result = list(stages)
+    for stage in stages:
+        body, readers = stage.body, [one for one in result if stage.array in one.reads]
+        rounds = stage.op is None and body.op is Op.CAST and body.dtype is dtypes.bfloat16
+        if not rounds or body.args[0].dtype is not dtypes.float32 or stage.array in stored:
+            continue
+        if any(one.array not in products for one in readers):
+            continue
+        at, alone = result.index(stage), len(readers) == 1 and _is_short(body)
+        wide = replace(stage.array, dtype=dtypes.float32)
+        result[at : at + 1] = [] if alone else [replace(stage, array=wide, body=body.args[0])]
+
+        def read(load: Expr, stage: Stage = stage, wide: Array | None = None) -> Expr | None:
+            if load.op is not Leaf.LOAD or load.array != stage.array:
+                return None
+            if wide is not None:
+                return expr.load(wide, load.index).cast(dtypes.bfloat16)
+            axes = [axis.variable for axis in stage.axes]
+            places = dict(zip(axes, places_in(load, stage), strict=True))
+            return expr.substitute_in(stage.body, places)
+
+        own = None if alone else wide
+        for n, one in enumerate(result):
+            if one in readers:
+                body = expr.rebuild(one.body, lambda e, own=own, read=read: read(e, wide=own))
+                result[n] = replace(one, body=body)
+    return result
 
 
 def _is_short(body: Expr) -> bool:
@@ -95,6 +132,7 @@ class BlockPlan:
                 self.steps.append([number])
             made[stage.array] = at
         self.places: dict[Array, Array] = {}
+        self.in_pairs = set[int]()  # products that are dots
         self._plan()
 
     def _range(self, number: int) -> Bounds | None:

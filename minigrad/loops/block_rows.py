@@ -43,6 +43,7 @@ from minigrad.loops.block_plan import (
     column,
     neighbours,
     products_before_readers,
+    rounded_when_copied,
 )
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
@@ -55,9 +56,10 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import CHAINS, Target
+from minigrad.target import CHAINS, LINE, Target
 
 MOST_ROWS = 16  # of a block
+WORDS = 16  # that an instruction multiplies
 
 
 def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -74,6 +76,8 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
             stages.append(fixed)
             products |= {fixed.array} if stage.contraction is not None else set()
+    if target.bfloat16_dots:
+        stages = rounded_when_copied(stages, products, sums.stored)
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
     together: list[Statement] = []  # what one loop over the rows can do
@@ -105,6 +109,7 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
         count = high(rows) * sum(_elements(stage, plan.bounds[n], end) for end in ends) // 2
         alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
         work += count * (2 if product else expr.operations(stage.body))
+        alone /= 2 if n in plan.in_pairs else 1
         vectors += count * (alone if product else vectors_each(stage, target))
     return work, vectors
 
@@ -192,10 +197,16 @@ class StepCode:
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
+        self.pairs: tuple[Expr, Expr] | None = None
         if self.is_product:
             self.own, self.other = self._factors()
-            self.mine = self.own
             self.runs_along = self.sums or self._only_stores()
+            self.k, self.pairs = self.head.reduced[-1], self._pairs()
+            if self.pairs is not None:
+                plan.in_pairs.add(self.number)
+                self.own, self.other = self.pairs
+                self.k = make_axis("kp", 0, self.k.count // 2)
+            self.mine = self.own
 
     # ---- what is done with one element ----
 
@@ -311,7 +322,7 @@ class StepCode:
 
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
-        axis, k = self.head.axes[-1], self.head.reduced[-1]
+        axis, k = self.head.axes[-1], self.k
         self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
@@ -359,10 +370,10 @@ class StepCode:
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
         """The places at which memory is asked for an operand; at: what variables are there."""
-        later = self.later
+        later, loads = self.later, expr.loads(operand)
         return [
             (load.array, substitute(substitute(load.index, at), later))
-            for load in expr.loads(operand)
+            for load in (loads[:1] if operand.op is Leaf.PAIR else loads)
             if later and load.array.space == "buffer" and not load.guard
             and not expr.values_in(load.index)
         ]  # fmt: skip
@@ -403,11 +414,18 @@ class StepCode:
         return list(build.loops_over(axes, inner, self.bounds))
 
     def pack(self) -> list[Statement]:
-        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
-        copied = self.is_product and not self.runs_along
-        if not copied or all(load.array.space != "buffer" for load in expr.loads(self.mine)):
+        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed.
+
+        Of pairs, also the columns' one and what is in scratch memory.
+        """
+        if self.pairs is not None and self.runs_along:
+            return [self._pack_sides() if self.sums else self._pack_mine(), self._pack_other()]
+        if not self.is_product or self.runs_along:
             return []
-        *outer, inner = axes = self.head.reduced
+        near = all(load.array.space != "buffer" for load in expr.loads(self.mine))
+        if near and self.pairs is None:
+            return []
+        *outer, inner = axes = *self.head.reduced[:-1], self.k
         extents = [axis.extent for axis in axes]
         size = numel(extents) * self.block.width
         panel = Array(f"panel{self.number}", self.mine.dtype, size, "scratch")
@@ -417,6 +435,84 @@ class StepCode:
         self.mine = expr.load(panel, place)
         loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
         return [self.block.loop(build.loops_over(outer, [loop]))]
+
+    # ---- pairs of bfloat16 ----
+
+    def _pairs(self) -> tuple[Expr, Expr] | None:
+        """Both operands as words of two neighbours along k, if dots are to add their products."""
+        block, k, axis = self.block, self.head.reduced[-1], self.head.axes[-1]
+        words = [word_along(x, k) for x in (self.own, self.other)]
+        width = choose_nr(self.target, self.head, axis.count) if self.runs_along else block.width
+        if not self.target.bfloat16_dots or None in words or width % WORDS or k.count % 2:
+            return None
+        own, other = words
+        assert own is not None and other is not None
+        if not self.runs_along:
+            first, second = other.args
+            if first.op is not Leaf.LOAD or second.index != first.index + 1:
+                return None
+            memory, size = first.array, first.array.size // 2
+            view = replace(memory, dtype=dtypes.uint32, size=size, of=memory.of or memory)
+            return (own, expr.load(view, _half(first.index))) if divides(first.index, 2) else None
+        if self.sums:  # what the rows have for a place lies side by side
+            load = own.args[0].args[0] if own.args[0].op is Op.CAST else own.args[0]
+            at = self.head.axes[-2].index * block.width + block.lane
+            scratch = load.op is Leaf.LOAD and load.array in self.plan.places.values()
+            flat = scratch and load.dtype is dtypes.float32 and load.index == at
+            return (own, other) if flat and len(self.head.axes) == 2 else None
+        ends = self.bounds[k.variable]
+        one = len(self.head.axes) == len(self.head.reduced) == 1
+        return (own, other) if one and all(divides(x, 2) for x in ends) else None
+
+    def _range(self) -> tuple[Integer, tuple[Integer, ...]]:
+        """Where the pairs of what is packed begin, and end."""
+        block = self.block
+        first, stop, extent = block.start, block.start + block.width, self.head.reduced[-1].extent
+        if not self.sums:
+            first, stop = self.bounds[self.head.reduced[-1].variable]
+        return _half(first), tuple(map(_half, build.stops_within(stop, extent)))
+
+    def _pack_mine(self) -> Statement:
+        """Copy the rows' operand of a product along: words of neighbouring columns."""
+        width, name = self.block.width, f"mine{self.number}"
+        words = Array(name, dtypes.uint32, self.k.count * width, "scratch")
+        place = self.k.index * width + self.block.lane
+        first, stops = self._range()
+        copy = Loop(self.k.variable, first, stops, (Store(words, place, self.own),))
+        self.mine = expr.load(words, place)
+        return self.block.loop([copy])
+
+    def _pack_sides(self) -> Statement:
+        """Copy what is summed over the rows: words of neighbouring rows, which lie side by side."""
+        side, each = self.head.axes[-2], self.block.width // 2
+        (load,) = expr.loads(self.own)[:1]
+        words = Array(f"mine{self.number}", dtypes.uint32, side.count * each, "scratch")
+        w = make_axis("w", 0, words.size)
+        pair = tuple(
+            expr.load(load.array, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)
+        )
+        copy = Store(words, w.index, expr.apply(Leaf.PAIR, pair, dtypes.uint32))
+        first, stop = self.bounds[side.variable]
+        stops = tuple(x * each for x in build.stops_within(stop, side.extent))
+        self.mine = expr.load(words, (side.index - self.block.number.index) * each + self.k.index)
+        return build.lanes_loop(w, WORDS, (copy,), first * each, stops)
+
+    def _pack_other(self) -> Statement:
+        """Copy the other operand of a product along, row after row of words."""
+        axis, (first, stops) = self.head.axes[-1], self._range()
+        begin = first if self.sums else 0
+        count = self.block.width // 2 if self.sums else self.k.count
+        words = Array(f"other{self.number}", dtypes.uint32, count * axis.count, "scratch")
+        place = (self.k.index - begin) * axis.count + axis.index
+        width = choose_nr(self.target, self.head, axis.count)
+        row = build.lanes_loop(axis, width, (Store(words, place, self.other),))
+        each = LINE // self.other.args[0].dtype.itemsize
+        hints = [
+            hint for n in range(0, axis.count, each)
+            for hint in self._hints(self.other, {axis.variable: n})
+        ]  # fmt: skip
+        self.other = expr.load(words, place)
+        return Loop(self.k.variable, first, stops, (row,), prefetch=tuple(hints))
 
     def _tile(
         self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
@@ -431,8 +527,14 @@ class StepCode:
         registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
         total = expr.load(registers, u.index)
         left, right = (expr.substitute_in(factor, at) for factor in (self.mine, self.other))
+        loops = ks
+        if self.pairs is not None:
+            *outer, last = ks
+            stops = tuple(map(_half, last.stops))
+            own = Loop(self.k.variable, _half(last.start), stops, (), prefetch=last.prefetch)
+            loops, ks = [*outer, own], [*outer, replace(last, prefetch=())]
         return [
-            *self._summed(registers, u, multiply_add(total, left, right), ks),
+            *self._summed(registers, u, multiply_add(total, left, right), loops),
             *self._checked(registers, u, at, ks),
             build.unrolled(u, self._element(place, u.index, total, rows_at)),
         ]
@@ -462,6 +564,22 @@ class StepCode:
         again = self._summed(registers, u, more, ks)
         name = f"wrong{self.number}x{registers.size}"
         return build.unless_finite(name, registers, u, scale, again)
+
+
+def word_along(operand: Expr, k: Axis) -> Expr | None:
+    """Two neighbours along k of an operand that is rounded to bfloat16, as a word of "kp"."""
+    half = operand.args[0] if operand.op is Op.CAST else operand
+    rounded = half.op is Op.CAST and half.args[0].dtype is dtypes.float32
+    in_memory = half.op is Leaf.LOAD and not half.guard
+    if half.dtype is not dtypes.bfloat16 or not (rounded or in_memory):
+        return None
+    low = make_axis("kp", 0, max(k.count // 2, 1)).index * 2
+    pair = (expr.substitute_in(half, {k.variable: low + n}) for n in (0, 1))
+    return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
+
+
+def _half(x: Integer) -> Integer:
+    return x // 2
 
 
 def _larger(x: Integer, y: Integer, most: int) -> Integer:
