@@ -33,7 +33,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, only_atom, substitute
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
@@ -56,10 +56,11 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import CHAINS, LINE, Target
+from minigrad.target import CHAINS, ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
 WORDS = 16  # that an instruction multiplies
+MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
 def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -80,10 +81,13 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         stages = rounded_when_copied(stages, products, sums.stored)
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
+    early: list[Statement] = []  # copies for several blocks
     together: list[Statement] = []  # what one loop over the rows can do
+    run, first, last = _run(kernel, block)
     for step in plan.steps:
         loop = StepCode(plan, step, target, later)
-        copies = loop.pack()
+        before, copies = loop.pack_other(first, last)
+        early, copies = [*early, *before], [*copies, *loop.pack()]
         if together and (loop.runs_along or copies):
             body.append(block.loop(together))
             together = []
@@ -95,9 +99,28 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     if together:
         body.append(block.loop(together))
     if kernel.sums:
-        body = [*sums.clear(), build.serial_loop(number, tuple(body)), *sums.finish()]
-    nested = build.flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
+        blocks = build.serial_loop(number, tuple(body))
+        nested = build.flat_loop([outer], (*sums.clear(), *early, blocks, *sums.finish()))
+    elif early:
+        stops = build.stops_within(last + 1, number.extent)
+        blocks = Loop(number.variable, first, stops, tuple(body))
+        nested = build.flat_loop([outer, run], (*early, blocks))
+    else:
+        nested = build.flat_loop([outer, number], tuple(body))
     return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, target))
+
+
+def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Integer, Integer]:
+    """Blocks for which an operand is copied once: the runs' axis, a run's first and last block.
+
+    Where blocks add to sums, one thread does all of them.
+    """
+    count = block.number.count
+    if kernel.sums:
+        return make_axis("run", 0, 1), 0, count - 1
+    each = min(max(count * high(block.outer.extent) // ENOUGH_TASKS, 1), MOST_BLOCKS)
+    run = make_axis("run", 0, ceildiv(count, each))
+    return run, run.index * each, run.index * each + (each - 1)
 
 
 def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
@@ -416,10 +439,10 @@ class StepCode:
     def pack(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed.
 
-        Of pairs, also the columns' one and what is in scratch memory.
+        Of pairs, also what is in scratch memory.
         """
         if self.pairs is not None and self.runs_along:
-            return [self._pack_sides() if self.sums else self._pack_mine(), self._pack_other()]
+            return [self._pack_sides() if self.sums else self._pack_mine()]
         if not self.is_product or self.runs_along:
             return []
         near = all(load.array.space != "buffer" for load in expr.loads(self.mine))
@@ -464,21 +487,15 @@ class StepCode:
         one = len(self.head.axes) == len(self.head.reduced) == 1
         return (own, other) if one and all(divides(x, 2) for x in ends) else None
 
-    def _range(self) -> tuple[Integer, tuple[Integer, ...]]:
-        """Where the pairs of what is packed begin, and end."""
-        block = self.block
-        first, stop, extent = block.start, block.start + block.width, self.head.reduced[-1].extent
-        if not self.sums:
-            first, stop = self.bounds[self.head.reduced[-1].variable]
-        return _half(first), tuple(map(_half, build.stops_within(stop, extent)))
-
     def _pack_mine(self) -> Statement:
         """Copy the rows' operand of a product along: words of neighbouring columns."""
         width, name = self.block.width, f"mine{self.number}"
         words = Array(name, dtypes.uint32, self.k.count * width, "scratch")
         place = self.k.index * width + self.block.lane
-        first, stops = self._range()
-        copy = Loop(self.k.variable, first, stops, (Store(words, place, self.own),))
+        column = self.head.reduced[-1]
+        first, stop = self.bounds[column.variable]
+        stops = tuple(map(_half, build.stops_within(stop, column.extent)))
+        copy = Loop(self.k.variable, _half(first), stops, (Store(words, place, self.own),))
         self.mine = expr.load(words, place)
         return self.block.loop([copy])
 
@@ -497,13 +514,25 @@ class StepCode:
         self.mine = expr.load(words, (side.index - self.block.number.index) * each + self.k.index)
         return build.lanes_loop(w, WORDS, (copy,), first * each, stops)
 
-    def _pack_other(self) -> Statement:
-        """Copy the other operand of a product along, row after row of words."""
-        axis, (first, stops) = self.head.axes[-1], self._range()
-        begin = first if self.sums else 0
-        count = self.block.width // 2 if self.sums else self.k.count
+    def pack_other(self, begin: Integer, end: Integer) -> tuple[list[Statement], list[Statement]]:
+        """Copy the other operand of a product of pairs along, row after row of words.
+
+        Gives what is done before the blocks `begin` … `end`, and what in each of them.
+        """
+        if self.pairs is None or not self.runs_along:
+            return [], []
+        block, axis, rows = self.block, self.head.axes[-1], self.head.reduced[-1]
+        first, stop = block.start, block.start + block.width
+        if not self.sums:
+            first, stop = self.bounds[rows.variable]
+        ends = [_at_block(first, block, begin, end), _at_block(stop, block, end, begin)]
+        early = not self.sums and None not in ends
+        if early:
+            first, stop = ends
+        stops = tuple(map(_half, build.stops_within(stop, rows.extent)))
+        start, count = (_half(first), block.width // 2) if self.sums else (0, self.k.count)
         words = Array(f"other{self.number}", dtypes.uint32, count * axis.count, "scratch")
-        place = (self.k.index - begin) * axis.count + axis.index
+        place = (self.k.index - start) * axis.count + axis.index
         width = choose_nr(self.target, self.head, axis.count)
         row = build.lanes_loop(axis, width, (Store(words, place, self.other),))
         each = LINE // self.other.args[0].dtype.itemsize
@@ -512,7 +541,8 @@ class StepCode:
             for hint in self._hints(self.other, {axis.variable: n})
         ]  # fmt: skip
         self.other = expr.load(words, place)
-        return Loop(self.k.variable, first, stops, (row,), prefetch=tuple(hints))
+        copy = Loop(self.k.variable, _half(first), stops, (row,), prefetch=tuple(hints))
+        return ([copy], []) if early else ([], [copy])
 
     def _tile(
         self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
@@ -576,6 +606,15 @@ def word_along(operand: Expr, k: Axis) -> Expr | None:
     low = make_axis("kp", 0, max(k.count // 2, 1)).index * 2
     pair = (expr.substitute_in(half, {k.variable: low + n}) for n in (0, 1))
     return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
+
+
+def _at_block(x: Integer, block: Rows, least: Integer, most: Integer) -> Integer | None:
+    """A bound at one block or another, where it is least or where it is most; None if unknown."""
+    number = block.number.variable
+    slope = coefficient(x, number)
+    if slope is None:
+        return None
+    return substitute(x, {number: least if slope > 0 else most}) if slope else x
 
 
 def _half(x: Integer) -> Integer:
