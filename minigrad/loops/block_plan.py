@@ -10,7 +10,7 @@ thread does all of a head's blocks, so they are added in one order.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
@@ -61,31 +61,35 @@ def rounded_when_copied(
     """
     result = list(stages)
     for stage in stages:
-        body, readers = stage.body, [one for one in result if stage.array in one.reads]
-        rounds = stage.op is None and body.op is Op.CAST and body.dtype is dtypes.bfloat16
-        if not rounds or body.args[0].dtype is not dtypes.float32 or stage.array in stored:
+        readers = [one for one in result if stage.array in one.reads]
+        rounds = stage.op is None and stage.array.dtype is dtypes.bfloat16
+        exact = stage.body.args[0] if stage.body.op is Op.CAST else stage.body
+        if not rounds or exact.dtype is not dtypes.float32 or stage.array in stored:
             continue
         if any(one.array not in products for one in readers):
             continue
-        at, alone = result.index(stage), len(readers) == 1 and _is_short(body)
-        wide = replace(stage.array, dtype=dtypes.float32)
-        result[at : at + 1] = [] if alone else [replace(stage, array=wide, body=body.args[0])]
-
-        def read(load: Expr, stage: Stage = stage, wide: Array | None = None) -> Expr | None:
-            if load.op is not Leaf.LOAD or load.array != stage.array:
-                return None
-            if wide is not None:
-                return expr.load(wide, load.index).cast(dtypes.bfloat16)
-            axes = [axis.variable for axis in stage.axes]
-            places = dict(zip(axes, places_in(load, stage), strict=True))
-            return expr.substitute_in(stage.body, places)
-
-        own = None if alone else wide
-        for n, one in enumerate(result):
-            if one in readers:
-                body = expr.rebuild(one.body, lambda e, own=own, read=read: read(e, wide=own))
-                result[n] = replace(one, body=body)
+        alone = len(readers) == 1 and _is_short(stage.body)
+        kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=exact)
+        at, read = result.index(stage), _reader(stage, None if alone else kept.array)
+        result[at : at + 1] = [] if alone else [kept]
+        for one in readers:
+            place = result.index(one)
+            result[place] = replace(one, body=expr.rebuild(one.body, read))
     return result
+
+
+def _reader(stage: Stage, exact: Array | None) -> Callable[[Expr], Expr | None]:
+    """What a load of a stage becomes: a rounded load of an exact array, or what is computed."""
+
+    def read(e: Expr) -> Expr | None:
+        if e.op is not Leaf.LOAD or e.array != stage.array:
+            return None
+        if exact is not None:
+            return expr.load(exact, e.index).cast(stage.array.dtype)
+        places = zip(stage.axes, places_in(e, stage), strict=True)
+        return expr.substitute_in(stage.body, {axis.variable: place for axis, place in places})
+
+    return read
 
 
 def _is_short(body: Expr) -> bool:

@@ -37,6 +37,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
+from minigrad.loops.block_pairs import Pairs, pairs_of
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
@@ -56,10 +57,9 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import CHAINS, ENOUGH_TASKS, LINE, Target
+from minigrad.target import CHAINS, ENOUGH_TASKS, Target
 
 MOST_ROWS = 16  # of a block
-WORDS = 16  # that an instruction multiplies
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
@@ -86,8 +86,8 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     run, first, last = _run(kernel, block)
     for step in plan.steps:
         loop = StepCode(plan, step, target, later)
-        before, copies = loop.pack_other(first, last)
-        early, copies = [*early, *before], [*copies, *loop.pack()]
+        before, copies = loop.pack((first, last))
+        early += before
         if together and (loop.runs_along or copies):
             body.append(block.loop(together))
             together = []
@@ -220,15 +220,18 @@ class StepCode:
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
-        self.pairs: tuple[Expr, Expr] | None = None
+        self.pairs: Pairs | None = None
         if self.is_product:
             self.own, self.other = self._factors()
             self.runs_along = self.sums or self._only_stores()
-            self.k, self.pairs = self.head.reduced[-1], self._pairs()
+            self.k, scratch = self.head.reduced[-1], plan.places.values()
+            self.pairs = pairs_of(
+                self.head, self.own, self.other, self.bounds, block, target, self.runs_along,
+                scratch,
+            )  # fmt: skip
             if self.pairs is not None:
                 plan.in_pairs.add(self.number)
-                self.own, self.other = self.pairs
-                self.k = make_axis("kp", 0, self.k.count // 2)
+                self.k, self.own, self.other = self.pairs.k, self.pairs.own, self.pairs.other
             self.mine = self.own
 
     # ---- what is done with one element ----
@@ -436,15 +439,28 @@ class StepCode:
         """Statements in plain loops over axes, the first outermost."""
         return list(build.loops_over(axes, inner, self.bounds))
 
-    def pack(self) -> list[Statement]:
-        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed.
+    def pack(
+        self, run: tuple[Integer, Integer]
+    ) -> tuple[list[Statement], list[Statement]]:
+        """What is copied before a run of blocks, of which the first and last are given; in each.
 
-        Of pairs, also what is in scratch memory.
+        That is both operands of pairs along, and the rows' operand of a product across.
         """
-        if self.pairs is not None and self.runs_along:
-            return [self._pack_sides() if self.sums else self._pack_mine()]
-        if not self.is_product or self.runs_along:
-            return []
+        if not self.is_product:
+            return [], []
+        if not self.runs_along:
+            return [], self._pack_rows()
+        if self.pairs is None:
+            return [], []
+        own, self.mine = self.pairs.pack_own(f"mine{self.number}")
+        last, source = self.head.axes[-1].variable, self.other
+        other, self.other, early = self.pairs.pack_other(
+            f"other{self.number}", run, lambda n: self._hints(source, {last: n})
+        )
+        return ([other], [own]) if early else ([], [other, own])
+
+    def _pack_rows(self) -> list[Statement]:
+        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
         near = all(load.array.space != "buffer" for load in expr.loads(self.mine))
         if near and self.pairs is None:
             return []
@@ -458,91 +474,6 @@ class StepCode:
         self.mine = expr.load(panel, place)
         loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
         return [self.block.loop(build.loops_over(outer, [loop]))]
-
-    # ---- pairs of bfloat16 ----
-
-    def _pairs(self) -> tuple[Expr, Expr] | None:
-        """Both operands as words of two neighbours along k, if dots are to add their products."""
-        block, k, axis = self.block, self.head.reduced[-1], self.head.axes[-1]
-        words = [word_along(x, k) for x in (self.own, self.other)]
-        width = choose_nr(self.target, self.head, axis.count) if self.runs_along else block.width
-        if not self.target.bfloat16_dots or None in words or width % WORDS or k.count % 2:
-            return None
-        own, other = words
-        assert own is not None and other is not None
-        if not self.runs_along:
-            first, second = other.args
-            if first.op is not Leaf.LOAD or second.index != first.index + 1:
-                return None
-            memory, size = first.array, first.array.size // 2
-            view = replace(memory, dtype=dtypes.uint32, size=size, of=memory.of or memory)
-            return (own, expr.load(view, _half(first.index))) if divides(first.index, 2) else None
-        if self.sums:  # what the rows have for a place lies side by side
-            load = own.args[0].args[0] if own.args[0].op is Op.CAST else own.args[0]
-            at = self.head.axes[-2].index * block.width + block.lane
-            scratch = load.op is Leaf.LOAD and load.array in self.plan.places.values()
-            flat = scratch and load.dtype is dtypes.float32 and load.index == at
-            return (own, other) if flat and len(self.head.axes) == 2 else None
-        ends = self.bounds[k.variable]
-        one = len(self.head.axes) == len(self.head.reduced) == 1
-        return (own, other) if one and all(divides(x, 2) for x in ends) else None
-
-    def _pack_mine(self) -> Statement:
-        """Copy the rows' operand of a product along: words of neighbouring columns."""
-        width, name = self.block.width, f"mine{self.number}"
-        words = Array(name, dtypes.uint32, self.k.count * width, "scratch")
-        place = self.k.index * width + self.block.lane
-        column = self.head.reduced[-1]
-        first, stop = self.bounds[column.variable]
-        stops = tuple(map(_half, build.stops_within(stop, column.extent)))
-        copy = Loop(self.k.variable, _half(first), stops, (Store(words, place, self.own),))
-        self.mine = expr.load(words, place)
-        return self.block.loop([copy])
-
-    def _pack_sides(self) -> Statement:
-        """Copy what is summed over the rows: words of neighbouring rows, which lie side by side."""
-        side, each = self.head.axes[-2], self.block.width // 2
-        (load,) = expr.loads(self.own)[:1]
-        words = Array(f"mine{self.number}", dtypes.uint32, side.count * each, "scratch")
-        w = make_axis("w", 0, words.size)
-        pair = tuple(
-            expr.load(load.array, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)
-        )
-        copy = Store(words, w.index, expr.apply(Leaf.PAIR, pair, dtypes.uint32))
-        first, stop = self.bounds[side.variable]
-        stops = tuple(x * each for x in build.stops_within(stop, side.extent))
-        self.mine = expr.load(words, (side.index - self.block.number.index) * each + self.k.index)
-        return build.lanes_loop(w, WORDS, (copy,), first * each, stops)
-
-    def pack_other(self, begin: Integer, end: Integer) -> tuple[list[Statement], list[Statement]]:
-        """Copy the other operand of a product of pairs along, row after row of words.
-
-        Gives what is done before the blocks `begin` … `end`, and what in each of them.
-        """
-        if self.pairs is None or not self.runs_along:
-            return [], []
-        block, axis, rows = self.block, self.head.axes[-1], self.head.reduced[-1]
-        first, stop = block.start, block.start + block.width
-        if not self.sums:
-            first, stop = self.bounds[rows.variable]
-        ends = [_at_block(first, block, begin, end), _at_block(stop, block, end, begin)]
-        early = not self.sums and None not in ends
-        if early:
-            first, stop = ends
-        stops = tuple(map(_half, build.stops_within(stop, rows.extent)))
-        start, count = (_half(first), block.width // 2) if self.sums else (0, self.k.count)
-        words = Array(f"other{self.number}", dtypes.uint32, count * axis.count, "scratch")
-        place = (self.k.index - start) * axis.count + axis.index
-        width = choose_nr(self.target, self.head, axis.count)
-        row = build.lanes_loop(axis, width, (Store(words, place, self.other),))
-        each = LINE // self.other.args[0].dtype.itemsize
-        hints = [
-            hint for n in range(0, axis.count, each)
-            for hint in self._hints(self.other, {axis.variable: n})
-        ]  # fmt: skip
-        self.other = expr.load(words, place)
-        copy = Loop(self.k.variable, _half(first), stops, (row,), prefetch=tuple(hints))
-        return ([copy], []) if early else ([], [copy])
 
     def _tile(
         self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
@@ -560,9 +491,7 @@ class StepCode:
         loops = ks
         if self.pairs is not None:
             *outer, last = ks
-            stops = tuple(map(_half, last.stops))
-            own = Loop(self.k.variable, _half(last.start), stops, (), prefetch=last.prefetch)
-            loops, ks = [*outer, own], [*outer, replace(last, prefetch=())]
+            loops, ks = [*outer, self.pairs.loop(last)], [*outer, replace(last, prefetch=())]
         return [
             *self._summed(registers, u, multiply_add(total, left, right), loops),
             *self._checked(registers, u, at, ks),
@@ -594,31 +523,6 @@ class StepCode:
         again = self._summed(registers, u, more, ks)
         name = f"wrong{self.number}x{registers.size}"
         return build.unless_finite(name, registers, u, scale, again)
-
-
-def word_along(operand: Expr, k: Axis) -> Expr | None:
-    """Two neighbours along k of an operand that is rounded to bfloat16, as a word of "kp"."""
-    half = operand.args[0] if operand.op is Op.CAST else operand
-    rounded = half.op is Op.CAST and half.args[0].dtype is dtypes.float32
-    in_memory = half.op is Leaf.LOAD and not half.guard
-    if half.dtype is not dtypes.bfloat16 or not (rounded or in_memory):
-        return None
-    low = make_axis("kp", 0, max(k.count // 2, 1)).index * 2
-    pair = (expr.substitute_in(half, {k.variable: low + n}) for n in (0, 1))
-    return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
-
-
-def _at_block(x: Integer, block: Rows, least: Integer, most: Integer) -> Integer | None:
-    """A bound at one block or another, where it is least or where it is most; None if unknown."""
-    number = block.number.variable
-    slope = coefficient(x, number)
-    if slope is None:
-        return None
-    return substitute(x, {number: least if slope > 0 else most}) if slope else x
-
-
-def _half(x: Integer) -> Integer:
-    return x // 2
 
 
 def _larger(x: Integer, y: Integer, most: int) -> Integer:

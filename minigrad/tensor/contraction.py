@@ -156,7 +156,8 @@ class Contraction(Methods):
         self: (…, queries, d), key: (…, keys, d), value: (…, keys, e) → (…, queries, e). attn_mask:
         bool (True takes part) or floats that are added. is_causal: query i sees keys 0 … i. scale:
         1/√d unless given. enable_gqa: each head of key and value serves several heads of queries.
-        Dropout acts in training only.
+        Dropout acts in training only. If all three are bfloat16, weights are rounded to it, too,
+        and what gradients are made of, as in PyTorch; sums are float32.
 
         What a mask excludes (the future, False, −∞) reaches nobody: whatever a query, a key, a
         value or a gradient of the result holds there, a NaN or an infinity too, the result and all
@@ -188,12 +189,13 @@ class Contraction(Methods):
         factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
         wide = accumulator(result_dtype)
-        if attn_mask is None and not is_causal:
+        all_half = {self.dtype, key.dtype, value.dtype} == {dtypes.bfloat16}
+        half = dtypes.bfloat16 if all_half else None
+        if attn_mask is None and not is_causal and half is None:
             scores = self.matmul(key.transpose(-1, -2), wide) * factor
             return scores.softmax(-1).dropout(dropout_p).matmul(value, result_dtype)
         q, keys, values = self.cast(wide), key.cast(wide), value.cast(wide)
-        seen, added = self._seen(key, attn_mask)
-        half = result_dtype if result_dtype is dtypes.bfloat16 else None
+        seen, added = self._seen(key, attn_mask, is_causal)
         scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor
         scores = scores if added is None else scores + added
         # as `softmax`, but that nothing is computed of what is not seen: its power is 0
@@ -205,8 +207,12 @@ class Contraction(Methods):
 
     _attended = templated(_attention)
 
-    def _seen(self, key: Core, attn_mask: Core | None) -> tuple[Self, Self | None]:
+    def _seen(
+        self, key: Core, attn_mask: Core | None, is_causal: bool
+    ) -> tuple[Self, Self | None]:
         """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
+        if attn_mask is None and not is_causal:
+            return self.full((1, 1), True, device=self.raw.device), None
         if attn_mask is None:
             rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
             return self.arange(key.shape[-2], device=self.raw.device) <= rows, None

@@ -1,0 +1,176 @@
+"""Products of bfloat16 in a kernel of blocks: dots of words, each two neighbours along k.
+
+What columns have along k lies so in memory. All else is copied: the rows' operand as every product
+across has it copied, what is in scratch memory with two columns, or two rows, in a word, and the
+other operand of a product along, row after row, for several blocks at once where it can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
+
+from minigrad.dtype import dtypes
+from minigrad.graph.node import Op
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer
+from minigrad.loops import build
+from minigrad.loops.build import Bounds
+from minigrad.loops.cost import choose_nr
+from minigrad.loops.mask_bounds import Rows
+from minigrad.loops.nest import Loop, Statement, Store, divides
+from minigrad.loops.prefetch import Place
+from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.stage import Stage
+from minigrad.target import LINE, Target
+
+WORDS = 16  # that an instruction multiplies
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The product `stage`, whose operands are words; bounds: of its axes; k: the axis of words.
+
+    sums: over the rows of blocks.
+    """
+
+    stage: Stage
+    own: Expr
+    other: Expr
+    k: Axis
+    bounds: Mapping[Atom, Bounds]
+    block: Rows
+    target: Target
+    sums: bool
+
+    def loop(self, loop: Loop) -> Loop:
+        """A loop over k as one over words."""
+        return self._over(loop.start, loop.stops, loop.body, loop.prefetch)
+
+    def _over(
+        self, first: Integer, stops: tuple[Integer, ...], body: tuple[Statement, ...],
+        prefetch: tuple[Place, ...] = (),
+    ) -> Loop:  # fmt: skip
+        half = tuple(stop // 2 for stop in stops)
+        return Loop(self.k.variable, first // 2, half, body, prefetch=prefetch)
+
+    def pack_own(self, name: str) -> tuple[Statement, Expr]:
+        """The copy of a product along's first operand, and how it is read then."""
+        return self._sides(name) if self.sums else self._columns(name)
+
+    def _columns(self, name: str) -> tuple[Statement, Expr]:
+        """Two columns in a word, rows side by side."""
+        width, column = self.block.width, self.stage.reduced[-1]
+        words = Array(name, dtypes.uint32, self.k.count * width, "scratch")
+        place = self.k.index * width + self.block.lane
+        first, stop = self.bounds[column.variable]
+        stops = build.stops_within(stop, column.extent)
+        copy = self._over(first, stops, (Store(words, place, self.own),))
+        return self.block.loop([copy]), expr.load(words, place)
+
+    def _sides(self, name: str) -> tuple[Statement, Expr]:
+        """Two rows, which lie side by side, in a word."""
+        side, each = self.stage.axes[-2], self.block.width // 2
+        words = Array(name, dtypes.uint32, side.count * each, "scratch")
+        w, source = make_axis("w", 0, words.size), expr.loads(self.own)[0].array
+        pair = [expr.load(source, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)]
+        copy = Store(words, w.index, expr.apply(Leaf.PAIR, tuple(pair), words.dtype))
+        first, stop = self.bounds[side.variable]
+        stops = tuple(x * each for x in build.stops_within(stop, side.extent))
+        place = (side.index - self.block.number.index) * each + self.k.index
+        return build.lanes_loop(w, WORDS, (copy,), first * each, stops), expr.load(words, place)
+
+    def pack_other(
+        self, name: str, run: tuple[Integer, Integer], hints: Callable[[Integer], list[Place]]
+    ) -> tuple[Statement, Expr, bool]:
+        """The copy of a product along's other operand, how it is read then, and if it is early.
+
+        Early is what can be done before the blocks of a run, of which the first and the last are
+        given. hints: what is asked for at a column.
+        """
+        block, axis, rows = self.block, self.stage.axes[-1], self.stage.reduced[-1]
+        first, stop, begin, count = block.start, block.start + block.width, block.start, block.width
+        early = False
+        if not self.sums:
+            (first, stop), begin, count = self.bounds[rows.variable], 0, rows.count
+            ends = [self._at_block(first, *run), self._at_block(stop, *reversed(run))]
+            if early := None not in ends:
+                first, stop = (x for x in ends if x is not None)
+        words = Array(name, dtypes.uint32, count // 2 * axis.count, "scratch")
+        place = (self.k.index - begin // 2) * axis.count + axis.index
+        width = choose_nr(self.target, self.stage, axis.count)
+        row = build.lanes_loop(axis, width, (Store(words, place, self.other),))
+        lines = range(0, axis.count, LINE // self.other.args[0].dtype.itemsize)
+        asked = tuple(hint for n in lines for hint in hints(n))
+        stops = build.stops_within(stop, rows.extent)
+        return self._over(first, stops, (row,), asked), expr.load(words, place), early
+
+    def _at_block(self, x: Integer, least: Integer, most: Integer) -> Integer | None:
+        """A bound at that of two blocks where it is least; None if that is not known."""
+        number = self.block.number.variable
+        slope = coefficient(x, number)
+        return None if slope is None else substitute(x, {number: least if slope > 0 else most})
+
+
+def pairs_of(
+    stage: Stage, own: Expr, other: Expr, bounds: Mapping[Atom, Bounds], block: Rows,
+    target: Target, along: bool, scratch: Container[Array],
+) -> Pairs | None:  # fmt: skip
+    """A product's operands as words, if dots are to add their products; bounds: of its axes.
+
+    along: its vectors lie along the columns; scratch: where values of the block are.
+    """
+    axis, k = stage.axes[-1], stage.reduced[-1]
+    width = choose_nr(target, stage, axis.count) if along else block.width
+    if not target.bfloat16_dots or width % WORDS or k.count % 2:
+        return None
+    ends = bounds.get(k.variable, (block.start, block.start + block.width))
+    first, second = word(own, k), word(other, k)
+    if first is None or second is None or not all(divides(x, 2) for x in ends):
+        return None
+    sums = block.row in stage.reduced
+    if not along:
+        second = _in_memory(second)
+    elif len(stage.axes) != 1 + sums or len(stage.reduced) > 1:
+        return None
+    if second is None or sums and not _side_by_side(first, stage, block, scratch):
+        return None
+    return Pairs(stage, first, second, _words(k), bounds, block, target, sums)
+
+
+def _words(k: Axis) -> Axis:
+    return make_axis("kp", 0, k.count // 2)
+
+
+def word(operand: Expr, k: Axis) -> Expr | None:
+    """Two neighbours along k of an operand that is rounded to bfloat16, as a word."""
+    half = operand.args[0] if operand.op is Op.CAST else operand
+    rounded = half.op is Op.CAST and half.args[0].dtype is dtypes.float32
+    in_memory = half.op is Leaf.LOAD and not half.guard
+    if half.dtype is not dtypes.bfloat16 or not (rounded or in_memory):
+        return None
+    first = _words(k).index * 2
+    pair = (expr.substitute_in(half, {k.variable: first + n}) for n in (0, 1))
+    return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
+
+
+def _in_memory(pair: Expr) -> Expr | None:
+    """A pair that is a word in memory, as a load of that."""
+    first, second = pair.args
+    if first.op is not Leaf.LOAD or second.index != first.index + 1:
+        return None
+    array, whole = first.array, first.array.of or first.array
+    view = replace(array, dtype=dtypes.uint32, size=array.size // 2, of=whole)
+    return expr.load(view, first.index // 2) if divides(first.index, 2) else None
+
+
+def _side_by_side(pair: Expr, stage: Stage, block: Rows, scratch: Container[Array]) -> bool:
+    """Whether what the rows of a block have for a place lies side by side."""
+    load = pair.args[0].args[0] if pair.args[0].op is Op.CAST else pair.args[0]
+    place = stage.axes[-2].index * block.width + block.lane
+    return (
+        load.op is Leaf.LOAD and load.array in scratch and load.dtype is dtypes.float32
+        and load.index == place
+    )  # fmt: skip
