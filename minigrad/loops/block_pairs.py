@@ -47,31 +47,14 @@ class Pairs:
 
     def loop(self, loop: Loop) -> Loop:
         """A loop over k as one over words."""
-        return self._over(loop.start, loop.stops, loop.body, loop.prefetch)
+        stops = tuple(stop // 2 for stop in loop.stops)
+        return replace(loop, variable=self.k.variable, start=loop.start // 2, stops=stops)
 
-    def _over(
-        self, first: Integer, stops: tuple[Integer, ...], body: tuple[Statement, ...],
-        prefetch: tuple[Place, ...] = (),
-    ) -> Loop:  # fmt: skip
-        half = tuple(stop // 2 for stop in stops)
-        return Loop(self.k.variable, first // 2, half, body, prefetch=prefetch)
+    def pack_sides(self, name: str) -> tuple[Statement, Expr]:
+        """A copy of what is summed over rows: two of these, which lie side by side, in a word.
 
-    def pack_own(self, name: str) -> tuple[Statement, Expr]:
-        """The copy of a product along's first operand, and how it is read then."""
-        return self._sides(name) if self.sums else self._columns(name)
-
-    def _columns(self, name: str) -> tuple[Statement, Expr]:
-        """Two columns in a word, rows side by side."""
-        width, column = self.block.width, self.stage.reduced[-1]
-        words = Array(name, dtypes.uint32, self.k.count * width, "scratch")
-        place = self.k.index * width + self.block.lane
-        first, stop = self.bounds[column.variable]
-        stops = build.stops_within(stop, column.extent)
-        copy = self._over(first, stops, (Store(words, place, self.own),))
-        return self.block.loop([copy]), expr.load(words, place)
-
-    def _sides(self, name: str) -> tuple[Statement, Expr]:
-        """Two rows, which lie side by side, in a word."""
+        And how it is read then.
+        """
         side, each = self.stage.axes[-2], self.block.width // 2
         words = Array(name, dtypes.uint32, side.count * each, "scratch")
         w, source = make_axis("w", 0, words.size), expr.loads(self.own)[0].array
@@ -105,7 +88,8 @@ class Pairs:
         lines = range(0, axis.count, LINE // self.other.args[0].dtype.itemsize)
         asked = tuple(hint for n in lines for hint in hints(n))
         stops = build.stops_within(stop, rows.extent)
-        return self._over(first, stops, (row,), asked), expr.load(words, place), early
+        copy = Loop(rows.variable, first, stops, (row,), prefetch=asked)
+        return self.loop(copy), expr.load(words, place), early
 
     def _at_block(self, x: Integer, least: Integer, most: Integer) -> Integer | None:
         """A bound at that of two blocks where it is least; None if that is not known."""

@@ -444,36 +444,42 @@ class StepCode:
     ) -> tuple[list[Statement], list[Statement]]:
         """What is copied before a run of blocks, of which the first and last are given; in each.
 
-        That is both operands of pairs along, and the rows' operand of a product across.
+        That is the rows' operand of a product across, and both operands of pairs along.
         """
-        if not self.is_product:
+        if not self.is_product or self.runs_along and self.pairs is None:
             return [], []
-        if not self.runs_along:
+        if self.pairs is None or not self.runs_along:
             return [], self._pack_rows()
-        if self.pairs is None:
-            return [], []
-        own, self.mine = self.pairs.pack_own(f"mine{self.number}")
         last, source = self.head.axes[-1].variable, self.other
         other, self.other, early = self.pairs.pack_other(
             f"other{self.number}", run, lambda n: self._hints(source, {last: n})
         )
-        return ([other], [own]) if early else ([], [other, own])
+        if self.sums:
+            side, self.mine = self.pairs.pack_sides(f"panel{self.number}")
+            return [], [other, side]
+        own = self._pack_rows()
+        return ([other], own) if early else ([], [other, *own])
 
     def _pack_rows(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
         near = all(load.array.space != "buffer" for load in expr.loads(self.mine))
         if near and self.pairs is None:
             return []
-        *outer, inner = axes = *self.head.reduced[:-1], self.k
+        *outer, inner = self._loops_over_k(self.bounds, ())
+        inner = inner if self.pairs is None else self.pairs.loop(inner)
+        axes = *self.head.reduced[:-1], self.k
         extents = [axis.extent for axis in axes]
         size = numel(extents) * self.block.width
         panel = Array(f"panel{self.number}", self.mine.dtype, size, "scratch")
         place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
-        copy = Store(panel, place, self.mine)
         lanes = self.target.lanes(self.mine.dtype)
+        copy: Statement = replace(
+            inner, body=(Store(panel, place, self.mine),), transpose=lanes
+        )
         self.mine = expr.load(panel, place)
-        loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
-        return [self.block.loop(build.loops_over(outer, [loop]))]
+        for loop in reversed(outer):
+            copy = loop.around((copy,))
+        return [self.block.loop([copy])]
 
     def _tile(
         self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
