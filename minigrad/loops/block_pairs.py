@@ -77,10 +77,10 @@ class Pairs:
         first, stop, begin, count = block.start, block.start + block.width, block.start, block.width
         early = False
         if not self.sums:
-            (first, stop), begin, count = self.bounds[rows.variable], 0, rows.count
-            ends = [self._at_block(first, *run), self._at_block(stop, *reversed(run))]
-            if early := None not in ends:
-                first, stop = (x for x in ends if x is not None)
+            own, begin, count = self.bounds[rows.variable], 0, rows.count
+            ends = ends_of_run(own, block, run)
+            first, stop = ends or own
+            early = ends is not None
         words = Array(name, dtypes.uint32, count // 2 * axis.count, "scratch")
         place = (self.k.index - begin // 2) * axis.count + axis.index
         width = choose_nr(self.target, self.stage, axis.count)
@@ -91,11 +91,22 @@ class Pairs:
         copy = Loop(rows.variable, first, stops, (row,), prefetch=asked)
         return self.loop(copy), expr.load(words, place), early
 
-    def _at_block(self, x: Integer, least: Integer, most: Integer) -> Integer | None:
-        """A bound at that of two blocks where it is least; None if that is not known."""
-        number = self.block.number.variable
-        slope = coefficient(x, number)
-        return None if slope is None else substitute(x, {number: least if slope > 0 else most})
+
+def has_dots(target: Target) -> bool:
+    """Whether dots of bfloat16 may be used: processors with matrix registers have them, too."""
+    return target.bfloat16_dots or target.bfloat16_matrices
+
+
+def ends_of_run(bounds: Bounds, block: Rows, run: tuple[Integer, Integer]) -> Bounds | None:
+    """Bounds that hold those of all blocks from one to another; None if that is not known."""
+    number = block.number.variable
+    slopes = [coefficient(x, number) for x in bounds]
+    ends = (run if slope is None or slope > 0 else run[::-1] for slope in slopes)
+    (least, _), (_, most) = ends
+    first, stop = (
+        substitute(x, {number: at}) for x, at in zip(bounds, (least, most), strict=True)
+    )
+    return None if None in slopes else (first, stop)
 
 
 def pairs_of(
@@ -108,7 +119,7 @@ def pairs_of(
     """
     axis, k = stage.axes[-1], stage.reduced[-1]
     width = choose_nr(target, stage, axis.count) if along else block.width
-    if not target.bfloat16_dots or width % WORDS or k.count % 2:
+    if not has_dots(target) or width % WORDS or k.count % 2:
         return None
     ends = bounds.get(k.variable, (block.start, block.start + block.width))
     first, second = word(own, k), word(other, k)

@@ -37,7 +37,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_pairs import Pairs, pairs_of
+from minigrad.loops.block_pairs import Pairs, ends_of_run, has_dots, pairs_of
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
@@ -77,7 +77,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
             stages.append(fixed)
             products |= {fixed.array} if stage.contraction is not None else set()
-    if target.bfloat16_dots:
+    if has_dots(target):
         stages = rounded_when_copied(stages, products, sums.stored)
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
@@ -444,12 +444,13 @@ class StepCode:
     ) -> tuple[list[Statement], list[Statement]]:
         """What is copied before a run of blocks, of which the first and last are given; in each.
 
-        That is the rows' operand of a product across, and both operands of pairs along.
+        That is the rows' operand of a product across, and both operands of pairs along. What is
+        read as a scalar, again and again, is converted once.
         """
         if not self.is_product or self.runs_along and self.pairs is None:
             return [], []
         if self.pairs is None or not self.runs_along:
-            return [], self._pack_rows()
+            return self._convert(run), self._pack_rows()
         last, source = self.head.axes[-1].variable, self.other
         other, self.other, early = self.pairs.pack_other(
             f"other{self.number}", run, lambda n: self._hints(source, {last: n})
@@ -459,6 +460,22 @@ class StepCode:
             return [], [other, side]
         own = self._pack_rows()
         return ([other], own) if early else ([], [other, *own])
+
+    def _convert(self, run: tuple[Integer, Integer]) -> list[Statement]:
+        """Copy the columns' operand of a product across for a run of blocks if it is converted."""
+        source, axes, ks = self.other, self.head.axes, self.head.reduced
+        if source.op is not Op.CAST or len(axes) > 1 or len(ks) > 1:
+            return []
+        ends = ends_of_run(self.bounds[axes[0].variable], self.block, run)
+        if ends is None or any(load.array.space != "buffer" for load in expr.loads(source)):
+            return []
+        place, width = axes[0].index * ks[0].count + ks[0].index, self.target.lanes(source.dtype)
+        floats = Array(
+            f"other{self.number}", source.dtype, axes[0].count * ks[0].count, "scratch"
+        )
+        self.other = expr.load(floats, place)
+        copy = build.lanes_loop(ks[0], width, (Store(floats, place, source),))
+        return list(build.loops_over(axes, [copy], {axes[0].variable: ends}))
 
     def _pack_rows(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""

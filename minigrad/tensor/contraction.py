@@ -212,7 +212,8 @@ class Contraction(Methods):
     ) -> tuple[Self, Self | None]:
         """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
         if attn_mask is None and not is_causal:
-            return self.full((1, 1), True, device=self.raw.device), None
+            every = build.const(True, dtypes.bool, (1, 1), self.raw.device)
+            return self._new(every), None
         if attn_mask is None:
             rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
             return self.arange(key.shape[-2], device=self.raw.device) <= rows, None
