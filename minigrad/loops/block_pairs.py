@@ -92,9 +92,14 @@ class Pairs:
         return self.loop(copy), expr.load(words, place), early
 
 
-def has_dots(target: Target) -> bool:
-    """Whether dots of bfloat16 may be used: processors with matrix registers have them, too."""
-    return target.bfloat16_dots or target.bfloat16_matrices
+def in_pairs(stage: Stage, target: Target) -> bool:
+    """Whether a product along has pairs to multiply, and vectors of as many words as dots take.
+
+    Processors with matrix registers have dots, too.
+    """
+    dots = target.bfloat16_dots or target.bfloat16_matrices
+    width = choose_nr(target, stage, stage.axes[-1].count)
+    return dots and stage.reduced[-1].count % 2 == 0 and width % WORDS == 0
 
 
 def ends_of_run(bounds: Bounds, block: Rows, run: tuple[Integer, Integer]) -> Bounds | None:
@@ -117,9 +122,8 @@ def pairs_of(
 
     along: its vectors lie along the columns; scratch: where values of the block are.
     """
-    axis, k = stage.axes[-1], stage.reduced[-1]
-    width = choose_nr(target, stage, axis.count) if along else block.width
-    if not has_dots(target) or width % WORDS or k.count % 2:
+    k, width = stage.reduced[-1], WORDS if along else block.width
+    if not in_pairs(stage, target) or width % WORDS:
         return None
     ends = bounds.get(k.variable, (block.start, block.start + block.width))
     first, second = word(own, k), word(other, k)

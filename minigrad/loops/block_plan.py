@@ -52,12 +52,14 @@ def neighbours(kernel: Kernel) -> int:
     return first.axes[prefix_length(first, kernel.rows) - 1].count
 
 
-def rounded_when_copied(
-    stages: Sequence[Stage], products: Container[Array], stored: Container[Array]
-) -> list[Stage]:
-    """Stages of which none is rounded to bfloat16 for products only: their copies round it.
+def rounded_once(
+    stages: Sequence[Stage], products: Container[Array], stored: Container[Array],
+    in_pairs: Callable[[Stage], bool],
+) -> list[Stage]:  # fmt: skip
+    """Stages of which none is kept as bfloat16 for products: that would be converted each time.
 
-    What only one product reads, and is soon computed, is computed for its copy.
+    Those of pairs (`in_pairs`) round it as they copy it, and may compute it then, if it is soon
+    computed and nobody else reads it. For others it is rounded, and kept as float32.
     """
     result = list(stages)
     for stage in stages:
@@ -68,28 +70,25 @@ def rounded_when_copied(
             continue
         if any(one.array not in products for one in readers):
             continue
-        alone = len(readers) == 1 and _is_short(stage.body)
-        kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=exact)
-        at, read = result.index(stage), _reader(stage, None if alone else kept.array)
-        result[at : at + 1] = [] if alone else [kept]
+        pairs = all(map(in_pairs, readers))
+        alone = pairs and len(readers) == 1 and _is_short(stage.body)
+        body = exact if pairs else stage.body.cast(exact.dtype)
+        kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=body)
+        changed = {stage.array: kept}
         for one in readers:
-            place = result.index(one)
-            result[place] = replace(one, body=expr.rebuild(one.body, read))
+            new = {}
+            for load in (x for x in expr.loads(one.body) if x.array == stage.array):
+                places = zip(stage.axes, places_in(load, stage), strict=True)
+                at = {axis.variable: place for axis, place in places}
+                wide = expr.load(kept.array, load.index)
+                own = expr.substitute_in(stage.body, at) if alone else wide.cast(load.dtype)
+                new |= {load: own} if pairs else {load.cast(exact.dtype): wide}
+            changed[one.array] = replace(one, body=expr.replace_in(one.body, new))
+        result = [
+            changed.get(one.array, one) for one in result
+            if one.array != stage.array or not alone
+        ]  # fmt: skip
     return result
-
-
-def _reader(stage: Stage, exact: Array | None) -> Callable[[Expr], Expr | None]:
-    """What a load of a stage becomes: a rounded load of an exact array, or what is computed."""
-
-    def read(e: Expr) -> Expr | None:
-        if e.op is not Leaf.LOAD or e.array != stage.array:
-            return None
-        if exact is not None:
-            return expr.load(exact, e.index).cast(stage.array.dtype)
-        places = zip(stage.axes, places_in(e, stage), strict=True)
-        return expr.substitute_in(stage.body, {axis.variable: place for axis, place in places})
-
-    return read
 
 
 def _is_short(body: Expr) -> bool:

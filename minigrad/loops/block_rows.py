@@ -37,14 +37,14 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_pairs import Pairs, ends_of_run, has_dots, pairs_of
+from minigrad.loops.block_pairs import Pairs, ends_of_run, in_pairs, pairs_of
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
     column,
     neighbours,
     products_before_readers,
-    rounded_when_copied,
+    rounded_once,
 )
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
@@ -77,8 +77,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
             stages.append(fixed)
             products |= {fixed.array} if stage.contraction is not None else set()
-    if has_dots(target):
-        stages = rounded_when_copied(stages, products, sums.stored)
+    stages = rounded_once(stages, products, sums.stored, lambda one: in_pairs(one, target))
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
     early: list[Statement] = []  # copies for several blocks
