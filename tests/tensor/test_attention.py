@@ -110,7 +110,8 @@ def test_blocks_of_bfloat16(kind, queries, keys, compiled, reference):
         q, k, v, g = (Tensor(x, device=device).cast(dtypes.bfloat16).realize() for x in arrays)
         given = Tensor(seen, device=device) if kind == "bool" else None
         y = q.scaled_dot_product_attention(k, v, given, is_causal=kind == "causal")
-        found = [y, *y.gradient(q, k, v, gradient=g)]
+        alone = q.scaled_dot_product_attention(k * 2, v, given, is_causal=kind == "causal")
+        found = [y, *y.gradient(q, k, v, gradient=g), alone.realize()]
         Tensor.realize(*found)
         return [x.float().numpy() for x in found]
 
