@@ -38,7 +38,6 @@ from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 # which it pays where memory is far, and hardly anything beside that of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
 SHARES = 4  # threads that share few tasks evenly, and of course two of them
-MANY_TASKS = 64  # of which one that is left over takes no time to speak of
 MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
 # Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle, which is how long a thread that shares
 # its core may be waited for.
@@ -390,8 +389,7 @@ def blocks_of(
         rows, columns = way
         tasks = batches * rows * columns
         copied = of_right * rows * extents[1] + of_left * columns * extents[0]
-        shares = SHARES if tasks < ENOUGH_TASKS else 2 if tasks < MANY_TASKS else 1
-        uneven = tasks % shares != 0
+        uneven = tasks < ENOUGH_TASKS and tasks % SHARES != 0
         return max(FEW_TASKS - tasks, 0), uneven, copied
 
     rows, columns = min(ways, key=cost)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from schedule.machine import GOLDEN
-from schedule.programs import add, gelu, mul, plan_of, product, total, transpose
+from schedule.programs import add, gelu, mul, plan_of, product, total
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
@@ -82,20 +82,3 @@ def test_two_threads_share_what_takes_some_microseconds(vectors: int, grain: int
 def test_there_are_chunks_enough_of_what_computes(tiles: int, grain: int) -> None:
     nest = replace(nest_of(lambda new: [total(new(tiles, 512), 1)]), grain=1)
     assert in_long_runs(nest, least=16).grain == grain
-
-
-@pytest.mark.parametrize("columns", [50257, 32000, 40000])
-def test_two_threads_have_as_many_tasks_each(columns: int) -> None:
-    """The logits of 256 tokens were 19 tasks: one thread had ten of them, the other nine."""
-
-    def logits(new: object) -> list[Node]:
-        shapes = (256, 768), (columns, 768)
-        x, table = (
-            g.cast(new(*shape, dtype=dtypes.bfloat16), dtypes.float32)  # type: ignore[operator]
-            for shape in shapes
-        )
-        return [product(x, transpose(table))]
-
-    kernel: Kernel = plan_of(logits).kernels[0]
-    nest = lower(kernel, replace(GOLDEN, bfloat16_dots=True))
-    assert isinstance(nest.total, int) and 16 <= nest.total < 64 and nest.total % 2 == 0
