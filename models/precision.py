@@ -1,7 +1,7 @@
 """Mixed precision: products of numbers of 16 bits that are added in float32.
 
 Parameters, sums and all that is between products stay in float32 (Micikevicius et al., "Mixed
-Precision Training", 2018).
+Precision Training", 2018). In bfloat16 attention's factors are rounded, too (see `operand`).
 """
 
 from __future__ import annotations
