@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops import build
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr
@@ -46,8 +46,11 @@ class Pairs:
     sums: bool
 
     def loop(self, loop: Loop) -> Loop:
-        """A loop over k as one over words."""
-        stops = tuple(stop // 2 for stop in loop.stops)
+        """A loop over k as one over words.
+
+        An odd end is one that the rows' mask sets, and behind it the block has zeros.
+        """
+        stops = tuple(ceildiv(stop, 2) for stop in loop.stops)
         return replace(loop, variable=self.k.variable, start=loop.start // 2, stops=stops)
 
     def pack_sides(self, name: str) -> tuple[Statement, Expr]:
@@ -97,9 +100,9 @@ def in_pairs(stage: Stage, target: Target) -> bool:
 
     Processors with matrix registers have dots, too.
     """
-    dots = target.bfloat16_dots or target.bfloat16_matrices
+    dots, k = target.bfloat16_dots or target.bfloat16_matrices, stage.reduced[-1]
     width = choose_nr(target, stage, stage.axes[-1].count)
-    return dots and stage.reduced[-1].count % 2 == 0 and width % WORDS == 0
+    return dots and k.extent == k.count and k.count % 2 == 0 and width % WORDS == 0
 
 
 def ends_of_run(bounds: Bounds, block: Rows, run: tuple[Integer, Integer]) -> Bounds | None:

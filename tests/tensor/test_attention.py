@@ -97,7 +97,9 @@ def test_weights_are_rounded_to_bfloat16(is_causal, device):
     assert found == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize("queries, keys", [(96, 96), (97, 97), (50, 130), (64, 65)])
+@pytest.mark.parametrize(
+    "queries, keys", [(96, 96), (97, 97), (50, 130), (64, 65), (97, 98), (98, 97)]
+)
 @pytest.mark.parametrize("kind", ["all", "causal", "bool"])
 def test_blocks_of_bfloat16(kind, queries, keys, compiled, reference):
     """Where dots add products in pairs: of even numbers of keys and queries, and of odd ones."""
