@@ -76,7 +76,7 @@ def rounded_once(
         kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=body)
         changed = {stage.array: kept}
         for one in readers:
-            new = {}
+            new = dict[Expr, Expr]()
             for load in (x for x in expr.loads(one.body) if x.array == stage.array):
                 places = zip(stage.axes, places_in(load, stage), strict=True)
                 at = {axis.variable: place for axis, place in places}
