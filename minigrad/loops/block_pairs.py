@@ -2,12 +2,12 @@
 
 What columns have along k lies so in memory. All else is copied: the rows' operand as every product
 across has it copied, what is in scratch memory with two columns, or two rows, in a word, and the
-other operand of a product along, row after row, for several blocks at once where it can be.
+other operand of a product along, row after row, for several blocks at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
@@ -24,17 +24,14 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
-from minigrad.target import LINE, Target
+from minigrad.target import Target
 
 WORDS = 16  # that an instruction multiplies
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The product `stage`, whose operands are words; bounds: of its axes; k: the axis of words.
-
-    sums: over the rows of blocks.
-    """
+    """The product `stage`, whose operands are words; bounds: of its axes; k: the axis of words."""
 
     stage: Stage
     own: Expr
@@ -42,8 +39,6 @@ class Pairs:
     k: Axis
     bounds: Mapping[Atom, Bounds]
     block: Rows
-    target: Target
-    sums: bool
 
     def loop(self, loop: Loop) -> Loop:
         """A loop over k as one over words.
@@ -68,31 +63,17 @@ class Pairs:
         place = (side.index - self.block.number.index) * each + self.k.index
         return build.lanes_loop(w, WORDS, (copy,), first * each, stops), expr.load(words, place)
 
-    def pack_other(
-        self, name: str, run: tuple[Integer, Integer], hints: Callable[[Integer], list[Place]]
-    ) -> tuple[Statement, Expr, bool]:
-        """The copy of a product along's other operand, how it is read then, and if it is early.
 
-        Early is what can be done before the blocks of a run, of which the first and the last are
-        given. hints: what is asked for at a column.
-        """
-        block, axis, rows = self.block, self.stage.axes[-1], self.stage.reduced[-1]
-        first, stop, begin, count = block.start, block.start + block.width, block.start, block.width
-        early = False
-        if not self.sums:
-            own, begin, count = self.bounds[rows.variable], 0, rows.count
-            ends = ends_of_run(own, block, run)
-            first, stop = ends or own
-            early = ends is not None
-        words = Array(name, dtypes.uint32, count // 2 * axis.count, "scratch")
-        place = (self.k.index - begin // 2) * axis.count + axis.index
-        width = choose_nr(self.target, self.stage, axis.count)
-        row = build.lanes_loop(axis, width, (Store(words, place, self.other),))
-        lines = range(0, axis.count, LINE // self.other.args[0].dtype.itemsize)
-        asked = tuple(hint for n in lines for hint in hints(n))
-        stops = build.stops_within(stop, rows.extent)
-        copy = Loop(rows.variable, first, stops, (row,), prefetch=asked)
-        return self.loop(copy), expr.load(words, place), early
+def copied(
+    operand: Expr, name: str, rows: Axis, lanes: Axis, width: int, ends: Bounds,
+    hints: tuple[Place, ...] = (),
+) -> tuple[Loop, Expr]:  # fmt: skip
+    """A loop that copies an operand, row after row, and how it is read then."""
+    array = Array(name, operand.dtype, rows.count * lanes.count, "scratch")
+    place = rows.index * lanes.count + lanes.index
+    row = build.lanes_loop(lanes, width, (Store(array, place, operand),))
+    stops = build.stops_within(ends[1], rows.extent)
+    return Loop(rows.variable, ends[0], stops, (row,), prefetch=hints), expr.load(array, place)
 
 
 def in_pairs(stage: Stage, target: Target) -> bool:
@@ -105,16 +86,17 @@ def in_pairs(stage: Stage, target: Target) -> bool:
     return dots and k.extent == k.count and k.count % 2 == 0 and width % WORDS == 0
 
 
-def ends_of_run(bounds: Bounds, block: Rows, run: tuple[Integer, Integer]) -> Bounds | None:
-    """Bounds that hold those of all blocks from one to another; None if that is not known."""
+def ends_of_run(axis: Axis, bounds: Bounds, block: Rows, run: tuple[Integer, Integer]) -> Bounds:
+    """Bounds of an axis that hold those of all blocks from one to another."""
     number = block.number.variable
     slopes = [coefficient(x, number) for x in bounds]
-    ends = (run if slope is None or slope > 0 else run[::-1] for slope in slopes)
-    (least, _), (_, most) = ends
+    if None in slopes:
+        return 0, axis.extent
     first, stop = (
-        substitute(x, {number: at}) for x, at in zip(bounds, (least, most), strict=True)
+        substitute(x, {number: run[(slope or 0) * sign > 0]})
+        for x, slope, sign in zip(bounds, slopes, (-1, 1), strict=True)
     )
-    return None if None in slopes else (first, stop)
+    return first, stop
 
 
 def pairs_of(
@@ -139,7 +121,7 @@ def pairs_of(
         return None
     if second is None or sums and not _side_by_side(first, stage, block, scratch):
         return None
-    return Pairs(stage, first, second, _words(k), bounds, block, target, sums)
+    return Pairs(stage, first, second, _words(k), bounds, block)
 
 
 def _words(k: Axis) -> Axis:

@@ -37,7 +37,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_pairs import Pairs, ends_of_run, in_pairs, pairs_of
+from minigrad.loops.block_pairs import Pairs, copied, ends_of_run, in_pairs, pairs_of
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
@@ -57,7 +57,7 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import CHAINS, ENOUGH_TASKS, Target
+from minigrad.target import CHAINS, ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
@@ -443,38 +443,34 @@ class StepCode:
     ) -> tuple[list[Statement], list[Statement]]:
         """What is copied before a run of blocks, of which the first and last are given; in each.
 
-        That is the rows' operand of a product across, and both operands of pairs along. What is
-        read as a scalar, again and again, is converted once.
+        That is what lies otherwise than it is read, and what would be converted again and again.
         """
         if not self.is_product or self.runs_along and self.pairs is None:
             return [], []
-        if self.pairs is None or not self.runs_along:
-            return self._convert(run), self._pack_rows()
-        last, source = self.head.axes[-1].variable, self.other
-        other, self.other, early = self.pairs.pack_other(
-            f"other{self.number}", run, lambda n: self._hints(source, {last: n})
-        )
-        if self.sums:
-            side, self.mine = self.pairs.pack_sides(f"panel{self.number}")
-            return [], [other, side]
-        own = self._pack_rows()
-        return ([other], own) if early else ([], [other, *own])
+        before = self._pack_other(run)
+        if self.pairs is None or not self.sums:
+            return before, self._pack_rows()
+        sides, self.mine = self.pairs.pack_sides(f"panel{self.number}")
+        return before, [sides]
 
-    def _convert(self, run: tuple[Integer, Integer]) -> list[Statement]:
-        """Copy the columns' operand of a product across for a run of blocks if it is converted."""
-        source, axes, ks = self.other, self.head.axes, self.head.reduced
-        if source.op is not Op.CAST or len(axes) > 1 or len(ks) > 1:
-            return []
-        ends = ends_of_run(self.bounds[axes[0].variable], self.block, run)
-        if ends is None or any(load.array.space != "buffer" for load in expr.loads(source)):
-            return []
-        place, width = axes[0].index * ks[0].count + ks[0].index, self.target.lanes(source.dtype)
-        floats = Array(
-            f"other{self.number}", source.dtype, axes[0].count * ks[0].count, "scratch"
-        )
-        self.other = expr.load(floats, place)
-        copy = build.lanes_loop(ks[0], width, (Store(floats, place, source),))
-        return list(build.loops_over(axes, [copy], {axes[0].variable: ends}))
+    def _pack_other(self, run: tuple[Integer, Integer]) -> list[Statement]:
+        """Copy the operand that the rows share: of pairs along, or one that is converted."""
+        source, (*outer, axis) = self.other, self.head.axes
+        name, k = f"other{self.number}", self.head.reduced[-1]
+        if self.pairs is None or not self.runs_along:
+            if source.op is not Op.CAST or outer or len(self.head.reduced) > 1:
+                return []
+            ends = ends_of_run(axis, self.bounds[axis.variable], self.block, run)
+            width = self.target.lanes(source.dtype)
+            copy, self.other = copied(source, name, axis, k, width, ends)
+            return [copy]
+        own = (0, k.extent) if self.sums else self.bounds[k.variable]
+        first, stop = ends_of_run(k, own, self.block, run)
+        lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
+        hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
+        width, ends = choose_nr(self.target, self.head, axis.count), (first // 2, ceildiv(stop, 2))
+        copy, self.other = copied(source, name, self.k, axis, width, ends, hints)
+        return [copy]
 
     def _pack_rows(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
