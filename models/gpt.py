@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, cast
 
-from minigrad import Tensor, nn
+from minigrad import Tensor, dtypes, nn
 from minigrad.device import Device
 from minigrad.dtype import named
 from minigrad.graph.symbolic import high
@@ -93,7 +93,8 @@ class Attention:
 
         With a cache, x are the positions from `start`; see `decode.Start`.
         """
-        q, k, v = self.heads(x, start)
+        rounds = self.attend is None and cache is None and not self.config.attention_cap
+        q, k, v = self.heads(x, start, rounds)
         if self.attend is not None:
             y = self.attend(q, k, v)
         elif cache is not None:
@@ -119,11 +120,19 @@ class Attention:
         scores = scores if seen is None else seen.where(scores, float("-inf"))
         return scores.softmax(-1).dropout(config.dropout) @ v
 
-    def heads(self, x: Tensor, start: Start = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (batch, heads, length, width), turned if rotary."""
+    def heads(
+        self, x: Tensor, start: Start = 0, rounds: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, heads, length, width), turned if rotary.
+
+        rounds: as attention multiplies them (see `precision.operand`).
+        """
         config = self.config
+        to = named(config.precision) if rounds else dtypes.float32
         many, few = config.heads * config.width, config.key_value_heads * config.width
         rows = self.c_attn(x)
+        if config.positions != "rotary" and config.query_norm == "none":
+            rows = precision.operand(rows, to)
         q, k, v = rows[..., :many], rows[..., many : many + few], rows[..., many + few :]
         if config.query_norm == "whole":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -135,7 +144,7 @@ class Attention:
             whole = rotation(config, Device.canonical(x.device), local)
             parts = [decode.at(chosen(table, self.spans), start, x.shape[1]) for table in whole]
             q, k = rotate(q, *parts), rotate(k, *parts)
-        return q, k, v
+        return precision.operand(q, to), precision.operand(k, to), precision.operand(v, to)
 
 
 class FeedForward:

@@ -1,7 +1,7 @@
 """Mixed precision: products of numbers of 16 bits that are added in float32.
 
 Parameters, sums and all that is between products stay in float32 (Micikevicius et al., "Mixed
-Precision Training", 2018).
+Precision Training", 2018). In bfloat16 attention's factors are rounded, too (see `operand`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ def product(x: Tensor, weight: Tensor, precision: DType, bias: Tensor | None = N
         return [of_gradient(Tensor._of(g), precision).node]
 
     return Tensor._of(build.custom(y.node, [y.node], rule))
+
+
+def operand(x: Tensor, precision: DType) -> Tensor:
+    """What attention multiplies: rounded to bfloat16, as PyTorch's autocast does, or as it is."""
+    return x.cast(precision) if precision is dtypes.bfloat16 else x
 
 
 def of_gradient(g: Tensor, precision: DType) -> Tensor:

@@ -19,7 +19,7 @@ from minigrad.graph.axes import part_along
 from minigrad.graph.build import elementwise
 from minigrad.graph.fold import fold
 from minigrad.graph.node import Node
-from minigrad.graph.operations import BINARY, REDUCTIONS, SCATTERS, Op
+from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.symbolic import Affine, high, low
 
@@ -183,10 +183,23 @@ def holds(wide: DType, narrow: DType) -> bool:
 
 
 def cast_of_cast(node: Node) -> Node | None:
-    """x → B → C becomes x → C where B keeps x, or where both steps only drop high bits."""
-    inner = node.src[0]
+    """x → B → C becomes x → C where B keeps x, or where both steps only drop high bits.
+
+    There and back again is so, too, where x is moved meanwhile.
+    """
+    inner, moves = node.src[0], list[Node]()
+    while inner.op in MOVEMENT:
+        moves.append(inner)
+        inner = inner.src[0]
     if inner.op is not Op.CAST:
         return None
+    if moves:
+        x = inner.src[0]
+        if x.dtype is not node.dtype or not holds(inner.dtype, x.dtype):
+            return None
+        for move in reversed(moves):
+            x = build.rebuild(move, (x,))
+        return x
     start, middle, end = inner.src[0].dtype, inner.dtype, node.dtype
     wraps = start.is_int and middle.is_int and end.is_int and middle.bits >= end.bits
     # an integer that goes through a float saturates, where directly it would wrap

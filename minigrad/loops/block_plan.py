@@ -10,9 +10,10 @@ thread does all of a head's blocks, so they are added in one order.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer
@@ -49,6 +50,45 @@ def neighbours(kernel: Kernel) -> int:
     """How many rows follow one another: the last of the axes that make up a row's number."""
     first = kernel.stages[0]
     return first.axes[prefix_length(first, kernel.rows) - 1].count
+
+
+def rounded_once(
+    stages: Sequence[Stage], products: Container[Array], stored: Container[Array],
+    in_pairs: Callable[[Stage], bool],
+) -> list[Stage]:  # fmt: skip
+    """Stages of which none is kept as bfloat16 for products: that would be converted each time.
+
+    Those of pairs (`in_pairs`) round it as they copy it, and may compute it then, if it is soon
+    computed and nobody else reads it. For others it is rounded, and kept as float32.
+    """
+    result = list(stages)
+    for stage in stages:
+        readers = [one for one in result if stage.array in one.reads]
+        rounds = stage.op is None and stage.array.dtype is dtypes.bfloat16
+        exact = stage.body.args[0] if stage.body.op is Op.CAST else stage.body
+        if not rounds or exact.dtype is not dtypes.float32 or stage.array in stored:
+            continue
+        if any(one.array not in products for one in readers):
+            continue
+        pairs = all(map(in_pairs, readers))
+        alone = pairs and len(readers) == 1 and _is_short(stage.body)
+        body = exact if pairs else stage.body.cast(exact.dtype)
+        kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=body)
+        changed = {stage.array: kept}
+        for one in readers:
+            new = dict[Expr, Expr]()
+            for load in (x for x in expr.loads(one.body) if x.array == stage.array):
+                places = zip(stage.axes, places_in(load, stage), strict=True)
+                at = {axis.variable: place for axis, place in places}
+                wide = expr.load(kept.array, load.index)
+                own = expr.substitute_in(stage.body, at) if alone else wide.cast(load.dtype)
+                new |= {load: own} if pairs else {load.cast(exact.dtype): wide}
+            changed[one.array] = replace(one, body=expr.replace_in(one.body, new))
+        result = [
+            changed.get(one.array, one) for one in result
+            if one.array != stage.array or not alone
+        ]  # fmt: skip
+    return result
 
 
 def _is_short(body: Expr) -> bool:
@@ -95,6 +135,7 @@ class BlockPlan:
                 self.steps.append([number])
             made[stage.array] = at
         self.places: dict[Array, Array] = {}
+        self.in_pairs = set[int]()  # products that are dots
         self._plan()
 
     def _range(self, number: int) -> Bounds | None:

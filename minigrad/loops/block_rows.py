@@ -33,16 +33,18 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, only_atom, substitute
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
+from minigrad.loops.block_pairs import Pairs, copied, ends_of_run, in_pairs, pairs_of
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
     column,
     neighbours,
     products_before_readers,
+    rounded_once,
 )
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
@@ -55,9 +57,10 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import CHAINS, Target
+from minigrad.target import CHAINS, ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
+MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
 def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
@@ -74,12 +77,16 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
             stages.append(fixed)
             products |= {fixed.array} if stage.contraction is not None else set()
+    stages = rounded_once(stages, products, sums.stored, lambda one: in_pairs(one, target))
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
+    early: list[Statement] = []  # copies for several blocks
     together: list[Statement] = []  # what one loop over the rows can do
+    run, first, last = _run(kernel, block)
     for step in plan.steps:
         loop = StepCode(plan, step, target, later)
-        copies = loop.pack()
+        before, copies = loop.pack((first, last))
+        early += before
         if together and (loop.runs_along or copies):
             body.append(block.loop(together))
             together = []
@@ -91,9 +98,28 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
     if together:
         body.append(block.loop(together))
     if kernel.sums:
-        body = [*sums.clear(), build.serial_loop(number, tuple(body)), *sums.finish()]
-    nested = build.flat_loop([outer] if kernel.sums else [outer, number], tuple(body))
+        blocks = build.serial_loop(number, tuple(body))
+        nested = build.flat_loop([outer], (*sums.clear(), *early, blocks, *sums.finish()))
+    elif early:
+        stops = build.stops_within(last + 1, number.extent)
+        blocks = Loop(number.variable, first, stops, tuple(body))
+        nested = build.flat_loop([outer, run], (*early, blocks))
+    else:
+        nested = build.flat_loop([outer, number], tuple(body))
     return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, target))
+
+
+def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Integer, Integer]:
+    """Blocks for which an operand is copied once: the runs' axis, a run's first and last block.
+
+    Where blocks add to sums, one thread does all of them.
+    """
+    count = block.number.count
+    if kernel.sums:
+        return make_axis("run", 0, 1), 0, count - 1
+    each = min(max(count * high(block.outer.extent) // ENOUGH_TASKS, 1), MOST_BLOCKS)
+    run = make_axis("run", 0, ceildiv(count, each))
+    return run, run.index * each, run.index * each + (each - 1)
 
 
 def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
@@ -105,6 +131,7 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
         count = high(rows) * sum(_elements(stage, plan.bounds[n], end) for end in ends) // 2
         alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
         work += count * (2 if product else expr.operations(stage.body))
+        alone /= 2 if n in plan.in_pairs else 1
         vectors += count * (alone if product else vectors_each(stage, target))
     return work, vectors
 
@@ -192,10 +219,19 @@ class StepCode:
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
+        self.pairs: Pairs | None = None
         if self.is_product:
             self.own, self.other = self._factors()
-            self.mine = self.own
             self.runs_along = self.sums or self._only_stores()
+            self.k, scratch = self.head.reduced[-1], plan.places.values()
+            self.pairs = pairs_of(
+                self.head, self.own, self.other, self.bounds, block, target, self.runs_along,
+                scratch,
+            )  # fmt: skip
+            if self.pairs is not None:
+                plan.in_pairs.add(self.number)
+                self.k, self.own, self.other = self.pairs.k, self.pairs.own, self.pairs.other
+            self.mine = self.own
 
     # ---- what is done with one element ----
 
@@ -311,7 +347,7 @@ class StepCode:
 
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
-        axis, k = self.head.axes[-1], self.head.reduced[-1]
+        axis, k = self.head.axes[-1], self.k
         self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
@@ -359,10 +395,10 @@ class StepCode:
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
         """The places at which memory is asked for an operand; at: what variables are there."""
-        later = self.later
+        later, loads = self.later, expr.loads(operand)
         return [
             (load.array, substitute(substitute(load.index, at), later))
-            for load in expr.loads(operand)
+            for load in (loads[:1] if operand.op is Leaf.PAIR else loads)
             if later and load.array.space == "buffer" and not load.guard
             and not expr.values_in(load.index)
         ]  # fmt: skip
@@ -402,21 +438,60 @@ class StepCode:
         """Statements in plain loops over axes, the first outermost."""
         return list(build.loops_over(axes, inner, self.bounds))
 
-    def pack(self) -> list[Statement]:
+    def pack(
+        self, run: tuple[Integer, Integer]
+    ) -> tuple[list[Statement], list[Statement]]:
+        """What is copied before a run of blocks, of which the first and last are given; in each.
+
+        That is what lies otherwise than it is read, and what would be converted again and again.
+        """
+        if not self.is_product or self.runs_along and self.pairs is None:
+            return [], []
+        before = self._pack_other(run)
+        if self.pairs is None or not self.sums:
+            return before, self._pack_rows()
+        sides, self.mine = self.pairs.pack_sides(f"panel{self.number}")
+        return before, [sides]
+
+    def _pack_other(self, run: tuple[Integer, Integer]) -> list[Statement]:
+        """Copy the operand that the rows share: of pairs along, or one that is converted."""
+        source, (*outer, axis) = self.other, self.head.axes
+        name, k = f"other{self.number}", self.head.reduced[-1]
+        if self.pairs is None or not self.runs_along:
+            if source.op is not Op.CAST or outer or len(self.head.reduced) > 1:
+                return []
+            ends = ends_of_run(axis, self.bounds[axis.variable], self.block, run)
+            width = self.target.lanes(source.dtype)
+            copy, self.other = copied(source, name, axis, k, width, ends)
+            return [copy]
+        own = (0, k.extent) if self.sums else self.bounds[k.variable]
+        first, stop = ends_of_run(k, own, self.block, run)
+        lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
+        hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
+        width, ends = choose_nr(self.target, self.head, axis.count), (first // 2, ceildiv(stop, 2))
+        copy, self.other = copied(source, name, self.k, axis, width, ends, hints)
+        return [copy]
+
+    def _pack_rows(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
-        copied = self.is_product and not self.runs_along
-        if not copied or all(load.array.space != "buffer" for load in expr.loads(self.mine)):
+        near = all(load.array.space != "buffer" for load in expr.loads(self.mine))
+        if near and self.pairs is None:
             return []
-        *outer, inner = axes = self.head.reduced
+        *outer, inner = self._loops_over_k(self.bounds, ())
+        inner = inner if self.pairs is None else self.pairs.loop(inner)
+        axes = *self.head.reduced[:-1], self.k
         extents = [axis.extent for axis in axes]
         size = numel(extents) * self.block.width
         panel = Array(f"panel{self.number}", self.mine.dtype, size, "scratch")
         place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
-        copy = Store(panel, place, self.mine)
         lanes = self.target.lanes(self.mine.dtype)
+        copy: Statement = replace(
+            inner, body=(Store(panel, place, self.mine),), transpose=lanes
+        )
         self.mine = expr.load(panel, place)
-        loop = Loop(inner.variable, 0, (inner.extent,), (copy,), transpose=lanes)
-        return [self.block.loop(build.loops_over(outer, [loop]))]
+        for loop in reversed(outer):
+            copy = loop.around((copy,))
+        return [self.block.loop([copy])]
 
     def _tile(
         self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
@@ -431,8 +506,12 @@ class StepCode:
         registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
         total = expr.load(registers, u.index)
         left, right = (expr.substitute_in(factor, at) for factor in (self.mine, self.other))
+        loops = ks
+        if self.pairs is not None:
+            *outer, last = ks
+            loops, ks = [*outer, self.pairs.loop(last)], [*outer, replace(last, prefetch=())]
         return [
-            *self._summed(registers, u, multiply_add(total, left, right), ks),
+            *self._summed(registers, u, multiply_add(total, left, right), loops),
             *self._checked(registers, u, at, ks),
             build.unrolled(u, self._element(place, u.index, total, rows_at)),
         ]

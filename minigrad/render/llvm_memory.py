@@ -16,7 +16,7 @@ from minigrad.loops.nest import Matrix, MatrixProduct, Nest, Store
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter
 from minigrad.render.llvm_values import Builder, Value, memory_type, vector_type
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Array, Expr, Leaf
 
 CACHE_LINE = 64  # bytes
 MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
@@ -100,6 +100,8 @@ class MemoryEmitter(IndexEmitter):
         lanes = self.lanes_of(e)
         rounded = e.args[0].op is Op.CAST
         first, second = (arg.args[0] if rounded else arg for arg in e.args)
+        if first.op is not Leaf.LOAD:
+            return self._rounded(first, second, lanes)
         array, index, guard = first.array, first.index, first.guard
         neighbours = lanes > 1 and second.index == index + 1
         if neighbours and self.lane_stride(index) == 2 and not (rounded and lanes % 16):
@@ -110,9 +112,7 @@ class MemoryEmitter(IndexEmitter):
             text = here.line(f"bitcast <{2 * lanes} x i16> {text} to <{lanes} x i32>")
             return Value(text, e.dtype, lanes)
         if rounded:
-            floats = [self.value(load) for load in (first, second)]
-            here = self.builder()
-            return values.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
+            return self._rounded(first, second, lanes)
         if neighbours and not guard and not second.guard and self.lane_stride(index) != 1:
             kind, size = vector_type("i32", lanes), array.dtype.itemsize
             text = self._gather(kind, array, index, lanes, size, self.mask())
@@ -131,6 +131,11 @@ class MemoryEmitter(IndexEmitter):
         sixteen = values.literal(16, "i32", lanes)
         shifted = here.line(f"shl {high.typed}, {sixteen}")
         return Value(here.line(f"or {low.typed}, {shifted}"), e.dtype, lanes)
+
+    def _rounded(self, first: Expr, second: Expr, lanes: int) -> Value:
+        floats = [self.value(one) for one in (first, second)]
+        here = self.builder()
+        return values.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
 
     def _side_by_side(self, first: Expr, second: Expr, lanes: int) -> str:
         """What memory holds from a vector's first pair on: two neighbours for each lane."""

@@ -84,6 +84,8 @@ def _first_of(e: Expr) -> Expr | None:
     """A load, or the first of two neighbours that make a word."""
     if e.op is Leaf.PAIR:
         first, second = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
+        if first.op is not Leaf.LOAD:
+            return None
         follows = second.index == first.index + 1
         return first if follows and not first.guard and not second.guard else None
     return e if e.op is Leaf.LOAD else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, promote
@@ -155,7 +156,8 @@ class Contraction(Methods):
         self: (…, queries, d), key: (…, keys, d), value: (…, keys, e) → (…, queries, e). attn_mask:
         bool (True takes part) or floats that are added. is_causal: query i sees keys 0 … i. scale:
         1/√d unless given. enable_gqa: each head of key and value serves several heads of queries.
-        Dropout acts in training only.
+        Dropout acts in training only. If all three are bfloat16, weights are rounded to it, too,
+        and what gradients are made of, as in PyTorch; sums are float32.
 
         What a mask excludes (the future, False, −∞) reaches nobody: whatever a query, a key, a
         value or a gradient of the result holds there, a NaN or an infinity too, the result and all
@@ -187,24 +189,31 @@ class Contraction(Methods):
         factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
         wide = accumulator(result_dtype)
-        if attn_mask is None and not is_causal:
+        all_half = {self.dtype, key.dtype, value.dtype} == {dtypes.bfloat16}
+        half = dtypes.bfloat16 if all_half else None
+        if attn_mask is None and not is_causal and half is None:
             scores = self.matmul(key.transpose(-1, -2), wide) * factor
             return scores.softmax(-1).dropout(dropout_p).matmul(value, result_dtype)
         q, keys, values = self.cast(wide), key.cast(wide), value.cast(wide)
-        seen, added = self._seen(key, attn_mask)
-        scores = scores_where(seen, q, keys.transpose(-1, -2)) * factor
+        seen, added = self._seen(key, attn_mask, is_causal)
+        scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor
         scores = scores if added is None else scores + added
         # as `softmax`, but that nothing is computed of what is not seen: its power is 0
         top = seen.where(scores, float("-inf")).max(-1, True).detach()
         powers = seen.where(scores - top, float("-inf")).exp()
         weights = powers * powers.sum(-1, True).reciprocal()
-        result: Self = matmul_where(seen, weights.dropout(dropout_p), values)
+        result: Self = matmul_where(seen, weights.dropout(dropout_p), values, half)
         return result.cast(result_dtype)
 
     _attended = templated(_attention)
 
-    def _seen(self, key: Core, attn_mask: Core | None) -> tuple[Self, Self | None]:
+    def _seen(
+        self, key: Core, attn_mask: Core | None, is_causal: bool
+    ) -> tuple[Self, Self | None]:
         """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
+        if attn_mask is None and not is_causal:
+            every = build.const(True, dtypes.bool, (1, 1), self.raw.device)
+            return self._new(every), None
         if attn_mask is None:
             rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
             return self.arange(key.shape[-2], device=self.raw.device) <= rows, None
@@ -267,39 +276,55 @@ class Contraction(Methods):
         return result if bias is None else result + self._new(bias.node).reshape(shape)
 
 
-def matmul_where(seen: Any, x: Any, y: Any) -> Any:
+def matmul_where(seen: Any, x: Any, y: Any, half: DType | None = None) -> Any:
     """(…, m, k) · (…, k, n) → (…, m, n), of the terms for which `seen` (…, m, k) is True.
 
     What is not seen reaches nobody, a NaN or an infinity neither; the same holds for gradients.
+    half: to what all factors are rounded, those of the gradients' products, too; None: to nothing.
     """
     seen, x, y = _aligned(seen, x, y, (x.shape[-2], x.shape[-1]))
-    lines = y.transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
-    terms = seen.unsqueeze(-2).where(x.unsqueeze(-2) * lines, 0.0)
+    left, right = _rounded(x, half), _rounded(y, half)
+    lines = right.transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
+    terms = seen.unsqueeze(-2).where(left.unsqueeze(-2) * lines, 0.0)
 
     value = terms.sum(-1, dtype=x.dtype)
-    return seen._with_derivative(value, _matmul_where_rule, x, y)
+    return seen._with_derivative(value, _matmul_where_rule(half), x, y)
 
 
-@templated
-def _matmul_where_rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
-    dx = seen.where(scores_where(seen, g, y.transpose(-1, -2)), 0.0)
-    return None, dx, matmul_where(seen.transpose(-1, -2), x.transpose(-1, -2), g)
+@cache
+def _matmul_where_rule(half: DType | None) -> Any:
+    @templated
+    def rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
+        dx = seen.where(scores_where(seen, g, y.transpose(-1, -2), half), 0.0)
+        return None, dx, matmul_where(seen.transpose(-1, -2), x.transpose(-1, -2), g, half)
+
+    return rule
 
 
-def scores_where(seen: Any, x: Any, y: Any) -> Any:
+def scores_where(seen: Any, x: Any, y: Any, half: DType | None = None) -> Any:
     """(…, m, k) · (…, k, n) → (…, m, n), of which only those that `seen` (…, m, n) says are wanted.
 
-    The others are anything; the gradients that come back for them are not looked at.
+    The others are anything; the gradients that come back for them are not looked at. half: as in
+    `matmul_where`.
     """
-    value = x.matmul(y)
+    value = _rounded(x, half).matmul(_rounded(y, half))
     seen, x, y = _aligned(seen, x, y, (x.shape[-2], y.shape[-1]))
-    return seen._with_derivative(value, _scores_where_rule, x, y)
+    return seen._with_derivative(value, _scores_where_rule(half), x, y)
 
 
-@templated
-def _scores_where_rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
-    dy = matmul_where(seen.transpose(-1, -2), g.transpose(-1, -2), x)
-    return None, matmul_where(seen, g, y.transpose(-1, -2)), dy.transpose(-1, -2)
+@cache
+def _scores_where_rule(half: DType | None) -> Any:
+    @templated
+    def rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
+        dy = matmul_where(seen.transpose(-1, -2), g.transpose(-1, -2), x, half)
+        dx = matmul_where(seen, g, y.transpose(-1, -2), half)
+        return None, dx, dy.transpose(-1, -2)
+
+    return rule
+
+
+def _rounded(x: Any, half: DType | None) -> Any:
+    return x if half is None else x.cast(half).cast(x.dtype)
 
 
 def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:

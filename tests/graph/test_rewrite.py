@@ -86,6 +86,7 @@ def test_deep_graph():
 X, Y = leaf(0), leaf(1)
 N, M = leaf(0, dtypes.int32), leaf(1, dtypes.int32)
 B, C = leaf(0, dtypes.bool), leaf(1, dtypes.bool)
+H = leaf(0, dtypes.bfloat16)
 
 
 def whole(value):
@@ -224,6 +225,13 @@ BECOMES = {
         build.shrink(build.expand(leaf(0, shape=(1, 3)), (9, 3)), ((2, 4), (1, 3))),
         build.expand(build.shrink(leaf(0, shape=(1, 3)), ((0, 1), (1, 3))), (2, 2)),
     ),
+    "bfloat16 of moved float32 of bfloat16": (
+        build.cast(
+            build.expand(build.reshape(build.cast(H, dtypes.float32), (3, 1)), (3, 2)),
+            dtypes.bfloat16,
+        ),
+        build.expand(build.reshape(H, (3, 1)), (3, 2)),
+    ),
     "shrink of cat": (
         build.shrink(build.cat([X, leaf(1, shape=(4,)), leaf(2, shape=(5,))], 0), ((4, 6),)),
         build.shrink(leaf(1, shape=(4,)), ((1, 3),)),
@@ -257,6 +265,12 @@ STAYS = {
     "x + 1 + 2": elementwise(Op.ADD, elementwise(Op.ADD, X, number(1.0)), number(2.0)),
     "int8 of float64 of int32": build.cast(build.cast(N, dtypes.float64), dtypes.int8),
     "int64 of int8 of int32": build.cast(build.cast(N, dtypes.int8), dtypes.int64),
+    "float32 of moved bfloat16 of float32": build.cast(
+        build.reshape(build.cast(X, dtypes.bfloat16), (3, 1)), dtypes.float32
+    ),
+    "float32 of moved float32 of bfloat16": build.cast(
+        build.reshape(build.cast(H, dtypes.float32), (3, 1)), dtypes.float64
+    ),
     "float32 of float16 of float32": build.cast(build.cast(X, dtypes.float16), dtypes.float32),
     "sum of max": build.reduce(
         Op.SUM, build.reduce(Op.MAX, leaf(0, shape=(2, 3)), (1,)), (0,)

@@ -16,7 +16,7 @@ import pytest
 from minigrad import Context, GlobalCounters, Tensor, dtypes, nn
 from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt import GPT, Attention, GPTConfig
 from minigrad.models.gpt_checkpoint import load_checkpoint, save_checkpoint
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.precision import product
@@ -410,3 +410,19 @@ def test_in_mixed_precision_a_bias_has_the_rounded_gradient() -> None:
         y = product(Tensor(x), Tensor(weight), precision, own)
         (found,) = (y * Tensor(slope)).sum().gradient(own)
         np.testing.assert_allclose(found.numpy(), expected.sum(0), rtol=1e-6)
+
+
+def test_attention_multiplies_in_the_models_precision() -> None:
+    """Queries, keys and values are rounded where all are at hand; a cache has float32."""
+    Tensor.manual_seed(1)
+    attention = Attention(GPTConfig(1, 2, 32, 16, 13, precision="bfloat16"))
+    x = Tensor.rand(1, 16, 32)
+    exact = attention.heads(x)
+    assert all(one.dtype is dtypes.float32 for one in exact)
+    outputs = []
+    for q, k, v in (exact, (one.cast(dtypes.bfloat16) for one in exact)):
+        y = q.scaled_dot_product_attention(k, v, is_causal=True)
+        outputs.append(attention.c_proj(y.transpose(1, 2).reshape(1, 16, 32)).numpy())
+    found = attention(x).numpy()
+    away = [np.abs(found - output).max() for output in outputs]
+    assert away[1] < 0.1 * away[0]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from property.compare import Tolerance, difference
 
+from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
 from minigrad.graph.substitution import variables
-from minigrad.loops.nest import Loop, Nest, Statement
+from minigrad.loops.nest import Loop, Nest, Statement, Store, walk
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.expr import Array
+from minigrad.schedule.expr import Array, Leaf
 from minigrad.schedule.schedule import Schedule
 from minigrad.target import FEW_TASKS
 
@@ -287,6 +289,43 @@ def test_the_next_head_is_asked_for_unless_it_is_large() -> None:
     for nest in attention_nests(128):
         assert {array.name for array in asked(nest)} == {"s0", "s1", "s2", "s3"}
     assert not any(map(asked, attention_nests(2048)))
+
+
+def dots_of(length: int, width: int) -> list[set[str]]:
+    """The tiles that dots add to, of attention and of its gradient in bfloat16."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        q, k, v, seed = (inputs(8, length, width, dtype=dtypes.bfloat16) for _ in range(4))
+        result = attend(q, k, v)
+        return [result, *filter(None, gradient([result], [seed], [q, k, v]))]
+
+    target = replace(GOLDEN, bfloat16_dots=True)
+    nests = [lower(kernel, target) for kernel in plan_of(build).kernels]
+    return [
+        {
+            statement.array.name.partition("x")[0] for statement in walk(nest.parallel)
+            if isinstance(statement, Store) and statement.value.op is Leaf.DOT
+        } for nest in nests
+    ]  # fmt: skip
+
+
+def test_products_of_bfloat16_are_dots() -> None:
+    """Two forward, four backward; of odd numbers of keys, or short heads, those of scores only."""
+    assert [len(tiles) for tiles in dots_of(128, 32)] == [6]
+    assert [len(tiles) for tiles in dots_of(129, 32)] == [2]
+    assert [len(tiles) for tiles in dots_of(128, 8)] == [2]
+
+
+def test_keys_are_copied_once_for_several_blocks() -> None:
+    """Not block by block: 8 blocks of 16 rows have copies beside them that cost little."""
+    def build(inputs: Inputs) -> list[Node]:
+        return [attend(*(inputs(8, 256, 32, dtype=dtypes.bfloat16) for _ in range(3)))]
+
+    (kernel,) = plan_of(build).kernels
+    nest = lower(kernel, replace(GOLDEN, bfloat16_dots=True))
+    blocks = [loop for loop in loops_in(nest.parallel) if loop.trips == 8 and loop.kind == "serial"]
+    copies = [one for one in nest.parallel.body if isinstance(one, Loop) and one not in blocks]
+    assert nest.total == 8 * 2 and len(blocks) == 1 and len(copies) == 1
 
 
 def test_any_number_of_heads() -> None:

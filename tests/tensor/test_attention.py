@@ -5,6 +5,7 @@ What a mask excludes reaches nobody: that is compared with numpy, row by row, of
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -79,6 +80,47 @@ def test_values_and_gradients(form, dtype, compiled, reference):
         assert np.abs(got - expected).max() <= near * np.abs(expected).max()
 
 
+# --- bfloat16 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_weights_are_rounded_to_bfloat16(is_causal, device):
+    """0.6·2 − 0.4·3 is what rounded weights give, twice as much as the exact ones."""
+    q, k, v = (Tensor(x, device=device).cast(dtypes.bfloat16).unsqueeze(1) for x in (
+        [1.0, 1.0], np.log([0.6, 0.4]).astype(np.float32), [2.0, -3.0]
+    ))  # fmt: skip
+    powers = np.exp(k.float().numpy()[:, 0])
+    weights = powers / powers.sum()
+    expected = weights.astype(ml_dtypes.bfloat16).astype(np.float32) @ [2, -3]
+    assert expected > 1.5 * (weights @ [2, -3]) > 0
+    found = q.scaled_dot_product_attention(k, v, is_causal=is_causal).float().numpy()[-1, 0]
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "queries, keys", [(96, 96), (97, 97), (50, 130), (64, 65), (97, 98), (98, 97)]
+)
+@pytest.mark.parametrize("kind", ["all", "causal", "bool"])
+def test_blocks_of_bfloat16(kind, queries, keys, compiled, reference):
+    """Where dots add products in pairs: of even numbers of keys and queries, and of odd ones."""
+    generator = np.random.default_rng(queries)
+    shapes = (queries, 32), (keys, 32), (keys, 48), (queries, 48)
+    arrays = [generator.standard_normal((1, 9, *shape)).astype(np.float32) for shape in shapes]
+    seen = generator.random((queries, keys)) < 0.7
+
+    def results(device):
+        q, k, v, g = (Tensor(x, device=device).cast(dtypes.bfloat16).realize() for x in arrays)
+        given = Tensor(seen, device=device) if kind == "bool" else None
+        y = q.scaled_dot_product_attention(k, v, given, is_causal=kind == "causal")
+        alone = q.scaled_dot_product_attention(k * 2, v, given, is_causal=kind == "causal")
+        found = [y, *y.gradient(q, k, v, gradient=g), alone.realize()]
+        Tensor.realize(*found)
+        return [x.float().numpy() for x in found]
+
+    for got, expected in zip(results(compiled), results(reference), strict=True):
+        assert np.abs(got - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
 # --- what a mask excludes -------------------------------------------------------------------------
 
 MASKS = ("causal", "bool", "float")
@@ -120,6 +162,15 @@ def by_rows(
 @pytest.mark.parametrize("length", [9, 33, 160])  # stored scores; on both sides of blocks
 @pytest.mark.parametrize("extreme", [np.nan, np.inf])
 def test_what_a_mask_excludes_reaches_nobody(kind, length, extreme, device):
+    check_hidden(kind, length, extreme, device, dtypes.float32)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_nor_in_bfloat16(kind, device):
+    check_hidden(kind, 160, np.nan, device, dtypes.bfloat16)
+
+
+def check_hidden(kind, length, extreme, device, dtype):
     generator = np.random.default_rng(length)
     seen = seen_by(kind, length, generator)
     given = {None: seen, "bool": seen, "float": np.where(seen, 0.5, -np.inf)}
@@ -127,7 +178,8 @@ def test_what_a_mask_excludes_reaches_nobody(kind, length, extreme, device):
         for place in (length // 2, length - 1):
             arrays = [generator.standard_normal((length, DEPTH)).astype(np.float32) for _ in "qkvg"]
             arrays[spoiled][place, 3] = extreme
-            q, k, v, seed = (Tensor(x, device=device) for x in arrays)
+            q, k, v, seed = (Tensor(x, device=device).cast(dtype) for x in arrays)
+            arrays = [x.float().numpy() for x in (q, k, v, seed)]
             values = given.get(kind)
             mask_ = None if values is None else Tensor(values.astype(
                 np.float32 if kind == "float" else bool), device=device)  # fmt: skip
@@ -137,10 +189,11 @@ def test_what_a_mask_excludes_reaches_nobody(kind, length, extreme, device):
             for name, got, wanted in zip(
                 ("y", "dq", "dk", "dv"), found, by_rows(*arrays, seen), strict=True
             ):
-                spared = np.isfinite(wanted)
+                got, spared = got.float(), np.isfinite(wanted)
                 where = f"{name}, with {extreme} in {'qkvg'[spoiled]}[{place}]"
                 assert np.isfinite(got.numpy())[spared].all(), where
-                near = 1e-4 * np.abs(wanted[spared]).max(initial=1)
+                near = 1e-4 if dtype is dtypes.float32 else 1e-2
+                near *= np.abs(wanted[spared]).max(initial=1)
                 assert np.abs(got.numpy()[spared] - wanted[spared]).max(initial=0) <= near, where
                 assert not np.isfinite(got.numpy())[~spared].any(), where
 
