@@ -55,6 +55,8 @@ LEAST_PANELS = 4
 # Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
 # a little longer than one, both a third of what 14 take.
 SMALL_TILES = (4, 1)
+# Operations, at a typical size, of a kernel that takes about as long as its launch.
+BRIEF_OPERATIONS = 1 << 17
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
 
 
@@ -74,6 +76,18 @@ def flops(kernel: Kernel) -> int:
         inner = [e for e in expr.walk(stage.body) if e.args and e.op is not Op.CAST]
         total += stage.iterations * (sum(expr.cost(e.op) for e in inner) + (stage.op is not None))
     return total
+
+
+def is_brief(kernel: Kernel) -> bool:
+    """Whether a kernel of sizes that vary hardly takes time: to compile it does."""
+    axes = {axis for stage in kernel.stages for axis in (*stage.axes, *stage.reduced)}
+    if all(isinstance(axis.extent, int) for axis in axes):
+        return False
+    work = 0
+    for stage in kernel.stages:
+        each = sum(expr.cost(e.op) for e in expr.walk(stage.body) if e.args) + (stage.op is not None)
+        work += each * prod(axis.typical for axis in (*stage.axes, *stage.reduced))
+    return work <= BRIEF_OPERATIONS
 
 
 def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
@@ -451,6 +465,8 @@ def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) 
     `bound`: at most that many, if it is not 0.
     """
     lanes = target.lanes(stage.body.dtype)
+    if target.brief:
+        return min(max(2 * CHAINS * lanes // max(nr, lanes), 1), rows)
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
     if bound and bound < most:
         return min(bound, rows)

@@ -82,7 +82,7 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
 
     None too for a device that sees scalars only: it wants many small iterations, not long blocks.
     """
-    sums = _sums(kernel) if target.vector_bytes else None
+    sums = _sums(kernel) if target.vector_bytes and not target.brief else None
     if sums is None:
         return None
     stores, sums, results = _prepared(kernel, sums)

@@ -152,6 +152,7 @@ class Loop(Base):
     overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one, too,
     which begins before the others end, but does not store again to buffers what these have stored.
     Nothing may be added to scratch memory.
+    masked: of a lanes loop: whole vectors and the rest are one loop, under a mask.
     """
 
     variable: Atom
@@ -164,6 +165,7 @@ class Loop(Base):
     prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
     overlaps: bool = False
+    masked: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -204,7 +206,7 @@ class Loop(Base):
         """The same loop around other statements."""
         return Loop(
             self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
-            self.prefetch, self.transpose, self.overlaps,
+            self.prefetch, self.transpose, self.overlaps, self.masked,
         )  # fmt: skip
 
 

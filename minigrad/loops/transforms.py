@@ -270,6 +270,8 @@ class Schedule:
 
         Not where they put something in registers.
         """
+        if not lanes:
+            return
 
         def change(loop: Loop, around: Around) -> Statements:
             stays = any(array.in_registers for array in nest.written(loop))

@@ -141,7 +141,7 @@ class _Emitter(MemoryEmitter):
 
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
-        self.streamed = _streamed(loop)
+        self.streamed = None if loop.masked else _streamed(loop)
         even = start != "%begin" or self.nest.grain % loop.step == 0
         if self.streamed is not None:
             start = self._lanes_before(loop, self.streamed, start, stop)
@@ -152,6 +152,9 @@ class _Emitter(MemoryEmitter):
         exact = self.streamed is None and whole_vectors(loop)
         if loop.overlaps and not exact:
             self._overlapping(loop, start, stop)
+            return
+        if loop.masked and not exact:
+            self._masked(loop, start, stop, even)
             return
         if self.streamed is None and any(high(x - loop.start) < loop.step for x in loop.stops):
             self._part_of_vector(loop, start, self.minus(stop, start), even)
@@ -202,6 +205,19 @@ class _Emitter(MemoryEmitter):
             self.done = self.minus(counter, first)
             self.body(loop)
             self.done = ""
+
+    def _masked(self, loop: Loop, start: str, stop: str, even: bool) -> None:
+        """One loop for whole vectors and what is left, of which as many lanes count as are there.
+
+        even: as `bind_lanes` has it.
+        """
+        check = start == "%begin" or not _runs(loop)
+        with self.iterations(start, stop, loop.step, check, loop.changes) as counter:
+            self.bind_lanes(loop, counter, even)
+            count = self.minimum(self.minus(stop, counter), str(loop.step))
+            self.levels[-1].mask = self.first_lanes(count, loop.step)
+            self.levels[-1].counting = count
+            self.body(loop)
 
     def statement(self, statement: Statement) -> None:
         """Emit one statement at the current level."""
