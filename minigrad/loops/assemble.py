@@ -70,8 +70,6 @@ def assemble(
     """
     if kernel.kind != "block_rows":  # whose sums are as long as a block of keys
         loop = in_levels(loop, target)
-    if target.brief:
-        loop = _masked(loop)
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
     computed = list(expr.walk(*nest.expressions(loop)))
@@ -92,20 +90,8 @@ def assemble(
         name, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, total, operations, traffic, target, _sharing(loop, computed, target)),
         operations, round(vectors), traffic,
-        label(kernel), tuple(array for array in found if array.space == "local"),
+        label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
-
-
-def _masked(loop: Loop) -> Loop:
-    """A loop whose vectors, and those inside of it, have one code: see `Loop.masked`."""
-
-    def change(one: Loop, around: Loops) -> Statements:
-        body = nest.map_loops(one.body, change)
-        return (replace(one, body=body, masked=one.kind == "lanes" and not one.overlaps),)
-
-    (changed,) = nest.map_loops((loop,), change)
-    assert isinstance(changed, Loop)
-    return changed
 
 
 def _check(

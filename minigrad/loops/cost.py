@@ -55,8 +55,9 @@ LEAST_PANELS = 4
 # Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
 # a little longer than one, both a third of what 14 take.
 SMALL_TILES = (4, 1)
-# Operations, at a typical size, of a kernel that takes about as long as its launch.
-BRIEF_OPERATIONS = 1 << 17
+# Operations, at a typical size, of a kernel that takes about as long as to launch it: some thousand
+# cycles.
+BRIEF_OPERATIONS = 1 << 18
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
 
 
@@ -79,15 +80,17 @@ def flops(kernel: Kernel) -> int:
 
 
 def is_brief(kernel: Kernel) -> bool:
-    """Whether a kernel of sizes that vary hardly takes time: to compile it does."""
-    axes = {axis for stage in kernel.stages for axis in (*stage.axes, *stage.reduced)}
-    if all(isinstance(axis.extent, int) for axis in axes):
-        return False
-    work = 0
+    """Whether a kernel whose sizes vary takes far longer to compile than to run a thousand times.
+
+    Its code is short then: tiles of few rows, vectors of one register, all of them under a mask.
+    """
+    work, varies = 0, False
     for stage in kernel.stages:
-        each = sum(expr.cost(e.op) for e in expr.walk(stage.body) if e.args) + (stage.op is not None)
-        work += each * prod(axis.typical for axis in (*stage.axes, *stage.reduced))
-    return work <= BRIEF_OPERATIONS
+        axes = (*stage.axes, *stage.reduced)
+        varies = varies or any(not isinstance(axis.extent, int) for axis in axes)
+        each = sum(expr.cost(e.op) for e in expr.walk(stage.body) if e.args)
+        work += (each + (stage.op is not None)) * prod(axis.typical for axis in axes)
+    return varies and work <= BRIEF_OPERATIONS
 
 
 def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
@@ -466,7 +469,9 @@ def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) 
     """
     lanes = target.lanes(stage.body.dtype)
     if target.brief:
-        return min(max(2 * CHAINS * lanes // max(nr, lanes), 1), rows)
+        few = max(2 * CHAINS * lanes // max(nr, lanes), 1)
+        even = (n for n in range(3 * few // 2, few // 2, -1) if rows % n == 0)
+        return next(even, min(few, rows))
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
     if bound and bound < most:
         return min(bound, rows)

@@ -152,7 +152,6 @@ class Loop(Base):
     overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one, too,
     which begins before the others end, but does not store again to buffers what these have stored.
     Nothing may be added to scratch memory.
-    masked: of a lanes loop: whole vectors and the rest are one loop, under a mask.
     """
 
     variable: Atom
@@ -165,7 +164,6 @@ class Loop(Base):
     prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
     overlaps: bool = False
-    masked: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -206,7 +204,7 @@ class Loop(Base):
         """The same loop around other statements."""
         return Loop(
             self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
-            self.prefetch, self.transpose, self.overlaps, self.masked,
+            self.prefetch, self.transpose, self.overlaps,
         )  # fmt: skip
 
 
@@ -223,7 +221,8 @@ class Nest:
     scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
     multiples of `grain`. operations, vectors (instructions of the target's vectors, a multiply-add
     being one) and traffic (bytes) are estimates of the whole kernel's work; label says what it is.
-    local: arrays in the local memory of a work-group.
+    local: arrays in the local memory of a work-group. masked: whole vectors and what is left of
+    them are one loop, under a mask.
     """
 
     name: str
@@ -238,6 +237,7 @@ class Nest:
     traffic: int
     label: str
     local: tuple[Array, ...] = ()
+    masked: bool = False
 
     @property
     def items(self) -> int:

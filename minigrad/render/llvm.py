@@ -141,7 +141,7 @@ class _Emitter(MemoryEmitter):
 
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
-        self.streamed = None if loop.masked else _streamed(loop)
+        self.streamed = None if self.nest.masked else _streamed(loop)
         even = start != "%begin" or self.nest.grain % loop.step == 0
         if self.streamed is not None:
             start = self._lanes_before(loop, self.streamed, start, stop)
@@ -153,11 +153,11 @@ class _Emitter(MemoryEmitter):
         if loop.overlaps and not exact:
             self._overlapping(loop, start, stop)
             return
-        if loop.masked and not exact:
-            self._masked(loop, start, stop, even)
-            return
         if self.streamed is None and any(high(x - loop.start) < loop.step for x in loop.stops):
             self._part_of_vector(loop, start, self.minus(stop, start), even)
+            return
+        if self.nest.masked and not exact:
+            self._masked(loop, start, stop, even)
             return
         whole = stop
         if not exact:
