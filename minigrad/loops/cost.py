@@ -465,17 +465,18 @@ def choose_nr(target: Target, stage: Stage, columns: int) -> int:
 def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) -> int:
     """Rows of a tile: as many as the registers hold, about the same number in every tile.
 
-    `bound`: at most that many, if it is not 0.
+    The same number, where a divisor of the rows has sums enough to be added to in turn: a last
+    tile of fewer rows would be as much code again. `bound`: at most that many, if it is not 0.
     """
     lanes = target.lanes(stage.body.dtype)
-    if target.brief:
-        few = max(2 * CHAINS * lanes // max(nr, lanes), 1)
-        even = (n for n in range(3 * few // 2, few // 2, -1) if rows % n == 0)
-        return next(even, min(few, rows))
+    least = 4 * CHAINS * lanes // max(nr, lanes)
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
+    if target.brief:
+        least, most = least // 2, 3 * least // 4
     if bound and bound < most:
         return min(bound, rows)
-    return ceildiv(rows, ceildiv(rows, most))
+    best = ceildiv(rows, ceildiv(rows, most))
+    return next((n for n in range(best, least - 1, -1) if rows % n == 0), best)
 
 
 def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:
