@@ -270,8 +270,6 @@ class Schedule:
 
         Not where they put something in registers.
         """
-        if not lanes:
-            return
 
         def change(loop: Loop, around: Around) -> Statements:
             stays = any(array.in_registers for array in nest.written(loop))

@@ -26,7 +26,7 @@ from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Integer, var
+from minigrad.graph.symbolic import Integer, ceildiv, var
 from minigrad.loops import cost
 from minigrad.loops.cost import plan_of
 from minigrad.loops.nest import show, written
@@ -453,6 +453,17 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
 
 
+@pytest.mark.parametrize(
+    "rows, tile", [(10, 10), (32, 8), (64, 8), (96, 12), (97, 14), (100, 10), (768, 12), (784, 14)]
+)
+def test_tiles_divide_the_rows(rows: int, tile: int) -> None:
+    """Where tiles of at least eight rows do, so not with half as many registers."""
+    graph = graph_of(lambda inputs: [product(inputs(rows, 40), inputs(40, 64))])[0]
+    problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
+    found = [plan_of(problem, target_of(name), 1).mr for name in ("avx512", "avx2")]
+    assert found == [tile, ceildiv(rows, ceildiv(rows, 6))]
+
+
 def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
     """Tiles of them as they lie took twice as long: an address for each row."""
     target = target_of("avx512")
@@ -471,7 +482,7 @@ def test_sums_of_pairs_have_long_blocks(depth: int, cut: bool) -> None:
     dots = target_of("avx512bf16")
     (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
     names = {array.name for array in written(lower(kernel, dots).parallel) if array.in_registers}
-    assert ("tile12_ko0" in names) == cut and "tile12" in names
+    assert ("tile8_ko0" in names) == cut and "tile8" in names
 
 
 def test_the_next_panel_is_asked_for() -> None:
