@@ -130,8 +130,9 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if problem.terms is not None:
             s.insert(ks[0], again(problem, m), behind=True)
         if plan.nr > 1:
-            if any(coefficient(one.index, n) != 1 for one in problem.stores):
-                s.transpose(m, _turned(problem, target))
+            across = any(coefficient(one.index, n) != 1 for one in problem.stores)
+            if across and not target.brief:
+                s.transpose(m, _lanes(problem, target))
             s.spill(m, LANE, plan.nr, LONG_EPILOGUE, "sums")
         s.unroll(m, "u")
         if not overlap:
@@ -179,7 +180,8 @@ def stage_right(
     target: Target,
 ) -> None:  # fmt: skip
     """Copy panels of `right`, in the order in which it lies in memory."""
-    operand, n, lanes = problem.parts.right, problem.parts.n[-1].variable, _turned(problem, target)
+    operand, n = problem.parts.right, problem.parts.n[-1].variable
+    lanes = 0 if target.brief else _lanes(problem, target)
     order = sorted(ks, key=lambda k: -distance(operand, k))
     if panel == n:
         s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
@@ -189,11 +191,6 @@ def stage_right(
         s.stage("right", around, [panel, n, *order], layout, "panel", transpose=lanes)
     else:  # neighbours in memory are read together
         s.stage("right", around, [*order, panel, n], layout, "panel")
-
-
-def _turned(problem: Problem, target: Target) -> int:
-    """How many vectors are transposed at once, in many instructions for each."""
-    return 0 if target.brief else _lanes(problem, target)
 
 
 def _lanes(problem: Problem, target: Target) -> int:

@@ -213,11 +213,15 @@ class _Emitter(MemoryEmitter):
         """
         check = start == "%begin" or not _runs(loop)
         with self.iterations(start, stop, loop.step, check, loop.changes) as counter:
-            self.bind_lanes(loop, counter, even)
             count = self.minimum(self.minus(stop, counter), str(loop.step))
-            self.levels[-1].mask = self.first_lanes(count, loop.step)
-            self.levels[-1].counting = count
-            self.body(loop)
+            self._some_lanes(loop, counter, count, even)
+
+    def _some_lanes(self, loop: Loop, start: str, count: str, even: bool) -> None:
+        """A vector from `start` on, of which `count` lanes count. even: as `bind_lanes` has it."""
+        mask = self.first_lanes(count, loop.step)
+        self.bind_lanes(loop, start, even)
+        self.levels[-1].mask, self.levels[-1].counting = mask, count
+        self.body(loop)
 
     def statement(self, statement: Statement) -> None:
         """Emit one statement at the current level."""
@@ -250,10 +254,7 @@ class _Emitter(MemoryEmitter):
         if count == "0":
             return
         with self.where_above(count, 0, loop.changes):
-            mask = self.first_lanes(count, loop.step)
-            self.bind_lanes(loop, start, even)
-            self.levels[-1].mask, self.levels[-1].counting = mask, count
-            self.body(loop)
+            self._some_lanes(loop, start, count, even)
 
     def _lanes_before(self, loop: Loop, streamed: Store, start: str, stop: str) -> str:
         """Do the iterations before the first aligned place of a streamed array; gives the next."""
