@@ -363,7 +363,7 @@ def even_blocks(extent: int, mr: int, blocks: int) -> tuple[int, int]:
         return mr, extent
     wanted = ceildiv(extent, blocks)
     lower = range(mr, 3 * mr // 4, -1)
-    best = min(lower, key=lambda rows: ceildiv(wanted, rows) * rows)
+    best = min(lower, key=lambda rows: (extent % rows > 0, ceildiv(wanted, rows) * rows))
     return best, ceildiv(wanted, best) * best
 
 
