@@ -55,9 +55,8 @@ LEAST_PANELS = 4
 # Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
 # a little longer than one, both a third of what 14 take.
 SMALL_TILES = (4, 1)
-# Operations, at a typical size, of a kernel that takes about as long as to launch it: some thousand
-# cycles.
-BRIEF_OPERATIONS = 1 << 18
+# Operations of a kernel, at the largest size, that takes some microseconds at most.
+BRIEF_OPERATIONS = 1 << 20
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
 
 
@@ -84,13 +83,9 @@ def is_brief(kernel: Kernel) -> bool:
 
     Its code is short then: tiles of few rows, vectors of one register, all of them under a mask.
     """
-    work, varies = 0, False
-    for stage in kernel.stages:
-        axes = (*stage.axes, *stage.reduced)
-        varies = varies or any(not isinstance(axis.extent, int) for axis in axes)
-        each = sum(expr.cost(e.op) for e in expr.walk(stage.body) if e.args)
-        work += (each + (stage.op is not None)) * prod(axis.typical for axis in axes)
-    return varies and work <= BRIEF_OPERATIONS
+    axes = [axis for stage in kernel.stages for axis in (*stage.axes, *stage.reduced)]
+    varies = any(not isinstance(axis.extent, int) for axis in axes)
+    return varies and flops(kernel) <= BRIEF_OPERATIONS
 
 
 def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
