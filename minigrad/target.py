@@ -76,8 +76,8 @@ class Target:
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
     are registers of 16 × 16 words, and an instruction that multiplies them (AMX).
     byte_dots: whether one adds the products of four pairs of bytes to an int32 (AVX512-VNNI).
-    group: of OpenCL. choice: which of the cost model's ways to cut a product is taken, the best one
-    being 0.
+    group: of OpenCL. brief: whether code is to be short rather than fast (`loops/cost.py`).
+    choice: which of the cost model's ways to cut a product is taken, the best one being 0.
     """
 
     vector_bytes: int
@@ -92,6 +92,7 @@ class Target:
     bfloat16_matrices: bool = False
     byte_dots: bool = False
     group: Group | None = None
+    brief: bool = False
     choice: int = 0
 
     def lanes(self, dtype: DType) -> int:

@@ -90,7 +90,7 @@ def assemble(
         name, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, total, operations, traffic, target, _sharing(loop, computed, target)),
         operations, round(vectors), traffic,
-        label(kernel), tuple(array for array in found if array.space == "local"),
+        label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
 
 

@@ -188,6 +188,8 @@ def vector_width(
     lanes = target.lanes(widest)
     operations = sum(expr.cost(e.op) for e in inside)
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
+    if target.brief and not isinstance(extent, int):
+        copies = 1
     while copies > 1 and isinstance(extent, int) and extent < copies * lanes:
         copies //= 2
     while lanes * copies > target.most_lanes:

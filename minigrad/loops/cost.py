@@ -55,6 +55,8 @@ LEAST_PANELS = 4
 # Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
 # a little longer than one, both a third of what 14 take.
 SMALL_TILES = (4, 1)
+# Operations of a kernel, at the largest size, that takes some microseconds at most.
+BRIEF_OPERATIONS = 1 << 20
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
 
 
@@ -74,6 +76,16 @@ def flops(kernel: Kernel) -> int:
         inner = [e for e in expr.walk(stage.body) if e.args and e.op is not Op.CAST]
         total += stage.iterations * (sum(expr.cost(e.op) for e in inner) + (stage.op is not None))
     return total
+
+
+def is_brief(kernel: Kernel) -> bool:
+    """Whether a kernel whose sizes vary takes far longer to compile than to run a thousand times.
+
+    Its code is short then: tiles of few rows, vectors of one register, all of them under a mask.
+    """
+    axes = [axis for stage in kernel.stages for axis in (*stage.axes, *stage.reduced)]
+    varies = any(not isinstance(axis.extent, int) for axis in axes)
+    return varies and flops(kernel) <= BRIEF_OPERATIONS
 
 
 def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
@@ -346,7 +358,7 @@ def even_blocks(extent: int, mr: int, blocks: int) -> tuple[int, int]:
         return mr, extent
     wanted = ceildiv(extent, blocks)
     lower = range(mr, 3 * mr // 4, -1)
-    best = min(lower, key=lambda rows: ceildiv(wanted, rows) * rows)
+    best = min(lower, key=lambda rows: (extent % rows > 0, ceildiv(wanted, rows) * rows))
     return best, ceildiv(wanted, best) * best
 
 
@@ -448,13 +460,18 @@ def choose_nr(target: Target, stage: Stage, columns: int) -> int:
 def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) -> int:
     """Rows of a tile: as many as the registers hold, about the same number in every tile.
 
-    `bound`: at most that many, if it is not 0.
+    The same number, where a divisor of the rows has sums enough to be added to in turn: a last
+    tile of fewer rows would be as much code again. `bound`: at most that many, if it is not 0.
     """
     lanes = target.lanes(stage.body.dtype)
+    least = 4 * CHAINS * lanes // max(nr, lanes)
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
+    if target.brief:
+        least, most = least // 2, 3 * least // 4
     if bound and bound < most:
         return min(bound, rows)
-    return ceildiv(rows, ceildiv(rows, most))
+    best = ceildiv(rows, ceildiv(rows, most))
+    return next((n for n in range(best, least - 1, -1) if rows % n == 0), best)
 
 
 def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:

@@ -117,7 +117,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
         s.peel(tile, m)
-        s.tails(m, cost.SMALL_TILES)
+        s.tails(m, cost.SMALL_TILES[target.brief:])
         s.sink(m)
         if plan.nr > 1 and isinstance(parts.k[-1].extent, int):
             hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
@@ -130,7 +130,8 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         if problem.terms is not None:
             s.insert(ks[0], again(problem, m), behind=True)
         if plan.nr > 1:
-            if any(coefficient(one.index, n) != 1 for one in problem.stores):
+            across = any(coefficient(one.index, n) != 1 for one in problem.stores)
+            if across and not target.brief:
                 s.transpose(m, _lanes(problem, target))
             s.spill(m, LANE, plan.nr, LONG_EPILOGUE, "sums")
         s.unroll(m, "u")
@@ -179,7 +180,8 @@ def stage_right(
     target: Target,
 ) -> None:  # fmt: skip
     """Copy panels of `right`, in the order in which it lies in memory."""
-    operand, n, lanes = problem.parts.right, problem.parts.n[-1].variable, _lanes(problem, target)
+    operand, n = problem.parts.right, problem.parts.n[-1].variable
+    lanes = 0 if target.brief else _lanes(problem, target)
     order = sorted(ks, key=lambda k: -distance(operand, k))
     if panel == n:
         s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)

@@ -80,9 +80,10 @@ class Sum:
 def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """The loop nest of a kernel that sums products with a few vectors; None where it is none.
 
-    None too for a device that sees scalars only: it wants many small iterations, not long blocks.
+    None too for a device that sees scalars only: it wants many small iterations, not long blocks;
+    and where code is to be short.
     """
-    sums = _sums(kernel) if target.vector_bytes else None
+    sums = _sums(kernel) if target.vector_bytes and not target.brief else None
     if sums is None:
         return None
     stores, sums, results = _prepared(kernel, sums)

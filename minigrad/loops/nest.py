@@ -221,7 +221,8 @@ class Nest:
     scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
     multiples of `grain`. operations, vectors (instructions of the target's vectors, a multiply-add
     being one) and traffic (bytes) are estimates of the whole kernel's work; label says what it is.
-    local: arrays in the local memory of a work-group.
+    local: arrays in the local memory of a work-group. masked: whole vectors and what is left of
+    them are one loop, under a mask.
     """
 
     name: str
@@ -236,6 +237,7 @@ class Nest:
     traffic: int
     label: str
     local: tuple[Array, ...] = ()
+    masked: bool = False
 
     @property
     def items(self) -> int:

@@ -24,7 +24,9 @@ work-item's each there, by the recipes that any target has.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from minigrad.loops import cost
 from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.block_rows import block_rows
 from minigrad.loops.byte_dots import byte_dots
@@ -44,6 +46,7 @@ Recipe = Callable[[Kernel, Target, str], Nest | None]  # None: it is not for thi
 def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
     """The loop nest of a kernel, by the first recipe that is for it."""
     kernel = kept_as_bits(kernel)
+    target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel))
     by_kind: dict[str, tuple[Recipe, ...]] = {
         "rows": (elementwise, gpu_rows, gemv, rows),
         "contraction": (gpu_gemm, shared_lanes, gemv, gemm),

@@ -141,7 +141,7 @@ class _Emitter(MemoryEmitter):
 
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
         """Whole vectors in a loop, then the rest under a mask."""
-        self.streamed = _streamed(loop)
+        self.streamed = None if self.nest.masked else _streamed(loop)
         even = start != "%begin" or self.nest.grain % loop.step == 0
         if self.streamed is not None:
             start = self._lanes_before(loop, self.streamed, start, stop)
@@ -155,6 +155,9 @@ class _Emitter(MemoryEmitter):
             return
         if self.streamed is None and any(high(x - loop.start) < loop.step for x in loop.stops):
             self._part_of_vector(loop, start, self.minus(stop, start), even)
+            return
+        if self.nest.masked and not exact:
+            self._masked(loop, start, stop, even)
             return
         whole = stop
         if not exact:
@@ -203,6 +206,23 @@ class _Emitter(MemoryEmitter):
             self.body(loop)
             self.done = ""
 
+    def _masked(self, loop: Loop, start: str, stop: str, even: bool) -> None:
+        """One loop for whole vectors and what is left, of which as many lanes count as are there.
+
+        even: as `bind_lanes` has it.
+        """
+        check = start == "%begin" or not _runs(loop)
+        with self.iterations(start, stop, loop.step, check, loop.changes) as counter:
+            count = self.minimum(self.minus(stop, counter), str(loop.step))
+            self._some_lanes(loop, counter, count, even)
+
+    def _some_lanes(self, loop: Loop, start: str, count: str, even: bool) -> None:
+        """A vector from `start` on, of which `count` lanes count. even: as `bind_lanes` has it."""
+        mask = self.first_lanes(count, loop.step)
+        self.bind_lanes(loop, start, even)
+        self.levels[-1].mask, self.levels[-1].counting = mask, count
+        self.body(loop)
+
     def statement(self, statement: Statement) -> None:
         """Emit one statement at the current level."""
         if self.done and _stores_results(statement):
@@ -234,10 +254,7 @@ class _Emitter(MemoryEmitter):
         if count == "0":
             return
         with self.where_above(count, 0, loop.changes):
-            mask = self.first_lanes(count, loop.step)
-            self.bind_lanes(loop, start, even)
-            self.levels[-1].mask, self.levels[-1].counting = mask, count
-            self.body(loop)
+            self._some_lanes(loop, start, count, even)
 
     def _lanes_before(self, loop: Loop, streamed: Store, start: str, stop: str) -> str:
         """Do the iterations before the first aligned place of a streamed array; gives the next."""

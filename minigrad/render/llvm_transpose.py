@@ -27,6 +27,7 @@ from minigrad.schedule.expr import Expr, Leaf
 SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
 HALF = 32  # bytes of half a vector
 SAME_SET = 4096  # lines at such distances compete for few places of the first cache
+NEAR = 1 << 22  # bytes that a cache holds (transposing 16 MB takes 1.2 times as long by halves)
 LEAST_ROWS = 4  # iterations of a block
 
 
@@ -108,11 +109,13 @@ def emit_transposed(
         return
     if _by_halves(emitter, loop, loads, length):
         length //= 2
-    most = emitter.maximum(emitter.minus(stop, start), "0")
+    known = loop.stops[0] - loop.start if len(loop.stops) == 1 else None
+    iterations = str(known) if isinstance(known, int) else emitter.minus(stop, start)
+    most = emitter.maximum(iterations, "0")
     count = emitter.computed("and", int.__and__, most, str(length - 1))
-    whole = emitter.minus(stop, count)
-    if start != whole:
-        check = not is_number(whole)
+    whole = emitter.minus(stop, count) if count != "0" else stop
+    if most != count:
+        check = not is_number(most)
         with emitter.iterations(start, whole, length, check, loop.changes) as first:
             _block(emitter, loop, loads, first, str(length), length)
     if count != "0":
@@ -126,14 +129,16 @@ def _by_halves(
 ) -> bool:
     """Whether half a vector is loaded for each lane, and two become one: half as much to compile.
 
-    Only in copies of operands, and where the first cache still has a line when the turn of its
-    other half comes.
+    Only where the first cache still has a line when the turn of its other half comes, and, but for
+    copies of operands, of arrays that are near.
     """
+    packs = all(array.space == "scratch" for array in loop.changes)
     firsts = [(e, _first_of(e)) for e in loads]
-    return all(array.space == "scratch" for array in loop.changes) and all(
+    return all(
         first is not None
         and length * _register_bytes(e.dtype) == 2 * HALF
         and (emitter.lane_stride(first.index) or 0) * first.array.dtype.itemsize % SAME_SET
+        and (packs or first.array.size * first.array.dtype.itemsize <= NEAR)
         for e, first in firsts
     )
 

@@ -26,13 +26,15 @@ from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, ceildiv, var
+from minigrad.loops import cost
 from minigrad.loops.cost import plan_of
 from minigrad.loops.nest import show, written
 from minigrad.loops.product import in_pairs, prepare
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.schedule import Kernel
 
 NEAR = Tolerance(ulps=16, scale=8, terms=1)
 CASES: dict[str, Build] = {}
@@ -202,6 +204,13 @@ def symbolic_depth(inputs: Inputs) -> list[Node]:
 
 
 @case
+def few_by_varying_depth(inputs: Inputs) -> list[Node]:
+    """Results that are stored transposed, and some that are few columns."""
+    x, w = inputs(LENGTH, 34), inputs(LENGTH, 5)
+    return [product(transpose(x), w), g.contiguous(transpose(product(transpose(x), w)))]
+
+
+@case
 def varying_rows(inputs: Inputs) -> list[Node]:
     """Blocks of one tile each, of which the last has rows that are no number."""
     return [add(product(inputs(LENGTH, 30), inputs(30, 70)), 1.0)]
@@ -355,10 +364,30 @@ def test_matrices_are_used() -> None:
     assert "tdpbf16ps" not in render(lower(kernel, replace(amx, l2=amx.l2 // 4)))
 
 
+@pytest.mark.parametrize("brief", [False, True])
 @pytest.mark.parametrize("n", [1, 7, 8, 17, 24])
-@pytest.mark.parametrize("build", [symbolic_depth, varying_rows])
-def test_symbolic_extents(build: Build, n: int) -> None:
+@pytest.mark.parametrize("build", [symbolic_depth, varying_rows, few_by_varying_depth])
+def test_symbolic_extents(
+    build: Build, n: int, brief: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not brief:
+        monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
     check(build, "avx2", n)
+
+
+def test_only_little_work_of_a_size_that_varies_has_short_code(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(rows: Integer) -> Kernel:
+        x = graph_of(lambda inputs: [product(inputs(rows, 64), inputs(64, 70))])[0]
+        return schedule_of(x, GOLDEN).kernels[0]
+
+    some, many = kernel(var("n", 1, 100)), kernel(var("n", 1, 4096))
+    found = [cost.is_brief(one) for one in (kernel(16), some, many)]
+    assert found == [False, True, False]
+    short = render(lower(some, GOLDEN)).count("\n")
+    monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
+    assert short < 0.7 * render(lower(some, GOLDEN)).count("\n")
 
 
 def test_the_last_columns_are_no_code_of_their_own() -> None:
@@ -424,6 +453,17 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
 
 
+@pytest.mark.parametrize(
+    "rows, tile", [(10, 10), (32, 8), (64, 8), (96, 12), (97, 14), (100, 10), (768, 12), (784, 14)]
+)
+def test_tiles_divide_the_rows(rows: int, tile: int) -> None:
+    """Where tiles of at least eight rows do, so not with half as many registers."""
+    graph = graph_of(lambda inputs: [product(inputs(rows, 40), inputs(40, 64))])[0]
+    problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
+    found = [plan_of(problem, target_of(name), 1).mr for name in ("avx512", "avx2")]
+    assert found == [tile, ceildiv(rows, ceildiv(rows, 6))]
+
+
 def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
     """Tiles of them as they lie took twice as long: an address for each row."""
     target = target_of("avx512")
@@ -442,7 +482,7 @@ def test_sums_of_pairs_have_long_blocks(depth: int, cut: bool) -> None:
     dots = target_of("avx512bf16")
     (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
     names = {array.name for array in written(lower(kernel, dots).parallel) if array.in_registers}
-    assert ("tile12_ko0" in names) == cut and "tile12" in names
+    assert ("tile8_ko0" in names) == cut and "tile8" in names
 
 
 def test_the_next_panel_is_asked_for() -> None:

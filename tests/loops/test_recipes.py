@@ -19,7 +19,7 @@ from schedule.programs import PROGRAMS, graph_of, values_for
 
 from minigrad.compile import schedule_of
 from minigrad.errors import CompileError
-from minigrad.loops import recipes
+from minigrad.loops import cost, recipes
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import flat_loop
 from minigrad.loops.nest import Fold, Loop, Nest, Store, loops_in, walk
@@ -60,10 +60,15 @@ def test_asking_memory(name: str) -> None:
     check(name, "tiny caches", fuse=True)
 
 
+@pytest.mark.parametrize("brief", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 23, 24])
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name.startswith("symbolic")])
-def test_symbolic_lengths(name: str, n: int) -> None:
+def test_symbolic_lengths(
+    name: str, n: int, brief: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One kernel serves every length, and leaves alone what lies beyond."""
+    if not brief:
+        monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
     check(name, "avx2", fuse=True, n=n)
 
 

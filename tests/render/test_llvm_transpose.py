@@ -89,6 +89,14 @@ def test_copies_load_half_vectors_but_not_at_distances_of_pages() -> None:
     assert shuffles(32, 1008) + 40 == shuffles(32, 1024)
 
 
+def test_near_arrays_are_turned_by_half_vectors_far_ones_are_not() -> None:
+    def turned(rows: int, columns: int) -> int:
+        text = text_of(lambda inputs: [g.contiguous(programs.transpose(inputs(rows, columns)))])
+        return text.count("shufflevector <16 x float>")
+
+    assert turned(64, 48) + 40 == turned(64, 1024) == turned(4096, 1008)
+
+
 @pytest.mark.parametrize("count", [4, 8, 16, 32])
 @pytest.mark.parametrize(("dtype", "size"), SIZES, ids=lambda x: getattr(x, "name", ""))
 def test_shuffles(count: int, dtype: DType, size: int) -> None:
