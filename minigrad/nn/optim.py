@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from numbers import Real
@@ -17,6 +18,7 @@ from minigrad.nn import lr_scheduler
 from minigrad.nn.module import load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
+from minigrad.tensor.modes import modes
 from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -537,6 +539,12 @@ def _realize_step(
     """
     if forget:
         optimizer.zero_grad()
+    if modes.unsaid and not modes.training:
+        warnings.warn(
+            f"{modes.unsaid} did not do what it does in training; say which you want: "
+            "model.train() or with Tensor.train():, else model.eval()", stacklevel=3
+        )  # fmt: skip
+    modes.unsaid = None
     if not written:
         raise GradientError(
             f"{type(optimizer).__name__}.step(): no parameter has a gradient; "

@@ -41,7 +41,12 @@ class Data:
     def _in_place(self, other: Any) -> Self:
         return self
 
+    def _computed(self, *given: Any) -> Any:
+        raise TypeError(hint("x.data.mul_(2)"))
+
     __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+    __getitem__ = __setitem__ = __neg__ = __add__ = __radd__ = __sub__ = __rsub__ = _computed
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __pow__ = _computed
 
 
 class Values(Methods):
