@@ -11,13 +11,14 @@ from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of
 from minigrad.nn import lr_scheduler
 from minigrad.nn.module import load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
+from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.modes import modes
 from minigrad.tensor.templates import templated
 
@@ -41,7 +42,7 @@ class ParamGroup(Mapping[str, Any]):
             raise KeyError(f"param_groups: no {name!r}; there are {', '.join(self.names)}")
         if name == "betas":
             return self.optimizer.b1, self.optimizer.b2  # type: ignore[attr-defined]
-        return self.optimizer.lr.item() if name == "lr" else getattr(self.optimizer, name)
+        return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name != "lr":
@@ -179,6 +180,7 @@ class Optimizer:
         forget: as if `zero_grad` were called right after, which saves the memory for what
         gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
         """
+        check_flag(f"{type(self).__name__}.step", "forget", forget)  # no closure of PyTorch's
         with Tensor.no_grad():
             _realize_step(self, self._write(), forget)
 
@@ -225,6 +227,12 @@ def _options(rule: Rule) -> list[str]:
     """The parameters of a rule that have names only."""
     every = inspect.signature(rule).parameters.values()
     return [one.name for one in every if one.kind is one.KEYWORD_ONLY]
+
+
+def _short(value: float) -> float:
+    """The number of the fewest digits that is this one in float32: 0.1 for 0.10000000149011612."""
+    near = (float(f"{value:.{digits}g}") for digits in range(6, 10))
+    return next((one for one in near if convert(one, dtypes.float32) == value), value)
 
 
 def _wide(dtype: DType) -> DType:
@@ -490,6 +498,7 @@ class OptimizerGroup:
 
     def step(self, forget: bool = False) -> None:
         """Update the parameters that have a gradient, in one program; see `Optimizer.step`."""
+        check_flag("OptimizerGroup.step", "forget", forget)
         with Tensor.no_grad():
             written = [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
             _realize_step(self, written, forget)

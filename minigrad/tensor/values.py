@@ -44,6 +44,9 @@ class Data:
     def _computed(self, *given: Any) -> Any:
         raise TypeError(hint("x.data.mul_(2)"))
 
+    def __repr__(self) -> str:
+        return f"<data: {hint('x.data.shape')}>"
+
     __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
     __getitem__ = __setitem__ = __neg__ = __add__ = __radd__ = __sub__ = __rsub__ = _computed
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __pow__ = _computed
