@@ -278,7 +278,7 @@ FAMILIES = {
         linalg.matrix_rank(v.outer(v))
         linalg.cond(x)
         linalg.lstsq(t[0].t(), v.unsqueeze(1)).solution
-        linalg.lstsq(tall, tall**2)[1] :: (tall @ tall.pinverse() @ tall**2 - tall**2).square().sum(0)
+        linalg.lstsq(tall, tall**2)[1] :: (tall @ tall.pinverse() @ tall**2 - tall**2).norm(2, 0)**2
         linalg.lstsq(tall, tall**2).rank
         linalg.lstsq(tall, tall**2).singular_values :: linalg.svdvals(tall)
         linalg.norm(x)
