@@ -112,7 +112,7 @@ class Dropout(Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
-        return F.dropout(x, self.p, self.p > 0 and self._trains())
+        return x.dropout(self.p) if self.p and self._trains() else x
 
 
 class Dropout2d(Dropout):

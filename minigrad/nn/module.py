@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from enum import IntEnum
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, overload
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
@@ -492,7 +493,7 @@ class Layer(Module):
     def _trains(self) -> bool:
         """Whether to do what is done in training; if nobody has said, an optimizer's step warns."""
         if self._training is None and modes.gradients and not modes.training:
-            modes.unsaid = type(self).__name__
+            modes.unsaid = weakref.ref(self)
         return modes.training
 
     def extra_repr(self) -> str:
@@ -519,21 +520,39 @@ Function = Callable[[Tensor], Tensor]
 _T = TypeVar("_T")
 
 
-class _List(Layer, MutableSequence[_T]):
-    """A list whose items have their places as names, or names of their own."""
+class _Container(Layer):
+    """A layer of items that have names, by which they are attributes, too."""
 
     _refused = ()
+    _stores = ("layers", "names", "items_by_name")
+
+    def _items(self) -> Iterator[Member]:
+        raise NotImplementedError
+
+    def _members(self) -> Iterator[Member]:
+        own = (member for member in super()._members() if member[0] not in self._stores)
+        return chain(own, self._items())  # a subclass may hold more than its items
+
+    def _shown(self) -> Iterator[tuple[str, Any]]:
+        return ((name, item) for name, item, _ in self._items())
+
+    def __getattr__(self, name: str) -> Any:
+        found = {} if name.startswith("_") or name in self._stores else dict(self._shown())
+        if name not in found:
+            known = ", ".join(found)
+            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {known}")
+        return found[name]
+
+
+class _List(_Container, MutableSequence[_T]):
+    """A list whose items have their places as names, or names of their own."""
 
     def __init__(self, items: Iterable[_T] = ()) -> None:
         self.layers: list[_T] = []
         self.names: list[str | None] = []  # None: its place
         self.extend(items)
 
-    @overload
-    def __getitem__(self, place: int) -> _T: ...
-    @overload
-    def __getitem__(self, place: slice) -> Self: ...
-    def __getitem__(self, place: int | slice) -> _T | Self:
+    def __getitem__(self, place: int | slice) -> Any:
         if isinstance(place, slice):
             part = type(self)(self.layers[place])
             part.names = self.names[place]
@@ -581,13 +600,6 @@ class _List(Layer, MutableSequence[_T]):
         for name, item in zip(self.names, members(self.layers), strict=True):
             yield name or item[0], *item[1:]
 
-    def _members(self) -> Iterator[Member]:
-        own = (member for member in super()._members() if member[0] not in ("layers", "names"))
-        return chain(own, self._items())  # what a subclass holds beside its items
-
-    def _shown(self) -> Iterator[tuple[str, Any]]:
-        return ((name, item) for name, item, _ in self._items())
-
 
 class ModuleList(_List[Any]):
     """A list of modules; it is not called itself. Slices are ModuleLists."""
@@ -610,15 +622,12 @@ class Sequential(_List[Function]):
 
     def __init__(self, *layers: Function | Iterable[Function] | Mapping[str, Function]) -> None:
         super().__init__()
-        if len(layers) == 1 and isinstance(layers[0], Mapping):
-            for name, layer in layers[0].items():
-                self.add_module(name, layer)
-            return
         for layer in layers:
-            if isinstance(layer, (list, tuple)):
-                self.extend(layer)
+            if isinstance(layer, Mapping):
+                for name, each in layer.items():
+                    self.add_module(name, each)
             else:
-                self.append(layer)  # type: ignore[arg-type]
+                self.extend(layer if isinstance(layer, (list, tuple)) else [layer])  # type: ignore[list-item]
 
     def insert(self, index: int, item: Function) -> None:
         """Put a layer in before another."""
@@ -628,13 +637,6 @@ class Sequential(_List[Function]):
             name = item.__name__
             raise TypeError(f"Sequential of the class {name}: expected a layer, as {name}(…)")
         super().insert(index, item)
-
-    def __getattr__(self, name: str) -> Any:
-        found = dict(self._shown()) if "names" in self.__dict__ else {}
-        if name not in found:
-            known = ", ".join(found)
-            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {known}")
-        return found[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):
@@ -649,7 +651,7 @@ class Sequential(_List[Function]):
         return x
 
 
-class ModuleDict(Layer, MutableMapping[str, Any]):
+class ModuleDict(_Container, MutableMapping[str, Any]):
     """Modules by name; it is not called itself."""
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping's compare what is in it
@@ -660,12 +662,6 @@ class ModuleDict(Layer, MutableMapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         return self.items_by_name[name]
-
-    def __getattr__(self, name: str) -> Any:
-        found = self.__dict__.get("items_by_name", {})
-        if name not in found:
-            raise AttributeError(f"ModuleDict has no {name!r}; it has {', '.join(found)}")
-        return found[name]
 
     def __setitem__(self, name: str, module: Any) -> None:
         self._adopt(module)
@@ -686,5 +682,5 @@ class ModuleDict(Layer, MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self.items_by_name)
 
-    def _members(self) -> Iterator[Member]:
+    def _items(self) -> Iterator[Member]:
         return members(self.items_by_name)

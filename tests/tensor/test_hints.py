@@ -22,7 +22,8 @@ def scope() -> dict[str, Any]:
         "x": x, "loss": x.square().sum(), "a": np.ones((2, 3), np.float32), "Tensor": Tensor,
         "dtypes": dtypes, "Device": Device, "nn": nn, "F": nn.functional, "optim": nn.optim,
         "model": nn.Linear(3, 2), "minigrad": minigrad, "linalg": minigrad.linalg,
-        "lr_scheduler": nn.optim.lr_scheduler, "utils": nn.utils, "f": nn.functional.relu,
+        "optimizer": nn.optim.SGD([x]), "lr_scheduler": nn.optim.lr_scheduler,
+        "utils": nn.utils, "f": nn.functional.relu,
     }  # fmt: skip
 
 
