@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError, StateError
-from minigrad.hints import hint, present, put_hints
+from minigrad.hints import hint, missing, present, put_hints
 from minigrad.jit.outside import note
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
@@ -539,8 +539,7 @@ class _Container(Layer):
     def __getattr__(self, name: str) -> Any:
         found = {} if name.startswith("_") or name in self._stores else dict(self._shown())
         if name not in found:
-            known = ", ".join(found)
-            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has {known}")
+            raise missing("Module", name, found)
         return found[name]
 
 
