@@ -187,6 +187,7 @@ def test_a_copy_of_what_is_being_written(device, other):
     """The write in place runs with what is computed of the copy, after it."""
     x = Tensor([1.0, 2.0], device=device)
     x += 5
+    assert (x.to(other) * 2).tolist() == [12, 14] and x.tolist() == [6, 7]
     y = x.to(other) * 2
     x *= 3
     assert y.tolist() == [12, 14] and x.tolist() == [18, 21]
