@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # What names in the table stand for.
-OWNERS = {"x": "Tensor", "loss": "Tensor", "model": "Module", "F": "functional"}
+OWNERS = {"x": "Tensor", "loss": "Tensor", "model": "Module", "optimizer": "Optimizer",
+          "F": "functional"}  # fmt: skip
 SPELT = {"to", "view", "data", "backward"}  # are here, and in the table for how they are called
 _ROW = re.compile(r"^\| `(.+?)` \| (.+) \|$", re.MULTILINE)
 

@@ -301,7 +301,7 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> l
     wanted: list[dict[Node, None]] = [{} for _ in range(last + 1)]
     for node in order:
         if node.op in (Op.COPY, Op.LOOP):
-            wanted[stage_of[node] - 1].update(dict.fromkeys(_read_of(node)))
+            wanted[stage_of[node] - 1].update(dict.fromkeys(map(_written, _read_of(node))))
     for root in roots:
         early = root.op is Op.ASSIGN and stage_of[root] < last
         wanted[stage_of[root]].setdefault(root.src[1] if early else root)
@@ -312,18 +312,16 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> l
         here = [node for node in order if stage_of[node] == stage and node not in new]
         for node in here:
             new[node] = _rebuilt(node, new)
-        late = {node for node in nodes if node.op is Op.ASSIGN and stage < last}
-        now = [node for node in nodes if node not in late]
-        new.update(zip(now, realize([new[node] for node in now], found), strict=True))
+        new.update(zip(nodes, realize([new[node] for node in nodes], found), strict=True))
         for node in here:  # whoever is computed later reads what is in memory
-            if node not in nodes or node in late:
+            if node not in nodes:
                 new[node] = _rebuilt(node, new)
         for node in order if not found else ():
             if node.op is Op.COPY and stage_of[node] == stage + 1:
-                new[node] = _copied(node, new[node.src[0]])
+                new[node] = _copied(node, new[_written(node.src[0])])
             elif node.op is Op.LOOP and stage_of[node] == stage + 1:
                 results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
-                sources = {source: new[source] for source in _read_of(node)}
+                sources = {source: new[_written(source)] for source in _read_of(node)}
                 new[node] = node
                 new.update(_run_loop(node, sources, results, found))
         if found:
@@ -352,6 +350,11 @@ def _read_of(node: Node) -> Sequence[Node]:
     if node.op is Op.LOOP:
         return node.arg.read(node)  # type: ignore[no-any-return]
     return node.src[:1] if node.op is Op.CUSTOM else node.src
+
+
+def _written(node: Node) -> Node:
+    """What copies and loops read of a write in place, which is made after them: its value."""
+    return node.src[1] if node.op is Op.ASSIGN else node
 
 
 def _rebuilt(node: Node, new: Mapping[Node, Node]) -> Node:

@@ -92,6 +92,7 @@ def test_files_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"`((?:\.\./)?[\w/]+(?:\.py|\.md|/))`", text)
     assert named
     assert [name for name in (*linked, *named) if not (path.parent / name).exists()] == []
+    assert re.findall(r"(`[^`\n]+`)(?:,| and| or)\s\1", text) == []  # one file is named twice
 
 
 def test_links_lead_to_headings() -> None:

@@ -26,8 +26,8 @@ from minigrad.linalg.reflections import reflected, symmetric
 from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.broadcasting import Axes, broadcast_shape
-from minigrad.tensor.results import EighResult, SlogdetResult
+from minigrad.tensor.broadcasting import Axes, axis_of, broadcast_shape
+from minigrad.tensor.results import EighResult, LstsqResult, SlogdetResult
 
 
 def _identity(x: Tensor) -> Tensor:
@@ -299,11 +299,16 @@ def _least(x: Tensor, values: Tensor, rtol: Any) -> Tensor:
 
 def pinv(x: Tensor, *, rtol: Any = None) -> Tensor:
     """The Moore–Penrose inverse; singular values below rtol · the largest count as zero."""
-    checked("pinv", x)
+    return _pseudo_inverse("pinv", x, rtol)[0]
+
+
+def _pseudo_inverse(name: str, x: Tensor, rtol: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """It, the rank, and the singular values."""
+    checked(name, x)
     u, values, v = svd(x, False)
     kept = values > _least(x, values, rtol)
     inverse = kept.where(1 / kept.where(values, 1.0), 0.0)
-    return (v.mT * inverse.unsqueeze(-2)).matmul(u.mT)
+    return (v.mT * inverse.unsqueeze(-2)).matmul(u.mT), kept.sum(-1), values
 
 
 def matrix_rank(x: Tensor, *, rtol: Any = None) -> Tensor:
@@ -318,9 +323,37 @@ def cond(x: Tensor) -> Tensor:
     return values.max(-1) / values.min(-1)
 
 
-def lstsq(A: Tensor, B: Tensor, *, rcond: Any = None) -> Tensor:
-    """y with the least norm for which A·y is nearest to B: torch.linalg.lstsq's solution."""
-    return pinv(A, rtol=rcond) @ B
+def lstsq(A: Tensor, B: Tensor, rcond: Any = None) -> LstsqResult[Tensor]:
+    """solution: y (…, n, k) with the least norm for which A·y is nearest to B.
+
+    A (…, m, n), B (…, m, k), or (m,). residuals (…, k): the sums of squares of A·y − B, of any
+    rank, where PyTorch gives some only for m > n = rank; rank, of the singular values above rcond ·
+    the largest; singular_values.
+    """
+    inverse, rank, values = _pseudo_inverse("lstsq", A, rcond)
+    solution = inverse @ B
+    errors = (A @ solution - B).square()
+    return LstsqResult(solution, errors.sum(-2 if B.ndim > 1 else -1), rank, values)
+
+
+def norm(x: Tensor, ord: Any = None, dim: Axes = None, keepdim: bool = False) -> Tensor:
+    """`vector_norm` over one dimension, `matrix_norm` over two, or of a vector or matrix if all.
+
+    Without ord the root of the sum of squares, over any dimensions.
+    """
+    axes = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    if ord is None:
+        return x.norm(2, axes, keepdim)
+    if len(axes) not in (1, 2):
+        raise ShapeError(f"norm(ord={ord!r}) over dimensions {axes}: expected one, or two")
+    if len(axes) == 1:
+        return vector_norm(x, ord, axes, keepdim)
+    first, second = (axis_of("norm", place, x.ndim) for place in axes)
+    result = matrix_norm(x.movedim((first, second), (-2, -1)), ord)
+    if keepdim:
+        for axis in sorted((first, second)):
+            result = result.unsqueeze(axis)
+    return result
 
 
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:

@@ -112,7 +112,7 @@ class Dropout(Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
-        return x.dropout(self.p)
+        return x.dropout(self.p) if self.p and self._trains() else x
 
 
 class Dropout2d(Dropout):
@@ -120,7 +120,7 @@ class Dropout2d(Dropout):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
-        return F.dropout2d(x, self.p, Tensor.training)
+        return F.dropout2d(x, self.p, self.p > 0 and self._trains())
 
 
 class Identity(Layer):

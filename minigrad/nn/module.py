@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, overload
+from itertools import chain
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError, StateError
-from minigrad.hints import hint, present, put_hints
+from minigrad.hints import hint, missing, present, put_hints
 from minigrad.jit.outside import note
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
+from minigrad.tensor.modes import modes
 
 
 class Kind(IntEnum):
@@ -487,6 +490,12 @@ class Layer(Module):
     _named: ClassVar[tuple[str, ...]] = ()
     _unusual: ClassVar[dict[str, Any]] = {}
 
+    def _trains(self) -> bool:
+        """Whether to do what is done in training; if nobody has said, an optimizer's step warns."""
+        if self._training is None and modes.gradients and not modes.training:
+            modes.unsaid = weakref.ref(self)
+        return modes.training
+
     def extra_repr(self) -> str:
         """The sizes, and options by their names."""
         named = {name: self._said(name) for name in (*self._named, *self._unusual)}
@@ -511,31 +520,55 @@ Function = Callable[[Tensor], Tensor]
 _T = TypeVar("_T")
 
 
-class _List(Layer, MutableSequence[_T]):
-    """A list whose items have their places as names."""
+class _Container(Layer):
+    """A layer of items that have names, by which they are attributes, too."""
 
     _refused = ()
+    _stores = ("layers", "names", "items_by_name")
+
+    def _items(self) -> Iterator[Member]:
+        raise NotImplementedError
+
+    def _members(self) -> Iterator[Member]:
+        own = (member for member in super()._members() if member[0] not in self._stores)
+        return chain(own, self._items())  # a subclass may hold more than its items
+
+    def _shown(self) -> Iterator[tuple[str, Any]]:
+        return ((name, item) for name, item, _ in self._items())
+
+    def __getattr__(self, name: str) -> Any:
+        found = {} if name.startswith("_") or name in self._stores else dict(self._shown())
+        if name not in found:
+            raise missing("Module", name, found)
+        return found[name]
+
+
+class _List(_Container, MutableSequence[_T]):
+    """A list whose items have their places as names, or names of their own."""
 
     def __init__(self, items: Iterable[_T] = ()) -> None:
         self.layers: list[_T] = []
+        self.names: list[str | None] = []  # None: its place
         self.extend(items)
 
-    @overload
-    def __getitem__(self, place: int) -> _T: ...
-    @overload
-    def __getitem__(self, place: slice) -> Self: ...
-    def __getitem__(self, place: int | slice) -> _T | Self:
+    def __getitem__(self, place: int | slice) -> Any:
         if isinstance(place, slice):
-            return type(self)(self.layers[place])
+            part = type(self)(self.layers[place])
+            part.names = self.names[place]
+            return part
         return self.layers[place]
 
     def __setitem__(self, place: Any, item: Any) -> None:
-        for each in item if isinstance(place, slice) else (item,):
+        items = list(item) if isinstance(place, slice) else [item]
+        for each in items:
             self._adopt(each)
-        self.layers[place] = item
+        if isinstance(place, slice):
+            self.layers[place], self.names[place] = items, [None] * len(items)
+        else:
+            self.layers[place] = item
 
     def __delitem__(self, place: int | slice) -> None:
-        del self.layers[place]
+        del self.layers[place], self.names[place]
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -544,17 +577,27 @@ class _List(Layer, MutableSequence[_T]):
         """Put an item before a place."""
         self._adopt(item)
         self.layers.insert(index, item)
+        self.names.insert(index, None)
 
     def append(self, item: _T) -> Self:  # type: ignore[override]
         """Put an item at the end; gives the list, as PyTorch's."""
         self.insert(len(self), item)
         return self
 
-    def _members(self) -> Iterator[Member]:
-        return members(self.layers)
+    def add_module(self, name: str, module: Any) -> None:
+        """Put an item at the end under a name, or in the place of the one that has it."""
+        known = [known for known, _ in self._shown()]
+        if name in known:
+            self[known.index(name)] = module
+        else:
+            self.append(module)
+            self.names[-1] = name
 
-    def _shown(self) -> Iterator[tuple[str, Any]]:
-        return ((name, item) for name, item, _ in self._members())
+    register_module = add_module
+
+    def _items(self) -> Iterator[Member]:
+        for name, item in zip(self.names, members(self.layers), strict=True):
+            yield name or item[0], *item[1:]
 
 
 class ModuleList(_List[Any]):
@@ -572,24 +615,33 @@ class ParameterList(_List[Tensor]):
 class Sequential(_List[Function]):
     """Layers one after the other; functions such as `Tensor.relu` are layers too.
 
-    Lists among the arguments count as their items; one dict gives the layers' names.
+    Lists among the arguments count as their items; one dict gives the layers' names, by which they
+    are attributes, too. A layer that is assigned to another name is the last one from then on.
     """
 
     def __init__(self, *layers: Function | Iterable[Function] | Mapping[str, Function]) -> None:
-        named = layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else {}
-        self.names = {id(layer): name for name, layer in named.items()}
-        super().__init__(named.values())
-        for layer in () if named else layers:
-            if isinstance(layer, (list, tuple)):
-                self.extend(layer)
+        super().__init__()
+        for layer in layers:
+            if isinstance(layer, Mapping):
+                for name, each in layer.items():
+                    self.add_module(name, each)
             else:
-                self.append(layer)  # type: ignore[arg-type]
+                self.extend(layer if isinstance(layer, (list, tuple)) else [layer])  # type: ignore[list-item]
 
     def insert(self, index: int, item: Function) -> None:
         """Put a layer in before another."""
         if not callable(item):
             raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
+        if isinstance(item, type):
+            name = item.__name__
+            raise TypeError(f"Sequential of the class {name}: expected a layer, as {name}(…)")
         super().insert(index, item)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Module):
+            self.add_module(name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The last layer's result."""
@@ -597,12 +649,8 @@ class Sequential(_List[Function]):
             x = layer(x)
         return x
 
-    def _members(self) -> Iterator[Member]:
-        for place, layer, kind in super()._members():
-            yield self.names.get(id(layer), place), layer, kind
 
-
-class ModuleDict(Layer, MutableMapping[str, Any]):
+class ModuleDict(_Container, MutableMapping[str, Any]):
     """Modules by name; it is not called itself."""
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping's compare what is in it
@@ -614,12 +662,6 @@ class ModuleDict(Layer, MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return self.items_by_name[name]
 
-    def __getattr__(self, name: str) -> Any:
-        found = self.__dict__.get("items_by_name", {})
-        if name not in found:
-            raise AttributeError(f"ModuleDict has no {name!r}; it has {', '.join(found)}")
-        return found[name]
-
     def __setitem__(self, name: str, module: Any) -> None:
         self._adopt(module)
         self.items_by_name[name] = module
@@ -627,11 +669,17 @@ class ModuleDict(Layer, MutableMapping[str, Any]):
     def __delitem__(self, name: str) -> None:
         del self.items_by_name[name]
 
+    def add_module(self, name: str, module: Any) -> None:
+        """Hold a module by a name."""
+        self[name] = module
+
+    register_module = add_module
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.items_by_name)
 
     def __len__(self) -> int:
         return len(self.items_by_name)
 
-    def _members(self) -> Iterator[Member]:
+    def _items(self) -> Iterator[Member]:
         return members(self.items_by_name)

@@ -156,10 +156,11 @@ class BatchNorm(_Norm):
         _check_channels(self, x, self.num_features, self.spatial)
         wide = x if x.dtype.is_float and x.dtype.itemsize >= 4 else x.float()
         mean, var = self.running_mean, self.running_var
-        if Tensor.training or mean is None or var is None:
+        trains = self._trains()
+        if trains or mean is None or var is None:
             axes = (0, *range(2, x.ndim))
             mean, var, count = self.statistics(wide, axes)
-            if Tensor.training:
+            if trains:
                 self._track(mean, var, count)
         result = wide.batchnorm(self.weight, self.bias, mean, (var + self.eps).rsqrt())
         return result.cast(x.dtype) if x.dtype.is_float else result

@@ -5,18 +5,21 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
-from minigrad.hints import hint, names_of
+from minigrad.hints import hint, names_of, put_hints
 from minigrad.nn import lr_scheduler
 from minigrad.nn.module import load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
+from minigrad.tensor.broadcasting import check_flag
+from minigrad.tensor.modes import modes
 from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -39,7 +42,7 @@ class ParamGroup(Mapping[str, Any]):
             raise KeyError(f"param_groups: no {name!r}; there are {', '.join(self.names)}")
         if name == "betas":
             return self.optimizer.b1, self.optimizer.b2  # type: ignore[attr-defined]
-        return self.optimizer.lr.item() if name == "lr" else getattr(self.optimizer, name)
+        return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name != "lr":
@@ -56,7 +59,41 @@ class ParamGroup(Mapping[str, Any]):
         return len(self.names)
 
 
-class Optimizer:
+class _Stepping:
+    """What an optimizer and a group of them do alike."""
+
+    def step(self: Any, forget: bool = False) -> None:
+        """Update the parameters that have a gradient; everything is realized in one program.
+
+        forget: as if `zero_grad` were called right after, which saves the memory for what
+        gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
+        """
+        name = type(self).__name__
+        check_flag(f"{name}.step", "forget", forget)  # no closure of PyTorch's
+        layer = modes.unsaid and modes.unsaid()
+        modes.unsaid = None
+        if layer is not None and layer._training is None and not modes.training:
+            warnings.warn(
+                f"{type(layer).__name__} did not do what it does in training; say which you want: "
+                "model.train() or with Tensor.train():, else model.eval()", stacklevel=2
+            )  # fmt: skip
+        with Tensor.no_grad():
+            written = self._write()
+            if forget:
+                self.zero_grad()
+            if not written:
+                raise GradientError(
+                    f"{name}.step(): no parameter has a gradient; call loss.backward() first"
+                )
+            # gradients, too: one that was clipped, and still lazy, would be computed again later
+            Tensor.realize(*written, *(p.grad for p in self.params if p.grad is not None))
+
+    def load_state_dict(self: Any, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
+        load_state_dict(self.state_dict(), state)
+
+
+class Optimizer(_Stepping):
     """What optimizers share. params: tensors, each taken once; they become leaves.
 
     Those marked requires_grad=False stay as they are until they are marked True. A list of dicts
@@ -171,15 +208,6 @@ class Optimizer:
             keeps = not set_to_none and param.grad is not None
             param.grad = param.grad.zeros_like(requires_grad=False) if keeps else None
 
-    def step(self, forget: bool = False) -> None:
-        """Update the parameters that have a gradient; everything is realized in one program.
-
-        forget: as if `zero_grad` were called right after, which saves the memory for what
-        gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
-        """
-        with Tensor.no_grad():
-            _realize_step(self, self._write(), forget)
-
     def _write(self) -> list[Tensor]:
         """Assign what a step changes; gives the tensors that wait to be realized."""
         places = [i for i, param in enumerate(self.params) if param.grad is not None]
@@ -213,9 +241,8 @@ class Optimizer:
         }
         return {"lr": self.lr, "step": self.t, **named}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
-        load_state_dict(self.state_dict(), state)
+
+put_hints("Optimizer", Optimizer)
 
 
 @cache
@@ -223,6 +250,12 @@ def _options(rule: Rule) -> list[str]:
     """The parameters of a rule that have names only."""
     every = inspect.signature(rule).parameters.values()
     return [one.name for one in every if one.kind is one.KEYWORD_ONLY]
+
+
+def _short(value: float) -> float:
+    """The number of the fewest digits that is this one in float32: 0.1 for 0.10000000149011612."""
+    near = (float(f"{value:.{digits}g}") for digits in range(6, 10))
+    return next((one for one in near if convert(one, dtypes.float32) == value), value)
 
 
 def _wide(dtype: DType) -> DType:
@@ -456,7 +489,7 @@ class Muon(Optimizer):
         self.buffers = self._add_moments("momentum_buffer")
 
 
-class OptimizerGroup:
+class OptimizerGroup(_Stepping):
     """Several optimizers, one for each kind of parameters, that step in one program."""
 
     def __init__(self, *optimizers: Optimizer) -> None:
@@ -486,11 +519,8 @@ class OptimizerGroup:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none)
 
-    def step(self, forget: bool = False) -> None:
-        """Update the parameters that have a gradient, in one program; see `Optimizer.step`."""
-        with Tensor.no_grad():
-            written = [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
-            _realize_step(self, written, forget)
+    def _write(self) -> list[Tensor]:
+        return [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizers' states; names begin with their numbers."""
@@ -499,10 +529,6 @@ class OptimizerGroup:
             for i, optimizer in enumerate(self.optimizers)
             for name, tensor in optimizer.state_dict().items()
         }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
-        load_state_dict(self.state_dict(), state)
 
 
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
@@ -526,23 +552,6 @@ def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[f
 def _one_minus_power(base: float, t: Tensor) -> Tensor:
     """1 − baseᵗ, accurate where base is near 1: −expm1(t·ln base)."""
     return -(t * (math.log(base) if base else -math.inf)).expm1()
-
-
-def _realize_step(
-    optimizer: Optimizer | OptimizerGroup, written: list[Tensor], forget: bool
-) -> None:
-    """Realize what a step writes, and the gradients that stay.
-
-    A gradient that was clipped, and still lazy, would else be computed a second time later.
-    """
-    if forget:
-        optimizer.zero_grad()
-    if not written:
-        raise GradientError(
-            f"{type(optimizer).__name__}.step(): no parameter has a gradient; "
-            "call loss.backward() first"
-        )
-    Tensor.realize(*written, *(p.grad for p in optimizer.params if p.grad is not None))
 
 
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:

@@ -108,7 +108,7 @@ def check_names(title: str, function: Callable[..., Any], given: Iterable[str]) 
     known = inspect.signature(function).parameters
     if any(one.kind is one.VAR_KEYWORD for one in known.values()):
         return
-    for name in given:
+    for name in sorted(given, key=lambda name: name != "out"):  # np.mean(x) gives dtype=, too
         also = KEYWORDS.get(name, ("", ""))[1].split()
         if name not in known and function.__name__ not in also:
             own = ", ".join(one for one in known if one not in ("self", "cls"))

@@ -54,7 +54,9 @@ class Backward(Composed):
         else:
             raise GradientError(
                 f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
-                "that takes a gradient (was it detached, or computed inside no_grad?)"
+                "that takes a gradient (was it detached, or computed inside no_grad? does nobody "
+                "hold the leaf any more, as after w = w - lr * w.grad? Write "
+                "`with Tensor.no_grad(): w -= lr * w.grad`)"
             )
         found = node_gradient([joined], [seed], list(leaves), known)
         with no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Self
@@ -79,6 +80,12 @@ class Core(Holder, metaclass=_TensorType):
         elif isinstance(data, Affine):
             node = build.variable(data, Device.canonical(device or Device.DEFAULT))
         else:
+            if type(data) in (list, tuple) and data and isinstance(data[0], Core):
+                if modes.gradients and data[0]._descends_from_leaves():
+                    warnings.warn(
+                        "Tensor(a list of tensors) takes their values, without gradients; "
+                        "Tensor.stack(them) keeps these", stacklevel=2
+                    )  # fmt: skip
             raw, shape, found = hostdata.read(data, wanted)
             node = stored(raw, found, shape, Device.canonical(device or Device.DEFAULT))
             is_new = wanted is None or wanted is found
@@ -317,7 +324,10 @@ class Core(Holder, metaclass=_TensorType):
     def __dir__(self) -> list[str]:
         return present("Tensor", super().__dir__())
 
-    if not TYPE_CHECKING:
+    if TYPE_CHECKING:
+
+        def _descends_from_leaves(self) -> bool: ...  # of `Backward`
+    else:
 
         def __getattr__(self, name: str) -> Any:
             error = missing("Tensor", name, [name[:-1]] if hasattr(type(self), name[:-1]) else [])
@@ -378,16 +388,20 @@ class Core(Holder, metaclass=_TensorType):
         result._requires_grad = False
         return result
 
-    def to(self, device: str | DType | Sequence[str] | None) -> Self:
+    def to(
+        self, device: str | DType | Sequence[str] | None = None, dtype: DType | str | None = None
+    ) -> Self:
         """A copy on another device, or the tensor itself where it is there already.
 
-        Of a tuple of devices each has all of it. Of a dtype it is `cast`.
+        Of a tuple of devices each has all of it. Of a dtype it is `cast`, as with `dtype` given.
 
         >>> Tensor([1]).to("CPU").device
         'CPU'
         """
         if isinstance(device, DType):
             return self._new(build.cast(self.node, device))
+        if dtype is not None:
+            return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):
             mesh = mesh_of(device)
             node = self.node if mesh.name == self.raw.device else build.copy(self.node, mesh.name)

@@ -51,6 +51,7 @@ class Indexing(Methods):
     def __setitem__(self, key: Any, value: Any) -> None:
         """Write to a part in place: `value` is broadcast and cast; of equal places the last wins.
 
+        Where no array indexes, extents of 1 in front of a value of more dimensions do not count.
         BoundsError as in `x[…]`; after one from a tensor of indices, x has no value.
         """
         if isinstance(value, Core) and value._origin is not None and self._wrote(value, key):
@@ -62,7 +63,12 @@ class Indexing(Methods):
             self.assign(self._filled(key, value))
             return
         view, arrays, place = self._basic(key, "x[…] = v")
-        view.assign(view._replaced(arrays, place, value) if arrays else value)
+        more = getattr(value, "ndim", 0) - view.ndim
+        if arrays:
+            value = view._replaced(arrays, place, value)
+        elif more > 0 and set(value.shape[:more]) == {1}:
+            value = value.reshape(value.shape[more:])
+        view.assign(value)
 
     def _wrote(self, value: Core, key: Any) -> bool:
         view, arrays, _ = self._basic(key, "x[…] = v")

@@ -36,6 +36,15 @@ class EighResult(NamedTuple, Generic[T]):
     eigenvectors: T
 
 
+class LstsqResult(NamedTuple, Generic[T]):
+    """What `lstsq` gives."""
+
+    solution: T
+    residuals: T
+    rank: T
+    singular_values: T
+
+
 class SlogdetResult(NamedTuple, Generic[T]):
     """What `slogdet` gives."""
 

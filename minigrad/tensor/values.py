@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device
 from minigrad.dtype import named
@@ -38,10 +38,14 @@ class Data:
             shapes = name in ("shape", "dtype", "device", "ndim", "size", "numel")
             raise AttributeError(hint("x.data.shape" if shapes else "x.data.mul_(2)"))
 
-    def _in_place(self, other: Any) -> Self:
-        return self
+    def _computed(self, *given: Any) -> Any:
+        raise TypeError(hint("x.data.mul_(2)"))
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+    def __repr__(self) -> str:
+        return f"<data: {hint('x.data.shape')}>"
+
+    __getitem__ = __setitem__ = __neg__ = __add__ = __radd__ = __sub__ = __rsub__ = _computed
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __pow__ = _computed
 
 
 class Values(Methods):
@@ -76,8 +80,7 @@ class Values(Methods):
 
     @data.setter
     def data(self, value: Any) -> None:
-        stands = isinstance(value, Data)
-        raise AttributeError(hint("x.data -= 1" if stands else "x.data = x"))
+        raise AttributeError(hint("x.data = x"))
 
     def _memoryview(self) -> memoryview:
         if not self.dtype.code:

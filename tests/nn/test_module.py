@@ -248,6 +248,77 @@ def test_containers(on_device):
     assert list(weights.state_dict()) == ["0", "1"] and len(list(weights.parameters())) == 2
 
 
+def test_layers_of_a_sequential_have_names(on_device):
+    """As PyTorch's: given by add_module, by assignment or in a dict, kept by copies and slices."""
+    net = nn.Sequential(nn.Linear(2, 3))
+    net.add_module("act", nn.ReLU())
+    net.last = nn.Linear(3, 1)
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "last.weight", "last.bias"]
+    assert net.last is net[2] and net.act is net[1] and net(Tensor.ones(4, 2)).shape == (4, 1)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), net[:]):
+        assert list(other.state_dict()) == list(net.state_dict())
+    net.last = nn.Linear(3, 5)  # another in its place
+    assert len(net) == 3 and net(Tensor.ones(4, 2)).shape == (4, 5)
+    del net[0]
+    net.insert(1, nn.Linear(2, 3))
+    assert [name for name, _ in net.named_children()] == ["act", "1", "last"]
+    for name, said in (("lost", "there is last"), ("double", "model.to"), ("nothing", "has no")):
+        with pytest.raises(AttributeError, match=said):
+            getattr(net, name)
+    items, named = nn.ModuleList([]), nn.ModuleDict({})
+    items.add_module("0", nn.Linear(1, 1))
+    named.add_module("a", nn.Linear(1, 1))
+    assert len(items) == 1 and list(items.state_dict()) == ["0.weight", "0.bias"]
+    assert list(named.state_dict()) == ["a.weight", "a.bias"]
+
+
+def test_a_sequential_with_more_than_layers(on_device):
+    class Scaled(nn.Sequential):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            self.scale = nn.Parameter(Tensor.full((1,), 2.0))
+
+        def forward(self, x):
+            return super().forward(x) * self.scale
+
+    net = Scaled(nn.Linear(2, 3))
+    assert list(net.state_dict()) == ["scale", "0.weight", "0.bias"] and len(net) == 1
+    net[0].weight = nn.Parameter(Tensor.ones(3, 2))
+    net[0].bias = nn.Parameter(Tensor.zeros(3))
+    assert net(Tensor.ones(1, 2)).tolist() == [[4.0, 4.0, 4.0]]
+
+
+def test_a_class_is_no_layer():
+    with pytest.raises(TypeError, match=r"Sequential of the class ReLU: expected .* ReLU\(…\)"):
+        nn.Sequential(nn.Linear(2, 3), nn.ReLU)  # type: ignore[arg-type]
+
+
+def test_training_in_a_mode_that_nobody_chose(on_device):
+    """Dropout that drops nothing in a training loop as PyTorch's is warned of, at the step."""
+    x = Tensor.ones(4, 3)
+
+    def step(net):
+        optimizer = nn.optim.SGD(net.parameters(), lr=0.1)
+        net(x).sum().backward()
+        optimizer.step()
+
+    for layer in (nn.Dropout(0.5), nn.BatchNorm(3)):
+        net = nn.Sequential(nn.Linear(3, 3), layer)
+        said = rf"{type(layer).__name__} did .* model\.train\(\)"
+        with pytest.warns(UserWarning, match=said) as seen:
+            step(net)
+        assert seen[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with Tensor.train():
+                step(net)
+            with Tensor.no_grad():
+                net(x)
+            step(nn.Linear(3, 3))
+            step(net.train())
+            step(net.eval())
+
+
 def test_reprs():
     assert repr(nn.Linear(2, 32)) == "Linear(in_features=2, out_features=32, bias=True)"
     wanted = """Outer(

@@ -259,6 +259,20 @@ def test_what_an_optimizer_is_shows():
     assert repr(group) == f"OptimizerGroup({shown.format(0.25)}, {shown.format(0.5)})"
     group.param_groups[0]["lr"] = 2
     assert repr(group[0]) == shown.format(2)
+    for lr in (0.1, 0.3, 3e-4, 1e-30, 0.0):  # as given, though it is a float32
+        group.param_groups[1]["lr"] = lr
+        assert group.param_groups[1]["lr"] == lr
+    group.param_groups[1]["lr"] = 1 / 3
+    assert np.float32(group.param_groups[1]["lr"]) == np.float32(1 / 3)
+
+
+def test_a_closure_is_no_flag():
+    """PyTorch's step(closure) calls it; taken for `forget` it would never be called."""
+    w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
+    both = optim.OptimizerGroup(optim.SGD([w], lr=0.1), optim.Adam([b], lr=0.1))
+    for optimizer in (both[0], both):
+        with pytest.raises(TypeError, match=r"step\(forget=<function .*expected True or False"):
+            optimizer.step(lambda: None)  # type: ignore[arg-type]
 
 
 def test_a_group_steps_in_one_program(on_device):

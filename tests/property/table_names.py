@@ -277,7 +277,19 @@ FAMILIES = {
         linalg.matrix_rank(x)
         linalg.matrix_rank(v.outer(v))
         linalg.cond(x)
-        linalg.lstsq(t[0].t(), v.unsqueeze(1)) :: linalg.lstsq(t[0].t(), v.unsqueeze(1))[0]
+        linalg.lstsq(t[0].t(), v.unsqueeze(1)).solution
+        linalg.lstsq(tall, tall**2)[1] :: (tall @ tall.pinverse() @ tall**2 - tall**2).norm(2, 0)**2
+        linalg.lstsq(tall, tall**2).rank
+        linalg.lstsq(tall, tall**2).singular_values :: linalg.svdvals(tall)
+        linalg.norm(x)
+        linalg.norm(v, 3)
+        linalg.norm(x, 2)
+        linalg.norm(x, 1)
+        linalg.norm(x, "nuc", keepdim=True)
+        linalg.norm(x, 1, 0, True)
+        linalg.norm(t, float("inf"), (2, 0), True)
+        linalg.norm(t, dim=(0, -1))
+        linalg.norm(t)
         linalg.vecdot(x, y)
         linalg.vector_norm(x, 3, 1)
         linalg.matrix_norm(t)

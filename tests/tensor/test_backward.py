@@ -161,6 +161,11 @@ def test_detach_and_no_grad(on_device):
     assert x.grad.tolist() == [3, 6]
     with pytest.raises(GradientError, match="no float leaf"):
         (factor * 2).sum().backward()
+    (x * x).sum().backward()
+    x = x - 0.1 * x.grad
+    with pytest.raises(GradientError, match=r"as after w = w - lr \* w\.grad"):
+        (x * x).sum().backward()
+    x = leaf([1, 2])
 
     @Tensor.no_grad()
     def double(y):

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -82,6 +83,19 @@ def test_numpy_views_and_byte_order(on_device):
     x = np.arange(24).reshape(4, 6)
     np.testing.assert_array_equal(Tensor(x.T[::2, ::-1]).numpy(), x.T[::2, ::-1])
     np.testing.assert_array_equal(Tensor(x.astype(">i4")).numpy(), x)
+
+
+def test_a_list_of_tensors_that_want_gradients(on_device):
+    w = Tensor(2.0, requires_grad=True)
+    for value in (w, w * 3):
+        with pytest.warns(UserWarning, match=r"without gradients; Tensor\.stack") as seen:
+            Tensor([value, Tensor(1.0)])
+        assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Tensor([Tensor(1.0), Tensor(2.0)]).tolist() == [1, 2]
+        with Tensor.no_grad():
+            assert Tensor([w * 3, 1.0]).tolist() == [6, 1]
 
 
 def test_copies_both_ways(on_device):

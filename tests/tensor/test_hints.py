@@ -22,7 +22,8 @@ def scope() -> dict[str, Any]:
         "x": x, "loss": x.square().sum(), "a": np.ones((2, 3), np.float32), "Tensor": Tensor,
         "dtypes": dtypes, "Device": Device, "nn": nn, "F": nn.functional, "optim": nn.optim,
         "model": nn.Linear(3, 2), "minigrad": minigrad, "linalg": minigrad.linalg,
-        "lr_scheduler": nn.optim.lr_scheduler, "utils": nn.utils, "f": nn.functional.relu,
+        "optimizer": nn.optim.SGD([x]), "lr_scheduler": nn.optim.lr_scheduler,
+        "utils": nn.utils, "f": nn.functional.relu,
     }  # fmt: skip
 
 
@@ -63,7 +64,13 @@ def test_unpacking() -> None:
 
 
 def test_data_is_a_memoryview() -> None:
-    assert Tensor([1.0, 2.0]).data().tolist() == [1.0, 2.0]
+    x = Tensor([1.0, 2.0])
+    assert x.data().tolist() == [1.0, 2.0]
+    for call in (lambda: x.data[0], lambda: 0.1 * x.data, lambda: x.data - 1, lambda: -x.data):
+        with pytest.raises(TypeError, match=r"is p\.detach"):
+            call()
+    with pytest.raises(TypeError, match=r"is p\.detach"):
+        x.data[:] = 3
 
 
 def test_errors_that_pytorch_raises_are_caught() -> None:
@@ -121,6 +128,7 @@ def test_arguments_that_are_not_here() -> None:
         (lambda: nn.optim.SGD([{"params": [x], "beta": 1}]),
          f"SGD{odd} 'beta': expected params, lr, momentum, weight_decay, nesterov"),
         (lambda: np.sum(x), "'out': leave out= out"),
+        (lambda: np.mean(x), "type x.sum() for np.sum(x)"),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=re.escape(said)):
             call()

@@ -243,3 +243,19 @@ def test_masks(on_device):
     wanted = X.copy()
     wanted[X > 50] = np.arange((X > 50).sum())
     np.testing.assert_array_equal(x.numpy(), wanted)
+
+
+def test_ones_in_front_of_a_value_do_not_count(on_device):
+    """As numpy's and PyTorch's: a model's row of one is a row."""
+    x, wanted = Tensor.zeros(3, 2), np.zeros((3, 2), np.float32)
+    for key, value in ((0, [[1, 2]]), ((1, 0), [3]), (slice(1, 3), [[[4, 5], [6, 7]]])):
+        x[key] = Tensor(value, dtype="float32")
+        wanted[key] = np.array(value) if key != (1, 0) else 3
+        x[key] = np.array(value)
+    assert x.tolist() == wanted.tolist()
+    w = Tensor([[8.0, 9.0]], requires_grad=True)
+    x[2] = w
+    x.sum().backward()
+    assert x[2].tolist() == [8, 9] and w.grad.tolist() == [[1, 1]]
+    with pytest.raises(ShapeError, match="does not broadcast"):
+        x[0] = Tensor.zeros(2, 2)

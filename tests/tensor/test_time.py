@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor, Variable
+from minigrad import GlobalCounters, Tensor, Variable, dtypes
 from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
 
 
@@ -178,6 +178,21 @@ def test_to_copies(device, other):
     x += 5
     assert y.tolist() == [2, 3]
     assert x.to(device) is x
+    for z in (x.to(other, dtypes.int32), x.to(device=other, dtype="int32"), x.to(dtype="int32")):
+        assert z.dtype is dtypes.int32 and z.tolist() == [6, 7]
+    assert x.to(other, "int32").device == other and x.to(dtype="int32").device == device
+
+
+def test_a_copy_of_what_is_being_written(device, other):
+    """The write in place runs with what is computed of the copy, after it."""
+    x = Tensor([1.0, 2.0], device=device)
+    x += 5
+    assert (x.to(other) * 2).tolist() == [12, 14] and x.tolist() == [6, 7]
+    y = x.to(other) * 2
+    x *= 3
+    assert y.tolist() == [12, 14] and x.tolist() == [18, 21]
+    x += 1
+    assert (x.T.to(other) + 1).to(device).tolist() == [20, 23] and x.tolist() == [19, 22]
 
 
 def test_set_data_runs_no_program(on_device):
