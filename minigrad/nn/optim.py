@@ -14,7 +14,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of
 from minigrad.nn import lr_scheduler
-from minigrad.nn.module import load_state_dict
+from minigrad.nn.module import _forget_gradients, load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.templates import templated
@@ -56,7 +56,44 @@ class ParamGroup(Mapping[str, Any]):
         return len(self.names)
 
 
-class Optimizer:
+class Steps:
+    """What an optimizer and a group of them do to all of their `params`.
+
+    _write: assigns what a step changes, and gives the tensors that wait to be realized.
+    """
+
+    params: list[Tensor]
+    state_dict: Callable[[], dict[str, Tensor]]
+    _write: Callable[[], list[Tensor]]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or fill them with 0: the next step then decays and coasts on."""
+        _forget_gradients(self.params, set_to_none)
+
+    def step(self, forget: bool = False) -> None:
+        """Update the parameters that have a gradient; everything is realized in one program.
+
+        forget: as if `zero_grad` were called right after, which saves the memory for what
+        gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
+        """
+        with Tensor.no_grad():
+            written = self._write()
+            if forget:
+                self.zero_grad()
+            if not written:
+                raise GradientError(
+                    f"{type(self).__name__}.step(): no parameter has a gradient; "
+                    "call loss.backward() first"
+                )
+            # a gradient that was clipped, and still lazy, would else be computed once more later
+            Tensor.realize(*written, *(p.grad for p in self.params if p.grad is not None))
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
+        load_state_dict(self.state_dict(), state)
+
+
+class Optimizer(Steps):
     """What optimizers share. params: tensors, each taken once; they become leaves.
 
     Those marked requires_grad=False stay as they are until they are marked True. A list of dicts
@@ -165,23 +202,8 @@ class Optimizer:
         """One: `for group in optimizer.param_groups: group["lr"] = …`."""
         return [ParamGroup(self)]
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, or fill them with 0: the next step then decays and coasts on."""
-        for param in self.params:
-            keeps = not set_to_none and param.grad is not None
-            param.grad = param.grad.zeros_like(requires_grad=False) if keeps else None
-
-    def step(self, forget: bool = False) -> None:
-        """Update the parameters that have a gradient; everything is realized in one program.
-
-        forget: as if `zero_grad` were called right after, which saves the memory for what
-        gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
-        """
-        with Tensor.no_grad():
-            _realize_step(self, self._write(), forget)
-
     def _write(self) -> list[Tensor]:
-        """Assign what a step changes; gives the tensors that wait to be realized."""
+        """See `Steps`."""
         places = [i for i, param in enumerate(self.params) if param.grad is not None]
         if not places:
             return []
@@ -212,10 +234,6 @@ class Optimizer:
             for i, tensor in enumerate(tensors)
         }
         return {"lr": self.lr, "step": self.t, **named}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
-        load_state_dict(self.state_dict(), state)
 
 
 @cache
@@ -456,7 +474,7 @@ class Muon(Optimizer):
         self.buffers = self._add_moments("momentum_buffer")
 
 
-class OptimizerGroup:
+class OptimizerGroup(Steps):
     """Several optimizers, one for each kind of parameters, that step in one program."""
 
     def __init__(self, *optimizers: Optimizer) -> None:
@@ -481,16 +499,8 @@ class OptimizerGroup:
         """One for each optimizer."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, or fill them with 0."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
-
-    def step(self, forget: bool = False) -> None:
-        """Update the parameters that have a gradient, in one program; see `Optimizer.step`."""
-        with Tensor.no_grad():
-            written = [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
-            _realize_step(self, written, forget)
+    def _write(self) -> list[Tensor]:
+        return [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The optimizers' states; names begin with their numbers."""
@@ -499,10 +509,6 @@ class OptimizerGroup:
             for i, optimizer in enumerate(self.optimizers)
             for name, tensor in optimizer.state_dict().items()
         }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
-        load_state_dict(self.state_dict(), state)
 
 
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
@@ -526,23 +532,6 @@ def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[f
 def _one_minus_power(base: float, t: Tensor) -> Tensor:
     """1 − baseᵗ, accurate where base is near 1: −expm1(t·ln base)."""
     return -(t * (math.log(base) if base else -math.inf)).expm1()
-
-
-def _realize_step(
-    optimizer: Optimizer | OptimizerGroup, written: list[Tensor], forget: bool
-) -> None:
-    """Realize what a step writes, and the gradients that stay.
-
-    A gradient that was clipped, and still lazy, would else be computed a second time later.
-    """
-    if forget:
-        optimizer.zero_grad()
-    if not written:
-        raise GradientError(
-            f"{type(optimizer).__name__}.step(): no parameter has a gradient; "
-            "call loss.backward() first"
-        )
-    Tensor.realize(*written, *(p.grad for p in optimizer.params if p.grad is not None))
 
 
 def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:

@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf, operands, values_in
+from minigrad.schedule.expr import Array, Expr, Leaf, operands
 
 L = TypeVar("L", bound="Level")
 V = TypeVar("V")
@@ -198,14 +198,6 @@ class Levels(Generic[L, V]):
         value = self.emitted(e)
         self._current = before
         self.remember(e, value, level, depends)
-
-    def level_of_index(self, x: Integer) -> int:
-        """The outermost level at which an index is known."""
-        level = self.level_of(variables(x))
-        for e in values_in(x):
-            self.value(e)
-            level = max(level, self.memo[self.expand(e)][1])
-        return level
 
     # ---- to be given by a renderer ----
 
