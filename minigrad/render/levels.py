@@ -7,7 +7,7 @@ or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -38,6 +38,16 @@ class Levels(Generic[L, V]):
     where: the level that binds each loop variable. constants: variables that are numbers now.
     writable: the arrays and registers that the nest changes.
     """
+
+    # A renderer brings what emits a loop of any kind, and what only some machines have; writes a
+    # value to memory, or to a register; gives the value of an expression whose operands are known;
+    # and lets what is emitted inside of a `with` be a level of its own, in which arrays change.
+    loop: Callable[[Loop], None]
+    special: Callable[[Statement], None]
+    store: Callable[[Store, V], None]
+    set: Callable[[Store, V], None]
+    emitted: Callable[[Expr], V]
+    straight: Callable[..., AbstractContextManager[None]]
 
     def __init__(self, outermost: L, nest: Nest) -> None:
         self.nest, self.writable = nest, written(nest.parallel)
@@ -199,35 +209,9 @@ class Levels(Generic[L, V]):
         self._current = before
         self.remember(e, value, level, depends)
 
-    # ---- to be given by a renderer ----
-
-    def straight(self, changes: frozenset[Array] = frozenset()) -> AbstractContextManager[None]:
-        """What is emitted inside is a level of its own, in which arrays change."""
-        raise NotImplementedError
-
-    def emitted(self, e: Expr) -> V:
-        """The value of an expression whose operands are known, at the current level."""
-        raise NotImplementedError
-
     def kept(self, root: Expr) -> V:
         """A value that a store does not change."""
         return self.value(root)
-
-    def loop(self, loop: Loop) -> None:
-        """Emit a loop of any kind."""
-        raise NotImplementedError
-
-    def store(self, statement: Store, value: V) -> None:
-        """Write a value to memory."""
-        raise NotImplementedError
-
-    def set(self, statement: Store, value: V) -> None:
-        """Let a register have a value."""
-        raise NotImplementedError
-
-    def special(self, statement: Statement) -> None:
-        """Emit a statement that only some machines have."""
-        raise NotImplementedError
 
 
 def stride(x: Integer, lanes: Iterable[Atom]) -> int | None:
