@@ -78,8 +78,14 @@ class Backend(Protocol[Text, Code_co]):
     def build(self, kernels: Iterable[tuple[str, Rendered[Text]]]) -> Mapping[str, Code_co]:
         """The code of kernels, by key, which is kept."""
 
-    def seconds(self, ways: Sequence[Rendered[Text]], arrays: tuple[Array, ...]) -> list[float]:
-        """How long several kernels take on arrays of zeros; they are kept no longer than that."""
+    @property
+    def seconds(
+        self
+    ) -> Callable[[Sequence[Rendered[Text]], tuple[Array, ...]], list[float]] | None:
+        """How long several kernels take on arrays of zeros; they are kept no longer than that.
+
+        None where there are no ways to measure: a GPU has one recipe for a product.
+        """
 
 
 def schedule_of(graph: Graph, target: Target, fuse: bool = True) -> Schedule:
@@ -124,8 +130,8 @@ def best_translation(
 
     Only products are cut in several ways. Sizes that differ from call to call are not measured.
     """
-    best = translate(kernel, arrays, backend)
-    if flag("TUNE") < 2 or kernel.kind != "contraction" or best.nest.symbols:
+    best, seconds = translate(kernel, arrays, backend), backend.seconds
+    if flag("TUNE") < 2 or kernel.kind != "contraction" or best.nest.symbols or seconds is None:
         return best
     known = [best]
     for choice in range(1, flag("TUNE")):
@@ -134,7 +140,7 @@ def best_translation(
             known.append(other)
     if len(known) == 1:
         return best
-    times = backend.seconds(known, arrays)
+    times = seconds(known, arrays)
     number = min(range(len(times)), key=times.__getitem__)
     if times[number] > WORTH * times[0]:
         number = 0

@@ -176,6 +176,7 @@ class Runtime(Protocol):
         arguments: the buffers of the recording that are given anew at each replay; all others stay
         as they are. Variables are given anew too.
         """
+        return Sequential(calls, arguments)
 
     def synchronize(self) -> None:
         """Wait for all work that was started."""

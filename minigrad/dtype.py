@@ -36,11 +36,10 @@ class DType:
             object.__setattr__(made, field, value)
         return made
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
+    def __setattr__(self, name: str, value: object = None) -> NoReturn:
         raise AttributeError(f"{self!r} cannot be changed: every tensor of it would be another")
 
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{self!r} cannot be changed: every tensor of it would be another")
+    __delattr__ = __setattr__
 
     def __repr__(self) -> str:
         return f"dtypes.{self.name}"
@@ -107,11 +106,10 @@ class DType:
 class _Table(type):
     """A class whose entries cannot be set anew."""
 
-    def __setattr__(cls, name: str, value: object) -> NoReturn:
+    def __setattr__(cls, name: str, value: object = None) -> NoReturn:
         raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
 
-    def __delattr__(cls, name: str) -> NoReturn:
-        raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
+    __delattr__ = __setattr__
 
 
 class dtypes(metaclass=_Table):

@@ -22,17 +22,9 @@ class MinigradBackend(AbstractBackend):
         """Whether this backend is the right one."""
         return isinstance(tensor, Tensor)
 
-    def from_numpy(self, x: Any) -> Tensor:
-        """A tensor of a numpy array."""
-        return Tensor(x)
-
     def to_numpy(self, x: Tensor) -> Any:
         """A numpy array of a tensor."""
         return x.numpy()
-
-    def arange(self, start: int, stop: int) -> Tensor:
-        """Integers from start up to stop."""
-        return Tensor.arange(start, stop)
 
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """The same elements in another shape."""
@@ -51,19 +43,11 @@ class MinigradBackend(AbstractBackend):
         """Tensors of one shape along a new first axis."""
         return tensors[0].stack(*tensors[1:], dim=0)
 
-    def add_axis(self, x: Tensor, new_position: int) -> Tensor:
-        """With a new axis of extent 1."""
-        return x.unsqueeze(new_position)
-
     def add_axes(self, x: Tensor, n_axes: int, pos2len: dict[int, int]) -> Tensor:
         """With new axes along which the tensor repeats, without copying it."""
         for position in sorted(pos2len):
             x = x.unsqueeze(position)
         return x.expand(*(pos2len.get(axis, x.shape[axis]) for axis in range(n_axes)))
-
-    def tile(self, x: Tensor, repeats: Sequence[int]) -> Tensor:
-        """Repeated along each axis."""
-        return x.repeat(*repeats)
 
     def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
         """One after the other along an axis."""

@@ -151,11 +151,6 @@ class Programs:
         family.used = next(self._clock)
         return found
 
-    @property
-    def generals(self) -> int:
-        """How many of them are general."""
-        return sum(len(one.general) for one in self._families.values())
-
     def forget(self) -> None:
         """Begin anew: the next graph of each structure counts as its first."""
         with self._lock:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 
-from minigrad.device import Buffer, Call, Replay, Runtime, Sequential
+from minigrad.device import Buffer, Call, Replay, Runtime
 from minigrad.dtype import DType, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
@@ -125,7 +125,7 @@ class CPU(Runtime):
         """Recorded calls as one native call; one by one where each is guarded or reported."""
         if flag("DEBUG") < 1 and all(type(call.program) is CpuProgram for call in calls):
             return CpuReplay(self.name, calls, arguments)
-        return Sequential(calls, arguments)
+        return super().compose(calls, arguments)
 
 
 # What `CpuProgram._memory` gives where nothing is held: most eager operations do not ask it.

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from minigrad.cache import digest
-from minigrad.compile import Rendered, best_of_rounds, code_of, schedule_of
-from minigrad.device import Buffer, Call, Replay, Runtime, Sequential, undecided
+from minigrad.compile import Rendered, code_of, schedule_of
+from minigrad.device import Buffer, Call, Replay, Runtime, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
@@ -36,9 +36,6 @@ from minigrad.runtimes.opencl_memory import Pool
 from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
 from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
 from minigrad.runtimes.report import show_times
-from minigrad.schedule.expr import Array
-from minigrad.schedule.schedule import Kernel as Step
-from minigrad.schedule.schedule import Schedule
 from minigrad.settings import flag
 from minigrad.target import Target
 
@@ -70,6 +67,7 @@ class OpenCL(Runtime):
     generalizes = True
     byte_dots = False
     fails_late = True
+    seconds = None  # see `compile.Backend`
 
     def __init__(self, name: str, device: Any) -> None:
         cl = opencl()
@@ -241,9 +239,7 @@ class OpenCL(Runtime):
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
         """The programs of a captured step, one after the other: none waits for the device."""
-        if all(isinstance(call.program, OpenCLProgram) for call in calls):
-            return OpenCLReplay(self, calls, arguments)
-        return Sequential(calls, arguments)
+        return OpenCLReplay(self, calls, arguments)
 
     def kernel(self, program: Any, name: str) -> Any:
         """A kernel object of what the driver has built. DeviceError where it has no such kernel."""
@@ -299,24 +295,6 @@ class OpenCL(Runtime):
             made[key] = Kernel(one.nest, one.arguments, one.text, *program, *size)
             self._kernels[digest(key)] = made[key]
         return made
-
-    def seconds(
-        self, ways: Sequence[Rendered[Source]], arrays: tuple[Array, ...]
-    ) -> list[float]:  # fmt: skip
-        """How long each of several kernels takes on arrays of zeros: the best of rounds."""
-        built = self.build((f"way {number}", one) for number, one in enumerate(ways))
-        step = Step("contraction", (), 1, frozenset())
-        plan = Schedule((step,), {array: n for n, array in enumerate(arrays)})
-        programs = [OpenCLProgram(self, plan, [(one, arrays)]) for one in built.values()]
-        buffers = [Buffer(self.name, array.dtype, array.size) for array in arrays]
-        for buffer in buffers:
-            buffer.handle = self.allocate_zeros(buffer.nbytes)
-
-        def run(number: int) -> None:
-            programs[number].run(buffers, {})
-            self.synchronize()
-
-        return best_of_rounds(run, len(ways))
 
     def _build_options(self) -> list[str]:
         config = opencl().device_fp_config

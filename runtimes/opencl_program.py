@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from minigrad.device import Buffer, Call
 from minigrad.graph.symbolic import high
@@ -149,7 +149,7 @@ class OpenCLReplay:
         self._uses: dict[Any, list[tuple[Any, int]]] = {}
         self._last: dict[Any, Any] = {}
         places = {argument: place for place, argument in enumerate(arguments)}
-        programs = [call.program for call in calls if isinstance(call.program, OpenCLProgram)]
+        programs = [cast("OpenCLProgram", call.program) for call in calls]
         # memory between kernels is shared by the calls, since one runs after the other
         for size in map(max, zip_longest(*(program.sizes for program in programs), fillvalue=0)):
             self._taken.append((runtime.allocate(size), size))

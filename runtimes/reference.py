@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.collective import Exchange
-from minigrad.device import Buffer, Call, Runtime, Sequential
+from minigrad.device import Buffer, Runtime
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
@@ -426,10 +426,6 @@ class ReferenceRuntime(Runtime):
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""
         return ReferenceProgram(graph)
-
-    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Sequential:
-        """Recorded calls, to be made again one by one."""
-        return Sequential(calls, arguments)
 
     def copy_part(self, memory: Array, start: int, given: Array, begin: int, nbytes: int) -> None:
         """Fill bytes of memory from other memory."""

@@ -245,14 +245,12 @@ def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None
     accepted = Array if symbol == "@" else (Array, bool, int, float)
 
     def forward(self: Array, other: Any, /) -> Any:
-        if not isinstance(other, accepted):
-            return NotImplemented
-        return _binary(symbol, allowed, self, other, apply)
+        known = isinstance(other, accepted)
+        return _binary(symbol, allowed, self, other, apply) if known else NotImplemented
 
     def reflected(self: Array, other: Any, /) -> Any:
-        if not isinstance(other, accepted):
-            return NotImplemented
-        return _binary(symbol, allowed, other, self, apply)
+        known = isinstance(other, accepted)
+        return _binary(symbol, allowed, other, self, apply) if known else NotImplemented
 
     def in_place(self: Array, other: Any, /) -> Any:
         result = forward(self, other)

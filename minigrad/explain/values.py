@@ -22,7 +22,7 @@ from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Stage
 from minigrad.tensor import hostdata
 
-SAMPLED, BINS, SHOWN = 1 << 17, 32, 6  # numbers that a histogram counts; its bars; numbers shown
+SAMPLED, SHOWN = 1 << 17, 6  # numbers that a histogram counts; numbers shown
 MOST_AGAIN = 1 << 22  # elements of a node that is computed again to see whether it is finite
 NAN, INF = "NaN", "infinite"
 Faults = frozenset[str]
@@ -45,7 +45,7 @@ class First:
 
 
 class Values:
-    """Looks at each kernel's results (see `watch.Look`).
+    """Looks at each kernel's results: see `watch.Round`.
 
     kernels: of each kernel of the step, in order, a summary of each array. firsts: by fault.
     """
@@ -236,13 +236,16 @@ def summary(x: Any, name: str, shape: Sequence[Any]) -> dict[str, Any]:
         "nan": int(np.isnan(x).sum()) if finite is not x else 0, "zeros": 0,
         "first": [f"{value:.4g}" for value in x[:SHOWN].tolist()],
     }  # fmt: skip
+    unit = 1.0
     row["inf"] = int(x.size - finite.size - row["nan"])
     if finite.size:
-        counts = np.histogram(some, BINS)[0]
         row |= {
             "low": float(finite.min()), "high": float(finite.max()),
-            "mean": float(finite.mean(dtype=np.float64)), "spread": float(some.std()),
             "zeros": int(finite.size - np.count_nonzero(finite)),
-            "bars": (100 * counts / counts.max()).round().astype(int).tolist(),
+            "bars": hostdata.heights(some, 100),
         }  # fmt: skip
+        if max(row["high"], -row["low"]) > 2.0**500:  # the sum of their squares is infinite
+            finite, some, unit = finite / 2.0**600, some / 2.0**600, 2.0**600
+        row["mean"] = float(finite.mean(dtype=np.float64)) * unit
+        row["spread"] = float(some.std()) * unit
     return row

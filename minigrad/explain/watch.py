@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minigrad import program
 from minigrad.device import Buffer, Device, Program
@@ -23,25 +23,14 @@ from minigrad.runtimes import cpu_memory
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
 
+if TYPE_CHECKING:
+    from minigrad.explain.values import Values
+
 ROUNDS = 3  # steps that are timed as they are, and so many kernel by kernel
 APART = 0.05  # of a step's time: where all kernels' differs by more there are more rounds
 MOST_ROUNDS = 3  # times as many, then
 
 Row = tuple[str, float, float]  # a kernel's label, its start and stop
-
-
-class Look(Protocol):
-    """Who looks at what kernels write (see `values.py`)."""
-
-    def begins(self, timed: Timed, buffers: Sequence[Buffer]) -> None:
-        """A program is about to run on buffers."""
-        ...
-
-    def ran(
-        self, timed: Timed, number: int, buffers: Sequence[Buffer], variables: Mapping[str, int]
-    ) -> None:
-        """A kernel of it has run."""
-        ...
 
 
 @dataclass
@@ -51,7 +40,7 @@ class Round:
     """
 
     start: float
-    look: Look | None = None
+    look: Values | None = None
     programs: list[tuple[Timed, list[list[Row]]]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -206,7 +195,7 @@ class Watched(Programs):
         finally:
             self.desk.mine.programs = self
 
-    def closely(self, step: Callable[[], Any], look: Look | None = None) -> Round:
+    def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
         """A step, kernel by kernel."""
         self.round = current = Round(time.perf_counter(), look)
         try:
@@ -252,7 +241,7 @@ class Step:
 
 def run(
     step: Any, args: Sequence[Any], origins: Origins, rounds: int = ROUNDS,
-    ranks: Ranks | None = None, look: Look | None = None, speaks: bool = True,
+    ranks: Ranks | None = None, look: Values | None = None, speaks: bool = True,
 ) -> Step:  # fmt: skip
     """Run a step, captured or not, several times; or realize a lazy tensor, once.
 
@@ -310,7 +299,7 @@ def _apart(one: Round, plain: Sequence[float], captured: bool) -> float:
     return (one.busy if captured else one.seconds) / median(plain) - 1
 
 
-def _realize(tensor: Tensor, watched: Watched, origins: Origins, look: Look | None) -> Step:
+def _realize(tensor: Tensor, watched: Watched, origins: Origins, look: Values | None) -> Step:
     current = watched.closely(tensor.realize, look)
     current.seconds = current.busy  # what compiling took is no part of it
     return Step(watched.found, [], current, origins, 1, False)

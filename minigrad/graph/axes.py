@@ -46,10 +46,10 @@ def split_axis(x: Node, axis: int, *extents: Integer) -> Node:
     return build.reshape(x, (*x.shape[:axis], *extents, *x.shape[axis + 1 :]))
 
 
-def merge_axes(x: Node, axis: int, count: int = 2) -> Node:
-    """One axis in the place of several, whose extents are known."""
-    extent = numel(x.shape[axis : axis + count])
-    return build.reshape(x, (*x.shape[:axis], extent, *x.shape[axis + count :]))
+def merge_axes(x: Node, axis: int) -> Node:
+    """One axis in the place of two, whose extents are known."""
+    extent = numel(x.shape[axis : axis + 2])
+    return build.reshape(x, (*x.shape[:axis], extent, *x.shape[axis + 2 :]))
 
 
 def stored_last(x: Node, axes: Sequence[int]) -> Node:

@@ -151,8 +151,10 @@ def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Tensor:
     """Shares drawn by Gumbel's noise (Jang et al. 2016); hard: one-hot, with their gradient."""
-    noise = -(-(1 - logits.rand_like()).log()).log()
-    shares: Tensor = ((logits + noise) / tau).softmax(dim)
+    wide = logits._wide()
+    waiting = -(1 - wide.rand_like()).log()  # which may be 0, one time in 2²⁴
+    noise = -waiting.maximum(2.0**-25).log()
+    shares: Tensor = ((wide + noise) / tau).softmax(dim).cast(logits._float_dtype())
     if not hard:
         return shares
     chosen = shares.zeros_like().scatter(dim, shares.argmax(dim, True), 1.0)

@@ -183,6 +183,13 @@ def load_state_dict(
     return Names(missing, unexpected)
 
 
+def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
+    """Forget the gradients of tensors, or fill them with 0."""
+    for tensor in tensors:
+        keeps = not set_to_none and tensor.grad is not None
+        tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
+
+
 _OWN = ("_kinds", "_training", "_moves")
 
 
@@ -411,9 +418,7 @@ class Module:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of its parameters, or fill them with 0."""
-        for tensor in self.parameters():
-            keeps = not set_to_none and tensor.grad is not None
-            tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
+        _forget_gradients(self.parameters(), set_to_none)
 
     def to(self, *where: str | DType, device: str | None = None, dtype: Any = None) -> Self:
         """Move parameters and buffers to a device ("CL"), and cast floats to a dtype ("float16").

@@ -15,7 +15,7 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of, put_hints
 from minigrad.nn import lr_scheduler
-from minigrad.nn.module import load_state_dict
+from minigrad.nn.module import _forget_gradients, load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
@@ -59,10 +59,21 @@ class ParamGroup(Mapping[str, Any]):
         return len(self.names)
 
 
-class _Stepping:
-    """What an optimizer and a group of them do alike."""
+class Steps:
+    """What an optimizer and a group of them do to all of their `params`.
 
-    def step(self: Any, forget: bool = False) -> None:
+    _write: assigns what a step changes, and gives the tensors that wait to be realized.
+    """
+
+    params: list[Tensor]
+    state_dict: Callable[[], dict[str, Tensor]]
+    _write: Callable[[], list[Tensor]]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or fill them with 0: the next step then decays and coasts on."""
+        _forget_gradients(self.params, set_to_none)
+
+    def step(self, forget: bool = False) -> None:
         """Update the parameters that have a gradient; everything is realized in one program.
 
         forget: as if `zero_grad` were called right after, which saves the memory for what
@@ -88,12 +99,12 @@ class _Stepping:
             # gradients, too: one that was clipped, and still lazy, would be computed again later
             Tensor.realize(*written, *(p.grad for p in self.params if p.grad is not None))
 
-    def load_state_dict(self: Any, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
         load_state_dict(self.state_dict(), state)
 
 
-class Optimizer(_Stepping):
+class Optimizer(Steps):
     """What optimizers share. params: tensors, each taken once; they become leaves.
 
     Those marked requires_grad=False stay as they are until they are marked True. A list of dicts
@@ -202,14 +213,8 @@ class Optimizer(_Stepping):
         """One: `for group in optimizer.param_groups: group["lr"] = …`."""
         return [ParamGroup(self)]
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, or fill them with 0: the next step then decays and coasts on."""
-        for param in self.params:
-            keeps = not set_to_none and param.grad is not None
-            param.grad = param.grad.zeros_like(requires_grad=False) if keeps else None
-
     def _write(self) -> list[Tensor]:
-        """Assign what a step changes; gives the tensors that wait to be realized."""
+        """See `Steps`."""
         places = [i for i, param in enumerate(self.params) if param.grad is not None]
         if not places:
             return []
@@ -489,7 +494,7 @@ class Muon(Optimizer):
         self.buffers = self._add_moments("momentum_buffer")
 
 
-class OptimizerGroup(_Stepping):
+class OptimizerGroup(Steps):
     """Several optimizers, one for each kind of parameters, that step in one program."""
 
     def __init__(self, *optimizers: Optimizer) -> None:
@@ -513,11 +518,6 @@ class OptimizerGroup(_Stepping):
     def param_groups(self) -> list[ParamGroup]:
         """One for each optimizer."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, or fill them with 0."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
 
     def _write(self) -> list[Tensor]:
         return [tensor for optimizer in self.optimizers for tensor in optimizer._write()]

@@ -7,16 +7,16 @@ or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf, operands, values_in
+from minigrad.schedule.expr import Array, Expr, Leaf, operands
 
 L = TypeVar("L", bound="Level")
 V = TypeVar("V")
@@ -38,6 +38,16 @@ class Levels(Generic[L, V]):
     where: the level that binds each loop variable. constants: variables that are numbers now.
     writable: the arrays and registers that the nest changes.
     """
+
+    # A renderer brings what emits a loop of any kind, and what only some machines have; writes a
+    # value to memory, or to a register; gives the value of an expression whose operands are known;
+    # and lets what is emitted inside of a `with` be a level of its own, in which arrays change.
+    loop: Callable[[Loop], None]
+    special: Callable[[Statement], None]
+    store: Callable[[Store, V], None]
+    set: Callable[[Store, V], None]
+    emitted: Callable[[Expr], V]
+    straight: Callable[..., AbstractContextManager[None]]
 
     def __init__(self, outermost: L, nest: Nest) -> None:
         self.nest, self.writable = nest, written(nest.parallel)
@@ -199,43 +209,9 @@ class Levels(Generic[L, V]):
         self._current = before
         self.remember(e, value, level, depends)
 
-    def level_of_index(self, x: Integer) -> int:
-        """The outermost level at which an index is known."""
-        level = self.level_of(variables(x))
-        for e in values_in(x):
-            self.value(e)
-            level = max(level, self.memo[self.expand(e)][1])
-        return level
-
-    # ---- to be given by a renderer ----
-
-    def straight(self, changes: frozenset[Array] = frozenset()) -> AbstractContextManager[None]:
-        """What is emitted inside is a level of its own, in which arrays change."""
-        raise NotImplementedError
-
-    def emitted(self, e: Expr) -> V:
-        """The value of an expression whose operands are known, at the current level."""
-        raise NotImplementedError
-
     def kept(self, root: Expr) -> V:
         """A value that a store does not change."""
         return self.value(root)
-
-    def loop(self, loop: Loop) -> None:
-        """Emit a loop of any kind."""
-        raise NotImplementedError
-
-    def store(self, statement: Store, value: V) -> None:
-        """Write a value to memory."""
-        raise NotImplementedError
-
-    def set(self, statement: Store, value: V) -> None:
-        """Let a register have a value."""
-        raise NotImplementedError
-
-    def special(self, statement: Statement) -> None:
-        """Emit a statement that only some machines have."""
-        raise NotImplementedError
 
 
 def stride(x: Integer, lanes: Iterable[Atom]) -> int | None:

@@ -157,9 +157,7 @@ def _float_remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
 
 def _shifted(x: Expr, count: Expr, dtype: DType, op: Op) -> Expr:
     """A count may reach the width, or be negative: then 0, or the sign of a signed x."""
-    kinds = (dtypes.uint8, dtypes.uint16, dtypes.uint32, dtypes.uint64)
-    (unsigned,) = (kind for kind in kinds if kind.bits == dtype.bits)
-    fits = apply(Op.BITCAST, (count,), unsigned).less(dtype.bits)
+    fits = count.bits_as(dtype.unsigned).less(dtype.bits)
     beyond = x.less(0).where(x.constant(-1), 0) if op is Op.SHR and dtype.kind == "i" else 0
     return fits.where(apply(op, (x, count & (dtype.bits - 1)), dtype), beyond)
 

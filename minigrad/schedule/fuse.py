@@ -39,11 +39,9 @@ class Watcher(Protocol):
 
     def refused(self, home: Cluster, why: str) -> None:
         """The stage that is next to settle does not join this kernel."""
-        ...
 
     def settled(self, stage: Stage, home: Cluster) -> None:
         """A stage has joined a kernel, which may be its own."""
-        ...
 
 
 watchers: list[Watcher] = []

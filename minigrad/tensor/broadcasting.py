@@ -209,8 +209,3 @@ def _undo(step: Node, source: Node, x: Node) -> Node:
         + ("several of its elements are one element" if many else "its elements are no elements")
         + " of its base; write to a .clone() or to the base"
     )
-
-
-def is_symbolic(extent: Integer) -> bool:
-    """Whether an extent is known at run time only."""
-    return isinstance(extent, Affine)

@@ -191,6 +191,15 @@ def text(array: Any, edge: int) -> str:
     return f"\n{found}" if "\n" in found else f" {found}"
 
 
+def heights(finite: Any, highest: int) -> list[int]:
+    """The bars of a histogram of finite float64 numbers."""
+    import numpy as np
+
+    most = np.abs(finite).max() or 1  # by which no range is infinite
+    counts = np.histogram(finite / most, BINS)[0]
+    return [int(bar) for bar in (highest * counts / counts.max()).round()]
+
+
 def histogram(array: Any) -> str:
     """How numbers are spread, as a small SVG with a line below; nothing where all are alike."""
     import numpy as np
@@ -203,10 +212,9 @@ def histogram(array: Any) -> str:
     said = f"{finite.min():.4g} … {finite.max():.4g}, mean {finite.mean():.4g}"
     said += f"; {some.size - finite.size} of them not finite" if finite.size < some.size else ""
     said += f" (of every {step}th)" if step > 1 else ""
-    counts = np.histogram(finite / np.abs(finite).max(), BINS)[0]  # no range is infinite then
     bars = "".join(
         f'<rect x="{6 * place}" y="{40 - height}" width="5" height="{height}"/>'
-        for place, height in enumerate((40 * counts / counts.max()).round().astype(int))
+        for place, height in enumerate(heights(finite, 40))
     )
     return (
         f'<div><svg width="{6 * BINS}" height="40" fill="currentColor" role="img" '

@@ -261,12 +261,8 @@ class Reduce(Methods):
         >>> Tensor([0.0, 0.0]).softmax().tolist()
         [0.5, 0.5]
         """
-        result = self._float_dtype() if dtype is None else resolve(dtype)
-        x = (self if dtype is None else self.cast(result))._wide()
-        if not self.ndim:
-            return (x * 0 + 1).cast(result)
-        axis_of("softmax", axis, self.ndim)
-        powers = x._shifted(axis).exp()
+        shifted, result = self._below_top("softmax", axis, dtype)
+        powers = shifted.exp()
         # one division a row: Σ lies in 1 … n, where its reciprocal is exact to half an ulp
         shares = powers * powers.sum(axis, True).reciprocal()
         return shares.cast(result)
@@ -279,13 +275,16 @@ class Reduce(Methods):
         >>> Tensor([3.0]).log_softmax().tolist()
         [0.0]
         """
-        result = self._float_dtype() if dtype is None else resolve(dtype)
-        x = (self if dtype is None else self.cast(result))._wide()
-        axis_of("log_softmax", axis, self.ndim)
-        if not self.ndim:
-            return (x * 0).cast(result)
-        shifted = x._shifted(axis)
+        shifted, result = self._below_top("log_softmax", axis, dtype)
         return (shifted - shifted.exp().sum(axis, True).log()).cast(result)
+
+    def _below_top(
+        self, name: str, axis: int, dtype: DType | str | None
+    ) -> tuple[Self, DType]:
+        """`_shifted` in at least float32; and the dtype of the result, which may be given."""
+        axis_of(name, axis, self.ndim)
+        result = self._float_dtype() if dtype is None else resolve(dtype)
+        return (self if dtype is None else self.cast(result))._wide()._shifted(axis), result
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
         """self over its p-norm along an axis, which counts as at least eps.

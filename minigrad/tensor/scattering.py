@@ -14,7 +14,8 @@ from minigrad.tensor.broadcasting import axis_of
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 
-REDUCTIONS = ("sum", "prod", "mean", "amax", "amin")
+REDUCTIONS = {"sum": Op.SCATTER_ADD, "prod": Op.SCATTER_PROD, "mean": Op.SCATTER_ADD,
+              "amax": Op.SCATTER_MAX, "amin": Op.SCATTER_MAX}  # fmt: skip
 
 
 class Scattering(Methods):
@@ -129,20 +130,14 @@ class Scattering(Methods):
         ones = self._new(build.const(1, dtypes.int32, index.shape, self.raw.device))
         zeros = self._new(build.const(0, dtypes.int32, part.shape, self.raw.device))
         count = zeros._scattered(Op.SCATTER_ADD, places, ones, axis)
-        mirrored = reduce == "amin"
-        op = {"prod": Op.SCATTER_PROD, "amax": Op.SCATTER_MAX, "amin": Op.SCATTER_MAX}.get(
-            reduce, Op.SCATTER_ADD
-        )
+        op, mirrored = REDUCTIONS[reduce], reduce == "amin"
         base = part
-        if not include_self:
-            empty = (
-                self.dtype.maximum if mirrored else self.dtype.minimum if reduce == "amax"
-                else 1 if reduce == "prod" else 0
-            )  # fmt: skip
-            base = (count > 0).where(self._new(build.const(empty, self.dtype, (), self.raw.device)),
-                                     part)  # fmt: skip
-        if mirrored:
+        if mirrored:  # the smallest is what is the largest of these
             base, values = base._mirrored(), values._mirrored()
+        if not include_self:
+            empty = {Op.SCATTER_PROD: 1, Op.SCATTER_MAX: self.dtype.minimum}.get(op, 0)
+            first = self._new(build.const(empty, self.dtype, (), self.raw.device))
+            base = (count > 0).where(first, base)
         changed = base._scattered(op, places, values, axis)
         if mirrored:
             changed = changed._mirrored()

@@ -106,10 +106,6 @@ class Statistics(Composed):
             return value.reshape((1,) * self.ndim if keepdim else ())
         return value if keepdim else value.squeeze(axis)
 
-    def _counted(self, axis: Axes, keepdim: bool) -> Self:
-        """How many elements are no NaN."""
-        return (~self.isnan()).sum(axis, keepdim, dtype=dtypes.int32)
-
     def quantile(
         self, q: Any, dim: int | None = None, keepdim: bool = False, *,
         interpolation: str = "linear",

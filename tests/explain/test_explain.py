@@ -291,6 +291,17 @@ def test_values_are_what_kernels_wrote(cpu: str, tmp_path: Path) -> None:
     assert not data["looked"] and "values" not in data["kernels"][0]
 
 
+def test_numbers_whose_squares_are_infinite(cpu: str, tmp_path: Path) -> None:
+    x = Tensor([1e300, -1.5e308, 1.5e308, 0.0], dtype="float64", device=cpu).realize()
+    explain(lambda: (x * 1.0625).realize(), out=tmp_path / "page.html", values=True)
+    (row,) = data_of(tmp_path / "page.html")["kernels"][-1]["values"]
+    assert row["high"] == -row["low"] == pytest.approx(1.59375e308)
+    assert (row["zeros"], row["inf"]) == (1, 0)
+    assert row["mean"] == pytest.approx(1.0625e300 / 4, rel=1e-6)
+    assert row["spread"] == pytest.approx(1.59375e308 / 2**0.5)
+    assert row["bars"][0] == row["bars"][-1] == 50 and sum(row["bars"]) == 200
+
+
 def test_where_what_is_not_finite_began(cpu: str, tmp_path: Path) -> None:
     x = Tensor.linspace(0, 1, 64, device=cpu).reshape(8, 8).realize()
 

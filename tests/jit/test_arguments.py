@@ -12,6 +12,7 @@ import pytest
 from jit.arrays import data, same
 
 from minigrad import GlobalCounters, Tensor, Variable, jit
+from minigrad.errors import JitError
 
 Pair = namedtuple("Pair", "first second")
 
@@ -237,6 +238,48 @@ def test_threads(on_device):
         thread.join()
     assert not failures, failures
     assert total.tolist() == [float(sum(n * 100 + t for n in range(4) for t in range(20)))] * 8
+
+
+# ---- leaves --------------------------------------------------------------------------------------
+
+
+def test_leaves_as_arguments():
+    """A replay leaves the gradient at the leaf that it is given."""
+
+    @jit
+    def step(w, x):
+        loss = (w * x).sum()
+        loss.backward()
+        return loss
+
+    for number in range(5):
+        a, b = data(3), data(3)
+        w = Tensor(a, requires_grad=True)
+        same(step(w, Tensor(b)), (a * b).sum())
+        assert step.captured == (number >= 1)
+        same(w.grad, b)
+
+
+def test_a_leaf_given_twice():
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    step = jit(lambda a, b: a * b)
+    with pytest.raises(JitError, match=r"gradient twice \(input 1\): pass it once"):
+        for _ in range(3):
+            step(w, w)
+
+
+def test_inputs_that_the_step_asks_a_gradient_of():
+    @jit
+    def step(x):
+        loss = (x.requires_grad_() ** 2).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        a = data(3)
+        x = Tensor(a)
+        same(step(x), (a * a).sum())
+        same(x.grad, 2 * a)
 
 
 # ---- bound variables -----------------------------------------------------------------------------

@@ -99,3 +99,31 @@ def test_layers_of_equal_shape_differ(on_device):
     assert a.weight.tolist() != b.weight.tolist()
     Tensor.manual_seed(0)
     assert nn.Linear(3, 3).weight.tolist() == a.weight.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gumbel_softmax(dtype: str) -> None:
+    """A class is the largest as often as its probability says; hard names it, with a gradient."""
+    Tensor.manual_seed(5)
+    logits = Tensor([[0.0, math.log(3), 0.0]], dtype=dtype).expand(4000, 3)
+    soft = nn.functional.gumbel_softmax(logits, 0.5)
+    assert soft.dtype.name == dtype and soft.shape == (4000, 3)
+    np.testing.assert_allclose(soft.float().sum(1).numpy(), 1, atol=0.01)
+    often = (soft.argmax(1) == 1).float().mean().item()
+    assert abs(often - 0.6) < 0.035  # 4.5 standard deviations
+    given = Tensor([[1.0, 2.0], [0.0, -1.0]], dtype=dtype, requires_grad=True)
+    hard = nn.functional.gumbel_softmax(given, 1.0, True, 0)
+    np.testing.assert_allclose(hard.float().numpy().sum(0), 1, atol=0.01)
+    assert set(hard.float().round().numpy().flat) == {0, 1}
+    (hard * Tensor([[1.0, 5.0], [0.0, 0.0]], dtype=dtype)).sum().backward()
+    assert given.grad is not None
+    slopes = given.grad.float().numpy()
+    assert (slopes[0] > 0).all() and (slopes[1] < 0).all()
+
+
+def test_gumbel_noise_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the random number is 0, as one of 256 in bfloat16 was."""
+    monkeypatch.setattr(Tensor, "rand_like", Tensor.zeros_like)
+    for dtype in ("float32", "bfloat16", "float64"):
+        shares = nn.functional.gumbel_softmax(Tensor([1.0, 1.0], dtype=dtype))
+        assert shares.tolist() == [0.5, 0.5]

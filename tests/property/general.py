@@ -104,7 +104,7 @@ def main() -> None:
         compiled = GlobalCounters.programs_compiled
         found = failure(seed, given.device)
         counts["compiled"] += GlobalCounters.programs_compiled - compiled
-        counts["general"] += programs.generals
+        counts["general"] += sum(len(one.general) for one in programs._families.values())
         counts["versions"] += len(versions(seed))
         return found
 

@@ -10,6 +10,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.onehot_to_gather import LONG, added_at
 
 from .machine import GOLDEN, run
 from .programs import DEVICE, Inputs, ew, graph_of, plan_of, softmax, total, values_for
@@ -82,3 +83,24 @@ def test_small_work_does_not_hold_up_large_work() -> None:
     plan = plan_of(build)
     heavy = [k for k in plan.kernels if sum(s.iterations for s in k.stages) > 64 * 600]
     assert len(heavy) == 1
+
+
+@pytest.mark.parametrize("count", [LONG, 3 * LONG // 2, 16411])
+def test_many_additions_at_places_are_in_parts(count: int) -> None:
+    """In as many as divide them; a prime number of them is in one part."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        label = inputs(1, count, dtype=dtypes.int32, low=-3, high=70)
+        x, shape = inputs(1, count, dtype=dtypes.int32, low=-9, high=9), (64, count)
+        test = g.elementwise(Op.EQ, g.expand(label, shape), places(64, 0, shape, dtypes.int32))
+        zero = g.const(0, x.dtype, shape, DEVICE)
+        return [total(g.elementwise(Op.WHERE, test, g.expand(x, shape), zero), 1)]
+
+    graph, inputs = graph_of(build)
+    values = values_for(inputs, 1)
+    found = added_at(graph.roots[0])
+    while found.op is not Op.SCATTER_ADD:
+        (found,) = found.src
+    assert found.shape[0] == (1 if count == 16411 else 16)
+    (expected,) = evaluate(graph.roots, values, {})
+    np.testing.assert_array_equal(run(graph, values, "host")[0], expected)

@@ -57,6 +57,7 @@ def test_repeat_pack_unpack_and_einsum():
     same(einops.einsum(x, x, pattern), einops.einsum(ARRAY, ARRAY, pattern))
     same(einops.rearrange([x, x + 1], "r a b c -> a r b c"), np.stack([ARRAY, ARRAY + 1], 1))
     assert einops.parse_shape(x, "a _ c") == {"a": 4, "c": 10}
+    np.testing.assert_array_equal(einops.asnumpy(x), ARRAY)
 
 
 def test_gradients_flow_through():

@@ -235,6 +235,22 @@ def test_views_of_a_lazy_base_that_is_gone(on_device):
     assert first.tolist() == [3, 4]
 
 
+def test_turned_views_of_a_lazy_base_that_is_gone(on_device):
+    """What a view may show of it is told through transposition and reversal."""
+    source = Tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    x = source * 1
+    left, right, last = x.T[:2], x.flip(1)[:, :2], x.flip(0)[:1]
+    del x
+    source *= 100
+    left.realize(right, last)
+    with pytest.raises(ShapeError, match=r"another view of it, of shape \(1, 4\)"):
+        left += 1
+    del last
+    left += 1
+    right -= 1
+    assert left.tolist() == [[2, 6], [3, 7]] and right.tolist() == [[3, 2], [7, 6]]
+
+
 def test_a_lazy_base_is_not_kept(on_device):
     x = Tensor([1.0, 2]) * 3
     link, view = weakref.ref(x), x.reshape(2, 1)[:, 0]

@@ -1,0 +1,80 @@
+"""What few programs compute: of one number without dimensions, of bools, of unsigned integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from minigrad.errors import ShapeError
+
+ONE: list[tuple[Callable[[Tensor], Any], Any]] = [
+    (lambda x: x.softmax(), 1.0),
+    (lambda x: x.log_softmax(), 0.0),
+    (lambda x: x.argmax(), 0),
+    (lambda x: x.argmin(), 0),
+    (lambda x: x.argsort(), 0),
+    (lambda x: x.sort(), (3.0, 0)),
+    (lambda x: x.topk(1), (3.0, 0)),
+    (lambda x: x.kthvalue(1), (3.0, 0)),
+    (lambda x: x.mode(), (3.0, 0)),
+    (lambda x: x.median(0), 3.0),
+    (lambda x: x.median(), 3.0),
+    (lambda x: x.cumsum(0), 3.0),
+    (lambda x: x.cumprod(0), 3.0),
+    (lambda x: x.cummax(0), (3.0, 0)),
+    (lambda x: x.cummin(0), (3.0, 0)),
+]
+
+
+@pytest.mark.parametrize("number", range(len(ONE)))
+def test_along_no_dimension(number: int) -> None:
+    """One number is a row of one; there is no second dimension."""
+    call, expected = ONE[number]
+    pairs = [x if isinstance(x, tuple) else (x,) for x in (call(Tensor(3.0)), expected)]
+    for part, wanted in zip(*pairs, strict=True):
+        assert part.shape == () and part.dtype.is_int == isinstance(wanted, int)
+        assert part.item() == wanted
+
+
+def test_along_a_dimension_that_is_none() -> None:
+    for call in (Tensor.softmax, Tensor.log_softmax, Tensor.cumsum, Tensor.cummax, Tensor.argmax):
+        with pytest.raises(ShapeError, match=f"{call.__name__}.*1"):
+            call(Tensor(3.0), 1)
+    assert [part.shape for part in Tensor(3.0).topk(0)] == [(0,), (0,)]
+
+
+def test_gradient_along_no_dimension() -> None:
+    x = Tensor(3.0, requires_grad=True)
+    (x.softmax() * 2 + x.log_softmax() + x.cumsum(0) * 5).backward()
+    assert x.grad is not None and x.grad.item() == 5.0
+    assert math.isnan(Tensor(math.inf).softmax().item())
+
+
+def test_of_bools() -> None:
+    x, y = Tensor([True, True, False]), Tensor([True, True, True])
+    assert (x // y).tolist() == [1, 1, 0] and (x % y).tolist() == [0, 0, 0]
+    assert x.relu().tolist() == [1, 1, 0] and (x**y).tolist() == [1, 1, 0]
+    assert y.copysign(-1).tolist() == [-1.0, -1.0, -1.0]
+
+
+def test_of_unsigned() -> None:
+    x, y = (np.array(values, np.uint8) for values in ([7, 200, 3], [2, 3, 5]))
+    assert Tensor(x).div(Tensor(y), rounding_mode="trunc").tolist() == (x // y).tolist()
+    assert (Tensor(x) ** Tensor(y)).tolist() == (x**y).tolist()
+
+
+def test_bits_of_the_same_dtype() -> None:
+    x = Tensor([1, 2])
+    assert x.bitcast("int32") is x
+
+
+def test_numbers_of_bfloat16() -> None:
+    """Small constants are joined, and one number read, without a kernel."""
+    ones = Tensor.ones(2, dtype="bfloat16").cat(Tensor.full((1,), -2.5, dtype="bfloat16"))
+    assert ones.realize().tolist() == [1.0, 1.0, -2.5]
+    assert ones[2].item() == -2.5
