@@ -33,6 +33,7 @@ from minigrad.loops.build import (
     substitute_stores,
 )
 from minigrad.loops.nest import Loop, Nest, Statement, Statements, Store, Stores
+from minigrad.loops.parts import in_parts
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -72,14 +73,15 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
         ]
     outer = [a for a in axes if a != axis]
     xs = [a.variable for a in outer]
-    s = Schedule(loops_over([*outer, axis] if axis else [], (Stores(tuple(stores)),)))
     if axis is None:
+        s = Schedule((Stores(tuple(stores)),))
         s.parallelize()
         return assemble(name, kernel, s.nest, target)
     x = axis.variable
     if target.group is not None:
         s = _by_items([*outer, axis], stores, target.group)
         return assemble(name, kernel, s.nest, target)
+    s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:
         # a tile is low, and the next one lies beside it: a cache line of which it stores a part is
@@ -100,6 +102,9 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
+    if outer and target.vector_bytes:
+        lanes = target.lanes(exprs[0].dtype)
+        s.distinguish(x, lambda loop: in_parts(loop, outer, lanes))
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     s.parallelize(*xs)

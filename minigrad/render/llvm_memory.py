@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer, high, low
@@ -20,6 +21,7 @@ from minigrad.schedule.expr import Array, Expr
 
 CACHE_LINE = 64  # bytes
 MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
+PAGE = 4096  # bytes
 MOST_MASKED = 4  # the same under a mask that is computed, of which each needs its own part
 
 
@@ -176,7 +178,24 @@ class MemoryEmitter(IndexEmitter):
         pointer = self.pointer(array, self.at_base(index))
         if mask is None:
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
+        pointer = self._mapped(pointer, array, index, common if own is None else mask)
         return self._masked_load(kind, pointer, size, lanes, mask)
+
+    def _mapped(self, pointer: str, array: Array, index: Integer, some: Value | str | None) -> str:
+        """The pointer, or the array's own where no lane is read and it may be far outside of it.
+
+        some: a mask of lanes that are read, or whether all are. (Not to load what is not mapped
+        takes a processor thousands of cycles.)
+        """
+        outside = max(-low(index), high(index) - array.size) * array.dtype.itemsize
+        if outside < PAGE or some is None:
+            return pointer
+        here, width = self.builder(), self.width()
+        if isinstance(some, str):
+            mask = f"<{width} x i1> {some}"
+            text = here.call(f"llvm.vector.reduce.or.v{width}i1", "i1", [mask])
+            some = Value(text, dtypes.bool, 1)
+        return here.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
 
     def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
         """Neighbours in memory, and zero where a mask says so."""
