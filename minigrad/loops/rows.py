@@ -39,7 +39,7 @@ from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
-from minigrad.loops.build import loops_over, naive, streams
+from minigrad.loops.build import loops_over, naive, streams, substitute_statement
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -481,8 +481,33 @@ def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
         nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
         if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
             nested = map_loops(nested, _unrolled)
+        else:
+            nested = map_loops(nested, lambda loop, _: _in_squares(loop, width))
         body.extend(nested)
     return body
+
+
+def _in_squares(loop: Loop, lanes: int) -> Statements | None:
+    """An innermost loop whose loads that lie along it, not across rows, are transposed.
+
+    So are stores, if blocks of as many iterations as there are rows are written out.
+    """
+    if any(isinstance(one, Loop) for one in loop.body):
+        return None
+    (count,) = loop.stops
+    along = any(
+        one.array.space == "buffer" and coefficient(one.index, loop.variable) == 1
+        for one in walk(*loop.body) if isinstance(one, Store)
+    )  # fmt: skip
+    if not along or not isinstance(count, int):
+        return (replace(loop, transpose=lanes),)
+    found: list[Statement] = []
+    block = make_axis(f"{loop.variable.name}b", 0, count // lanes)
+    for start, size in ((block.index * lanes, lanes), (block.count * lanes, count % lanes)):
+        u = make_axis(f"{loop.variable.name}u", 0, size)
+        body = [substitute_statement(one, {loop.variable: start + u.index}) for one in loop.body]
+        found.append(Loop(u.variable, 0, (size,), tuple(body), "unroll", transpose=lanes))
+    return (Loop(block.variable, 0, (block.extent,), (found[0],)), found[1])
 
 
 def _unrolled(loop: Loop, around: Loops) -> Statements | None:

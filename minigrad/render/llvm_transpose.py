@@ -37,8 +37,7 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return [], []
-    changed = loop.changes
-    if emitter.width() < LEAST_ROWS or any(array.in_registers for array in changed):
+    if emitter.width() < LEAST_ROWS:
         return [], []
     return _loads_across(emitter, loop), _stores_across(emitter, loop)
 

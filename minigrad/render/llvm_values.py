@@ -8,6 +8,7 @@ instructions take 16 lanes at a time, and a subnormal number for zero.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -184,6 +185,8 @@ def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Val
 def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
     """What is defined for some operands only: see vector_math.py."""
     x, signed = args[0], dtype.kind == "i"
+    if op is Leaf.REMAINDER and dtype is dtypes.float32:
+        return Value(_remainder(b, *args), dtype, x.lanes)
     if op is Leaf.WHOLE:
         kind = vector_type(register_type(dtype), x.lanes)
         return Value(b.line(f"fpto{'s' if signed else 'u'}i {x.typed} to {kind}"), dtype, x.lanes)
@@ -192,6 +195,47 @@ def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType
         Op.SHL: "shl", Op.SHR: "ashr" if signed else "lshr",
     }[op]  # fmt: skip
     return Value(b.line(f"{name} {x.typed}, {args[1].text}"), dtype, x.lanes)
+
+
+def _remainder(b: Builder, x: Value, y: Value) -> str:
+    """C's fmodf of vectors, exact: |x| − trunc(|x| / |y|)·|y| in float64, with the sign of x.
+
+    A quotient below 2²⁸ times 24 bits fits in 53. Rounded, it may be one more than it is, and what
+    is left below 0. A vector with a larger one, or infinity or NaN, takes the library's function,
+    which takes an element at a time and 20 times as long.
+    """
+    kind, wide = x.type, vector_type("double", x.lanes)
+    narrow, double, test = suffix(kind), suffix(wide), mask_type(x)
+    for name, types in (
+        (f"fabs.{double}", [wide]), (f"trunc.{double}", [wide]), (f"fma.{double}", [wide] * 3),
+        (f"copysign.{narrow}", [kind] * 2),
+    ):  # fmt: skip
+        b.declare(f"declare {types[0]} @llvm.{name}({', '.join(types)})")
+    every = "%ok"
+    if x.lanes > 1:
+        b.declare(f"declare i1 @llvm.vector.reduce.and.{suffix(test)}({test})")
+        every = f"call i1 @llvm.vector.reduce.and.{suffix(test)}({test} %ok)"
+    most, infinity, zero = (literal(n, "double", x.lanes) for n in (2.0**28, math.inf, 0.0))
+    lines = (
+        f"%x = fpext {kind} %0 to {wide}", f"%y = fpext {kind} %1 to {wide}",
+        f"%a = call {wide} @llvm.fabs.{double}({wide} %x)",
+        f"%b = call {wide} @llvm.fabs.{double}({wide} %y)",
+        f"%q = fdiv {wide} %a, %b", f"%t = call {wide} @llvm.trunc.{double}({wide} %q)",
+        f"%m = fneg {wide} %t",
+        f"%r = call {wide} @llvm.fma.{double}({wide} %m, {wide} %b, {wide} %a)",
+        f"%below = fcmp olt {wide} %r, {zero}", f"%up = fadd {wide} %r, %b",
+        f"%rest = select {test} %below, {wide} %up, {wide} %r",
+        f"%short = fptrunc {wide} %rest to {kind}",
+        f"%few = fcmp olt {wide} %q, {most}", f"%finite = fcmp olt {wide} %b, {infinity}",
+        f"%ok = and {test} %few, %finite",
+        *([f"%all = {every}"] if x.lanes > 1 else []),
+        f"br i1 {'%all' if x.lanes > 1 else '%ok'}, label %fast, label %slow",
+        "fast:", f"%s = call {kind} @llvm.copysign.{narrow}({kind} %short, {kind} %0)",
+        f"ret {kind} %s", "slow:", f"%l = frem {kind} %0, %1", f"ret {kind} %l",
+    )  # fmt: skip
+    name = f"@remainder.{narrow}"
+    b.declare(f"define internal {kind} {name}({kind} %0, {kind} %1) {{ entry: {' '.join(lines)} }}")
+    return b.line(f"call {kind} {name}({x.typed}, {y.typed})")
 
 
 def _compare(b: Builder, word: str, left: Value, right: Value) -> str:
