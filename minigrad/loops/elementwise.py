@@ -19,9 +19,16 @@ from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import NEIGHBOURS, places_along, unit_stride_axis, vector_width
+from minigrad.loops.axes import (
+    LEAST_LANES,
+    NEIGHBOURS,
+    indices,
+    places_along,
+    unit_stride_axis,
+    vector_width,
+)
 from minigrad.loops.build import (
     combine,
     elements,
@@ -63,7 +70,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """All stages at once, element by element, in registers; None where they are not alike."""
     if not _same_elements(kernel):
         return None
-    axes, stores = _with_long_last(*elements(kernel))
+    axes, stores = _without_remainders(*_with_long_last(*elements(kernel)))
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     if axis is not None:
@@ -128,6 +135,34 @@ def _with_long_last(
             return axes, stores
     both = make_axis(f"{long.variable.name}_", 0, numel([long.extent, short.extent]))
     return [*rest, both], substitute_stores(stores, places_along([long, short], both.index))
+
+
+def _without_remainders(
+    axes: Sequence[Axis], stores: Sequence[Store]
+) -> tuple[list[Axis], list[Store]]:
+    """Axes cut where indices begin anew, as of a repeated array: x[i % 500] is a loop of 500.
+
+    Vectors take neighbours then, and no lane divides.
+    """
+    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
+    found: dict[Atom, set[int]] = {}
+    for x in used:
+        for atom, _ in x.terms if isinstance(x, Affine) else ():
+            if atom.inner is not None and len(variables(atom.inner)) == 1:
+                found.setdefault(*variables(atom.inner), set()).add(atom.divisor)
+    result: list[Axis] = []
+    values: dict[Atom, Integer] = {}
+    for axis in axes:
+        sizes = found.get(axis.variable, set())
+        size = min(sizes, default=0)
+        if len(sizes) == 1 and size >= LEAST_LANES and axis.count % size == 0:
+            parts = [make_axis(f"{axis.variable.name}_", n, extent)
+                     for n, extent in enumerate((axis.count // size, size))]
+            values[axis.variable] = parts[0].index * size + parts[1].index
+            result += parts
+        else:
+            result.append(axis)
+    return result, substitute_stores(stores, values)
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Schedule:

@@ -383,6 +383,8 @@ class Convolution(Composed):
 
     def _means(self, axis: int, extent: int, count: int) -> Self:
         """Means of `_adaptive_windows`."""
+        if extent % count == 0:
+            return self.unflatten(axis, (count, extent // count)).mean(axis + 1)
         values, inside = self._wide()._adaptive_windows(axis, extent, count)
         total: Self = inside.where(values, 0).sum(axis + 1)
         return (total / inside.sum(1, dtype=dtypes.int32)).cast(self._float_dtype())

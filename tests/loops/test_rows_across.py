@@ -1,0 +1,57 @@
+"""Rows one of whose operands lies along them and the other across: squares are transposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from schedule.machine import GOLDEN
+from schedule.programs import mul, plan_of, softmax, total, transpose
+
+from minigrad import Tensor
+from minigrad.loops.nest import Loop, walk
+from minigrad.loops.recipes import lower
+
+
+def probabilities(x: Any) -> Any:
+    """Softmax along the last axis, in float64."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_loads_and_stores_along_rows_are_transposed() -> None:
+    def build(inputs: Any) -> list[Any]:
+        p = softmax(transpose(inputs(100, 96)), 1)
+        return [p, total(mul(p, inputs(96, 100)), 1)]
+
+    loops = [
+        one for kernel in plan_of(build).kernels
+        for one in walk(lower(kernel, GOLDEN).parallel) if isinstance(one, Loop)
+    ]  # fmt: skip
+    assert any(one.transpose and one.kind == "serial" for one in loops)
+    assert any(one.transpose and one.kind == "unroll" for one in loops)
+
+
+@pytest.mark.parametrize("shape", [(17, 33), (100, 96), (33, 130), (64, 64), (250, 19)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_softmax_along_columns_and_its_gradient(shape: tuple[int, int], dtype: str) -> None:
+    generator = np.random.default_rng(7)
+    x, g = generator.standard_normal(shape), generator.standard_normal(shape[::-1])
+    given, gradient = Tensor(x).cast(dtype).realize(), Tensor(g).cast(dtype).realize()
+    x, g = given.double().numpy(), gradient.double().numpy()
+    y = given.T.softmax(-1)
+    (found,) = y.gradient(given, gradient=gradient)
+    Tensor.realize(y, found)
+    p = probabilities(x.T)
+    expected = (p * (g - (g * p).sum(-1, keepdims=True))).T
+    near = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 0.03}[dtype]
+    assert np.abs(y.double().numpy() - p).max() <= near
+    assert np.abs(found.double().numpy() - expected).max() <= near
+
+
+def test_windows_of_an_image() -> None:
+    x = np.random.default_rng(8).standard_normal((2, 16, 16, 24)).astype(np.float32)
+    parts = Tensor(x).reshape(2, 16, 2, 8, 3, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, 64, 16)
+    wanted = x.reshape(2, 16, 2, 8, 3, 8).transpose(0, 2, 4, 3, 5, 1).reshape(-1, 64, 16)
+    assert np.abs(parts.softmax(-1).numpy() - probabilities(wanted)).max() <= 1e-6
