@@ -64,9 +64,9 @@ def _along(loop: Loop, stores: Sequence[Store], lanes: int, copies: int) -> Stat
 
     Parts begin where they do, or where a vector does, so that results are stored by whole vectors.
     """
-    x, stop = loop.variable, loop.stops[0]
+    x, stop, whole = loop.variable, loop.stops[0], Stores(tuple(stores))
     if loop.start != 0 or not isinstance(stop, int):
-        return (loop.around((Stores(tuple(stores)),)),)
+        return (loop.around((whole,)),)
     exact = [start for start, _ in _parts(x, stop, stores)]
     even = {at for start in exact for at in (start // lanes * lanes, ceildiv(start, lanes) * lanes)}
     ways: list[tuple[int, list[tuple[Range, list[Store]]]]] = []
@@ -77,6 +77,8 @@ def _along(loop: Loop, stores: Sequence[Store], lanes: int, copies: int) -> Stat
         if len(parts) == 1 or copies * len(parts) <= MOST:
             ways.append((sum(vectors) + LOOP_COST * len(parts), parts))
     _, best = min(ways, key=lambda way: way[0])
+    if len(best) == 1:
+        return (loop if loop.body == (whole,) else loop.around((whole,)),)
     return tuple(
         replace(loop, start=start, stops=(end,), body=(Stores(tuple(some)),))
         for (start, end), some in best
@@ -95,6 +97,8 @@ def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
             first = -e.index.constant if along == 1 else e.index.constant + 1
             ends.add(min(max(first, 0), count))
     parts = list(pairwise(sorted(ends)))
+    if len(parts) == 1:
+        return parts
     most = max(_reads(_within(stores, variable, part)) for part in parts)
     return parts if most < _reads(stores) else [(0, count)]
 

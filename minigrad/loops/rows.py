@@ -421,15 +421,16 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
     bodies = [stage.body for stage in kernel.stages]
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(kernel.stages[0].array.dtype)
+    most = least if _along_rows(kernel) else target.most_lanes
     if length is None or not columns and not high(count) > length >= least:
-        width = vector_width(target, bodies, count, True)
+        width = min(vector_width(target, bodies, count, True), most)
         row = make_axis("r", 0, count)
         s = Schedule(loops_over([row], _vector(kernel, row.index, width)))
         stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
         s.prefetch(row.variable, further_rows(stages, row, target))
         s.vectorize(row.variable, width, LANE)
         return assemble(name, kernel, s.nest, target)
-    width = size = vector_width(target, bodies, length, True)
+    width = size = min(vector_width(target, bodies, length, True), most)
     outer, column = make_axis("p", 0, count // length), make_axis("c", 0, length)
     o, c, at = outer.variable, column.variable, outer.index * length + column.index
     body = _columns(kernel, at) if columns else _vector(kernel, at, width)
@@ -450,6 +451,17 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
     s.vectorize(c, width, None if columns else LANE)
     s.parallelize(o, block)
     return assemble(name, kernel, s.nest, target)
+
+
+def _along_rows(kernel: Kernel) -> bool:
+    """Whether something is read along a row, and not across rows: then squares are transposed."""
+    for stage in kernel.stages:
+        inner = (*stage.axes[prefix_length(stage, kernel.rows) :], *stage.reduced)
+        if numel([axis.extent for axis in inner]) > MOST_WRITTEN_OUT and any(
+            coefficient(load.index, axis.variable) == 1 for load in stage.loads for axis in inner
+        ):
+            return True
+    return False
 
 
 def _neighbours(kernel: Kernel) -> int | None:
@@ -494,20 +506,25 @@ def _in_squares(loop: Loop, lanes: int) -> Statements | None:
     """
     if any(isinstance(one, Loop) for one in loop.body):
         return None
-    (count,) = loop.stops
-    along = any(
+    (count,), stores = loop.stops, [one for one in loop.body if isinstance(one, Store)]
+    loads = expr.loads(*(one.value for one in stores))
+    if not any(coefficient(load.index, loop.variable) == 1 for load in loads):
+        loads = []
+    stored = any(
         one.array.space == "buffer" and coefficient(one.index, loop.variable) == 1
-        for one in walk(*loop.body) if isinstance(one, Store)
+        for one in stores
     )  # fmt: skip
-    if not along or not isinstance(count, int):
-        return (replace(loop, transpose=lanes),)
-    found: list[Statement] = []
+    if not stored or not isinstance(count, int):
+        return (replace(loop, transpose=lanes),) if loads else None
     block = make_axis(f"{loop.variable.name}b", 0, count // lanes)
+    parts: list[Loop] = []
     for start, size in ((block.index * lanes, lanes), (block.count * lanes, count % lanes)):
         u = make_axis(f"{loop.variable.name}u", 0, size)
-        body = [substitute_statement(one, {loop.variable: start + u.index}) for one in loop.body]
-        found.append(Loop(u.variable, 0, (size,), tuple(body), "unroll", transpose=lanes))
-    return (Loop(block.variable, 0, (block.extent,), (found[0],)), found[1])
+        at = {loop.variable: start + u.index}
+        body = tuple(substitute_statement(one, at) for one in loop.body)
+        parts.append(Loop(u.variable, 0, (size,), body, "unroll", transpose=lanes))
+    whole, rest = parts
+    return (Loop(block.variable, 0, (block.extent,), (whole,)), rest)
 
 
 def _unrolled(loop: Loop, around: Loops) -> Statements | None:
