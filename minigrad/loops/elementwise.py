@@ -146,10 +146,11 @@ def _without_remainders(
     """
     used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
     found: dict[Atom, set[int]] = {}
+    own = {axis.index: axis.variable for axis in axes if isinstance(axis.extent, int)}
     for x in used:
         for atom, _ in x.terms if isinstance(x, Affine) else ():
-            if atom.inner is not None and len(variables(atom.inner)) == 1:
-                found.setdefault(*variables(atom.inner), set()).add(atom.divisor)
+            if atom.inner is not None and atom.inner in own:
+                found.setdefault(own[atom.inner], set()).add(atom.divisor)
     result: list[Axis] = []
     values: dict[Atom, Integer] = {}
     for axis in axes:

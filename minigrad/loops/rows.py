@@ -455,10 +455,12 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
 
 def _along_rows(kernel: Kernel) -> bool:
     """Whether something is read along a row, and not across rows: then squares are transposed."""
+    made = {stage.array for stage in kernel.stages}
     for stage in kernel.stages:
         inner = (*stage.axes[prefix_length(stage, kernel.rows) :], *stage.reduced)
+        read = [load.index for load in stage.loads if load.array not in made]
         if numel([axis.extent for axis in inner]) > MOST_WRITTEN_OUT and any(
-            coefficient(load.index, axis.variable) == 1 for load in stage.loads for axis in inner
+            coefficient(index, axis.variable) == 1 for index in read for axis in inner
         ):
             return True
     return False

@@ -178,19 +178,21 @@ class MemoryEmitter(IndexEmitter):
         pointer = self.pointer(array, self.at_base(index))
         if mask is None:
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        pointer = self._mapped(pointer, array, index, common if own is None else mask)
+        pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
         return self._masked_load(kind, pointer, size, lanes, mask)
 
-    def _mapped(self, pointer: str, array: Array, index: Integer, some: Value | str | None) -> str:
+    def _mapped(
+        self, pointer: str, array: Array, index: Integer, some: Value | str | None, width: int
+    ) -> str:  # fmt: skip
         """The pointer, or the array's own where no lane is read and it may be far outside of it.
 
-        some: a mask of lanes that are read, or whether all are. (Not to load what is not mapped
+        some: a mask of `width` elements that are read, or whether all are. (Not to load what is not mapped
         takes a processor thousands of cycles.)
         """
         outside = max(-low(index), high(index) - array.size) * array.dtype.itemsize
         if outside < PAGE or some is None:
             return pointer
-        here, width = self.builder(), self.width()
+        here = self.builder()
         if isinstance(some, str):
             mask = f"<{width} x i1> {some}"
             text = here.call(f"llvm.vector.reduce.or.v{width}i1", "i1", [mask])
@@ -306,6 +308,7 @@ class MemoryEmitter(IndexEmitter):
                 mask = values.flags(map(bool, readers))
                 if isinstance(counting, str):
                     mask = _read_by(here, readers, counting, len(places))
+                    pointer = self._mapped(pointer, array, index, mask, size)
                 loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
             own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
             loaded = here.shuffle(kind, loaded, own)
