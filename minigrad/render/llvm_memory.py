@@ -186,8 +186,8 @@ class MemoryEmitter(IndexEmitter):
     ) -> str:  # fmt: skip
         """The pointer, or the array's own where no lane is read and it may be far outside of it.
 
-        some: a mask of `width` elements that are read, or whether all are. (Not to load what is not mapped
-        takes a processor thousands of cycles.)
+        some: a mask of `width` elements that are read, or whether all are. (Not to load what is not
+        mapped takes a processor thousands of cycles.)
         """
         outside = max(-low(index), high(index) - array.size) * array.dtype.itemsize
         if outside < PAGE or some is None:
