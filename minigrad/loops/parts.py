@@ -21,7 +21,6 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr, Leaf
 
 MOST = 9  # loops, so that a kernel's code does not grow without bounds
-LEAST_VECTORS = 1  # of a row, beside which it costs nothing to find out what a row reads
 LOOP_COST = 2  # vectors' loads that take as long as one loop more
 
 Range = tuple[int, int]
@@ -35,7 +34,7 @@ def in_parts(loop: Loop, outer: Sequence[Axis], lanes: int) -> Statements:
     (body,) = loop.body
     assert isinstance(body, Stores)
     known = [axis for axis in outer if isinstance(axis.extent, int)]
-    enough = loop.trips >= LEAST_VECTORS * lanes
+    enough = loop.trips >= lanes
     return tuple(_by_rows(loop, known, body.items, lanes, 1)) if enough else (loop,)
 
 
@@ -93,9 +92,9 @@ def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
     """The parts of 0 … count − 1 in which conditions do not change, if less is read in each."""
     ends = {0, count}
     for e in expr.walk(*(store.value for store in stores)):
-        if e.op is Leaf.CONDITION and (along := _alone(e.index, variable)):
-            first = -e.index.constant if along == 1 else e.index.constant + 1
-            ends.add(min(max(first, 0), count))
+        if e.op is Leaf.CONDITION and (found := _alone(e.index, variable)):
+            along, number = found
+            ends.add(min(max(-number if along == 1 else number + 1, 0), count))
     parts = list(pairwise(sorted(ends)))
     if len(parts) == 1:
         return parts
@@ -103,12 +102,12 @@ def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
     return parts if most < _reads(stores) else [(0, count)]
 
 
-def _alone(x: Integer, variable: Atom) -> int:
-    """1 or −1 where a sum is a variable, forwards or backwards, and a number; else 0."""
+def _alone(x: Integer, variable: Atom) -> tuple[int, int] | None:
+    """1 or −1 and a number where x is a variable, forwards or backwards, and that number."""
     if not isinstance(x, Affine) or len(x.terms) != 1:
-        return 0
+        return None
     along = coefficient(x, variable)
-    return along if along in (1, -1) else 0
+    return (along, x.constant) if along in (1, -1) else None
 
 
 def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]:
@@ -116,13 +115,13 @@ def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]
     first, last = part[0], part[1] - 1
 
     def holds(x: Integer) -> bool | None:
-        along = _alone(x, variable)
-        if not along or not isinstance(x, Affine):
+        known = _alone(x, variable)
+        if known is None:
             return None
-        ends = [x.constant + along * at for at in (first, last)]
+        ends = [known[1] + known[0] * at for at in (first, last)]
         return True if min(ends) >= 0 else False if max(ends) < 0 else None
 
-    def known(e: Expr) -> Expr | None:
+    def change(e: Expr) -> Expr | None:
         if e.op is Leaf.CONDITION and (value := holds(e.index)) is not None:
             return expr.const(value, dtypes.bool)
         if e.op is Leaf.LOAD and e.guard:
@@ -133,4 +132,4 @@ def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]
             return expr.load(e.array, e.index, left)
         return None
 
-    return [replace(store, value=expr.rebuild(store.value, known)) for store in stores]
+    return [replace(store, value=expr.rebuild(store.value, change)) for store in stores]
