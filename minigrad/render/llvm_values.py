@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import count
 from typing import NamedTuple
 
 from minigrad.dtype import DType, dtypes
@@ -204,37 +205,34 @@ def _remainder(b: Builder, x: Value, y: Value) -> str:
     is left below 0. A vector with a larger one, or infinity or NaN, takes the library's function,
     which takes an element at a time and 20 times as long.
     """
-    kind, wide = x.type, vector_type("double", x.lanes)
-    narrow, double, test = suffix(kind), suffix(wide), mask_type(x)
-    for name, types in (
-        (f"fabs.{double}", [wide]), (f"trunc.{double}", [wide]), (f"fma.{double}", [wide] * 3),
-        (f"copysign.{narrow}", [kind] * 2),
-    ):  # fmt: skip
-        b.declare(f"declare {types[0]} @llvm.{name}({', '.join(types)})")
-    every = "%ok"
+    kind, wide, test = x.type, vector_type("double", x.lanes), mask_type(x)
+    narrow, double, lines, names = suffix(kind), suffix(wide), list[str](), count()
+    f = Builder(lambda: f"%v{next(names)}", b.declare, lines)
+
+    def call(name: str, *args: str) -> str:
+        return f.call(f"llvm.{name}.{double}", wide, [f"{wide} {arg}" for arg in args])
+
+    wider = [f.line(f"fpext {kind} {name} to {wide}") for name in ("%x", "%y")]
+    size, divisor = (call("fabs", text) for text in wider)
+    quotient = f.line(f"fdiv {wide} {size}, {divisor}")
+    less = f.line(f"fneg {wide} {call('trunc', quotient)}")
+    rest = call("fma", less, divisor, size)
+    below = f.line(f"fcmp olt {wide} {rest}, {literal(0, 'double', x.lanes)}")
+    up = f.line(f"fadd {wide} {rest}, {divisor}")
+    rest = f.line(f"select {test} {below}, {wide} {up}, {wide} {rest}")
+    short = f.line(f"fptrunc {wide} {rest} to {kind}")
+    result = f.call(f"llvm.copysign.{narrow}", kind, [f"{kind} {short}", f"{kind} %x"])
+    few, finite = (
+        f.line(f"fcmp olt {wide} {text}, {literal(most, 'double', x.lanes)}")
+        for text, most in ((quotient, 2.0**28), (divisor, math.inf))
+    )
+    every = f.line(f"and {test} {few}, {finite}")
     if x.lanes > 1:
-        b.declare(f"declare i1 @llvm.vector.reduce.and.{suffix(test)}({test})")
-        every = f"call i1 @llvm.vector.reduce.and.{suffix(test)}({test} %ok)"
-    most, infinity, zero = (literal(n, "double", x.lanes) for n in (2.0**28, math.inf, 0.0))
-    lines = (
-        f"%x = fpext {kind} %0 to {wide}", f"%y = fpext {kind} %1 to {wide}",
-        f"%a = call {wide} @llvm.fabs.{double}({wide} %x)",
-        f"%b = call {wide} @llvm.fabs.{double}({wide} %y)",
-        f"%q = fdiv {wide} %a, %b", f"%t = call {wide} @llvm.trunc.{double}({wide} %q)",
-        f"%m = fneg {wide} %t",
-        f"%r = call {wide} @llvm.fma.{double}({wide} %m, {wide} %b, {wide} %a)",
-        f"%below = fcmp olt {wide} %r, {zero}", f"%up = fadd {wide} %r, %b",
-        f"%rest = select {test} %below, {wide} %up, {wide} %r",
-        f"%short = fptrunc {wide} %rest to {kind}",
-        f"%few = fcmp olt {wide} %q, {most}", f"%finite = fcmp olt {wide} %b, {infinity}",
-        f"%ok = and {test} %few, %finite",
-        *([f"%all = {every}"] if x.lanes > 1 else []),
-        f"br i1 {'%all' if x.lanes > 1 else '%ok'}, label %fast, label %slow",
-        "fast:", f"%s = call {kind} @llvm.copysign.{narrow}({kind} %short, {kind} %0)",
-        f"ret {kind} %s", "slow:", f"%l = frem {kind} %0, %1", f"ret {kind} %l",
-    )  # fmt: skip
+        every = f.call(f"llvm.vector.reduce.and.{suffix(test)}", "i1", [f"{test} {every}"])
+    lines.append(f"br i1 {every}, label %fast, label %slow fast: ret {kind} {result} slow:")
+    lines.append(f"ret {kind} {f.line(f'frem {kind} %x, %y')}")
     name = f"@remainder.{narrow}"
-    b.declare(f"define internal {kind} {name}({kind} %0, {kind} %1) {{ entry: {' '.join(lines)} }}")
+    b.declare(f"define internal {kind} {name}({kind} %x, {kind} %y) {{ entry: {' '.join(lines)} }}")
     return b.line(f"call {kind} {name}({x.typed}, {y.typed})")
 
 
