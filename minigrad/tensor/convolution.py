@@ -44,6 +44,8 @@ SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
 # New elements for each one that are written out as so many sums; more would be a program as long as
 # they are many, where a single pixel becomes an image.
 MOST_ZOOM = 8
+# Of several elements so many new ones are made: vectors of three phases would be picked from more.
+WOVEN = (1, 2, 4)
 
 
 class Convolution(Composed):
@@ -336,9 +338,10 @@ class Convolution(Composed):
             return self._taken(axis, ((place + centre) * apart).floor().int(), extent)
         x = self.contiguous()  # what comes before is computed once, not for each neighbour
         groups = gcd(count, extent)
+        zoom, step = count // groups, extent // groups
         regular = isclose(apart * count, extent) and not align_corners
-        if regular and max(count, extent) <= MOST_ZOOM * groups:
-            return x._zoomed(axis, groups, count // groups, extent // groups, mode)
+        if regular and max(zoom, step) <= MOST_ZOOM and (step == 1 or zoom in WOVEN):
+            return x._zoomed(axis, groups, zoom, step, mode)
         place = self._ramp(count, self.dtype)
         if align_corners:
             place = place * ((extent - 1) / (count - 1) if count > 1 else 0.0)
