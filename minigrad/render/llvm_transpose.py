@@ -172,7 +172,7 @@ def _block(
     columns = [_transposed(emitter, loop, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if is_number(count) else length - 1):
-        with emitter.where_above(count, number):
+        with emitter.where_above(count, number, loop.changes):
             emitter.shifted[variable] = block, number
             emitter.bound(variable)
             for load, values in zip(loads, columns, strict=True):
