@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from schedule.machine import GOLDEN
+from property.compare import Tolerance, difference
+from schedule.machine import GOLDEN, MACHINES, run
+from schedule.programs import DEVICE
 
 from minigrad import Tensor
 from minigrad.compile import schedule_of
-from minigrad.graph.canonical import canonicalize
+from minigrad.graph.canonical import Graph, canonicalize
 from minigrad.graph.rewrite import without_rules
 from minigrad.loops.nest import Loop, walk
 from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+
+NEAR = Tolerance(ulps=16, scale=1, terms=1)
 
 
 def probabilities(x: Any) -> Any:
@@ -22,16 +27,32 @@ def probabilities(x: Any) -> Any:
     return e / e.sum(-1, keepdims=True)
 
 
-def test_loads_and_stores_along_rows_are_transposed() -> None:
-    x, g = (Tensor.ones(1000, 1000).realize() for _ in range(2))
+def softmax_of_columns(n: int) -> Graph:
+    """With its gradient, of n rows and columns."""
+    x, g = (Tensor.ones(n, n, device=DEVICE).realize() for _ in range(2))
     y = x.T.softmax(-1)
     roots = [tensor.raw for tensor in (y, *y.gradient(x, gradient=g))]
-    plan = schedule_of(canonicalize(without_rules(roots)).graph(), GOLDEN)
+    return canonicalize(without_rules(roots)).graph()
+
+
+def test_loads_and_stores_along_rows_are_transposed() -> None:
+    plan = schedule_of(softmax_of_columns(1000), GOLDEN)
     loops = [
         one for kernel in plan.kernels for one in walk(lower(kernel, GOLDEN).parallel)
         if isinstance(one, Loop) and one.transpose
     ]  # fmt: skip
     assert {one.kind for one in loops} >= {"serial", "unroll"}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("n", [50, 100, 250])
+def test_values_on_other_processors(machine: str, n: int) -> None:
+    graph = softmax_of_columns(n)
+    generator = np.random.default_rng(n)
+    values = {slot: generator.standard_normal((n, n), dtype=np.float32) for slot in range(2)}
+    expected = evaluate(graph.roots, values, {})
+    for got, wanted in zip(run(graph, values, machine), expected, strict=True):
+        assert difference(got, wanted, NEAR, (), 1) is None
 
 
 @pytest.mark.parametrize("shape", [(17, 33), (100, 96), (33, 130), (64, 64), (250, 19)])
