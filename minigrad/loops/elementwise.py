@@ -19,9 +19,16 @@ from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import NEIGHBOURS, places_along, unit_stride_axis, vector_width
+from minigrad.loops.axes import (
+    LEAST_LANES,
+    NEIGHBOURS,
+    indices,
+    places_along,
+    unit_stride_axis,
+    vector_width,
+)
 from minigrad.loops.build import (
     combine,
     elements,
@@ -33,6 +40,7 @@ from minigrad.loops.build import (
     substitute_stores,
 )
 from minigrad.loops.nest import Loop, Nest, Statement, Statements, Store, Stores
+from minigrad.loops.parts import in_parts
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -62,7 +70,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     """All stages at once, element by element, in registers; None where they are not alike."""
     if not _same_elements(kernel):
         return None
-    axes, stores = _with_long_last(*elements(kernel))
+    axes, stores = _without_remainders(*_with_long_last(*elements(kernel)))
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     if axis is not None:
@@ -72,14 +80,15 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
         ]
     outer = [a for a in axes if a != axis]
     xs = [a.variable for a in outer]
-    s = Schedule(loops_over([*outer, axis] if axis else [], (Stores(tuple(stores)),)))
     if axis is None:
+        s = Schedule((Stores(tuple(stores)),))
         s.parallelize()
         return assemble(name, kernel, s.nest, target)
     x = axis.variable
     if target.group is not None:
         s = _by_items([*outer, axis], stores, target.group)
         return assemble(name, kernel, s.nest, target)
+    s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:
         # a tile is low, and the next one lies beside it: a cache line of which it stores a part is
@@ -100,6 +109,9 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
+    if outer and target.vector_bytes:
+        lanes = target.lanes(exprs[0].dtype)
+        s.distinguish(x, lambda loop: in_parts(loop, outer, lanes))
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     s.parallelize(*xs)
@@ -123,6 +135,35 @@ def _with_long_last(
             return axes, stores
     both = make_axis(f"{long.variable.name}_", 0, numel([long.extent, short.extent]))
     return [*rest, both], substitute_stores(stores, places_along([long, short], both.index))
+
+
+def _without_remainders(
+    axes: Sequence[Axis], stores: Sequence[Store]
+) -> tuple[list[Axis], list[Store]]:
+    """Axes cut where indices begin anew, as of a repeated array: x[i % 500] is a loop of 500.
+
+    Vectors take neighbours then, and no lane divides.
+    """
+    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
+    found: dict[Atom, set[int]] = {}
+    own = {axis.index: axis.variable for axis in axes if isinstance(axis.extent, int)}
+    for x in used:
+        for atom, _ in x.terms if isinstance(x, Affine) else ():
+            if atom.inner is not None and atom.inner in own:
+                found.setdefault(own[atom.inner], set()).add(atom.divisor)
+    result: list[Axis] = []
+    values: dict[Atom, Integer] = {}
+    for axis in axes:
+        sizes = found.get(axis.variable, set())
+        size = min(sizes, default=0)
+        if len(sizes) == 1 and size >= LEAST_LANES and axis.count % size == 0:
+            parts = [make_axis(f"{axis.variable.name}_", n, extent)
+                     for n, extent in enumerate((axis.count // size, size))]
+            values[axis.variable] = parts[0].index * size + parts[1].index
+            result += parts
+        else:
+            result.append(axis)
+    return result, substitute_stores(stores, values)
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Schedule:

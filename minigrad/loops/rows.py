@@ -39,7 +39,7 @@ from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
-from minigrad.loops.build import loops_over, naive, streams
+from minigrad.loops.build import loops_over, naive, streams, substitute_statement
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -421,15 +421,16 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
     bodies = [stage.body for stage in kernel.stages]
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(kernel.stages[0].array.dtype)
+    most = least if _along_rows(kernel) else target.most_lanes
     if length is None or not columns and not high(count) > length >= least:
-        width = vector_width(target, bodies, count, True)
+        width = min(vector_width(target, bodies, count, True), most)
         row = make_axis("r", 0, count)
         s = Schedule(loops_over([row], _vector(kernel, row.index, width)))
         stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
         s.prefetch(row.variable, further_rows(stages, row, target))
         s.vectorize(row.variable, width, LANE)
         return assemble(name, kernel, s.nest, target)
-    width = size = vector_width(target, bodies, length, True)
+    width = size = min(vector_width(target, bodies, length, True), most)
     outer, column = make_axis("p", 0, count // length), make_axis("c", 0, length)
     o, c, at = outer.variable, column.variable, outer.index * length + column.index
     body = _columns(kernel, at) if columns else _vector(kernel, at, width)
@@ -450,6 +451,19 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
     s.vectorize(c, width, None if columns else LANE)
     s.parallelize(o, block)
     return assemble(name, kernel, s.nest, target)
+
+
+def _along_rows(kernel: Kernel) -> bool:
+    """Whether something is read along a row, and not across rows: then squares are transposed."""
+    made = {stage.array for stage in kernel.stages}
+    for stage in kernel.stages:
+        inner = (*stage.axes[prefix_length(stage, kernel.rows) :], *stage.reduced)
+        read = [load.index for load in stage.loads if load.array not in made]
+        if numel([axis.extent for axis in inner]) > MOST_WRITTEN_OUT and any(
+            coefficient(index, axis.variable) == 1 for index in read for axis in inner
+        ):
+            return True
+    return False
 
 
 def _neighbours(kernel: Kernel) -> int | None:
@@ -481,8 +495,38 @@ def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
         nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
         if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
             nested = map_loops(nested, _unrolled)
+        else:
+            nested = map_loops(nested, lambda loop, _: _in_squares(loop, width))
         body.extend(nested)
     return body
+
+
+def _in_squares(loop: Loop, lanes: int) -> Statements | None:
+    """An innermost loop whose loads that lie along it, not across rows, are transposed.
+
+    So are stores, if blocks of as many iterations as there are rows are written out.
+    """
+    if any(isinstance(one, Loop) for one in loop.body):
+        return None
+    (count,), stores = loop.stops, [one for one in loop.body if isinstance(one, Store)]
+    loads = expr.loads(*(one.value for one in stores))
+    if not any(coefficient(load.index, loop.variable) == 1 for load in loads):
+        loads = []
+    stored = any(
+        one.array.space == "buffer" and coefficient(one.index, loop.variable) == 1
+        for one in stores
+    )  # fmt: skip
+    if not stored or not isinstance(count, int):
+        return (replace(loop, transpose=lanes),) if loads else None
+    block = make_axis(f"{loop.variable.name}b", 0, count // lanes)
+    parts: list[Loop] = []
+    for start, size in ((block.index * lanes, lanes), (block.count * lanes, count % lanes)):
+        u = make_axis(f"{loop.variable.name}u", 0, size)
+        at = {loop.variable: start + u.index}
+        body = tuple(substitute_statement(one, at) for one in loop.body)
+        parts.append(Loop(u.variable, 0, (size,), body, "unroll", transpose=lanes))
+    whole, rest = parts
+    return (Loop(block.variable, 0, (block.extent,), (whole,)), rest)
 
 
 def _unrolled(loop: Loop, around: Loops) -> Statements | None:

@@ -84,7 +84,11 @@ def _means(x: Tensor, axis: int, size: int) -> Tensor:
 
 
 def _maxima(x: Tensor, axis: int, size: int) -> Tensor:
-    windows, inside = x._adaptive_windows(axis, x._known_shape()[axis], size)
+    extent = x._known_shape()[axis]
+    known = x._of_parts(axis, extent, size, lambda part: part.max(axis + 1))
+    if known is not None:
+        return known
+    windows, inside = x._adaptive_windows(axis, extent, size)
     return inside.where(windows, x.dtype.minimum).max(axis + 1)
 
 

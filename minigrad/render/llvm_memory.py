@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer, high, low
@@ -20,6 +21,7 @@ from minigrad.schedule.expr import Array, Expr, Leaf
 
 CACHE_LINE = 64  # bytes
 MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
+PAGE = 4096  # bytes
 MOST_MASKED = 4  # the same under a mask that is computed, of which each needs its own part
 
 
@@ -181,7 +183,26 @@ class MemoryEmitter(IndexEmitter):
         pointer = self.pointer(array, self.at_base(index))
         if mask is None:
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
+        pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
         return self._masked_load(kind, pointer, size, lanes, mask)
+
+    def _mapped(
+        self, pointer: str, array: Array, index: Integer, some: Value | str | None, width: int
+    ) -> str:  # fmt: skip
+        """The pointer, or the array's own where no lane is read and it may be far outside of it.
+
+        some: a mask of `width` elements that are read, or whether all are. (Not to load what is not
+        mapped takes a processor thousands of cycles.)
+        """
+        outside = max(-low(index), high(index) - array.size) * array.dtype.itemsize
+        if outside < PAGE or some is None:
+            return pointer
+        here = self.builder()
+        if isinstance(some, str):
+            mask = f"<{width} x i1> {some}"
+            text = here.call(f"llvm.vector.reduce.or.v{width}i1", "i1", [mask])
+            some = Value(text, dtypes.bool, 1)
+        return here.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
 
     def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
         """Neighbours in memory, and zero where a mask says so."""
@@ -292,6 +313,7 @@ class MemoryEmitter(IndexEmitter):
                 mask = values.flags(map(bool, readers))
                 if isinstance(counting, str):
                     mask = _read_by(here, readers, counting, len(places))
+                    pointer = self._mapped(pointer, array, index, mask, size)
                 loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
             own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
             loaded = here.shuffle(kind, loaded, own)

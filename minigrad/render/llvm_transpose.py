@@ -38,8 +38,7 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return [], []
-    changed = loop.changes
-    if emitter.width() < LEAST_ROWS or any(array.in_registers for array in changed):
+    if emitter.width() < LEAST_ROWS:
         return [], []
     return _loads_across(emitter, loop), _stores_across(emitter, loop)
 
@@ -180,7 +179,7 @@ def _block(
     columns = [_transposed(emitter, loop, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if is_number(count) else length - 1):
-        with emitter.where_above(count, number):
+        with emitter.where_above(count, number, loop.changes):
             emitter.shifted[variable] = block, number
             emitter.bound(variable)
             for load, values in zip(loads, columns, strict=True):

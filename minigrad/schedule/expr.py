@@ -219,6 +219,13 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
             return args[1] if args[0].value else args[2]
         if args[1] is args[2]:
             return args[1]
+        test, yes, no = args
+        if dtype.is_bool and (yes.known(), no.known()) == (True, False):
+            return test
+        if yes.op is Op.WHERE and yes.args[0] is test:
+            return apply(op, (test, yes.args[1], no), dtype)
+        if no.op is Op.WHERE and no.args[0] is test:
+            return apply(op, (test, yes, no.args[2]), dtype)
     if op is Op.CAST and args[0].dtype is dtype:
         return args[0]
     if op is Op.AND and dtype.is_bool:

@@ -44,7 +44,7 @@ def choose(
     order: Sequence[Node], roots: Sequence[Node], recomputed: frozenset[Node], fuse: bool
 ) -> Materialized:
     """Decide for every node of a topological order; `recomputed` nodes are not kept for cost."""
-    below, leaves, depth = _measure(order)
+    below, again, leaves, depth = _measure(order)
     readers: dict[Node, list[Node]] = {}
     for node in order:
         for source in dict.fromkeys(node.src):
@@ -74,7 +74,7 @@ def choose(
                 if node not in recomputed and node not in seen_through:
                     kept.add(node)
                     if evaluations < OFTEN * size:
-                        recomputable[node] = below[node]
+                        recomputable[node] = again[node]
         if node in kept:
             inner = node.src[0] if node.op in REDUCTIONS else node
             passed = {node: numel(inner.shape)}
@@ -116,24 +116,31 @@ def _operands_in_memory(node: Node, seen_through: set[Node]) -> Iterator[Node]:
             yield base
 
 
-def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], dict[Node, int]]:
-    """Per node: operations below it down to kept values; large arrays read; length of the chain."""
+def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
+    """Per node: operations below it down to kept values, all of them, and without those of what is
+    the same for many elements, which is kept for itself; large arrays read; length of the chain.
+    """
     below: dict[Node, int] = {}
+    again: dict[Node, int] = {}
     reads: dict[Node, frozenset[Node]] = {}
     depth: dict[Node, int] = {}
     for node in order:
         depth[node] = 1 + max((depth[source] for source in node.src), default=0)
         if node.op in _LEAVES:
-            below[node], reads[node] = 0, frozenset((node,))
+            below[node] = again[node] = 0
+            reads[node] = frozenset((node,))
             if node.op is not Op.BUFFER:
                 depth[node] = 0
             continue
         if node.op is Op.GATHER and selects_slices(node):  # an index for many elements
-            below[node] = below[node.src[0]]
+            below[node], again[node] = below[node.src[0]], again[node.src[0]]
             reads[node] = reads[node.src[0]]
             continue
         own = 4 if node.op is Op.GATHER else cost(node.op) if node.op in ELEMENTWISE else 0
         below[node] = min(own + sum(below[source] for source in node.src), 1 << 20)
+        again[node] = min(own + sum(again[source] for source in node.src), 1 << 20)
+        if node.op is Op.EXPAND and numel(node.shape) >= OFTEN * numel(node.src[0].shape):
+            again[node] = min(again[node], CHEAP)
         found: frozenset[Node] = frozenset()
         for source in node.src:
             if len(found) < 8:
@@ -144,7 +151,7 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int], d
         node: sum(2 * size[leaf] >= size[node] for leaf in reads[node]) if size[node] > 1 else 0
         for node in order
     }
-    return below, leaves, depth
+    return below, again, leaves, depth
 
 
 def in_memory(node: Node) -> Node:

@@ -9,8 +9,8 @@ would take longer than to compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import floor, prod
+from collections.abc import Callable, Sequence
+from math import floor, gcd, isclose, prod
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
@@ -44,6 +44,8 @@ SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
 # New elements for each one that are written out as so many sums; more would be a program as long as
 # they are many, where a single pixel becomes an image.
 MOST_ZOOM = 8
+# Of several elements so many new ones are made: vectors of three phases would be picked from more.
+WOVEN = (1, 2, 4)
 
 
 class Convolution(Composed):
@@ -335,9 +337,11 @@ class Convolution(Composed):
             place = self._ramp(count, dtypes.float32)
             return self._taken(axis, ((place + centre) * apart).floor().int(), extent)
         x = self.contiguous()  # what comes before is computed once, not for each neighbour
-        whole = count % extent == 0 and apart * count == extent and not align_corners
-        if whole and count <= MOST_ZOOM * extent:
-            return x._zoomed(axis, count // extent, mode)
+        groups = gcd(count, extent)
+        zoom, step = count // groups, extent // groups
+        regular = isclose(apart * count, extent) and not align_corners
+        if regular and max(zoom, step) <= MOST_ZOOM and (step == 1 or zoom in WOVEN):
+            return x._zoomed(axis, groups, zoom, step, mode)
         place = self._ramp(count, self.dtype)
         if align_corners:
             place = place * ((extent - 1) / (count - 1) if count > 1 else 0.0)
@@ -357,18 +361,20 @@ class Convolution(Composed):
         assert result is not None
         return result
 
-    def _zoomed(self, axis: int, zoom: int, mode: str) -> Self:
-        """`zoom` new elements for each one along an axis: sums of its neighbours, as it lies."""
-        count, most = self.shape[axis], 2 if mode == "bicubic" else 1
+    def _zoomed(self, axis: int, groups: int, zoom: int, step: int, mode: str) -> Self:
+        """`zoom` new elements for each `step` along an axis: sums of neighbours, as they lie."""
+        most = 2 if mode == "bicubic" else 1
         ends = [(most, most) if d == axis else None for d in range(self.ndim)]
         wide = self.pad(ends, mode="replicate").contiguous()
         phases: list[Self] = []
         for number in range(zoom):
-            place = (number + 0.5) / zoom - 0.5
+            place = (number + 0.5) * step / zoom - 0.5
             share = place - floor(place)
             weights = _cubic(share) if mode == "bicubic" else [1 - share, share]
             first = floor(place) + 1  # of `wide`
-            taps = [wide._part(axis, first + i, first + i + count) * weight
+            reach = step * (groups - 1) + 1
+            taps = [wide._part(axis, first + i, first + i + reach)
+                    ._windows([(axis, 1, step, 1)]).squeeze(-1) * weight
                     for i, weight in enumerate(weights)]  # fmt: skip
             phases.append(sum(taps[1:], taps[0]))
         return phases[0].stack(phases[1:], dim=axis + 1).flatten(axis, axis + 1)
@@ -383,9 +389,27 @@ class Convolution(Composed):
 
     def _means(self, axis: int, extent: int, count: int) -> Self:
         """Means of `_adaptive_windows`."""
+        known = self._of_parts(axis, extent, count, lambda x: x.mean(axis + 1))
+        if known is not None:
+            return known
         values, inside = self._wide()._adaptive_windows(axis, extent, count)
         total: Self = inside.where(values, 0).sum(axis + 1)
         return (total / inside.sum(1, dtype=dtypes.int32)).cast(self._float_dtype())
+
+    def _of_parts(
+        self, axis: int, extent: int, count: int, along: Callable[[Self], Self]
+    ) -> Self | None:
+        """What is made of `_adaptive_windows`, where each is a part of self or they are equal.
+
+        along: reduces dimension axis + 1. None where there are too many parts.
+        """
+        if extent % count == 0:
+            return along(self.unflatten(axis, (count, extent // count)))
+        if count > MOST_ZOOM:
+            return None
+        ends = [(n * extent // count, ceildiv((n + 1) * extent, count)) for n in range(count)]
+        parts = [along(self._part(axis, *end).unsqueeze(axis)) for end in ends]
+        return parts[0].cat(parts[1:], dim=axis)
 
     def _adaptive_windows(self, axis: int, extent: int, count: int) -> tuple[Self, Self]:
         """Elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1 in dimension axis + 1.

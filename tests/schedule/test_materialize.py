@@ -86,3 +86,19 @@ def test_large_updates_with_a_number_in_common_are_kernels_of_their_own() -> Non
 
     assert len(plan_of(lambda inputs: build(inputs, 1 << 14)).kernels) == 3
     assert len(plan_of(lambda inputs: build(inputs, 1 << 10)).kernels) == 1
+
+
+def test_what_is_costly_for_few_does_not_make_all_that_it_is_read_for_costly() -> None:
+    """Gradients of the distances of all pairs: each difference is computed again, none is kept."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        n, d = 100, 64
+        x, y = inputs(n, d), inputs(n, d)
+        shape = (n, n, d)
+        wide = (g.reshape(x, (n, 1, d)), g.reshape(y, (1, n, d)))
+        away = ew(Op.SUB, *(g.expand(one, shape) for one in wide))
+        near = ew(Op.EXP, ew(Op.SIN, ew(Op.EXP, total(mul(away, away), 2))))
+        terms = mul(g.expand(g.reshape(near, (n, n, 1)), shape), away)
+        return [total(terms, 1), total(ew(Op.NEG, terms), 0)]
+
+    assert plan_of(build).arena_bytes < 100 * 100 * 64

@@ -1,0 +1,135 @@
+"""Loops of their own for the parts of an axis along which elements come from different places.
+
+Joined, rolled or reflected arrays are chosen from by conditions on an index, where(i < 3, x[…],
+y[…]): all are read for each element, and one is taken. Along one part of the axis it is always the
+same one, so there is nothing else to read. Parts along the vectors' axis are loops one behind the
+other; along another, each row does the one that it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from minigrad.dtype import dtypes
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
+from minigrad.loops.nest import Loop, Statement, Statements, Store, Stores
+from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Expr, Leaf
+
+MOST = 9  # loops, so that a kernel's code does not grow without bounds
+LOOP_COST = 2  # vectors' loads that take as long as one loop more
+
+Range = tuple[int, int]
+
+
+def in_parts(loop: Loop, outer: Sequence[Axis], lanes: int) -> Statements:
+    """What becomes of the vectors' loop inside of one iteration over each outer axis.
+
+    lanes: of a vector.
+    """
+    (body,) = loop.body
+    assert isinstance(body, Stores)
+    known = [axis for axis in outer if isinstance(axis.extent, int)]
+    enough = loop.trips >= lanes
+    return tuple(_by_rows(loop, known, body.items, lanes, 1)) if enough else (loop,)
+
+
+def _by_rows(
+    loop: Loop, outer: Sequence[Axis], stores: Sequence[Store], lanes: int, copies: int
+) -> list[Statement]:
+    """copies: how often the code of the loop is there with this one."""
+    for number, axis in enumerate(outer):
+        parts = _parts(axis.variable, axis.count, stores)
+        if len(parts) > 1 and copies * len(parts) <= MOST:
+            found: list[Statement] = []
+            for start, stop in parts:
+                inside = _within(stores, axis.variable, (start, stop))
+                guard = expr.restrict((), [axis.index - start, stop - 1 - axis.index])
+                one, none = (expr.const(times, dtypes.int32) for times in (1, 0))
+                once = make_axis(f"{axis.variable.name}part", start, 2)
+                body = _by_rows(loop, outer[number + 1 :], inside, lanes, copies * len(parts))
+                times = expr.value_of(expr.guarded(guard, one, none))
+                found.append(Loop(once.variable, 0, (times,), tuple(body)))
+            return found
+    return list(_along(loop, stores, lanes, copies))
+
+
+def _along(loop: Loop, stores: Sequence[Store], lanes: int, copies: int) -> Statements:
+    """The vectors' loop as one for each part, where that takes less time.
+
+    Parts begin where they do, or where a vector does, so that results are stored by whole vectors.
+    """
+    x, stop, whole = loop.variable, loop.stops[0], Stores(tuple(stores))
+    if loop.start != 0 or not isinstance(stop, int):
+        return (loop.around((whole,)),)
+    exact = [start for start, _ in _parts(x, stop, stores)]
+    even = {at for start in exact for at in (start // lanes * lanes, ceildiv(start, lanes) * lanes)}
+    ways: list[tuple[int, list[tuple[Range, list[Store]]]]] = []
+    for starts in ([0], sorted({*even, 0}), exact):
+        inside = [at for at in starts if at < stop]
+        parts = [(part, _within(stores, x, part)) for part in pairwise((*inside, stop))]
+        vectors = (ceildiv(end - start, lanes) * _reads(some) for (start, end), some in parts)
+        if len(parts) == 1 or copies * len(parts) <= MOST:
+            ways.append((sum(vectors) + LOOP_COST * len(parts), parts))
+    _, best = min(ways, key=lambda way: way[0])
+    if len(best) == 1:
+        return (loop if loop.body == (whole,) else loop.around((whole,)),)
+    return tuple(
+        replace(loop, start=start, stops=(end,), body=(Stores(tuple(some)),))
+        for (start, end), some in best
+    )
+
+
+def _reads(stores: Sequence[Store]) -> int:
+    return len(expr.loads(*(store.value for store in stores)))
+
+
+def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
+    """The parts of 0 … count − 1 in which conditions do not change, if less is read in each."""
+    ends = {0, count}
+    for e in expr.walk(*(store.value for store in stores)):
+        if e.op is Leaf.CONDITION and (found := _alone(e.index, variable)):
+            along, number = found
+            ends.add(min(max(-number if along == 1 else number + 1, 0), count))
+    parts = list(pairwise(sorted(ends)))
+    if len(parts) == 1:
+        return parts
+    most = max(_reads(_within(stores, variable, part)) for part in parts)
+    return parts if most < _reads(stores) else [(0, count)]
+
+
+def _alone(x: Integer, variable: Atom) -> tuple[int, int] | None:
+    """1 or −1 and a number where x is a variable, forwards or backwards, and that number."""
+    if not isinstance(x, Affine) or len(x.terms) != 1:
+        return None
+    along = coefficient(x, variable)
+    return (along, x.constant) if along in (1, -1) else None
+
+
+def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]:
+    """Stores where a variable is in a range, with what is known of their conditions there."""
+    first, last = part[0], part[1] - 1
+
+    def holds(x: Integer) -> bool | None:
+        known = _alone(x, variable)
+        if known is None:
+            return None
+        ends = [known[1] + known[0] * at for at in (first, last)]
+        return True if min(ends) >= 0 else False if max(ends) < 0 else None
+
+    def change(e: Expr) -> Expr | None:
+        if e.op is Leaf.CONDITION and (value := holds(e.index)) is not None:
+            return expr.const(value, dtypes.bool)
+        if e.op is Leaf.LOAD and e.guard:
+            found = [holds(c) for c in e.guard]
+            if False in found:
+                return expr.const(0, e.dtype)
+            left = tuple(c for c, value in zip(e.guard, found, strict=True) if value is None)
+            return expr.load(e.array, e.index, left)
+        return None
+
+    return [replace(store, value=expr.rebuild(store.value, change)) for store in stores]

@@ -1,0 +1,106 @@
+"""What is joined, rolled, reflected or repeated is read part by part, without choosing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from schedule.machine import GOLDEN
+from schedule.programs import Inputs, plan_of
+
+from minigrad import Tensor
+from minigrad.graph import build as g
+from minigrad.graph.axes import joined, part_along, split_axis
+from minigrad.graph.node import Node
+from minigrad.loops.nest import Nest, Store, walk
+from minigrad.loops.recipes import lower
+from minigrad.render.llvm import render
+from minigrad.schedule import expr
+
+SIZES = [3, 16, 17, 40, 60, 129]
+
+
+def nest_of(build: Callable[[Inputs], Node]) -> Nest:
+    """The only kernel of a program."""
+    (kernel,) = plan_of(lambda inputs: [build(inputs)]).kernels
+    return lower(kernel, GOLDEN)
+
+
+def stores_of(nest: Nest) -> list[Store]:
+    """What it stores, wherever."""
+    return [one for one in walk(nest.parallel) if isinstance(one, Store)]
+
+
+def rolled(x: Node, axis: int, by: int) -> Node:
+    """The elements before `by` behind the others."""
+    ends = [part_along(x, axis, by, x.shape[axis]), part_along(x, axis, 0, by)]
+    return joined(ends, axis)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_each_part_reads_one_array(axis: int) -> None:
+    stores = stores_of(nest_of(lambda inputs: rolled(inputs(64, 640), axis, 32)))
+    assert len(stores) == 2
+    assert all(one.value.op is expr.Leaf.LOAD and not one.value.guard for one in stores)
+
+
+def test_vectors_where_two_parts_meet_are_the_only_ones_that_choose() -> None:
+    stores = stores_of(nest_of(lambda inputs: rolled(inputs(64, 1000), 1, 3)))
+    assert [len(expr.loads(one.value)) for one in stores] == [1, 2]
+
+
+def test_short_rows_and_zeros_around_have_one_loop() -> None:
+    assert len(stores_of(nest_of(lambda inputs: rolled(inputs(64, 8), 0, 3)))) == 1
+    around = nest_of(lambda inputs: g.contiguous(g.pad(inputs(64, 640), [(1, 1), (1, 1)])))
+    assert len(stores_of(around)) == 1
+
+
+def test_no_vector_reads_far_outside_of_an_array_where_no_lane_counts() -> None:
+    """That takes thousands of cycles: roll by half of 16 MiB took 43 ms, not 0.6."""
+    text = render(nest_of(lambda inputs: rolled(inputs(1 << 16), 0, 1 << 15)))
+    assert text.count("call i1 @llvm.vector.reduce.or") > 0
+    short = render(nest_of(lambda inputs: rolled(inputs(400), 0, 200)))
+    assert "reduce.or" not in short
+
+
+def test_a_repeated_row_is_a_loop_of_its_own() -> None:
+    def repeated(inputs: Inputs) -> Node:
+        wide = g.expand(g.reshape(inputs(64, 1, 100), (64, 1, 100)), (64, 3, 100))
+        return g.contiguous(g.reshape(split_axis(wide, 0, 64), (64, 300)))
+
+    (store,) = stores_of(nest_of(repeated))
+    (load,) = expr.loads(store.value)
+    assert "%" not in repr(load.index).replace("(r0 % 3)", "")
+
+
+@pytest.mark.parametrize("columns", SIZES)
+@pytest.mark.parametrize("mode, numpy_mode", [
+    ("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap"),
+])  # fmt: skip
+def test_values_of_padding(columns: int, mode: str, numpy_mode: str) -> None:
+    x = np.arange(2 * 3 * 7 * columns, dtype=np.float32).reshape(2, 3, 7, columns)
+    got = Tensor(x).pad((1, 2, 2, 1), mode=mode).numpy()
+    expected = np.pad(x, ((0, 0), (0, 0), (2, 1), (1, 2)), numpy_mode)  # type: ignore[call-overload]
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("columns", SIZES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.float16, np.bool_])
+def test_values_of_joins_and_rolls(columns: int, dtype: type) -> None:
+    x, y = (np.arange(9 * columns).reshape(9, columns) % n > 3 for n in (7, 11))
+    x, y = (a.astype(dtype) if dtype is np.bool_ else (a * 5).astype(dtype) for a in (x, y))
+    one, other = Tensor(x), Tensor(y)
+    for axis in (0, 1):
+        assert np.array_equal(one.cat(other, dim=axis).numpy(), np.concatenate((x, y), axis))
+        for by in (1, 2, columns // 2):
+            assert np.array_equal(one.roll(by, axis).numpy(), np.roll(x, by, axis))
+    three = one.cat(other, one.flip(1), dim=1).numpy()
+    assert np.array_equal(three, np.concatenate((x, y, x[:, ::-1]), 1))
+    assert np.array_equal(one.repeat(2, 3).numpy(), np.tile(x, (2, 3)))
+
+
+def test_values_far_apart() -> None:
+    x = np.arange(1 << 20, dtype=np.float32)
+    assert np.array_equal(Tensor(x).roll(1 << 19).numpy(), np.roll(x, 1 << 19))
+    assert np.array_equal(Tensor(x).cat(Tensor(-x)).numpy(), np.concatenate((x, -x)))

@@ -1,0 +1,79 @@
+"""Rows one of whose operands lies along them and the other across: squares are transposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from property.compare import Tolerance, difference
+from schedule.machine import GOLDEN, MACHINES, run
+from schedule.programs import DEVICE
+
+from minigrad import Tensor
+from minigrad.compile import schedule_of
+from minigrad.graph.canonical import Graph, canonicalize
+from minigrad.graph.rewrite import without_rules
+from minigrad.loops.nest import Loop, walk
+from minigrad.loops.recipes import lower
+from minigrad.runtimes.reference import evaluate
+
+NEAR = Tolerance(ulps=16, scale=1, terms=1)
+
+
+def probabilities(x: Any) -> Any:
+    """Softmax along the last axis, in float64."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def softmax_of_columns(n: int) -> Graph:
+    """With its gradient, of n rows and columns."""
+    x, g = (Tensor.ones(n, n, device=DEVICE).realize() for _ in range(2))
+    y = x.T.softmax(-1)
+    roots = [tensor.raw for tensor in (y, *y.gradient(x, gradient=g))]
+    return canonicalize(without_rules(roots)).graph()
+
+
+def test_loads_and_stores_along_rows_are_transposed() -> None:
+    plan = schedule_of(softmax_of_columns(1000), GOLDEN)
+    loops = [
+        one for kernel in plan.kernels for one in walk(lower(kernel, GOLDEN).parallel)
+        if isinstance(one, Loop) and one.transpose
+    ]  # fmt: skip
+    assert {one.kind for one in loops} >= {"serial", "unroll"}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("n", [50, 100, 250])
+def test_values_on_other_processors(machine: str, n: int) -> None:
+    graph = softmax_of_columns(n)
+    generator = np.random.default_rng(n)
+    values = {slot: generator.standard_normal((n, n), dtype=np.float32) for slot in range(2)}
+    expected = evaluate(graph.roots, values, {})
+    for got, wanted in zip(run(graph, values, machine), expected, strict=True):
+        assert difference(got, wanted, NEAR, (), 1) is None
+
+
+@pytest.mark.parametrize("shape", [(17, 33), (100, 96), (33, 130), (64, 64), (250, 19)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_softmax_along_columns_and_its_gradient(shape: tuple[int, int], dtype: str) -> None:
+    generator = np.random.default_rng(7)
+    x, g = generator.standard_normal(shape), generator.standard_normal(shape[::-1])
+    given, gradient = Tensor(x).cast(dtype).realize(), Tensor(g).cast(dtype).realize()
+    x, g = given.double().numpy(), gradient.double().numpy()
+    y = given.T.softmax(-1)
+    (found,) = y.gradient(given, gradient=gradient)
+    Tensor.realize(y, found)
+    p = probabilities(x.T)
+    expected = (p * (g - (g * p).sum(-1, keepdims=True))).T
+    near = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 0.03}[dtype]
+    assert np.abs(y.double().numpy() - p).max() <= near
+    assert np.abs(found.double().numpy() - expected).max() <= near
+
+
+def test_windows_of_an_image() -> None:
+    x = np.random.default_rng(8).standard_normal((2, 16, 16, 24)).astype(np.float32)
+    parts = Tensor(x).reshape(2, 16, 2, 8, 3, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, 64, 16)
+    wanted = x.reshape(2, 16, 2, 8, 3, 8).transpose(0, 2, 4, 3, 5, 1).reshape(-1, 64, 16)
+    assert np.abs(parts.softmax(-1).numpy() - probabilities(wanted)).max() <= 1e-6
