@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
@@ -18,7 +19,7 @@ from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, views
+from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, turns, views
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
@@ -93,6 +94,21 @@ class Capture:
         tensors, values = self._check(args, kwargs)
         self._check_effects(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
+        given = [tensor.raw for tensor in tensors]
+        turns.during((self.touched, given), partial(self._launch, tensors, nodes, values))
+        self._renew(tensors, nodes)
+        results = [self._tensor(source, tensors, nodes) for source in self.sources]
+        for number in self.written_inputs:
+            tensor = tensors[number]
+            if views.base_of(tensor) is not None:  # the replay has written the copy that it shows
+                with no_grad():
+                    tensor._write(tensor.raw)
+        return rebuild(self.result, iter(results).__next__, values)
+
+    def _launch(
+        self, tensors: Sequence[Tensor], nodes: Sequence[Node], values: dict[str, int]
+    ) -> None:
+        """Let the device run it, and note what that has changed."""
         self.replay.put(*(node.arg.memory for node in (*(t.raw for t in tensors), *nodes)))
         if spoiled:
             refuse((*self.read, *(tensor.raw.arg for tensor in tensors)))
@@ -106,14 +122,12 @@ class Capture:
         self.replay.run(values)
         if saved_graphs.recorded:
             saved_graphs.replayed(self._all_written(tensors))
-        self._renew(tensors, nodes)
-        results = [self._tensor(source, tensors, nodes) for source in self.sources]
-        for number in self.written_inputs:
-            tensor = tensors[number]
-            if views.base_of(tensor) is not None:  # the replay has written the copy that it shows
-                with no_grad():
-                    tensor._write(tensor.raw)
-        return rebuild(self.result, iter(results).__next__, values)
+
+    def touched(self, given: Sequence[Node]) -> turns.Touched:
+        """Memory that a replay writes and reads, which is given these nodes."""
+        memories = [node.arg for node in given]
+        written = self.written.union(memories[number] for number in self.written_inputs)
+        return written, self.read.union(memories)
 
     def _follow(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Tell the device what a replay reads and fills, which may be wrong already."""
