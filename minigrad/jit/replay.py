@@ -44,7 +44,7 @@ class Source:
 
     kind and what: "fresh" and the number of an output, "input" and the number of an input,
     "input memory" and that number where another tensor shares the input's memory, "kept" and a
-    tensor, "kept memory" and a node.
+    tensor, "kept memory" and a node, "again" and the place in the result where it was before.
     """
 
     kind: str
@@ -97,7 +97,10 @@ class Capture:
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, tensors, nodes, values))
         self._renew(tensors, nodes)
-        results = [self._tensor(source, tensors, nodes) for source in self.sources]
+        results: list[Tensor] = []
+        for source in self.sources:
+            again = source.kind == "again"
+            results.append(results[source.what] if again else self._tensor(source, tensors, nodes))
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # the replay has written the copy that it shows

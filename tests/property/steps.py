@@ -127,7 +127,10 @@ class Maker:
         lines = [line for _ in range(self.random.randrange(1, 7)) for line in self.lines()]
         whole = [*self.names, "s0[1:]", "s0.T", "a[::2]", "a.sum()", "s1.max(0)"]
         results = [self.one_of(whole) for _ in range(self.random.randrange(1, 4))]
-        calls = [self.one_of([*CALLS, "new", "new"]) for _ in range(self.random.randrange(4, 8))]
+        calls = [
+            self.one_of([*CALLS]) if self.chance(0.3) else "new"
+            for _ in range(self.random.randrange(4, 8))
+        ]
         if self.chance(0.5):
             calls[:3] = calls[:1] * 3
         return Step(self.n, self.m, tuple(lines), tuple(results), tuple(calls))
