@@ -95,7 +95,7 @@ class Capture:
         self._check_effects(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
-        turns.during((self.touched, given), partial(self._launch, tensors, nodes, values))
+        turns.during((self.touched, given), partial(self._launch, given, nodes, values))
         self._renew(tensors, nodes)
         results: list[Tensor] = []
         for source in self.sources:
@@ -109,35 +109,33 @@ class Capture:
         return rebuild(self.result, iter(results).__next__, values)
 
     def _launch(
-        self, tensors: Sequence[Tensor], nodes: Sequence[Node], values: dict[str, int]
+        self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]
     ) -> None:
         """Let the device run it, and note what that has changed."""
-        self.replay.put(*(node.arg.memory for node in (*(t.raw for t in tensors), *nodes)))
+        memories = [node.arg for node in (*given, *nodes)]
+        self.replay.put(*(memory.memory for memory in memories))
+        asked = spoiled or undecided or saved_graphs.recorded
+        written, read = self.touched(given) if asked else (frozenset(), frozenset())
         if spoiled:
-            refuse((*self.read, *(tensor.raw.arg for tensor in tensors)))
+            refuse(read)
         GlobalCounters.program_calls += 1
         if spoiled:
-            renew(self._all_written(tensors))
+            renew(written)
         if isinstance(self.replay, CheckedReplay):
-            self.replay.present = [node.arg for node in (*(t.raw for t in tensors), *nodes)]
-        if undecided:
-            self._follow(tensors, nodes)
+            self.replay.present = memories
+        if undecided:  # what it reads and fills may be wrong already: the device is told
+            filled = [*written, *(node.arg for node in nodes)]
+            for name in {buffer.device for buffer in filled} & undecided:
+                Device[name].follow(read, filled)
         self.replay.run(values)
         if saved_graphs.recorded:
-            saved_graphs.replayed(self._all_written(tensors))
+            saved_graphs.replayed(written)
 
     def touched(self, given: Sequence[Node]) -> turns.Touched:
         """Memory that a replay writes and reads, which is given these nodes."""
         memories = [node.arg for node in given]
         written = self.written.union(memories[number] for number in self.written_inputs)
         return written, self.read.union(memories)
-
-    def _follow(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
-        """Tell the device what a replay reads and fills, which may be wrong already."""
-        given = [tensor.raw.arg for tensor in tensors]
-        filled = [*self._all_written(tensors), *(node.arg for node in nodes)]
-        for name in {buffer.device for buffer in filled} & undecided:
-            Device[name].follow((*self.read, *given), filled)
 
     def fresh(self, output: Output, values: dict[str, int] | None = None) -> Node:
         """A node with memory for an output."""
@@ -236,9 +234,6 @@ class Capture:
             of._grad = gradient
         for number, gradient in self.input_gradients:
             tensors[number]._grad = gradient
-
-    def _all_written(self, tensors: Sequence[Tensor]) -> frozenset[Buffer]:
-        return self.written | {tensors[number].raw.arg for number in self.written_inputs}
 
 
 def memory_of(tensor: Tensor) -> Buffer:

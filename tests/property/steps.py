@@ -154,11 +154,11 @@ def run(
         data = generator.integers(-2, 3, shape).astype(np.float32)
         return Tensor(data, device=device).realize()
 
-    space: dict[str, Any] = {"new": new, "n": step.n, "m": step.m}
-    space |= {name: new(step.n, step.m) for name in STATE}
+    state = {name: new(step.n, step.m) for name in STATE}
+    space: dict[str, Any] = {"new": new, "n": step.n, "m": step.m, **state}
 
     def function(a: Tensor, b: Tensor) -> list[Tensor]:
-        inside = {**space, "a": a, "b": b}
+        inside: dict[str, Any] = {**state, "a": a, "b": b}
         for line in step.lines:
             exec(line, inside)
             if not captured:
