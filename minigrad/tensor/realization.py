@@ -198,7 +198,8 @@ def _compute(
             lazy = [holder for holder in given if holder.raw.op is not BUFFER]
             if lazy or targets:
                 plan = _Plan(lazy, targets, owner)
-                while turns.must_wait((_Plan.touched, plan)):
+                under_way[me] = _Plan.touched, plan
+                while (len(under_way) > 1 or waiting) and turns.must_wait((_Plan.touched, plan)):
                     lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
                     plan = _Plan(lazy, targets, owner)
         if plan is not None:

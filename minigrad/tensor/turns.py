@@ -44,8 +44,9 @@ def during(turn: Turn, work: Callable[[], T]) -> T:
 
 
 def wait(turn: Turn) -> None:
-    """Wait for this thread's turn."""
+    """Wait for this thread's turn, who has said already what it is."""
     with lock:
+        _changed.notify_all()  # who has seen that, and waits for it: now it steps back
         while must_wait(turn):
             pass
 
@@ -56,10 +57,7 @@ def must_wait(turn: Turn) -> bool:
     The lock is held.
     """
     me = get_ident()
-    seen = me in under_way
     under_way[me] = turn
-    if len(under_way) == 1 and not waiting:
-        return False
     waiting.setdefault(me, turn)  # before it looks, so that who ends then tells it
     others = under_way.copy()
     del others[me]
@@ -69,8 +67,6 @@ def must_wait(turn: Turn) -> bool:
         others[thread] = other
     if any(_meets(turn, other) for other in others.values()):
         del under_way[me]
-        if seen:
-            _changed.notify_all()
         _changed.wait()
         return True
     del waiting[me]
