@@ -86,7 +86,7 @@ def sort(
     arguments = list(places)
     fresh: dict[Node, int] = {}
     outputs: dict[Buffer, Node] = {}
-    returned = []
+    returned: list[Tensor] = []
     first: dict[int, int] = {}  # id of a tensor → its first place in the result
     for place, tensor in enumerate(results):
         node, memory = tensor.raw, tensor.raw.arg
