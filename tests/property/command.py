@@ -14,6 +14,7 @@ from minigrad import Context, Device
 from minigrad.loops import assemble
 from minigrad.runtimes import cpu_kernels, cpu_pool
 
+GROUPED = "CPU"  # the device that has groups of kernels
 PROGRESS = 250  # programs between two lines that say how far it is
 
 
@@ -49,7 +50,7 @@ def in_groups(order: int) -> Iterator[None]:
 
     assemble.CHUNK_OPERATIONS, assemble.CHUNK_BYTES, cpu_kernels.LEAST_SHARED = 40, 200, 0.0
     cpu_kernels.beside = counted
-    cpu_pool.pool_for("CPU").shuffle(order)
+    cpu_pool.pool_for(GROUPED).shuffle(order)
     with tempfile.TemporaryDirectory() as folder, Context(CACHE=folder):
         try:
             yield

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from devices import CPU
 from hypothesis import settings
 
 from minigrad import Tensor
@@ -33,7 +34,7 @@ def test_captured_steps(batch: int, compiled: str) -> None:
 
 def test_steps_in_groups() -> None:
     """Some as the command runs them with `--groups`: many kernels are beside others."""
-    command = [sys.executable, "-m", "tests.property.steps", "--device", "CPU"]
+    command = [sys.executable, "-m", "tests.property.steps", "--device", CPU]
     command += ["--seed", str(FIRST_SEED), "--count", "12", "--groups", str(FIRST_SEED)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr

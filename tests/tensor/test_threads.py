@@ -167,13 +167,13 @@ def test_modes_belong_to_a_thread(mode: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["straight", "general", "of another step"])
-def test_a_replay_that_writes_and_readers(way: str) -> None:
+def test_a_replay_that_writes_and_readers(way: str, device: str) -> None:
     """Who reads what a replay writes sees it as it was before a step or after, never in between.
 
     The readers are lazy tensors, copies to the host, and another step's replays.
     """
-    state = Tensor(np.zeros(1 << 20, np.float32), device="CPU").realize()
-    one = Tensor(np.ones(1, np.float32), device="CPU").realize()
+    state = Tensor(np.zeros(1 << 20, np.float32), device=device).realize()
+    one = Tensor(np.ones(1, np.float32), device=device).realize()
 
     @jit
     def step(x: Tensor, *, flag: bool = False) -> Tensor:
