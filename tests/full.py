@@ -27,12 +27,18 @@ def call(*arguments: str) -> bool:
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT).returncode == 0
 
 
-def programs(module: str, device: str, count: int) -> Callable[[int, int | None], bool]:
-    """Random programs of a module, so many unless another number is given."""
+def programs(
+    module: str, device: str, count: int, groups: bool = False
+) -> Callable[[int, int | None], bool]:
+    """Random programs of a module, so many unless another number is given.
+
+    groups: the seed is that of the order of chunks, too.
+    """
 
     def suite(seed: int, given: int | None) -> bool:
+        more = ("--groups", str(seed)) if groups else ()
         return call(f"tests.property.{module}", "--seed", str(seed), "--count", str(given or count),
-                    "--device", device)  # fmt: skip
+                    "--device", device, *more)  # fmt: skip
 
     return suite
 
@@ -48,6 +54,9 @@ def examples(seed: int, given: int | None) -> bool:
 SUITES: dict[str, Callable[[int, int | None], bool]] = {
     "graphs": programs("graphs", "CPU", 20_000),
     "pairs": programs("pairs", "CPU", 20_000),
+    "steps": programs("steps", "CPU", 5_000),
+    "groups": programs("graphs", "CPU", 2_000, groups=True),
+    "steps-in-groups": programs("steps", "CPU", 2_000, groups=True),
     "graphs-cl": programs("graphs", "CL", 300),
     "pairs-cl": programs("pairs", "CL", 300),
     "examples": examples,

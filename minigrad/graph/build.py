@@ -28,9 +28,18 @@ def buffer(memory: Any, dtype: DType, shape: Shape, device: str) -> Node:
     return make(Op.BUFFER, dtype, tuple(shape), (), memory, device)
 
 
-def iota(length: Integer, device: str, dtype: DType = dtypes.int32) -> Node:
-    """0, 1, …, length − 1."""
+def iota(length: Integer, device: str, dtype: DType | None = None) -> Node:
+    """0, 1, …, length − 1, of int32 unless a dtype is given, in which they wrap."""
+    if dtype is None:
+        dtype = dtypes.int32
+        _check_positions(length)
     return make(Op.IOTA, dtype, (length,), (), None, device)
+
+
+def _check_positions(length: Integer) -> None:
+    most = dtypes.int32.maximum
+    if isinstance(length, int) and length - 1 > most:
+        raise ShapeError(f"positions 0 … {length - 1}: expected none beyond int32's {most}")
 
 
 def variable(value: Affine, device: str) -> Node:
@@ -68,6 +77,7 @@ def sort(keys: Node, axis: int) -> Node:
     if keys.dtype.kind != "u":
         raise DTypeError(f"sort: keys are {keys.dtype.name}, expected an unsigned integer dtype")
     _check_axis(Op.SORT, keys, axis)
+    _check_positions(keys.shape[axis])
     return make(Op.SORT, dtypes.int32, keys.shape, (keys,), axis, keys.device)
 
 

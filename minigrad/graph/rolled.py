@@ -218,7 +218,10 @@ class _Chain:
     def _take(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
         """Take in what is not of the loop."""
         one = sources[1]
-        if sources.count(one) == len(sources):
+        same = sources.count(one) == len(sources)
+        if one in (self.elements if same else self.same):
+            raise _Unlike  # h·i + 1, where i is 1: what it stands for cannot be told
+        if same:
             self.same.add(one)
             return
         if one.op is Op.BUFFER and (

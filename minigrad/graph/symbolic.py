@@ -31,7 +31,8 @@ class Atom:
     """
 
     __slots__ = (
-        "kind", "name", "inner", "divisor", "low", "high", "payload", "_sort_key", "__weakref__"
+        "kind", "name", "inner", "divisor", "low", "high", "payload", "_sort_key", "_text",
+        "__weakref__",
     )  # fmt: skip
     kind: str
     name: str
@@ -41,6 +42,7 @@ class Atom:
     high: int
     payload: Any
     _sort_key: tuple[str, int, int] | None
+    _text: str
 
     def __new__(
         cls,
@@ -59,7 +61,8 @@ class Atom:
             return known
         made = super().__new__(cls)
         made.kind, made.name, made.inner, made.divisor = kind, name, inner, divisor
-        made.low, made.high, made.payload, made._sort_key = low, high, payload, None
+        made.low, made.high, made.payload = low, high, payload
+        made._sort_key, made._text = None, ""
         return _atoms.settle(key, made)
 
     def __reduce__(self) -> Any:  # one object in each process
@@ -67,6 +70,11 @@ class Atom:
         return (Atom, (*arguments, self.inner, self.divisor, self.payload))
 
     def __repr__(self) -> str:
+        if not self._text:  # once: values that are read at values that are read at … share these
+            self._text = self._show()
+        return self._text
+
+    def _show(self) -> str:
         if self.inner is not None:
             sign = "//" if self.kind == "div" else "%"
             alone = len(self.inner.terms) == 1 and not self.inner.constant

@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
@@ -18,7 +19,7 @@ from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, views
+from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, turns, views
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
@@ -43,7 +44,7 @@ class Source:
 
     kind and what: "fresh" and the number of an output, "input" and the number of an input,
     "input memory" and that number where another tensor shares the input's memory, "kept" and a
-    tensor, "kept memory" and a node.
+    tensor, "kept memory" and a node, "again" and the place in the result where it was before.
     """
 
     kind: str
@@ -93,21 +94,13 @@ class Capture:
         tensors, values = self._check(args, kwargs)
         self._check_effects(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
-        self.replay.put(*(node.arg.memory for node in (*(t.raw for t in tensors), *nodes)))
-        if spoiled:
-            refuse((*self.read, *(tensor.raw.arg for tensor in tensors)))
-        GlobalCounters.program_calls += 1
-        if spoiled:
-            renew(self._all_written(tensors))
-        if isinstance(self.replay, CheckedReplay):
-            self.replay.present = [node.arg for node in (*(t.raw for t in tensors), *nodes)]
-        if undecided:
-            self._follow(tensors, nodes)
-        self.replay.run(values)
-        if saved_graphs.recorded:
-            saved_graphs.replayed(self._all_written(tensors))
+        given = [tensor.raw for tensor in tensors]
+        turns.during((self.touched, given), partial(self._launch, given, nodes, values))
         self._renew(tensors, nodes)
-        results = [self._tensor(source, tensors, nodes) for source in self.sources]
+        results: list[Tensor] = []
+        for source in self.sources:
+            again = source.kind == "again"
+            results.append(results[source.what] if again else self._tensor(source, tensors, nodes))
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # the replay has written the copy that it shows
@@ -115,12 +108,34 @@ class Capture:
                     tensor._write(tensor.raw)
         return rebuild(self.result, iter(results).__next__, values)
 
-    def _follow(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
-        """Tell the device what a replay reads and fills, which may be wrong already."""
-        given = [tensor.raw.arg for tensor in tensors]
-        filled = [*self._all_written(tensors), *(node.arg for node in nodes)]
-        for name in {buffer.device for buffer in filled} & undecided:
-            Device[name].follow((*self.read, *given), filled)
+    def _launch(
+        self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]
+    ) -> None:
+        """Let the device run it, and note what that has changed."""
+        memories = [node.arg for node in (*given, *nodes)]
+        self.replay.put(*(memory.memory for memory in memories))
+        asked = spoiled or undecided or saved_graphs.recorded
+        written, read = self.touched(given) if asked else (frozenset(), frozenset())
+        if spoiled:
+            refuse(read)
+        GlobalCounters.program_calls += 1
+        if spoiled:
+            renew(written)
+        if isinstance(self.replay, CheckedReplay):
+            self.replay.present = memories
+        if undecided:  # what it reads and fills may be wrong already: the device is told
+            filled = [*written, *(node.arg for node in nodes)]
+            for name in {buffer.device for buffer in filled} & undecided:
+                Device[name].follow(read, filled)
+        self.replay.run(values)
+        if saved_graphs.recorded:
+            saved_graphs.replayed(written)
+
+    def touched(self, given: Sequence[Node]) -> turns.Touched:
+        """Memory that a replay writes and reads, which is given these nodes."""
+        memories = [node.arg for node in given]
+        written = self.written.union(memories[number] for number in self.written_inputs)
+        return written, self.read.union(memories)
 
     def fresh(self, output: Output, values: dict[str, int] | None = None) -> Node:
         """A node with memory for an output."""
@@ -219,9 +234,6 @@ class Capture:
             of._grad = gradient
         for number, gradient in self.input_gradients:
             tensors[number]._grad = gradient
-
-    def _all_written(self, tensors: Sequence[Tensor]) -> frozenset[Buffer]:
-        return self.written | {tensors[number].raw.arg for number in self.written_inputs}
 
 
 def memory_of(tensor: Tensor) -> Buffer:

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from struct import error as NoNumber
 from sys import getrefcount
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, form_of
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, saved_graphs
+from minigrad.tensor import Tensor, saved_graphs, turns
 from minigrad.tensor.live_tensors import (
     Link,
     by_node,
@@ -76,7 +77,18 @@ _ARGUMENTS = """\
         except elsewhere:
             return general(args, kwargs)
         counters.program_calls += 1
-        run(nothing)
+        me = get_ident()
+        try:
+            under_way[me] = turn = touched, ({given})
+            if len(under_way) > 1 or waiting:
+                wait(turn)
+                if spoiled:
+                    return general(args, kwargs)
+            run(nothing)
+        finally:
+            under_way.pop(me, None)
+            if waiting:
+                tell()
         if histories:
             replayed(written)
 """
@@ -115,7 +127,9 @@ def straight(capture: Capture) -> Serve | None:
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),
-        "counters": GlobalCounters,
+        "counters": GlobalCounters, "get_ident": get_ident, "touched": capture.touched,
+        "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
+        "tell": turns.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
         "written": capture.written, "gradients": [(of, g) for of, g, _ in capture.gradients],
         "new": object.__new__, "Tensor": Tensor, "Link": Link, "by_node": by_node,
@@ -143,6 +157,7 @@ def straight(capture: Capture) -> Serve | None:
     text.append(_ARGUMENTS.format(
         tensors="".join(f"tensor{n}, " for n in inputs) or "()",
         nodes="\n".join(f"            given{n} = tensor{n}.raw" for n in inputs),
+        given="".join(f"given{n}, " for n in inputs),
         differs=" or ".join(f"given{n}.form is not form{n}" for n in inputs) or "False",
         handles=", ".join(handles),
     ))  # fmt: skip

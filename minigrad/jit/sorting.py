@@ -86,10 +86,14 @@ def sort(
     arguments = list(places)
     fresh: dict[Node, int] = {}
     outputs: dict[Buffer, Node] = {}
-    returned = []
-    for tensor in results:
+    returned: list[Tensor] = []
+    first: dict[int, int] = {}  # id of a tensor → its first place in the result
+    for place, tensor in enumerate(results):
         node, memory = tensor.raw, tensor.raw.arg
-        if memory in places:
+        if first.setdefault(id(tensor), place) != place:
+            source = Source("again", first[id(tensor)])
+            returned.append(returned[source.what])
+        elif memory in places:
             number = places[memory]
             same = tensor is given[number]
             source = Source("input" if same else "input memory", number)

@@ -166,6 +166,8 @@ def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
     """Whether vectors cannot pick an index's elements along a variable from few others."""
     if stride is not None:
         return stride not in range(NEIGHBOURS + 1)
+    if any(along in value.variables for value in expr.values_in(x)):
+        return True
     start = make_axis("block", 0, 1 << 10).index * (2 * LEAST_LANES)
     lanes = [substitute(x, {along: start + lane}) for lane in range(2 * LEAST_LANES)]
     apart = [lane - lanes[0] for lane in lanes]

@@ -123,7 +123,7 @@ def _lives(process: int) -> bool:
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name; of all parts, if given their .index.json."""
-    from safetensors import deserialize
+    from safetensors import SafetensorError, deserialize
 
     result: dict[str, Tensor] = {}
     if os.fspath(path).endswith(".index.json"):
@@ -137,7 +137,11 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
         return result
     where = Device.canonical(device or Device.DEFAULT)
     read: Any = deserialize  # the package has no annotations
-    for name, entry in read(Path(path).read_bytes()):
+    try:
+        entries = read(Path(path).read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"safe_load: {path} is damaged, or no safetensors file: {error}") from None
+    for name, entry in entries:
         dtype = _NAMES.get(entry["dtype"])
         if dtype is None:
             raise DTypeError(f"safe_load: {name} is {entry['dtype']}; known: {', '.join(_NAMES)}")
@@ -149,8 +153,8 @@ def _parts_of_index(path: Path) -> dict[Path, list[str]]:
     """The files that an index names, which are beside it, each with its tensors' names."""
     try:
         content = json.loads(path.read_text())
-    except RecursionError:
-        raise ValueError(f"safe_load: {path} is no index: it is nested too deeply") from None
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"safe_load: {path} is no index: {error}") from None
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict):
         raise ValueError(f"safe_load: {path} has no weight_map, which says where each tensor is")

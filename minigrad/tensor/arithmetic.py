@@ -14,8 +14,8 @@ from minigrad.tensor.core import Core
 
 
 def _atan2_rule(g: Any, value: Any, y: Any, x: Any) -> Sequence[Any]:
-    square = x * x + y * y
-    return [g * x / square, -g * y / square]
+    length = y.hypot(x)  # whose square may be too large or too small
+    return [g * (x / length) / length, -g * (y / length) / length]
 
 
 def _hypot_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
@@ -185,6 +185,8 @@ class Arithmetic(Composed):
 
     def atan2(self, other: Any) -> Self:
         """The angle of the point (other, self) in −π … π; zeros have IEEE 754's signs.
+
+        Its gradient at (0, 0) is NaN, as PyTorch's: there is none.
 
         >>> round(Tensor([1.0]).atan2(Tensor([-1.0])).item(), 4)
         2.3562

@@ -189,7 +189,8 @@ class Creation(Methods):
         check_holds("arange", wanted, *ends)
         ints = wanted.is_int and not floats
         wide = wanted if ints or wanted is dtypes.float64 else dtypes.float32
-        ramp = cls._of(build.iota(count, where, wanted if ints else dtypes.int32)).cast(wide)
+        number = dtypes.int32 if count <= dtypes.int32.maximum else dtypes.int64
+        ramp = cls._of(build.iota(count, where, wanted if ints else number)).cast(wide)
         # as consts of that dtype: a step of −1 wraps in an unsigned one, and so do the sums, back
         if step != 1:
             ramp = ramp * cls._of(build.const(step, wide, (), where))

@@ -417,8 +417,14 @@ class Elementwise(Methods):
         # outside the range nothing depends on self; at a bound the gradient passes (as in PyTorch)
         result = self
         if low is not None:
-            result = (result < low).where(low, result)
-        return result if high is None else (result > high).where(high, result)
+            result = (result < low)._or_nan(low).where(low, result)
+        return result if high is None else (result > high)._or_nan(high).where(high, result)
+
+    def _or_nan(self, bound: Any) -> Self:
+        """A condition, or whether a bound is NaN."""
+        if isinstance(bound, Core):
+            return self | self._new(bound.raw).isnan() if bound.dtype.is_float else self
+        return self if bound == bound else self | True
 
     # --- operators --------------------------------------------------------------------------------
 

@@ -481,15 +481,14 @@ class Functions(Methods):
         return x._with_derivative(result, _copysign_rule, y)
 
     def logaddexp(self, other: Any) -> Self:
-        """log(eˣ + eʸ) without overflow.
+        """log(eˣ + eʸ) without overflow, and to the last places where the larger one is near 0.
 
         >>> round(Tensor([0.0]).logaddexp(0.0).item(), 4)
         0.6931
         """
         x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
-        top = x.maximum(y).detach()
-        top = top.isfinite().where(top, 0.0)
-        return x._with_derivative(((x - top).exp() + (y - top).exp()).log() + top, _softmax_rule, y)
+        apart = x.eq(y).where(0.0, (x - y).abs())  # of equal infinities, too
+        return x._with_derivative(x.maximum(y) + (-apart).exp().log1p(), _softmax_rule, y)
 
     # --- exponentials, logarithms ---------------------------------------------------------
 

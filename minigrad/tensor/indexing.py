@@ -6,6 +6,7 @@ import dis
 import sys
 from collections.abc import Iterator
 from itertools import compress, count
+from math import prod
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
@@ -243,11 +244,13 @@ class Indexing(Methods):
         axes = sorted(arrays)
         order = axes + [axis for axis in range(self.ndim) if axis not in arrays]
         extents = [self.shape[axis] for axis in axes]
+        most = prod(map(high, extents))
         shape = broadcast_shape("index", *(arrays[axis].shape for axis in axes))
         flat: Self | None = None
         inside: Self | None = None
         for axis, extent in zip(axes, extents, strict=True):
-            index = self._wrapped(arrays[axis], axis) if wraps else arrays[axis]._wide_index()
+            index = arrays[axis]._wide_index(most)
+            index = self._wrapped(index, axis) if wraps else index
             if len(axes) > 1:  # an index out of range must not become another one in range
                 if isinstance(extent, Affine):
                     raise ShapeError("several index arrays on a symbolic dimension")
@@ -261,13 +264,15 @@ class Indexing(Methods):
 
     def _wrapped(self, index: Self, axis: int) -> Self:
         """An index array whose negative elements count from the end."""
-        index = index._wide_index()
+        index = index._wide_index(high(self.shape[axis]))
         if index.dtype.kind == "u":
             return index
         return (index < 0).where(index + self._count(axis, index.dtype), index)
 
-    def _wide_index(self) -> Self:
-        """An index array in which the extent of any axis has room."""
+    def _wide_index(self, most: float = 0) -> Self:
+        """An index array in which so many positions have room."""
+        if most > dtypes.int32.maximum:
+            return self.cast(dtypes.int64)
         return self.int() if self.dtype.itemsize < 4 else self
 
     def _take_places(self, arrays: dict[int, Self], place: int, wraps: bool = True) -> Self:
@@ -363,8 +368,8 @@ class Indexing(Methods):
         """Positions in the flat tensor as positions along each dimension."""
         found: list[Self] = []
         for extent in self._known_shape()[:0:-1]:
-            found.append(flat % extent)
-            flat = flat // extent
+            found.append(flat % max(extent, 1))
+            flat = flat // max(extent, 1)
         return [flat, *found[::-1]] if self.ndim else []
 
     def embedding(self, weight: Core) -> Self:

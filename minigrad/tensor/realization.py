@@ -14,7 +14,6 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from threading import get_ident
@@ -30,7 +29,7 @@ from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.graph.shapes import numel
 from minigrad.program import recording
-from minigrad.tensor import saved_graphs, views
+from minigrad.tensor import saved_graphs, turns, views
 from minigrad.tensor.live_tensors import (
     Holder,
     capturing,
@@ -42,10 +41,10 @@ from minigrad.tensor.live_tensors import (
     lock,
     not_captured,
     of_this_thread,
-    rank,
     wants_gradient,
 )
 from minigrad.tensor.saved_graphs import has_history, see_through
+from minigrad.tensor.turns import Touched, under_way, waiting
 
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
@@ -53,12 +52,7 @@ _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
 # The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
 _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
-# thread → its plan, from when that is made until tensors point to what it computed.
-_under_way: dict[int, _Plan] = {}
-_settled = threading.Condition(lock)
-_waiters = 0  # threads that wait, or are about to
 if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
-    os.register_at_fork(after_in_child=_under_way.clear)
     os.register_at_fork(after_in_child=capturing.clear)
 
 
@@ -111,7 +105,8 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
         _compute([], {buffer}, holder)
     if any(other is not holder for other in holders(buffer)):  # since that plan, it may be
         _compute([], {buffer}, holder)
-    buffer.arg.copy_in(data)
+    written = {buffer.arg}
+    turns.during((lambda _: (written, frozenset()), None), lambda: buffer.arg.copy_in(data))
     with lock:
         saved_graphs.overwritten(buffer)
         _waiting.pop(id(buffer), None)
@@ -196,34 +191,26 @@ def _compute(
 
     Gives the plan, if there is need of one: what another thread captures is computed by that alone.
     """
-    global _waiters
     me, plan = get_ident(), None
-    outer = _under_way.pop(me, None) if _under_way else None  # that computes a custom node
+    outer = under_way.pop(me, None) if under_way else None  # that computes a custom node
     try:
         with lock:
             given = not_captured(wanted) if capturing else wanted
             lazy = [holder for holder in given if holder.raw.op is not BUFFER]
             if lazy or targets:
                 plan = _Plan(lazy, targets, owner)
-                if _under_way:
-                    _waiters += 1
-                    try:
-                        while any(map(plan.must_wait_for, _under_way.values())):
-                            _settled.wait()
-                            lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
-                            plan = _Plan(lazy, targets, owner)
-                    finally:
-                        _waiters -= 1
-                _under_way[me] = plan
+                under_way[me] = _Plan.touched, plan
+                while (len(under_way) > 1 or waiting) and turns.must_wait((_Plan.touched, plan)):
+                    lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
+                    plan = _Plan(lazy, targets, owner)
         if plan is not None:
             _run(plan)
     finally:
-        _under_way.pop(me, None)
+        under_way.pop(me, None)
         if outer is not None:
-            _under_way[me] = outer
-        if _waiters:
-            with lock:
-                _settled.notify_all()
+            under_way[me] = outer
+        if waiting:
+            turns.tell()
     return plan
 
 
@@ -351,17 +338,10 @@ class _Plan:
         self.values = values
         self.same = values == list(self.roots)  # whose order is known
 
-    def must_wait_for(self, other: _Plan) -> bool:
-        """Whether one of the two writes to memory that the other, of this rank, reads or writes.
-
-        Else what waits would be written twice, or overwritten while it is read.
-        """
-        mine, others = self.targets.keys(), other.targets.keys()
-        return any(rank.knows(target.device) for target in (mine or others)) and not (
-            mine.isdisjoint(others)
-            and mine.isdisjoint(other.order)
-            and others.isdisjoint(self.order)
-        )
+    def touched(self) -> Touched:
+        """Memory that is written and that is read."""
+        read = {node.arg for node in self.order if node.op is BUFFER}
+        return {target.arg for target in self.targets}, read
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
@@ -551,7 +531,10 @@ class _Plan:
 
         The others keep its writes as they are, of which one that is remade would be made twice.
         """
-        others = [root for plan in _under_way.values() if plan is not self for root in plan.roots]
+        others = [
+            root for _, plan in under_way.copy().values() if isinstance(plan, _Plan)
+            if plan is not self for root in plan.roots
+        ]  # fmt: skip
         if not (others and lazy):
             return lazy
         busy = depending(topological([holder.raw for holder in lazy]), others)

@@ -9,7 +9,7 @@ from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
-from minigrad.graph.symbolic import Affine, ceildiv
+from minigrad.graph.symbolic import Affine, ceildiv, high
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, count_node
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found
@@ -197,7 +197,7 @@ class Reduce(Methods):
     ) -> Self:
         """Position (int32) of the first largest element, or of the first NaN.
 
-        Without an axis: position in the flat tensor.
+        Without an axis: position in the flat tensor. Of more than 2³¹ it is int64.
 
         >>> Tensor([1, 5, 3]).argmax().item()
         1
@@ -213,9 +213,10 @@ class Reduce(Methods):
         found = x.eq(x.max(place, True)) | x.isnan()
         # the first one is the one with most elements from it to the end
         shape = tuple(e if d == place else 1 for d, e in enumerate(self.shape))
-        ramp = self._new(build.reshape(build.iota(self.shape[place], self.raw.device), shape))
-        extent = self._count(place, dtypes.default_int)
-        behind = found.where(extent - ramp, 0)
+        dtype = dtypes.int32 if high(self.shape[place]) <= dtypes.int32.maximum else dtypes.int64
+        ramp = build.reshape(build.iota(self.shape[place], self.raw.device, dtype), shape)
+        extent = self._count(place, dtype)
+        behind = found.where(extent - self._new(ramp), 0)
         return extent - behind.max(place, keepdim)
 
     def argmin(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device
 from minigrad.dtype import named
 from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError
-from minigrad.graph.node import Op
+from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
 from minigrad.hints import hint
 from minigrad.program import bytes_of, recording
-from minigrad.tensor import hostdata
+from minigrad.tensor import hostdata, turns
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
@@ -48,6 +49,10 @@ class Data:
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __pow__ = _computed
 
 
+def _read(node: Node) -> turns.Touched:
+    return frozenset(), {node.arg}
+
+
 class Values(Methods):
     """Reading a tensor: each of these realizes it and waits."""
 
@@ -58,9 +63,10 @@ class Values(Methods):
 
     def _bytes(self) -> bytearray:
         self.realize()
-        return hostdata.crop(
-            bytes_of(self.raw), self.shape, self._known_shape(), self.dtype.itemsize
-        )
+        while (node := self.raw).op is not Op.BUFFER:  # another thread has written meanwhile
+            self.realize()
+        data = turns.during((_read, node), partial(bytes_of, node))
+        return hostdata.crop(data, self.shape, self._known_shape(), self.dtype.itemsize)
 
     def numpy(self) -> Any:
         """A numpy array that is a copy (bfloat16 through `ml_dtypes`).

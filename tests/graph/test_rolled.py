@@ -229,3 +229,21 @@ def test_layers_with_weights_are_not_taken_for_steps(monkeypatch):
     for _ in range(80):  # these have none, and are
         small = ((small.tanh() + 1) * 2).exp()
     assert loops(small) == 1 and tried
+
+
+def test_a_number_of_the_second_step_that_is_another_constant(on_device):
+    """What stands for h·n must not stand for + 3, too, where n is 3."""
+    numbers = [5, 3, *(2 + step % 9 for step in range(98))]
+    h, wanted = Tensor([1, 2]), np.array([1, 2])
+    for number in numbers:
+        h, wanted = (h * number + 3) % 11, (wanted * number + 3) % 11
+    assert np.array_equal(h.numpy(), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_powers_of_long_integers(on_device, dtype):
+    """63 steps, bit by bit: bit 1 is the number that a bit is compared with."""
+    x = np.array([-2 if dtype == "int64" else 29, 3, 3, 10, 7], dtype)
+    exponents = np.array([1, 2**61 + 1, 4, 3, 0], dtype)
+    found = Tensor(x) ** (Tensor(exponents) % 5)
+    assert np.array_equal(found.numpy(), x ** (exponents % np.array(5, dtype)))

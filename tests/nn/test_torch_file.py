@@ -139,6 +139,12 @@ def test_parts_with_an_index(on_device, tmp_path):
         index.write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match="safe_load"):
             state.safe_load(index)
+    index.write_text('{"weight_map":')
+    with pytest.raises(ValueError, match=r"safe_load: .*json is no index: Expecting value"):
+        state.safe_load(index)
+    (tmp_path / "1.safetensors").write_bytes(b"1234567")
+    with pytest.raises(ValueError, match=r"safe_load: .*1\.safetensors is damaged"):
+        state.safe_load(tmp_path / "1.safetensors")
 
 
 # ---- files that were made to do harm ----

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
-from minigrad import Device
+from minigrad import Context, Device
+from minigrad.loops import assemble
+from minigrad.runtimes import cpu_kernels, cpu_pool
 
+GROUPED = "CPU"  # the device that has groups of kernels
 PROGRESS = 250  # programs between two lines that say how far it is
 
 
@@ -23,7 +28,34 @@ def parser_of(module: str, about: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the (first) program")
     parser.add_argument("--count", type=int, help="how many programs")
     parser.add_argument("--device", default=Device.DEFAULT)
+    parser.add_argument("--groups", type=int, metavar="ORDER",
+                        help="few elements a chunk, all in groups, in a random order")  # fmt: skip
     return parser
+
+
+@contextmanager
+def in_groups(order: int) -> Iterator[None]:
+    """Let kernels that may run beside each other do so, however small, chunk by chunk in an order.
+
+    For a process of its own: what it has compiled before, or will afterwards, has other chunks.
+    """
+    joined = [0, 0]
+    beside = cpu_kernels.beside
+
+    def counted(*given: object) -> list[bool]:
+        result = beside(*given)  # type: ignore[arg-type]
+        joined[0] += len(result)
+        joined[1] += sum(result)
+        return result
+
+    assemble.CHUNK_OPERATIONS, assemble.CHUNK_BYTES, cpu_kernels.LEAST_SHARED = 40, 200, 0.0
+    cpu_kernels.beside = counted
+    cpu_pool.pool_for(GROUPED).shuffle(order)
+    with tempfile.TemporaryDirectory() as folder, Context(CACHE=folder):
+        try:
+            yield
+        finally:
+            print(f"{joined[0]} kernels, {joined[1]} of them beside the one before")
 
 
 def count_failures(title: str, seeds: range, check: Callable[[int], str | None]) -> int:
@@ -54,11 +86,12 @@ def run_command(
     what `check` has counted.
     """
     title = f"{title} on {given.device}"
-    if given.count is not None:
-        failed = count_failures(title, range(given.seed, given.seed + given.count), check)
-        statistics()
-        sys.exit(1 if failed else 0)
-    print(script(given.seed))
-    failure = check(given.seed)
-    print(failure or f"{title}, seed {given.seed}: right")
-    sys.exit(1 if failure else 0)
+    with nullcontext() if given.groups is None else in_groups(given.groups):
+        if given.count is not None:
+            failed = count_failures(title, range(given.seed, given.seed + given.count), check)
+            statistics()
+            sys.exit(1 if failed else 0)
+        print(script(given.seed))
+        failure = check(given.seed)
+        print(failure or f"{title}, seed {given.seed}: right")
+        sys.exit(1 if failure else 0)

@@ -261,3 +261,27 @@ def test_remainders_of_negative_zero(device: str) -> None:
     got = x.fmod(Tensor([2.0, 2.0, 2.0, -2.0, 0.0], device=device)).numpy()
     assert np.signbit(got[:4]).tolist() == [True, False, True, False]
     assert got[:4].tolist() == [0, 0, 0, 0] and np.isnan(got[4])
+
+
+@pytest.mark.parametrize("y, x", [(1e-25, 1e-25), (3e25, 1e25), (-1.0, 2.0)])
+def test_gradient_of_an_angle(y: float, x: float, device: str) -> None:
+    """Also of points so far out, or so near 0, that their square is ∞ or 0."""
+    places = [Tensor(value, device=device, requires_grad=True) for value in (y, x)]
+    found = [g.item() for g in places[0].atan2(places[1]).gradient(*places)]
+    length = np.hypot(y, x)
+    np.testing.assert_allclose(found, [x / length / length, -y / length / length], rtol=1e-6)
+
+
+def test_logaddexp_keeps_small_results(device: str) -> None:
+    """Where the larger one is 0, all that is left is log1p of the smaller one."""
+    y = np.array([-20, -50, -80, -INF], np.float32)
+    found = Tensor(np.zeros(4, np.float32), device=device).logaddexp(Tensor(y, device=device))
+    np.testing.assert_allclose(found.numpy(), np.logaddexp(0, y.astype(float)), rtol=2e-6)
+
+
+def test_bounds_that_are_nan(device: str) -> None:
+    """As in numpy and PyTorch: between NaN and anything there is nothing."""
+    nan, x = float("nan"), Tensor([1.0, 5.0], device=device)
+    found = x.clip(Tensor([nan, 2.0], device=device), 4).tolist(), x.clip(nan, 7.0).tolist()
+    np.testing.assert_array_equal(found, [[nan, 4.0], [nan, nan]])
+    assert x.int().clip(Tensor([2, 2], device=device), None).tolist() == [2, 5]

@@ -259,3 +259,23 @@ def test_ones_in_front_of_a_value_do_not_count(on_device):
     assert x[2].tolist() == [8, 9] and w.grad.tolist() == [[1, 1]]
     with pytest.raises(ShapeError, match="does not broadcast"):
         x[0] = Tensor.zeros(2, 2)
+
+
+def test_masks_of_no_elements(on_device):
+    empty = Tensor.zeros(2, 0)
+    assert empty[Tensor.zeros(2, 0, dtype="bool")].shape == (0,)
+    assert empty.nonzero().shape == (0, 2)
+
+
+def test_positions_beyond_int32(compiled):
+    """Of several index arrays, of a flat tensor, of ranges: nothing wraps (nothing is stored)."""
+    with Context(DEVICE=compiled):
+        rows, columns = Tensor.arange(65536).reshape(-1, 1), Tensor.arange(65536)
+        x = rows.expand(65536, 65536) + columns
+        found = x[Tensor([65535, 40000, -1]), Tensor([7, 65535, 0])]
+        assert found.tolist() == [65542, 105535, 65535]
+        assert x.take(Tensor([-1, 5])).tolist() == [131070, 5]
+        assert Tensor.arange(2**33, dtype="float64")[-2:].tolist() == [2**33 - 2, 2**33 - 1]
+        assert x.argmax().dtype.name == "int64" and x.argmax(0).dtype.name == "int32"
+        with pytest.raises(ShapeError, match="positions 0 … 4294967295"):
+            x.flatten().argsort(0)

@@ -164,3 +164,44 @@ def test_modes_belong_to_a_thread(mode: str, device: str) -> None:
         return True
 
     assert all(together(work))
+
+
+@pytest.mark.parametrize("way", ["straight", "general", "of another step"])
+def test_a_replay_that_writes_and_readers(way: str, device: str) -> None:
+    """Who reads what a replay writes sees it as it was before a step or after, never in between.
+
+    The readers are lazy tensors, copies to the host, and another step's replays.
+    """
+    state = Tensor(np.zeros(1 << 20, np.float32), device=device).realize()
+    one = Tensor(np.ones(1, np.float32), device=device).realize()
+
+    @jit
+    def step(x: Tensor, *, flag: bool = False) -> Tensor:
+        state.assign(state + x)
+        return x + 1
+
+    @jit
+    def double(x: Tensor) -> Tensor:
+        return state * x
+
+    named = {"flag": True} if way == "general" else {}
+    for _ in range(3):
+        step(one, **named)
+        double(one)
+    ended = threading.Event()
+
+    def work(number: int) -> bool:
+        if number == 0:
+            for _ in range(150):
+                step(one, **named)
+            ended.set()
+        while number and not ended.is_set():
+            if way == "of another step":
+                found = double(one).numpy()
+            else:
+                found = (state * 2 if number % 2 else state).numpy()
+            assert found.min() == found.max()
+        return True
+
+    assert all(together(work))
+    assert state.min().item() == state.max().item() == 153

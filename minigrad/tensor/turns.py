@@ -1,0 +1,87 @@
+"""Threads that compute at once: none writes to memory that another one reads or writes meanwhile.
+
+Whoever computes says first what that touches, and then looks whether somebody else is there: alone,
+nobody takes a lock. Who must wait steps back meanwhile, and gets its turn in the order of arrival.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Set
+from threading import get_ident
+from typing import Any, TypeVar
+
+from minigrad.device import Buffer
+from minigrad.tensor.live_tensors import lock, rank
+
+T = TypeVar("T")
+
+# Memory that is written and that is read, when somebody asks: a function, and what it is given.
+Touched = tuple[Set[Buffer], Set[Buffer]]
+Turn = tuple[Callable[[Any], Touched], Any]
+
+under_way: dict[int, Turn] = {}  # by threads
+waiting: dict[int, Turn] = {}  # the same, who came first first; changed under the lock only
+_changed = threading.Condition(lock)
+if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
+    os.register_at_fork(after_in_child=under_way.clear)
+    os.register_at_fork(after_in_child=waiting.clear)
+
+
+def during(turn: Turn, work: Callable[[], T]) -> T:
+    """The result of `work`, when it is this thread's turn."""
+    me = get_ident()
+    try:
+        under_way[me] = turn
+        if len(under_way) > 1 or waiting:
+            wait(turn)
+        return work()
+    finally:
+        under_way.pop(me, None)
+        if waiting:
+            tell()
+
+
+def wait(turn: Turn) -> None:
+    """Wait for this thread's turn, who has said already what it is."""
+    with lock:
+        _changed.notify_all()  # who has seen that, and waits for it: now it steps back
+        while must_wait(turn):
+            pass
+
+
+def must_wait(turn: Turn) -> bool:
+    """Take this thread's turn; or wait until something has changed, and ask again.
+
+    The lock is held.
+    """
+    me = get_ident()
+    under_way[me] = turn
+    waiting.setdefault(me, turn)  # before it looks, so that who ends then tells it
+    others = under_way.copy()
+    del others[me]
+    for thread, other in waiting.items():
+        if thread == me:
+            break
+        others[thread] = other
+    if any(_meets(turn, other) for other in others.values()):
+        del under_way[me]
+        _changed.wait()
+        return True
+    del waiting[me]
+    return False
+
+
+def tell() -> None:
+    """Let those who wait look again: this thread has ended, or waits no longer."""
+    with lock:
+        waiting.pop(get_ident(), None)
+        _changed.notify_all()
+
+
+def _meets(one: Turn, other: Turn) -> bool:
+    """Whether one writes to memory, known to this thread's rank, that the other touches."""
+    (written, read), (others_written, others_read) = (ask(about) for ask, about in (one, other))
+    both = (written & (others_written | others_read)) | (others_written & read)
+    return any(rank.knows(buffer.device) for buffer in both)
