@@ -143,6 +143,17 @@ def is_leaf(node: Node) -> bool:
     return node.op in LEAVES or (node.op in (Op.RESHAPE, Op.CAT) and all(map(is_leaf, node.src)))
 
 
+def computed(order: Iterable[Node]) -> Iterator[Node]:
+    """The nodes of a topological order that are no leaves."""
+    leaves: set[Node] = set()
+    for node in order:
+        joins = node.op is Op.RESHAPE or node.op is Op.CAT
+        if node.op in LEAVES or (joins and leaves.issuperset(node.src)):
+            leaves.add(node)
+        else:
+            yield node
+
+
 def _form(node: Node) -> Any:
     """What copies have in common but for their arguments."""
     return node.op, node.dtype, node.shape, len(node.src)

@@ -18,7 +18,7 @@ from minigrad.graph.copies import (
     LEAVES,
     MANY,
     SINGLE,
-    is_leaf,
+    computed,
     nbytes,
     parts,
     rows_of,
@@ -78,8 +78,7 @@ def rolled(
     order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
     """
     nodes = [node for node in order if node.op not in LEAVES]
-    computed = (node for node in nodes if not is_leaf(node))
-    if len(nodes) < LEAST_NODES or sum(1 for _ in islice(computed, LEAST_NODES)) < LEAST_NODES:
+    if min(len(nodes), sum(1 for _ in islice(computed(order), LEAST_NODES))) < LEAST_NODES:
         return list(roots)
     nodes.sort(key=lambda node: node.age)
     for start, period, length in _periods(_signatures(nodes)):

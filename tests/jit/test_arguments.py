@@ -243,23 +243,6 @@ def test_threads(on_device):
 # ---- leaves --------------------------------------------------------------------------------------
 
 
-def test_leaves_as_arguments():
-    """A replay leaves the gradient at the leaf that it is given."""
-
-    @jit
-    def step(w, x):
-        loss = (w * x).sum()
-        loss.backward()
-        return loss
-
-    for number in range(5):
-        a, b = data(3), data(3)
-        w = Tensor(a, requires_grad=True)
-        same(step(w, Tensor(b)), (a * b).sum())
-        assert step.captured == (number >= 1)
-        same(w.grad, b)
-
-
 def test_a_leaf_given_twice():
     w = Tensor([1.0, 2.0], requires_grad=True)
     step = jit(lambda a, b: a * b)
