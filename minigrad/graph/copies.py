@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
 from minigrad.graph import build
-from minigrad.graph.axes import part_along, split_axis
+from minigrad.graph.axes import part_along, row_of, split_axis
 from minigrad.graph.batched import batch, rows, sum_of_rows
 from minigrad.graph.node import BUFFER, CONST, INDEX, Node, Op, Shape, topological
 from minigrad.graph.operations import REDUCTIONS
@@ -73,11 +73,9 @@ def stacked(nodes: Sequence[Node]) -> Node:
 
 def unstacked(whole: Node) -> list[Node]:
     """The rows of an array."""
-    count, *shape = whole.shape
+    (count, *_) = whole.shape
     assert isinstance(count, int)
-    rest = [(0, extent) for extent in shape]
-    rows = [build.shrink(whole, [(number, number + 1), *rest]) for number in range(count)]
-    return [build.reshape(row, tuple(shape)) for row in rows]
+    return [row_of(whole, number) for number in range(count)]
 
 
 def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
@@ -246,8 +244,8 @@ _known: WeakKeyDictionary[Node, tuple[list[int], Set[int], Node]] = WeakKeyDicti
 def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
     """Nodes of one kind, computed together (len, …); None where they are no copies."""
     count, first = len(copies), copies[0]
-    ages, computed, whole = _known.get(first, ([], frozenset(), first))
-    if ages == [node.age for node in copies] and computed.isdisjoint(node.age for node in kept):
+    ages, inside, whole = _known.get(first, ([], frozenset(), first))
+    if ages == [node.age for node in copies] and inside.isdisjoint(node.age for node in kept):
         return whole
     new: dict[Node, Node] = {}  # of those that the first one is computed of
     same: set[Node] = set()
@@ -279,8 +277,9 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
             stack += zip(*(node.src for node in nodes), strict=True)
     if is_leaf(first) or first in same:
         return None
+    given = same | new.keys()
     try:
-        for node in topological([first], same | new.keys()):
+        for node in topological([first], given):
             if node.op is Op.SHRINK:
                 (source,) = node.src
                 ranges = [one.arg for one in known[node]]
@@ -289,9 +288,9 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
                 new[node] = batch(node, [rows(source, new, count) for source in node.src])
     except ScanError:  # one of the operations has no form for many values
         return None
-    ages_of = {one: [node.age for node in known[one]] for one in new if not is_leaf(one)}
-    computed = frozenset(chain.from_iterable(ages_of.values()))
-    _known.update((one, (ages, computed, new[one])) for one, ages in ages_of.items())
+    ages_of = {one: [node.age for node in known[one]] for one in new.keys() - given}
+    inside = frozenset(chain.from_iterable(ages_of.values()))
+    _known.update((one, (ages, inside, new[one])) for one, ages in ages_of.items())
     return new[first]
 
 

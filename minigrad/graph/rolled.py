@@ -77,9 +77,9 @@ def rolled(
 
     order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
     """
-    nodes = [node for node in order if node.op not in LEAVES]
-    if min(len(nodes), sum(1 for _ in islice(computed(order), LEAST_NODES))) < LEAST_NODES:
+    if sum(1 for _ in islice(computed(order), LEAST_NODES)) < LEAST_NODES:
         return list(roots)
+    nodes = [node for node in order if node.op not in LEAVES]
     nodes.sort(key=lambda node: node.age)
     for start, period, length in _periods(_signatures(nodes)):
         third = range(start + 2 * period, start + 3 * period)
