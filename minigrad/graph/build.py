@@ -165,12 +165,18 @@ def permute(x: Node, order: Sequence[int]) -> Node:
     return _moved(Op.PERMUTE, x, shape, order)
 
 
+@lru_cache(maxsize=1 << 12)
+def grows(old: Shape, new: Shape) -> bool:
+    """Whether dimensions of 1 become those of another shape, and the others are as they were."""
+    return len(old) == len(new) and all(a in (1, b) for a, b in zip(old, new, strict=True))
+
+
 def expand(x: Node, shape: Shape) -> Node:
     """Repeat dimensions of length 1; the number of dimensions stays."""
     shape = tuple(shape)
     if x.shape == shape:
         return x
-    if len(shape) != x.ndim or any(a != b and a != 1 for a, b in zip(x.shape, shape, strict=True)):
+    if not grows(x.shape, shape):
         raise ShapeError(f"expand from {x.shape} to {shape}: only dimensions of 1 can grow")
     return _moved(Op.EXPAND, x, shape)
 
@@ -194,20 +200,27 @@ def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
     (A general program's own variables are where such a part is, in each call: see general.py.)
     """
     pairs = tuple([(start, stop) for start, stop in ranges])
-    if len(pairs) != x.ndim:
-        raise ShapeError(f"shrink {pairs} of shape {x.shape}: expected one range per dimension")
-    for (start, stop), extent in zip(pairs, x.shape, strict=True):
+    shape = _cut(x.shape, pairs)
+    return x if shape is None else _moved(Op.SHRINK, x, shape, pairs)
+
+
+@lru_cache(maxsize=1 << 12)
+def _cut(shape: Shape, ranges: Sequence[tuple[Integer, Integer]]) -> Shape | None:
+    """The shape of a part; None where that is all."""
+    if len(ranges) != len(shape):
+        raise ShapeError(f"shrink {ranges} of shape {shape}: expected one range per dimension")
+    for (start, stop), extent in zip(ranges, shape, strict=True):
         beyond = high(stop) > high(extent) and not is_general(stop)
         if low(start) < 0 or low(stop - start) < 0 or beyond:
-            raise ShapeError(f"shrink {pairs} of shape {x.shape}: a range leaves its dimension")
-    shape = tuple([stop - start for start, stop in pairs])
-    if shape == x.shape and all(start == 0 for start, _ in pairs):
-        return x
-    return _moved(Op.SHRINK, x, shape, pairs)
+            raise ShapeError(f"shrink {ranges} of shape {shape}: a range leaves its dimension")
+    part = tuple([stop - start for start, stop in ranges])
+    return None if part == shape and all(start == 0 for start, _ in ranges) else part
 
 
 def flip(x: Node, axes: Sequence[int]) -> Node:
     """Reverse the order along axes."""
+    if not axes:
+        return x
     axes = tuple(sorted(set(axes)))
     if any(not 0 <= axis < x.ndim for axis in axes):
         raise ShapeError(f"flip: axes {axes} of an array of {x.ndim} dimensions")

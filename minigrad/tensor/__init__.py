@@ -90,6 +90,8 @@ class _Room(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Room
-for _name in TEMPLATED:
-    setattr(Tensor, _name, templated(getattr(Tensor, _name)))
+_made = {getattr(Tensor, name): templated(getattr(Tensor, name)) for name in TEMPLATED}
+for _name, _method in [(name, getattr(Tensor, name)) for name in dir(Tensor)]:
+    if isinstance(_method, FunctionType) and _method in _made:  # under each of its names: `@`, too
+        setattr(Tensor, _name, _made[_method])
 put_hints("Tensor", Tensor)

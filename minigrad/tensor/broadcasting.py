@@ -50,8 +50,13 @@ def count_node(shape: Sequence[Integer], axes: Sequence[int], dtype: DType, devi
 
 def broadcast_shape(name: str, *shapes: Shape) -> Shape:
     """The common shape of numpy's rule: aligned at the right, a 1 stretches."""
-    if all(shape == shapes[0] for shape in shapes[1:]):
+    if len(set(shapes)) < 2:
         return shapes[0] if shapes else ()
+    return _broadcast_shape(name, shapes)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _broadcast_shape(name: str, shapes: Sequence[Shape]) -> Shape:
     result: list[Integer] = []
     for position in range(1, max((len(shape) for shape in shapes), default=0) + 1):
         extents = [shape[-position] for shape in shapes if len(shape) >= position]
@@ -70,13 +75,10 @@ def broadcast_to(node: Node, shape: Shape, name: str = "expand") -> Node:
     """The node repeated to `shape`, with new dimensions at the left."""
     if node.shape == shape:
         return node
-    missing = len(shape) - node.ndim
-    fits = missing >= 0 and all(
-        have in (1, want) for have, want in zip(node.shape, shape[missing:], strict=True)
-    )
-    if not fits:
+    wide = (1,) * (len(shape) - node.ndim) + node.shape
+    if not build.grows(wide, shape):
         raise ShapeError(f"{name}: shape {show(node.shape)} does not broadcast to {show(shape)}")
-    return build.expand(build.reshape(node, (1,) * missing + node.shape), shape)
+    return build.expand(build.reshape(node, wide), shape)
 
 
 def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:

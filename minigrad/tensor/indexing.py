@@ -117,17 +117,16 @@ class Indexing(Methods):
         """
         items = self._expanded(key, name)
         advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
-        together = not advanced or advanced == list(range(advanced[0], advanced[-1] + 1))
-        items = [item for item in items if item is not Ellipsis]
-        advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
-        place = advanced[0] if advanced and together else 0
+        place = 0
+        if advanced and advanced[-1] - advanced[0] < len(advanced):
+            place = advanced[0] - (Ellipsis in items[: advanced[0]])
         ranges: list[tuple[Integer, Integer]] = []
         steps: list[int] = []
         kept: list[int | None] = []  # the result's dimensions, None for new ones
         arrays: dict[int, Self] = {}
         for item in items:
-            if item is None:
-                kept.append(None)
+            if item is None or item is Ellipsis:
+                kept += [None] * (item is None)
                 continue
             axis = len(ranges)
             start, stop, step = 0, self.shape[axis], 1  # type: Integer, Integer, int
@@ -142,34 +141,41 @@ class Indexing(Methods):
                 kept.append(axis)
             ranges.append((start, stop))
             steps.append(step)
-        view = self
-        if ranges and (any(step != 1 for step in steps) or _cuts(ranges, self.shape)):
-            view = view._view(lambda node: _cut(node, ranges, steps))
-        if kept != list(range(len(ranges))):
-            extents = tuple(1 if axis is None else view.shape[axis] for axis in kept)
-            view = view._view(lambda node: build.reshape(node, extents))
-        return (self._view(lambda node: node) if view is self else view), arrays, place
+
+        def part(node: Node) -> Node:
+            node = _cut(node, ranges, steps)
+            extents = [1 if axis is None else node.shape[axis] for axis in kept]
+            return build.reshape(node, tuple(extents))
+
+        return self._view(part), arrays, place
 
     def _expanded(self, key: Any, name: str) -> list[Any]:
         """One item per dimension, plus None for new ones; arrays are tensors of checked integers.
 
         An Ellipsis is left where it stands for no dimension: it still parts what is beside it.
         """
-        given: list[Any] = list(key) if isinstance(key, tuple) else [key]
-        items = [self._as_index(item) for item in given]
-        # what the host has is checked at once
-        listed = {id(i) for i, old in zip(items, given, strict=True) if not isinstance(old, Core)}
-        used = sum(1 if not isinstance(i, Core) or not i.dtype.is_bool else i.ndim
-                   for i in items if i is not None and i is not Ellipsis)  # fmt: skip
+        items: list[Any] = []
+        listed: list[Any] = []  # what the host has is checked at once
+        used, rest = 0, [slice(None)] * self.ndim
+        place: int | None = None
+        for given in key if isinstance(key, tuple) else (key,):
+            item = self._as_index(given)
+            if isinstance(item, Core):
+                used += item.ndim if item.dtype.is_bool else 1
+                listed += [] if isinstance(given, Core) else [id(item)]
+            elif item is Ellipsis:
+                if place is not None:
+                    raise BoundsError("an index with more than one … (Ellipsis)")
+                place = len(items)
+            else:
+                used += item is not None
+            items.append(item)
         if used > self.ndim:
             raise BoundsError(
                 f"{used} indices for a tensor of {self.ndim} dimensions, shape {self.shape}"
             )
-        if sum(item is Ellipsis for item in items) > 1:
-            raise BoundsError("an index with more than one … (Ellipsis)")
-        rest = [slice(None)] * (self.ndim - used)
-        place = next((p for p, item in enumerate(items) if item is Ellipsis), len(items))
-        items[place : place + 1] = rest or items[place : place + 1]
+        place = len(items) if place is None else place
+        items[place : place + 1] = rest[used:] or items[place : place + 1]
         result: list[Any] = []
         axis = 0
         for item in items:
@@ -459,10 +465,6 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
         return given
     value = _int(given) or 0
     return value + extent if value < 0 else value
-
-
-def _cuts(ranges: list[tuple[Integer, Integer]], shape: Shape) -> bool:
-    return any(pair != (0, extent) for pair, extent in zip(ranges, shape, strict=True))
 
 
 def _cut(node: Node, ranges: list[tuple[Integer, Integer]], steps: list[int]) -> Node:

@@ -394,17 +394,18 @@ class _Plan:
     ) -> tuple[Sequence[Node], Sequence[Node]]:
         """The nodes of those tensors that read a target other than through a root.
 
-        And what they need that the order does not have, where these are all the tensors.
+        And what they need that the order does not have, where no other tensor needs such.
         """
         lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
         below = topological(lazy, self.order)
+        others = set(lazy).intersection(below)
         reads = set(targets)
         apart, roots = reads.isdisjoint, self.roots
         for node in (*self.order, *below):
             if not apart(node.src) and node not in roots:
                 reads.add(node)
         found = [node for node in lazy if node in reads]
-        return found, below if len(found) == len(lazy) else ()
+        return found, below if reads.issuperset(others) else ()
 
     def _copy(self, target: Node) -> None:
         """Save the value of a BUFFER that is about to be overwritten."""
