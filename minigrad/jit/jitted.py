@@ -21,6 +21,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | --- | --- |
 | a tensor that is passed | reads it; `JitError` for another dtype, device or number of dimensions |
 | a tensor of other extents that is passed | nothing: it has a capture of its own |
+| a leaf that is passed and gets a gradient | gives each its own `.grad` |
 | a number or a string that is passed | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that or of `self` | `JitError` |

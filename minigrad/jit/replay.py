@@ -78,7 +78,8 @@ class Capture:
         self.written_nodes: list[Node] = []
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
-        self.input_gradients: list[tuple[int, Tensor]] = []
+        # number, which, and the leaf that has had it itself: others get copies
+        self.input_gradients: list[tuple[int, Tensor, weakref.ref[Any] | None]] = []
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """One replay."""
@@ -93,6 +94,7 @@ class Capture:
             self._settle(args, kwargs)
         tensors, values = self._check(args, kwargs)
         self._check_effects(tensors)
+        self._part_gradients(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
@@ -217,7 +219,7 @@ class Capture:
             if times[memories[number]] > 1:
                 raise written_twice(self.name, number)
         had = any(of.grad is not None for of, _, others in self.gradients if not others)
-        if had or any(tensors[number].grad is not None for number, _ in self.input_gradients):
+        if had or any(tensors[number].grad is not None for number, *_ in self.input_gradients):
             raise JitError(
                 f"{self.name} was captured when its tensors had no gradient, and now they have: a "
                 "replay would not add to it; call zero_grad() before each call, or inside the step"
@@ -232,8 +234,20 @@ class Capture:
                 holder._point(nodes[source.what] if fresh else tensors[source.what].raw)
         for of, gradient, _ in self.gradients:
             of._grad = gradient
-        for number, gradient in self.input_gradients:
-            tensors[number]._grad = gradient
+        self.give_gradients(tensors)
+
+    def _part_gradients(self, tensors: Sequence[Tensor]) -> None:
+        """A leaf that had a gradient itself keeps a copy, where another is given now."""
+        for number, gradient, leaf in self.input_gradients:
+            before = leaf() if leaf is not None else None
+            if before is not None and before is not tensors[number] and before._grad is gradient:
+                before._grad = gradient.clone().realize()
+
+    def give_gradients(self, tensors: Sequence[Tensor]) -> None:
+        """Give inputs their gradients, which are the same memory in each call."""
+        for number, gradient, leaf in self.input_gradients:
+            own = leaf is not None and leaf() is tensors[number]
+            tensors[number]._grad = gradient if own else gradient.clone()
 
 
 def memory_of(tensor: Tensor) -> Buffer:

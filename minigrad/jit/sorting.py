@@ -57,17 +57,19 @@ def take_gradients(
     """Note the gradients that the step left at its inputs and elsewhere."""
     places = {id(clone): number for number, clone in enumerate(given)}
     for of, gradient in before.new_gradients():
-        number = places.get(id(of), -1)
-        if number < 0 or of is tensors[number]:
-            capture.gradients.append((of, gradient, before.had_gradient(of)))
+        number, had = places.get(id(of), -1), before.had_gradient(of)
+        if number < 0 or had:
+            capture.gradients.append((of, gradient, had))
             continue
-        if tensors[number].grad is not None:
+        input = tensors[number]
+        if of is not input and input.grad is not None:
             raise JitError(
                 f"{capture.name} adds to the gradient of input {number}: "
                 "set its .grad to None before the call"
             )
-        tensors[number].grad = gradient
-        capture.input_gradients.append((number, gradient))
+        leaf = input._link if of is input else None
+        capture.input_gradients.append((number, gradient, leaf))
+        capture.give_gradients(tensors)
 
 
 def sort(

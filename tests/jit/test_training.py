@@ -141,6 +141,46 @@ def test_gradients_of_inputs(on_device):
         same(step(Tensor(x), Tensor(y)), y)
 
 
+def test_each_leaf_that_is_given_has_a_gradient_of_its_own(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+
+    @jit
+    def step(x):
+        w.grad = None
+        (w * x * x).sum().backward()
+
+    leaves = [Tensor([number, 1.0], requires_grad=True) for number in range(5)]
+    for leaf in leaves:
+        step(leaf)
+    assert [leaf.grad.tolist() for leaf in leaves] == [[2.0 * n, 4.0] for n in range(5)]
+    with pytest.raises(JitError, match="had no gradient"):
+        step(leaves[2])
+    leaves[1].grad = None  # the leaf of the capture comes again
+    step(leaves[1])
+    assert [leaf.grad.tolist() for leaf in leaves] == [[2.0 * n, 4.0] for n in range(5)]
+
+
+def test_a_captured_update_of_what_another_step_is_given(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True).realize()
+
+    @jit
+    def gradients(w, x):
+        (w * w * x).sum().backward()
+
+    @jit
+    def update():
+        with Tensor.no_grad():
+            w.assign(w - 0.25 * w.grad).realize()
+
+    expected = np.array([1.0, 2.0])
+    for number in range(5):
+        w.grad = None
+        gradients(w, Tensor([float(number), 1.0]))
+        update()
+        expected -= 0.5 * expected * [number, 1]
+        assert w.numpy().tolist() == expected.tolist()
+
+
 def test_gradients_that_add_up_are_refused(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True)
 
