@@ -51,6 +51,10 @@ def test_a_template_makes_the_nodes_that_the_method_makes(name: str, dtype: str)
             assert method(x, *given).raw is bare(method)(x, *given).raw, (name, arguments)
 
 
+def test_an_operator_has_the_template_of_its_method() -> None:
+    assert Tensor.__matmul__ is Tensor.matmul  # type: ignore[comparison-overlap]
+
+
 def test_gradients_of_what_templates_made() -> None:
     results = []
     for _ in range(2):
