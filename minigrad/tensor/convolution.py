@@ -3,8 +3,8 @@
 A convolution is Σ over k and c of window(x)[b, y, k, c]·w[k, c, o], seen through movements, so the
 recipe of contractions computes it, and its two gradients, without an array of windows in memory.
 Channels are the last dimension inside: then each of the three products has vectors along channels.
-Only images of which each channel has a small kernel of its own stay as they are: to arrange them
-would take longer than to compute.
+Only images of which each channel has a small kernel of its own stay as they are, as groups of one:
+to arrange them would take longer than to compute.
 """
 
 from __future__ import annotations
@@ -86,16 +86,14 @@ class Convolution(Composed):
             )
         dtype = promote(self.dtype, weight.dtype)
         wide = x.cast(accumulator(dtype))
-        if inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
+        own = inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
             space[-1] >= LEAST_WIDTH * steps[-1]
-        ):
-            result = wide._each_channel(weight, pairs, windows_of(2, kernel, steps, gaps))
-            return result._channels_second(bias, dtype, batched)
-        if prod(kernel) == 1 < max(steps) and not any(map(any, pairs)):
+        )
+        apart = own or (groups > 1 and inner >= VECTOR)
+        if prod(kernel) == 1 < max(steps) and not (own or any(map(any, pairs))):
             # what is not skipped, side by side: rows of a product
             kept = wide._windows(windows_of(2, kernel, steps, gaps))
             wide, steps = kept.reshape(kept.shape[: 2 + spatial]).contiguous(), [1] * spatial
-        apart = groups > 1 and inner >= VECTOR
         at = 2 + spatial if apart else 1 + spatial  # where those of the kernel come
         padded = wide._channels_last(groups, apart)._zeros_around(at - spatial, pairs)
         windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
@@ -175,16 +173,6 @@ class Convolution(Composed):
         x = self.reshape(batch, groups, channels // groups, *space)
         order = (1, *range(3, x.ndim)) if apart else (*range(3, x.ndim), 1)
         return x.permute(0, *order, 2)
-
-    def _each_channel(self, weight: Core, pairs: Pairs, windows: Sequence[Window]) -> Self:
-        """(b, groups, *space) with a weight (groups, 1, *kernel) → (b, *space′, groups, 1)."""
-        channels, _, *kernel = weight.shape
-        every = self._zeros_around(2, pairs)._windows(windows)  # (b, groups, *space′, *kernel)
-        spatial = len(kernel)
-        factors = self._new(weight.node).cast(every.dtype)
-        factors = factors.reshape(channels, *(1 for _ in kernel), *kernel)
-        result = (every * factors).sum(tuple(range(-spatial, 0)), dtype=every.dtype)
-        return result.permute(0, *range(2, 2 + spatial), 1).unsqueeze(-1)
 
     def _zeros_around(self, first: int, pairs: Pairs) -> Self:
         """Zeros around dimensions from the first on, stored: cheaper to read than conditions."""
