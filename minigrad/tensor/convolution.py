@@ -219,10 +219,7 @@ class Convolution(Composed):
         whole = count_include_pad and plan.beyond == plan.pairs
         if whole or all(pair == (0, 0) for pair in plan.beyond):
             return (total / prod(plan.kernel)).cast(self._float_dtype())
-        for axis in range(plan.spatial):
-            counted = plan.counted(x, axis, count_include_pad)
-            total = total / counted.reshape(-1, *(1 for _ in range(plan.spatial - 1 - axis)))
-        return total.cast(self._float_dtype())
+        return (total / plan.counted(x, count_include_pad)).cast(self._float_dtype())
 
     def max_pool2d(
         self, kernel_size: Numbers = 2, stride: Numbers | None = None, *, padding: Padding = 0,
@@ -342,12 +339,11 @@ class Convolution(Composed):
         weights = [1 - share, share] if mode != "bicubic" else _cubic(share)
         first = low.int() - (1 if mode == "bicubic" else 0)
         shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
-        result: Self | None = None
-        for i, weight in enumerate(weights):
-            part = x._taken(axis, first + i, extent) * weight.reshape(shape)
-            result = part if result is None else result + part
-        assert result is not None
-        return result
+        parts = [
+            x._taken(axis, first + i, extent) * weight.reshape(shape)
+            for i, weight in enumerate(weights)
+        ]
+        return sum(parts[1:], parts[0])
 
     def _zoomed(self, axis: int, groups: int, zoom: int, step: int, mode: str) -> Self:
         """`zoom` new elements for each `step` along an axis: sums of neighbours, as they lie."""
@@ -534,15 +530,14 @@ class _Plan:
         padded = x.pad([None] * self.first + list(self.beyond), value=value)
         return padded._windows(windows_of(self.first, self.kernel, self.steps, self.gaps))
 
-    def counted(self, x: Any, axis: int, count_include_pad: bool) -> Any:
-        """How many elements count in each window along one dimension."""
-        (before, after), n = self.pairs[axis], self.space[axis]
-        inside = n + before + after if count_include_pad else n
-        end = self.beyond[axis][1] - (after if count_include_pad else 0)
-        ones = x.ones(inside, dtype=x.dtype, device=x.raw.device)
-        padded = ones.pad([(0 if count_include_pad else before, end)])
-        window = (0, self.kernel[axis], self.steps[axis], self.gaps[axis])
-        return padded._windows([window]).sum(-1)
+    def counted(self, x: Any, count_include_pad: bool) -> Any:
+        """How many elements count in each window."""
+        known = self.pairs if count_include_pad else [(0, 0)] * self.spatial
+        sizes = [n + before + after for n, (before, after) in zip(self.space, known, strict=True)]
+        rest = [(b - c, a - d) for (b, a), (c, d) in zip(self.beyond, known, strict=True)]
+        ones = x.ones(sizes, dtype=x.dtype, device=x.raw.device).pad(rest)
+        windows = ones._windows(windows_of(0, self.kernel, self.steps, self.gaps))
+        return windows.sum(tuple(range(-self.spatial, 0)))
 
     def places(self, x: Any, windows: Any, best: Any) -> Any:
         """Where in its plane the first of each window's maxima is."""
