@@ -94,16 +94,15 @@ class Statistics(Composed):
         >>> Tensor([3, 1, 2, 4]).median().item()
         2
         """
-        axis = axis_of("median", 0 if dim is None else dim, 1 if dim is None else self.ndim)
-        x = self.flatten() if dim is None else self
-        if 0 in x.shape or not x.ndim:
-            return x.max(axis, keepdim) if x.ndim else x
-        values, middle = x.sort(axis)[0], (x._known_shape()[axis] - 1) // 2
-        value = x.isnan().any(axis, True).where(
-            values.max(axis, True), values._part(axis, middle, middle + 1)
-        )
         if dim is None:
-            return value.reshape((1,) * self.ndim if keepdim else ())
+            found = self.flatten().median(0)
+            return found.reshape((1,) * self.ndim) if keepdim else found
+        axis = axis_of("median", dim, self.ndim)
+        if not self.ndim or 0 in self.shape:
+            return self.max(axis, keepdim) if self.ndim else self
+        values, extent = self.sort(axis)[0], self._known_shape()[axis]
+        middle, last = (values._part(axis, n - 1, n) for n in ((extent + 1) // 2, extent))
+        value = last.isnan().where(last, middle)  # which are sorted last
         return value if keepdim else value.squeeze(axis)
 
     def quantile(
@@ -338,9 +337,7 @@ class Statistics(Composed):
                              "has 'nuc'")  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self._as_float() if dtype is None else self.cast(dtype)
-        whole = x._norm(2 if p is None or isinstance(p, str) else p, axes)
-        kept = tuple(e for d, e in enumerate(whole.shape) if d not in axes)
-        return whole if keepdim else whole.reshape(kept)
+        return x._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
 
     # --- draws from given weights -----------------------------------------------------------
 
