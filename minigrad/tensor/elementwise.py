@@ -17,7 +17,7 @@ from minigrad.tensor.broadcasting import (
     scalar_dtype,
 )
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods
+from minigrad.tensor.methods import Method, Methods
 
 _DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # whole numbers of integers
 
@@ -92,6 +92,11 @@ def _floor_quotient(x: Node, y: Node) -> Node:
     return y.equals(0.0).where(quotient, whole)
 
 
+def _reflected(op: Op, name: str) -> Method:
+    """The operator for `other op self`."""
+    return lambda self, other: self._binary(op, name, other, True)  # type: ignore[return-value]
+
+
 class Elementwise(Methods):
     """Elementwise methods; operands broadcast and promote, Python scalars are weakly typed."""
 
@@ -114,6 +119,11 @@ class Elementwise(Methods):
             tensor = other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
             pair = _common(name, [mine, tensor.node])
         return pair[::-1] if reverse else pair
+
+    def _two(self, name: str, other: Any) -> tuple[Self, Self]:
+        """self and other with one shape and dtype, as tensors."""
+        x, y = self._pair(name, other, False)
+        return self._new(x), self._new(y)
 
     def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
         return self._new(_apply(op, name, self._pair(name, other, reverse)))
@@ -452,15 +462,6 @@ class Elementwise(Methods):
     def __truediv__(self, other: Any) -> Self:
         return self._div(other, False)
 
-    def __radd__(self, other: Any) -> Self:
-        return self._binary(Op.ADD, "add", other, True)
-
-    def __rsub__(self, other: Any) -> Self:
-        return self._binary(Op.SUB, "sub", other, True)
-
-    def __rmul__(self, other: Any) -> Self:
-        return self._binary(Op.MUL, "mul", other, True)
-
     def __rtruediv__(self, other: Any) -> Self:
         return self._div(other, True)
 
@@ -470,17 +471,7 @@ class Elementwise(Methods):
     def __rmod__(self, other: Any) -> Self:
         return self._mod(other, True)
 
-    def __rand__(self, other: Any) -> Self:
-        return self._binary(Op.AND, "bitwise_and", other, True)
-
-    def __ror__(self, other: Any) -> Self:
-        return self._binary(Op.OR, "bitwise_or", other, True)
-
-    def __rxor__(self, other: Any) -> Self:
-        return self._binary(Op.XOR, "bitwise_xor", other, True)
-
-    def __rlshift__(self, other: Any) -> Self:
-        return self._binary(Op.SHL, "lshift", other, True)
-
-    def __rrshift__(self, other: Any) -> Self:
-        return self._binary(Op.SHR, "rshift", other, True)
+    __radd__, __rsub__ = _reflected(Op.ADD, "add"), _reflected(Op.SUB, "sub")
+    __rmul__, __rand__ = _reflected(Op.MUL, "mul"), _reflected(Op.AND, "bitwise_and")
+    __ror__, __rxor__ = _reflected(Op.OR, "bitwise_or"), _reflected(Op.XOR, "bitwise_xor")
+    __rlshift__, __rrshift__ = _reflected(Op.SHL, "lshift"), _reflected(Op.SHR, "rshift")

@@ -349,15 +349,10 @@ class Functions(Methods):
         return self._div(other, False)
 
     def _truncdiv(self, other: Any) -> Self:
-        x, y = self._pair("truncated division", other, False)
-        left, right = self._new(x), self._new(y)
+        x, y = self._two("truncated division", other)
         if x.dtype.is_float:
-            return (left / right).trunc()
-        quotient = left._floordiv(right, False)
-        if x.dtype.kind != "i":
-            return quotient
-        rounded_down = left._mod(right, False).ne(0) & ((left < 0) ^ (right < 0))
-        return rounded_down.where(quotient + 1, quotient)
+            return (x / y).trunc()
+        return (x - x.fmod(y) if x.dtype.kind == "i" else x)._floordiv(y, False)
 
     def fmod(self, other: Any) -> Self:
         """The remainder with the sign of the dividend (C's).
@@ -365,12 +360,12 @@ class Functions(Methods):
         >>> Tensor([-7]).fmod(4).tolist()
         [-3]
         """
-        x, y = (self._new(node) for node in self._pair("fmod", other, False))
+        x, y = self._two("fmod", other)
         if not x.dtype.is_float:
             rest = x._mod(y, False)
-            return (rest.ne(0) & ((x < 0) ^ (y < 0))).where(rest - y, rest) if (
-                x.dtype.kind == "i"
-            ) else rest
+            if x.dtype.kind != "i":
+                return rest
+            return (rest.ne(0) & ((x < 0) ^ (y < 0))).where(rest - y, rest)
         rest = (x < 0).where(-x, x)._mod((y < 0).where(-y, y), False)
         # −0 − 0 is −0
         return x.eq(0).where(x - rest.detach(), (x < 0).where(-rest, rest))
@@ -473,9 +468,7 @@ class Functions(Methods):
         >>> Tensor([3.0]).copysign(-1.0).tolist()
         [-3.0]
         """
-        x, y = (self._new(node) for node in self._pair("copysign", other, False))
-        if not x.dtype.is_float:
-            x, y = x.float(), y.float()
+        x, y = (value._as_float() for value in self._two("copysign", other))
         size = x.abs()
         result = (y.bitcast(x.dtype.signed) < 0).where(-size, size)
         return x._with_derivative(result, _copysign_rule, y)
@@ -486,7 +479,7 @@ class Functions(Methods):
         >>> round(Tensor([0.0]).logaddexp(0.0).item(), 4)
         0.6931
         """
-        x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
+        x, y = (value._as_float() for value in self._two("logaddexp", other))
         apart = x.eq(y).where(0.0, (x - y).abs())  # of equal infinities, too
         return x._with_derivative(x.maximum(y) + (-apart).exp().log1p(), _softmax_rule, y)
 
@@ -702,8 +695,7 @@ class Functions(Methods):
         0.6931
         """
         x = self._as_float() * beta
-        small = (x < 0).where(x, -x).exp()
-        return ((x < 0).where(0.0, x) + small.log1p()) / beta
+        return ((x < 0).where(0.0, x) + _small(x).log1p()) / beta
 
     def mish(self) -> Self:
         """x·tanh(softplus(x)).

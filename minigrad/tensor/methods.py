@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
         # elementwise.py, functions.py
         def _pair(self, name: str, other: Any, reverse: bool) -> list[Node]: ...
+        def _two(self, name: str, other: Any) -> tuple[Self, Self]: ...
 
         _operand = _as_float = _div = _floordiv = _mod = _with_derivative = _Declared._any
         mul = eq = ne = maximum = minimum = where = masked_fill = clip = _Declared._any
