@@ -13,7 +13,7 @@ from minigrad.errors import AxisError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
-from minigrad.graph.sharding import mark, whole
+from minigrad.graph.sharding import Dims, mark, whole
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
 from minigrad.hints import missing, present
@@ -403,11 +403,14 @@ class Core(Holder, metaclass=_TensorType):
         if dtype is not None:
             return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):
-            mesh = mesh_of(device)
-            node = self.node if mesh.name == self.raw.device else build.copy(self.node, mesh.name)
-            return self._new(mark(node, whole(self.ndim).dims))
+            return self._placed(mesh_of(device).name, whole(self.ndim).dims)
         name = Device.canonical(device or Device.DEFAULT)
         return self if name == self.raw.device else self._new(build.copy(self.node, name))
+
+    def _placed(self, mesh: str, dims: Dims) -> Self:
+        """The same values on a mesh, whose axes divide the dimensions."""
+        node = self.node if mesh == self.raw.device else build.copy(self.node, mesh)
+        return self._new(mark(node, dims))
 
     def assign(self, value: Any) -> Self:
         """Replace its values in place; `value` is broadcast and cast.
