@@ -93,19 +93,6 @@ class Arranging(Composed):
 
     # --- order and shape --------------------------------------------------------------------------
 
-    def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> Self:
-        """Dimensions moved to other places; the rest keep their order.
-
-        >>> Tensor.zeros(2, 3, 4).movedim(0, -1).shape
-        (3, 4, 2)
-        """
-        given, wanted = (axes_of("movedim", axes, self.ndim) for axes in (source, destination))
-        if len(given) != len(wanted):
-            raise ShapeError(f"movedim({source}, {destination}): expected as many of both")
-        rest = iter(axis for axis in range(self.ndim) if axis not in given)
-        places = dict(zip(wanted, given, strict=True))
-        return self.permute(*(places[d] if d in places else next(rest) for d in range(self.ndim)))
-
     def t(self) -> Self:
         """A matrix transposed; a vector as it is.
 
