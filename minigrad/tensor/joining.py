@@ -30,47 +30,33 @@ class Joining(Methods):
 
         Also `Tensor.cat([a, b], 1)`.
         """
-        others, dim = _joined_along("cat", others, dim, axis)
-        if isinstance(self, (list, tuple)):
-            return _first_of("cat", self, others).cat(self[1:], dim=dim)
-        tensors = self._together(others)
-        axis = axis_of("cat", dim, self.ndim)
+        tensors, along = _joined_along("cat", self, others, dim, axis)
+        first = tensors[0]
+        place = axis_of("cat", along, first.ndim)
         for tensor in tensors:
-            if tensor.ndim != self.ndim or any(
+            if tensor.ndim != first.ndim or any(
                 a != b
-                for d, (a, b) in enumerate(zip(tensor.shape, self.shape, strict=True))
-                if d != axis
+                for d, (a, b) in enumerate(zip(tensor.shape, first.shape, strict=True))
+                if d != place
             ):
                 raise ShapeError(
-                    f"cat along dimension {axis}: shapes {self.shape} and "
+                    f"cat along dimension {place}: shapes {first.shape} and "
                     f"{tensor.shape}; expected equal extents but for that dimension"
                 )
         many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)
-        return self._new((build.cat if many else joined)([each.node for each in tensors], axis))
-
-    def _together(self, others: tuple[Any, ...]) -> list[Self]:
-        """self and others with one dtype; accepts f(a, b) and f([a, b])."""
-        given = sequence(others)
-        tensors = [self, *(t if isinstance(t, type(self)) else type(self)(t) for t in given)]
-        same_device("cat", [tensor.raw for tensor in tensors])
-        dtype = promote(*(tensor.dtype for tensor in tensors))
-        return [tensor.cast(dtype) for tensor in tensors]
+        return first._new((build.cat if many else joined)([each.node for each in tensors], place))
 
     def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
-        others, dim = _joined_along("stack", others, dim, axis)
-        if isinstance(self, (list, tuple)):
-            return _first_of("stack", self, others).stack(self[1:], dim=dim)
-        tensors = self._together(others)
+        tensors, along = _joined_along("stack", self, others, dim, axis)
         for tensor in tensors:
-            if tensor.shape != self.shape:
+            if tensor.shape != tensors[0].shape:
                 raise ShapeError(
-                    f"stack: shapes {self.shape} and {tensor.shape}; "
-                    "expected equal ones"
+                    f"stack: shapes {tensors[0].shape} and {tensor.shape}; expected equal ones"
                 )
-        axis = axis_of("stack", dim, self.ndim + 1)
-        wider = [tensor.unsqueeze(axis) for tensor in tensors]
-        return wider[0].cat(*wider[1:], dim=axis)
+        place = axis_of("stack", along, tensors[0].ndim + 1)
+        first, *more = (tensor.unsqueeze(place) for tensor in tensors)
+        return first.cat(*more, dim=place)
 
     def repeat(self, *counts: Any) -> Self:
         """The whole tensor repeated along each dimension, new ones at the left."""
@@ -190,19 +176,14 @@ class Joining(Methods):
         if [_DOTS] not in before or count < 0:
             return before, after
         names = [f".{i}" for i in range(count)]
-        sides: list[Groups] = []
         for side in (before, after):
-            found: Groups = []
-            for group in side:
-                if group == [_DOTS]:
-                    found += [[name] for name in names]
-                elif "..." in group:
-                    place = group.index("...")
-                    found.append(group[:place] + names + group[place + 1 :])
-                else:
-                    found.append(group)
-            sides.append(found)
-        return sides[0], sides[1]
+            for place in reversed(range(len(side))):
+                if side[place] == [_DOTS]:
+                    side[place : place + 1] = [[name] for name in names]
+                elif "..." in side[place]:
+                    at = side[place].index("...")
+                    side[place][at : at + 1] = names
+        return before, after
 
     def _measure(
         self, pattern: str, group: list[str], extent: Any, extents: dict[str, Any]
@@ -224,47 +205,40 @@ class Joining(Methods):
 
 def _groups(pattern: str, side: str) -> Groups:
     """The dimensions of one side: lists of names; a 1 has no name."""
-    side = side.replace("…", "...")
-    tokens = re.findall(r"\.\.\.|\w+|\(|\)|\S", side)
     groups: Groups = []
-    inside = False
-    for token in tokens:
-        if token in "()":
-            if (token == "(") == inside:
+    for part in re.findall(r"\([^()]*\)|\.\.\.|\w+|\S", side.replace("…", "...")):
+        inside = part[1:-1] if part[1:].endswith(")") else part
+        names = re.findall(r"\.\.\.|\w+|\S", inside)
+        for name in names:
+            if name in "()":
                 raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
-            inside = token == "("
-            if inside:
-                groups.append([])
-        elif token == "1":
-            if not inside:
-                groups.append([])
-        elif token != "..." and not token.isidentifier():
-            raise ShapeError(f"rearrange {pattern!r}: unexpected {token!r}")
-        elif inside:
-            groups[-1].append(token)
-        else:
-            groups.append([_DOTS if token == "..." else token])
-    if inside:
-        raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
+            if name not in ("...", "1") and not name.isidentifier():
+                raise ShapeError(f"rearrange {pattern!r}: unexpected {name!r}")
+        groups.append([_DOTS] if part == "..." else [name for name in names if name != "1"])
     return groups
 
 
-def _joined_along(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
-    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
+def _joined_along(
+    name: str, first: Any, others: tuple[Any, ...], dim: int | None, axis: int | None
+) -> tuple[list[Any], int]:
+    """The tensors that are joined, in one dtype, and along which dimension.
+
+    Of f(a, b, dim=1), f(a, b, 1), f((a, b), axis=1), and a.f([b, c]).
+    """
     given = [number for number in (dim, axis) if number is not None]
     if others and isinstance(others[-1], int):
         given.append(others[-1])
         others = others[:-1]
     if len(given) > 1:
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
-    return others, given[0] if given else 0
-
-
-def _first_of(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
-    """The first of several tensors in a list, which stand alone."""
-    if not given or others:
+    listed = isinstance(first, (list, tuple))
+    if listed and (others or not first):
         raise TypeError(
-            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
+            f"{name} of a list of {len(first)} and {len(others)} more arguments; expected "
             f"{name}([a, b, …], dim)"
         )
-    return given[0]
+    head, *rest = first if listed else (first, *sequence(others))
+    tensors = [head, *(t if isinstance(t, type(head)) else type(head)(t) for t in rest)]
+    same_device("cat", [tensor.raw for tensor in tensors])
+    dtype = promote(*(tensor.dtype for tensor in tensors))
+    return [tensor.cast(dtype) for tensor in tensors], given[0] if given else 0
