@@ -133,18 +133,14 @@ class Core(Holder, metaclass=_TensorType):
 
     def _fill(self, raw: bytes | bytearray) -> None:
         """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
-        if views.writable(self) is not None:
-            known = [extent for extent in self.shape if isinstance(extent, int)]
-            with no_grad():
-                self._write(stored(raw, self.dtype, known, self.raw.device))
-            return
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
-        if target.op is Op.BUFFER:
+        if target.op is Op.BUFFER and views.writable(self) is None:
             realization.overwrite(self, target, raw)
-        else:
-            known = [extent for extent in self.shape if isinstance(extent, int)]
-            self._point(stored(raw, self.dtype, known, self.raw.device))
-        views.written(self)
+            views.written(self)
+            return
+        known = [extent for extent in self.shape if isinstance(extent, int)]
+        with no_grad():
+            self._write(stored(raw, self.dtype, known, self.raw.device))
 
     def _start(self, node: Node, is_new: bool = False, origin: views.Origin | None = None) -> None:
         """Stand for a node; is_new: for a BUFFER that nobody else can know."""

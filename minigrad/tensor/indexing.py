@@ -5,8 +5,10 @@ from __future__ import annotations
 import dis
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from itertools import compress, count
 from math import prod
+from operator import and_
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
@@ -91,10 +93,8 @@ class Indexing(Methods):
         rest = self.shape[mask.ndim :]
         rows = self._operand(self._data(value)).cast(self.dtype)
         rows = rows._broadcast_to((int(until[-1].item()), *rest))
-        place = (until - 1).reshape(mask.shape + (1,) * len(rest))._broadcast_to(self.shape)
-        flat = (until.shape[0], *rest)
-        taken = self._new(build.gather(rows.node, place.reshape(flat).node, 0))
-        return wide.where(taken.reshape(self.shape), self)
+        place = (until - 1).reshape((-1, *(1 for _ in rest)))._broadcast_to((*until.shape, *rest))
+        return wide.where(rows._at(0, place).reshape(self.shape), self)
 
     def __iter__(self) -> Iterator[Self]:
         frame = sys._getframe(1)
@@ -118,9 +118,8 @@ class Indexing(Methods):
         items = self._expanded(key, name)
         advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
         together = not advanced or advanced == list(range(advanced[0], advanced[-1] + 1))
+        place = sum(i is not Ellipsis for i in items[: advanced[0]]) if advanced and together else 0
         items = [item for item in items if item is not Ellipsis]
-        advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
-        place = advanced[0] if advanced and together else 0
         ranges: list[tuple[Integer, Integer]] = []
         steps: list[int] = []
         kept: list[int | None] = []  # the result's dimensions, None for new ones
@@ -236,31 +235,30 @@ class Indexing(Methods):
 
     # --- integer arrays ---------------------------------------------------------------------------
 
-    def _plan_places(self, arrays: dict[int, Self], wraps: bool = True) -> tuple[list[int], Self]:
-        """Dimensions with the indexed ones first, and the flat position in these.
+    def _plan_places(
+        self, arrays: dict[int, Self], wraps: bool = True
+    ) -> tuple[list[int], Self, Self]:
+        """Dimensions with the indexed ones first; self with these as rows; the row of each place.
 
         wraps: whether negative indices count from the end.
         """
         axes = sorted(arrays)
         order = axes + [axis for axis in range(self.ndim) if axis not in arrays]
         extents = [self.shape[axis] for axis in axes]
-        most = prod(map(high, extents))
         shape = broadcast_shape("index", *(arrays[axis].shape for axis in axes))
-        flat: Self | None = None
-        inside: Self | None = None
-        for axis, extent in zip(axes, extents, strict=True):
-            index = arrays[axis]._wide_index(most)
-            index = self._wrapped(index, axis) if wraps else index
-            if len(axes) > 1:  # an index out of range must not become another one in range
-                if isinstance(extent, Affine):
-                    raise ShapeError("several index arrays on a symbolic dimension")
-                fits = (index >= 0) & (index < extent)
-                inside = fits if inside is None else inside & fits
-            flat = index if flat is None else flat * extent + index
-        assert flat is not None
-        if inside is not None:
-            flat = inside.where(flat, -1)
-        return order, flat.expand(shape)
+        indices = [arrays[axis]._wide_index(prod(map(high, extents))) for axis in axes]
+        if wraps:
+            indices = [self._wrapped(i, axis) for i, axis in zip(indices, axes, strict=True)]
+        flat = indices[0]
+        for index, extent in zip(indices[1:], extents[1:], strict=True):
+            flat = flat * extent + index
+        if len(axes) > 1:  # an index out of range must not become another one in range
+            if is_symbolic(tuple(extents)):
+                raise ShapeError("several index arrays on a symbolic dimension")
+            fits = ((i >= 0) & (i < extent) for i, extent in zip(indices, extents, strict=True))
+            flat = reduce(and_, fits).where(flat, -1)
+        rest = (self.shape[axis] for axis in order[len(axes) :])
+        return order, self.permute(*order).reshape((product(extents), *rest)), flat.expand(shape)
 
     def _wrapped(self, index: Self, axis: int) -> Self:
         """An index array whose negative elements count from the end."""
@@ -276,50 +274,38 @@ class Indexing(Methods):
         return self.int() if self.dtype.itemsize < 4 else self
 
     def _take_places(self, arrays: dict[int, Self], place: int, wraps: bool = True) -> Self:
-        order, flat = self._plan_places(arrays, wraps)
-        rest = tuple(self.shape[axis] for axis in order[len(arrays) :])
-        indexed = product([self.shape[axis] for axis in sorted(arrays)])
-        rows = self.permute(*order).reshape((indexed, *rest))
+        _, rows, flat = self._plan_places(arrays, wraps)
+        rest = rows.shape[1:]
         count = product(flat.shape)
         column = flat.reshape((count,) + (1,) * len(rest))
-        index = column._broadcast_to((count, *rest))
-        taken = self._new(build.gather(rows.node, index.node, 0)).reshape(flat.shape + rest)
+        taken = rows._at(0, column._broadcast_to((count, *rest))).reshape(flat.shape + rest)
         moved = list(range(flat.ndim, flat.ndim + place)) + list(range(flat.ndim))
         return taken.permute(*moved, *range(flat.ndim + place, taken.ndim))
 
     def _replaced(self, arrays: dict[int, Self], place: int, value: Any) -> Self:
         """self with the elements at index arrays replaced; of equal places the last wins."""
-        order, flat = self._plan_places(arrays)
-        permuted = self.permute(*order)
-        indexed = product([self.shape[a] for a in sorted(arrays)])
-        rest = permuted.shape[len(arrays) :]
+        order, rows, flat = self._plan_places(arrays)
+        rest = rows.shape[1:]
         is_number = isinstance(value, (bool, int, float))
         given = self._operand(value if is_number else self._data(value)).cast(self.dtype)
-        shape = rest[:place] + flat.shape + rest[place:]
-        given = given._broadcast_to(shape)
+        given = given._broadcast_to(rest[:place] + flat.shape + rest[place:])
         back = list(range(place, place + flat.ndim)) + list(range(place))
-        given = given.permute(*back, *range(place + flat.ndim, len(shape)))
+        given = given.permute(*back, *range(place + flat.ndim, given.ndim))
         count = product(flat.shape)
-        rows = permuted.reshape((indexed, *rest))
         new = rows._scatter_rows(flat.reshape(count), given.reshape((count, *rest)))
         inverse = sorted(range(self.ndim), key=order.__getitem__)
-        return new.reshape(permuted.shape).permute(*inverse)
+        return new.reshape(tuple(self.shape[axis] for axis in order)).permute(*inverse)
 
     def _scatter_rows(self, places: Self, rows: Self) -> Self:
         """self with row places[i] replaced by rows[i]; of equal places the last wins."""
         if rows.shape[0] == 0:
             return self
-        winner = self._last_writer(places)  # (extent,)
-        wide = winner.reshape(winner.shape + (1,) * (self.ndim - 1))
-        some = wide.maximum(0)._broadcast_to((winner.shape[0], *rows.shape[1:]))
-        taken = self._new(build.gather(rows.node, some.node, 0))
-        return (wide >= 0).where(taken, self)
-
-    def _last_writer(self, places: Self) -> Self:
-        """For each row the largest i with places[i] == row, or −1."""
-        none = build.const(-1, dtypes.int32, (self.shape[0],), self.raw.device)
+        none = build.const(-1, dtypes.int32, self.shape[:1], self.raw.device)
         numbers = self.arange(places.shape[0], device=self.raw.device)
-        return self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
+        last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
+        wide = last.reshape(last.shape + (1,) * (self.ndim - 1))  # of each row its last i, or −1
+        taken = rows._at(0, wide.maximum(0)._broadcast_to((*last.shape, *rows.shape[1:])))
+        return (wide >= 0).where(taken, self)
 
     # --- what is made of it ----------------------------------------------------------------------
 

@@ -48,8 +48,6 @@ class Scattering(Methods):
     ) -> tuple[int, Self, Self]:
         """Axis, self cut to the index's extents in other dimensions, and the checked index."""
         axis = axis_of(name, dim, self.ndim)
-        if not isinstance(index, Core):
-            raise TypeError(f"{name}: the index is a {type(index).__name__}, expected a tensor")
         shape = index.shape
         if not index.dtype.is_int:
             raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
