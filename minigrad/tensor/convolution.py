@@ -183,20 +183,15 @@ class Convolution(Composed):
 
     def _channels_second(self, bias: Core | None, dtype: Any, batched: bool) -> Self:
         """(b, *space, groups, o) plus bias → (b, groups·o, *space)."""
-        out = self.shape[-2:]
-        result = self
+        result = self.flatten(-2)
         if bias is not None:
-            channels = _plain("conv2d", out)
-            if bias.shape != (channels[0] * channels[1],):
-                raise ShapeError(
-                    f"conv2d: bias has shape {bias.shape}, "
-                    f"expected {(channels[0] * channels[1],)}"
-                )
+            out = result.shape[-1:]
+            if bias.shape != out:
+                raise ShapeError(f"conv2d: bias has shape {bias.shape}, expected {out}")
             same_device("conv2d", (self.raw, bias.raw))
-            result = result + self._new(bias.node).cast(self.dtype).reshape(out)
+            result = result + self._new(bias.node).cast(self.dtype)
             dtype = promote(dtype, bias.dtype)
-        result = result.cast(dtype).flatten(-2)
-        result = result.permute(0, result.ndim - 1, *range(1, result.ndim - 1))
+        result = result.cast(dtype).movedim(-1, 1)
         return result if batched else result.squeeze(0)
 
     # --- windows ----------------------------------------------------------------------------
