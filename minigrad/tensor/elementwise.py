@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.dtype import check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DTypeError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import (
     Scalar,
     broadcast_shape,
@@ -389,12 +389,14 @@ class Elementwise(Methods):
         >>> Tensor([True, False]).where(Tensor([1, 2]), 0).tolist()
         [1, 0]
         """
-        chosen = condition("where", self)
-        x, y = choices(self, x, y)
-        same_device("where", [chosen, x, y])
-        shape = broadcast_shape("where", chosen.shape, x.shape, y.shape)
-        nodes = [broadcast_to(node, shape) for node in (chosen, x, y)]
-        return self._new(build.elementwise(Op.WHERE, *nodes))
+        nodes = [condition("where", self), *choices(self, x, y)]
+        return self._chosen("where", nodes, broadcast_shape("where", *(n.shape for n in nodes)))
+
+    def _chosen(self, name: str, nodes: Sequence[Node], shape: Shape) -> Self:
+        same_device(name, nodes)
+        return self._new(
+            build.elementwise(Op.WHERE, *(broadcast_to(node, shape) for node in nodes))
+        )
 
     def masked_fill(self, mask: Core, value: Any) -> Self:
         """self with `value` where mask (bool) is true; keeps self's dtype.
@@ -405,10 +407,7 @@ class Elementwise(Methods):
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
         filled = self._operand(value, "masked_fill").cast(self.dtype).node
         nodes = [condition("masked_fill", mask), filled, self.node]
-        same_device("masked_fill", nodes)
-        return self._new(
-            build.elementwise(Op.WHERE, *(broadcast_to(node, shape) for node in nodes))
-        )
+        return self._chosen("masked_fill", nodes, shape)
 
     def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
         """self limited to min … max; None leaves that side open. Keywords: min, max.
