@@ -287,7 +287,11 @@ class Arranging(Composed):
         (1, 1, 4, 4)
         """
         r = upscale_factor
-        self._check_channels("pixel_shuffle", r, 3, r * r)
+        if self.ndim < 3 or self.shape[-3] % (r * r):
+            raise ShapeError(
+                f"pixel_shuffle({r}) of {self.shape}: expected images (…, channels, height, "
+                f"width) with channels a multiple of {r * r}"
+            )
         return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
 
     def pixel_unshuffle(self, downscale_factor: int) -> Self:
@@ -298,13 +302,6 @@ class Arranging(Composed):
         """
         r = downscale_factor
         return self.rearrange("... c (h p) (w q) -> ... (c p q) h w", p=r, q=r)
-
-    def _check_channels(self, name: str, given: int, from_end: int, divisor: int) -> None:
-        if self.ndim < max(from_end, 2) or self.shape[-from_end] % divisor:
-            raise ShapeError(
-                f"{name}({given}) of {self.shape}: expected images (…, channels, height, "
-                f"width) with channels a multiple of {divisor}"
-            )
 
     # --- tinygrad's -------------------------------------------------------------------------------
 

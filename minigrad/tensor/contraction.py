@@ -134,10 +134,9 @@ class Contraction(Methods):
         while rest:  # two at a time: what neither the result nor a later operand names is summed
             more, factor = _summed(*rest.pop(0), [*output, *names], rest)
             wanted = {*output, *(name for others, _ in rest for name in others)}
-            both = [*output, *(n for n in dict.fromkeys([*names, *more]) if n not in output)]
-            both = [n for n in both if n in names or n in more]
-            kept = [n for n in both if n in wanted]
-            order = kept + [n for n in both if n not in wanted]
+            every = dict.fromkeys([*output, *names, *more])
+            kept = [n for n in every if n in wanted and (n in names or n in more)]
+            order = kept + [n for n in every if n not in wanted]
             result = _align(names, result, order) * _align(more, factor, order)
             if len(order) > len(kept):
                 result = result.sum(tuple(range(len(kept), len(order))), dtype=wide)
