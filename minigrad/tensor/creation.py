@@ -106,14 +106,7 @@ class Creation(Methods):
         wanted = dtype_or(dtype, dtypes.default_float)
         return cls.full(checked_shape("ones", shape), 1, dtype=wanted, **options)
 
-    @classmethod
-    def empty(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
-        """Elements of no particular value (zeros).
-
-        >>> Tensor.empty(2).shape
-        (2,)
-        """
-        return cls.zeros(*shape, dtype=dtype, **options)
+    empty = zeros
 
     def full_like(self, fill_value: Scalar, *, dtype: DType | str | None = None,
                   device: str | None = None,
@@ -136,6 +129,8 @@ class Creation(Methods):
         """
         return self.full_like(0, **options)
 
+    empty_like = zeros_like
+
     def ones_like(self, **options: Any) -> Self:
         """Ones; shape, dtype and device of self.
 
@@ -143,14 +138,6 @@ class Creation(Methods):
         [1, 1]
         """
         return self.full_like(1, **options)
-
-    def empty_like(self, **options: Any) -> Self:
-        """Elements of no particular value; shape, dtype and device of self.
-
-        >>> Tensor([1, 2]).empty_like().shape
-        (2,)
-        """
-        return self.full_like(0, **options)
 
     @classmethod
     def arange(

@@ -60,22 +60,16 @@ def condition(name: str, x: Core) -> Node:
     return x.node
 
 
-def choices(like: Core, x: Any, y: Any) -> list[Node]:
+def choices(like: Any, x: Any, y: Any) -> list[Node]:
     """The two values of a `where` with one dtype; scalars are weakly typed."""
-    if all(isinstance(value, (bool, int, float)) for value in (x, y)):
+    one, other = (isinstance(value, (bool, int, float)) for value in (x, y))
+    if one and other:
         dtype = dtype_of("where", (x, y))
         return [build.const(value, dtype, (), like.raw.device) for value in (x, y)]
-    found = []
-    for value, other in ((x, y), (y, x)):
-        if not isinstance(value, (bool, int, float)):
-            tensor = value if isinstance(value, Core) else type(like)(value, device=like.raw.device)
-            found.append(tensor.node)
-            continue
-        beside = other.dtype if isinstance(other, Core) else dtypes.bool
-        dtype = scalar_dtype("where", value, beside)
-        found.append(build.const(value, dtype, (), like.raw.device))
-    dtype = promote(*(node.dtype for node in found))
-    return [build.cast(node, dtype) for node in found]
+    x, y = x if one else like._operand(x), y if other else like._operand(y)
+    x, y = y._operand(x, "where") if one else x, x._operand(y, "where") if other else y
+    dtype = promote(x.dtype, y.dtype)
+    return [build.cast(value.node, dtype) for value in (x, y)]
 
 
 def _floor_quotient(x: Node, y: Node) -> Node:

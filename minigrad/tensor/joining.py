@@ -13,6 +13,7 @@ from minigrad.graph.axes import joined
 from minigrad.graph.node import is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
+from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
@@ -232,7 +233,7 @@ def _joined_along(
     if len(given) > 1:
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
     listed = isinstance(first, (list, tuple))
-    if listed and (others or not first):
+    if listed and (others or not first or not isinstance(first[0], Core)):
         raise TypeError(
             f"{name} of a list of {len(first)} and {len(others)} more arguments; expected "
             f"{name}([a, b, …], dim)"

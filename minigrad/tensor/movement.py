@@ -74,13 +74,7 @@ class Movement(Methods):
             ) from None
         return self._view(lambda node: build.reshape(node, wanted))
 
-    def view(self, *shape: Any) -> Self:
-        """As `reshape`.
-
-        >>> Tensor([1, 2]).view(2, 1).tolist()
-        [[1], [2]]
-        """
-        return self.reshape(*shape)
+    view = reshape
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Self:
         """Dimensions start_dim … end_dim merged into one.

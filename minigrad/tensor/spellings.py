@@ -210,6 +210,8 @@ class Spellings(Composed):
         """
         return self.new_full(sequence(size), 0, **options)
 
+    new_empty = new_zeros
+
     def new_ones(self, *size: Any, **options: Any) -> Self:
         """Ones; dtype and device of self unless given.
 
@@ -217,14 +219,6 @@ class Spellings(Composed):
         [1, 1]
         """
         return self.new_full(sequence(size), 1, **options)
-
-    def new_empty(self, *size: Any, **options: Any) -> Self:
-        """Elements of no particular value; dtype and device of self unless given.
-
-        >>> Tensor([1]).new_empty(2).shape
-        (2,)
-        """
-        return self.new_full(sequence(size), 0, **options)
 
     def new_tensor(self, data: Any, *, dtype: DType | str | None = None) -> Self:
         """A tensor of data; dtype and device of self unless given.

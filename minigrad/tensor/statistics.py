@@ -125,13 +125,13 @@ class Statistics(Composed):
         for share in q if isinstance(q, (list, tuple)) else [q]:
             if not hasattr(share, "shape"):
                 check_share("quantile", q=share)
-        axis = 0 if dim is None else axis_of("quantile", dim, self.ndim)
-        x = self.flatten() if dim is None or not self.ndim else self
-        rest = [d for d in range(x.ndim) if d != axis]
-        lines = x.permute(*rest, axis).sort(-1)[0]
-        last = x.ndim - 1
+        if dim is None:
+            whole = self.flatten().quantile(q, 0, interpolation=interpolation)
+            return whole.reshape((*whole.shape, *(1 for _ in self.shape))) if keepdim else whole
+        axis = axis_of("quantile", dim, self.ndim)
+        lines = self.atleast_1d().movedim(axis, -1).sort(-1)[0]
         share = type(self)(q, device=self.raw.device).cast(self.dtype)
-        rank = share.flatten() * max(x._known_shape()[axis] - 1, 0)
+        rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
         if interpolation in ("lower", "higher", "nearest"):
             turn = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
             rank = getattr(rank, turn)()
@@ -142,12 +142,8 @@ class Statistics(Composed):
         step = high - low  # from the nearer one, which may be infinite
         between = (part < 0.5).where(low + step * part, high - step * (1 - part))
         value = part.eq(0).where(low, between)
-        value = lines.isnan().any(-1, True).where(math.nan, value)
-        value = value.permute(last, *range(last))  # (q, …)
-        if keepdim:
-            value = value.reshape((-1, *(1 for _ in self.shape))) if dim is None else (
-                value.unsqueeze(axis + 1)
-            )
+        value = lines.isnan().any(-1, True).where(math.nan, value).movedim(-1, 0)  # (q, …)
+        value = value.unsqueeze(axis + 1) if keepdim else value
         return value if share.ndim else value[0]
 
     def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
