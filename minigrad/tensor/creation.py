@@ -79,11 +79,13 @@ class Creation(Methods):
         """
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
         _check_numbers("full", fill_value)
-        symbolic = isinstance(fill_value, Affine)
-        default = dtypes.default_int if symbolic else dtype_of("full", [fill_value])
-        wanted = dtype_or(dtype, default)
-        check_holds("full", wanted, fill_value)
         where = Device.canonical(device or Device.DEFAULT)
+        if isinstance(fill_value, Affine):
+            number = cls._of(build.variable(fill_value, where))
+            filled = number.cast(dtype_or(dtype, dtypes.default_int))._broadcast_to(extents)
+            return cls._made(filled.node, requires_grad)
+        wanted = dtype_or(dtype, dtype_of("full", [fill_value]))
+        check_holds("full", wanted, fill_value)
         return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
 
     @classmethod
@@ -160,14 +162,10 @@ class Creation(Methods):
         if isinstance(begin, Affine) or isinstance(end, Affine):
             if step != 1 or not isinstance(begin, (int, Affine)):
                 raise ShapeError(f"arange({begin}, {end}, {step}): symbolic bounds need step 1")
-            node = build.iota(end - begin, where)
-            if begin != 0:
-                first = (
-                    build.variable(begin, where) if isinstance(begin, Affine)
-                    else build.const(begin, dtypes.int32, (), where)
-                )  # fmt: skip
-                node = node + build.expand(build.reshape(first, (1,)), node.shape)
-            return cls._made(build.cast(node, dtype_or(dtype, dtypes.default_int)), requires_grad)
+            ramp = cls._of(build.iota(end - begin, where))
+            ramp = ramp if begin == 0 else ramp + cls.full((), begin, device=where)
+            wanted = dtype_or(dtype, dtypes.default_int)
+            return cls._made(ramp.cast(wanted).node, requires_grad)
         count = max(math.ceil((end - begin) / step), 0)
         ends = [begin, begin + max(count - 1, 0) * step]
         floats = any(isinstance(x, float) for x in (begin, end, step))
