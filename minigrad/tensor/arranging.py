@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
@@ -65,9 +66,7 @@ class Arranging(Composed):
             cuts = [part * size + min(part, larger) for part in range(1, given)]
         else:
             cuts = [slice(None, int(cut)).indices(extent)[1] for cut in given]
-        ends = [*cuts, extent]
-        starts = [0, *cuts]
-        return tuple(self._part(axis, a, max(a, b)) for a, b in zip(starts, ends, strict=True))
+        return tuple(self._part(axis, a, max(a, b)) for a, b in pairwise([0, *cuts, extent]))
 
     def hsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
         """Equal parts along the second dimension (of a vector the first), or cut before indices.
@@ -248,10 +247,9 @@ class Arranging(Composed):
         [[1, 0, 0], [0, 2, 3]]
         """
         given = [x.atleast_2d() for x in sequence((self, *others))]
-        width, left, rows = sum(x.shape[1] for x in given), 0, []
-        for x in given:
-            rows.append(x.pad([None, (left, width - left - x.shape[1])]))
-            left += x.shape[1]
+        *_, width = ends = [0, *accumulate(x.shape[1] for x in given)]
+        sides = pairwise(ends)
+        rows = [x.pad([None, (a, width - b)]) for x, (a, b) in zip(given, sides, strict=True)]
         return rows[0].cat(*rows[1:])  # type: ignore[no-any-return]
 
     @classmethod

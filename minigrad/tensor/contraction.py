@@ -185,7 +185,10 @@ class Contraction(Methods):
         scale: Scalar | None, dropout_p: Scalar = 0.0,
     ) -> Self:  # fmt: skip
         """As `scaled_dot_product_attention`."""
-        factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
+        size = self.shape[-1]
+        if scale is None and not isinstance(size, int):
+            raise ShapeError(f"attention over a head of symbolic dimension {size}; pass scale=")
+        factor = 1 / math.sqrt(max(size, 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
         wide = accumulator(result_dtype)
         all_half = {self.dtype, key.dtype, value.dtype} == {dtypes.bfloat16}
@@ -367,12 +370,6 @@ def _ratio(many: Any, few: Any) -> int:
             f"attention with {many} query heads and {few} key heads: expected a multiple"
         )
     return many // few
-
-
-def _plain(extent: Any) -> int:
-    if not isinstance(extent, int):
-        raise ShapeError(f"attention over a head of symbolic dimension {extent}; pass scale=")
-    return extent
 
 
 def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:

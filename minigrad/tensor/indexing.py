@@ -14,6 +14,7 @@ from typing import Any, Self
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
+from minigrad.graph.axes import pad_along, row_of, split_axis
 from minigrad.graph.node import Node, Op, Shape, is_symbolic
 from minigrad.graph.selection import selected
 from minigrad.graph.shapes import numel
@@ -466,8 +467,5 @@ def _every(node: Node, axis: int, step: int) -> Node:
     extent = node.shape[axis]
     assert isinstance(extent, int)
     count = ceildiv(extent, step)
-    padding = [(0, count * step - extent) if d == axis else (0, 0) for d in range(node.ndim)]
-    folded = node.shape[:axis] + (count, step) + node.shape[axis + 1 :]
-    node = build.reshape(build.pad(node, padding), folded)
-    ranges = [(0, 1) if d == axis + 1 else (0, e) for d, e in enumerate(folded)]
-    return build.reshape(build.shrink(node, ranges), folded[: axis + 1] + folded[axis + 2 :])
+    folded = split_axis(pad_along(node, axis, 0, count * step - extent), axis, count, step)
+    return row_of(folded, 0, axis + 1)

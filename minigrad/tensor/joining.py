@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Self
 
 from minigrad.dtype import promote
@@ -118,11 +119,8 @@ class Joining(Methods):
                 f"split into {list(sizes)} along dimension {axis} of {self.shape}: "
                 f"the sizes add up to {sum(sizes)}, expected {extent}"
             )
-        parts, start = [], 0
-        for size in sizes:
-            parts.append(self._part(axis, start, start + size))
-            start += size
-        return tuple(parts)
+        ends = zip(sizes, accumulate(sizes), strict=True)
+        return tuple(self._part(axis, end - size, end) for size, end in ends)
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
