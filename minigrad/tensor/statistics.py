@@ -365,8 +365,20 @@ class Statistics(Composed):
         """
         self._check_draws(num_samples, replacement)
         rows = self._weights()
-        draw = rows._with_replacement if replacement else rows._without_replacement
-        drawn = draw(num_samples)
+        shape = (rows.shape[0], num_samples) if replacement else rows.shape
+        high, low = map(self._new, _draw("multinomial", shape, self.raw.device))
+        wide = high.cast(dtypes.float64) * 2.0**20 + (low >> 12).cast(dtypes.float64)
+        share = (wide + 0.5) * 2.0**-52  # between 0 and 1, never one of the two
+        if replacement:  # the first category whose running sum exceeds that part of the total
+            until = rows.cumsum(1)
+            total = until[:, -1:]
+            place = (until.unsqueeze(1) <= (share * total).unsqueeze(-1)).sum(-1, dtype="int32")
+            # rounding may have made a part the total itself
+            drawn = place.minimum((until < total).sum(-1, keepdim=True, dtype="int32"))
+        else:  # the shortest of waiting times of these rates (Efraimidis and Spirakis 2006)
+            times = -share.log() / rows
+            several = num_samples > 1
+            drawn = times.topk(num_samples, 1, False)[1] if several else times.argmin(1, True)
         return self._made((drawn.squeeze(0) if self.ndim == 1 else drawn).node, None, drawn=True)
 
     def _weights(self) -> Self:
@@ -391,27 +403,3 @@ class Statistics(Composed):
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
             limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")
-
-    def _with_replacement(self, count: int) -> Self:
-        """The first category whose running sum exceeds a uniform part of the total."""
-        until = self.cumsum(1)
-        total = until[:, -1:]
-        words = _draw("multinomial", (self.shape[0], count), self.raw.device)
-        shares = (self._unit(*words) * total).unsqueeze(-1)
-        place = (until.unsqueeze(1) <= shares).sum(-1, dtype=dtypes.int32)
-        # rounding may have made a share the total itself
-        return place.minimum((until < total).sum(-1, keepdim=True, dtype=dtypes.int32))
-
-    def _without_replacement(self, count: int) -> Self:
-        """Of exponential waiting times of these rates the shortest (Efraimidis, Spirakis 2006)."""
-        words = _draw("multinomial", self.shape, self.raw.device)
-        waiting = -self._unit(*words).log() / self
-        if count == 1:
-            return waiting.argmin(1, keepdim=True)
-        return waiting.topk(count, 1, largest=False)[1]
-
-    def _unit(self, first: Any, second: Any) -> Self:
-        """float64 between 0 and 1, never one of the two."""
-        high = self._new(first).cast(dtypes.float64)
-        low = (self._new(second) >> 12).cast(dtypes.float64)
-        return (high * 2.0**20 + low + 0.5) * 2.0**-52
