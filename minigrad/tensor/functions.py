@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
-from minigrad.dtype import dtypes, promote
+from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -740,9 +740,7 @@ class Functions(Methods):
                 f"in-place {name}: the result has shape {result.shape}, the tensor "
                 f"{self.shape}; write {instead} instead"
             )
-        if promote(result.dtype, self.dtype) is not self.dtype and (
-            _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind)
-        ):
+        if _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind):
             raise DTypeError(
                 f"in-place {name}: the result is {result.dtype.name}, the tensor "
                 f"{self.dtype.name}; write {instead} instead"

@@ -80,11 +80,7 @@ class Indexing(Methods):
 
     def _leading(self, mask: Self) -> Self:
         """A mask over the leading dimensions with a 1 for each of the others."""
-        if mask.shape != self.shape[: mask.ndim]:
-            raise BoundsError(
-                f"mask of shape {mask.shape} on a tensor of shape {self.shape}; "
-                "expected the shape of its leading dimensions"
-            )
+        self._check_mask(mask, 0)
         return mask.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
 
     def _filled(self, mask: Self, value: Any) -> Self:
@@ -194,8 +190,6 @@ class Indexing(Methods):
             return item
         if isinstance(item, bool):
             raise DTypeError("an index of True or False; use a bool tensor, or None for a new axis")
-        if isinstance(item, int):
-            return item
         if isinstance(item, str):
             raise TypeError(f"x[{item!r}]: " + hint('x["a"]'))
         if not isinstance(item, Core):
@@ -215,15 +209,18 @@ class Indexing(Methods):
 
         The host reads how many there are, and a small mask itself.
         """
-        shape = mask.shape
-        if shape != self.shape[axis : axis + mask.ndim]:
-            raise BoundsError(
-                f"mask of shape {shape} at dimension {axis} of a tensor of shape "
-                f"{self.shape}; expected {tuple(self.shape[axis : axis + mask.ndim])}"
-            )
-        if not shape:
+        self._check_mask(mask, axis)
+        if not mask.ndim:
             raise BoundsError("a 0-d mask: use where() or masked_fill()")
         return mask._unravelled(mask._places())
+
+    def _check_mask(self, mask: Core, axis: int) -> None:
+        wanted = self.shape[axis : axis + mask.ndim]
+        if mask.shape != wanted:
+            raise BoundsError(
+                f"mask of shape {mask.shape} at dimension {axis} of a tensor of shape "
+                f"{self.shape}; expected {wanted}"
+            )
 
     def _places(self) -> Self:
         """The positions where the flat mask is true, a vector of int32."""
