@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,28 +42,13 @@ class Tensor(
 
     __slots__ = ()
 
-    if TYPE_CHECKING:  # what takes self alone or first in a list gives a tensor
-
-        def cat(
-            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
-            axis: int | None = None,
-        ) -> Tensor:  # fmt: skip
-            """See `Joining.cat`."""
-
-        def stack(
-            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
-            axis: int | None = None,
-        ) -> Tensor:  # fmt: skip
-            """See `Joining.stack`."""
-
-        concat = concatenate = hstack = vstack = block_diag = cat
+    if TYPE_CHECKING:  # which tensors these give, is known here
 
         @staticmethod
         def einsum(equation: str, *operands: Any) -> Tensor:
             """See `Contraction.einsum`."""
 
-    if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg/ stands above `jit`
-
+        # set by minigrad/__init__.py: minigrad/linalg/ stands above `jit`
         def qr(self, mode: str = "reduced") -> QRResult[Tensor]:
             """See `minigrad.linalg.qr`."""
 

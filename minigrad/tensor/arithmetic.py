@@ -381,7 +381,7 @@ class Arithmetic(Composed):
         >>> Tensor([[1]]).addmm(Tensor([[2]]), Tensor([[3]])).tolist()
         [[7]]
         """
-        product = mat1._times("addmm", mat2, 2, 2)
+        product: Self = mat1._times("addmm", mat2, 2, 2)
         product = product if alpha == 1 else product * alpha
         return product if beta == 0 else (self if beta == 1 else self * beta) + product
 

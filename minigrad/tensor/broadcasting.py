@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Integral
@@ -35,17 +34,6 @@ def stop(node: Node) -> Node:
 def product(shape: Sequence[Integer]) -> Integer:
     """Number of elements; at most one dimension may be symbolic."""
     return functools.reduce(operator.mul, shape, 1)
-
-
-def count_node(shape: Sequence[Integer], axes: Sequence[int], dtype: DType, device: str) -> Node:
-    """The number of elements along axes as a 0-d array; symbolic extents are read at run time."""
-    extents = [shape[axis] for axis in axes]
-    known = [extent for extent in extents if isinstance(extent, int)]
-    count = build.const(math.prod(known), dtype, (), device)
-    for extent in extents:
-        if isinstance(extent, Affine):
-            count = build.cast(build.variable(extent, device), dtype) * count
-    return count
 
 
 def broadcast_shape(name: str, *shapes: Shape) -> Shape:

@@ -185,7 +185,7 @@ class Contraction(Methods):
         scale: Scalar | None, dropout_p: Scalar = 0.0,
     ) -> Self:  # fmt: skip
         """As `scaled_dot_product_attention`."""
-        size = self.shape[-1]
+        size: Any = self.shape[-1]
         if scale is None and not isinstance(size, int):
             raise ShapeError(f"attention over a head of symbolic dimension {size}; pass scale=")
         factor = 1 / math.sqrt(max(size, 1)) if scale is None else scale

@@ -212,9 +212,9 @@ class Convolution(Composed):
         x = self._wide()
         total: Self = plan.windows(x, 0).sum(tuple(range(-plan.spatial, 0)))
         whole = count_include_pad and plan.beyond == plan.pairs
-        if whole or all(pair == (0, 0) for pair in plan.beyond):
-            return (total / prod(plan.kernel)).cast(self._float_dtype())
-        return (total / plan.counted(x, count_include_pad)).cast(self._float_dtype())
+        equal = whole or all(pair == (0, 0) for pair in plan.beyond)
+        total = total / (prod(plan.kernel) if equal else plan.counted(x, count_include_pad))
+        return total.cast(self._float_dtype())
 
     def max_pool2d(
         self, kernel_size: Numbers = 2, stride: Numbers | None = None, *, padding: Padding = 0,
@@ -334,7 +334,7 @@ class Convolution(Composed):
         weights = [1 - share, share] if mode != "bicubic" else _cubic(share)
         first = low.int() - (1 if mode == "bicubic" else 0)
         shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
-        parts = [
+        parts: list[Self] = [
             x._taken(axis, first + i, extent) * weight.reshape(shape)
             for i, weight in enumerate(weights)
         ]

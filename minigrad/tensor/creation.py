@@ -68,7 +68,7 @@ class Creation(Methods):
 
     @classmethod
     def full(
-        cls, shape: Sequence[Integer] | Integer, fill_value: Scalar, *,
+        cls, shape: Sequence[Integer] | Integer, fill_value: Scalar | Affine, *,
         dtype: DType | str | None = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip

@@ -76,14 +76,9 @@ def _softmax_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
 
 
-def _small(x: Any) -> Any:
-    """exp(−|x|), which does not overflow."""
-    return (x < 0).where(x, -x).exp()
-
-
 @templated
 def _sigmoid_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
-    small = _small(x)
+    small = x._small()
     return [g * (small / ((small + 1) * (small + 1)))]
 
 
@@ -343,16 +338,13 @@ class Functions(Methods):
         if rounding_mode == "floor":
             return self._floordiv(other, False)
         if rounding_mode == "trunc":
-            return self._truncdiv(other)
+            x, y = self._two("truncated division", other)
+            if x.dtype.is_float:
+                return (x / y).trunc()
+            return (x - x.fmod(y) if x.dtype.kind == "i" else x)._floordiv(y, False)
         if rounding_mode is not None:
             raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
         return self._div(other, False)
-
-    def _truncdiv(self, other: Any) -> Self:
-        x, y = self._two("truncated division", other)
-        if x.dtype.is_float:
-            return (x / y).trunc()
-        return (x - x.fmod(y) if x.dtype.kind == "i" else x)._floordiv(y, False)
 
     def fmod(self, other: Any) -> Self:
         """The remainder with the sign of the dividend (C's).
@@ -639,6 +631,10 @@ class Functions(Methods):
         alpha, scale = 1.6732632423543772, 1.0507009873554805
         return self.elu(alpha) * scale
 
+    def _small(self) -> Self:
+        """exp(−|x|), which does not overflow."""
+        return (self < 0).where(self, -self).exp()
+
     def sigmoid(self) -> Self:
         """1/(1 + e⁻ˣ), accurate on both sides and with a finite derivative everywhere.
 
@@ -646,7 +642,7 @@ class Functions(Methods):
         [0.5]
         """
         x = self._as_float()
-        small = _small(x)
+        small = x._small()
         return x._with_derivative((x < 0).where(small, 1.0) / (small + 1), _sigmoid_rule)
 
     def logsigmoid(self) -> Self:
@@ -695,7 +691,7 @@ class Functions(Methods):
         0.6931
         """
         x = self._as_float() * beta
-        return ((x < 0).where(0.0, x) + _small(x).log1p()) / beta
+        return ((x < 0).where(0.0, x) + x._small().log1p()) / beta
 
     def mish(self) -> Self:
         """x·tanh(softplus(x)).

@@ -15,7 +15,7 @@ from minigrad.graph.node import is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods
+from minigrad.tensor.methods import Methods, OneOf
 from minigrad.tensor.movement import sequence
 
 Groups = list[list[str]]
@@ -27,7 +27,10 @@ class Joining(Methods):
 
     __slots__ = ()
 
-    def cat(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+    def cat(
+        self: OneOf | Sequence[OneOf], *others: Any, dim: int | None = None,
+        axis: int | None = None,
+    ) -> OneOf:  # fmt: skip
         """Tensors one after the other along `dim` (0); their other extents are equal.
 
         Also `Tensor.cat([a, b], 1)`.
@@ -48,7 +51,10 @@ class Joining(Methods):
         many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)
         return first._new((build.cat if many else joined)([each.node for each in tensors], place))
 
-    def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+    def stack(
+        self: OneOf | Sequence[OneOf], *others: Any, dim: int | None = None,
+        axis: int | None = None,
+    ) -> OneOf:  # fmt: skip
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
         tensors, along = _joined_along("stack", self, others, dim, axis)
         for tensor in tensors:
@@ -218,8 +224,9 @@ def _groups(pattern: str, side: str) -> Groups:
 
 
 def _joined_along(
-    name: str, first: Any, others: tuple[Any, ...], dim: int | None, axis: int | None
-) -> tuple[list[Any], int]:
+    name: str, first: OneOf | Sequence[OneOf], others: tuple[Any, ...], dim: int | None,
+    axis: int | None,
+) -> tuple[list[OneOf], int]:  # fmt: skip
     """The tensors that are joined, in one dtype, and along which dimension.
 
     Of f(a, b, dim=1), f(a, b, 1), f((a, b), axis=1), and a.f([b, c]).
@@ -230,14 +237,14 @@ def _joined_along(
         others = others[:-1]
     if len(given) > 1:
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
-    listed = isinstance(first, (list, tuple))
-    if listed and (others or not first or not isinstance(first[0], Core)):
+    listed: Any = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
+    if listed is first and (others or not first or not isinstance(listed[0], Core)):
         raise TypeError(
-            f"{name} of a list of {len(first)} and {len(others)} more arguments; expected "
+            f"{name} of a list of {len(listed)} and {len(others)} more arguments; expected "
             f"{name}([a, b, …], dim)"
         )
-    head, *rest = first if listed else (first, *sequence(others))
-    tensors = [head, *(t if isinstance(t, type(head)) else type(head)(t) for t in rest)]
+    kind = type(listed[0])
+    tensors = [tensor if isinstance(tensor, kind) else kind(tensor) for tensor in listed]
     same_device("cat", [tensor.raw for tensor in tensors])
     dtype = promote(*(tensor.dtype for tensor in tensors))
     return [tensor.cast(dtype) for tensor in tensors], given[0] if given else 0

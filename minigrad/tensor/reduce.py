@@ -10,7 +10,7 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
-from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, count_node
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found
 
@@ -114,9 +114,14 @@ class Reduce(Methods):
     # --- statistics -------------------------------------------------------------------------------
 
     def _count(self, axis: Axes, dtype: DType) -> Self:
-        """How many elements are reduced, as a 0-d tensor."""
-        axes = axes_of("mean", axis, self.ndim)
-        return self._new(count_node(self.shape, axes, dtype, self.raw.device))
+        """How many elements are reduced, as a 0-d tensor; symbolic extents are read at run time."""
+        extents = [self.shape[a] for a in axes_of("mean", axis, self.ndim)]
+        known, device = math.prod(e for e in extents if isinstance(e, int)), self.raw.device
+        count = build.const(known, dtype, (), device)
+        for extent in extents:
+            if isinstance(extent, Affine):
+                count = build.cast(build.variable(extent, device), dtype) * count
+        return self._new(count)
 
     def _wide(self) -> Self:
         """In at least float32, which is what statistics are computed in."""

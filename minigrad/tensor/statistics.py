@@ -129,7 +129,7 @@ class Statistics(Composed):
             whole = self.flatten().quantile(q, 0, interpolation=interpolation)
             return whole.reshape((*whole.shape, *(1 for _ in self.shape))) if keepdim else whole
         axis = axis_of("quantile", dim, self.ndim)
-        lines = self.atleast_1d().movedim(axis, -1).sort(-1)[0]
+        lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]
         share = type(self)(q, device=self.raw.device).cast(self.dtype)
         rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
         if interpolation in ("lower", "higher", "nearest"):
@@ -143,8 +143,8 @@ class Statistics(Composed):
         between = (part < 0.5).where(low + step * part, high - step * (1 - part))
         value = part.eq(0).where(low, between)
         value = lines.isnan().any(-1, True).where(math.nan, value).movedim(-1, 0)  # (q, …)
-        value = value.unsqueeze(axis + 1) if keepdim else value
-        return value if share.ndim else value[0]
+        kept: Self = value.unsqueeze(axis + 1) if keepdim else value
+        return kept if share.ndim else kept[0]
 
     def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The most frequent elements along dim, of several the smallest, and where the last is.
