@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import string
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Self
@@ -380,28 +380,22 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
     if len(parts) != len(ndims):
         raise ShapeError(f"einsum {equation!r}: {len(ndims)} operands for {len(parts)} terms")
     batch = max((n - len(p) + 1 for p, n in zip(parts, ndims, strict=True) if "." in p), default=0)
+    dots = [f".{i}" for i in range(batch)]
     inputs: list[list[str]] = []
     for part, ndim in zip(parts, ndims, strict=True):
-        letters = part.replace(".", "")
-        count = ndim - len(letters) if "." in part else 0
-        bad = next((c for c in letters if c not in string.ascii_letters), None)
-        if bad is not None or count < 0 or part.count(".") > 1 or len(letters) + count != ndim:
+        spare = max(len(part) - 1 + batch - ndim, 0)  # of the batch dimensions that others have
+        names = [name for c in part for name in (dots[spare:] if c == "." else c)]
+        if not re.fullmatch(r"[a-zA-Z]*\.?[a-zA-Z]*", part) or len(names) != ndim:
             raise ShapeError(
                 f"einsum {equation!r}: term {part.replace('.', '...')!r} does not name the "
                 f"dimensions of an operand with {ndim}"
             )
-        dots = [f".{i}" for i in range(batch - count, batch)]
-        before, dot, after = part.partition(".")
-        inputs.append(list(before) + (dots if dot else []) + list(after))
-    all_dots = [f".{i}" for i in range(batch)]
-    if arrow:
-        first, dot, last = right.partition(".")
-        output = list(first) + (all_dots if dot else []) + list(last)
-        if len(set(output)) != len(output):
-            raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
-    else:
-        once = sorted(c for c in set(left) if c in string.ascii_letters and left.count(c) == 1)
-        output = all_dots + once
+        inputs.append(names)
+    if not arrow:
+        return inputs, dots + sorted(c for c in set(left) - {",", "."} if left.count(c) == 1)
+    output = [name for c in right for name in (dots if c == "." else c)]
+    if len(set(output)) != len(output):
+        raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
     return inputs, output
 
 

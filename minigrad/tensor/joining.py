@@ -170,7 +170,16 @@ class Joining(Methods):
             )
         extents: dict[str, Any] = dict(sizes)
         for group, extent in zip(before, self.shape, strict=True):
-            self._measure(pattern, group, extent, extents)
+            open_ = [name for name in group if name not in extents]
+            known: Any = product([extents[name] for name in group if name in extents])
+            divides = known == 1 or (isinstance(extent, int) and known and extent % known == 0)
+            if len(open_) == 1 and divides:  # which follows from the whole
+                extents[open_[0]] = extent // known
+            elif open_ or known != extent:
+                raise ShapeError(
+                    f"rearrange {pattern!r} of {self.shape}: a dimension of {extent} is "
+                    f"({' '.join(group)}) with {extents}; expected extents whose product it is"
+                )
         split = self.reshape(tuple(extents[name] for name in names))
         moved = split.permute(*(names.index(name) for name in wanted))
         return moved.reshape(tuple(product([extents[n] for n in group]) for group in after))
@@ -189,23 +198,6 @@ class Joining(Methods):
                     at = side[place].index("...")
                     side[place][at : at + 1] = names
         return before, after
-
-    def _measure(
-        self, pattern: str, group: list[str], extent: Any, extents: dict[str, Any]
-    ) -> None:
-        """The extents of a group's names, one of which may follow from the whole."""
-        if len(group) == 1 and group[0] not in extents:
-            extents[group[0]] = extent
-            return
-        open_ = [name for name in group if name not in extents]
-        known: Any = product([extents[name] for name in group if name in extents])
-        if len(open_) == 1 and isinstance(extent, int) and known and extent % known == 0:
-            extents[open_[0]] = extent // known
-        elif open_ or known != extent:
-            raise ShapeError(
-                f"rearrange {pattern!r} of {self.shape}: a dimension of {extent} is "
-                f"({' '.join(group)}) with {extents}; expected extents whose product it is"
-            )
 
 
 def _groups(pattern: str, side: str) -> Groups:
