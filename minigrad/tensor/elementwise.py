@@ -167,21 +167,18 @@ class Elementwise(Methods):
             pair = [build.cast(node, dtypes.default_float) for node in pair]
         return self._new(build.elementwise(Op.DIV, *pair))
 
-    def _floordiv(self, other: Any, reverse: bool) -> Self:
-        x, y = self._pair("floor division", other, reverse)
-        if x.dtype.is_bool:
-            x, y = build.cast(x, dtypes.default_int), build.cast(y, dtypes.default_int)
-        if x.dtype.is_int:
-            return self._new(build.elementwise(Op.IDIV, x, y))
-        return self._new(_floor_quotient(x, y))
-
     def floor_divide(self, other: Any) -> Self:
         """self // other, rounded down; of integers, by 0 in a tensor it is 0, as numpy's.
 
         >>> Tensor([7, -7]).floor_divide(2).tolist()
         [3, -4]
         """
-        return self._floordiv(other, False)
+        x, y = self._pair("floor division", other, False)
+        if x.dtype.is_bool:
+            x, y = build.cast(x, dtypes.default_int), build.cast(y, dtypes.default_int)
+        if x.dtype.is_int:
+            return self._new(build.elementwise(Op.IDIV, x, y))
+        return self._new(_floor_quotient(x, y))
 
     def positive(self) -> Self:
         """self, as +x.
@@ -199,10 +196,7 @@ class Elementwise(Methods):
         >>> Tensor([7, -7]).mod(4).tolist()
         [3, 1]
         """
-        return self._mod(other, False)
-
-    def _mod(self, other: Any, reverse: bool) -> Self:
-        pair = self._pair("mod", other, reverse)
+        pair = self._pair("mod", other, False)
         if pair[0].dtype.is_bool:
             pair = [build.cast(node, dtypes.default_int) for node in pair]
         return self._new(build.elementwise(Op.MOD, *pair))
@@ -459,10 +453,10 @@ class Elementwise(Methods):
         return self._div(other, True)
 
     def __rfloordiv__(self, other: Any) -> Self:
-        return self._floordiv(other, True)
+        return self._operand(other, "floor division").floor_divide(self)
 
     def __rmod__(self, other: Any) -> Self:
-        return self._mod(other, True)
+        return self._operand(other, "mod").mod(self)
 
     __radd__, __rsub__ = _reflected(Op.ADD, "add"), _reflected(Op.SUB, "sub")
     __rmul__, __rand__ = _reflected(Op.MUL, "mul"), _reflected(Op.AND, "bitwise_and")

@@ -336,12 +336,12 @@ class Functions(Methods):
         [3]
         """
         if rounding_mode == "floor":
-            return self._floordiv(other, False)
+            return self.floor_divide(other)
         if rounding_mode == "trunc":
             x, y = self._two("truncated division", other)
             if x.dtype.is_float:
                 return (x / y).trunc()
-            return (x - x.fmod(y) if x.dtype.kind == "i" else x)._floordiv(y, False)
+            return (x - x.fmod(y) if x.dtype.kind == "i" else x).floor_divide(y)
         if rounding_mode is not None:
             raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
         return self._div(other, False)
@@ -354,11 +354,11 @@ class Functions(Methods):
         """
         x, y = self._two("fmod", other)
         if not x.dtype.is_float:
-            rest = x._mod(y, False)
+            rest = x.mod(y)
             if x.dtype.kind != "i":
                 return rest
             return (rest.ne(0) & ((x < 0) ^ (y < 0))).where(rest - y, rest)
-        rest = (x < 0).where(-x, x)._mod((y < 0).where(-y, y), False)
+        rest = (x < 0).where(-x, x).mod((y < 0).where(-y, y))
         # −0 − 0 is −0
         return x.eq(0).where(x - rest.detach(), (x < 0).where(-rest, rest))
 

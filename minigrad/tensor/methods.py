@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         def _pair(self, name: str, other: Any, reverse: bool) -> list[Node]: ...
         def _two(self, name: str, other: Any) -> tuple[Self, Self]: ...
 
-        _operand = _as_float = _div = _floordiv = _mod = _with_derivative = _Declared._any
+        _operand = _as_float = _div = floor_divide = mod = _with_derivative = _Declared._any
         mul = eq = ne = maximum = minimum = where = masked_fill = clip = _Declared._any
         isnan = isfinite = abs = square = sqrt = rsqrt = reciprocal = exp = log = _Declared._any
         cos = tanh = erf = expm1 = log1p = logaddexp = _in_place = _Declared._any

@@ -59,7 +59,8 @@ class Spellings(Composed):
     bitwise_left_shift, bitwise_right_shift, remainder = same("lshift rshift mod")
     moveaxis, ravel, ger, swapaxes, swapdims = same("movedim flatten outer transpose transpose")
     broadcast_to, reshape_as, argwhere = same("expand view_as nonzero")
-    type, swish, concat, concatenate, copy_, clamp = same("cast silu cat cat assign clip")
+    type, swish, concat, concatenate, clamp = same("cast silu cat cat clip")
+    copy_, fill_ = same("assign assign")
     nelement = _Named.numel
 
     # --- in place ---------------------------------------------------------------------------------
@@ -81,14 +82,6 @@ class Spellings(Composed):
             raise ShapeError(f"replace {self.dtype.name} {self.shape} by {other.dtype.name} "
                              f"{other.shape}: expected equal shapes and dtypes")  # fmt: skip
         return self.assign(other)
-
-    def fill_(self, value: Any) -> Self:
-        """Replace all elements by one.
-
-        >>> Tensor([1, 2]).fill_(7).tolist()
-        [7, 7]
-        """
-        return self.assign(value)
 
     def zero_(self) -> Self:
         """Replace all elements by 0.
