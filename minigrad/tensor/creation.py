@@ -68,7 +68,7 @@ class Creation(Methods):
 
     @classmethod
     def full(
-        cls, shape: Sequence[Integer] | Integer, fill_value: Scalar | Affine, *,
+        cls, shape: Sequence[Integer] | Integer, fill_value: Scalar, *,
         dtype: DType | str | None = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
@@ -118,10 +118,20 @@ class Creation(Methods):
         >>> Tensor([1, 2]).full_like(7).tolist()
         [7, 7]
         """
-        return self.full(
-            self.shape, fill_value, dtype=dtype_or(dtype, self.dtype), device=device or self.device,
-            requires_grad=requires_grad,
-        )  # fmt: skip
+        return self.new_full(self.shape, fill_value, dtype=dtype, device=device,
+                             requires_grad=requires_grad)  # fmt: skip
+
+    def new_full(
+        self, size: Any, fill_value: Scalar, *, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Every element is fill_value; dtype and device of self unless given.
+
+        >>> Tensor([1]).new_full((2,), 7).tolist()
+        [7, 7]
+        """
+        return self.full(size, fill_value, dtype=dtype_or(dtype, self.dtype),
+                         device=device or self.device, requires_grad=requires_grad)  # fmt: skip
 
     def zeros_like(self, **options: Any) -> Self:
         """Zeros; shape, dtype and device of self.
@@ -163,7 +173,8 @@ class Creation(Methods):
             if step != 1 or not isinstance(begin, (int, Affine)):
                 raise ShapeError(f"arange({begin}, {end}, {step}): symbolic bounds need step 1")
             ramp = cls._of(build.iota(end - begin, where))
-            ramp = ramp if begin == 0 else ramp + cls.full((), begin, device=where)
+            first = cls.full((), begin, device=where)  # type: ignore[arg-type]
+            ramp = ramp if begin == 0 else ramp + first
             wanted = dtype_or(dtype, dtypes.default_int)
             return cls._made(ramp.cast(wanted).node, requires_grad)
         count = max(math.ceil((end - begin) / step), 0)
@@ -232,15 +243,13 @@ class Creation(Methods):
             raise ShapeError(f"meshgrid of {shapes}: expected vectors")
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
-        order = list(range(len(vectors)))
-        if indexing == "xy" and len(order) > 1:
-            order[0], order[1] = 1, 0
-        shape = tuple(vectors[i].numel() for i in order)
-        return tuple(
-            vector.reshape((1,) * order.index(i) + (-1,) + (1,) * (len(order) - 1 - order.index(i)))
-            .expand(shape)
-            for i, vector in enumerate(vectors)
-        )  # fmt: skip
+        places = list(range(len(vectors)))
+        if indexing == "xy":
+            places[:2] = places[:2][::-1]
+        shape = tuple(vectors[place].numel() for place in places)
+        ones = [1] * len(vectors)
+        grids = zip(vectors, places, strict=True)
+        return tuple(v.reshape(*ones[:at], -1, *ones[at + 1 :]).expand(shape) for v, at in grids)
 
     def _checked(
         self, extent: Integer, name: str, unit: str, *, wraps: bool = False,

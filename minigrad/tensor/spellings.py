@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 from typing import Any, Self
 
-from minigrad.dtype import DType, resolve
+from minigrad.dtype import DType
 from minigrad.errors import ShapeError
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
@@ -182,18 +181,6 @@ class Spellings(Composed):
         return self.cast(other.dtype)
 
     # --- others like it ---------------------------------------------------------------------------
-
-    def new_full(
-        self, size: Any, fill_value: Scalar, *, dtype: DType | str | None = None,
-        device: str | None = None, requires_grad: builtins.bool | None = None,
-    ) -> Self:  # fmt: skip
-        """Every element is fill_value; dtype and device of self unless given.
-
-        >>> Tensor([1]).new_full((2,), 7).tolist()
-        [7, 7]
-        """
-        return self.full(size, fill_value, dtype=self.dtype if dtype is None else resolve(dtype),
-                         device=device or self.device, requires_grad=requires_grad)  # fmt: skip
 
     def new_zeros(self, *size: Any, **options: Any) -> Self:
         """Zeros; dtype and device of self unless given.
