@@ -310,8 +310,7 @@ class Arranging(Composed):
         >>> Tensor([1, 2]).pad_to(3).tolist()
         [1, 2, 0]
         """
-        wanted = sequence(shape)
-        pairs = zip(self.shape, wanted, strict=True)
+        pairs = zip(self.shape, self._for_each("pad_to", sequence(shape)), strict=True)
         return self.pad([None if want is None else (0, want - have) for have, want in pairs])
 
     def shrink_to(self, *shape: Any) -> Self:
@@ -412,6 +411,10 @@ class Arranging(Composed):
 
     def _take_along(self, name: str, indices: Core, axis: int) -> Self:
         """`take_along_dim`, under another name in messages."""
+        if indices.ndim != self.ndim:
+            raise ShapeError(
+                f"{name} of {self.shape} at {indices.shape}: expected indices of as many dimensions"
+            )
         x, places = (
             value.expand([
                 other if d != axis and extent == 1 else extent

@@ -413,7 +413,7 @@ def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
 
 def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
     """start, stop and step; for a negative step of the flipped dimension."""
-    step = 1 if item.step is None else int(item.step)
+    step = 1 if item.step is None else _int(item.step)
     if step == 0:
         raise ShapeError("a slice with step 0; expected a step that is not 0")
     if any(isinstance(x, Affine) for x in (item.start, item.stop, extent)):
@@ -423,17 +423,18 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
         stop = _bound(item.stop, extent, extent)
         return start, stop, 1
     assert isinstance(extent, int)
-    start, stop, step = slice(_int(item.start), _int(item.stop), step).indices(extent)
+    ends = (None if end is None else _int(end) for end in (item.start, item.stop))
+    start, stop, step = slice(*ends, step).indices(extent)
     if step > 0:
         return start, max(stop, start), step
     first, last = extent - 1 - start, extent - 1 - stop
     return first, max(last, first), step
 
 
-def _int(x: Any) -> int | None:
-    if x is None or hasattr(x, "__index__"):
-        return None if x is None else int(x.__index__())
-    raise TypeError(f"a slice to or from {x!r}: expected an int")
+def _int(x: Any) -> int:
+    if hasattr(x, "__index__"):
+        return int(x.__index__())
+    raise TypeError(f"a slice with {x!r}: expected an int")
 
 
 def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
@@ -441,7 +442,7 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
         return default
     if isinstance(given, Affine):
         return given
-    value = _int(given) or 0
+    value = _int(given)
     return value + extent if value < 0 else value
 
 

@@ -27,6 +27,8 @@ def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:
     """A shape with −1 and None replaced, of the same elements as another."""
+    if None in shape[len(have) :]:
+        raise ShapeError(f"reshape from {have} to {shape}: None keeps an extent that is there")
     if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
         text = f"; {hint('x.view(dtypes.int32)')}" if len(shape) == 1 else ""
         raise TypeError(f"reshape to {shape}: expected ints, None or one −1{text}")
@@ -230,13 +232,19 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3]).shrink([(1, 3)]).tolist()
         [2, 3]
         """
-        pairs = [
-            (0, extent) if pair is None else pair
-            for pair, extent in zip(ranges, self.shape, strict=True)
-        ]
+        given = zip(self._for_each("shrink", ranges), self.shape, strict=True)
+        pairs = [(0, extent) if pair is None else pair for pair, extent in given]
         check_ints("shrink", **{f"ranges[{d}]": n for d, pair in enumerate(pairs) for n in pair})
         build.shrink(self.raw, pairs)
         return self._view(lambda node: build.shrink(node, pairs))
+
+    def _for_each(self, name: str, given: Sequence[Any]) -> Sequence[Any]:
+        if len(given) != self.ndim:
+            raise ShapeError(
+                f"{name}({', '.join(map(str, given))}) of {self.shape}: expected one, or None, for "
+                "each dimension"
+            )
+        return given
 
     def pad(
         self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0
