@@ -136,8 +136,6 @@ class Random(Methods):
     @staticmethod
     def manual_seed(seed: int = 0) -> None:
         """Start the random numbers of this thread anew, on every device."""
-        if not isinstance(seed, int):
-            raise TypeError(f"manual_seed({seed!r}): expected an int")
         _states.seed = seed
         for state in _states.devices.values():
             state.put(_state_bytes(seed), True)
