@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -42,7 +43,15 @@ class Tensor(
 
     __slots__ = ()
 
-    if TYPE_CHECKING:  # which tensors these give, is known here
+    if TYPE_CHECKING:  # what takes self alone or first in a list gives a tensor
+
+        def cat(
+            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
+            axis: int | None = None,
+        ) -> Tensor:  # fmt: skip
+            """See `Joining.cat`."""
+
+        stack = concat = concatenate = hstack = vstack = block_diag = cat
 
         @staticmethod
         def einsum(equation: str, *operands: Any) -> Tensor:

@@ -12,7 +12,6 @@ from minigrad.graph.symbolic import Affine, Integer
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, broadcast_shape
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import OneOf
 from minigrad.tensor.movement import sequence
 
 
@@ -174,7 +173,7 @@ class Arranging(Composed):
 
     # --- joining ----------------------------------------------------------------------------------
 
-    def hstack(self: OneOf | Sequence[OneOf], *others: Any) -> OneOf:
+    def hstack(self, *others: Any) -> Self:
         """Tensors joined along the second dimension (vectors along the first); also of a list.
 
         >>> Tensor.hstack([Tensor([1]), Tensor([2])]).tolist()
@@ -183,7 +182,7 @@ class Arranging(Composed):
         given = [x.atleast_1d() for x in sequence((self, *others))]
         return given[0].cat(*given[1:], dim=0 if given[0].ndim == 1 else 1)  # type: ignore[no-any-return]
 
-    def vstack(self: OneOf | Sequence[OneOf], *others: Any) -> OneOf:
+    def vstack(self, *others: Any) -> Self:
         """Tensors joined along the first dimension, vectors as rows; also of a list.
 
         >>> Tensor.vstack([Tensor([1]), Tensor([2])]).tolist()
@@ -241,7 +240,7 @@ class Arranging(Composed):
             raise ShapeError(f"trace of {self.shape}: expected a matrix")
         return self.diagonal().sum()
 
-    def block_diag(self: OneOf | Sequence[OneOf], *others: Any) -> OneOf:
+    def block_diag(self, *others: Any) -> Self:
         """Matrices along the diagonal of one matrix of zeros; also of a list.
 
         >>> Tensor.block_diag(Tensor([[1]]), Tensor([[2, 3]])).tolist()

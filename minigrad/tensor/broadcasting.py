@@ -6,7 +6,7 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes
 from minigrad.errors import AxisError, DeviceError, ShapeError
@@ -157,16 +157,8 @@ def follow(steps: Sequence[Step], base: Node) -> Node:
     return base
 
 
-class Array(Protocol):
-    """What has the dtype, shape and device of an array."""
-
-    dtype: DType
-    shape: Shape
-    device: str
-
-
-def placeholder(steps: Sequence[Step], like: Array) -> Node:
-    """The view of a nameless array like `like`; equal views are the same node."""
+def placeholder(steps: Sequence[Step], like: Any) -> Node:
+    """The view of a nameless array of like's dtype, shape, device; equal views are one node."""
     return follow(steps, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
 
 

@@ -58,14 +58,16 @@ class Indexing(Methods):
         Where no array indexes, extents of 1 in front of a value of more dimensions do not count.
         BoundsError as in `x[…]`; after one from a tensor of indices, x has no value.
         """
-        if isinstance(value, Core) and value._origin is not None and self._wrote(value, key):
-            return  # x[key] += y: the view has written it
-        if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
-            self.assign(self.masked_fill(self._leading(key), value))
-            return
-        if isinstance(key, type(self)) and key.dtype.is_bool and _is_large(key.shape):
-            self.assign(self._filled(key, value))
-            return
+        if isinstance(value, Core) and value._origin is not None:
+            view, arrays, _ = self._basic(key, "x[…] = v")
+            if not arrays and views.same(view, value):
+                return  # x[key] += y: the view has written it
+        if isinstance(key, type(self)) and key.dtype.is_bool:
+            one = _is_one(value)
+            if one or _is_large(key.shape):
+                wide = self._leading(key)
+                self.assign(self.masked_fill(wide, value) if one else self._filled(key, value))
+                return
         view, arrays, place = self._basic(key, "x[…] = v")
         more = getattr(value, "ndim", 0) - view.ndim
         if arrays:
@@ -73,10 +75,6 @@ class Indexing(Methods):
         elif more > 0 and set(value.shape[:more]) == {1}:
             value = value.reshape(value.shape[more:])
         view.assign(value)
-
-    def _wrote(self, value: Core, key: Any) -> bool:
-        view, arrays, _ = self._basic(key, "x[…] = v")
-        return not arrays and views.same(view, value)
 
     def _leading(self, mask: Self) -> Self:
         """A mask over the leading dimensions with a 1 for each of the others."""
@@ -113,7 +111,9 @@ class Indexing(Methods):
         is where the arrays (and ints) stood if they were side by side, else the front.
         """
         items = self._expanded(key, name)
-        advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
+        plain = [i is None or i is Ellipsis or isinstance(i, slice) for i in items]
+        # an int counts as an array where arrays are used
+        advanced = [place for place, one in enumerate(plain) if not one]
         together = not advanced or advanced == list(range(advanced[0], advanced[-1] + 1))
         place = sum(i is not Ellipsis for i in items[: advanced[0]]) if advanced and together else 0
         items = [item for item in items if item is not Ellipsis]
@@ -139,7 +139,7 @@ class Indexing(Methods):
             ranges.append((start, stop))
             steps.append(step)
         view = self
-        if ranges and (any(step != 1 for step in steps) or _cuts(ranges, self.shape)):
+        if set(steps) - {1} or ranges != [(0, extent) for extent in self.shape]:
             view = view._view(lambda node: _cut(node, ranges, steps))
         if kept != list(range(len(ranges))):
             extents = tuple(1 if axis is None else view.shape[axis] for axis in kept)
@@ -377,11 +377,6 @@ class Indexing(Methods):
         return self._new(weight.node)._take_places({0: index}, 0, wraps=False)
 
 
-def _is_advanced(item: Any) -> bool:
-    """Whether an item is an array, or an int, which counts as one where arrays are used."""
-    return item is not None and item is not Ellipsis and not isinstance(item, slice)
-
-
 def _is_large(mask: Shape) -> bool:
     return not is_symbolic(mask) and numel(mask) > SMALL
 
@@ -423,12 +418,12 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
         stop = _bound(item.stop, extent, extent)
         return start, stop, 1
     assert isinstance(extent, int)
-    ends = (None if end is None else _int(end) for end in (item.start, item.stop))
-    start, stop, step = slice(*ends, step).indices(extent)
+    first, last = (None if end is None else _int(end) for end in (item.start, item.stop))
+    start, stop, step = slice(first, last, step).indices(extent)
     if step > 0:
         return start, max(stop, start), step
-    first, last = extent - 1 - start, extent - 1 - stop
-    return first, max(last, first), step
+    start, stop = extent - 1 - start, extent - 1 - stop
+    return start, max(stop, start), step
 
 
 def _int(x: Any) -> int:
@@ -444,10 +439,6 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
         return given
     value = _int(given)
     return value + extent if value < 0 else value
-
-
-def _cuts(ranges: list[tuple[Integer, Integer]], shape: Shape) -> bool:
-    return any(pair != (0, extent) for pair, extent in zip(ranges, shape, strict=True))
 
 
 def _cut(node: Node, ranges: list[tuple[Integer, Integer]], steps: list[int]) -> Node:

@@ -15,7 +15,7 @@ from minigrad.graph.node import is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods, OneOf
+from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
 Groups = list[list[str]]
@@ -27,16 +27,13 @@ class Joining(Methods):
 
     __slots__ = ()
 
-    def cat(
-        self: OneOf | Sequence[OneOf], *others: Any, dim: int | None = None,
-        axis: int | None = None,
-    ) -> OneOf:  # fmt: skip
+    def cat(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
         """Tensors one after the other along `dim` (0); their other extents are equal.
 
         Also `Tensor.cat([a, b], 1)`.
         """
         tensors, along = _joined_along("cat", self, others, dim, axis)
-        first = tensors[0]
+        first: Self = tensors[0]
         place = axis_of("cat", along, first.ndim)
         for tensor in tensors:
             if tensor.ndim != first.ndim or any(
@@ -51,10 +48,7 @@ class Joining(Methods):
         many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)
         return first._new((build.cat if many else joined)([each.node for each in tensors], place))
 
-    def stack(
-        self: OneOf | Sequence[OneOf], *others: Any, dim: int | None = None,
-        axis: int | None = None,
-    ) -> OneOf:  # fmt: skip
+    def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
         tensors, along = _joined_along("stack", self, others, dim, axis)
         for tensor in tensors:
@@ -63,8 +57,8 @@ class Joining(Methods):
                     f"stack: shapes {tensors[0].shape} and {tensor.shape}; expected equal ones"
                 )
         place = axis_of("stack", along, tensors[0].ndim + 1)
-        first, *more = (tensor.unsqueeze(place) for tensor in tensors)
-        return first.cat(*more, dim=place)
+        wider: list[Self] = [tensor.unsqueeze(place) for tensor in tensors]
+        return wider[0].cat(*wider[1:], dim=place)
 
     def repeat(self, *counts: Any) -> Self:
         """The whole tensor repeated along each dimension, new ones at the left."""
@@ -216,9 +210,8 @@ def _groups(pattern: str, side: str) -> Groups:
 
 
 def _joined_along(
-    name: str, first: OneOf | Sequence[OneOf], others: tuple[Any, ...], dim: int | None,
-    axis: int | None,
-) -> tuple[list[OneOf], int]:  # fmt: skip
+    name: str, first: Any, others: tuple[Any, ...], dim: int | None, axis: int | None
+) -> tuple[list[Any], int]:
     """The tensors that are joined, in one dtype, and along which dimension.
 
     Of f(a, b, dim=1), f(a, b, 1), f((a, b), axis=1), and a.f([b, c]).
@@ -229,7 +222,7 @@ def _joined_along(
         others = others[:-1]
     if len(given) > 1:
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
-    listed: Any = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
+    listed = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
     if listed is first and (others or not first or not isinstance(listed[0], Core)):
         raise TypeError(
             f"{name} of a list of {len(listed)} and {len(others)} more arguments; expected "

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 T = TypeVar("T")
-OneOf = TypeVar("OneOf", bound="Methods")  # of several tensors, that come one by one or in a list
 
 
 class Method:

@@ -366,9 +366,7 @@ class Statistics(Composed):
         self._check_draws(num_samples, replacement)
         rows = self._weights()
         shape = (rows.shape[0], num_samples) if replacement else rows.shape
-        high, low = map(self._new, _draw("multinomial", shape, self.raw.device))
-        wide = high.cast(dtypes.float64) * 2.0**20 + (low >> 12).cast(dtypes.float64)
-        share = (wide + 0.5) * 2.0**-52  # between 0 and 1, never one of the two
+        share = self._unit(*_draw("multinomial", shape, self.raw.device))
         if replacement:  # the first category whose running sum exceeds that part of the total
             until = rows.cumsum(1)
             total = until[:, -1:]
@@ -403,3 +401,9 @@ class Statistics(Composed):
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
             limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")
+
+    def _unit(self, first: Any, second: Any) -> Self:
+        """float64 between 0 and 1, never one of the two."""
+        high = self._new(first).cast(dtypes.float64)
+        low = (self._new(second) >> 12).cast(dtypes.float64)
+        return (high * 2.0**20 + low + 0.5) * 2.0**-52
