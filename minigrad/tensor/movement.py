@@ -267,7 +267,7 @@ class Movement(Methods):
         amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
         check_holds("pad", self.dtype, value)
         padded = build.pad(result.node, amounts)
-        if value != 0:
+        if value != 0 and padded is not result.node:
             whole = self._operand(value).cast(self.dtype)._broadcast_to(padded.shape)
             padded = within(result.node, amounts, whole.node)
         return self._new(padded)
