@@ -285,10 +285,10 @@ def cross_entropy(
     axis = _classes(x)
     if weight is None:
         return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
-    weighted = x.log_softmax(axis)._moved_last(axis) * weight
+    weighted = x.log_softmax(axis).movedim(axis, -1) * weight
     share = label_smoothing / int(x.size(axis))
     if target.dtype.is_float:
-        wanted = target._moved_last(axis) * (1 - label_smoothing) + share
+        wanted = target.movedim(axis, -1) * (1 - label_smoothing) + share
         return (-weighted * wanted).sum(-1)._reduced(reduction)
     is_target, counts = weighted._targets("cross_entropy", target, ignore_index)
     others = weighted * share if label_smoothing else 0.0

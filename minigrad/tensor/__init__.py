@@ -51,20 +51,13 @@ class Tensor(
         ) -> Tensor:  # fmt: skip
             """See `Joining.cat`."""
 
-        def stack(
-            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
-            axis: int | None = None,
-        ) -> Tensor:  # fmt: skip
-            """See `Joining.stack`."""
-
-        concat = concatenate = hstack = vstack = block_diag = cat
+        stack = concat = concatenate = hstack = vstack = block_diag = cat
 
         @staticmethod
         def einsum(equation: str, *operands: Any) -> Tensor:
             """See `Contraction.einsum`."""
 
-    if TYPE_CHECKING:  # set by minigrad/__init__.py: minigrad/linalg/ stands above `jit`
-
+        # set by minigrad/__init__.py: minigrad/linalg/ stands above `jit`
         def qr(self, mode: str = "reduced") -> QRResult[Tensor]:
             """See `minigrad.linalg.qr`."""
 

@@ -19,21 +19,10 @@ from minigrad.hints import of_argument
 from minigrad.tensor.broadcasting import whole
 from minigrad.tensor.core import Core
 
-# What else an argument may be called: (its name, or * for what stands before others, methods).
-KEYWORDS: dict[str, tuple[str, str]] = {
-    "keepdims": ("keepdim", """sum prod max min mean any all var std std_mean argmax argmin
-                               logsumexp amax amin median quantile norm"""),
-    "dims": ("*", "permute flip"),
-    "order": ("*", "permute"),
-    "shape": ("*", "reshape view expand broadcast_to"),
-    "size": ("*", "expand"),
-    "repeats": ("*", "repeat"),
-    "dim": ("axis", """sum prod max min mean any all var std std_mean argmax argmin logsumexp
-                       softmax log_softmax cumsum cumprod cummax cummin
-                       sort argsort topk normalize layernorm rmsnorm"""),
-    "axis": ("dim", """gather scatter scatter_add scatter_reduce squeeze unsqueeze split chunk
-                       unfold unbind index_select select diff amax amin median quantile norm"""),
-}  # fmt: skip
+# What else arguments may be called: those that stand one by one, of which methods; and all others.
+SEVERAL = {"dims": ("permute", "flip"), "order": ("permute",), "repeats": ("repeat",),
+           "shape": ("reshape", "view", "expand", "broadcast_to"), "size": ("expand",)}  # fmt: skip
+ALSO = (("keepdims", "keepdim"), ("dim", "axis"), ("axis", "dim"))
 
 
 class Kind(NamedTuple):
@@ -109,8 +98,7 @@ def check_names(title: str, function: Callable[..., Any], given: Iterable[str]) 
     if any(one.kind is one.VAR_KEYWORD for one in known.values()):
         return
     for name in sorted(given, key=lambda name: name != "out"):  # np.mean(x) gives dtype=, too
-        also = KEYWORDS.get(name, ("", ""))[1].split()
-        if name not in known and function.__name__ not in also:
+        if name not in known:
             own = ", ".join(one for one in known if one not in ("self", "cls"))
             how = of_argument(name) or f"expected {own or 'none by name'}"
             said = f"{title}() got an unexpected keyword argument {name!r}: {how}"
@@ -135,7 +123,7 @@ def checked(
 ) -> Callable[..., Any]:  # fmt: skip
     """The function, which refuses an argument of another kind than its annotation's.
 
-    words: other names of its arguments, see `KEYWORDS`. first: what stands first is a tensor, of
+    words: other names of its arguments, see `_words_of`. first: what stands first is a tensor, of
     whatever annotation (of a method that is called on a tensor it is one). sizes: it is a layer's
     __init__, and ints are ≥ 0.
     """
@@ -199,17 +187,23 @@ def check_functions(names: dict[str, Any], *homes: str, first: bool = False) -> 
                 names[name] = checked(value, first=first)
 
 
+def _words_of(name: str, function: Any) -> dict[str, str]:
+    """Other names of a method's arguments → these; * is for those that stand one by one."""
+    positional, others, _ = _parameters(function)
+    found = {word: "*" for word, methods in SEVERAL.items() if name in methods}
+    for word, meant in ALSO:
+        if meant in positional or (meant in others and word not in (*positional, *others)):
+            found[word] = meant
+    return found
+
+
 def check_methods(kind: type) -> None:
-    """Let all public methods of a class refuse arguments of another kind, and take `KEYWORDS`."""
-    by_method: dict[str, dict[str, str]] = {}
-    for word, (meant, names) in KEYWORDS.items():
-        for name in names.split():
-            by_method.setdefault(name, {})[word] = meant
+    """Let all public methods of a class refuse arguments of another kind; see `_words_of`."""
     for family in kind.__mro__[-2:0:-1]:  # the first one that has a method counts
         for name, method in list(vars(family).items()):
             function = getattr(method, "__func__", method)
             if hasattr(function, "__code__") and not name.startswith("_"):
-                checking = checked(function, by_method.get(name))
+                checking = checked(function, _words_of(name, function))
                 if checking is not function:
                     form = type(method) if function is not method else (lambda f: f)
                     setattr(kind, name, form(checking))

@@ -31,11 +31,6 @@ class Arithmetic(Composed):
 
     __slots__ = ()
 
-    def _two(self, name: str, other: Any) -> tuple[Self, Self]:
-        """self and other with one shape and dtype."""
-        x, y = self._pair(name, other, False)
-        return self._new(x), self._new(y)
-
     def _two_floats(self, name: str, other: Any) -> tuple[Self, Self]:
         x, y = self._as_float()._two(name, other)
         return x._as_float(), y._as_float()
@@ -73,7 +68,7 @@ class Arithmetic(Composed):
         [2.0, 0.0]
         """
         x, y = self._two("fmax", other)
-        return x._new((y.isnan() | (y <= x)).where(x, y).node)
+        return (y.isnan() | (y <= x)).where(x, y)
 
     def fmin(self, other: Any) -> Self:
         """The smaller of the two; of a NaN and a number the number.
@@ -270,7 +265,7 @@ class Arithmetic(Composed):
 
     # --- products of vectors and matrices ---------------------------------------------------
 
-    def _times(self, name: str, other: Core, mine: int, its: int) -> Any:
+    def _times(self, name: str, other: Core, mine: int, its: int) -> Self:
         """`matmul` of tensors that have these numbers of dimensions, and no others."""
         if self.ndim != mine or other.ndim != its:
             kinds = ("numbers", "a vector", "a matrix", "a batch of matrices")
@@ -286,7 +281,7 @@ class Arithmetic(Composed):
         >>> Tensor([[1, 2]]).mm(Tensor([[3], [4]])).tolist()
         [[11]]
         """
-        return self._times("mm", mat2, 2, 2)  # type: ignore[no-any-return]
+        return self._times("mm", mat2, 2, 2)
 
     def bmm(self, mat2: Core) -> Self:
         """(b, m, k) · (b, k, n) → (b, m, n).
@@ -294,7 +289,7 @@ class Arithmetic(Composed):
         >>> Tensor.ones(2, 3, 4).bmm(Tensor.ones(2, 4, 5)).shape
         (2, 3, 5)
         """
-        return self._times("bmm", mat2, 3, 3)  # type: ignore[no-any-return]
+        return self._times("bmm", mat2, 3, 3)
 
     def mv(self, vec: Core) -> Self:
         """(m, k) · (k,) → (m,).
@@ -302,7 +297,7 @@ class Arithmetic(Composed):
         >>> Tensor([[1, 2]]).mv(Tensor([3, 4])).tolist()
         [11]
         """
-        return self._times("mv", vec, 2, 1)  # type: ignore[no-any-return]
+        return self._times("mv", vec, 2, 1)
 
     def outer(self, vec2: Core) -> Self:
         """(m,) · (n,) → (m, n): all products of two elements.
@@ -311,8 +306,7 @@ class Arithmetic(Composed):
         [[3, 4], [6, 8]]
         """
         if self.ndim != 1 or vec2.ndim != 1:
-            shapes = f"{self.shape} and {vec2.shape}"
-            raise ShapeError(f"outer of {shapes}: expected two vectors")
+            raise ShapeError(f"outer of {self.shape} and {vec2.shape}: expected two vectors")
         return self.unsqueeze(1) * vec2
 
     def tensordot(self, other: Any, dims: int | Sequence[Sequence[int]] = 2) -> Self:
@@ -360,7 +354,7 @@ class Arithmetic(Composed):
         >>> Tensor([1, 0, 0]).cross(Tensor([0, 1, 0])).tolist()
         [0, 0, 1]
         """
-        x, y = (self._new(node) for node in self._pair("cross", other, False))
+        x, y = self._two("cross", other)
         axis = axis_of("cross", dim, x.ndim)
         if x.shape[axis] != 3:
             raise ShapeError(f"cross along dimension {axis} of {x.shape}: expected extent 3")
@@ -381,20 +375,15 @@ class Arithmetic(Composed):
             factor, n = factor.matmul(factor) if n > 1 else factor, n >> 1
         return result
 
-    # --- sums of products -------------------------------------------------------------------------
-
-    def _added(self, total: Any, beta: Scalar, alpha: Scalar) -> Self:
-        """beta·self + alpha·total."""
-        total = total if alpha == 1 else total * alpha
-        return total if beta == 0 else (self if beta == 1 else self * beta) + total  # type: ignore[no-any-return]
-
     def addmm(self, mat1: Any, mat2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
         """beta·self + alpha·mat1·mat2.
 
         >>> Tensor([[1]]).addmm(Tensor([[2]]), Tensor([[3]])).tolist()
         [[7]]
         """
-        return self._added(mat1._times("addmm", mat2, 2, 2), beta, alpha)
+        product: Self = mat1._times("addmm", mat2, 2, 2)
+        product = product if alpha == 1 else product * alpha
+        return product if beta == 0 else (self if beta == 1 else self * beta) + product
 
     # --- distances --------------------------------------------------------------------------------
 
@@ -416,7 +405,7 @@ class Arithmetic(Composed):
         >>> Tensor([[1.0, 0.0]]).cosine_similarity(Tensor([[2.0, 0.0]])).tolist()
         [1.0]
         """
-        x, y = (self._new(node) for node in self._pair("cosine_similarity", x2, False))
+        x, y = self._two("cosine_similarity", x2)
         axis_of("cosine_similarity", dim, x.ndim)
         return (x.normalize(2, dim, eps) * y.normalize(2, dim, eps)).sum(dim)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
@@ -65,9 +66,7 @@ class Arranging(Composed):
             cuts = [part * size + min(part, larger) for part in range(1, given)]
         else:
             cuts = [slice(None, int(cut)).indices(extent)[1] for cut in given]
-        ends = [*cuts, extent]
-        starts = [0, *cuts]
-        return tuple(self._part(axis, a, max(a, b)) for a, b in zip(starts, ends, strict=True))
+        return tuple(self._part(axis, a, max(a, b)) for a, b in pairwise([0, *cuts, extent]))
 
     def hsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
         """Equal parts along the second dimension (of a vector the first), or cut before indices.
@@ -92,19 +91,6 @@ class Arranging(Composed):
         return self.tensor_split(given, axis)
 
     # --- order and shape --------------------------------------------------------------------------
-
-    def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> Self:
-        """Dimensions moved to other places; the rest keep their order.
-
-        >>> Tensor.zeros(2, 3, 4).movedim(0, -1).shape
-        (3, 4, 2)
-        """
-        given, wanted = (axes_of("movedim", axes, self.ndim) for axes in (source, destination))
-        if len(given) != len(wanted):
-            raise ShapeError(f"movedim({source}, {destination}): expected as many of both")
-        rest = iter(axis for axis in range(self.ndim) if axis not in given)
-        places = dict(zip(wanted, given, strict=True))
-        return self.permute(*(places[d] if d in places else next(rest) for d in range(self.ndim)))
 
     def t(self) -> Self:
         """A matrix transposed; a vector as it is.
@@ -261,10 +247,9 @@ class Arranging(Composed):
         [[1, 0, 0], [0, 2, 3]]
         """
         given = [x.atleast_2d() for x in sequence((self, *others))]
-        width, left, rows = sum(x.shape[1] for x in given), 0, []
-        for x in given:
-            rows.append(x.pad([None, (left, width - left - x.shape[1])]))
-            left += x.shape[1]
+        *_, width = ends = [0, *accumulate(x.shape[1] for x in given)]
+        sides = pairwise(ends)
+        rows = [x.pad([None, (a, width - b)]) for x, (a, b) in zip(given, sides, strict=True)]
         return rows[0].cat(*rows[1:])  # type: ignore[no-any-return]
 
     @classmethod
@@ -300,7 +285,11 @@ class Arranging(Composed):
         (1, 1, 4, 4)
         """
         r = upscale_factor
-        self._check_channels("pixel_shuffle", r, 3, r * r)
+        if self.ndim < 3 or self.shape[-3] % (r * r):
+            raise ShapeError(
+                f"pixel_shuffle({r}) of {self.shape}: expected images (…, channels, height, "
+                f"width) with channels a multiple of {r * r}"
+            )
         return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
 
     def pixel_unshuffle(self, downscale_factor: int) -> Self:
@@ -312,13 +301,6 @@ class Arranging(Composed):
         r = downscale_factor
         return self.rearrange("... c (h p) (w q) -> ... (c p q) h w", p=r, q=r)
 
-    def _check_channels(self, name: str, given: int, from_end: int, divisor: int) -> None:
-        if self.ndim < max(from_end, 2) or self.shape[-from_end] % divisor:
-            raise ShapeError(
-                f"{name}({given}) of {self.shape}: expected images (…, channels, height, "
-                f"width) with channels a multiple of {divisor}"
-            )
-
     # --- tinygrad's -------------------------------------------------------------------------------
 
     def pad_to(self, *shape: Any) -> Self:
@@ -327,8 +309,7 @@ class Arranging(Composed):
         >>> Tensor([1, 2]).pad_to(3).tolist()
         [1, 2, 0]
         """
-        wanted = sequence(shape)
-        pairs = zip(self.shape, wanted, strict=True)
+        pairs = zip(self.shape, self._for_each("pad_to", sequence(shape)), strict=True)
         return self.pad([None if want is None else (0, want - have) for have, want in pairs])
 
     def shrink_to(self, *shape: Any) -> Self:
@@ -429,6 +410,10 @@ class Arranging(Composed):
 
     def _take_along(self, name: str, indices: Core, axis: int) -> Self:
         """`take_along_dim`, under another name in messages."""
+        if indices.ndim != self.ndim:
+            raise ShapeError(
+                f"{name} of {self.shape} at {indices.shape}: expected indices of as many dimensions"
+            )
         x, places = (
             value.expand([
                 other if d != axis and extent == 1 else extent

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes
 from minigrad.errors import AxisError, DeviceError, ShapeError
@@ -35,17 +34,6 @@ def stop(node: Node) -> Node:
 def product(shape: Sequence[Integer]) -> Integer:
     """Number of elements; at most one dimension may be symbolic."""
     return functools.reduce(operator.mul, shape, 1)
-
-
-def count_node(shape: Sequence[Integer], axes: Sequence[int], dtype: DType, device: str) -> Node:
-    """The number of elements along axes as a 0-d array; symbolic extents are read at run time."""
-    extents = [shape[axis] for axis in axes]
-    known = [extent for extent in extents if isinstance(extent, int)]
-    count = build.const(math.prod(known), dtype, (), device)
-    for extent in extents:
-        if isinstance(extent, Affine):
-            count = build.cast(build.variable(extent, device), dtype) * count
-    return count
 
 
 def broadcast_shape(name: str, *shapes: Shape) -> Shape:
@@ -171,16 +159,8 @@ def follow(steps: Sequence[Step], base: Node) -> Node:
     return base
 
 
-class Array(Protocol):
-    """What has the dtype, shape and device of an array."""
-
-    dtype: DType
-    shape: Shape
-    device: str
-
-
-def placeholder(steps: Sequence[Step], like: Array) -> Node:
-    """The view of a nameless array like `like`; equal views are the same node."""
+def placeholder(steps: Sequence[Step], like: Any) -> Node:
+    """The view of a nameless array of like's dtype, shape, device; equal views are one node."""
     return follow(steps, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
 
 

@@ -7,7 +7,9 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
+from minigrad.graph.axes import merge_axes, repeat_along, split_axis
 from minigrad.graph.node import Node, Op
+from minigrad.tensor.broadcasting import broadcast_to
 from minigrad.tensor.methods import Method, Methods
 
 
@@ -22,20 +24,16 @@ def _resized(node: Node, wanted: DType) -> Node:
             f"bitcast from {node.dtype.name} to {wanted.name} of shape {node.shape}: "
             f"expected a last dimension{f' divisible by {count}' if new is wide else ''}"
         )
-    bits, outer = build.bitcast(node, old), node.shape[:-1]
-    by = build.iota(count, node.device).cast(wide) * narrow.bits
+    bits, axis = build.bitcast(node, old), node.ndim - 1
     if new is narrow:
-        shape = (*outer, last, count)
-        bits = build.expand(build.reshape(bits, (*outer, last, 1)), shape)
+        bits = repeat_along(split_axis(bits, axis, last, 1), axis + 1, count)
     else:
-        shape = (*outer, last // count, count)
-        bits = build.reshape(bits, shape).cast(wide)
-    by = build.expand(build.reshape(by, (1,) * (len(shape) - 1) + (count,)), shape)
+        bits = split_axis(bits, axis, last // count, count).cast(wide)
+    by = broadcast_to(build.iota(count, node.device).cast(wide) * narrow.bits, bits.shape)
     if new is narrow:
-        parts = bits.operation("shr", by).cast(narrow)
-        return build.bitcast(build.reshape(parts, (*outer, last * count)), wanted)
-    whole = build.reduce(Op.SUM, bits.operation("shl", by), (len(shape) - 1,))
-    return build.bitcast(build.reshape(whole, shape[:-1]), wanted)
+        return build.bitcast(merge_axes(bits.operation("shr", by).cast(narrow), axis), wanted)
+    whole = build.reduce(Op.SUM, bits.operation("shl", by), (axis + 1,))
+    return build.bitcast(split_axis(whole, axis + 1), wanted)
 
 
 def _to(name: str, dtype: DType) -> Method:

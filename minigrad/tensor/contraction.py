@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import string
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, Self
@@ -134,10 +134,9 @@ class Contraction(Methods):
         while rest:  # two at a time: what neither the result nor a later operand names is summed
             more, factor = _summed(*rest.pop(0), [*output, *names], rest)
             wanted = {*output, *(name for others, _ in rest for name in others)}
-            both = [*output, *(n for n in dict.fromkeys([*names, *more]) if n not in output)]
-            both = [n for n in both if n in names or n in more]
-            kept = [n for n in both if n in wanted]
-            order = kept + [n for n in both if n not in wanted]
+            every = dict.fromkeys([*output, *names, *more])
+            kept = [n for n in every if n in wanted and (n in names or n in more)]
+            order = kept + [n for n in every if n not in wanted]
             result = _align(names, result, order) * _align(more, factor, order)
             if len(order) > len(kept):
                 result = result.sum(tuple(range(len(kept), len(order))), dtype=wide)
@@ -186,14 +185,14 @@ class Contraction(Methods):
         scale: Scalar | None, dropout_p: Scalar = 0.0,
     ) -> Self:  # fmt: skip
         """As `scaled_dot_product_attention`."""
-        factor = 1 / math.sqrt(max(_plain(self.shape[-1]), 1)) if scale is None else scale
+        size: Any = self.shape[-1]
+        if scale is None and not isinstance(size, int):
+            raise ShapeError(f"attention over a head of symbolic dimension {size}; pass scale=")
+        factor = 1 / math.sqrt(max(size, 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
         wide = accumulator(result_dtype)
         all_half = {self.dtype, key.dtype, value.dtype} == {dtypes.bfloat16}
         half = dtypes.bfloat16 if all_half else None
-        if attn_mask is None and not is_causal and half is None:
-            scores = self.matmul(key.transpose(-1, -2), wide) * factor
-            return scores.softmax(-1).dropout(dropout_p).matmul(value, result_dtype)
         q, keys, values = self.cast(wide), key.cast(wide), value.cast(wide)
         seen, added = self._seen(key, attn_mask, is_causal)
         scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor
@@ -373,12 +372,6 @@ def _ratio(many: Any, few: Any) -> int:
     return many // few
 
 
-def _plain(extent: Any) -> int:
-    if not isinstance(extent, int):
-        raise ShapeError(f"attention over a head of symbolic dimension {extent}; pass scale=")
-    return extent
-
-
 def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
     """Names of every operand's dimensions and of the result's; … becomes names of its own."""
     text = equation.replace(" ", "").replace("...", ".")
@@ -387,28 +380,22 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
     if len(parts) != len(ndims):
         raise ShapeError(f"einsum {equation!r}: {len(ndims)} operands for {len(parts)} terms")
     batch = max((n - len(p) + 1 for p, n in zip(parts, ndims, strict=True) if "." in p), default=0)
+    dots = [f".{i}" for i in range(batch)]
     inputs: list[list[str]] = []
     for part, ndim in zip(parts, ndims, strict=True):
-        letters = part.replace(".", "")
-        count = ndim - len(letters) if "." in part else 0
-        bad = next((c for c in letters if c not in string.ascii_letters), None)
-        if bad is not None or count < 0 or part.count(".") > 1 or len(letters) + count != ndim:
+        spare = max(len(part) - 1 + batch - ndim, 0)  # of the batch dimensions that others have
+        names = [name for c in part for name in (dots[spare:] if c == "." else c)]
+        if not re.fullmatch(r"[a-zA-Z]*\.?[a-zA-Z]*", part) or len(names) != ndim:
             raise ShapeError(
                 f"einsum {equation!r}: term {part.replace('.', '...')!r} does not name the "
                 f"dimensions of an operand with {ndim}"
             )
-        dots = [f".{i}" for i in range(batch - count, batch)]
-        before, dot, after = part.partition(".")
-        inputs.append(list(before) + (dots if dot else []) + list(after))
-    all_dots = [f".{i}" for i in range(batch)]
-    if arrow:
-        first, dot, last = right.partition(".")
-        output = list(first) + (all_dots if dot else []) + list(last)
-        if len(set(output)) != len(output):
-            raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
-    else:
-        once = sorted(c for c in set(left) if c in string.ascii_letters and left.count(c) == 1)
-        output = all_dots + once
+        inputs.append(names)
+    if not arrow:
+        return inputs, dots + sorted(c for c in set(left) - {",", "."} if left.count(c) == 1)
+    output = [name for c in right for name in (dots if c == "." else c)]
+    if len(set(output)) != len(output):
+        raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
     return inputs, output
 
 

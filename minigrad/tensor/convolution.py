@@ -3,8 +3,8 @@
 A convolution is Σ over k and c of window(x)[b, y, k, c]·w[k, c, o], seen through movements, so the
 recipe of contractions computes it, and its two gradients, without an array of windows in memory.
 Channels are the last dimension inside: then each of the three products has vectors along channels.
-Only images of which each channel has a small kernel of its own stay as they are: to arrange them
-would take longer than to compute.
+Only images of which each channel has a small kernel of its own stay as they are, as groups of one:
+to arrange them would take longer than to compute.
 """
 
 from __future__ import annotations
@@ -86,16 +86,14 @@ class Convolution(Composed):
             )
         dtype = promote(self.dtype, weight.dtype)
         wide = x.cast(accumulator(dtype))
-        if inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
+        own = inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
             space[-1] >= LEAST_WIDTH * steps[-1]
-        ):
-            result = wide._each_channel(weight, pairs, windows_of(2, kernel, steps, gaps))
-            return result._channels_second(bias, dtype, batched)
-        if prod(kernel) == 1 < max(steps) and not any(map(any, pairs)):
+        )
+        apart = own or (groups > 1 and inner >= VECTOR)
+        if prod(kernel) == 1 < max(steps) and not (own or any(map(any, pairs))):
             # what is not skipped, side by side: rows of a product
             kept = wide._windows(windows_of(2, kernel, steps, gaps))
             wide, steps = kept.reshape(kept.shape[: 2 + spatial]).contiguous(), [1] * spatial
-        apart = groups > 1 and inner >= VECTOR
         at = 2 + spatial if apart else 1 + spatial  # where those of the kernel come
         padded = wide._channels_last(groups, apart)._zeros_around(at - spatial, pairs)
         windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
@@ -176,16 +174,6 @@ class Convolution(Composed):
         order = (1, *range(3, x.ndim)) if apart else (*range(3, x.ndim), 1)
         return x.permute(0, *order, 2)
 
-    def _each_channel(self, weight: Core, pairs: Pairs, windows: Sequence[Window]) -> Self:
-        """(b, groups, *space) with a weight (groups, 1, *kernel) → (b, *space′, groups, 1)."""
-        channels, _, *kernel = weight.shape
-        every = self._zeros_around(2, pairs)._windows(windows)  # (b, groups, *space′, *kernel)
-        spatial = len(kernel)
-        factors = self._new(weight.node).cast(every.dtype)
-        factors = factors.reshape(channels, *(1 for _ in kernel), *kernel)
-        result = (every * factors).sum(tuple(range(-spatial, 0)), dtype=every.dtype)
-        return result.permute(0, *range(2, 2 + spatial), 1).unsqueeze(-1)
-
     def _zeros_around(self, first: int, pairs: Pairs) -> Self:
         """Zeros around dimensions from the first on, stored: cheaper to read than conditions."""
         if not any(before or after for before, after in pairs):
@@ -195,20 +183,15 @@ class Convolution(Composed):
 
     def _channels_second(self, bias: Core | None, dtype: Any, batched: bool) -> Self:
         """(b, *space, groups, o) plus bias → (b, groups·o, *space)."""
-        out = self.shape[-2:]
-        result = self
+        result = self.flatten(-2)
         if bias is not None:
-            channels = _plain("conv2d", out)
-            if bias.shape != (channels[0] * channels[1],):
-                raise ShapeError(
-                    f"conv2d: bias has shape {bias.shape}, "
-                    f"expected {(channels[0] * channels[1],)}"
-                )
+            out = result.shape[-1:]
+            if bias.shape != out:
+                raise ShapeError(f"conv2d: bias has shape {bias.shape}, expected {out}")
             same_device("conv2d", (self.raw, bias.raw))
-            result = result + self._new(bias.node).cast(self.dtype).reshape(out)
+            result = result + self._new(bias.node).cast(self.dtype)
             dtype = promote(dtype, bias.dtype)
-        result = result.cast(dtype).flatten(-2)
-        result = result.permute(0, result.ndim - 1, *range(1, result.ndim - 1))
+        result = result.cast(dtype).movedim(-1, 1)
         return result if batched else result.squeeze(0)
 
     # --- windows ----------------------------------------------------------------------------
@@ -229,11 +212,8 @@ class Convolution(Composed):
         x = self._wide()
         total: Self = plan.windows(x, 0).sum(tuple(range(-plan.spatial, 0)))
         whole = count_include_pad and plan.beyond == plan.pairs
-        if whole or all(pair == (0, 0) for pair in plan.beyond):
-            return (total / prod(plan.kernel)).cast(self._float_dtype())
-        for axis in range(plan.spatial):
-            counted = plan.counted(x, axis, count_include_pad)
-            total = total / counted.reshape(-1, *(1 for _ in range(plan.spatial - 1 - axis)))
+        equal = whole or all(pair == (0, 0) for pair in plan.beyond)
+        total = total / (prod(plan.kernel) if equal else plan.counted(x, count_include_pad))
         return total.cast(self._float_dtype())
 
     def max_pool2d(
@@ -354,12 +334,11 @@ class Convolution(Composed):
         weights = [1 - share, share] if mode != "bicubic" else _cubic(share)
         first = low.int() - (1 if mode == "bicubic" else 0)
         shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
-        result: Self | None = None
-        for i, weight in enumerate(weights):
-            part = x._taken(axis, first + i, extent) * weight.reshape(shape)
-            result = part if result is None else result + part
-        assert result is not None
-        return result
+        parts: list[Self] = [
+            x._taken(axis, first + i, extent) * weight.reshape(shape)
+            for i, weight in enumerate(weights)
+        ]
+        return sum(parts[1:], parts[0])
 
     def _zoomed(self, axis: int, groups: int, zoom: int, step: int, mode: str) -> Self:
         """`zoom` new elements for each `step` along an axis: sums of neighbours, as they lie."""
@@ -546,15 +525,14 @@ class _Plan:
         padded = x.pad([None] * self.first + list(self.beyond), value=value)
         return padded._windows(windows_of(self.first, self.kernel, self.steps, self.gaps))
 
-    def counted(self, x: Any, axis: int, count_include_pad: bool) -> Any:
-        """How many elements count in each window along one dimension."""
-        (before, after), n = self.pairs[axis], self.space[axis]
-        inside = n + before + after if count_include_pad else n
-        end = self.beyond[axis][1] - (after if count_include_pad else 0)
-        ones = x.ones(inside, dtype=x.dtype, device=x.raw.device)
-        padded = ones.pad([(0 if count_include_pad else before, end)])
-        window = (0, self.kernel[axis], self.steps[axis], self.gaps[axis])
-        return padded._windows([window]).sum(-1)
+    def counted(self, x: Any, count_include_pad: bool) -> Any:
+        """How many elements count in each window."""
+        known = self.pairs if count_include_pad else [(0, 0)] * self.spatial
+        sizes = [n + before + after for n, (before, after) in zip(self.space, known, strict=True)]
+        rest = [(b - c, a - d) for (b, a), (c, d) in zip(self.beyond, known, strict=True)]
+        ones = x.ones(sizes, dtype=x.dtype, device=x.raw.device).pad(rest)
+        windows = ones._windows(windows_of(0, self.kernel, self.steps, self.gaps))
+        return windows.sum(tuple(range(-self.spatial, 0)))
 
     def places(self, x: Any, windows: Any, best: Any) -> Any:
         """Where in its plane the first of each window's maxima is."""

@@ -13,7 +13,7 @@ from minigrad.errors import AxisError, GradientError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
-from minigrad.graph.sharding import mark, whole
+from minigrad.graph.sharding import Dims, mark, whole
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
 from minigrad.hints import missing, present
@@ -133,18 +133,14 @@ class Core(Holder, metaclass=_TensorType):
 
     def _fill(self, raw: bytes | bytearray) -> None:
         """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
-        if views.writable(self) is not None:
-            known = [extent for extent in self.shape if isinstance(extent, int)]
-            with no_grad():
-                self._write(stored(raw, self.dtype, known, self.raw.device))
-            return
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
-        if target.op is Op.BUFFER:
+        if target.op is Op.BUFFER and views.writable(self) is None:
             realization.overwrite(self, target, raw)
-        else:
-            known = [extent for extent in self.shape if isinstance(extent, int)]
-            self._point(stored(raw, self.dtype, known, self.raw.device))
-        views.written(self)
+            views.written(self)
+            return
+        known = [extent for extent in self.shape if isinstance(extent, int)]
+        with no_grad():
+            self._write(stored(raw, self.dtype, known, self.raw.device))
 
     def _start(self, node: Node, is_new: bool = False, origin: views.Origin | None = None) -> None:
         """Stand for a node; is_new: for a BUFFER that nobody else can know."""
@@ -403,11 +399,14 @@ class Core(Holder, metaclass=_TensorType):
         if dtype is not None:
             return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):
-            mesh = mesh_of(device)
-            node = self.node if mesh.name == self.raw.device else build.copy(self.node, mesh.name)
-            return self._new(mark(node, whole(self.ndim).dims))
+            return self._placed(mesh_of(device).name, whole(self.ndim).dims)
         name = Device.canonical(device or Device.DEFAULT)
         return self if name == self.raw.device else self._new(build.copy(self.node, name))
+
+    def _placed(self, mesh: str, dims: Dims) -> Self:
+        """The same values on a mesh, whose axes divide the dimensions."""
+        node = self.node if mesh == self.raw.device else build.copy(self.node, mesh)
+        return self._new(mark(node, dims))
 
     def assign(self, value: Any) -> Self:
         """Replace its values in place; `value` is broadcast and cast.

@@ -79,11 +79,13 @@ class Creation(Methods):
         """
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
         _check_numbers("full", fill_value)
-        symbolic = isinstance(fill_value, Affine)
-        default = dtypes.default_int if symbolic else dtype_of("full", [fill_value])
-        wanted = dtype_or(dtype, default)
-        check_holds("full", wanted, fill_value)
         where = Device.canonical(device or Device.DEFAULT)
+        if isinstance(fill_value, Affine):
+            number = cls._of(build.variable(fill_value, where))
+            filled = number.cast(dtype_or(dtype, dtypes.default_int))._broadcast_to(extents)
+            return cls._made(filled.node, requires_grad)
+        wanted = dtype_or(dtype, dtype_of("full", [fill_value]))
+        check_holds("full", wanted, fill_value)
         return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
 
     @classmethod
@@ -106,14 +108,7 @@ class Creation(Methods):
         wanted = dtype_or(dtype, dtypes.default_float)
         return cls.full(checked_shape("ones", shape), 1, dtype=wanted, **options)
 
-    @classmethod
-    def empty(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
-        """Elements of no particular value (zeros).
-
-        >>> Tensor.empty(2).shape
-        (2,)
-        """
-        return cls.zeros(*shape, dtype=dtype, **options)
+    empty = zeros
 
     def full_like(self, fill_value: Scalar, *, dtype: DType | str | None = None,
                   device: str | None = None,
@@ -123,10 +118,20 @@ class Creation(Methods):
         >>> Tensor([1, 2]).full_like(7).tolist()
         [7, 7]
         """
-        return self.full(
-            self.shape, fill_value, dtype=dtype_or(dtype, self.dtype), device=device or self.device,
-            requires_grad=requires_grad,
-        )  # fmt: skip
+        return self.new_full(self.shape, fill_value, dtype=dtype, device=device,
+                             requires_grad=requires_grad)  # fmt: skip
+
+    def new_full(
+        self, size: Any, fill_value: Scalar, *, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> Self:  # fmt: skip
+        """Every element is fill_value; dtype and device of self unless given.
+
+        >>> Tensor([1]).new_full((2,), 7).tolist()
+        [7, 7]
+        """
+        return self.full(size, fill_value, dtype=dtype_or(dtype, self.dtype),
+                         device=device or self.device, requires_grad=requires_grad)  # fmt: skip
 
     def zeros_like(self, **options: Any) -> Self:
         """Zeros; shape, dtype and device of self.
@@ -136,6 +141,8 @@ class Creation(Methods):
         """
         return self.full_like(0, **options)
 
+    empty_like = zeros_like
+
     def ones_like(self, **options: Any) -> Self:
         """Ones; shape, dtype and device of self.
 
@@ -143,14 +150,6 @@ class Creation(Methods):
         [1, 1]
         """
         return self.full_like(1, **options)
-
-    def empty_like(self, **options: Any) -> Self:
-        """Elements of no particular value; shape, dtype and device of self.
-
-        >>> Tensor([1, 2]).empty_like().shape
-        (2,)
-        """
-        return self.full_like(0, **options)
 
     @classmethod
     def arange(
@@ -173,14 +172,11 @@ class Creation(Methods):
         if isinstance(begin, Affine) or isinstance(end, Affine):
             if step != 1 or not isinstance(begin, (int, Affine)):
                 raise ShapeError(f"arange({begin}, {end}, {step}): symbolic bounds need step 1")
-            node = build.iota(end - begin, where)
-            if begin != 0:
-                first = (
-                    build.variable(begin, where) if isinstance(begin, Affine)
-                    else build.const(begin, dtypes.int32, (), where)
-                )  # fmt: skip
-                node = node + build.expand(build.reshape(first, (1,)), node.shape)
-            return cls._made(build.cast(node, dtype_or(dtype, dtypes.default_int)), requires_grad)
+            ramp = cls._of(build.iota(end - begin, where))
+            first = cls.full((), begin, device=where)  # type: ignore[arg-type]
+            ramp = ramp if begin == 0 else ramp + first
+            wanted = dtype_or(dtype, dtypes.default_int)
+            return cls._made(ramp.cast(wanted).node, requires_grad)
         count = max(math.ceil((end - begin) / step), 0)
         ends = [begin, begin + max(count - 1, 0) * step]
         floats = any(isinstance(x, float) for x in (begin, end, step))
@@ -247,15 +243,13 @@ class Creation(Methods):
             raise ShapeError(f"meshgrid of {shapes}: expected vectors")
         if indexing not in ("ij", "xy"):
             raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
-        order = list(range(len(vectors)))
-        if indexing == "xy" and len(order) > 1:
-            order[0], order[1] = 1, 0
-        shape = tuple(vectors[i].numel() for i in order)
-        return tuple(
-            vector.reshape((1,) * order.index(i) + (-1,) + (1,) * (len(order) - 1 - order.index(i)))
-            .expand(shape)
-            for i, vector in enumerate(vectors)
-        )  # fmt: skip
+        places = list(range(len(vectors)))
+        if indexing == "xy":
+            places[:2] = places[:2][::-1]
+        shape = tuple(vectors[place].numel() for place in places)
+        ones = [1] * len(vectors)
+        grids = zip(vectors, places, strict=True)
+        return tuple(v.reshape(*ones[:at], -1, *ones[at + 1 :]).expand(shape) for v, at in grids)
 
     def _checked(
         self, extent: Integer, name: str, unit: str, *, wraps: bool = False,

@@ -48,9 +48,6 @@ class _Capsule:
     def __dlpack__(self, **options: Any) -> Any:
         return self.capsule
 
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return CPU_MEMORY, 0
-
 
 class DLPack(Composed):
     """`__dlpack__`, `__dlpack_device__` and `from_dlpack`."""

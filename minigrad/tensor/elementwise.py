@@ -8,7 +8,7 @@ from typing import Any, Self
 from minigrad.dtype import check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DTypeError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import (
     Scalar,
     broadcast_shape,
@@ -17,7 +17,7 @@ from minigrad.tensor.broadcasting import (
     scalar_dtype,
 )
 from minigrad.tensor.core import Core
-from minigrad.tensor.methods import Methods
+from minigrad.tensor.methods import Method, Methods
 
 _DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # whole numbers of integers
 
@@ -60,22 +60,16 @@ def condition(name: str, x: Core) -> Node:
     return x.node
 
 
-def choices(like: Core, x: Any, y: Any) -> list[Node]:
+def choices(like: Any, x: Any, y: Any) -> list[Node]:
     """The two values of a `where` with one dtype; scalars are weakly typed."""
-    if all(isinstance(value, (bool, int, float)) for value in (x, y)):
+    one, other = (isinstance(value, (bool, int, float)) for value in (x, y))
+    if one and other:
         dtype = dtype_of("where", (x, y))
         return [build.const(value, dtype, (), like.raw.device) for value in (x, y)]
-    found = []
-    for value, other in ((x, y), (y, x)):
-        if not isinstance(value, (bool, int, float)):
-            tensor = value if isinstance(value, Core) else type(like)(value, device=like.raw.device)
-            found.append(tensor.node)
-            continue
-        beside = other.dtype if isinstance(other, Core) else dtypes.bool
-        dtype = scalar_dtype("where", value, beside)
-        found.append(build.const(value, dtype, (), like.raw.device))
-    dtype = promote(*(node.dtype for node in found))
-    return [build.cast(node, dtype) for node in found]
+    x, y = x if one else like._operand(x), y if other else like._operand(y)
+    x, y = y._operand(x, "where") if one else x, x._operand(y, "where") if other else y
+    dtype = promote(x.dtype, y.dtype)
+    return [build.cast(value.node, dtype) for value in (x, y)]
 
 
 def _floor_quotient(x: Node, y: Node) -> Node:
@@ -90,6 +84,11 @@ def _floor_quotient(x: Node, y: Node) -> Node:
     quotient = x / y
     whole = whole.equals(0.0).where(quotient * 0.0, whole)  # with the quotient's sign
     return y.equals(0.0).where(quotient, whole)
+
+
+def _reflected(op: Op, name: str) -> Method:
+    """The operator for `other op self`."""
+    return lambda self, other: self._binary(op, name, other, True)  # type: ignore[return-value]
 
 
 class Elementwise(Methods):
@@ -114,6 +113,11 @@ class Elementwise(Methods):
             tensor = other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
             pair = _common(name, [mine, tensor.node])
         return pair[::-1] if reverse else pair
+
+    def _two(self, name: str, other: Any) -> tuple[Self, Self]:
+        """self and other with one shape and dtype, as tensors."""
+        x, y = self._pair(name, other, False)
+        return self._new(x), self._new(y)
 
     def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
         return self._new(_apply(op, name, self._pair(name, other, reverse)))
@@ -163,21 +167,18 @@ class Elementwise(Methods):
             pair = [build.cast(node, dtypes.default_float) for node in pair]
         return self._new(build.elementwise(Op.DIV, *pair))
 
-    def _floordiv(self, other: Any, reverse: bool) -> Self:
-        x, y = self._pair("floor division", other, reverse)
-        if x.dtype.is_bool:
-            x, y = build.cast(x, dtypes.default_int), build.cast(y, dtypes.default_int)
-        if x.dtype.is_int:
-            return self._new(build.elementwise(Op.IDIV, x, y))
-        return self._new(_floor_quotient(x, y))
-
     def floor_divide(self, other: Any) -> Self:
         """self // other, rounded down; of integers, by 0 in a tensor it is 0, as numpy's.
 
         >>> Tensor([7, -7]).floor_divide(2).tolist()
         [3, -4]
         """
-        return self._floordiv(other, False)
+        x, y = self._pair("floor division", other, False)
+        if x.dtype.is_bool:
+            x, y = build.cast(x, dtypes.default_int), build.cast(y, dtypes.default_int)
+        if x.dtype.is_int:
+            return self._new(build.elementwise(Op.IDIV, x, y))
+        return self._new(_floor_quotient(x, y))
 
     def positive(self) -> Self:
         """self, as +x.
@@ -195,10 +196,7 @@ class Elementwise(Methods):
         >>> Tensor([7, -7]).mod(4).tolist()
         [3, 1]
         """
-        return self._mod(other, False)
-
-    def _mod(self, other: Any, reverse: bool) -> Self:
-        pair = self._pair("mod", other, reverse)
+        pair = self._pair("mod", other, False)
         if pair[0].dtype.is_bool:
             pair = [build.cast(node, dtypes.default_int) for node in pair]
         return self._new(build.elementwise(Op.MOD, *pair))
@@ -379,12 +377,14 @@ class Elementwise(Methods):
         >>> Tensor([True, False]).where(Tensor([1, 2]), 0).tolist()
         [1, 0]
         """
-        chosen = condition("where", self)
-        x, y = choices(self, x, y)
-        same_device("where", [chosen, x, y])
-        shape = broadcast_shape("where", chosen.shape, x.shape, y.shape)
-        nodes = [broadcast_to(node, shape) for node in (chosen, x, y)]
-        return self._new(build.elementwise(Op.WHERE, *nodes))
+        nodes = [condition("where", self), *choices(self, x, y)]
+        return self._chosen("where", nodes, broadcast_shape("where", *(n.shape for n in nodes)))
+
+    def _chosen(self, name: str, nodes: Sequence[Node], shape: Shape) -> Self:
+        same_device(name, nodes)
+        return self._new(
+            build.elementwise(Op.WHERE, *(broadcast_to(node, shape) for node in nodes))
+        )
 
     def masked_fill(self, mask: Core, value: Any) -> Self:
         """self with `value` where mask (bool) is true; keeps self's dtype.
@@ -395,10 +395,7 @@ class Elementwise(Methods):
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
         filled = self._operand(value, "masked_fill").cast(self.dtype).node
         nodes = [condition("masked_fill", mask), filled, self.node]
-        same_device("masked_fill", nodes)
-        return self._new(
-            build.elementwise(Op.WHERE, *(broadcast_to(node, shape) for node in nodes))
-        )
+        return self._chosen("masked_fill", nodes, shape)
 
     def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
         """self limited to min … max; None leaves that side open. Keywords: min, max.
@@ -452,35 +449,16 @@ class Elementwise(Methods):
     def __truediv__(self, other: Any) -> Self:
         return self._div(other, False)
 
-    def __radd__(self, other: Any) -> Self:
-        return self._binary(Op.ADD, "add", other, True)
-
-    def __rsub__(self, other: Any) -> Self:
-        return self._binary(Op.SUB, "sub", other, True)
-
-    def __rmul__(self, other: Any) -> Self:
-        return self._binary(Op.MUL, "mul", other, True)
-
     def __rtruediv__(self, other: Any) -> Self:
         return self._div(other, True)
 
     def __rfloordiv__(self, other: Any) -> Self:
-        return self._floordiv(other, True)
+        return self._operand(other, "floor division").floor_divide(self)
 
     def __rmod__(self, other: Any) -> Self:
-        return self._mod(other, True)
+        return self._operand(other, "mod").mod(self)
 
-    def __rand__(self, other: Any) -> Self:
-        return self._binary(Op.AND, "bitwise_and", other, True)
-
-    def __ror__(self, other: Any) -> Self:
-        return self._binary(Op.OR, "bitwise_or", other, True)
-
-    def __rxor__(self, other: Any) -> Self:
-        return self._binary(Op.XOR, "bitwise_xor", other, True)
-
-    def __rlshift__(self, other: Any) -> Self:
-        return self._binary(Op.SHL, "lshift", other, True)
-
-    def __rrshift__(self, other: Any) -> Self:
-        return self._binary(Op.SHR, "rshift", other, True)
+    __radd__, __rsub__ = _reflected(Op.ADD, "add"), _reflected(Op.SUB, "sub")
+    __rmul__, __rand__ = _reflected(Op.MUL, "mul"), _reflected(Op.AND, "bitwise_and")
+    __ror__, __rxor__ = _reflected(Op.OR, "bitwise_or"), _reflected(Op.XOR, "bitwise_xor")
+    __rlshift__, __rrshift__ = _reflected(Op.SHL, "lshift"), _reflected(Op.SHR, "rshift")

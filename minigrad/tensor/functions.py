@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
-from minigrad.dtype import dtypes, promote
+from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -76,14 +76,9 @@ def _softmax_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
 
 
-def _small(x: Any) -> Any:
-    """exp(−|x|), which does not overflow."""
-    return (x < 0).where(x, -x).exp()
-
-
 @templated
 def _sigmoid_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
-    small = _small(x)
+    small = x._small()
     return [g * (small / ((small + 1) * (small + 1)))]
 
 
@@ -341,23 +336,15 @@ class Functions(Methods):
         [3]
         """
         if rounding_mode == "floor":
-            return self._floordiv(other, False)
+            return self.floor_divide(other)
         if rounding_mode == "trunc":
-            return self._truncdiv(other)
+            x, y = self._two("truncated division", other)
+            if x.dtype.is_float:
+                return (x / y).trunc()
+            return (x - x.fmod(y) if x.dtype.kind == "i" else x).floor_divide(y)
         if rounding_mode is not None:
             raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
         return self._div(other, False)
-
-    def _truncdiv(self, other: Any) -> Self:
-        x, y = self._pair("truncated division", other, False)
-        left, right = self._new(x), self._new(y)
-        if x.dtype.is_float:
-            return (left / right).trunc()
-        quotient = left._floordiv(right, False)
-        if x.dtype.kind != "i":
-            return quotient
-        rounded_down = left._mod(right, False).ne(0) & ((left < 0) ^ (right < 0))
-        return rounded_down.where(quotient + 1, quotient)
 
     def fmod(self, other: Any) -> Self:
         """The remainder with the sign of the dividend (C's).
@@ -365,13 +352,13 @@ class Functions(Methods):
         >>> Tensor([-7]).fmod(4).tolist()
         [-3]
         """
-        x, y = (self._new(node) for node in self._pair("fmod", other, False))
+        x, y = self._two("fmod", other)
         if not x.dtype.is_float:
-            rest = x._mod(y, False)
-            return (rest.ne(0) & ((x < 0) ^ (y < 0))).where(rest - y, rest) if (
-                x.dtype.kind == "i"
-            ) else rest
-        rest = (x < 0).where(-x, x)._mod((y < 0).where(-y, y), False)
+            rest = x.mod(y)
+            if x.dtype.kind != "i":
+                return rest
+            return (rest.ne(0) & ((x < 0) ^ (y < 0))).where(rest - y, rest)
+        rest = (x < 0).where(-x, x).mod((y < 0).where(-y, y))
         # −0 − 0 is −0
         return x.eq(0).where(x - rest.detach(), (x < 0).where(-rest, rest))
 
@@ -473,9 +460,7 @@ class Functions(Methods):
         >>> Tensor([3.0]).copysign(-1.0).tolist()
         [-3.0]
         """
-        x, y = (self._new(node) for node in self._pair("copysign", other, False))
-        if not x.dtype.is_float:
-            x, y = x.float(), y.float()
+        x, y = (value._as_float() for value in self._two("copysign", other))
         size = x.abs()
         result = (y.bitcast(x.dtype.signed) < 0).where(-size, size)
         return x._with_derivative(result, _copysign_rule, y)
@@ -486,7 +471,7 @@ class Functions(Methods):
         >>> round(Tensor([0.0]).logaddexp(0.0).item(), 4)
         0.6931
         """
-        x, y = (self._new(node)._as_float() for node in self._pair("logaddexp", other, False))
+        x, y = (value._as_float() for value in self._two("logaddexp", other))
         apart = x.eq(y).where(0.0, (x - y).abs())  # of equal infinities, too
         return x._with_derivative(x.maximum(y) + (-apart).exp().log1p(), _softmax_rule, y)
 
@@ -646,6 +631,10 @@ class Functions(Methods):
         alpha, scale = 1.6732632423543772, 1.0507009873554805
         return self.elu(alpha) * scale
 
+    def _small(self) -> Self:
+        """exp(−|x|), which does not overflow."""
+        return (self < 0).where(self, -self).exp()
+
     def sigmoid(self) -> Self:
         """1/(1 + e⁻ˣ), accurate on both sides and with a finite derivative everywhere.
 
@@ -653,7 +642,7 @@ class Functions(Methods):
         [0.5]
         """
         x = self._as_float()
-        small = _small(x)
+        small = x._small()
         return x._with_derivative((x < 0).where(small, 1.0) / (small + 1), _sigmoid_rule)
 
     def logsigmoid(self) -> Self:
@@ -702,8 +691,7 @@ class Functions(Methods):
         0.6931
         """
         x = self._as_float() * beta
-        small = (x < 0).where(x, -x).exp()
-        return ((x < 0).where(0.0, x) + small.log1p()) / beta
+        return ((x < 0).where(0.0, x) + x._small().log1p()) / beta
 
     def mish(self) -> Self:
         """x·tanh(softplus(x)).
@@ -748,9 +736,7 @@ class Functions(Methods):
                 f"in-place {name}: the result has shape {result.shape}, the tensor "
                 f"{self.shape}; write {instead} instead"
             )
-        if promote(result.dtype, self.dtype) is not self.dtype and (
-            _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind)
-        ):
+        if _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind):
             raise DTypeError(
                 f"in-place {name}: the result is {result.dtype.name}, the tensor "
                 f"{self.dtype.name}; write {instead} instead"

@@ -115,17 +115,12 @@ def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:
         return struct.pack(f"{len(values)}e", *(convert(value, dtype) for value in values))
     if dtype is dtypes.bool:
         return bytes(bool(value) for value in values)
-    if dtype is dtypes.float32 and not _all_small(values):
+    if dtype is dtypes.float32 and any(abs(value) > 3.4e38 for value in values):
         values = [convert(value, dtype) for value in values]
     try:
         return array.array(dtype.code, values).tobytes()
     except (TypeError, OverflowError):  # floats for an integer dtype, or ints that it does not hold
         return array.array(dtype.code, [convert(value, dtype) for value in values]).tobytes()
-
-
-def _all_small(values: Sequence[int | float | bool]) -> bool:
-    """Whether no value overflows float32 (a comparison with NaN is false, and NaN is fine)."""
-    return not any(abs(value) > 3.4e38 for value in values)
 
 
 def unpack(data: bytes | bytearray, dtype: DType) -> list[Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dis
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from itertools import compress, count
 from math import prod
+from operator import and_
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
+from minigrad.graph.axes import pad_along, row_of, split_axis
 from minigrad.graph.node import Node, Op, Shape, is_symbolic
 from minigrad.graph.selection import selected
 from minigrad.graph.shapes import numel
@@ -55,14 +58,16 @@ class Indexing(Methods):
         Where no array indexes, extents of 1 in front of a value of more dimensions do not count.
         BoundsError as in `x[…]`; after one from a tensor of indices, x has no value.
         """
-        if isinstance(value, Core) and value._origin is not None and self._wrote(value, key):
-            return  # x[key] += y: the view has written it
-        if isinstance(key, type(self)) and key.dtype.is_bool and _is_one(value):
-            self.assign(self.masked_fill(self._leading(key), value))
-            return
-        if isinstance(key, type(self)) and key.dtype.is_bool and _is_large(key.shape):
-            self.assign(self._filled(key, value))
-            return
+        if isinstance(value, Core) and value._origin is not None:
+            view, arrays, _ = self._basic(key, "x[…] = v")
+            if not arrays and views.same(view, value):
+                return  # x[key] += y: the view has written it
+        if isinstance(key, type(self)) and key.dtype.is_bool:
+            one = _is_one(value)
+            if one or _is_large(key.shape):
+                wide = self._leading(key)
+                self.assign(self.masked_fill(wide, value) if one else self._filled(key, value))
+                return
         view, arrays, place = self._basic(key, "x[…] = v")
         more = getattr(value, "ndim", 0) - view.ndim
         if arrays:
@@ -71,17 +76,9 @@ class Indexing(Methods):
             value = value.reshape(value.shape[more:])
         view.assign(value)
 
-    def _wrote(self, value: Core, key: Any) -> bool:
-        view, arrays, _ = self._basic(key, "x[…] = v")
-        return not arrays and views.same(view, value)
-
     def _leading(self, mask: Self) -> Self:
         """A mask over the leading dimensions with a 1 for each of the others."""
-        if mask.shape != self.shape[: mask.ndim]:
-            raise BoundsError(
-                f"mask of shape {mask.shape} on a tensor of shape {self.shape}; "
-                "expected the shape of its leading dimensions"
-            )
+        self._check_mask(mask, 0)
         return mask.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
 
     def _filled(self, mask: Self, value: Any) -> Self:
@@ -91,10 +88,8 @@ class Indexing(Methods):
         rest = self.shape[mask.ndim :]
         rows = self._operand(self._data(value)).cast(self.dtype)
         rows = rows._broadcast_to((int(until[-1].item()), *rest))
-        place = (until - 1).reshape(mask.shape + (1,) * len(rest))._broadcast_to(self.shape)
-        flat = (until.shape[0], *rest)
-        taken = self._new(build.gather(rows.node, place.reshape(flat).node, 0))
-        return wide.where(taken.reshape(self.shape), self)
+        place = (until - 1).reshape((-1, *(1 for _ in rest)))._broadcast_to((*until.shape, *rest))
+        return wide.where(rows._at(0, place).reshape(self.shape), self)
 
     def __iter__(self) -> Iterator[Self]:
         frame = sys._getframe(1)
@@ -116,7 +111,11 @@ class Indexing(Methods):
         is where the arrays (and ints) stood if they were side by side, else the front.
         """
         items = self._expanded(key, name)
-        advanced = [p for p, i in enumerate(items) if _is_advanced(i)]
+        # an int counts as an array where arrays are used
+        advanced = [
+            at for at, item in enumerate(items)
+            if not (item is None or item is Ellipsis or isinstance(item, slice))
+        ]  # fmt: skip
         place = 0
         if advanced and advanced[-1] - advanced[0] < len(advanced):
             place = advanced[0] - (Ellipsis in items[: advanced[0]])
@@ -200,8 +199,6 @@ class Indexing(Methods):
             return item
         if isinstance(item, bool):
             raise DTypeError("an index of True or False; use a bool tensor, or None for a new axis")
-        if isinstance(item, int):
-            return item
         if isinstance(item, str):
             raise TypeError(f"x[{item!r}]: " + hint('x["a"]'))
         if not isinstance(item, Core):
@@ -221,15 +218,18 @@ class Indexing(Methods):
 
         The host reads how many there are, and a small mask itself.
         """
-        shape = mask.shape
-        if shape != self.shape[axis : axis + mask.ndim]:
-            raise BoundsError(
-                f"mask of shape {shape} at dimension {axis} of a tensor of shape "
-                f"{self.shape}; expected {tuple(self.shape[axis : axis + mask.ndim])}"
-            )
-        if not shape:
+        self._check_mask(mask, axis)
+        if not mask.ndim:
             raise BoundsError("a 0-d mask: use where() or masked_fill()")
         return mask._unravelled(mask._places())
+
+    def _check_mask(self, mask: Core, axis: int) -> None:
+        wanted = self.shape[axis : axis + mask.ndim]
+        if mask.shape != wanted:
+            raise BoundsError(
+                f"mask of shape {mask.shape} at dimension {axis} of a tensor of shape "
+                f"{self.shape}; expected {wanted}"
+            )
 
     def _places(self) -> Self:
         """The positions where the flat mask is true, a vector of int32."""
@@ -242,31 +242,30 @@ class Indexing(Methods):
 
     # --- integer arrays ---------------------------------------------------------------------------
 
-    def _plan_places(self, arrays: dict[int, Self], wraps: bool = True) -> tuple[list[int], Self]:
-        """Dimensions with the indexed ones first, and the flat position in these.
+    def _plan_places(
+        self, arrays: dict[int, Self], wraps: bool = True
+    ) -> tuple[list[int], Self, Self]:
+        """Dimensions with the indexed ones first; self with these as rows; the row of each place.
 
         wraps: whether negative indices count from the end.
         """
         axes = sorted(arrays)
         order = axes + [axis for axis in range(self.ndim) if axis not in arrays]
         extents = [self.shape[axis] for axis in axes]
-        most = prod(map(high, extents))
         shape = broadcast_shape("index", *(arrays[axis].shape for axis in axes))
-        flat: Self | None = None
-        inside: Self | None = None
-        for axis, extent in zip(axes, extents, strict=True):
-            index = arrays[axis]._wide_index(most)
-            index = self._wrapped(index, axis) if wraps else index
-            if len(axes) > 1:  # an index out of range must not become another one in range
-                if isinstance(extent, Affine):
-                    raise ShapeError("several index arrays on a symbolic dimension")
-                fits = (index >= 0) & (index < extent)
-                inside = fits if inside is None else inside & fits
-            flat = index if flat is None else flat * extent + index
-        assert flat is not None
-        if inside is not None:
-            flat = inside.where(flat, -1)
-        return order, flat.expand(shape)
+        indices = [arrays[axis]._wide_index(prod(map(high, extents))) for axis in axes]
+        if wraps:
+            indices = [self._wrapped(i, axis) for i, axis in zip(indices, axes, strict=True)]
+        flat = indices[0]
+        for index, extent in zip(indices[1:], extents[1:], strict=True):
+            flat = flat * extent + index
+        if len(axes) > 1:  # an index out of range must not become another one in range
+            if is_symbolic(tuple(extents)):
+                raise ShapeError("several index arrays on a symbolic dimension")
+            fits = ((i >= 0) & (i < extent) for i, extent in zip(indices, extents, strict=True))
+            flat = reduce(and_, fits).where(flat, -1)
+        rest = (self.shape[axis] for axis in order[len(axes) :])
+        return order, self.permute(*order).reshape((product(extents), *rest)), flat.expand(shape)
 
     def _wrapped(self, index: Self, axis: int) -> Self:
         """An index array whose negative elements count from the end."""
@@ -282,50 +281,38 @@ class Indexing(Methods):
         return self.int() if self.dtype.itemsize < 4 else self
 
     def _take_places(self, arrays: dict[int, Self], place: int, wraps: bool = True) -> Self:
-        order, flat = self._plan_places(arrays, wraps)
-        rest = tuple(self.shape[axis] for axis in order[len(arrays) :])
-        indexed = product([self.shape[axis] for axis in sorted(arrays)])
-        rows = self.permute(*order).reshape((indexed, *rest))
+        _, rows, flat = self._plan_places(arrays, wraps)
+        rest = rows.shape[1:]
         count = product(flat.shape)
         column = flat.reshape((count,) + (1,) * len(rest))
-        index = column._broadcast_to((count, *rest))
-        taken = self._new(build.gather(rows.node, index.node, 0)).reshape(flat.shape + rest)
+        taken = rows._at(0, column._broadcast_to((count, *rest))).reshape(flat.shape + rest)
         moved = list(range(flat.ndim, flat.ndim + place)) + list(range(flat.ndim))
         return taken.permute(*moved, *range(flat.ndim + place, taken.ndim))
 
     def _replaced(self, arrays: dict[int, Self], place: int, value: Any) -> Self:
         """self with the elements at index arrays replaced; of equal places the last wins."""
-        order, flat = self._plan_places(arrays)
-        permuted = self.permute(*order)
-        indexed = product([self.shape[a] for a in sorted(arrays)])
-        rest = permuted.shape[len(arrays) :]
+        order, rows, flat = self._plan_places(arrays)
+        rest = rows.shape[1:]
         is_number = isinstance(value, (bool, int, float))
         given = self._operand(value if is_number else self._data(value)).cast(self.dtype)
-        shape = rest[:place] + flat.shape + rest[place:]
-        given = given._broadcast_to(shape)
+        given = given._broadcast_to(rest[:place] + flat.shape + rest[place:])
         back = list(range(place, place + flat.ndim)) + list(range(place))
-        given = given.permute(*back, *range(place + flat.ndim, len(shape)))
+        given = given.permute(*back, *range(place + flat.ndim, given.ndim))
         count = product(flat.shape)
-        rows = permuted.reshape((indexed, *rest))
         new = rows._scatter_rows(flat.reshape(count), given.reshape((count, *rest)))
         inverse = sorted(range(self.ndim), key=order.__getitem__)
-        return new.reshape(permuted.shape).permute(*inverse)
+        return new.reshape(tuple(self.shape[axis] for axis in order)).permute(*inverse)
 
     def _scatter_rows(self, places: Self, rows: Self) -> Self:
         """self with row places[i] replaced by rows[i]; of equal places the last wins."""
         if rows.shape[0] == 0:
             return self
-        winner = self._last_writer(places)  # (extent,)
-        wide = winner.reshape(winner.shape + (1,) * (self.ndim - 1))
-        some = wide.maximum(0)._broadcast_to((winner.shape[0], *rows.shape[1:]))
-        taken = self._new(build.gather(rows.node, some.node, 0))
-        return (wide >= 0).where(taken, self)
-
-    def _last_writer(self, places: Self) -> Self:
-        """For each row the largest i with places[i] == row, or −1."""
-        none = build.const(-1, dtypes.int32, (self.shape[0],), self.raw.device)
+        none = build.const(-1, dtypes.int32, self.shape[:1], self.raw.device)
         numbers = self.arange(places.shape[0], device=self.raw.device)
-        return self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
+        last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
+        wide = last.reshape(last.shape + (1,) * (self.ndim - 1))  # of each row its last i, or −1
+        taken = rows._at(0, wide.maximum(0)._broadcast_to((*last.shape, *rows.shape[1:])))
+        return (wide >= 0).where(taken, self)
 
     # --- what is made of it ----------------------------------------------------------------------
 
@@ -399,11 +386,6 @@ class Indexing(Methods):
         return self._new(weight.node)._take_places({0: index}, 0, wraps=False)
 
 
-def _is_advanced(item: Any) -> bool:
-    """Whether an item is an array, or an int, which counts as one where arrays are used."""
-    return item is not None and item is not Ellipsis and not isinstance(item, slice)
-
-
 def _is_large(mask: Shape) -> bool:
     return not is_symbolic(mask) and numel(mask) > SMALL
 
@@ -435,7 +417,7 @@ def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
 
 def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
     """start, stop and step; for a negative step of the flipped dimension."""
-    step = 1 if item.step is None else int(item.step)
+    step = 1 if item.step is None else _int(item.step)
     if step == 0:
         raise ShapeError("a slice with step 0; expected a step that is not 0")
     if any(isinstance(x, Affine) for x in (item.start, item.stop, extent)):
@@ -445,17 +427,18 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
         stop = _bound(item.stop, extent, extent)
         return start, stop, 1
     assert isinstance(extent, int)
-    start, stop, step = slice(_int(item.start), _int(item.stop), step).indices(extent)
+    first, last = (None if end is None else _int(end) for end in (item.start, item.stop))
+    start, stop, step = slice(first, last, step).indices(extent)
     if step > 0:
         return start, max(stop, start), step
-    first, last = extent - 1 - start, extent - 1 - stop
-    return first, max(last, first), step
+    start, stop = extent - 1 - start, extent - 1 - stop
+    return start, max(stop, start), step
 
 
-def _int(x: Any) -> int | None:
-    if x is None or hasattr(x, "__index__"):
-        return None if x is None else int(x.__index__())
-    raise TypeError(f"a slice to or from {x!r}: expected an int")
+def _int(x: Any) -> int:
+    if hasattr(x, "__index__"):
+        return int(x.__index__())
+    raise TypeError(f"a slice with {x!r}: expected an int")
 
 
 def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
@@ -463,7 +446,7 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
         return default
     if isinstance(given, Affine):
         return given
-    value = _int(given) or 0
+    value = _int(given)
     return value + extent if value < 0 else value
 
 
@@ -482,8 +465,5 @@ def _every(node: Node, axis: int, step: int) -> Node:
     extent = node.shape[axis]
     assert isinstance(extent, int)
     count = ceildiv(extent, step)
-    padding = [(0, count * step - extent) if d == axis else (0, 0) for d in range(node.ndim)]
-    folded = node.shape[:axis] + (count, step) + node.shape[axis + 1 :]
-    node = build.reshape(build.pad(node, padding), folded)
-    ranges = [(0, 1) if d == axis + 1 else (0, e) for d, e in enumerate(folded)]
-    return build.reshape(build.shrink(node, ranges), folded[: axis + 1] + folded[axis + 2 :])
+    folded = split_axis(pad_along(node, axis, 0, count * step - extent), axis, count, step)
+    return row_of(folded, 0, axis + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Self
 
 from minigrad.dtype import promote
@@ -13,6 +14,7 @@ from minigrad.graph.axes import joined
 from minigrad.graph.node import is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
+from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
@@ -30,47 +32,33 @@ class Joining(Methods):
 
         Also `Tensor.cat([a, b], 1)`.
         """
-        others, dim = _joined_along("cat", others, dim, axis)
-        if isinstance(self, (list, tuple)):
-            return _first_of("cat", self, others).cat(self[1:], dim=dim)
-        tensors = self._together(others)
-        axis = axis_of("cat", dim, self.ndim)
+        tensors, along = _joined_along("cat", self, others, dim, axis)
+        first: Self = tensors[0]
+        place = axis_of("cat", along, first.ndim)
         for tensor in tensors:
-            if tensor.ndim != self.ndim or any(
+            if tensor.ndim != first.ndim or any(
                 a != b
-                for d, (a, b) in enumerate(zip(tensor.shape, self.shape, strict=True))
-                if d != axis
+                for d, (a, b) in enumerate(zip(tensor.shape, first.shape, strict=True))
+                if d != place
             ):
                 raise ShapeError(
-                    f"cat along dimension {axis}: shapes {self.shape} and "
+                    f"cat along dimension {place}: shapes {first.shape} and "
                     f"{tensor.shape}; expected equal extents but for that dimension"
                 )
         many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)
-        return self._new((build.cat if many else joined)([each.node for each in tensors], axis))
-
-    def _together(self, others: tuple[Any, ...]) -> list[Self]:
-        """self and others with one dtype; accepts f(a, b) and f([a, b])."""
-        given = sequence(others)
-        tensors = [self, *(t if isinstance(t, type(self)) else type(self)(t) for t in given)]
-        same_device("cat", [tensor.raw for tensor in tensors])
-        dtype = promote(*(tensor.dtype for tensor in tensors))
-        return [tensor.cast(dtype) for tensor in tensors]
+        return first._new((build.cat if many else joined)([each.node for each in tensors], place))
 
     def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
-        others, dim = _joined_along("stack", others, dim, axis)
-        if isinstance(self, (list, tuple)):
-            return _first_of("stack", self, others).stack(self[1:], dim=dim)
-        tensors = self._together(others)
+        tensors, along = _joined_along("stack", self, others, dim, axis)
         for tensor in tensors:
-            if tensor.shape != self.shape:
+            if tensor.shape != tensors[0].shape:
                 raise ShapeError(
-                    f"stack: shapes {self.shape} and {tensor.shape}; "
-                    "expected equal ones"
+                    f"stack: shapes {tensors[0].shape} and {tensor.shape}; expected equal ones"
                 )
-        axis = axis_of("stack", dim, self.ndim + 1)
-        wider = [tensor.unsqueeze(axis) for tensor in tensors]
-        return wider[0].cat(*wider[1:], dim=axis)
+        place = axis_of("stack", along, tensors[0].ndim + 1)
+        wider: list[Self] = [tensor.unsqueeze(place) for tensor in tensors]
+        return wider[0].cat(*wider[1:], dim=place)
 
     def repeat(self, *counts: Any) -> Self:
         """The whole tensor repeated along each dimension, new ones at the left."""
@@ -131,11 +119,8 @@ class Joining(Methods):
                 f"split into {list(sizes)} along dimension {axis} of {self.shape}: "
                 f"the sizes add up to {sum(sizes)}, expected {extent}"
             )
-        parts, start = [], 0
-        for size in sizes:
-            parts.append(self._part(axis, start, start + size))
-            start += size
-        return tuple(parts)
+        ends = zip(sizes, accumulate(sizes), strict=True)
+        return tuple(self._part(axis, end - size, end) for size, end in ends)
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
@@ -179,7 +164,16 @@ class Joining(Methods):
             )
         extents: dict[str, Any] = dict(sizes)
         for group, extent in zip(before, self.shape, strict=True):
-            self._measure(pattern, group, extent, extents)
+            open_ = [name for name in group if name not in extents]
+            known: Any = product([extents[name] for name in group if name in extents])
+            divides = known == 1 or (isinstance(extent, int) and known and extent % known == 0)
+            if len(open_) == 1 and divides:  # which follows from the whole
+                extents[open_[0]] = extent // known
+            elif open_ or known != extent:
+                raise ShapeError(
+                    f"rearrange {pattern!r} of {self.shape}: a dimension of {extent} is "
+                    f"({' '.join(group)}) with {extents}; expected extents whose product it is"
+                )
         split = self.reshape(tuple(extents[name] for name in names))
         moved = split.permute(*(names.index(name) for name in wanted))
         return moved.reshape(tuple(product([extents[n] for n in group]) for group in after))
@@ -190,81 +184,52 @@ class Joining(Methods):
         if [_DOTS] not in before or count < 0:
             return before, after
         names = [f".{i}" for i in range(count)]
-        sides: list[Groups] = []
         for side in (before, after):
-            found: Groups = []
-            for group in side:
-                if group == [_DOTS]:
-                    found += [[name] for name in names]
-                elif "..." in group:
-                    place = group.index("...")
-                    found.append(group[:place] + names + group[place + 1 :])
-                else:
-                    found.append(group)
-            sides.append(found)
-        return sides[0], sides[1]
-
-    def _measure(
-        self, pattern: str, group: list[str], extent: Any, extents: dict[str, Any]
-    ) -> None:
-        """The extents of a group's names, one of which may follow from the whole."""
-        if len(group) == 1 and group[0] not in extents:
-            extents[group[0]] = extent
-            return
-        open_ = [name for name in group if name not in extents]
-        known: Any = product([extents[name] for name in group if name in extents])
-        if len(open_) == 1 and isinstance(extent, int) and known and extent % known == 0:
-            extents[open_[0]] = extent // known
-        elif open_ or known != extent:
-            raise ShapeError(
-                f"rearrange {pattern!r} of {self.shape}: a dimension of {extent} is "
-                f"({' '.join(group)}) with {extents}; expected extents whose product it is"
-            )
+            for place in reversed(range(len(side))):
+                if side[place] == [_DOTS]:
+                    side[place : place + 1] = [[name] for name in names]
+                elif "..." in side[place]:
+                    at = side[place].index("...")
+                    side[place][at : at + 1] = names
+        return before, after
 
 
 def _groups(pattern: str, side: str) -> Groups:
     """The dimensions of one side: lists of names; a 1 has no name."""
-    side = side.replace("…", "...")
-    tokens = re.findall(r"\.\.\.|\w+|\(|\)|\S", side)
     groups: Groups = []
-    inside = False
-    for token in tokens:
-        if token in "()":
-            if (token == "(") == inside:
+    for part in re.findall(r"\([^()]*\)|\.\.\.|\w+|\S", side.replace("…", "...")):
+        inside = part[1:-1] if part[1:].endswith(")") else part
+        names = re.findall(r"\.\.\.|\w+|\S", inside)
+        for name in names:
+            if name in "()":
                 raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
-            inside = token == "("
-            if inside:
-                groups.append([])
-        elif token == "1":
-            if not inside:
-                groups.append([])
-        elif token != "..." and not token.isidentifier():
-            raise ShapeError(f"rearrange {pattern!r}: unexpected {token!r}")
-        elif inside:
-            groups[-1].append(token)
-        else:
-            groups.append([_DOTS if token == "..." else token])
-    if inside:
-        raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
+            if name not in ("...", "1") and not name.isidentifier():
+                raise ShapeError(f"rearrange {pattern!r}: unexpected {name!r}")
+        groups.append([_DOTS] if part == "..." else [name for name in names if name != "1"])
     return groups
 
 
-def _joined_along(name: str, others: tuple[Any, ...], dim: int | None, axis: int | None) -> Any:
-    """What joins, and along which dimension: f(a, b, dim=1), f(a, b, 1) and f((a, b), axis=1)."""
+def _joined_along(
+    name: str, first: Any, others: tuple[Any, ...], dim: int | None, axis: int | None
+) -> tuple[list[Any], int]:
+    """The tensors that are joined, in one dtype, and along which dimension.
+
+    Of f(a, b, dim=1), f(a, b, 1), f((a, b), axis=1), and a.f([b, c]).
+    """
     given = [number for number in (dim, axis) if number is not None]
     if others and isinstance(others[-1], int):
         given.append(others[-1])
         others = others[:-1]
     if len(given) > 1:
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
-    return others, given[0] if given else 0
-
-
-def _first_of(name: str, given: Sequence[Any], others: tuple[Any, ...]) -> Any:
-    """The first of several tensors in a list, which stand alone."""
-    if not given or others:
+    listed = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
+    if listed is first and (others or not first or not isinstance(listed[0], Core)):
         raise TypeError(
-            f"{name} of a list of {len(given)} and {len(others)} more arguments; expected "
+            f"{name} of a list of {len(listed)} and {len(others)} more arguments; expected "
             f"{name}([a, b, …], dim)"
         )
-    return given[0]
+    kind = type(listed[0])
+    tensors = [tensor if isinstance(tensor, kind) else kind(tensor) for tensor in listed]
+    same_device("cat", [tensor.raw for tensor in tensors])
+    dtype = promote(*(tensor.dtype for tensor in tensors))
+    return [tensor.cast(dtype) for tensor in tensors], given[0] if given else 0

@@ -50,9 +50,9 @@ class Loss(Composed):
         """
         check_share("cross_entropy", label_smoothing=label_smoothing)
         place = self._class_axis("cross_entropy", target, axis)
-        logits = self._moved_last(place)
+        logits = self.movedim(place, -1)
         if target.dtype.is_float:
-            wanted = self._new(target.node)._moved_last(place if target.ndim == self.ndim else -1)
+            wanted = self._new(target.node).movedim(place if target.ndim == self.ndim else -1, -1)
             return logits._cross_entropy_of_probabilities(wanted, reduction, label_smoothing)
         return logits.sparse_categorical_crossentropy(
             target, ignore_index, label_smoothing, reduction
@@ -73,12 +73,6 @@ class Loss(Composed):
                 "be the second dimension or the last; expected axis=1 (PyTorch's) or axis=-1"
             )
         return 1 if self.ndim > 2 and second else -1
-
-    def _moved_last(self, axis: int) -> Self:
-        place = axis % max(self.ndim, 1)
-        if place >= self.ndim - 1:
-            return self
-        return self.permute(*(d for d in range(self.ndim) if d != place), place)
 
     def _cross_entropy_of_probabilities(
         self, target: Core, reduction: str, label_smoothing: Scalar
@@ -148,11 +142,9 @@ class Loss(Composed):
         >>> Tensor([[-1.0, -2.0]]).nll_loss(Tensor([1])).item()
         2.0
         """
-        moved = self._moved_last(self._class_axis("nll_loss", target, axis))
-        if moved is not self:
-            return moved.nll_loss(target, weight, ignore_index, reduction, axis=-1)
-        is_target, counts = self._targets("nll_loss", target, ignore_index)
-        picked = is_target.where(self, 0).sum(-1)
+        x = self.movedim(self._class_axis("nll_loss", target, axis), -1)
+        is_target, counts = x._targets("nll_loss", target, ignore_index)
+        picked = is_target.where(x, 0).sum(-1)
         if weight is None:
             factor = counts.cast(picked.dtype)
         else:

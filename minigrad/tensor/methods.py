@@ -61,11 +61,12 @@ if TYPE_CHECKING:
 
         # elementwise.py, functions.py
         def _pair(self, name: str, other: Any, reverse: bool) -> list[Node]: ...
+        def _two(self, name: str, other: Any) -> tuple[Self, Self]: ...
 
-        _operand = _as_float = _div = _floordiv = _mod = _with_derivative = _Declared._any
+        _operand = _as_float = _div = floor_divide = mod = _with_derivative = _Declared._any
         mul = eq = ne = maximum = minimum = where = masked_fill = clip = _Declared._any
         isnan = isfinite = abs = square = sqrt = rsqrt = reciprocal = exp = log = _Declared._any
-        cos = tanh = erf = expm1 = log1p = logaddexp = _in_place = _Declared._any
+        cos = _in_place = _Declared._any
 
         # movement.py, joining.py
         reshape = flatten = unsqueeze = expand = _broadcast_to = permute = _Declared._any
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
         # reduce.py
         def _float_dtype(self) -> DType: ...
 
-        sum = max = min = any = mean = softmax = _count = _mirrored = _wide = _Declared._any
+        sum = max = any = mean = _count = _mirrored = _wide = _Declared._any
         cumsum = argsort = _Declared._any
 
         # creation.py, random.py, indexing.py, scattering.py

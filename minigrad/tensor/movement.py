@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.dtype import check_holds, dtypes
+from minigrad.dtype import check_holds
 from minigrad.errors import ShapeError
 from minigrad.graph import build
+from minigrad.graph.axes import within
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.hints import hint
@@ -23,6 +23,33 @@ def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         given = tuple(given[0])
     return tuple(map(whole, given))
+
+
+def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:
+    """A shape with −1 and None replaced, of the same elements as another."""
+    if None in shape[len(have) :]:
+        raise ShapeError(f"reshape from {have} to {shape}: None keeps an extent that is there")
+    if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
+        text = f"; {hint('x.view(dtypes.int32)')}" if len(shape) == 1 else ""
+        raise TypeError(f"reshape to {shape}: expected ints, None or one −1{text}")
+    kept = [have[i] if e is None else e for i, e in enumerate(shape)]
+    if kept.count(-1) > 1 or any(isinstance(e, int) and e < -1 for e in kept):
+        raise ShapeError(f"reshape to {tuple(kept)}: expected extents ≥ 0 and at most one −1")
+    if -1 not in kept:
+        return tuple(kept)
+    place = kept.index(-1)
+    rest, mine = list(have), [e for i, e in enumerate(kept) if i != place]
+    for extent in [e for e in mine if isinstance(e, Affine)]:
+        if extent in rest:
+            rest.remove(extent)
+            mine.remove(extent)
+    count, known = product(rest), product(mine)
+    if not isinstance(known, int) or known == 0 or (count // known * known != count):
+        raise ShapeError(
+            f"reshape from {have} to {tuple(kept)}: no extent fits at the −1"
+        )
+    kept[place] = count // known
+    return tuple(kept)
 
 
 class Movement(Methods):
@@ -40,7 +67,7 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3, 4]).reshape(2, -1).tolist()
         [[1, 2], [3, 4]]
         """
-        wanted = self._completed(sequence(shape))
+        wanted = _completed(self.shape, sequence(shape))
         try:
             build.reshape(self.raw, wanted)
         except ShapeError:
@@ -49,37 +76,7 @@ class Movement(Methods):
             ) from None
         return self._view(lambda node: build.reshape(node, wanted))
 
-    def _completed(self, shape: tuple[Any, ...]) -> Shape:
-        """A shape with −1 and None replaced."""
-        if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
-            text = f"; {hint('x.view(dtypes.int32)')}" if len(shape) == 1 else ""
-            raise TypeError(f"reshape to {shape}: expected ints, None or one −1{text}")
-        kept = [self.shape[i] if e is None else e for i, e in enumerate(shape)]
-        if kept.count(-1) > 1 or any(isinstance(e, int) and e < -1 for e in kept):
-            raise ShapeError(f"reshape to {tuple(kept)}: expected extents ≥ 0 and at most one −1")
-        if -1 not in kept:
-            return tuple(kept)
-        place = kept.index(-1)
-        rest, mine = list(self.shape), [e for i, e in enumerate(kept) if i != place]
-        for extent in [e for e in mine if isinstance(e, Affine)]:
-            if extent in rest:
-                rest.remove(extent)
-                mine.remove(extent)
-        have, want = product(rest), product(mine)
-        if not isinstance(want, int) or want == 0 or (have // want * want != have):
-            raise ShapeError(
-                f"reshape from {self.shape} to {tuple(kept)}: no extent fits at the −1"
-            )
-        kept[place] = have // want
-        return tuple(kept)
-
-    def view(self, *shape: Any) -> Self:
-        """As `reshape`.
-
-        >>> Tensor([1, 2]).view(2, 1).tolist()
-        [[1], [2]]
-        """
-        return self.reshape(*shape)
+    view = reshape
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Self:
         """Dimensions start_dim … end_dim merged into one.
@@ -106,13 +103,8 @@ class Movement(Methods):
         [[1, 2], [3, 4]]
         """
         axis = axis_of("unflatten", dim, self.ndim)
-        parts: list[Integer] = list(sizes)
-        if parts.count(-1) > 1:
-            raise ShapeError(f"unflatten({dim}, {parts}): expected at most one −1")
-        if -1 in sizes:
-            known = math.prod(extent for extent in sizes if extent != -1)
-            parts[sizes.index(-1)] = self.shape[axis] // max(known, 1)
-        return self.reshape(self.shape[:axis] + tuple(parts) + self.shape[axis + 1 :])
+        parts = _completed((self.shape[axis],), tuple(sizes))
+        return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
         """Without dimensions of extent 1: all of them, or one if it is 1.
@@ -190,6 +182,19 @@ class Movement(Methods):
             order[first], order[second] = second, first
         return self.permute(*order)
 
+    def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> Self:
+        """Dimensions moved to other places; the rest keep their order.
+
+        >>> Tensor.zeros(2, 3, 4).movedim(0, -1).shape
+        (3, 4, 2)
+        """
+        given, wanted = (axes_of("movedim", axes, self.ndim) for axes in (source, destination))
+        if len(given) != len(wanted):
+            raise ShapeError(f"movedim({source}, {destination}): expected as many of both")
+        rest = iter(axis for axis in range(self.ndim) if axis not in given)
+        places = dict(zip(wanted, given, strict=True))
+        return self.permute(*(places[d] if d in places else next(rest) for d in range(self.ndim)))
+
     @property
     def T(self) -> Self:
         """Dimensions in reverse order.
@@ -227,13 +232,19 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3]).shrink([(1, 3)]).tolist()
         [2, 3]
         """
-        pairs = [
-            (0, extent) if pair is None else pair
-            for pair, extent in zip(ranges, self.shape, strict=True)
-        ]
+        given = zip(self._for_each("shrink", ranges), self.shape, strict=True)
+        pairs = [(0, extent) if pair is None else pair for pair, extent in given]
         check_ints("shrink", **{f"ranges[{d}]": n for d, pair in enumerate(pairs) for n in pair})
         build.shrink(self.raw, pairs)
         return self._view(lambda node: build.shrink(node, pairs))
+
+    def _for_each(self, name: str, given: Sequence[Any]) -> Sequence[Any]:
+        if len(given) != self.ndim:
+            raise ShapeError(
+                f"{name}({', '.join(map(str, given))}) of {self.shape}: expected one, or None, for "
+                "each dimension"
+            )
+        return given
 
     def pad(
         self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0
@@ -254,13 +265,12 @@ class Movement(Methods):
             for (b, a), e in zip(pairs, self.shape, strict=True)
         ])
         amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
-        padded = result._new(build.pad(result.node, amounts))
         check_holds("pad", self.dtype, value)
-        if value == 0 or padded.raw is result.raw:
-            return padded
-        inside = build.const(True, dtypes.bool, result.shape, self.raw.device)
-        outside = ~self._new(build.pad(inside, amounts))
-        return padded.masked_fill(outside, value)
+        padded = build.pad(result.node, amounts)
+        if value != 0 and padded is not result.node:
+            whole = self._operand(value).cast(self.dtype)._broadcast_to(padded.shape)
+            padded = within(result.node, amounts, whole.node)
+        return self._new(padded)
 
     def _pad_pairs(self, padding: Sequence[Any]) -> list[Pair]:
         given: list[Any] = list(padding) if isinstance(padding, (list, tuple)) else [padding]

@@ -36,37 +36,42 @@ def threefry(key: tuple[Node, Node], counter: tuple[Node, Node]) -> tuple[Node, 
 
 
 class _State:
-    """Key and draw number of one device in one thread."""
+    """Key and draw number of one device in one thread.
+
+    fresh: whether nothing has been drawn since it was seeded. A mesh then goes on with the random
+    numbers of its first device, where these were begun.
+    """
 
     def __init__(self, device: str, seed: int) -> None:
+        self.device, self.fresh, self.drawn = device, True, 0  # since the buffer was last advanced
         self.buffer = stored(_state_bytes(seed), _WORD, (3,), device)
         self.tensor = Core._of(self.buffer)
         self.tensor.requires_grad = False
-        self.drawn = 0  # since the buffer was last advanced
-        self.source: _State | None = None  # whose numbers come before the first draw from here
         realization.accompany(self.buffer, self.tensor)
 
-    def seed(self, seed: int) -> None:
-        """Start anew, in the same buffer: captured programs follow."""
-        realization.overwrite(self.tensor, self.buffer, _state_bytes(seed))
+    def put(self, state: bytes | bytearray, fresh: bool) -> None:
+        """Go on from a state, in the same buffer: captured programs follow."""
+        self.fresh = fresh
+        realization.overwrite(self.tensor, self.buffer, state)
 
-    def words(self) -> list[int]:
+    def get(self) -> bytes | bytearray:
         """The state, read by the host."""
-        self.tensor.realize()
-        return hostdata.unpack(bytes_of(self.tensor.raw), _WORD)
+        mesh = Device.meshes.get(self.device) if self.fresh else None
+        first = None if mesh is None else _states.devices.get(mesh.devices[0])
+        return bytes_of((first or self).tensor.realize().raw)
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Node, Node]:
         """Two random words for each element of an array."""
-        source, self.source = self.source, None
-        if source is not None and watching.watch is None:
-            realization.overwrite(self.tensor, self.buffer, hostdata.pack(source.words(), _WORD))
+        if self.fresh and self.device in Device.meshes and watching.watch is None:
+            self.put(self.get(), False)
+        self.fresh = False
         if self.tensor.raw is self.buffer:
             self.drawn = 0
         # The state is stored for each draw, so that the kernels that draw are equal: with the draw
         # number as a constant in them, each layer's dropout would be compiled on its own.
         state = build.contiguous(self._advanced()) if self.drawn else self.buffer
         words = [build.expand(build.shrink(state, [(i, i + 1)]), (numel(shape),)) for i in range(3)]
-        index = build.iota(numel(shape), self.buffer.device, _WORD)
+        index = build.iota(numel(shape), self.device, _WORD)
         pair = threefry((words[0], words[1]), (index, words[2]))
         self.drawn += 1
         realization.write(self.tensor, self._advanced())
@@ -74,7 +79,7 @@ class _State:
 
     def _advanced(self) -> Node:
         """The state after the draws since the buffer was last advanced."""
-        step = build.pad(build.const(self.drawn, _WORD, (1,), self.buffer.device), [(2, 0)])
+        step = build.pad(build.const(self.drawn, _WORD, (1,), self.device), [(2, 0)])
         return self.buffer + step
 
 
@@ -91,10 +96,10 @@ class _States(threading.local):
 _states = _States()
 
 
-def _source_of(device: str) -> _State | None:
-    """A mesh goes on with the random numbers of its first device, where these were begun."""
-    mesh = Device.meshes.get(device)
-    return None if mesh is None else _states.devices.get(mesh.devices[0])
+def _state_of(device: str) -> _State:
+    if device not in _states.devices:
+        _states.devices[device] = _State(device, _states.seed)
+    return _states.devices[device]
 
 
 def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, Node]:
@@ -106,11 +111,7 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
         raise ShapeError(f"{name}{show(extents)}: expected a shape of plain ints")
-    where = Device.canonical(device or Device.DEFAULT)
-    state = _states.devices.get(where)
-    if state is None:
-        state = _states.devices[where] = _State(where, _states.seed)
-        state.source = _source_of(where)
+    state = _state_of(Device.canonical(device or Device.DEFAULT))
     return state.draw(extents)  # type: ignore[arg-type]
 
 
@@ -135,17 +136,15 @@ class Random(Methods):
     @staticmethod
     def manual_seed(seed: int = 0) -> None:
         """Start the random numbers of this thread anew, on every device."""
-        if not isinstance(seed, int):
-            raise TypeError(f"manual_seed({seed!r}): expected an int")
         _states.seed = seed
-        for name, state in _states.devices.items():
-            state.seed(seed)
-            state.source = _source_of(name)
+        for state in _states.devices.values():
+            state.put(_state_bytes(seed), True)
 
     @staticmethod
     def random_state() -> tuple[int, dict[str, list[int]]]:
         """Seed, and key and draw number of each device, for a checkpoint."""
-        return _states.seed, {name: state.words() for name, state in _states.devices.items()}
+        states = _states.devices.items()
+        return _states.seed, {n: hostdata.unpack(state.get(), _WORD) for n, state in states}
 
     @staticmethod
     def set_random_state(state: tuple[int, dict[str, list[int]]]) -> None:
@@ -153,10 +152,7 @@ class Random(Methods):
         seed, devices = state
         Random.manual_seed(seed)
         for name, words in devices.items():
-            if name not in _states.devices:
-                _states.devices[name] = _State(name, seed)
-            own = _states.devices[name]
-            realization.overwrite(own.tensor, own.buffer, hostdata.pack(words, _WORD))
+            _state_of(name).put(hostdata.pack(words, _WORD), False)
 
     @classmethod
     def rand(

@@ -8,9 +8,9 @@ from typing import Any, Self
 from minigrad.dtype import DType, dtypes, resolve, sum_dtype
 from minigrad.errors import ShapeError
 from minigrad.graph import build, scans
-from minigrad.graph.node import Node, Op
+from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
-from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, count_node
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found
 
@@ -114,9 +114,14 @@ class Reduce(Methods):
     # --- statistics -------------------------------------------------------------------------------
 
     def _count(self, axis: Axes, dtype: DType) -> Self:
-        """How many elements are reduced, as a 0-d tensor."""
-        axes = axes_of("mean", axis, self.ndim)
-        return self._new(count_node(self.shape, axes, dtype, self.raw.device))
+        """How many elements are reduced, as a 0-d tensor; symbolic extents are read at run time."""
+        extents = [self.shape[a] for a in axes_of("mean", axis, self.ndim)]
+        known, device = math.prod(e for e in extents if isinstance(e, int)), self.raw.device
+        count = build.const(known, dtype, (), device)
+        for extent in extents:
+            if isinstance(extent, Affine):
+                count = build.cast(build.variable(extent, device), dtype) * count
+        return self._new(count)
 
     def _wide(self) -> Self:
         """In at least float32, which is what statistics are computed in."""
@@ -209,7 +214,7 @@ class Reduce(Methods):
         x = self.int() if self.dtype.is_bool else self.detach()
         place = axis_of("argmax", axis, self.ndim)
         if not self.ndim:
-            return self._new(build.const(0, dtypes.default_int, (), self.raw.device))
+            return self._constant(0, dtypes.default_int)
         found = x.eq(x.max(place, True)) | x.isnan()
         # the first one is the one with most elements from it to the end
         shape = tuple(e if d == place else 1 for d, e in enumerate(self.shape))
@@ -249,10 +254,7 @@ class Reduce(Methods):
         top = x._top(axis)
         top = top.isfinite().where(top, 0.0)
         result = (x - top).exp().sum(axis, True).log() + top
-        if not keepdim:
-            axes = axes_of("logsumexp", axis, self.ndim)
-            result = result.reshape(tuple(e for d, e in enumerate(result.shape) if d not in axes))
-        return result.cast(self._float_dtype())
+        return result.sum(axis, keepdim).cast(self._float_dtype())  # of one each
 
     def softmax(
         self, axis: int = -1, dtype: DType | str | None = None, *, dim: int | None = None
@@ -298,19 +300,19 @@ class Reduce(Methods):
         """
         axis_of("normalize", axis, self.ndim)
         x = self._as_float()
-        return x / x._norm(p, axis).maximum(eps)
+        return x / x._norm(p, axis, True).maximum(eps)
 
-    def _norm(self, p: Scalar, axis: Axes) -> Self:
+    def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
         if p == 0:
-            return self.ne(0).sum(axis, True, dtype=self.dtype)
+            return self.ne(0).sum(axis, keepdim, dtype=self.dtype)
         if 0 in self.shape or p == 2:
-            return self.square().sum(axis, True)._root()
+            return self.square().sum(axis, keepdim)._root()
         size = self.abs()
         if abs(p) == float("inf"):
-            return size.max(axis, True) if p > 0 else size.min(axis, True)
+            return size.max(axis, keepdim) if p > 0 else size.min(axis, keepdim)
         # where p < 1 the power has no derivative at 0; so there it is a constant
         powers = size._root(1 / p) if p < 1 else size**p
-        return powers.sum(axis, True)._root(p)
+        return powers.sum(axis, keepdim)._root(p)
 
     def _root(self, p: Scalar = 2) -> Self:
         """self^(1/p), whose derivative where self is 0 counts as 0 instead of ∞."""
@@ -343,12 +345,16 @@ class Reduce(Methods):
 
     def _order(self, name: str, axis: int, descending: bool) -> tuple[int, Self]:
         """The axis, and the positions along it in sorted order."""
-        place = axis_of(name, axis, self.ndim)
-        if self.ndim and isinstance(self.shape[place], Affine):
-            raise ShapeError(f"{name} along a symbolic dimension of {self.shape}")
+        place = self._known_axis(name, axis)
         if not self.ndim:
-            return 0, self._new(build.const(0, dtypes.int32, (), self.raw.device))
+            return 0, self._constant(0, dtypes.int32)
         return place, self._new(build.sort(self._keys(descending).node, place))
+
+    def _known_axis(self, name: str, axis: int) -> int:
+        place = axis_of(name, axis, self.ndim)
+        if self.ndim and not isinstance(self.shape[place], int):
+            raise ShapeError(f"{name} along a symbolic dimension of {self.shape}")
+        return place
 
     def argsort(
         self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
@@ -398,10 +404,11 @@ class Reduce(Methods):
             found = Found(self, self._order("topk", 0, largest)[1])
             return found if k else Found(*(part.reshape(1)[:0] for part in found))
         keys = self._keys(largest)
-        if any(isinstance(e, Affine) for e in self.shape) or not _selects(k, extent):
-            order = self._new(build.sort(keys.node, place))._part(place, 0, k)
-        else:
+        selects = 0 < EACH * k <= extent >= SELECTION  # which saves most of the work
+        if selects and not is_symbolic(self.shape):
             order = keys.transpose(place, -1)._smallest(k).transpose(place, -1)
+        else:
+            order = self._new(build.sort(keys.node, place))._part(place, 0, k)
         return Found(self._at(place, order), order)
 
     def _smallest(self, k: int) -> Self:
@@ -432,20 +439,12 @@ class Reduce(Methods):
     # --- running sums and extremes ----------------------------------------------------------
 
     def _scanned(self, op: Op, name: str, axis: int) -> Self:
-        return self._new(build.scan(op, self.node, self._known_axis(name, axis)))
-
-    def _known_axis(self, name: str, axis: int) -> int:
-        place = axis_of(name, axis, self.ndim)
-        if not isinstance(self.shape[place], int):
-            raise ShapeError(f"{name} along a symbolic dimension of {self.shape}")
-        return place
+        place = self._known_axis(name, axis)
+        return self._new(build.scan(op, self.node, place)) if self.ndim else self
 
     def _running_sum(self, op: Op, name: str, axis: int, dtype: DType | str | None) -> Self:
         result = sum_dtype(self.dtype) if dtype is None else resolve(dtype)
         wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
-        if not self.ndim:
-            axis_of(name, axis, 0)
-            return self.cast(result)
         return self.cast(wide)._scanned(op, name, axis).cast(result)
 
     def cumsum(
@@ -486,14 +485,8 @@ class Reduce(Methods):
         return Found(values._mirrored(), places)
 
     def _extremes(self, name: str, axis: int) -> Found[Self]:
-        if not self.ndim:
-            axis_of(name, axis, 0)
-            return Found(self, self._new(build.const(0, dtypes.int32, (), self.raw.device)))
         values = self._scanned(Op.CUMMAX, name, axis)
+        if not self.ndim:
+            return Found(values, self._constant(0, dtypes.int32))
         place = axis_of(name, axis, self.ndim)
         return Found(values, self._new(scans.latest(self.raw, values.raw, place)))
-
-
-def _selects(k: int, extent: int) -> bool:
-    """Whether looking at blocks first saves most of the work."""
-    return k > 0 and extent >= SELECTION and EACH * k <= extent

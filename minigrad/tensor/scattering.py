@@ -48,8 +48,6 @@ class Scattering(Methods):
     ) -> tuple[int, Self, Self]:
         """Axis, self cut to the index's extents in other dimensions, and the checked index."""
         axis = axis_of(name, dim, self.ndim)
-        if not isinstance(index, Core):
-            raise TypeError(f"{name}: the index is a {type(index).__name__}, expected a tensor")
         shape = index.shape
         if not index.dtype.is_int:
             raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
@@ -126,21 +124,22 @@ class Scattering(Methods):
             raise ValueError(
                 f"scatter_reduce(reduce={reduce!r}): expected one of {', '.join(REDUCTIONS)}"
             )
+        if reduce == "amin":  # the smallest is what is the largest of these
+            mirrored = self._operand(src).cast(self.dtype)._mirrored()
+            largest = self._mirrored().scatter_reduce(
+                dim, index, mirrored, "amax", include_self=include_self
+            )
+            return largest._mirrored()
         axis, part, places, values = self._updates("scatter_reduce", dim, index, src)
         ones = self._new(build.const(1, dtypes.int32, index.shape, self.raw.device))
         zeros = self._new(build.const(0, dtypes.int32, part.shape, self.raw.device))
         count = zeros._scattered(Op.SCATTER_ADD, places, ones, axis)
-        op, mirrored = REDUCTIONS[reduce], reduce == "amin"
-        base = part
-        if mirrored:  # the smallest is what is the largest of these
-            base, values = base._mirrored(), values._mirrored()
+        op, base = REDUCTIONS[reduce], part
         if not include_self:
             empty = {Op.SCATTER_PROD: 1, Op.SCATTER_MAX: self.dtype.minimum}.get(op, 0)
             first = self._new(build.const(empty, self.dtype, (), self.raw.device))
             base = (count > 0).where(first, base)
         changed = base._scattered(op, places, values, axis)
-        if mirrored:
-            changed = changed._mirrored()
         if reduce == "mean":
             terms = (count + int(include_self)).maximum(1).cast(self.dtype)
             changed = changed / terms if self.dtype.is_float else changed // terms

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from minigrad.device import Device
 from minigrad.errors import DeviceError, ShapeError
-from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.partition import plan_of, without_barriers
-from minigrad.graph.sharding import Dims, Layout, P, axes_of, mark, meshes, show
+from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
-from minigrad.tensor import realization
 from minigrad.tensor.broadcasting import axis_of
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import no_grad
@@ -37,9 +34,7 @@ class Sharding(Methods):
         >>> Tensor([[1.0, 2.0], [3.0, 4.0]]).shard(Mesh(("CPU", "CPU:1"), dp=2), P("dp")).sharding
         'float32[2@dp, 2]'
         """
-        where, dims = self._divided("shard", mesh, spec, axis)
-        node = self.node if self.raw.device == where else build.copy(self.node, where)
-        return self._new(mark(node, dims))
+        return self._placed(*self._divided("shard", mesh, spec, axis))
 
     def shard_(
         self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: int | None = None,
@@ -62,15 +57,18 @@ class Sharding(Methods):
                     f"shard_(stored={stored!r}): expected another axis of {where} than {spec!r} has"
                 )
             dims = stored_dims(self.shape, dims, stored, sizes)
+        storing = frozenset({stored}) & axes_of(dims) if stored is not None else frozenset()
+        return self._move(where, Layout(dims, stored=storing))
+
+    def _move(self, where: str, layout: Layout) -> Self:
+        """Divide this tensor itself, and its gradient."""
         with no_grad():
             for tensor in (self, self.grad):
                 if tensor is not None:
-                    old = tensor.raw
-                    moved = old if old.device == where else build.copy(old, where)
-                    made = tensor._new(build.contiguous(mark(moved, dims)))
-                    realization.realize([made])
-                    if stored is not None:
-                        _keep_apart(made.raw, frozenset({stored}) & axes_of(dims))
+                    made = tensor._placed(where, layout.dims).contiguous().realize()
+                    memory = made.raw.arg.memory
+                    if layout.stored and memory.layout is not None:
+                        memory.layout = replace(memory.layout, stored=layout.stored)
                     tensor._point(made.raw)
         return self
 
@@ -81,11 +79,10 @@ class Sharding(Methods):
         >>> Tensor([3.0, 4.0]).shard_like(x).device
         ('CPU', 'CPU:1')
         """
-        mesh, dims = self._like("shard_like", other)
-        if mesh is None:
+        layout = self._like("shard_like", other)
+        if layout is None:
             return self.to(other.device)
-        node = self.node if self.raw.device == mesh.name else build.copy(self.node, mesh.name)
-        return self._new(mark(node, dims))
+        return self._placed(other.raw.device, layout.dims)
 
     def shard_like_(self, other: Any) -> Self:
         """As `shard_like`, in place, as `shard_`; nothing where the other one is not divided.
@@ -93,31 +90,21 @@ class Sharding(Methods):
         >>> Tensor([3.0]).shard_like_(Tensor([1.0])).tolist()
         [3.0]
         """
-        mesh, _ = self._like("shard_like_", other)
-        if mesh is not None:
-            with no_grad():
-                made = self._new(build.contiguous(self.shard_like(other).raw))
-                realization.realize([made])
-                layout = layout_of(other.raw)
-                if layout is not None and layout.stored:
-                    _keep_apart(made.raw, layout.stored)
-                self._point(made.raw)
-        return self
+        layout = self._like("shard_like_", other)
+        return self if layout is None else self._move(other.raw.device, layout)
 
     @property
     def sharding(self) -> str:
         """Dtype and shape, and what divides it: "float32[64@dp, 784]"."""
-        layout = layout_of(self.raw)
-        return show(self.shape, layout, self.dtype.name)
+        return show(self.shape, layout_of(self.raw), self.dtype.name)
 
-    def _like(self, name: str, other: Any) -> tuple[Mesh | None, Dims]:
+    def _like(self, name: str, other: Any) -> Layout | None:
         if other.shape != self.shape:
             raise ShapeError(
                 f"{name}: a tensor of {tuple(self.shape)} like one of {tuple(other.shape)}; "
                 "expected equal shapes"
             )
-        layout = layout_of(other.raw)
-        return Device.meshes.get(other.raw.device), layout.dims if layout is not None else ()
+        return layout_of(other.raw)
 
     def _divided(
         self, name: str, mesh: Mesh | Sequence[str], spec: P | None, axis: int | None
@@ -138,13 +125,6 @@ class Sharding(Methods):
             place = axis_of(name, axis, self.ndim)
             spec = P(*(next(iter(found.sizes)) if at == place else None for at in range(place + 1)))
         return found.name, (spec or P()).dims(self.shape, found.sizes, found.name)
-
-
-def _keep_apart(buffer: Node, axes: frozenset[str]) -> None:
-    """Let axes only store what is in memory."""
-    memory = buffer.arg.memory
-    if axes and memory.layout is not None:
-        memory.layout = replace(memory.layout, stored=axes)
 
 
 def layout_of(node: Node) -> Layout | None:

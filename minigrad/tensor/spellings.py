@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 from typing import Any, Self
 
-from minigrad.dtype import DType, resolve
+from minigrad.dtype import DType
 from minigrad.errors import ShapeError
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
@@ -59,7 +58,8 @@ class Spellings(Composed):
     bitwise_left_shift, bitwise_right_shift, remainder = same("lshift rshift mod")
     moveaxis, ravel, ger, swapaxes, swapdims = same("movedim flatten outer transpose transpose")
     broadcast_to, reshape_as, argwhere = same("expand view_as nonzero")
-    type, swish, concat, concatenate, copy_, clamp = same("cast silu cat cat assign clip")
+    type, swish, concat, concatenate, clamp = same("cast silu cat cat clip")
+    copy_, fill_ = same("assign assign")
     nelement = _Named.numel
 
     # --- in place ---------------------------------------------------------------------------------
@@ -81,14 +81,6 @@ class Spellings(Composed):
             raise ShapeError(f"replace {self.dtype.name} {self.shape} by {other.dtype.name} "
                              f"{other.shape}: expected equal shapes and dtypes")  # fmt: skip
         return self.assign(other)
-
-    def fill_(self, value: Any) -> Self:
-        """Replace all elements by one.
-
-        >>> Tensor([1, 2]).fill_(7).tolist()
-        [7, 7]
-        """
-        return self.assign(value)
 
     def zero_(self) -> Self:
         """Replace all elements by 0.
@@ -190,18 +182,6 @@ class Spellings(Composed):
 
     # --- others like it ---------------------------------------------------------------------------
 
-    def new_full(
-        self, size: Any, fill_value: Scalar, *, dtype: DType | str | None = None,
-        device: str | None = None, requires_grad: builtins.bool | None = None,
-    ) -> Self:  # fmt: skip
-        """Every element is fill_value; dtype and device of self unless given.
-
-        >>> Tensor([1]).new_full((2,), 7).tolist()
-        [7, 7]
-        """
-        return self.full(size, fill_value, dtype=self.dtype if dtype is None else resolve(dtype),
-                         device=device or self.device, requires_grad=requires_grad)  # fmt: skip
-
     def new_zeros(self, *size: Any, **options: Any) -> Self:
         """Zeros; dtype and device of self unless given.
 
@@ -210,6 +190,8 @@ class Spellings(Composed):
         """
         return self.new_full(sequence(size), 0, **options)
 
+    new_empty = new_zeros
+
     def new_ones(self, *size: Any, **options: Any) -> Self:
         """Ones; dtype and device of self unless given.
 
@@ -217,14 +199,6 @@ class Spellings(Composed):
         [1, 1]
         """
         return self.new_full(sequence(size), 1, **options)
-
-    def new_empty(self, *size: Any, **options: Any) -> Self:
-        """Elements of no particular value; dtype and device of self unless given.
-
-        >>> Tensor([1]).new_empty(2).shape
-        (2,)
-        """
-        return self.new_full(sequence(size), 0, **options)
 
     def new_tensor(self, data: Any, *, dtype: DType | str | None = None) -> Self:
         """A tensor of data; dtype and device of self unless given.

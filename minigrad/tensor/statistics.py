@@ -94,16 +94,15 @@ class Statistics(Composed):
         >>> Tensor([3, 1, 2, 4]).median().item()
         2
         """
-        axis = axis_of("median", 0 if dim is None else dim, 1 if dim is None else self.ndim)
-        x = self.flatten() if dim is None else self
-        if 0 in x.shape or not x.ndim:
-            return x.max(axis, keepdim) if x.ndim else x
-        values, middle = x.sort(axis)[0], (x._known_shape()[axis] - 1) // 2
-        value = x.isnan().any(axis, True).where(
-            values.max(axis, True), values._part(axis, middle, middle + 1)
-        )
         if dim is None:
-            return value.reshape((1,) * self.ndim if keepdim else ())
+            found = self.flatten().median(0)
+            return found.reshape((1,) * self.ndim) if keepdim else found
+        axis = axis_of("median", dim, self.ndim)
+        if not self.ndim or 0 in self.shape:
+            return self.max(axis, keepdim) if self.ndim else self
+        values, extent = self.sort(axis)[0], self._known_shape()[axis]
+        middle, last = (values._part(axis, n - 1, n) for n in ((extent + 1) // 2, extent))
+        value = last.isnan().where(last, middle)  # which are sorted last
         return value if keepdim else value.squeeze(axis)
 
     def quantile(
@@ -126,13 +125,13 @@ class Statistics(Composed):
         for share in q if isinstance(q, (list, tuple)) else [q]:
             if not hasattr(share, "shape"):
                 check_share("quantile", q=share)
-        axis = 0 if dim is None else axis_of("quantile", dim, self.ndim)
-        x = self.flatten() if dim is None or not self.ndim else self
-        rest = [d for d in range(x.ndim) if d != axis]
-        lines = x.permute(*rest, axis).sort(-1)[0]
-        last = x.ndim - 1
+        if dim is None:
+            whole = self.flatten().quantile(q, 0, interpolation=interpolation)
+            return whole.reshape((*whole.shape, *(1 for _ in self.shape))) if keepdim else whole
+        axis = axis_of("quantile", dim, self.ndim)
+        lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]
         share = type(self)(q, device=self.raw.device).cast(self.dtype)
-        rank = share.flatten() * max(x._known_shape()[axis] - 1, 0)
+        rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
         if interpolation in ("lower", "higher", "nearest"):
             turn = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
             rank = getattr(rank, turn)()
@@ -143,13 +142,9 @@ class Statistics(Composed):
         step = high - low  # from the nearer one, which may be infinite
         between = (part < 0.5).where(low + step * part, high - step * (1 - part))
         value = part.eq(0).where(low, between)
-        value = lines.isnan().any(-1, True).where(math.nan, value)
-        value = value.permute(last, *range(last))  # (q, …)
-        if keepdim:
-            value = value.reshape((-1, *(1 for _ in self.shape))) if dim is None else (
-                value.unsqueeze(axis + 1)
-            )
-        return value if share.ndim else value[0]
+        value = lines.isnan().any(-1, True).where(math.nan, value).movedim(-1, 0)  # (q, …)
+        kept: Self = value.unsqueeze(axis + 1) if keepdim else value
+        return kept if share.ndim else kept[0]
 
     def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The most frequent elements along dim, of several the smallest, and where the last is.
@@ -338,9 +333,7 @@ class Statistics(Composed):
                              "has 'nuc'")  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self._as_float() if dtype is None else self.cast(dtype)
-        whole = x._norm(2 if p is None or isinstance(p, str) else p, axes)
-        kept = tuple(e for d, e in enumerate(whole.shape) if d not in axes)
-        return whole if keepdim else whole.reshape(kept)
+        return x._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
 
     # --- draws from given weights -----------------------------------------------------------
 
@@ -372,8 +365,18 @@ class Statistics(Composed):
         """
         self._check_draws(num_samples, replacement)
         rows = self._weights()
-        draw = rows._with_replacement if replacement else rows._without_replacement
-        drawn = draw(num_samples)
+        shape = (rows.shape[0], num_samples) if replacement else rows.shape
+        share = self._unit(*_draw("multinomial", shape, self.raw.device))
+        if replacement:  # the first category whose running sum exceeds that part of the total
+            until = rows.cumsum(1)
+            total = until[:, -1:]
+            place = (until.unsqueeze(1) <= (share * total).unsqueeze(-1)).sum(-1, dtype="int32")
+            # rounding may have made a part the total itself
+            drawn = place.minimum((until < total).sum(-1, keepdim=True, dtype="int32"))
+        else:  # the shortest of waiting times of these rates (Efraimidis and Spirakis 2006)
+            times = -share.log() / rows
+            several = num_samples > 1
+            drawn = times.topk(num_samples, 1, False)[1] if several else times.argmin(1, True)
         return self._made((drawn.squeeze(0) if self.ndim == 1 else drawn).node, None, drawn=True)
 
     def _weights(self) -> Self:
@@ -398,24 +401,6 @@ class Statistics(Composed):
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
             limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")
-
-    def _with_replacement(self, count: int) -> Self:
-        """The first category whose running sum exceeds a uniform part of the total."""
-        until = self.cumsum(1)
-        total = until[:, -1:]
-        words = _draw("multinomial", (self.shape[0], count), self.raw.device)
-        shares = (self._unit(*words) * total).unsqueeze(-1)
-        place = (until.unsqueeze(1) <= shares).sum(-1, dtype=dtypes.int32)
-        # rounding may have made a share the total itself
-        return place.minimum((until < total).sum(-1, keepdim=True, dtype=dtypes.int32))
-
-    def _without_replacement(self, count: int) -> Self:
-        """Of exponential waiting times of these rates the shortest (Efraimidis, Spirakis 2006)."""
-        words = _draw("multinomial", self.shape, self.raw.device)
-        waiting = -self._unit(*words).log() / self
-        if count == 1:
-            return waiting.argmin(1, keepdim=True)
-        return waiting.topk(count, 1, largest=False)[1]
 
     def _unit(self, first: Any, second: Any) -> Self:
         """float64 between 0 and 1, never one of the two."""

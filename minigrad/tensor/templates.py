@@ -24,9 +24,9 @@ MOST = 256  # forms of a function; then it begins anew
 _OWN = frozenset({Op.BUFFER, Op.ASSIGN, Op.CHECK})  # of one call: memory, draws, lines of a user
 # Methods that are a handful of nodes or more. Those that draw or check indices cannot be here.
 TEMPLATED = (
-    "matmul", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp", "layernorm",
-    "rmsnorm", "batchnorm", "relu", "gelu", "silu", "sigmoid", "softplus", "leaky_relu", "elu",
-    "conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d",
+    "matmul", "__matmul__", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp",
+    "layernorm", "rmsnorm", "batchnorm", "relu", "gelu", "silu", "sigmoid", "softplus",
+    "leaky_relu", "elu", "conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d",
 )
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -169,6 +169,17 @@ def test_random_numbers_do_not_depend_on_the_layout(pair: Mesh) -> None:
                                   (3, 2))  # fmt: skip
 
 
+def test_random_numbers_of_a_mesh_go_on_where_they_were(pair: Mesh) -> None:
+    """Also behind those of its first device, from where they once came."""
+    Tensor.manual_seed(3)
+    Tensor.rand(2, device=pair.devices[0]).realize()
+    for _ in range(2):  # before the mesh has drawn anything, and after that
+        state = Tensor.random_state()
+        there = Tensor.rand(3, device=pair.name).numpy()
+        Tensor.set_random_state(state)
+        np.testing.assert_array_equal(Tensor.rand(3, device=pair.name).numpy(), there)
+
+
 def test_statistics_of_a_divided_batch_are_those_of_all_of_it(pair: Mesh) -> None:
     """No wrapper is needed: a mean over the batch is one over the whole batch."""
     data = np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)

@@ -35,6 +35,13 @@ def test_attention_over_a_cache(on_device):
     assert GlobalCounters.programs_compiled == compiled
 
 
+def test_a_variable_fills_a_tensor(on_device):
+    n = Variable("n", 1, 9)
+    made = [Tensor.full((2,), n.bind(value), dtype="float32").tolist() for value in (3, 7)]
+    assert made == [[3.0, 3.0], [7.0, 7.0]]
+    assert Tensor([1, 2]).full_like(n.bind(5)).tolist() == [5, 5]
+
+
 OPERATIONS = {
     "sum": lambda x: x.sum(1),
     "mean": lambda x: x.mean(1),

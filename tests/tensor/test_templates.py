@@ -16,6 +16,7 @@ from minigrad.tensor.templates import TEMPLATED, templated
 
 ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
     "matmul": [((6, 3),), ((6,),)],
+    "__matmul__": [((6, 3),), ((6,),)],
     "linear": [((6, 3),), ((6, 3), (3,))],
     "layernorm": [(), (-1, 1e-3, (6,), (6,)), ((0, 1),)],
     "rmsnorm": [(), (-1, 1e-3, (6,))],
