@@ -180,7 +180,7 @@ class Movement(Methods):
         order = list(range(self.ndim))
         if order:
             order[first], order[second] = second, first
-        return self.permute(*order)
+        return self._view(lambda node: build.permute(node, order))
 
     def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> Self:
         """Dimensions moved to other places; the rest keep their order.

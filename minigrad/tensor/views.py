@@ -63,7 +63,7 @@ class Family:
     def add(self, view: Holder) -> None:
         """One more; now and then those that are gone are let go."""
         count = len(self.views)
-        if count & (count - 1) == 0:
+        if count > 2 and count & (count - 1) == 0:
             self.views = {id(one._link): one._link for one in self.living()}
         self.views[id(view._link)] = view._link
 
