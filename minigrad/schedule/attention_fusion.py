@@ -61,7 +61,8 @@ class Sink:
 class Chains:
     """The chains of a program. stages: all stages, sinks laid out by their rows; sinks: by array.
 
-    members: the stages of chains by array. look: whether to look for chains at all.
+    members: the stages of chains by array. sums: sinks as sums over the rows of others, where they
+    can be so. look: whether to look for chains at all.
     """
 
     def __init__(self, stages: Iterable[Stage], slots: Iterable[Array], look: bool) -> None:
@@ -69,6 +70,9 @@ class Chains:
         fixed = frozenset(slots) | _fixed(self.stages)
         self.members: dict[Array, Stage] = {}
         self.sinks: dict[Array, Sink] = {}
+        self.sums: dict[Array, Sink] = {}
+        self._reads: dict[Array, dict[Array, Order]] = {}  # by members of members
+        self._laid_out: dict[tuple[Array, Order], Stage] = {}  # members that were pulled
         for stage in self.stages if look else ():
             if stage.array not in fixed and self._may_belong(stage):
                 self.members[stage.array] = stage
@@ -119,12 +123,14 @@ class Chains:
 
     def _unreadable(self, fixed: frozenset[Array]) -> set[Array]:
         """Members that some stage reads in a way that does not go by rows."""
-        self.sinks = {}
+        self.sinks, self._reads = {}, {}
         bad: set[Array] = set()
         for array, member in self.members.items():
             orders = self._orders(member, member.axes)
             if orders is None or orders and member.op is not None:
                 bad.add(array)
+            else:
+                self._reads[array] = orders
         for stage in self.stages if not bad else ():
             if stage.array not in self.members and (read := self.members.keys() & stage.reads):
                 sink = self._sink(stage, stage.array in fixed)
@@ -179,12 +185,10 @@ class Chains:
                     stack.append(below)
         return list(found)
 
-    def _below(self, array: Array, order: Order) -> Iterable[tuple[Array, Order]]:
+    def _below(self, array: Array, order: Order) -> list[tuple[Array, Order]]:
         """What a member reads of others when its axes are in an order."""
-        member = self.members[array]
-        orders = self._orders(member, [member.axes[n] for n in order])
-        assert orders is not None  # see `_unreadable`
-        return orders.items()
+        reads = self._reads[array].items()
+        return [(other, tuple(own[n] for n in order)) for other, own in reads]
 
     def _statistics(self, array: Array) -> tuple[bool, bool]:
         """Whether statistics of rows come from `array`, and whether a member then needs them."""
@@ -244,7 +248,7 @@ class Chains:
         """Whether members, in these orders, and all below them can be computed by rows."""
         return all(_has_rows(self.members[a], order, rows) for a, order in self._all_reads(reads))
 
-    def summed(self, sink: Sink) -> Sink | None:
+    def _summed(self, sink: Sink) -> Sink | None:
         """The sink as a sum over the rows of other sinks, block by block; None if it is not one.
 
         The gradients of keys and values are such sums over queries.
@@ -275,7 +279,9 @@ class Chains:
             elif stage.array in self.members:
                 self.members[stage.array] = stage
         # what can be a sum over rows comes when it is known which kernel has those rows
-        late = {array for array, sink in self.sinks.items() if self.summed(sink) is not None}
+        ways = ((array, self._summed(sink)) for array, sink in self.sinks.items())
+        self.sums = {array: way for array, way in ways if way is not None}
+        late = set(self.sums)
         for stage in self.stages:
             if stage.op is None and not late.isdisjoint(stage.reads):
                 late.add(stage.array)
@@ -297,12 +303,15 @@ class Chains:
             moved: dict[Array, tuple[Stage, Order]] = {}
             names: dict[Array, Array] = {}
             for array, order in reads:
-                member = self.members[array]
-                if (array, order) not in known:
-                    own = Array(f"{array.name}_{mark}_{len(known)}", array.dtype, array.size)
-                    made.append(copied(relayout(member, order, own), self._below(array, order)))
-                    known[array, order] = own
-                moved[array], names[array] = (member, order), known[array, order]
+                member, key = self.members[array], (array, order)
+                if key not in known:
+                    name = f"{array.name}_{mark}_{len(known)}"
+                    if key not in self._laid_out:
+                        self._laid_out[key] = relayout(member, order, array)
+                    own = replace(self._laid_out[key], array=replace(array, name=name))
+                    made.append(copied(own, self._below(array, order)))
+                    known[key] = own.array
+                moved[array], names[array] = (member, order), known[key]
             return reading(stage, moved, names)
 
         made.append(copied(sink.stage, sink.reads))

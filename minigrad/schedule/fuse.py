@@ -71,11 +71,11 @@ class Cluster:
     """Stages that become one kernel.
 
     rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
-    whose arrays it reads; depth: how many clusters, about, come before it one after the other.
-    made: its stages by array; arrays: all that they read and make; work: evaluations of all bodies;
-    largest: elements of the largest value. Kept up to date, for clusters may be long. The rest is
-    for "block_rows" (see attention_fusion.py): extent: rows that may share a block; pulled: the
-    arrays of chains of which it has its own copies; sums: those that its blocks add to.
+    whose arrays it reads; made: its stages by array; arrays: all that they read and make; work:
+    evaluations of all bodies; largest: elements of the largest value. Kept up to date, for clusters
+    may be long. The rest is for "block_rows" (see attention_fusion.py): extent: rows that may share
+    a block; pulled: the arrays of chains of which it has its own copies; sums: those that its
+    blocks add to.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Cluster:
         self.needs: set[Cluster] = set()
         self.made: dict[Array, Stage] = {}
         self.arrays: set[Array] = set()
-        self.work = self.largest = self.depth = 0
+        self.work = self.largest = 0
         self._costs: dict[Integer, tuple[int, float, float]] = {}
         self.pulled: dict[tuple[Array, Order], Array] = {}
         self.sums: set[Array] = set()
@@ -125,12 +125,12 @@ class Waits:
     """
 
     def __init__(self) -> None:
-        self._levels: dict[Cluster, int] = {}
+        self.levels: dict[Cluster, int] = {}
         self._users: dict[Cluster, list[Cluster]] = {}
 
     def add(self, member: Cluster, others: Iterable[Cluster]) -> None:
         """Let a cluster need others, which do not need it; what needs it is lifted with it."""
-        levels, lifted = self._levels, [(member, 0)]
+        levels, lifted = self.levels, [(member, 0)]
         for other in set(others) - member.needs:
             member.needs.add(other)
             self._users[other].append(member)
@@ -149,7 +149,7 @@ class Waits:
         seen = set(start)
         if goal in seen:
             return True
-        stack, levels, least = list(seen), self._levels, self._levels[goal]
+        stack, levels, least = list(seen), self.levels, self.levels[goal]
         while stack:
             item = stack.pop()
             if levels[item] > least:  # else nothing that it needs is as high as the goal
@@ -188,7 +188,7 @@ def cluster(
             shares = [a for a in read if a.size > 1 or stage.iterations <= TINY]
             siblings = [other for array in shares for other in readers.get(array, ())[-4:]]
             # the producer that is ready last, for others would be made to wait for it
-            ready = {c: (c.depth, high(c.most_rows), clusters[c]) for c in producers}
+            ready = {c: (waits.levels[c], high(c.most_rows), clusters[c]) for c in producers}
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
@@ -209,9 +209,7 @@ def cluster(
         home.add(fit)
         if fit.sums or not home.sums.isdisjoint(read):
             home.sums.add(stage.array)
-        others = producers - {home}
-        waits.add(home, others)
-        home.depth = max([home.depth, *(other.depth + 1 for other in others)])
+        waits.add(home, producers - {home})
         if home.kind == "exchange":
             waits.add(home, exchanged)
             exchanged = {home}
@@ -322,7 +320,7 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int, mark: s
 
     mark: see `Chains.pull`.
     """
-    summed = chains.summed(sink) if home.target.group is None else None
+    summed = chains.sums.get(sink.stage.array) if home.target.group is None else None
     for way in (sink, summed):
         if way is None or way.count not in home.rows or way.extent != home.extent:
             _no(home, "it has other blocks of rows")

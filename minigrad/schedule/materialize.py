@@ -29,21 +29,14 @@ _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
 _LEAVES = _ALWAYS | {Op.BUFFER}
 
 
-class Materialized:
-    """The kept nodes of a graph, in topological order.
-
-    nodes: all of them; recomputable: those that are kept only to save `saved[node]` operations per
-    element, and could as well be recomputed.
-    """
-
-    def __init__(self, nodes: list[Node], recomputable: dict[Node, int]) -> None:
-        self.nodes, self.recomputable = nodes, recomputable
-
-
 def choose(
     order: Sequence[Node], roots: Sequence[Node], recomputed: frozenset[Node], fuse: bool
-) -> Materialized:
-    """Decide for every node of a topological order; `recomputed` nodes are not kept for cost."""
+) -> tuple[list[Node], dict[Node, int]]:
+    """The kept nodes of a topological order, in that order; `recomputed` ones not for their cost.
+
+    Also gives those that are kept only to save operations, and could as well be recomputed, with
+    how many these are for an element.
+    """
     below, again, leaves, depth = _measure(order)
     readers: dict[Node, list[Node]] = {}
     for node in order:
@@ -102,7 +95,7 @@ def choose(
             and all(r.op in ELEMENTWISE and leaves[r] > 1 for r in readers.get(node, ()))
             and _belongs_to_its_source(node, plain, below, readers)
         )  # fmt: skip
-    return Materialized([node for node in order if node in kept], recomputable)
+    return [node for node in order if node in kept], recomputable
 
 
 def _operands_in_memory(node: Node, seen_through: set[Node]) -> Iterator[Node]:
