@@ -195,9 +195,12 @@ def _above(name: str) -> frozenset[str]:
 
 @lru_cache(maxsize=None)
 def promote(*given: DType) -> DType:
-    """The smallest dtype that all of `given` convert to, e.g. int8 and uint8 give int16."""
+    """The smallest dtype that all of `given` convert to, e.g. int8 and uint8 give int16.
+
+    float32 where there is none: of signed integers and uint64, both halves would do as well.
+    """
     common = frozenset.intersection(*(_above(dtype.name) for dtype in given))
-    return named(max(common, key=lambda name: len(_above(name))))
+    return next((named(name) for name in common if _above(name) == common), dtypes.default_float)
 
 
 def sum_dtype(dtype: DType) -> DType:
