@@ -50,7 +50,7 @@ def choose(
     uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
     for node in reversed(order):
         if node.op is Op.BUFFER:
-            kept.discard(node) if node not in roots else None
+            kept.discard(node)
             continue
         evaluations = sum(uses[node].values())
         if node.op in _ALWAYS or depth[node] >= DEEPEST and depth[node] % DEEPEST == 0:
@@ -147,11 +147,16 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
     return below, again, leaves, depth
 
 
-def in_memory(node: Node) -> Node:
-    """The node whose array, row-major, is that of `node` too."""
-    while node.op is Op.RESHAPE:
+def beneath(node: Node, ops: Container[Op]) -> Node:
+    """What a node shows through operations of some kinds."""
+    while node.op in ops:
         node = node.src[0]
     return node
+
+
+def in_memory(node: Node) -> Node:
+    """The node whose array, row-major, is that of `node` too."""
+    return beneath(node, (Op.RESHAPE,))
 
 
 def _below_movement(node: Node, seen_through: set[Node]) -> Node:
@@ -214,25 +219,19 @@ def has_loaded_mask(operand: Node) -> bool:
 
 def is_zero(node: Node) -> bool:
     """Whether a node is zeros, under whatever shape."""
-    node = _source(node)
+    node = beneath(node, MOVEMENT)
     return node.op is Op.CONST and node.arg == 0
 
 
 def _compares_index_with_few(test: Node, size: int) -> bool:
-    test = _source(test)
+    test = beneath(test, MOVEMENT)
     if test.op is Op.AND:
         return all(_compares_index_with_few(part, size) for part in test.src)
     if test.op not in (Op.LT, Op.LE):
         return False
-    sides = [_source(side) for side in test.src]
+    sides = [beneath(side, MOVEMENT) for side in test.src]
     few = [side for side in sides if side.op is not Op.IOTA and side.dtype.is_int]
     return len(few) == 1 and numel(few[0].shape) * SEGMENT <= size
-
-
-def _source(node: Node) -> Node:
-    while node.op in MOVEMENT:
-        node = node.src[0]
-    return node
 
 
 def _belongs_to_its_source(
