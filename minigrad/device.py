@@ -243,6 +243,15 @@ def renew(buffers: Iterable[Buffer]) -> None:
         spoiled.pop(id(buffer), None)
 
 
+def about_to_read(buffers: Sequence[Buffer]) -> None:
+    """Tell who watches that the host is about to read; LostValueError where a value is lost."""
+    if watching.watch is not None:
+        for buffer in buffers:
+            watching.watch.reads(buffer)
+    if spoiled:
+        refuse(buffers)
+
+
 def _host_bytes(address: int, nbytes: int) -> memoryview:
     """A writable view of the host's memory."""
     return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
@@ -301,15 +310,11 @@ class Buffer:
             raise ValueError(f"a buffer of {self.nbytes} bytes cannot take {view.nbytes} bytes")
         if self.nbytes:
             Device[self.device].copy_in(self.memory, view)
-        if spoiled:
-            renew((self,))
+        renew((self,))
 
     def copy_out(self) -> bytearray:
         """Its bytes, copied to the host."""
-        if watching.watch is not None:
-            watching.watch.reads(self)
-        if spoiled:
-            refuse((self,))
+        about_to_read((self,))
         data = bytearray(self.nbytes)
         if self.nbytes:
             Device[self.device].copy_out(self.memory, memoryview(data))
@@ -317,12 +322,10 @@ class Buffer:
 
     def copy_from(self, source: Buffer) -> None:
         """Fill it with the bytes of an allocated buffer on another device, the shortest way."""
+        about_to_read((source,))
         if watching.watch is not None:
-            watching.watch.reads(source)
             watching.watch.writes(self)
-        if spoiled:
-            refuse((source,))
-            renew((self,))
+        renew((self,))
         nbytes = self.nbytes
         if not nbytes:
             return
@@ -341,12 +344,9 @@ class Buffer:
 
     def join(self, parts: Sequence[Buffer]) -> None:
         """Fill it with the bytes of buffers on its device, one after the other."""
+        about_to_read(parts)
         if watching.watch is not None:
-            for part in parts:
-                watching.watch.reads(part)
             watching.watch.makes(self)
-        if spoiled:
-            refuse(parts)
         runtime, start = Device[self.device], 0
         for part in parts:
             runtime.copy_part(self.memory, start, part.memory, 0, part.nbytes)
@@ -356,10 +356,7 @@ class Buffer:
 
     def first(self) -> int | float | bool:
         """Its first element as a Python number."""
-        if watching.watch is not None:
-            watching.watch.reads(self)
-        if spoiled:
-            refuse((self,))
+        about_to_read((self,))
         return Device[self.device].first(self.memory, self.dtype)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
+from math import inf
 from typing import NoReturn
 
 from minigrad.errors import DTypeError, RangeError
@@ -86,7 +87,7 @@ class DType:
     def minimum(self) -> int | float | bool:
         """The identity of a maximum: smallest value, −inf for floats."""
         if self.kind == "f":
-            return float("-inf")
+            return -inf
         if self.kind == "i":
             return -(1 << (self.bits - 1))
         return False if self.kind == "b" else 0
@@ -95,7 +96,7 @@ class DType:
     def maximum(self) -> int | float | bool:
         """The identity of a minimum: largest value, inf for floats."""
         if self.kind == "f":
-            return float("inf")
+            return inf
         if self.kind == "b":
             return True
         return (1 << (self.bits - (self.kind == "i"))) - 1
@@ -138,12 +139,7 @@ class dtypes(metaclass=_Table):
 
 
 put_hints("dtypes", dtypes)
-ALL: tuple[DType, ...] = (
-    dtypes.bool,
-    dtypes.int8, dtypes.uint8, dtypes.int16, dtypes.uint16,
-    dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64,
-    dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.float64,
-)  # fmt: skip
+ALL = tuple({one: None for one in vars(dtypes).values() if isinstance(one, DType)})
 _BY_NAME = {dtype.name: dtype for dtype in ALL}
 FLOATS = tuple(dtype for dtype in ALL if dtype.is_float)
 INTS = tuple(dtype for dtype in ALL if dtype.is_int)
@@ -195,9 +191,12 @@ def _above(name: str) -> frozenset[str]:
 
 @lru_cache(maxsize=None)
 def promote(*given: DType) -> DType:
-    """The smallest dtype that all of `given` convert to, e.g. int8 and uint8 give int16."""
+    """The smallest dtype that all of `given` convert to, e.g. int8 and uint8 give int16.
+
+    float32 where there is none: of signed integers and uint64, both halves would do as well.
+    """
     common = frozenset.intersection(*(_above(dtype.name) for dtype in given))
-    return named(max(common, key=lambda name: len(_above(name))))
+    return next((named(name) for name in common if _above(name) == common), dtypes.default_float)
 
 
 def sum_dtype(dtype: DType) -> DType:
@@ -238,21 +237,6 @@ def check_holds(name: str, dtype: DType, *values: object) -> None:
                 )
 
 
-def _round_float(value: float, dtype: DType) -> float:
-    if dtype.name == "float64" or value != value or value in (float("inf"), float("-inf")):
-        return value
-    if dtype.name == "bfloat16":
-        (bits,) = struct.unpack("<I", struct.pack("<f", _round_float(value, dtypes.float32)))
-        if bits & 0x7F800000 == 0x7F800000:  # overflowed to infinity already
-            return float(struct.unpack("<f", struct.pack("<I", bits))[0])
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        return float(struct.unpack("<f", struct.pack("<I", bits))[0])
-    try:
-        return float(struct.unpack("<" + dtype.code, struct.pack("<" + dtype.code, value))[0])
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
 def convert(value: int | float | bool, dtype: DType) -> int | float | bool:
     """A Python number as `dtype` holds it.
 
@@ -262,15 +246,11 @@ def convert(value: int | float | bool, dtype: DType) -> int | float | bool:
     if dtype.is_bool:
         return bool(value)
     if dtype.is_float:
-        try:
-            return _round_float(float(value), dtype)
-        except OverflowError:
-            return float("inf") if value > 0 else float("-inf")
+        return number_of(number_bytes(value, dtype), dtype)
     if isinstance(value, float):
         if value != value:
             return 0
-        low, high = int(dtype.minimum), int(dtype.maximum)
-        return int(min(max(value, low), high)) if abs(value) < 2**70 else (low, high)[value > 0]
+        return int(min(max(value, dtype.minimum), dtype.maximum))
     wrapped = int(value) & ((1 << dtype.bits) - 1)
     if dtype.kind == "i" and wrapped >> (dtype.bits - 1):
         wrapped -= 1 << dtype.bits
@@ -294,9 +274,14 @@ def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
 
 
 def number_bytes(value: int | float | bool, dtype: DType) -> bytes:
-    """The bytes of one number that the dtype holds."""
+    """The bytes of one number: of integers one that the dtype holds, of floats the nearest one."""
     write = _WRITE.get(dtype)
     if write is not None:
-        return write(value)
-    (bits,) = struct.unpack("I", struct.pack("f", value))
+        try:
+            return write(float(value) if dtype.is_float else value)
+        except OverflowError:
+            return write(inf if value > 0 else -inf)
+    (bits,) = struct.unpack("I", number_bytes(value, dtypes.float32))
+    if bits & 0x7F800000 != 0x7F800000:  # it is finite: to nearest, and of two to the even one
+        bits += 0x7FFF + (bits >> 16 & 1)
     return struct.pack("H", bits >> 16)

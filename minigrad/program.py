@@ -15,7 +15,7 @@ from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil,
 from minigrad.dtype import dtypes, number_bytes
 from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
-from minigrad.graph.build import buffer, rebuild
+from minigrad.graph.build import buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
@@ -28,8 +28,9 @@ from minigrad.graph.node import (
     is_symbolic,
     needed,
     own_buffer,
+    topological,
 )
-from minigrad.graph.rewrite import replaced
+from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
 from minigrad.programs import programs as programs
@@ -286,52 +287,38 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
 
 
 def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> list[Node]:
-    """Realize roots that depend on COPYs and LOOPs: one stage computes what these need, they run,
-    and the next stage goes on with what they gave.
+    """Realize roots that depend on COPYs and LOOPs: what the first of these need is computed, they
+    run, and the roots are realized with what they gave, where others of them may be the first.
 
-    Writes in place are made in the last stage, so that nothing is written where one before it fails
-    or is interrupted.
+    Writes in place are made at the end, so that nothing is written where something before them
+    fails or is interrupted.
     """
-    order = needed(roots)
-    stage_of: dict[Node, int] = {}
+    roots = without_rules(roots)
+    order = topological(roots)
+    first, later = list[Node](), set[Node]()
     for node in order:
-        before = max((stage_of[source] for source in _read_of(node)), default=0)
-        stage_of[node] = before + (node.op in (Op.COPY, Op.LOOP))
-    last = max(stage_of[root] for root in roots)
-    wanted: list[dict[Node, None]] = [{} for _ in range(last + 1)]
-    for node in order:
-        if node.op in (Op.COPY, Op.LOOP):
-            wanted[stage_of[node] - 1].update(dict.fromkeys(map(_written, _read_of(node))))
-    for root in roots:
-        early = root.op is Op.ASSIGN and stage_of[root] < last
-        wanted[stage_of[root]].setdefault(root.src[1] if early else root)
-        wanted[last if early else stage_of[root]].setdefault(root)
-    new: dict[Node, Node] = {}
+        if not later.isdisjoint(_read_of(node)):
+            later.add(node)
+        elif node.op in (Op.COPY, Op.LOOP):
+            first.append(node)
+            later.add(node)
+    sources = (source for node in first for source in _read_of(node))
+    now = dict.fromkeys(map(_written, (*sources, *(root for root in roots if root not in later))))
     found: list[MinigradError] = []
-    for stage, nodes in enumerate(wanted):
-        here = [node for node in order if stage_of[node] == stage and node not in new]
-        for node in here:
-            new[node] = _rebuilt(node, new)
-        new.update(zip(nodes, realize([new[node] for node in nodes], found), strict=True))
-        for node in here:  # whoever is computed later reads what is in memory
-            if node not in nodes:
-                new[node] = _rebuilt(node, new)
-        for node in order if not found else ():
-            if node.op is Op.COPY and stage_of[node] == stage + 1:
-                new[node] = _copied(node, new[_written(node.src[0])])
-            elif node.op is Op.LOOP and stage_of[node] == stage + 1:
-                results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
-                sources = {source: new[_written(source)] for source in _read_of(node)}
-                new[node] = node
-                new.update(_run_loop(node, sources, results, found))
-        if found:
-            break
+    new = dict(zip(now, realize([*now], found), strict=True))
+    for node in first if not found else ():
+        read = {source: new[_written(source)] for source in _read_of(node)}
+        if node.op is Op.COPY:
+            new[node] = _copied(node, read[node.src[0]])
+        else:
+            results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
+            new.update(_run_loop(node, read, results, found))
     if found and failures is None:
         raise found.pop()
     if found:
         failures += found  # type: ignore[operator]
         return [_lost(root, new.get(root), str(found[0])) for root in roots]
-    return [new[root] for root in roots]
+    return realize(replaced(roots, new), failures)
 
 
 def _lost(root: Node, known: Node | None, reason: str) -> Node:
@@ -347,21 +334,12 @@ def _lost(root: Node, known: Node | None, reason: str) -> Node:
 
 def _read_of(node: Node) -> Sequence[Node]:
     """The sources of a node whose values it needs."""
-    if node.op is Op.LOOP:
-        return node.arg.read(node)  # type: ignore[no-any-return]
-    return node.src[:1] if node.op is Op.CUSTOM else node.src
+    return node.arg.read(node) if node.op is Op.LOOP else node.src
 
 
 def _written(node: Node) -> Node:
     """What copies and loops read of a write in place, which is made after them: its value."""
     return node.src[1] if node.op is Op.ASSIGN else node
-
-
-def _rebuilt(node: Node, new: Mapping[Node, Node]) -> Node:
-    """A node on other sources; a CUSTOM is its value."""
-    if node.op is Op.CUSTOM:
-        return new[node.src[0]]
-    return rebuild(node, [new[source] for source in node.src])
 
 
 def _copied(node: Node, source: Node) -> Node:
@@ -404,4 +382,4 @@ def bytes_of(node: Node) -> bytearray:
     """The bytes of a BUFFER node, row-major, on the host."""
     if node.op is not Op.BUFFER:
         raise DeviceError(f"bytes_of expects a realized node, got {node!r}")
-    return bytearray(node.arg.copy_out())
+    return node.arg.copy_out()  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.contraction import Contraction
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order, order_of, reading, relayout
 from minigrad.schedule.stage import ALONE, Stage, before_readers
 
@@ -58,27 +58,23 @@ class Sink:
     sums: bool = False
 
 
-def _exchanged(stages: Iterable[Stage]) -> frozenset[Array]:
-    """Arrays that other ranks are sent as they lie in memory."""
-    exchanges = [stage.exchange for stage in stages if stage.exchange is not None]
-    return frozenset(array for exchange in exchanges for array in exchange.sent)
-
-
 class Chains:
     """The chains of a program. stages: all stages, sinks laid out by their rows; sinks: by array.
 
-    members: the stages of chains by array. look: whether to look for chains at all.
+    members: the stages of chains by array. sums: sinks as sums over the rows of others, where they
+    can be so. look: whether to look for chains at all.
     """
 
     def __init__(self, stages: Iterable[Stage], slots: Iterable[Array], look: bool) -> None:
         self.stages = list(stages)
-        fixed = frozenset(slots) | _addressing(self.stages) | _exchanged(self.stages)
+        fixed = frozenset(slots) | _fixed(self.stages)
         self.members: dict[Array, Stage] = {}
         self.sinks: dict[Array, Sink] = {}
-        self._possible: dict[tuple[Array, Order, int], bool] = {}
-        self._copies: dict[tuple[Array, Order], tuple[Stage, list[tuple[Array, Order]]]] = {}
+        self.sums: dict[Array, Sink] = {}
+        self._reads: dict[Array, dict[Array, Order]] = {}  # by members of members
+        self._laid_out: dict[tuple[Array, Order], Stage] = {}  # members that were pulled
         for stage in self.stages if look else ():
-            if stage.array not in fixed and _may_belong(stage, self.members):
+            if stage.array not in fixed and self._may_belong(stage):
                 self.members[stage.array] = stage
         if not self.members:
             return
@@ -98,26 +94,50 @@ class Chains:
                 self.members.setdefault(stage.array, stage)
             (inside if stage.array in self.members else outside).update(stage.reads)
 
-    def _reads(self, stage: Stage) -> list[Expr]:
-        return [e for e in stage.loads if e.array in self.members]
+    def _may_belong(self, stage: Stage) -> bool:
+        """Whether a stage can start a chain or go on with one, as far as it alone can tell."""
+        if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not stage.row_major:
+            return False
+        if stage.op is None:
+            orders = self._orders(stage, stage.axes)
+            return bool(orders) and all(self.members[a].size == stage.size for a in orders)
+        parts = stage.contraction
+        if parts is None or len(parts.m) != 1 or len(parts.n) != 1:
+            return False
+        depth = numel([axis.extent for axis in parts.k])
+        m, n = numel([parts.m[0].extent]), numel([parts.n[0].extent])
+        return min(m, n) >= LEAST and depth <= DEPTH and 2 * m * n >= (m + n) * depth
+
+    def _orders(self, stage: Stage, axes: Sequence[Axis]) -> dict[Array, Order] | None:
+        """For each member that a stage reads the order of its axes that goes along with `axes`.
+
+        None where there is none for one of them, or two are asked for.
+        """
+        found: dict[Array, Order] = {}
+        for load in stage.loads:
+            if load.array in self.members:
+                order = order_of(load, axes, self.members[load.array])
+                if order is None or found.setdefault(load.array, order) != order:
+                    return None
+        return found
 
     def _unreadable(self, fixed: frozenset[Array]) -> set[Array]:
         """Members that some stage reads in a way that does not go by rows."""
-        self.sinks, self._possible = {}, {}
+        self.sinks, self._reads = {}, {}
         bad: set[Array] = set()
-        for stage in self.stages:
-            reads = self._reads(stage)
-            if not reads:
-                continue
-            if stage.array in self.members:
-                if stage.op is not None:
-                    bad.add(stage.array)
-                continue
-            sink = self._sink(stage, reads, stage.array in fixed)
-            if sink is None:
-                bad |= {load.array for load in reads}
+        for array, member in self.members.items():
+            orders = self._orders(member, member.axes)
+            if orders is None or orders and member.op is not None:
+                bad.add(array)
             else:
-                self.sinks[stage.array] = sink
+                self._reads[array] = orders
+        for stage in self.stages if not bad else ():
+            if stage.array not in self.members and (read := self.members.keys() & stage.reads):
+                sink = self._sink(stage, stage.array in fixed)
+                if sink is None:
+                    bad |= read
+                else:
+                    self.sinks[stage.array] = sink
         return bad
 
     def _without_product(self, removed: set[Array]) -> set[Array]:
@@ -126,12 +146,11 @@ class Chains:
         rest = self.members.keys() - removed
         order = [stage for stage in self.stages if stage.array in rest]
         for stage in order:
-            read = {load.array for load in self._reads(stage)}
-            if stage.op is not None or read & kept:
+            if stage.op is not None or not kept.isdisjoint(stage.reads):
                 kept.add(stage.array)
         for stage in reversed(order):
             if stage.array in kept:
-                kept |= {load.array for load in self._reads(stage)}
+                kept |= self.members.keys() & stage.reads
         return rest - kept
 
     def _too_deep(self) -> set[Array]:
@@ -160,12 +179,16 @@ class Chains:
         found = dict.fromkeys(reads)
         stack = list(found)
         while stack:
-            array, order = stack.pop()
-            for below in self._orders_below(self.members[array], order):
+            for below in self._below(*stack.pop()):
                 if below not in found:
                     found[below] = None
                     stack.append(below)
         return list(found)
+
+    def _below(self, array: Array, order: Order) -> list[tuple[Array, Order]]:
+        """What a member reads of others when its axes are in an order."""
+        reads = self._reads[array].items()
+        return [(other, tuple(own[n] for n in order)) for other, own in reads]
 
     def _statistics(self, array: Array) -> tuple[bool, bool]:
         """Whether statistics of rows come from `array`, and whether a member then needs them."""
@@ -180,12 +203,12 @@ class Chains:
                 statistics.add(stage.array)
         return bool(statistics), False
 
-    def _sink(self, stage: Stage, reads: Sequence[Expr], fixed: bool) -> Sink | None:
+    def _sink(self, stage: Stage, fixed: bool) -> Sink | None:
         """How a stage that is in no chain reads chains by rows, or None."""
         parts = stage.contraction
         inner: tuple[Atom, ...] = ()
         if parts is not None:
-            inner = _other_axes(parts, reads)
+            inner = self._other_axes(parts)
             if not inner or numel([a.extent for a in stage.axes if a.variable in inner]) > DEPTH:
                 return None
         elif stage.op not in REDUCTIONS:
@@ -200,24 +223,32 @@ class Chains:
                 return None
             stage = relayout(stage, tuple(order), stage.array)
             outer = list(stage.axes[: len(outer)])
-            reads = self._reads(stage)
         last = outer[-1].extent
         if not isinstance(last, int) or last < LEAST or not _plain_behind([*outer, *stage.axes]):
             return None
-        found: dict[Array, Order] = {}
-        variables = [axis.variable for axis in (*outer, *stage.reduced)]
-        for load in reads:
-            wanted = self._wanted(load, variables, len(outer))
-            if wanted is None or found.setdefault(load.array, wanted) != wanted:
-                return None
+        orders = self._orders(stage, (*outer, *stage.reduced))
+        if orders is None or not self._have_rows(orders.items(), len(outer)):
+            return None
         if parts is not None:
             changed = stage.contraction
             if changed is None or outer[-1] not in changed.m:
                 return None
         count = iterations([axis.extent for axis in outer])
-        return Sink(stage, tuple(order), len(outer), count, last, tuple(found.items()))
+        return Sink(stage, tuple(order), len(outer), count, last, tuple(orders.items()))
 
-    def summed(self, sink: Sink) -> Sink | None:
+    def _other_axes(self, parts: Contraction) -> tuple[Atom, ...]:
+        """The axes of a product that its factor with chains does not have; () if both have some."""
+        left, right = (
+            any(load.array in self.members for load in expr.loads(factor))
+            for factor in (parts.left, parts.right)
+        )
+        return () if left and right else tuple(a.variable for a in (parts.n if left else parts.m))
+
+    def _have_rows(self, reads: Iterable[tuple[Array, Order]], rows: int) -> bool:
+        """Whether members, in these orders, and all below them can be computed by rows."""
+        return all(_has_rows(self.members[a], order, rows) for a, order in self._all_reads(reads))
+
+    def _summed(self, sink: Sink) -> Sink | None:
         """The sink as a sum over the rows of other sinks, block by block; None if it is not one.
 
         The gradients of keys and values are such sums over queries.
@@ -227,36 +258,10 @@ class Chains:
             return None
         outer, (row,) = stage.axes[:place], stage.reduced
         reads = tuple((a, (*order[:place], *reversed(order[place:]))) for a, order in sink.reads)
-        if row.count < LEAST or not all(
-            self._can_have(self.members[array], order, sink.rows) for array, order in reads
-        ):
+        if row.count < LEAST or not self._have_rows(reads, sink.rows):
             return None
         count = iterations([axis.extent for axis in (*outer, row)])
         return replace(sink, count=count, extent=row.count, reads=reads, sums=True)
-
-    def _wanted(self, load: Expr, variables: Sequence[Atom], rows: int) -> Order | None:
-        """The order of axes in which the reader of a member needs it, if all below can have it."""
-        member = self.members[load.array]
-        order = order_of(load, variables, member)
-        if order is None or len(order) != len(variables):
-            return None
-        key = (member.array, order, rows)
-        if key not in self._possible:
-            self._possible[key] = self._can_have(member, order, rows)
-        return order if self._possible[key] else None
-
-    def _can_have(self, member: Stage, order: Order, rows: int) -> bool:
-        """Whether a member and all below it can be computed by rows with its axes in this order."""
-        count = numel([member.axes[n].extent for n in order[:rows]])
-        if not _has_rows(member, order, rows) or count < PARALLEL and member.size > SERIAL:
-            return False
-        inner = [member.axes[n].variable for n in order]
-        found: dict[Array, Order] = {}
-        for read in self._reads(member):
-            below = self._wanted(read, inner, rows)
-            if below is None or found.setdefault(read.array, below) != below:
-                return False
-        return True
 
     def _lay_out(self) -> None:
         """Lay the arrays of sinks out by their rows, and change their readers accordingly."""
@@ -274,7 +279,9 @@ class Chains:
             elif stage.array in self.members:
                 self.members[stage.array] = stage
         # what can be a sum over rows comes when it is known which kernel has those rows
-        late = {array for array, sink in self.sinks.items() if self.summed(sink) is not None}
+        ways = ((array, self._summed(sink)) for array, sink in self.sinks.items())
+        self.sums = {array: way for array, way in ways if way is not None}
+        late = set(self.sums)
         for stage in self.stages:
             if stage.op is None and not late.isdisjoint(stage.reads):
                 late.add(stage.array)
@@ -296,56 +303,19 @@ class Chains:
             moved: dict[Array, tuple[Stage, Order]] = {}
             names: dict[Array, Array] = {}
             for array, order in reads:
-                member = self.members[array]
-                key = (array, order)
+                member, key = self.members[array], (array, order)
                 if key not in known:
                     name = f"{array.name}_{mark}_{len(known)}"
-                    own, below = self._laid_out(array, order)
-                    own = copied(replace(own, array=Array(name, array.dtype, array.size)), below)
+                    if key not in self._laid_out:
+                        self._laid_out[key] = relayout(member, order, array)
+                    own = replace(self._laid_out[key], array=replace(array, name=name))
+                    made.append(copied(own, self._below(array, order)))
                     known[key] = own.array
-                    made.append(own)
                 moved[array], names[array] = (member, order), known[key]
             return reading(stage, moved, names)
 
         made.append(copied(sink.stage, sink.reads))
         return made, known
-
-    def _laid_out(self, array: Array, order: Order) -> tuple[Stage, list[tuple[Array, Order]]]:
-        """A member with its axes in an order, and what it then reads."""
-        known = self._copies.get((array, order))
-        if known is None:
-            member = self.members[array]
-            below = self._orders_below(member, order)
-            known = self._copies[array, order] = relayout(member, order, array), below
-        return known
-
-    def _orders_below(self, member: Stage, order: Order) -> list[tuple[Array, Order]]:
-        variables = [member.axes[n].variable for n in order]
-        found: dict[Array, Order] = {}
-        for load in self._reads(member):
-            wanted = order_of(load, variables, self.members[load.array])
-            assert wanted is not None
-            found[load.array] = wanted
-        return list(found.items())
-
-
-def _may_belong(stage: Stage, members: Mapping[Array, Stage]) -> bool:
-    """Whether a stage can start a chain or go on with one, as far as it alone can tell."""
-    if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not stage.row_major:
-        return False
-    if stage.op is None:
-        same = [e for e in expr.loads(stage.body) if e.array in members]
-        return bool(same) and all(
-            members[e.array].size == stage.size
-            and order_of(e, [axis.variable for axis in stage.axes], members[e.array])
-            for e in same
-        )
-    parts = stage.contraction
-    if parts is None or len(parts.m) != 1 or len(parts.n) != 1:
-        return False
-    depth = numel([axis.extent for axis in parts.k])
-    m, n = numel([parts.m[0].extent]), numel([parts.n[0].extent])
-    return min(m, n) >= LEAST and depth <= DEPTH and 2 * m * n >= (m + n) * depth
 
 
 def _is_wide(parts: Contraction, depth: int) -> bool:
@@ -365,31 +335,23 @@ def _plain_behind(axes: Sequence[Axis]) -> bool:
     return all(isinstance(axis.extent, int) for axis in axes if axis != axes[0])
 
 
-def _other_axes(parts: Contraction, reads: Sequence[Expr]) -> tuple[Atom, ...]:
-    """The axes of a product that its factor with the chain does not have; () if both have one."""
-    left = [e for e in expr.loads(parts.left) if e in reads]
-    right = [e for e in expr.loads(parts.right) if e in reads]
-    if left and right:
-        return ()
-    return tuple(axis.variable for axis in (parts.n if left else parts.m))
-
-
 def _has_rows(member: Stage, order: Order, rows: int) -> bool:
     """Whether rows of the member can be computed block by block when its axes have this order."""
-    inner = [member.axes[n] for n in order[rows:]]
-    if not _plain_behind([member.axes[n] for n in order]):
+    axes = [member.axes[n] for n in order]
+    outer, inner = ([axis.extent for axis in some] for some in (axes[:rows], axes[rows:]))
+    if numel(outer) < PARALLEL and member.size > SERIAL:
         return False
-    if numel([axis.extent for axis in inner]) > LONGEST:
+    if not _plain_behind(axes) or numel(inner) > LONGEST:
         return False
     if member.op is None:
         return True
     parts = member.contraction
     assert parts is not None
-    last = member.axes[order[rows - 1]]
+    last = axes[rows - 1]
     across, along = (parts.m, parts.n) if last in parts.m else (parts.n, parts.m)
-    return last in across and tuple(inner) == along
+    return last in across and tuple(axes[rows:]) == along
 
 
-def _addressing(stages: Iterable[Stage]) -> frozenset[Array]:
-    """Arrays that scatters, scans and sorts read, not only in bodies: they stay as they are."""
+def _fixed(stages: Iterable[Stage]) -> frozenset[Array]:
+    """Arrays that scatters, scans, sorts and exchanges read: they stay as they are."""
     return frozenset(array for stage in stages if stage.op in ALONE for array in stage.reads)

@@ -8,8 +8,8 @@ with nothing but the row passing between them. The question asked of each read i
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.substitution import coefficient, variables
@@ -54,15 +54,28 @@ def _no(home: Cluster, why: str) -> frozenset[Integer]:
     return frozenset()
 
 
+class Fit(NamedTuple):
+    """How a stage joins a kernel.
+
+    rows: what all stages divide into then; parts: those that come, and last the stage itself;
+    pulled: as of a Cluster; sums: whether the kernel's blocks add to the stage's array.
+    """
+
+    rows: frozenset[Integer]
+    parts: Sequence[Stage]
+    pulled: Mapping[tuple[Array, Order], Array] = {}
+    sums: bool = False
+
+
 class Cluster:
     """Stages that become one kernel.
 
     rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
-    whose arrays it reads; depth: how many clusters, about, come before it one after the other.
-    made: its stages by array; arrays: all that they read and make; work: evaluations of all bodies;
-    largest: elements of the largest value. Kept up to date, for clusters may be long. The rest is
-    for "block_rows" (see attention_fusion.py): extent: rows that may share a block; pulled: the
-    arrays of chains of which it has its own copies; sums: those that its blocks add to.
+    whose arrays it reads; made: its stages by array; arrays: all that they read and make; work:
+    evaluations of all bodies; largest: elements of the largest value. Kept up to date, for clusters
+    may be long. The rest is for "block_rows" (see attention_fusion.py): extent: rows that may share
+    a block; pulled: the arrays of chains of which it has its own copies; sums: those that its
+    blocks add to.
     """
 
     def __init__(
@@ -74,19 +87,21 @@ class Cluster:
         self.needs: set[Cluster] = set()
         self.made: dict[Array, Stage] = {}
         self.arrays: set[Array] = set()
-        self.work = self.largest = self.depth = 0
+        self.work = self.largest = 0
         self._costs: dict[Integer, tuple[int, float, float]] = {}
         self.pulled: dict[tuple[Array, Order], Array] = {}
         self.sums: set[Array] = set()
 
-    def add(self, stage: Stage, rows: frozenset[Integer]) -> None:
-        """Let a stage join; `rows`: what all of them divide into then."""
-        self.stages.append(stage)
-        self.rows = rows
-        self.made[stage.array] = stage
-        self.arrays.update(stage.reads, (stage.array,))
-        self.work += stage.iterations
-        self.largest = max(self.largest, stage.size)
+    def add(self, fit: Fit) -> None:
+        """Let a stage join, with all that it brings."""
+        self.rows = fit.rows
+        self.pulled.update(fit.pulled)
+        for stage in fit.parts:
+            self.stages.append(stage)
+            self.made[stage.array] = stage
+            self.arrays.update(stage.reads, (stage.array,))
+            self.work += stage.iterations
+            self.largest = max(self.largest, stage.size)
 
     @property
     def most_rows(self) -> Integer:
@@ -110,12 +125,12 @@ class Waits:
     """
 
     def __init__(self) -> None:
-        self._levels: dict[Cluster, int] = {}
+        self.levels: dict[Cluster, int] = {}
         self._users: dict[Cluster, list[Cluster]] = {}
 
     def add(self, member: Cluster, others: Iterable[Cluster]) -> None:
         """Let a cluster need others, which do not need it; what needs it is lifted with it."""
-        levels, lifted = self._levels, [(member, 0)]
+        levels, lifted = self.levels, [(member, 0)]
         for other in set(others) - member.needs:
             member.needs.add(other)
             self._users[other].append(member)
@@ -134,7 +149,7 @@ class Waits:
         seen = set(start)
         if goal in seen:
             return True
-        stack, levels, least = list(seen), self._levels, self._levels[goal]
+        stack, levels, least = list(seen), self.levels, self.levels[goal]
         while stack:
             item = stack.pop()
             if levels[item] > least:  # else nothing that it needs is as high as the goal
@@ -160,48 +175,41 @@ def cluster(
         if stage.array in chains.members:
             continue
         sink = chains.sinks.get(stage.array)
-        parts = [stage] if sink is None else chains.pull(sink, {}, "")[0]
-        read = list(dict.fromkeys(array for part in parts for array in part.reads))
+        if sink is None:
+            own = home = _alone(stage, target)
+            fit = Fit(own.rows, [stage])
+        else:
+            own = home = Cluster(target, frozenset((sink.count,)), "block_rows", sink.extent)
+            fit = Fit(own.rows, *chains.pull(sink, {}, str(len(clusters))))
+        read = list(dict.fromkeys(array for part in fit.parts for array in part.reads))
         producers = {maker[array] for array in read if array in maker}
-        own = _alone(stage, target) if sink is None else _alone_blocks(sink, target)
-        home, rows = own, own.rows
         if fuse and stage.array not in alone:
             # (to share a number with much work saves nothing, and its loops walk many arrays)
             shares = [a for a in read if a.size > 1 or stage.iterations <= TINY]
             siblings = [other for array in shares for other in readers.get(array, ())[-4:]]
             # the producer that is ready last, for others would be made to wait for it
-            ready = {c: (c.depth, high(c.most_rows), clusters[c]) for c in producers}
+            ready = {c: (waits.levels[c], high(c.most_rows), clusters[c]) for c in producers}
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
                     _no(candidate, "that one has a kernel of its own: it writes a part in place")
                     continue
-                way = None
-                if sink is not None:
-                    most = len(parts) - (candidate not in producers)  # a sibling must share some
-                    way = _shared_blocks(candidate, chains, sink, most)
-                    shared = candidate.rows if way else frozenset()
-                else:
+                if sink is None:
                     shared = _shared_rows(candidate, own, stage, candidate in producers)
-                if _may_join(candidate, stage, producers, bool(shared), waits):
-                    home, rows, sink = candidate, shared, way
+                    way = Fit(shared, [stage]) if shared else None
+                else:
+                    most = len(fit.parts) - (candidate not in producers)  # a sibling shares some
+                    way = _shared_blocks(candidate, chains, sink, most, str(clusters[candidate]))
+                if way is not None and _may_join(candidate, stage, producers, waits):
+                    home, fit = candidate, way
                     break
         for watcher in watchers:
             watcher.settled(stage, home)
         clusters.setdefault(home, len(clusters))
-        if sink is None:
-            home.add(stage, rows)
-            if not home.sums.isdisjoint(read):
-                home.sums.add(stage.array)
-        else:
-            parts, home.pulled = chains.pull(sink, home.pulled, str(clusters[home]))
-            for part in parts:
-                home.add(part, rows)
-            if sink.sums:
-                home.sums.add(stage.array)
-        others = producers - {home}
-        waits.add(home, others)
-        home.depth = max([home.depth, *(other.depth + 1 for other in others)])
+        home.add(fit)
+        if fit.sums or not home.sums.isdisjoint(read):
+            home.sums.add(stage.array)
+        waits.add(home, producers - {home})
         if home.kind == "exchange":
             waits.add(home, exchanged)
             exchanged = {home}
@@ -213,11 +221,9 @@ def cluster(
 
 
 def _may_join(
-    candidate: Cluster, stage: Stage, producers: set[Cluster], shares: bool, waits: Waits
+    candidate: Cluster, stage: Stage, producers: set[Cluster], waits: Waits
 ) -> bool:
-    """Whether a stage, which shares rows with a cluster or not, can be in its kernel."""
-    if not shares:  # `_shared_rows` said why
-        return False
+    """Whether a stage, which shares rows with a cluster, can be in its kernel."""
     whole = stage.array.whole
     if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
         _no(candidate, f"it has {MOST_PARTS} pieces of that array already")
@@ -257,30 +263,19 @@ def _alone(stage: Stage, target: Target) -> Cluster:
     return Cluster(target, frozenset(counts), "dots" if dots else "rows")
 
 
-def _alone_blocks(sink: Sink, target: Target) -> Cluster:
-    return Cluster(target, frozenset((sink.count,)), "block_rows", sink.extent)
-
-
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:
     """The row counts under which `stage` may join `home`; empty where it may not."""
-    if home.kind == "dots" and own.kind in ("rows", "contraction"):
-        dots, *sums = home.stages
-        fits = stage.op is None and _same_elements(sums or [dots], stage)
-        fits = fits or not sums and in_blocks(dots, stage) is not None
-        if fits and produces:
-            return frozenset((stage.size,))
-        return _no(home, "it does not take each result of that product just once, at its own place")
-    if own.kind != "rows":
+    sums = home.kind == "dots" and len(home.stages) == 1 and in_blocks(home.stages[0], stage)
+    if own.kind != "rows" and not sums:
         kind = "matrix product" if own.kind in ("contraction", "dots") else own.kind
         return _no(home, f"a {kind} begins a kernel of its own")
-    if home.kind not in ("rows", "contraction", "block_rows"):
+    if home.kind not in ("rows", "contraction", "dots", "block_rows"):
         return _no(home, f"nothing joins a {home.kind}")
     if home.kind == "block_rows":
         fits = produces and stage.op is None and _follows_blocks(home, own, stage)
         return home.rows if fits else _no(home, "it does not go along with those blocks of rows")
-    if home.kind == "contraction":
-        fits = stage.op is None and _same_elements(home.stages, stage)
-        if fits and produces:
+    if home.kind in ("contraction", "dots"):
+        if produces and (sums or stage.op is None and _same_elements(home.stages, stage)):
             return frozenset((stage.size,))
         return _no(home, "it does not take each result of that product just once, at its own place")
     if len(home.arrays) >= MOST_ARRAYS:
@@ -320,25 +315,25 @@ def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
     return together <= min(ours) + min(alone) + passed
 
 
-def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int) -> Sink | None:
-    """How a reader of chains may join `home`, with `most` new stages; None if it may not."""
-    if home.kind != "block_rows":
-        _no(home, "it has other blocks of rows")
-        return None
-    summed = chains.summed(sink) if home.target.group is None else None
+def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int, mark: str) -> Fit | None:
+    """How a reader of chains may join `home`, with `most` new stages; None if it may not.
+
+    mark: see `Chains.pull`.
+    """
+    summed = chains.sums.get(sink.stage.array) if home.target.group is None else None
     for way in (sink, summed):
         if way is None or way.count not in home.rows or way.extent != home.extent:
             _no(home, "it has other blocks of rows")
         elif way.sums and high(way.count) < FEW_TASKS * way.extent:
             _no(home, "its blocks would all be one thread's")
         else:
-            parts, known = chains.pull(way, home.pulled, "")
+            parts, known = chains.pull(way, home.pulled, mark)
             if len(parts) > most:
                 _no(home, "they have nothing in common that is computed once then")
             elif not all(_goes_along(home, part, way, set(known.values())) for part in parts):
                 _no(home, "a row of it needs more than the same row there")
             else:
-                return way
+                return Fit(home.rows, parts, known, way.sums)
     return None
 
 
@@ -374,9 +369,9 @@ def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
 
 def _same_elements(stages: list[Stage], stage: Stage) -> bool:
     """Whether `stage` reads of these stages just the element at its own place."""
-    if iterations(stage.shape) != iterations(stages[0].shape):
+    if iterations(stage.shape) != iterations(stages[-1].shape):
         return False
-    if any(not isinstance(a.extent, int) for s in (stage, stages[0]) for a in s.axes[1:]):
+    if any(not isinstance(a.extent, int) for s in (stage, stages[-1]) for a in s.axes[1:]):
         return False
     made = {member.array: member for member in stages}
     return all(

@@ -9,7 +9,7 @@ from minigrad.graph.shapes import flatten, unflatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.schedule import expr
-from minigrad.schedule.axis import make_axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
@@ -51,12 +51,12 @@ def reading(
     return replace(stage, body=expr.rebuild(stage.body, change))
 
 
-def order_of(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | None:
-    """How to order the member's axes so that they follow the reader's; None if it cannot be."""
-    position, guard = load.index, load.guard
-    if guard:
+def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
+    """How to order the member's axes so that they are the reader's; None if it cannot be."""
+    if load.guard:
         return None
-    parts = unflatten(position, [axis.extent for axis in member.axes])
+    variables = [axis.variable for axis in axes]
+    parts = unflatten(load.index, [axis.extent for axis in member.axes])
     ranks = []
     for part, axis in zip(parts, member.axes, strict=True):
         if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
@@ -66,7 +66,7 @@ def order_of(load: Expr, variables: Sequence[Atom], member: Stage) -> Order | No
         if factor != 1 or atom not in variables or extent != axis.extent:
             return None
         ranks.append(variables.index(atom))
-    if len(set(ranks)) != len(ranks):
+    if sorted(ranks) != list(range(len(axes))):
         return None
     return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
 

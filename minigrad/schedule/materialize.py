@@ -29,21 +29,14 @@ _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
 _LEAVES = _ALWAYS | {Op.BUFFER}
 
 
-class Materialized:
-    """The kept nodes of a graph, in topological order.
-
-    nodes: all of them; recomputable: those that are kept only to save `saved[node]` operations per
-    element, and could as well be recomputed.
-    """
-
-    def __init__(self, nodes: list[Node], recomputable: dict[Node, int]) -> None:
-        self.nodes, self.recomputable = nodes, recomputable
-
-
 def choose(
     order: Sequence[Node], roots: Sequence[Node], recomputed: frozenset[Node], fuse: bool
-) -> Materialized:
-    """Decide for every node of a topological order; `recomputed` nodes are not kept for cost."""
+) -> tuple[list[Node], dict[Node, int]]:
+    """The kept nodes of a topological order, in that order; `recomputed` ones not for their cost.
+
+    Also gives those that are kept only to save operations, and could as well be recomputed, with
+    how many these are for an element.
+    """
     below, again, leaves, depth = _measure(order)
     readers: dict[Node, list[Node]] = {}
     for node in order:
@@ -57,7 +50,7 @@ def choose(
     uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
     for node in reversed(order):
         if node.op is Op.BUFFER:
-            kept.discard(node) if node not in roots else None
+            kept.discard(node)
             continue
         evaluations = sum(uses[node].values())
         if node.op in _ALWAYS or depth[node] >= DEEPEST and depth[node] % DEEPEST == 0:
@@ -102,7 +95,7 @@ def choose(
             and all(r.op in ELEMENTWISE and leaves[r] > 1 for r in readers.get(node, ()))
             and _belongs_to_its_source(node, plain, below, readers)
         )  # fmt: skip
-    return Materialized([node for node in order if node in kept], recomputable)
+    return [node for node in order if node in kept], recomputable
 
 
 def _operands_in_memory(node: Node, seen_through: set[Node]) -> Iterator[Node]:
@@ -154,11 +147,16 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
     return below, again, leaves, depth
 
 
-def in_memory(node: Node) -> Node:
-    """The node whose array, row-major, is that of `node` too."""
-    while node.op is Op.RESHAPE:
+def beneath(node: Node, ops: Container[Op]) -> Node:
+    """What a node shows through operations of some kinds."""
+    while node.op in ops:
         node = node.src[0]
     return node
+
+
+def in_memory(node: Node) -> Node:
+    """The node whose array, row-major, is that of `node` too."""
+    return beneath(node, (Op.RESHAPE,))
 
 
 def _below_movement(node: Node, seen_through: set[Node]) -> Node:
@@ -221,25 +219,19 @@ def has_loaded_mask(operand: Node) -> bool:
 
 def is_zero(node: Node) -> bool:
     """Whether a node is zeros, under whatever shape."""
-    node = _source(node)
+    node = beneath(node, MOVEMENT)
     return node.op is Op.CONST and node.arg == 0
 
 
 def _compares_index_with_few(test: Node, size: int) -> bool:
-    test = _source(test)
+    test = beneath(test, MOVEMENT)
     if test.op is Op.AND:
         return all(_compares_index_with_few(part, size) for part in test.src)
     if test.op not in (Op.LT, Op.LE):
         return False
-    sides = [_source(side) for side in test.src]
+    sides = [beneath(side, MOVEMENT) for side in test.src]
     few = [side for side in sides if side.op is not Op.IOTA and side.dtype.is_int]
     return len(few) == 1 and numel(few[0].shape) * SEGMENT <= size
-
-
-def _source(node: Node) -> Node:
-    while node.op in MOVEMENT:
-        node = node.src[0]
-    return node
 
 
 def _belongs_to_its_source(

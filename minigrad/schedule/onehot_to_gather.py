@@ -15,7 +15,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import high
-from minigrad.schedule.materialize import is_zero
+from minigrad.schedule.materialize import beneath, is_zero
 
 FEWEST = 32  # places from which on one addition is faster than vectors of masks for all of them
 LONG = 1 << 14  # additions that are worth a thread's time, in parts of their own
@@ -45,9 +45,7 @@ def added_at(node: Node) -> Node:
     if node.op is not Op.SUM or len(node.arg) != 1:
         return node
     (along,), terms = node.arg, node.src[0]
-    test, value = terms, build.const(1, node.dtype, terms.shape, node.device)
-    while test.op is Op.CAST:
-        test = test.src[0]
+    test, value = beneath(terms, (Op.CAST,)), build.const(1, node.dtype, terms.shape, node.device)
     if test.op is Op.WHERE and test is terms and is_zero(test.src[2]):
         test, value, _ = test.src
     if test.op is not Op.EQ:

@@ -10,24 +10,16 @@ from minigrad.schedule.fuse import Cluster
 
 def in_order(clusters: Sequence[Cluster]) -> list[Cluster]:
     """Groups after what they need, otherwise in the order given."""
-    order: list[Cluster] = []
-    done: set[Cluster] = set()
+    order: dict[Cluster, None] = {}
     place = {member: number for number, member in enumerate(clusters)}
-    for start in clusters:
-        stack = [start]
-        while stack:
-            top = stack[-1]
-            if top in done:
-                stack.pop()
-                continue
-            waiting = top.needs - done
-            assert len(stack) <= len(clusters), "kernels that need each other have no order"
-            if waiting:
-                stack.append(min(waiting, key=place.__getitem__))
-            else:
-                done.add(top)
-                order.append(stack.pop())
-    return order
+    stack = [*reversed(clusters)]
+    while stack:
+        waiting = stack[-1].needs.difference(order)
+        if waiting:
+            stack.append(min(waiting, key=place.__getitem__))
+        else:
+            order[stack.pop()] = None
+    return list(order)
 
 
 def freeing_early(

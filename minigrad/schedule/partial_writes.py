@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
@@ -38,11 +39,9 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
     values: dict[Atom, Integer] = {}
     for axis in stage.axes:
         first, stop = _range(axis, conditions, loops)
-        if (first, stop) == (0, axis.extent):
-            first, stop = _loaded_range(axis, conditions)
-            if (first, stop) != (0, axis.extent):  # which may lie outside
-                inside = axis.index, axis.extent - 1 - axis.index
-                conditions += [c for c in inside if isinstance(c, Affine)]
+        if expr.values_in(first):  # which may lie outside
+            inside = axis.index, axis.extent - 1 - axis.index
+            conditions += [c for c in inside if isinstance(c, Affine)]
         if (first, stop) == (0, axis.extent):
             axes.append(axis)
             continue
@@ -82,40 +81,30 @@ def _conditions(test: Expr) -> list[Affine] | None:
 
 
 def _range(
-    axis: Axis, conditions: list[Affine], loops: set[Atom]
+    axis: Axis, conditions: Sequence[Affine], loops: set[Atom]
 ) -> tuple[Integer, Integer]:
-    """Where an axis starts and stops by the conditions on it and the user's symbols alone."""
-    first: Integer = 0
-    stop = axis.extent
-    for c in conditions:
-        along = coefficient(c, axis.variable)
-        if along not in (1, -1):
-            continue
-        rest = c - axis.index * along
-        if not isinstance(rest, int) and any(
-            atom.kind != "var" or atom in loops for atom, _ in rest.terms
-        ):
-            continue
-        if along == 1 and first == 0 and proven_nonnegative(0 - rest):  # i + rest ≥ 0
-            first = 0 - rest
-        over = axis.extent - 1 - rest
-        if along == -1 and stop == axis.extent and proven_nonnegative(over):  # rest − i ≥ 0
-            stop = rest + 1
-    return first, stop
+    """Where an axis starts and stops by the conditions on it.
 
-
-def _loaded_range(axis: Axis, conditions: Sequence[Affine]) -> tuple[Integer, Integer]:
-    """Where an axis starts and stops by loaded numbers, if it is known how far that is apart."""
+    That is by numbers and the user's symbols, or by loaded numbers whose distance is known.
+    """
     firsts, stops = list[Integer](), list[Integer]()
     for c in conditions:
         along = coefficient(c, axis.variable)
         if along in (1, -1):
-            rest = c - axis.index * along
-            if expr.values_in(rest):
-                (firsts if along == 1 else stops).append(-rest if along == 1 else rest + 1)
-    for first in firsts:
-        for stop in stops:
-            apart = stop - first
-            if isinstance(apart, int) and apart > 0 and axis.variable not in variables(first):
-                return first, stop
-    return 0, axis.extent
+            rest = c - axis.index * along  # i + rest ≥ 0, or rest − i ≥ 0
+            (firsts if along == 1 else stops).append(-rest if along == 1 else rest + 1)
+    fixed = [
+        [x for x in ends if isinstance(x, int) or all(
+            atom.kind == "var" and atom not in loops for atom, _ in x.terms
+        )]
+        for ends in (firsts, stops)
+    ]  # fmt: skip
+    first = next((x for x in fixed[0] if proven_nonnegative(x)), 0)
+    stop = next((x for x in fixed[1] if proven_nonnegative(axis.extent - x)), axis.extent)
+    if (first, stop) == (0, axis.extent):
+        for begin, end in product(firsts, stops):
+            apart = end - begin
+            known = isinstance(apart, int) and apart > 0 and axis.variable not in variables(begin)
+            if known and expr.values_in(begin):
+                return begin, end
+    return first, stop

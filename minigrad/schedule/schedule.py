@@ -18,17 +18,12 @@ from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
-from minigrad.schedule.materialize import (
-    MEMORY_COST,
-    Materialized,
-    choose,
-)
+from minigrad.schedule.materialize import MEMORY_COST, choose
 from minigrad.schedule.order import freeing_early, in_order
 from minigrad.schedule.partial_writes import part_written
 from minigrad.schedule.stage import ALONE, Stage, Stages
 from minigrad.target import LINE, Target
 
-_Loads = dict[Array, list[tuple[int, Expr]]]
 Source = tuple[str, Any]  # where an argument of a kernel comes from: of which kind, and which one
 
 
@@ -157,7 +152,7 @@ class _Plan:
                 late.add(copy)
         order = topological(roots)
         order = topological(exchanges_in_order(roots, order))
-        self.kept: Materialized = choose(order, roots, recomputed, fuse)
+        kept, self.recomputable = choose(order, roots, recomputed, fuse)
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
         self.inputs: dict[int, Array] = {}
@@ -174,10 +169,10 @@ class _Plan:
             if some:
                 self.rows.add(array)
             self.slots[array] = slot
-        for node in self.kept.nodes:
+        for node in kept:
             if node not in self.arrays:
                 self.arrays[node] = stages.array(node)
-        for node in self.kept.nodes:
+        for node in kept:
             if node.op is Op.CAT:
                 whole = self.arrays[node]
                 for place, piece in enumerate(node.src):
@@ -185,7 +180,7 @@ class _Plan:
                     self.arrays[piece] = part
                     if whole in self.slots:
                         self.slots[part] = self.slots[whole]
-        nodes = [node for node in self.kept.nodes if numel(node.shape)]
+        nodes = [node for node in kept if numel(node.shape)]
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         for node, stage in self.stages.items():
             if isinstance(node.arg, Part):
@@ -206,12 +201,10 @@ class _Plan:
     def _needed(self, stages: dict[Node, Stage]) -> dict[Node, Stage]:
         """Without the stages that nobody reads after all (a mask hid them, a constant chose)."""
         wanted = set(self.slots)
-        needed = []
-        for node in reversed(list(stages)):
-            if self.arrays[node] in wanted:
-                needed.append(node)
-                wanted.update(stages[node].reads)
-        return {node: stages[node] for node in reversed(needed)}
+        for stage in reversed(stages.values()):
+            if stage.array in wanted:
+                wanted.update(stage.reads)
+        return {node: stage for node, stage in stages.items() if stage.array in wanted}
 
     def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
         """Let in-place writes of a part of a buffer store that part only; gives their arrays."""
@@ -259,7 +252,7 @@ class _Plan:
     def better_recomputed(self) -> frozenset[Node]:
         """Values kept to save operations that turned out to need a round trip to memory."""
         found: set[Node] = set()
-        for node, saved in self.kept.recomputable.items():
+        for node, saved in self.recomputable.items():
             array = self.arrays[node]
             if node not in self.stages or array in self.slots or saved > MEMORY_COST:
                 continue
@@ -278,7 +271,6 @@ class _Plan:
     def order_in_place_writes(self) -> frozenset[int]:
         """Make every reader of an overwritten slot run first; gives the slots where it cannot."""
         unsafe = set()
-        loads: dict[Cluster, _Loads] = {}
         for array, slot in self.slots.items():
             old = self.inputs.get(slot)
             if old is None or array == old or array not in self.maker or array in self.rows:
@@ -286,11 +278,8 @@ class _Plan:
             writer = self.maker[array]
             for reader in self.readers.get(old, []):
                 if reader is writer:
-                    if writer not in loads:
-                        loads[writer] = _loads_by_array(writer.stages)
-                    if array not in self.late and not _safe_in_place(
-                        writer, writer.most_rows, array, old, loads[writer].get(old, ())
-                    ):
+                    safe = _safe_in_place(writer, writer.most_rows, array, old)
+                    if array not in self.late and not safe:
                         unsafe.add(slot)
                 elif self.waits.reaches([reader], writer):
                     unsafe.add(slot)
@@ -335,22 +324,10 @@ class _Plan:
         return freeing_early(in_order([*exchanges, *self.clusters]), filled, self.readers)
 
 
-def _loads_by_array(stages: Sequence[Stage]) -> _Loads:
-    """Array → the loads of it, each with the place of its stage."""
-    found: _Loads = {}
-    for place, stage in enumerate(stages):
-        for load in stage.loads:
-            found.setdefault(load.array, []).append((place, load))
-    return found
-
-
-def _safe_in_place(
-    writer: Cluster | Kernel, rows: Integer, array: Array, old: Array,
-    loads: Sequence[tuple[int, Expr]],
-) -> bool:  # fmt: skip
+def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: Array) -> bool:
     """Whether the kernel that overwrites `old` reads it only at, or before, its own place.
 
-    rows: the most into which it divides; loads: those of `old`, each with the place of its stage.
+    rows: the most into which it divides.
     """
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
@@ -359,8 +336,12 @@ def _safe_in_place(
     if target.op in ALONE or writer.kind == "block_rows":
         return False
     summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
-    for position, load in loads:
-        stage = writer.stages[position]
+    loads = (
+        (position, stage, load)
+        for position, stage in enumerate(writer.stages) if old in stage.reads
+        for load in stage.loads if load.array == old
+    )  # fmt: skip
+    for position, stage, load in loads:
         same = _reads_where_written(stage, load, target)
         if writer.kind == "contraction" or high(rows) == target.size:
             # Stores come last, but where rows are summed: there each stage has its own.
@@ -488,10 +469,10 @@ def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array
     own = {stage.array for stage in kernel.stages}
     if array not in own or kernel.kind in ("exchange", "wait"):
         return None
-    loads = _loads_by_array(kernel.stages)
+    read = {source for stage in kernel.stages for source in stage.reads}
     for old in dying:
-        fits = old in loads and old not in own and old.size == array.size
-        if fits and _safe_in_place(kernel, kernel.rows, array, old, loads[old]):
+        fits = old in read and old not in own and old.size == array.size
+        if fits and _safe_in_place(kernel, kernel.rows, array, old):
             return old
     return None
 

@@ -18,6 +18,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule.batch_last import batch_arranged
 from minigrad.schedule.materialize import (
+    beneath,
     contraction_operands,
     has_loaded_mask,
     in_memory,
@@ -61,9 +62,7 @@ def _scattered_onto(node: Node) -> Node:
     is rounded, as in mixed precision, is so first, and in memory as such.
     """
     for x, other in (node.src, node.src[::-1]):
-        inner = x
-        while inner.op in (Op.RESHAPE, Op.PERMUTE, Op.CAST):
-            inner = inner.src[0]
+        inner = beneath(x, (Op.RESHAPE, Op.PERMUTE, Op.CAST))
         zeros = other.op is Op.SCATTER_ADD and is_zero(other.src[0])
         if zeros and inner.op is Op.SUM and contraction_operands(inner):
             _, index, updates = other.src

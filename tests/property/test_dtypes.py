@@ -54,6 +54,13 @@ def test_promotion(device: str) -> None:
             assert np.array_equal(result.numpy(), value), (a, b)
 
 
+@pytest.mark.parametrize("signed", ["int8", "int16", "int32", "int64"])
+def test_signed_integers_with_uint64_are_float32(signed: str) -> None:
+    """Not one of the two halves, which are equally near: it was another in each process."""
+    assert promote(named(signed), named("uint64")) is named("float32")
+    assert promote(named("uint64"), named(signed), named("bfloat16")) is named("bfloat16")
+
+
 def _awkward(dtype: str) -> list[Any]:
     """Values whose conversion is interesting, as Python numbers that the dtype holds exactly."""
     wanted: list[Any] = list(specials(dtype))
