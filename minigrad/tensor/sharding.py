@@ -10,7 +10,7 @@ from minigrad.device import Device
 from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.graph.partition import plan_of, without_barriers
+from minigrad.graph.partition import Plan, without_barriers
 from minigrad.graph.sharding import Dims, Layout, P, axes_of, mark, meshes, show
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
@@ -160,4 +160,4 @@ def layout_of(node: Node) -> Layout | None:
         return getattr(buffer.memory, "layout", None)
 
     (root,) = without_barriers([node])
-    return plan_of([root], sizes, known, [None]).choices[root].made
+    return Plan([root], sizes, known, [None]).choices[root].made
