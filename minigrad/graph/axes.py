@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, Shape
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 
@@ -20,6 +20,12 @@ def part_along(x: Node, axis: int, start: Integer, stop: Integer) -> Node:
 def pad_along(x: Node, axis: int, before: Integer, after: Integer) -> Node:
     """Zeros before and behind, along an axis."""
     return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
+
+
+def spread(x: Node, shape: Shape, axes: Sequence[int] = ()) -> Node:
+    """x, whose dimensions are some axes of a shape, the same along all others."""
+    own = tuple(extent if axis in axes else 1 for axis, extent in enumerate(shape))
+    return build.expand(build.reshape(x, own), shape)
 
 
 def within(x: Node, amounts: Sequence[tuple[Integer, Integer]], whole: Node) -> Node:

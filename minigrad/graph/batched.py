@@ -83,8 +83,8 @@ def rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
 def batch(node: Node, src: Sequence[Node]) -> Node:
     """The operation on sources with one more dimension in front."""
     op, full = node.op, (src[0].shape[0], *node.shape)
-    if op is Op.RESHAPE or op is Op.EXPAND:
-        return (build.reshape if op is Op.RESHAPE else build.expand)(src[0], full)
+    if op in build.SHAPED:
+        return build.rebuild(node, src, full)
     if op is Op.CHECK:
         return make(op, node.dtype, full, (src[0],), node.arg, node.device)
     if op is Op.CUSTOM:

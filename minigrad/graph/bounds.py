@@ -17,6 +17,7 @@ from typing import ClassVar
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DomainError
 from minigrad.graph import build
+from minigrad.graph.axes import spread
 from minigrad.graph.node import Node, Op, make
 from minigrad.graph.symbolic import Integer, high
 
@@ -63,15 +64,16 @@ class Check:
         """Which elements are no index."""
         limit = self.extent
         narrow = index.dtype is dtypes.int32 and high(limit) < 1 << 31
-        wide = index if narrow else index.cast(dtypes.int64)  # a huge uint64 becomes negative
+        wide = index if narrow else index.cast(dtypes.int64)
+        wraps = self.wraps and index.dtype.kind != "u"  # a huge uint64 becomes negative
         if isinstance(limit, int):
             top = build.const(limit, wide.dtype, wide.shape, wide.device)
         else:
             value = build.cast(build.variable(limit, wide.device), wide.dtype)
-            top = build.expand(build.reshape(value, (1,) * wide.ndim), wide.shape)
-        wrong = wide.less(-top if self.wraps else 0) | top.operation("le", wide)
-        most, fewest = wide.dtype.maximum, wide.dtype.minimum
-        if self.ignored is None or not fewest <= self.ignored <= most:
+            top = spread(value, wide.shape)
+        wrong = wide.less(-top if wraps else 0) | top.operation("le", wide)
+        least, most = index.dtype.minimum, index.dtype.maximum
+        if self.ignored is None or not least <= self.ignored <= most:
             return wrong
         return wrong & wide.differs(self.ignored)
 
@@ -149,10 +151,9 @@ def users_line() -> tuple[str, int]:
 def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
     """A uint32 scalar that is 0 where every index is in range, and where there is none."""
     by_shape: dict[object, Node] = {}
-    several = {(index, what.extent, what.wraps, what.ignored): what for index, what in checked}
-    for (index, *_), what in several.items():
-        wrong, before = what.outside(index), by_shape.get(index.shape)
-        by_shape[index.shape] = wrong if before is None else before | wrong
+    for wrong in dict.fromkeys(what.outside(index) for index, what in checked):
+        before = by_shape.get(wrong.shape)
+        by_shape[wrong.shape] = wrong if before is None else before | wrong
     total: Node | None = None
     for wrong in by_shape.values():
         some = build.reduce(Op.MAX, build.cast(wrong, dtypes.uint32), range(wrong.ndim))

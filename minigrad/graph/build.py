@@ -7,7 +7,7 @@ broadcasts and promotes before it calls them and speaks to users in its own word
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import gcd
 from typing import Any
 
@@ -18,7 +18,7 @@ from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
 from minigrad.graph.node import elementwise as elementwise
-from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS, Op
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.graph.variable import is_general
 
@@ -397,42 +397,31 @@ def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
     return make(Op.CUSTOM, value.dtype, value.shape, src, rule, device_of(Op.CUSTOM, src))
 
 
-# Operations of one source and the dtype, shape or argument of their result.
-_OF_DTYPE = {Op.CAST: cast, Op.BITCAST: bitcast}
-_OF_SHAPE = {Op.RESHAPE: reshape, Op.EXPAND: expand}
-_OF_ARG: dict[Op, Callable[[Node, Any], Node]] = {
+SHAPED = frozenset({Op.RESHAPE, Op.EXPAND})  # whose argument is the shape of the result
+# What makes an operation of its sources and its argument; `make` does for others.
+_MAKERS: dict[Op, Callable[..., Node]] = {
+    **{op: partial(elementwise, op) for op in ELEMENTWISE},
+    **{op: partial(reduce, op) for op in REDUCTIONS},
+    **{op: partial(scan, op) for op in SCANS},
+    **{op: partial(scatter, op) for op in SCATTERS},
+    Op.CAST: cast, Op.BITCAST: bitcast, Op.RESHAPE: reshape, Op.EXPAND: expand,
     Op.PERMUTE: permute, Op.PAD: pad, Op.SHRINK: shrink, Op.FLIP: flip, Op.WINDOW: window,
-    Op.SORT: sort,
+    Op.SORT: sort, Op.GATHER: gather, Op.DISTRIBUTE: distribute, Op.CONTIGUOUS: contiguous,
+    Op.CAT: lambda *given: cat(given[:-1], given[-1]),
 }  # fmt: skip
 
 
 def rebuild(node: Node, src: Sequence[Node], arg: Any = None) -> Node:
     """The same operation on other sources (through the constructors, so it simplifies).
 
-    arg: another argument than it has.
+    arg: another argument than it has; the shape of a RESHAPE or EXPAND.
     """
     src, op = tuple(src), node.op
     if src == node.src and arg is None:
         return node
-    arg = node.arg if arg is None else arg
-    if op in _OF_DTYPE:
-        return _OF_DTYPE[op](src[0], node.dtype)
-    if op.facts.arity:
-        return elementwise(op, *src)
-    if op in _OF_SHAPE:
-        return _OF_SHAPE[op](src[0], node.shape)
-    if op in _OF_ARG:
-        return _OF_ARG[op](src[0], arg)
-    if op in REDUCTIONS:
-        return reduce(op, src[0], arg)
-    if op in SCANS:
-        return scan(op, src[0], arg)
-    if op in SCATTERS:
-        return scatter(op, src[0], src[1], src[2], arg)
-    if op is Op.GATHER:
-        return gather(src[0], src[1], arg)
-    if op is Op.CAT:
-        return cat(src, arg)
-    if op is Op.CONTIGUOUS:
-        return contiguous(src[0])
-    return make(op, node.dtype, node.shape, src, arg, node.device)
+    if arg is None:
+        arg = node.shape if op in SHAPED else node.arg
+    maker = _MAKERS.get(op)
+    if maker is None:
+        return make(op, node.dtype, node.shape, src, arg, node.device)
+    return maker(*src) if arg is None else maker(*src, arg)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
+from minigrad.graph.build import SHAPED
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, make, needed
 from minigrad.graph.sharding import Layout, layouts_of, meshes
 from minigrad.graph.symbolic import Affine, Integer
@@ -107,25 +108,15 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
             value = new[root]
             if value.op is Op.BUFFER:  # a CHECK of one
                 value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
-            roots.append(value.src[1] if _fills(value) else value)
+            fills = value.op is Op.ASSIGN and value.arg is None  # all of its target
+            roots.append(value.src[1] if fills else value)
         outputs = self.targets
         count = max((*outputs, len(self.inputs) - 1)) + 1
         if checked:
             roots.append(any_outside(checked))
             outputs, count = (*outputs, count), count + 1
-        return Graph(
-            roots=tuple(roots),
-            outputs=outputs,
-            slots=count,
-            variables=variables,
-            device=self.roots[0].device,
-            layouts=self.layouts,
-        )
-
-
-def _fills(root: Node) -> bool:
-    """Whether a root is written to all of its target."""
-    return root.op is Op.ASSIGN and root.arg is None
+        device = self.roots[0].device
+        return Graph(tuple(roots), outputs, count, variables, device, self.layouts)
 
 
 # What makes a node in a graph that is rewritten: of the old one, its new sources, and its arg.
@@ -136,8 +127,7 @@ NUMBERED = frozenset({
     Op.ASSIGN,
 })  # fmt: skip
 
-_SHAPED = frozenset({Op.RESHAPE, Op.EXPAND})  # that have a shape and nothing else
-_OTHER = NUMBERED - _SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
+_OTHER = NUMBERED - SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
 
 
 def cells_of(node: Node) -> tuple[Cell, ...]:
@@ -210,7 +200,7 @@ def canonicalize(
         if op is BUFFER:
             arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
             cells += node.shape
-        elif op in _SHAPED:  # most of them
+        elif op in SHAPED:  # most of them
             arg = len(node.shape)
             cells += node.shape
         elif op in _OTHER:

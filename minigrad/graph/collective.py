@@ -160,29 +160,27 @@ def gradient(node: Node, g: Node) -> Node:
         return _of_maximum(node, g) if how == "max" else again(node, "all_reduce", g, how)
     if kind == "reduce_scatter" and how != "max":
         back = again(node, "all_gather", g)
-        if how == "sum":
-            return back
-        share = build.const(1 / arg.size, g.dtype, back.shape, g.device)
-        return build.elementwise(Op.MUL, back, share)
-    if kind == "all_gather":
-        return again(node, "reduce_scatter", g, "sum")
-    if kind == "all_to_all":
-        return again(node, "all_to_all", g)
-    if kind == "permute":
-        return again(node, "permute", g, place=-arg.place % arg.size)
-    if kind == "broadcast":
-        return again(node, "reduce", g, "sum", arg.place)
-    if kind == "reduce" and how == "sum":
-        return again(node, "broadcast", g, place=arg.place)
+        return back if how == "sum" else back * (1 / arg.size)
+    if kind in _BACK and how in ("-", "sum"):
+        other, combined = _BACK[kind]
+        place = -arg.place % arg.size if kind == "permute" else arg.place
+        return again(node, other, g, combined, place)
     raise DTypeError(f"{kind} of the {how} has no gradient here: write it with all_reduce")
+
+
+# The exchange of the gradients, and how, of the others.
+_BACK = {
+    "all_gather": ("reduce_scatter", "sum"), "all_to_all": ("all_to_all", "-"),
+    "permute": ("permute", "-"), "broadcast": ("reduce", "sum"), "reduce": ("broadcast", "-"),
+}  # fmt: skip
 
 
 def _of_maximum(node: Node, g: Node) -> Node:
     """All gradients together, divided evenly among the ranks that hold the maximum."""
     x = node.src[0]
-    is_maximum = build.cast(build.elementwise(Op.EQ, x, node), x.dtype)
+    is_maximum = x.equals(node).cast(x.dtype)
     total, count = again(node, "all_reduce", g, "sum"), again(node, "all_reduce", is_maximum, "sum")
-    return build.elementwise(Op.MUL, is_maximum, build.elementwise(Op.DIV, total, count))
+    return is_maximum * (total / count)
 
 
 def exchanges_in_order(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:

@@ -10,19 +10,18 @@ that all of them have one graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from minigrad.dtype import dtypes
+from minigrad.dtype import DType, dtypes
 from minigrad.graph import build
-from minigrad.graph.axes import pad_along, part_along, split_axis
+from minigrad.graph.axes import pad_along, part_along, split_axis, spread
 from minigrad.graph.collective import exchange
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import (
-    NONE,
     Digit,
     Digits,
     Dims,
@@ -33,10 +32,9 @@ from minigrad.graph.sharding import (
     joined,
     local_shape,
     period,
-    radix,
     whole,
 )
-from minigrad.graph.symbolic import Affine, var
+from minigrad.graph.symbolic import Affine, Atom
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,11 @@ def place_name(axis: str) -> str:
     return f"{axis}_place"
 
 
+def place_of(axis: str, ways: int) -> Affine:
+    """A device's place along an axis of so many."""
+    return Atom("var", place_name(axis), 0, ways - 1).index
+
+
 class Converter:
     """Converts local values on one device of a mesh, and keeps count of what is sent.
 
@@ -76,124 +79,7 @@ class Converter:
 
     def convert(self, x: Node, shape: Shape, given: Layout, want: Layout) -> Node:
         """A local part of an array of a shape, in another layout."""
-        if given == want:
-            return x
-        have = [*given.dims]
-        sums = given.partial - want.partial
-        x = self._divide_all(x, shape, have, want, given.partial)
-        for axis in sorted(sums):
-            place = _place(want.dims, axis)
-            if place is not None and self._fits(shape, have, *place):
-                x = self._scatter(x, shape, have, *place)
-                sums -= {axis}
-        if sums:
-            x = self.exchange("all_reduce", sums, x, "sum")
-        for at, digits in enumerate(given.dims):
-            for digit in digits:
-                place = _place(want.dims, digit.axis)
-                if place is not None and digit not in want.dims[at]:
-                    x = self._exchange_digit(x, shape, have, (at, digit), place)
-        for at, digits in enumerate(tuple(have)):
-            for digit in reversed(digits):
-                if digit not in want.dims[at]:
-                    x = self._gather(x, shape, have, at, digit)
-        x = self._divide_all(x, shape, have, want, NONE)
-        for axis in sorted(want.partial - given.partial):
-            x = self._term(x, axis)
-        return x
-
-    def _term(self, x: Node, axis: str) -> Node:
-        """What all devices have as a sum over an axis: the first one's, and nothing of others."""
-        place = var(place_name(axis), 0, self.sizes[axis] - 1)
-        assert isinstance(place, Affine)
-        number = build.variable(place, self.device)
-        mask = build.expand(build.reshape(number.equals(0), (1,) * x.ndim), x.shape)
-        return mask.where(x, 0)
-
-    def _fits(self, shape: Shape, have: Sequence[Digits], at: int, digit: Digit) -> bool:
-        return digit in joined(shape[at], have[at], (digit,), self.sizes)
-
-    def _divide_all(
-        self, x: Node, shape: Shape, have: list[Digits], want: Layout, sums: frozenset[str]
-    ) -> Node:
-        """Take the parts that cost nothing; `have` is brought up to date, here and below."""
-        for at, digits in enumerate(want.dims):
-            for digit in digits:
-                used = axes_of(have) | sums
-                if digit.axis not in used and self._fits(shape, have, at, digit):
-                    x, place = self._split(x, shape, have, at, digit)
-                    here = var(place_name(digit.axis), 0, self.sizes[digit.axis] - 1)
-                    x = part_along(x, place, here, here + 1)
-                    x = build.reshape(x, local_shape(shape, tuple(have), self.sizes))
-        return x
-
-    def _split(
-        self, x: Node, shape: Shape, have: list[Digits], at: int, digit: Digit
-    ) -> tuple[Node, int]:
-        """x with a digit that all devices have as a dimension of its own, and which that is."""
-        have[at] = joined(shape[at], have[at], (digit,), self.sizes)
-        before, after = self._around(shape[at], have[at], digit)
-        ways = self.sizes[digit.axis]
-        beyond = before * ways * after - x.shape[at]
-        return split_axis(pad_along(x, at, 0, beyond), at, before, ways, after), at + 1
-
-    def _around(self, extent: Any, digits: Digits, digit: Digit) -> tuple[int, int]:
-        """How many local indices there are before and behind a digit."""
-        parts = radix(extent, digits, self.sizes)
-        place = parts.index((self.sizes[digit.axis], digit.axis))
-        free = [(count if not axis else 1) for count, axis in parts]
-        return prod(free[:place]), prod(free[place:])
-
-    def _front(self, x: Node, place: int) -> Node:
-        """The dimension `place` first, and all flat."""
-        order = [place, *(axis for axis in range(x.ndim) if axis != place)]
-        return build.reshape(build.permute(x, order), (numel(x.shape),))
-
-    def _scatter(
-        self, x: Node, shape: Shape, have: list[Digits], at: int, digit: Digit
-    ) -> Node:
-        x, place = self._split(x, shape, have, at, digit)
-        flat = self.exchange("reduce_scatter", {digit.axis}, self._front(x, place), "sum")
-        return build.reshape(flat, local_shape(shape, tuple(have), self.sizes))
-
-    def _gather(
-        self, x: Node, shape: Shape, have: list[Digits], at: int, digit: Digit
-    ) -> Node:
-        flat = build.reshape(x, (numel(x.shape),))
-        flat = self.exchange("all_gather", {digit.axis}, flat)
-        return self._insert(flat, shape, have, at, digit)
-
-    def _insert(
-        self, flat: Node, shape: Shape, have: list[Digits], at: int, digit: Digit
-    ) -> Node:
-        """The parts of all places along a digit's axis, one after the other, as one array."""
-        before, after = self._around(shape[at], have[at], digit)
-        local = local_shape(shape, tuple(have), self.sizes)
-        ways = self.sizes[digit.axis]
-        x = build.reshape(flat, (ways, *local[:at], before, after, *local[at + 1 :]))
-        order = [*range(1, at + 2), 0, *range(at + 2, x.ndim)]
-        have[at] = tuple(other for other in have[at] if other != digit)
-        full = (*local[:at], before * ways * after, *local[at + 1 :])
-        x = build.reshape(build.permute(x, order), full)
-        goal = local_shape(shape, tuple(have), self.sizes)
-        return build.shrink(x, [(0, extent) for extent in goal])
-
-    def _exchange_digit(
-        self, x: Node, shape: Shape, have: list[Digits],
-        old: tuple[int, Digit], new: tuple[int, Digit],
-    ) -> Node:  # fmt: skip
-        """all_to_all, where both places divide evenly; otherwise it is gathered later."""
-        (at, digit), (to, other) = old, new
-        rest = [*have]
-        rest[at] = tuple(one for one in have[at] if one != digit)
-        padded = is_padded(shape[at], have[at], self.sizes)
-        if padded or at == to or not self._fits(shape, rest, to, other):
-            return x
-        if is_padded(shape[to], joined(shape[to], rest[to], (other,), self.sizes), self.sizes):
-            return x
-        x, place = self._split(x, shape, have, to, other)
-        flat = self.exchange("all_to_all", {digit.axis}, self._front(x, place))
-        return self._insert(flat, shape, have, at, digit)
+        return x if given == want else _Moving(self, x, shape, given).to(want)
 
     def exchange(self, kind: str, axes: Iterable[str], x: Node, how: str = "-") -> Node:
         """A COLLECTIVE among the devices along axes."""
@@ -207,47 +93,130 @@ class Converter:
         self.sent[made] = Sent(kind, along, total, name)
         return made
 
-    # --- what depends on a device's places --------------------------------------------------------
+    def place(self, axis: str, shape: Shape, dtype: DType = dtypes.int32) -> Node:
+        """The device's place along an axis, as an array of a shape."""
+        number = build.variable(place_of(axis, self.sizes[axis]), self.device)
+        return spread(build.cast(number, dtype), shape)
 
     def without_padding(
         self, x: Node, axis: int, extent: Any, digits: Digits, instead: Any
     ) -> Node:
         """x, and `instead` where an index along an axis lies beyond the end."""
-        if not is_padded(extent, digits, self.sizes):
+        if not is_padded(extent, digits):
             return x
-        ramp = build.iota(period(digits, self.sizes), self.device)
-        total = (ramp.shape[0],)
-        own = self.convert(ramp, total, whole(1), Layout((digits,)))
-        shape = tuple(x.shape[axis] if at == axis else 1 for at in range(x.ndim))
-        mask = build.expand(build.reshape(own.less(extent), shape), x.shape)
-        return mask.where(x, instead)
+        ramp = build.iota(period(digits), self.device)
+        own = self.convert(ramp, ramp.shape, whole(1), Layout((digits,)))
+        return spread(own.less(extent), x.shape, (axis,)).where(x, instead)
 
     def own_indices(self, index: Node, extent: Any, digits: Digits) -> Node:
         """Indices into a whole axis as indices into this device's part; −1 for another's."""
         if not digits:
             return index
         narrow = index.dtype is dtypes.int32 or index.dtype.itemsize < 4
-        dtype = dtypes.int32 if narrow else dtypes.int64
-        value = build.cast(index, dtype)
+        value = build.cast(index, dtypes.int32 if narrow else dtypes.int64)
         mine = value.less(extent)
-        for number in range(len(digits) - 1, -1, -1):
-            axis, stride = digits[number]
-            ways, here = self.sizes[axis], self._place_like(value, axis)
+        for axis, stride, ways in digits:
             found = value.operation("idiv", stride).operation("mod", ways)
-            mine = mine & found.equals(here)
+            mine = mine & found.equals(self.place(axis, value.shape, value.dtype))
             blocks = value.operation("idiv", stride * ways)
             value = blocks * stride + value.operation("mod", stride)
-            digits = tuple(
-                Digit(one.axis, one.stride // ways if at < number else one.stride)
-                for at, one in enumerate(digits)
-            )
         return mine.where(value, -1)
 
-    def _place_like(self, x: Node, axis: str) -> Node:
-        place = var(place_name(axis), 0, self.sizes[axis] - 1)
-        assert isinstance(place, Affine)
-        one = build.cast(build.variable(place, self.device), x.dtype)
-        return build.expand(build.reshape(one, (1,) * x.ndim), x.shape)
+
+class _Moving:
+    """A local part of an array on its way to another layout: what it is by now."""
+
+    def __init__(self, by: Converter, x: Node, shape: Shape, given: Layout) -> None:
+        self.by, self.x, self.shape = by, x, shape
+        self.dims, self.sums = [*given.dims], given.partial
+
+    def to(self, want: Layout) -> Node:
+        """The part in that layout."""
+        given = tuple(self.dims)
+        self._divide_all(want)
+        for axis in sorted(self.sums - want.partial):
+            place = _place(want.dims, axis)
+            if place is not None and self._fits(*place):
+                self._scatter(*place)
+        sums = self.sums - want.partial
+        if sums:
+            self.x = self.by.exchange("all_reduce", sums, self.x, "sum")
+            self.sums -= sums
+        for at, digits in enumerate(given):
+            for digit in digits:
+                place = _place(want.dims, digit.axis)
+                if place is not None and digit not in want.dims[at]:
+                    self._exchange_digit(at, digit, *place)
+        for at, digits in enumerate(tuple(self.dims)):
+            for digit in reversed(digits):
+                if digit not in want.dims[at]:
+                    self._gather(at, digit)
+        self._divide_all(want)
+        for axis in sorted(want.partial - self.sums):  # the first device's term is all of it
+            self.x = self.by.place(axis, self.x.shape).equals(0).where(self.x, 0)
+        return self.x
+
+    def _fits(self, at: int, digit: Digit) -> bool:
+        return digit in joined(self.shape[at], self.dims[at], (digit,))
+
+    def _local(self) -> Any:
+        """The local shape by now."""
+        return local_shape(self.shape, tuple(self.dims))
+
+    def _around(self, at: int, digit: Digit) -> tuple[int, int]:
+        """How many local indices there are before and behind a digit."""
+        digits = self.dims[at]
+        behind = digit.stride // prod(one.ways for one in digits[digits.index(digit) + 1 :])
+        return self._local()[at] // behind, behind
+
+    def _divide_all(self, want: Layout) -> None:
+        """Take the parts that cost nothing."""
+        for at, digits in enumerate(want.dims):
+            for digit in digits:
+                if digit.axis not in axes_of(self.dims) | self.sums and self._fits(at, digit):
+                    self._split(at, digit)
+                    here = place_of(digit.axis, digit.ways)
+                    part = part_along(self.x, at + 1, here, here + 1)
+                    self.x = build.reshape(part, self._local())
+
+    def _split(self, at: int, digit: Digit) -> None:
+        """Give a digit that all devices have a dimension of its own, at + 1."""
+        self.dims[at] = joined(self.shape[at], self.dims[at], (digit,))
+        before, behind = self._around(at, digit)
+        beyond = before * digit.ways * behind - self.x.shape[at]
+        self.x = split_axis(pad_along(self.x, at, 0, beyond), at, before, digit.ways, behind)
+
+    def _front(self, place: int) -> Node:
+        """The dimension `place` first, and all flat."""
+        order = [place, *(axis for axis in range(self.x.ndim) if axis != place)]
+        return build.reshape(build.permute(self.x, order), (numel(self.x.shape),))
+
+    def _scatter(self, at: int, digit: Digit) -> None:
+        self._split(at, digit)
+        flat = self.by.exchange("reduce_scatter", {digit.axis}, self._front(at + 1), "sum")
+        self.x, self.sums = build.reshape(flat, self._local()), self.sums - {digit.axis}
+
+    def _gather(self, at: int, digit: Digit) -> None:
+        flat = build.reshape(self.x, (numel(self.x.shape),))
+        self._insert(self.by.exchange("all_gather", {digit.axis}, flat), at, digit)
+
+    def _insert(self, flat: Node, at: int, digit: Digit) -> None:
+        """The parts of all places along a digit's axis, one after the other, as one array."""
+        (before, behind), local = self._around(at, digit), self._local()
+        x = build.reshape(flat, (digit.ways, *local[:at], before, behind, *local[at + 1 :]))
+        x = build.permute(x, [*range(1, at + 2), 0, *range(at + 2, x.ndim)])
+        x = build.reshape(x, (*local[:at], before * digit.ways * behind, *local[at + 1 :]))
+        self.dims[at] = tuple(other for other in self.dims[at] if other != digit)
+        self.x = build.shrink(x, [(0, extent) for extent in self._local()])
+
+    def _exchange_digit(self, at: int, digit: Digit, to: int, other: Digit) -> None:
+        """all_to_all, where both places divide evenly; otherwise it is gathered later."""
+        after = joined(self.shape[to], self.dims[to], (other,))
+        padded = is_padded(self.shape[at], self.dims[at]) or is_padded(self.shape[to], after)
+        if at != to and other in after and not padded:
+            self._split(to, other)
+            flat = self.by.exchange("all_to_all", {digit.axis}, self._front(to + 1))
+            self._insert(flat, at, digit)
 
 
 def _place(dims: Dims, axis: str) -> tuple[int, Digit] | None:

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
 from minigrad.graph import build
-from minigrad.graph.axes import part_along, row_of, split_axis
+from minigrad.graph.axes import part_along, row_of, split_axis, spread
 from minigrad.graph.batched import batch, rows, sum_of_rows
 from minigrad.graph.node import BUFFER, CONST, INDEX, Node, Op, Shape, topological
 from minigrad.graph.operations import REDUCTIONS
@@ -328,14 +328,12 @@ def _of_rows(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node
 def _gathered(x: Node, axis: int, index: Node) -> Node:
     """What numbers (n,) name along an axis; or numbers (len, n) in each row of x."""
     shape = (*x.shape[:axis], index.shape[-1], *x.shape[axis + 1 :])
-    own = (axis,) if index.ndim == 1 else (0, axis)
-    ones = tuple(extent if d in own else 1 for d, extent in enumerate(shape))
-    return build.gather(x, build.expand(build.reshape(index, ones), shape), axis)
+    return build.gather(x, spread(index, shape, (0, axis)[-index.ndim :]), axis)
 
 
 def _index(starts: Sequence[int], length: Integer, like: Node) -> Node:
     """Numbers of so many elements from each start on: (len, length)."""
     shape = (len(starts), length)
     firsts = stacked([build.const(start, INDEX, (1,), like.device) for start in starts])
-    steps = build.reshape(build.iota(length, like.device, INDEX), (1, length))
-    return build.expand(firsts, shape) + build.expand(steps, shape)
+    steps = build.iota(length, like.device, INDEX)
+    return build.expand(firsts, shape) + spread(steps, shape, (1,))

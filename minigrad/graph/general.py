@@ -18,6 +18,7 @@ this sense stays special.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,12 @@ from typing import Any, NamedTuple
 from minigrad.dtype import dtypes
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.axes import joined
-from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph
+from minigrad.graph.axes import joined, spread
+from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
-from minigrad.graph.operations import MOVEMENT, REDUCTIONS, SCATTERS
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCATTERS
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine, Integer, var
+from minigrad.graph.symbolic import Affine, var
 from minigrad.graph.unmerged import MOST_PIECES, inner, innermost, unmerged
 
 
@@ -47,6 +48,8 @@ class Reach(NamedTuple):
 FAR = Reach(8, 1024)  # a power of two beyond most batches
 NEAR = Reach(4, 128)  # where arrays are laid out at the bound: memory that is not used lies between
 MOST_SAMPLES = 4  # of which a general graph is made; kinds beyond that stay special
+# What makes its shape of its sources', whatever their sizes are.
+FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {*SCATTERS, Op.CAT, Op.GATHER, Op.CONTIGUOUS}
 _INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
 
 
@@ -151,18 +154,14 @@ def generalize(
         if not may_pad:
             raise
     found = _general(call, samples, NEAR, merges=True)
-    try:
-        graph = unmerged(found.graph)
-    except ShapeError as error:
-        raise Special(str(error)) from None
-    reads, writes = _laid_out(graph)
-    return replace(found, graph=graph, reads=reads, writes=writes)
+    reads, writes = _laid_out(found.graph)
+    return replace(found, reads=reads, writes=writes)
 
 
 def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: Reach, merges: bool = False
 ) -> General:
-    """merges: whether reshapes are taken as they come: they are to be undone."""
+    """merges: whether reshapes are taken as they come: they are undone at the end."""
     holes, followers = unify(samples, _kinds(call), reach)
     new: list[Cell] = list(samples[-1])
     by_place = {hole.place: hole for hole in holes}
@@ -174,9 +173,16 @@ def _general(
     names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
     try:
         graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells, merges), names)
+        graph = unmerged(graph) if merges else graph
     except ShapeError as error:
         raise Special(str(error)) from None
     return General(graph, holes, followers, samples[-1])
+
+
+_KINDS = {  # in turn, of the cells of these; others have extents
+    Op.SHRINK: ("start", "extent"), Op.PAD: ("offset",), Op.ASSIGN: ("start",),
+    Op.VARIABLE: ("int32",),
+}  # fmt: skip
 
 
 def _kinds(call: Canonical) -> list[str]:
@@ -185,20 +191,11 @@ def _kinds(call: Canonical) -> list[str]:
     """
     found: list[str] = []
     for node in call.order:
-        if node.op is Op.SHRINK:
-            found += ["start", "extent"] * node.ndim
-        elif node.op is Op.PAD:
-            found += ["offset"] * (2 * node.ndim)
-        elif node.op is Op.CHECK:
-            found += ["extent"] * bool(call.checks)
-        elif node.op is Op.ASSIGN:
-            found += ["start"] * (node.arg is not None)
-        elif node.op in NUMBERED:
-            found += ["extent"] * len(node.shape)
+        if node.op in NUMBERED and (call.checks or node.op is not Op.CHECK):
+            turns = itertools.cycle(_KINDS.get(node.op, ("extent",)))
+            found += itertools.islice(turns, len(cells_of(node)))
             if node.op is Op.CONST and not node.dtype.is_bool:
-                found.append(node.dtype.name)
-            elif node.op is Op.VARIABLE:
-                found.append("int32")
+                found[-1] = node.dtype.name
     return found
 
 
@@ -290,9 +287,9 @@ def _remake(
     if op is Op.SHRINK or op is Op.PAD:
         flat: list[Any] = [next(cells) for _ in range(2 * node.ndim)]
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        if op is Op.PAD:
-            return build.pad(src[0], pairs)
-        return build.shrink(src[0], [(start, start + length) for start, length in pairs])
+        if op is Op.SHRINK:
+            pairs = [(start, start + length) for start, length in pairs]
+        return build.rebuild(node, src, pairs)
     if op is Op.CHECK:
         return make(op, node.dtype, src[0].shape, src, replace(arg, extent=next(cells)), device)
     if op is Op.VARIABLE:
@@ -303,30 +300,19 @@ def _remake(
         row = None if arg is None else next(cells)
         return make(op, node.dtype, src[1].shape, src, row, device)
     if op in NUMBERED:
-        shape = tuple(_integer(next(cells)) for _ in node.shape)
+        shape: Any = tuple(next(cells) for _ in node.shape)
         if op is Op.CONST:
             return _constant(node, shape, cells)
-        if op is Op.RESHAPE and not merges:
-            return build.reshape(src[0], shape)
-        if op is Op.EXPAND:
-            return build.expand(src[0], shape)
+        if op is Op.EXPAND or (op is Op.RESHAPE and not merges):
+            return build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
     if not any(is_symbolic(source.shape) for source in src):
         return make(op, node.dtype, node.shape, src, arg, device)
-    if op.facts.arity and any(source.shape != src[-1].shape for source in src):
-        raise Special(f"{op.value} of shapes {[source.shape for source in src]}")
     if op is Op.CAT and any(is_symbolic(source.shape[arg : arg + 1]) for source in src):
         return joined(src, arg)
-    if op in MOVEMENT or op in REDUCTIONS or op in SCATTERS or op in (Op.CAT, Op.GATHER):
+    if op in FOLLOWING:
         return build.rebuild(node, src)
-    if not op.facts.arity and op is not Op.CONTIGUOUS:
-        raise Special(f"{op.value} of a size that differs")
-    return make(op, node.dtype, src[-1].shape, src, arg, device)
-
-
-def _integer(cell: Cell) -> Integer:
-    assert not isinstance(cell, bytes)
-    return cell
+    raise Special(f"{op.value} of a size that differs")
 
 
 def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
@@ -343,7 +329,7 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
         bits = make(Op.VARIABLE, of_bits, (), (), value, device)
         number = build.bitcast(bits, dtypes.float64 if wide else dtypes.float32)
         number = build.cast(number, dtype)
-    return build.expand(build.reshape(number, (1,) * len(shape)), shape)
+    return spread(number, shape)
 
 
 def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:

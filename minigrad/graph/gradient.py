@@ -18,14 +18,6 @@ from itertools import accumulate, repeat
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
 from minigrad.graph import build, collective, operations
-from minigrad.graph.addressed import (
-    gather_rule,
-    scatter_add_rule,
-    scatter_max_base_rule,
-    scatter_max_rule,
-    scatter_prod_base_rule,
-    scatter_prod_rule,
-)
 from minigrad.graph.axes import pad_along, part_along
 from minigrad.graph.node import Node, is_symbolic, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
@@ -250,7 +242,7 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
     return part_along(g, axis, 0, extent)
 
 
-# --- movement and addressing ---------------------------------------------------------------------
+# --- movement and joining ------------------------------------------------------------------------
 
 
 def _expand(node: Node, g: Node) -> Node:
@@ -269,6 +261,67 @@ def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
 
     stops = list(accumulate(piece.shape[node.arg] for piece in node.src))
     return tuple(map(rule_of, [0, *stops], stops))
+
+
+# --- what is addressed by data -------------------------------------------------------------------
+
+
+def _gather(node: Node, g: Node) -> Node:
+    """Each element goes back to where it was read."""
+    x, index = node.src
+    return build.scatter_add(x.constant(0.0), index, g, node.arg)
+
+
+def _scatter_add(node: Node, g: Node) -> Node:
+    """What was added takes the gradient of its place."""
+    return build.gather(g, node.src[1], node.arg)
+
+
+def _share(node: Node, g: Node) -> Node:
+    """Of SCATTER_MAX: g, divided evenly among the elements that are the maximum of a place."""
+    base, index, x = node.src
+    ones, own = _is_at(node).cast(x.dtype), base.equals(node).cast(x.dtype)
+    return g / build.scatter_add(own, index, ones, node.arg)
+
+
+def _is_at(node: Node) -> Node:
+    """Which elements that are scattered equal the result at their place."""
+    _, index, x = node.src
+    return x.equals(build.gather(node, index, node.arg))
+
+
+def _scatter_max_base(node: Node, g: Node) -> Node:
+    """The share of the old value, where that is the maximum."""
+    return node.src[0].equals(node).where(_share(node, g), 0.0)
+
+
+def _scatter_max(node: Node, g: Node) -> Node:
+    """The share of each element that is the maximum of its place."""
+    return _is_at(node).where(build.gather(_share(node, g), node.src[1], node.arg), 0.0)
+
+
+def _scatter_prod_base(node: Node, g: Node) -> Node:
+    """g times the product of what the old value was multiplied by."""
+    base, index, x = node.src
+    return g * build.scatter(Op.SCATTER_PROD, base.constant(1.0), index, x, node.arg)
+
+
+def _scatter_prod(node: Node, g: Node) -> Node:
+    """g times the other factors of the place: the product of those that are not 0, if they all are.
+
+    Where a factor is 0 a second derivative misses what changing two zeros at once would give.
+    """
+    base, index, x = node.src
+    axis, none, one = node.arg, base.equals(0.0), x.equals(0.0)
+    factors = one.where(1.0, x)
+    product = build.scatter(Op.SCATTER_PROD, none.where(1.0, base), index, factors, axis)
+    zeros = build.scatter_add(none.cast(x.dtype), index, one.cast(x.dtype), axis)
+    others = build.gather(g * product, index, axis) / factors
+    count = build.gather(zeros, index, axis) - one.cast(x.dtype)
+    return count.equals(0.0).where(others, 0.0)
+
+
+# --- all of them ---------------------------------------------------------------------------------
 
 
 def _same(node: Node, g: Node) -> Node:
@@ -295,10 +348,10 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.PAD: (lambda node, g: cropped(g, build.inside(node)),),
     Op.EXPAND: (_expand,),
     Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
-    Op.GATHER: (gather_rule, None),
-    Op.SCATTER_ADD: (_same, None, scatter_add_rule),
-    Op.SCATTER_MAX: (scatter_max_base_rule, None, scatter_max_rule),
-    Op.SCATTER_PROD: (scatter_prod_base_rule, None, scatter_prod_rule),
+    Op.GATHER: (_gather, None),
+    Op.SCATTER_ADD: (_same, None, _scatter_add),
+    Op.SCATTER_MAX: (_scatter_max_base, None, _scatter_max),
+    Op.SCATTER_PROD: (_scatter_prod_base, None, _scatter_prod),
     Op.CONTIGUOUS: (_same,),
     Op.CHECK: (_same,),
     Op.MARK: (mark_gradient,),

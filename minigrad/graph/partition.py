@@ -22,7 +22,7 @@ from minigrad.graph.buckets import BUCKET, in_buckets
 from minigrad.graph.conversions import Converter, Sent
 from minigrad.graph.node import Node, Op, Shape, make, topological
 from minigrad.graph.operations import ELEMENTWISE
-from minigrad.graph.partition_rules import MADE_ANYWHERE, Choice, Place, rule_of
+from minigrad.graph.partition_rules import MADE_ANYWHERE, Choice, rule_of
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import (
@@ -63,38 +63,36 @@ class Partitioned:
 class Plan:
     """Where each node of a graph is computed, and where it is kept for its readers.
 
-    leaves: the layouts of the BUFFERs; wanted: those of the roots, None where any will do.
+    layout_of: by what a BUFFER has as `arg`; wanted: those of the roots, None where any will do.
     """
 
     def __init__(
-        self, roots: Sequence[Node], sizes: Sizes, leaves: Mapping[Node, Layout],
+        self, roots: Sequence[Node], sizes: Sizes, layout_of: Callable[[Any], Layout | None],
         wanted: Sequence[Layout | None],
     ) -> None:  # fmt: skip
-        self.sizes, self.leaves, self.wanted = sizes, leaves, wanted
-        self.roots, self.order = roots, topological(roots)
+        self.roots, self.sizes, self.wanted = roots, sizes, wanted
+        self.order = topological(roots)
+        self.leaves = leaves = {
+            node: layout_of(node.arg) or whole(node.ndim)
+            for node in self.order if node.op is Op.BUFFER
+        }  # fmt: skip
         self.choices: dict[Node, Choice] = {}
         self.kept: dict[Node, Layout] = {}
-        self._weights: dict[Node, int] = {}
-        self._stored: dict[Node, frozenset[str]] = {}
+        # the axes that only store a node, which is a leaf or what movements make of one
+        self.stored: dict[Node, frozenset[str]] = {}
+        # how many elements would be moved to have it elsewhere: those before an EXPAND
+        self.weight: dict[Node, int] = {}
         self.depth: dict[Node, int] = {}
         for node in self.order:
+            anywhere, pulled = node.op in MADE_ANYWHERE, node.op in PULLED
+            size = 0 if anywhere else self.weight[node.src[0]] if pulled else numel(node.shape)
+            self.weight[node] = size
+            handed_on = self.stored[node.src[0]] if node.op in HANDED_ON else NONE
+            self.stored[node] = leaves[node].stored if node in leaves else handed_on
             self.depth[node] = 1 + max((self.depth[source] for source in node.src), default=0)
         self.deepest = max(self.depth.values(), default=0)
         self._forward({}, frozenset())
         self._forward(*self._backward())
-
-    def weight(self, node: Node) -> int:
-        """How many elements would be moved to have a node elsewhere: those before an EXPAND."""
-        found = self._weights.get(node)
-        if found is None:
-            if node.op in MADE_ANYWHERE:
-                found = 0
-            elif node.op in PULLED and node.src[0] in self._weights:
-                found = self._weights[node.src[0]]
-            else:
-                found = numel(node.shape)
-            self._weights[node] = found
-        return found
 
     def join(self, shape: Shape, parts: Sequence[tuple[Node, Dims]]) -> Dims:
         """The digits that operands have together; where two differ the heavier one's count.
@@ -103,53 +101,46 @@ class Plan:
         """
         found: list[Digits] = [()] * len(shape)
         used: set[str] = set()
-        heavy = sorted(parts, key=lambda part: -self.weight(part[0]))
+        heavy = sorted(parts, key=lambda part: -self.weight[part[0]])
         for loose in (False, True):
             for node, dims in heavy:
                 for at, digits in enumerate(dims):
                     for digit in digits:
-                        if (digit.axis in self._stored[node]) is loose and digit.axis not in used:
-                            found[at] = joined(shape[at], found[at], (digit,), self.sizes)
+                        if (digit.axis in self.stored[node]) is loose and digit.axis not in used:
+                            found[at] = joined(shape[at], found[at], (digit,))
                             used.update(axes_of((found[at],)))
         return tuple(found)
-
-    def stored(self, node: Node) -> frozenset[str]:
-        """The axes that only store a node, which is a leaf or what movements make of one."""
-        return self._stored[node]
 
     def is_gathered(self, node: Node, want: Layout) -> bool:
         """Whether who wants a node so has it gathered from where it is stored."""
         return any(
-            digit.axis in self._stored[node] and digit not in want.dims[at]
+            digit.axis in self.stored[node] and digit not in want.dims[at]
             for at, digits in enumerate(self.kept[node].dims) for digit in digits
         )  # fmt: skip
 
     def operands(self, node: Node, dims: Dims) -> list[Layout] | None:
         """What a node needs for a result with these digits; None where it cannot be had so."""
         choice = self.choices[node]
-        if not choice.made.partial.isdisjoint(axes_of(dims)):
-            return None
-        found = rule_of(node).backward(self, node, dims, choice.inner)
-        if found is None:
+        found = self._likes(node, dims)
+        if found is None or not choice.made.partial.isdisjoint(axes_of(dims)):
             return None
         return [Layout(one, sums) for one, sums in zip(found, choice.partials, strict=True)]
 
+    def _likes(self, node: Node, dims: Dims) -> list[Dims] | None:
+        """The digits of a node's operands for a result with these."""
+        inner = self.choices[node].inner
+        apart = axes_of(inner).isdisjoint(axes_of(dims))
+        return rule_of(node).backward(node, dims, inner) if apart else None
+
     def _forward(self, wishes: Mapping[Node, Dims], early: frozenset[Node]) -> None:
         for node in self.order:
-            self.weight(node)
-            self._stored[node] = NONE
             if node.op is Op.BUFFER:
-                choice = Choice(Layout(self.leaves[node].dims), (), ())
-                self._stored[node] = self.leaves[node].stored
+                choice = Choice(Layout(self.leaves[node].dims), ())
             else:
-                rule = rule_of(node)
-                choice = rule.forward(self, node, [self.kept[source] for source in node.src])
-                if node.op in HANDED_ON:
-                    self._stored[node] = self._stored[node.src[0]]
+                given = [self.kept[source] for source in node.src]
+                choice = rule_of(node).forward(self, node, given)
             self.choices[node] = choice
-            kept = choice.made
-            if node in early:
-                kept = Layout(kept.dims)
+            kept = Layout(choice.made.dims) if node in early else choice.made
             if node in wishes and node.op is not Op.BUFFER:
                 kept = self._granted(node, kept, wishes[node], kept.partial)
             self.kept[node] = kept
@@ -160,7 +151,7 @@ class Plan:
         """A layout with those digits of a wish that leave the others as they are."""
         used = axes_of(kept.dims) | refused
         dims = tuple(
-            joined(extent, digits, (d for d in more if d.axis not in used), self.sizes)
+            joined(extent, digits, (d for d in more if d.axis not in used))
             for extent, digits, more in zip(node.shape, kept.dims, wish, strict=True)
         )
         return Layout(dims, kept.partial - axes_of(dims))
@@ -184,26 +175,25 @@ class Plan:
                 wish = self._common(asked[node])
                 if any(wish):
                     wishes[node] = wish
-                    granted = self._granted(node, Layout(made.dims, made.partial), wish)
-                    dims = granted.dims
+                    dims = self._granted(node, made, wish).dims
             cost = 0
             if made.partial:
-                size = numel(local_shape(node.shape, made.dims, self.sizes))
+                size = numel(local_shape(node.shape, made.dims))
                 after = late.get(node, 0)
                 if node in strict or size < after:
                     early.add(node)
                     after = size
                 cost = min(size, after)
-            choice, rule = self.choices[node], rule_of(node)
-            likes = rule.backward(self, node, dims, choice.inner)
+            likes = self._likes(node, dims)
             if likes is None:  # it will have to be divided when it is there
-                likes = rule.backward(self, node, made.dims, choice.inner)
+                likes = self._likes(node, made.dims)
+            partials = self.choices[node].partials
             given = [self.choices[source].made.partial for source in node.src]
             several = sum(1 for one in given if one) > 1 or (node in met and node not in early)
-            alone = not several and any(n > g for g, n in zip(given, choice.partials, strict=True))
+            alone = not several and any(n > g for g, n in zip(given, partials, strict=True))
             for source, like in zip(node.src, likes or (), strict=False):
                 asked.setdefault(source, []).append(like)
-            for source, one, sums in zip(node.src, given, choice.partials, strict=True):
+            for source, one, sums in zip(node.src, given, partials, strict=True):
                 if one - sums or (one and alone):
                     strict.add(source)
                 elif one:
@@ -267,7 +257,7 @@ class Emitter(Converter):
             time = 0
             if self.plan.is_gathered(*asked):
                 readers = (each[0][0] for each in reversed(stack))
-                time = self._time(asked, next(r for r in readers if not self.plan.stored(r)))
+                time = self._time(asked, next(r for r in readers if not self.plan.stored[r]))
             answer = self.made.get((*asked, time))
             if answer is None:
                 stack.append(((*asked, time), self._emit(*asked)))
@@ -287,19 +277,16 @@ class Emitter(Converter):
     def _emit(self, node: Node, want: Layout) -> Emission:
         plan, kept, made = self.plan, self.plan.kept[node], self.plan.choices[node].made
         if node.op is Op.BUFFER and want == made:
-            shape = local_shape(node.shape, made.dims, self.sizes)
+            shape = local_shape(node.shape, made.dims)
             return build.buffer(node.arg, node.dtype, shape, self.device)
         if want == kept:
             free = tuple(
-                joined(extent, (), (d for d in digits if d.axis not in made.partial), self.sizes)
+                joined(extent, (), (d for d in digits if d.axis not in made.partial))
                 for extent, digits in zip(node.shape, kept.dims, strict=True)
             )
-            for dims in (free, made.dims):
-                if plan.operands(node, dims) is not None:
-                    value = yield from self._compute(node, dims)
-                    return self.convert(value, node.shape, Layout(dims, made.partial), kept)
-            value = yield from self._compute(node, made.dims)
-            return self.convert(value, node.shape, made, kept)
+            dims = made.dims if plan.operands(node, free) is None else free
+            value = yield from self._compute(node, dims)
+            return self.convert(value, node.shape, Layout(dims, made.partial), kept)
         if not want.partial <= kept.partial:  # of a whole one device's term is all of it
             there = Layout(want.dims, want.partial & kept.partial)
             value = yield node, there
@@ -315,7 +302,7 @@ class Emitter(Converter):
             elif node.op in PULLED and kept == made:
                 source = node.src[0]
                 value = yield source, Layout(direct[0].dims, want.partial)
-                return rule_of(node).local(self, Place(node, want.dims, ()), [value])
+                return rule_of(node).local(self, node, want.dims, (), [value])
         value = yield node, kept
         self.after = self._gate(node) if plan.is_gathered(node, want) else []
         value = self.convert(value, node.shape, kept, want)
@@ -341,30 +328,18 @@ class Emitter(Converter):
         for source, need in zip(node.src, needs, strict=True):
             sources.append((yield source, need))
         inner = self.plan.choices[node].inner
-        value = rule_of(node).local(self, Place(node, dims, inner), sources)
+        value = rule_of(node).local(self, node, dims, inner, sources)
         if not self._fed.isdisjoint(node.src) or any(
             self.plan.is_gathered(*one) for one in zip(node.src, needs, strict=True)
         ):
             if node.op in (Op.SUM, Op.GATHER):
                 self._products.append(value)
-            elif not self.plan.stored(node):
+            elif not self.plan.stored[node]:
                 self._fed.add(node)
         return value
 
 
 # --- the pass -------------------------------------------------------------------------------------
-
-
-def plan_of(
-    roots: Sequence[Node], sizes: Sizes, layout_of: Callable[[Any], Layout | None],
-    wanted: Sequence[Layout | None],
-) -> Plan:  # fmt: skip
-    """Where everything is; layout_of: by what a BUFFER has as `arg`."""
-    leaves = {
-        node: layout_of(node.arg) or whole(node.ndim)
-        for node in topological(roots) if node.op is Op.BUFFER
-    }  # fmt: skip
-    return Plan(roots, sizes, leaves, wanted)
 
 
 def partition(plan: Plan, mesh: str, device: str) -> Partitioned:

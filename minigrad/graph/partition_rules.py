@@ -6,10 +6,10 @@ be somewhere, where the operands must be (`backward`); and makes the node of one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
@@ -22,7 +22,6 @@ from minigrad.graph.sharding import (
     Digits,
     Dims,
     Layout,
-    Sizes,
     axes_of,
     is_padded,
     joined,
@@ -42,21 +41,18 @@ MADE_ANYWHERE = frozenset({Op.CONST, Op.IOTA, Op.VARIABLE})  # by each device fo
 class Choice:
     """How a node is computed.
 
-    made: where its result is. inner: the digits of the dimensions that it sums, or addresses.
-    partials: over which axes each operand may be a partial sum.
+    made: where its result is. partials: over which axes each operand may be a partial sum. inner:
+    the digits of the dimensions that it sums, or addresses, of which the result has none.
     """
 
     made: Layout
-    inner: Dims
     partials: tuple[frozenset[str], ...]
+    inner: Dims = ()
 
 
-class Place(NamedTuple):
-    """What is to be computed, where, and the inner digits of its choice."""
-
-    node: Node
-    dims: Dims
-    inner: Dims
+def _along(dims: Dims, axes: Collection[int], others: Dims) -> Dims:
+    """`dims`, but along some axes what others are there."""
+    return tuple(others[at] if at in axes else one for at, one in enumerate(dims))
 
 
 class Rule:
@@ -64,36 +60,30 @@ class Rule:
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
         """How the node is computed where its operands are laid out so."""
-        return Choice(whole(node.ndim), (), (NONE,) * len(given))
+        return Choice(whole(node.ndim), (NONE,) * len(given))
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The digits of the operands for a result with these; None where there are no such."""
         return None if any(dims) else [((),) * source.ndim for source in node.src]
 
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
-        """The node on local operands."""
-        node = at.node
-        if node.op is Op.SORT:
-            return build.sort(src[0], node.arg)
-        if node.op is Op.DISTRIBUTE:
-            return build.distribute(*src)
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
+        """The node on local operands, for a result with these digits."""
         return build.rebuild(node, src)
 
 
 class Leaf(Rule):
     """Constants, ramps and variables: every device makes its own part."""
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """There are no operands."""
         return []
 
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """A part of it."""
-        node, dims, _ = at
-        shape = local_shape(node.shape, dims, emit.sizes)
-        here = make(node.op, node.dtype, node.shape, (), node.arg, emit.device)
         if node.op is Op.CONST:
+            shape = local_shape(node.shape, dims)
             return build.const(node.arg, node.dtype, shape, emit.device)
+        here = make(node.op, node.dtype, node.shape, (), node.arg, emit.device)
         return emit.convert(here, node.shape, whole(node.ndim), Layout(dims))
 
 
@@ -106,9 +96,9 @@ class Elementwise(Rule):
         dims = plan.join(node.shape, parts)
         sums = [one.partial - axes_of(dims) for one in given]
         left, needs = self.linear(node, sums)
-        return Choice(Layout(dims, left), (), tuple(needs))
+        return Choice(Layout(dims, left), tuple(needs))
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The same digits."""
         return [dims] * len(node.src)
 
@@ -143,20 +133,20 @@ class Identity(Rule):
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
         """Where the operand is, as far as the result can be there."""
         (one,) = given
-        return Choice(Layout(self.after(plan, node, one.dims), one.partial), (), (one.partial,))
+        return Choice(Layout(self.after(node, one.dims), one.partial), (one.partial,))
 
-    def after(self, plan: Plan, node: Node, dims: Dims) -> Dims:
+    def after(self, node: Node, dims: Dims) -> Dims:
         """The operand's digits that are left in the result."""
         return dims
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The same digits."""
         return [dims]
 
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
-        """The same operation; a MARK is none."""
-        node = at.node
-        return src[0] if node.op is Op.MARK else super().local(emit, at, src)
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
+        """The same operation, to the local shape."""
+        is_shaped = node.op in build.SHAPED
+        return build.rebuild(node, src, local_shape(node.shape, dims) if is_shaped else None)
 
 
 class Marked(Identity):
@@ -166,38 +156,37 @@ class Marked(Identity):
         """An open one says it for the axes that it names only."""
         dims = node.arg.dims
         if not node.arg.open:
-            return Choice(Layout(dims), (), (NONE,))
+            return Choice(Layout(dims), (NONE,))
         dims = plan.join(node.shape, [(node, dims), (node, given[0].dims)])
         left = given[0].partial - axes_of(dims)
-        return Choice(Layout(dims, left), (), (left,))
+        return Choice(Layout(dims, left), (left,))
+
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
+        """What is marked."""
+        return src[0]
 
 
 class Reshape(Identity):
     """A digit of one dimension is one of the position, and so of a dimension that has it whole."""
 
-    def after(self, plan: Plan, node: Node, dims: Dims) -> Dims:
+    def after(self, node: Node, dims: Dims) -> Dims:
         """See the class."""
-        return reshaped(node.src[0].shape, dims, node.shape, plan.sizes)[0]
+        return reshaped(node.src[0].shape, dims, node.shape)[0]
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The other way round."""
-        before, complete = reshaped(node.shape, dims, node.src[0].shape, plan.sizes)
+        before, complete = reshaped(node.shape, dims, node.src[0].shape)
         return [before] if complete else None
-
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
-        """To the local shape."""
-        node, dims, _ = at
-        return build.reshape(src[0], local_shape(node.shape, dims, emit.sizes))
 
 
 class Permute(Identity):
     """Digits go with their dimensions."""
 
-    def after(self, plan: Plan, node: Node, dims: Dims) -> Dims:
+    def after(self, node: Node, dims: Dims) -> Dims:
         """See the class."""
         return tuple(dims[axis] for axis in node.arg)
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The other way round."""
         return [tuple(dims[node.arg.index(axis)] for axis in range(node.ndim))]
 
@@ -205,56 +194,40 @@ class Permute(Identity):
 class Expand(Identity):
     """What is repeated may be divided anyhow."""
 
-    def after(self, plan: Plan, node: Node, dims: Dims) -> Dims:
-        """See the class."""
-        return dims
-
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """No digits where there was one element."""
         same = [a == b for a, b in zip(node.src[0].shape, node.shape, strict=True)]
         return [tuple(d if keeps else () for d, keeps in zip(dims, same, strict=True))]
-
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
-        """To the local shape."""
-        node, dims, _ = at
-        return build.expand(src[0], local_shape(node.shape, dims, emit.sizes))
 
 
 class Aligned(Identity):
     """PAD and SHRINK: digits stay where ends are cut off, or put on, between their periods."""
 
-    def after(self, plan: Plan, node: Node, dims: Dims) -> Dims:
+    def after(self, node: Node, dims: Dims) -> Dims:
         """See the class."""
-        return tuple(
-            digits if self._fits(plan.sizes, node, axis, digits) else ()
-            for axis, digits in enumerate(dims)
-        )
+        pairs = enumerate(dims)
+        return tuple(digits if self._fits(node, axis, digits) else () for axis, digits in pairs)
 
-    def _fits(self, sizes: Sizes, node: Node, axis: int, digits: Digits) -> bool:
-        extent = node.src[0].shape[axis]
-        if not digits or node.shape[axis] == extent:
-            return True
-        step = period(digits, sizes)
-        return extent % step == 0 and all(
+    def _fits(self, node: Node, axis: int, digits: Digits) -> bool:
+        extent, step = node.src[0].shape[axis], period(digits)
+        return node.shape[axis] == extent or (extent % step == 0 and all(
             isinstance(amount, int) and amount % step == 0 for amount in node.arg[axis]
-        )
+        ))  # fmt: skip
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The same digits, where they stay."""
-        return [dims] if self.after(plan, node, dims) == dims else None
+        return [dims] if self.after(node, dims) == dims else None
 
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The part of the amounts that falls to each device."""
-        node, dims, _ = at
         pairs: list[Any] = []
         for axis, (pair, digits) in enumerate(zip(node.arg, dims, strict=True)):
-            if digits and node.shape[axis] == node.src[0].shape[axis]:
-                pair = (0, 0) if node.op is Op.PAD else (0, src[0].shape[axis])
-            elif digits:
-                ways = prod(emit.sizes[digit.axis] for digit in digits)
-                pair = tuple(amount // ways for amount in pair)
-            pairs.append(pair)
-        return build.pad(src[0], pairs) if node.op is Op.PAD else build.shrink(src[0], pairs)
+            if node.op is Op.SHRINK and node.shape[axis] == node.src[0].shape[axis]:
+                pairs.append((0, src[0].shape[axis]))
+            else:
+                ways = prod(digit.ways for digit in digits)
+                pairs.append(tuple(amount // ways for amount in pair))
+        return build.rebuild(node, src, pairs)
 
 
 class Cat(Rule):
@@ -264,32 +237,27 @@ class Cat(Rule):
         """Sums stay partial: a whole is a sum, too, of which one device has all."""
         parts = [(source, one.dims) for source, one in zip(node.src, given, strict=True)]
         dims = list(plan.join(node.shape, parts))
-        if not self._fits(plan, node, dims[node.arg]):
+        if not self._fits(node, dims[node.arg]):
             dims[node.arg] = ()
         left = NONE.union(*(one.partial for one in given)) - axes_of(dims)
         left = NONE if node.dtype.kind == "b" else left
-        return Choice(Layout(tuple(dims), left), (), (left,) * len(given))
+        return Choice(Layout(tuple(dims), left), (left,) * len(given))
 
-    def _fits(self, plan: Plan, node: Node, digits: Digits) -> bool:
-        step = period(digits, plan.sizes)
+    def _fits(self, node: Node, digits: Digits) -> bool:
+        step = period(digits)
         return all(not numel(x.shape[node.arg : node.arg + 1]) % step for x in node.src)
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The same digits, where they begin anew."""
-        return [dims] * len(node.src) if self._fits(plan, node, dims[node.arg]) else None
-
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
-        """The local pieces, joined."""
-        return build.cat(src, at.node.arg)
+        return [dims] * len(node.src) if self._fits(node, dims[node.arg]) else None
 
 
 class Along(Identity):
     """FLIP, WINDOW, SORT and running reductions want the axes along which they go as a whole."""
 
-    def after(self, plan: Plan, node: Node, dims: Dims) -> Dims:
+    def after(self, node: Node, dims: Dims) -> Dims:
         """Those of the others; a window's own dimensions are new."""
-        fixed = self._axes(node)
-        kept = tuple(() if axis in fixed else digits for axis, digits in enumerate(dims))
+        kept = _along(dims, self._axes(node), ((),) * node.ndim)
         return kept + ((),) * (node.ndim - len(kept))
 
     def _axes(self, node: Node) -> Sequence[int]:
@@ -300,12 +268,12 @@ class Along(Identity):
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
         """Sums stay partial in what is linear."""
         partials = given[0].partial if node.op in (Op.FLIP, Op.WINDOW, Op.CUMSUM) else NONE
-        return Choice(Layout(self.after(plan, node, given[0].dims), partials), (), (partials,))
+        return Choice(Layout(self.after(node, given[0].dims), partials), (partials,))
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The same digits, where none is along an axis."""
         before = dims[: node.src[0].ndim]
-        return [before] if self.after(plan, node, before) == dims else None
+        return [before] if self.after(node, before) == dims else None
 
 
 class Reduction(Rule):
@@ -313,25 +281,18 @@ class Reduction(Rule):
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
         """inner: the digits of what is reduced."""
-        (one,) = given
+        (one,), nothing = given, ((),) * node.ndim
         adds = node.op is Op.SUM and node.dtype.kind != "b"
-        inner = tuple(
-            digits if axis in node.arg and (adds or node.op is Op.MAX) else ()
-            for axis, digits in enumerate(one.dims)
-        )
-        dims = tuple(() if axis in node.arg else digits for axis, digits in enumerate(one.dims))
-        needs = one.partial if adds else NONE
-        return Choice(Layout(dims, needs | axes_of(inner) if adds else NONE), inner, (needs,))
+        inner = _along(nothing, node.arg if adds or node.op is Op.MAX else (), one.dims)
+        dims, needs = _along(one.dims, node.arg, nothing), one.partial if adds else NONE
+        return Choice(Layout(dims, needs | axes_of(inner) if adds else NONE), (needs,), inner)
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The result's digits, and the inner ones."""
-        if not axes_of(dims).isdisjoint(axes_of(inner)):
-            return None
-        return [tuple(inner[at] if at in node.arg else one for at, one in enumerate(dims))]
+        return [_along(dims, node.arg, inner)]
 
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The reduction of what is here, without what lies beyond the end."""
-        node, _, inner = at
         (x,) = src
         identity = node.dtype.minimum if node.op is Op.MAX else 0
         for axis in node.arg:
@@ -347,24 +308,21 @@ class Gather(Rule):
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
         """inner: the digits of the array along the axis."""
-        (x, index), axis = given, node.arg
-        across = tuple(() if at == axis else digits for at, digits in enumerate(x.dims))
+        (x, index), axes, nothing = given, (node.arg,), ((),) * node.ndim
+        across = _along(x.dims, axes, nothing)
         dims = plan.join(node.shape, [(node.src[0], across), (node.src[1], index.dims)])
-        own = x.dims[axis] if axes_of((x.dims[axis],)).isdisjoint(axes_of(dims)) else ()
+        inner = _along(nothing, axes, x.dims)
+        if not axes_of(inner).isdisjoint(axes_of(dims)):
+            inner = nothing
         left = x.partial - axes_of(dims)
-        inner = tuple(own if at == axis else () for at in range(node.ndim))
-        return Choice(Layout(dims, left | axes_of(inner)), inner, (left, NONE))
+        return Choice(Layout(dims, left | axes_of(inner)), (left, NONE), inner)
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The result's digits, and the array's own along the axis."""
-        if not axes_of(dims).isdisjoint(axes_of(inner)):
-            return None
-        own = inner[node.arg] if inner else ()
-        return [tuple(own if at == node.arg else one for at, one in enumerate(dims)), dims]
+        return [_along(dims, (node.arg,), inner), dims]
 
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """Indices count from where the device's part begins."""
-        node, _, inner = at
         index = emit.own_indices(src[1], node.src[0].shape[node.arg], inner[node.arg])
         return build.gather(src[0], index, node.arg)
 
@@ -374,42 +332,32 @@ class Scatter(Rule):
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
         """inner: the digits of what is written, along the axis."""
-        (base, index, x), axis = given, node.arg
+        (base, index, x), axis, nothing = given, node.arg, ((),) * node.ndim
         is_zero = node.op is Op.SCATTER_ADD and node.src[0].known() == 0
-        across = [tuple(() if at == axis else d for at, d in enumerate(one.dims))
-                  for one in (index, x)]  # fmt: skip
-        dims = plan.join(node.shape, [
-            (node.src[0], base.dims), (node.src[1], across[0]), (node.src[2], across[1]),
-        ])  # fmt: skip
-        inner: Dims = ((),) * node.ndim
+        across = [_along(one.dims, (axis,), nothing) for one in (index, x)]
+        dims = plan.join(node.shape, [*zip(node.src, (base.dims, *across), strict=True)])
+        inner: Dims = nothing
         if is_zero:
-            used = axes_of(dims)
-            own = [tuple(digit for digit in one.dims[axis] if digit.axis not in used)
-                   for one in (index, x)]  # fmt: skip
-            extent = node.src[2].shape[axis]
-            digits = joined(extent, (), own[1], plan.sizes)
-            taken = axes_of((digits,))
-            digits = joined(extent, digits, (d for d in own[0] if d.axis not in taken), plan.sizes)
-            inner = tuple(digits if at == axis else () for at in range(node.ndim))
+            digits: Digits = ()
+            extent, used = node.src[2].shape[axis], axes_of(dims)
+            for one in (x, index):
+                digits = joined(extent, digits, (d for d in one.dims[axis] if d.axis not in used))
+                used |= axes_of((digits,))
+            inner = _along(nothing, (axis,), (digits,) * node.ndim)
         left = x.partial - axes_of(dims) - axes_of(inner) if is_zero else NONE
-        return Choice(Layout(dims, left | axes_of(inner)), inner, (NONE, NONE, left))
+        return Choice(Layout(dims, left | axes_of(inner)), (NONE, NONE, left), inner)
 
-    def backward(self, plan: Plan, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The result's digits; those of what is written along the axis."""
-        if not axes_of(dims).isdisjoint(axes_of(inner)):
-            return None
-        own = inner[node.arg] if inner else ()
-        written = tuple(own if at == node.arg else one for at, one in enumerate(dims))
+        written = _along(dims, (node.arg,), inner)
         return [dims, written, written]
 
-    def local(self, emit: Converter, at: Place, src: Sequence[Node]) -> Node:
+    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """Indices count from where the device's part begins; beyond the end nothing is written."""
-        node, dims, inner = at
-        base, index, x = src
-        axis = node.arg
+        (base, index, x), axis = src, node.arg
         index = emit.own_indices(index, node.shape[axis], dims[axis])
         extent = node.src[1].shape[axis]
-        if is_padded(extent, inner[axis], emit.sizes):
+        if is_padded(extent, inner[axis]):
             index = index if index.dtype.kind == "i" else build.cast(index, dtypes.int64)
             index = emit.without_padding(index, axis, extent, inner[axis], -1)
         return build.scatter(node.op, base, index, x, axis)

@@ -24,16 +24,18 @@ from typing import NamedTuple
 
 from minigrad.errors import ShapeError
 from minigrad.graph.node import Node, Op, Shape, make
+from minigrad.graph.shapes import strides_of
 from minigrad.graph.symbolic import Integer, ceildiv
 
 Sizes = Mapping[str, int]
 
 
 class Digit(NamedTuple):
-    """See the module."""
+    """See the module. ways: the size of the axis."""
 
     axis: str
     stride: int
+    ways: int
 
 
 Digits = tuple[Digit, ...]
@@ -74,39 +76,36 @@ def axes_of(dims: Iterable[Digits]) -> frozenset[str]:
     return frozenset(digit.axis for digits in dims for digit in digits)
 
 
-def period(digits: Digits, sizes: Sizes) -> int:
+def period(digits: Digits) -> int:
     """After how many indices all digits begin again."""
-    return digits[0].stride * sizes[digits[0].axis] if digits else 1
+    return digits[0].stride * digits[0].ways if digits else 1
 
 
-def is_padded(extent: object, digits: Digits, sizes: Sizes) -> bool:
+def is_padded(extent: object, digits: Digits) -> bool:
     """Whether some device has indices beyond the end."""
-    return bool(digits) and isinstance(extent, int) and extent % period(digits, sizes) != 0
+    return isinstance(extent, int) and extent % period(digits) != 0
 
 
-def are_valid(extent: object, digits: Digits, sizes: Sizes) -> bool:
+def are_valid(extent: object, digits: Digits) -> bool:
     """Whether digits, largest first, can divide an extent together."""
     if not digits:
         return True
     if not isinstance(extent, int) or extent < 1:
         return False
-    gaps = [
-        (outer.stride, inner.stride * sizes[inner.axis])
-        for outer, inner in pairwise(digits)
-    ]
+    gaps = [(outer.stride, inner.stride * inner.ways) for outer, inner in pairwise(digits)]
     if any(above % below for above, below in gaps):
         return False
-    if extent % period(digits, sizes) == 0:
+    if extent % period(digits) == 0:
         return True
-    return period(digits, sizes) > extent and all(above == below for above, below in gaps)
+    return period(digits) > extent and all(above == below for above, below in gaps)
 
 
-def joined(extent: object, one: Digits, other: Iterable[Digit], sizes: Sizes) -> Digits:
+def joined(extent: object, one: Digits, other: Iterable[Digit]) -> Digits:
     """`one`, and those of the others that can divide an extent beside it."""
     for digit in other:
         if digit not in one:
             more = tuple(sorted((*one, digit), key=lambda each: -each.stride))
-            if are_valid(extent, more, sizes):
+            if are_valid(extent, more):
                 one = more
     return one
 
@@ -116,7 +115,7 @@ def blocks(extent: int, axes: Sequence[str], sizes: Sizes, count: int = 1) -> Di
     step = ceildiv(extent // count, prod(sizes[axis] for axis in axes))
     digits: list[Digit] = []
     for axis in reversed(axes):
-        digits.insert(0, Digit(axis, step))
+        digits.insert(0, Digit(axis, step, sizes[axis]))
         step *= sizes[axis]
     return tuple(digits)
 
@@ -127,71 +126,56 @@ def stored(shape: Shape, dims: Dims, axis: str, sizes: Sizes) -> Dims:
     for at, (extent, digits) in enumerate(zip(shape, dims, strict=True)):
         last = digits[-1].stride if digits else extent
         if ways > 1 and isinstance(last, int) and last % ways == 0 and last > 1:
-            more = (*digits, Digit(axis, last // ways))
-            if are_valid(extent, more, sizes) and not is_padded(extent, more, sizes):
+            more = (*digits, Digit(axis, last // ways, ways))
+            if are_valid(extent, more) and not is_padded(extent, more):
                 return (*dims[:at], more, *dims[at + 1 :])
     return dims
 
 
-def local_extent(extent: object, digits: Digits, sizes: Sizes) -> int:
-    """How many indices of a dimension each device has."""
-    assert isinstance(extent, int)
-    if is_padded(extent, digits, sizes):
-        return digits[-1].stride
-    return extent // prod(sizes[digit.axis] for digit in digits)
-
-
-def local_shape(shape: Shape, dims: Dims, sizes: Sizes) -> Shape:
+def local_shape(shape: Shape, dims: Dims) -> Shape:
     """The shape of the part that each device has."""
     return tuple(
-        local_extent(extent, digits, sizes) if digits else extent
+        digits[-1].stride if is_padded(extent, digits)
+        else extent // prod(digit.ways for digit in digits)
         for extent, digits in zip(shape, dims, strict=True)
-    )
+    )  # fmt: skip
 
 
-def radix(extent: int, digits: Digits, sizes: Sizes) -> list[tuple[int, str]]:
+def radix(extent: int, digits: Digits) -> list[tuple[int, str]]:
     """A dimension as numbers between and of digits: (how many values, of which axis or "")."""
     parts: list[tuple[int, str]] = []
-    above = ceildiv(extent, period(digits, sizes)) * period(digits, sizes)
-    for axis, stride in digits:
-        parts.append((above // (stride * sizes[axis]), ""))
-        parts.append((sizes[axis], axis))
+    above = ceildiv(extent, period(digits)) * period(digits)
+    for axis, stride, ways in digits:
+        parts += [(above // (stride * ways), ""), (ways, axis)]
         above = stride
     return [*parts, (above, "")]
 
 
-def reshaped(old: Shape, dims: Dims, new: Shape, sizes: Sizes) -> tuple[Dims, bool]:
+def reshaped(old: Shape, dims: Dims, new: Shape) -> tuple[Dims, bool]:
     """The digits after a reshape, and whether all of them have a place there."""
     if not any(dims):
         return ((),) * len(new), True
     if any(not isinstance(extent, int) or extent < 1 for extent in (*old, *new)):
         return ((),) * len(new), False
     found: list[list[Digit]] = [[] for _ in new]
-    steps, lost = _steps(new), False
-    for extent, digits, step in zip(old, dims, _steps(old), strict=True):
-        if is_padded(extent, digits, sizes):
+    steps, lost = strides_of(new), False
+    for extent, digits, step in zip(old, dims, strides_of(old), strict=True):
+        if is_padded(extent, digits):
             same = [at for at, other in enumerate(steps) if other == step and new[at] == extent]
             lost = lost or not same
             if same:
                 found[same[0]] += digits
             continue
-        for axis, stride in digits:
+        for axis, stride, ways in digits:
             first = stride * step
-            last = first * sizes[axis]
+            last = first * ways
             for at, other in enumerate(steps):
                 if first % other == 0 and other * _known(new[at]) % last == 0 and last > other:
-                    found[at].append(Digit(axis, first // other))
+                    found[at].append(Digit(axis, first // other, ways))
                     break
             else:
                 lost = True
     return tuple(tuple(sorted(digits, key=lambda d: -d.stride)) for digits in found), not lost
-
-
-def _steps(shape: Shape) -> list[int]:
-    steps = [1]
-    for extent in reversed(shape[1:]):
-        steps.insert(0, steps[0] * _known(extent))
-    return steps if shape else []
 
 
 def _known(extent: Integer) -> int:

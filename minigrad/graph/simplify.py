@@ -17,11 +17,23 @@ from minigrad.dtype import DType, convert
 from minigrad.graph import build
 from minigrad.graph.axes import part_along
 from minigrad.graph.build import elementwise
-from minigrad.graph.fold import fold
 from minigrad.graph.node import Node
 from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.symbolic import Affine, high, low
+
+RULES: dict[Op, list[Rule]] = {}  # those of an operation, in the order of their priority
+
+
+def on(*ops: Op) -> Callable[[Rule], Rule]:
+    """A rule for these operations, behind those that stand above it."""
+
+    def add(rule: Rule) -> Rule:
+        for op in ops:
+            RULES.setdefault(op, []).append(rule)
+        return rule
+
+    return add
 
 
 def simplify(roots: Sequence[Node]) -> tuple[Node, ...]:
@@ -41,21 +53,24 @@ def _is(node: Node, value: int | float) -> bool:
 # --- elementwise ---------------------------------------------------------------------------------
 
 
+@on(*(op for op in Op if op.facts.scalar))
 def fold_constants(node: Node) -> Node | None:
     """2 + 3 → 5, in the result's dtype."""
     for source in node.src:
         if source.op is not Op.CONST:
             return None
-    value = fold(node.op, tuple(source.arg for source in node.src))
+    value = node.op.facts.fold([source.arg for source in node.src])
     return None if value is None else node.constant(value)
 
 
+@on(Op.ADD, Op.MUL, Op.MAXIMUM, Op.MINIMUM, Op.AND, Op.OR, Op.XOR)
 def constant_second(node: Node) -> Node | None:
     """2 + x → x + 2, so that the other rules look at one side only."""
     x, y = node.src
     return elementwise(node.op, y, x) if x.op is Op.CONST and y.op is not Op.CONST else None
 
 
+@on(*(op for op in BINARY if op.facts.neutral is not None))
 def neutral(node: Node) -> Node | None:
     """x + −0.0 → x, x · 1 → x, max(x, −∞) → x: what changes nothing (see `Elementwise`)."""
     (x, y), number = node.src, node.op.facts.neutral
@@ -64,6 +79,7 @@ def neutral(node: Node) -> Node | None:
     return x if number is not None and _is(y, number) else None
 
 
+@on(*(op for op in BINARY if op.facts.deciding))
 def deciding(node: Node) -> Node | None:
     """x · 0 → 0, x % 1 → 0, x | −1 → −1, for integers and bools."""
     y, known = node.src[1], node.op.facts.deciding
@@ -72,6 +88,7 @@ def deciding(node: Node) -> Node | None:
     return next((node.constant(known[number]) for number in known if _is(y, number)), None)
 
 
+@on(*(op for op in BINARY if op.facts.alike is not None))
 def alike(node: Node) -> Node | None:
     """max(x, x) → x, for integers and bools x − x → 0, x == x → True."""
     (x, y), result = node.src, node.op.facts.alike
@@ -82,12 +99,30 @@ def alike(node: Node) -> Node | None:
     return None if x.dtype.is_float else node.constant(result)
 
 
+@on(Op.ADD)
+def add_negated(node: Node) -> Node | None:
+    """x + −y → x − y, −x + y → y − x."""
+    x, y = node.src
+    if y.op is Op.NEG:
+        return x - y.src[0]
+    return y - x.src[0] if x.op is Op.NEG else None
+
+
+@on(Op.SUB)
 def subtract_constant(node: Node) -> Node | None:
     """x − c → x + −c, for integers."""
     x, y = node.src
     return x + -int(y.arg) if node.dtype.is_int and y.op is Op.CONST else None
 
 
+@on(Op.SUB)
+def subtract_negated(node: Node) -> Node | None:
+    """x − −y → x + y."""
+    x, y = node.src
+    return x + y.src[0] if y.op is Op.NEG else None
+
+
+@on(Op.MUL, Op.XOR)
 def invert(node: Node) -> Node | None:
     """x · −1 → −x, but for bools; x ^ −1 → ~x."""
     x, y = node.src
@@ -96,6 +131,7 @@ def invert(node: Node) -> Node | None:
     return -x if node.op is Op.MUL else ~x
 
 
+@on(Op.ADD, Op.MUL)
 def join_constants(node: Node) -> Node | None:
     """(x + a) + b → x + (a + b) and (x·a)·b → x·(a·b), for integers."""
     inner, outer = node.src
@@ -103,10 +139,22 @@ def join_constants(node: Node) -> Node | None:
         return None
     if inner.src[1].op is not Op.CONST:
         return None
-    both = fold(node.op, (inner.src[1].arg, outer.arg))
+    both = node.op.facts.fold([inner.src[1].arg, outer.arg])
     return None if both is None else elementwise(node.op, inner.src[0], outer.constant(both))
 
 
+@on(Op.MUL, Op.DIV)
+def signs_outside(node: Node) -> Node | None:
+    """−x · −y → x · y, −x · c → x · −c; the same for quotients."""
+    x, y = node.src
+    if x.op is Op.NEG and y.op is Op.NEG:
+        return elementwise(node.op, x.src[0], y.src[0])
+    if x.op is Op.NEG and y.op is Op.CONST:
+        return elementwise(node.op, x.src[0], y.constant(-y.arg))
+    return None
+
+
+@on(Op.DIV)
 def divide_by_power_of_two(node: Node) -> Node | None:
     """x / 4.0 → x · 0.25, where the reciprocal is exact and normal (x / 1.0 → x)."""
     x, y = node.src
@@ -118,36 +166,14 @@ def divide_by_power_of_two(node: Node) -> Node | None:
     return x * (1.0 / float(y.arg))
 
 
+@on(Op.NEG, Op.NOT)
 def undo(node: Node) -> Node | None:
     """−(−x) → x, ~(~x) → x; −(x − y) stays (its zero has a sign)."""
     inner = node.src[0]
     return inner.src[0] if inner.op is node.op else None
 
 
-def add_negated(node: Node) -> Node | None:
-    """x + −y → x − y, −x + y → y − x."""
-    x, y = node.src
-    if y.op is Op.NEG:
-        return x - y.src[0]
-    return y - x.src[0] if x.op is Op.NEG else None
-
-
-def subtract_negated(node: Node) -> Node | None:
-    """x − −y → x + y."""
-    x, y = node.src
-    return x + y.src[0] if y.op is Op.NEG else None
-
-
-def signs_outside(node: Node) -> Node | None:
-    """−x · −y → x · y, −x · c → x · −c; the same for quotients."""
-    x, y = node.src
-    if x.op is Op.NEG and y.op is Op.NEG:
-        return elementwise(node.op, x.src[0], y.src[0])
-    if x.op is Op.NEG and y.op is Op.CONST:
-        return elementwise(node.op, x.src[0], y.constant(-y.arg))
-    return None
-
-
+@on(Op.WHERE)
 def choose(node: Node) -> Node | None:
     """WHERE with a known or negated condition, or with equal or nested branches."""
     condition, x, y = node.src
@@ -182,6 +208,7 @@ def holds(wide: DType, narrow: DType) -> bool:
     return narrow.minimum >= wide.minimum and narrow.maximum <= wide.maximum
 
 
+@on(Op.CAST)
 def cast_of_cast(node: Node) -> Node | None:
     """x → B → C becomes x → C where B keeps x, or where both steps only drop high bits.
 
@@ -209,6 +236,33 @@ def cast_of_cast(node: Node) -> Node | None:
     return None
 
 
+# --- two of a kind -------------------------------------------------------------------------------
+
+# How the arguments of two become one. (It is done here, not where nodes are made: somebody may want
+# the gradient by a node that stands between two movements.)
+_JOINED: dict[Op, Callable[[Any, Any], Any]] = {
+    **dict.fromkeys((Op.BITCAST, Op.RESHAPE, Op.EXPAND), lambda outer, inner: outer),
+    **dict.fromkeys(REDUCTIONS, lambda outer, inner: (*inner, *outer)),
+    Op.PERMUTE: lambda outer, inner: [inner[axis] for axis in outer],
+    Op.FLIP: lambda outer, inner: sorted(set(outer) ^ set(inner)),
+    Op.PAD: lambda outer, inner: [
+        (a + c, b + d) for (a, b), (c, d) in zip(inner, outer, strict=True)
+    ],
+    Op.SHRINK: lambda outer, inner: [
+        (start + o, stop + o) for (start, stop), (o, _) in zip(outer, inner, strict=True)
+    ],
+}
+
+
+@on(*_JOINED)
+def two_as_one(node: Node) -> Node | None:
+    """Two movements, reductions or readings of bits of one kind, one after the other, are one."""
+    inner = node.src[0]
+    if inner.op is not node.op:
+        return None
+    return build.rebuild(node, inner.src, _JOINED[node.op](node.arg, inner.arg))
+
+
 # --- reductions ----------------------------------------------------------------------------------
 
 
@@ -221,6 +275,7 @@ def _repeated(node: Node, x: Node, count: int) -> Node | None:
     return x * count
 
 
+@on(*REDUCTIONS)
 def reduce_constant(node: Node) -> Node | None:
     """SUM of n times c → n·c, MAX of c → c; over no elements the identity."""
     x = node.src[0]
@@ -236,6 +291,7 @@ def reduce_constant(node: Node) -> Node | None:
     return _repeated(node, node.constant(x.arg), count) if x.op is Op.CONST else None
 
 
+@on(*REDUCTIONS)
 def reduce_expanded(node: Node) -> Node | None:
     """SUM over an axis along which x was repeated n times → n·x; MAX → x."""
     expanded = node.src[0]
@@ -256,30 +312,7 @@ def reduce_expanded(node: Node) -> Node | None:
 
 # --- movement ------------------------------------------------------------------------------------
 
-# How the arguments of two become one. (It is done here, not where nodes are made: somebody may want
-# the gradient by a node that stands between two movements.)
-_JOINED: dict[Op, Callable[[Any, Any], Any]] = {
-    **dict.fromkeys((Op.BITCAST, Op.RESHAPE, Op.EXPAND), lambda outer, inner: outer),
-    **dict.fromkeys(REDUCTIONS, lambda outer, inner: (*inner, *outer)),
-    Op.PERMUTE: lambda outer, inner: [inner[axis] for axis in outer],
-    Op.FLIP: lambda outer, inner: sorted(set(outer) ^ set(inner)),
-    Op.PAD: lambda outer, inner: [
-        (a + c, b + d) for (a, b), (c, d) in zip(inner, outer, strict=True)
-    ],
-    Op.SHRINK: lambda outer, inner: [
-        (start + o, stop + o) for (start, stop), (o, _) in zip(outer, inner, strict=True)
-    ],
-}
-
-
-def two_as_one(node: Node) -> Node | None:
-    """Two movements, reductions or readings of bits of one kind, one after the other, are one."""
-    inner = node.src[0]
-    if inner.op is not node.op:
-        return None
-    return build.rebuild(node, inner.src, _JOINED[node.op](node.arg, inner.arg))
-
-
+@on(Op.PERMUTE)
 def permute_of_ones(node: Node) -> Node | None:
     """A permutation that only moves dimensions of 1 is a reshape."""
     x = node.src[0]
@@ -287,11 +320,13 @@ def permute_of_ones(node: Node) -> Node | None:
     return build.reshape(x, node.shape) if long == sorted(long) else None
 
 
+@on(Op.PAD)
 def pad_of_nothing(node: Node) -> Node | None:
     """Zeros around an array without elements are zeros."""
     return node.constant(0) if 0 in node.src[0].shape else None
 
 
+@on(Op.SHRINK)
 def shrink_of_pad(node: Node) -> Node | None:
     """What was padded and cut off again, dimension by dimension, where it is all inside."""
     inner = node.src[0]
@@ -301,21 +336,19 @@ def shrink_of_pad(node: Node) -> Node | None:
     cut, amounts, changed = [], [], False
     for (start, stop), (before, after), extent in zip(node.arg, inner.arg, x.shape, strict=True):
         inside = low(start - before) >= 0 and high(stop - (before + extent)) <= 0
-        if inside and (before != 0 or after != 0):
+        if inside:
             cut.append((start - before, stop - before))
             amounts.append((0, 0))
-            changed = True
+            changed |= before != 0 or after != 0
         elif (start, stop) == (0, inner.shape[len(cut)]):
             cut.append((0, extent))
             amounts.append((before, after))
-        elif inside:
-            cut.append((start, stop))
-            amounts.append((0, 0))
         else:
             return None
     return build.pad(build.shrink(x, cut), amounts) if changed else None
 
 
+@on(Op.SHRINK)
 def shrink_of_cat(node: Node) -> Node | None:
     """Only the pieces that it shows."""
     joined = node.src[0]
@@ -338,6 +371,7 @@ def shrink_of_cat(node: Node) -> Node | None:
     return build.cat(parts, axis)
 
 
+@on(Op.SHRINK)
 def shrink_of_expand(node: Node) -> Node | None:
     """Repeat only as often as is kept."""
     inner = node.src[0]
@@ -351,6 +385,7 @@ def shrink_of_expand(node: Node) -> Node | None:
     return build.expand(build.shrink(x, ranges), node.shape)
 
 
+@on(Op.GATHER)
 def gather_constant(node: Node) -> Node | None:
     """One known index for all is a part of x, repeated; out of range it is 0."""
     x, index = node.src
@@ -363,48 +398,8 @@ def gather_constant(node: Node) -> Node | None:
     return build.expand(part_along(x, node.arg, place, place + 1), node.shape)
 
 
+@on(*SCATTERS)
 def scatter_nothing(node: Node) -> Node | None:
     """Nothing scattered is the base."""
     base, index, _ = node.src
     return base if 0 in index.shape else None
-
-
-def _table() -> dict[Op, list[Rule]]:
-    rules: dict[Op, list[Rule]] = {}
-
-    def on(rule: Callable[[Node], Node | None], *ops: Op) -> None:
-        for op in ops:
-            rules.setdefault(op, []).append(rule)
-
-    on(fold_constants, *(op for op in Op if op.facts.scalar))
-    on(constant_second, Op.ADD, Op.MUL, Op.MAXIMUM, Op.MINIMUM, Op.AND, Op.OR, Op.XOR)
-    pairs = sorted(BINARY, key=lambda op: op.value)
-    on(neutral, *(op for op in pairs if op.facts.neutral is not None))
-    on(deciding, *(op for op in pairs if op.facts.deciding))
-    on(alike, *(op for op in pairs if op.facts.alike is not None))
-    on(add_negated, Op.ADD)
-    on(subtract_constant, Op.SUB)
-    on(subtract_negated, Op.SUB)
-    on(invert, Op.MUL, Op.XOR)
-    on(join_constants, Op.ADD, Op.MUL)
-    on(signs_outside, Op.MUL, Op.DIV)
-    on(divide_by_power_of_two, Op.DIV)
-    on(undo, Op.NEG, Op.NOT)
-    on(choose, Op.WHERE)
-    on(cast_of_cast, Op.CAST)
-    on(two_as_one, *_JOINED)
-    reductions = sorted(REDUCTIONS, key=lambda op: op.value)
-    on(reduce_constant, *reductions)
-    on(reduce_expanded, *reductions)
-    on(permute_of_ones, Op.PERMUTE)
-    on(pad_of_nothing, Op.PAD)
-    on(shrink_of_pad, Op.SHRINK)
-    on(shrink_of_cat, Op.SHRINK)
-    on(shrink_of_expand, Op.SHRINK)
-    on(gather_constant, Op.GATHER)
-    on(scatter_nothing, *SCATTERS)
-    return rules
-
-
-# A rule's place in its list is its priority.
-RULES = _table()

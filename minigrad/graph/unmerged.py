@@ -192,12 +192,9 @@ def _with_pairs(node: Node, x: Node) -> Node:
             pairs += [(0, 0 if node.op is Op.PAD else part) for part in parts]
     shape, order = _split(node.shape), _order(_split(node.shape))
     if order and order == _order(x.shape):
-        moved = tuple(pairs[axis] for axis in order)
-        made = make(
-            node.op, node.dtype, _ordered(shape, order), (_fronted(x),), moved, node.device
-        )
+        made = build.rebuild(node, [_fronted(x)], [pairs[axis] for axis in order])
         return _natural(made, shape)
-    return make(node.op, node.dtype, shape, (x,), tuple(pairs), node.device)
+    return build.rebuild(node, [x], pairs)
 
 
 def _gather(node: Node, x: Node, index: Node) -> Node:

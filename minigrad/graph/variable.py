@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, total, var
@@ -26,13 +27,17 @@ class Variable:
             )
         self.name, self.minimum, self.maximum = name, minimum, maximum
 
-    def bind(self, value: int) -> Affine:
-        """The variable with a value for this call."""
-        if not self.minimum <= value <= self.maximum:
+    def bind(self, value: SupportsIndex) -> Affine:
+        """The variable with a value for this call: an int, or what is one to Python (numpy's)."""
+        try:
+            whole = index(value)
+        except TypeError:
+            raise TypeError(f"{self!r}.bind({value!r}): expected a whole number") from None
+        if not self.minimum <= whole <= self.maximum:
             raise ValueError(
-                f"{self!r}.bind({value}): expected a value in {self.minimum} … {self.maximum}"
+                f"{self!r}.bind({whole}): expected a value in {self.minimum} … {self.maximum}"
             )
-        return Atom("var", self.name, self.minimum, self.maximum, payload=value).index
+        return Atom("var", self.name, self.minimum, self.maximum, payload=whole).index
 
     def __repr__(self) -> str:
         return f"Variable({self.name!r}, {self.minimum}, {self.maximum})"
@@ -75,8 +80,6 @@ def _unbound(x: Affine) -> tuple[Integer, tuple[tuple[str, int], ...]]:
 
 def rebind(x: Integer, values: Mapping[str, int]) -> Integer:
     """x with its variables bound to values: the inverse of `unbind`."""
-    if isinstance(x, int):
-        return x
     bound: dict[Atom, Integer] = {}
     for atom in variables(x):
         if atom.name in values and atom.payload is None:
@@ -106,8 +109,6 @@ def most(x: Integer, values: Mapping[str, int]) -> int:
     """The number that x is where a program's own variables have these values; users' count as high
     as they can be, so that their next value needs no more room.
     """
-    if isinstance(x, int):
-        return x
     return high(rest_of(x, values))
 
 

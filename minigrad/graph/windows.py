@@ -77,10 +77,7 @@ class _Product:
         count = self.extents[place]
         assert isinstance(count, int)
         low, high = (min(max(end, 0), length) for end in (before, before + count))
-        kept = (low - before, high - before) if high > low else (0, 0)
-        for i in self.varying(place):
-            self.factors[i] = part_along(self.factors[i], place, *kept)
-        self.extents[place] = kept[1] - kept[0]
+        self.only(place, *((low - before, high - before) if high > low else (0, 0)))
         self.pad(place, low, length - max(high, low))
 
     def split(self, place: int, outer: int, inner: int, name: Name) -> None:
@@ -247,10 +244,8 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
     """Whether much would be multiplied by the zeros that make windows a multiple of the step."""
     made = numel([part.places * part.step for part in split])
     needed = numel([part.size or part.places for part in split])
-    large = numel(product.extents)
-    return len(product.factors) > 1 and 4 * made > 5 * needed and (
-        isinstance(large, int) and large >= LARGE
-    )
+    large = numel(product.extents) >= LARGE
+    return large and len(product.factors) > 1 and 4 * made > 5 * needed
 
 
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:

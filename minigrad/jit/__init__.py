@@ -1,6 +1,6 @@
 """`@jit`: capture what a step runs (`capture`), replay it (`replay`) as one call of the device.
 
-`jitted` is the decorator; `sorting` makes the replay of what was recorded.
+`jitted` is the decorator.
 """
 
 from minigrad.jit.jitted import Jitted, jit

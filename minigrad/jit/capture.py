@@ -1,19 +1,26 @@
-"""What a captured step did besides computing its result: what it may not, and what it left behind.
+"""What a captured step did: its result, what it may not do, and what it left behind.
 
 A `Snapshot` knows the tensors from before the step, so that afterwards those that it made, wrote,
-and gave gradients can be told from the others.
+and gave gradients can be told from the others. `sort` makes the replay of what was recorded: which
+buffers are inputs, outputs, and what stays. The step is captured with copies of its inputs, so that
+nothing else can be taken for them.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 
-from minigrad.device import Buffer, Call
+from minigrad.device import Buffer, Call, Device
 from minigrad.errors import JitError
-from minigrad.graph.node import Node, Op, depending, topological
-from minigrad.tensor import Tensor
+from minigrad.failure import CheckedReplay
+from minigrad.graph.node import Node, Op, depending, form_of, topological
+from minigrad.graph.variable import is_own
+from minigrad.jit.replay import Capture, Output, Source
+from minigrad.tensor import Tensor, realization, saved_graphs
 from minigrad.tensor.live_tensors import Holder, all_holders, lazy_holders, of_this_thread
+from minigrad.tensor.modes import no_grad
+from minigrad.tensor.pytree import signature
 
 
 class Snapshot:
@@ -41,7 +48,8 @@ class Snapshot:
         objects keep).
         """
         lazy = of_this_thread(lazy_holders())
-        reads = readers_of_memory(holder.raw for holder in lazy)
+        order = topological(holder.raw for holder in lazy)
+        reads = depending(order, (node for node in order if node.op is Op.BUFFER))
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
     def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
@@ -54,12 +62,6 @@ class Snapshot:
             and holder.grad._link is not self._grads.get(number)
             and of_this_thread([holder.grad])
         ]
-
-
-def readers_of_memory(roots: Iterable[Node]) -> set[Node]:
-    """Those nodes below the roots whose value depends on a buffer, the buffers included."""
-    order = topological(roots)
-    return depending(order, (node for node in order if node.op is Op.BUFFER))
 
 
 class HostWatch:
@@ -99,24 +101,182 @@ class HostWatch:
             )
 
 
-def refuse_replaced(
-    name: str, calls: Iterable[Call], written: set[Buffer], known: set[Buffer]
-) -> None:
-    """JitError where calls read a buffer that no tensor stands for any longer.
+def leaves(
+    name: str, calls: Sequence[Call], known: set[Buffer]
+) -> Collection[Sequence[Holder]]:
+    """The tensors that calls read besides `known` memory, together those that stand for one BUFFER.
 
-    The step has then put another tensor in the place of one that it read (`self.x = self.x + 1`, or
-    a gradient added to that of the step before): a replay would read the old one for ever.
-    known: buffers for which that is right.
+    JitError where there is none for something any longer. The step has then put another tensor in
+    the place of one that it read (`self.x = self.x + 1`, or a gradient added to that of the step
+    before): a replay would read the old one for ever.
     """
-    held = {holder.raw.arg for holder in all_holders() if holder.raw.op is Op.BUFFER}
+    new = known.union(*(call.made for call in calls))
+    reads = dict.fromkeys(b for call in calls for b in call.buffers if b not in new)
+    found: dict[Node, list[Holder]] = {}
+    for holder in all_holders():
+        if holder.raw.op is Op.BUFFER and holder.raw.arg in reads:
+            found.setdefault(holder.raw, []).append(holder)
     lazy = topological([holder.raw for holder in lazy_holders()])
-    held.update(node.arg for node in lazy if node.op is Op.BUFFER)
-    for call in calls:
-        for buffer in call.buffers:
-            if buffer not in held and buffer not in known and buffer not in written:
+    held = {node.arg for node in (*found, *lazy) if node.op is Op.BUFFER}
+    held.update(*(call.written for call in calls))
+    for buffer in reads:
+        if buffer not in held:
+            raise JitError(
+                f"{name} reads a tensor of {buffer.size} × {buffer.dtype.name} and puts "
+                "another in its place (gradients that add up without zero_grad(), or "
+                "self.x = self.x + 1): a replay would read the old one for ever; call "
+                "zero_grad() inside the step, or write with .assign()"
+            )
+    return found.values()
+
+
+def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs with memory of their own, so that nothing else can be taken for them.
+
+    Leaves that want a gradient stay what they are.
+    """
+    given: list[Tensor] = []
+    for number, tensor in enumerate(tensors):
+        if tensor.requires_grad:
+            if any(tensor.raw is other.raw for other in given):
                 raise JitError(
-                    f"{name} reads a tensor of {buffer.size} × {buffer.dtype.name} and puts "
-                    "another in its place (gradients that add up without zero_grad(), or "
-                    "self.x = self.x + 1): a replay would read the old one for ever; call "
-                    "zero_grad() inside the step, or write with .assign()"
+                    f"{name} is given a tensor that requires a gradient twice (input "
+                    f"{number}): pass it once"
                 )
+            given.append(tensor)
+            continue
+        copy = tensor.clone()
+        copy.made, copy.stopped = tensor.made, tensor.stopped
+        copy._requires_grad = tensor._requires_grad
+        realization.realize([copy])  # one by one: two copies of one tensor would be one node
+        given.append(copy)
+    return given
+
+
+def take_gradients(
+    capture: Capture, before: Snapshot,
+    tensors: Sequence[Tensor], given: Sequence[Tensor],
+) -> None:  # fmt: skip
+    """Note the gradients that the step left at its inputs and elsewhere."""
+    places = {id(clone): number for number, clone in enumerate(given)}
+    for of, gradient in before.new_gradients():
+        number, had = places.get(id(of), -1), before.had_gradient(of)
+        if number < 0 or had:
+            capture.gradients.append((of, gradient, had))
+            continue
+        input = tensors[number]
+        if of is not input and input.grad is not None:
+            raise JitError(
+                f"{capture.name} adds to the gradient of input {number}: "
+                "set its .grad to None before the call"
+            )
+        leaf = input._link if of is input else None
+        capture.input_gradients.append((number, gradient, leaf))
+        capture.give_gradients(tensors)
+
+
+def sort(
+    capture: Capture, calls: Sequence[Call], places: dict[Buffer, int],
+    before: Snapshot, results: Sequence[Tensor], values: dict[str, int],
+    tensors: Sequence[Tensor], given: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """Sort the buffers of a recording into inputs, outputs and what stays; make the replay.
+
+    Gives the tensors of the result for the caller of this call.
+    """
+    made = {memory for call in calls for memory in call.made}
+    written = {memory for call in calls for memory in call.written} - made
+    used = {memory for call in calls for memory in call.buffers}
+    capture.read = frozenset(_read_first(calls) - set(places))
+    capture.written = frozenset((made | written) - set(places))
+    capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
+    capture.check_memory(tensors)
+    _copy_back(capture, tensors, given)
+    fresh: dict[Node, int] = {}
+    outputs: set[Buffer] = set()
+    first: dict[int, int] = {}  # id of a tensor → its first place in the result
+    for place, tensor in enumerate(results):
+        node, memory = tensor.raw, tensor.raw.arg
+        if first.setdefault(id(tensor), place) != place:
+            source = Source("again", first[id(tensor)])
+        elif memory in places:
+            number = places[memory]
+            source = Source("input" if tensor is given[number] else "input memory", number)
+        elif before.knows(tensor):
+            source = Source("kept", tensor)
+        elif memory not in made:
+            source = Source("kept memory", node)
+        else:
+            if node not in fresh:
+                if memory in outputs:
+                    raise JitError(f"{capture.name} returns one piece of memory as two shapes")
+                outputs.add(memory)
+                fresh[node] = len(capture.outputs)
+                capture.outputs.append(_output(tensor, values))
+            source = Source("fresh", fresh[node])
+        capture.sources.append(source)
+    devices = {memory.device for memory in used} or {Device.DEFAULT}
+    if len(devices) > 1:
+        raise JitError(
+            f"{capture.name} runs on several devices ({', '.join(sorted(devices))}): "
+            "capture the part of each device on its own"
+        )
+    arguments = [*places, *(node.arg for node in fresh)]
+    capture.replay = Device[devices.pop()].compose(calls, arguments)
+    if any(call.checks for call in calls):
+        capture.replay = CheckedReplay(capture.replay, calls, arguments)
+    variables = {name for call in calls for name in call.variables if not is_own(name)}
+    names = variables - set(values)
+    if names:
+        raise JitError(
+            f"{capture.name} uses the bound variable {', '.join(sorted(names))}, "
+            "which no argument carries: pass the bound integer, or a tensor of that size"
+        )
+    capture.written -= outputs
+    _note_owners(capture)
+    returned = capture.results(tensors, [*fresh])
+    for copy, tensor, source in zip(returned, results, capture.sources, strict=True):
+        if source.kind == "fresh":
+            copy.stopped, copy._requires_grad = tensor.stopped, tensor._requires_grad
+    return returned
+
+
+def _note_owners(capture: Capture) -> None:
+    """Who holds the memory that the step writes to."""
+    for holder in all_holders():
+        if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
+            if id(holder.raw) not in capture.owners:
+                capture.written_nodes.append(holder.raw)
+                holder.raw.form = None  # as an input it needs a second look
+            capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
+
+
+def _copy_back(capture: Capture, tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Give the inputs that the step updated their new values."""
+    changed = [n for n in capture.written_inputs if given[n] is not tensors[n]]
+    with no_grad():
+        for number in changed:
+            tensors[number].assign(given[number])
+    realization.realize([tensors[number] for number in changed])
+
+
+def _output(tensor: Tensor, values: dict[str, int]) -> Output:
+    """What a replay must know to make this tensor of the result anew."""
+    known = signature(tensor, dict(values))
+    memory: Buffer = tensor.raw.arg
+    return Output(
+        known.shape, known.dtype, known.device, memory.size, memory.nbytes,
+        tensor.stopped or saved_graphs.has_history(tensor.raw),
+        any(not isinstance(extent, int) for extent in known.shape),
+        form_of(known.dtype, known.shape, known.device),
+    )  # fmt: skip
+
+
+def _read_first(calls: Sequence[Call]) -> set[Buffer]:
+    """The buffers whose values from before the calls are used."""
+    found: set[Buffer] = set()
+    filled: set[Buffer] = set()
+    for call in calls:
+        found |= call.read - filled
+        filled.update(call.made, call.written)
+    return found

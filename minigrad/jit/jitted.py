@@ -50,11 +50,10 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from minigrad.device import Buffer, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
-from minigrad.jit.capture import HostWatch, Snapshot, refuse_replaced
+from minigrad.jit.capture import HostWatch, Snapshot, copies, leaves, sort, take_gradients
 from minigrad.jit.outside import Outside, noting
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
-from minigrad.jit.sorting import copies, leaves, sort, take_gradients
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
@@ -90,8 +89,7 @@ class Jitted(Generic[P, R]):
         self.function, self.instance = function, instance
         # by the thread's key: what the first call gave besides tensors, took of the host, used
         self._called: dict[int, tuple[Any, list[int], weakref.WeakSet[Buffer]]] = {}
-        self._captures: dict[int, Capture] = {}  # by the thread's key
-        self._replays: dict[int, Serve] = {}  # how each of them is served
+        self._replays: dict[int, Serve] = {}  # how its capture is served, by the thread's key
         # the same for inputs of other extents, those that were used last at the end
         self._others: dict[tuple[Signature, ...], Jitted[P, R]] = {}
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
@@ -112,7 +110,6 @@ class Jitted(Generic[P, R]):
         """Forget everything: the next call runs as it is, the one after is captured."""
         with self._lock:
             self._called.clear()
-            self._captures.clear()
             self._replays.clear()
             self._others.clear()
 
@@ -146,7 +143,7 @@ class Jitted(Generic[P, R]):
         try:
             return serve(args, kwargs)  # type: ignore[no-any-return]
         except OtherExtents as other:
-            inputs = other.inputs
+            (inputs,) = other.args
         return self._for(inputs)(*args, **kwargs)
 
     def _for(self, inputs: tuple[Signature, ...]) -> Jitted[P, R]:
@@ -232,10 +229,8 @@ class Jitted(Generic[P, R]):
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
-        refuse_replaced(self.name, calls, {b for c in calls for b in (*c.made, *c.written)}, known)
-        for holders in leaves(calls, known).values():
+        for holders in leaves(self.name, calls, known):
             capture.outside.mourn(holders)
-        self._captures[key] = capture
         self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer

@@ -12,7 +12,7 @@ import dis
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -71,9 +71,8 @@ class Outside:
     """
 
     def __init__(
-        self, name: str, function: Any, instance: Callable[[], Any] | None = None,
-        noted: Mapping[tuple[int, str], weakref.ref[Any] | None] | None = None,
-    ) -> None:  # fmt: skip
+        self, name: str, function: Any, instance: Callable[[], Any] | None, noted: Noted
+    ) -> None:
         self.name = name
         self.gone: list[str] = []  # shapes of tensors that the step read
         self.names: dict[str, Any] = {
@@ -95,7 +94,7 @@ class Outside:
         # an attribute that was noted, whose it is, what it was
         self.noted = [
             (attribute, link, getattr(link(), attribute))
-            for (_, attribute), link in (noted or {}).items()
+            for (_, attribute), link in noted.items()
             if link is not None and link() is not None
         ]
         self.seen = _changes[:]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
 from minigrad.dtype import DType
@@ -38,8 +38,7 @@ class Output:
     form: Form
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where a tensor of the result comes from.
 
     kind and what: "fresh" and the number of an output, "input" and the number of an input,
@@ -52,11 +51,7 @@ class Source:
 
 
 class OtherExtents(Exception):
-    """The inputs of a call have other extents than those of a capture: it is one of its own."""
-
-    def __init__(self, inputs: tuple[Signature, ...]) -> None:
-        super().__init__(inputs)
-        self.inputs = inputs
+    """The inputs of a call, its argument, have other extents than a capture's: one of their own."""
 
 
 class Capture:
@@ -93,16 +88,14 @@ class Capture:
         if lazies or self.written_inputs or not shared.isdisjoint(self.owners):
             self._settle(args, kwargs)
         tensors, values = self._check(args, kwargs)
-        self._check_effects(tensors)
+        self.check_memory(tensors)
+        self._check_gradients(tensors)
         self._part_gradients(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
         self._renew(tensors, nodes)
-        results: list[Tensor] = []
-        for source in self.sources:
-            again = source.kind == "again"
-            results.append(results[source.what] if again else self._tensor(source, tensors, nodes))
+        results = self.results(tensors, nodes)
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # the replay has written the copy that it shows
@@ -147,22 +140,22 @@ class Capture:
         buffer = Buffer(device, dtype, output.size, Device[device].allocate(output.nbytes))
         return own_buffer(buffer, dtype, shape, device, output.form)
 
-    def _tensor(self, source: Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> Tensor:
-        """A tensor of the result."""
-        kind, what = source.kind, source.what
-        if kind == "fresh":
-            node = nodes[what]
-            made = Tensor._of(node)  # another may stand for it: a result given twice
-            made.stopped = self.outputs[what].stopped
-            return made
-        if kind == "input":
-            given: Tensor = tensors[what]
-            return given
-        if kind == "kept":
-            kept: Tensor = what
-            return kept
-        shared_node: Node = tensors[what].raw if kind == "input memory" else what
-        return Tensor._of(shared_node)
+    def results(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> list[Tensor]:
+        """The tensors of the result; nodes: of the outputs."""
+        found: list[Tensor] = []
+        for kind, what in self.sources:
+            if kind == "again":
+                found.append(found[what])
+            elif kind == "input":
+                found.append(tensors[what])
+            elif kind == "kept":
+                found.append(what)
+            elif kind == "fresh":  # another may stand for the node: a result given twice
+                found.append(Tensor._of(nodes[what]))
+                found[-1].stopped = self.outputs[what].stopped
+            else:
+                found.append(Tensor._of(tensors[what].raw if kind == "input memory" else what))
+        return found
 
     def _settle(self, args: Any, kwargs: Any) -> None:
         """Let everybody have its value who reads what is about to be overwritten."""
@@ -177,12 +170,11 @@ class Capture:
             realization.settle_before(written, self.read)
         if not self.written_inputs:  # for these it is another matter each time
             self.settled = now
-        for node in self.written_nodes:
+        held = [(node, self.owners[id(node)]) for node in self.written_nodes]
+        held += [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
+        for node, owners in held:
             if id(node) in shared:
-                realization.separate(node, self.owners[id(node)])
-        for tensor in tensors:
-            if id(tensor.raw) in shared:
-                realization.separate(tensor.raw, {id(tensor._link)})
+                realization.separate(node, owners)
 
     def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
         """The input tensors, realized, and the variables' values; or JitError."""
@@ -208,16 +200,27 @@ class Capture:
             realization.realize(tensors)
         return tensors, values
 
-    def _check_effects(self, tensors: Sequence[Tensor]) -> None:
-        """JitError where an input is written by other ways too, or a gradient would be added to."""
+    def check_memory(self, tensors: Sequence[Tensor]) -> None:
+        """JitError where the memory of an input that is written has another way to it, too."""
         memories = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(memories):
             if memory in self.written or (number in self.written_inputs and memory in self.read):
-                raise written_both_ways(self.name, number)
+                raise JitError(
+                    f"{self.name} writes to a tensor that is given as input {number} and that it "
+                    "also uses without being given it (or one is a view of the other): a replay "
+                    "could not tell the two apart; pass a .clone(), or do not pass it"
+                )
         times = Counter(memories) if self.written_inputs else {}
         for number in self.written_inputs:
             if times[memories[number]] > 1:
-                raise written_twice(self.name, number)
+                raise JitError(
+                    f"{self.name} writes to input {number}, which is given twice in one call, "
+                    "itself or as a view: a replay could not tell the two apart; pass a .clone() "
+                    "of one"
+                )
+
+    def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
+        """JitError where a gradient would be added to."""
         had = any(of.grad is not None for of, _, others in self.gradients if not others)
         if had or any(tensors[number].grad is not None for number, *_ in self.input_gradients):
             raise JitError(
@@ -255,20 +258,3 @@ def memory_of(tensor: Tensor) -> Buffer:
     base = views.base_of(tensor)
     found: Buffer = (tensor if base is None or base.raw.op is not Op.BUFFER else base).raw.arg
     return found
-
-
-def written_twice(name: str, number: int) -> JitError:
-    """The error where an input that the step updates has a twin."""
-    return JitError(
-        f"{name} writes to input {number}, which is given twice in one call, itself or as a view: "
-        "a replay could not tell the two apart; pass a .clone() of one"
-    )
-
-
-def written_both_ways(name: str, number: int) -> JitError:
-    """The error where the step reaches an input's memory by itself, and one of the two writes."""
-    return JitError(
-        f"{name} writes to a tensor that is given as input {number} and that it also uses without "
-        "being given it (or one is a view of the other): a replay could not tell "
-        "the two apart; pass a .clone(), or do not pass it"
-    )

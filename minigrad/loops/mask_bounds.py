@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from minigrad.dtype import convert
-from minigrad.graph.fold import fold
 from minigrad.graph.operations import Op
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, only_atom, substitute, variables
@@ -86,7 +85,7 @@ def _value(e: Expr, args: tuple[float, ...]) -> float | None:
     elif e.op in (Op.EXP, Op.EXP2):  # not rounded alike everywhere, but exact here
         value = 0.0 if args[0] == float("-inf") else None
     else:
-        value = fold(e.op, args)
+        value = e.op.facts.fold(args)
     return None if value is None else float(value)
 
 

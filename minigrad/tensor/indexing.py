@@ -16,7 +16,7 @@ from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, row_of, split_axis
 from minigrad.graph.node import Node, Op, Shape, is_symbolic
-from minigrad.graph.selection import selected
+from minigrad.graph.scans import selected
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
 from minigrad.hints import hint

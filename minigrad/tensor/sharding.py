@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from minigrad.errors import DeviceError, ShapeError
 from minigrad.graph.node import Node, Op
-from minigrad.graph.partition import plan_of, without_barriers
+from minigrad.graph.partition import Plan, without_barriers
 from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
@@ -140,4 +140,4 @@ def layout_of(node: Node) -> Layout | None:
         return getattr(buffer.memory, "layout", None)
 
     (root,) = without_barriers([node])
-    return plan_of([root], sizes, known, [None]).choices[root].made
+    return Plan([root], sizes, known, [None]).choices[root].made

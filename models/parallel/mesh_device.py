@@ -24,7 +24,7 @@ from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.conversions import group_name, place_name
 from minigrad.graph.node import Shape
-from minigrad.graph.partition import Partitioned, partition, plan_of, without_barriers
+from minigrad.graph.partition import Partitioned, Plan, partition, without_barriers
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Layout, local_shape, mark, show, whole
 from minigrad.locks import new_lock
@@ -203,7 +203,7 @@ class MeshRuntime:
         if memory.parts and same:
             memory.shape, memory.dtype = shape, dtype
             return
-        size = numel(local_shape(shape, layout.dims, self.mesh.sizes))
+        size = numel(local_shape(shape, layout.dims))
         memory.layout, memory.shape, memory.dtype = known, shape, dtype
         memory.parts = [Buffer(one.device, dtype, size) for one in self.local]
 
@@ -294,7 +294,7 @@ class MeshRuntime:
             for root, slot in zip(graph.roots, graph.outputs, strict=True)
         ]
         roots = without_barriers(graph.roots)
-        plan = plan_of(roots, self.mesh.sizes, lambda slot: graph.layouts[slot], wanted)
+        plan = Plan(roots, self.mesh.sizes, lambda slot: graph.layouts[slot], wanted)
         names = tuple(sorted({*graph.variables, *self.local[0].places}))
 
         def of(one: MeshDevice) -> tuple[Partitioned, Graph]:

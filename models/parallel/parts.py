@@ -92,7 +92,7 @@ def _entry(tensor: Tensor, name: str) -> Entry | None:
     places, layout = mesh.places(runtime.local[0].number), _layout(tensor)
     if any(place for axis, place in places.items() if axis not in layout.axes):
         return None
-    digits = [[[mesh.sizes[axis], stride, places[axis]] for axis, stride in dim]
+    digits = [[[ways, stride, places[axis]] for axis, stride, ways in dim]
               for dim in layout.dims]  # fmt: skip
     return {"dtype": tensor.dtype.name, "shape": list(plain_shape(tensor)),
             "parts": [[name, digits]]}  # fmt: skip
@@ -100,8 +100,8 @@ def _entry(tensor: Tensor, name: str) -> Entry | None:
 
 def _part(tensor: Tensor) -> Tensor:
     """What this process has of a tensor on a mesh."""
-    mesh, part = Device.meshes[tensor.raw.device], _memory(tensor).parts[0]
-    shape = local_shape(plain_shape(tensor), _layout(tensor).dims, mesh.sizes)
+    part = _memory(tensor).parts[0]
+    shape = local_shape(plain_shape(tensor), _layout(tensor).dims)
     data = bytearray(numel(shape) * tensor.dtype.itemsize)
     if data:
         Device[part.device].copy_out(part.memory, memoryview(data))

@@ -36,8 +36,8 @@ def main() -> None:
     sets = [[Tensor([float(n)] * 4).realize() for n in range(8)] for _ in range(2)]
     for _ in range(3):
         step(*sets[0])
-    (capture,) = step._captures.values()
-    native = best(capture.replay.native)
+    (serve,) = step._replays.values()
+    native = best(serve.__globals__["capture"].replay.native)
     nothing = best(lambda: None)
 
     def changing():

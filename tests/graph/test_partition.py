@@ -11,12 +11,12 @@ import pytest
 from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, topological
-from minigrad.graph.partition import Partitioned, partition, plan_of
+from minigrad.graph.partition import Partitioned, Plan, partition
 from minigrad.graph.sharding import Digit, Dims, Layout, are_valid, local_shape, mark, reshaped
 
 SIZES = {"a": 2, "b": 4}
 MESH = "a mesh"
-A, B = Digit("a", 4), Digit("b", 2)  # of a dimension of 8
+A, B = Digit("a", 4, 2), Digit("b", 2, 4)  # of a dimension of 8
 
 
 def leaf(slot: int, *shape: int) -> Node:
@@ -37,7 +37,7 @@ def divided(
     root: Node, layouts: dict[int, Layout], wanted: Layout | None = None
 ) -> Partitioned:
     """The graph of one device."""
-    return partition(plan_of([root], SIZES, layouts.get, [wanted]), MESH, MESH + ":0")
+    return partition(Plan([root], SIZES, layouts.get, [wanted]), MESH, MESH + ":0")
 
 
 def kinds(found: Partitioned) -> list[str]:
@@ -120,7 +120,7 @@ def test_what_is_stored_apart_comes_in_runs() -> None:
     x, layouts = leaf(99, 8, 64), {99: Layout(((A,), ()))}
     for slot in range(48):
         x = build.elementwise(Op.EXP, product(x, leaf(slot, 64, 64)))
-        layouts[slot] = Layout(((Digit("a", 32),), ()), stored=frozenset({"a"}))
+        layouts[slot] = Layout(((Digit("a", 32, 2),), ()), stored=frozenset({"a"}))
     found = divided(x, layouts)
     assert kinds(found) == ["all_gather"] * 15
     gathers = [node for node in topological(found.roots) if node.op is Op.COLLECTIVE]
@@ -163,17 +163,16 @@ def test_a_reshape_moves_digits_as_it_moves_elements() -> None:
         new = draw.choice([s for s in shapes if np.prod(s) == np.prod(old)])
         dims: list[tuple[Digit, ...]] = [()] * len(old)
         at = draw.randrange(len(old))
-        digit = Digit(draw.choice("ab"), draw.choice([1, 2, 3, 4]))
-        if not are_valid(old[at], (digit,), SIZES):
+        axis = draw.choice("ab")
+        digit = Digit(axis, draw.choice([1, 2, 3, 4]), SIZES[axis])
+        if not are_valid(old[at], (digit,)):
             continue
         dims[at] = (digit,)
-        after, complete = reshaped(old, tuple(dims), new, SIZES)
+        after, complete = reshaped(old, tuple(dims), new)
         if complete:
             kept += 1
             assert np.array_equal(places(old, tuple(dims)).ravel(), places(new, after).ravel())
-            assert np.prod(local_shape(old, tuple(dims), SIZES)) == np.prod(
-                local_shape(new, after, SIZES)
-            )
+            assert np.prod(local_shape(old, tuple(dims))) == np.prod(local_shape(new, after))
     assert kept > 100
 
 
@@ -181,9 +180,9 @@ def places(shape: tuple[int, ...], dims: Dims) -> np.ndarray:
     """At which place of its axis each element is."""
     found = np.zeros(shape, int)
     for at, digits in enumerate(dims):
-        for axis, stride in digits:
+        for _, stride, ways in digits:
             index = np.arange(shape[at]).reshape([-1 if d == at else 1 for d in range(len(shape))])
-            found = found + index // stride % SIZES[axis]
+            found = found + index // stride % ways
     return found
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -374,6 +375,9 @@ def test_errors():
     for value in (0, 10):
         with pytest.raises(ValueError, match=r"expected a value in 1 … 9"):
             pos.bind(value)
+    with pytest.raises(TypeError, match=r"bind\(2\.5\): expected a whole number"):
+        pos.bind(2.5)
+    assert pos.bind(np.int64(3)) == pos.bind(3)
     with pytest.raises(ValueError, match="identifier"):
         Variable("a b", 0, 1)
     with pytest.raises(ValueError, match="minimum"):

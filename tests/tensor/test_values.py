@@ -59,6 +59,17 @@ def test_values_at_the_ends_go_on_working() -> None:
     assert Tensor([0.0, 1.0]).binary_crossentropy(Tensor([0.0, 1.0])).item() == 0
 
 
+def test_each_interval_of_one_tensor_counts() -> None:
+    """In one program, whichever is asked for first."""
+    limits = [("a weight", 0.0, 9.0), ("a probability", 0.0, 1.0)]
+    for order in (limits, limits[::-1]):
+        x = Tensor([0.5, 2.0]).realize()
+        results = [x._within(name, "none", "less", *ends) + 1 for name, *ends in order]
+        with pytest.raises(DomainError, match="a probability: value 2"):
+            Tensor.realize(*results)
+            results[0].tolist()  # a device that tells it late
+
+
 def test_constants_raise_at_once() -> None:
     with pytest.raises(DomainError, match=r"value 2\.0 is no probability"):
         Tensor.full((3,), 2.0).binary_crossentropy(Tensor.ones(3))
