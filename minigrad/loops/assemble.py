@@ -61,7 +61,7 @@ OPERATIONS_A_BYTE = 16
 
 
 def assemble(
-    name: str, kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
+    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
     vectors: float | None = None,
 ) -> Nest:  # fmt: skip
     """Wrap a parallel loop into a Nest, with long sums in levels.
@@ -87,7 +87,7 @@ def assemble(
     if vectors is None:
         vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
-        name, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
+        kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, total, operations, traffic, target, _sharing(loop, computed, target)),
         operations, round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,

@@ -63,7 +63,7 @@ MOST_ROWS = 16  # of a block
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
-def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
+def block_rows(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
     extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
@@ -106,7 +106,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         nested = build.flat_loop([outer, run], (*early, blocks))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
-    return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, target))
+    return assemble(kernel, nested, target, *_work(kernel.rows, plan, target))
 
 
 def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Integer, Integer]:

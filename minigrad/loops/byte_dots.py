@@ -46,7 +46,7 @@ OPERATIONS_A_BYTE = 64
 SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
-def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
+def byte_dots(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a product with a quantized matrix."""
     first, *others = kernel.stages
     sums = others[0] if others and others[0].op is Op.SUM else first
@@ -76,7 +76,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.sink(rows)
         s.unroll(rows, "u")
     s.parallelize(*tiles)
-    nest = assemble(name, kernel, s.nest, target)
+    nest = assemble(kernel, s.nest, target)
     # of what computes more threads can have a part, in chunks half as long
     return in_long_runs(nest, FEW_TASKS if memory_bound(nest, OPERATIONS_A_BYTE) else ENOUGH_TASKS)
 

@@ -66,7 +66,7 @@ TILE = 64  # elements of a tile along vectors: four lines of float32
 SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of each
 
 
-def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def elementwise(kernel: Kernel, target: Target) -> Nest | None:
     """All stages at once, element by element, in registers; None where they are not alike."""
     if not _same_elements(kernel):
         return None
@@ -83,11 +83,11 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     if axis is None:
         s = Schedule((Stores(tuple(stores)),))
         s.parallelize()
-        return assemble(name, kernel, s.nest, target)
+        return assemble(kernel, s.nest, target)
     x = axis.variable
     if target.group is not None:
         s = _by_items([*outer, axis], stores, target.group)
-        return assemble(name, kernel, s.nest, target)
+        return assemble(kernel, s.nest, target)
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:
@@ -104,7 +104,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
         s.vectorize(x, lanes)
         s.transpose(y, lanes)
         s.parallelize(*xs)
-        return assemble(name, kernel, s.nest, target)
+        return assemble(kernel, s.nest, target)
     last = outer[-1] if outer else None
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
@@ -115,7 +115,7 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     s.parallelize(*xs)
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 def _with_long_last(
@@ -230,7 +230,7 @@ def _following(
     return [a.variable for a in outer if all(coefficient(i, a.variable) in near for i in runs)][:1]
 
 
-def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
+def scatter(kernel: Kernel, target: Target) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
     start, step = _addition(stage, stage.guard)
@@ -260,7 +260,7 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
         if coefficient(stage.initial_position, fill.variable) == 1:
             s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
     s.parallelize(*xs)
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 def _side_by_side(stage: Stage, start: Sequence[Store], step: Store) -> tuple[Schedule, Atom]:
@@ -289,7 +289,7 @@ def _addition(stage: Stage, guard: Guard) -> tuple[list[Store], Store]:
     return [] if stage.in_place else [start], Store(stage.array, stage.position, new, guard)
 
 
-def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
     """The same on a GPU: all in order, by every work-item for its part of the places only.
 
     All updates are looked at for each part, so the parts are no more than keep the device busy.
@@ -319,7 +319,7 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     first = [fill] if start else []
     s = Schedule(loops_over([part, *fixed, *moving], [*first, *loops_over(stage.reduced, [step])]))
     s.parallelize(part.variable, *(axis.variable for axis in fixed))
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 # ---- running reductions and sorts ----
@@ -330,7 +330,7 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
 BLOCK_TERMS = 128
 
 
-def scan(kernel: Kernel, target: Target, name: str) -> Nest:
+def scan(kernel: Kernel, target: Target) -> Nest:
     """A running reduction; vectors run along the last kept axis where that is contiguous."""
     (stage,) = kernel.stages
     (along,) = stage.reduced
@@ -342,7 +342,7 @@ def scan(kernel: Kernel, target: Target, name: str) -> Nest:
         s.vectorize(xs[-1], width)
         xs = xs[: len(xs) - (width > 1)]
     s.parallelize(*xs)
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
@@ -380,7 +380,7 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     return (*start, Loop(counter, 0, (count,), body))
 
 
-def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
+def distribute(kernel: Kernel, target: Target) -> Nest:
     """One pass of a counting sort: each row's next free places stand in scratch memory."""
     (stage,) = kernel.stages
     assert stage.initial is not None
@@ -397,4 +397,4 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
             Store(next_free, stage.position, place + 1),
         )),
     )  # fmt: skip
-    return assemble(name, kernel, flat_loop(stage.axes, body), target)
+    return assemble(kernel, flat_loop(stage.axes, body), target)

@@ -77,7 +77,7 @@ class Sum:
         )
 
 
-def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gemv(kernel: Kernel, target: Target) -> Nest | None:
     """The loop nest of a kernel that sums products with a few vectors; None where it is none.
 
     None too for a device that sees scalars only: it wants many small iterations, not long blocks;
@@ -120,7 +120,7 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
             s.stage(copy, None, over, [(over, None)], copy, {over[-1]: width})
     product.schedule(s, block)
     s.parallelize(*xs)
-    return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
+    return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
 
 
 Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names

@@ -83,7 +83,7 @@ class _Side:
         return Array(self.name, self.operand.dtype, TILE_DEPTH * self.pitch, "local")
 
 
-def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
     """The loop nest of a product and its elementwise epilogue, for work-groups.
 
     None where there is nothing to make tiles of: all rows or columns are a varying number; and
@@ -107,7 +107,7 @@ def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
     item = make_axis("item", 0, tile.items)
     body = build.loops_over(moving, _Tile(problem, tile, left, right, item.index).statements())
     items = Loop(item.variable, 0, (tile.items,), body, "items")
-    nest = assemble(name, kernel, build.flat_loop([*batch, down, across], (items,)), target)
+    nest = assemble(kernel, build.flat_loop([*batch, down, across], (items,)), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -270,7 +270,7 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
     return min(items, 1 << (group.items.bit_length() - 1))
 
 
-def gpu_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
     """A work-group for each row.
 
     None where a work-item does one: where rows are short, or neighbours and enough of them.
@@ -287,10 +287,10 @@ def gpu_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     stages = kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
     body = _Items(items).loop(stages, [{} for _ in stages])
-    return assemble(name, kernel, build.serial_loop(row, (body,)), target)
+    return assemble(kernel, build.serial_loop(row, (body,)), target)
 
 
-def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
     """A work-group for each block of rows in which products take part."""
     if target.group is None:
         return None
@@ -304,7 +304,7 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     stages = kept_inside(stages, kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
     body = _Items(items, block.loop(())).loop(stages, bounds)
-    return assemble(name, kernel, build.flat_loop([block.outer, block.number], (body,)), target)
+    return assemble(kernel, build.flat_loop([block.outer, block.number], (body,)), target)
 
 
 class _Items:

@@ -76,11 +76,11 @@ from minigrad.target import Target
 BLOCK_ROWS = 16
 
 
-def rows(kernel: Kernel, target: Target, name: str) -> Nest:
+def rows(kernel: Kernel, target: Target) -> Nest:
     """Row after row, or vectors of rows."""
     count = kernel.rows
     if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
-        return row_vectors(kernel, target, name)
+        return row_vectors(kernel, target)
     row = row_axis(count)
     stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
     stages = [merge_stage(stage) for stage in kept_inside(stages, kernel, row.index)]
@@ -98,7 +98,7 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    nest = assemble(name, kernel, s.nest, target)
+    nest = assemble(kernel, s.nest, target)
     return in_long_runs(nest) if memory_bound(nest) else nest
 
 
@@ -411,7 +411,7 @@ ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 lines that lie together in memory
 
 
-def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
+def row_vectors(kernel: Kernel, target: Target) -> Nest:
     """Neighbours along the last of the axes that make up a row's number, a vector at a time.
 
     A vector, or a block of sums, ends where the neighbours do, so that no index is divided lane by
@@ -429,7 +429,7 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
         stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
         s.prefetch(row.variable, further_rows(stages, row, target))
         s.vectorize(row.variable, width, LANE)
-        return assemble(name, kernel, s.nest, target)
+        return assemble(kernel, s.nest, target)
     width = size = min(vector_width(target, bodies, length, True), most)
     outer, column = make_axis("p", 0, count // length), make_axis("c", 0, length)
     o, c, at = outer.variable, column.variable, outer.index * length + column.index
@@ -450,7 +450,7 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
         s.prefetch(c, below)
     s.vectorize(c, width, None if columns else LANE)
     s.parallelize(o, block)
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 def _along_rows(kernel: Kernel) -> bool:

@@ -32,7 +32,7 @@ from minigrad.target import Target
 MOST_WRITTEN_OUT = 8  # places of a window that are written out, so that tiles share their loads
 
 
-def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
     """The loop nest of such a product, and its elementwise epilogue; None where it is none."""
     product = kernel.stages[0].product
     if product is None or not target.vector_bytes:
@@ -76,7 +76,7 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
             s.unroll(axis, prefix)
         s.simplify()
     s.parallelize(*(a for a in outer if a not in inner), vectors)
-    return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
+    return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
 
 
 def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
