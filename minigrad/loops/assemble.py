@@ -23,7 +23,7 @@ from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
-from minigrad.loops.build import combine, lanes_loop, put, with_places
+from minigrad.loops.build import combine, lanes_loop, put
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -35,6 +35,7 @@ from minigrad.loops.nest import (
     Store,
     Stores,
 )
+from minigrad.loops.registers import renamed
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -271,9 +272,7 @@ def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -
         while name in taken:  # the loop was cut before
             name += "_"
         own[place] = replace(place, name=name)
-    inner = loop.around(tuple(
-        with_places(s, lambda place, at: (own.get(place, place), at)) for s in loop.body
-    ))  # fmt: skip
+    inner = loop.around(tuple(renamed(one, own) for one in loop.body))
     size = ceildiv(loop.vectors, max(sums.values()))
     if size == 1:
         clear, end = _ends(inner, own, (*around, loop), target)

@@ -8,12 +8,11 @@ from dataclasses import replace
 from minigrad.dtype import DType
 from minigrad.graph.shapes import iterations, unflatten
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, high
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
-from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
@@ -36,43 +35,6 @@ def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
 def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:
     """The stage with its leading axes computed from the row."""
     return stage.substitute(places_along(stage.axes[: prefix_length(stage, rows)], row))
-
-
-def kept_inside(
-    stages: Sequence[Stage], kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0,
-    local: int = 0,
-) -> list[Stage]:  # fmt: skip
-    """Stages with fixed rows, where what stays inside the kernel is in scratch memory.
-
-    `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
-    memory, of which the smallest values get some first.
-    """
-    arrays: dict[Array, Array] = {}
-    sizes: dict[Array, int] = {}
-    kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]
-    for number, stage in sorted(kept, key=lambda one: one[1].size):
-        sizes[stage.array] = stage.size // high(kernel.rows)
-        size, dtype = max(sizes[stage.array] * width, 1), stage.array.dtype
-        nbytes = size * max(dtype.itemsize, 4)
-        space = "local" if nbytes <= local else "scratch"
-        local -= nbytes if space == "local" else 0
-        arrays[stage.array] = Array(f"x{number}", dtype, size, space)
-
-    def moved(e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD or e.array not in arrays:
-            return None
-        return expr.load(arrays[e.array], place(e.index, e.array), e.guard)
-
-    def place(position: Integer, array: Array) -> Integer:
-        return (position - row * sizes[array]) * width + lane
-
-    inside: list[Stage] = []
-    for stage in stages:
-        stage, own = replace(stage, body=expr.rebuild(stage.body, moved)), stage.array
-        if own in arrays:
-            stage = replace(stage, array=arrays[own], position=place(stage.position, own))
-        inside.append(stage)
-    return inside
 
 
 def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.build import Bounds, lanes_loop, loops_over
+from minigrad.loops.build import Bounds, lanes_loop, loops_over, with_loads
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
 from minigrad.loops.nest import Statement, Store
@@ -78,9 +79,7 @@ def rounded_once(
         for one in readers:
             new = dict[Expr, Expr]()
             for load in (x for x in expr.loads(one.body) if x.array == stage.array):
-                places = zip(stage.axes, places_in(load, stage), strict=True)
-                at = {axis.variable: place for axis, place in places}
-                wide = expr.load(kept.array, load.index)
+                at, wide = places_in(load.index, stage), expr.load(kept.array, load.index)
                 own = expr.substitute_in(stage.body, at) if alone else wide.cast(load.dtype)
                 new |= {load: own} if pairs else {load.cast(exact.dtype): wide}
             changed[one.array] = replace(one, body=expr.replace_in(one.body, new))
@@ -167,9 +166,8 @@ class BlockPlan:
 
     def _own(self, number: int, load: Expr) -> bool:
         """Whether a load of a stage reads the element at the stage's own column."""
-        axis, maker = column(self.stages[number]), self.maker[load.array]
-        places = places_in(load, maker)
-        return axis is not None and places == (axis.index,) and not load.guard
+        axis, places = column(self.stages[number]), places_in(load.index, self.maker[load.array])
+        return axis is not None and [*places.values()] == [axis.index] and not load.guard
 
     def _plan(self) -> None:
         """Give a place to what other steps read; it may be that of a value which it replaces."""
@@ -215,24 +213,21 @@ class BlockPlan:
             return stage.array, stage.position
         if stage.array not in self.places:
             return None
-        own = [axis.index for axis in stage.axes]
-        return self.places[stage.array], self._at(own, stage)
+        return self.places[stage.array], self._at(stage.place)
 
-    def _at(self, places: Sequence[Integer], stage: Stage) -> Integer:
-        inner = flatten(places, [axis.extent for axis in stage.axes])
+    def _at(self, inner: Integer) -> Integer:
         return inner * self.block.width + self.block.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
         """A body with its loads moved to places, but for those of arrays `inside`."""
 
-        def change(e: Expr) -> Expr | None:
-            if e.op is not Leaf.LOAD or e.array not in self.places or e.array in inside:
-                return None
-            array, guard = e.array, e.guard
+        def move(array: Array, index: Integer) -> tuple[Array, Integer]:
+            if array not in self.places or array in inside:
+                return array, index
             stage = self.maker[array]
-            return expr.load(self.places[array], self._at(places_in(e, stage), stage), guard)
+            return self.places[array], self._at(substitute(stage.place, places_in(index, stage)))
 
-        return expr.rebuild(body, change)
+        return with_loads(body, move)
 
 
 # ---- less work ----
@@ -305,8 +300,7 @@ def _with_scale(
 ) -> tuple[Stage, Expr, Expr]:
     """The product with its scaled factor written out; its terms without the scale; the scale."""
     factor, scaled = found
-    (place,) = places_in(factor, scaled)
-    whole = expr.substitute_in(scaled.body, {scaled.axes[0].variable: place})
+    whole = expr.substitute_in(scaled.body, places_in(factor.index, scaled))
     (x, y), own, at = whole.args, scaled.body.args[0], result.index(scaled)
     if own.op is Leaf.LOAD and own.index == scaled.position and not own.guard:
         del result[at]
@@ -352,27 +346,22 @@ class BlockSums:
                 continue
             fixed = fix_rows(stage, outer.extent, outer.index)
             if stage.op is None:
-                body = expr.rebuild(fixed.body, self._moved)
-                self.ends.append(replace(fixed, body=body))
+                self.ends.append(replace(fixed, body=with_loads(fixed.body, self._moved)))
                 continue
             (reduced,) = stage.reduced
             body = expr.substitute_in(fixed.body, {reduced.variable: row.index})
             fixed = replace(fixed, reduced=(row,), body=body)
             if stage.array not in kernel.stored:
-                extents = [axis.extent for axis in fixed.axes]
-                name, dtype = f"all_{len(self.scratch)}", stage.array.dtype
-                array = Array(name, dtype, numel(extents), "scratch")
+                size, dtype = numel([axis.extent for axis in fixed.axes]), stage.array.dtype
+                array = Array(f"all_{len(self.scratch)}", dtype, size, "scratch")
                 self.scratch[stage.array] = array
-                place = flatten([axis.index for axis in fixed.axes], extents)
-                fixed = replace(fixed, array=array, position=place)
+                fixed = replace(fixed, array=array, position=fixed.place)
             self.stages[stage.array] = fixed
         self.stored = kernel.stored | frozenset(self.scratch.values())
 
-    def _moved(self, e: Expr) -> Expr | None:
-        if e.op is not Leaf.LOAD or e.array not in self.scratch:
-            return None
-        array = self.scratch[e.array]
-        return expr.load(array, e.index - self.outer.index * array.size)
+    def _moved(self, array: Array, index: Integer) -> tuple[Array, Integer]:
+        kept = self.scratch.get(array)
+        return (array, index) if kept is None else (kept, index - self.outer.index * kept.size)
 
     def clear(self) -> list[Statement]:
         """Zeros, to which blocks add."""

@@ -33,11 +33,11 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, only_atom, substitute
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_pairs import Pairs, copied, ends_of_run, in_pairs, pairs_of
+from minigrad.loops.block_pairs import WORDS, Operands, as_pairs, copied, ends_of_run, in_pairs
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
@@ -128,7 +128,8 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
     ends = [{number: end} for end in (0, number.high)]
     work, vectors = 0, 0.0
     for n, stage in enumerate(plan.stages):
-        count = high(rows) * sum(_elements(stage, plan.bounds[n], end) for end in ends) // 2
+        row, bounds = plan.block.row, plan.bounds[n]
+        count = high(rows) * sum(_elements(stage, bounds, end, row) for end in ends) // 2
         alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
         work += count * (2 if product else expr.operations(stage.body))
         alone /= 2 if n in plan.in_pairs else 1
@@ -151,12 +152,12 @@ def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
 
 
 def _elements(
-    stage: Stage, bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer]
+    stage: Stage, bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer], row: Axis
 ) -> int:
     """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
     for axis in (*stage.axes, *stage.reduced):
-        if axis.variable not in bounds:  # the row, of a sum over rows
+        if axis == row:  # of a sum over rows
             continue
         first, stop = (substitute(x, block) for x in bounds[axis.variable])
         count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
@@ -219,19 +220,15 @@ class StepCode:
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.runs_along = self.sums
         self.totals: dict[int, Array] = {}
-        self.pairs: Pairs | None = None
         if self.is_product:
-            self.own, self.other = self._factors()
-            self.runs_along = self.sums or self._only_stores()
-            self.k, scratch = self.head.reduced[-1], plan.places.values()
-            self.pairs = pairs_of(
-                self.head, self.own, self.other, self.bounds, block, target, self.runs_along,
-                scratch,
+            plain, k = self._operands(), self.head.reduced[-1].variable
+            self.runs_along = self.sums or self._only_stores(plain.other)
+            self.read = as_pairs(
+                plain, self.head, self.bounds[k], block, target, self.runs_along,
+                plan.places.values(),
             )  # fmt: skip
-            if self.pairs is not None:
-                plan.in_pairs.add(self.number)
-                self.k, self.own, self.other = self.pairs.k, self.pairs.own, self.pairs.other
-            self.mine = self.own
+            self.own, self.pairs = self.read.own, self.read.pairs
+            plan.in_pairs |= {self.number} if self.pairs else set()
 
     # ---- what is done with one element ----
 
@@ -322,17 +319,19 @@ class StepCode:
 
     # ---- products ----
 
-    def _factors(self) -> tuple[Expr, Expr]:
-        """(the one that has the rows, or what is summed over them; the one with the columns)."""
+    def _operands(self) -> Operands:
+        """The factor that has the rows, or what is summed over them; the one with the columns."""
         product = self.bodies[self.number]
         if (tried := self.plan.tried.get(self.head.array)) is not None:
             product = self.plan.reading(tried.terms)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
-        return (right, left) if self.head.axes[-1].variable in left.variables else (left, right)
+        if self.head.axes[-1].variable in left.variables:
+            left, right = right, left
+        return Operands(left, right, self.head.reduced[-1])
 
-    def _only_stores(self) -> bool:
+    def _only_stores(self, other: Expr) -> bool:
         """Whether the results of its product go to memory only, in rows that suit vectors."""
         last = self.head.axes[-1].variable
         stages = [self.plan.stages[n] for n in self.step]
@@ -341,13 +340,13 @@ class StepCode:
             and not any(stage.array in self.plan.places for stage in stages)
             and all(
                 coefficient(load.index, last) in (0, 1) and not load.guard
-                for load in expr.loads(self.other)
+                for load in expr.loads(other)
             )
         )
 
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
-        axis, k = self.head.axes[-1], self.k
+        axis, k = self.head.axes[-1], self.read.k
         self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
@@ -359,7 +358,7 @@ class StepCode:
                 axis.variable: place, k.variable: number % k.count,
                 self.block.row.variable: self.block.start + place,
             }  # fmt: skip
-            hints = [*self._hints(self.other, there), *self._hints(self.own, there)]
+            hints = [*self._hints(self.read.other, there), *self._hints(self.own, there)]
             ks = self._loops_over_k(self.bounds, hints)
             return self._tile(u, self.row, self.block.width, at[axis.variable], at, {}, ks)
 
@@ -377,17 +376,14 @@ class StepCode:
         if self.sums:
             side = outer.pop()
             bounds = self.bounds[side.variable]
+        hints = [] if self.sums else self._hints(self.read.other, {})
 
         def tile(first: Integer, height: int) -> list[Statement]:
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {side.variable: first + u.index}
             if block.width > 1:
                 at[only_atom(block.lane)] = substitute(block.row.index, at) - block.start
-            if self.sums:
-                ks = [self._rows_for(bounds, first, first + height)]
-            else:
-                found = self._bounds_of_rows(first, first + height)
-                ks = self._loops_over_k(found, self._hints(self.other, {}))
+            ks = self._loops_over_k(self._bounds_of_rows(first, first + height), hints)
             return self._tile(u, lanes, width, axis.index, at, at, ks)
 
         tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
@@ -403,31 +399,18 @@ class StepCode:
             and not expr.values_in(load.index)
         ]  # fmt: skip
 
-    def _bounds_of_rows(self, begin: Integer, end: Integer) -> dict[Atom, Bounds]:
+    def _bounds_of_rows(self, begin: Integer, end: Integer) -> Mapping[Atom, Bounds]:
         """The bounds of k for some of the block's rows: where they move with the rows."""
         start, stop = self.block.start, self.block.start + self.block.width
-        found = dict(self.bounds)
-        for axis in self.head.reduced if isinstance(start, Affine) else ():
-            first, last = found[axis.variable]
-            found[axis.variable] = (
+        if self.sums or isinstance(start, int):
+            return self.bounds
+        return {
+            x: (
                 first - start + begin if isinstance(first - start, int) else first,
                 last - stop + end if isinstance(last - stop, int) else last,
             )
-        return found
-
-    def _rows_for(self, bounds: Bounds, begin: Integer, end: Integer) -> Loop:
-        """A loop over those of the block's rows that add to some places of a sum over rows.
-
-        bounds: of the places to which the block adds.
-        """
-        row, start, stop = self.block.row, self.block.start, self.block.start + self.block.width
-        first, stops = start, build.stops_within(stop, row.extent)
-        if isinstance(start, Affine):
-            if isinstance(reach := bounds[1] - stop, int):
-                first = _larger(start, begin - reach, row.count)
-            if isinstance(reach := bounds[0] - start, int):
-                stops = (*stops, end - reach)
-        return Loop(row.variable, first, stops, ())
+            for x, (first, last) in self.bounds.items()
+        }
 
     def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Place]) -> list[Loop]:
         """Loops, the outermost first, without what is done in them; the last asks for hints."""
@@ -445,50 +428,55 @@ class StepCode:
 
         That is what lies otherwise than it is read, and what would be converted again and again.
         """
-        if not self.is_product or self.runs_along and self.pairs is None:
+        if not self.is_product or self.runs_along and not self.pairs:
             return [], []
-        before = self._pack_other(run)
-        if self.pairs is None or not self.sums:
-            return before, self._pack_rows()
-        sides, self.mine = self.pairs.pack_sides(f"panel{self.number}")
-        return before, [sides]
+        return self._pack_other(run), self._pack_sides() if self.sums else self._pack_rows()
 
     def _pack_other(self, run: tuple[Integer, Integer]) -> list[Statement]:
         """Copy the operand that the rows share: of pairs along, or one that is converted."""
-        source, (*outer, axis) = self.other, self.head.axes
-        name, k = f"other{self.number}", self.head.reduced[-1]
-        if self.pairs is None or not self.runs_along:
-            if source.op is not Op.CAST or outer or len(self.head.reduced) > 1:
-                return []
+        source, (*outer, axis), k = self.read.other, self.head.axes, self.head.reduced[-1]
+        if self.pairs and self.runs_along:
+            first, stop = ends_of_run(k, self.bounds[k.variable], self.block, run)
+            lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
+            hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
+            width = choose_nr(self.target, self.head, axis.count)
+            rows, lanes, ends = self.read.k, axis, (first // 2, ceildiv(stop, 2))
+        elif source.op is Op.CAST and not outer and len(self.head.reduced) == 1:
+            rows, lanes, hints, width = axis, k, (), self.target.lanes(source.dtype)
             ends = ends_of_run(axis, self.bounds[axis.variable], self.block, run)
-            width = self.target.lanes(source.dtype)
-            copy, self.other = copied(source, name, axis, k, width, ends)
-            return [copy]
-        own = (0, k.extent) if self.sums else self.bounds[k.variable]
-        first, stop = ends_of_run(k, own, self.block, run)
-        lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
-        hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
-        width, ends = choose_nr(self.target, self.head, axis.count), (first // 2, ceildiv(stop, 2))
-        copy, self.other = copied(source, name, self.k, axis, width, ends, hints)
+        else:
+            return []
+        copy, other = copied(source, f"other{self.number}", rows, lanes, width, ends, hints)
+        self.read = replace(self.read, other=other)
         return [copy]
+
+    def _pack_sides(self) -> list[Statement]:
+        """Copy what is summed over rows: two of these, which lie side by side, in a word."""
+        side, each = self.head.axes[-2], self.block.width // 2
+        words = Array(f"panel{self.number}", dtypes.uint32, side.count * each, "scratch")
+        w, source = make_axis("w", 0, words.size), expr.loads(self.own)[0].array
+        pair = [expr.load(source, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)]
+        copy = Store(words, w.index, expr.apply(Leaf.PAIR, tuple(pair), words.dtype))
+        first, stop = self.bounds[side.variable]
+        stops = tuple(x * each for x in build.stops_within(stop, side.extent))
+        place = (side.index - self.block.number.index) * each + self.read.k.index
+        self.read = replace(self.read, own=expr.load(words, place))
+        return [build.lanes_loop(w, WORDS, (copy,), first * each, stops)]
 
     def _pack_rows(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
-        near = all(load.array.space != "buffer" for load in expr.loads(self.mine))
-        if near and self.pairs is None:
+        near = all(load.array.space != "buffer" for load in expr.loads(self.own))
+        if near and not self.pairs:
             return []
         *outer, inner = self._loops_over_k(self.bounds, ())
-        inner = inner if self.pairs is None else self.pairs.loop(inner)
-        axes = *self.head.reduced[:-1], self.k
+        axes = *self.head.reduced[:-1], self.read.k
         extents = [axis.extent for axis in axes]
         size = numel(extents) * self.block.width
-        panel = Array(f"panel{self.number}", self.mine.dtype, size, "scratch")
+        panel = Array(f"panel{self.number}", self.own.dtype, size, "scratch")
         place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
-        lanes = self.target.lanes(self.mine.dtype)
-        copy: Statement = replace(
-            inner, body=(Store(panel, place, self.mine),), transpose=lanes
-        )
-        self.mine = expr.load(panel, place)
+        lanes, body = self.target.lanes(self.own.dtype), (Store(panel, place, self.own),)
+        copy: Statement = replace(self.read.loop(inner), body=body, transpose=lanes)
+        self.read = replace(self.read, own=expr.load(panel, place))
         for loop in reversed(outer):
             copy = loop.around((copy,))
         return [self.block.loop([copy])]
@@ -505,14 +493,11 @@ class StepCode:
         name, dtype = f"tile{self.number}x{u.count}", self.head.body.dtype
         registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
         total = expr.load(registers, u.index)
-        left, right = (expr.substitute_in(factor, at) for factor in (self.mine, self.other))
-        loops = ks
-        if self.pairs is not None:
-            *outer, last = ks
-            loops, ks = [*outer, self.pairs.loop(last)], [*outer, replace(last, prefetch=())]
+        left, right = (expr.substitute_in(x, at) for x in (self.read.own, self.read.other))
+        more, (*outer, last) = multiply_add(total, left, right), ks
         return [
-            *self._summed(registers, u, multiply_add(total, left, right), loops),
-            *self._checked(registers, u, at, ks),
+            *self._summed(registers, u, more, [*outer, self.read.loop(last)]),
+            *self._checked(registers, u, at, [*outer, replace(last, prefetch=())]),
             build.unrolled(u, self._element(place, u.index, total, rows_at)),
         ]
 
@@ -541,13 +526,6 @@ class StepCode:
         again = self._summed(registers, u, more, ks)
         name = f"wrong{self.number}x{registers.size}"
         return build.unless_finite(name, registers, u, scale, again)
-
-
-def _larger(x: Integer, y: Integer, most: int) -> Integer:
-    """The larger one of two indices, of which x is 0 … most."""
-    both = tuple(expr.index(one, dtypes.int64) for one in (x, y))
-    payload = expr.apply(Op.MAXIMUM, both, dtypes.int64)
-    return Affine(0, ((Atom("value", "", 0, most, payload=payload), 1),))
 
 
 def _index(axis: Axis) -> Integer:

@@ -51,8 +51,7 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
         if tuple(stage.axes) != tuple(axes):
             values = places_along(stage.axes, place)
             body = expr.substitute_in(body, values)
-            own = flatten([axis.index for axis in stage.axes], [a.extent for a in stage.axes])
-            begin = position - own  # of a part of an array (schedule/joins.py)
+            begin = position - stage.place  # of a part of an array (schedule/joins.py)
             if variables(begin).isdisjoint(values):
                 position, guard = begin + place, ()
             else:
@@ -240,18 +239,56 @@ def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
     return Store(place.array, place.index, value, everywhere=everywhere)
 
 
-def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
-    """A statement that uses other places; `move` gives them, with the index.
-
-    everywhere: no lanes outside of a mask need to keep what registers had.
-    """
+def with_loads(e: Expr, move: Move) -> Expr:
+    """An expression that reads other places; `move` gives them, with the index."""
 
     def read(leaf: Expr) -> Expr | None:
         if leaf.op is not Leaf.LOAD:
             return None
         return expr.load(*move(leaf.array, leaf.index), leaf.guard)
 
-    return Change(lambda e: expr.rebuild(e, read), move=move, everywhere=everywhere).of(statement)
+    return expr.rebuild(e, read)
+
+
+def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
+    """A statement that uses other places.
+
+    everywhere: no lanes outside of a mask need to keep what registers had.
+    """
+    return Change(lambda e: with_loads(e, move), move=move, everywhere=everywhere).of(statement)
+
+
+def kept_inside(
+    stages: Sequence[Stage], kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0,
+    local: int = 0,
+) -> list[Stage]:  # fmt: skip
+    """Stages with fixed rows, where what stays inside the kernel is in scratch memory.
+
+    `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
+    memory, of which the smallest values get some first.
+    """
+    arrays: dict[Array, Array] = {}
+    sizes: dict[Array, int] = {}
+    kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]
+    for number, stage in sorted(kept, key=lambda one: one[1].size):
+        sizes[stage.array] = stage.size // high(kernel.rows)
+        size, dtype = max(sizes[stage.array] * width, 1), stage.array.dtype
+        nbytes = size * max(dtype.itemsize, 4)
+        space = "local" if nbytes <= local else "scratch"
+        local -= nbytes if space == "local" else 0
+        arrays[stage.array] = Array(f"x{number}", dtype, size, space)
+
+    def move(array: Array, position: Integer) -> tuple[Array, Integer]:
+        if array not in arrays:
+            return array, position
+        return arrays[array], (position - row * sizes[array]) * width + lane
+
+    inside: list[Stage] = []
+    for stage in stages:
+        array, position = move(stage.array, stage.position)
+        body = with_loads(stage.body, move)
+        inside.append(replace(stage, body=body, array=array, position=position))
+    return inside
 
 
 def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:

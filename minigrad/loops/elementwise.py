@@ -71,23 +71,19 @@ def elementwise(kernel: Kernel, target: Target) -> Nest | None:
     if not _same_elements(kernel):
         return None
     axes, stores = _without_remainders(*_with_long_last(*elements(kernel)))
+    axes = axes or [make_axis("i", 0, 1)]
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
-    if axis is not None:
-        stores = [
-            replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
-            for s in stores
-        ]
-    outer = [a for a in axes if a != axis]
-    xs = [a.variable for a in outer]
-    if axis is None:
-        s = Schedule((Stores(tuple(stores)),))
-        s.parallelize()
-        return assemble(kernel, s.nest, target)
-    x = axis.variable
+    assert axis is not None
+    stores = [
+        replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
+        for s in stores
+    ]
+    outer, x = [a for a in axes if a != axis], axis.variable
     if target.group is not None:
         s = _by_items([*outer, axis], stores, target.group)
         return assemble(kernel, s.nest, target)
+    xs = [a.variable for a in outer]
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if across is not None:

@@ -21,7 +21,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
@@ -284,8 +284,7 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
 
 def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
     """Whether a stage reads of others its own element only; within a row it may read any."""
-    own = flatten([a.index for a in stage.axes], [a.extent for a in stage.axes])
-    return all(load.index == own for load in expr.loads(stage.body) if load.array in made)
+    return all(load.index == stage.place for load in expr.loads(stage.body) if load.array in made)
 
 
 def _sum(stage: Stage) -> Sum | None:

@@ -34,7 +34,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
+from minigrad.loops.axes import fix_rows, merge_stage, places_along, row_axis
 from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
@@ -284,7 +284,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
         return None
     row = row_axis(kernel.rows)
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
-    stages = kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
+    stages = build.kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
     body = _Items(items).loop(stages, [{} for _ in stages])
     return assemble(kernel, build.serial_loop(row, (body,)), target)
@@ -301,7 +301,7 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
     block = Rows(kernel.rows, extent, width, 1)
     stages = [fix_rows(stage, kernel.rows, block.whole) for stage in kernel.stages]
     bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
-    stages = kept_inside(stages, kernel, block.whole, width, block.lane, local)
+    stages = build.kept_inside(stages, kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
     body = _Items(items, block.loop(())).loop(stages, bounds)
     return assemble(kernel, build.flat_loop([block.outer, block.number], (body,)), target)

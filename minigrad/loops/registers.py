@@ -64,7 +64,7 @@ def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
 
 
 def loops_of_their_own(
-    loops: Sequence[Loop], leaves: Sequence[Statements], space: str, name: str
+    loops: Sequence[Loop], leaves: Sequence[Statements], space: str
 ) -> Callable[[Statements], Statements]:
     """What puts loops around each of several leaves, which pass registers on: see `sink`."""
     extents = [one.vectors * one.step for one in loops]
@@ -76,7 +76,7 @@ def loops_of_their_own(
         own = registers_of(leaf)
         for register in sorted((own & seen).difference(crossing), key=lambda one: one.name):
             several = replace(register, name=f"{register.name}{size}", size=size)
-            memory = Array(f"{name}{len(crossing) or ''}", register.dtype, size, space)
+            memory = Array(f"sums{len(crossing) or ''}", register.dtype, size, space)
             crossing[register] = several if space == "registers" else memory
         seen |= own
 

@@ -32,14 +32,13 @@ from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_
 from minigrad.loops.axes import (
     fix_rows,
     indices,
-    kept_inside,
     merge,
     merge_stage,
     row_axis,
     unit_stride_axis,
     vector_width,
 )
-from minigrad.loops.build import loops_over, naive, streams, substitute_statement
+from minigrad.loops.build import kept_inside, loops_over, naive, streams, substitute_statement
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -252,16 +251,16 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     passes: list[Pass] = []
     made: dict[Array, int] = {}  # the first pass in which all of an array is known
     own: set[Expr] = set()  # elements that are known before, in the pass that makes them
-    reads = _Reads()
     for stage in stages:
         axis = _pass_axis(stage)
         first = 0
         for load in stage.loads:
             if load.array in made:
                 first = max(first, made[load.array] - (axis is not None and load in own))
-        if stage.array in stored:
-            first = max(first, reads.first_for(stage))
         extent = None if axis is None else axis.extent
+        if stage.array in stored and passes:
+            joins = None not in (extent, passes[-1].extent) and not _overwrites(stage, passes[-1])
+            first = max(first, len(passes) - joins)
         for place in range(first, len(passes)):
             if passes[place].extent == extent and len(passes[place].stages) < MOST_IN_PASS:
                 break
@@ -272,38 +271,20 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
         made[stage.array] = place + 1
         if axis is not None and stage.op is None:
             own.add(expr.load(stage.array, stage.position))
-        reads.add(stage, place + (axis is None))
     return passes
 
 
-class _Reads:
-    """What the stages so far read of buffers: a later stage may overwrite it.
+def _overwrites(writer: Stage, one: Pass) -> bool:
+    """Whether a stage may store where stages of a pass read another element.
 
-    The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
-    position of the reads of such arrays, or None for a stage that is no loop → the last pass with
-    such a read. Stages of one kind share an entry, so that hundreds do not take quadratic time.
+    Its array may be the memory of any array of its size.
     """
-
-    def __init__(self) -> None:
-        self.places: dict[int, dict[Integer | None, int]] = {}
-        self.last = 0
-
-    def add(self, stage: Stage, place: int) -> None:
-        """Note the reads of a stage of the pass `place`."""
-        self.last = max(self.last, place)
-        alone = _pass_axis(stage) is None
-        for load in stage.loads:
-            if load.array.space == "buffer":
-                places = self.places.setdefault(load.array.size * load.dtype.itemsize, {})
-                key = None if alone else load.index
-                places[key] = max(places.get(key, 0), place)
-
-    def first_for(self, writer: Stage) -> int:
-        """The first pass that a stage with an array of memory may join, or come after."""
-        own = None if _pass_axis(writer) is None else writer.position
-        places = self.places.get(writer.array.size * writer.array.dtype.itemsize, {})
-        behind = (place + (key is None or key != own) for key, place in places.items())
-        return max(self.last, *behind, 0)
+    nbytes = writer.array.size * writer.array.dtype.itemsize
+    reads = (load for stage in one.stages for load in stage.loads if load.array.space == "buffer")
+    return any(
+        load.index != writer.position and load.array.size * load.dtype.itemsize == nbytes
+        for load in reads
+    )
 
 
 def _together(

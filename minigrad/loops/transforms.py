@@ -187,16 +187,15 @@ class Schedule:
 
     @_step
     def sink(
-        self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers",
-        name: str = "sums",
+        self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers"
     ) -> None:
         """Loops over xs, each directly inside the one before, go inside the loops in their body.
 
         Loops of copies stay as they are. into: as far as the bodies of the loops over these
         variables, instead of innermost. What came before and behind these loops gets loops over xs
         of its own, and a register that is used in several of them becomes as many as there are
-        iterations: in registers, or in scratch memory, called `name`, where what is summed up
-        inside gets a register again. The bounds of what they go into are taken where xs begin.
+        iterations: in registers, or in scratch memory, where what is summed up inside gets a
+        register again. The bounds of what they go into are taken where xs begin.
         """
         ends = (into,) if isinstance(into, Atom) else into
         if not xs:
@@ -212,17 +211,17 @@ class Schedule:
                 return leaf
 
             registers.sunk(body, ends, {}, seen)
-            wrapped = registers.loops_of_their_own(loops, leaves, space, name)
+            wrapped = registers.loops_of_their_own(loops, leaves, space)
             return registers.sunk(body, ends, starts, wrapped)
 
         self._change(xs[0], change, computing=True)
 
     @_step
-    def distribute(self, *xs: Atom, name: str = "sums") -> None:
+    def distribute(self, *xs: Atom) -> None:
         """Loops over xs, each directly inside the one before, one time for each loop inside.
 
         Each takes along what comes before it, and a last time is for what comes behind them all.
-        A register that is used in several of them becomes scratch memory, called `name`.
+        A register that is used in several of them becomes scratch memory.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -233,7 +232,7 @@ class Schedule:
                 if isinstance(statement, Loop):
                     groups.append(())
             groups = [group for group in groups if group]
-            wrapped = registers.loops_of_their_own(loops, groups, "scratch", name)
+            wrapped = registers.loops_of_their_own(loops, groups, "scratch")
             return tuple(one for group in groups for one in wrapped(group))
 
         self._change(xs[0], change, computing=True)
