@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minigrad.dtype import DType
 from minigrad.graph.shapes import iterations, unflatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
@@ -19,11 +18,6 @@ from minigrad.target import Target
 # How far apart elements are, at most, that vectors pick from vectors (see render/llvm_memory.py).
 NEIGHBOURS = 4
 LEAST_LANES = 8  # elements that make up for a few jumps: half a vector
-
-
-def row_axis(rows: Integer) -> Axis:
-    """The axis "r" of a kernel's parallel loop."""
-    return make_axis("r", 0, rows)
 
 
 def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
@@ -148,8 +142,7 @@ def vector_width(
     if not target.vector_bytes:
         return 1
     inside = [e for e in expr.walk(*exprs) if variable is None or variable in e.variables]
-    widest = max((e.dtype for e in inside or exprs), key=_register_bytes)
-    lanes = target.lanes(widest)
+    lanes = min(target.lanes(e.dtype) for e in inside or exprs)
     operations = sum(expr.cost(e.op) for e in inside)
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
     if target.brief and not isinstance(extent, int):
@@ -166,8 +159,4 @@ def vector_width(
 def enough_lanes(lanes: int, count: int) -> int:
     """So many lanes, or fewer, a power of two, where fewer hold `count` elements."""
     return min(lanes, 1 << max(count - 1, 0).bit_length())
-
-
-def _register_bytes(dtype: DType) -> int:
-    return max(dtype.itemsize, 4)
 

@@ -61,7 +61,7 @@ def copied(
     array = Array(name, operand.dtype, rows.count * lanes.count, "scratch")
     place = rows.index * lanes.count + lanes.index
     row = build.lanes_loop(lanes, width, (Store(array, place, operand),))
-    stops = build.stops_within(ends[1], rows.extent)
+    stops = build.least(ends[1], rows.extent)
     return Loop(rows.variable, ends[0], stops, (row,), prefetch=hints), expr.load(array, place)
 
 

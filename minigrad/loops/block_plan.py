@@ -178,33 +178,26 @@ class BlockPlan:
                 for load in self._reads[number]:
                     if load.array not in inside:
                         last[load.array] = at
-        free: list[Array] = []
+        kept: dict[Array, Array] = {}  # by place: whose it is now
         for at, step in enumerate(self.steps):
-            reads = [(number, load) for number in step for load in self._reads[number]]
-            ending = list(dict.fromkeys(
-                load.array for _, load in reads
-                if last.get(load.array) == at and load.array in self.places
-            ))  # fmt: skip
-            usable = [
-                self.places[array] for array in ending
-                if all(self._own(n, load) for n, load in reads if load.array == array)
-            ]  # fmt: skip
+            ending = [array for array in kept.values() if self._ends(array, step, last[array] - at)]
             for number in step:
-                stage = self.stages[number]
-                if stage.array in last and stage.array not in self.stored:
-                    self.places[stage.array] = self._place(stage, usable, free)
-            taken = {self.places.get(self.stages[number].array) for number in step}
-            free += [self.places[a] for a in ending if self.places[a] not in taken]
+                array = self.stages[number].array
+                if array in last and array not in self.stored:
+                    place = self._place(self.stages[number], [p for p in kept if kept[p] in ending])
+                    kept[place], self.places[array] = array, place
 
-    def _place(self, stage: Stage, usable: list[Array], free: list[Array]) -> Array:
+    def _ends(self, array: Array, step: Sequence[int], later: int) -> bool:
+        """Whether a step may put something else where an array is, which a `later` one reads."""
+        reads = ((n, load) for n in step for load in self._reads[n] if load.array == array)
+        return later < 0 or later == 0 and all(self._own(n, load) for n, load in reads)
+
+    def _place(self, stage: Stage, free: Sequence[Array]) -> Array:
+        """A place for a stage: the last free one of its size, or a new one."""
         size = numel([axis.extent for axis in stage.axes]) * self.block.width
-        for known in (usable, free):
-            for place in known:
-                if place.size == size and place.dtype is stage.array.dtype:
-                    known.remove(place)
-                    return place
+        alike = [one for one in free if one.size == size and one.dtype is stage.array.dtype]
         count = len(set(self.places.values()))
-        return Array(f"x{count}", stage.array.dtype, size, "scratch")
+        return alike[-1] if alike else Array(f"x{count}", stage.array.dtype, size, "scratch")
 
     def place(self, number: int) -> tuple[Array, Integer] | None:
         """Where a stage's element goes; None where it stays in a register."""

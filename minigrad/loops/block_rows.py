@@ -101,7 +101,7 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
         blocks = build.serial_loop(number, tuple(body))
         nested = build.flat_loop([outer], (*sums.clear(), *early, blocks, *sums.finish()))
     elif early:
-        stops = build.stops_within(last + 1, number.extent)
+        stops = build.least(last + 1, number.extent)
         blocks = Loop(number.variable, first, stops, tuple(body))
         nested = build.flat_loop([outer, run], (*early, blocks))
     else:
@@ -193,7 +193,7 @@ def _tiles(
     pieces = (first, whole, height), (whole, axis.count, axis.count - whole)
     return [
         Loop(
-            place.variable, begin, build.stops_within(stop, end), tuple(tile(place.index, size)),
+            place.variable, begin, build.least(stop, end), tuple(tile(place.index, size)),
             step=size,
         )
         for begin, end, size in pieces if end and size
@@ -307,7 +307,7 @@ class StepCode:
         outer, inner = (self.head.axes, self.head.reduced) if axis is None else ((), (axis,))
         if axis is not None and all(self.plan.stages[n].op is not None for n in self.step):
             first, stop = self.bounds[axis.variable]
-            ends = (first, *build.stops_within(stop, axis.extent))
+            ends = (first, *build.least(stop, axis.extent))
             count = CHAINS if all(divides(x, CHAINS) for x in ends) else 1
         self._start(count)
         u = make_axis("u", 0, count)
@@ -458,7 +458,7 @@ class StepCode:
         pair = [expr.load(source, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)]
         copy = Store(words, w.index, expr.apply(Leaf.PAIR, tuple(pair), words.dtype))
         first, stop = self.bounds[side.variable]
-        stops = tuple(x * each for x in build.stops_within(stop, side.extent))
+        stops = tuple(x * each for x in build.least(stop, side.extent))
         place = (side.index - self.block.number.index) * each + self.read.k.index
         self.read = replace(self.read, own=expr.load(words, place))
         return [build.lanes_loop(w, WORDS, (copy,), first * each, stops)]

@@ -9,9 +9,9 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
-from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high
-from minigrad.loops.axes import indices, merge, places_along, row_axis
+from minigrad.loops.axes import indices, merge, places_along
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -112,18 +112,22 @@ def unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
 
 
-def stops_within(stop: Integer, extent: Integer) -> tuple[Integer, ...]:
-    """Where a loop over an axis ends that need not go beyond `stop`."""
-    if stop == extent or isinstance(extent, int) and high(stop) <= extent:
-        return (stop,)
-    return stop, extent
+def least(*stops: Integer) -> tuple[Integer, ...]:
+    """Stops of a loop without those that are never the first to be reached."""
+    kept: list[Integer] = []
+    for stop in stops:
+        if any(proven_nonnegative(stop - other) for other in kept):
+            continue
+        kept = [other for other in kept if not proven_nonnegative(other - stop)]
+        kept.append(stop)
+    return tuple(kept)
 
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
     """One loop over the product of several axes, of which the first may have a symbolic extent."""
     if len(axes) == 1:
         return serial_loop(axes[0], body)
-    row = row_axis(iterations([axis.extent for axis in axes]))
+    row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
     change = substitution(places_along(axes, row.index))
     return serial_loop(row, tuple(change.of(one) for one in body))
 
@@ -176,10 +180,8 @@ class Change:
     def _loop(self, one: Loop) -> Loop:
         body = tuple([self.of(inner) for inner in one.body])
         hints = tuple([(array, self.at(place)) for array, place in one.prefetch])
-        return Loop(
-            one.variable, self.at(one.start), tuple(map(self.at, one.stops)), body, one.kind,
-            one.step, one.lane, hints, one.transpose, one.overlaps,
-        )  # fmt: skip
+        stops = tuple(map(self.at, one.stops))
+        return replace(one, start=self.at(one.start), stops=stops, body=body, prefetch=hints)
 
 
 def substitution(values: Mapping[Atom, Integer]) -> Change:
@@ -198,7 +200,7 @@ def loops_over(
     """Plain loops over axes, or over parts of them, the first outermost."""
     for axis in reversed(axes):
         first, stop = (bounds or {}).get(axis.variable, (0, axis.extent))
-        body = (Loop(axis.variable, first, stops_within(stop, axis.extent), tuple(body)),)
+        body = (Loop(axis.variable, first, least(stop, axis.extent), tuple(body)),)
     return tuple(body)
 
 

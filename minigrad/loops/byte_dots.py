@@ -29,7 +29,7 @@ from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import assemble, in_levels, in_long_runs, memory_bound
 from minigrad.loops.build import epilogue, loops_over, reduction, summands
-from minigrad.loops.cost import SMALL_TILES
+from minigrad.loops.cost import SMALL_TILES, cut
 from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
@@ -64,7 +64,7 @@ def byte_dots(kernel: Kernel, target: Target) -> Nest:
     if m:
         *more, rows = (axis.variable for axis in m)
         count, most = m[-1].typical, SUMS // (len(words) + 1)
-        block = s.split(rows, ceildiv(count, ceildiv(count, most)), "t")
+        block = s.split(rows, cut(count, 1, most), "t")
         s.reorder(*tiles, *more, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
     if sums is not first:

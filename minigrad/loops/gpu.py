@@ -34,7 +34,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows, merge_stage, places_along, row_axis
+from minigrad.loops.axes import fix_rows, merge_stage, places_along
 from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
@@ -282,7 +282,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
     beside = count > 1 and runs_along_rows(kernel.stages, kernel.rows, target)
     if items == 1 or beside and count >= group.items * group.units:
         return None
-    row = row_axis(kernel.rows)
+    row = make_axis("r", 0, kernel.rows)
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
     stages = build.kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]

@@ -20,7 +20,7 @@ from minigrad.graph.operations import Op
 from minigrad.graph.substitution import coefficient, only_atom, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops.axes import places_along
-from minigrad.loops.build import Bounds, lanes_loop, stops_within
+from minigrad.loops.build import Bounds, lanes_loop, least
 from minigrad.loops.nest import Loop, Statement
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -116,7 +116,7 @@ class Rows:
 
     def loop(self, body: Sequence[Statement]) -> Loop:
         """All rows of the block at once."""
-        stops = stops_within(self.start + self.width, self.extent)
+        stops = least(self.start + self.width, self.extent)
         lane = only_atom(self.lane) if self.width > 1 else None
         return lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
 

@@ -34,7 +34,6 @@ from minigrad.loops.axes import (
     indices,
     merge,
     merge_stage,
-    row_axis,
     unit_stride_axis,
     vector_width,
 )
@@ -80,7 +79,7 @@ def rows(kernel: Kernel, target: Target) -> Nest:
     count = kernel.rows
     if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
         return row_vectors(kernel, target)
-    row = row_axis(count)
+    row = make_axis("r", 0, count)
     stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
     stages = [merge_stage(stage) for stage in kept_inside(stages, kernel, row.index)]
     passes = row_passes(stages, kernel.stored, target)

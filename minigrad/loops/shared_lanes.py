@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom, ceildiv
+from minigrad.graph.symbolic import Atom
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import enough_lanes
 from minigrad.loops.build import substitute_stores
-from minigrad.loops.cost import flops
+from minigrad.loops.cost import cut, flops
 from minigrad.loops.nest import Nest
 from minigrad.loops.product import Problem, prepare
 from minigrad.loops.transforms import Schedule
@@ -87,25 +87,20 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
     """
     parts, many = problem.parts, target.registers >= 32
     if parts.n:
-        columns = _even(parts.n[-1].count, 5 if many else 3)
-        rows = _even(parts.m[-1].count, (25 if many else 9) // columns)
+        columns = cut(parts.n[-1].count, 1, 5 if many else 3)
+        rows = cut(parts.m[-1].count, 1, (25 if many else 9) // columns)
         return [(parts.m[-1], rows), (parts.n[-1], columns)]
     most = 12 if many else 6
     found: list[tuple[Axis, int]] = []
     for axis in reversed(parts.m[-2:]):
         if not isinstance(axis.extent, int):
             break
-        size = _even(axis.count, most if found else 2 * most // 3)
+        size = cut(axis.count, 1, most if found else 2 * most // 3)
         found.insert(0, (axis, size))
         most //= size
         if size < axis.count or most < 2:
             break
     return found
-
-
-def _even(extent: int, most: int) -> int:
-    """About equal parts of at most `most`."""
-    return ceildiv(extent, ceildiv(extent, most))
 
 
 def _window(problem: Problem, inner: list[Atom]) -> list[Axis]:
