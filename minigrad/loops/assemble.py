@@ -193,32 +193,24 @@ def in_long_runs(nest: Nest, least: int = 1) -> Nest:
 def _used(loop: Loop) -> tuple[list[Array], list[str]]:
     """All arrays of a loop, in order of appearance, and the symbols of its indices."""
     arrays: dict[Array, None] = {}
-    values: dict[expr.Expr, None] = {}
+    values: dict[Expr, None] = {}
     places: list[Integer] = []
-    bound: set[Atom | None] = set()
+    bound = {atom for one in nest.loops_in((loop,)) for atom in (one.variable, one.lane)}
     for statement in nest.walk(loop):
         computed, own, reads, writes = statement.parts()
-        if isinstance(statement, Loop):
-            bound.update((statement.variable, statement.lane))
-        elif isinstance(statement, Stores):  # all values come before the arrays that they go to
+        if isinstance(statement, Stores):  # all values come before the arrays that they go to
             computed = tuple([item.value for item in statement.items])
         inside = [value for x in own for value in expr.values_in(x)]
-        found: tuple[expr.Expr | Array, ...] = (*computed, *reads, *writes, *inside)
-        for one in found:
-            if isinstance(one, Array):
-                arrays[one] = None
-            elif one not in values:
-                values[one] = None
-                for load in expr.loads(one):
-                    arrays[load.array] = None
+        for some, beside in ((computed, (*reads, *writes)), (inside, ())):
+            new = [value for value in some if value not in values]
+            values |= dict.fromkeys(new)
+            arrays |= dict.fromkeys([*(load.array for load in expr.loads(*new)), *beside])
         places += own
 
     def symbols(x: Integer) -> set[str]:
         names = {atom.name for atom in variables(x) if atom not in bound} - {"never"}
-        for atom in variables(x):
-            if isinstance(atom.payload, Affine):  # the bound of a variable
-                names |= symbols(atom.payload)
-        return names
+        bounds = (atom.payload for atom in variables(x) if isinstance(atom.payload, Affine))
+        return names.union(*map(symbols, bounds))
 
     used = dict.fromkeys(indices([*values], places))
     return list(arrays), sorted(set().union(*map(symbols, used)))

@@ -79,28 +79,23 @@ def elementwise(kernel: Kernel, target: Target) -> Nest | None:
         replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
         for s in stores
     ]
-    outer, x = [a for a in axes if a != axis], axis.variable
+    outer = [a for a in axes if a != axis]
+    across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if target.group is not None:
         s = _by_items([*outer, axis], stores, target.group)
-        return assemble(kernel, s.nest, target)
-    xs = [a.variable for a in outer]
+    elif across is not None:
+        s = _in_tiles(outer, axis, across, stores, target)
+    else:
+        s = _in_rows(outer, axis, stores, target)
+    return assemble(kernel, s.nest, target)
+
+
+def _in_rows(
+    outer: Sequence[Axis], axis: Axis, stores: Sequence[Store], target: Target
+) -> Schedule:
+    """Vectors along an axis, of which threads share the rows, or parts of few long ones."""
+    x, xs, exprs = axis.variable, [a.variable for a in outer], [store.value for store in stores]
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
-    across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
-    if across is not None:
-        # a tile is low, and the next one lies beside it: a cache line of which it stores a part is
-        # still there when the rest comes, however far apart the rows are
-        y, extent = across.variable, numel([across.extent])
-        lanes = min(target.lanes(store.array.dtype) for store in stores)
-        line = LINE // min(store.array.dtype.itemsize for store in stores)
-        follows = _following(outer, axis, across, stores, line)
-        down = s.split(y, extent if extent <= TILE else DOWN, "down")
-        right = s.split(x, line if follows else max(TILE, lanes), "right")
-        xs = [down, *(one for one in xs if one not in (y, *follows)), right, *follows]
-        s.reorder(*xs, x, y)
-        s.vectorize(x, lanes)
-        s.transpose(y, lanes)
-        s.parallelize(*xs)
-        return assemble(kernel, s.nest, target)
     last = outer[-1] if outer else None
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
@@ -111,7 +106,31 @@ def elementwise(kernel: Kernel, target: Target) -> Nest | None:
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     s.parallelize(*xs)
-    return assemble(kernel, s.nest, target)
+    return s
+
+
+def _in_tiles(
+    outer: Sequence[Axis], axis: Axis, across: Axis, stores: Sequence[Store], target: Target
+) -> Schedule:
+    """Tiles of vectors along one axis, for what lies along another, which are transposed.
+
+    A tile is low, and the next one lies beside it: a cache line of which it stores a part is still
+    there when the rest comes, however far apart the rows are.
+    """
+    x, y, extent = axis.variable, across.variable, numel([across.extent])
+    s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
+    lanes = min(target.lanes(store.array.dtype) for store in stores)
+    line = LINE // min(store.array.dtype.itemsize for store in stores)
+    follows = _following(outer, axis, across, stores, line)
+    down = s.split(y, extent if extent <= TILE else DOWN, "down")
+    right = s.split(x, line if follows else max(TILE, lanes), "right")
+    others = (a.variable for a in outer if a.variable not in (y, *follows))
+    xs = [down, *others, right, *follows]
+    s.reorder(*xs, x, y)
+    s.vectorize(x, lanes)
+    s.transpose(y, lanes)
+    s.parallelize(*xs)
+    return s
 
 
 def _with_long_last(
