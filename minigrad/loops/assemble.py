@@ -69,8 +69,7 @@ def assemble(
 
     operations, vectors (instructions): of the whole kernel, where these are known.
     """
-    if kernel.kind != "block_rows":  # whose sums are as long as a block of keys
-        loop = in_levels(loop, target)
+    loop = in_levels(loop, target)
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
     computed = list(expr.walk(*nest.expressions(loop)))

@@ -10,7 +10,7 @@ thread does all of a head's blocks, so they are added in one order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
@@ -19,6 +19,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import fix_rows
+from minigrad.loops.block_pairs import in_pairs
 from minigrad.loops.build import Bounds, lanes_loop, loops_over, with_loads
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
@@ -54,9 +55,8 @@ def neighbours(kernel: Kernel) -> int:
 
 
 def rounded_once(
-    stages: Sequence[Stage], products: Container[Array], stored: Container[Array],
-    in_pairs: Callable[[Stage], bool],
-) -> list[Stage]:  # fmt: skip
+    stages: Sequence[Stage], products: Container[Array], stored: Container[Array], target: Target
+) -> list[Stage]:
     """Stages of which none is kept as bfloat16 for products: that would be converted each time.
 
     Those of pairs (`in_pairs`) round it as they copy it, and may compute it then, if it is soon
@@ -71,7 +71,7 @@ def rounded_once(
             continue
         if any(one.array not in products for one in readers):
             continue
-        pairs = all(map(in_pairs, readers))
+        pairs = all(in_pairs(one, target) for one in readers)
         alone = pairs and len(readers) == 1 and _is_short(stage.body)
         body = exact if pairs else stage.body.cast(exact.dtype)
         kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=body)
@@ -254,7 +254,7 @@ def with_shortcuts(
             continue
         (mask, terms), scale = terms_of(product.body), None
         scaled = _scaled_operand(product, terms, result)
-        if scaled is not None and not (scaled[1].array in stored or scaled[1].array in products):
+        if scaled is not None and scaled[1].array not in stored:
             product, terms, scale = _with_scale(product, mask, terms, scaled, result)
         if mask is not None:
             terms = _without_mask(mask, terms, {stage.array: stage for stage in result})

@@ -37,7 +37,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_pairs import WORDS, Operands, as_pairs, copied, ends_of_run, in_pairs
+from minigrad.loops.block_pairs import WORDS, Operands, as_pairs, copied, ends_of_run
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
@@ -49,7 +49,7 @@ from minigrad.loops.block_plan import (
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
 from minigrad.loops.mask_bounds import Rows
-from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, divides, loops_in
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, loops_in
 from minigrad.loops.prefetch import Place
 from minigrad.loops.product import multiply_add
 from minigrad.schedule import expr
@@ -57,7 +57,7 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import CHAINS, ENOUGH_TASKS, LINE, Target
+from minigrad.target import ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
@@ -77,7 +77,7 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
             fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
             stages.append(fixed)
             products |= {fixed.array} if stage.contraction is not None else set()
-    stages = rounded_once(stages, products, sums.stored, lambda one: in_pairs(one, target))
+    stages = rounded_once(stages, products, sums.stored, target)
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
     early: list[Statement] = []  # copies for several blocks
@@ -219,7 +219,11 @@ class StepCode:
         self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step}
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.runs_along = self.sums
-        self.totals: dict[int, Array] = {}
+        total = Array("sum", dtypes.float32, 1, "registers", lanes=self.row, width=block.width)
+        self.totals = {
+            n: expr.load(replace(total, name=f"sum{n}", dtype=plan.stages[n].body.dtype))
+            for n in step if plan.stages[n].op is not None and n not in plan.products
+        }  # fmt: skip
         if self.is_product:
             plain, k = self._operands(), self.head.reduced[-1].variable
             self.runs_along = self.sums or self._only_stores(plain.other)
@@ -233,11 +237,11 @@ class StepCode:
     # ---- what is done with one element ----
 
     def _element(
-        self, place: Integer, slot: Integer, result: Expr | None, at: dict[Atom, Integer]
+        self, place: Integer, result: Expr | None, at: dict[Atom, Integer]
     ) -> list[Statement]:
         """Statistics and stores of the column `place`; `result`: of the product there.
 
-        slot: which of several partial results; at: more variables to replace, in all of it.
+        at: more variables to replace, in all of it.
         """
         values: dict[Array, Expr] = {}
         sets: list[Statement] = []
@@ -256,10 +260,9 @@ class StepCode:
             else:
                 body = expr.substitute_in(self.bodies[number], here)
                 value = expr.rebuild(body, known) if values else body
-            if stage.op is not None and number not in self.plan.products:
-                total = self.totals[number]
-                old = expr.load(total, slot % total.size)
-                sets.append(build.put(old, build.combine(stage.op, old, value)))
+            if (total := self.totals.get(number)) is not None:
+                assert stage.op is not None
+                sets.append(build.put(total, build.combine(stage.op, total, value)))
                 continue
             values[stage.array] = value
             if (found := self.plan.place(number)) is not None:
@@ -269,33 +272,16 @@ class StepCode:
                 stores.append(Store(array, index, value))
         return [*sets, Stores(tuple(stores))] if stores else sets
 
-    def _with_statistics(self, loops: list[Statement], count: int) -> list[Statement]:
+    def _with_statistics(self, loops: list[Statement]) -> list[Statement]:
         """Loops that fill the statistics of the step, with what comes before and behind."""
         before: list[Statement] = []
         behind: list[Statement] = []
-        u = make_axis("u", 0, count)
-        slot = _index(u)
         for number, total in self.totals.items():
-            stage = self.plan.stages[number]
-            assert stage.op is not None
-            clear = Store(total, slot, identity(stage.op, total.dtype))
-            before.extend(_repeated(u, [clear]))
-            result = expr.load(total)
-            for other in range(1, count):
-                result = build.combine(stage.op, result, expr.load(total, other))
-            if (place := self.plan.place(number)) is not None:
-                behind.append(Store(*place, result))
+            op, place = self.plan.stages[number].op, self.plan.place(number)
+            assert op is not None
+            before.append(build.put(total, identity(op, total.dtype)))
+            behind += [Store(*place, total)] if place is not None else []
         return [*before, *loops, *behind]
-
-    def _start(self, count: int) -> None:
-        """Give every statistic of the step `count` partial results."""
-        for number in self.step:
-            stage = self.plan.stages[number]
-            if stage.op is not None and number not in self.plan.products:
-                self.totals[number] = Array(
-                    f"sum{number}", stage.body.dtype, count, "registers", lanes=self.row,
-                    width=self.block.width,
-                )  # fmt: skip
 
     # ---- loops ----
 
@@ -303,19 +289,11 @@ class StepCode:
         """All rows of the block at once, one a lane."""
         if self.is_product:
             return self._product_across()
-        axis, count = column(self.head), 1
+        axis = column(self.head)
         outer, inner = (self.head.axes, self.head.reduced) if axis is None else ((), (axis,))
-        if axis is not None and all(self.plan.stages[n].op is not None for n in self.step):
-            first, stop = self.bounds[axis.variable]
-            ends = (first, *build.least(stop, axis.extent))
-            count = CHAINS if all(divides(x, CHAINS) for x in ends) else 1
-        self._start(count)
-        u = make_axis("u", 0, count)
-        place = _last(self.head) if axis is None else axis.index + _index(u)
-        loops = self._within(inner, _repeated(u, self._element(place, _index(u), None, {})))
-        if count > 1:
-            loops = [replace(one, step=count) for one in loops if isinstance(one, Loop)]
-        return self._within(outer, self._with_statistics(loops, count))
+        last = axis or (self.head.axes[-1] if outer else None)
+        body = self._element(0 if last is None else last.index, None, {})
+        return self._within(outer, self._with_statistics(self._within(inner, body)))
 
     # ---- products ----
 
@@ -347,7 +325,6 @@ class StepCode:
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
         axis, k = self.head.axes[-1], self.read.k
-        self._start(CHAINS)
 
         def tile(first: Integer, height: int) -> list[Statement]:
             u = make_axis("u", 0, height)
@@ -365,7 +342,7 @@ class StepCode:
         first, stop = self.bounds[axis.variable]
         tiles = _tiles(axis, first, stop, self.block.height, tile)
         loops = self._within(self.head.axes[:-1], tiles)
-        return self._with_statistics(loops, CHAINS)
+        return self._with_statistics(loops)
 
     def along(self) -> list[Statement]:
         """Tiles of rows, or of what is summed over them, by panels of columns."""
@@ -498,7 +475,7 @@ class StepCode:
         return [
             *self._summed(registers, u, more, [*outer, self.read.loop(last)]),
             *self._checked(registers, u, at, [*outer, replace(last, prefetch=())]),
-            build.unrolled(u, self._element(place, u.index, total, rows_at)),
+            build.unrolled(u, self._element(place, total, rows_at)),
         ]
 
     def _summed(
@@ -524,20 +501,4 @@ class StepCode:
         terms = expr.substitute_in(self.bodies[self.number], at)
         more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
         again = self._summed(registers, u, more, ks)
-        name = f"wrong{self.number}x{registers.size}"
-        return build.unless_finite(name, registers, u, scale, again)
-
-
-def _index(axis: Axis) -> Integer:
-    """The variable of an axis, or 0 where that is all it can be."""
-    return axis.index if axis.variable.high else 0
-
-
-def _repeated(axis: Axis, body: Sequence[Statement]) -> Sequence[Statement]:
-    """The body for each number of an axis."""
-    return body if axis.count == 1 else [build.unrolled(axis, body)]
-
-
-def _last(stage: Stage) -> Integer:
-    """The last kept axis of a stage as it is."""
-    return stage.axes[-1].index if stage.axes else 0
+        return build.unless_finite(registers, u, scale, again)

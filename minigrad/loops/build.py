@@ -343,14 +343,14 @@ def streams(
 
 
 def unless_finite(
-    name: str, registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
+    registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
 ) -> list[Statement]:
     """Scale registers, and do something else instead where one of them is not finite.
 
     It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
-    the registers' numbers; name: of a register that is used on the way.
+    the registers' numbers.
     """
-    wrong = replace(registers, name=name, size=1)
+    wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
     value, found = expr.load(registers, u.index), expr.load(wrong)
     each: list[Statement] = [put(found, found + value * 0.0)]
     if scale is not None:
@@ -360,7 +360,7 @@ def unless_finite(
         each.append(put(value, value * scale))
     result: list[Statement] = [put(found, found.constant(0.0), everywhere=True), unrolled(u, each)]
     if registers.lanes is not None:
-        found = expr.register(f"{name}_any", registers.dtype)
+        found = expr.register(f"{wrong.name}_any", registers.dtype)
         result.append(Fold(found.array, Op.SUM, wrong))
     times = expr.value_of(found.differs(found).cast(dtypes.int32))
     once = make_axis("again", 0, 2)

@@ -210,8 +210,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         summed = Change(lambda value: more).of(loop)
         clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
         u = make_axis("u", 0, registers.size)
-        name = f"wrong{registers.size}"
-        return unless_finite(name, registers, u, None, [replace(rows, body=(clear,)), summed])
+        return unless_finite(registers, u, None, [replace(rows, body=(clear,)), summed])
 
     return make
 

@@ -333,8 +333,7 @@ class _Items:
         if self.rows is not None and self.rows.step > 1:
             total = replace(total, lanes=self.rows.variable, width=self.rows.step)
         result = expr.load(total)
-        clear = build.put(result, identity(stage.op, total.dtype))
-        step = build.put(result, build.combine(stage.op, result, stage.body))
+        clear, step = build.reduction(stage.op, result, (), [stage.body])
         store = replace(store, value=result)
         if not self._folds(stage):
             sums = build.loops_over(stage.reduced, (step,), bounds)

@@ -38,12 +38,9 @@ def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
     if product is None or not target.vector_bytes:
         return None
     lanes = target.lanes(kernel.stages[0].body.dtype)
-    if not product.shared:
-        known = [axis.extent for axis in (*product.batch[-1:], *product.m[-2:], *product.n[-1:])]
-        whole = all(isinstance(extent, int) for extent in known)
-        few = whole and product.n[-1].count < lanes
-        if not few or not product.batch or product.mask is not None:
-            return None
+    groups = not product.shared and product.batch and product.mask is None
+    if not product.shared and not (groups and product.n[-1].count < lanes):
+        return None
     found = prepare(kernel)
     last = (*found.parts.batch[-1:], *found.parts.m[-1:], *found.parts.n[-1:])
     if any(not isinstance(axis.extent, int) for axis in last):
