@@ -80,7 +80,6 @@ def assemble(
             places.append((array, offset))
             size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
             offset += ceildiv(size, LINE) * LINE
-    total = high(loop.stops[0])
     traffic = cost.traffic(kernel, arrays)
     if operations is None:
         operations = cost.operations(kernel)
@@ -88,7 +87,7 @@ def assemble(
         vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
         kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
-        grain_of(loop, total, operations, traffic, target, _sharing(loop, computed, target)),
+        grain_of(loop, operations, traffic, target, _sharing(loop, computed, target)),
         operations, round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
@@ -141,7 +140,7 @@ def _atoms(index: Integer) -> list[Atom]:
 
 
 def grain_of(
-    loop: Loop, total: int, operations: int, traffic: int, target: Target, sharing: int = 1
+    loop: Loop, operations: int, traffic: int, target: Target, sharing: int = 1
 ) -> int:
     """Iterations per chunk: enough work to share, few enough chunks, whole vectors.
 
@@ -156,7 +155,7 @@ def grain_of(
     worth = max(chunks_worth(operations, traffic, target), least)
     # a power of two, or two threads might share three chunks
     chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
-    grain = ceildiv(total, chunks)
+    grain = ceildiv(high(loop.stops[0]), chunks)
     return max(ceildiv(grain, step) * step, 1)
 
 

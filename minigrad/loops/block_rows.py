@@ -36,7 +36,7 @@ from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows
+from minigrad.loops.axes import enough_lanes, fix_rows
 from minigrad.loops.block_pairs import WORDS, Operands, as_pairs, copied, ends_of_run
 from minigrad.loops.block_plan import (
     BlockPlan,
@@ -169,14 +169,8 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
 
     Half of what a block computes on a causal mask's diagonal is in vain: so it has no more than 16.
     """
-    if not target.vector_bytes:
-        return 1
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
-    if rows > lanes:
-        return min(2 * lanes, MOST_ROWS)
-    while lanes > 1 and lanes // 2 >= rows:
-        lanes //= 2
-    return lanes
+    return min(2 * lanes, MOST_ROWS) if rows > lanes else enough_lanes(lanes, rows)
 
 
 # ---- the loops of a step ----

@@ -43,17 +43,15 @@ def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
     """Loops that others go into, and the statements between them."""
     parts: list[Loop | Statements] = []
     for statement in body:
-        if isinstance(statement, Loop) and _goes_into(statement, into):
+        if isinstance(statement, Loop) and (
+            any(statement.holds(x) for x in into) if into else statement.kind == "serial"
+        ):
             parts.append(statement)
         elif parts and isinstance(parts[-1], tuple):
             parts[-1] = (*parts[-1], statement)
         else:
             parts.append((statement,))
     return parts
-
-
-def _goes_into(loop: Loop, into: Sequence[Atom]) -> bool:
-    return any(loop.holds(x) for x in into) if into else loop.kind == "serial"
 
 
 def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
