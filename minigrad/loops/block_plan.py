@@ -266,7 +266,7 @@ def with_shortcuts(
 def _scaled_operand(
     product: Stage, terms: Expr, stages: Sequence[Stage]
 ) -> tuple[Expr, Stage] | None:
-    """The factor that is x·y, which only this product reads, y being one number for the row."""
+    """The factor that is x·y, which only this product reads, x being kept, y one for the row."""
     if terms.op is not Op.MUL or terms.dtype is not product.array.dtype or len(product.axes) != 1:
         return None
     for factor in terms.args:
@@ -278,12 +278,10 @@ def _scaled_operand(
         if made.body.op not in (Op.MUL, Op.DIV) or made.array.dtype is not terms.dtype:
             continue
         (axis,), (x, y) = made.axes, made.body.args
-        if y.op is Op.CONST:
-            small = made.body.op is Op.MUL and 0 < abs(y.value) <= 1
-        else:  # what is made of the row itself: its sum, most likely
-            read = {load.array for load in expr.loads(y)}
-            small = bool(read) and read <= {stage.array for stage in stages}
-        if small and axis.variable in x.variables and axis.variable not in y.variables:
+        own = x.op is Leaf.LOAD and x.index == made.position and not x.guard
+        read = {load.array for load in expr.loads(y)}  # of the row: its sum, most likely
+        of_row = bool(read) and read <= {stage.array for stage in stages}
+        if own and of_row and axis.variable not in y.variables:
             return factor, made
     return None
 
@@ -294,13 +292,9 @@ def _with_scale(
     """The product with its scaled factor written out; its terms without the scale; the scale."""
     factor, scaled = found
     whole = expr.substitute_in(scaled.body, places_in(factor.index, scaled))
-    (x, y), own, at = whole.args, scaled.body.args[0], result.index(scaled)
-    if own.op is Leaf.LOAD and own.index == scaled.position and not own.guard:
-        del result[at]
-    else:
-        result[at], x = replace(scaled, body=own), factor
-        whole = expr.apply(scaled.body.op, (x, y), whole.dtype)
-    written, at = expr.replace_in(terms, {factor: whole}), result.index(product)
+    (x, y), written = whole.args, expr.replace_in(terms, {factor: whole})
+    result.remove(scaled)
+    at = result.index(product)
     product = replace(product, body=written if mask is None else mask.where(written, 0.0))
     result[at] = product
     scale = 1.0 / y if scaled.body.op is Op.DIV else y

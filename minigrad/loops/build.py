@@ -354,9 +354,8 @@ def unless_finite(
     value, found = expr.load(registers, u.index), expr.load(wrong)
     each: list[Statement] = [put(found, found + value * 0.0)]
     if scale is not None:
-        if scale.op is not Op.CONST:
-            fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
-            each.append(put(found, fits.where(found, math.nan)))
+        fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
+        each.append(put(found, fits.where(found, math.nan)))
         each.append(put(value, value * scale))
     result: list[Statement] = [put(found, found.constant(0.0), everywhere=True), unrolled(u, each)]
     if registers.lanes is not None:
