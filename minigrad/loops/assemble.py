@@ -23,7 +23,7 @@ from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
-from minigrad.loops.build import combine, lanes_loop, put
+from minigrad.loops.build import combine, lanes_loop, put, unrolled
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -311,21 +311,18 @@ def _ends(
         each = make_axis("u" if place.in_registers else "e", 0, place.size)
         at = 0 if place.in_registers and place.size == 1 else each.index
         total, more = expr.load(place, at), expr.load(part, at)
-        both: tuple[tuple[list[Statement], Statement], ...] = (
-            (clear, put(more, identity(Op.SUM, part.dtype), everywhere)),
-            (end, put(total, combine(Op.SUM, total, more), everywhere)),
-        )
-        for found, made in both:
-            if not place.in_registers:
-                width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
-                found.append(lanes_loop(each, width, (made,)))
-                continue
-            if each.count > 1:
-                made = Loop(each.variable, 0, (each.extent,), (made,), "unroll")
-            # what is cleared outside of vector loops is known to outlive one of their iterations
-            if place.lanes is not None and place.lanes not in lanes and found is end:
-                made = Loop(place.lanes, 0, (place.width,), (made,), "lanes", place.width)
-            found.append(made)
+        first: Statement = put(more, identity(Op.SUM, part.dtype), everywhere)
+        last: Statement = put(total, combine(Op.SUM, total, more), everywhere)
+        if not place.in_registers:
+            width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
+            first, last = (lanes_loop(each, width, (one,)) for one in (first, last))
+        elif each.count > 1:
+            first, last = (unrolled(each, (one,)) for one in (first, last))
+        # what is cleared outside of vector loops is known to outlive one of their iterations
+        if place.lanes is not None and place.lanes not in lanes:
+            last = Loop(place.lanes, 0, (place.width,), (last,), "lanes", place.width)
+        clear.append(first)
+        end.append(last)
     return clear, end
 
 

@@ -70,11 +70,7 @@ class Sum:
 
     def row_bytes(self) -> int:
         """Bytes of a row of the matrix, in all of its arrays."""
-        return sum(
-            load.dtype.itemsize
-            * numel([high(axis.extent) for axis in self.k if axis.variable in load.variables])
-            for load in self.of_matrix()
-        )
+        return sum(_bytes(load, self.k) for load in self.of_matrix())
 
 
 def gemv(kernel: Kernel, target: Target) -> Nest | None:
@@ -121,6 +117,12 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
     product.schedule(s, block)
     s.parallelize(*xs)
     return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
+
+
+def _bytes(e: Expr, axes: Sequence[Axis]) -> int:
+    """Bytes of what an expression is along those of some axes on which it depends."""
+    extents = [high(axis.extent) for axis in axes if axis.variable in e.variables]
+    return e.dtype.itemsize * numel(extents)
 
 
 Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names
@@ -232,10 +234,7 @@ class _Rows(_Product):
     def size(self, tasks: int) -> int:
         """Rows of one parallel iteration."""
         steps = min(self.axis.count // max(ENOUGH_TASKS // tasks, 1) // self.rows, MOST_STEPS)
-        nbytes = sum(
-            numel([high(a.extent) for a in axes]) * scale.dtype.itemsize
-            for scale, (_, *axes) in self.scales.values()
-        )
+        nbytes = sum(_bytes(scale, axes) for scale, (_, *axes) in self.scales.values())
         fit = HALF_OF_L1 // max(nbytes * self.rows, 1)
         return self.rows * max(min(max(steps, 1), fit), 1)
 

@@ -72,8 +72,7 @@ def with_makers(root: Expr, makers: Makers) -> Expr:
             return None
         return with_makers(expr.substitute_in(maker.body, places_in(load.index, maker)), makers)
 
-    reads = any(load.array in makers for load in expr.loads(root))
-    return expr.rebuild(root, made) if reads else root
+    return expr.rebuild(root, made)
 
 
 def _value(e: Expr, args: tuple[float, ...]) -> float | None:

@@ -92,7 +92,7 @@ def rows(kernel: Kernel, target: Target) -> Nest:
             for n, x in enumerate(few):
                 s.unroll(x, f"{x.name}u{n}_")
     for axis, places in prefetches(passes, row, target).items():
-        s.prefetch(axis.variable, places)
+        s.prefetch(axis.variable, tuple(places))
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
@@ -184,7 +184,7 @@ def row_passes(
 
 def prefetches(
     passes: Sequence[Pass], row: Axis, target: Target
-) -> dict[Axis, tuple[Place, ...]]:
+) -> dict[Axis, list[Place]]:
     """By the axis of a pass: what it asks memory for.
 
     What several passes need of a row comes while the one before it is worked on: the pass that
@@ -216,7 +216,7 @@ def prefetches(
         ((own, _),) = passes[place].axes
         position = substitute(position, {_common_axis(extent).variable: own.index})
         found.setdefault(own, []).append((array, position))
-    return {axis: tuple(places) for axis, places in found.items()}
+    return found
 
 
 def _common_axis(extent: Integer) -> Axis:
