@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from minigrad.graph.shapes import iterations, unflatten
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr
@@ -129,6 +129,12 @@ def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
     apart = [lane - lanes[0] for lane in lanes]
     most = NEIGHBOURS * len(lanes)
     return not all(isinstance(one, int) and 0 <= one < most for one in apart)
+
+
+def overlap(x: Integer, one: Axis, other: Axis) -> bool:
+    """Whether an index walks over the same elements along two axes, in part: as windows do."""
+    step, far = (coefficient(x, axis.variable) or 0 for axis in (one, other))
+    return 0 != step < far * high(other.extent) and 0 != far < step * high(one.extent)
 
 
 def vector_width(

@@ -160,18 +160,14 @@ def _without_remainders(
     Vectors take neighbours then, and no lane divides.
     """
     used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    found: dict[Atom, set[int]] = {}
-    own = {axis.index: axis.variable for axis in axes if isinstance(axis.extent, int)}
-    for x in used:
-        for atom, _ in x.terms if isinstance(x, Affine) else ():
-            if atom.inner is not None and atom.inner in own:
-                found.setdefault(own[atom.inner], set()).add(atom.divisor)
+    atoms = {atom for x in used if isinstance(x, Affine) for atom, _ in x.terms}
     result: list[Axis] = []
     values: dict[Atom, Integer] = {}
     for axis in axes:
-        sizes = found.get(axis.variable, set())
+        sizes, known = {a.divisor for a in atoms if a.inner == axis.index}, axis.extent
         size = min(sizes, default=0)
-        if len(sizes) == 1 and size >= LEAST_LANES and axis.count % size == 0:
+        alike = len(sizes) == 1 and size >= LEAST_LANES
+        if alike and isinstance(known, int) and known % size == 0:
             parts = [make_axis(f"{axis.variable.name}_", n, extent)
                      for n, extent in enumerate((axis.count // size, size))]
             values[axis.variable] = parts[0].index * size + parts[1].index

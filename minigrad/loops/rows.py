@@ -34,6 +34,7 @@ from minigrad.loops.axes import (
     indices,
     merge,
     merge_stage,
+    overlap,
     unit_stride_axis,
     vector_width,
 )
@@ -363,21 +364,11 @@ def _sharing_loads(stage: Stage, target: Target) -> tuple[Axis, ...]:
         if not known or numel([one.extent for one in (axis, *found)]) > target.registers - 6:
             break
         found = (axis, *found)
-    shared = any(_overlap(load, found, stage.reduced) for load in expr.loads(stage.body))
-    return found if shared else ()
-
-
-def _overlap(load: Expr, axes: Sequence[Axis], reduced: Sequence[Axis]) -> bool:
-    """Whether one of some axes and one that is summed walk over the same elements, in part."""
-
-    def steps(some: Sequence[Axis]) -> list[tuple[int, int]]:
-        found = ((coefficient(load.index, axis.variable), high(axis.extent)) for axis in some)
-        return [(step, step * count) for step, count in found if step]
-
-    return any(
-        one < along and step < length
-        for one, length in steps(axes) for step, along in steps(reduced)
+    shared = any(
+        overlap(load.index, one, k)
+        for load in expr.loads(stage.body) for one in found for k in stage.reduced
     )  # fmt: skip
+    return found if shared else ()
 
 
 # ---- vectors across rows ----

@@ -16,9 +16,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import enough_lanes
+from minigrad.loops.axes import enough_lanes, overlap
 from minigrad.loops.build import substitute_stores
 from minigrad.loops.cost import cut, flops
 from minigrad.loops.nest import Nest
@@ -63,7 +62,7 @@ def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
         for tile, axis in zip(reversed(tiles), reversed(inner), strict=True):
             s.peel(tile, axis)
         s.sink(*inner)
-        for number, k in enumerate(_window(problem, inner)):
+        for number, k in enumerate(_window(problem, tiled[-1][0])):
             if k.count > MOST_WRITTEN_OUT:
                 s.split(k.variable, _divisor(k), "o", computing=True)
             s.unroll(k.variable, f"v{number}_", computing=True)
@@ -100,20 +99,14 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
     return found
 
 
-def _window(problem: Problem, inner: list[Atom]) -> list[Axis]:
+def _window(problem: Problem, row: Axis) -> list[Axis]:
     """The axes of k to be written out: one along which rows of a tile read what others have read,
     with those inside of it.
     """
-    axes, place = problem.parts.k, None
-    for number, axis in enumerate(axes):
-        steps = [(coefficient(load.index, axis.variable) or 0, load.index)
-                 for load in loads(problem.parts.left)]  # fmt: skip
-        if isinstance(axis.extent, int) and any(
-            step and (far := coefficient(index, a)) and far % step == 0 and far < step * axis.count
-            for step, index in steps for a in inner[-1:]
-        ):  # fmt: skip
-            place = number
-    return [] if place is None else [a for a in axes[place:] if isinstance(a.extent, int)]
+    reads = loads(problem.parts.left)
+    axes = [axis for axis in problem.parts.k if isinstance(axis.extent, int)]
+    alike = [n for n, k in enumerate(axes) if any(overlap(x.index, row, k) for x in reads)]
+    return axes[alike[-1] :] if alike else []
 
 
 def _several_groups(problem: Problem, target: Target) -> Problem | None:
