@@ -153,9 +153,8 @@ def vector_width(
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
     if target.brief and not isinstance(extent, int):
         copies = 1
-    while copies > 1 and isinstance(extent, int) and extent < copies * lanes:
-        copies //= 2
-    while lanes * copies > target.most_lanes:
+    most = min(target.most_lanes, extent if isinstance(extent, int) else target.most_lanes)
+    while copies > 1 and copies * lanes > most:
         copies //= 2
     if isinstance(extent, int):
         lanes = enough_lanes(lanes, extent)

@@ -20,7 +20,7 @@ from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import fix_rows
 from minigrad.loops.block_pairs import in_pairs
-from minigrad.loops.build import Bounds, lanes_loop, loops_over, with_loads
+from minigrad.loops.build import lanes_loop, loops_over, with_loads
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
 from minigrad.loops.nest import Statement, Store
@@ -137,12 +137,6 @@ class BlockPlan:
         self.in_pairs = set[int]()  # products that are dots
         self._plan()
 
-    def _range(self, number: int) -> Bounds | None:
-        """The bounds of a stage's columns, kept or reduced."""
-        stage = self.stages[number]
-        axes = stage.axes or stage.reduced
-        return self.bounds[number][axes[-1].variable] if axes else None
-
     def _follows(self, number: int, step: Sequence[int]) -> bool:
         """Whether a stage can be computed element by element in the loop of a step."""
         stage, head, product = self.stages[number], self.stages[step[0]], step[0] in self.products
@@ -152,17 +146,17 @@ class BlockPlan:
         first = head.axes[0] if product and len(head.axes) == 1 else column(head)
         if number in self.products or own is None or first is None or own.extent != first.extent:
             return False
-        if self._range(number) != self._range(step[0]):
+        if self.bounds[number][own.variable] != self.bounds[step[0]][first.variable]:
             return False
         inside = {self.stages[other].array: other for other in step}
-        for load in self._reads[number]:
-            other = inside.get(load.array)
-            if other is None:
-                continue
-            complete = self.stages[other].op is None or other in self.products
-            if not complete or not self._own(number, load):
-                return False
-        return True
+        complete = {
+            array for array, other in inside.items()
+            if self.stages[other].op is None or other in self.products
+        }  # fmt: skip
+        return all(
+            load.array in complete and self._own(number, load)
+            for load in self._reads[number] if load.array in inside
+        )  # fmt: skip
 
     def _own(self, number: int, load: Expr) -> bool:
         """Whether a load of a stage reads the element at the stage's own column."""

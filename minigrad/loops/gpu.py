@@ -264,10 +264,8 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
             length = max(length, numel([axis.extent for axis in axes]))
     if length < SHORT_ROW:
         return 1
-    items = 32
-    while 2 * items * share <= length and 2 * items <= group.items:
-        items *= 2
-    return min(items, 1 << (group.items.bit_length() - 1))
+    most = min(max(length // share, 32), group.items)
+    return 1 << (most.bit_length() - 1)
 
 
 def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
