@@ -169,7 +169,7 @@ def translate(
 ) -> Rendered[Text]:
     """A kernel's loops and their text. choice: which of the model's ways to cut a product."""
     target = replace(backend.target, choice=choice)
-    nest = lower(kernel, target, kernel.kind)
+    nest = lower(kernel, target)
     report(4, lambda: show_nest(nest))
     GlobalCounters.kernels_lowered += 1
     text = backend.render(nest)

@@ -93,7 +93,7 @@ class Codes:
 
         transforms.watchers.append(see)
         try:
-            nest = lower(kernel, self.kernels.target, "kernel")
+            nest = lower(kernel, self.kernels.target)
         finally:
             transforms.watchers.remove(see)
         text = self.kernels.render(nest)

@@ -23,7 +23,7 @@ from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
-from minigrad.loops.build import combine, lanes_loop, put, with_places
+from minigrad.loops.build import combine, lanes_loop, put, unrolled
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -35,6 +35,7 @@ from minigrad.loops.nest import (
     Store,
     Stores,
 )
+from minigrad.loops.registers import renamed
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -61,15 +62,14 @@ OPERATIONS_A_BYTE = 16
 
 
 def assemble(
-    name: str, kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
+    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
     vectors: float | None = None,
 ) -> Nest:  # fmt: skip
     """Wrap a parallel loop into a Nest, with long sums in levels.
 
     operations, vectors (instructions): of the whole kernel, where these are known.
     """
-    if kernel.kind != "block_rows":  # whose sums are as long as a block of keys
-        loop = in_levels(loop, target)
+    loop = in_levels(loop, target)
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
     computed = list(expr.walk(*nest.expressions(loop)))
@@ -80,15 +80,14 @@ def assemble(
             places.append((array, offset))
             size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
             offset += ceildiv(size, LINE) * LINE
-    total = high(loop.stops[0])
     traffic = cost.traffic(kernel, arrays)
     if operations is None:
         operations = cost.operations(kernel)
     if vectors is None:
         vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
-        name, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
-        grain_of(loop, total, operations, traffic, target, _sharing(loop, computed, target)),
+        kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
+        grain_of(loop, operations, traffic, target, _sharing(loop, computed, target)),
         operations, round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
@@ -141,7 +140,7 @@ def _atoms(index: Integer) -> list[Atom]:
 
 
 def grain_of(
-    loop: Loop, total: int, operations: int, traffic: int, target: Target, sharing: int = 1
+    loop: Loop, operations: int, traffic: int, target: Target, sharing: int = 1
 ) -> int:
     """Iterations per chunk: enough work to share, few enough chunks, whole vectors.
 
@@ -156,7 +155,7 @@ def grain_of(
     worth = max(chunks_worth(operations, traffic, target), least)
     # a power of two, or two threads might share three chunks
     chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
-    grain = ceildiv(total, chunks)
+    grain = ceildiv(high(loop.stops[0]), chunks)
     return max(ceildiv(grain, step) * step, 1)
 
 
@@ -192,32 +191,24 @@ def in_long_runs(nest: Nest, least: int = 1) -> Nest:
 def _used(loop: Loop) -> tuple[list[Array], list[str]]:
     """All arrays of a loop, in order of appearance, and the symbols of its indices."""
     arrays: dict[Array, None] = {}
-    values: dict[expr.Expr, None] = {}
+    values: dict[Expr, None] = {}
     places: list[Integer] = []
-    bound: set[Atom | None] = set()
+    bound = {atom for one in nest.loops_in((loop,)) for atom in (one.variable, one.lane)}
     for statement in nest.walk(loop):
         computed, own, reads, writes = statement.parts()
-        if isinstance(statement, Loop):
-            bound.update((statement.variable, statement.lane))
-        elif isinstance(statement, Stores):  # all values come before the arrays that they go to
+        if isinstance(statement, Stores):  # all values come before the arrays that they go to
             computed = tuple([item.value for item in statement.items])
         inside = [value for x in own for value in expr.values_in(x)]
-        found: tuple[expr.Expr | Array, ...] = (*computed, *reads, *writes, *inside)
-        for one in found:
-            if isinstance(one, Array):
-                arrays[one] = None
-            elif one not in values:
-                values[one] = None
-                for load in expr.loads(one):
-                    arrays[load.array] = None
+        for some, beside in ((computed, (*reads, *writes)), (inside, ())):
+            new = [value for value in some if value not in values]
+            values |= dict.fromkeys(new)
+            arrays |= dict.fromkeys([*(load.array for load in expr.loads(*new)), *beside])
         places += own
 
     def symbols(x: Integer) -> set[str]:
         names = {atom.name for atom in variables(x) if atom not in bound} - {"never"}
-        for atom in variables(x):
-            if isinstance(atom.payload, Affine):  # the bound of a variable
-                names |= symbols(atom.payload)
-        return names
+        bounds = (atom.payload for atom in variables(x) if isinstance(atom.payload, Affine))
+        return names.union(*map(symbols, bounds))
 
     used = dict.fromkeys(indices([*values], places))
     return list(arrays), sorted(set().union(*map(symbols, used)))
@@ -271,9 +262,7 @@ def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -
         while name in taken:  # the loop was cut before
             name += "_"
         own[place] = replace(place, name=name)
-    inner = loop.around(tuple(
-        with_places(s, lambda place, at: (own.get(place, place), at)) for s in loop.body
-    ))  # fmt: skip
+    inner = loop.around(tuple(renamed(one, own) for one in loop.body))
     size = ceildiv(loop.vectors, max(sums.values()))
     if size == 1:
         clear, end = _ends(inner, own, (*around, loop), target)
@@ -322,21 +311,18 @@ def _ends(
         each = make_axis("u" if place.in_registers else "e", 0, place.size)
         at = 0 if place.in_registers and place.size == 1 else each.index
         total, more = expr.load(place, at), expr.load(part, at)
-        both: tuple[tuple[list[Statement], Statement], ...] = (
-            (clear, put(more, identity(Op.SUM, part.dtype), everywhere)),
-            (end, put(total, combine(Op.SUM, total, more), everywhere)),
-        )
-        for found, made in both:
-            if not place.in_registers:
-                width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
-                found.append(lanes_loop(each, width, (made,)))
-                continue
-            if each.count > 1:
-                made = Loop(each.variable, 0, (each.extent,), (made,), "unroll")
-            # what is cleared outside of vector loops is known to outlive one of their iterations
-            if place.lanes is not None and place.lanes not in lanes and found is end:
-                made = Loop(place.lanes, 0, (place.width,), (made,), "lanes", place.width)
-            found.append(made)
+        first: Statement = put(more, identity(Op.SUM, part.dtype), everywhere)
+        last: Statement = put(total, combine(Op.SUM, total, more), everywhere)
+        if not place.in_registers:
+            width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
+            first, last = (lanes_loop(each, width, (one,)) for one in (first, last))
+        elif each.count > 1:
+            first, last = (unrolled(each, (one,)) for one in (first, last))
+        # what is cleared outside of vector loops is known to outlive one of their iterations
+        if place.lanes is not None and place.lanes not in lanes:
+            last = Loop(place.lanes, 0, (place.width,), (last,), "lanes", place.width)
+        clear.append(first)
+        end.append(last)
     return clear, end
 
 

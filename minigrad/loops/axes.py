@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minigrad.dtype import DType
 from minigrad.graph.shapes import iterations, unflatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
-from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 # How far apart elements are, at most, that vectors pick from vectors (see render/llvm_memory.py).
 NEIGHBOURS = 4
 LEAST_LANES = 8  # elements that make up for a few jumps: half a vector
-
-
-def row_axis(rows: Integer) -> Axis:
-    """The axis "r" of a kernel's parallel loop."""
-    return make_axis("r", 0, rows)
 
 
 def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
@@ -36,43 +29,6 @@ def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
 def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:
     """The stage with its leading axes computed from the row."""
     return stage.substitute(places_along(stage.axes[: prefix_length(stage, rows)], row))
-
-
-def kept_inside(
-    stages: Sequence[Stage], kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0,
-    local: int = 0,
-) -> list[Stage]:  # fmt: skip
-    """Stages with fixed rows, where what stays inside the kernel is in scratch memory.
-
-    `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
-    memory, of which the smallest values get some first.
-    """
-    arrays: dict[Array, Array] = {}
-    sizes: dict[Array, int] = {}
-    kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]
-    for number, stage in sorted(kept, key=lambda one: one[1].size):
-        sizes[stage.array] = stage.size // high(kernel.rows)
-        size, dtype = max(sizes[stage.array] * width, 1), stage.array.dtype
-        nbytes = size * max(dtype.itemsize, 4)
-        space = "local" if nbytes <= local else "scratch"
-        local -= nbytes if space == "local" else 0
-        arrays[stage.array] = Array(f"x{number}", dtype, size, space)
-
-    def moved(e: Expr) -> Expr | None:
-        if e.op is not expr.Leaf.LOAD or e.array not in arrays:
-            return None
-        return expr.load(arrays[e.array], place(e.index, e.array), e.guard)
-
-    def place(position: Integer, array: Array) -> Integer:
-        return (position - row * sizes[array]) * width + lane
-
-    inside: list[Stage] = []
-    for stage in stages:
-        stage, own = replace(stage, body=expr.rebuild(stage.body, moved)), stage.array
-        if own in arrays:
-            stage = replace(stage, array=arrays[own], position=place(stage.position, own))
-        inside.append(stage)
-    return inside
 
 
 def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer]:
@@ -175,6 +131,12 @@ def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
     return not all(isinstance(one, int) and 0 <= one < most for one in apart)
 
 
+def overlap(x: Integer, one: Axis, other: Axis) -> bool:
+    """Whether an index walks over the same elements along two axes, in part: as windows do."""
+    step, far = (coefficient(x, axis.variable) or 0 for axis in (one, other))
+    return 0 != step < far * high(other.extent) and 0 != far < step * high(one.extent)
+
+
 def vector_width(
     target: Target, exprs: Sequence[Expr], extent: Integer, reduces: bool,
     variable: Atom | None = None,
@@ -186,15 +148,13 @@ def vector_width(
     if not target.vector_bytes:
         return 1
     inside = [e for e in expr.walk(*exprs) if variable is None or variable in e.variables]
-    widest = max((e.dtype for e in inside or exprs), key=_register_bytes)
-    lanes = target.lanes(widest)
+    lanes = min(target.lanes(e.dtype) for e in inside or exprs)
     operations = sum(expr.cost(e.op) for e in inside)
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
     if target.brief and not isinstance(extent, int):
         copies = 1
-    while copies > 1 and isinstance(extent, int) and extent < copies * lanes:
-        copies //= 2
-    while lanes * copies > target.most_lanes:
+    most = min(target.most_lanes, extent if isinstance(extent, int) else target.most_lanes)
+    while copies > 1 and copies * lanes > most:
         copies //= 2
     if isinstance(extent, int):
         lanes = enough_lanes(lanes, extent)
@@ -204,8 +164,4 @@ def vector_width(
 def enough_lanes(lanes: int, count: int) -> int:
     """So many lanes, or fewer, a power of two, where fewer hold `count` elements."""
     return min(lanes, 1 << max(count - 1, 0).bit_length())
-
-
-def _register_bytes(dtype: DType) -> int:
-    return max(dtype.itemsize, 4)
 

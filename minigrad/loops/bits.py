@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
-from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
@@ -25,8 +24,8 @@ CONVERTED = (dtypes.float16, dtypes.bfloat16)
 
 def kept_as_bits(kernel: Kernel) -> Kernel:
     """The kernel with uint16 in place of every float of two bytes that is not computed with."""
-    views = _Views(kernel)
-    return replace(kernel, **views.changed()) if views.any else kernel
+    arrays = {array for stage in kernel.stages for array in (stage.array, *stage.reads)}
+    return _Views(kernel).changed() if any(a.dtype in CONVERTED for a in arrays) else kernel
 
 
 class _Views:
@@ -42,14 +41,13 @@ class _Views:
                 self.read.setdefault(array, []).append(n)
             places = [e for x in (stage.position, *stage.guard) for e in expr.values_in(x)]
             self.fixed.update(load.array for load in expr.loads(*places))
-        self.any = any(array.dtype in CONVERTED for array in (*self.written, *self.read))
         self.stored: dict[Array, Array] = {}  # what this kernel writes as bits
 
-    def changed(self) -> dict[str, Any]:
-        """The kernel's new stages, and which of their arrays reach memory."""
+    def changed(self) -> Kernel:
+        """The kernel of new stages."""
         stages = tuple(self._stage(stage) for stage in self.kernel.stages)
         stored = frozenset(self.stored.get(array, array) for array in self.kernel.stored)
-        return {"stages": stages, "stored": stored}
+        return replace(self.kernel, stages=stages, stored=stored)
 
     def _stage(self, stage: Stage) -> Stage:
         array, number = stage.array, self.written[stage.array]

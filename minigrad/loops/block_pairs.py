@@ -7,19 +7,20 @@ other operand of a product along, row after row, for several blocks at once.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops import build
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Rows
-from minigrad.loops.nest import Loop, Statement, Store, divides
+from minigrad.loops.nest import Loop, Store, divides
 from minigrad.loops.prefetch import Place
+from minigrad.loops.product import word
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -30,38 +31,26 @@ WORDS = 16  # that an instruction multiplies
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The product `stage`, whose operands are words; bounds: of its axes; k: the axis of words."""
+class Operands:
+    """The rows' factor of a product, the columns' one, and the last axis that they are summed over.
 
-    stage: Stage
+    pairs: they are words, and so are the numbers along that axis.
+    """
+
     own: Expr
     other: Expr
     k: Axis
-    bounds: Mapping[Atom, Bounds]
-    block: Rows
+    pairs: bool = False
 
     def loop(self, loop: Loop) -> Loop:
-        """A loop over k as one over words.
+        """A loop over that axis, as one over words where they are such.
 
         An odd end is one that the rows' mask sets, and behind it the block has zeros.
         """
+        if not self.pairs:
+            return loop
         stops = tuple(ceildiv(stop, 2) for stop in loop.stops)
         return replace(loop, variable=self.k.variable, start=loop.start // 2, stops=stops)
-
-    def pack_sides(self, name: str) -> tuple[Statement, Expr]:
-        """A copy of what is summed over rows: two of these, which lie side by side, in a word.
-
-        And how it is read then.
-        """
-        side, each = self.stage.axes[-2], self.block.width // 2
-        words = Array(name, dtypes.uint32, side.count * each, "scratch")
-        w, source = make_axis("w", 0, words.size), expr.loads(self.own)[0].array
-        pair = [expr.load(source, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)]
-        copy = Store(words, w.index, expr.apply(Leaf.PAIR, tuple(pair), words.dtype))
-        first, stop = self.bounds[side.variable]
-        stops = tuple(x * each for x in build.stops_within(stop, side.extent))
-        place = (side.index - self.block.number.index) * each + self.k.index
-        return build.lanes_loop(w, WORDS, (copy,), first * each, stops), expr.load(words, place)
 
 
 def copied(
@@ -72,7 +61,7 @@ def copied(
     array = Array(name, operand.dtype, rows.count * lanes.count, "scratch")
     place = rows.index * lanes.count + lanes.index
     row = build.lanes_loop(lanes, width, (Store(array, place, operand),))
-    stops = build.stops_within(ends[1], rows.extent)
+    stops = build.least(ends[1], rows.extent)
     return Loop(rows.variable, ends[0], stops, (row,), prefetch=hints), expr.load(array, place)
 
 
@@ -83,7 +72,7 @@ def in_pairs(stage: Stage, target: Target) -> bool:
     """
     dots, k = target.bfloat16_dots or target.bfloat16_matrices, stage.reduced[-1]
     width = choose_nr(target, stage, stage.axes[-1].count)
-    return dots and k.extent == k.count and k.count % 2 == 0 and width % WORDS == 0
+    return dots and k.count % 2 == 0 and width % WORDS == 0
 
 
 def ends_of_run(axis: Axis, bounds: Bounds, block: Rows, run: tuple[Integer, Integer]) -> Bounds:
@@ -99,51 +88,35 @@ def ends_of_run(axis: Axis, bounds: Bounds, block: Rows, run: tuple[Integer, Int
     return first, stop
 
 
-def pairs_of(
-    stage: Stage, own: Expr, other: Expr, bounds: Mapping[Atom, Bounds], block: Rows,
-    target: Target, along: bool, scratch: Container[Array],
-) -> Pairs | None:  # fmt: skip
-    """A product's operands as words, if dots are to add their products; bounds: of its axes.
+def as_pairs(
+    plain: Operands, stage: Stage, bounds: Bounds, block: Rows, target: Target, along: bool,
+    scratch: Container[Array],
+) -> Operands:  # fmt: skip
+    """A product's operands, as words if dots are to add their products; bounds: of the last axis.
 
     along: its vectors lie along the columns; scratch: where values of the block are.
     """
-    k, width = stage.reduced[-1], WORDS if along else block.width
-    if not in_pairs(stage, target) or width % WORDS:
-        return None
-    ends = bounds.get(k.variable, (block.start, block.start + block.width))
-    first, second = word(own, k), word(other, k)
-    if first is None or second is None or not all(divides(x, 2) for x in ends):
-        return None
+    k, width = plain.k, WORDS if along else block.width
+    if not in_pairs(stage, target) or width % WORDS or not all(divides(x, 2) for x in bounds):
+        return plain
+    two = make_axis("kp", 0, k.count // 2)
+    first, second = word(plain.own, k, two), word(plain.other, k, two)
+    if first is None or second is None:
+        return plain
     sums = block.row in stage.reduced
     if not along:
         second = _in_memory(second)
     elif len(stage.axes) != 1 + sums or len(stage.reduced) > 1:
-        return None
+        return plain
     if second is None or sums and not _side_by_side(first, stage, block, scratch):
-        return None
-    return Pairs(stage, first, second, _words(k), bounds, block)
-
-
-def _words(k: Axis) -> Axis:
-    return make_axis("kp", 0, k.count // 2)
-
-
-def word(operand: Expr, k: Axis) -> Expr | None:
-    """Two neighbours along k of an operand that is rounded to bfloat16, as a word."""
-    half = operand.args[0] if operand.op is Op.CAST else operand
-    rounded = half.op is Op.CAST and half.args[0].dtype is dtypes.float32
-    in_memory = half.op is Leaf.LOAD and not half.guard
-    if half.dtype is not dtypes.bfloat16 or not (rounded or in_memory):
-        return None
-    first = _words(k).index * 2
-    pair = (expr.substitute_in(half, {k.variable: first + n}) for n in (0, 1))
-    return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
+        return plain
+    return Operands(first, second, two, pairs=True)
 
 
 def _in_memory(pair: Expr) -> Expr | None:
     """A pair that is a word in memory, as a load of that."""
     first, second = pair.args
-    if first.op is not Leaf.LOAD or second.index != first.index + 1:
+    if first.op is not Leaf.LOAD or first.guard or second.index != first.index + 1:
         return None
     array, whole = first.array, first.array.of or first.array
     view = replace(array, dtype=dtypes.uint32, size=array.size // 2, of=whole)

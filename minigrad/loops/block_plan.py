@@ -10,15 +10,17 @@ thread does all of a head's blocks, so they are added in one order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import numel
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.axes import fix_rows
-from minigrad.loops.build import Bounds, lanes_loop, loops_over
+from minigrad.loops.block_pairs import in_pairs
+from minigrad.loops.build import lanes_loop, loops_over, with_loads
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
 from minigrad.loops.nest import Statement, Store
@@ -53,9 +55,8 @@ def neighbours(kernel: Kernel) -> int:
 
 
 def rounded_once(
-    stages: Sequence[Stage], products: Container[Array], stored: Container[Array],
-    in_pairs: Callable[[Stage], bool],
-) -> list[Stage]:  # fmt: skip
+    stages: Sequence[Stage], products: Container[Array], stored: Container[Array], target: Target
+) -> list[Stage]:
     """Stages of which none is kept as bfloat16 for products: that would be converted each time.
 
     Those of pairs (`in_pairs`) round it as they copy it, and may compute it then, if it is soon
@@ -70,7 +71,7 @@ def rounded_once(
             continue
         if any(one.array not in products for one in readers):
             continue
-        pairs = all(map(in_pairs, readers))
+        pairs = all(in_pairs(one, target) for one in readers)
         alone = pairs and len(readers) == 1 and _is_short(stage.body)
         body = exact if pairs else stage.body.cast(exact.dtype)
         kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=body)
@@ -78,9 +79,7 @@ def rounded_once(
         for one in readers:
             new = dict[Expr, Expr]()
             for load in (x for x in expr.loads(one.body) if x.array == stage.array):
-                places = zip(stage.axes, places_in(load, stage), strict=True)
-                at = {axis.variable: place for axis, place in places}
-                wide = expr.load(kept.array, load.index)
+                at, wide = places_in(load.index, stage), expr.load(kept.array, load.index)
                 own = expr.substitute_in(stage.body, at) if alone else wide.cast(load.dtype)
                 new |= {load: own} if pairs else {load.cast(exact.dtype): wide}
             changed[one.array] = replace(one, body=expr.replace_in(one.body, new))
@@ -138,12 +137,6 @@ class BlockPlan:
         self.in_pairs = set[int]()  # products that are dots
         self._plan()
 
-    def _range(self, number: int) -> Bounds | None:
-        """The bounds of a stage's columns, kept or reduced."""
-        stage = self.stages[number]
-        axes = stage.axes or stage.reduced
-        return self.bounds[number][axes[-1].variable] if axes else None
-
     def _follows(self, number: int, step: Sequence[int]) -> bool:
         """Whether a stage can be computed element by element in the loop of a step."""
         stage, head, product = self.stages[number], self.stages[step[0]], step[0] in self.products
@@ -153,23 +146,22 @@ class BlockPlan:
         first = head.axes[0] if product and len(head.axes) == 1 else column(head)
         if number in self.products or own is None or first is None or own.extent != first.extent:
             return False
-        if self._range(number) != self._range(step[0]):
+        if self.bounds[number][own.variable] != self.bounds[step[0]][first.variable]:
             return False
         inside = {self.stages[other].array: other for other in step}
-        for load in self._reads[number]:
-            other = inside.get(load.array)
-            if other is None:
-                continue
-            complete = self.stages[other].op is None or other in self.products
-            if not complete or not self._own(number, load):
-                return False
-        return True
+        complete = {
+            array for array, other in inside.items()
+            if self.stages[other].op is None or other in self.products
+        }  # fmt: skip
+        return all(
+            load.array in complete and self._own(number, load)
+            for load in self._reads[number] if load.array in inside
+        )  # fmt: skip
 
     def _own(self, number: int, load: Expr) -> bool:
         """Whether a load of a stage reads the element at the stage's own column."""
-        axis, maker = column(self.stages[number]), self.maker[load.array]
-        places = places_in(load, maker)
-        return axis is not None and places == (axis.index,) and not load.guard
+        axis, places = column(self.stages[number]), places_in(load.index, self.maker[load.array])
+        return axis is not None and [*places.values()] == [axis.index] and not load.guard
 
     def _plan(self) -> None:
         """Give a place to what other steps read; it may be that of a value which it replaces."""
@@ -180,33 +172,26 @@ class BlockPlan:
                 for load in self._reads[number]:
                     if load.array not in inside:
                         last[load.array] = at
-        free: list[Array] = []
+        kept: dict[Array, Array] = {}  # by place: whose it is now
         for at, step in enumerate(self.steps):
-            reads = [(number, load) for number in step for load in self._reads[number]]
-            ending = list(dict.fromkeys(
-                load.array for _, load in reads
-                if last.get(load.array) == at and load.array in self.places
-            ))  # fmt: skip
-            usable = [
-                self.places[array] for array in ending
-                if all(self._own(n, load) for n, load in reads if load.array == array)
-            ]  # fmt: skip
+            ending = [array for array in kept.values() if self._ends(array, step, last[array] - at)]
             for number in step:
-                stage = self.stages[number]
-                if stage.array in last and stage.array not in self.stored:
-                    self.places[stage.array] = self._place(stage, usable, free)
-            taken = {self.places.get(self.stages[number].array) for number in step}
-            free += [self.places[a] for a in ending if self.places[a] not in taken]
+                array = self.stages[number].array
+                if array in last and array not in self.stored:
+                    place = self._place(self.stages[number], [p for p in kept if kept[p] in ending])
+                    kept[place], self.places[array] = array, place
 
-    def _place(self, stage: Stage, usable: list[Array], free: list[Array]) -> Array:
+    def _ends(self, array: Array, step: Sequence[int], later: int) -> bool:
+        """Whether a step may put something else where an array is, which a `later` one reads."""
+        reads = ((n, load) for n in step for load in self._reads[n] if load.array == array)
+        return later < 0 or later == 0 and all(self._own(n, load) for n, load in reads)
+
+    def _place(self, stage: Stage, free: Sequence[Array]) -> Array:
+        """A place for a stage: the last free one of its size, or a new one."""
         size = numel([axis.extent for axis in stage.axes]) * self.block.width
-        for known in (usable, free):
-            for place in known:
-                if place.size == size and place.dtype is stage.array.dtype:
-                    known.remove(place)
-                    return place
+        alike = [one for one in free if one.size == size and one.dtype is stage.array.dtype]
         count = len(set(self.places.values()))
-        return Array(f"x{count}", stage.array.dtype, size, "scratch")
+        return alike[-1] if alike else Array(f"x{count}", stage.array.dtype, size, "scratch")
 
     def place(self, number: int) -> tuple[Array, Integer] | None:
         """Where a stage's element goes; None where it stays in a register."""
@@ -215,24 +200,21 @@ class BlockPlan:
             return stage.array, stage.position
         if stage.array not in self.places:
             return None
-        own = [axis.index for axis in stage.axes]
-        return self.places[stage.array], self._at(own, stage)
+        return self.places[stage.array], self._at(stage.place)
 
-    def _at(self, places: Sequence[Integer], stage: Stage) -> Integer:
-        inner = flatten(places, [axis.extent for axis in stage.axes])
+    def _at(self, inner: Integer) -> Integer:
         return inner * self.block.width + self.block.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
         """A body with its loads moved to places, but for those of arrays `inside`."""
 
-        def change(e: Expr) -> Expr | None:
-            if e.op is not Leaf.LOAD or e.array not in self.places or e.array in inside:
-                return None
-            array, guard = e.array, e.guard
+        def move(array: Array, index: Integer) -> tuple[Array, Integer]:
+            if array not in self.places or array in inside:
+                return array, index
             stage = self.maker[array]
-            return expr.load(self.places[array], self._at(places_in(e, stage), stage), guard)
+            return self.places[array], self._at(substitute(stage.place, places_in(index, stage)))
 
-        return expr.rebuild(body, change)
+        return with_loads(body, move)
 
 
 # ---- less work ----
@@ -266,7 +248,7 @@ def with_shortcuts(
             continue
         (mask, terms), scale = terms_of(product.body), None
         scaled = _scaled_operand(product, terms, result)
-        if scaled is not None and not (scaled[1].array in stored or scaled[1].array in products):
+        if scaled is not None and scaled[1].array not in stored:
             product, terms, scale = _with_scale(product, mask, terms, scaled, result)
         if mask is not None:
             terms = _without_mask(mask, terms, {stage.array: stage for stage in result})
@@ -278,7 +260,7 @@ def with_shortcuts(
 def _scaled_operand(
     product: Stage, terms: Expr, stages: Sequence[Stage]
 ) -> tuple[Expr, Stage] | None:
-    """The factor that is x·y, which only this product reads, y being one number for the row."""
+    """The factor that is x·y, which only this product reads, x being kept, y one for the row."""
     if terms.op is not Op.MUL or terms.dtype is not product.array.dtype or len(product.axes) != 1:
         return None
     for factor in terms.args:
@@ -290,12 +272,10 @@ def _scaled_operand(
         if made.body.op not in (Op.MUL, Op.DIV) or made.array.dtype is not terms.dtype:
             continue
         (axis,), (x, y) = made.axes, made.body.args
-        if y.op is Op.CONST:
-            small = made.body.op is Op.MUL and 0 < abs(y.value) <= 1
-        else:  # what is made of the row itself: its sum, most likely
-            read = {load.array for load in expr.loads(y)}
-            small = bool(read) and read <= {stage.array for stage in stages}
-        if small and axis.variable in x.variables and axis.variable not in y.variables:
+        own = x.op is Leaf.LOAD and x.index == made.position and not x.guard
+        read = {load.array for load in expr.loads(y)}  # of the row: its sum, most likely
+        of_row = bool(read) and read <= {stage.array for stage in stages}
+        if own and of_row and axis.variable not in y.variables:
             return factor, made
     return None
 
@@ -305,15 +285,10 @@ def _with_scale(
 ) -> tuple[Stage, Expr, Expr]:
     """The product with its scaled factor written out; its terms without the scale; the scale."""
     factor, scaled = found
-    (place,) = places_in(factor, scaled)
-    whole = expr.substitute_in(scaled.body, {scaled.axes[0].variable: place})
-    (x, y), own, at = whole.args, scaled.body.args[0], result.index(scaled)
-    if own.op is Leaf.LOAD and own.index == scaled.position and not own.guard:
-        del result[at]
-    else:
-        result[at], x = replace(scaled, body=own), factor
-        whole = expr.apply(scaled.body.op, (x, y), whole.dtype)
-    written, at = expr.replace_in(terms, {factor: whole}), result.index(product)
+    whole = expr.substitute_in(scaled.body, places_in(factor.index, scaled))
+    (x, y), written = whole.args, expr.replace_in(terms, {factor: whole})
+    result.remove(scaled)
+    at = result.index(product)
     product = replace(product, body=written if mask is None else mask.where(written, 0.0))
     result[at] = product
     scale = 1.0 / y if scaled.body.op is Op.DIV else y
@@ -352,27 +327,22 @@ class BlockSums:
                 continue
             fixed = fix_rows(stage, outer.extent, outer.index)
             if stage.op is None:
-                body = expr.rebuild(fixed.body, self._moved)
-                self.ends.append(replace(fixed, body=body))
+                self.ends.append(replace(fixed, body=with_loads(fixed.body, self._moved)))
                 continue
             (reduced,) = stage.reduced
             body = expr.substitute_in(fixed.body, {reduced.variable: row.index})
             fixed = replace(fixed, reduced=(row,), body=body)
             if stage.array not in kernel.stored:
-                extents = [axis.extent for axis in fixed.axes]
-                name, dtype = f"all_{len(self.scratch)}", stage.array.dtype
-                array = Array(name, dtype, numel(extents), "scratch")
+                size, dtype = numel([axis.extent for axis in fixed.axes]), stage.array.dtype
+                array = Array(f"all_{len(self.scratch)}", dtype, size, "scratch")
                 self.scratch[stage.array] = array
-                place = flatten([axis.index for axis in fixed.axes], extents)
-                fixed = replace(fixed, array=array, position=place)
+                fixed = replace(fixed, array=array, position=fixed.place)
             self.stages[stage.array] = fixed
         self.stored = kernel.stored | frozenset(self.scratch.values())
 
-    def _moved(self, e: Expr) -> Expr | None:
-        if e.op is not Leaf.LOAD or e.array not in self.scratch:
-            return None
-        array = self.scratch[e.array]
-        return expr.load(array, e.index - self.outer.index * array.size)
+    def _moved(self, array: Array, index: Integer) -> tuple[Array, Integer]:
+        kept = self.scratch.get(array)
+        return (array, index) if kept is None else (kept, index - self.outer.index * kept.size)
 
     def clear(self) -> list[Statement]:
         """Zeros, to which blocks add."""

@@ -33,11 +33,11 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, only_atom, substitute
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_pairs import Pairs, copied, ends_of_run, in_pairs, pairs_of
+from minigrad.loops.axes import enough_lanes, fix_rows
+from minigrad.loops.block_pairs import WORDS, Operands, as_pairs, copied, ends_of_run
 from minigrad.loops.block_plan import (
     BlockPlan,
     BlockSums,
@@ -49,7 +49,7 @@ from minigrad.loops.block_plan import (
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
 from minigrad.loops.mask_bounds import Rows
-from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, divides, loops_in
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, loops_in
 from minigrad.loops.prefetch import Place
 from minigrad.loops.product import multiply_add
 from minigrad.schedule import expr
@@ -57,13 +57,13 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import CHAINS, ENOUGH_TASKS, LINE, Target
+from minigrad.target import ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
-def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
+def block_rows(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
     extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
@@ -77,7 +77,7 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
             fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
             stages.append(fixed)
             products |= {fixed.array} if stage.contraction is not None else set()
-    stages = rounded_once(stages, products, sums.stored, lambda one: in_pairs(one, target))
+    stages = rounded_once(stages, products, sums.stored, target)
     plan = BlockPlan(stages, products, block, sums.stored)
     body: list[Statement] = []
     early: list[Statement] = []  # copies for several blocks
@@ -101,12 +101,12 @@ def block_rows(kernel: Kernel, target: Target, name: str) -> Nest:
         blocks = build.serial_loop(number, tuple(body))
         nested = build.flat_loop([outer], (*sums.clear(), *early, blocks, *sums.finish()))
     elif early:
-        stops = build.stops_within(last + 1, number.extent)
+        stops = build.least(last + 1, number.extent)
         blocks = Loop(number.variable, first, stops, tuple(body))
         nested = build.flat_loop([outer, run], (*early, blocks))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
-    return assemble(name, kernel, nested, target, *_work(kernel.rows, plan, target))
+    return assemble(kernel, nested, target, *_work(kernel.rows, plan, target))
 
 
 def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Integer, Integer]:
@@ -128,7 +128,8 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
     ends = [{number: end} for end in (0, number.high)]
     work, vectors = 0, 0.0
     for n, stage in enumerate(plan.stages):
-        count = high(rows) * sum(_elements(stage, plan.bounds[n], end) for end in ends) // 2
+        row, bounds = plan.block.row, plan.bounds[n]
+        count = high(rows) * sum(_elements(stage, bounds, end, row) for end in ends) // 2
         alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
         work += count * (2 if product else expr.operations(stage.body))
         alone /= 2 if n in plan.in_pairs else 1
@@ -151,12 +152,12 @@ def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
 
 
 def _elements(
-    stage: Stage, bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer]
+    stage: Stage, bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer], row: Axis
 ) -> int:
     """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
     for axis in (*stage.axes, *stage.reduced):
-        if axis.variable not in bounds:  # the row, of a sum over rows
+        if axis == row:  # of a sum over rows
             continue
         first, stop = (substitute(x, block) for x in bounds[axis.variable])
         count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
@@ -168,14 +169,8 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
 
     Half of what a block computes on a causal mask's diagonal is in vain: so it has no more than 16.
     """
-    if not target.vector_bytes:
-        return 1
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
-    if rows > lanes:
-        return min(2 * lanes, MOST_ROWS)
-    while lanes > 1 and lanes // 2 >= rows:
-        lanes //= 2
-    return lanes
+    return min(2 * lanes, MOST_ROWS) if rows > lanes else enough_lanes(lanes, rows)
 
 
 # ---- the loops of a step ----
@@ -192,7 +187,7 @@ def _tiles(
     pieces = (first, whole, height), (whole, axis.count, axis.count - whole)
     return [
         Loop(
-            place.variable, begin, build.stops_within(stop, end), tuple(tile(place.index, size)),
+            place.variable, begin, build.least(stop, end), tuple(tile(place.index, size)),
             step=size,
         )
         for begin, end, size in pieces if end and size
@@ -218,29 +213,29 @@ class StepCode:
         self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step}
         self.sums = block.row in self.head.reduced  # over the rows of the block
         self.runs_along = self.sums
-        self.totals: dict[int, Array] = {}
-        self.pairs: Pairs | None = None
+        total = Array("sum", dtypes.float32, 1, "registers", lanes=self.row, width=block.width)
+        self.totals = {
+            n: expr.load(replace(total, name=f"sum{n}", dtype=plan.stages[n].body.dtype))
+            for n in step if plan.stages[n].op is not None and n not in plan.products
+        }  # fmt: skip
         if self.is_product:
-            self.own, self.other = self._factors()
-            self.runs_along = self.sums or self._only_stores()
-            self.k, scratch = self.head.reduced[-1], plan.places.values()
-            self.pairs = pairs_of(
-                self.head, self.own, self.other, self.bounds, block, target, self.runs_along,
-                scratch,
+            plain, k = self._operands(), self.head.reduced[-1].variable
+            self.runs_along = self.sums or self._only_stores(plain.other)
+            self.read = as_pairs(
+                plain, self.head, self.bounds[k], block, target, self.runs_along,
+                plan.places.values(),
             )  # fmt: skip
-            if self.pairs is not None:
-                plan.in_pairs.add(self.number)
-                self.k, self.own, self.other = self.pairs.k, self.pairs.own, self.pairs.other
-            self.mine = self.own
+            self.own, self.pairs = self.read.own, self.read.pairs
+            plan.in_pairs |= {self.number} if self.pairs else set()
 
     # ---- what is done with one element ----
 
     def _element(
-        self, place: Integer, slot: Integer, result: Expr | None, at: dict[Atom, Integer]
+        self, place: Integer, result: Expr | None, at: dict[Atom, Integer]
     ) -> list[Statement]:
         """Statistics and stores of the column `place`; `result`: of the product there.
 
-        slot: which of several partial results; at: more variables to replace, in all of it.
+        at: more variables to replace, in all of it.
         """
         values: dict[Array, Expr] = {}
         sets: list[Statement] = []
@@ -259,10 +254,9 @@ class StepCode:
             else:
                 body = expr.substitute_in(self.bodies[number], here)
                 value = expr.rebuild(body, known) if values else body
-            if stage.op is not None and number not in self.plan.products:
-                total = self.totals[number]
-                old = expr.load(total, slot % total.size)
-                sets.append(build.put(old, build.combine(stage.op, old, value)))
+            if (total := self.totals.get(number)) is not None:
+                assert stage.op is not None
+                sets.append(build.put(total, build.combine(stage.op, total, value)))
                 continue
             values[stage.array] = value
             if (found := self.plan.place(number)) is not None:
@@ -272,33 +266,16 @@ class StepCode:
                 stores.append(Store(array, index, value))
         return [*sets, Stores(tuple(stores))] if stores else sets
 
-    def _with_statistics(self, loops: list[Statement], count: int) -> list[Statement]:
+    def _with_statistics(self, loops: list[Statement]) -> list[Statement]:
         """Loops that fill the statistics of the step, with what comes before and behind."""
         before: list[Statement] = []
         behind: list[Statement] = []
-        u = make_axis("u", 0, count)
-        slot = _index(u)
         for number, total in self.totals.items():
-            stage = self.plan.stages[number]
-            assert stage.op is not None
-            clear = Store(total, slot, identity(stage.op, total.dtype))
-            before.extend(_repeated(u, [clear]))
-            result = expr.load(total)
-            for other in range(1, count):
-                result = build.combine(stage.op, result, expr.load(total, other))
-            if (place := self.plan.place(number)) is not None:
-                behind.append(Store(*place, result))
+            op, place = self.plan.stages[number].op, self.plan.place(number)
+            assert op is not None
+            before.append(build.put(total, identity(op, total.dtype)))
+            behind += [Store(*place, total)] if place is not None else []
         return [*before, *loops, *behind]
-
-    def _start(self, count: int) -> None:
-        """Give every statistic of the step `count` partial results."""
-        for number in self.step:
-            stage = self.plan.stages[number]
-            if stage.op is not None and number not in self.plan.products:
-                self.totals[number] = Array(
-                    f"sum{number}", stage.body.dtype, count, "registers", lanes=self.row,
-                    width=self.block.width,
-                )  # fmt: skip
 
     # ---- loops ----
 
@@ -306,33 +283,27 @@ class StepCode:
         """All rows of the block at once, one a lane."""
         if self.is_product:
             return self._product_across()
-        axis, count = column(self.head), 1
+        axis = column(self.head)
         outer, inner = (self.head.axes, self.head.reduced) if axis is None else ((), (axis,))
-        if axis is not None and all(self.plan.stages[n].op is not None for n in self.step):
-            first, stop = self.bounds[axis.variable]
-            ends = (first, *build.stops_within(stop, axis.extent))
-            count = CHAINS if all(divides(x, CHAINS) for x in ends) else 1
-        self._start(count)
-        u = make_axis("u", 0, count)
-        place = _last(self.head) if axis is None else axis.index + _index(u)
-        loops = self._within(inner, _repeated(u, self._element(place, _index(u), None, {})))
-        if count > 1:
-            loops = [replace(one, step=count) for one in loops if isinstance(one, Loop)]
-        return self._within(outer, self._with_statistics(loops, count))
+        last = axis or (self.head.axes[-1] if outer else None)
+        body = self._element(0 if last is None else last.index, None, {})
+        return self._within(outer, self._with_statistics(self._within(inner, body)))
 
     # ---- products ----
 
-    def _factors(self) -> tuple[Expr, Expr]:
-        """(the one that has the rows, or what is summed over them; the one with the columns)."""
+    def _operands(self) -> Operands:
+        """The factor that has the rows, or what is summed over them; the one with the columns."""
         product = self.bodies[self.number]
         if (tried := self.plan.tried.get(self.head.array)) is not None:
             product = self.plan.reading(tried.terms)
         if product.op is Op.CAST:
             product = product.args[0]
         left, right = product.args
-        return (right, left) if self.head.axes[-1].variable in left.variables else (left, right)
+        if self.head.axes[-1].variable in left.variables:
+            left, right = right, left
+        return Operands(left, right, self.head.reduced[-1])
 
-    def _only_stores(self) -> bool:
+    def _only_stores(self, other: Expr) -> bool:
         """Whether the results of its product go to memory only, in rows that suit vectors."""
         last = self.head.axes[-1].variable
         stages = [self.plan.stages[n] for n in self.step]
@@ -341,14 +312,13 @@ class StepCode:
             and not any(stage.array in self.plan.places for stage in stages)
             and all(
                 coefficient(load.index, last) in (0, 1) and not load.guard
-                for load in expr.loads(self.other)
+                for load in expr.loads(other)
             )
         )
 
     def _product_across(self) -> list[Statement]:
         """Tiles of columns by all rows of the block."""
-        axis, k = self.head.axes[-1], self.k
-        self._start(CHAINS)
+        axis, k = self.head.axes[-1], self.read.k
 
         def tile(first: Integer, height: int) -> list[Statement]:
             u = make_axis("u", 0, height)
@@ -359,14 +329,14 @@ class StepCode:
                 axis.variable: place, k.variable: number % k.count,
                 self.block.row.variable: self.block.start + place,
             }  # fmt: skip
-            hints = [*self._hints(self.other, there), *self._hints(self.own, there)]
+            hints = [*self._hints(self.read.other, there), *self._hints(self.own, there)]
             ks = self._loops_over_k(self.bounds, hints)
             return self._tile(u, self.row, self.block.width, at[axis.variable], at, {}, ks)
 
         first, stop = self.bounds[axis.variable]
         tiles = _tiles(axis, first, stop, self.block.height, tile)
         loops = self._within(self.head.axes[:-1], tiles)
-        return self._with_statistics(loops, CHAINS)
+        return self._with_statistics(loops)
 
     def along(self) -> list[Statement]:
         """Tiles of rows, or of what is summed over them, by panels of columns."""
@@ -377,17 +347,14 @@ class StepCode:
         if self.sums:
             side = outer.pop()
             bounds = self.bounds[side.variable]
+        hints = [] if self.sums else self._hints(self.read.other, {})
 
         def tile(first: Integer, height: int) -> list[Statement]:
             u = make_axis("u", 0, height)
             at: dict[Atom, Integer] = {side.variable: first + u.index}
             if block.width > 1:
                 at[only_atom(block.lane)] = substitute(block.row.index, at) - block.start
-            if self.sums:
-                ks = [self._rows_for(bounds, first, first + height)]
-            else:
-                found = self._bounds_of_rows(first, first + height)
-                ks = self._loops_over_k(found, self._hints(self.other, {}))
+            ks = self._loops_over_k(self._bounds_of_rows(first, first + height), hints)
             return self._tile(u, lanes, width, axis.index, at, at, ks)
 
         tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
@@ -403,31 +370,18 @@ class StepCode:
             and not expr.values_in(load.index)
         ]  # fmt: skip
 
-    def _bounds_of_rows(self, begin: Integer, end: Integer) -> dict[Atom, Bounds]:
+    def _bounds_of_rows(self, begin: Integer, end: Integer) -> Mapping[Atom, Bounds]:
         """The bounds of k for some of the block's rows: where they move with the rows."""
         start, stop = self.block.start, self.block.start + self.block.width
-        found = dict(self.bounds)
-        for axis in self.head.reduced if isinstance(start, Affine) else ():
-            first, last = found[axis.variable]
-            found[axis.variable] = (
+        if self.sums or isinstance(start, int):
+            return self.bounds
+        return {
+            x: (
                 first - start + begin if isinstance(first - start, int) else first,
                 last - stop + end if isinstance(last - stop, int) else last,
             )
-        return found
-
-    def _rows_for(self, bounds: Bounds, begin: Integer, end: Integer) -> Loop:
-        """A loop over those of the block's rows that add to some places of a sum over rows.
-
-        bounds: of the places to which the block adds.
-        """
-        row, start, stop = self.block.row, self.block.start, self.block.start + self.block.width
-        first, stops = start, build.stops_within(stop, row.extent)
-        if isinstance(start, Affine):
-            if isinstance(reach := bounds[1] - stop, int):
-                first = _larger(start, begin - reach, row.count)
-            if isinstance(reach := bounds[0] - start, int):
-                stops = (*stops, end - reach)
-        return Loop(row.variable, first, stops, ())
+            for x, (first, last) in self.bounds.items()
+        }
 
     def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Place]) -> list[Loop]:
         """Loops, the outermost first, without what is done in them; the last asks for hints."""
@@ -445,50 +399,55 @@ class StepCode:
 
         That is what lies otherwise than it is read, and what would be converted again and again.
         """
-        if not self.is_product or self.runs_along and self.pairs is None:
+        if not self.is_product or self.runs_along and not self.pairs:
             return [], []
-        before = self._pack_other(run)
-        if self.pairs is None or not self.sums:
-            return before, self._pack_rows()
-        sides, self.mine = self.pairs.pack_sides(f"panel{self.number}")
-        return before, [sides]
+        return self._pack_other(run), self._pack_sides() if self.sums else self._pack_rows()
 
     def _pack_other(self, run: tuple[Integer, Integer]) -> list[Statement]:
         """Copy the operand that the rows share: of pairs along, or one that is converted."""
-        source, (*outer, axis) = self.other, self.head.axes
-        name, k = f"other{self.number}", self.head.reduced[-1]
-        if self.pairs is None or not self.runs_along:
-            if source.op is not Op.CAST or outer or len(self.head.reduced) > 1:
-                return []
+        source, (*outer, axis), k = self.read.other, self.head.axes, self.head.reduced[-1]
+        if self.pairs and self.runs_along:
+            first, stop = ends_of_run(k, self.bounds[k.variable], self.block, run)
+            lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
+            hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
+            width = choose_nr(self.target, self.head, axis.count)
+            rows, lanes, ends = self.read.k, axis, (first // 2, ceildiv(stop, 2))
+        elif source.op is Op.CAST and not outer and len(self.head.reduced) == 1:
+            rows, lanes, hints, width = axis, k, (), self.target.lanes(source.dtype)
             ends = ends_of_run(axis, self.bounds[axis.variable], self.block, run)
-            width = self.target.lanes(source.dtype)
-            copy, self.other = copied(source, name, axis, k, width, ends)
-            return [copy]
-        own = (0, k.extent) if self.sums else self.bounds[k.variable]
-        first, stop = ends_of_run(k, own, self.block, run)
-        lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
-        hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
-        width, ends = choose_nr(self.target, self.head, axis.count), (first // 2, ceildiv(stop, 2))
-        copy, self.other = copied(source, name, self.k, axis, width, ends, hints)
+        else:
+            return []
+        copy, other = copied(source, f"other{self.number}", rows, lanes, width, ends, hints)
+        self.read = replace(self.read, other=other)
         return [copy]
+
+    def _pack_sides(self) -> list[Statement]:
+        """Copy what is summed over rows: two of these, which lie side by side, in a word."""
+        side, each = self.head.axes[-2], self.block.width // 2
+        words = Array(f"panel{self.number}", dtypes.uint32, side.count * each, "scratch")
+        w, source = make_axis("w", 0, words.size), expr.loads(self.own)[0].array
+        pair = [expr.load(source, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)]
+        copy = Store(words, w.index, expr.apply(Leaf.PAIR, tuple(pair), words.dtype))
+        first, stop = self.bounds[side.variable]
+        stops = tuple(x * each for x in build.least(stop, side.extent))
+        place = (side.index - self.block.number.index) * each + self.read.k.index
+        self.read = replace(self.read, own=expr.load(words, place))
+        return [build.lanes_loop(w, WORDS, (copy,), first * each, stops)]
 
     def _pack_rows(self) -> list[Statement]:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
-        near = all(load.array.space != "buffer" for load in expr.loads(self.mine))
-        if near and self.pairs is None:
+        near = all(load.array.space != "buffer" for load in expr.loads(self.own))
+        if near and not self.pairs:
             return []
         *outer, inner = self._loops_over_k(self.bounds, ())
-        inner = inner if self.pairs is None else self.pairs.loop(inner)
-        axes = *self.head.reduced[:-1], self.k
+        axes = *self.head.reduced[:-1], self.read.k
         extents = [axis.extent for axis in axes]
         size = numel(extents) * self.block.width
-        panel = Array(f"panel{self.number}", self.mine.dtype, size, "scratch")
+        panel = Array(f"panel{self.number}", self.own.dtype, size, "scratch")
         place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
-        lanes = self.target.lanes(self.mine.dtype)
-        copy: Statement = replace(
-            inner, body=(Store(panel, place, self.mine),), transpose=lanes
-        )
-        self.mine = expr.load(panel, place)
+        lanes, body = self.target.lanes(self.own.dtype), (Store(panel, place, self.own),)
+        copy: Statement = replace(self.read.loop(inner), body=body, transpose=lanes)
+        self.read = replace(self.read, own=expr.load(panel, place))
         for loop in reversed(outer):
             copy = loop.around((copy,))
         return [self.block.loop([copy])]
@@ -505,15 +464,12 @@ class StepCode:
         name, dtype = f"tile{self.number}x{u.count}", self.head.body.dtype
         registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
         total = expr.load(registers, u.index)
-        left, right = (expr.substitute_in(factor, at) for factor in (self.mine, self.other))
-        loops = ks
-        if self.pairs is not None:
-            *outer, last = ks
-            loops, ks = [*outer, self.pairs.loop(last)], [*outer, replace(last, prefetch=())]
+        left, right = (expr.substitute_in(x, at) for x in (self.read.own, self.read.other))
+        more, (*outer, last) = multiply_add(total, left, right), ks
         return [
-            *self._summed(registers, u, multiply_add(total, left, right), loops),
-            *self._checked(registers, u, at, ks),
-            build.unrolled(u, self._element(place, u.index, total, rows_at)),
+            *self._summed(registers, u, more, [*outer, self.read.loop(last)]),
+            *self._checked(registers, u, at, [*outer, replace(last, prefetch=())]),
+            build.unrolled(u, self._element(place, total, rows_at)),
         ]
 
     def _summed(
@@ -539,27 +495,4 @@ class StepCode:
         terms = expr.substitute_in(self.bodies[self.number], at)
         more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
         again = self._summed(registers, u, more, ks)
-        name = f"wrong{self.number}x{registers.size}"
-        return build.unless_finite(name, registers, u, scale, again)
-
-
-def _larger(x: Integer, y: Integer, most: int) -> Integer:
-    """The larger one of two indices, of which x is 0 … most."""
-    both = tuple(expr.index(one, dtypes.int64) for one in (x, y))
-    payload = expr.apply(Op.MAXIMUM, both, dtypes.int64)
-    return Affine(0, ((Atom("value", "", 0, most, payload=payload), 1),))
-
-
-def _index(axis: Axis) -> Integer:
-    """The variable of an axis, or 0 where that is all it can be."""
-    return axis.index if axis.variable.high else 0
-
-
-def _repeated(axis: Axis, body: Sequence[Statement]) -> Sequence[Statement]:
-    """The body for each number of an axis."""
-    return body if axis.count == 1 else [build.unrolled(axis, body)]
-
-
-def _last(stage: Stage) -> Integer:
-    """The last kept axis of a stage as it is."""
-    return stage.axes[-1].index if stage.axes else 0
+        return build.unless_finite(registers, u, scale, again)

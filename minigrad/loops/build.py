@@ -9,9 +9,9 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
-from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high
-from minigrad.loops.axes import indices, merge, places_along, row_axis
+from minigrad.loops.axes import indices, merge, places_along
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -51,8 +51,7 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
         if tuple(stage.axes) != tuple(axes):
             values = places_along(stage.axes, place)
             body = expr.substitute_in(body, values)
-            own = flatten([axis.index for axis in stage.axes], [a.extent for a in stage.axes])
-            begin = position - own  # of a part of an array (schedule/joins.py)
+            begin = position - stage.place  # of a part of an array (schedule/joins.py)
             if variables(begin).isdisjoint(values):
                 position, guard = begin + place, ()
             else:
@@ -113,18 +112,22 @@ def unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
 
 
-def stops_within(stop: Integer, extent: Integer) -> tuple[Integer, ...]:
-    """Where a loop over an axis ends that need not go beyond `stop`."""
-    if stop == extent or isinstance(extent, int) and high(stop) <= extent:
-        return (stop,)
-    return stop, extent
+def least(*stops: Integer) -> tuple[Integer, ...]:
+    """Stops of a loop without those that are never the first to be reached."""
+    kept: list[Integer] = []
+    for stop in stops:
+        if any(proven_nonnegative(stop - other) for other in kept):
+            continue
+        kept = [other for other in kept if not proven_nonnegative(other - stop)]
+        kept.append(stop)
+    return tuple(kept)
 
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
     """One loop over the product of several axes, of which the first may have a symbolic extent."""
     if len(axes) == 1:
         return serial_loop(axes[0], body)
-    row = row_axis(iterations([axis.extent for axis in axes]))
+    row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
     change = substitution(places_along(axes, row.index))
     return serial_loop(row, tuple(change.of(one) for one in body))
 
@@ -177,10 +180,8 @@ class Change:
     def _loop(self, one: Loop) -> Loop:
         body = tuple([self.of(inner) for inner in one.body])
         hints = tuple([(array, self.at(place)) for array, place in one.prefetch])
-        return Loop(
-            one.variable, self.at(one.start), tuple(map(self.at, one.stops)), body, one.kind,
-            one.step, one.lane, hints, one.transpose, one.overlaps,
-        )  # fmt: skip
+        stops = tuple(map(self.at, one.stops))
+        return replace(one, start=self.at(one.start), stops=stops, body=body, prefetch=hints)
 
 
 def substitution(values: Mapping[Atom, Integer]) -> Change:
@@ -199,7 +200,7 @@ def loops_over(
     """Plain loops over axes, or over parts of them, the first outermost."""
     for axis in reversed(axes):
         first, stop = (bounds or {}).get(axis.variable, (0, axis.extent))
-        body = (Loop(axis.variable, first, stops_within(stop, axis.extent), tuple(body)),)
+        body = (Loop(axis.variable, first, least(stop, axis.extent), tuple(body)),)
     return tuple(body)
 
 
@@ -240,18 +241,56 @@ def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
     return Store(place.array, place.index, value, everywhere=everywhere)
 
 
-def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
-    """A statement that uses other places; `move` gives them, with the index.
-
-    everywhere: no lanes outside of a mask need to keep what registers had.
-    """
+def with_loads(e: Expr, move: Move) -> Expr:
+    """An expression that reads other places; `move` gives them, with the index."""
 
     def read(leaf: Expr) -> Expr | None:
         if leaf.op is not Leaf.LOAD:
             return None
         return expr.load(*move(leaf.array, leaf.index), leaf.guard)
 
-    return Change(lambda e: expr.rebuild(e, read), move=move, everywhere=everywhere).of(statement)
+    return expr.rebuild(e, read)
+
+
+def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
+    """A statement that uses other places.
+
+    everywhere: no lanes outside of a mask need to keep what registers had.
+    """
+    return Change(lambda e: with_loads(e, move), move=move, everywhere=everywhere).of(statement)
+
+
+def kept_inside(
+    stages: Sequence[Stage], kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0,
+    local: int = 0,
+) -> list[Stage]:  # fmt: skip
+    """Stages with fixed rows, where what stays inside the kernel is in scratch memory.
+
+    `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
+    memory, of which the smallest values get some first.
+    """
+    arrays: dict[Array, Array] = {}
+    sizes: dict[Array, int] = {}
+    kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]
+    for number, stage in sorted(kept, key=lambda one: one[1].size):
+        sizes[stage.array] = stage.size // high(kernel.rows)
+        size, dtype = max(sizes[stage.array] * width, 1), stage.array.dtype
+        nbytes = size * max(dtype.itemsize, 4)
+        space = "local" if nbytes <= local else "scratch"
+        local -= nbytes if space == "local" else 0
+        arrays[stage.array] = Array(f"x{number}", dtype, size, space)
+
+    def move(array: Array, position: Integer) -> tuple[Array, Integer]:
+        if array not in arrays:
+            return array, position
+        return arrays[array], (position - row * sizes[array]) * width + lane
+
+    inside: list[Stage] = []
+    for stage in stages:
+        array, position = move(stage.array, stage.position)
+        body = with_loads(stage.body, move)
+        inside.append(replace(stage, body=body, array=array, position=position))
+    return inside
 
 
 def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
@@ -304,24 +343,23 @@ def streams(
 
 
 def unless_finite(
-    name: str, registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
+    registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
 ) -> list[Statement]:
     """Scale registers, and do something else instead where one of them is not finite.
 
     It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
-    the registers' numbers; name: of a register that is used on the way.
+    the registers' numbers.
     """
-    wrong = replace(registers, name=name, size=1)
+    wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
     value, found = expr.load(registers, u.index), expr.load(wrong)
     each: list[Statement] = [put(found, found + value * 0.0)]
     if scale is not None:
-        if scale.op is not Op.CONST:
-            fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
-            each.append(put(found, fits.where(found, math.nan)))
+        fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
+        each.append(put(found, fits.where(found, math.nan)))
         each.append(put(value, value * scale))
     result: list[Statement] = [put(found, found.constant(0.0), everywhere=True), unrolled(u, each)]
     if registers.lanes is not None:
-        found = expr.register(f"{name}_any", registers.dtype)
+        found = expr.register(f"{wrong.name}_any", registers.dtype)
         result.append(Fold(found.array, Op.SUM, wrong))
     times = expr.value_of(found.differs(found).cast(dtypes.int32))
     once = make_axis("again", 0, 2)

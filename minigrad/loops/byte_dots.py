@@ -29,7 +29,7 @@ from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import assemble, in_levels, in_long_runs, memory_bound
 from minigrad.loops.build import epilogue, loops_over, reduction, summands
-from minigrad.loops.cost import SMALL_TILES
+from minigrad.loops.cost import SMALL_TILES, cut
 from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
@@ -46,7 +46,7 @@ OPERATIONS_A_BYTE = 64
 SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
-def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
+def byte_dots(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a product with a quantized matrix."""
     first, *others = kernel.stages
     sums = others[0] if others and others[0].op is Op.SUM else first
@@ -64,7 +64,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
     if m:
         *more, rows = (axis.variable for axis in m)
         count, most = m[-1].typical, SUMS // (len(words) + 1)
-        block = s.split(rows, ceildiv(count, ceildiv(count, most)), "t")
+        block = s.split(rows, cut(count, 1, most), "t")
         s.reorder(*tiles, *more, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
     if sums is not first:
@@ -76,7 +76,7 @@ def byte_dots(kernel: Kernel, target: Target, name: str) -> Nest:
         s.sink(rows)
         s.unroll(rows, "u")
     s.parallelize(*tiles)
-    nest = assemble(name, kernel, s.nest, target)
+    nest = assemble(kernel, s.nest, target)
     # of what computes more threads can have a part, in chunks half as long
     return in_long_runs(nest, FEW_TASKS if memory_bound(nest, OPERATIONS_A_BYTE) else ENOUGH_TASKS)
 

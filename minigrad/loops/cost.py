@@ -283,7 +283,8 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
         mr, mc = even_blocks(rows, mr, blocks)
         packs = kc > 0 or needs_packing(problem, nr, mc)
         each = ceildiv(panels, column_blocks)
-        together = panels_at_once(target, (kc or depth) * nr * size, each) if packs else 0
+        quarter = target.l2 // 4 // ((kc or depth) * nr * size)  # of the second cache, in panels
+        together = cut(each, 1, quarter) if packs else 0
         nc = ceildiv(each, max(together, 1)) * max(together, 1) * nr
         return Plan(mr, nr, mc, nc, True, packs, kc, together)
     mc = rows
@@ -303,12 +304,6 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
     each = ceildiv(panels, column_blocks)
     together = each if near < mc and 1 < each <= target.l2 // 2 // (depth * nr * size) else 0
     return Plan(mr, nr, mc, each * nr, False, packs, panels=together)
-
-
-def panels_at_once(target: Target, nbytes: int, panels: int) -> int:
-    """How many panels of `nbytes` are packed together: a quarter of the second cache's worth."""
-    most = min(max(target.l2 // 4 // nbytes, 1), panels)
-    return ceildiv(panels, ceildiv(panels, most))
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
@@ -470,7 +465,7 @@ def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) 
         least, most = least // 2, 3 * least // 4
     if bound and bound < most:
         return min(bound, rows)
-    best = ceildiv(rows, ceildiv(rows, most))
+    best = cut(rows, 1, most)
     return next((n for n in range(best, least - 1, -1) if rows % n == 0), best)
 
 
@@ -481,8 +476,7 @@ def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:
     for place in range(len(axes) - 1, -1, -1):
         extent = numel([axes[place].extent])
         if inner * extent > kc or place == 0:
-            parts = ceildiv(extent, max(kc // inner, 1))
-            return place, ceildiv(extent, parts)
+            return place, cut(extent, 1, kc // inner)
         inner *= extent
     raise AssertionError("a product has an axis of k")
 

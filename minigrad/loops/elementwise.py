@@ -66,45 +66,36 @@ TILE = 64  # elements of a tile along vectors: four lines of float32
 SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of each
 
 
-def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def elementwise(kernel: Kernel, target: Target) -> Nest | None:
     """All stages at once, element by element, in registers; None where they are not alike."""
     if not _same_elements(kernel):
         return None
     axes, stores = _without_remainders(*_with_long_last(*elements(kernel)))
+    axes = axes or [make_axis("i", 0, 1)]
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
-    if axis is not None:
-        stores = [
-            replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
-            for s in stores
-        ]
+    assert axis is not None
+    stores = [
+        replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
+        for s in stores
+    ]
     outer = [a for a in axes if a != axis]
-    xs = [a.variable for a in outer]
-    if axis is None:
-        s = Schedule((Stores(tuple(stores)),))
-        s.parallelize()
-        return assemble(name, kernel, s.nest, target)
-    x = axis.variable
+    across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if target.group is not None:
         s = _by_items([*outer, axis], stores, target.group)
-        return assemble(name, kernel, s.nest, target)
+    elif across is not None:
+        s = _in_tiles(outer, axis, across, stores, target)
+    else:
+        s = _in_rows(outer, axis, stores, target)
+    return assemble(kernel, s.nest, target)
+
+
+def _in_rows(
+    outer: Sequence[Axis], axis: Axis, stores: Sequence[Store], target: Target
+) -> Schedule:
+    """Vectors along an axis, of which threads share the rows, or parts of few long ones."""
+    x, xs, exprs = axis.variable, [a.variable for a in outer], [store.value for store in stores]
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
-    across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
-    if across is not None:
-        # a tile is low, and the next one lies beside it: a cache line of which it stores a part is
-        # still there when the rest comes, however far apart the rows are
-        y, extent = across.variable, numel([across.extent])
-        lanes = min(target.lanes(store.array.dtype) for store in stores)
-        line = LINE // min(store.array.dtype.itemsize for store in stores)
-        follows = _following(outer, axis, across, stores, line)
-        down = s.split(y, extent if extent <= TILE else DOWN, "down")
-        right = s.split(x, line if follows else max(TILE, lanes), "right")
-        xs = [down, *(one for one in xs if one not in (y, *follows)), right, *follows]
-        s.reorder(*xs, x, y)
-        s.vectorize(x, lanes)
-        s.transpose(y, lanes)
-        s.parallelize(*xs)
-        return assemble(name, kernel, s.nest, target)
     last = outer[-1] if outer else None
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
@@ -115,7 +106,31 @@ def elementwise(kernel: Kernel, target: Target, name: str) -> Nest | None:
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     s.parallelize(*xs)
-    return assemble(name, kernel, s.nest, target)
+    return s
+
+
+def _in_tiles(
+    outer: Sequence[Axis], axis: Axis, across: Axis, stores: Sequence[Store], target: Target
+) -> Schedule:
+    """Tiles of vectors along one axis, for what lies along another, which are transposed.
+
+    A tile is low, and the next one lies beside it: a cache line of which it stores a part is still
+    there when the rest comes, however far apart the rows are.
+    """
+    x, y, extent = axis.variable, across.variable, numel([across.extent])
+    s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
+    lanes = min(target.lanes(store.array.dtype) for store in stores)
+    line = LINE // min(store.array.dtype.itemsize for store in stores)
+    follows = _following(outer, axis, across, stores, line)
+    down = s.split(y, extent if extent <= TILE else DOWN, "down")
+    right = s.split(x, line if follows else max(TILE, lanes), "right")
+    others = (a.variable for a in outer if a.variable not in (y, *follows))
+    xs = [down, *others, right, *follows]
+    s.reorder(*xs, x, y)
+    s.vectorize(x, lanes)
+    s.transpose(y, lanes)
+    s.parallelize(*xs)
+    return s
 
 
 def _with_long_last(
@@ -145,18 +160,14 @@ def _without_remainders(
     Vectors take neighbours then, and no lane divides.
     """
     used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    found: dict[Atom, set[int]] = {}
-    own = {axis.index: axis.variable for axis in axes if isinstance(axis.extent, int)}
-    for x in used:
-        for atom, _ in x.terms if isinstance(x, Affine) else ():
-            if atom.inner is not None and atom.inner in own:
-                found.setdefault(own[atom.inner], set()).add(atom.divisor)
+    atoms = {atom for x in used if isinstance(x, Affine) for atom, _ in x.terms}
     result: list[Axis] = []
     values: dict[Atom, Integer] = {}
     for axis in axes:
-        sizes = found.get(axis.variable, set())
+        sizes, known = {a.divisor for a in atoms if a.inner == axis.index}, axis.extent
         size = min(sizes, default=0)
-        if len(sizes) == 1 and size >= LEAST_LANES and axis.count % size == 0:
+        alike = len(sizes) == 1 and size >= LEAST_LANES
+        if alike and isinstance(known, int) and known % size == 0:
             parts = [make_axis(f"{axis.variable.name}_", n, extent)
                      for n, extent in enumerate((axis.count // size, size))]
             values[axis.variable] = parts[0].index * size + parts[1].index
@@ -230,7 +241,7 @@ def _following(
     return [a.variable for a in outer if all(coefficient(i, a.variable) in near for i in runs)][:1]
 
 
-def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
+def scatter(kernel: Kernel, target: Target) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
     start, step = _addition(stage, stage.guard)
@@ -260,7 +271,7 @@ def scatter(kernel: Kernel, target: Target, name: str) -> Nest:
         if coefficient(stage.initial_position, fill.variable) == 1:
             s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
     s.parallelize(*xs)
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 def _side_by_side(stage: Stage, start: Sequence[Store], step: Store) -> tuple[Schedule, Atom]:
@@ -289,7 +300,7 @@ def _addition(stage: Stage, guard: Guard) -> tuple[list[Store], Store]:
     return [] if stage.in_place else [start], Store(stage.array, stage.position, new, guard)
 
 
-def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
     """The same on a GPU: all in order, by every work-item for its part of the places only.
 
     All updates are looked at for each part, so the parts are no more than keep the device busy.
@@ -319,7 +330,7 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
     first = [fill] if start else []
     s = Schedule(loops_over([part, *fixed, *moving], [*first, *loops_over(stage.reduced, [step])]))
     s.parallelize(part.variable, *(axis.variable for axis in fixed))
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 # ---- running reductions and sorts ----
@@ -330,7 +341,7 @@ def gpu_scatter(kernel: Kernel, target: Target, name: str) -> Nest | None:
 BLOCK_TERMS = 128
 
 
-def scan(kernel: Kernel, target: Target, name: str) -> Nest:
+def scan(kernel: Kernel, target: Target) -> Nest:
     """A running reduction; vectors run along the last kept axis where that is contiguous."""
     (stage,) = kernel.stages
     (along,) = stage.reduced
@@ -342,7 +353,7 @@ def scan(kernel: Kernel, target: Target, name: str) -> Nest:
         s.vectorize(xs[-1], width)
         xs = xs[: len(xs) - (width > 1)]
     s.parallelize(*xs)
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
@@ -380,7 +391,7 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     return (*start, Loop(counter, 0, (count,), body))
 
 
-def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
+def distribute(kernel: Kernel, target: Target) -> Nest:
     """One pass of a counting sort: each row's next free places stand in scratch memory."""
     (stage,) = kernel.stages
     assert stage.initial is not None
@@ -397,4 +408,4 @@ def distribute(kernel: Kernel, target: Target, name: str) -> Nest:
             Store(next_free, stage.position, place + 1),
         )),
     )  # fmt: skip
-    return assemble(name, kernel, flat_loop(stage.axes, body), target)
+    return assemble(kernel, flat_loop(stage.axes, body), target)

@@ -70,7 +70,7 @@ from minigrad.schedule.stage import identity
 from minigrad.target import LINE, Target
 
 
-def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
+def gemm(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a product and its elementwise epilogue."""
     problem = with_dynamic_bounds(prepare(kernel))
     plain = not problem.ends and problem.terms is None
@@ -80,7 +80,7 @@ def gemm(kernel: Kernel, target: Target, name: str) -> Nest:
         problem = pairs if pairs is not None and cost.packing_pays(pairs, target) else problem
     if schedule is None:
         schedule = tiled(problem, target)
-    return replace(assemble(name, kernel, schedule.nest, target), operations=cost.flops(kernel))
+    return replace(assemble(kernel, schedule.nest, target), operations=cost.flops(kernel))
 
 
 def tiled(problem: Problem, target: Target) -> Schedule:
@@ -210,8 +210,7 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         summed = Change(lambda value: more).of(loop)
         clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
         u = make_axis("u", 0, registers.size)
-        name = f"wrong{registers.size}"
-        return unless_finite(name, registers, u, None, [replace(rows, body=(clear,)), summed])
+        return unless_finite(registers, u, None, [replace(rows, body=(clear,)), summed])
 
     return make
 

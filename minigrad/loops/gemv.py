@@ -21,7 +21,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
@@ -70,14 +70,10 @@ class Sum:
 
     def row_bytes(self) -> int:
         """Bytes of a row of the matrix, in all of its arrays."""
-        return sum(
-            load.dtype.itemsize
-            * numel([high(axis.extent) for axis in self.k if axis.variable in load.variables])
-            for load in self.of_matrix()
-        )
+        return sum(_bytes(load, self.k) for load in self.of_matrix())
 
 
-def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gemv(kernel: Kernel, target: Target) -> Nest | None:
     """The loop nest of a kernel that sums products with a few vectors; None where it is none.
 
     None too for a device that sees scalars only: it wants many small iterations, not long blocks;
@@ -120,7 +116,13 @@ def gemv(kernel: Kernel, target: Target, name: str) -> Nest | None:
             s.stage(copy, None, over, [(over, None)], copy, {over[-1]: width})
     product.schedule(s, block)
     s.parallelize(*xs)
-    return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
+    return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
+
+
+def _bytes(e: Expr, axes: Sequence[Axis]) -> int:
+    """Bytes of what an expression is along those of some axes on which it depends."""
+    extents = [high(axis.extent) for axis in axes if axis.variable in e.variables]
+    return e.dtype.itemsize * numel(extents)
 
 
 Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names
@@ -232,10 +234,7 @@ class _Rows(_Product):
     def size(self, tasks: int) -> int:
         """Rows of one parallel iteration."""
         steps = min(self.axis.count // max(ENOUGH_TASKS // tasks, 1) // self.rows, MOST_STEPS)
-        nbytes = sum(
-            numel([high(a.extent) for a in axes]) * scale.dtype.itemsize
-            for scale, (_, *axes) in self.scales.values()
-        )
+        nbytes = sum(_bytes(scale, axes) for scale, (_, *axes) in self.scales.values())
         fit = HALF_OF_L1 // max(nbytes * self.rows, 1)
         return self.rows * max(min(max(steps, 1), fit), 1)
 
@@ -284,8 +283,7 @@ def _sums(kernel: Kernel) -> list[Sum] | None:
 
 def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
     """Whether a stage reads of others its own element only; within a row it may read any."""
-    own = flatten([a.index for a in stage.axes], [a.extent for a in stage.axes])
-    return all(load.index == own for load in expr.loads(stage.body) if load.array in made)
+    return all(load.index == stage.place for load in expr.loads(stage.body) if load.array in made)
 
 
 def _sum(stage: Stage) -> Sum | None:

@@ -34,7 +34,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import fix_rows, kept_inside, merge_stage, places_along, row_axis
+from minigrad.loops.axes import fix_rows, merge_stage, places_along
 from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
@@ -83,7 +83,7 @@ class _Side:
         return Array(self.name, self.operand.dtype, TILE_DEPTH * self.pitch, "local")
 
 
-def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
     """The loop nest of a product and its elementwise epilogue, for work-groups.
 
     None where there is nothing to make tiles of: all rows or columns are a varying number; and
@@ -107,7 +107,7 @@ def gpu_gemm(kernel: Kernel, target: Target, name: str) -> Nest | None:
     item = make_axis("item", 0, tile.items)
     body = build.loops_over(moving, _Tile(problem, tile, left, right, item.index).statements())
     items = Loop(item.variable, 0, (tile.items,), body, "items")
-    nest = assemble(name, kernel, build.flat_loop([*batch, down, across], (items,)), target)
+    nest = assemble(kernel, build.flat_loop([*batch, down, across], (items,)), target)
     return replace(nest, operations=flops(kernel))
 
 
@@ -264,13 +264,11 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
             length = max(length, numel([axis.extent for axis in axes]))
     if length < SHORT_ROW:
         return 1
-    items = 32
-    while 2 * items * share <= length and 2 * items <= group.items:
-        items *= 2
-    return min(items, 1 << (group.items.bit_length() - 1))
+    most = min(max(length // share, 32), group.items)
+    return 1 << (most.bit_length() - 1)
 
 
-def gpu_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
     """A work-group for each row.
 
     None where a work-item does one: where rows are short, or neighbours and enough of them.
@@ -282,15 +280,15 @@ def gpu_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     beside = count > 1 and runs_along_rows(kernel.stages, kernel.rows, target)
     if items == 1 or beside and count >= group.items * group.units:
         return None
-    row = row_axis(kernel.rows)
+    row = make_axis("r", 0, kernel.rows)
     stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
-    stages = kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
+    stages = build.kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
     body = _Items(items).loop(stages, [{} for _ in stages])
-    return assemble(name, kernel, build.serial_loop(row, (body,)), target)
+    return assemble(kernel, build.serial_loop(row, (body,)), target)
 
 
-def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
     """A work-group for each block of rows in which products take part."""
     if target.group is None:
         return None
@@ -301,10 +299,10 @@ def gpu_block_rows(kernel: Kernel, target: Target, name: str) -> Nest | None:
     block = Rows(kernel.rows, extent, width, 1)
     stages = [fix_rows(stage, kernel.rows, block.whole) for stage in kernel.stages]
     bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
-    stages = kept_inside(stages, kernel, block.whole, width, block.lane, local)
+    stages = build.kept_inside(stages, kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
     body = _Items(items, block.loop(())).loop(stages, bounds)
-    return assemble(name, kernel, build.flat_loop([block.outer, block.number], (body,)), target)
+    return assemble(kernel, build.flat_loop([block.outer, block.number], (body,)), target)
 
 
 class _Items:
@@ -333,8 +331,7 @@ class _Items:
         if self.rows is not None and self.rows.step > 1:
             total = replace(total, lanes=self.rows.variable, width=self.rows.step)
         result = expr.load(total)
-        clear = build.put(result, identity(stage.op, total.dtype))
-        step = build.put(result, build.combine(stage.op, result, stage.body))
+        clear, step = build.reduction(stage.op, result, (), [stage.body])
         store = replace(store, value=result)
         if not self._folds(stage):
             sums = build.loops_over(stage.reduced, (step,), bounds)

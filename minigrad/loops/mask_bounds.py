@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 
 from minigrad.dtype import convert
 from minigrad.graph.operations import Op
-from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, only_atom, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
-from minigrad.loops.build import Bounds, lanes_loop, stops_within
+from minigrad.loops.axes import places_along
+from minigrad.loops.build import Bounds, lanes_loop, least
 from minigrad.loops.nest import Loop, Statement
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -69,12 +69,9 @@ def with_makers(root: Expr, makers: Makers) -> Expr:
         maker = makers.get(load.array) if load.op is Leaf.LOAD and load.dtype.is_float else None
         if maker is None or maker.op is not None or load.guard:
             return None
-        places = places_in(load, maker)
-        at = {axis.variable: place for axis, place in zip(maker.axes, places, strict=True)}
-        return with_makers(expr.substitute_in(maker.body, at), makers)
+        return with_makers(expr.substitute_in(maker.body, places_in(load.index, maker)), makers)
 
-    reads = any(load.array in makers for load in expr.loads(root))
-    return expr.rebuild(root, made) if reads else root
+    return expr.rebuild(root, made)
 
 
 def _value(e: Expr, args: tuple[float, ...]) -> float | None:
@@ -89,14 +86,13 @@ def _value(e: Expr, args: tuple[float, ...]) -> float | None:
     return None if value is None else float(value)
 
 
-def places_in(load: Expr, stage: Stage) -> tuple[Integer, ...]:
-    """Where along the inner axes of a stage with fixed rows a load reads."""
-    inside = load.index
+def places_in(inside: Integer, stage: Stage) -> dict[Atom, Integer]:
+    """Where along the inner axes of a stage with fixed rows an index of its array is."""
     names = {axis.variable for axis in stage.axes}
     if isinstance(stage.position, Affine):
         rows = [term for term in stage.position.terms if term[0] not in names]
         inside = inside - (Affine(stage.position.constant, tuple(rows)) if rows else 0)
-    return unflatten(inside, [axis.extent for axis in stage.axes])
+    return places_along(stage.axes, inside)
 
 
 class Rows:
@@ -118,7 +114,7 @@ class Rows:
 
     def loop(self, body: Sequence[Statement]) -> Loop:
         """All rows of the block at once."""
-        stops = stops_within(self.start + self.width, self.extent)
+        stops = least(self.start + self.width, self.extent)
         lane = only_atom(self.lane) if self.width > 1 else None
         return lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
 
@@ -173,11 +169,11 @@ def mask_bounds(
         for load in expr.loads(stage.body):
             maker = makers.get(load.array)
             if maker is not None:
-                read = [
-                    _read(place, axis, bounds)
-                    for place, axis in zip(places_in(load, maker), maker.axes, strict=True)
-                ]
+                places = places_in(load.index, maker)
+                read = [_read(places[axis.variable], axis, bounds) for axis in maker.axes]
                 needed.setdefault(maker.array, []).append(read)
+        if sums:
+            bounds[rows.row.variable] = rows.start, rows.start + rows.width
         result.insert(0, bounds)
     return result
 

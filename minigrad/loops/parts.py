@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from minigrad.dtype import dtypes
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops.nest import Loop, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -112,24 +112,15 @@ def _alone(x: Integer, variable: Atom) -> tuple[int, int] | None:
 
 def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]:
     """Stores where a variable is in a range, with what is known of their conditions there."""
-    first, last = part[0], part[1] - 1
+    first, stop = part
+    inside = make_axis("part", 0, stop - first)  # whose range decides conditions
 
-    def holds(x: Integer) -> bool | None:
-        known = _alone(x, variable)
-        if known is None:
-            return None
-        ends = [known[1] + known[0] * at for at in (first, last)]
-        return True if min(ends) >= 0 else False if max(ends) < 0 else None
+    def unread(e: Expr) -> Expr | None:
+        never = e.op is Leaf.LOAD and any(high(c) < 0 for c in e.guard)
+        return expr.const(0, e.dtype) if never else None
 
-    def change(e: Expr) -> Expr | None:
-        if e.op is Leaf.CONDITION and (value := holds(e.index)) is not None:
-            return expr.const(value, dtypes.bool)
-        if e.op is Leaf.LOAD and e.guard:
-            found = [holds(c) for c in e.guard]
-            if False in found:
-                return expr.const(0, e.dtype)
-            left = tuple(c for c, value in zip(e.guard, found, strict=True) if value is None)
-            return expr.load(e.array, e.index, left)
-        return None
+    def known(e: Expr) -> Expr:
+        there = expr.rebuild(expr.substitute_in(e, {variable: inside.index + first}), unread)
+        return expr.substitute_in(there, {inside.variable: variable.index - first})
 
-    return [replace(store, value=expr.rebuild(store.value, change)) for store in stores]
+    return [replace(store, value=known(store.value)) for store in stores]

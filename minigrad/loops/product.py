@@ -136,36 +136,29 @@ def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
     along k become one word of 32 bits; a last one without a neighbour gets a zero.
     There will be a multiple of `multiple` words along the last axis, with zeros at the end.
     """
-    parts = problem.parts
-    operands = [_narrow(parts.left), _narrow(parts.right)]
-    if None in operands or problem.stage.body.dtype is not dtypes.float32:
-        return None
-    last = parts.k[-1]
-    if not isinstance(last.extent, int):
+    parts, last = problem.parts, problem.parts.k[-1]
+    if problem.stage.body.dtype is not dtypes.float32 or not isinstance(last.extent, int):
         return None
     two = make_axis("kp", 0, ceildiv(last.extent, 2 * multiple) * multiple)
-    words = []
-    for operand in operands:
-        assert operand is not None
-        low = two.index * 2
-        pair = []
-        for number in (0, 1):
-            at = expr.substitute_in(operand, {last.variable: low + number})
-            pair.append(guard_loads(at, [last.extent - 1 - number - low]))
-        words.append(expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32))
-    pairs = replace(parts, left=words[0], right=words[1], k=(*parts.k[:-1], two))
-    return replace(problem, parts=pairs)
+    left, right = (word(operand, last, two) for operand in (parts.left, parts.right))
+    if left is None or right is None:
+        return None
+    return replace(problem, parts=replace(parts, left=left, right=right, k=(*parts.k[:-1], two)))
 
 
-def _narrow(operand: Expr) -> Expr | None:
-    """The bfloat16 that an operand is: in memory, or a float32 that is rounded to it."""
+def word(operand: Expr, k: Axis, two: Axis) -> Expr | None:
+    """Two neighbours along k as a word, of an operand that is bfloat16: in memory, or rounded."""
     while operand.op is Op.CAST and operand.dtype is not dtypes.bfloat16:
         operand = operand.args[0]
-    if operand.dtype is not dtypes.bfloat16:
-        return None
     rounded = operand.op is Op.CAST and operand.args[0].dtype is dtypes.float32
-    memory = operand.args[0] if rounded else operand
-    return operand if memory.op is Leaf.LOAD else None
+    if operand.dtype is not dtypes.bfloat16 or not (rounded or operand.op is Leaf.LOAD):
+        return None
+    places = [two.index * 2 + number for number in (0, 1)]
+    pair = (
+        guard_loads(expr.substitute_in(operand, {k.variable: place}), [k.extent - 1 - place])
+        for place in places
+    )
+    return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
 
 
 # ---- bounds that are loaded ----

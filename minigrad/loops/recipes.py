@@ -40,10 +40,10 @@ from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
-Recipe = Callable[[Kernel, Target, str], Nest | None]  # None: it is not for this kernel
+Recipe = Callable[[Kernel, Target], Nest | None]  # None: it is not for this kernel
 
 
-def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
+def lower(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a kernel, by the first recipe that is for it."""
     kernel = kept_as_bits(kernel)
     target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel))
@@ -54,5 +54,5 @@ def lower(kernel: Kernel, target: Target, name: str = "kernel") -> Nest:
         "scatter": (gpu_scatter, scatter),
         "scan": (scan,), "distribute": (distribute,), "dots": (byte_dots,),
     }  # fmt: skip
-    made = (recipe(kernel, target, name) for recipe in by_kind[kernel.kind])
+    made = (recipe(kernel, target) for recipe in by_kind[kernel.kind])
     return next(nest for nest in made if nest is not None)

@@ -43,17 +43,15 @@ def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
     """Loops that others go into, and the statements between them."""
     parts: list[Loop | Statements] = []
     for statement in body:
-        if isinstance(statement, Loop) and _goes_into(statement, into):
+        if isinstance(statement, Loop) and (
+            any(statement.holds(x) for x in into) if into else statement.kind == "serial"
+        ):
             parts.append(statement)
         elif parts and isinstance(parts[-1], tuple):
             parts[-1] = (*parts[-1], statement)
         else:
             parts.append((statement,))
     return parts
-
-
-def _goes_into(loop: Loop, into: Sequence[Atom]) -> bool:
-    return any(loop.holds(x) for x in into) if into else loop.kind == "serial"
 
 
 def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
@@ -64,7 +62,7 @@ def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
 
 
 def loops_of_their_own(
-    loops: Sequence[Loop], leaves: Sequence[Statements], space: str, name: str
+    loops: Sequence[Loop], leaves: Sequence[Statements], space: str
 ) -> Callable[[Statements], Statements]:
     """What puts loops around each of several leaves, which pass registers on: see `sink`."""
     extents = [one.vectors * one.step for one in loops]
@@ -76,7 +74,7 @@ def loops_of_their_own(
         own = registers_of(leaf)
         for register in sorted((own & seen).difference(crossing), key=lambda one: one.name):
             several = replace(register, name=f"{register.name}{size}", size=size)
-            memory = Array(f"{name}{len(crossing) or ''}", register.dtype, size, space)
+            memory = Array(f"sums{len(crossing) or ''}", register.dtype, size, space)
             crossing[register] = several if space == "registers" else memory
         seen |= own
 

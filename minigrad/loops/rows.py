@@ -32,14 +32,13 @@ from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_
 from minigrad.loops.axes import (
     fix_rows,
     indices,
-    kept_inside,
     merge,
     merge_stage,
-    row_axis,
+    overlap,
     unit_stride_axis,
     vector_width,
 )
-from minigrad.loops.build import loops_over, naive, streams, substitute_statement
+from minigrad.loops.build import kept_inside, loops_over, naive, streams, substitute_statement
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -76,12 +75,12 @@ from minigrad.target import Target
 BLOCK_ROWS = 16
 
 
-def rows(kernel: Kernel, target: Target, name: str) -> Nest:
+def rows(kernel: Kernel, target: Target) -> Nest:
     """Row after row, or vectors of rows."""
     count = kernel.rows
     if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
-        return row_vectors(kernel, target, name)
-    row = row_axis(count)
+        return row_vectors(kernel, target)
+    row = make_axis("r", 0, count)
     stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
     stages = [merge_stage(stage) for stage in kept_inside(stages, kernel, row.index)]
     passes = row_passes(stages, kernel.stored, target)
@@ -94,11 +93,11 @@ def rows(kernel: Kernel, target: Target, name: str) -> Nest:
             for n, x in enumerate(few):
                 s.unroll(x, f"{x.name}u{n}_")
     for axis, places in prefetches(passes, row, target).items():
-        s.prefetch(axis.variable, places)
+        s.prefetch(axis.variable, tuple(places))
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    nest = assemble(name, kernel, s.nest, target)
+    nest = assemble(kernel, s.nest, target)
     return in_long_runs(nest) if memory_bound(nest) else nest
 
 
@@ -186,7 +185,7 @@ def row_passes(
 
 def prefetches(
     passes: Sequence[Pass], row: Axis, target: Target
-) -> dict[Axis, tuple[Place, ...]]:
+) -> dict[Axis, list[Place]]:
     """By the axis of a pass: what it asks memory for.
 
     What several passes need of a row comes while the one before it is worked on: the pass that
@@ -218,7 +217,7 @@ def prefetches(
         ((own, _),) = passes[place].axes
         position = substitute(position, {_common_axis(extent).variable: own.index})
         found.setdefault(own, []).append((array, position))
-    return {axis: tuple(places) for axis, places in found.items()}
+    return found
 
 
 def _common_axis(extent: Integer) -> Axis:
@@ -252,16 +251,16 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     passes: list[Pass] = []
     made: dict[Array, int] = {}  # the first pass in which all of an array is known
     own: set[Expr] = set()  # elements that are known before, in the pass that makes them
-    reads = _Reads()
     for stage in stages:
         axis = _pass_axis(stage)
         first = 0
         for load in stage.loads:
             if load.array in made:
                 first = max(first, made[load.array] - (axis is not None and load in own))
-        if stage.array in stored:
-            first = max(first, reads.first_for(stage))
         extent = None if axis is None else axis.extent
+        if stage.array in stored and passes:
+            joins = None not in (extent, passes[-1].extent) and not _overwrites(stage, passes[-1])
+            first = max(first, len(passes) - joins)
         for place in range(first, len(passes)):
             if passes[place].extent == extent and len(passes[place].stages) < MOST_IN_PASS:
                 break
@@ -272,38 +271,20 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
         made[stage.array] = place + 1
         if axis is not None and stage.op is None:
             own.add(expr.load(stage.array, stage.position))
-        reads.add(stage, place + (axis is None))
     return passes
 
 
-class _Reads:
-    """What the stages so far read of buffers: a later stage may overwrite it.
+def _overwrites(writer: Stage, one: Pass) -> bool:
+    """Whether a stage may store where stages of a pass read another element.
 
-    The array of a writer may be the memory of any array of its size. `places`: bytes of an array →
-    position of the reads of such arrays, or None for a stage that is no loop → the last pass with
-    such a read. Stages of one kind share an entry, so that hundreds do not take quadratic time.
+    Its array may be the memory of any array of its size.
     """
-
-    def __init__(self) -> None:
-        self.places: dict[int, dict[Integer | None, int]] = {}
-        self.last = 0
-
-    def add(self, stage: Stage, place: int) -> None:
-        """Note the reads of a stage of the pass `place`."""
-        self.last = max(self.last, place)
-        alone = _pass_axis(stage) is None
-        for load in stage.loads:
-            if load.array.space == "buffer":
-                places = self.places.setdefault(load.array.size * load.dtype.itemsize, {})
-                key = None if alone else load.index
-                places[key] = max(places.get(key, 0), place)
-
-    def first_for(self, writer: Stage) -> int:
-        """The first pass that a stage with an array of memory may join, or come after."""
-        own = None if _pass_axis(writer) is None else writer.position
-        places = self.places.get(writer.array.size * writer.array.dtype.itemsize, {})
-        behind = (place + (key is None or key != own) for key, place in places.items())
-        return max(self.last, *behind, 0)
+    nbytes = writer.array.size * writer.array.dtype.itemsize
+    reads = (load for stage in one.stages for load in stage.loads if load.array.space == "buffer")
+    return any(
+        load.index != writer.position and load.array.size * load.dtype.itemsize == nbytes
+        for load in reads
+    )
 
 
 def _together(
@@ -383,21 +364,11 @@ def _sharing_loads(stage: Stage, target: Target) -> tuple[Axis, ...]:
         if not known or numel([one.extent for one in (axis, *found)]) > target.registers - 6:
             break
         found = (axis, *found)
-    shared = any(_overlap(load, found, stage.reduced) for load in expr.loads(stage.body))
-    return found if shared else ()
-
-
-def _overlap(load: Expr, axes: Sequence[Axis], reduced: Sequence[Axis]) -> bool:
-    """Whether one of some axes and one that is summed walk over the same elements, in part."""
-
-    def steps(some: Sequence[Axis]) -> list[tuple[int, int]]:
-        found = ((coefficient(load.index, axis.variable), high(axis.extent)) for axis in some)
-        return [(step, step * count) for step, count in found if step]
-
-    return any(
-        one < along and step < length
-        for one, length in steps(axes) for step, along in steps(reduced)
+    shared = any(
+        overlap(load.index, one, k)
+        for load in expr.loads(stage.body) for one in found for k in stage.reduced
     )  # fmt: skip
+    return found if shared else ()
 
 
 # ---- vectors across rows ----
@@ -411,7 +382,7 @@ ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 lines that lie together in memory
 
 
-def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
+def row_vectors(kernel: Kernel, target: Target) -> Nest:
     """Neighbours along the last of the axes that make up a row's number, a vector at a time.
 
     A vector, or a block of sums, ends where the neighbours do, so that no index is divided lane by
@@ -429,7 +400,7 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
         stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
         s.prefetch(row.variable, further_rows(stages, row, target))
         s.vectorize(row.variable, width, LANE)
-        return assemble(name, kernel, s.nest, target)
+        return assemble(kernel, s.nest, target)
     width = size = min(vector_width(target, bodies, length, True), most)
     outer, column = make_axis("p", 0, count // length), make_axis("c", 0, length)
     o, c, at = outer.variable, column.variable, outer.index * length + column.index
@@ -450,7 +421,7 @@ def row_vectors(kernel: Kernel, target: Target, name: str) -> Nest:
         s.prefetch(c, below)
     s.vectorize(c, width, None if columns else LANE)
     s.parallelize(o, block)
-    return assemble(name, kernel, s.nest, target)
+    return assemble(kernel, s.nest, target)
 
 
 def _along_rows(kernel: Kernel) -> bool:

@@ -16,11 +16,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import enough_lanes
+from minigrad.loops.axes import enough_lanes, overlap
 from minigrad.loops.build import substitute_stores
-from minigrad.loops.cost import flops
+from minigrad.loops.cost import cut, flops
 from minigrad.loops.nest import Nest
 from minigrad.loops.product import Problem, prepare
 from minigrad.loops.transforms import Schedule
@@ -32,18 +31,15 @@ from minigrad.target import Target
 MOST_WRITTEN_OUT = 8  # places of a window that are written out, so that tiles share their loads
 
 
-def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
+def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
     """The loop nest of such a product, and its elementwise epilogue; None where it is none."""
     product = kernel.stages[0].product
     if product is None or not target.vector_bytes:
         return None
     lanes = target.lanes(kernel.stages[0].body.dtype)
-    if not product.shared:
-        known = [axis.extent for axis in (*product.batch[-1:], *product.m[-2:], *product.n[-1:])]
-        whole = all(isinstance(extent, int) for extent in known)
-        few = whole and product.n[-1].count < lanes
-        if not few or not product.batch or product.mask is not None:
-            return None
+    groups = not product.shared and product.batch and product.mask is None
+    if not product.shared and not (groups and product.n[-1].count < lanes):
+        return None
     found = prepare(kernel)
     last = (*found.parts.batch[-1:], *found.parts.m[-1:], *found.parts.n[-1:])
     if any(not isinstance(axis.extent, int) for axis in last):
@@ -66,7 +62,7 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
         for tile, axis in zip(reversed(tiles), reversed(inner), strict=True):
             s.peel(tile, axis)
         s.sink(*inner)
-        for number, k in enumerate(_window(problem, inner)):
+        for number, k in enumerate(_window(problem, tiled[-1][0])):
             if k.count > MOST_WRITTEN_OUT:
                 s.split(k.variable, _divisor(k), "o", computing=True)
             s.unroll(k.variable, f"v{number}_", computing=True)
@@ -76,7 +72,7 @@ def shared_lanes(kernel: Kernel, target: Target, name: str) -> Nest | None:
             s.unroll(axis, prefix)
         s.simplify()
     s.parallelize(*(a for a in outer if a not in inner), vectors)
-    return replace(assemble(name, kernel, s.nest, target), operations=flops(kernel))
+    return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
 
 
 def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
@@ -87,15 +83,15 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
     """
     parts, many = problem.parts, target.registers >= 32
     if parts.n:
-        columns = _even(parts.n[-1].count, 5 if many else 3)
-        rows = _even(parts.m[-1].count, (25 if many else 9) // columns)
+        columns = cut(parts.n[-1].count, 1, 5 if many else 3)
+        rows = cut(parts.m[-1].count, 1, (25 if many else 9) // columns)
         return [(parts.m[-1], rows), (parts.n[-1], columns)]
     most = 12 if many else 6
     found: list[tuple[Axis, int]] = []
     for axis in reversed(parts.m[-2:]):
         if not isinstance(axis.extent, int):
             break
-        size = _even(axis.count, most if found else 2 * most // 3)
+        size = cut(axis.count, 1, most if found else 2 * most // 3)
         found.insert(0, (axis, size))
         most //= size
         if size < axis.count or most < 2:
@@ -103,25 +99,14 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
     return found
 
 
-def _even(extent: int, most: int) -> int:
-    """About equal parts of at most `most`."""
-    return ceildiv(extent, ceildiv(extent, most))
-
-
-def _window(problem: Problem, inner: list[Atom]) -> list[Axis]:
+def _window(problem: Problem, row: Axis) -> list[Axis]:
     """The axes of k to be written out: one along which rows of a tile read what others have read,
     with those inside of it.
     """
-    axes, place = problem.parts.k, None
-    for number, axis in enumerate(axes):
-        steps = [(coefficient(load.index, axis.variable) or 0, load.index)
-                 for load in loads(problem.parts.left)]  # fmt: skip
-        if isinstance(axis.extent, int) and any(
-            step and (far := coefficient(index, a)) and far % step == 0 and far < step * axis.count
-            for step, index in steps for a in inner[-1:]
-        ):  # fmt: skip
-            place = number
-    return [] if place is None else [a for a in axes[place:] if isinstance(a.extent, int)]
+    reads = loads(problem.parts.left)
+    axes = [axis for axis in problem.parts.k if isinstance(axis.extent, int)]
+    alike = [n for n, k in enumerate(axes) if any(overlap(x.index, row, k) for x in reads)]
+    return axes[alike[-1] :] if alike else []
 
 
 def _several_groups(problem: Problem, target: Target) -> Problem | None:

@@ -24,10 +24,10 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from minigrad.graph.shapes import flatten, numel, unflatten
-from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
+from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
-from minigrad.loops.build import flat_loop, loops_over, substitute_statement, with_places
+from minigrad.loops.build import flat_loop, least, loops_over, substitute_statement, with_places
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -91,9 +91,9 @@ class Schedule:
             if whole:
                 return (Loop(pieces.variable, 0, (1,), (loop,)),)
             start = loop.start + pieces.index * size
-            inner = replace(loop, start=start, stops=_least(start + size, *loop.stops))
+            inner = replace(loop, start=start, stops=least(start + size, *loop.stops))
             counts = [ceildiv(stop - loop.start, size) for stop in loop.stops]
-            return (Loop(pieces.variable, 0, _least(pieces.count, *counts), (inner,)),)
+            return (Loop(pieces.variable, 0, least(pieces.count, *counts), (inner,)),)
 
         self._change(x, change, computing)
         return pieces.variable
@@ -146,11 +146,11 @@ class Schedule:
             ends = [stop for stop in loop.stops if stop != pieces]
             found: list[Statement] = []
             if high(whole) > 0:
-                found.append(replace(loop, stops=_least(*ends, whole), body=of(span)))
+                found.append(replace(loop, stops=least(*ends, whole), body=of(span)))
             if span > size or not isinstance(rest, int):  # the last end where all does
                 found.append(replace(loop, start=whole, body=of(span, end)))
             elif rest:
-                stops = _least(whole + 1, *ends)
+                stops = least(whole + 1, *ends)
                 found.append(replace(loop, start=whole, stops=stops, body=of(rest)))
             return tuple(found)
 
@@ -187,16 +187,15 @@ class Schedule:
 
     @_step
     def sink(
-        self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers",
-        name: str = "sums",
+        self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers"
     ) -> None:
         """Loops over xs, each directly inside the one before, go inside the loops in their body.
 
         Loops of copies stay as they are. into: as far as the bodies of the loops over these
         variables, instead of innermost. What came before and behind these loops gets loops over xs
         of its own, and a register that is used in several of them becomes as many as there are
-        iterations: in registers, or in scratch memory, called `name`, where what is summed up
-        inside gets a register again. The bounds of what they go into are taken where xs begin.
+        iterations: in registers, or in scratch memory, where what is summed up inside gets a
+        register again. The bounds of what they go into are taken where xs begin.
         """
         ends = (into,) if isinstance(into, Atom) else into
         if not xs:
@@ -212,17 +211,17 @@ class Schedule:
                 return leaf
 
             registers.sunk(body, ends, {}, seen)
-            wrapped = registers.loops_of_their_own(loops, leaves, space, name)
+            wrapped = registers.loops_of_their_own(loops, leaves, space)
             return registers.sunk(body, ends, starts, wrapped)
 
         self._change(xs[0], change, computing=True)
 
     @_step
-    def distribute(self, *xs: Atom, name: str = "sums") -> None:
+    def distribute(self, *xs: Atom) -> None:
         """Loops over xs, each directly inside the one before, one time for each loop inside.
 
         Each takes along what comes before it, and a last time is for what comes behind them all.
-        A register that is used in several of them becomes scratch memory, called `name`.
+        A register that is used in several of them becomes scratch memory.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -233,7 +232,7 @@ class Schedule:
                 if isinstance(statement, Loop):
                     groups.append(())
             groups = [group for group in groups if group]
-            wrapped = registers.loops_of_their_own(loops, groups, "scratch", name)
+            wrapped = registers.loops_of_their_own(loops, groups, "scratch")
             return tuple(one for group in groups for one in wrapped(group))
 
         self._change(xs[0], change, computing=True)
@@ -308,7 +307,7 @@ class Schedule:
         joined = replace(shared, body=(*shared.body, *late.body), prefetch=both)
         block = make_axis("b", 0, ceildiv(count, size))
         start = block.index * size
-        stops = _least(start + size, count)
+        stops = least(start + size, count)
         first = [substitute_statement(one, {row: start}) for one in early]
         others = tuple(joined if one is shared else one for one in early)
         body = [
@@ -461,10 +460,10 @@ class Schedule:
         copying: list[Loop] = []
         for x in loops:
             loop = found[x]
-            stops = _least(*(registers.settled(stop, known) for stop in loop.stops))
+            stops = least(*(registers.settled(stop, known) for stop in loop.stops))
             loop = replace(loop, start=registers.settled(loop.start, known), stops=stops)
             if wide and wide.get(x, 1) > 1:
-                stops = loop.stops if beyond is None else _least(loop.start + wide[x], beyond)
+                stops = loop.stops if beyond is None else least(loop.start + wide[x], beyond)
                 loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
             copying.append(loop)
             known.pop(x)
@@ -610,17 +609,6 @@ def _plain_count(loop: Loop) -> int | None:
     count = loop.stops[0] - loop.start
     plain = loop.kind == "serial" and len(loop.stops) == 1
     return count if plain and isinstance(count, int) else None
-
-
-def _least(*stops: Integer) -> tuple[Integer, ...]:
-    """Stops of a loop without those that are never the first to be reached."""
-    kept: list[Integer] = []
-    for stop in stops:
-        if any(proven_nonnegative(stop - other) for other in kept):
-            continue
-        kept = [other for other in kept if not proven_nonnegative(other - stop)]
-        kept.append(stop)
-    return tuple(kept)
 
 
 def _counted(loop: Loop) -> Integer:

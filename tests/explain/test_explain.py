@@ -130,7 +130,7 @@ def test_the_way_to_machine_code(cpu: str, tmp_path: Path) -> None:
     code = data["codes"][kernel["code"]]
     steps = inflated(code["steps"])
     assert steps.startswith("naive loops") and "vectorize(" in steps and "parallelize" in steps
-    assert inflated(code["nest"]).startswith("kernel kernel(")
+    assert inflated(code["nest"]).startswith("kernel ")
     assert "define" in inflated(code["ir"]) and "ret" in inflated(code["assembly"])
     assert "sum over k0<64" in kernel["plan"] and kernel["operations"] >= 2 * 64**3
     nodes = [node for node, *_ in json.loads(inflated(kernel["nodes"]))]

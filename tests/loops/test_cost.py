@@ -75,7 +75,7 @@ def test_two_threads_get_as_many_long_chunks_each(rows: int, length: int, grain:
 def test_two_threads_share_what_takes_some_microseconds(vectors: int, grain: int) -> None:
     loop = nest_of(lambda new: [total(new(32, 512), 1)]).parallel
     operations = vectors * GOLDEN.vector_bytes // 4
-    assert grain_of(loop, 32, operations, 0, GOLDEN) == grain
+    assert grain_of(loop, operations, 0, GOLDEN) == grain
 
 
 @pytest.mark.parametrize(("tiles", "grain"), [(192, 12), (60, 5), (36, 3), (37, 3), (9, 1)])

@@ -140,7 +140,7 @@ def test_a_recipe_that_forgets_something(wrong: Callable[[Loop], Loop], message:
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_product"])[0], GOLDEN).kernels
     nest = lower(kernel, GOLDEN)
     with pytest.raises(CompileError, match=message):
-        assemble("k", kernel, wrong(nest.parallel), GOLDEN)
+        assemble(kernel, wrong(nest.parallel), GOLDEN)
 
 
 def test_a_recipe_that_keeps_nothing_at_hand() -> None:
@@ -148,7 +148,7 @@ def test_a_recipe_that_keeps_nothing_at_hand() -> None:
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_softmax"])[0], GOLDEN).kernels
     loop = flat_loop([], tuple(Store(stage.array, 0, stage.body) for stage in kernel.stages))
     with pytest.raises(CompileError, match="in memory: expected a register"):
-        assemble("k", kernel, loop, GOLDEN)
+        assemble(kernel, loop, GOLDEN)
 
 
 def test_a_difference_is_seen() -> None:

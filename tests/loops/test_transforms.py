@@ -514,4 +514,4 @@ def test_explain_shows_what_steps_bring() -> None:
     steps = re.findall(r"^(\w[\w ]*).*?^  → ([\d,]+) cycles", found, re.MULTILINE | re.DOTALL)
     cycles = {name: int(number.replace(",", "")) for name, number in steps}
     assert cycles["naive loops"] > 9 * cycles["vectorize"] > 27 * cycles["sink"] > 0
-    assert {"split", "reorder", "stage", "unroll", "parallelize", "kernel kernel"} <= set(cycles)
+    assert {"split", "reorder", "stage", "unroll", "kernel contraction"} <= set(cycles)

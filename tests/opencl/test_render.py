@@ -29,7 +29,7 @@ def nests(*roots, target=SCALARS):
     """The loop nests of a program whose inputs are the slots 0 and 1."""
     outputs = tuple(range(2, 2 + len(roots)))
     plan = schedule_of(Graph(roots, outputs, 2 + len(roots), (), OPENCL), target)
-    return [lower(kernel, target, kernel.kind) for kernel in plan.kernels]
+    return [lower(kernel, target) for kernel in plan.kernels]
 
 
 def spread(x, shape, axis):
