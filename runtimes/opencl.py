@@ -22,7 +22,7 @@ from minigrad.graph.symbolic import ceildiv, high
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.render import opencl_groups
-from minigrad.render.opencl import Source
+from minigrad.render.opencl_groups import Source
 from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_checks import Checks
 from minigrad.runtimes.opencl_devices import (

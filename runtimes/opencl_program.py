@@ -17,7 +17,7 @@ from minigrad.device import Buffer, Call
 from minigrad.graph.symbolic import high
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl import Source as Text
+from minigrad.render.opencl_groups import Source as Text
 from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Held, Schedule, Source
 

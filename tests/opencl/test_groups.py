@@ -161,7 +161,7 @@ def test_places_that_are_loaded_are_read_lane_by_lane(first):
 
 def test_registers_of_several_lanes_lane_by_lane(first, monkeypatch):
     """What has no vectors in a body, has none in all of it."""
-    monkeypatch.setattr("minigrad.render.opencl_groups._Vector.takes", lambda *given: False)
+    monkeypatch.setattr("minigrad.render.opencl_groups._takes", lambda *given: False)
     x, w, queries = numbers(13, 18), numbers(18, 21), numbers(2, 24, 12)
     same(lambda x, w: (x @ w).relu() - 3, first, x, w)
     same(lambda x: (x * 3).scaled_dot_product_attention(x, x - 3, is_causal=True), first, queries)
