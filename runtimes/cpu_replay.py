@@ -21,13 +21,14 @@ from minigrad.device import Buffer, Call
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import evaluate, is_own, rest_of
 from minigrad.program import GlobalCounters, timeline
-from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_exchange import watched
 from minigrad.runtimes.cpu_interrupt import LONG, runner
 from minigrad.runtimes.cpu_pool import Area, Pool, Table, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.runtimes.native import translate
+from minigrad.runtimes.report import run_recorded
 
 _GO = "def go():\n    return call({run_table}, {table}, {count}, {pool}, {scratch})"
 _Go = ctypes.CFUNCTYPE(ctypes.c_int64)
@@ -125,7 +126,7 @@ class CpuReplay:
         if self._life is not self.pool.life:
             self._prepare()
         if timeline.record is not None:
-            cpu_report.run_recorded(self.labels, self._run_one, timeline.record)
+            run_recorded(self.labels, self._run_one, timeline.record)
         elif self.native():
             raise KeyboardInterrupt("the running program was interrupted between two kernels")
         counters = GlobalCounters
