@@ -157,8 +157,9 @@ class CpuProgram:
         # of each kernel: address, iterations, those of a chunk, place of its first argument, flags
         self.launches = [
             (
-                entry_address(kernel, self.exchanges), kernel.code.total, kernel.code.grain, start,
-                FLAG_BESIDE if joined else 0,
+                self.exchanges.address(kernel.exchange, kernel.key == "exchange")
+                if kernel.exchange else kernel.address,
+                kernel.code.total, kernel.code.grain, start, FLAG_BESIDE if joined else 0,
             )
             for kernel, start, joined in zip(self.kernels, starts, plan.beside, strict=False)
         ]
