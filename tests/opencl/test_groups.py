@@ -179,7 +179,7 @@ def test_attention_makes_no_square_buffer(first, monkeypatch):
 
     for got, wanted in zip(gradients(first), gradients(REFERENCE), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
-    sizes = [array.size for launch in launches for array in launch.nest.arrays]
+    sizes = [array.size for launch in launches for array in launch.code.nest.arrays]
     assert sizes and max(sizes) < length * length // 8
 
 
@@ -196,7 +196,7 @@ def test_groups_that_share_slices_of_scratch_run_in_pieces(first, monkeypatch):
     x = numbers(11, 20_000)  # a row and its powers are longer than local memory
     launches = noted(first, monkeypatch)
     same(lambda x: (x * 2).softmax(1), first, x)
-    assert any(len(launch.pieces) > 1 for launch in launches)
+    assert any(len(launch.code.pieces) > 1 for launch in launches)
 
 
 def test_scattered_additions_are_made_in_order_by_parts(first):
