@@ -31,14 +31,10 @@ WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int
 
 @dataclass(frozen=True)
 class Variable:
-    """A loop variable's or a symbol's name and C type.
-
-    level: the innermost one whose names are in it (the name may be a text of others).
-    """
+    """A loop variable's or a symbol's name and C type."""
 
     name: str
     kind: str
-    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,17 @@ class Vector:
         """How much an index grows from lane to lane; None where that is not constant."""
         return stride(x, self.atoms)
 
+    @property
+    def first(self) -> Atom:
+        """The loop's variable at lane 0, which is the same in all lanes."""
+        x = self.variable
+        return Atom("var", f"{x.name}.first", x.low, x.high)
+
     def at(self, x: Integer, lane: int) -> Integer:
-        """An index in one lane, in terms of the loop's variable at lane 0."""
-        values: dict[Atom, Integer] = {self.variable: self.variable.index + lane}
+        """An index in one lane."""
+        values: dict[Atom, Integer] = {self.variable: self.first.index + lane}
         if self.lane is not None:
-            values[self.lane] = self.lane.index + lane
+            values[self.lane] = lane
         return substitute(x, values)
 
     def guard(self, conditions: Iterable[Integer], lane: int) -> Guard:
@@ -72,9 +74,7 @@ class Vector:
 
     def varies(self, x: Integer) -> bool:
         """Whether an index differs from lane to lane."""
-        return not self.atoms.isdisjoint(variables(x)) or any(
-            not self.atoms.isdisjoint(e.variables) for e in expr.values_in(x)
-        )
+        return not self.atoms.isdisjoint(variables(x))
 
 
 class Emitter(levels.Levels[Level, str]):
@@ -130,25 +130,21 @@ class Emitter(levels.Levels[Level, str]):
         elif done.lines:
             parent += [f"{header} {{", *(INDENT + line for line in done.lines), "}"]
 
-    def bind(self, atom: Atom, name: str, kind: str, level: int | None = None) -> None:
-        """Let a loop's variable have a name in the innermost level, or a text of an outer one's."""
+    def bind(self, atom: Atom, name: str, kind: str) -> None:
+        """Let a loop's variable have a name in the innermost level."""
         self.bound(atom)
-        self.variables[atom] = Variable(name, kind, self.where[atom] if level is None else level)
+        self.variables[atom] = Variable(name, kind)
 
     # ---- indices ----
 
     def index(self, x: Integer, kind: str = "") -> str:
         """A sum as text, of C type `kind` if one is given."""
-        return self._placed(x, kind)[0]
-
-    def _placed(self, x: Integer, kind: str) -> tuple[str, int]:
-        """The same, and the innermost level whose names are in it."""
         own = kind_of(x)
-        text, level = self._sum(x, own)
-        text = text if kind in ("", own) or parse(text) is not None else f"({kind}){text}"
-        return text, level
+        text, _ = self._sum(x, own)
+        return text if kind in ("", own) or parse(text) is not None else f"({kind}){text}"
 
     def _sum(self, x: Integer, kind: str) -> tuple[str, int]:
+        """The same, and the innermost level whose names are in it."""
         if isinstance(x, int):
             return integer(x, kind), 0
         offset, level = x.constant, 0
@@ -186,7 +182,8 @@ class Emitter(levels.Levels[Level, str]):
         """An atom as an operand of type `kind`, and its level: equal texts have one."""
         if atom.kind == "var":
             found = self.variables.get(atom) or self.symbols[atom.name]
-            return (found.name if found.kind == kind else f"({kind}){found.name}"), found.level
+            name = found.name if found.kind == kind else f"({kind}){found.name}"
+            return name, self.where.get(atom, 0)
         if atom.kind == "value":
             return self._loaded(atom, kind)
         assert atom.inner is not None
@@ -278,13 +275,15 @@ class Emitter(levels.Levels[Level, str]):
         root = self.expand(root)
         if root not in self.memo:
             order = [e for e in expr.walk(root) if e not in self.memo]
-            self.uses = Counter(operand for e in order for operand in operands(e))
+            outer, self.uses = self.uses, Counter(x for e in order for x in operands(e))
             for e in order:
                 if e.op is Op.SUB and e.dtype.is_float:
                     # C may merge a product with the rest of its statement; x·y − max(x·y) would be
                     # above 0 where the maximum was rounded before
                     self.uses.update(arg for arg in e.args if arg.op is Op.MUL)
-        return super().value(root)
+            super().value(root)
+            self.uses = outer
+        return self.memo[root][0]
 
     def emitted(self, e: Expr) -> str:
         """The text of a value, or its name where it is used again, or known before it is used."""
@@ -320,7 +319,7 @@ class Emitter(levels.Levels[Level, str]):
 
     def spread(self, e: Expr, text: str, words: Words) -> str:
         """A value in the lanes that `words` have."""
-        return text if self.words_of(e) is words else words.broadcast(text, e.dtype)
+        return text if self.words_of(e) is words else words.gathered([text], e.dtype)
 
     def _text(self, e: Expr) -> str:
         words, vector = self.words_of(e), self.vector
@@ -370,7 +369,7 @@ class Emitter(levels.Levels[Level, str]):
         array, index, words = e.array, e.index, vector.words
         varying = [c for c in e.guard if vector.varies(c)]
         guard = self.guard(c for c in e.guard if c not in varying)
-        zero = words.broadcast(literal(0, array.dtype), array.dtype)
+        zero = words.gathered([literal(0, array.dtype)], array.dtype)
         if guard == "false":
             return zero
         whole = None

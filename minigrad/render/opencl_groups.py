@@ -32,7 +32,7 @@ from minigrad.render.opencl import (
 )
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, memory_type
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Guard, Leaf
+from minigrad.schedule.expr import Array, Guard
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,11 @@ class GroupsEmitter(Emitter):
 
     def _serial(self, loop: Loop) -> None:
         kind = kind_of_range(loop.start, loop.stops, loop.step)
-        if any(loop.start + loop.step - stop == 0 for stop in loop.stops):
-            self._at_most_once(loop, kind)
+        if any(loop.start + loop.step - stop == 0 for stop in loop.stops):  # once, or not at all
+            tests = [stop - loop.start - 1 for stop in loop.stops]
+            guard = self.guard(test for test in tests if not proven_nonnegative(test))
+            if guard != "false":
+                self._iteration(loop, 0, f"if ({bare(guard)})" if guard else "")
             return
         start = bare(self.index(loop.start, kind))
         stop = bare(_least([self.index(stop, kind) for stop in loop.stops], kind))
@@ -181,17 +184,6 @@ class GroupsEmitter(Emitter):
         header = f"for ({kind} {name} = {start}; {name} < {stop}; {step})"
         with self.straight(loop.changes, header):
             self.bind(loop.variable, name, kind)
-            self.body(loop)
-
-    def _at_most_once(self, loop: Loop, kind: str) -> None:
-        """A loop that ends after its first iteration, if there is one at all."""
-        tests = [stop - loop.start - 1 for stop in loop.stops]
-        guard = self.guard([t for t in tests if not proven_nonnegative(t)])
-        if guard == "false":
-            return
-        start, level = self._placed(loop.start, kind)  # in parentheses where it is a sum
-        with self.straight(loop.changes, f"if ({bare(guard)})" if guard else ""):
-            self.bind(loop.variable, start, kind, level)
             self.body(loop)
 
     def _lanes(self, loop: Loop) -> None:
@@ -213,13 +205,17 @@ class GroupsEmitter(Emitter):
             self._iteration(loop, lane)
         self.lane = before
 
-    def _iteration(self, loop: Loop, lane: int) -> None:
+    def _iteration(self, loop: Loop, lane: int, header: str = "") -> None:
         """The body in one lane, or from the first one on."""
         kind = kind_of_range(loop.start, loop.stops, loop.step)
-        with self.straight(loop.changes):
-            place = self.fresh(loop.variable.name)
-            self.line(f"const {kind} {place} = {bare(self.index(loop.start + lane, kind))};")
+        with self.straight(loop.changes, header):
+            text = place = self.index(loop.start + lane, kind)
+            if not text.isidentifier() and parse(text) is None:
+                place = self.fresh(loop.variable.name)
+                self.line(f"const {kind} {place} = {bare(text)};")
             self.bind(loop.variable, place, kind)
+            if self.vector is not None:
+                self.bind(self.vector.first, place, kind)
             if loop.lane is not None:
                 self.bind_constant(loop.lane, lane)
             self.body(loop)
@@ -278,21 +274,11 @@ class GroupsEmitter(Emitter):
 
 def _takes(vector: Vector, statement: Statement) -> bool:
     """Whether a statement can be computed for all lanes at once."""
-    if isinstance(statement, Loop):
-        bounds = (statement.start, *statement.stops)
-        if statement.kind == "lanes" or any(vector.varies(x) for x in bounds):
-            return False
-        return all(_takes(vector, inner) for inner in statement.body)
-    places: list[Integer] = []
-    if isinstance(statement, Store):
-        places += [statement.index, *statement.guard]
-    for e in expr.walk(*expressions(statement)):
-        if e.op is Leaf.LOAD:
-            places += [e.index, *e.guard]
-        elif e.op in (Leaf.INDEX, Leaf.CONDITION):
-            places.append(e.index)
-    inside = [e for x in places for e in expr.values_in(x)]
-    return all(vector.atoms.isdisjoint(e.variables) for e in inside)
+    if not isinstance(statement, Loop):
+        return True
+    if statement.kind == "lanes" or any(map(vector.varies, (statement.start, *statement.stops))):
+        return False
+    return all(_takes(vector, inner) for inner in statement.body)
 
 
 def _least(texts: Sequence[str], kind: str) -> str:
