@@ -23,15 +23,17 @@ from minigrad.graph.symbolic import ceildiv, high
 from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
-from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_BESIDE
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan, entry_address
+from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan
+from minigrad.runtimes.cpu_limits import limits
 from minigrad.runtimes.cpu_pool import Pool, Table, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
+from minigrad.runtimes.report import run_recorded, show_times
 from minigrad.schedule.schedule import place
 from minigrad.settings import flag, thread
 from minigrad.target import Target
@@ -155,8 +157,9 @@ class CpuProgram:
         # of each kernel: address, iterations, those of a chunk, place of its first argument, flags
         self.launches = [
             (
-                entry_address(kernel, self.exchanges), kernel.code.total, kernel.code.grain, start,
-                FLAG_BESIDE if joined else 0,
+                self.exchanges.address(kernel.exchange, kernel.key == "exchange")
+                if kernel.exchange else kernel.address,
+                kernel.code.total, kernel.code.grain, start, FLAG_BESIDE if joined else 0,
             )
             for kernel, start, joined in zip(self.kernels, starts, plan.beside, strict=False)
         ]
@@ -266,7 +269,8 @@ class CpuProgram:
         )  # fmt: skip
 
     def _walk(self) -> None:
-        if flag("DEBUG") < 1 and timeline.record is None:
+        level, record = flag("DEBUG"), timeline.record
+        if level < 1 and record is None:
             self._run(self._base, len(self.kernels), self.scratch_bytes)
             return
 
@@ -274,10 +278,12 @@ class CpuProgram:
             self._run(self._table.place(number), 1, self.scratch_bytes)
 
         codes = [self._sized(number) for number in range(len(self.kernels))]
-        if timeline.record is not None:
-            cpu_report.run_recorded([code.label for code in codes], run_one, timeline.record)
-        else:
-            cpu_report.run_timed(codes, run_one, flag("DEBUG"), self.pool.threads)
+        seconds: list[float] = []
+        measured = record or (lambda label, start, end: seconds.append(end - start))
+        run_recorded([code.label for code in codes], run_one, measured)
+        if record is None:
+            best = limits(self.pool.threads) if level >= 2 else None
+            show_times(codes, seconds, level, best=best)
 
 
 class GuardedProgram(CpuProgram):

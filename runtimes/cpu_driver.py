@@ -54,21 +54,22 @@ THREADS = 392  # i64: threads that take part, the caller included
 SHUFFLE = 400  # i64: not 0: seed of a random order of chunks (to look for races)
 NUMBER = 408  # i64: number of the last group
 HOME = 416  # i64: 1 + the processor that the workers were last told to keep off; 0: none yet
-GROUP, FIRST, SEED = 512, 520, 528  # i64: address of its first launch, the ticket's first chunk
+GROUP, SEED = 512, 520  # i64: address of its first launch, what SHUFFLE was when it began
 MASK = 640  # a bit for each processor on which our threads may run; 0: they are not told anything
 SCRATCH = 768  # for each thread, the caller first: address of its scratch area, its system's number
 MASK_BYTES = SCRATCH - MASK
 MASK_BITS = 8 * MASK_BYTES
 THREAD_BYTES = 16  # of a thread's entry at SCRATCH
 
-FUNCTIONS = ("run_table", "worker", "stop_workers", "acquire", "release", "patch")
+FUNCTIONS = ("run_table", "replay", "worker", "stop_workers", "acquire", "release", "patch")
 
 SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
 INDEX_BITS = 24
 INDEX_MASK = (1 << INDEX_BITS) - 1
 GROUP_BITS = 2 * INDEX_BITS
-# Chunks that are published at once. Indices beyond it are handed out too: one per thread and
-# group, to tell it that nothing is left, and they must not overflow into the next field.
+# Chunks of a group that threads share (a kernel has some 64). Indices beyond it are handed out too:
+# one per thread and group, to tell it that nothing is left, and they must not overflow into the
+# next field.
 MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 
 # Numbers of system calls: futex, sched_setaffinity.
@@ -91,8 +92,10 @@ def run_table(table, count, pool, scratch):
             table += LAUNCH_BYTES
             if table == end or not load(table + FLAGS) & FLAG_BESIDE:
                 break
+        if chunks < 2 or chunks > MOST_CHUNKS or load(pool + THREADS) < 2:
+            alone = 1
         # Whoever has the pool keeps it to the end of its table; others may get it later.
-        if not alone and chunks > 1 and load(pool + THREADS) > 1 and (owner or acquire(pool)):
+        if not alone and (owner or acquire(pool)):
             owner = 1
             _run_shared(pool, group, chunks, scratch)
         else:
@@ -100,6 +103,9 @@ def run_table(table, count, pool, scratch):
     if owner:
         release(pool)
     return interrupted
+
+def replay(given):
+    return run_table(load(given), load(given + 8), load(given + 16), load(given + 24))
 
 def _chunks(launch):
     if load(launch + TOTAL) > 0:
@@ -134,24 +140,20 @@ def _permute(i, n, seed):
                 break
     return i
 
-def _run_shared(pool, group, chunks, scratch):
-    first = 0
+def _run_shared(pool, group, n, scratch):
+    number = load(pool + NUMBER) + 1
     store(pool + SCRATCH, scratch)
     _keep_apart(pool)
-    while first < chunks:
-        n, number = min(chunks - first, MOST_CHUNKS), load(pool + NUMBER) + 1
-        store(pool + NUMBER, number)
-        store(pool + GROUP, group)
-        store(pool + FIRST, first)
-        store(pool + SEED, load(pool + SHUFFLE))
-        store32(pool + DONE, 0)
-        swap(pool + TICKET, number << GROUP_BITS | n << INDEX_BITS)
-        if peek32(pool + SLEEPERS):
-            add32(pool + WAKE, 1)
-            _wake(pool + WAKE, n - 1)
-        _work(pool, pool + SCRATCH)
-        _await(pool, n)
-        first += n
+    store(pool + NUMBER, number)
+    store(pool + GROUP, group)
+    store(pool + SEED, load(pool + SHUFFLE))
+    store32(pool + DONE, 0)
+    swap(pool + TICKET, number << GROUP_BITS | n << INDEX_BITS)
+    if peek32(pool + SLEEPERS):
+        add32(pool + WAKE, 1)
+        _wake(pool + WAKE, n - 1)
+    _work(pool, pool + SCRATCH)
+    _await(pool, n)
 
 # Wait until n chunks are done.
 def _await(pool, n):
@@ -179,7 +181,7 @@ def _work(pool, area):
         index, n = ticket & INDEX_MASK, ticket >> INDEX_BITS & INDEX_MASK
         if index >= n:
             break
-        chunk = load(pool + FIRST) + _permute(index, n, load(pool + SEED))
+        chunk = _permute(index, n, load(pool + SEED))
         _run_chunk(load(pool + GROUP), chunk, load(area))
         mine += 1
     if mine and add32(pool + DONE, mine) + mine == n and peek32(pool + CALLER_SLEEPS):
@@ -271,22 +273,23 @@ def pool_bytes(threads: int) -> int:
 
 
 @cache
-def driver(spins: int = SPINS, most_chunks: int = MOST_CHUNKS) -> tuple[dict[str, int], object]:
+def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     """Addresses of the driver's functions by name, and what keeps them alive.
 
     i64 run_table(table, count, pool, scratch): runs the launches in order; 1 if interrupted.
+    i64 replay(given): the same, with its arguments in memory.
     void worker(pool, number): helps until `stop_workers(pool)` is called; numbers start at 1.
     i64 acquire(pool), void release(pool): keep everybody from sharing launches meanwhile.
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).
-    Tests lower the two parameters to reach rare paths often.
+    Tests let threads spin less, so that they sleep often.
     """
-    text = driver_text(architecture_name(), sys.platform, spins, most_chunks)
+    text = driver_text(architecture_name(), sys.platform, spins)
     return compiled("driver", text, FUNCTIONS)
 
 
-def driver_text(architecture: str, system: str, spins: int, most_chunks: int) -> str:
+def driver_text(architecture: str, system: str, spins: int) -> str:
     """LLVM IR of the driver for a processor and an operating system (as sys.platform)."""
-    constants = {**globals(), "SPINS": spins, "MOST_CHUNKS": most_chunks}
+    constants = {**globals(), "SPINS": spins}
     calls = _CALLS.get(architecture) if system == "linux" else None
     if calls is not None:
         constants["FUTEX"], constants["SET_AFFINITY"] = calls

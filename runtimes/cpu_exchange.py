@@ -35,10 +35,8 @@ class ExchangeCode:
     @classmethod
     def read(cls, about: dict[str, Any]) -> ExchangeCode:
         """From what `asdict` made of it, through JSON."""
-        return cls(
-            Collective(**about["collective"]), str(about["dtype"]),
-            tuple(int(count) for count in about["counts"]), int(about["size"]),
-        )  # fmt: skip
+        what, counts = Collective(**about["collective"]), tuple(about["counts"])
+        return cls(**{**about, "collective": what, "counts": counts})
 
 
 class Exchanges:
@@ -63,18 +61,12 @@ class Exchanges:
             self._made[code.collective.number] = exchange
         words = len(code.counts) + 1
 
-        def start(args: int) -> None:
-            exchange.start(list((ctypes.c_int64 * words).from_address(args)))
-
-        def finish(args: int) -> None:
-            exchange.finish()
-
-        action = start if is_start else finish
-
         def kernel(begin: int, end: int, args: int, scratch: int) -> None:
             try:
-                if self.error is None:
-                    action(args)
+                if self.error is None and is_start:
+                    exchange.start(list((ctypes.c_int64 * words).from_address(args)))
+                elif self.error is None:
+                    exchange.finish()
             except BaseException as error:
                 self.error = error
                 self.pool.interrupt()

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
 from weakref import WeakValueDictionary
 
 from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
@@ -28,7 +28,7 @@ from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
 from minigrad.render.llvm import render, together
 from minigrad.runtimes import cpu_memory, jit_compiler
-from minigrad.runtimes.cpu_exchange import ExchangeCode, Exchanges
+from minigrad.runtimes.cpu_exchange import ExchangeCode
 from minigrad.runtimes.cpu_pool import Table, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
@@ -104,45 +104,28 @@ class Plan:
     beside: tuple[bool, ...]
 
 
-def is_exchange(step: Step) -> bool:
+def _is_exchange(step: Step) -> bool:
     """Whether a kernel is begin or end of an exchange between ranks, which is no code."""
     return step.kind in ("exchange", "wait")
 
 
-def _sent_and_filled(step: Step) -> tuple[Array, ...]:
-    """The arrays of the begin of an exchange; its end takes none."""
+def _exchange_of(step: Step) -> tuple[Kernel, tuple[Array, ...]]:
+    """The begin or end of an exchange, and the arrays that it takes: the end takes none."""
     stage = step.stages[0]
     assert stage.exchange is not None
-    return (*stage.exchange.sent, stage.array) if step.kind == "exchange" else ()
-
-
-def _exchange_of(step: Step) -> Kernel:
-    """The begin or end of an exchange."""
-    stage = step.stages[0]
-    assert stage.exchange is not None
-    counts = tuple(array.size for array in stage.exchange.sent)
+    sent = stage.exchange.sent
+    counts = tuple(array.size for array in sent)
     code = ExchangeCode(stage.exchange.collective, stage.array.dtype.name, counts, stage.size)
-    return _exchange(asdict(code), step.kind, label(step))
+    taken = (*sent, stage.array) if step.kind == "exchange" else ()
+    return _exchange(step.kind, label(step), code), taken
 
 
-def _exchange(exchange: dict[str, Any], kind: str, text: str) -> Kernel:
-    """The same from what a stored plan says of it."""
-    code = ExchangeCode.read(exchange)
-    return Kernel(kind, KernelCode("", (), (), 0, 1, 1, 0, 0, 0, str(text)), 0, None, code)
+def _exchange(kind: str, text: str, code: ExchangeCode) -> Kernel:
+    return Kernel(kind, KernelCode("", (), (), 0, 1, 1, 0, 0, 0, text), 0, None, code)
 
 
-def entry_address(kernel: Kernel, exchanges: Exchanges) -> int:
-    """The address to which a launch of the kernel jumps."""
-    if kernel.exchange is None:
-        return kernel.address
-    return exchanges.address(kernel.exchange, kernel.key == "exchange")
-
-
-def _reference(kernel: Kernel) -> Any:
-    """A kernel in a stored plan: its key, or all there is to know of an exchange."""
-    if kernel.exchange is None:
-        return kernel.key
-    return {"exchange": asdict(kernel.exchange), "kind": kernel.key, "text": kernel.code.label}
+# What an entry of the disk may give that is missing, or makes no sense.
+MISSES = (KeyError, TypeError, ValueError, CompileError)
 
 
 class Kernels:
@@ -167,57 +150,57 @@ class Kernels:
         settings = f"FUSE={flag('FUSE')} GUARD={flag('GUARD')} TUNE={flag('TUNE')}"
         key = digest(self._circumstances, "program", settings, graph_key(graph))
         with self._lock:
-            # a schedule that is to be shown must be made
-            found = self._stored_plan(key) if flag("DEBUG") < 3 else None
-            return found or self._new_plan(key, graph)
+            if flag("DEBUG") < 3:  # a schedule that is to be shown must be made
+                with suppress(*MISSES):
+                    return self._stored_plan(key)
+            return self._new_plan(key, graph)
 
     def _cache(self) -> Cache | None:
         """The cache on disk; none where an edited compiler could not be told from another."""
         return open_cache() if self._source else None
 
-    # ---- programs ----
-
-    def _stored_plan(self, key: str) -> Plan | None:
-        """The plan that the disk has, if it has all of the plan's kernels too."""
+    def _entry(self, key: str) -> Entry:
+        """What the disk has. KeyError where that is nothing."""
         cache = self._cache()
         entry = cache.read(key) if cache is not None else None
         if entry is None:
-            return None
-        try:
-            about = entry[0]
-            held = tuple(
-                Held(of_data(nbytes), int(first), int(last))
-                for nbytes, first, last in about["held"]
-            )
-            sources = tuple(
-                tuple((str(kind), where) for kind, where in one) for one in about["sources"]
-            )
-            kernels = [
-                self._stored_kernel(name) if isinstance(name, str) else _exchange(**name)
-                for name in about["kernels"]
-            ]
-            joined = tuple(bool(one) for one in about["beside"])
-        except (KeyError, TypeError, ValueError):
-            return None
-        whole = tuple(kernel for kernel in kernels if kernel is not None)
-        if {len(whole), len(sources), len(joined)} != {len(kernels)}:
-            return None
+            raise KeyError(key)
+        return entry
+
+    # ---- programs ----
+
+    def _stored_plan(self, key: str) -> Plan:
+        """The plan that the disk has. One of MISSES where it has not all of it and its kernels."""
+        about, _ = self._entry(key)
+        held = tuple(
+            Held(of_data(nbytes), int(first), int(last)) for nbytes, first, last in about["held"]
+        )
+        sources = tuple(
+            tuple((str(kind), where) for kind, where in one) for one in about["sources"]
+        )
+        kernels = tuple(
+            self._stored_kernel(one) if isinstance(one, str)
+            else _exchange(one[0], one[1], ExchangeCode.read(one[2]))
+            for one in about["kernels"]
+        )  # fmt: skip
+        joined = tuple(bool(one) for one in about["beside"])
+        if {len(sources), len(joined)} != {len(kernels)}:
+            raise ValueError("not of one program")
         GlobalCounters.cache_hits += 1
-        return Plan(whole, sources, held, joined)
+        return Plan(kernels, sources, held, joined)
 
     def _new_plan(self, key: str, graph: Graph) -> Plan:
         """Schedule a graph, find or make its kernels, and keep the result."""
         made = schedule_of(graph, self.target, bool(flag("FUSE")))
-        codes = iter(code_of([step for step in made.kernels if not is_exchange(step)], self))
+        codes = iter(code_of([step for step in made.kernels if not _is_exchange(step)], self))
         places = made.places()
         kernels, sources = [], []
         for step in made.kernels:
-            if is_exchange(step):
-                kernels.append(_exchange_of(step))
-                sources.append(step.sources(places, _sent_and_filled(step), ()))
-                continue
-            kernel, arrays = next(codes)
-            used = [arrays[number] for number in kernel.code.arguments]
+            if _is_exchange(step):
+                kernel, used = _exchange_of(step)
+            else:
+                kernel, arrays = next(codes)
+                used = tuple(arrays[number] for number in kernel.code.arguments)
             kernels.append(kernel)
             sources.append(step.sources(places, used, kernel.code.symbols))
         joined = beside(made.kernels, places, list(map(self._work, kernels)))
@@ -227,7 +210,10 @@ class Kernels:
         if cache is not None:
             about = {
                 "held": [(as_data(one.nbytes), one.first, one.last) for one in result.held],
-                "kernels": [_reference(kernel) for kernel in kernels],
+                "kernels": [
+                    (one.key, one.code.label, asdict(one.exchange)) if one.exchange else one.key
+                    for one in kernels
+                ],
                 "sources": sources,
                 "beside": joined,
             }
@@ -253,7 +239,9 @@ class Kernels:
 
     def find(self, key: str) -> Kernel | None:
         """The kernel that memory or the disk has."""
-        return self._stored_kernel(self._key(key))
+        with suppress(*MISSES):
+            return self._stored_kernel(self._key(key))
+        return None
 
     def render(self, nest: Nest) -> str:
         """LLVM IR."""
@@ -295,7 +283,7 @@ class Kernels:
             if cache is not None:
                 cache.write(place, {"functions": list(names.values())}, data)
         made = {}
-        machine = _MachineCode(*self.compiler.load(data, list(names.values())))
+        machine = self._loaded(data, list(names.values()))
         for key, one in batch.items():
             nest, own = one.nest, self._key(key)
             code = KernelCode(
@@ -330,45 +318,29 @@ class Kernels:
             cpu_memory.free(memory, size)
         return best
 
-    def _stored_kernel(self, key: str) -> Kernel | None:
-        """The kernel that memory or the disk has."""
+    def _stored_kernel(self, key: str) -> Kernel:
+        """The kernel that memory or the disk has. One of MISSES for neither."""
         known = self._known.get(key)
-        cache = self._cache() if known is None else None
-        entry = cache.read(key) if cache is not None else None
-        if entry is None:
-            return known
-        loaded = self._loaded(key, entry)
-        if loaded is not None:
-            GlobalCounters.cache_hits += 1
-        return loaded
-
-    def _loaded(self, key: str, entry: Entry) -> Kernel | None:
-        """An entry of the disk brought into memory."""
-        try:
-            about, data = entry
+        if known is None:
+            about, data = self._entry(key)
             place = about.pop("object")
             lists = {name: tuple(about[name]) for name in ("arguments", "symbols")}
-            total = of_data(about["total"])
-            code = KernelCode(**{**about, **lists, "total": total})
-            machine = self._shared(place) if place else _MachineCode(
-                *self.compiler.load(data, [code.entry])
-            )  # fmt: skip
-            kernel = self._known[key] = _kernel(key, code, machine)
-        except (KeyError, TypeError, ValueError, CompileError):
-            return None
-        return kernel
+            code = KernelCode(**{**about, **lists, "total": of_data(about["total"])})
+            machine = self._shared(place) if place else self._loaded(data, [code.entry])
+            known = self._known[key] = _kernel(key, code, machine)
+            GlobalCounters.cache_hits += 1
+        return known
 
     def _shared(self, place: str) -> _MachineCode:
-        """An object file of several kernels that memory or the disk has; KeyError for neither."""
+        """An object file of several kernels that memory or the disk has."""
         known = self._objects.get(place)
         if known is None:
-            cache = self._cache()
-            entry = cache.read(place) if cache is not None else None
-            if entry is None:
-                raise KeyError(place)
-            loaded = self.compiler.load(entry[1], entry[0]["functions"])
-            known = self._objects[place] = _MachineCode(*loaded)
+            about, data = self._entry(place)
+            known = self._objects[place] = self._loaded(data, about["functions"])
         return known
+
+    def _loaded(self, data: bytes, names: Sequence[str]) -> _MachineCode:
+        return _MachineCode(*self.compiler.load(data, names))
 
 
 def _batches(

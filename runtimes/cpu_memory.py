@@ -88,7 +88,7 @@ class _Blocks:
         self.lock = held_over_forks()
         self.changing = False
         self.grown: deque[int] = deque()  # bytes of pages that were taken meanwhile
-        self.returned: deque[tuple[int, int, int]] = deque()  # address, size, bytes to count
+        self.returned: deque[tuple[int, int]] = deque()  # address, size
         self.idle: dict[int, deque[int]] = {}
         self.idle_large: OrderedDict[int, int] = OrderedDict()  # address → size, oldest first
         self.idle_large_bytes = 0
@@ -160,10 +160,7 @@ class _Blocks:
         while self.grown:
             self.held += self.grown.popleft()
         while self.returned:
-            address, size, counted = self.returned.popleft()
-            GlobalCounters.mem_used -= counted
-            if not size:
-                continue  # guarded memory, which is never reused
+            address, size = self.returned.popleft()
             self.idle.setdefault(size, deque()).append(address)
             if size > LARGEST_SMALL:
                 self.idle_large[address] = size
@@ -181,9 +178,9 @@ class _Blocks:
             self.idle_large_bytes -= size
             self.held -= size
 
-    def give(self, address: int, size: int, counted: int) -> None:
+    def give(self, address: int, size: int) -> None:
         """Queue a block for reuse; safe at any moment on any thread."""
-        self.returned.append((address, size, counted))
+        self.returned.append((address, size))
         self.settle()
 
     def settle(self) -> None:
@@ -200,22 +197,19 @@ class _Blocks:
             finally:
                 self.lock.release()
 
-    def take_or_grow(self, size: int, counted: int) -> tuple[int, bool]:
+    def take_or_grow(self, size: int) -> tuple[int, bool]:
         """`take`, or new pages where this thread has interrupted somebody's change."""
         with self.lock:
             if not self.changing:
                 self.changing = True
                 try:
-                    taken = self.take(size)
-                    _count(counted)
-                    return taken
+                    return self.take(size)
                 finally:
                     self.changing = False
             address = map_pages(max(size, PAGE))
             if address is None:
                 raise MemoryError(f"the CPU has no memory for a buffer of {size:,} bytes")
             self.grown.append(max(size, PAGE))
-            _count(counted)
             return address, True
 
 
@@ -261,10 +255,10 @@ def _map_anywhere(length: int) -> int | None:
     raise OSError(code, f"mmap of {length:,} bytes failed: {os.strerror(code)}")
 
 
-def _take(nbytes: int, counted: int) -> tuple[int, bool]:
+def _take(nbytes: int) -> tuple[int, bool]:
     if nbytes < 0:
         raise ValueError(f"cannot allocate {nbytes} bytes: expected 0 or more")
-    taken = _blocks.take_or_grow(size_class(nbytes), counted)
+    taken = _blocks.take_or_grow(size_class(nbytes))
     _blocks.settle()
     return taken
 
@@ -282,12 +276,12 @@ def _count(nbytes: int) -> None:
 
 def reserve(nbytes: int) -> int:
     """Like `allocate`, but not counted as memory of tensors (scratch areas, tables)."""
-    return _take(nbytes, 0)[0]
+    return _take(nbytes)[0]
 
 
 def release(address: int, nbytes: int) -> None:
     """Give back what `reserve(nbytes)` returned."""
-    _blocks.give(address, size_class(nbytes), 0)
+    _blocks.give(address, size_class(nbytes))
 
 
 def allocate(nbytes: int) -> int:
@@ -296,26 +290,26 @@ def allocate(nbytes: int) -> int:
     Those of more than 256 KiB are aligned to a page. MemoryError if the machine has no more.
     """
     ready = _ready.get(nbytes)
-    if ready:
-        try:
-            address = ready.pop()
-        except IndexError:  # another thread was faster
-            return _take(nbytes, nbytes)[0]
-        _count(nbytes)
-        return address
-    return _take(nbytes, nbytes)[0]
+    try:
+        address = ready.pop() if ready else _take(nbytes)[0]
+    except IndexError:  # another thread was faster
+        address = _take(nbytes)[0]
+    _count(nbytes)
+    return address
 
 
 def allocate_zeros(nbytes: int) -> int:
     """Like `allocate`, but the memory is zero; new pages are, and stay untouched."""
-    address, is_new = _take(nbytes, nbytes)
+    address, is_new = _take(nbytes)
     if not is_new:
         ctypes.memset(address, 0, nbytes)
+    _count(nbytes)
     return address
 
 
 def free(address: int, nbytes: int) -> None:
     """Give back what `allocate(nbytes)` or `allocate_guarded(nbytes)` returned."""
+    GlobalCounters.mem_used -= nbytes
     if address in _guarded:
         _free_guarded(address)
         return
@@ -324,10 +318,9 @@ def free(address: int, nbytes: int) -> None:
         if ready is None and len(_ready) < _READY_SIZES:
             ready = _ready.setdefault(nbytes, deque())
         if ready is not None and len(ready) < min(_READY_BLOCKS, _READY_ALIKE // (nbytes or 1)):
-            GlobalCounters.mem_used -= nbytes
             ready.append(address)
             return
-    _blocks.give(address, size_class(nbytes), nbytes)
+    _blocks.give(address, size_class(nbytes))
 
 
 def allocate_guarded(nbytes: int, alignment: int = 16, filler: int = POISON) -> int:
@@ -355,8 +348,7 @@ def allocate_guarded(nbytes: int, alignment: int = 16, filler: int = POISON) -> 
     if filler != POISON:
         ctypes.memset(address, filler, nbytes)
     _guarded[address] = (start, length, nbytes)
-    with _blocks.lock:
-        _count(nbytes)
+    _count(nbytes)
     return address
 
 
@@ -374,7 +366,6 @@ def _free_guarded(address: int) -> None:
     before = bytes(view(start + PAGE, address - start - PAGE))
     behind = bytes(view(address + nbytes, start + length - PAGE - address - nbytes))
     _munmap(start, length)
-    _blocks.give(0, 0, nbytes)
     for name, rest in (("before the beginning", before), ("behind the end", behind)):
         if rest.count(POISON) != len(rest):
             raise BoundsError(f"a kernel wrote {name} of a buffer of {nbytes} bytes")

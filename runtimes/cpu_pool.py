@@ -19,16 +19,14 @@ from typing import Any
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.locks import new_lock
 from minigrad.runtimes import cpu_driver, cpu_memory, host
-from minigrad.runtimes.cpu_driver import FLAG_ALONE, LAUNCH_BYTES, LAUNCH_FIELDS
-
-__all__ = ["FLAG_ALONE", "LAUNCH_BYTES", "LAUNCH_FIELDS", "Launch", "Pool", "Table", "pool_for"]
+from minigrad.runtimes.cpu_driver import LAUNCH_FIELDS
 
 _RUN_TABLE = ctypes.CFUNCTYPE(
     ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
 )
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _ON_POOL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
-_NOT_STARTED = -1
+INTERRUPTED = "the running program was interrupted between two kernels"
 
 
 class Launch(ctypes.Structure):
@@ -106,27 +104,23 @@ class Pool:
     """`threads` threads that share launches, the calling one included.
 
     Any thread may call `run` at any time: one of them gets the workers, the others meanwhile run
-    their launches alone. Workers start with the first call, and anew after a fork. `spins` and
-    `most_chunks` are those of the driver (for tests).
+    their launches alone. Workers start with the first call, and anew after a fork. `spins`: of the
+    driver (for tests).
     """
 
     def __init__(
-        self,
-        threads: int,
-        name: str = "CPU",
-        spins: int = cpu_driver.SPINS,
-        most_chunks: int = cpu_driver.MOST_CHUNKS,
+        self, threads: int, name: str = "CPU", spins: int = cpu_driver.SPINS
     ) -> None:
         if threads < 1:
             raise ValueError(f"a pool of {threads} threads: expected 1 or more")
         self.threads, self.name = threads, name
-        functions, self._code = cpu_driver.driver(spins, most_chunks)
+        functions, self._code = cpu_driver.driver(spins)
         self.run_table = _RUN_TABLE(functions["run_table"])
         self._worker = _WORKER(functions["worker"])
         self._stop_workers = _ON_POOL(functions["stop_workers"])
         self._acquire = _ON_POOL(functions["acquire"])
         self._release = _ON_POOL(functions["release"])
-        self._lock, self._guard_lock = new_lock(), new_lock()
+        self._lock = new_lock()
         self._closed = False
         self._forget()
         _living.add(self)
@@ -139,7 +133,7 @@ class Pool:
         self._field(cpu_driver.THREADS).value = 1
         self._workers: list[threading.Thread] = []
         self._areas: list[Area] = []
-        self._scratch_bytes = _NOT_STARTED
+        self._scratch_bytes = -1  # no workers were started
         self.life = object()  # another one after a fork
 
     def _field(self, offset: int) -> ctypes.c_int64:
@@ -157,26 +151,20 @@ class Pool:
         """
         if scratch_bytes > self._scratch_bytes:
             self.ensure_scratch(scratch_bytes)
-        area = _mine.area
-        if area is None or area.nbytes < scratch_bytes:
-            area = area_of_this_thread(scratch_bytes)
-        if self.run_table(table, count, self.address, area.address):
-            raise KeyboardInterrupt("the running program was interrupted between two kernels")
+        self._run(table, count, area_of_this_thread(scratch_bytes))
 
     def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
-        """Like `run`, with scratch areas of exactly scratch_bytes between unreadable pages.
+        """Run launches on this thread alone, with exactly scratch_bytes between unreadable pages.
 
-        For pools that are never used by `run`: that one takes a larger area for as good.
+        For pools that are never used by `run`, so that they have no workers.
         """
-        with self._guard_lock:
-            if scratch_bytes != self._scratch_bytes:
-                self._scratch_bytes = _NOT_STARTED
-                self.ensure_scratch(scratch_bytes, guarded=True)
-            mine = Area(scratch_bytes, guarded=True)
-            if self.run_table(table, count, self.address, mine.address):
-                raise KeyboardInterrupt("the running program was interrupted between two kernels")
+        self._run(table, count, Area(scratch_bytes, guarded=True))
 
-    def ensure_scratch(self, nbytes: int, guarded: bool = False) -> None:
+    def _run(self, table: int, count: int, area: Area) -> None:
+        if self.run_table(table, count, self.address, area.address):
+            raise KeyboardInterrupt(INTERRUPTED)
+
+    def ensure_scratch(self, nbytes: int) -> None:
         """Start the workers if need be, and let each have at least nbytes of scratch memory.
 
         Waits until no launch is shared by the pool's threads.
@@ -184,7 +172,7 @@ class Pool:
         with self._lock:
             if nbytes <= self._scratch_bytes:
                 return
-            areas = [Area(nbytes, guarded) for _ in range(self.threads - 1)]
+            areas = [Area(nbytes) for _ in range(self.threads - 1)]
             while not self._acquire(self.address):
                 time.sleep(0.0001)
             try:

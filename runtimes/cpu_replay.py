@@ -4,8 +4,8 @@ The first launch is not a kernel of the step: it puts the addresses of this repl
 outputs, and the values of its variables, where the kernels' arguments want them. So Python writes
 one word per argument, whatever the number of kernels.
 
-The native call is a function of its own for each step, which knows the table: to convert four
-arguments would take ctypes five times as long as to call a function of none.
+The native call takes its four arguments from memory: to convert them would take ctypes three times
+as long as the address of the first.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from minigrad.device import Buffer, Call
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import evaluate, is_own, rest_of
 from minigrad.program import GlobalCounters, timeline
-from minigrad.runtimes import cpu_memory, cpu_report
+from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_exchange import watched
 from minigrad.runtimes.cpu_interrupt import LONG, runner
-from minigrad.runtimes.cpu_pool import Area, Pool, Table, pool_for
-from minigrad.runtimes.jit_compiler import host_compiler
-from minigrad.runtimes.native import translate
+from minigrad.runtimes.cpu_pool import INTERRUPTED, Area, Pool, Table, pool_for
+from minigrad.runtimes.report import run_recorded
 
-_GO = "def go():\n    return call({run_table}, {table}, {count}, {pool}, {scratch})"
-_Go = ctypes.CFUNCTYPE(ctypes.c_int64)
+_REPLAY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
 PATCHED = 4  # words that the first launch takes
 
 
@@ -41,6 +39,7 @@ class CpuReplay:
         self.pool: Pool = pool_for(device)
         # two threads that begin at once have a driver each: that of this table must stay
         functions, code = driver()
+        self._replay = _REPLAY(functions["replay"])
         self.keep = (tuple(calls), code)  # machine code and the buffers that stay
         programs: list[Any] = [call.program for call in calls]
         placed = [
@@ -105,12 +104,9 @@ class CpuReplay:
         if self._exchanges or work >= LONG:
             self.native = partial(self._run, table.place(), table.count, scratch.nbytes)
             return
-        call = _GO.format(
-            run_table=ctypes.cast(pool.run_table, ctypes.c_void_p).value, table=table.place(),
-            count=table.count, pool=pool.address, scratch=scratch.address,
-        )  # fmt: skip
-        addresses, self._code = host_compiler().compile(translate(call, {}), ["go"])
-        self.native = _Go(addresses["go"])
+        given = table.place(), table.count, pool.address, scratch.address
+        self._given = (ctypes.c_int64 * len(given))(*given)
+        self.native = partial(self._replay, ctypes.c_void_p(ctypes.addressof(self._given)))
 
     def _run_one(self, number: int) -> None:
         self._run(self._table.place(number), 1, self._scratch.nbytes)
@@ -125,13 +121,10 @@ class CpuReplay:
         if self._life is not self.pool.life:
             self._prepare()
         if timeline.record is not None:
-            cpu_report.run_recorded(self.labels, self._run_one, timeline.record)
+            run_recorded(self.labels, self._run_one, timeline.record)
         elif self.native():
-            raise KeyboardInterrupt("the running program was interrupted between two kernels")
-        counters = GlobalCounters
-        counters.kernel_count += self.kernels
-        counters.global_ops += self.operations
-        counters.global_mem += self.traffic
+            raise KeyboardInterrupt(INTERRUPTED)
+        GlobalCounters.ran(self.kernels, self.operations, self.traffic)
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_arena") and not ending():

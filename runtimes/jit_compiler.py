@@ -63,12 +63,6 @@ def _initialize() -> None:
     llvm.initialize_native_asmparser()
 
 
-@cache
-def llvm_version() -> str:
-    """Version of LLVM, e.g. "22.1.0": part of the key of the kernel cache."""
-    return ".".join(map(str, llvm.llvm_version_info))
-
-
 class Compiler:
     """Compiles LLVM IR for one kind of processor.
 
@@ -85,7 +79,8 @@ class Compiler:
     @property
     def key(self) -> str:
         """What the object code depends on besides the IR, as text."""
-        return f"LLVM {llvm_version()} {self.cpu} {self.features} O{self.opt}"
+        version = ".".join(map(str, llvm.llvm_version_info))
+        return f"LLVM {version} {self.cpu} {self.features} O{self.opt}"
 
     def compile(self, ir_text: str, names: Sequence[str]) -> tuple[dict[str, int], object]:
         """Machine code for a module: addresses of the functions `names`, and a keep-alive object.

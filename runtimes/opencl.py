@@ -22,7 +22,7 @@ from minigrad.graph.symbolic import ceildiv, high
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
 from minigrad.render import opencl_groups
-from minigrad.render.opencl import Source
+from minigrad.render.opencl_groups import Source
 from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_checks import Checks
 from minigrad.runtimes.opencl_devices import (
@@ -257,7 +257,7 @@ class OpenCL(Runtime):
         enqueue = cl.enqueue_nd_range_kernel
         queue = self.timed_queue() if level else self.queue
         events = [
-            [enqueue(queue, one.kernel, items, one.group, start) for items, start in one.pieces]
+            [enqueue(queue, one.kernel, n, (one.code.group,), at) for n, at in one.code.pieces]
             for one in launches
         ]
         if not level:
@@ -268,7 +268,7 @@ class OpenCL(Runtime):
                 1e-9 * max(sum(event.profile.end - event.profile.start for event in own), 1)
                 for own in events
             ]
-            show_times([one.nest for one in launches], seconds, level, "work-items")
+            show_times([one.code.nest for one in launches], seconds, level, "work-items")
 
     # ---- kernels: see `compile.Backend` ----
 

@@ -47,28 +47,21 @@ def opencl() -> Any:
     return pyopencl
 
 
-def platforms() -> list[Any]:
-    """All OpenCL platforms; DeviceError where there is none."""
-    cl = opencl()
-    try:
-        found = list(cl.get_platforms())
-    except cl.Error as error:  # the loader reports "none" as an error of its own
-        raise _no_platform(f" ({error})") from None
-    if not found:
-        raise _no_platform("")
-    return found
-
-
-def _no_platform(why: str) -> DeviceError:
-    return DeviceError(
-        f"no OpenCL platform was found{why}: install the driver (ICD) of your GPU, or "
-        "pip install 'pyopencl[pocl]' for an OpenCL on the CPU, or use the CPU device"
-    )
-
-
 def chosen_platforms() -> list[Any]:
-    """The platforms whose name or version contains the setting CL_PLATFORM; all if it is empty."""
-    found = platforms()
+    """The platforms whose name or version contains the setting CL_PLATFORM; all if it is empty.
+
+    DeviceError where there is none.
+    """
+    cl, found, why = opencl(), list[Any](), ""
+    try:
+        found = cl.get_platforms()
+    except cl.Error as error:  # the loader reports "none" as an error of its own
+        why = f" ({error})"
+    if not found:
+        raise DeviceError(
+            f"no OpenCL platform was found{why}: install the driver (ICD) of your GPU, or "
+            "pip install 'pyopencl[pocl]' for an OpenCL on the CPU, or use the CPU device"
+        )
     wanted = str(getenv("CL_PLATFORM"))
     chosen = [p for p in found if wanted.lower() in f"{p.name} {p.version}".lower()]
     if not chosen:

@@ -14,17 +14,8 @@ from typing import Any
 from minigrad.errors import DeviceError
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters
+from minigrad.runtimes.cpu_memory import size_class
 from minigrad.runtimes.opencl_devices import opencl
-
-SMALLEST = 256
-
-
-def size_class(nbytes: int) -> int:
-    """Bytes of a buffer for nbytes: one of eight sizes between two powers of two."""
-    if nbytes <= SMALLEST:
-        return SMALLEST
-    step = 1 << ((nbytes - 1).bit_length() - 4)
-    return (nbytes + step - 1) & -step
 
 
 class Pool:
@@ -59,7 +50,7 @@ class Pool:
     def _size(self, nbytes: int) -> int:
         """Bytes of a buffer for nbytes; those of the largest ones have a size of their own."""
         size = size_class(nbytes)
-        return size if size <= self.most else max(nbytes, SMALLEST)
+        return size if size <= self.most else nbytes
 
     def _put_away(self) -> None:
         while self._returned:

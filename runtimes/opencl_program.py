@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from minigrad.device import Buffer, Call
+from minigrad.graph.interned import kept
 from minigrad.graph.symbolic import high
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl import Source as Text
+from minigrad.render.opencl_groups import Source as Text
 from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Held, Schedule, Source
 
@@ -48,27 +49,23 @@ class Kernel:
         """Parts of the scratch memory that a launch needs."""
         return self.items // (self.nest.items or 1)
 
-    @property
+    @kept
     def pieces(self) -> tuple[tuple[tuple[int], tuple[int]], ...]:
         """The work-items of each launch, and the first one's number."""
         starts = range(0, self.total, self.items)
         return tuple(((min(self.items, self.total - start),), (start,)) for start in starts)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A driver's kernel object, and for each argument (kind, which one).
+class Launch(NamedTuple):
+    """A kernel, an object of the driver's for it, and for each argument (kind, which one).
 
     Kinds: "slot" (a buffer of the call), "held" (one of the program's, of which the first is the
     scratch memory), "symbol" (by name), "number" (itself).
-    pieces: how many work-items are launched one after the other, and from which on.
     """
 
+    code: Kernel
     kernel: Any
     sources: tuple[Source, ...]
-    pieces: tuple[tuple[tuple[int], tuple[int]], ...]
-    group: tuple[int]
-    nest: Nest
 
 
 class OpenCLProgram:
@@ -93,8 +90,8 @@ class OpenCLProgram:
                 for kind, which in step.sources(places, used, kernel.nest.symbols)
             ]
             sources += [("held", 0)] * (kernel.source.scratch_bytes > 0)
-            native, group = self.runtime.kernel(kernel.program, kernel.name), (kernel.group,)
-            made.append(Launch(native, tuple(sources), kernel.pieces, group, kernel.nest))
+            native = self.runtime.kernel(kernel.program, kernel.name)
+            made.append(Launch(kernel, native, tuple(sources)))
         return made
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
@@ -130,7 +127,7 @@ def packed(value: int) -> bytes:
 
 def count_work(launches: Sequence[Launch]) -> None:
     """Tell GlobalCounters what ran."""
-    nests = [launch.nest for launch in launches]
+    nests = [launch.code.nest for launch in launches]
     operations = sum(nest.operations for nest in nests)
     GlobalCounters.ran(len(nests), operations, sum(nest.traffic for nest in nests))
 

@@ -73,52 +73,17 @@ def _widened(x: Array) -> Array:
     return x.astype(np.float32) if _is_float(x) and x.dtype.itemsize == 2 else x
 
 
-def _floor_divide(x: Array, y: Array) -> Array:
-    """Floor division of integers; x // 0 = 0, INT_MIN // −1 wraps to INT_MIN."""
-    special = (y == 0) | (y == -1) if y.dtype.kind == "i" else y == 0
-    quotient = np.floor_divide(x, np.where(special, np.ones_like(y), y))
-    return np.where(y == 0, np.zeros_like(x), np.where(special, np.negative(x), quotient))
-
-
-def _modulo(x: Array, y: Array) -> Array:
-    """Remainder with the sign of the divisor; for integers x % 0 = 0."""
-    if _is_float(x):
-        return np.asarray(np.remainder(x, y))
-    special = (y == 0) | (y == -1) if y.dtype.kind == "i" else y == 0
-    rest = np.remainder(x, np.where(special, np.ones_like(y), y))
-    return np.where(special, np.zeros_like(x), rest)
-
-
-def _in_width(count: Array) -> Array:
-    """Which shift counts are smaller than the width (a negative count is a huge unsigned one)."""
-    return (count >= 0) & (count < count.dtype.itemsize * 8)
-
-
-def _shift_left(x: Array, count: Array) -> Array:
-    fits = _in_width(count)
-    return np.where(fits, np.left_shift(x, np.where(fits, count, 0)), np.zeros_like(x))
-
-
-def _shift_right(x: Array, count: Array) -> Array:
-    fits = _in_width(count)
-    sign = np.where(x < 0, np.full_like(x, -1), np.zeros_like(x)) if x.dtype.kind == "i" else 0
-    return np.where(fits, np.right_shift(x, np.where(fits, count, 0)), sign).astype(x.dtype)
-
-
-# By numpy's names: what has another meaning here.
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "floor_divide": _floor_divide, "remainder": _modulo,
-    "left_shift": _shift_left, "right_shift": _shift_right,
-}  # fmt: skip
-
-
 def _function_of(op: Op) -> Callable[..., Any]:
-    """What computes an elementwise operation on arrays."""
+    """What computes an elementwise operation on arrays.
+
+    As numpy has it, integers divided by 0 give 0, with a rest of 0; the least one divided by −1 is
+    itself; and a shift by a count beyond the width, as a negative one is, leaves 0, or the sign.
+    """
     facts = op.facts
     if facts.formula and "u" in facts.kinds:  # whole numbers, which are exact
         return facts.formula
     if facts.numpy:
-        function = _FUNCTIONS.get(facts.numpy) or getattr(np, facts.numpy)
+        function = getattr(np, facts.numpy)
     else:
         assert facts.scalar is not None
         function = np.vectorize(facts.scalar, otypes=[np.float64])

@@ -1,7 +1,11 @@
-"""What `MINIGRAD_DEBUG=1` and 2 print of a finished program: a line, and its kernels with times."""
+"""Kernels one by one: for a timeline, or for what `MINIGRAD_DEBUG=1` and 2 print of a program.
+
+3 and more are the compiler's: see `minigrad/compile.py`.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,21 +15,34 @@ from minigrad.settings import say
 
 if TYPE_CHECKING:
     from minigrad.runtimes.cpu_kernels import KernelCode
+    from minigrad.runtimes.cpu_limits import Limits
+
+
+def run_recorded(
+    labels: Sequence[str], run: Callable[[int], None], record: Callable[[str, float, float], None]
+) -> None:
+    """Run kernels one by one, and tell when each began and ended."""
+    for number, text in enumerate(labels):
+        before = time.perf_counter()
+        run(number)
+        record(text, before, time.perf_counter())
 
 
 def show_times(
     kernels: Sequence[Nest | KernelCode], seconds: Sequence[float], level: int,
-    counted: str = "iterations", head: str = "",
-    more: Callable[[Nest | KernelCode, float], str] = lambda kernel, time: "",
+    counted: str = "iterations", best: Limits | None = None,
 ) -> None:  # fmt: skip
-    """Kernels and how long each took. more: what else to say of one, below `head`."""
+    """A line of a program, and from level 2 on of its kernels. best: what their time is compared
+    with.
+    """
     if level >= 2:
+        head = f" {'of limit':>12}" if best else ""
         say(f"{'kernel':>6} {counted:>10} {'ms':>9} {'Gop/s':>8} {'GB/s':>7}{head}  body")
-        for number, (kernel, time) in enumerate(zip(kernels, seconds, strict=True)):
+        for number, (kernel, took) in enumerate(zip(kernels, seconds, strict=True)):
             say(
-                f"{number:>6} {high(kernel.total):>10} {1e3 * time:>9.3f} "
-                f"{kernel.operations / time / 1e9:>8.1f} {kernel.traffic / time / 1e9:>7.1f}"
-                f"{more(kernel, time)}  {kernel.label}"
+                f"{number:>6} {high(kernel.total):>10} {1e3 * took:>9.3f} "
+                f"{kernel.operations / took / 1e9:>8.1f} {kernel.traffic / took / 1e9:>7.1f}"
+                f"{_share(kernel, took, best) if best else ''}  {kernel.label}"
             )
     total = sum(seconds)
     operations = sum(kernel.operations for kernel in kernels)
@@ -33,3 +50,10 @@ def show_times(
         f"program: {len(kernels)} kernels, {1e3 * total:.3f} ms, "
         f"{operations / max(total, 1e-9) / 1e9:.1f} Gop/s"
     )
+
+
+def _share(kernel: Nest | KernelCode, took: float, best: Limits) -> str:
+    """How much of its time a kernel would take at best."""
+    computing, moving = kernel.vectors / best.vectors, best.moving(kernel.traffic)
+    limit = "issue" if computing > moving else "bytes"
+    return f" {100 * max(computing, moving) / took:>5.0f}% {limit}"

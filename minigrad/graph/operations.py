@@ -48,9 +48,8 @@ class Elementwise:
     gives bools.
 
     scalar: the operation on plain numbers, by which constants are folded; None is left to devices.
-    numpy: its name there; without one, the reference computes the scalar function. (Where numpy
-    means something else, `runtimes/reference.py` has its own.) If there is a formula, the reference
-    computes in float64.
+    numpy: its name there; without one, the reference computes the scalar function. If there is a
+    formula, the reference computes in float64.
 
     neutral: the second operand that changes nothing, a number or the name of one of a dtype.
     deciding: second operands that alone decide the result of integers and bools, and that. alike:

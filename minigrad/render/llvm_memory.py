@@ -76,9 +76,10 @@ class MemoryEmitter(IndexEmitter):
         self, kind: str, text: str, pointer: str, mask: str, width: int, size: int
     ) -> None:
         here = self.builder()
-        if mask.count("i1 true") == 1 and mask.startswith("<"):
+        known = values.known_flags(mask, width)
+        if known is not None and sum(known) == 1:
             # LLVM 22 merges a truncation into a store of one lane, and then writes 32 bits of it.
-            lane = [part.strip("<> ") for part in mask.split(",")].index("i1 true")
+            lane = known.index(True)
             scalar = kind.strip("<>").partition(" x ")[2]
             single = here.line(f"extractelement {kind} {text}, i64 {lane}")
             at = here.line(f"getelementptr {scalar}, ptr {pointer}, i64 {lane}")

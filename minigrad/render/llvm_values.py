@@ -147,7 +147,7 @@ def _type_of(argument: str) -> str:
 
 def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
     """The instructions of one elementwise operation; all args have equal lanes."""
-    if isinstance(op, Leaf):
+    if isinstance(op, Leaf) or op in (Op.SHL, Op.SHR):
         return _as_the_processor(b, op, args, dtype)
     x, facts = args[0], op.facts
     source = x.dtype
@@ -176,8 +176,6 @@ def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Val
     elif op is Op.NOT:
         ones = literal(True if source.is_bool else -1, register_type(source), x.lanes)
         text = b.line(f"xor {x.typed}, {ones}")
-    elif op in (Op.SHL, Op.SHR):
-        return _as_the_processor(b, op, args, dtype)
     else:
         raise CompileError(f"LLVM renderer: {op} of {source.name} is not a primitive operation")
     return Value(text, dtype, x.lanes)
@@ -264,30 +262,28 @@ def mask_type(value: Value) -> str:
 def cast(b: Builder, x: Value, to: DType) -> Value:
     """A conversion with the meaning of CAST, but for those of floats to integers."""
     source, lanes = x.dtype, x.lanes
-    kind = vector_type(register_type(to), lanes)
+    kind, signed = vector_type(register_type(to), lanes), source.kind == "i"
     if source is to:
         return x
     if to.is_bool:
         zero = literal(0, register_type(source), lanes)
         name = "fcmp une" if source.is_float else "icmp ne"
         return Value(b.line(f"{name} {x.typed}, {zero}"), to, lanes)
-    if to.is_float:
-        name = "sitofp" if source.kind == "i" else "uitofp"
-        if source.is_float:
-            name = "fpext" if to.itemsize == 8 else "fptrunc"
-        text = x.text if x.type == kind else b.line(f"{name} {x.typed} to {kind}")
-        return round_half(b, Value(text, to, lanes), source)
-    if source.bits == to.bits and not source.is_bool:
-        return Value(x.text, to, lanes)
-    if to.bits < source.bits and not source.is_bool:
-        return Value(b.line(f"trunc {x.typed} to {kind}"), to, lanes)
-    name = "sext" if source.kind == "i" else "zext"
-    return Value(b.line(f"{name} {x.typed} to {kind}"), to, lanes)
+    if to.is_float and source.is_float:
+        name = "fpext" if to.itemsize == 8 else "fptrunc"
+    elif to.is_float:
+        name = "sitofp" if signed else "uitofp"
+    elif source.is_bool or source.bits < to.bits:
+        name = "sext" if signed else "zext"
+    else:
+        name = "trunc"
+    text = x.text if x.type == kind else b.line(f"{name} {x.typed} to {kind}")
+    return round_half(b, Value(text, to, lanes))
 
 
-def round_half(b: Builder, x: Value, source: DType | None = None) -> Value:
+def round_half(b: Builder, x: Value) -> Value:
     """A float with the precision of its dtype: float16 and bfloat16 are rounded."""
-    if x.dtype.itemsize != 2 or source is x.dtype:
+    if not x.dtype.is_float or x.dtype.itemsize != 2:
         return x
     if x.dtype.name == "float16":
         half = vector_type("half", x.lanes)

@@ -1,4 +1,4 @@
-"""OpenCL C's statements, indices and expressions, of one element each.
+"""OpenCL C's indices, expressions and memory accesses: of one element, or of a vector's lanes.
 
 A value is declared at the outermost level at which all that it depends on is known, if it is used
 twice or if that level is not its user's; else it is written where it is used. An index is computed
@@ -8,72 +8,81 @@ in `int` where nothing in it can leave 32 bits, else in `long`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import proven_nonnegative
+from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high, low
-from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store
+from minigrad.loops.nest import Nest, divides
 from minigrad.render import levels
-from minigrad.render.levels import Level, fits_32_bits
+from minigrad.render.levels import Level, fits_32_bits, stride
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Leaf, operands
+from minigrad.schedule.expr import Array, Expr, Guard, Leaf, operands
 
 INDENT = "    "
+LONGEST = 160  # letters of an expression that is not given a name for its length
+WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A loop variable's or a symbol's name and C type.
-
-    level: the innermost one whose names are in it (the name may be a text of others).
-    """
+    """A loop variable's or a symbol's name and C type."""
 
     name: str
     kind: str
-    level: int = 0
-
-
-LONGEST = 160  # letters of an expression that is not given a name for its length
 
 
 @dataclass(frozen=True)
-class Source:
-    """One kernel: declarations and functions that it uses, and its text before and after its name.
+class Vector:
+    """The lanes loop whose vectors are emitted now."""
 
-    scratch_bytes: of the last argument, for each group (0: there is no such argument).
-    """
-
-    prelude: tuple[str, ...]
-    head: str
-    name: str
-    body: str
-    scratch_bytes: int
+    variable: Atom
+    lane: Atom | None
+    words: Words
+    start: Integer
 
     @property
-    def text(self) -> str:
-        """A program with this kernel only."""
-        return join([self])[0]
+    def atoms(self) -> frozenset[Atom]:
+        """The variables that differ from lane to lane."""
+        return frozenset((self.variable,) if self.lane is None else (self.variable, self.lane))
 
-    def __str__(self) -> str:
-        return self.text
+    def stride(self, x: Integer) -> int | None:
+        """How much an index grows from lane to lane; None where that is not constant."""
+        return stride(x, self.atoms)
 
+    @property
+    def first(self) -> Atom:
+        """The loop's variable at lane 0, which is the same in all lanes."""
+        x = self.variable
+        return Atom("var", f"{x.name}.first", x.low, x.high)
 
-def join(sources: Sequence[Source]) -> tuple[str, list[str]]:
-    """A program of several kernels, and what they are called in it."""
-    alone = len(sources) == 1
-    names = [s.name if alone else f"{s.name}_{n}" for n, s in enumerate(sources)]
-    shared = dict.fromkeys(text for source in sources for text in source.prelude)
-    kernels = [s.head + name + s.body for s, name in zip(sources, names, strict=True)]
-    return "\n".join([*shared, *kernels, ""]), names
+    def at(self, x: Integer, lane: int) -> Integer:
+        """An index in one lane."""
+        values: dict[Atom, Integer] = {self.variable: self.first.index + lane}
+        if self.lane is not None:
+            values[self.lane] = lane
+        return substitute(x, values)
+
+    def guard(self, conditions: Iterable[Integer], lane: int) -> Guard:
+        """Conditions in one lane."""
+        return expr.restrict((), [self.at(c, lane) for c in conditions])
+
+    def varies(self, x: Integer) -> bool:
+        """Whether an index differs from lane to lane."""
+        return not self.atoms.isdisjoint(variables(x))
 
 
 class Emitter(levels.Levels[Level, str]):
-    """Emits statements, expressions and memory accesses."""
+    """Emits expressions and what reads memory. Statements are emitted by who derives from it.
+
+    vector: of the lanes loop that is emitted at once now; lane: where one is written out, which
+    lane it is now.
+    """
 
     def __init__(self, nest: Nest, language: Language) -> None:
         super().__init__(Level(), nest)
@@ -85,6 +94,8 @@ class Emitter(levels.Levels[Level, str]):
         self.registers: dict[tuple[Array, int], str] = {}
         self.declared: list[str] = []
         self.uses: Counter[Expr] = Counter()  # of what the value that is computed now is made of
+        self.vector: Vector | None = None
+        self.lane: int | None = None
 
     # ---- names and levels ----
 
@@ -119,27 +130,23 @@ class Emitter(levels.Levels[Level, str]):
         elif done.lines:
             parent += [f"{header} {{", *(INDENT + line for line in done.lines), "}"]
 
-    def bind(self, atom: Atom, name: str, kind: str, level: int | None = None) -> None:
-        """Let a loop's variable have a name in the innermost level, or a text of an outer one's."""
+    def bind(self, atom: Atom, name: str, kind: str) -> None:
+        """Let a loop's variable have a name in the innermost level."""
         self.bound(atom)
-        self.variables[atom] = Variable(name, kind, self.where[atom] if level is None else level)
+        self.variables[atom] = Variable(name, kind)
 
     # ---- indices ----
 
     def index(self, x: Integer, kind: str = "") -> str:
         """A sum as text, of C type `kind` if one is given."""
-        return self._placed(x, kind)[0]
-
-    def _placed(self, x: Integer, kind: str) -> tuple[str, int]:
-        """The same, and the innermost level whose names are in it."""
         own = kind_of(x)
-        text, level = self._sum(x, own)
-        text = text if kind in ("", own) or parse(text) is not None else f"({kind}){text}"
-        return text, level
+        text, _ = self._sum(x, own)
+        return text if kind in ("", own) or parse(text) is not None else f"({kind}){text}"
 
     def _sum(self, x: Integer, kind: str) -> tuple[str, int]:
+        """The same, and the innermost level whose names are in it."""
         if isinstance(x, int):
-            return _number(x, kind), 0
+            return integer(x, kind), 0
         offset, level = x.constant, 0
         parts: list[tuple[int, str]] = []
         for atom, factor in x.terms:
@@ -153,13 +160,13 @@ class Emitter(levels.Levels[Level, str]):
             if value is not None:
                 offset += factor * value
         if not parts:
-            return _number(offset, kind), 0
+            return integer(offset, kind), 0
         words = []
         for factor, text in parts:
-            product = text if abs(factor) == 1 else f"{_number(abs(factor), kind)} * {text}"
+            product = text if abs(factor) == 1 else f"{integer(abs(factor), kind)} * {text}"
             words += ["-" if factor < 0 else "+", product]
         if offset:
-            words += ["-" if offset < 0 else "+", _number(abs(offset), kind)]
+            words += ["-" if offset < 0 else "+", integer(abs(offset), kind)]
         if words[0] == "-":
             words[1] = f"-{words[1]}"
         joined = " ".join(words[1:])
@@ -175,7 +182,8 @@ class Emitter(levels.Levels[Level, str]):
         """An atom as an operand of type `kind`, and its level: equal texts have one."""
         if atom.kind == "var":
             found = self.variables.get(atom) or self.symbols[atom.name]
-            return (found.name if found.kind == kind else f"({kind}){found.name}"), found.level
+            name = found.name if found.kind == kind else f"({kind}){found.name}"
+            return name, self.where.get(atom, 0)
         if atom.kind == "value":
             return self._loaded(atom, kind)
         assert atom.inner is not None
@@ -183,7 +191,7 @@ class Emitter(levels.Levels[Level, str]):
         inner, level = self._sum(atom.inner, own)
         x = parse(inner)
         if x is not None:
-            return _number(x // atom.divisor if atom.kind == "div" else x % atom.divisor, kind), 0
+            return integer(x // atom.divisor if atom.kind == "div" else x % atom.divisor, kind), 0
         key = (atom.kind, inner, atom.divisor)
         if key not in self.memo:
             name = self.number("q" if atom.kind == "div" else "m")
@@ -203,7 +211,7 @@ class Emitter(levels.Levels[Level, str]):
     def _divided(self, inner: str, kind: str, atom: Atom) -> str:
         """Floor division or remainder by a positive constant."""
         sign = "/" if atom.kind == "div" else "%"
-        divisor = _number(atom.divisor, kind)
+        divisor = integer(atom.divisor, kind)
         divided = f"({inner} {sign} {divisor})"
         if low(atom.inner or 0) >= 0:
             return divided
@@ -226,95 +234,19 @@ class Emitter(levels.Levels[Level, str]):
             return "false"
         return " && ".join(test for test in tests if test != "true")
 
-    # ---- statements ----
+    # ---- registers ----
 
-    def _unexpected(self, what: str) -> CompileError:
+    def unexpected(self, what: str) -> CompileError:
+        """The error for what only processors have."""
         return CompileError(
             f"OpenCL renderer: {self.nest.name} has {what}; lower the kernel for a target of "
             "vector_bytes 0"
         )
 
-    def set(self, statement: Store, value: str) -> None:
-        """Let a register have a value."""
-        self.line(f"{self._register(statement.array, statement.index)} = {bare(value)};")
-
-    def special(self, statement: Statement) -> None:
-        """Leave a hint out."""
-        if not isinstance(statement, Prefetch):
-            raise self._unexpected(f"a {type(statement).__name__}")
-
-    def kept(self, root: Expr) -> str:
-        """A value that a store does not change: it has a name."""
-        text, root = self.value(root), self.expand(root)
-        named = text.isidentifier() and not root.in_registers
-        return text if named or root.op is Op.CONST else self._declare(root, text)
-
-    def store(self, statement: Store, value: str) -> None:
-        """Write a value."""
-        array = statement.array
-        guard = self.guard(statement.guard)
-        if guard != "false":
-            place = bare(self.index(statement.index))
-            text = self.words.stored(array.dtype, self.pointers[array], place, value)
-            self.line(f"if ({bare(guard)}) {text}" if guard else text)
-
-    def loop(self, loop: Loop) -> None:
-        """Emit a loop of any kind."""
-        if loop.kind == "unroll":
-            self.unrolled(loop)
-        elif loop.kind == "serial":
-            self._serial(loop)
-        else:
-            raise self._unexpected(f"a loop of kind {loop.kind!r} and step {loop.step}")
-
-    def _serial(self, loop: Loop) -> None:
-        kind = kind_of_range(loop.start, loop.stops, loop.step)
-        if any(loop.start + loop.step - stop == 0 for stop in loop.stops):
-            self._at_most_once(loop, kind)
-            return
-        start = bare(self.index(loop.start, kind))
-        stop = bare(self._least([self.index(stop, kind) for stop in loop.stops], kind))
-        first, last = parse(start), parse(stop)
-        if first is not None and last is not None and first + loop.step >= last:
-            if first < last:
-                self.once(loop, first)
-            return
-        if not stop.replace("_", "").isalnum():
-            name = self.number("stop")
-            self.line(f"const {kind} {name} = {stop};")
-            stop = name
-        name = self.fresh(loop.variable.name)
-        step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
-        header = f"for ({kind} {name} = {start}; {name} < {stop}; {step})"
-        with self.straight(loop.changes, header):
-            self.bind(loop.variable, name, kind)
-            self.body(loop)
-
-    def _at_most_once(self, loop: Loop, kind: str) -> None:
-        """A loop that ends after its first iteration, if there is one at all."""
-        tests = [stop - loop.start - 1 for stop in loop.stops]
-        guard = self.guard([t for t in tests if not proven_nonnegative(t)])
-        if guard == "false":
-            return
-        start, level = self._placed(loop.start, kind)  # in parentheses where it is a sum
-        with self.straight(loop.changes, f"if ({bare(guard)})" if guard else ""):
-            self.bind(loop.variable, start, kind, level)
-            self.body(loop)
-
-    def _least(self, texts: list[str], kind: str) -> str:
-        numbers = [n for n in (parse(text) for text in texts) if n is not None]
-        others = [text for text in texts if parse(text) is None]
-        if numbers:
-            others.append(str(min(numbers)) + ("L" if kind == "long" else ""))
-        total = others[0]
-        for text in others[1:]:
-            total = f"min({bare(total)}, {bare(text)})"
-        return total
-
-    def _register(self, array: Array, index: Integer) -> str:
+    def register(self, array: Array, index: Integer) -> str:
         """The variable of a register; the index is a number here, since its loop is unrolled."""
         if array.width not in (1, *WIDTHS):
-            raise self._unexpected(f"a register {array.name} of {array.width} lanes")
+            raise self.unexpected(f"a register {array.name} of {array.width} lanes")
         number = parse(self.index(index))
         if number is None:
             raise CompileError(
@@ -329,6 +261,13 @@ class Emitter(levels.Levels[Level, str]):
             self.declared.append(f"{kind} {name};")
         return self.registers[key]
 
+    def _read(self, array: Array, index: Integer) -> str:
+        """What a register holds, in this lane where lanes are written out."""
+        name = self.register(array, index)
+        if array.width == 1 or self.lane is None:
+            return name
+        return Words(self.language, array.width).lane(name, array.dtype, self.lane)
+
     # ---- expressions ----
 
     def value(self, root: Expr) -> str:
@@ -336,13 +275,15 @@ class Emitter(levels.Levels[Level, str]):
         root = self.expand(root)
         if root not in self.memo:
             order = [e for e in expr.walk(root) if e not in self.memo]
-            self.uses = Counter(operand for e in order for operand in operands(e))
+            outer, self.uses = self.uses, Counter(x for e in order for x in operands(e))
             for e in order:
                 if e.op is Op.SUB and e.dtype.is_float:
                     # C may merge a product with the rest of its statement; x·y − max(x·y) would be
                     # above 0 where the maximum was rounded before
                     self.uses.update(arg for arg in e.args if arg.op is Op.MUL)
-        return super().value(root)
+            super().value(root)
+            self.uses = outer
+        return self.memo[root][0]
 
     def emitted(self, e: Expr) -> str:
         """The text of a value, or its name where it is used again, or known before it is used."""
@@ -354,49 +295,132 @@ class Emitter(levels.Levels[Level, str]):
     def _declared(self, e: Expr, text: str) -> str:
         """The name of a constant that is declared at the current level."""
         name = self.number("v")
-        line = f"const {self._type_of(e)} {name} = {bare(text)};"
+        line = f"const {self.words_of(e).type_of(e.dtype)} {name} = {bare(text)};"
         self.levels[self.level].lines.append(line)
         return name
 
-    def _declare(self, e: Expr, text: str) -> str:
-        """Give a value that has none a name at its level, and remember it."""
-        _, level = self.memo[e]
+    def kept(self, root: Expr) -> str:
+        """A value that a store does not change: it has a name."""
+        text, root = self.value(root), self.expand(root)
+        if root.op is Op.CONST or text.isidentifier() and not root.in_registers:
+            return text
+        _, level = self.memo[root]
         with self.at(level):
-            name = self._declared(e, text)
-        self.remember(e, name, level, self.changing(e))
+            name = self._declared(root, text)
+        self.remember(root, name, level, self.changing(root))
         return name
 
-    def _type_of(self, e: Expr) -> str:
-        return self.language.type_of(e.dtype)
+    def words_of(self, e: Expr) -> Words:
+        """The words for a value: those of vectors where it differs from lane to lane."""
+        vector = self.vector
+        if vector is None or vector.atoms.isdisjoint(e.variables):
+            return self.words
+        return vector.words
+
+    def spread(self, e: Expr, text: str, words: Words) -> str:
+        """A value in the lanes that `words` have."""
+        return text if self.words_of(e) is words else words.gathered([text], e.dtype)
 
     def _text(self, e: Expr) -> str:
+        words, vector = self.words_of(e), self.vector
         if e.op is Op.CONST:
             self.language.type_of(e.dtype)
             return literal(e.value, e.dtype)
         if e.in_registers:
-            return self._register(e.array, e.index)
+            return self._read(e.array, e.index)
+        if e.args:
+            args = [self.spread(arg, self.memo[arg][0], words) for arg in e.args]
+            return words.operation(e.op, e.args[0].dtype, e.dtype, args)
+        if vector is not None and words is vector.words:
+            return (self._vector_load if e.op is Leaf.LOAD else self._vector_index)(e, vector)
         if e.op is Leaf.LOAD:
             return self._load(e)
         if e.op is Leaf.INDEX:
             return f"({self.language.type_of(e.dtype)}){self.index(e.index)}"
-        if e.op is Leaf.CONDITION:
-            return self.condition(e.index)
-        args = [self.memo[arg][0] for arg in e.args]
-        return self.words.operation(e.op, e.args[0].dtype, e.dtype, args)
+        return self.condition(e.index)
 
     def _load(self, e: Expr) -> str:
-        array, index, conditions = e.array, e.index, e.guard
-        guard = self.guard(conditions)
-        zero = literal(0, array.dtype)
+        guard, zero = self.guard(e.guard), literal(0, e.dtype)
         if guard == "false":
             return zero
-        place = bare(self.index(index))
-        text = self.words.loaded(array.dtype, self.pointers[array], place)
+        text = self._loaded_from(e.array, e.index, self.words)
         if not guard:
             return text
-        kind = self.language.type_of(array.dtype)
-        chosen = f"({guard} ? {text} : {zero})"
-        return f"({kind}){chosen}" if array.dtype.is_int and array.dtype.itemsize < 4 else chosen
+        kind, chosen = self.language.type_of(e.dtype), f"({guard} ? {text} : {zero})"
+        return f"({kind}){chosen}" if e.dtype.is_int and e.dtype.itemsize < 4 else chosen
+
+    def _vector_index(self, e: Expr, vector: Vector) -> str:
+        """An index as values, or whether it is ≥ 0."""
+        words, x = vector.words, e.index
+        step = vector.stride(x)
+        kind = kind_of(vector.at(x, words.width - 1))
+        if step is not None and kind == "int":
+            numbers = words.iota(self.index(x, kind), step, kind)
+            if e.op is Leaf.CONDITION:
+                return f"({numbers} >= (int{words.width})(0))"
+            return words.cast(numbers, dtypes.int32, e.dtype)
+        places = [vector.at(x, lane) for lane in range(words.width)]
+        if e.op is Leaf.CONDITION:
+            return words.gathered([self.condition(place) for place in places], dtypes.bool)
+        kind = self.language.type_of(e.dtype)
+        return words.gathered([f"({kind}){self.index(place)}" for place in places], e.dtype)
+
+    def _vector_load(self, e: Expr, vector: Vector) -> str:
+        array, index, words = e.array, e.index, vector.words
+        varying = [c for c in e.guard if vector.varies(c)]
+        guard = self.guard(c for c in e.guard if c not in varying)
+        zero = words.gathered([literal(0, array.dtype)], array.dtype)
+        if guard == "false":
+            return zero
+        whole = None
+        if vector.stride(index) == 1 and all(vector.stride(c) is not None for c in varying):
+            whole = self._loaded_from(array, index, words)
+            if not varying:
+                return f"({guard} ? {whole} : {zero})" if guard else whole
+        lanes = [
+            self._load(expr.load(array, vector.at(index, n), vector.guard(varying, n)))
+            for n in range(words.width)
+        ]
+        text = words.gathered(lanes, array.dtype)
+        if whole is not None:  # what holds at both ends holds between them
+            ends = [vector.at(c, n) for c in varying for n in (0, words.width - 1)]
+            inside = self.guard(ends)
+            if inside != "false":
+                text = f"({inside} ? {whole} : {text})" if inside else whole
+        return f"({guard} ? {text} : {zero})" if guard else text
+
+    # ---- memory ----
+
+    def _loaded_from(self, array: Array, index: Integer, words: Words) -> str:
+        """An element, or the neighbouring ones from an index on."""
+        if self._is_aligned(array, index, words.width):
+            return f"({self._whole(array, index, words, 'const ')})"
+        return words.loaded(array.dtype, self.pointers[array], self.index(index))
+
+    def stored(self, array: Array, index: Integer, value: str, words: Words) -> str:
+        """The statement that writes it, or them."""
+        if self._is_aligned(array, index, words.width):
+            return f"{self._whole(array, index, words)} = {bare(value)};"
+        return words.stored(array.dtype, self.pointers[array], self.index(index), value)
+
+    def _whole(self, array: Array, index: Integer, words: Words, const: str = "") -> str:
+        """Neighbouring elements as one word of memory."""
+        space = "__local " if array.space == "local" else "__global "
+        place = f"{self.pointers[array]} + {bare(self.index(index))}"
+        return f"*({space}{const}{words.type_of(array.dtype)} *)({place})"
+
+    def _is_aligned(self, array: Array, index: Integer, width: int) -> bool:
+        """Whether a vector of neighbours provably begins at a multiple of its length.
+
+        Buffers do, and so do arrays in local memory; the loop's variable does where its start does.
+        """
+        vector = self.vector
+        if vector is None or width == 1 or array.dtype not in WORDS:
+            return False
+        if width * array.dtype.itemsize > 32 or array.space == "scratch" and not self.nest.items:
+            return False
+        rest = substitute(index, dict.fromkeys(vector.atoms, 0))
+        return divides(rest, width) and (rest == index or divides(vector.start, width))
 
 
 def kind_of(x: Integer) -> str:
@@ -410,7 +434,8 @@ def kind_of_range(least: Integer, stops: Iterable[Integer], step: int) -> str:
     return "int" if low(least) > -(1 << 31) and top < 1 << 31 else "long"
 
 
-def _number(x: int, kind: str) -> str:
+def integer(x: int, kind: str) -> str:
+    """An integer as an operand of a C type."""
     suffix = "L" if kind == "long" else ""
     return f"{x}{suffix}" if x >= 0 else f"(-{-x}{suffix})"
 

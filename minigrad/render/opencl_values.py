@@ -177,13 +177,8 @@ class Words:
 
     # ---- between scalars and vectors ----
 
-    def broadcast(self, text: str, dtype: DType) -> str:
-        """A scalar in every lane."""
-        text = f"{text} ? -1 : 0" if dtype.is_bool else bare(text)
-        return f"({self.type_of(dtype)})({text})"
-
     def gathered(self, texts: list[str], dtype: DType) -> str:
-        """A vector of scalars, one text for each lane."""
+        """A vector of scalars, one text for each lane, or one for all."""
         if dtype.is_bool:
             texts = [f"{text} ? -1 : 0" for text in texts]
         return f"({self.type_of(dtype)})({', '.join(bare(text) for text in texts)})"

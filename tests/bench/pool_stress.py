@@ -17,8 +17,8 @@ import random
 import time
 
 from minigrad.graph.symbolic import ceildiv
-from minigrad.runtimes.cpu_driver import FLAG_BESIDE, MOST_CHUNKS, SPINS
-from minigrad.runtimes.cpu_pool import FLAG_ALONE, Launch, Pool
+from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_BESIDE, SPINS
+from minigrad.runtimes.cpu_pool import Launch, Pool
 from minigrad.runtimes.jit_compiler import host_compiler
 
 MOST_ITERATIONS = 256
@@ -75,8 +75,8 @@ def table_of_fours(
 
 
 def stress(
-    launches: int, threads: int, seed: int = 0, spins: int = SPINS, most_chunks: int = MOST_CHUNKS,
-    shuffle: bool = False, seconds: float = float("inf"), table_length: int = 2000,
+    launches: int, threads: int, seed: int = 0, spins: int = SPINS, shuffle: bool = False,
+    seconds: float = float("inf"), table_length: int = 2000,
 ) -> tuple[int, float]:  # fmt: skip
     """Run about `launches` launches; gives how many it was and the seconds they took.
 
@@ -89,7 +89,7 @@ def stress(
     words = [(ctypes.c_int64 * 2)(at, ctypes.addressof(counters)) for at in begin_of]
     args = ctypes.addressof(words[0]), ctypes.addressof(words[1])
     source = random.Random(seed)
-    pool = Pool(threads, "stress", spins, most_chunks)
+    pool = Pool(threads, "stress", spins)
     done, taken, expected = 0, 0.0, 0
     while done < launches and taken < seconds:
         table, chunks = table_of_fours(table_length // 4, args, kernels, source)

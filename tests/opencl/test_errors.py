@@ -18,12 +18,12 @@ from minigrad.cache import pack, unpack
 from minigrad.device import Device
 from minigrad.errors import CompileError, DeviceError
 from minigrad.programs import programs
-from minigrad.render.opencl import Source
+from minigrad.render.opencl_groups import Source
 from minigrad.runtimes import (
+    cpu_memory,
     opencl,
     opencl_build,
     opencl_devices,
-    opencl_memory,
     opencl_pocl,
 )
 
@@ -213,7 +213,7 @@ def test_idle_buffers_are_given_up_before_an_error(runtime, monkeypatch):
     monkeypatch.setattr(runtime.pool, "total", 1 << 20)
     for nbytes in (1 << 19, 700 << 10):
         runtime.free(runtime.allocate(nbytes), nbytes)
-    assert runtime.pool.held == opencl_memory.size_class(700 << 10)
+    assert runtime.pool.held == cpu_memory.size_class(700 << 10)
 
 
 def test_the_driver_has_no_memory_left(runtime, monkeypatch):

@@ -161,7 +161,7 @@ def test_places_that_are_loaded_are_read_lane_by_lane(first):
 
 def test_registers_of_several_lanes_lane_by_lane(first, monkeypatch):
     """What has no vectors in a body, has none in all of it."""
-    monkeypatch.setattr("minigrad.render.opencl_groups._Vector.takes", lambda *given: False)
+    monkeypatch.setattr("minigrad.render.opencl_groups._takes", lambda *given: False)
     x, w, queries = numbers(13, 18), numbers(18, 21), numbers(2, 24, 12)
     same(lambda x, w: (x @ w).relu() - 3, first, x, w)
     same(lambda x: (x * 3).scaled_dot_product_attention(x, x - 3, is_causal=True), first, queries)
@@ -179,7 +179,7 @@ def test_attention_makes_no_square_buffer(first, monkeypatch):
 
     for got, wanted in zip(gradients(first), gradients(REFERENCE), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
-    sizes = [array.size for launch in launches for array in launch.nest.arrays]
+    sizes = [array.size for launch in launches for array in launch.code.nest.arrays]
     assert sizes and max(sizes) < length * length // 8
 
 
@@ -196,7 +196,7 @@ def test_groups_that_share_slices_of_scratch_run_in_pieces(first, monkeypatch):
     x = numbers(11, 20_000)  # a row and its powers are longer than local memory
     launches = noted(first, monkeypatch)
     same(lambda x: (x * 2).softmax(1), first, x)
-    assert any(len(launch.pieces) > 1 for launch in launches)
+    assert any(len(launch.code.pieces) > 1 for launch in launches)
 
 
 def test_scattered_additions_are_made_in_order_by_parts(first):
