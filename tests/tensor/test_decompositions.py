@@ -205,3 +205,11 @@ def test_results_have_names(on_device: str) -> None:
     close((d.sign * d.logabsdet.exp()).numpy(), 11, rtol=1e-5)
     found = jit(lambda x: linalg.qr(x * 1))
     assert all((found(x).Q.abs() - q.Q.abs()).abs().max().item() < 1e-6 for _ in range(3))
+
+
+def test_what_singular_values_say_of_matrices_without_elements(on_device):
+    for shape in ((0, 3), (3, 0), (2, 3, 0)):
+        x = np.ones(shape, np.float32)
+        found = linalg.pinv(Tensor(x)), linalg.matrix_rank(Tensor(x))
+        for one, wanted in zip(found, (np.linalg.pinv(x), np.linalg.matrix_rank(x)), strict=True):
+            np.testing.assert_array_equal(one.numpy(), wanted)
