@@ -106,21 +106,21 @@ class Steps:
         Names of a group's optimizers begin with their numbers. "step.0" is the count of a parameter
         that took other steps than most.
         """
-        parts = self._parts().items()
-        return {prefix + name: t for prefix, part in parts for name, t in part._state().items()}
+        return self._named([part.counts for part in self._parts().values()])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
         parts = self._parts()
-        before = [part.counts for part in parts.values()]
-        try:
-            for prefix, part in parts.items():
-                part._share(part._counts_in(state, prefix))
-            load_state_dict(self.state_dict(), state)
-        except BaseException:
-            for part, counts in zip(parts.values(), before, strict=True):
-                part._share(counts)
-            raise
+        counts = [part._counts_in(state, prefix) for prefix, part in parts.items()]
+        load_state_dict(self._named(counts), state)
+        for part, own in zip(parts.values(), counts, strict=True):
+            part._share(own)
+
+    def _named(self, counts: Iterable[list[Tensor]]) -> dict[str, Tensor]:
+        """All that is kept, with these counts of each optimizer's parameters."""
+        parts = zip(self._parts().items(), counts, strict=True)
+        return {f"{prefix}{name}": tensor for (prefix, part), own in parts
+                for name, tensor in part._state(own).items()}  # fmt: skip
 
 
 class Optimizer(Steps):
@@ -270,9 +270,9 @@ class Optimizer(Steps):
         for place, own in enumerate(self.counts):
             number = state.get(f"{prefix}step.{place}")
             used = own is self.t or any(own is other for other in made.values())
-            counts.append(self.t if number is None else made.setdefault(
-                float(number), self._number(0.0) if used else own
-            ))  # fmt: skip
+            if number is not None:
+                made.setdefault(float(number), self._number(0.0) if used else own)
+            counts.append(self.t if number is None else made[float(number)])
         return counts
 
     def _share(self, counts: list[Tensor]) -> None:
@@ -288,8 +288,8 @@ class Optimizer(Steps):
     def _parts(self) -> Mapping[str, Optimizer]:
         return {"": self}
 
-    def _state(self) -> dict[str, Tensor]:
-        apart = {f"step.{i}": t for i, t in enumerate(self.counts) if t is not self.t}
+    def _state(self, counts: list[Tensor]) -> dict[str, Tensor]:
+        apart = {f"step.{i}": t for i, t in enumerate(counts) if t is not self.t}
         named = {
             f"{name}.{i}": tensor
             for name, tensors in self.moments.items()
