@@ -123,7 +123,7 @@ class Story:
             unsorted = self._pass("expand_sorts", simple, lambda: expand_sorts(simple))
             roots = self._pass("split_reductions", unsorted, lambda: split_reductions(unsorted))
             with _among(fuse.watchers, self.decisions):
-                self.plan = self._pass(
+                self.plan: Schedule = self._pass(
                     "schedule", roots, lambda: schedule(graph, roots, target, bool(flag("FUSE")))
                 )
         self.nodes = {array.name: node for array, node in self.plan.nodes.items()}

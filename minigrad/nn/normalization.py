@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
@@ -155,7 +155,8 @@ class BatchNorm(_Norm):
 
     def _track(self, found: F._Statistics) -> None:
         """Move the running statistics."""
-        share, running, batches = self.momentum, self.running_mean, self.num_batches_tracked
+        share: Any = self.momentum
+        running, batches = self.running_mean, self.num_batches_tracked
         if running is not None and self.running_var is not None and batches is not None:
             # an earlier call's statistics that nobody asked for: the chain of them must not grow
             Tensor.realize(running, self.running_var, batches)
