@@ -197,7 +197,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
         tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
 
 
-_OWN = ("_kinds", "_training", "_moves", "_items")
+_OWN = ("_kinds", "_training", "_moves")
 
 
 def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
@@ -540,7 +540,8 @@ class _Container(Layer):
             self._items[place if isinstance(name, int) else name] = item
 
     def _members(self) -> Iterator[Member]:
-        return chain(super()._members(), members(self._items))  # a subclass may hold more
+        own = (member for member in super()._members() if member[0] != "_items")
+        return chain(own, members(self._items))  # a subclass may hold more than its items
 
     def _shown(self) -> Iterator[tuple[str, Any]]:
         return ((str(name), item) for name, item in self._items.items())
