@@ -61,11 +61,11 @@ class Round:
 class Timed:
     """A program that is run kernel by kernel while a `Round` is on, on each of its devices.
 
-    call: the first that it was made for.
+    call: the first that it was made for. latest: the one that asked for it last.
     """
 
     def __init__(self, made: Any, watched: Watched, call: Canonical) -> None:
-        self.made, self.watched, self.call = made, watched, call
+        self.made, self.watched, self.call, self.latest = made, watched, call, call
         self.parts, self._whole = [made], _Part(self, 0)
         if call.roots[0].device in Device.meshes:  # whose devices are threads
             self.parts, self._whole = made.programs, made
@@ -75,6 +75,7 @@ class Timed:
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
         current = self.watched.round
+        self.watched.ran.append((self.latest, self))
         self.rows = [[] for _ in self.parts]
         self._whole.run(buffers, variables)
         if current is not None:
@@ -140,13 +141,13 @@ def _programs(found: Programs) -> Iterator[None]:
 class Watched(Programs):
     """The programs of this thread while a step is explained: none of them is general.
 
-    found: each call with its program, in order.
+    ran: each call that was run with its program, in order.
     """
 
     def __init__(self) -> None:
         super().__init__(MOST_PROGRAMS)
         self.made: dict[Any, Timed] = {}
-        self.found: list[tuple[Canonical, Timed]] = []
+        self.ran: list[tuple[Canonical, Timed]] = []
         self.round: Round | None = None
 
     def find(
@@ -158,7 +159,7 @@ class Watched(Programs):
         if known is None:
             _check_device(call.roots[0].device)
             known = self.made[key] = Timed(compile(call.graph()), self, call)
-        self.found.append((call, known))
+        known.latest = call
         return known, NO_VALUES
 
     def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
@@ -256,7 +257,7 @@ def run(
         if isinstance(step, Tensor):
             current = watched.closely(step.realize, look)
             current.seconds = current.busy  # what compiling took is no part of it
-            return Step(watched.found, [], current)
+            return Step(watched.ran, [], current)
         captured, plain, again = isinstance(step, Jitted | Method), partial(step, *args), step
         if captured:  # with no capture yet
             inner = step.jitted if isinstance(step, Method) else step
@@ -266,10 +267,10 @@ def run(
         for _ in range(first):
             watched.plainly(plain)
         watched.closely(again)
-        watched.found.clear()
+        watched.ran.clear()
         with origins.recording() if speaks else nullcontext():
             watched.closely(again)
-        found = watched.found[:]
+        found = watched.ran[:]
         ranks = Ranks(group.name, group.size) if group is not None else (
             Ranks.of(found[0][0].roots[0].device if found else "")
         )  # fmt: skip
@@ -315,23 +316,14 @@ def _synchronize() -> None:
 def _aligned(
     found: Sequence[tuple[Canonical, Timed]], best: Round
 ) -> list[tuple[Canonical, Timed]]:
-    """The calls of the recorded step that a round made again: it may have prepared others.
-
-    A loop runs a program many times that was looked up once.
-    """
-    place, result = 0, list[tuple[Canonical, Timed]]()
+    """The calls of the recorded step that a round made again: it may have prepared others."""
+    left, result = iter(found), list[tuple[Canonical, Timed]]()
     for timed, _ in best.programs:
-        ahead = place < len(found) and found[place][1] is timed
-        if not ahead and result and result[-1][1] is timed:
-            result.append(result[-1])
-            continue
-        while place < len(found) and found[place][1] is not timed:
-            place += 1
-        if place == len(found):
+        call = next((call for call, other in left if other is timed), None)
+        if call is None:
             raise MinigradError(
                 "explain: the step ran other programs when it was called again; explain a function "
                 "that computes the same in every call, e.g. one step of the loop"
             )
-        result.append(found[place])
-        place += 1
+        result.append((call, timed))
     return result
