@@ -41,14 +41,10 @@ def entry(name: str, value: Any) -> str:
         signature = str(inspect.signature(value)).replace("'", "") if callable(value) else ""
     except (TypeError, ValueError):
         signature = ""
-    text = inspect.getdoc(value) or ""
-    return f"### `{name}{signature}`\n\n{_indented_examples(text)}\n"
-
-
-def _indented_examples(text: str) -> str:
-    """Examples as blocks of code."""
-    head, mark, example = text.partition("\n>>> ")
-    return f"{head}\n```python\n>>> {example}\n```" if mark else text
+    text, mark, example = (inspect.getdoc(value) or "").partition("\n>>> ")
+    if mark:  # as a block of code
+        text = f"{text}\n```python\n>>> {example}\n```"
+    return f"### `{name}{signature}`\n\n{text}\n"
 
 
 def page() -> Iterator[str]:

@@ -63,8 +63,11 @@ class _Timeline(threading.local):
     """Who wants to know of each kernel that this thread runs: its label, start and end.
 
     The times are those of `time.perf_counter()`. Kernels are then run one by one.
+
+    programs: what finds this thread's programs meanwhile, if not the process's.
     """
 
+    programs = programs
     record: Callable[[str, float, float], None] | None = None
 
 
@@ -216,7 +219,7 @@ def _run(
 
 def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
     """The program of a call, compiled if there is none, and the values of its variables."""
-    program, values = programs.find(call, _compiled, recording.calls is None)
+    program, values = timeline.programs.find(call, _compiled, recording.calls is None)
     return program, {**call.values, **values} if call.values else values
 
 

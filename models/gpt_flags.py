@@ -11,7 +11,7 @@ from minigrad.models.decode import POLICIES
 from minigrad.models.gpt_checks import ACTIVE, CHECKPOINT, VOCABULARY
 from minigrad.models.gpt_config import CHOICES
 from minigrad.models.parallel.schedules import SCHEDULES
-from minigrad.nn.quantized import KINDS
+from minigrad.nn.gguf_blocks import KINDS
 
 COMMANDS = {
     "train": "learn from a text", "sample": "let a trained model write",

@@ -30,10 +30,10 @@ from minigrad.models.weights import (
     read_source,
 )
 from minigrad.nn.gguf import PLAIN, Value
-from minigrad.nn.gguf_blocks import blocks_of
+from minigrad.nn.gguf_blocks import KINDS, blocks_of
 from minigrad.nn.gguf_quantize import quantize
 from minigrad.nn.gguf_write import NUMBERS, Entry, gguf_save, value_of
-from minigrad.nn.quantized import KINDS, Quantized
+from minigrad.nn.quantized import Quantized
 
 # A type and llama.cpp's number of the mixture that a file of it has.
 FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18, "Q5_K": 17,

@@ -10,10 +10,10 @@ import math
 import sys
 
 from minigrad.array_api import linalg
-from minigrad.array_api.array import VERSION, Array
+from minigrad.array_api.array import Array
 from minigrad.array_api.creation import *
 from minigrad.array_api.dtypes import *
-from minigrad.array_api.dtypes import __array_namespace_info__
+from minigrad.array_api.dtypes import VERSIONS, __array_namespace_info__
 from minigrad.array_api.elementwise import *
 from minigrad.array_api.linalg import matmul, matrix_transpose, tensordot, vecdot
 from minigrad.array_api.manipulation import *
@@ -21,7 +21,7 @@ from minigrad.array_api.statistics import *
 from minigrad.dtype import DType
 
 Array._namespace = sys.modules[__name__]
-__array_api_version__ = VERSION
+__array_api_version__ = VERSIONS[-1]
 e, inf, nan, newaxis, pi = math.e, math.inf, math.nan, None, math.pi
 
 __all__ = ["Array", "__array_api_version__", "__array_namespace_info__", "e", "inf", "linalg"]

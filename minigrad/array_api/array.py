@@ -14,8 +14,6 @@ from minigrad.array_api import dtypes as kinds
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
 
-VERSION = "2024.12"
-
 
 class Array:
     """An array of one dtype on one device; made by `asarray`, `zeros` and the like."""
@@ -146,7 +144,7 @@ class Array:
     # --- indexing ---------------------------------------------------------------------------------
 
     def __getitem__(self, key: Any, /) -> Array:
-        if _is_one_flag(key):  # it says whether to take all, as one part
+        if isinstance(key, Array) and key.ndim == 0 and key.dtype.is_bool:  # all, as one part
             return self._of(self._tensor.unsqueeze(0)[key._tensor.reshape((1,))])
         return self._of(self._tensor[_key(key)])
 
@@ -176,10 +174,6 @@ class Array:
 
 Operation = Callable[[Any, Any], Any]
 Kinds = tuple[DType, ...]
-
-
-def _is_one_flag(key: Any) -> bool:
-    return isinstance(key, Array) and key.ndim == 0 and key.dtype.is_bool
 
 
 def _key(key: Any) -> Any:

@@ -10,73 +10,61 @@ from minigrad.array_api.array import Array, Kinds, _binary, _scalar, _unary
 from minigrad.tensor import Tensor
 
 
-def _one(name: str, allowed: Kinds, apply: Any = None) -> Callable[[Array], Array]:
-    """The namespace's function of one array: apply, or `Tensor`'s method of the same name."""
-    apply = apply or getattr(Tensor, name)
+def _one(
+    allowed: Kinds, count: int, apply: Callable[[Any], Any] | None = None
+) -> list[Callable[[Array], Array]]:
+    """Functions of one array: apply, or `Tensor`'s methods of their names."""
 
-    def function(x: Array, /) -> Array:
-        return _unary(name, allowed, x, apply)
+    def made() -> Callable[[Array], Array]:
+        def function(x: Array, /) -> Array:
+            name = function.__name__
+            return _unary(name, allowed, x, apply or getattr(Tensor, name))
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{name}(x), element by element, as the standard defines it."
-    return function
+        return function
+
+    return [made() for _ in range(count)]
 
 
-def _two(name: str, allowed: Kinds, apply: Any = None) -> Callable[[Any, Any], Array]:
+def _two(
+    allowed: Kinds, count: int, apply: Callable[[Any, Any], Any] | None = None
+) -> list[Callable[[Any, Any], Array]]:
     """The same of two arrays, or an array and a Python number."""
-    apply = apply or getattr(Tensor, name)
 
-    def function(x1: Any, x2: Any, /) -> Array:
-        return _binary(name, allowed, x1, x2, apply)
+    def made() -> Callable[[Any, Any], Array]:
+        def function(x1: Any, x2: Any, /) -> Array:
+            name = function.__name__
+            return _binary(name, allowed, x1, x2, apply or getattr(Tensor, name))
 
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{name}(x1, x2), element by element, as the standard defines it."
-    return function
+        return function
+
+    return [made() for _ in range(count)]
 
 
-acos, acosh, asin, asinh, atan, atanh, cos, cosh, exp, expm1, log, log1p, log2, log10 = (
-    _one(name, kinds.FLOATING) for name in (
-        "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "exp", "expm1", "log",
-        "log1p", "log2", "log10",
-    )
-)  # fmt: skip
-reciprocal, signbit, sin, sinh, sqrt, tan, tanh = (
-    _one(name, kinds.FLOATING)
-    for name in ("reciprocal", "signbit", "sin", "sinh", "sqrt", "tan", "tanh")
-)
-abs, ceil, floor, round, trunc, negative, positive, sign, square, isfinite, isinf, isnan = (
-    _one(name, kinds.NUMERIC) for name in (
-        "abs", "ceil", "floor", "round", "trunc", "negative", "positive", "sign", "square",
-        "isfinite", "isinf", "isnan",
-    )
-)  # fmt: skip
+def _named(names: dict[str, Any]) -> None:
+    """Give a module's functions that were made so the names that they have there."""
+    for name, function in names.items():
+        if getattr(function, "__name__", "") == "function":
+            function.__name__ = function.__qualname__ = name
+            function.__doc__ = f"{name}, as the standard defines it."
+
+
+acos, acosh, asin, asinh, atan, atanh, cos, cosh, exp, expm1 = _one(kinds.FLOATING, 10)
+log, log1p, log2, log10, reciprocal, signbit = _one(kinds.FLOATING, 6)
+sin, sinh, sqrt, tan, tanh = _one(kinds.FLOATING, 5)
+abs, ceil, floor, round, trunc, negative, positive = _one(kinds.NUMERIC, 7)
+sign, square, isfinite, isinf, isnan = _one(kinds.NUMERIC, 5)
 # dtypes are real: a number is its own conjugate and its own real part
-conj, real = (_one(name, kinds.NUMERIC, Tensor.positive) for name in ("conj", "real"))
-bitwise_invert = _one("bitwise_invert", kinds.INTEGER_OR_BOOL, Tensor.bitwise_not)
-logical_not = _one("logical_not", (kinds.bool,))
+conj, real = _one(kinds.NUMERIC, 2, Tensor.positive)
+(bitwise_invert,) = _one(kinds.INTEGER_OR_BOOL, 1, Tensor.bitwise_not)
+(logical_not,) = _one((kinds.bool,), 1)
 
-atan2, copysign, divide, hypot, logaddexp, nextafter = (
-    _two(name, kinds.FLOATING)
-    for name in ("atan2", "copysign", "divide", "hypot", "logaddexp", "nextafter")
-)
-add, subtract, multiply, floor_divide, remainder, pow, maximum, minimum = (
-    _two(name, kinds.NUMERIC) for name in (
-        "add", "subtract", "multiply", "floor_divide", "remainder", "pow", "maximum", "minimum",
-    )
-)  # fmt: skip
-greater, greater_equal, less, less_equal = (
-    _two(name, kinds.NUMERIC) for name in ("greater", "greater_equal", "less", "less_equal")
-)
-equal, not_equal = _two("equal", kinds.ALL, Tensor.eq), _two("not_equal", kinds.ALL)
-bitwise_and, bitwise_or, bitwise_xor = (
-    _two(name, kinds.INTEGER_OR_BOOL) for name in ("bitwise_and", "bitwise_or", "bitwise_xor")
-)
-bitwise_left_shift, bitwise_right_shift = (
-    _two(name, kinds.INTEGER) for name in ("bitwise_left_shift", "bitwise_right_shift")
-)
-logical_and, logical_or, logical_xor = (
-    _two(name, (kinds.bool,)) for name in ("logical_and", "logical_or", "logical_xor")
-)
+atan2, copysign, divide, hypot, logaddexp, nextafter = _two(kinds.FLOATING, 6)
+add, subtract, multiply, floor_divide, remainder, pow = _two(kinds.NUMERIC, 6)
+maximum, minimum, greater, greater_equal, less, less_equal = _two(kinds.NUMERIC, 6)
+(equal,), (not_equal,) = _two(kinds.ALL, 1, Tensor.eq), _two(kinds.ALL, 1)
+bitwise_and, bitwise_or, bitwise_xor = _two(kinds.INTEGER_OR_BOOL, 3)
+bitwise_left_shift, bitwise_right_shift = _two(kinds.INTEGER, 2)
+logical_and, logical_or, logical_xor = _two((kinds.bool,), 3)
 
 
 def imag(x: Array, /) -> Array:
@@ -99,3 +87,6 @@ def where(condition: Array, x1: Any, x2: Any, /) -> Array:
     if condition.dtype is not kinds.bool:
         raise TypeError(f"where: the condition is {condition.dtype.name}, expected bool")
     return _binary("where", kinds.ALL, x1, x2, condition._tensor.where)
+
+
+_named(globals())

@@ -11,7 +11,7 @@ from typing import Any
 from minigrad import linalg
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _binary, _check
-from minigrad.array_api.elementwise import _two
+from minigrad.array_api.elementwise import _named, _two
 from minigrad.array_api.manipulation import _axes, _common_axis, matrix_transpose
 from minigrad.array_api.statistics import sum
 from minigrad.dtype import DType
@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-matmul, outer = _two("matmul", kinds.NUMERIC), _two("outer", kinds.NUMERIC)
+matmul, outer = _two(kinds.NUMERIC, 2)
 
 
 def tensordot(x1: Array, x2: Array, /, *, axes: int | Sequence[Sequence[int]] = 2) -> Array:
@@ -141,3 +141,6 @@ def slogdet(x: Array, /) -> SlogdetResult[Array]:
 def det(x: Array, /) -> Array:
     """The determinant of each matrix."""
     return Array._of(linalg.det(x._tensor))
+
+
+_named(globals())

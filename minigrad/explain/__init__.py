@@ -35,7 +35,5 @@ def explain(
     other programs each time.
     """
     from minigrad.explain import page  # who never asks need not load the compiler for it
-    from minigrad.explain.ranks import Ranks
 
-    who = None if ranks is None else Ranks(ranks.name, ranks.size)
-    return page.write(step, args, None if out is None else Path(out), model, rounds, values, who)
+    return page.write(step, args, None if out is None else Path(out), model, rounds, values, ranks)

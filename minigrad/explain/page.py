@@ -11,16 +11,16 @@ import re
 import time
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigrad.collective import Group
 from minigrad.device import Buffer, Device
 from minigrad.errors import MinigradError
 from minigrad.explain import watch
 from minigrad.explain.modules import Tree, models_of
 from minigrad.explain.origins import Origin, Origins, Place
-from minigrad.explain.ranks import Ranks
 from minigrad.explain.story import Codes, Story
 from minigrad.explain.values import First, Values
 from minigrad.graph.canonical import Canonical
@@ -38,7 +38,7 @@ TEXTS = ("steps", "nest", "ir", "assembly")
 
 def write(
     step: Any, args: Sequence[Any], out: Path | None, model: Any, rounds: int, values: bool,
-    ranks: Ranks | None,
+    ranks: Group | None,
 ) -> Path | None:  # fmt: skip
     """See `minigrad.explain`."""
     if flag("GUARD"):
@@ -59,9 +59,9 @@ def write(
 
     look = Values(tell) if values else None
     seen = watch.run(step, args, origins, rounds, ranks, look, speaks=out is not None)
-    stories = [tell(call) for call, _ in seen.calls] if out is not None else []
     if out is None:
         return None
+    stories = [tell(call) for call, _ in seen.calls]
     if abs(seen.apart) > watch.APART:
         say(f"explain: the page's times add up to {1 + seen.apart:.0%} of what the step takes when "
             "nobody looks: kernels ran one by one, or the machine had other work")  # fmt: skip
@@ -149,15 +149,7 @@ class Data:
         best = limits(program.pool.threads)
         computing = code.get("vectors", 0) / best.vectors
         moving = best.moving(code["traffic"]) if code.get("traffic") else 0.0
-        total = sum(told["shares"].values()) or 1
-        modules: Counter[str] = Counter()
-        phases: Counter[str] = Counter()
-        stacks: Counter[int] = Counter()
-        for origin, weight in told["shares"].items():
-            if weight:
-                modules[origin.module] += weight / total
-                phases[origin.phase] += weight / total
-                stacks[self._stack(origin)] += weight / total
+        shares = told["shares"]
         nodes = [[text, self._stack(origin), origin.module, origin.phase]
                  for text, origin in told["nodes"]]  # fmt: skip
         same = ("label", "kind", "code", "plan", "why", "writes", "needs")
@@ -167,7 +159,9 @@ class Data:
             "operations": code.get("operations", 0), "bytes": code.get("traffic", told["bytes"]),
             "limit": max(computing, moving) / max(seconds, 1e-9),
             "bound": "arithmetic" if computing > moving else "memory",
-            "modules": _shares(modules), "phases": _shares(phases), "stacks": _shares(stacks),
+            "modules": _shares(shares, lambda origin: origin.module),
+            "phases": _shares(shares, lambda origin: origin.phase),
+            "stacks": _shares(shares, self._stack),
             "nodes": _packed(json.dumps(nodes, ensure_ascii=False)),
         }  # fmt: skip
 
@@ -175,8 +169,13 @@ class Data:
         return self.stacks.setdefault(origin.stack, len(self.stacks))
 
 
-def _shares(found: Mapping[Any, float]) -> list[list[Any]]:
-    return [[key, round(share, 4)] for key, share in Counter(found).most_common()]
+def _shares(weights: Mapping[Origin, int], key: Callable[[Origin], Any]) -> list[list[Any]]:
+    """[what a key says of origins, its share of all weights], the largest first."""
+    found: Counter[Any] = Counter()
+    for origin, weight in weights.items():
+        if weight:
+            found[key(origin)] += weight
+    return [[what, round(weight / found.total(), 4)] for what, weight in found.most_common()]
 
 
 def _checked(rows: Sequence[tuple[str, float, float]], story: Story) -> Any:

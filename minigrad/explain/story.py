@@ -58,14 +58,15 @@ class Decisions:
         if get_ident() == self.thread:
             self.by_array[stage.array], self._refused = self._refused, []
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Hear all decisions meanwhile."""
-        fuse.watchers.append(self)
-        try:
-            yield
-        finally:
-            fuse.watchers.remove(self)
+
+@contextmanager
+def _among(watchers: list[Any], one: Any) -> Iterator[None]:
+    """Let one be told, too, meanwhile."""
+    watchers.append(one)
+    try:
+        yield
+    finally:
+        watchers.remove(one)
 
 
 class Codes:
@@ -91,11 +92,8 @@ class Codes:
             if get_ident() == thread:
                 steps.append(f"{step}\n{show_statements(body)}")
 
-        transforms.watchers.append(see)
-        try:
+        with _among(transforms.watchers, see):
             nest = lower(kernel, self.kernels.target)
-        finally:
-            transforms.watchers.remove(see)
         text = self.kernels.render(nest)
         return {
             "label": nest.label, "operations": nest.operations, "traffic": nest.traffic,
@@ -121,18 +119,13 @@ class Story:
         target = codes.kernels.target
         with self.origins.recording():
             graph = self._divided(self._pass("canonicalize", call.roots, call.graph))
-            simple, rules = self._simplified(graph.roots)
+            simple = self._simplified(graph.roots)
             unsorted = self._pass("expand_sorts", simple, lambda: expand_sorts(simple))
             roots = self._pass("split_reductions", unsorted, lambda: split_reductions(unsorted))
-            with self.decisions.listening():
-                start = time.perf_counter()
-                self.plan = schedule(graph, roots, target, bool(flag("FUSE")))
-        (simplified,) = (one for one in self.passes if one["name"] == "simplify")
-        simplified["rules"] = dict(rules.most_common())
-        self.passes.append({
-            "name": "schedule", "before": len(topological(roots)), "rules": {},
-            "after": len(self.plan.kernels), "seconds": time.perf_counter() - start,
-        })  # fmt: skip
+            with _among(fuse.watchers, self.decisions):
+                self.plan: Schedule = self._pass(
+                    "schedule", roots, lambda: schedule(graph, roots, target, bool(flag("FUSE")))
+                )
         self.nodes = {array.name: node for array, node in self.plan.nodes.items()}
         self.kept = frozenset(self.plan.nodes.values())
         self.home = {
@@ -165,14 +158,15 @@ class Story:
     def _pass(self, name: str, before: Sequence[Node], run: Any) -> Any:
         start = time.perf_counter()
         made = run()
-        after = made if isinstance(made, list | tuple) else made.roots
+        seconds, roots = time.perf_counter() - start, getattr(made, "roots", made)
+        after = made.kernels if isinstance(made, Schedule) else topological(roots)
         self.passes.append({
-            "name": name, "before": len(topological(before)), "after": len(topological(after)),
-            "seconds": time.perf_counter() - start, "rules": {},
+            "name": name, "before": len(topological(before)), "after": len(after),
+            "seconds": seconds, "rules": {},
         })  # fmt: skip
         return made
 
-    def _simplified(self, roots: Sequence[Node]) -> tuple[Sequence[Node], Counter[str]]:
+    def _simplified(self, roots: Sequence[Node]) -> Sequence[Node]:
         """`simplify`, and how often each rule applied."""
         applied: Counter[str] = Counter()
 
@@ -186,7 +180,9 @@ class Story:
             return apply
 
         rules = {op: [counted(rule) for rule in several] for op, several in RULES.items()}
-        return self._pass("simplify", roots, lambda: rewrite(roots, rules)), applied
+        simple: Sequence[Node] = self._pass("simplify", roots, lambda: rewrite(roots, rules))
+        self.passes[-1]["rules"] = dict(applied.most_common())
+        return simple
 
     # ---- kernels ----
 
@@ -258,6 +254,10 @@ class Story:
             return "", ""
         if slot >= len(self.call.inputs):
             return f"result {slot - len(self.call.inputs)}", ""
+        return self.name_of(slot)
+
+    def name_of(self, slot: int) -> tuple[str, str]:
+        """The name of an input, and the module whose it is."""
         return self.names.get(self.call.inputs[slot], (f"input {slot}", ""))
 
     def _why(self, number: int) -> list[str]:

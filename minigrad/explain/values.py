@@ -56,28 +56,29 @@ class Values:
         self.firsts: dict[str, First] = {}
         self._known: WeakKeyDictionary[Buffer, Faults] = WeakKeyDictionary()
         self._held: dict[Array, Faults] = {}
+        self._memory: _Memory  # of the program that runs
 
-    def begins(self, timed: Timed, buffers: Sequence[Buffer]) -> None:
+    def begins(
+        self, timed: Timed, buffers: Sequence[Buffer], variables: Mapping[str, int]
+    ) -> None:
         """A program is about to run: what it reads may have faults already."""
         story, self._held = self.tell(timed.call), {}
+        self._memory = _Memory(story, timed.parts[0], buffers, variables)
         for array in {a for n in range(len(story.kernels)) for a in story.read(n)}:
             slot = story.plan.slots.get(array.whole or array, len(buffers))
             if slot < len(timed.call.inputs) and buffers[slot] not in self._known:
                 buffer = buffers[slot]
                 found = _faults(_numbers(buffer.memory, buffer.dtype, buffer.size))
                 self._known[buffer] = found
-                name = story.names.get(timed.call.inputs[slot], (f"input {slot}", ""))[0]
+                name = story.name_of(slot)[0]
                 for fault in found:
                     self.firsts.setdefault(fault, First(fault, -1, name, "given"))
 
-    def ran(
-        self, timed: Timed, number: int, buffers: Sequence[Buffer], variables: Mapping[str, int]
-    ) -> None:
+    def ran(self, number: int) -> None:
         """A kernel has run."""
-        story = self.tell(timed.call)
+        memory, story = self._memory, self._memory.story
         kernel = story.plan.kernels[number]
-        memory = _Memory(story, timed.parts[0], buffers, variables)
-        before: Faults = CLEAN.union(*(self._faults_of(memory, a) for a in story.read(number)))
+        before: Faults = CLEAN.union(*(self._faults_of(a) for a in story.read(number)))
         rows = []
         for stage in kernel.stages:
             array = stage.array
@@ -89,29 +90,28 @@ class Values:
                                 node.shape if node is not None else (array.size,)))  # fmt: skip
             found = _faults(values)
             for fault in found - before - set(self.firsts):
-                first = self._first(fault, number, stage, memory)
-                self.firsts[fault] = first
-            self._note(memory, array, found)
+                self.firsts[fault] = self._first(fault, number, stage)
+            self._note(array, found)
         self.kernels.append(rows)
 
-    def _faults_of(self, memory: _Memory, array: Array) -> Faults:
-        buffer = memory.buffer(array)
+    def _faults_of(self, array: Array) -> Faults:
+        buffer = self._memory.buffer(array)
         if buffer is not None:
             return self._known.get(buffer, CLEAN)
         return self._held.get(array.whole or array, CLEAN)
 
-    def _note(self, memory: _Memory, array: Array, found: Faults) -> None:
+    def _note(self, array: Array, found: Faults) -> None:
         """Of an array in parts any part counts."""
-        whole, buffer = array.whole, memory.buffer(array)
-        found = found | self._faults_of(memory, array) if whole is not None else found
+        whole, buffer = array.whole, self._memory.buffer(array)
+        found = found | self._faults_of(array) if whole is not None else found
         if buffer is not None:
             self._known[buffer] = found
         else:
             self._held[whole or array] = found
 
-    def _first(self, fault: str, number: int, stage: Stage, memory: _Memory) -> First:
+    def _first(self, fault: str, number: int, stage: Stage) -> First:
         """A fault that a kernel has made, or a wait has brought."""
-        story, place = memory.story, len(self.kernels)
+        memory, story, place = self._memory, self._memory.story, len(self.kernels)
         what = story.written(stage)[0] or stage.array.name
         kernel = story.plan.kernels[number]
         if kernel.kind == "wait":
@@ -141,13 +141,9 @@ class _Memory:
         slot = self.story.plan.slots.get(array.whole or array)
         return None if slot is None else self.buffers[slot]
 
-    def place(self, array: Array) -> tuple[str, int]:
-        """Which memory it has, perhaps that of an array before it; array: in memory."""
-        return self.story.places[array.whole or array]
-
-    def has(self, array: Array) -> bool:
-        """Whether an array is in memory."""
-        return (array.whole or array) in self.story.places
+    def place(self, array: Array) -> tuple[str, int] | None:
+        """Which memory an array has, perhaps that of one before it; None where it has none."""
+        return self.story.places.get(array.whole or array)
 
     def of_node(self, node: Node) -> Any:
         """The values of a node that is in memory; None of others."""
@@ -155,17 +151,14 @@ class _Memory:
             buffer = self.buffers[node.arg]
             return _numbers(buffer.memory, node.dtype, numel(node.shape)).reshape(node.shape)
         array = self.arrays.get(node)
-        if array is None or not self.has(array):
+        if array is None or self.place(array) is None:
             return None
         return self.of(array)[: high(numel(node.shape))].reshape(node.shape)
 
     def of(self, array: Array, stage: Stage | None = None) -> Any:
         """The numbers of an array, flat. stage: which fills it, if it is a part of another."""
         buffer = self.buffer(array)
-        if buffer is not None:
-            address = buffer.memory
-        else:
-            address = self.program.address(self.place(array))
+        address = self.program.address(self.place(array)) if buffer is None else buffer.memory
         if stage is not None and array.whole is not None:
             address += evaluate(stage.start, self.variables) * array.dtype.itemsize
         size = array.size

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import threading
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from minigrad import program
 from minigrad.device import Buffer, Device, Program
+from minigrad.dtype import dtypes
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.explain.origins import Origins
-from minigrad.explain.ranks import Ranks
 from minigrad.graph.canonical import Canonical, Graph
+from minigrad.graph.collective import exchange
+from minigrad.graph.conversions import group_name
 from minigrad.jit.jitted import Jitted, Method
-from minigrad.locks import new_lock
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
 
 if TYPE_CHECKING:
+    from minigrad.collective import Group
     from minigrad.explain.values import Values
 
-ROUNDS = 3  # steps that are timed as they are, and so many kernel by kernel
 APART = 0.05  # of a step's time: where all kernels' differs by more there are more rounds
 MOST_ROUNDS = 3  # times as many, then
 
@@ -59,11 +61,11 @@ class Round:
 class Timed:
     """A program that is run kernel by kernel while a `Round` is on, on each of its devices.
 
-    call: the first that it was made for.
+    call: the first that it was made for. latest: the one that asked for it last.
     """
 
     def __init__(self, made: Any, watched: Watched, call: Canonical) -> None:
-        self.made, self.watched, self.call = made, watched, call
+        self.made, self.watched, self.call, self.latest = made, watched, call, call
         self.parts, self._whole = [made], _Part(self, 0)
         if call.roots[0].device in Device.meshes:  # whose devices are threads
             self.parts, self._whole = made.programs, made
@@ -73,6 +75,7 @@ class Timed:
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
         current = self.watched.round
+        self.watched.ran.append((self.latest, self))
         self.rows = [[] for _ in self.parts]
         self._whole.run(buffers, variables)
         if current is not None:
@@ -96,7 +99,7 @@ class _Part:
         look = None if self.number else current.look
         labels = [kernel.code.label for kernel in made.kernels]
         if look is not None:
-            look.begins(timed, buffers)
+            look.begins(timed, buffers, variables)
 
         def record(label: str, start: float, stop: float) -> None:
             if before is not None:
@@ -105,7 +108,7 @@ class _Part:
                 return  # an addition that this thread did while it waited for an exchange
             rows.append((label, start - current.start, stop - current.start))
             if look is not None:
-                look.ran(timed, len(rows) - 1, buffers, variables)
+                look.ran(len(rows) - 1)
 
         program.timeline.record = record
         try:
@@ -125,36 +128,27 @@ def _check_device(name: str) -> None:
             )
 
 
-class _Desk(Programs):
-    """Stands for the programs of the process while some of its threads (ranks) explain steps."""
-
-    def __init__(self, others: Programs) -> None:
-        super().__init__(MOST_PROGRAMS)
-        self.others, self.count, self.mine = others, 0, threading.local()
-
-    def find(
-        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
-    ) -> tuple[Program, Mapping[str, int]]:
-        """See `Programs`."""
-        asked: Programs = getattr(self.mine, "programs", self.others)
-        return asked.find(call, compile, may_pad)
-
-
-_desk_lock = new_lock()
+@contextmanager
+def _programs(found: Programs) -> Iterator[None]:
+    """Let this thread find its programs there: the process's are what it would run without us."""
+    before, program.timeline.programs = program.timeline.programs, found
+    try:
+        yield
+    finally:
+        program.timeline.programs = before
 
 
 class Watched(Programs):
     """The programs of this thread while a step is explained: none of them is general.
 
-    found: each call with its program, in order.
+    ran: each call that was run with its program, in order.
     """
 
     def __init__(self) -> None:
         super().__init__(MOST_PROGRAMS)
         self.made: dict[Any, Timed] = {}
-        self.found: list[tuple[Canonical, Timed]] = []
+        self.ran: list[tuple[Canonical, Timed]] = []
         self.round: Round | None = None
-        self.desk: _Desk
 
     def find(
         self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
@@ -165,35 +159,8 @@ class Watched(Programs):
         if known is None:
             _check_device(call.roots[0].device)
             known = self.made[key] = Timed(compile(call.graph()), self, call)
-        self.found.append((call, known))
+        known.latest = call
         return known, NO_VALUES
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Be this thread's programs."""
-        with _desk_lock:
-            if not isinstance(program.programs, _Desk):
-                program.programs = _Desk(program.programs)
-            self.desk = program.programs
-            self.desk.count += 1
-        self.desk.mine.programs = self
-        try:
-            yield
-        finally:
-            del self.desk.mine.programs
-            with _desk_lock:
-                self.desk.count -= 1
-                if not self.desk.count:
-                    program.programs = self.desk.others
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Let this thread run what it would run without us."""
-        self.desk.mine.programs = self.desk.others
-        try:
-            yield
-        finally:
-            self.desk.mine.programs = self
 
     def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
         """A step, kernel by kernel."""
@@ -208,84 +175,123 @@ class Watched(Programs):
 
     def plainly(self, step: Callable[[], Any]) -> float:
         """Seconds of a step as it is without us."""
-        with self.aside():
+        with _programs(program.programs):
             start = time.perf_counter()
             step()
             _synchronize()
             return time.perf_counter() - start
 
 
+class Ranks:
+    """Ranks that run a step together, each of which explains it; one is this thread or process,
+    alone without a name. They meet, and show each other.
+
+    device: where it is in the group; the default device, if not given.
+    """
+
+    def __init__(self, name: str = "", size: int = 1, device: str | None = None) -> None:
+        self.name, self.size, self.device = name, size, device
+
+    @classmethod
+    def of(cls, device: str) -> Ranks:
+        """The processes that have the devices of a mesh: one, where they are threads of this."""
+        mesh, runtime = Device.meshes.get(device), cast(Any, Device.opened.get(device))
+        if mesh is None or len(runtime.local) == mesh.size:
+            return cls()
+        axes = [axis for axis, size in mesh.sizes.items() if size > 1]
+        return cls(group_name(mesh.name, axes), mesh.size, runtime.local[0].device)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.size > 1
+
+    def meet(self) -> None:
+        """Wait for all of them."""
+        if self.several:
+            self._together(Tensor([0], device=self.device))
+
+    def gathered(self, what: Any) -> list[Any]:
+        """What each of them gives: anything that JSON can hold."""
+        if not self.several:
+            return [what]
+        data = json.dumps(what).encode()
+        lengths = self._together(Tensor([len(data)], device=self.device)).tolist()
+        most = max(lengths)
+        own = Tensor(list(data.ljust(most)), dtype=dtypes.uint8, device=self.device)
+        rows = bytes(self._together(own).tolist())
+        return [json.loads(rows[most * rank : most * (rank + 1)]) for rank in range(self.size)]
+
+    def _together(self, x: Tensor) -> Tensor:
+        """(n,) → (n·size,): everybody's x."""
+        return Tensor._of(exchange("all_gather", self.name, self.size, [x.node])).realize()
+
+
 @dataclass
 class Step:
     """A step that was run. calls: its programs, in order; plain: seconds of the steps that nobody
-    looked at; round: the one of middle length that was taken kernel by kernel. origins: where the
-    nodes come from. steps: how often it was run in all. ranks: the kernels of each rank, where
-    there are several.
+    looked at; round: the one of middle length that was taken kernel by kernel. apart: see `_apart`.
+    steps: how often it was run in all. ranks: the kernels of each rank, where there are several.
     """
 
     calls: list[tuple[Canonical, Timed]]
     plain: list[float]
     round: Round
-    origins: Origins
-    steps: int
-    captured: bool
+    apart: float = 0.0
+    steps: int = 1
+    captured: bool = False
     ranks: list[list[Row]] = field(default_factory=list)
-
-    @property
-    def apart(self) -> float:
-        """By how much the kernels' times, and Python's between them where the step is not
-        captured, differ together from the time of a step that nobody looked at: a share of it.
-        """
-        return _apart(self.round, self.plain, self.captured) if self.plain else 0.0
 
 
 def run(
-    step: Any, args: Sequence[Any], origins: Origins, rounds: int = ROUNDS,
-    ranks: Ranks | None = None, look: Values | None = None, speaks: bool = True,
+    step: Any, args: Sequence[Any], origins: Origins, rounds: int, group: Group | None,
+    look: Values | None, speaks: bool,
 ) -> Step:  # fmt: skip
     """Run a step, captured or not, several times; or realize a lazy tensor, once.
 
-    speaks: whether this rank asks where nodes come from.
+    group: the ranks that run it together, if not those of its mesh. speaks: whether this one asks
+    where nodes come from.
     """
     watched = Watched()
-    with watched.watching(), cpu_memory.keeping():
+    with _programs(watched), cpu_memory.keeping():
         if isinstance(step, Tensor):
-            return _realize(step, watched, origins, look)
-        fresh, captured = _afresh(step), isinstance(step, Jitted | Method)
-
-        def plain() -> Any:
-            return step(*args)
-
-        def again() -> Any:
-            return fresh(*args)
-
+            current = watched.closely(step.realize, look)
+            current.seconds = current.busy  # what compiling took is no part of it
+            return Step(watched.ran, [], current)
+        captured, plain, again = isinstance(step, Jitted | Method), partial(step, *args), step
+        if captured:  # with no capture yet
+            inner = step.jitted if isinstance(step, Method) else step
+            again = Jitted(inner.function, inner.instance)
+        again = partial(again, *args)
         first = 2 if captured and not step.captured else 1
         for _ in range(first):
             watched.plainly(plain)
         watched.closely(again)
-        watched.found.clear()
+        watched.ran.clear()
         with origins.recording() if speaks else nullcontext():
             watched.closely(again)
-        found = watched.found[:]
-        ranks = ranks or Ranks.of(found[0][0].roots[0].device if found else "")
+        found = watched.ran[:]
+        ranks = Ranks(group.name, group.size) if group is not None else (
+            Ranks.of(found[0][0].roots[0].device if found else "")
+        )  # fmt: skip
         seconds, seen = list[float](), list[Round]()
         most = rounds if ranks.several else MOST_ROUNDS * rounds
         while len(seen) < rounds or (
             len(seen) < most and abs(_apart(_middle(seen), seconds, captured)) > APART
         ):
-            with watched.aside():
+            with _programs(program.programs):
                 ranks.meet()
             seconds.append(watched.plainly(plain))
-            with watched.aside():
+            with _programs(program.programs):
                 ranks.meet()
             seen.append(watched.closely(again))
         if look is not None:
             watched.closely(again, look)
-        with watched.aside():
+        with _programs(program.programs):
             best = _middle(seen, ranks.gathered([one.seconds for one in seen]))
             rows = [row for rank in ranks.gathered(best.by_device()) for row in rank]
-    count = first + 2 + 2 * len(seen) + (look is not None)
-    return Step(_aligned(found, best), seconds, best, origins, count, captured, rows)
+    count, apart = first + 2 + 2 * len(seen) + (look is not None), _apart(best, seconds, captured)
+    return Step(_aligned(found, best), seconds, best, apart, count, captured, rows)
 
 
 def _middle(seen: Sequence[Round], seconds: Sequence[Sequence[float]] = ()) -> Round:
@@ -296,21 +302,10 @@ def _middle(seen: Sequence[Round], seconds: Sequence[Sequence[float]] = ()) -> R
 
 
 def _apart(one: Round, plain: Sequence[float], captured: bool) -> float:
+    """By how much the kernels' times, and Python's between them where the step is not captured,
+    differ together from the time of a step that nobody looked at: a share of it.
+    """
     return (one.busy if captured else one.seconds) / median(plain) - 1
-
-
-def _realize(tensor: Tensor, watched: Watched, origins: Origins, look: Values | None) -> Step:
-    current = watched.closely(tensor.realize, look)
-    current.seconds = current.busy  # what compiling took is no part of it
-    return Step(watched.found, [], current, origins, 1, False)
-
-
-def _afresh(step: Any) -> Callable[..., Any]:
-    """The step with no capture yet."""
-    inner = step.jitted if isinstance(step, Method) else step
-    if isinstance(inner, Jitted):
-        return Jitted(inner.function, inner.instance)
-    return step  # type: ignore[no-any-return]
 
 
 def _synchronize() -> None:
@@ -321,23 +316,14 @@ def _synchronize() -> None:
 def _aligned(
     found: Sequence[tuple[Canonical, Timed]], best: Round
 ) -> list[tuple[Canonical, Timed]]:
-    """The calls of the recorded step that a round made again: it may have prepared others.
-
-    A loop runs a program many times that was looked up once.
-    """
-    place, result = 0, list[tuple[Canonical, Timed]]()
+    """The calls of the recorded step that a round made again: it may have prepared others."""
+    left, result = iter(found), list[tuple[Canonical, Timed]]()
     for timed, _ in best.programs:
-        ahead = place < len(found) and found[place][1] is timed
-        if not ahead and result and result[-1][1] is timed:
-            result.append(result[-1])
-            continue
-        while place < len(found) and found[place][1] is not timed:
-            place += 1
-        if place == len(found):
+        call = next((call for call, other in left if other is timed), None)
+        if call is None:
             raise MinigradError(
                 "explain: the step ran other programs when it was called again; explain a function "
                 "that computes the same in every call, e.g. one step of the loop"
             )
-        result.append(found[place])
-        place += 1
+        result.append((call, timed))
     return result

@@ -8,9 +8,10 @@ which is in memory: so all of them have the same kernels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
+from minigrad.dtype import promote
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv
 from minigrad.jit import jit
@@ -27,7 +28,8 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
     """function(*values, **numbers), computed now by the program of these shapes and numbers.
 
     Of values (…, rows, columns), whose leading extents are broadcast, `function` gets
-    (batch, rows, columns), and what it gives begins with the batch.
+    (batch, rows, columns) in at least float32, and what it gives begins with the batch. Results are
+    of the values' common dtype.
     """
     with no_grad():
         given = [value.contiguous() for value in values]
@@ -42,16 +44,17 @@ def _captured(
     function: Function, device: str, known: Any, numbers: tuple[tuple[str, int], ...]
 ) -> Function:
     leading = broadcast_shape("linalg", *(shape[:-2] for shape, _ in known))
-    batch = numel(leading)
+    batch, dtype = numel(leading), reduce(promote, [dtype for _, dtype in known])
 
     def flat(value: Tensor) -> Tensor:
         matrix = value.shape[-2:]
-        return value.expand((*leading, *matrix)).reshape((batch, *matrix))
+        return value._wide().expand((*leading, *matrix)).reshape((batch, *matrix))
 
     def call(*values: Tensor) -> tuple[Tensor, ...]:
         with no_grad():
             found = function(*map(flat, values), **dict(numbers))
-            results = tuple(one.reshape((*leading, *one.shape[1:])).contiguous() for one in found)
+            whole = (one.reshape((*leading, *one.shape[1:])) for one in found)
+            results = tuple(one.cast(dtype).contiguous() for one in whole)
             results[0].realize(*results[1:])
         return results
 

@@ -7,7 +7,7 @@ so they are computed at once. All have gradients, of any order. Float dtypes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from minigrad.errors import ShapeError
 from minigrad.graph.shapes import numel
@@ -34,19 +34,12 @@ def _identity(x: Tensor) -> Tensor:
     return Tensor.eye(x._known_shape()[-1], dtype=x.dtype, device=x.device)
 
 
-class _Eliminated(NamedTuple):
-    """solution: y with left·y = right. pivots: their product is the determinant: those of rows that
-    were exchanged have the other sign.
-    """
+def _eliminated(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """y with left·y = right, and pivots, whose product is the determinant: those of rows that were
+    exchanged have the other sign. left (batch, n, n), right (batch, n, m).
 
-    solution: Tensor
-    pivots: Tensor
-
-
-def _eliminated(left: Tensor, right: Tensor) -> _Eliminated:
-    """Gauss–Jordan elimination with the largest pivot of each column (Golub and Van Loan, 3.4).
-
-    Of left (batch, n, n) and right (batch, n, m), as parts of matrices of whole panels.
+    By Gauss–Jordan elimination with the largest pivot of each column (Golub and Van Loan, 3.4), as
+    parts of matrices of whole panels.
     """
     size = left._known_shape()[1]
     width, panels = cut(size)
@@ -55,11 +48,11 @@ def _eliminated(left: Tensor, right: Tensor) -> _Eliminated:
     corner = _identity(left.new_zeros((1, more, more))).pad((size, 0, size, 0))
     wide = (left.pad((0, more, 0, more)) + corner).cat(right.pad((0, 0, 0, more)), dim=2)
     s, pivots = _without_panels(wide, width, panels)
-    return _Eliminated(s[:, :size, whole:], pivots[:, :size])
+    return s[:, :size, whole:], pivots[:, :size]
 
 
 def _solution(left: Tensor, right: Tensor) -> tuple[Tensor]:
-    return (_eliminated(left, right).solution,)
+    return _eliminated(left, right)[:1]
 
 
 def _inverse(x: Tensor) -> tuple[Tensor]:
@@ -71,7 +64,7 @@ def _pivots(x: Tensor) -> Tensor:
 
     The elimination goes on with NaN then, so that pivots after a zero are set to one.
     """
-    pivots = _eliminated(x, x[:, :, :0]).pivots.contiguous()
+    pivots = _eliminated(x, x[:, :, :0])[1].contiguous()
     zero = pivots.eq(0)
     return (zero.cumsum(-1) - zero > 0).where(1.0, pivots)
 
@@ -294,7 +287,8 @@ def svdvals(x: Tensor) -> Tensor:
 def _least(x: Tensor, values: Tensor, rtol: Any) -> Tensor:
     """What singular values must be above to count."""
     share = max(x._known_shape()[-2:]) * 2.0**-x.dtype.fraction if rtol is None else rtol
-    return values.max(-1, True) * (share.unsqueeze(-1) if isinstance(share, Tensor) else share)
+    most = values.max(-1, True) if values.shape[-1] else values.sum(-1, True)
+    return most * (share.unsqueeze(-1) if isinstance(share, Tensor) else share)
 
 
 def pinv(x: Tensor, *, rtol: Any = None) -> Tensor:

@@ -31,6 +31,8 @@ class _Kernel(Layer):
         "bias": True,
     }  # fmt: skip
     stride: Numbers
+    padding: Padding
+    dilation: Numbers
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Numbers, groups: int, bias: bool
@@ -50,6 +52,11 @@ class _Kernel(Layer):
         inputs = math.prod(shape[1:])
         self.weight = uniform(shape, inputs)
         self.bias = uniform((out_channels,), inputs) if bias else None
+
+    def _geometry(self) -> tuple[list[int], list[int], Pairs]:
+        """Steps, gaps, and how much is padded on each side; ShapeError for what is none."""
+        name = "conv_transpose2d" if self.transposed else "conv2d"
+        return geometry(name, self.kernel_size, self.stride, self.padding, self.dilation)
 
     def _said(self, name: str) -> Any:
         value = super()._said(name)
@@ -71,18 +78,14 @@ class _Convolution(_Kernel):
             )
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.padding_mode = padding_mode
-        self._pairs()
-
-    def _pairs(self) -> Pairs:
-        """How much is padded on each side; ShapeError for what is no padding."""
-        return geometry("conv2d", self.kernel_size, self.stride, self.padding, self.dilation)[2]
+        self._geometry()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′)."""
         padding = self.padding
         if self.padding_mode != "zeros":
             pairs: list[Any] = [None] * (x.ndim - self.spatial)
-            x = x.pad(pairs + self._pairs(), mode=self.padding_mode)
+            x = x.pad(pairs + self._geometry()[2], mode=self.padding_mode)
             padding = 0
         return x.conv2d(
             self.weight, self.bias, stride=self.stride, padding=padding, dilation=self.dilation,
@@ -123,10 +126,6 @@ class _TransposedConvolution(_Kernel):
         steps, gaps, _ = self._geometry()
         more = per_dimension(name, "output_padding", output_padding, self.spatial, least=0)
         check_output_padding(name, more, steps, gaps)
-
-    def _geometry(self) -> tuple[list[int], list[int], Pairs]:
-        sizes = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return geometry("conv_transpose2d", *sizes)
 
     def __call__(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′).

@@ -6,7 +6,6 @@ where an argument or a default of the method is another than PyTorch's.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,38 +15,47 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.convolution import per_dimension
+from minigrad.tensor.convolution import Numbers, Padding, per_dimension
 
 Pool = Callable[..., Any]
 DIMENSIONS = (1, 2, 3)
 
 
-def _named(function: Any, name: str, text: str, *options: inspect.Parameter) -> Pool:
+def _named(function: Any, name: str, text: str) -> Pool:
     function.__name__ = function.__qualname__ = name
     function.__doc__ = text
-    if options:
-        function.__signature__ = inspect.Signature(options)
     return function  # type: ignore[no-any-return]
 
 
-def _pool(spatial: int, method: Any, order: str) -> Pool:
-    """A method of windows for so many spatial dimensions, its arguments in PyTorch's order."""
-    name = method.__name__.replace("2", str(spatial))
-    known, kind = inspect.signature(method).parameters, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    options = [known[option].replace(kind=kind) for option in order.split()]
-    signature = inspect.Signature(options)
+def _pools(spatial: int) -> tuple[Pool, Pool]:
+    """`max_pool` and `avg_pool` over so many dimensions, their arguments in PyTorch's order."""
+    most, mean = f"max_pool{spatial}d", f"avg_pool{spatial}d"
 
-    def pool(*args: Any, **given: Any) -> Any:
-        try:
-            bound = signature.bind(*args, **given).arguments
-        except TypeError as error:
-            raise TypeError(f"{name}: {error}") from None
-        _check_space(name, bound["self"], spatial)
-        size = bound.get("kernel_size", 2)
-        bound["kernel_size"] = per_dimension(name, "kernel_size", size, spatial)
-        return method(bound.pop("self"), **bound)
+    def max_pool(
+        x: Tensor, kernel_size: Numbers = 2, stride: Numbers | None = None, padding: Padding = 0,
+        dilation: Numbers = 1, ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Any:  # fmt: skip
+        _check_space(most, x, spatial)
+        size = per_dimension(most, "kernel_size", kernel_size, spatial)
+        return x.max_pool2d(
+            size, stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode,
+            return_indices=return_indices,
+        )  # fmt: skip
 
-    return _named(pool, name, f"See `Tensor.{method.__name__}`.", *options)
+    def avg_pool(
+        x: Tensor, kernel_size: Numbers = 2, stride: Numbers | None = None, padding: Padding = 0,
+        ceil_mode: bool = False, count_include_pad: bool = True,
+    ) -> Tensor:  # fmt: skip
+        _check_space(mean, x, spatial)
+        size = per_dimension(mean, "kernel_size", kernel_size, spatial)
+        return x.avg_pool2d(
+            size, stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad
+        )
+
+    return (
+        _named(max_pool, most, "See `Tensor.max_pool2d`."),
+        _named(avg_pool, mean, "See `Tensor.avg_pool2d`."),
+    )
 
 
 def _check_space(name: str, x: Tensor, spatial: int) -> None:
@@ -92,15 +100,7 @@ def _maxima(x: Tensor, axis: int, size: int) -> Tensor:
     return inside.where(windows, x.dtype.minimum).max(axis + 1)
 
 
-max_pools = [
-    _pool(n, Tensor.max_pool2d,
-          "self kernel_size stride padding dilation ceil_mode return_indices")
-    for n in DIMENSIONS
-]  # fmt: skip
-avg_pools = [
-    _pool(n, Tensor.avg_pool2d, "self kernel_size stride padding ceil_mode count_include_pad")
-    for n in DIMENSIONS
-]
+max_pools, avg_pools = zip(*map(_pools, DIMENSIONS), strict=True)
 adaptive_avg_pools = [_adaptive(n, "avg", _means) for n in DIMENSIONS]
 adaptive_max_pools = [_adaptive(n, "max", _maxima) for n in DIMENSIONS]
 max_pool1d, max_pool2d, max_pool3d = max_pools
@@ -228,18 +228,39 @@ def batch_norm(
     """Normalization of channels (dimension 1): where training, by the batch, else by the running
     statistics, which training moves by `momentum` (in place).
     """
-    mean, var = running_mean, running_var
-    if not training and (mean is None or var is None):
+    wide = x._wide()
+    if training:
+        mean, var, count = _batch_statistics(wide, (0, *range(2, x.ndim)))
+        _move_statistics(running_mean, running_var, (mean, var, count), momentum)
+    elif running_mean is None or running_var is None:
         raise ValueError("batch_norm without running statistics: expected training=True")
-    if training or mean is None or var is None:
-        axes = (0, *range(2, x.ndim))
-        var, mean = x.var_mean(axes, correction=0)
-        if training and running_mean is not None and running_var is not None:
-            count = x.numel() // x.size(1)
-            with Tensor.no_grad():
-                running_mean.lerp_(mean, momentum)
-                running_var.lerp_(var * (count / (count - 1)), momentum)
-    return x.batchnorm(weight, bias, mean, (var + eps).rsqrt())
+    else:
+        mean, var = running_mean, running_var
+    return wide.batchnorm(weight, bias, mean, (var + eps).rsqrt()).cast(x._float_dtype())
+
+
+_Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (int or tensor)
+
+
+def _batch_statistics(x: Tensor, axes: tuple[int, ...]) -> _Statistics:
+    """Mean and variance (without Bessel's correction) per channel, and the number of elements."""
+    return x.mean(axes), x._mean_square(axes), math.prod(int(x.size(axis)) for axis in axes)
+
+
+def _move_statistics(
+    mean: Tensor | None, var: Tensor | None, found: _Statistics, share: Any
+) -> None:
+    """Move running statistics, if there are any, by a share to those of a batch."""
+    new, spread, count = found
+    if isinstance(count, int) and count < 2:
+        raise ShapeError(
+            f"BatchNorm in training over {count} element per channel: expected at least two"
+        )
+    if mean is not None and var is not None:
+        with Tensor.no_grad():
+            number = count.detach() if isinstance(count, Tensor) else count
+            mean.assign(mean + (new.detach() - mean) * share)
+            var.assign(var + (spread.detach() * (number / (number - 1)) - var) * share)
 
 
 def instance_norm(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
-from minigrad.nn.quantized import KINDS, Quantized
+from minigrad.nn.quantized import SUPER, Kind, Quantized
 from minigrad.tensor import Tensor
 
 Fields = dict[str, Tensor]  # uint8 (rows, blocks, bytes)
@@ -20,13 +20,15 @@ Parts = list[Tensor]  # (rows, blocks, elements), then (rows, groups or blocks, 
 
 @dataclass(frozen=True)
 class Codec:
-    """How a block's scales, and minima if any, share bytes: uint8, each (rows, blocks, n).
+    """How a block's scales, and minima if any, share bytes: uint8, each (rows, blocks, groups).
 
-    zero: what a scale of 0 is.
+    most: the largest scale. zero: what a scale of 0 is.
     """
 
     unpack: Callable[[Tensor], Parts]
     pack: Callable[..., Tensor]
+    groups: int
+    most: int
     zero: int = 0
 
 
@@ -49,18 +51,27 @@ class Layout:
         self.integers = [("q", bits, run, 0)]
         if high_run:
             self.integers.append(("high", bits * fields["high"] // fields["q"], high_run, bits))
+        self.bits = sum(each for _, each, _, _ in self.integers)
+
+    def kind(self, name: str) -> Kind:
+        """How `Quantized` keeps the type: integers of 3, 5 and 6 bits in the next of 2, 4 and 8."""
+        minimum, bits = "m" in dict(self.fields), next(n for n in (2, 4, 8) if n >= self.bits)
+        zero, group = 0 if minimum else 1 << (self.bits - 1), 32
+        if self.codec is not None:
+            group = SUPER // self.codec.groups
+        return Kind(name, bits, zero, minimum, group, self.codec is not None)
 
     def unpack(self, fields: Fields) -> Parts:
         """The parts that `Quantized` has, but with an integer in each element of the first."""
         halves = [half(fields[name]) for name in "dm" if name in fields]
-        q, *upper = [spread(fields[name], bits, run) << below if below else
-                     spread(fields[name], bits, run)
+        q, *upper = [spread(fields[name], bits, run) << below
                      for name, bits, run, below in self.integers]  # fmt: skip
         for more in upper:
             q = q | more
         if self.codec is None:
             return [q ^ 128 if self.integers[0][1] == 8 else q, *halves]
-        scales = [_signed(part, self.codec.zero) for part in self.codec.unpack(fields["scales"])]
+        scales = [part.bitcast(dtypes.int8) - self.codec.zero
+                  for part in self.codec.unpack(fields["scales"])]  # fmt: skip
         factors = halves[0].cat(-halves[1], dim=2) if len(halves) > 1 else halves[0]
         return [q, *(part.reshape(part.shape[0], -1, 1) for part in scales), factors]
 
@@ -68,11 +79,11 @@ class Layout:
         """The inverse of `unpack`. A file's minima are subtracted."""
         q, *rest = parts
         q = q ^ 128 if self.integers[0][1] == 8 else q
-        found = {name: gathered(q >> below if below else q, bits, run)
+        found = {name: gathered(q >> below, bits, run)
                  for name, bits, run, below in self.integers}  # fmt: skip
         if self.codec is not None:
             rows, blocks, _ = q._known_shape()
-            scales = [_unsigned(part, self.codec.zero).reshape(rows, blocks, -1)
+            scales = [(part + self.codec.zero).bitcast(dtypes.uint8).reshape(rows, blocks, -1)
                       for part in rest[:-1]]  # fmt: skip
             found["scales"] = self.codec.pack(*scales)
             factors = rest[-1]
@@ -148,16 +159,6 @@ def two_bytes(number: Tensor) -> Tensor:
     return (word & 255).cat(word >> 8, dim=-1).cast(dtypes.uint8)
 
 
-def _signed(integers: Tensor, zero: int = 0) -> Tensor:
-    """As int8, less `zero`."""
-    return integers.bitcast(dtypes.int8) - zero if zero else integers.bitcast(dtypes.int8)
-
-
-def _unsigned(integers: Tensor, zero: int = 0) -> Tensor:
-    """The inverse of `_signed`."""
-    return (integers + zero if zero else integers).bitcast(dtypes.uint8)
-
-
 def _unpack_six_bits(field: Tensor) -> Parts:
     """8 scales and 8 minima of 12 bytes.
 
@@ -178,12 +179,12 @@ def _pack_six_bits(scales: Tensor, minima: Tensor) -> Tensor:
     return first[0].cat(first[1], last, dim=2)
 
 
-_BYTES = Codec(lambda field: [field], lambda scales: scales)
-_NIBBLES = Codec(lambda field: [field & 15, field >> 4], lambda low, high: low | high << 4)
-_SIX_BITS = Codec(_unpack_six_bits, _pack_six_bits)
+_BYTES = Codec(lambda field: [field], lambda scales: scales, 16, 127)
+_NIBBLES = Codec(lambda field: [field & 15, field >> 4], lambda low, high: low | high << 4, 16, 15)
+_SIX_BITS = Codec(_unpack_six_bits, _pack_six_bits, 8, 63)
 _SCALES_OF_SIX_BITS = Codec(
     lambda field: [spread(field[:, :, :8], 4, 8) | spread(field[:, :, 8:], 2, 4) << 4],
-    lambda scales: gathered(scales, 4, 8).cat(gathered(scales >> 4, 2, 4), dim=2), zero=32,
+    lambda scales: gathered(scales, 4, 8).cat(gathered(scales >> 4, 2, 4), dim=2), 16, 31, zero=32,
 )  # fmt: skip
 LAYOUTS = {
     "Q4_0": Layout(2, 4, 16, d=2, q=16),
@@ -197,3 +198,4 @@ LAYOUTS = {
     "Q5_K": Layout(13, 4, 32, 32, _SIX_BITS, d=2, m=2, scales=12, high=32, q=128),
     "Q6_K": Layout(14, 4, 64, 32, _BYTES, q=128, high=64, scales=16, d=2),
 }
+KINDS = {name: layout.kind(name) for name, layout in LAYOUTS.items()}

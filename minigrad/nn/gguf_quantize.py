@@ -10,21 +10,15 @@ from __future__ import annotations
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
-from minigrad.nn.gguf_blocks import Parts, packed
-from minigrad.nn.quantized import KINDS, SUPER, Kind
+from minigrad.linalg.decompositions import reciprocal
+from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, Parts, packed
+from minigrad.nn.quantized import SUPER, Kind
 from minigrad.tensor import Tensor
 
 CHUNK = 1 << 22  # elements that are rounded by one program
 MOST = 65504.0  # the largest float16
 ROUNDING = 1e-5  # a difference of float32 sums that is smaller than so much of them is rounding
 
-# The integers of a type: the least and the largest. A type with minima begins at 0.
-RANGES = {
-    "Q4_0": (-8, 7), "Q4_1": (0, 15), "Q5_0": (-16, 15), "Q5_1": (0, 31), "Q8_0": (-127, 127),
-    "Q2_K": (0, 3), "Q3_K": (-4, 3), "Q4_K": (0, 15), "Q5_K": (0, 31), "Q6_K": (-32, 31),
-}  # fmt: skip
-# The largest scale of a group, in units of its factor; scales without minima are signed.
-SCALES = {"Q2_K": 15, "Q3_K": 31, "Q4_K": 63, "Q5_K": 63, "Q6_K": 127}
 # How far from the covering scale others are tried, in integers at the end of the range.
 STEPS = [step / 10 for step in range(-9, 10)]
 
@@ -53,7 +47,8 @@ def quantize(name: str, values: Tensor) -> bytes:
 
 def _parts(kind: Kind, flat: Tensor) -> Parts:
     """Parts as `gguf_blocks` packs them, of a single row."""
-    low, high = RANGES[kind.name]
+    low = -kind.zero  # the least of the type's integers, and the largest
+    high = low + (1 << LAYOUTS[kind.name].bits) - 1
     x = flat.reshape(-1, kind.group).realize()
     if kind.minimum:
         found = list(affine(x, high, at_most_zero=kind.factors))
@@ -62,23 +57,25 @@ def _parts(kind: Kind, flat: Tensor) -> Parts:
     else:
         found = [symmetric(x, low, high)]
     Tensor.realize(*found)
-    if kind.factors:
-        stored, (scale, *minima) = _factored(kind, found)
+    codec = LAYOUTS[kind.name].codec
+    if codec is not None:
+        stored, (scale, *minima) = _factored(kind, codec.most, found)
     else:
         stored = [part.half().reshape(1, -1, 1) for part in found]
         scale, *minima = [part.reshape(-1, 1).float() for part in stored]
     above = x - minima[0] if minima else x
-    integers = (above * _inverse(scale)).round().clip(low, high)
+    integers = (above * reciprocal(scale)).round().clip(low, high)
     whole = (integers + kind.zero).cast(dtypes.uint8)
     return [whole.reshape(1, -1, kind.block), *stored]
 
 
-def _factored(kind: Kind, found: list[Tensor]) -> tuple[Parts, list[Tensor]]:
+def _factored(kind: Kind, most: int, found: list[Tensor]) -> tuple[Parts, list[Tensor]]:
     """(parts but for the integers, scales and minima that they stand for).
 
-    found: scales and perhaps minima, at most 0, each (groups, 1).
+    most: the largest scale, in units of its factor; without minima they are signed. found: scales
+    and perhaps minima, at most 0, each (groups, 1).
     """
-    most, groups = SCALES[kind.name], SUPER // kind.group
+    groups = SUPER // kind.group
     integers, factors, meant = [], [], []
     for part, sign in zip(found, (1, -1), strict=False):
         each = part.reshape(-1, groups) * sign
@@ -87,7 +84,7 @@ def _factored(kind: Kind, found: list[Tensor]) -> tuple[Parts, list[Tensor]]:
         else:  # there is one integer more below 0
             least, factor = -most - 1, _extreme(each) / (-most - 1)
         factor = factor.half().realize()
-        number = (each * _inverse(factor.float())).round().clip(least, most)
+        number = (each * reciprocal(factor.float())).round().clip(least, most)
         integers.append(number.cast(dtypes.int8).reshape(1, -1, 1))
         factors.append((factor * sign).reshape(1, -1, 1))
         meant.append((number * factor.float() * sign).reshape(-1, 1))
@@ -104,10 +101,10 @@ def symmetric(x: Tensor, low: int, high: int) -> Tensor:
     steps = Tensor(STEPS, device=x.device).reshape(1, -1, 1)
     scales = _extreme(x).unsqueeze(1) / (low + steps)
     group, weight = x.unsqueeze(1), _weight(x).unsqueeze(1)
-    q = (group * _inverse(scales)).round().clip(low, high)
+    q = (group * reciprocal(scales)).round().clip(low, high)
     both, squares = (weight * group * q).sum(2), (weight * q * q).sum(2)
-    best = both * _inverse(squares)
-    return _chosen(best, (both * best).argmax(1, keepdim=True))
+    best = both * reciprocal(squares)
+    return best.gather(1, (both * best).argmax(1, keepdim=True))
 
 
 def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
@@ -121,18 +118,18 @@ def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
     steps = Tensor(STEPS, device=x.device).reshape(1, -1, 1)
     scales = (largest - least).unsqueeze(1) / (high + steps)
     group, weight = x.unsqueeze(1), _weight(x).unsqueeze(1)
-    q = ((group - least.unsqueeze(1)) * _inverse(scales)).round().clip(0, high)
+    q = ((group - least.unsqueeze(1)) * reciprocal(scales)).round().clip(0, high)
     one = weight.sum(2)
     sum_x, sum_q = (weight * group).sum(2), (weight * q).sum(2)
     sum_xq, sum_qq = (weight * group * q).sum(2), (weight * q * q).sum(2)
     spread = one * sum_qq - sum_q * sum_q
     alike = spread <= ROUNDING * one * sum_qq  # one integer for all tells no scale
-    divisor = _inverse(spread)
+    divisor = reciprocal(spread)
     scale = alike.where(scales.squeeze(2), (one * sum_xq - sum_q * sum_x) * divisor)
     minimum = alike.where(least, (sum_qq * sum_x - sum_q * sum_xq) * divisor)
     if at_most_zero:
         above = minimum > 0
-        scale = above.where(sum_xq * _inverse(sum_qq), scale)
+        scale = above.where(sum_xq * reciprocal(sum_qq), scale)
         minimum = above.where(0, minimum)
     # the error's square, but for what all have in common
     error = (
@@ -140,7 +137,7 @@ def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
         + 2 * (scale * minimum * sum_q - scale * sum_xq - minimum * sum_x)
     )  # fmt: skip
     best = error.argmin(1, keepdim=True)
-    return _chosen(scale, best).maximum(0), _chosen(minimum, best)
+    return scale.gather(1, best).maximum(0), minimum.gather(1, best)
 
 
 def _weight(x: Tensor) -> Tensor:
@@ -150,15 +147,4 @@ def _weight(x: Tensor) -> Tensor:
 
 def _extreme(x: Tensor) -> Tensor:
     """The element of the largest size, with its sign: (n, m) → (n, 1)."""
-    return _chosen(x, x.abs().argmax(1, keepdim=True))
-
-
-def _chosen(x: Tensor, place: Tensor) -> Tensor:
-    """x (n, m) at places (n, 1)."""
-    return x.gather(1, place)
-
-
-def _inverse(x: Tensor) -> Tensor:
-    """1/x, and 0 of 0."""
-    zero = x.eq(0)
-    return zero.where(0, 1 / zero.where(1, x))
+    return x.gather(1, x.abs().argmax(1, keepdim=True))

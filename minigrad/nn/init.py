@@ -33,7 +33,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 def _filled(tensor: Tensor, value: Any) -> Tensor:
     with Tensor.no_grad():
-        return tensor.assign(value() if callable(value) else value).realize()
+        return tensor.assign(value).realize()
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:

@@ -191,17 +191,12 @@ class FunctionLayer(Layer):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-def _layers(
-    names: str, *functions: Callable[..., Any], inputs: int = 1, only: str = ""
-) -> list[type[FunctionLayer]]:
-    """Layers of these names. inputs: how many tensors a call gives. only: the one option."""
-    return [
-        _layer(name, function, inputs, only)
-        for name, function in zip(names.split(), functions, strict=True)
-    ]
+def _layers(*functions: Any, inputs: int = 1, only: str = "") -> list[type[FunctionLayer]]:
+    """Layers of functions. inputs: how many tensors a call gives. only: the one option."""
+    return [_layer(function, inputs, only) for function in functions]
 
 
-def _layer(name: str, function: Any, inputs: int, only: str) -> type[FunctionLayer]:
+def _layer(function: Any, inputs: int, only: str) -> type[FunctionLayer]:
     options = list(inspect.signature(function).parameters.values())[inputs:]
     options = [option for option in options if only in ("", option.name)]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -211,7 +206,7 @@ def _layer(name: str, function: Any, inputs: int, only: str) -> type[FunctionLay
     text = f"The layer of `{function.__name__}`. {inspect.getdoc(function)}".partition("\n>>>")[0]
     body = {"__doc__": text, "__module__": __name__, "function": staticmethod(function),
             "__signature__": inspect.Signature(options)}  # fmt: skip
-    return types.new_class(name, (FunctionLayer,), exec_body=lambda space: space.update(body))
+    return types.new_class("layer", (FunctionLayer,), exec_body=lambda space: space.update(body))
 
 
 def _flatten(x: Tensor, start_dim: int = 1, end_dim: int = -1) -> Tensor:
@@ -224,43 +219,34 @@ def _unflatten(x: Tensor, dim: int, unflattened_size: Any) -> Tensor:
     return x.unflatten(dim, unflattened_size)
 
 
-ReLU, ReLU6, SiLU, Mish, Hardswish = _layers(
-    "ReLU ReLU6 SiLU Mish Hardswish", F.relu, F.relu6, F.silu, F.mish, F.hardswish
-)
-Hardsigmoid, Hardtanh, Hardshrink, Softshrink, Tanhshrink = _layers(
-    "Hardsigmoid Hardtanh Hardshrink Softshrink Tanhshrink", F.hardsigmoid, F.hardtanh,
-    F.hardshrink, F.softshrink, F.tanhshrink,
+ReLU, ReLU6, SiLU, Mish, Hardswish, Hardsigmoid, Hardtanh, Hardshrink, Softshrink = _layers(
+    F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, F.hardshrink,
+    F.softshrink,
 )  # fmt: skip
-Threshold, Tanh, Sigmoid, LogSigmoid, LeakyReLU, ELU, SELU, GELU, GLU = _layers(
-    "Threshold Tanh Sigmoid LogSigmoid LeakyReLU ELU SELU GELU GLU", F.threshold, F.tanh,
-    F.sigmoid, F.logsigmoid, F.leaky_relu, F.elu, F.selu, F.gelu, F.glu,
+Tanhshrink, Threshold, Tanh, Sigmoid, LogSigmoid, LeakyReLU, ELU, SELU, GELU, GLU = _layers(
+    F.tanhshrink, F.threshold, F.tanh, F.sigmoid, F.logsigmoid, F.leaky_relu, F.elu, F.selu,
+    F.gelu, F.glu,
 )  # fmt: skip
-Softplus, Flatten, Unflatten = _layers(
-    "Softplus Flatten Unflatten", F.softplus, _flatten, _unflatten
-)
-Softmax, LogSoftmax = _layers("Softmax LogSoftmax", F.softmax, F.log_softmax, only="dim")
+Softplus, Flatten, Unflatten = _layers(F.softplus, _flatten, _unflatten)
+Softmax, LogSoftmax = _layers(F.softmax, F.log_softmax, only="dim")
 MSELoss, L1Loss, HuberLoss, SmoothL1Loss, CrossEntropyLoss, NLLLoss, BCELoss, KLDivLoss = _layers(
-    "MSELoss L1Loss HuberLoss SmoothL1Loss CrossEntropyLoss NLLLoss BCELoss KLDivLoss",
     F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss, F.cross_entropy, F.nll_loss,
     F.binary_cross_entropy, F.kl_div, inputs=2,
 )  # fmt: skip
 BCEWithLogitsLoss, PoissonNLLLoss, CosineSimilarity, PairwiseDistance = _layers(
-    "BCEWithLogitsLoss PoissonNLLLoss CosineSimilarity PairwiseDistance",
     F.binary_cross_entropy_with_logits, F.poisson_nll_loss, F.cosine_similarity,
     F.pairwise_distance, inputs=2,
 )  # fmt: skip
 MarginRankingLoss, TripletMarginLoss = _layers(
-    "MarginRankingLoss TripletMarginLoss", F.margin_ranking_loss, F.triplet_margin_loss, inputs=3
+    F.margin_ranking_loss, F.triplet_margin_loss, inputs=3
 )
-MaxPool1d, MaxPool2d, MaxPool3d, AvgPool1d, AvgPool2d, AvgPool3d = _layers(
-    "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d", *F.max_pools, *F.avg_pools
-)
-AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d = _layers(
-    "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d", *F.adaptive_avg_pools
-)
-AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d = _layers(
-    "AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d", *F.adaptive_max_pools
-)
+MaxPool1d, MaxPool2d, MaxPool3d = _layers(*F.max_pools)
+AvgPool1d, AvgPool2d, AvgPool3d = _layers(*F.avg_pools)
+AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d = _layers(*F.adaptive_avg_pools)
+AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d = _layers(*F.adaptive_max_pools)
 Upsample, PixelShuffle, PixelUnshuffle = _layers(
-    "Upsample PixelShuffle PixelUnshuffle", F.interpolate, F.pixel_shuffle, F.pixel_unshuffle
+    F.interpolate, F.pixel_shuffle, F.pixel_unshuffle
 )
+for _name, _kind in [*globals().items()]:
+    if isinstance(_kind, type) and _kind.__name__ == "layer":
+        _kind.__name__ = _kind.__qualname__ = _name

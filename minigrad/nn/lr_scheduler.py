@@ -43,19 +43,16 @@ class LambdaLR:
     def step(self) -> None:
         """Go on to the next step; call it after `optimizer.step()`."""
         self.last_epoch += 1
-        for group, lr in zip(self.optimizer.param_groups, self._rates(), strict=True):
+        for group, lr in zip(self.optimizer.param_groups, self.get_last_lr(), strict=True):
             group["lr"] = lr
-
-    def _rates(self) -> list[float]:
-        pairs = zip(self.base_lrs, self.factors, strict=True)
-        return [self._rate(base, factor(self.last_epoch)) for base, factor in pairs]
 
     def _rate(self, base: float, factor: float) -> float:
         return base * factor
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""
-        return self._rates()
+        pairs = zip(self.base_lrs, self.factors, strict=True)
+        return [self._rate(base, factor(self.last_epoch)) for base, factor in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on: steps taken, and the first learning rates."""

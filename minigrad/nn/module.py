@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from enum import IntEnum
 from itertools import chain
+from types import FunctionType, ModuleType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from minigrad.device import Device
@@ -75,7 +75,7 @@ def walk(model: Any, prefix: str = "") -> Iterator[Member]:
         name, value, kind, above = stack.pop()
         if isinstance(value, Tensor):
             yield name, value, kind
-        elif id(value) not in above and not _is_opaque(value):
+        elif id(value) not in above and not isinstance(value, _OPAQUE):
             yield name, value, kind
             path = above | {id(value)}
             inner = [
@@ -85,9 +85,16 @@ def walk(model: Any, prefix: str = "") -> Iterator[Member]:
             stack.extend(reversed(inner))
 
 
-def _is_opaque(value: Any) -> bool:
-    """Functions, modules of Python and plain values have no parameters."""
-    return isinstance(value, (type(os), type(walk), str, bytes, int, float))
+_OPAQUE = (ModuleType, FunctionType, str, bytes, int, float)  # have no parameters
+
+
+def _once(found: Iterable[Member], kind: type) -> list[Member]:
+    """The members of a type, each by its first name."""
+    first: dict[int, Member] = {}
+    for member in found:
+        if isinstance(member[1], kind):
+            first.setdefault(id(member[1]), member)
+    return [*first.values()]
 
 
 def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -318,11 +325,7 @@ class Module:
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all below it, by dotted names, each once."""
-        seen: set[int] = set()
-        for name, value, _ in walk(self, prefix):
-            if isinstance(value, Module) and id(value) not in seen:
-                seen.add(id(value))
-                yield name, value
+        return ((name, module) for name, module, _ in _once(walk(self, prefix), Module))
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, each once."""
@@ -343,9 +346,7 @@ class Module:
     def _tensors(self, kinds: tuple[Kind, ...], prefix: str, recurse: bool) -> list[Member]:
         """The tensors of some kinds by dotted names, each once."""
         inner = walk(self, prefix) if recurse else self._members()
-        found = [member for member in inner if isinstance(member[1], Tensor) and member[2] in kinds]
-        first = {id(tensor): name for name, tensor, _ in reversed(found)}
-        return [member for member in found if first[id(member[1])] == member[0]]
+        return _once((member for member in inner if member[2] in kinds), Tensor)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True
@@ -529,80 +530,84 @@ class _Container(Layer):
     """A layer of items that have names, by which they are attributes, too."""
 
     _refused = ()
-    _stores = ("layers", "names", "items_by_name")
+    _items: dict[Any, Any]  # by name; the name of an item without one is its place, an int
 
-    def _items(self) -> Iterator[Member]:
-        raise NotImplementedError
+    def _hold(self, items: Iterable[tuple[Any, Any]]) -> None:
+        """Have these (name, item); places are counted anew."""
+        self._items = {}
+        for place, (name, item) in enumerate(items):
+            self._adopt(item)
+            self._items[place if isinstance(name, int) else name] = item
 
     def _members(self) -> Iterator[Member]:
-        own = (member for member in super()._members() if member[0] not in self._stores)
-        return chain(own, self._items())  # a subclass may hold more than its items
+        own = (member for member in super()._members() if member[0] != "_items")
+        return chain(own, members(self._items))  # a subclass may hold more than its items
 
     def _shown(self) -> Iterator[tuple[str, Any]]:
-        return ((name, item) for name, item, _ in self._items())
+        return ((str(name), item) for name, item in self._items.items())
 
     def __getattr__(self, name: str) -> Any:
-        found = {} if name.startswith("_") or name in self._stores else dict(self._shown())
+        found = {} if name.startswith("_") else dict(self._shown())
         if name not in found:
             raise missing("Module", name, found)
         return found[name]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add_module(self, name: str, module: Any) -> None:
+        """Hold an item by a name, in the place of the one that has it or at the end."""
+        known = {str(key): key for key in self._items}
+        self._hold({**self._items, known.get(name, name): module}.items())
+
+    register_module = add_module
 
 
 class _List(_Container, MutableSequence[_T]):
     """A list whose items have their places as names, or names of their own."""
 
     def __init__(self, items: Iterable[_T] = ()) -> None:
-        self.layers: list[_T] = []
-        self.names: list[str | None] = []  # None: its place
+        self._items = {}
         self.extend(items)
 
+    @property
+    def layers(self) -> list[_T]:
+        """The items."""
+        return [*self._items.values()]
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter(self.layers)
+
     def __getitem__(self, place: int | slice) -> Any:
-        if isinstance(place, slice):
-            part = type(self)(self.layers[place])
-            part.names = self.names[place]
-            return part
-        return self.layers[place]
+        if not isinstance(place, slice):
+            return self.layers[place]
+        part = type(self)()
+        part._hold([*self._items.items()][place])
+        return part
 
     def __setitem__(self, place: Any, item: Any) -> None:
-        items = list(item) if isinstance(place, slice) else [item]
-        for each in items:
-            self._adopt(each)
+        found = [*self._items.items()]
         if isinstance(place, slice):
-            self.layers[place], self.names[place] = items, [None] * len(items)
+            found[place] = [(0, each) for each in item]
         else:
-            self.layers[place] = item
+            found[place] = (found[place][0], item)
+        self._hold(found)
 
     def __delitem__(self, place: int | slice) -> None:
-        del self.layers[place], self.names[place]
-
-    def __len__(self) -> int:
-        return len(self.layers)
+        found = [*self._items.items()]
+        del found[place]
+        self._hold(found)
 
     def insert(self, index: int, item: _T) -> None:
         """Put an item before a place."""
-        self._adopt(item)
-        self.layers.insert(index, item)
-        self.names.insert(index, None)
+        found = [*self._items.items()]
+        found.insert(index, (0, item))
+        self._hold(found)
 
     def append(self, item: _T) -> Self:  # type: ignore[override]
         """Put an item at the end; gives the list, as PyTorch's."""
         self.insert(len(self), item)
         return self
-
-    def add_module(self, name: str, module: Any) -> None:
-        """Put an item at the end under a name, or in the place of the one that has it."""
-        known = [known for known, _ in self._shown()]
-        if name in known:
-            self[known.index(name)] = module
-        else:
-            self.append(module)
-            self.names[-1] = name
-
-    register_module = add_module
-
-    def _items(self) -> Iterator[Member]:
-        for name, item in zip(self.names, members(self.layers), strict=True):
-            yield name or item[0], *item[1:]
 
 
 class ModuleList(_List[Any]):
@@ -650,7 +655,7 @@ class Sequential(_List[Function]):
 
     def __call__(self, x: Tensor) -> Tensor:
         """The last layer's result."""
-        for layer in self.layers:
+        for layer in self:
             x = layer(x)
         return x
 
@@ -661,30 +666,17 @@ class ModuleDict(_Container, MutableMapping[str, Any]):
     __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping's compare what is in it
 
     def __init__(self, modules: Any = ()) -> None:
-        self.items_by_name: dict[str, Any] = {}
+        self._items = {}
         self.update(modules)
 
     def __getitem__(self, name: str) -> Any:
-        return self.items_by_name[name]
+        return self._items[name]
 
     def __setitem__(self, name: str, module: Any) -> None:
-        self._adopt(module)
-        self.items_by_name[name] = module
+        self.add_module(name, module)
 
     def __delitem__(self, name: str) -> None:
-        del self.items_by_name[name]
-
-    def add_module(self, name: str, module: Any) -> None:
-        """Hold a module by a name."""
-        self[name] = module
-
-    register_module = add_module
+        del self._items[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.items_by_name)
-
-    def __len__(self) -> int:
-        return len(self.items_by_name)
-
-    def _items(self) -> Iterator[Member]:
-        return members(self.items_by_name)
+        return iter(self._items)

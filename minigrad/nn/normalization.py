@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
-from minigrad.nn.module import Layer
+from minigrad.nn.module import Layer, buffer
 from minigrad.tensor import Tensor, realization
 
 
@@ -113,14 +112,6 @@ class InstanceNorm(GroupNorm):
         super().__init__(num_features, num_features, eps, affine)
 
 
-Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (int or tensor)
-
-
-def batch_statistics(x: Tensor, axes: tuple[int, ...]) -> Statistics:
-    """Mean and variance (without Bessel's correction) per channel, and the number of elements."""
-    return x.mean(axes), x._mean_square(axes), math.prod(int(x.size(axis)) for axis in axes)
-
-
 class BatchNorm(_Norm):
     """Normalization of channels over batch and space (Ioffe and Szegedy 2015).
 
@@ -141,49 +132,41 @@ class BatchNorm(_Norm):
         self.weight, self.bias = _one(1.0, num_features, affine), _one(0.0, num_features, affine)
         # (x, axes) → the statistics over these axes and how many elements that is; ranks of a
         # parallel program put another in its place, to have those of all (models/parallel)
-        self.statistics: Callable[[Tensor, tuple[int, ...]], Statistics] = batch_statistics
+        self.statistics: Callable[[Tensor, tuple[int, ...]], F._Statistics] = F._batch_statistics
         self.running_mean: Tensor | None = None
         self.running_var: Tensor | None = None
         self.num_batches_tracked: Tensor | None = None
         if track_running_stats:
-            zeros, ones = Tensor.zeros(num_features), Tensor.ones(num_features)
-            self.running_mean = zeros._own_memory().requires_grad_(False)
-            self.running_var = ones._own_memory().requires_grad_(False)
-            self.num_batches_tracked = Tensor(0, dtype=dtypes.int64, requires_grad=False)
+            self.running_mean = buffer(Tensor.zeros(num_features))
+            self.running_var = buffer(Tensor.ones(num_features))
+            self.num_batches_tracked = buffer(Tensor(0, dtype=dtypes.int64))
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, num_features, *space); same shape and dtype."""
         _check_channels(self, x, self.num_features, self.spatial)
-        wide = x if x.dtype.is_float and x.dtype.itemsize >= 4 else x.float()
+        wide, trains = x._wide(), self._trains()
         mean, var = self.running_mean, self.running_var
-        trains = self._trains()
         if trains or mean is None or var is None:
-            axes = (0, *range(2, x.ndim))
-            mean, var, count = self.statistics(wide, axes)
+            found = mean, var, _ = self.statistics(wide, (0, *range(2, x.ndim)))
             if trains:
-                self._track(mean, var, count)
-        result = wide.batchnorm(self.weight, self.bias, mean, (var + self.eps).rsqrt())
-        return result.cast(x.dtype) if x.dtype.is_float else result
+                self._track(found)
+        normal = wide.batchnorm(self.weight, self.bias, mean, (var + self.eps).rsqrt())
+        return normal.cast(x._float_dtype())
 
-    def _track(self, mean: Tensor, var: Tensor, count: Any) -> None:
-        """Move the running statistics; var is the batch's without Bessel's correction."""
-        if isinstance(count, int) and count < 2:
-            raise ShapeError(
-                f"BatchNorm in training over {count} element per channel: expected at least two"
-            )
-        running, spread, batches = self.running_mean, self.running_var, self.num_batches_tracked
-        if running is None or spread is None or batches is None:
-            return
-        with Tensor.no_grad():
+    def _track(self, found: F._Statistics) -> None:
+        """Move the running statistics."""
+        share: Any = self.momentum
+        running, batches = self.running_mean, self.num_batches_tracked
+        if running is not None and self.running_var is not None and batches is not None:
             # an earlier call's statistics that nobody asked for: the chain of them must not grow
-            Tensor.realize(running, spread, batches)
+            Tensor.realize(running, self.running_var, batches)
             realization.accompany(running.raw, batches)
-            batches.assign(batches + 1)
-            share = self.momentum if self.momentum is not None else 1 / batches.float()
-            running.assign(running + (mean.detach() - running) * share)
-            number = count.detach() if isinstance(count, Tensor) else count
-            unbiased = var.detach() * (number / (number - 1))
-            spread.assign(spread + (unbiased - spread) * share)
+        if share is None and batches is not None:
+            share = 1 / (batches.float() + 1)
+        F._move_statistics(running, self.running_var, found, share)
+        if batches is not None:
+            with Tensor.no_grad():
+                batches.assign(batches + 1)
 
 
 class BatchNorm1d(BatchNorm):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of, put_hints
+from minigrad.jit.outside import note
 from minigrad.nn import lr_scheduler
 from minigrad.nn.module import _forget_gradients, load_state_dict
 from minigrad.tensor import Tensor
@@ -23,6 +22,8 @@ from minigrad.tensor.modes import modes
 from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
+Betas = tuple[float, float]
+_NUMBERS = ("momentum", "weight_decay", "eps", "tcoef")  # options that are not below 0
 
 
 class ParamGroup(Mapping[str, Any]):
@@ -33,15 +34,11 @@ class ParamGroup(Mapping[str, Any]):
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        made = ("device", "moments", "buffers", "t", "m", "v", "b1", "b2")
-        names = [n for n in vars(optimizer) if not n.startswith("_") and n not in made]
-        self.names = ["lr", *names, *(["betas"] if hasattr(optimizer, "b1") else [])]
+        self.names = ["lr", "params", *optimizer.options]
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
             raise KeyError(f"param_groups: no {name!r}; there are {', '.join(self.names)}")
-        if name == "betas":
-            return self.optimizer.b1, self.optimizer.b2  # type: ignore[attr-defined]
         return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -62,12 +59,11 @@ class ParamGroup(Mapping[str, Any]):
 class Steps:
     """What an optimizer and a group of them do to all of their `params`.
 
-    _write: assigns what a step changes, and gives the tensors that wait to be realized.
+    _parts: the optimizers, by what their names in a state begin with.
     """
 
     params: list[Tensor]
-    state_dict: Callable[[], dict[str, Tensor]]
-    _write: Callable[[], list[Tensor]]
+    _parts: Callable[[], Mapping[str, Optimizer]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or fill them with 0: the next step then decays and coasts on."""
@@ -89,7 +85,7 @@ class Steps:
                 "model.train() or with Tensor.train():, else model.eval()", stacklevel=2
             )  # fmt: skip
         with Tensor.no_grad():
-            written = self._write()
+            written = [one for part in self._parts().values() for one in part._write()]
             if forget:
                 self.zero_grad()
             if not written:
@@ -99,9 +95,32 @@ class Steps:
             # gradients, too: one that was clipped, and still lazy, would be computed again later
             Tensor.realize(*written, *(p.grad for p in self.params if p.grad is not None))
 
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """One of each optimizer: `for group in optimizer.param_groups: group["lr"] = …`."""
+        return [ParamGroup(part) for part in self._parts().values()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold to go on: learning rate, step count, moments.
+
+        Names of a group's optimizers begin with their numbers. "step.0" is the count of a parameter
+        that took other steps than most.
+        """
+        return self._named([part.counts for part in self._parts().values()])
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
-        load_state_dict(self.state_dict(), state)
+        parts = self._parts()
+        counts = [part._counts_in(state, prefix) for prefix, part in parts.items()]
+        load_state_dict(self._named(counts), state)
+        for part, own in zip(parts.values(), counts, strict=True):
+            part._share(own)
+
+    def _named(self, counts: Iterable[list[Tensor]]) -> dict[str, Tensor]:
+        """All that is kept, with these counts of each optimizer's parameters."""
+        parts = zip(self._parts().items(), counts, strict=True)
+        return {f"{prefix}{name}": tensor for (prefix, part), own in parts
+                for name, tensor in part._state(own).items()}  # fmt: skip
 
 
 class Optimizer(Steps):
@@ -112,8 +131,8 @@ class Optimizer(Steps):
     lr: a number, or a float32 tensor of one element, which is then read at every step.
 
     rule(param, gradient, lr, t, moments …, option=…) gives the new values of a parameter and of its
-    moments, in at least float32; t: how many steps there were, with this one. Its options are
-    attributes of the optimizer.
+    moments, in at least float32; t: how many steps there were, with this one. moments: their names;
+    they are 0 at first. options: what the rule takes by name; attributes of the optimizer.
     """
 
     rule: Rule
@@ -134,11 +153,14 @@ class Optimizer(Steps):
             own = dict(group)
             tensors = own.pop("params")
             tensors = [tensors] if isinstance(tensors, Tensor) else tensors
-            made.append(cls(tensors, *(() if own.keys() & {"lr"} else args), **{**options, **own}))
+            made.append(cls(tensors, *(() if "lr" in own else args), **{**options, **own}))
         return OptimizerGroup(*made)
 
-    def __init__(self, params: Iterable[Tensor], lr: float | Tensor) -> None:
-        _check_numbers(self, lr=lr)
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor, moments: Iterable[str] = (),
+        **options: Any,
+    ) -> None:  # fmt: skip
+        _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
         if not isinstance(params, Iterable):
             raise TypeError(f"{type(self).__name__}: expected tensors; {hint('optim.Adam(model)')}")
         self.params = list({id(tensor): tensor for tensor in params}.values())
@@ -155,7 +177,7 @@ class Optimizer(Steps):
                     f"{type(self).__name__}: a tensor of shape {tensor.shape} was computed from "
                     "tensors that want a gradient; give those, or x.detach() to train it instead"
                 )
-        for tensor in self.params:
+        for tensor in self.params:  # none of them where one is wrong
             if tensor.requires_grad is not False:  # frozen
                 tensor.requires_grad = True
         # in one program, and now: the first step is then the same program as all others
@@ -170,8 +192,13 @@ class Optimizer(Steps):
             self._lr = lr.realize()
         else:
             self._lr = self._number(lr)
-        self.t = self._number(0.0)  # steps taken
-        self.moments: dict[str, list[Tensor]] = {}
+        # Steps taken: by each parameter, in one tensor for those that took equally many.
+        self.t = self._number(0.0)
+        self.counts = [self.t] * len(self.params)
+        self._divided = 0  # how often parameters that shared a count were divided
+        self.moments = {name: [_zeros(param) for param in self.params] for name in moments}
+        self.options = list(options)
+        vars(self).update(options)
 
     def __repr__(self) -> str:
         options = [f"{n}={v}" for n, v in ParamGroup(self).items() if n not in ("params", "lr")]
@@ -179,15 +206,6 @@ class Optimizer(Steps):
 
     def _number(self, value: float) -> Tensor:
         return Tensor(value, dtype=dtypes.float32, device=self.device, requires_grad=False)
-
-    def _add_moments(self, name: str) -> list[Tensor]:
-        """One zero tensor per parameter, in at least float32."""
-        made = []
-        for param in self.params:
-            zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
-            made.append(zeros._own_memory().requires_grad_(False).shard_like_(param))
-        self.moments[name] = made
-        return made
 
     @property
     def lr(self) -> Tensor:
@@ -208,53 +226,79 @@ class Optimizer(Steps):
             data = [data]
         self._lr.set_data(data)
 
-    @property
-    def param_groups(self) -> list[ParamGroup]:
-        """One: `for group in optimizer.param_groups: group["lr"] = …`."""
-        return [ParamGroup(self)]
-
     def _write(self) -> list[Tensor]:
-        """See `Steps`."""
+        """Assign what a step changes; the tensors that wait to be realized."""
         places = [i for i, param in enumerate(self.params) if param.grad is not None]
         if not places:
             return []
-        self.t.assign(self.t + 1)
+        counts = self._counted(places)
         for place in places:
             param = self.params[place]
             wide = param.cast(_wide(param.dtype))
             moments = [tensors[place] for tensors in self.moments.values()]
             new, *moved = self.rule(
-                wide, param.grad.cast(wide.dtype), self.lr, self.t, *moments,
+                wide, param.grad.cast(wide.dtype), self.lr, self.counts[place], *moments,
                 **self._options_of(param),
             )
             for moment, value in zip(moments, moved, strict=True):
                 moment.assign(value)
             param.assign(new)
         moments = [tensors[i] for tensors in self.moments.values() for i in places]
-        return [self.t, *(self.params[i] for i in places), *moments]
+        return [*counts, *(self.params[i] for i in places), *moments]
+
+    def _counted(self, places: Sequence[int]) -> list[Tensor]:
+        """Count a step of these parameters. Others that shared their count have one from now on
+        that stays.
+        """
+        note(self, "_divided")
+        moving = {id(count): count for count in map(self.counts.__getitem__, places)}
+        counts, staying = self.counts[:], dict[int, Tensor]()
+        for place in {*range(len(counts))}.difference(places):
+            key = id(counts[place])
+            if key in moving and key not in staying:
+                staying[key] = self._number(moving[key].item())
+            counts[place] = staying.get(key, counts[place])
+        self._share(counts)
+        for count in moving.values():
+            count.assign(count + 1)
+        return [*moving.values()]
+
+    def _counts_in(self, state: Mapping[str, Any], prefix: str) -> list[Tensor]:
+        """The count of each parameter, one tensor for those whose numbers in a state are equal."""
+        made: dict[float, Tensor] = {}
+        counts = []
+        for place, own in enumerate(self.counts):
+            number = state.get(f"{prefix}step.{place}")
+            used = own is self.t or any(own is other for other in made.values())
+            if number is not None:
+                made.setdefault(float(number), self._number(0.0) if used else own)
+            counts.append(self.t if number is None else made[float(number)])
+        return counts
+
+    def _share(self, counts: list[Tensor]) -> None:
+        """Let parameters have these counts."""
+        if any(one is not other for one, other in zip(counts, self.counts, strict=True)):
+            note(self, "_divided", written=True)
+            self.counts, self._divided = counts, self._divided + 1
 
     def _options_of(self, param: Tensor) -> dict[str, Any]:
         """The options of a parameter's update."""
-        return {name: getattr(self, name) for name in _options(self.rule)}
+        return {name: getattr(self, name) for name in self.options}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold to go on: learning rate, step count, moments."""
+    def _parts(self) -> Mapping[str, Optimizer]:
+        return {"": self}
+
+    def _state(self, counts: list[Tensor]) -> dict[str, Tensor]:
+        apart = {f"step.{i}": t for i, t in enumerate(counts) if t is not self.t}
         named = {
             f"{name}.{i}": tensor
             for name, tensors in self.moments.items()
             for i, tensor in enumerate(tensors)
         }
-        return {"lr": self.lr, "step": self.t, **named}
+        return {"lr": self.lr, "step": self.t, **apart, **named}
 
 
 put_hints("Optimizer", Optimizer)
-
-
-@cache
-def _options(rule: Rule) -> list[str]:
-    """The parameters of a rule that have names only."""
-    every = inspect.signature(rule).parameters.values()
-    return [one.name for one in every if one.kind is one.KEYWORD_ONLY]
 
 
 def _short(value: float) -> float:
@@ -265,6 +309,12 @@ def _short(value: float) -> float:
 
 def _wide(dtype: DType) -> DType:
     return dtypes.float32 if dtype.itemsize < 4 else dtype
+
+
+def _zeros(param: Tensor) -> Tensor:
+    """A moment: as a parameter, in at least float32."""
+    zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
+    return zeros._own_memory().requires_grad_(False).shard_like_(param)
 
 
 @templated
@@ -292,29 +342,28 @@ class SGD(Optimizer):
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.0, *,
         weight_decay: float = 0.0, nesterov: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr)
-        if nesterov and momentum <= 0:
-            raise ValueError(f"SGD(nesterov=True, momentum={momentum}): expected momentum > 0")
-        _check_numbers(self, momentum=momentum, weight_decay=weight_decay)
-        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
-        self.buffers = self._add_moments("momentum_buffer") if momentum else []
+        _check_nesterov(self, nesterov, momentum)
+        super().__init__(
+            params, lr, ["momentum_buffer"] if momentum else [], momentum=momentum,
+            weight_decay=weight_decay, nesterov=nesterov,
+        )  # fmt: skip
 
 
-def _moved(
-    grad: Tensor, m: Tensor, v: Tensor, b1: float, b2: float
-) -> tuple[Tensor, Tensor]:
+def _moved(grad: Tensor, m: Tensor, v: Tensor, betas: Betas) -> tuple[Tensor, Tensor]:
     """Adam's moments, which follow the gradient and its square."""
+    b1, b2 = betas
     return m * b1 + grad * (1 - b1), v * b2 + grad * grad * (1 - b2)
 
 
 @templated
 def _adam(
-    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, b1: float,
-    b2: float, eps: float, weight_decay: float, decoupled: bool,
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, betas: Betas,
+    eps: float, weight_decay: float, decoupled: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    b1, b2 = betas
     if weight_decay and not decoupled:
         grad = grad + param * weight_decay
-    m, v = _moved(grad, m, v, b1, b2)
+    m, v = _moved(grad, m, v, betas)
     size = lr / _one_minus_power(b1, t)
     root = _one_minus_power(b2, t).sqrt()
     if weight_decay and decoupled:
@@ -334,14 +383,12 @@ class AdamW(Optimizer):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
         b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
-        betas: tuple[float, float] | None = None,
-        decoupled: bool = True,
+        betas: Betas | None = None, decoupled: bool = True,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr)
-        self.b1, self.b2 = _checked(b1, b2, betas)
-        _check_numbers(self, eps=eps, weight_decay=weight_decay)
-        self.eps, self.weight_decay, self.decoupled = eps, weight_decay, decoupled
-        self.m, self.v = self._add_moments("exp_avg"), self._add_moments("exp_avg_sq")
+        super().__init__(
+            params, lr, ["exp_avg", "exp_avg_sq"], eps=eps, weight_decay=weight_decay,
+            decoupled=decoupled, betas=_checked(b1, b2, betas),
+        )  # fmt: skip
 
 
 class Adam(AdamW):
@@ -350,7 +397,7 @@ class Adam(AdamW):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
         b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
-        betas: tuple[float, float] | None = None,
+        betas: Betas | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, lr, b1, b2, eps, weight_decay, betas, decoupled=False)
 
@@ -373,7 +420,7 @@ def _lars(
     return param - (step + buffer * momentum if nesterov else buffer), buffer
 
 
-class LARS(SGD):
+class LARS(Optimizer):
     """SGD whose steps are as long in each tensor as its values (You et al. 2017).
 
     b ← momentum·b + lr·tcoef·‖p‖/(‖g‖ + weight_decay·‖p‖)·(g + weight_decay·p), p ← p − b; 1 for
@@ -386,23 +433,26 @@ class LARS(SGD):
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, momentum: float = 0.9, *,
         weight_decay: float = 1e-4, nesterov: bool = False, tcoef: float = 0.001,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
-        _check_numbers(self, tcoef=tcoef)
-        self.tcoef = tcoef
+        _check_nesterov(self, nesterov, momentum)
+        super().__init__(
+            params, lr, ["momentum_buffer"], momentum=momentum, weight_decay=weight_decay,
+            nesterov=nesterov, tcoef=tcoef,
+        )  # fmt: skip
 
 
 @templated
 def _lamb(
-    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, b1: float,
-    b2: float, eps: float, weight_decay: float,
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, betas: Betas,
+    eps: float, weight_decay: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    m, v = _moved(grad, m, v, b1, b2)
+    b1, b2 = betas
+    m, v = _moved(grad, m, v, betas)
     root = (v / _one_minus_power(b2, t)).sqrt()
     update = m / _one_minus_power(b1, t) / (root + eps) + param * weight_decay
     return param - update * (_trust(param, update) * lr), m, v
 
 
-class LAMB(AdamW):
+class LAMB(Optimizer):
     """Adam's direction, as long in each tensor as its values (You et al. 2020).
 
     p ← p − lr·‖p‖/‖u‖·u with u = m̂/(√v̂ + eps) + weight_decay·p; 1 for the quotient where a norm
@@ -414,9 +464,12 @@ class LAMB(AdamW):
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
         b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.0,
-        betas: tuple[float, float] | None = None,
+        betas: Betas | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr, b1, b2, eps, weight_decay, betas)
+        super().__init__(
+            params, lr, ["exp_avg", "exp_avg_sq"], eps=eps, weight_decay=weight_decay,
+            betas=_checked(b1, b2, betas),
+        )  # fmt: skip
 
 
 @templated
@@ -473,25 +526,23 @@ class Muon(Optimizer):
         eps: float = 1e-7, ns_steps: int = 5, adjust_lr_fn: str | None = None,
         ns_dtype: DType = dtypes.bfloat16,
     ) -> None:  # fmt: skip
-        super().__init__(params, lr)
+        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
+            raise ValueError(
+                f"Muon(adjust_lr_fn={adjust_lr_fn!r}): expected 'original' or 'match_rms_adamw'"
+            )
+        if not 0 <= momentum < 1:
+            raise ValueError(f"Muon(momentum={momentum}): expected 0 … 1, without 1")
+        super().__init__(
+            params, lr, ["momentum_buffer"], weight_decay=weight_decay, momentum=momentum,
+            nesterov=nesterov, coefficients=ns_coefficients, eps=eps, ns_steps=ns_steps,
+            ns_dtype=ns_dtype, matches_adamw=adjust_lr_fn == "match_rms_adamw",
+        )  # fmt: skip
         for param in self.params:
             if param.ndim != 2:
                 raise ShapeError(
                     f"Muon: a parameter of shape {param.shape}; expected matrices, and another "
                     "optimizer for the rest (OptimizerGroup steps several as one)"
                 )
-        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
-            raise ValueError(
-                f"Muon(adjust_lr_fn={adjust_lr_fn!r}): expected 'original' or 'match_rms_adamw'"
-            )
-        _check_numbers(self, eps=eps, weight_decay=weight_decay)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"Muon(momentum={momentum}): expected 0 … 1, without 1")
-        self.weight_decay, self.momentum, self.nesterov = weight_decay, momentum, nesterov
-        self.coefficients, self.eps, self.ns_steps = ns_coefficients, eps, ns_steps
-        self.ns_dtype = ns_dtype
-        self.matches_adamw = adjust_lr_fn == "match_rms_adamw"
-        self.buffers = self._add_moments("momentum_buffer")
 
 
 class OptimizerGroup(Steps):
@@ -514,21 +565,8 @@ class OptimizerGroup(Steps):
     def __len__(self) -> int:
         return len(self.optimizers)
 
-    @property
-    def param_groups(self) -> list[ParamGroup]:
-        """One for each optimizer."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def _write(self) -> list[Tensor]:
-        return [tensor for optimizer in self.optimizers for tensor in optimizer._write()]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The optimizers' states; names begin with their numbers."""
-        return {
-            f"{i}.{name}": tensor
-            for i, optimizer in enumerate(self.optimizers)
-            for name, tensor in optimizer.state_dict().items()
-        }
+    def _parts(self) -> Mapping[str, Optimizer]:
+        return {f"{i}.": optimizer for i, optimizer in enumerate(self.optimizers)}
 
 
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
@@ -538,7 +576,13 @@ def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
             raise ValueError(f"{type(optimizer).__name__}({name}={value!r}): expected a number ≥ 0")
 
 
-def _checked(b1: float, b2: float, betas: tuple[float, float] | None) -> tuple[float, float]:
+def _check_nesterov(optimizer: Optimizer, nesterov: bool, momentum: float) -> None:
+    if nesterov and momentum <= 0:
+        name = type(optimizer).__name__
+        raise ValueError(f"{name}(nesterov=True, momentum={momentum}): expected momentum > 0")
+
+
+def _checked(b1: float, b2: float, betas: Betas | None) -> Betas:
     if isinstance(b1, (tuple, list)):
         raise TypeError(f"b1={b1}: expected a number; a pair is given as betas={b1}")
     if betas is not None and not (isinstance(betas, (tuple, list)) and len(betas) == 2):
@@ -565,12 +609,9 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:
             raise GradientError("clip_grad_norm: no parameter has a gradient")
-        squares: Any = None
-        for _, grad in grads:
-            wide = grad.cast(_wide(grad.dtype))
-            square = (wide * wide).sum()
-            squares = square if squares is None else squares + square
-        norm: Tensor = squares.sqrt()
+        wide = [grad.cast(_wide(grad.dtype)) for _, grad in grads]
+        first, *others = [(one * one).sum() for one in wide]
+        norm: Tensor = sum(others, first).sqrt()
         factor = (max_norm / (norm + 1e-6)).minimum(1)
         for param, grad in grads:
             param.grad = (grad * factor).cast(grad.dtype).requires_grad_(False)

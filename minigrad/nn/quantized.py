@@ -56,32 +56,15 @@ class Kind:
 
     name: str
     bits: int
-    zero: int = 0
-    minimum: bool = False
-    group: int = 32
-    factors: bool = False
+    zero: int
+    minimum: bool
+    group: int
+    factors: bool
 
     @property
     def block(self) -> int:
         """A row has a multiple of so many elements."""
         return SUPER if self.factors else self.group
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("Q4_0", bits=4, zero=8),
-        Kind("Q4_1", bits=4, minimum=True),
-        Kind("Q5_0", bits=8, zero=16),
-        Kind("Q5_1", bits=8, minimum=True),
-        Kind("Q8_0", bits=8, zero=128),
-        Kind("Q2_K", bits=2, minimum=True, group=16, factors=True),
-        Kind("Q3_K", bits=4, zero=4, group=16, factors=True),
-        Kind("Q4_K", bits=4, minimum=True, factors=True),
-        Kind("Q5_K", bits=8, minimum=True, factors=True),
-        Kind("Q6_K", bits=8, zero=32, group=16, factors=True),
-    )
-}
 
 
 class Quantized:
@@ -128,8 +111,9 @@ class Quantized:
         return sum(math.prod(t._known_shape()) * t.dtype.itemsize for t in self.parts())
 
     def by_rows(self) -> list[Tensor]:
-        """The parts as (rows, groups, …), lazy."""
-        return [_by_rows(part)[: self.shape[0]] for part in self.parts()]
+        """The parts as (rows, groups, n), lazy."""
+        rows = [part.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1) for part in self.parts()]
+        return [part[: self.shape[0]] for part in rows]
 
     def select(self, order: Tensor) -> Quantized:
         """The rows whose numbers are in `order`, an integer tensor of shape (count,)."""
@@ -302,12 +286,6 @@ def _bytes(whole: Tensor, digits: int) -> Tensor:
         lower = Tensor.arange(digits, device=whole.device).reshape(-1, 1) > 0
         found = lower.where(found - (high << 8), high)
     return found.cast(dtypes.int8).contiguous()
-
-
-def _by_rows(part: Tensor) -> Tensor:
-    """(tiles, groups, n/word, 16, word) → (rows, groups, n)."""
-    tiles, groups = part._known_shape()[:2]
-    return part.permute(0, 3, 1, 2, 4).reshape(tiles * TILE, groups, -1)
 
 
 class QuantizedStack:

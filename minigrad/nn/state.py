@@ -30,29 +30,24 @@ def safe_save(
     metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a safetensors file, whole or not at all: an earlier file stays until then."""
-    if tensors:
-        Tensor.realize(*tensors.values())
-    data = _serialized({name: (t, t._bytes()) for name, t in tensors.items()}, metadata)
-    write_atomically(path, lambda file: file.write(data))
-
-
-def _serialized(
-    tensors: Mapping[str, tuple[Tensor, bytearray]], metadata: Mapping[str, str] | None
-) -> bytes:
-    """The file's contents; the package's newer versions read through pointers."""
     import safetensors  # only those who save need the package
 
+    if tensors:
+        Tensor.realize(*tensors.values())
     entries: dict[str, Any] = {}
-    for name, (tensor, data) in tensors.items():
-        shape, dtype = [int(extent) for extent in tensor._known_shape()], tensor.dtype.name
-        if hasattr(safetensors, "TensorSpec"):
+    held = {name: tensor._bytes() for name, tensor in tensors.items()}
+    for name, data in held.items():
+        shape = [int(extent) for extent in tensors[name]._known_shape()]
+        entries[name] = {"dtype": tensors[name].dtype.name, "shape": shape}
+        if hasattr(safetensors, "TensorSpec"):  # newer versions read through pointers
             address = ctypes.addressof(ctypes.c_char.from_buffer(data)) if data else 0
             entries[name] = safetensors.TensorSpec(
-                dtype=dtype, shape=shape, data_ptr=address, data_len=len(data)
+                **entries[name], data_ptr=address, data_len=len(data)
             )
         else:
-            entries[name] = {"dtype": dtype, "shape": shape, "data": bytes(data)}
-    return bytes(safetensors.serialize(entries, dict(metadata) if metadata else None))
+            entries[name]["data"] = bytes(data)
+    whole = bytes(safetensors.serialize(entries, dict(metadata) if metadata else None))
+    write_atomically(path, lambda file: file.write(whole))
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) -> None:

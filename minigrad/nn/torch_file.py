@@ -8,8 +8,8 @@ file may also lie about sizes: what it takes in memory is bounded by the bytes t
 A pickle is a program for a small machine with a stack and a memo; Python's `pickletools` tells what
 each of its instructions does. Python's own reader calls what a pickle names, and lets it set
 attributes of whatever it could name or make. Here it knows the harmless instructions only. A name
-stays a `Name`, which can do nothing, a call is a question to the reader's owner, and instructions
-that change something take lists, dicts and sets only, which the same pickle has made.
+stays a `_Name`, which can do nothing, what may be called stands in a table, and instructions that
+change something take lists, dicts and sets only, which the same pickle has made.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 from minigrad.device import Device
 from minigrad.dtype import ALL, DType, dtypes
@@ -42,12 +41,11 @@ _DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, Runt
            ValueError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
 
 
-class PickleError(MinigradError, ValueError):
-    """A pickle that is damaged, or asks for more than plain values."""
+class TorchFileError(MinigradError, ValueError):
+    """A file that is no whole file of torch.save, or holds more than tensors and plain values."""
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class _Name(NamedTuple):
     """A function or class that a pickle names: two texts, never the thing itself."""
 
     module: str
@@ -57,170 +55,33 @@ class Name:
         return f"{self.module}.{self.name}"[:100]
 
 
-class PlainReader(pickle._Unpickler):
-    """Runs a pickle; derived classes say what its names, calls and references stand for.
+class _Storage(NamedTuple):
+    """Bytes of a file, and the dtype that they were saved as (None: the tensor says)."""
 
-    Python's reader that is written in Python, as only that has a table of its instructions. Memory
-    and time are in proportion to the pickle's length. Raises PickleError.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="utf-8", errors="surrogatepass")
-        self.size = len(data)
-
-    def find(self, name: Name) -> Any:
-        """What stands for a name: the name itself, or a plain value. To be overridden."""
-        raise PickleError(f"it asks for {name}")
-
-    def call(self, name: Name, arguments: tuple[Any, ...]) -> Any:
-        """The value of a call. To be overridden."""
-        raise PickleError(f"it calls {name}")
-
-    def refer(self, reference: Any) -> Any:
-        """What a reference to something outside of the pickle stands for. To be overridden."""
-        raise PickleError("it refers to something outside")
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Names are not looked up."""
-        return self.find(Name(module, name))
-
-    def persistent_load(self, pid: Any) -> Any:
-        """References, as they are called here."""
-        return self.refer(pid)
-
-    def load(self) -> Any:
-        """The value that the pickle describes."""
-        try:
-            return _value(super().load())
-        except MinigradError:
-            raise
-        except _DAMAGE as error:
-            raise PickleError(f"it is damaged: {type(error).__name__} {error}"[:200]) from None
-
-    # ---- instructions, under Python's names for them ----
-
-    def _top(self: Any, *kinds: type[Any]) -> Any:
-        """The last value, which stays: made by the pickle, of exactly one of the kinds."""
-        value = self.stack[-1]
-        if type(value) not in kinds:
-            raise PickleError(f"it changes a {type(value).__name__}")
-        return value
-
-    def _number(self: Any, size: int) -> int:
-        return int.from_bytes(self.read(size), "little")
-
-    def _append(self: Any) -> None:
-        value = _value(self.stack.pop())
-        self._top(list).append(value)
-
-    def _appends(self: Any) -> None:
-        values = [*map(_value, self.pop_mark())]
-        self._top(list).extend(values)
-
-    def _setitem(self: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._top(dict, OrderedDict).update(pairs([(key, value)]))
-
-    def _setitems(self: Any) -> None:
-        items = self.pop_mark()
-        self._top(dict, OrderedDict).update(pairs(zip(items[::2], items[1::2], strict=True)))
-
-    def _additems(self: Any) -> None:
-        values = [*map(_key, self.pop_mark())]
-        self._top(set).update(values)
-
-    def _frozenset(self: Any) -> None:
-        values = frozenset(map(_key, self.pop_mark()))  # this changes what `append` is
-        self.append(values)
-
-    def _build(self: Any) -> None:
-        """Attributes, which only the state dicts of PyTorch's modules have; nobody needs them."""
-        self.stack.pop()
-        self._top(OrderedDict)
-
-    def _reduce(self: Any) -> None:
-        """A call: of a name, with a tuple."""
-        arguments, name = self.stack.pop(), self.stack.pop()
-        if type(arguments) is not tuple or type(name) is not Name:
-            raise PickleError(f"it calls a {type(name).__name__}")
-        self.append(self.call(name, arguments))
-
-    def _long4(self: Any) -> None:
-        length = self._number(4)
-        if length > LONGEST:
-            raise PickleError(f"an integer of {length} bytes: expected at most {LONGEST}")
-        self.append(int.from_bytes(self.read(length), "little", signed=True))
-
-    def _bytearray8(self: Any) -> None:
-        self.append(bytearray(self.read(self._number(8))))
-
-    def _long_binput(self: Any) -> None:
-        """Remember the last value under a number; who writes pickles counts from 0 on."""
-        number = self._number(4)
-        if number > self.size:
-            raise PickleError(f"a memo number of {number} in {self.size} bytes")
-        self.memo[number] = self.stack[-1]
-
-    _newobj = _reduce
+    data: bytes
+    dtype: DType | None
 
 
-_OWN = """append appends setitem setitems additems frozenset build reduce newobj long4 bytearray8
-    long_binput"""
-PlainReader.dispatch = {
-    code: pickle._Unpickler.dispatch[code]
-    for code in (getattr(pickle, name)[0] for name in _HARMLESS.split())
-} | {getattr(pickle, name.upper())[0]: vars(PlainReader)[f"_{name}"] for name in _OWN.split()}
-
-
-def _value(value: Any) -> Any:
-    if type(value) is Name:
-        raise PickleError(f"it holds {value} itself")
-    return value
-
-
-def _key(value: Any) -> Any:
-    """A key, whose hash takes no time: a tuple of tuples of … would take for ever."""
-    if type(value) in _PLAIN:
-        return value
-    if type(value) is tuple and all(type(part) in _PLAIN for part in value):
-        return value
-    raise PickleError(f"a {type(value).__name__} is a key; expected a text or a number")
-
-
-def pairs(items: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """Keys and values as they may stand in a dict."""
-    return [(_key(key), _value(value)) for key, value in items]
-
-
-_STORAGES = {
-    "FloatStorage": dtypes.float32, "DoubleStorage": dtypes.float64, "HalfStorage": dtypes.float16,
-    "BFloat16Storage": dtypes.bfloat16, "LongStorage": dtypes.int64, "IntStorage": dtypes.int32,
-    "ShortStorage": dtypes.int16, "CharStorage": dtypes.int8, "ByteStorage": dtypes.uint8,
-    "BoolStorage": dtypes.bool,
-}  # fmt: skip
 _DTYPES = {dtype.name: dtype for dtype in ALL}
-
-
-class TorchFileError(MinigradError, ValueError):
-    """A file that is no whole file of torch.save, or holds more than tensors and plain values."""
-
-
+_STORAGES = {
+    _Name("torch", f"{name}Storage"): dtype for name, dtype in (
+        ("Float", dtypes.float32), ("Double", dtypes.float64), ("Half", dtypes.float16),
+        ("BFloat16", dtypes.bfloat16), ("Long", dtypes.int64), ("Int", dtypes.int32),
+        ("Short", dtypes.int16), ("Char", dtypes.int8), ("Byte", dtypes.uint8),
+        ("Bool", dtypes.bool),
+    )
+} | {_Name("torch.storage", "UntypedStorage"): None}  # fmt: skip
 _MOST_DIMENSIONS = 64  # as PyTorch's own
 _LARGEST = 1 << 62  # of extents, strides and places
 _SPARE = 64 << 20  # bytes that all tensors may have beyond twice the file's
 
 
-class _Storage:
-    """Bytes of a file, and the dtype that they were saved as (None: the tensor says)."""
+class _Reader(pickle._Unpickler):
+    """Runs a pickle: rebuilds dicts, lists, plain values and tensors; nothing else can be named.
 
-    __slots__ = ("data", "dtype")
-
-    def __init__(self, data: bytes, dtype: DType | None) -> None:
-        self.data, self.dtype = data, dtype
-
-
-class _Reader(PlainReader):
-    """Rebuilds dicts, lists, plain values and tensors; nothing else can be named."""
+    Python's reader that is written in Python, as only that has a table of its instructions. Memory
+    and time are in proportion to the file's length.
+    """
 
     def __init__(self, archive: zipfile.ZipFile, size: int, device: str) -> None:
         self.archive, self.unread, self.device = archive, size, device
@@ -232,7 +93,9 @@ class _Reader(PlainReader):
         self.root = root
         if f"{root}byteorder" in names and self._entry("byteorder") != b"little":
             raise TorchFileError("its numbers are big-endian, expected little-endian")
-        super().__init__(self._entry("data.pkl"))
+        data = self._entry("data.pkl")
+        super().__init__(io.BytesIO(data), encoding="utf-8", errors="surrogatepass")
+        self.size = len(data)
         self.storages: dict[str, _Storage] = {}
 
     def _entry(self, name: str) -> bytes:
@@ -248,34 +111,26 @@ class _Reader(PlainReader):
             raise TorchFileError(f"its entries up to {name} say that they are larger than the file")
         return self.archive.read(info)
 
-    def find(self, name: Name) -> Any:
-        """What a name in the pickle stands for."""
-        if name.module == "torch" and name.name in _DTYPES:
-            return _DTYPES[name.name]
-        if name in _CALLS or name == _UNTYPED or (
-            name.module == "torch" and name.name in _STORAGES
-        ):
-            return name
+    def find_class(self, module: str, name: str) -> Any:
+        """What a name in the pickle stands for; it is not looked up."""
+        found = _Name(module, name)
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if found in _CALLS or found in _STORAGES:
+            return found
         raise TorchFileError(
-            f"the file asks for {name}, which is not loaded here; expected tensors, "
+            f"the file asks for {found}, which is not loaded here; expected tensors, "
             "dicts, lists and plain values, as in torch.save(model.state_dict(), path)"
         )
 
-    def call(self, name: Name, arguments: tuple[Any, ...]) -> Any:
-        """Tensors, and the two kinds of containers that PyTorch names."""
-        made = _CALLS.get(name)
-        if made is None:
-            raise TorchFileError(f"the file calls {name}")
-        return made(self, *arguments)
-
-    def refer(self, reference: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> _Storage:
         """The storage that a tensor refers to: ("storage", dtype, key, location, elements)."""
-        if type(reference) is not tuple or len(reference) != 5 or reference[0] != "storage":
+        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
             raise TorchFileError("a reference to something that is no storage")
-        _, kind, key, _, count = reference
-        if type(kind) is not Name or type(key) is not str or type(count) is not int:
+        _, kind, key, _, count = pid
+        if type(kind) is not _Name or type(key) is not str or type(count) is not int:
             raise TorchFileError("a reference to a storage without dtype, key or size")
-        dtype = _STORAGES.get(kind.name)  # none for bytes whose tensors say what they are
+        dtype = _STORAGES.get(kind)  # none for bytes whose tensors say what they are
         if key not in self.storages:
             data = self._entry(f"data/{key}")
             size = count * (dtype.itemsize if dtype else 1)
@@ -283,6 +138,10 @@ class _Reader(PlainReader):
                 raise TorchFileError(f"storage {key:.40} has {len(data)} bytes, expected {size}")
             self.storages[key] = _Storage(data, dtype)
         return self.storages[key]
+
+    def load(self) -> Any:
+        """The value that the pickle describes."""
+        return _value(super().load())
 
     def _tensor(
         self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int],
@@ -292,15 +151,10 @@ class _Reader(PlainReader):
 
         more: whether it wants a gradient, hooks, and its dtype if its storage has none.
         """
-        dtype = storage.dtype if isinstance(storage, _Storage) else None
+        data, dtype = storage if type(storage) is _Storage else (b"", None)
         dtype = dtype or (more[2] if len(more) > 2 else None)
-        if not isinstance(storage, _Storage) or not isinstance(dtype, DType):
+        if not isinstance(dtype, DType) or type(storage) is not _Storage:
             raise TorchFileError("a tensor without a storage of known dtype")
-        return self._view(storage.data, dtype, offset, shape, strides)
-
-    def _view(
-        self, data: bytes, dtype: DType, offset: int, shape: Sequence[int], strides: Sequence[int]
-    ) -> Tensor:
         shape, strides = _size(self, shape), _size(self, strides)
         available = len(data) // dtype.itemsize
         last = self._last_place(offset, shape, strides, available)
@@ -344,6 +198,102 @@ class _Reader(PlainReader):
             )
         return last
 
+    # ---- instructions, under Python's names for them ----
+
+    def _top(self: Any, *kinds: type[Any]) -> Any:
+        """The last value, which stays: made by the pickle, of exactly one of the kinds."""
+        value = self.stack[-1]
+        if type(value) not in kinds:
+            raise TorchFileError(f"it changes a {type(value).__name__}")
+        return value
+
+    def _number(self: Any, size: int) -> int:
+        return int.from_bytes(self.read(size), "little")
+
+    def _append(self: Any) -> None:
+        value = _value(self.stack.pop())
+        self._top(list).append(value)
+
+    def _appends(self: Any) -> None:
+        values = [*map(_value, self.pop_mark())]
+        self._top(list).extend(values)
+
+    def _setitem(self: Any) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._top(dict, OrderedDict).update(pairs([(key, value)]))
+
+    def _setitems(self: Any) -> None:
+        items = self.pop_mark()
+        self._top(dict, OrderedDict).update(pairs(zip(items[::2], items[1::2], strict=True)))
+
+    def _additems(self: Any) -> None:
+        values = [*map(_key, self.pop_mark())]
+        self._top(set).update(values)
+
+    def _frozenset(self: Any) -> None:
+        values = frozenset(map(_key, self.pop_mark()))  # this changes what `append` is
+        self.append(values)
+
+    def _build(self: Any) -> None:
+        """Attributes, which only the state dicts of PyTorch's modules have; nobody needs them."""
+        self.stack.pop()
+        self._top(OrderedDict)
+
+    def _reduce(self: Any) -> None:
+        """A call: of a name, with a tuple."""
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if type(arguments) is not tuple or type(name) is not _Name:
+            raise TorchFileError(f"it calls a {type(name).__name__}")
+        if name not in _CALLS:
+            raise TorchFileError(f"the file calls {name}")
+        self.append(_CALLS[name](self, *arguments))
+
+    def _long4(self: Any) -> None:
+        length = self._number(4)
+        if length > LONGEST:
+            raise TorchFileError(f"an integer of {length} bytes: expected at most {LONGEST}")
+        self.append(int.from_bytes(self.read(length), "little", signed=True))
+
+    def _bytearray8(self: Any) -> None:
+        self.append(bytearray(self.read(self._number(8))))
+
+    def _long_binput(self: Any) -> None:
+        """Remember the last value under a number; who writes pickles counts from 0 on."""
+        number = self._number(4)
+        if number > self.size:
+            raise TorchFileError(f"a memo number of {number} in {self.size} bytes")
+        self.memo[number] = self.stack[-1]
+
+    _newobj = _reduce
+
+
+_OWN = """append appends setitem setitems additems frozenset build reduce newobj long4 bytearray8
+    long_binput"""
+_Reader.dispatch = {
+    code: pickle._Unpickler.dispatch[code]
+    for code in (getattr(pickle, name)[0] for name in _HARMLESS.split())
+} | {getattr(pickle, name.upper())[0]: vars(_Reader)[f"_{name}"] for name in _OWN.split()}
+
+
+def _value(value: Any) -> Any:
+    if type(value) is _Name:
+        raise TorchFileError(f"it holds {value} itself")
+    return value
+
+
+def _key(value: Any) -> Any:
+    """A key, whose hash takes no time: a tuple of tuples of … would take for ever."""
+    if type(value) in _PLAIN:
+        return value
+    if type(value) is tuple and all(type(part) in _PLAIN for part in value):
+        return value
+    raise TorchFileError(f"a {type(value).__name__} is a key; expected a text or a number")
+
+
+def pairs(items: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Keys and values as they may stand in a dict."""
+    return [(_key(key), _value(value)) for key, value in items]
+
 
 def _data(_: _Reader, data: Any, *more: Any) -> Tensor:
     """A parameter is its tensor here."""
@@ -368,13 +318,12 @@ def _ordered(_: _Reader, items: Any = ()) -> OrderedDict[Any, Any]:
     return OrderedDict(pairs(items))
 
 
-_UNTYPED = Name("torch.storage", "UntypedStorage")
-_CALLS: dict[Name, Callable[..., Any]] = {
-    Name("collections", "OrderedDict"): _ordered,
-    Name("torch", "Size"): _size,
-    Name("torch._utils", "_rebuild_parameter"): _data,
-    Name("torch._utils", "_rebuild_tensor_v2"): _Reader._tensor,
-    Name("torch._utils", "_rebuild_tensor_v3"): _Reader._tensor,
+_CALLS: dict[_Name, Callable[..., Any]] = {
+    _Name("collections", "OrderedDict"): _ordered,
+    _Name("torch", "Size"): _size,
+    _Name("torch._utils", "_rebuild_parameter"): _data,
+    _Name("torch._utils", "_rebuild_tensor_v2"): _Reader._tensor,
+    _Name("torch._utils", "_rebuild_tensor_v3"): _Reader._tensor,
 }
 
 
@@ -390,20 +339,15 @@ def torch_load(path: str | os.PathLike[str], device: str | None = None) -> Any:
     name = os.fspath(path)
     with open(path, "rb") as file:
         try:
-            return _load(file, where)
+            if not zipfile.is_zipfile(file):
+                raise TorchFileError(
+                    "not a ZIP archive; a file of PyTorch before 1.6, or with "
+                    "_use_new_zipfile_serialization=False, must be saved again"
+                )
+            with zipfile.ZipFile(file) as archive:
+                return _Reader(archive, os.fstat(file.fileno()).st_size, where).load()
         except MinigradError as error:
             raise TorchFileError(f"torch_load({name!r}): {error}") from None
         except _DAMAGE as error:
-            raise TorchFileError(f"torch_load({name!r}): the file is damaged: {error}") from error
-
-
-def _load(file: IO[bytes], device: str) -> Any:
-    try:
-        archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile:
-        raise TorchFileError(
-            "not a ZIP archive; a file of PyTorch before 1.6, or with "
-            "_use_new_zipfile_serialization=False, must be saved again"
-        ) from None
-    with archive:
-        return _Reader(archive, os.fstat(file.fileno()).st_size, device).load()
+            said = f"{type(error).__name__} {error}"[:200]
+            raise TorchFileError(f"torch_load({name!r}): it is damaged: {said}") from None

@@ -178,12 +178,13 @@ class Reduce(Methods):
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
         dim: Axes = None, unbiased: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Standard deviation: the root of `var`.
+        """Standard deviation: the root of `var`, which is not rounded before that.
 
         >>> Tensor([1.0, 3.0]).std(correction=0).item()
         1.0
         """
-        return self.var(axis, keepdim=keepdim, correction=correction, unbiased=unbiased)._root()
+        found = self._wide().var(axis, keepdim=keepdim, correction=correction, unbiased=unbiased)
+        return found._root().cast(self._float_dtype())
 
     def std_mean(
         self, axis: Axes = None, *, keepdim: bool = False, **options: Any

@@ -309,11 +309,12 @@ class Statistics(Composed):
         axis = axis_of("diff", dim, self.ndim)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
-        first, *more = [part for part in (prepend, self, append) if part is not None]
-        result = first.cat(*more, dim=axis) if more else first
+        result, *more = [part for part in (prepend, self, append) if part is not None]
+        result = result.cat(*more, dim=axis) if more else result
         for _ in range(n):
-            extent = max(result._known_shape()[axis], 1)
-            high, low = result._part(axis, 1, extent), result._part(axis, 0, extent - 1)
+            extent = result._known_shape()[axis]
+            first, last = min(extent, 1), max(extent - 1, 0)
+            high, low = result._part(axis, first, extent), result._part(axis, 0, last)
             result = high.ne(low) if self.dtype.is_bool else high - low
         return result
 

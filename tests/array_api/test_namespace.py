@@ -260,3 +260,9 @@ def test_the_array_itself():
     assert np.asarray(xp.from_dlpack(np.arange(3))).tolist() == [0, 1, 2]
     assert x.to_device(str(x.device)).device == x.device
     assert "dtype=int64" in repr(x)
+
+
+def test_more_differences_than_elements(on_device):
+    for n in range(4):
+        found = xp.diff(xp.asarray([[1, 4], [2, 8]]), axis=1, n=n)
+        assert found.shape == (2, max(2 - n, 0))

@@ -12,10 +12,10 @@ import pytest
 from minigrad import Tensor
 from minigrad.errors import ShapeError
 from minigrad.nn.gguf import GGUFError, gguf_load, gguf_read
-from minigrad.nn.gguf_blocks import LAYOUTS, blocks_of, quantized
+from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, blocks_of, quantized
 from minigrad.nn.gguf_quantize import quantize
 from minigrad.nn.gguf_write import Entry, gguf_save, value_of
-from minigrad.nn.quantized import KINDS, Quantized
+from minigrad.nn.quantized import Quantized
 
 gguf: Any = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
 

@@ -248,6 +248,13 @@ def test_containers(on_device):
     assert list(weights.state_dict()) == ["0", "1"] and len(list(weights.parameters())) == 2
 
 
+def test_any_name_of_an_attribute_counts():
+    """Also those that containers of this package have inside."""
+    net = nn.Module()
+    net._items, net.layers, net.names = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)
+    assert len(list(net.parameters())) == 6
+
+
 def test_layers_of_a_sequential_have_names(on_device):
     """As PyTorch's: given by add_module, by assignment or in a dict, kept by copies and slices."""
     net = nn.Sequential(nn.Linear(2, 3))

@@ -11,8 +11,8 @@ import pytest
 
 from minigrad import Context, GlobalCounters, Tensor
 from minigrad.device import Device
-from minigrad.nn.gguf_blocks import LAYOUTS, quantized
-from minigrad.nn.quantized import KINDS, Quantized
+from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, quantized
+from minigrad.nn.quantized import Quantized
 
 gguf: Any = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import pytest
 from minigrad import Tensor, nn
 from minigrad.dtype import ALL
 from minigrad.nn import state
-from minigrad.nn.torch_file import PickleError, PlainReader, TorchFileError
+from minigrad.nn.torch_file import TorchFileError
 
 
 def archive(path, value, files=None, order=b"little"):
@@ -320,11 +321,5 @@ def test_damaged_pickles_of_all_kinds(tmp_path):
         changed[generator.randrange(len(changed))] = generator.randrange(256)
         damaged.append(bytes(changed))
     for one in damaged:
-        reader = PlainReader(one)
-        reader.find = lambda name: name
-        reader.call = lambda name, arguments: None
-        reader.refer = lambda reference: None
-        try:
-            reader.load()
-        except (PickleError, UnicodeDecodeError, ValueError):
-            continue
+        with contextlib.suppress(TorchFileError):
+            state.torch_load(archive(tmp_path / "f", one, {"0": bytes(16)}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor, jit, linalg
+from minigrad import GlobalCounters, Tensor, dtypes, jit, linalg
 from minigrad.errors import DTypeError, GradientError, ShapeError
 
 
@@ -205,3 +205,26 @@ def test_results_have_names(on_device: str) -> None:
     close((d.sign * d.logabsdet.exp()).numpy(), 11, rtol=1e-5)
     found = jit(lambda x: linalg.qr(x * 1))
     assert all((found(x).Q.abs() - q.Q.abs()).abs().max().item() < 1e-6 for _ in range(3))
+
+
+def test_what_singular_values_say_of_matrices_without_elements(on_device):
+    for shape in ((0, 3), (3, 0), (2, 3, 0)):
+        x = np.ones(shape, np.float32)
+        found = linalg.pinv(Tensor(x)), linalg.matrix_rank(Tensor(x))
+        for one, wanted in zip(found, (np.linalg.pinv(x), np.linalg.matrix_rank(x)), strict=True):
+            np.testing.assert_array_equal(one.numpy(), wanted)
+
+
+def test_narrow_floats_are_computed_in_float32(on_device):
+    """What is lost is what the result's own digits cannot hold."""
+    a = (np.random.default_rng(0).normal(size=(24, 24)) + 3 * np.eye(24)).astype(np.float16)
+    x, wide = Tensor(a), a.astype(np.float64)
+    b = x @ x.mT
+    for found, wanted in (
+        (linalg.inv(x), np.linalg.inv(wide)), (linalg.solve(x, x), np.eye(24)),
+        (linalg.cholesky(b), np.linalg.cholesky(b.numpy().astype(np.float64))),
+        (linalg.det(x[:4, :4]), np.linalg.det(wide[:4, :4])),
+    ):  # fmt: skip
+        assert found.dtype is dtypes.float16
+        error = np.abs(found.numpy().astype(np.float64) - wanted).max()
+        assert error <= 2.0**-10 * np.abs(wanted).max()

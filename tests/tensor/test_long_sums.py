@@ -148,3 +148,9 @@ def test_a_variance_beyond_the_range_is_infinite(values: list[float], on_device:
     """Not NaN, as ∞ less ∞ would be."""
     assert Tensor(values).var().item() == float("inf")
     assert Tensor(values).std().item() == float("inf")
+
+
+def test_deviations_in_float16_whose_squares_it_cannot_hold(on_device: None) -> None:
+    values = Tensor([[600.0, -600.0], [1.0, 2.0]]).half()
+    np.testing.assert_allclose(values.std(1).numpy(), [848.5, 0.707], rtol=1e-3)
+    assert values.std(1).dtype is dtypes.float16 and values.var(1).tolist()[0] == float("inf")

@@ -62,6 +62,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "meshgrid of a matrix": (lambda: X.meshgrid(X), ShapeError, "expected vectors"),
     "dropout2d of a vector": (lambda: F.dropout2d(_zeros(3)), ShapeError, "channels"),
     "instance_norm of one": (lambda: F.instance_norm(PIXEL), ShapeError, "one element"),
+    "batch_norm of one": (lambda: F.batch_norm(PIXEL[:1], None, None, training=True), ShapeError,
+                          "at least two"),
     "adaptive pool to 0": (lambda: F.adaptive_avg_pool2d(IMAGE, (0, 2)), ShapeError, "≥ 1"),
     "adaptive pool to 3": (
         lambda: F.adaptive_max_pool2d(IMAGE, (2, 2, 2)), ShapeError, "2 ints",
