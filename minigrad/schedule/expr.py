@@ -253,16 +253,10 @@ def restrict(guard: Guard, conditions: Iterable[Integer]) -> Guard:
     for c in conditions:
         if isinstance(c, int):
             if c < 0:
-                return (_never(),)
+                return (Atom("var", "never", -1, -1).index,)
         elif c not in added and not proven_nonnegative(c):
             added.append(c)
     return tuple(added)
-
-
-def _never() -> Affine:
-    """A condition that fails always, yet is an Affine."""
-    atom = Atom("var", "never", -1, -1)
-    return atom.index
 
 
 def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:
