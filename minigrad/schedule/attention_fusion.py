@@ -99,7 +99,7 @@ class Chains:
         if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not stage.row_major:
             return False
         if stage.op is None:
-            orders = self._orders(stage, stage.axes)
+            orders = self._orders(stage, stage.axes) or {}
             return bool(orders) and all(self.members[a].size == stage.size for a in orders)
         parts = stage.contraction
         if parts is None or len(parts.m) != 1 or len(parts.n) != 1:

@@ -56,7 +56,7 @@ def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
     places = {axis.index: place for place, axis in enumerate(axes)}
     ranks = []
     for part, axis in zip(_parts(load, member), member.axes, strict=True):
-        place = places.get(part)  # type: ignore[call-overload]
+        place = places.get(part) if isinstance(part, Affine) else None
         if place is None or axes[place].extent != axis.extent:
             return None
         ranks.append(place)
@@ -65,7 +65,7 @@ def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
     return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
 
 
-def _parts(load: Expr, made: Stage) -> list[Integer]:
+def _parts(load: Expr, made: Stage) -> tuple[Integer, ...]:
     """Where a load of a stage's array is along each of the stage's axes."""
     return unflatten(load.index, [axis.extent for axis in made.axes])
 
