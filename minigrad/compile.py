@@ -105,16 +105,12 @@ def code_of(
     """The code of each kernel, with the arrays that its key numbers."""
     keys = [kernel_key(kernel) for kernel in kernels]
     show = flag("DEBUG") >= 4  # what is to be shown must be made
-    codes: dict[str, Code] = {}
-    new: dict[str, tuple[Kernel, tuple[Array, ...]]] = {}
+    first: dict[str, tuple[Kernel, tuple[Array, ...]]] = {}
     for kernel, (key, arrays) in zip(kernels, keys, strict=True):
-        if key in codes or key in new:
-            continue
-        known = None if show else backend.find(key)
-        if known is None:
-            new[key] = kernel, arrays
-        else:
-            codes[key] = known
+        first.setdefault(key, (kernel, arrays))
+    known = {} if show else {key: backend.find(key) for key in first}
+    codes = {key: code for key, code in known.items() if code is not None}
+    new = {key: one for key, one in first.items() if key not in codes}
     if new:
         codes.update(backend.build(
             (key, best_translation(kernel, arrays, backend))

@@ -96,13 +96,10 @@ class Sequential:
     def run(self, variables: Mapping[str, int]) -> None:
         """Run each program on its buffers and the arguments."""
         for call in self.calls:
-            buffers = []
-            for buffer in call.buffers:
-                place = self.places.get(buffer)
-                if place is None:
-                    buffers.append(buffer)
-                else:
-                    buffers.append(Buffer.borrow(buffer, self.memories[place]))
+            buffers = [
+                Buffer.borrow(one, self.memories[self.places[one]]) if one in self.places else one
+                for one in call.buffers
+            ]
             call.program.run(buffers, {**call.variables, **variables})
 
 

@@ -291,37 +291,39 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
 
 def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> list[Node]:
     """Realize roots that depend on COPYs and LOOPs: what the first of these need is computed, they
-    run, and the roots are realized with what they gave, where others of them may be the first.
+    run, and what they gave takes their place, until none is left.
 
     Writes in place are made at the end, so that nothing is written where something before them
     fails or is interrupted.
     """
-    roots = without_rules(roots)
-    order = topological(roots)
-    first, later = list[Node](), set[Node]()
-    for node in order:
-        if not later.isdisjoint(_read_of(node)):
-            later.add(node)
-        elif node.op in (Op.COPY, Op.LOOP):
-            first.append(node)
-            later.add(node)
-    sources = (source for node in first for source in _read_of(node))
-    now = dict.fromkeys(map(_written, (*sources, *(root for root in roots if root not in later))))
-    found: list[MinigradError] = []
-    new = dict(zip(now, realize([*now], found), strict=True))
-    for node in first if not found else ():
-        read = {source: new[_written(source)] for source in _read_of(node)}
-        if node.op is Op.COPY:
-            new[node] = _copied(node, read[node.src[0]])
-        else:
-            results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
-            new.update(_run_loop(node, read, results, found))
-    if found and failures is None:
-        raise found.pop()
-    if found:
-        failures += found  # type: ignore[operator]
-        return [_lost(root, new.get(root), str(found[0])) for root in roots]
-    return realize(replaced(roots, new), failures)
+    roots, found = without_rules(roots), list[MinigradError]()
+    while True:
+        order = topological(roots)
+        first, later = list[Node](), set[Node]()
+        for node in order:
+            if not later.isdisjoint(_read_of(node)):
+                later.add(node)
+            elif node.op in (Op.COPY, Op.LOOP):
+                first.append(node)
+                later.add(node)
+        if not first:
+            return realize(roots, failures)
+        needs = [source for node in first for source in _read_of(node)]
+        now = dict.fromkeys(map(_written, (*needs, *(r for r in roots if r not in later))))
+        new = dict(zip(now, realize([*now], found), strict=True))
+        for node in first if not found else ():
+            read = {source: new[_written(source)] for source in _read_of(node)}
+            if node.op is Op.COPY:
+                new[node] = _copied(node, read[node.src[0]])
+            else:
+                results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
+                new.update(_run_loop(node, read, results, found))
+        if found and failures is None:
+            raise found.pop()
+        if found:
+            failures += found  # type: ignore[operator]
+            return [_lost(root, new.get(root), str(found[0])) for root in roots]
+        roots = replaced(roots, new)
 
 
 def _lost(root: Node, known: Node | None, reason: str) -> Node:

@@ -38,22 +38,15 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
 DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS", "TUNE")
 
 
-def _parse(name: str, text: str) -> int | str:
-    """Turn the text of an environment variable into the type of the setting's default."""
-    if isinstance(DEFAULTS[name], str):
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"MINIGRAD_{name}={text!r}: expected a whole number") from None
-
-
 def _from_environment() -> dict[str, int | str]:
     values = dict(DEFAULTS)
-    for name in DEFAULTS:
+    for name, default in DEFAULTS.items():
         text = os.environ.get(f"MINIGRAD_{name}")
         if text is not None:
-            values[name] = _parse(name, text)
+            try:
+                values[name] = type(default)(text)
+            except ValueError:
+                raise ValueError(f"MINIGRAD_{name}={text!r}: expected a whole number") from None
     return values
 
 

@@ -99,13 +99,12 @@ class Chains:
         if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not stage.row_major:
             return False
         if stage.op is None:
-            orders = self._orders(stage, stage.axes)
+            orders = self._orders(stage, stage.axes) or {}
             return bool(orders) and all(self.members[a].size == stage.size for a in orders)
         parts = stage.contraction
         if parts is None or len(parts.m) != 1 or len(parts.n) != 1:
             return False
-        depth = numel([axis.extent for axis in parts.k])
-        m, n = numel([parts.m[0].extent]), numel([parts.n[0].extent])
+        m, n, depth = _sizes(parts)
         return min(m, n) >= LEAST and depth <= DEPTH and 2 * m * n >= (m + n) * depth
 
     def _orders(self, stage: Stage, axes: Sequence[Axis]) -> dict[Array, Order] | None:
@@ -165,9 +164,9 @@ class Chains:
             parts = member.contraction
             if parts is None:
                 continue
-            depth = numel([axis.extent for axis in parts.k])
+            m, n, depth = _sizes(parts)
             statistics, feedback = self._statistics(array)
-            both_ways = len(found) > 1 and _is_wide(parts, depth)
+            both_ways = len(found) > 1 and m * n >= WIDE * (m + n) * depth
             if not statistics and member.size < (LARGE_BOTH_WAYS if both_ways else LARGE):
                 bad.add(array)
             elif len(found) > 1 and depth > (DEPTH_WITH_STATISTICS if feedback else DEPTH_AGAIN):
@@ -318,10 +317,10 @@ class Chains:
         return made, known
 
 
-def _is_wide(parts: Contraction, depth: int) -> bool:
-    """Whether a product dwarfs its factors, as scores of many queries and keys do."""
-    m, n = (numel([axis.extent for axis in axes]) for axes in (parts.m, parts.n))
-    return bool(m * n >= WIDE * (m + n) * depth)
+def _sizes(parts: Contraction) -> tuple[int, int, int]:
+    """A product's rows, columns and depth."""
+    m, n, k = (numel([axis.extent for axis in axes]) for axes in (parts.m, parts.n, parts.k))
+    return m, n, k
 
 
 def _plain(stage: Stage) -> bool:

@@ -34,44 +34,25 @@ def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
     uses = [varies(operand) for operand in operands]
     kept = [a for a, extent in enumerate(x.shape) if extent != 1 and a not in node.arg]
     batch = [axis for axis in kept if all(use[axis] for use in uses)]
-    if batch and batch[-1:] == kept[-2:-1] and numel((x.shape[kept[-1]],)) < FULL:
-        return _in_groups(node, [unexpanded(operand) for operand in operands], kept[-2:])
-    if not batch or batch[-1] != kept[-1]:
-        return as_it_is
-    last = kept[-1]
     factors = [unexpanded(operand) for operand in operands]
-    aside = [is_innermost(factor, last) for factor in factors]
-    if all(any(use[axis] for axis in kept if axis not in batch) for use in uses):
-        if numel((x.shape[last],)) >= FULL and all(aside):
-            return as_it_is
-        return _batch_first(node, factors, aside, [*batch, *(a for a in kept if a not in batch)])
-    if all(aside) or any(
-        OFTEN * numel(factor.shape) > numel(x.shape)
-        for factor, is_so in zip(factors, aside, strict=True) if not is_so
-    ):  # fmt: skip
+    if batch and batch[-1:] == kept[-2:-1] and numel((x.shape[kept[-1]],)) < FULL:
+        # few columns: those of several groups lie beside each other, and share a vector
+        last, copied = kept[-2:], [factor.shape[kept[-1]] != 1 for factor in factors]
+    elif not batch or batch[-1] != kept[-1]:
         return as_it_is
-    copies = [f if so else stored_last(f, [last]) for f, so in zip(factors, aside, strict=True)]
-    return _product(node, copies), range(node.ndim)
-
-
-def _in_groups(
-    node: Node, factors: Sequence[Node], last: Sequence[int]
-) -> tuple[Node, Sequence[int]]:
-    """The SUM with the factor of few columns copied, where it is small: groups beside each other.
-
-    So a vector has the columns of several groups.
-    """
-    copies = [
-        stored_last(f, last)
-        if f.shape[last[1]] != 1 and OFTEN * numel(f.shape) <= numel(node.src[0].shape) else f
-        for f in factors
-    ]  # fmt: skip
-    return _product(node, copies), range(node.ndim)
-
-
-def _product(node: Node, factors: Sequence[Node]) -> Node:
-    terms = (build.expand(factor, node.src[0].shape) for factor in factors)
-    return build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), node.arg)
+    else:
+        last, aside = kept[-1:], [is_innermost(factor, kept[-1]) for factor in factors]
+        if all(any(use[axis] for axis in kept if axis not in batch) for use in uses):
+            if numel((x.shape[kept[-1]],)) >= FULL and all(aside):
+                return as_it_is
+            order = [*batch, *(axis for axis in kept if axis not in batch)]
+            return _batch_first(node, factors, aside, order)
+        copied = [not is_so for is_so in aside]
+    pairs = [*zip(factors, copied, strict=True)]
+    if not any(copied) or any(c and OFTEN * numel(f.shape) > numel(x.shape) for f, c in pairs):
+        return as_it_is
+    terms = (build.expand(stored_last(f, last) if c else f, x.shape) for f, c in pairs)
+    return build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), node.arg), range(node.ndim)
 
 
 def _batch_first(

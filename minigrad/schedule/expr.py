@@ -147,18 +147,12 @@ def _make(
     if expr is None:
         expr = Expr()
         expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
+        expr.indices = ()
         for name, value in fields.items():
             setattr(expr, name, value)
-        expr.indices = _indices_of(expr)
         expr.variables = _variables_of(expr)
         expr = _interned.settle(key, expr)
     return expr
-
-
-def _indices_of(expr: Expr) -> tuple[Integer, ...]:
-    if expr.op is Leaf.LOAD:
-        return (expr.index, *expr.guard)
-    return (expr.index,) if expr.op in (Leaf.INDEX, Leaf.CONDITION) else ()
 
 
 def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
@@ -189,7 +183,7 @@ def const(value: int | float | bool, dtype: DType) -> Expr:
 
 def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:
     """array[index], or 0 where one of the guard's conditions is negative."""
-    fields = {"array": array, "index": index, "guard": guard}
+    fields = {"array": array, "index": index, "guard": guard, "indices": (index, *guard)}
     return _make(Leaf.LOAD, array.dtype, (), array, index, guard, **fields)
 
 
@@ -202,14 +196,14 @@ def index(value: Integer, dtype: DType = dtypes.int32) -> Expr:
     """An index as a value."""
     if isinstance(value, int):
         return const(value, dtype)
-    return _make(Leaf.INDEX, dtype, (), value, index=value)
+    return _make(Leaf.INDEX, dtype, (), value, index=value, indices=(value,))
 
 
 def condition(value: Integer) -> Expr:
     """Whether value ≥ 0."""
     if isinstance(value, int) or value.high < 0:
         return const(high(value) >= 0, dtypes.bool)
-    return _make(Leaf.CONDITION, dtypes.bool, (), value, index=value)
+    return _make(Leaf.CONDITION, dtypes.bool, (), value, index=value, indices=(value,))
 
 
 def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
@@ -253,16 +247,10 @@ def restrict(guard: Guard, conditions: Iterable[Integer]) -> Guard:
     for c in conditions:
         if isinstance(c, int):
             if c < 0:
-                return (_never(),)
+                return (Atom("var", "never", -1, -1).index,)
         elif c not in added and not proven_nonnegative(c):
             added.append(c)
     return tuple(added)
-
-
-def _never() -> Affine:
-    """A condition that fails always, yet is an Affine."""
-    atom = Atom("var", "never", -1, -1)
-    return atom.index
 
 
 def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:

@@ -41,12 +41,10 @@ def reading(
     def change(e: Expr) -> Expr | None:
         if e.op is not Leaf.LOAD or e.array not in moved:
             return None
-        array, position, guard = e.array, e.index, e.guard
-        old, order = moved[array]
-        extents = [axis.extent for axis in old.axes]
-        parts = unflatten(position, extents)
-        place = flatten([parts[n] for n in order], [extents[n] for n in order])
-        return expr.load(names[array] if names else array, place, guard)
+        old, order = moved[e.array]
+        parts = _parts(e, old)
+        place = flatten([parts[n] for n in order], [old.axes[n].extent for n in order])
+        return expr.load(names[e.array] if names else e.array, place, e.guard)
 
     return replace(stage, body=expr.rebuild(stage.body, change))
 
@@ -55,20 +53,21 @@ def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
     """How to order the member's axes so that they are the reader's; None if it cannot be."""
     if load.guard:
         return None
-    variables = [axis.variable for axis in axes]
-    parts = unflatten(load.index, [axis.extent for axis in member.axes])
+    places = {axis.index: place for place, axis in enumerate(axes)}
     ranks = []
-    for part, axis in zip(parts, member.axes, strict=True):
-        if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
+    for part, axis in zip(_parts(load, member), member.axes, strict=True):
+        place = places.get(part) if isinstance(part, Affine) else None
+        if place is None or axes[place].extent != axis.extent:
             return None
-        ((atom, factor),) = part.terms
-        extent = atom.high + 1 if atom.payload is None else atom.payload
-        if factor != 1 or atom not in variables or extent != axis.extent:
-            return None
-        ranks.append(variables.index(atom))
+        ranks.append(place)
     if sorted(ranks) != list(range(len(axes))):
         return None
     return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
+
+
+def _parts(load: Expr, made: Stage) -> tuple[Integer, ...]:
+    """Where a load of a stage's array is along each of the stage's axes."""
+    return unflatten(load.index, [axis.extent for axis in made.axes])
 
 
 Digits = dict[Atom, list[tuple[int, int]]]  # by the reader's variable: weights, and which axis
@@ -79,8 +78,7 @@ def _digits(load: Expr, product: Stage) -> Digits | None:
     if load.guard or any(not isinstance(axis.extent, int) for axis in product.axes[1:]):
         return None
     found: Digits = {}
-    parts = unflatten(load.index, [axis.extent for axis in product.axes])
-    for place, (part, axis) in enumerate(zip(parts, product.axes, strict=True)):
+    for place, (part, axis) in enumerate(zip(_parts(load, product), product.axes, strict=True)):
         digit = _digit(part)
         if digit is None or high(part) + 1 != high(axis.extent):
             return None

@@ -7,7 +7,7 @@ condition, and what is left at the leaves is a load at an index expression.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from minigrad.errors import CompileError
 from minigrad.graph.node import Node
@@ -111,32 +111,11 @@ def _unpad(node: Node, index: Index) -> tuple[Index, list[Integer]]:
     return tuple(moved), conditions
 
 
-def _unreshape(node: Node, index: Index) -> Index:
-    return reshape_index(index, node.shape, node.src[0].shape)
-
-
 def _unpermute(node: Node, index: Index) -> Index:
     moved: list[Integer] = [0] * len(index)
     for i, axis in zip(index, node.arg, strict=True):
         moved[axis] = i
     return tuple(moved)
-
-
-def _unexpand(node: Node, index: Index) -> Index:
-    return tuple(
-        0 if extent == 1 else i for i, extent in zip(index, node.src[0].shape, strict=True)
-    )
-
-
-def _unshrink(node: Node, index: Index) -> Index:
-    return tuple(i + start for i, (start, _) in zip(index, node.arg, strict=True))
-
-
-def _unflip(node: Node, index: Index) -> Index:
-    return tuple(
-        extent - 1 - i if axis in node.arg else i
-        for axis, (i, extent) in enumerate(zip(index, node.shape, strict=True))
-    )
 
 
 def _unwindow(node: Node, index: Index) -> Index:
@@ -147,11 +126,18 @@ def _unwindow(node: Node, index: Index) -> Index:
     return tuple(moved)
 
 
-_MOVES = {
-    Op.RESHAPE: _unreshape,
+_MOVES: dict[Op, Callable[[Node, Index], Index]] = {
+    Op.RESHAPE: lambda node, index: reshape_index(index, node.shape, node.src[0].shape),
     Op.PERMUTE: _unpermute,
-    Op.EXPAND: _unexpand,
-    Op.SHRINK: _unshrink,
-    Op.FLIP: _unflip,
+    Op.EXPAND: lambda node, index: tuple(
+        0 if extent == 1 else i for i, extent in zip(index, node.src[0].shape, strict=True)
+    ),
+    Op.SHRINK: lambda node, index: tuple(
+        i + start for i, (start, _) in zip(index, node.arg, strict=True)
+    ),
+    Op.FLIP: lambda node, index: tuple(
+        extent - 1 - i if axis in node.arg else i
+        for axis, (i, extent) in enumerate(zip(index, node.shape, strict=True))
+    ),
     Op.WINDOW: _unwindow,
 }

@@ -140,7 +140,6 @@ class _Plan:
         target: Target,
         stages: Stages,
     ) -> None:
-        self.graph = graph
         targets = list(zip(roots, graph.outputs, strict=True))
         roots = list(roots)
         late: set[Node] = set()

@@ -78,7 +78,8 @@ def _by_radix(keys: Node) -> Node:
     """The permutation of each row of keys (rows, length)."""
     order: Node | None = None
     for low in range(0, keys.dtype.bits, 32):  # 64-bit keys: by their lower halves, then the upper
-        part = _shifted(keys.cast(dtypes.uint64), low).cast(dtypes.uint32)
+        half = keys.cast(dtypes.uint64) >> low if low else keys.cast(dtypes.uint64)
+        part = half.cast(dtypes.uint32)
         if order is not None:
             part = build.gather(part, order, 1)
         order = _passes(part, order, min(keys.dtype.bits, 32))
@@ -106,7 +107,7 @@ def _passes(keys: Node, order: Node | None, bits: int) -> Node:
 
 def _pass(packed: Node, rows: int, chunks: int, low: int) -> Node:
     """All chunks (rows·chunks, chunk) put bin by bin, by the byte that starts at bit `low`."""
-    bin = _shifted(packed, low).cast(dtypes.uint8)
+    bin = (packed >> low).cast(dtypes.uint8)
     ones = bin.constant(1, dtypes.int32)
     zeros = build.const(0, dtypes.int32, (rows * chunks, 256), packed.device)
     counts = build.scatter_add(zeros, bin.cast(dtypes.int32), ones, 1)
@@ -117,10 +118,6 @@ def _pass(packed: Node, rows: int, chunks: int, low: int) -> Node:
     first = build.reshape(first + along(first, 0) * (chunks * length), (rows, 256, chunks))
     starts = build.reshape(build.permute(first, (0, 2, 1)), (rows * chunks, 256))
     return build.distribute(starts, bin, packed)
-
-
-def _shifted(x: Node, by: int) -> Node:
-    return x >> by if by else x
 
 
 # --- running reductions --------------------------------------------------------------------------

@@ -176,13 +176,13 @@ def build(node: Node, lowering: Lowering) -> Stage:
         nothing = expr.const(0, node.dtype)
         return Stage(array, node.shape, (), (), Op.CAT, nothing, 0, pieces=pieces)
     if node.op not in REDUCTIONS and node.op not in SCANS:
-        axes, index = _axes("i", node.shape)
+        axes, index = _axes("i", node.shape, range(node.ndim))
         body = lowering.value(node, index, inside=True)
         return Stage(array, node.shape, axes, (), None, body, flatten(index, node.shape))
     source = node.src[0]
     along = (node.arg,) if node.op in SCANS else node.arg
-    kept, outer = _axes("i", source.shape, without=along)
-    reduced, inner = _axes("k", source.shape, only=along)
+    kept, outer = _axes("i", source.shape, _but(along, source))
+    reduced, inner = _axes("k", source.shape, along)
     index = _both(outer, inner)
     position = flatten(index if node.op in SCANS else outer, node.shape)
     if not numel(source.shape):  # nothing to reduce: the identity
@@ -198,23 +198,21 @@ def identity(op: Op, dtype: DType) -> Expr:
 
 
 def _axes(
-    prefix: str, shape: Shape, only: Container[int] | None = None, without: Container[int] = ()
+    prefix: str, shape: Shape, dimensions: Iterable[int]
 ) -> tuple[tuple[Axis, ...], Index]:
-    """Axes for the dimensions that are not 1, and the index that they make: 0 in all others.
-
-    only, without: of some dimensions, or of all but some.
-    """
+    """Axes for those dimensions that are not 1, and the index that they make: 0 in all others."""
     axes: list[Axis] = []
-    index: list[Integer] = []
-    for dimension, extent in enumerate(shape):
-        skipped = dimension in without or (only is not None and dimension not in only)
-        if extent == 1 or skipped:
-            index.append(0)
-            continue
-        axis = make_axis(prefix, len(axes), extent)
-        axes.append(axis)
-        index.append(axis.index)
+    index: list[Integer] = [0] * len(shape)
+    for dimension in dimensions:
+        if shape[dimension] != 1:
+            axes.append(make_axis(prefix, len(axes), shape[dimension]))
+            index[dimension] = axes[-1].index
     return tuple(axes), tuple(index)
+
+
+def _but(some: Container[int], node: Node) -> list[int]:
+    """All dimensions of a node but some."""
+    return [dimension for dimension in range(node.ndim) if dimension not in some]
 
 
 def _both(one: Index, other: Index) -> Index:
@@ -254,9 +252,9 @@ def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
     """base and updates of a scatter; the updates' axis along which is scattered is reduced."""
     base, where, updates = node.src
     axis = node.arg
-    kept, outer = _axes("i", node.shape, without=(axis,))
-    reduced, inner = _axes("k", updates.shape, only=(axis,))
-    filled, places = _axes("f", node.shape, only=(axis,))
+    kept, outer = _axes("i", node.shape, _but((axis,), node))
+    reduced, inner = _axes("k", updates.shape, (axis,))
+    filled, places = _axes("f", node.shape, (axis,))
     source = _both(outer, inner)
     target = expr.value_of(lowering.value(where, source))
     position = flatten([target if d == axis else i for d, i in enumerate(outer)], node.shape)

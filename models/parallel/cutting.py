@@ -77,7 +77,8 @@ def _kept(order: Sequence[Node], roots: Sequence[Node]) -> set[Node]:
             is_passing = _is_short_product(node)
         if is_passing:
             passing.add(node)
-    return set(choose(order, roots, frozenset(), fuse=True).nodes) - passing
+    kept, _ = choose(order, roots, frozenset(), fuse=True)
+    return set(kept) - passing
 
 
 def _is_short_product(node: Node) -> bool:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 
 import pytest
+from devices import OTHER
 
 from minigrad import Tensor
 from minigrad.schedule.schedule import place
@@ -82,3 +83,11 @@ def test_each_history_is_void_for_itself(on_device):
     for void in (a, c):
         with pytest.raises(saved_graphs.GradientError, match="overwritten in place"):
             void.sum().backward()
+
+
+def test_values_go_to_and_fro_as_often_as_one_likes(on_device):
+    """Copies that need copies run one after the other: none is a call inside of another's."""
+    x = Tensor([1.0, 2.0])
+    for number in range(400):
+        x = (x + 1).to(on_device if number % 2 else OTHER)
+    assert x.tolist() == [401.0, 402.0]
