@@ -149,8 +149,7 @@ def _keep_apart(buffer: Node, axes: frozenset[str]) -> None:
 
 def layout_of(node: Node) -> Layout | None:
     """Where a node on a mesh is, or will be; None on a single device."""
-    sizes = meshes.get(node.device)
-    if sizes is None:
+    if node.device not in meshes:
         return None
     if node.op is Op.BUFFER:
         found: Layout | None = node.arg.memory.layout
@@ -160,4 +159,4 @@ def layout_of(node: Node) -> Layout | None:
         return getattr(buffer.memory, "layout", None)
 
     (root,) = without_barriers([node])
-    return Plan([root], sizes, known, [None]).choices[root].made
+    return Plan([root], known, [None]).choices[root].made
