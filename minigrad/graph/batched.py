@@ -96,10 +96,6 @@ def batch(node: Node, src: Sequence[Node]) -> Node:
     raise ScanError(f"{op.value} cannot be repeated for many values at once")
 
 
-def _next(axis: int, count: Integer) -> int:
-    return axis + 1
-
-
 def _later(axes: Sequence[int], count: Integer) -> list[int]:
     return [axis + 1 for axis in axes]
 
@@ -124,7 +120,7 @@ class _Rows:
 
 # What becomes of an argument that speaks of dimensions, behind a new one of so many.
 _LATER: dict[Op, Callable[[Any, Integer], Any]] = {
-    **dict.fromkeys((Op.SORT, Op.CAT, Op.GATHER, *SCANS, *SCATTERS), _next),
+    **dict.fromkeys((Op.SORT, Op.CAT, Op.GATHER, *SCANS, *SCATTERS), lambda axis, _: axis + 1),
     **dict.fromkeys((Op.FLIP, *REDUCTIONS), _later),
     Op.PERMUTE: lambda order, count: (0, *_later(order, count)),
     Op.PAD: lambda pairs, count: ((0, 0), *pairs),

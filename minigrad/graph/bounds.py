@@ -64,14 +64,13 @@ class Check:
         """Which elements are no index."""
         limit = self.extent
         narrow = index.dtype is dtypes.int32 and high(limit) < 1 << 31
-        wide = index if narrow else index.cast(dtypes.int64)
-        wraps = self.wraps and index.dtype.kind != "u"  # a huge uint64 becomes negative
+        wide = index if narrow else index.cast(dtypes.int64)  # a huge uint64 becomes negative
         if isinstance(limit, int):
             top = build.const(limit, wide.dtype, wide.shape, wide.device)
         else:
             value = build.cast(build.variable(limit, wide.device), wide.dtype)
             top = spread(value, wide.shape)
-        wrong = wide.less(-top if wraps else 0) | top.operation("le", wide)
+        wrong = wide.less(-top if self.wraps else 0) | top.operation("le", wide)
         least, most = index.dtype.minimum, index.dtype.maximum
         if self.ignored is None or not least <= self.ignored <= most:
             return wrong
@@ -115,6 +114,7 @@ def check(
     """
     if index.dtype.kind == "u" and isinstance(extent, int) and index.dtype.maximum < extent:
         return index
+    wraps = wraps and index.dtype.kind != "u"
     made = _checked(index, Check(extent, wraps, ignored, name, unit, users_line()))
     return index if index.op is Op.CONST and isinstance(extent, int) else made
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.build import SHAPED
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, make, needed
-from minigrad.graph.sharding import Layout, layouts_of, meshes
+from minigrad.graph.sharding import Layout, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
 
@@ -229,7 +229,7 @@ def canonicalize(
             new += 1
     wanted = tuple(map(number_of, roots))
     device = roots[0].device
-    layouts = layouts_of(list(inputs)) if device in meshes else ()
+    layouts = tuple(x.memory.layout for x in inputs) if device in meshes else ()
     structure = (tuple(rows), wanted, tuple(targets), device, layouts)
     return Canonical(
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,

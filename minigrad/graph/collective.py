@@ -19,7 +19,6 @@ numbers them anew from 0. The derivatives hold for the sum of all ranks' losses.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,12 +64,7 @@ class Collective:
         return f"{self.sent} ({', '.join(how)})" if how else self.sent
 
 
-class _Numbers(threading.local):
-    def __init__(self) -> None:
-        self.next = itertools.count()
-
-
-_numbers = _Numbers()
+_numbers = itertools.count()
 
 
 def exchange(
@@ -97,7 +91,7 @@ def exchange(
         raise ShapeError(f"{kind} takes one array, got {len(sources)}")
     shape = shapes[0] if len(sources) == 1 else (sum(map(numel, shapes)),)
     sent = _listed([f"{node.dtype.name}{list(node.shape)}" for node in sources])
-    number = next(_numbers.next) if number is None else number
+    number = next(_numbers) if number is None else number
     arg = Collective(kind, group, size, how, place, number, len(sources), sent)
     return make(Op.COLLECTIVE, first.dtype, shape, (*sources, *after), arg, first.device)
 

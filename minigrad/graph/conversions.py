@@ -21,19 +21,7 @@ from minigrad.graph.axes import pad_along, part_along, split_axis, spread
 from minigrad.graph.collective import exchange
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.shapes import numel
-from minigrad.graph.sharding import (
-    Digit,
-    Digits,
-    Dims,
-    Layout,
-    Sizes,
-    axes_of,
-    is_padded,
-    joined,
-    local_shape,
-    period,
-    whole,
-)
+from minigrad.graph.sharding import Digit, Layout, axes_of, is_padded, joined, local_shape, meshes
 from minigrad.graph.symbolic import Affine, Atom
 
 
@@ -71,8 +59,8 @@ class Converter:
     reader: the node that wants what is being made. after: what is computed before it is gathered.
     """
 
-    def __init__(self, sizes: Sizes, mesh: str, device: str) -> None:
-        self.sizes, self.mesh, self.device = sizes, mesh, device
+    def __init__(self, mesh: str, device: str) -> None:
+        self.sizes, self.mesh, self.device = meshes[mesh], mesh, device
         self.sent: dict[Node, Sent] = {}
         self.reader: Node
         self.after: list[Node] = []
@@ -98,30 +86,6 @@ class Converter:
         number = build.variable(place_of(axis, self.sizes[axis]), self.device)
         return spread(build.cast(number, dtype), shape)
 
-    def without_padding(
-        self, x: Node, axis: int, extent: Any, digits: Digits, instead: Any
-    ) -> Node:
-        """x, and `instead` where an index along an axis lies beyond the end."""
-        if not is_padded(extent, digits):
-            return x
-        ramp = build.iota(period(digits), self.device)
-        own = self.convert(ramp, ramp.shape, whole(1), Layout((digits,)))
-        return spread(own.less(extent), x.shape, (axis,)).where(x, instead)
-
-    def own_indices(self, index: Node, extent: Any, digits: Digits) -> Node:
-        """Indices into a whole axis as indices into this device's part; −1 for another's."""
-        if not digits:
-            return index
-        narrow = index.dtype is dtypes.int32 or index.dtype.itemsize < 4
-        value = build.cast(index, dtypes.int32 if narrow else dtypes.int64)
-        mine = value.less(extent)
-        for axis, stride, ways in digits:
-            found = value.operation("idiv", stride).operation("mod", ways)
-            mine = mine & found.equals(self.place(axis, value.shape, value.dtype))
-            blocks = value.operation("idiv", stride * ways)
-            value = blocks * stride + value.operation("mod", stride)
-        return mine.where(value, -1)
-
 
 class _Moving:
     """A local part of an array on its way to another layout: what it is by now."""
@@ -135,7 +99,7 @@ class _Moving:
         given = tuple(self.dims)
         self._divide_all(want)
         for axis in sorted(self.sums - want.partial):
-            place = _place(want.dims, axis)
+            place = _place(want, axis)
             if place is not None and self._fits(*place):
                 self._scatter(*place)
         sums = self.sums - want.partial
@@ -144,7 +108,7 @@ class _Moving:
             self.sums -= sums
         for at, digits in enumerate(given):
             for digit in digits:
-                place = _place(want.dims, digit.axis)
+                place = _place(want, digit.axis)
                 if place is not None and digit not in want.dims[at]:
                     self._exchange_digit(at, digit, *place)
         for at, digits in enumerate(tuple(self.dims)):
@@ -219,10 +183,7 @@ class _Moving:
             self._insert(flat, at, digit)
 
 
-def _place(dims: Dims, axis: str) -> tuple[int, Digit] | None:
+def _place(want: Layout, axis: str) -> tuple[int, Digit] | None:
     """Where an axis divides something."""
-    for at, digits in enumerate(dims):
-        for digit in digits:
-            if digit.axis == axis:
-                return at, digit
-    return None
+    places = ((at, digit) for at, digits in enumerate(want.dims) for digit in digits)
+    return next((place for place in places if place[1].axis == axis), None)

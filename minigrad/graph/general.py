@@ -22,7 +22,7 @@ import itertools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.errors import MinigradError, ShapeError
@@ -35,18 +35,10 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, var
 from minigrad.graph.unmerged import MOST_PIECES, inner, innermost, unmerged
 
-
-class Reach(NamedTuple):
-    """A general program serves sizes up to `growth` times the largest that it was made from, but at
-    least up to `least`.
-    """
-
-    growth: int
-    least: int
-
-
-FAR = Reach(8, 1024)  # a power of two beyond most batches
-NEAR = Reach(4, 128)  # where arrays are laid out at the bound: memory that is not used lies between
+# A general program serves sizes up to so many times the largest that it was made from, but at least
+# up to some size.
+FAR = (8, 1024)  # a power of two beyond most batches
+NEAR = (4, 128)  # where arrays are laid out at the bound: memory that is not used lies between
 MOST_SAMPLES = 4  # of which a general graph is made; kinds beyond that stay special
 # What makes its shape of its sources', whatever their sizes are.
 FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {*SCATTERS, Op.CAT, Op.GATHER, Op.CONTIGUOUS}
@@ -145,7 +137,7 @@ def generalize(
     where there is no general graph.
     """
     try:
-        found = _general(call, samples, FAR)
+        found = _general(call, samples, merges=False)
         if not any(_laid_out(found.graph)):
             return found
         if not may_pad:
@@ -153,16 +145,14 @@ def generalize(
     except Special:
         if not may_pad:
             raise
-    found = _general(call, samples, NEAR, merges=True)
+    found = _general(call, samples, merges=True)
     reads, writes = _laid_out(found.graph)
     return replace(found, reads=reads, writes=writes)
 
 
-def _general(
-    call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: Reach, merges: bool = False
-) -> General:
+def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool) -> General:
     """merges: whether reshapes are taken as they come: they are undone at the end."""
-    holes, followers = unify(samples, _kinds(call), reach)
+    holes, followers = unify(samples, _kinds(call), NEAR if merges else FAR)
     new: list[Cell] = list(samples[-1])
     by_place = {hole.place: hole for hole in holes}
     for hole in holes:
@@ -200,7 +190,7 @@ def _kinds(call: Canonical) -> list[str]:
 
 
 def unify(
-    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: Reach
+    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int]
 ) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:
     """The least general variables that give all samples: one for what differs in one way.
 
@@ -256,7 +246,7 @@ def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | N
 
 def _hole(
     name: str, samples: Sequence[tuple[Cell, ...]], followers: Sequence[Follower],
-    kinds: Sequence[str], reach: Reach,
+    kinds: Sequence[str], reach: tuple[int, int],
 ) -> Hole:  # fmt: skip
     """The variable that some cells are, with what it may be so that none leaves its own range."""
     place = followers[0].place
@@ -267,13 +257,11 @@ def _hole(
     low, high = _INT64
     for one in followers:
         least, most = _range(kinds[one.place])
-        ends = [least - one.constant, most - one.constant]
-        if one.factor < 0:
-            ends = [-ends[1], -ends[0]]
-        low = max(low, -(-ends[0] // abs(one.factor)))
-        high = min(high, ends[1] // abs(one.factor))
+        first, last = (least, most) if one.factor > 0 else (most, least)
+        low = max(low, -((first - one.constant) // -one.factor))  # rounded up
+        high = min(high, (last - one.constant) // one.factor)
     if any(kinds[one.place] in ("extent", "offset") for one in followers):
-        high = min(high, max(reach.growth * max(values), reach.least))
+        high = min(high, max(reach[0] * max(values), reach[1]))
     if not all(low <= value <= high for value in values):
         raise Special("an extent of 0 or 1, or an offset below 0, differs")
     return Hole(name, place, kind, low, high)

@@ -66,7 +66,11 @@ def gradient(
             results.setdefault(node.src[0], {})[node] = total
             continue
         if node.op is assign and not active.isdisjoint(node.src):
-            raise _write_in_the_way(node)
+            raise GradientError(
+                f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
+                "loss from the value that was written, or write (assign, setitem, optimizer step) "
+                "inside no_grad() or to a detached tensor"
+            )
         rules = rules_of(node)
         for source, rule in zip(node.src, rules, strict=False):
             part = rule(node, total) if rule is not None and source in active else None
@@ -120,14 +124,6 @@ def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
         if not apart(node.src) and node.dtype.is_float:
             active.add(node)
     return active
-
-
-def _write_in_the_way(node: Node) -> GradientError:
-    return GradientError(
-        f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
-        "loss from the value that was written, or write (assign, setitem, optimizer step) "
-        "inside no_grad() or to a detached tensor"
-    )
 
 
 def rules_of(node: Node) -> tuple[Rule | None, ...]:

@@ -7,7 +7,7 @@ import weakref
 # What the standard library's WeakValueDictionary takes out dead entries with: one step of C.
 from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -37,9 +37,6 @@ class Interned(Generic[T]):
 
         self._forget = forget
 
-    def __len__(self) -> int:
-        return len(self._links)
-
     def find(self, key: Any) -> T | None:
         """The living object of a key, or None."""
         link = self._links.get(key)
@@ -66,12 +63,8 @@ class kept(Generic[T]):
         self._compute, self._name = compute, compute.__name__
         self.__doc__ = compute.__doc__
 
-    @overload
-    def __get__(self, one: None, owner: type) -> kept[T]: ...
-    @overload
-    def __get__(self, one: object, owner: type) -> T: ...
-    def __get__(self, one: object | None, owner: type) -> kept[T] | T:
+    def __get__(self, one: Any, owner: type) -> T:
         if one is None:
-            return self
+            return self  # type: ignore[return-value]
         value = one.__dict__[self._name] = self._compute(one)
         return value

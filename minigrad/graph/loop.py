@@ -256,31 +256,30 @@ class StepsInMemory:
         loop: Loop = node.arg
         self.loop = loop
         wanted = {result.arg for result in results}
-        row, rows, turns = _own("_row"), _owns("_before", "_after"), _owns("_from", "_to")
+        row, *ends = map(_own, ("_row", "_before", "_after", "_from", "_to"))
         stand: dict[Node, Node] = {}
         places: list[tuple[Node, Integer]] = []  # where the carries and outs of a step are written
         self.begin: list[Node] = []
-        self.memory: list[Node] = []
-        self.results: dict[Node, Node] = {}
+        found: dict[tuple[str, int], Node] = {}  # what a RESULT is
         for number, carry in enumerate(loop.carries):
             all_rows = ("carry", number) in wanted
             whole = new(carry, loop.count + 1 if all_rows else 2)
-            read, write = rows if all_rows else turns
+            read, write = ends[:2] if all_rows else ends[2:]
             stand[carry] = row_of(whole, read)
             places.append((whole, write))
             start = build.reshape(sources[node.src[number]], (1, *carry.shape))
             self.begin.append(build.assign(whole, start, loop.first if all_rows else 0))
             end = loop.count - loop.first if all_rows else loop.count % 2
-            parts = {("carry", number): whole, ("last", number): row_of(whole, end)}
-            self.results |= {r: parts[r.arg] for r in results if r.arg in parts}
+            found["carry", number], found["last", number] = whole, row_of(whole, end)
         values = loop.body[: len(loop.carries)]
         for number, out in enumerate(loop.outs):
             if ("out", number) in wanted:
                 whole = new(out, loop.count)
                 places.append((whole, row))
                 values.append(loop.body[len(loop.carries) + number])
-                self.results |= {r: whole for r in results if r.arg == ("out", number)}
+                found["out", number] = whole
         self.memory = [whole for whole, _ in places]
+        self.results = {result: found[result.arg] for result in results}
         stands = (*loop.elements, *loop.constants)
         for one, source in zip(stands, node.src[len(loop.carries) :], strict=True):
             if source in sources:  # others are not read
@@ -304,7 +303,3 @@ class StepsInMemory:
 def _own(name: str) -> Integer:
     """A variable of the program of a step, which serves any number of them."""
     return Atom("var", name, 0, MOST_STEPS, payload=0).index
-
-
-def _owns(*names: str) -> list[Integer]:
-    return [_own(name) for name in names]

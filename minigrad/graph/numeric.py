@@ -118,6 +118,16 @@ class Numeric:
         """The smaller of self and a bound; NaN stays NaN."""
         return self.more(bound).where(bound, self)
 
+    def split_sign(self) -> tuple[Self, Self]:
+        """|self|, and the bit of its sign as an unsigned integer, of a float32 or float64."""
+        top = 1 << (self.dtype.bits - 1)
+        bits = self.bits_as(dtypes.uint32 if self.dtype is dtypes.float32 else dtypes.uint64)
+        return (bits & (top - 1)).bits_as(self.dtype), bits & top
+
+    def with_sign(self, sign: Self) -> Self:
+        """self, which is ≥ 0, with the bit of a sign."""
+        return (self.bits_as(sign.dtype) | sign).bits_as(self.dtype)
+
 
 def horner(x: Numeric, coefficients: Sequence[float]) -> Numeric:
     """Σ coefficients[k]·xᵏ as nested multiply-adds, len − 1 of them."""
@@ -125,18 +135,6 @@ def horner(x: Numeric, coefficients: Sequence[float]) -> Numeric:
     for c in coefficients[-2::-1]:
         total = total * x + c
     return total
-
-
-def apart(x: Numeric) -> tuple[Numeric, Numeric]:
-    """|x|, and the bit of its sign as an unsigned integer, of a float32 or float64."""
-    top = 1 << (x.dtype.bits - 1)
-    bits = x.bits_as(dtypes.uint32 if x.dtype is dtypes.float32 else dtypes.uint64)
-    return (bits & (top - 1)).bits_as(x.dtype), bits & top
-
-
-def with_sign(size: Numeric, sign: Numeric) -> Numeric:
-    """A number ≥ 0 with the bit of a sign."""
-    return (size.bits_as(sign.dtype) | sign).bits_as(size.dtype)
 
 
 # What follows is exact only because no renderer merges an addition into a `fused` product.

@@ -115,9 +115,12 @@ def _function(
     )
 
 
-def _words_of_a_hash(formula: Callable[..., Numeric]) -> Elementwise:
+def _word_of_a_hash(number: int) -> Elementwise:
     """Left to devices, constants too."""
-    return Elementwise(4, "u", scalar=lambda *words: None, cost=110, formula=formula)
+    return Elementwise(
+        4, "u", scalar=lambda *words: None, cost=110,
+        formula=lambda *given: threefry.words(*given)[number],
+    )  # fmt: skip
 
 
 def _rounding(scalar: Callable[[float], int], numpy: str, llvm: str, opencl: str) -> Elementwise:
@@ -323,8 +326,8 @@ class Op(Enum):
     )
 
     # elementwise, four sources: random words of two of a key and two of a counter, all uint32
-    THREEFRY_LOW = "threefry_low", _words_of_a_hash(threefry.low)
-    THREEFRY_HIGH = "threefry_high", _words_of_a_hash(threefry.high)
+    THREEFRY_LOW = "threefry_low", _word_of_a_hash(0)
+    THREEFRY_HIGH = "threefry_high", _word_of_a_hash(1)
 
     # reductions over arg = axes; the reduced dimensions stay as 1
     SUM = "sum"

@@ -21,31 +21,18 @@ from minigrad.graph import build
 from minigrad.graph.buckets import BUCKET, in_buckets
 from minigrad.graph.conversions import Converter, Sent
 from minigrad.graph.node import Node, Op, Shape, make, topological
-from minigrad.graph.operations import ELEMENTWISE
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT
 from minigrad.graph.partition_rules import MADE_ANYWHERE, Choice, rule_of
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
-from minigrad.graph.sharding import (
-    NONE,
-    Digits,
-    Dims,
-    Layout,
-    Sizes,
-    axes_of,
-    joined,
-    local_shape,
-    whole,
-)
+from minigrad.graph.sharding import NONE, Digits, Dims, Layout, axes_of, joined, local_shape, whole
 from minigrad.settings import flag, say
 
-LEAVES = frozenset({Op.BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
+LEAVES = MADE_ANYWHERE | {Op.BUFFER}
 # What a conversion is pulled through: it may be smaller before.
 PULLED = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.MARK})
 HANDED_ON = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.CAST})  # from who stores a value
-CHEAP = ELEMENTWISE | MADE_ANYWHERE | {
-    Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW, Op.MARK, Op.GATHER,
-    Op.CONTIGUOUS,
-}  # fmt: skip
+CHEAP = ELEMENTWISE | MADE_ANYWHERE | MOVEMENT | {Op.MARK, Op.GATHER, Op.CONTIGUOUS}
 
 
 @dataclass(frozen=True)
@@ -67,10 +54,10 @@ class Plan:
     """
 
     def __init__(
-        self, roots: Sequence[Node], sizes: Sizes, layout_of: Callable[[Any], Layout | None],
+        self, roots: Sequence[Node], layout_of: Callable[[Any], Layout | None],
         wanted: Sequence[Layout | None],
     ) -> None:  # fmt: skip
-        self.roots, self.sizes, self.wanted = roots, sizes, wanted
+        self.roots, self.wanted = roots, wanted
         self.order = topological(roots)
         self.leaves = leaves = {
             node: layout_of(node.arg) or whole(node.ndim)
@@ -228,7 +215,7 @@ class Emitter(Converter):
     """Makes the local nodes of one device; `value` gives a node in a layout."""
 
     def __init__(self, plan: Plan, mesh: str, device: str) -> None:
-        super().__init__(plan.sizes, mesh, device)
+        super().__init__(mesh, device)
         self.plan = plan
         self.made: dict[Request, Node] = {}
         self._times: dict[Wanted, list[int]] = {}  # depths of the readers for which it was gathered
@@ -345,19 +332,19 @@ class Emitter(Converter):
 def partition(plan: Plan, mesh: str, device: str) -> Partitioned:
     """The graph of one device. MINIGRAD_DEBUG=3 prints what is exchanged."""
     emitter = Emitter(plan, mesh, device)
-    roots, layouts = [], []
-    for root, wanted in zip(plan.roots, plan.wanted, strict=True):
-        layout = wanted or Layout(plan.kept[root].dims)
+    pairs = zip(plan.roots, plan.wanted, strict=True)
+    layouts = tuple(wanted or Layout(plan.kept[root].dims) for root, wanted in pairs)
+    roots = []
+    for root, layout in zip(plan.roots, layouts, strict=True):
         value = emitter.value(root, layout)
         if value.op is Op.BUFFER:
             value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
         roots.append(value)
-        layouts.append(layout)
     new, sent = in_buckets(roots, emitter.sent)
     if flag("DEBUG") >= 3:
         for number, one in enumerate(sent):
             say(f"exchange {number} on {device}: {one}")
-    return Partitioned(tuple(new), tuple(layouts), tuple(sent))
+    return Partitioned(tuple(new), layouts, tuple(sent))
 
 
 def without_barriers(roots: Sequence[Node]) -> list[Node]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
+from minigrad.graph.axes import spread
 from minigrad.graph.conversions import Converter
 from minigrad.graph.node import Node, Op, make
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS
@@ -87,46 +88,6 @@ class Leaf(Rule):
         return emit.convert(here, node.shape, whole(node.ndim), Layout(dims))
 
 
-class Elementwise(Rule):
-    """The heaviest operand's digits, and those of the others that go with them."""
-
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """A sum may stay partial where the operation is linear in it."""
-        parts = [(source, one.dims) for source, one in zip(node.src, given, strict=True)]
-        dims = plan.join(node.shape, parts)
-        sums = [one.partial - axes_of(dims) for one in given]
-        left, needs = self.linear(node, sums)
-        return Choice(Layout(dims, left), tuple(needs))
-
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The same digits."""
-        return [dims] * len(node.src)
-
-    def linear(
-        self, node: Node, sums: list[frozenset[str]]
-    ) -> tuple[frozenset[str], list[frozenset[str]]]:
-        """Over which axes the result is a partial sum, and which of its operands' it uses."""
-        op, kind = node.op, node.dtype.kind
-        nothing = (NONE, [NONE] * len(sums))
-        if kind == "b" or not any(sums):
-            return nothing
-        if op is Op.NEG or (op is Op.CAST and kind == "f" == node.src[0].dtype.kind):
-            return sums[0], sums
-        if op in (Op.ADD, Op.SUB):  # a whole is a sum, too, of which one device has all
-            both = sums[0] | sums[1]
-            return both, [both, both]
-        if op is Op.MUL:
-            left, right = sums[0] - sums[1], sums[1] - sums[0]
-            return left | right, [left, right]
-        if op is Op.DIV:
-            return sums[0] - sums[1], [sums[0] - sums[1], NONE]
-        if op is Op.WHERE:
-            zero = [node.src[place].known() == 0 for place in (1, 2)]
-            both = sums[2] if zero[0] else sums[1] if zero[1] else sums[1] & sums[2]
-            return both, [NONE, *(NONE if is_zero else both for is_zero in zero)]
-        return nothing
-
-
 class Identity(Rule):
     """CONTIGUOUS, and the base of what moves elements: digits that survive, sums as they are."""
 
@@ -141,12 +102,47 @@ class Identity(Rule):
 
     def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
         """The same digits."""
-        return [dims]
+        return [dims] * len(node.src)
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The same operation, to the local shape."""
         is_shaped = node.op in build.SHAPED
         return build.rebuild(node, src, local_shape(node.shape, dims) if is_shaped else None)
+
+
+class Elementwise(Identity):
+    """The heaviest operand's digits, and those of the others that go with them."""
+
+    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
+        """A sum may stay partial where the operation is linear in it."""
+        parts = [(source, one.dims) for source, one in zip(node.src, given, strict=True)]
+        dims = plan.join(node.shape, parts)
+        sums = [one.partial - axes_of(dims) for one in given]
+        left, needs = _linear(node, sums)
+        return Choice(Layout(dims, left), tuple(needs))
+
+
+def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], list[frozenset[str]]]:
+    """Over which axes the result is a partial sum, and which of its operands' it uses."""
+    op, kind = node.op, node.dtype.kind
+    nothing = (NONE, [NONE] * len(sums))
+    if kind == "b" or not any(sums):
+        return nothing
+    if op is Op.NEG or (op is Op.CAST and kind == "f" == node.src[0].dtype.kind):
+        return sums[0], sums
+    if op in (Op.ADD, Op.SUB):  # a whole is a sum, too, of which one device has all
+        both = sums[0] | sums[1]
+        return both, [both, both]
+    if op is Op.MUL:
+        left, right = sums[0] - sums[1], sums[1] - sums[0]
+        return left | right, [left, right]
+    if op is Op.DIV:
+        return sums[0] - sums[1], [sums[0] - sums[1], NONE]
+    if op is Op.WHERE:
+        zero = [node.src[place].known() == 0 for place in (1, 2)]
+        both = sums[2] if zero[0] else sums[1] if zero[1] else sums[1] & sums[2]
+        return both, [NONE, *(NONE if is_zero else both for is_zero in zero)]
+    return nothing
 
 
 class Marked(Identity):
@@ -276,6 +272,31 @@ class Along(Identity):
         return [before] if self.after(node, before) == dims else None
 
 
+def _without_padding(
+    emit: Converter, x: Node, axis: int, extent: Any, digits: Digits, instead: Any
+) -> Node:
+    """x, and `instead` where an index along an axis lies beyond the end."""
+    if not is_padded(extent, digits):
+        return x
+    ramp = build.iota(period(digits), emit.device)
+    own = emit.convert(ramp, ramp.shape, whole(1), Layout((digits,)))
+    return spread(own.less(extent), x.shape, (axis,)).where(x, instead)
+
+def _own_indices(emit: Converter, index: Node, extent: Any, digits: Digits) -> Node:
+    """Indices into a whole axis as indices into this device's part; −1 for another's."""
+    if not digits:
+        return index
+    narrow = index.dtype is dtypes.int32 or index.dtype.itemsize < 4
+    value = build.cast(index, dtypes.int32 if narrow else dtypes.int64)
+    mine = value.less(extent)
+    for axis, stride, ways in digits:
+        found = value.operation("idiv", stride).operation("mod", ways)
+        mine = mine & found.equals(emit.place(axis, value.shape, value.dtype))
+        blocks = value.operation("idiv", stride * ways)
+        value = blocks * stride + value.operation("mod", stride)
+    return mine.where(value, -1)
+
+
 class Reduction(Rule):
     """A sum over a divided dimension is a partial sum; a maximum is exchanged at once."""
 
@@ -296,7 +317,7 @@ class Reduction(Rule):
         (x,) = src
         identity = node.dtype.minimum if node.op is Op.MAX else 0
         for axis in node.arg:
-            x = emit.without_padding(x, axis, node.src[0].shape[axis], inner[axis], identity)
+            x = _without_padding(emit, x, axis, node.src[0].shape[axis], inner[axis], identity)
         x = build.reduce(node.op, x, node.arg)
         if node.op is not Op.MAX or not axes_of(inner):
             return x
@@ -323,7 +344,7 @@ class Gather(Rule):
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """Indices count from where the device's part begins."""
-        index = emit.own_indices(src[1], node.src[0].shape[node.arg], inner[node.arg])
+        index = _own_indices(emit, src[1], node.src[0].shape[node.arg], inner[node.arg])
         return build.gather(src[0], index, node.arg)
 
 
@@ -355,21 +376,20 @@ class Scatter(Rule):
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """Indices count from where the device's part begins; beyond the end nothing is written."""
         (base, index, x), axis = src, node.arg
-        index = emit.own_indices(index, node.shape[axis], dims[axis])
+        index = _own_indices(emit, index, node.shape[axis], dims[axis])
         extent = node.src[1].shape[axis]
         if is_padded(extent, inner[axis]):
             index = index if index.dtype.kind == "i" else build.cast(index, dtypes.int64)
-            index = emit.without_padding(index, axis, extent, inner[axis], -1)
+            index = _without_padding(emit, index, axis, extent, inner[axis], -1)
         return build.scatter(node.op, base, index, x, axis)
 
 
-_ELEMENTWISE, _ALONG, _ALIGNED, _LEAF = Elementwise(), Along(), Aligned(), Leaf()
 RULES: dict[Op, Rule] = {
-    **dict.fromkeys(ELEMENTWISE, _ELEMENTWISE),
+    **dict.fromkeys(ELEMENTWISE, Elementwise()),
     **dict.fromkeys(REDUCTIONS, Reduction()),
-    **dict.fromkeys((*SCANS, Op.SORT, Op.FLIP, Op.WINDOW), _ALONG),
-    **dict.fromkeys((Op.PAD, Op.SHRINK), _ALIGNED),
-    **dict.fromkeys(MADE_ANYWHERE, _LEAF),
+    **dict.fromkeys((*SCANS, Op.SORT, Op.FLIP, Op.WINDOW), Along()),
+    **dict.fromkeys((Op.PAD, Op.SHRINK), Aligned()),
+    **dict.fromkeys(MADE_ANYWHERE, Leaf()),
     **dict.fromkeys(SCATTERS, Scatter()),
     Op.RESHAPE: Reshape(), Op.PERMUTE: Permute(), Op.EXPAND: Expand(), Op.GATHER: Gather(),
     Op.CONTIGUOUS: Identity(), Op.MARK: Marked(), Op.CAT: Cat(),

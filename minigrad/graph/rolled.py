@@ -13,18 +13,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
+from minigrad.graph.axes import row_of
 from minigrad.graph.batched import stand_in
-from minigrad.graph.copies import (
-    LEAVES,
-    MANY,
-    SINGLE,
-    computed,
-    nbytes,
-    parts,
-    rows_of,
-    together,
-    unstacked,
-)
+from minigrad.graph.copies import LEAVES, MANY, SINGLE, computed, nbytes, parts, rows_of, together
 from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rewrite import replaced
@@ -173,8 +164,7 @@ class _Chain:
         looped = Looped(step, list(self.carried.values()), list(self.elements.values()), count)
         found: dict[Node, Node] = {}
         for place, whole in zip(wanted, looped.outs, strict=True):
-            rows = unstacked(whole)
-            found |= {self.at[number][place]: rows[number] for number in wanted[place]}
+            found |= {self.at[number][place]: row_of(whole, number) for number in wanted[place]}
         for place, last in zip(self.carried, looped.last, strict=True):
             found.setdefault(self.at[-1][place], last)
         return found
@@ -209,9 +199,8 @@ class _Chain:
                 raise _Unlike
             return
         first, like = sources[0], sources[1]
-        if whence[0] is not None or (first.shape, first.dtype) != (like.shape, like.dtype):
-            raise _Unlike
-        if self.carried.setdefault(place, first) is not first:
+        alike = whence[0] is None and (first.shape, first.dtype) == (like.shape, like.dtype)
+        if not alike or self.carried.setdefault(place, first) is not first:
             raise _Unlike
 
     def _take(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:

@@ -56,11 +56,6 @@ class Layout:
     stored: frozenset[str] = NONE
 
     @property
-    def axes(self) -> frozenset[str]:
-        """The axes that divide a dimension."""
-        return axes_of(self.dims)
-
-    @property
     def is_whole(self) -> bool:
         """Whether every device has all of it."""
         return not self.partial and not any(self.dims)
@@ -212,11 +207,6 @@ def mark_gradient(node: Node, g: Node) -> Node:
 meshes: dict[str, Sizes] = {}
 
 
-def layouts_of(memories: Sequence[object]) -> tuple[Layout | None, ...]:
-    """Those of a mesh's buffers; None for one that every device has as a whole."""
-    return tuple(memory.memory.layout for memory in memories)  # type: ignore[attr-defined]
-
-
 class P(tuple[object, ...]):
     """Which mesh axes divide which dimension: P("dp", None), P(("dp", "tp")), P(Blocks("tp", 3)).
 
@@ -241,8 +231,7 @@ class P(tuple[object, ...]):
         found: list[Digits] = []
         used: set[str] = set()
         for extent, entry in zip(shape, (*self, *(None,) * (len(shape) - len(self))), strict=True):
-            count = entry.blocks if isinstance(entry, Blocks) else 1
-            names = entry.axes if isinstance(entry, Blocks) else entry
+            names, count = entry if isinstance(entry, Blocks) else (entry, 1)
             axes = () if names is None else (names,) if isinstance(names, str) else names
             assert isinstance(axes, tuple) or axes == ()
             for axis in axes:

@@ -15,7 +15,6 @@ from typing import Any
 
 from minigrad.dtype import DType, convert
 from minigrad.graph import build
-from minigrad.graph.axes import part_along
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node
 from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
@@ -56,9 +55,8 @@ def _is(node: Node, value: int | float) -> bool:
 @on(*(op for op in Op if op.facts.scalar))
 def fold_constants(node: Node) -> Node | None:
     """2 + 3 → 5, in the result's dtype."""
-    for source in node.src:
-        if source.op is not Op.CONST:
-            return None
+    if any(source.op is not Op.CONST for source in node.src):
+        return None
     value = node.op.facts.fold([source.arg for source in node.src])
     return None if value is None else node.constant(value)
 
@@ -115,13 +113,6 @@ def subtract_constant(node: Node) -> Node | None:
     return x + -int(y.arg) if node.dtype.is_int and y.op is Op.CONST else None
 
 
-@on(Op.SUB)
-def subtract_negated(node: Node) -> Node | None:
-    """x − −y → x + y."""
-    x, y = node.src
-    return x + y.src[0] if y.op is Op.NEG else None
-
-
 @on(Op.MUL, Op.XOR)
 def invert(node: Node) -> Node | None:
     """x · −1 → −x, but for bools; x ^ −1 → ~x."""
@@ -141,17 +132,6 @@ def join_constants(node: Node) -> Node | None:
         return None
     both = node.op.facts.fold([inner.src[1].arg, outer.arg])
     return None if both is None else elementwise(node.op, inner.src[0], outer.constant(both))
-
-
-@on(Op.MUL, Op.DIV)
-def signs_outside(node: Node) -> Node | None:
-    """−x · −y → x · y, −x · c → x · −c; the same for quotients."""
-    x, y = node.src
-    if x.op is Op.NEG and y.op is Op.NEG:
-        return elementwise(node.op, x.src[0], y.src[0])
-    if x.op is Op.NEG and y.op is Op.CONST:
-        return elementwise(node.op, x.src[0], y.constant(-y.arg))
-    return None
 
 
 @on(Op.DIV)
@@ -383,19 +363,6 @@ def shrink_of_expand(node: Node) -> Node | None:
         for pair, extent, long in zip(node.arg, x.shape, inner.shape, strict=True)
     ]
     return build.expand(build.shrink(x, ranges), node.shape)
-
-
-@on(Op.GATHER)
-def gather_constant(node: Node) -> Node | None:
-    """One known index for all is a part of x, repeated; out of range it is 0."""
-    x, index = node.src
-    extent = x.shape[node.arg]
-    if index.op is not Op.CONST or isinstance(extent, Affine):
-        return None
-    place = int(index.arg)
-    if not 0 <= place < extent:
-        return node.constant(0)
-    return build.expand(part_along(x, node.arg, place, place + 1), node.shape)
 
 
 @on(*SCATTERS)

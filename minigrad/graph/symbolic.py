@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
-from typing import Any, overload
+from typing import Any, TypeVar
 
 from minigrad.graph.interned import Interned
 
@@ -45,15 +45,9 @@ class Atom:
     _text: str
 
     def __new__(
-        cls,
-        kind: str,
-        name: str,
-        low: int,
-        high: int,
-        inner: Affine | None = None,
-        divisor: int = 0,
-        payload: Any = None,
-    ) -> Atom:
+        cls, kind: str, name: str, low: int, high: int, inner: Affine | None = None,
+        divisor: int = 0, payload: Any = None,
+    ) -> Atom:  # fmt: skip
         """The atom of these parts, made if there is none."""
         key = (kind, name, low, high, inner, divisor, payload, type(payload))  # True is not 1
         known = _atoms.find(key)
@@ -200,6 +194,7 @@ class Affine:
 
 
 Integer = int | Affine
+Whole = TypeVar("Whole", int, Integer)
 
 
 def var(name: str, low: int, high: int, payload: Any = None) -> Affine:
@@ -217,11 +212,7 @@ def high(x: Integer) -> int:
     return x if isinstance(x, int) else x.high
 
 
-@overload
-def ceildiv(x: int, divisor: int) -> int: ...
-@overload
-def ceildiv(x: Integer, divisor: int) -> Integer: ...
-def ceildiv(x: Integer, divisor: int) -> Integer:
+def ceildiv(x: Whole, divisor: int) -> Whole:
     """x / divisor, rounded up: how many pieces of `divisor` cover x."""
     return (x + divisor - 1) // divisor
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import gcd
 
 from minigrad.errors import ShapeError
@@ -98,13 +99,9 @@ def _split(shape: Shape) -> Shape:
 
 def _places(shape: Shape) -> list[tuple[int, ...]]:
     """Where each dimension is after `_split`: one place or two."""
-    found: list[tuple[int, ...]] = []
-    count = 0
-    for extent in shape:
-        parts = len(_parts(extent))
-        found.append(tuple(range(count, count + parts)))
-        count += parts
-    return found
+    counts = [len(_parts(extent)) for extent in shape]
+    stops = accumulate(counts)
+    return [tuple(range(stop - count, stop)) for count, stop in zip(counts, stops, strict=True)]
 
 
 def _one_place(node: Node, shape: Shape, axis: int) -> int:

@@ -123,8 +123,8 @@ def overlap_add(
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
     split = [_prepare(product, window, wanted[window[0]]) for window in overlapping]
-    if len(product.factors) > 1:
-        product.factors = [_stored(factor) for factor in product.factors]
+    if len(product.factors) > 1:  # read over and over: zeros in memory are cheaper than conditions
+        product.factors = [build.contiguous(f) if f.op is Op.PAD else f for f in product.factors]
     summed = [("j", axis) for axis, *_ in overlapping]
     order: list[Name] = []
     for axis in range(len(shape)):
@@ -302,9 +302,7 @@ def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) 
     return found[0]
 
 
-def _prepare(
-    product: _Product, window: Window, wanted: tuple[Integer, Integer]
-) -> _Split:
+def _prepare(product: _Product, window: Window, wanted: tuple[Integer, Integer]) -> _Split:
     """Split j by the step, and put zeros around x.
 
     The first place that is wanted becomes i = 0, which moves j and w by the same amount.
@@ -368,11 +366,6 @@ def _diagonal(x: Node, axis: int) -> Node:
     assert isinstance(n, int)
     lines = split_axis(pad_along(merge_axes(x, axis), axis, 0, n), axis, n, n + 1)
     return row_of(lines, 0, axis + 1)
-
-
-def _stored(factor: Node) -> Node:
-    """Padded factors are read over and over: zeros in memory are cheaper than conditions."""
-    return build.contiguous(factor) if factor.op is Op.PAD else factor
 
 
 def _fitted(x: Node, shape: Shape) -> Node:

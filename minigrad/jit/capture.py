@@ -101,9 +101,7 @@ class HostWatch:
             )
 
 
-def leaves(
-    name: str, calls: Sequence[Call], known: set[Buffer]
-) -> Collection[Sequence[Holder]]:
+def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[Sequence[Holder]]:
     """The tensors that calls read besides `known` memory, together those that stand for one BUFFER.
 
     JitError where there is none for something any longer. The step has then put another tensor in

@@ -59,15 +59,7 @@ from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, realization, views
 from minigrad.tensor.live_tensors import all_holders, capturing, of_this_thread
-from minigrad.tensor.pytree import (
-    Signature,
-    flatten,
-    objects,
-    rebuild,
-    show,
-    signature,
-    template,
-)
+from minigrad.tensor.pytree import Signature, flatten, objects, rebuild, show, signature, template
 
 MOST_OTHERS = 16  # sets of extents that a step keeps captures for, besides the first
 

@@ -22,18 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import Node, form_of
+from minigrad.graph.node import form_of
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, saved_graphs, turns
-from minigrad.tensor.live_tensors import (
-    Link,
-    by_node,
-    clock,
-    enter_alone,
-    lazy_links,
-    shared,
-    stay_alone,
-)
+from minigrad.tensor import Tensor, live_tensors, saved_graphs, turns
 from minigrad.tensor.pytree import TENSOR, rebuild
 
 if TYPE_CHECKING:
@@ -120,9 +111,9 @@ def straight(capture: Capture) -> Serve | None:
     if not _is_plain(capture):
         return None
     names: dict[str, Any] = {
-        "lock": capture.lock, "general": capture.run, "lazy": lazy_links, "clock": clock,
-        "capture": capture, "shared": shared, "owners": capture.owners,
-        "spoiled": spoiled, "undecided": undecided,
+        "lock": capture.lock, "general": capture.run, "capture": capture, "owners": capture.owners,
+        "lazy": live_tensors.lazy_links, "clock": live_tensors.clock,
+        "shared": live_tensors.shared, "spoiled": spoiled, "undecided": undecided,
         "differs": capture.outside.differs,
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
@@ -132,8 +123,9 @@ def straight(capture: Capture) -> Serve | None:
         "tell": turns.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
         "written": capture.written, "gradients": [(of, g) for of, g, _ in capture.gradients],
-        "new": object.__new__, "Tensor": Tensor, "Link": Link, "by_node": by_node,
-        "enter_alone": enter_alone, "rebuild": rebuild, "template": capture.result,
+        "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
+        "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
+        "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
     text = [_HEAD]
     filed = []
@@ -142,7 +134,8 @@ def straight(capture: Capture) -> Serve | None:
         kept = output.nbytes <= KEPT_BYTES
         text.append((_KEPT if kept else _FRESH).format(n=number))
         for which in ("first", "second") if kept else ():
-            names[f"{which}{number}"] = _kept_node(capture, number)
+            names[f"{which}{number}"] = node = capture.fresh(output)
+            live_tensors.stay_alone(node)
         filed.append(_TENSOR.format(n=number, stopped=output.stopped))
         filed.append((_FILE_KEPT if kept else _FILE_FRESH).format(n=number, device=output.device))
     inputs = range(len(capture.inputs))
@@ -185,20 +178,10 @@ def _is_plain(capture: Capture) -> bool:
         and len(set(places)) == len(places)
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
         and all(had for _, _, had in capture.gradients)
-        and not _fails_late(capture)
-    )
-
-
-def _fails_late(capture: Capture) -> bool:
-    """Whether results are given before it is known whether an index was out of range."""
-    devices = {output.device for output in capture.outputs}
-    return isinstance(capture.replay, CheckedReplay) and any(Device[d].fails_late for d in devices)
-
-
-def _kept_node(capture: Capture, number: int) -> Node:
-    node = capture.fresh(capture.outputs[number])
-    stay_alone(node)
-    return node
+        # nor are results given before it is known whether an index was out of range
+        and not (isinstance(capture.replay, CheckedReplay)
+                 and any(Device[output.device].fails_late for output in capture.outputs))
+    )  # fmt: skip
 
 
 def _result(capture: Capture) -> str:

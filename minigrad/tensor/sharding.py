@@ -129,8 +129,7 @@ class Sharding(Methods):
 
 def layout_of(node: Node) -> Layout | None:
     """Where a node on a mesh is, or will be; None on a single device."""
-    sizes = meshes.get(node.device)
-    if sizes is None:
+    if node.device not in meshes:
         return None
     if node.op is Op.BUFFER:
         found: Layout | None = node.arg.memory.layout
@@ -140,4 +139,4 @@ def layout_of(node: Node) -> Layout | None:
         return getattr(buffer.memory, "layout", None)
 
     (root,) = without_barriers([node])
-    return Plan([root], sizes, known, [None]).choices[root].made
+    return Plan([root], known, [None]).choices[root].made

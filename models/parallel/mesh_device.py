@@ -294,7 +294,7 @@ class MeshRuntime:
             for root, slot in zip(graph.roots, graph.outputs, strict=True)
         ]
         roots = without_barriers(graph.roots)
-        plan = Plan(roots, self.mesh.sizes, lambda slot: graph.layouts[slot], wanted)
+        plan = Plan(roots, lambda slot: graph.layouts[slot], wanted)
         names = tuple(sorted({*graph.variables, *self.local[0].places}))
 
         def of(one: MeshDevice) -> tuple[Partitioned, Graph]:

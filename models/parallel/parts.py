@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from minigrad import Device, Tensor
 from minigrad.graph.shapes import numel
-from minigrad.graph.sharding import Layout, local_shape, whole
+from minigrad.graph.sharding import Layout, axes_of, local_shape, whole
 from minigrad.models import checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
@@ -90,7 +90,7 @@ def _entry(tensor: Tensor, name: str) -> Entry | None:
         return None
     runtime: Any = Device[mesh.name]  # a MeshRuntime
     places, layout = mesh.places(runtime.local[0].number), _layout(tensor)
-    if any(place for axis, place in places.items() if axis not in layout.axes):
+    if any(place for axis, place in places.items() if axis not in axes_of(layout.dims)):
         return None
     digits = [[[ways, stride, places[axis]] for axis, stride, ways in dim]
               for dim in layout.dims]  # fmt: skip

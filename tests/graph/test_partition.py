@@ -12,10 +12,20 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.partition import Partitioned, Plan, partition
-from minigrad.graph.sharding import Digit, Dims, Layout, are_valid, local_shape, mark, reshaped
+from minigrad.graph.sharding import (
+    Digit,
+    Dims,
+    Layout,
+    are_valid,
+    local_shape,
+    mark,
+    meshes,
+    reshaped,
+)
 
 SIZES = {"a": 2, "b": 4}
 MESH = "a mesh"
+meshes[MESH] = SIZES
 A, B = Digit("a", 4, 2), Digit("b", 2, 4)  # of a dimension of 8
 
 
@@ -37,7 +47,7 @@ def divided(
     root: Node, layouts: dict[int, Layout], wanted: Layout | None = None
 ) -> Partitioned:
     """The graph of one device."""
-    return partition(Plan([root], SIZES, layouts.get, [wanted]), MESH, MESH + ":0")
+    return partition(Plan([root], layouts.get, [wanted]), MESH, MESH + ":0")
 
 
 def kinds(found: Partitioned) -> list[str]:

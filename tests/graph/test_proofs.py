@@ -294,12 +294,7 @@ def _cases() -> list[tuple[str, Node]]:
         case(s.undo, _neg(_neg(x)))
         case(s.add_negated, _add(x, _neg(y)))
         case(s.add_negated, _add(_neg(x), y))
-        case(s.subtract_negated, _sub(x, _neg(y)))
-        case(s.signs_outside, _mul(_neg(x), _neg(y)))
-        case(s.signs_outside, _mul(_neg(x), _c(3, dtype)))
     x, y = _leaf(0, F16), _leaf(1, F16)
-    case(s.signs_outside, _div(_neg(x), _neg(y)))
-    case(s.signs_outside, _div(_neg(x), _c(3, F16)))
     for power in (1.0, 4.0, -0.5, 2.0**12, 2.0**-14):
         case(s.divide_by_power_of_two, _div(x, _c(power, F16)))
     for dtype in INTEGERS:

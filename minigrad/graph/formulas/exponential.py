@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf, nan
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.numeric import Numeric, apart, horner, with_sign
+from minigrad.graph.numeric import Numeric, horner
 
 Coefficients = tuple[float, ...]
 
@@ -15,14 +15,13 @@ Coefficients = tuple[float, ...]
 class Format:
     """A binary floating-point format and the polynomials that suffice for it.
 
-    `shift` is 1.5·2^mantissa: adding it to a number leaves the number, rounded to an integer, in
-    the lowest bits of the sum.
+    `shift` is 1.5·2^mantissa + the exponent's bias: adding it to a number leaves the number,
+    rounded to an integer, plus the bias in the lowest bits of the sum.
     """
 
     signed: DType
     unsigned: DType
     mantissa: int
-    bias: int
     shift: float
     smallest: float  # smallest normal number
     root_half: int  # the bits of √½
@@ -37,7 +36,7 @@ class Format:
 
 
 SINGLE = Format(
-    dtypes.int32, dtypes.uint32, 23, 127, 1.5 * 2.0**23, 2.0**-126, 0x3F3504F3,
+    dtypes.int32, dtypes.uint32, 23, 1.5 * 2.0**23 + 127, 2.0**-126, 0x3F3504F3,
     (-176.0625, 89.0), (-254.0, 129.0), 0.7213475108146667,
     (0.693145751953125, 1.428606765330187e-06),
     (1.0, 0.5000003576278687, 0.166666179895401, 0.041661228984594345, 0.008335930295288563,
@@ -46,7 +45,7 @@ SINGLE = Format(
      0.0013341717422008514, 0.00015645298117306083, 1.4917232874722686e-05),
 )  # fmt: skip
 DOUBLE = Format(
-    dtypes.int64, dtypes.uint64, 52, 1023, 1.5 * 2.0**52, 2.0**-1022, 0x3FE6A09E667F3BCD,
+    dtypes.int64, dtypes.uint64, 52, 1.5 * 2.0**52 + 1023, 2.0**-1022, 0x3FE6A09E667F3BCD,
     (-1418.203125, 710.0), (-2046.0, 1025.0), 0.7213475204444817,
     (0.6931471805598903, 5.497923018708371e-14),
     (0.9999999999999999, 0.4999999999999992, 0.16666666666667274, 0.041666666666703656,
@@ -79,8 +78,8 @@ def exp(x: Numeric) -> Numeric:
     """e^x = 4ⁿ·e^r with n = round(x / ln 4), |r| ≤ ln 2."""
     f = format_of(x)
     x = x.at_least(f.exp_range[0]).at_most(f.exp_range[1])
-    shifted = x * f.half_log2e + (f.shift + f.bias)
-    n = shifted - (f.shift + f.bias)
+    shifted = x * f.half_log2e + f.shift
+    n = shifted - f.shift
     r = x - n * (2.0 * f.ln2[0]) - n * (2.0 * f.ln2[1])
     return scaled_twice(r * horner(r, f.exp), shifted)
 
@@ -89,8 +88,8 @@ def exp2(x: Numeric) -> Numeric:
     """2^x = 4ⁿ·2^r with n = round(x / 2), |r| ≤ 1."""
     f = format_of(x)
     x = x.at_least(f.exp2_range[0]).at_most(f.exp2_range[1])
-    shifted = x * 0.5 + (f.shift + f.bias)
-    r = x - (shifted - (f.shift + f.bias)) * 2.0
+    shifted = x * 0.5 + f.shift
+    r = x - (shifted - f.shift) * 2.0
     return scaled_twice(r * horner(r, f.exp2), shifted)
 
 
@@ -191,22 +190,22 @@ _EXPM1_DOUBLE = (
 
 def _exp2_short(x: Numeric) -> tuple[Numeric, Numeric]:
     """(p, s) with 2^x = p·s to about 2^-23 where the result is a normal float32."""
-    shifted = x + (SINGLE.shift + SINGLE.bias)
-    r = x - (shifted - (SINGLE.shift + SINGLE.bias))
+    shifted = x + SINGLE.shift
+    r = x - (shifted - SINGLE.shift)
     scale = (shifted.bits_as(dtypes.uint32) << SINGLE.mantissa).bits_as(x.dtype)
     return r * horner(r, _EXP2_SHORT) + 1.0, scale
 
 
 def tanh(x: Numeric) -> Numeric:
     """The hyperbolic tangent: 1 − 2/(e^2|x| + 1), and a polynomial where that would cancel."""
-    size, sign = apart(x)
+    size, sign = x.split_sign()
     if x.dtype is dtypes.float64:
-        return with_sign(_tanh_double(size), sign)
+        return _tanh_double(size).with_sign(sign)
     power, scale = _exp2_short(size.at_most(10.0) * 2.885390043258667)
     large = 1.0 - 2.0 / (power * scale + 1.0)
     z = size * size
     small = size * (z * horner(z, _TANH_SMALL)) + size
-    return with_sign(size.less(0.7).where(small, large), sign)
+    return size.less(0.7).where(small, large).with_sign(sign)
 
 
 def tanh_plus_one(x: Numeric) -> Numeric:
@@ -222,8 +221,8 @@ def _tanh_double(x: Numeric) -> Numeric:
     """tanh x for x ≥ 0 as u/(u + 2) with u = e^2x − 1."""
     f = DOUBLE
     x = x.at_most(20.0)  # where it is 1
-    shifted = x * (4 * f.half_log2e) + (f.shift + f.bias)
-    n = shifted - (f.shift + f.bias)
+    shifted = x * (4 * f.half_log2e) + f.shift
+    n = shifted - f.shift
     r = x * 2.0 - n * f.ln2[0] - n * f.ln2[1]
     scale = (shifted.bits_as(f.unsigned) << f.mantissa).bits_as(x.dtype)
     u = (r * r * horner(r, _EXPM1_DOUBLE) + r) * scale + (scale - 1.0)
@@ -258,14 +257,14 @@ _ERFC_Q = (
 
 def erf(x: Numeric) -> Numeric:
     """The error function."""
-    size, sign = apart(x)
+    size, sign = x.split_sign()
     if x.dtype is dtypes.float64:
         bounded = size.at_most(6.0)
         rational = horner(bounded, _ERFC_P) / horner(bounded, _ERFC_Q)
         large = 1.0 - exp(-(bounded * bounded)) * rational
         small = size * horner(size * size, _ERF_SMALL_DOUBLE)
-        return with_sign(size.less(1.0).where(small, large), sign)
+        return size.less(1.0).where(small, large).with_sign(sign)
     power, scale = _exp2_short(horner(size.at_most(4.0), _ERF_LARGE))
     large = 1.0 - power * scale
     small = size * horner(size * size, _ERF_SMALL) + size
-    return with_sign(size.less(0.8).where(small, large), sign)
+    return size.less(0.8).where(small, large).with_sign(sign)

@@ -6,15 +6,7 @@ from math import inf, nan
 
 from minigrad.dtype import dtypes
 from minigrad.graph.formulas.exponential import DOUBLE, SINGLE, scaled_twice, split
-from minigrad.graph.numeric import (
-    Numeric,
-    apart,
-    exact_product,
-    exact_sum,
-    exact_sum_ordered,
-    horner,
-    with_sign,
-)
+from minigrad.graph.numeric import Numeric, exact_product, exact_sum, exact_sum_ordered, horner
 
 # log₂(1 + f) = f·P(f) with relative error 2^-36, 1 + f from √½ to √2.
 _LOG2 = (
@@ -52,7 +44,7 @@ def _magnitude_single(size: Numeric, y: Numeric) -> Numeric:
     shift = 1.5 * 2.0**52
     n = exponent * 0.5 + shift - shift
     r = (exponent - n * 2.0).cast(dtypes.float32)
-    shifted = n.cast(dtypes.float32) + (SINGLE.shift + SINGLE.bias)
+    shifted = n.cast(dtypes.float32) + SINGLE.shift
     return scaled_twice(r * horner(r, SINGLE.exp2), shifted)
 
 
@@ -92,8 +84,8 @@ def _magnitude_double(size: Numeric, y: Numeric) -> Numeric:
     error = error + low * y
     exponent = product.at_least(DOUBLE.exp2_range[0]).at_most(DOUBLE.exp2_range[1])
     error = exponent.equals(product).where(error, 0.0)  # where clamped, it may be anything
-    shifted = exponent * 0.5 + (DOUBLE.shift + DOUBLE.bias)
-    r = exponent - (shifted - (DOUBLE.shift + DOUBLE.bias)) * 2.0 + error
+    shifted = exponent * 0.5 + DOUBLE.shift
+    r = exponent - (shifted - DOUBLE.shift) * 2.0 + error
     return scaled_twice(r * horner(r, DOUBLE.exp2), shifted)
 
 
@@ -103,12 +95,12 @@ def power(x: Numeric, y: Numeric) -> Numeric:
     The sign of a zero or an infinity survives odd powers.
     """
     single = x.dtype is dtypes.float32
-    size, sign = apart(x)
+    size, sign = x.split_sign()
     magnitude = _magnitude_single(size, y) if single else _magnitude_double(size, y)
     half = y * 0.5
     whole = y.operation("trunc").equals(y)
     odd = whole & half.operation("floor").differs(half)
-    signed = with_sign(magnitude, odd.where(sign, 0))
+    signed = magnitude.with_sign(odd.where(sign, 0))
     undefined = x.less(0.0) & x.more(-inf) & ~whole
     result = undefined.where(nan, signed)
     return (x.equals(1.0) | y.equals(0.0)).where(1.0, result)

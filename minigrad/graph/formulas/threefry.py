@@ -23,13 +23,3 @@ def words(first: Any, second: Any, low: Any, high: Any) -> tuple[Any, Any]:
         x = x + keys[(group + 1) % 3]
         y = y + keys[(group + 2) % 3] + (group + 1)
     return x, y
-
-
-def low(*key_and_counter: Any) -> Any:
-    """The first of both."""
-    return words(*key_and_counter)[0]
-
-
-def high(*key_and_counter: Any) -> Any:
-    """The second."""
-    return words(*key_and_counter)[1]

@@ -14,15 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from minigrad.dtype import dtypes
-from minigrad.graph.numeric import (
-    Numeric,
-    apart,
-    exact_product,
-    exact_sum,
-    exact_sum_ordered,
-    horner,
-    with_sign,
-)
+from minigrad.graph.numeric import Numeric, exact_product, exact_sum, exact_sum_ordered, horner
 
 # 2/π = 0.a2f9…, 1280 bits.
 _TWO_OVER_PI = Fraction(
@@ -64,7 +56,7 @@ _LAST_BAND = _window(79)
 
 def _quarter_turns(x: Numeric) -> tuple[Numeric, Numeric]:
     """(n, r) with x = (n + 4k)·π/2 + r, |r| ≤ 1.03·π/4: an int32 and a float32, of a float32."""
-    size, _ = apart(x)
+    size, _ = x.split_sign()
     parts = [x.constant(c, dtypes.float64) for c in _LAST_BAND]
     for limit, window in reversed(_BANDS):
         within = size.less(limit)
@@ -88,7 +80,7 @@ def _on_circle(
     n = n + quarter if quarter else n
     value = (n & 1).equals(0).where(along, across)
     result = (value.bits_as(n.dtype) ^ ((n & 2) << (n.dtype.bits - 2))).bits_as(x.dtype)
-    return result if quarter else apart(x)[0].less(least).where(x, result)
+    return result if quarter else x.split_sign()[0].less(least).where(x, result)
 
 
 def _circle(x: Numeric, quarter: int) -> Numeric:
@@ -240,7 +232,7 @@ def _format(x: Numeric) -> _Inverses:
 def atan(x: Numeric) -> Numeric:
     """atan x: of |x| above tan(3π/8) by −1/x, above tan(π/8) by (x − 1)/(x + 1)."""
     f = _format(x)
-    size, sign = apart(x)
+    size, sign = x.split_sign()
     large, middle = size.more(_TAN_THREE_EIGHTHS), size.more(_TAN_EIGHTH)
     top = large.where(-1.0, middle.where(size - 1.0, size))
     bottom = large.where(size, middle.where(size + 1.0, 1.0))
@@ -249,7 +241,7 @@ def atan(x: Numeric) -> Numeric:
     base, rest = (
         large.where(part, middle.where(x.constant(part / 2), 0.0)) for part in f.half_pi
     )
-    return with_sign(base + (r + (r * (z * horner(z, f.atan)) + rest)), sign)
+    return (base + (r + (r * (z * horner(z, f.atan)) + rest))).with_sign(sign)
 
 
 def _root(size: Numeric) -> tuple[Numeric, Numeric]:
@@ -264,18 +256,18 @@ def _root(size: Numeric) -> tuple[Numeric, Numeric]:
 def asin(x: Numeric) -> Numeric:
     """asin x; above ½ it is π/2 − 2·asin √((1 − x)/2). NaN outside −1 … 1."""
     f = _format(x)
-    size, sign = apart(x)
+    size, sign = x.split_sign()
     z = size * size
     near = size + size * (z * horner(z, f.asin))
     s, more = _root(size)
     far = (-(s + s) + f.half_pi[0]) - (more * 2.0 - f.half_pi[1])
-    return with_sign(size.less(0.5).where(near, far), sign)
+    return size.less(0.5).where(near, far).with_sign(sign)
 
 
 def acos(x: Numeric) -> Numeric:
     """acos x, by the same two formulas; π − acos(−x) below −½."""
     f = _format(x)
-    size, sign = apart(x)
+    size, sign = x.split_sign()
     negative = sign.differs(0)
     z = x * x
     near = (-(x + (x * (z * horner(z, f.asin)) - f.half_pi[1]))) + f.half_pi[0]
