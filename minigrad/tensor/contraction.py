@@ -193,6 +193,9 @@ class Contraction(Methods):
         wide = accumulator(result_dtype)
         all_half = {self.dtype, key.dtype, value.dtype} == {dtypes.bfloat16}
         half = dtypes.bfloat16 if all_half else None
+        if attn_mask is None and not is_causal and half is None:
+            scores = self.matmul(key.transpose(-1, -2), wide) * factor
+            return scores.softmax(-1).dropout(dropout_p).matmul(value, result_dtype)
         q, keys, values = self.cast(wide), key.cast(wide), value.cast(wide)
         seen, added = self._seen(key, attn_mask, is_causal)
         scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor
