@@ -103,7 +103,7 @@ class Movement(Methods):
         [[1, 2], [3, 4]]
         """
         axis = axis_of("unflatten", dim, self.ndim)
-        parts = _completed((self.shape[axis],), tuple(sizes))
+        parts = _completed((self.shape[axis],), sequence((sizes,)))
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
