@@ -309,7 +309,10 @@ class Arranging(Composed):
         >>> Tensor([1, 2]).pad_to(3).tolist()
         [1, 2, 0]
         """
-        pairs = zip(self.shape, self._for_each("pad_to", sequence(shape)), strict=True)
+        wanted = sequence(shape)
+        if len(wanted) != self.ndim:
+            raise self._too_few("pad_to", wanted)
+        pairs = zip(self.shape, wanted, strict=True)
         return self.pad([None if want is None else (0, want - have) for have, want in pairs])
 
     def shrink_to(self, *shape: Any) -> Self:

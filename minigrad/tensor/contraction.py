@@ -15,6 +15,7 @@ from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.movement import sequence
 from minigrad.tensor.templates import templated
 
 WORTH = 16  # rows and columns of bytes from which it pays to pack them: a register of words
@@ -106,9 +107,7 @@ class Contraction(Methods):
         >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]
         """
-        tensors = list(operands[0]) if len(operands) == 1 and isinstance(
-            operands[0], (list, tuple)
-        ) else list(operands)  # fmt: skip
+        tensors = sequence(operands)
         inputs, output = _parse_einsum(equation, [tensor.ndim for tensor in tensors])
         extents: dict[str, Any] = {}
         aligned = []
@@ -193,6 +192,9 @@ class Contraction(Methods):
         wide = accumulator(result_dtype)
         all_half = {self.dtype, key.dtype, value.dtype} == {dtypes.bfloat16}
         half = dtypes.bfloat16 if all_half else None
+        if attn_mask is None and not is_causal and half is None:
+            scores = self.matmul(key.transpose(-1, -2), wide) * factor
+            return scores.softmax(-1).dropout(dropout_p).matmul(value, result_dtype)
         q, keys, values = self.cast(wide), key.cast(wide), value.cast(wide)
         seen, added = self._seen(key, attn_mask, is_causal)
         scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor

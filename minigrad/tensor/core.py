@@ -281,8 +281,7 @@ class Core(Holder, metaclass=_TensorType):
             if any(raw):
                 self._point(stored(raw * numel(known), node.dtype, known, node.device))
             else:
-                zeros = Zeros(node.device, node.dtype, numel(known))
-                self._point(_buffer_node(zeros, known))
+                self._point(_buffer_node(Zeros(node.device, node.dtype, numel(known)), known))
         else:
             own = (stop(node),)
             self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, own, None, node.device))

@@ -66,10 +66,14 @@ def choices(like: Any, x: Any, y: Any) -> list[Node]:
     if one and other:
         dtype = dtype_of("where", (x, y))
         return [build.const(value, dtype, (), like.raw.device) for value in (x, y)]
-    x, y = x if one else like._operand(x), y if other else like._operand(y)
-    x, y = y._operand(x, "where") if one else x, x._operand(y, "where") if other else y
-    dtype = promote(x.dtype, y.dtype)
-    return [build.cast(value.node, dtype) for value in (x, y)]
+    if one or other:
+        number, array = (x, like._operand(y).node) if one else (y, like._operand(x).node)
+        dtype = scalar_dtype("where", number, array.dtype)
+        pair = [build.const(number, dtype, (), array.device), build.cast(array, dtype)]
+        return pair if one else pair[::-1]
+    nodes = [like._operand(value).node for value in (x, y)]
+    dtype = promote(nodes[0].dtype, nodes[1].dtype)
+    return [build.cast(node, dtype) for node in nodes]
 
 
 def _floor_quotient(x: Node, y: Node) -> Node:
@@ -378,13 +382,12 @@ class Elementwise(Methods):
         [1, 0]
         """
         nodes = [condition("where", self), *choices(self, x, y)]
-        return self._chosen("where", nodes, broadcast_shape("where", *(n.shape for n in nodes)))
+        return self._chosen("where", nodes, broadcast_shape("where", *[n.shape for n in nodes]))
 
     def _chosen(self, name: str, nodes: Sequence[Node], shape: Shape) -> Self:
         same_device(name, nodes)
-        return self._new(
-            build.elementwise(Op.WHERE, *(broadcast_to(node, shape) for node in nodes))
-        )
+        wide = [broadcast_to(node, shape) for node in nodes]
+        return self._new(build.elementwise(Op.WHERE, *wide))
 
     def masked_fill(self, mask: Core, value: Any) -> Self:
         """self with `value` where mask (bool) is true; keeps self's dtype.

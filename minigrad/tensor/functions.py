@@ -183,9 +183,13 @@ class Functions(Methods):
         >>> Tensor([1.5, 2.5]).round().tolist()
         [2.0, 2.0]
         """
-        if decimals and self.dtype.is_float:
+        if not self.dtype.is_float:
+            if decimals < 0:
+                raise DTypeError(f"round({decimals}) of {self.dtype.name}: use .float() first")
+            return self
+        if decimals:
             return (self * 10.0**decimals).round() / 10.0**decimals
-        return self._unary(Op.ROUND) if self.dtype.is_float else self
+        return self._unary(Op.ROUND)
 
     __round__ = round
 

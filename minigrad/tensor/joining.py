@@ -198,8 +198,8 @@ def _groups(pattern: str, side: str) -> Groups:
     """The dimensions of one side: lists of names; a 1 has no name."""
     groups: Groups = []
     for part in re.findall(r"\([^()]*\)|\.\.\.|\w+|\S", side.replace("…", "...")):
-        inside = part[1:-1] if part[1:].endswith(")") else part
-        names = re.findall(r"\.\.\.|\w+|\S", inside)
+        bracketed = part[1:].endswith(")")
+        names = re.findall(r"\.\.\.|\w+|\S", part[1:-1]) if bracketed else [part]
         for name in names:
             if name in "()":
                 raise ShapeError(f"rearrange {pattern!r}: brackets do not match")

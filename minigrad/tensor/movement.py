@@ -103,7 +103,7 @@ class Movement(Methods):
         [[1, 2], [3, 4]]
         """
         axis = axis_of("unflatten", dim, self.ndim)
-        parts = _completed((self.shape[axis],), tuple(sizes))
+        parts = _completed((self.shape[axis],), sequence((sizes,)))
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
@@ -232,19 +232,17 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3]).shrink([(1, 3)]).tolist()
         [2, 3]
         """
-        given = zip(self._for_each("shrink", ranges), self.shape, strict=True)
-        pairs = [(0, extent) if pair is None else pair for pair, extent in given]
+        if len(ranges) != self.ndim:
+            raise self._too_few("shrink", ranges)
+        both = zip(ranges, self.shape, strict=True)
+        pairs = [(0, extent) if pair is None else pair for pair, extent in both]
         check_ints("shrink", **{f"ranges[{d}]": n for d, pair in enumerate(pairs) for n in pair})
         build.shrink(self.raw, pairs)
         return self._view(lambda node: build.shrink(node, pairs))
 
-    def _for_each(self, name: str, given: Sequence[Any]) -> Sequence[Any]:
-        if len(given) != self.ndim:
-            raise ShapeError(
-                f"{name}({', '.join(map(str, given))}) of {self.shape}: expected one, or None, for "
-                "each dimension"
-            )
-        return given
+    def _too_few(self, name: str, given: Sequence[Any]) -> ShapeError:
+        said = f"{name}({', '.join(map(str, given))}) of {self.shape}"
+        return ShapeError(f"{said}: expected one, or None, for each dimension")
 
     def pad(
         self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0

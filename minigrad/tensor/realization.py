@@ -70,6 +70,11 @@ def write(holder: Holder, value: Node) -> None:
         return
     if id(target.arg) in spoiled:
         _lose_readers(target, holder)
+    if value is target:
+        with lock:
+            _waiting.pop(id(target), None)
+            holder._point(target)
+        return
     written = build.assign(target, value)
     with lock:
         _waiting[id(target)] = written

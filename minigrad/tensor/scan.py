@@ -45,10 +45,7 @@ class Scanning(Methods):
         >>> Tensor.scan(lambda c, x: (c + x, c * x), Tensor(0), Tensor([1, 2, 3]))[1].tolist()
         [0, 2, 9]
         """
-        starts: list[Any] = []
-        structure = flatten(init, starts, {})
-        arrays: list[Any] = []
-        flatten(xs, arrays, {})
+        (structure, starts), (_, arrays) = _parts(init), _parts(xs)
         count = _count(arrays, length)
         state = [tensor.node for tensor in starts]
         devices = {tensor.raw.device for tensor in (*starts, *arrays)}
@@ -65,16 +62,14 @@ class Scanning(Methods):
             )  # fmt: skip
         finally:
             modes.describing = False
-        new: list[Any] = []
-        if flatten(after, new, {}) != structure:
+        (found, new), (_, outs) = _parts(after), _parts(out)
+        if found != structure:
             raise ScanError(
                 f"Tensor.scan: the carry is {show_structure(structure)} before a step, and the "
-                f"function returned {show_structure(flatten(after, [], {}))}; expected the same"
+                f"function returned {show_structure(found)}; expected the same"
             )
         for old, tensor in zip(carries, new, strict=True):
             _check_same(old, tensor)
-        outs: list[Any] = []
-        flatten(out, outs, {})
         step = Step(
             tuple(carries), tuple(elements), tuple(tensor.node for tensor in new),
             tuple(tensor.node for tensor in outs),
@@ -84,6 +79,12 @@ class Scanning(Methods):
             rebuild(after, map(cls._of, made.last).__next__),
             rebuild(out, map(cls._of, made.outs).__next__),
         )
+
+
+def _parts(value: Any) -> tuple[Any, list[Any]]:
+    """The structure of a value, and its tensors."""
+    tensors: list[Any] = []
+    return flatten(value, tensors, {}), tensors
 
 
 def _count(arrays: Sequence[Core], length: int | None) -> int:
@@ -145,15 +146,13 @@ def _one_by_one(
     out: Any = None
     for number in range(count - 1, -1, -1) if reverse else range(count):
         carry, out = _called(f, carry, rebuild(xs, (array[number] for array in arrays).__next__))
-        outs.append([])
-        flatten(out, outs[-1], {})
+        outs.append(_parts(out)[1])
     if not count:
         shown = [array._new(given(array.dtype, array.shape[1:], array.raw.device))
                  for array in arrays]  # fmt: skip
         _, out = _called(f, carry, rebuild(xs, iter(shown).__next__))
-        empty: list[Any] = []
-        flatten(out, empty, {})
-        nodes = (build.const(0, e.dtype, (0, *e.shape), e.raw.device) for e in empty)
-        return carry, rebuild(out, (e._new(n) for e, n in zip(empty, nodes, strict=True)).__next__)
+        none = (e._new(build.const(0, e.dtype, (0, *e.shape), e.raw.device))
+                for e in _parts(out)[1])  # fmt: skip
+        return carry, rebuild(out, none.__next__)
     pieces = zip(*(outs[::-1] if reverse else outs), strict=True)
     return carry, rebuild(out, (one[0].stack(*one[1:]) for one in pieces).__next__)

@@ -52,6 +52,7 @@ MISTAKES = {
     "pad_to few": (lambda: A.pad_to(3), ShapeError, "each dimension"),
     "shrink_to many": (lambda: A.shrink_to(1, 1, 1), ShapeError, "each dimension"),
     "take_along_dim few": (lambda: A.take_along_dim(I32[0], 1), ShapeError, "as many dimensions"),
+    "round ints": (lambda: I32.round(-1), DTypeError, "float"),
     "slice step float": (lambda: A[::1.5], TypeError, "1.5"),
     "cat lists": (lambda: Tensor.cat([[1, 2], [3]]), TypeError, "list"),
     "cat": (lambda: A.cat(B), ShapeError, r"\(2, 3\) and \(4, 5\)"),

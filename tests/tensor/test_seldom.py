@@ -78,3 +78,11 @@ def test_numbers_of_bfloat16() -> None:
     ones = Tensor.ones(2, dtype="bfloat16").cat(Tensor.full((1,), -2.5, dtype="bfloat16"))
     assert ones.realize().tolist() == [1.0, 1.0, -2.5]
     assert ones[2].item() == -2.5
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16])
+def test_numbers_beside_arrays_are_weakly_typed(dtype: Any) -> None:
+    """As beside tensors."""
+    mask, array = Tensor([True, False]), np.array([1, 2], dtype)
+    for made, values in ((mask.where(array, 3), [1, 3]), (mask.where(3, array), [3, 2])):
+        assert made.dtype is Tensor(array).dtype and made.tolist() == values
