@@ -129,14 +129,11 @@ def _sharing(loop: Loop, computed: Iterable[expr.Expr], target: Target) -> int:
     most = 1
     for e in computed:
         if e.op is Leaf.LOAD and e.array.size * e.array.dtype.itemsize > target.l2:
-            own = [a for a in _atoms(e.index) if loop.variable in variables(a.index)]
+            terms = e.index.terms if isinstance(e.index, Affine) else ()
+            own = [atom for atom, _ in terms if loop.variable in variables(atom.index)]
             if len(own) == 1 and own[0].kind == "div" and own[0].inner == loop.index:
                 most = max(most, own[0].divisor)
     return most if most <= MOST_SHARING and most * LEAST_CHUNKS <= high(loop.stops[0]) else 1
-
-
-def _atoms(index: Integer) -> list[Atom]:
-    return [atom for atom, _ in index.terms] if isinstance(index, Affine) else []
 
 
 def grain_of(

@@ -128,8 +128,8 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
     ends = [{number: end} for end in (0, number.high)]
     work, vectors = 0, 0.0
     for n, stage in enumerate(plan.stages):
-        row, bounds = plan.block.row, plan.bounds[n]
-        count = high(rows) * sum(_elements(stage, bounds, end, row) for end in ends) // 2
+        axes = [axis for axis in (*stage.axes, *stage.reduced) if axis != plan.block.row]
+        count = high(rows) * sum(_elements(axes, plan.bounds[n], end) for end in ends) // 2
         alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
         work += count * (2 if product else expr.operations(stage.body))
         alone /= 2 if n in plan.in_pairs else 1
@@ -152,13 +152,11 @@ def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
 
 
 def _elements(
-    stage: Stage, bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer], row: Axis
+    axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer]
 ) -> int:
     """Elements that a row of a block has, within the bounds of its loops."""
     count = 1
-    for axis in (*stage.axes, *stage.reduced):
-        if axis == row:  # of a sum over rows
-            continue
+    for axis in axes:
         first, stop = (substitute(x, block) for x in bounds[axis.variable])
         count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
     return count

@@ -133,7 +133,7 @@ def tiled(problem: Problem, target: Target) -> Schedule:
             across = any(coefficient(one.index, n) != 1 for one in problem.stores)
             if across and not target.brief:
                 s.transpose(m, _lanes(problem, target))
-            s.spill(m, LANE, plan.nr, LONG_EPILOGUE, "sums")
+            s.spill(m, LANE, plan.nr, LONG_EPILOGUE)
         s.unroll(m, "u")
         if not overlap:
             s.peel(panel, n)

@@ -83,9 +83,9 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
     if sums is None:
         return None
     stores, sums, results = _prepared(kernel, sums)
-    column = _neighbours(sums, "n")
+    column = _neighbours(sums, sums[0].n)
     axis = column or sums[0].n[-1]
-    along = [] if column else [a for one in sums if (a := _neighbours([one], "k"))]
+    along = [] if column else [a for one in sums if (a := _neighbours([one], one.k))]
     lines = [column] if column else along
     if any(not isinstance(a.extent, int) for a in (axis, *lines)):
         return None
@@ -352,12 +352,12 @@ def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], 
     return substitute_stores(stores, values), changed, list(results.values())
 
 
-def _neighbours(sums: Sequence[Sum], name: str) -> Axis | None:
-    """The axis of n or k along which the elements of every matrix are neighbours in memory."""
-    for axis in reversed(getattr(sums[0], name)):
+def _neighbours(sums: Sequence[Sum], axes: Sequence[Axis]) -> Axis | None:
+    """The one of some axes along which the elements of every matrix are neighbours in memory."""
+    for axis in reversed(axes):
         strides = [
             coefficient(load.index, axis.variable) for one in sums for load in one.of_matrix()
         ]
         if 1 in strides and all(stride in (0, 1) for stride in strides):
-            return axis  # type: ignore[no-any-return]
+            return axis
     return None

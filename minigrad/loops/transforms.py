@@ -334,11 +334,11 @@ class Schedule:
         self._change(x, change, computing=True)
 
     @_step
-    def spill(self, x: Atom, lane: Atom, width: int, least: int, name: str) -> None:
+    def spill(self, x: Atom, lane: Atom, width: int, least: int) -> None:
         """Loops over x that compute much of registers and store it read scratch memory instead.
 
-        That is written before, and called `name`: so they stay loops where others over x are
-        written out. lane, width: of the registers' vectors. least: operations of an iteration.
+        That is written before: so they stay loops where others over x are written out. lane, width:
+        of the registers' vectors. least: operations of an iteration.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -355,7 +355,7 @@ class Schedule:
             number = make_axis("row", 0, count)
             place = (x.index - loop.start) * width + lane.index
             new = {
-                e: expr.load(Array(f"{name}{count}_{n}", e.dtype, count * width, "scratch"), place)
+                e: expr.load(Array(f"sums{count}_{n}", e.dtype, count * width, "scratch"), place)
                 for n, e in enumerate(known)
             }
             saved = tuple(Store(load.array, place, e) for e, load in new.items())

@@ -404,14 +404,14 @@ def spill(s: Schedule) -> None:
           for u0 in 0 … 6 unroll:
             total6[u0] = (total6[u0] + (left[k0 + 5·u0] * right[8·k0 + n0]))
         for u0 in 0 … 6 unroll:
-          rows6_0[lane0 + 8·u0] = total6[u0]
+          sums6_0[lane0 + 8·u0] = total6[u0]
         for row0 in 0 … 6:
-          out[n0 + 8·row0] = rows6_0[lane0 + 8·row0]
+          out[n0 + 8·row0] = sums6_0[lane0 + 8·row0]
     """
     s.vectorize(n, 8, LANE)
     s.reorder(n, m)
     s.sink(m)
-    s.spill(m, LANE, 8, 0, "rows")
+    s.spill(m, LANE, 8, 0)
     s.unroll(m, "u")
 
 

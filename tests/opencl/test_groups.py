@@ -34,7 +34,7 @@ def nests(*roots, slots=2):
     """The loop nests of a program."""
     outputs = tuple(range(slots, slots + len(roots)))
     plan = schedule_of(Graph(roots, outputs, slots + len(roots), (), PLACE), GPU)
-    return [lower(kernel, GPU, kernel.kind) for kernel in plan.kernels]
+    return [lower(kernel, GPU) for kernel in plan.kernels]
 
 
 def product(m, k, n):

@@ -328,6 +328,20 @@ def test_keys_are_copied_once_for_several_blocks() -> None:
     assert nest.total == 8 * 2 and len(blocks) == 1 and len(copies) == 1
 
 
+def test_long_sums_keep_their_digits() -> None:
+    """Equal terms are rounded the same way: 1,024, one after the other, are wrong by 1e-5."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        return [attend(inputs(1, 16, 16), *(inputs(1, 1024, 16) for _ in range(2)), last=1024)]
+
+    assert kinds(plan_of(build)) == ["block_rows"]
+    shapes, tenth = ((1, 16, 16), (1, 1024, 16), (1, 1024, 16)), np.float32(0.1)
+    values = {slot: np.zeros(shape, np.float32) for slot, shape in enumerate(shapes)}
+    values[2] += tenth
+    (found,) = run(graph_of(build)[0], values, "host")
+    assert np.abs(found / np.float64(tenth) - 1).max() < 4e-6
+
+
 def test_any_number_of_heads() -> None:
     plan = plan_of(lambda inputs: [attend(*(inputs(LENGTH, ROWS, 16) for _ in range(3)))])
     assert kinds(plan) == ["block_rows"]
