@@ -121,7 +121,7 @@ class Pool:
 
     def _forget(self) -> None:
         """Begin (or, in the child of a fork, begin again) with a new state and no workers."""
-        nbytes = cpu_driver.pool_bytes(self.threads)
+        nbytes = cpu_driver.SCRATCH + cpu_driver.THREAD_BYTES * self.threads
         self._memory = ctypes.create_string_buffer(nbytes + 128)
         self.address = (ctypes.addressof(self._memory) + 127) & -128
         self._field(cpu_driver.THREADS).value = 1

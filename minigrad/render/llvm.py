@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
@@ -323,7 +323,11 @@ class _Emitter(MemoryEmitter):
         if e.op is Leaf.LOAD:
             return self.load(e, lanes)
         if e.op is Leaf.INDEX:
-            return self._index_value(e.index, e.dtype, lanes)
+            x = (
+                self.vector(e.index, lanes) if lanes > 1
+                else Value(self.scalar(e.index), dtypes.int64, 1)
+            )  # fmt: skip
+            return values.cast(self.builder(), x, e.dtype)
         return self.condition(e.index)
 
     def _operation(self, e: Expr, lanes: int) -> Value:
@@ -336,13 +340,6 @@ class _Emitter(MemoryEmitter):
         if e.op is Leaf.DOT:
             return values.dot(here, *args)
         return values.operation(here, e.op, args, e.dtype)
-
-    def _index_value(self, x: Integer, dtype: DType, lanes: int) -> Value:
-        here = self.builder()
-        if lanes == 1:
-            return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
-        return values.cast(here, self.vector(x, lanes), dtype)
-
 
 
 def _runs(loop: Loop) -> bool:
