@@ -267,11 +267,6 @@ def _keep_apart(pool):
 """
 
 
-def pool_bytes(threads: int) -> int:
-    """Bytes of a pool of so many threads (to be zeroed and aligned to 128)."""
-    return SCRATCH + THREAD_BYTES * max(threads, 1)
-
-
 @cache
 def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     """Addresses of the driver's functions by name, and what keeps them alive.

@@ -259,7 +259,7 @@ class Kernels:
                 for one in batch.values():
                     report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
                 GlobalCounters.kernels_compiled += len(batch)
-                names = {key: _entry_name(self._key(key)) for key in batch}
+                names = {key: f"kernel_{self._key(key)[:32]}" for key in batch}  # no two alike
                 text = together({names[key]: one.text for key, one in batch.items()})
                 generate = self.compiler.prepared(text)
                 if more:
@@ -290,7 +290,8 @@ class Kernels:
                 names[key], one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
                 nest.operations, nest.vectors, nest.traffic, nest.label,
             )  # fmt: skip
-            made[key] = self._known[own] = _kernel(own, code, machine)
+            kernel = Kernel(own, code, machine.addresses[code.entry], machine)
+            made[key] = self._known[own] = kernel
             if cache is not None:
                 about = {**asdict(code), "total": as_data(code.total), "object": place}
                 cache.write(own, about, b"" if place else data)
@@ -327,7 +328,8 @@ class Kernels:
             lists = {name: tuple(about[name]) for name in ("arguments", "symbols")}
             code = KernelCode(**{**about, **lists, "total": of_data(about["total"])})
             machine = self._shared(place) if place else self._loaded(data, [code.entry])
-            known = self._known[key] = _kernel(key, code, machine)
+            known = Kernel(key, code, machine.addresses[code.entry], machine)
+            self._known[key] = known
             GlobalCounters.cache_hits += 1
         return known
 
@@ -357,12 +359,3 @@ def _batches(
             batch, lines = {}, 0
     if batch:
         yield batch, False
-
-
-def _entry_name(key: str) -> str:
-    """The name of a kernel's function, which no other has."""
-    return f"kernel_{key[:32]}"
-
-
-def _kernel(key: str, code: KernelCode, machine: _MachineCode) -> Kernel:
-    return Kernel(key, code, machine.addresses[code.entry], machine)

@@ -79,13 +79,7 @@ class Area:
             self._release(self.address, self.nbytes)
 
 
-class _Mine(threading.local):
-    """The scratch area of a thread that calls `Pool.run`; it ends with the thread."""
-
-    area: Area | None = None
-
-
-_mine = _Mine()
+_mine = threading.local()  # has the scratch area of a thread that calls `Pool.run`
 
 
 def area_of_this_thread(nbytes: int) -> Area:
@@ -93,7 +87,7 @@ def area_of_this_thread(nbytes: int) -> Area:
 
     Who uses it holds it meanwhile: the handler of a signal may want a larger one.
     """
-    area = _mine.area
+    area: Area | None = getattr(_mine, "area", None)
     if area is None or area.nbytes < nbytes:
         area = _mine.area = None
         area = _mine.area = Area(nbytes)
@@ -127,7 +121,7 @@ class Pool:
 
     def _forget(self) -> None:
         """Begin (or, in the child of a fork, begin again) with a new state and no workers."""
-        nbytes = cpu_driver.pool_bytes(self.threads)
+        nbytes = cpu_driver.SCRATCH + cpu_driver.THREAD_BYTES * self.threads
         self._memory = ctypes.create_string_buffer(nbytes + 128)
         self.address = (ctypes.addressof(self._memory) + 127) & -128
         self._field(cpu_driver.THREADS).value = 1

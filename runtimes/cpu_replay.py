@@ -124,7 +124,10 @@ class CpuReplay:
             run_recorded(self.labels, self._run_one, timeline.record)
         elif self.native():
             raise KeyboardInterrupt(INTERRUPTED)
-        GlobalCounters.ran(self.kernels, self.operations, self.traffic)
+        counters = GlobalCounters
+        counters.kernel_count += self.kernels
+        counters.global_ops += self.operations
+        counters.global_mem += self.traffic
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_arena") and not ending():

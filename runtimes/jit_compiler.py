@@ -45,12 +45,11 @@ _lock = held_over_forks()
 held_over_forks(llvm.ffi.lib._lock._lock)
 # Generating code takes most of the time, and nothing else looks at the module meanwhile: it is done
 # past llvmlite's lock, by as many threads as there are processors, and by who waits for them, each
-# with a lock for forks.
+# with one of these locks for forks.
 MOST_THREADS = min(len(processors()) or os.cpu_count() or 1, 8)
-_FREE: SimpleQueue[int] = SimpleQueue()
-_busy = [held_over_forks() for _ in range(MOST_THREADS + 1)]
-for _number in range(len(_busy)):
-    _FREE.put(_number)
+_FREE: SimpleQueue[Any] = SimpleQueue()
+for _ in range(MOST_THREADS + 1):
+    _FREE.put(held_over_forks())
 _switch = held_over_forks()
 _generating = 0  # threads that generate code now
 
@@ -74,7 +73,7 @@ class Compiler:
         if not cpu and not features:
             cpu, features = host().name, llvm.get_host_cpu_features().flatten()
         self.cpu, self.features, self.opt = cpu, features, opt
-        self._emitters: dict[int, Any] = {}  # by the number of a place among _busy
+        self._emitters: dict[Any, Any] = {}  # by lock
 
     @property
     def key(self) -> str:
@@ -110,15 +109,15 @@ class Compiler:
 
     def _generated(self, module: Any) -> bytes:
         """The object file of a module."""
-        place = _FREE.get()
+        lock = _FREE.get()
         try:
-            with _busy[place]:
-                if place not in self._emitters:
-                    self._emitters[place] = self._new_target_machine()
+            with lock:
+                if lock not in self._emitters:
+                    self._emitters[lock] = self._new_target_machine()
                 with _plain_loops():
-                    return _object_of(self._emitters[place], module)
+                    return _object_of(self._emitters[lock], module)
         finally:
-            _FREE.put(place)
+            _FREE.put(lock)
 
     def assembly(self, ir_text: str) -> str:
         """The module as assembly text, for people."""

@@ -83,7 +83,7 @@ def _function_of(op: Op) -> Callable[..., Any]:
     if facts.formula and "u" in facts.kinds:  # whole numbers, which are exact
         return facts.formula
     if facts.numpy:
-        function = getattr(np, facts.numpy)
+        function: Callable[..., Any] = getattr(np, facts.numpy)
     else:
         assert facts.scalar is not None
         function = np.vectorize(facts.scalar, otypes=[np.float64])

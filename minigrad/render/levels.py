@@ -94,10 +94,6 @@ class Levels(Generic[L, V]):
         self.constants[atom] = value
         self.bound(atom)
 
-    def level_of(self, atoms: Iterable[Atom]) -> int:
-        """The innermost level that binds one of the variables."""
-        return max((self.where.get(atom, 0) for atom in atoms), default=0)
-
     def pinned(self, item: Array) -> int:
         """The innermost open level whose statements change an array or register."""
         for number in range(len(self.levels) - 1, -1, -1):
@@ -203,7 +199,8 @@ class Levels(Generic[L, V]):
         if e.in_registers:
             level = len(self.levels) - 1
         elif not e.args:  # an operation depends on nothing but on its operands
-            level = max(level, self.level_of(e.variables), *map(self.pinned, depends))
+            bound = (self.where.get(atom, 0) for atom in e.variables)
+            level = max(level, *bound, *map(self.pinned, depends), 0)
         before, self._current = self._current, level  # as `at`, which takes longer
         value = self.emitted(e)
         self._current = before

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from minigrad.dtype import DType, dtypes
+from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
@@ -156,16 +156,18 @@ class _Emitter(MemoryEmitter):
         if self.streamed is None and any(high(x - loop.start) < loop.step for x in loop.stops):
             self._part_of_vector(loop, start, self.minus(stop, start), even)
             return
-        if self.nest.masked and not exact:
-            self._masked(loop, start, stop, even)
+        check = start == "%begin" or not _runs(loop)
+        if self.nest.masked and not exact:  # one loop, of which the last vector is a part of one
+            with self.iterations(start, stop, loop.step, check, loop.changes) as counter:
+                count = self.minimum(self.minus(stop, counter), str(loop.step))
+                self._some_lanes(loop, counter, count, even)
             return
         whole = stop
         if not exact:
             length, step = self.minus(stop, start), str(loop.step)
             rest = self.computed("srem", lambda x, y: max(x, 0) % y, length, step)
             whole = self.minus(stop, self.maximum(rest, "0"))
-        check = not exact or start == "%begin" or not _runs(loop)
-        self._steps(loop, start, whole, even=even, check=check)
+        self._steps(loop, start, whole, even=even, check=check or not exact)
         self.streamed = None
         if not exact:
             self._part_of_vector(loop, whole, self.minus(stop, whole), even)
@@ -205,16 +207,6 @@ class _Emitter(MemoryEmitter):
             self.done = self.minus(counter, first)
             self.body(loop)
             self.done = ""
-
-    def _masked(self, loop: Loop, start: str, stop: str, even: bool) -> None:
-        """One loop for whole vectors and what is left, of which as many lanes count as are there.
-
-        even: as `bind_lanes` has it.
-        """
-        check = start == "%begin" or not _runs(loop)
-        with self.iterations(start, stop, loop.step, check, loop.changes) as counter:
-            count = self.minimum(self.minus(stop, counter), str(loop.step))
-            self._some_lanes(loop, counter, count, even)
 
     def _some_lanes(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """A vector from `start` on, of which `count` lanes count. even: as `bind_lanes` has it."""
@@ -331,7 +323,11 @@ class _Emitter(MemoryEmitter):
         if e.op is Leaf.LOAD:
             return self.load(e, lanes)
         if e.op is Leaf.INDEX:
-            return self._index_value(e.index, e.dtype, lanes)
+            x = (
+                self.vector(e.index, lanes) if lanes > 1
+                else Value(self.scalar(e.index), dtypes.int64, 1)
+            )  # fmt: skip
+            return values.cast(self.builder(), x, e.dtype)
         return self.condition(e.index)
 
     def _operation(self, e: Expr, lanes: int) -> Value:
@@ -344,13 +340,6 @@ class _Emitter(MemoryEmitter):
         if e.op is Leaf.DOT:
             return values.dot(here, *args)
         return values.operation(here, e.op, args, e.dtype)
-
-    def _index_value(self, x: Integer, dtype: DType, lanes: int) -> Value:
-        here = self.builder()
-        if lanes == 1:
-            return values.cast(here, Value(self.scalar(x), dtypes.int64, 1), dtype)
-        return values.cast(here, self.vector(x, lanes), dtype)
-
 
 
 def _runs(loop: Loop) -> bool:

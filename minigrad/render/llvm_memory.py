@@ -49,28 +49,27 @@ class MemoryEmitter(IndexEmitter):
         guard = self.guard(statement.guard)
         if width == 1 or stride == 0:
             self._store_scalar(statement, value, guard)
-        else:
-            value = values.broadcast(here, value, width)
-            mask = self.both(self.mask(), guard, width)
-            kind = vector_type(memory_type(array.dtype), width)
-            if stride == 1:
-                pointer = self.pointer(array, self.at_base(statement.index))
-                text, size, how = values.to_memory(here, value), array.dtype.itemsize, ""
-                if mask is not None:
-                    self._masked_store(kind, text, pointer, mask, width, size)
-                else:
-                    if statement is self.streamed:
-                        size, how = alignment(statement, width), ", !nontemporal !0"
-                    here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
-            else:
-                text = values.to_memory(here, value)
-                pointers = self.pointers(array, statement.index, width)
-                mask = mask or "splat (i1 true)"
-                here.do(
-                    f"llvm.masked.scatter.{values.suffix(kind)}.v{width}p0", f"{kind} {text}",
-                    f"<{width} x ptr> {pointers}", f"i32 {array.dtype.itemsize}",
-                    f"<{width} x i1> {mask}",
-                )  # fmt: skip
+            return
+        value = values.broadcast(here, value, width)
+        mask = self.both(self.mask(), guard, width)
+        kind, size = vector_type(memory_type(array.dtype), width), array.dtype.itemsize
+        if stride != 1:
+            text = values.to_memory(here, value)
+            pointers = self.pointers(array, statement.index, width)
+            here.do(
+                f"llvm.masked.scatter.{values.suffix(kind)}.v{width}p0", f"{kind} {text}",
+                f"<{width} x ptr> {pointers}", f"i32 {size}",
+                f"<{width} x i1> {mask or 'splat (i1 true)'}",
+            )  # fmt: skip
+            return
+        pointer = self.pointer(array, self.at_base(statement.index))
+        text, how = values.to_memory(here, value), ""
+        if mask is not None:
+            self._masked_store(kind, text, pointer, mask, width, size)
+            return
+        if statement is self.streamed:
+            size, how = alignment(statement, width), ", !nontemporal !0"
+        here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
 
     def _masked_store(
         self, kind: str, text: str, pointer: str, mask: str, width: int, size: int

@@ -20,7 +20,7 @@ from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Store, Stores, expressions
 from minigrad.render.llvm_index import Lanes, is_number
 from minigrad.render.llvm_memory import MemoryEmitter
-from minigrad.render.llvm_values import Builder, Value, broadcast, join
+from minigrad.render.llvm_values import Builder, Value, broadcast, join, shuffled
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
 
@@ -222,7 +222,7 @@ def _store_transposed(
     rows = [*rows, *rows[-1:] * (length - len(rows))]
     for first in range(0, width, length):
         order = range(first, first + length)
-        parts = rows if length == width else [_part(here, row, order) for row in rows]
+        parts = rows if length == width else [shuffled(here, row, order) for row in rows]
         for lane, column in enumerate(transpose(here, parts, size), first):
             if is_number(counting) and lane >= int(counting):
                 return
@@ -231,10 +231,6 @@ def _store_transposed(
                 _along(emitter, variable, lane, block, mask) as places,
             ):
                 emitter.store(replace(store, index=substitute(store.index, places)), column)
-
-
-def _part(here: Builder, x: Value, lanes: Sequence[int]) -> Value:
-    return Value(here.shuffle(x.type, x.text, lanes), x.dtype, len(lanes))
 
 
 @contextmanager
@@ -291,7 +287,7 @@ def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
     while run < segment:
         orders = [_in_turn(count, segment, run, first) for first in (0, segment // 2)]
         rows = [
-            _shuffled(here, rows[start + i], rows[start + run + i], order)
+            shuffled(here, rows[start + i], order, rows[start + run + i])
             for start in range(0, len(rows), 2 * run) for i in range(run) for order in orders
         ]  # fmt: skip
         run *= 2
@@ -299,10 +295,6 @@ def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
     for place in range(segment):
         columns[place::segment] = _spread(here, rows[place::segment], segment)
     return columns
-
-
-def _shuffled(here: Builder, a: Value, b: Value, order: Sequence[int]) -> Value:
-    return Value(here.shuffle(a.type, a.text, order, b.text), a.dtype, a.lanes)
 
 
 def _in_turn(count: int, segment: int, run: int, first: int) -> list[int]:
@@ -322,5 +314,5 @@ def _spread(here: Builder, rows: list[Value], segment: int) -> list[Value]:
     for odd in (0, 1):
         order = [place for place in range(2 * rows[0].lanes) if place // segment % 2 == odd]
         pairs = zip(rows[::2], rows[1::2], strict=True)
-        halves.append(_spread(here, [_shuffled(here, *pair, order) for pair in pairs], segment))
+        halves.append(_spread(here, [shuffled(here, x, order, y) for x, y in pairs], segment))
     return [value for both in zip(*halves, strict=True) for value in both]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import count
 from typing import NamedTuple
@@ -384,6 +384,12 @@ def broadcast(b: Builder, x: Value, lanes: int) -> Value:
     zeros = f"<{lanes} x i32> zeroinitializer"
     text = b.line(f"shufflevector {kind} {first}, {kind} poison, {zeros}")
     return Value(text, x.dtype, lanes)
+
+
+def shuffled(b: Builder, x: Value, order: Sequence[int], y: Value | None = None) -> Value:
+    """Elements of a vector, or of two; numbers of the second's follow the first's."""
+    text = b.shuffle(x.type, x.text, order, "poison" if y is None else y.text)
+    return Value(text, x.dtype, len(order))
 
 
 def join(b: Builder, parts: list[Value]) -> Value:

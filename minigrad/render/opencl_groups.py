@@ -214,7 +214,7 @@ class GroupsEmitter(Emitter):
                 place = self.fresh(loop.variable.name)
                 self.line(f"const {kind} {place} = {bare(text)};")
             self.bind(loop.variable, place, kind)
-            if self.vector is not None:
+            if self.vector is not None and loop.kind == "lanes":
                 self.bind(self.vector.first, place, kind)
             if loop.lane is not None:
                 self.bind_constant(loop.lane, lane)
