@@ -30,13 +30,11 @@ class _Kernel(Layer):
         "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros",
         "bias": True,
     }  # fmt: skip
-    stride: Numbers
-    padding: Padding
-    dilation: Numbers
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Numbers, groups: int, bias: bool
-    ) -> None:
+        self, in_channels: int, out_channels: int, kernel_size: Numbers, stride: Numbers,
+        padding: Padding, dilation: Numbers, groups: int, bias: bool,
+    ) -> None:  # fmt: skip
         name = type(self).__name__
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ShapeError(
@@ -44,8 +42,10 @@ class _Kernel(Layer):
                 "the groups divide"
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.stride, self.padding, self.dilation = stride, padding, dilation
         self.kernel_size = tuple(per_dimension(name, "kernel_size", kernel_size, self.spatial))
-        first, second = (out_channels, in_channels)
+        self._geometry()
+        first, second = out_channels, in_channels
         if self.transposed:
             first, second = second, first
         shape = (first, second // groups, *self.kernel_size)
@@ -70,15 +70,14 @@ class _Convolution(_Kernel):
         padding: Padding = 0, dilation: Numbers = 1, groups: int = 1, bias: bool = True,
         padding_mode: str = "zeros",
     ) -> None:  # fmt: skip
-        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
+        super().__init__(*sizes, groups, bias)
         modes = ("zeros", "reflect", "replicate", "circular")
         if padding_mode not in modes:
             raise ValueError(
                 f"{type(self).__name__}(padding_mode={padding_mode!r}): expected {', '.join(modes)}"
             )
-        self.stride, self.padding, self.dilation = stride, padding, dilation
         self.padding_mode = padding_mode
-        self._geometry()
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′)."""
@@ -119,8 +118,8 @@ class _TransposedConvolution(_Kernel):
         padding: Numbers = 0, output_padding: Numbers = 0, groups: int = 1, bias: bool = True,
         dilation: Numbers = 1,
     ) -> None:  # fmt: skip
-        super().__init__(in_channels, out_channels, kernel_size, groups, bias)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
+        super().__init__(*sizes, groups, bias)
         self.output_padding = output_padding
         name = type(self).__name__
         steps, gaps, _ = self._geometry()

@@ -198,13 +198,6 @@ def rms_norm(
     return x.rmsnorm(axes, 2.0**-x._float_dtype().fraction if eps is None else eps, weight)
 
 
-def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """x·weight + bias, per channel (dimension 1)."""
-    tail = (1,) * (x.ndim - 2)
-    x = x if weight is None else x * weight.reshape(-1, *tail)
-    return x if bias is None else x + bias.reshape(-1, *tail)
-
-
 def group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -215,9 +208,11 @@ def group_norm(
             f"group_norm of {x.shape} with {num_groups} groups: expected groups that divide the "
             "channels, dimension 1"
         )
-    parts = x.unflatten(1, (num_groups, -1))
-    normal = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
-    return _affine(normal, weight, bias)
+    parts = x._wide().unflatten(1, (num_groups, -1))
+    y = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
+    y = y if weight is None else y * weight.reshape(-1, *(1 for _ in x.shape[2:]))
+    y = y if bias is None else y + bias.reshape(-1, *(1 for _ in x.shape[2:]))
+    return y.cast(x._float_dtype())
 
 
 def batch_norm(

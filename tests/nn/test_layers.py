@@ -127,3 +127,16 @@ def test_gumbel_noise_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in ("float32", "bfloat16", "float64"):
         shares = nn.functional.gumbel_softmax(Tensor([1.0, 1.0], dtype=dtype))
         assert shares.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_norms_keep_the_dtype(name, on_device):
+    """Of what they are given, whose weights are float32; they are rounded once, at the end."""
+    values = np.random.default_rng(3).normal(size=(2, 4, 3, 3)) * 100 + 1000
+    for layer in (nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm([3, 3]),
+                  nn.RMSNorm([3, 3]), nn.LayerNorm2d(4), nn.BatchNorm2d(4).train()):  # fmt: skip
+        x = Tensor(values, dtype=name)
+        found, wanted = layer(x), layer(x.float())
+        assert found.dtype is x.dtype, type(layer).__name__
+        if x.dtype.itemsize < 8:
+            np.testing.assert_array_equal(found.float().numpy(), wanted.cast(name).float().numpy())
