@@ -143,7 +143,8 @@ class _Memory:
 
     def place(self, array: Array) -> tuple[str, int] | None:
         """Which memory an array has, perhaps that of one before it; None where it has none."""
-        return self.story.places.get(array.whole or array)
+        found: tuple[str, int] | None = self.story.places.get(array.whole or array)
+        return found
 
     def of_node(self, node: Node) -> Any:
         """The values of a node that is in memory; None of others."""
