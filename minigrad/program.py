@@ -33,6 +33,7 @@ from minigrad.graph.node import (
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
+from minigrad.programs import Programs
 from minigrad.programs import programs as programs
 from minigrad.settings import flag, state_that
 
@@ -64,10 +65,10 @@ class _Timeline(threading.local):
 
     The times are those of `time.perf_counter()`. Kernels are then run one by one.
 
-    programs: what finds this thread's programs meanwhile, if not the process's.
+    programs: what finds this thread's programs meanwhile; None: the process's.
     """
 
-    programs = programs
+    programs: Programs | None = None
     record: Callable[[str, float, float], None] | None = None
 
 
@@ -219,7 +220,8 @@ def _run(
 
 def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
     """The program of a call, compiled if there is none, and the values of its variables."""
-    program, values = timeline.programs.find(call, _compiled, recording.calls is None)
+    known = programs if timeline.programs is None else timeline.programs
+    program, values = known.find(call, _compiled, recording.calls is None)
     return program, {**call.values, **values} if call.values else values
 
 

@@ -37,6 +37,9 @@ class Interned(Generic[T]):
 
         self._forget = forget
 
+    def __len__(self) -> int:
+        return len(self._links)
+
     def find(self, key: Any) -> T | None:
         """The living object of a key, or None."""
         link = self._links.get(key)
