@@ -51,7 +51,13 @@ class Tensor(
         ) -> Tensor:  # fmt: skip
             """See `Joining.cat`."""
 
-        stack = concat = concatenate = hstack = vstack = block_diag = cat
+        def stack(  # not a name for cat: pyright would take the type from `Joining`
+            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
+            axis: int | None = None,
+        ) -> Tensor:  # fmt: skip
+            """See `Joining.stack`."""
+
+        concat = concatenate = hstack = vstack = block_diag = cat
 
         @staticmethod
         def einsum(equation: str, *operands: Any) -> Tensor:
