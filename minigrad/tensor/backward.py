@@ -41,9 +41,9 @@ class Backward(Composed):
             given = {"create_graph": "True", "inputs": "[x]"}.get(name, "True")
             raise TypeError(hint(f"loss.backward({name}={given})"))
         seed = self._seed(gradient)
-        order = self._settle_unmarked()
-        (output,), back = saved_graphs.expand([self.node], order)
-        if output is not self.node:
+        node, order = self._settle_unmarked()
+        (output,), back = saved_graphs.expand([node], order)
+        if output is not node:
             order = topological([output])
         for candidates in _may_be_leaves(order, back):
             (joined,) = without_copies([output], order, candidates.keys())
@@ -105,12 +105,13 @@ class Backward(Composed):
             return build.const(1.0, self.dtype, self.shape, self.raw.device)
         return broadcast_to(build.cast(gradient.node, self.dtype), self.shape, "gradient=")
 
-    def _settle_unmarked(self) -> Sequence[Node]:
+    def _settle_unmarked(self) -> tuple[Node, Sequence[Node]]:
         """Carry out waiting writes to tensors that nobody marked, so that these are leaves.
 
-        Gives `topological([self.node])`, as it is afterwards.
+        Gives self's node, which another thread may realize meanwhile, and `topological` of it.
         """
-        order = topological([self.node])
+        node = self.node
+        order = topological([node])
         tensors = [holder for node in held_among(order) for holder in holders(node)]
         if not any(t._requires_grad for t in tensors) and not any(
             saved_graphs.has_history(node) for node in order
@@ -118,8 +119,9 @@ class Backward(Composed):
             waiting = [t for t in tensors if t.raw.op is Op.ASSIGN and t is not self]
             if waiting:
                 realization.realize(waiting)
-                return topological([self.node])
-        return order
+                node = self.node
+                return node, topological([node])
+        return node, order
 
     def _descends_from_leaves(self) -> bool:
         """Whether it was computed from tensors that want a gradient."""

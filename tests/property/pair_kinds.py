@@ -290,7 +290,9 @@ def _random_graph(seed: int) -> Graph:
 def cut(seed: int) -> Program:
     """A random graph, fused and cut: some of its values are stored, or computed, early."""
     d, graph = Draw(seed), _random_graph(seed)
-    places = [n for n, s in enumerate(graph.statements) if not (s.writes or "leaf(" in s.code)]
+    # What is stored is no view any longer, and does not see what is written to its base later.
+    last = max((n for n, s in enumerate(graph.statements) if s.writes), default=-1)
+    places = [n for n, s in enumerate(graph.statements) if n > last and "leaf(" not in s.code]
     chosen = set(d.random.permutation(places)[: 1 + d.below(3)].tolist())
     # What is computed early forgets from which leaves, unless they were marked.
     ending = ".contiguous()" if _has_gradient(graph) else d.one_of((".realize()", ".contiguous()"))

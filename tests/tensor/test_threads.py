@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, jit
+from minigrad.graph.node import topological
+from minigrad.tensor import backward
 
 THREADS = 6
 
@@ -82,6 +84,23 @@ def test_a_write_that_waits_and_readers_of_what_was_before(device: str) -> None:
         some = [x if number % 2 else lazy for number, lazy in enumerate(before)]
         for number, found in enumerate(together(lambda number, some=some: some[number].numpy())):
             assert (found == (turn + 1 if number % 2 else turn * (number + 1))).all()
+
+
+def test_a_loss_that_another_thread_realizes_meanwhile(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What captures a step realizes what others have made: here while the way back is sought."""
+    leaf = Tensor([1.0, 2.0], device=device, requires_grad=True)
+    loss = (leaf * leaf).sum()
+
+    def order_of(nodes: Any) -> Any:
+        order = topological(nodes)
+        loss.realize()
+        return order
+
+    monkeypatch.setattr(backward, "topological", order_of)
+    loss.backward()
+    assert leaf.grad is not None and leaf.grad.tolist() == [2.0, 4.0]
 
 
 def test_steps_that_are_captured_beside_others(device: str) -> None:
