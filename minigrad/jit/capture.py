@@ -159,17 +159,17 @@ def take_gradients(
     places = {id(clone): number for number, clone in enumerate(given)}
     for of, gradient in before.new_gradients():
         number, had = places.get(id(of), -1), before.had_gradient(of)
-        if number < 0 or had:
+        if number < 0:
             capture.gradients.append((of, gradient, had))
             continue
-        input = tensors[number]
-        if of is not input and input.grad is not None:
+        given_tensor = tensors[number]
+        if of is not given_tensor and given_tensor.grad is not None:
             raise JitError(
                 f"{capture.name} adds to the gradient of input {number}: "
                 "set its .grad to None before the call"
             )
-        leaf = input._link if of is input else None
-        capture.input_gradients.append((number, gradient, leaf))
+        leaf = given_tensor._link if of is given_tensor else None
+        capture.input_gradients.append((number, gradient, leaf, had))
         capture.give_gradients(tensors)
 
 

@@ -73,8 +73,8 @@ class Capture:
         self.written_nodes: list[Node] = []
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
-        # number, which, and the leaf that has had it itself: others get copies
-        self.input_gradients: list[tuple[int, Tensor, weakref.ref[Any] | None]] = []
+        # number, which, the leaf that has had it itself (others get copies), may there be one
+        self.input_gradients: list[tuple[int, Tensor, weakref.ref[Any] | None, bool]] = []
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """One replay."""
@@ -221,8 +221,9 @@ class Capture:
 
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         """JitError where a gradient would be added to."""
-        had = any(of.grad is not None for of, _, others in self.gradients if not others)
-        if had or any(tensors[number].grad is not None for number, *_ in self.input_gradients):
+        new = [of for of, _, had in self.gradients if not had]
+        new += [tensors[number] for number, *_, had in self.input_gradients if not had]
+        if any(of.grad is not None for of in new):
             raise JitError(
                 f"{self.name} was captured when its tensors had no gradient, and now they have: a "
                 "replay would not add to it; call zero_grad() before each call, or inside the step"
@@ -241,14 +242,14 @@ class Capture:
 
     def _part_gradients(self, tensors: Sequence[Tensor]) -> None:
         """A leaf that had a gradient itself keeps a copy, where another is given now."""
-        for number, gradient, leaf in self.input_gradients:
+        for number, gradient, leaf, _ in self.input_gradients:
             before = leaf() if leaf is not None else None
             if before is not None and before is not tensors[number] and before._grad is gradient:
                 before._grad = gradient.clone().realize()
 
     def give_gradients(self, tensors: Sequence[Tensor]) -> None:
         """Give inputs their gradients, which are the same memory in each call."""
-        for number, gradient, leaf in self.input_gradients:
+        for number, gradient, leaf, _ in self.input_gradients:
             own = leaf is not None and leaf() is tensors[number]
             tensors[number]._grad = gradient if own else gradient.clone()
 

@@ -160,6 +160,18 @@ def test_each_leaf_that_is_given_has_a_gradient_of_its_own(on_device):
     assert [leaf.grad.tolist() for leaf in leaves] == [[2.0 * n, 4.0] for n in range(5)]
 
 
+def test_each_leaf_has_its_own_where_the_step_forgets_the_one_before(on_device):
+    @jit
+    def step(x):
+        x.grad = None
+        (x * x).sum().backward()
+
+    first, second = (Tensor([n, 1.0], requires_grad=True) for n in (2.0, 3.0))
+    for leaf in (first, first, second, first, second):
+        step(leaf)
+    assert first.grad.tolist() == [4.0, 2.0] and second.grad.tolist() == [6.0, 2.0]
+
+
 def test_a_captured_update_of_what_another_step_is_given(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True).realize()
 
