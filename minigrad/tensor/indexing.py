@@ -195,7 +195,7 @@ class Indexing(Methods):
         return result
 
     def _as_index(self, item: Any) -> Any:
-        if item is None or item is Ellipsis or isinstance(item, (slice, Affine)):
+        if item is None or item is Ellipsis or type(item) in (int, slice, Affine):
             return item
         if isinstance(item, bool):
             raise DTypeError("an index of True or False; use a bool tensor, or None for a new axis")
@@ -417,6 +417,8 @@ def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
 
 def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
     """start, stop and step; for a negative step of the flipped dimension."""
+    if item.start is item.stop is item.step is None:
+        return 0, extent, 1
     step = 1 if item.step is None else _int(item.step)
     if step == 0:
         raise ShapeError("a slice with step 0; expected a step that is not 0")
