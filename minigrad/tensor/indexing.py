@@ -281,13 +281,17 @@ class Indexing(Methods):
         return self.int() if self.dtype.itemsize < 4 else self
 
     def _take_places(self, arrays: dict[int, Self], place: int, wraps: bool = True) -> Self:
-        _, rows, flat = self._plan_places(arrays, wraps)
-        rest = rows.shape[1:]
-        count = product(flat.shape)
-        column = flat.reshape((count,) + (1,) * len(rest))
-        taken = rows._at(0, column._broadcast_to((count, *rest))).reshape(flat.shape + rest)
-        moved = list(range(flat.ndim, flat.ndim + place)) + list(range(flat.ndim))
-        return taken.permute(*moved, *range(flat.ndim + place, taken.ndim))
+        _, x, flat = self._plan_places(arrays, wraps)
+        axis = 0
+        if len(arrays) == 1:  # along its own axis: what is added to it in a gradient lies so, too
+            (axis,), x = arrays, self
+        count, before, behind = product(flat.shape), x.shape[:axis], x.shape[axis + 1 :]
+        column = flat.reshape((*(1 for _ in before), count, *(1 for _ in behind)))
+        taken = x._at(axis, column._broadcast_to((*before, count, *behind)))
+        taken = taken.reshape((*before, *flat.shape, *behind))
+        inside = list(range(axis, axis + flat.ndim))
+        others = [dimension for dimension in range(taken.ndim) if dimension not in inside]
+        return taken.permute(*others[:place], *inside, *others[place:])
 
     def _replaced(self, arrays: dict[int, Self], place: int, value: Any) -> Self:
         """self with the elements at index arrays replaced; of equal places the last wins."""
