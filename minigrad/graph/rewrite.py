@@ -28,34 +28,23 @@ def rewrite(roots: Sequence[Node], rules: Rules) -> tuple[Node, ...]:
     Each node is looked at once, shared nodes too. Raises CompileError where a rule changes a
     shape, dtype or device and where rules undo one another for ever.
     """
-    final: dict[Node, Node] = {}
-    becomes: dict[Node, Node] = {}  # replaced by a node that may not be final itself
-    stack = list(reversed(roots))
-    while stack:
-        node = stack[-1]
+    final: dict[Node, Node | None] = {}  # None: it waits for what replaces it
+
+    def settled(node: Node) -> Node:
+        """What becomes of a node, whose sources are final but for a few that a rule has made."""
         if node in final:
-            stack.pop()
-            continue
-        new = becomes.get(node)
-        if new is None:
-            missing = [source for source in node.src if source not in final]
-            if missing:
-                _check_progress(missing, becomes)
-                stack.extend(reversed(missing))
-                continue
-            new = _step(node, [final[source] for source in node.src], rules)
-            if new is node:
-                final[node] = node
-                stack.pop()
-                continue
-            becomes[node] = new
-        if new in final:
-            final[node] = final[new]
-            stack.pop()
-        else:
-            _check_progress([new], becomes)
-            stack.append(new)
-    return tuple(final[root] for root in roots)
+            known = final[node]
+            if known is None:
+                raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
+            return known
+        final[node] = None
+        new = _step(node, [settled(source) for source in node.src], rules)
+        known = final[node] = node if new is node else settled(new)
+        return known
+
+    for node in topological(roots):
+        settled(node)
+    return tuple(map(settled, roots))
 
 
 def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
@@ -71,13 +60,6 @@ def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
             raise CompileError(f"rule {rule.__name__} turned {node!r} into {new!r}")
         return new
     return node
-
-
-def _check_progress(needed: Sequence[Node], becomes: Mapping[Node, Node]) -> None:
-    """A node that waits for its own replacement must not be needed by that replacement."""
-    for node in needed:
-        if node in becomes:
-            raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
 
 
 def remade(
