@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from minigrad.errors import CompileError
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import Node, Op, in_order, topological
 
 Rule = Callable[[Node], Node | None]
 Rules = Mapping[Op, Sequence[Rule]]
@@ -30,21 +30,25 @@ def rewrite(roots: Sequence[Node], rules: Rules) -> tuple[Node, ...]:
     """
     final: dict[Node, Node | None] = {}  # None: it waits for what replaces it
 
-    def settled(node: Node) -> Node:
-        """What becomes of a node, whose sources are final but for a few that a rule has made."""
-        if node in final:
+    def settle(some: Iterable[Node]) -> list[Node]:
+        """What some nodes become; sources first, of those that a rule has made as well."""
+        for node in in_order(some, lambda node: () if node in final else node.src):
+            if node not in final:
+                final[node] = None
+                new = _step(node, settled(node.src), rules)
+                final[node] = node if new is node else settle([new])[0]
+        return settled(some)
+
+    def settled(some: Iterable[Node]) -> list[Node]:
+        found = []
+        for node in some:
             known = final[node]
             if known is None:
                 raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
-            return known
-        final[node] = None
-        new = _step(node, [settled(source) for source in node.src], rules)
-        known = final[node] = node if new is node else settled(new)
-        return known
+            found.append(known)
+        return found
 
-    for node in topological(roots):
-        settled(node)
-    return tuple(map(settled, roots))
+    return tuple(settle(roots))
 
 
 def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
