@@ -8,12 +8,12 @@ other. So gradients go while the backward pass still makes others, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from minigrad.graph.collective import SEVERAL, Collective, together
 from minigrad.graph.conversions import Sent
-from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.node import Node, Op, beneath, in_order, make, topological
 from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.shapes import numel
 
@@ -76,7 +76,7 @@ def _told(sent: Sequence[Sent]) -> Sent:
 def _buckets(roots: Sequence[Node], order: Sequence[Node]) -> list[_Bucket]:
     """The exchanges of a graph, in an order in which they can be made."""
     depth, due = _depths(order)
-    copied = _results(roots)
+    copied = {beneath(root, MOVEMENT) for root in roots}
     found = sorted((n for n in order if n.op is Op.COLLECTIVE), key=depth.__getitem__)
     home: dict[Node, _Bucket] = {}
     last: dict[Hashable, _Bucket] = {}
@@ -90,7 +90,7 @@ def _buckets(roots: Sequence[Node], order: Sequence[Node]) -> list[_Bucket]:
         alone = arg.kind not in SEVERAL or (node in copied and nbytes > COPIED)
         if (
             alone or bucket is None or bucket.nbytes + nbytes > BUCKET or bucket.due <= ready
-            or bucket in _in_order(needs)
+            or bucket in in_order(needs, _needs)
         ):  # fmt: skip
             bucket = _Bucket(due=due[node])
         if not alone:
@@ -100,20 +100,12 @@ def _buckets(roots: Sequence[Node], order: Sequence[Node]) -> list[_Bucket]:
         bucket.members.append(node)
         bucket.needs |= needs
         home[node] = bucket
-    return _in_order(sorted(dict.fromkeys(home.values()), key=lambda bucket: bucket.ready))
+    ready_first = sorted(dict.fromkeys(home.values()), key=lambda bucket: bucket.ready)
+    return in_order(ready_first, _needs)
 
 
-def _in_order(buckets: Iterable[_Bucket]) -> list[_Bucket]:
-    """These, and all that they need, which comes first."""
-    result: dict[_Bucket, None] = {}
-    stack = [*buckets][::-1]
-    while stack:
-        missing = [other for other in stack[-1].needs if other not in result]
-        if missing:
-            stack += missing[::-1]
-        else:
-            result.setdefault(stack.pop())
-    return list(result)
+def _needs(bucket: _Bucket) -> list[_Bucket]:
+    return list(bucket.needs)
 
 
 def _depths(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int]]:
@@ -139,15 +131,4 @@ def _exchanges_before(order: Sequence[Node]) -> dict[Node, dict[Node, None]]:
         if node.op is Op.COLLECTIVE:
             found[node], near = near, {node: None}
         nearest[node] = near
-    return found
-
-
-def _results(roots: Sequence[Node]) -> set[Node]:
-    """The roots, and what they are under another shape."""
-    found = set[Node]()
-    for root in roots:
-        node = root
-        while node.op in MOVEMENT:
-            node = node.src[0]
-        found.add(node)
     return found

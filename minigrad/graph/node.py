@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Sequence
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import DeviceError, DTypeError, ShapeError
@@ -22,6 +23,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 
 Shape = tuple[Integer, ...]
+T = TypeVar("T")
 
 
 class Form:
@@ -94,6 +96,7 @@ class Node(Numeric):
 # For what is done once for each node: to look up a member of an Enum takes Python 3.11 as long as a
 # call of a function.
 BUFFER, CONST, ASSIGN, WHERE = Op.BUFFER, Op.CONST, Op.ASSIGN, Op.WHERE
+CUSTOM = Op.CUSTOM
 
 ages = itertools.count()
 _interned: Interned[Node] = Interned()
@@ -191,42 +194,54 @@ def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form)
     return node
 
 
+def in_order(
+    items: Iterable[T], below: Callable[[T], Sequence[T]], known: Iterable[T] = ()
+) -> list[T]:
+    """Items and all that is below them, which comes first; without what is known.
+
+    A None on the stack says that all that is below the item before it has had its turn.
+    """
+    order, done = list[T](), set(known)
+    stack: list[Any] = [*items][::-1]
+    push, pop, append = stack.append, stack.pop, order.append
+    add, has_all = done.add, done.issuperset
+    while stack:
+        item = pop()
+        if item is None:
+            append(pop())
+        elif item not in done:
+            add(item)
+            needs = below(item)
+            if has_all(needs):
+                append(item)
+            else:
+                push(item)
+                push(None)
+                stack.extend(needs[::-1])
+    return order
+
+
+_sources: Callable[[Node], tuple[Node, ...]] = attrgetter("src")
+
+
 def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]:
     """All nodes that the roots need, sources before users, in an order fixed by the graph.
 
     Without those that are known, and what is needed for these alone.
     """
-    return _in_order(roots, None, set(known))
+    return in_order(roots, _sources, known)
 
 
 def needed(roots: Iterable[Node]) -> list[Node]:
     """As `topological`, without what only the gradient rules of CUSTOM nodes want."""
-    return _in_order(roots, Op.CUSTOM, set())
+    return in_order(roots, lambda node: node.src[: 1 if node.op is CUSTOM else None])
 
 
-def _in_order(roots: Iterable[Node], first_only: Op | None, done: set[Node]) -> list[Node]:
-    """first_only: an operation that needs its first source alone. done: nodes to be left out.
-
-    A None on the stack says that all the sources of the node below it have had their turn.
-    """
-    order: list[Node] = []
-    stack: list[Any] = [*roots][::-1]
-    push, pop, append = stack.append, stack.pop, order.append
-    add, has_all = done.add, done.issuperset
-    while stack:
-        node = pop()
-        if node is None:
-            append(pop())
-        elif node not in done:
-            add(node)
-            src = node.src if node.op is not first_only else node.src[:1]
-            if has_all(src):
-                append(node)
-            else:
-                push(node)
-                push(None)
-                stack.extend(src[::-1])
-    return order
+def beneath(node: Node, ops: Container[Op]) -> Node:
+    """What a node shows through operations of some kinds."""
+    while node.op in ops:
+        node = node.src[0]
+    return node
 
 
 def depending(order: Iterable[Node], on: Iterable[Node]) -> set[Node]:

@@ -101,8 +101,9 @@ class Identity(Rule):
         return dims
 
     def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The same digits."""
-        return [dims] * len(node.src)
+        """The same digits, where they are left."""
+        before = dims[: node.src[0].ndim]
+        return [before] * len(node.src) if self.after(node, before) == dims else None
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The same operation, to the local shape."""
@@ -210,10 +211,6 @@ class Aligned(Identity):
             isinstance(amount, int) and amount % step == 0 for amount in node.arg[axis]
         ))  # fmt: skip
 
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The same digits, where they stay."""
-        return [dims] if self.after(node, dims) == dims else None
-
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The part of the amounts that falls to each device."""
         pairs: list[Any] = []
@@ -265,11 +262,6 @@ class Along(Identity):
         """Sums stay partial in what is linear."""
         partials = given[0].partial if node.op in (Op.FLIP, Op.WINDOW, Op.CUMSUM) else NONE
         return Choice(Layout(self.after(node, given[0].dims), partials), (partials,))
-
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The same digits, where none is along an axis."""
-        before = dims[: node.src[0].ndim]
-        return [before] if self.after(node, before) == dims else None
 
 
 def _without_padding(

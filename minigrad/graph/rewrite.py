@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from minigrad.errors import CompileError
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import Node, Op, in_order, topological
 
 Rule = Callable[[Node], Node | None]
 Rules = Mapping[Op, Sequence[Rule]]
@@ -28,34 +28,27 @@ def rewrite(roots: Sequence[Node], rules: Rules) -> tuple[Node, ...]:
     Each node is looked at once, shared nodes too. Raises CompileError where a rule changes a
     shape, dtype or device and where rules undo one another for ever.
     """
-    final: dict[Node, Node] = {}
-    becomes: dict[Node, Node] = {}  # replaced by a node that may not be final itself
-    stack = list(reversed(roots))
-    while stack:
-        node = stack[-1]
-        if node in final:
-            stack.pop()
-            continue
-        new = becomes.get(node)
-        if new is None:
-            missing = [source for source in node.src if source not in final]
-            if missing:
-                _check_progress(missing, becomes)
-                stack.extend(reversed(missing))
-                continue
-            new = _step(node, [final[source] for source in node.src], rules)
-            if new is node:
-                final[node] = node
-                stack.pop()
-                continue
-            becomes[node] = new
-        if new in final:
-            final[node] = final[new]
-            stack.pop()
-        else:
-            _check_progress([new], becomes)
-            stack.append(new)
-    return tuple(final[root] for root in roots)
+    final: dict[Node, Node | None] = {}  # None: it waits for what replaces it
+
+    def settle(some: Iterable[Node]) -> list[Node]:
+        """What some nodes become; sources first, of those that a rule has made as well."""
+        for node in in_order(some, lambda node: () if node in final else node.src):
+            if node not in final:
+                final[node] = None
+                new = _step(node, settled(node.src), rules)
+                final[node] = node if new is node else settle([new])[0]
+        return settled(some)
+
+    def settled(some: Iterable[Node]) -> list[Node]:
+        found = []
+        for node in some:
+            known = final[node]
+            if known is None:
+                raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
+            found.append(known)
+        return found
+
+    return tuple(settle(roots))
 
 
 def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
@@ -71,13 +64,6 @@ def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
             raise CompileError(f"rule {rule.__name__} turned {node!r} into {new!r}")
         return new
     return node
-
-
-def _check_progress(needed: Sequence[Node], becomes: Mapping[Node, Node]) -> None:
-    """A node that waits for its own replacement must not be needed by that replacement."""
-    for node in needed:
-        if node in becomes:
-            raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
 
 
 def remade(

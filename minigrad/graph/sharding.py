@@ -136,16 +136,6 @@ def local_shape(shape: Shape, dims: Dims) -> Shape:
     )  # fmt: skip
 
 
-def radix(extent: int, digits: Digits) -> list[tuple[int, str]]:
-    """A dimension as numbers between and of digits: (how many values, of which axis or "")."""
-    parts: list[tuple[int, str]] = []
-    above = ceildiv(extent, period(digits)) * period(digits)
-    for axis, stride, ways in digits:
-        parts += [(above // (stride * ways), ""), (ways, axis)]
-        above = stride
-    return [*parts, (above, "")]
-
-
 def reshaped(old: Shape, dims: Dims, new: Shape) -> tuple[Dims, bool]:
     """The digits after a reshape, and whether all of them have a place there."""
     if not any(dims):

@@ -13,7 +13,7 @@ rows instead of the online softmax.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.operations import REDUCTIONS
@@ -73,24 +73,28 @@ class Chains:
         self.sums: dict[Array, Sink] = {}
         self._reads: dict[Array, dict[Array, Order]] = {}  # by members of members
         self._laid_out: dict[tuple[Array, Order], Stage] = {}  # members that were pulled
-        for stage in self.stages if look else ():
-            if stage.array not in fixed and self._may_belong(stage):
-                self.members[stage.array] = stage
-        if not self.members:
-            return
-        self._add_feeders(fixed)
-        while bad := self._unreadable(fixed) or self._too_deep():
-            for array in bad | self._without_product(bad):
-                del self.members[array]
-        self._lay_out()
+        banned = set(fixed)
+        while look:
+            self._collect(banned)
+            bad = self._unreadable(fixed) or self._too_deep()
+            banned, look = banned | bad, bool(bad)
+        if self.members:
+            self._lay_out()
 
-    def _add_feeders(self, fixed: frozenset[Array]) -> None:
-        """Elementwise values that only chains read belong to them (the random bits of dropout)."""
+    def _collect(self, banned: Container[Array]) -> None:
+        """Take for members what may be some, and elementwise values that only these read.
+
+        (Such as the random bits of dropout.)
+        """
+        self.members = {}
+        for stage in self.stages:
+            if stage.array not in banned and self._may_belong(stage):
+                self.members[stage.array] = stage
         sizes = {member.size for member in self.members.values()}
         inside, outside = set[Array](), set[Array]()  # what members and what others read
         for stage in reversed(self.stages):
-            feeds = stage.op is None and stage.array in inside - outside - fixed
-            if feeds and stage.size in sizes and _plain(stage):
+            alone = stage.array in inside - outside and stage.array not in banned
+            if stage.op is None and alone and stage.size in sizes and _plain(stage):
                 self.members.setdefault(stage.array, stage)
             (inside if stage.array in self.members else outside).update(stage.reads)
 
@@ -138,19 +142,6 @@ class Chains:
                 else:
                     self.sinks[stage.array] = sink
         return bad
-
-    def _without_product(self, removed: set[Array]) -> set[Array]:
-        """Members that would be left without a product below them or beside them."""
-        kept: set[Array] = set()
-        rest = self.members.keys() - removed
-        order = [stage for stage in self.stages if stage.array in rest]
-        for stage in order:
-            if stage.op is not None or not kept.isdisjoint(stage.reads):
-                kept.add(stage.array)
-        for stage in reversed(order):
-            if stage.array in kept:
-                kept |= self.members.keys() & stage.reads
-        return rest - kept
 
     def _too_deep(self) -> set[Array]:
         """Products that are better stored: with an epilogue at most, or costly to repeat."""

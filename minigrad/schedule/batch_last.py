@@ -12,13 +12,17 @@ from collections.abc import Sequence
 
 from minigrad.graph import build
 from minigrad.graph.axes import stored_last
-from minigrad.graph.node import Node, Op, Shape
-from minigrad.graph.shapes import numel
+from minigrad.graph.node import Node, Op
+from minigrad.graph.operations import MOVEMENT
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import coefficient, only_atom
 from minigrad.graph.windows import unexpanded
+from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import contraction_operands, varies
 from minigrad.target import LINE
 
 FULL = LINE // 4  # float32 of a vector of 512 bits
+_SEEN_THROUGH = MOVEMENT - {Op.EXPAND} | {Op.CAST}
 OFTEN = 8  # readings of an element that pay for a copy in another order
 
 
@@ -73,28 +77,5 @@ def _batch_first(
 
 def is_innermost(node: Node, axis: int) -> bool:
     """Whether neighbours along an axis are neighbours in memory."""
-    while True:
-        if node.op is Op.PERMUTE:
-            axis = node.arg[axis]
-        elif node.op is Op.RESHAPE:
-            mine, its = (_longer(x.shape) for x in (node, node.src[0]))
-            if [node.shape[a] for a in mine] == [node.src[0].shape[a] for a in its]:
-                axis = its[mine.index(axis)]
-            elif axis == mine[-1]:
-                axis = its[-1]
-            else:
-                return False
-        elif node.op is Op.WINDOW:
-            if axis >= node.src[0].ndim or any(axis == w[0] for w in node.arg):
-                return False
-        elif node.op is Op.FLIP:
-            if axis in node.arg:
-                return False
-        elif node.op not in (Op.PAD, Op.SHRINK, Op.CAST):
-            return axis == _longer(node.shape)[-1]
-        node = node.src[0]
-
-
-def _longer(shape: Shape) -> list[int]:
-    """The axes whose extent is not 1."""
-    return [axis for axis, extent in enumerate(shape) if extent != 1]
+    chain, places, index = shown(node, _SEEN_THROUGH)
+    return coefficient(flatten(index, chain[-1].shape), only_atom(places[axis])) == 1

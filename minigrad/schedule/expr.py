@@ -14,6 +14,7 @@ from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
+from minigrad.graph.node import in_order
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
 from minigrad.graph.substitution import proven_nonnegative, replace_values, substitute, variables
@@ -264,23 +265,11 @@ def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:
 
 def walk(*roots: Expr) -> list[Expr]:
     """All distinct expressions below roots, operands first (loads inside indices included)."""
-    order: list[Expr] = []
-    seen: set[Expr] = set()
-    stack: list[Expr | None] = [*reversed(roots)]
-    while stack:
-        expr = stack.pop()
-        if expr is None:  # what follows has had all its operands
-            done = stack.pop()
-            assert done is not None
-            order.append(done)
-        elif expr not in seen:
-            seen.add(expr)
-            below = expr.args or (expr.indices and operands(expr))
-            if below:
-                stack += (expr, None, *reversed(below))
-            else:
-                order.append(expr)
-    return order
+    return in_order(roots, _below)
+
+
+def _below(expr: Expr) -> tuple[Expr, ...]:
+    return expr.args or (operands(expr) if expr.indices else ())
 
 
 def operands(expr: Expr) -> tuple[Expr, ...]:

@@ -7,17 +7,18 @@ condition, and what is left at the leaves is a load at an index expression.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Generator, Mapping
 
 from minigrad.errors import CompileError
 from minigrad.graph.node import Node
-from minigrad.graph.operations import ELEMENTWISE, Op
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, Op
 from minigrad.graph.shapes import flatten, reshape_index
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, high, var
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 
 Index = tuple[Integer, ...]
+_SAME = (Op.CONTIGUOUS, Op.COPY, Op.ASSIGN)  # of which an element is that of the last source
 # A value that is asked for: this node's element at this index, read under this guard.
 Request = tuple[Node, Index, Guard]
 
@@ -32,83 +33,61 @@ class Lowering:
     def value(self, node: Node, index: Index, inside: bool = False) -> Expr:
         """The expression of node[index]; `inside` computes node even if it has an array."""
         first: Request = (node, index, ())
-        stack = [first]
+        stack = [(first, self._lowered(first, inside))]
+        answer: Expr | None = None
         while stack:
-            top = stack[-1]
-            if top in self.known:
+            request, work = stack[-1]
+            try:
+                asked = work.send(answer)  # type: ignore[arg-type]  # None begins
+            except StopIteration as end:
+                answer = self.known[request] = end.value
                 stack.pop()
-            elif top[0] in self.arrays and not (inside and top is first):
-                self.known[top] = self._load(top)
-            else:
-                sources = self._sources(top)
-                missing = [source for source in sources if source not in self.known]
-                stack += missing
-                if not missing:
-                    self.known[top] = self._combine(top, [self.known[source] for source in sources])
-        return self.known[first]
+                continue
+            answer = self.known.get(asked)
+            if answer is None:
+                stack.append((asked, self._lowered(asked)))
+        assert answer is not None
+        return answer
 
-    def _load(self, request: Request) -> Expr:
+    def _lowered(self, request: Request, inside: bool = False) -> Generator[Request, Expr, Expr]:
+        """What a request is: asks for what it needs. (Graphs are deeper than Python's stack.)"""
         node, index, guard = request
-        return expr.load(self.arrays[node], flatten(index, node.shape), guard)
-
-    def _sources(self, request: Request) -> list[Request]:
-        """What a request needs. GATHER asks for its index first, and then for what it selects."""
-        node, index, guard = request
-        if node.op in ELEMENTWISE:
-            return [(source, index, guard) for source in node.src]
-        if node.op in (Op.CONTIGUOUS, Op.COPY, Op.ASSIGN):
-            return [(node.src[-1], index, guard)]
-        if node.op not in _MOVES and node.op not in (Op.PAD, Op.GATHER):
-            return []
-        first = [(source, index, guard) for source in node.src[1:]]  # of a GATHER
-        if any(source not in self.known for source in first):
-            return first
-        moved, conditions = self._moved(request)
-        return [*first, (node.src[0], moved, restrict(guard, conditions))]
-
-    def _moved(self, request: Request) -> tuple[Index, list[Integer]]:
-        """The index that is read in the source, and the conditions for it to be in range."""
-        node, index, guard = request
-        if node.op is Op.PAD:
-            return _unpad(node, index)
-        if node.op is not Op.GATHER:
-            return _MOVES[node.op](node, index), []
-        where = expr.value_of(self.known[node.src[1], index, guard])
-        moved = tuple(where if axis == node.arg else i for axis, i in enumerate(index))
-        return moved, [where, node.src[0].shape[node.arg] - 1 - where]
-
-    def _combine(self, request: Request, args: list[Expr]) -> Expr:
-        node, index, _ = request
         op = node.op
+        if node in self.arrays and not inside:
+            return expr.load(self.arrays[node], flatten(index, node.shape), guard)
         if op in ELEMENTWISE:
+            args = []
+            for source in node.src:
+                args.append((yield source, index, guard))
             return expr.apply(op, tuple(args), node.dtype)
         if op is Op.CONST:
             return expr.const(node.arg, node.dtype)
-        if op is Op.IOTA:
-            return expr.index(index[0], node.dtype)
-        if op is Op.VARIABLE:
-            return expr.index(node.arg, node.dtype)
-        if op is Op.PAD or op is Op.GATHER:
-            new = restrict((), self._moved(request)[1])
-            return expr.guarded(new, args[-1], expr.const(0, node.dtype))
-        if args:
-            return args[0]
-        raise CompileError(f"{node!r} must be stored before it can be read")
+        if op is Op.IOTA or op is Op.VARIABLE:
+            return expr.index(index[0] if op is Op.IOTA else node.arg, node.dtype)
+        if op in _SAME:
+            return (yield node.src[-1], index, guard)
+        if op is Op.GATHER:
+            where = expr.value_of((yield node.src[1], index, guard))
+            moved = tuple(where if axis == node.arg else i for axis, i in enumerate(index))
+            conditions: list[Integer] = [where, node.src[0].shape[node.arg] - 1 - where]
+        elif op in MOVEMENT:
+            moved = _MOVES[op](node, index)
+            conditions = _inside(node, moved) if op is Op.PAD else []
+        else:
+            raise CompileError(f"{node!r} must be stored before it can be read")
+        value = yield node.src[0], moved, restrict(guard, conditions)
+        return expr.guarded(restrict((), conditions), value, expr.const(0, node.dtype))
 
 
-def _unpad(node: Node, index: Index) -> tuple[Index, list[Integer]]:
-    """The index into a PAD's source and the conditions under which it exists."""
-    moved = []
+def _inside(pad: Node, moved: Index) -> list[Integer]:
+    """The conditions under which an index into a PAD's source exists."""
     conditions: list[Integer] = []
-    source = node.src[0].shape
-    for i, (before, after), extent in zip(index, node.arg, source, strict=True):
-        inner = i - before
-        moved.append(inner)
+    for inner, (before, after), extent in zip(moved, pad.arg, pad.src[0].shape, strict=True):
         if before != 0:
             conditions.append(inner)
         if after != 0:
             conditions.append(extent - 1 - inner)
-    return tuple(moved), conditions
+    return conditions
 
 
 def _unpermute(node: Node, index: Index) -> Index:
@@ -139,5 +118,23 @@ _MOVES: dict[Op, Callable[[Node, Index], Index]] = {
         extent - 1 - i if axis in node.arg else i
         for axis, (i, extent) in enumerate(zip(index, node.shape, strict=True))
     ),
+    Op.PAD: lambda node, index: tuple(
+        i - before for i, (before, _) in zip(index, node.arg, strict=True)
+    ),
     Op.WINDOW: _unwindow,
 }
+
+
+def shown(node: Node, through: Container[Op]) -> tuple[list[Node], Index, Index]:
+    """What a node shows through movements and casts: all of these nodes, the last one included; an
+    index into the first, a variable for each axis; and that into the last.
+    """
+    chain, index = [node], tuple(
+        var(f"i{axis}", 0, max(high(extent) - 1, 0)) for axis, extent in enumerate(node.shape)
+    )
+    places: Index = index
+    while node.op in through:
+        index = _MOVES[node.op](node, index) if node.op is not Op.CAST else index
+        node = node.src[0]
+        chain.append(node)
+    return chain, places, index

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 
-from minigrad.graph.node import Node, Shape
+from minigrad.graph.node import Node, Shape, beneath
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
+from minigrad.graph.substitution import variables
+from minigrad.graph.symbolic import Atom
 from minigrad.schedule.expr import cost
+from minigrad.schedule.lower import shown
 
 CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
@@ -27,6 +30,7 @@ _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
     Op.CAT, Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
 }  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
+_MOVED = MOVEMENT | {Op.CAST}
 
 
 def choose(
@@ -145,13 +149,6 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
         for node in order
     }
     return below, again, leaves, depth
-
-
-def beneath(node: Node, ops: Container[Op]) -> Node:
-    """What a node shows through operations of some kinds."""
-    while node.op in ops:
-        node = node.src[0]
-    return node
 
 
 def in_memory(node: Node) -> Node:
@@ -320,11 +317,6 @@ def is_product(node: Node) -> bool:
 
 def varies(node: Node) -> list[bool]:
     """For each axis, whether the value changes along it (False where it is expanded)."""
-    order = list(range(node.ndim))
-    while node.op is Op.PERMUTE or node.op is Op.CAST:
-        if node.op is Op.PERMUTE:
-            order = [node.arg[axis] for axis in order]
-        node = node.src[0]
-    if node.op is not Op.EXPAND:
-        return [True] * len(order)
-    return [node.src[0].shape[axis] == node.shape[axis] for axis in order]
+    _, places, index = shown(node, _MOVED)
+    found = frozenset[Atom]().union(*map(variables, index))
+    return [not found.isdisjoint(variables(place)) for place in places]

@@ -12,14 +12,16 @@ index that no i is gives 0, as the sum does.
 from __future__ import annotations
 
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op
-from minigrad.graph.shapes import numel
+from minigrad.graph.node import Node, Op, beneath
+from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.symbolic import high
-from minigrad.schedule.materialize import beneath, is_zero
+from minigrad.schedule.lower import shown
+from minigrad.schedule.materialize import is_zero
 
 FEWEST = 32  # places from which on one addition is faster than vectors of masks for all of them
 LONG = 1 << 14  # additions that are worth a thread's time, in parts of their own
 MOST_PARTS = 16
+_SEEN_THROUGH = MOVEMENT - {Op.PAD} | {Op.CAST}
 
 
 def picked(node: Node) -> Node:
@@ -91,16 +93,7 @@ def _scattered(node: Node, axis: int, index: Node, x: Node) -> Node:
 
 def _counts_along(node: Node, axis: int) -> bool:
     """Whether a node's elements are 0, 1, 2 … along an axis, and the same along all others."""
-    extent, chain = node.shape[axis], [node]
-
-    def below(*ops: Op) -> Node:
-        while chain[-1].op in ops:
-            chain.append(chain[-1].src[0])
-        return chain[-1]
-
-    alone = below(Op.EXPAND, Op.CAST)
-    if alone.shape[axis] != extent or numel(alone.shape) != high(extent):
-        return False
-    ramp = below(Op.RESHAPE, Op.CAST)
-    holds = all(x.dtype.is_int and x.dtype.maximum >= high(extent) - 1 for x in chain)
-    return holds and ramp.op is Op.IOTA and ramp.shape == (extent,)
+    chain, places, index = shown(node, _SEEN_THROUGH)
+    most = high(node.shape[axis]) - 1
+    holds = all(x.dtype.is_int and x.dtype.maximum >= most for x in chain)
+    return holds and chain[-1].op is Op.IOTA and index[0] == places[axis]

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from minigrad.graph.node import in_order
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Cluster
 
 
-def in_order(clusters: Sequence[Cluster]) -> list[Cluster]:
+def after_needs(clusters: Sequence[Cluster]) -> list[Cluster]:
     """Groups after what they need, otherwise in the order given."""
-    order: dict[Cluster, None] = {}
     place = {member: number for number, member in enumerate(clusters)}
-    stack = [*reversed(clusters)]
-    while stack:
-        waiting = stack[-1].needs.difference(order)
-        if waiting:
-            stack.append(min(waiting, key=place.__getitem__))
-        else:
-            order[stack.pop()] = None
-    return list(order)
+    return in_order(clusters, lambda member: sorted(member.needs, key=place.__getitem__))
 
 
 def freeing_early(

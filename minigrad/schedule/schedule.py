@@ -19,7 +19,7 @@ from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
 from minigrad.schedule.materialize import MEMORY_COST, choose
-from minigrad.schedule.order import freeing_early, in_order
+from minigrad.schedule.order import after_needs, freeing_early
 from minigrad.schedule.partial_writes import part_written
 from minigrad.schedule.stage import ALONE, Stage, Stages
 from minigrad.target import LINE, Target
@@ -320,7 +320,7 @@ class _Plan:
             member: [a for a in arrays if a not in self.slots and a.whole is None]
             for member, arrays in stored.items()
         }
-        return freeing_early(in_order([*exchanges, *self.clusters]), filled, self.readers)
+        return freeing_early(after_needs([*exchanges, *self.clusters]), filled, self.readers)
 
 
 def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: Array) -> bool:

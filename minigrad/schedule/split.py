@@ -11,14 +11,13 @@ from math import prod
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.axes import pad_along
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, beneath
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.schedule.batch_last import batch_arranged
 from minigrad.schedule.materialize import (
-    beneath,
     contraction_operands,
     has_loaded_mask,
     in_memory,

@@ -73,6 +73,16 @@ def test_rules_must_keep_dtype_and_shape():
         rewrite([elementwise(Op.SIN, leaf(0))], {Op.SIN: [wrong]})
 
 
+def test_a_rule_may_make_much():
+    """A cast there and back again, with many movements between: all of these are made anew."""
+    x = leaf(0, shape=(3, 3))
+    there, direct = build.cast(x, dtypes.float64), x
+    for _ in range(1000):
+        there, direct = (build.permute(build.flip(y, (0,)), (1, 0)) for y in (there, direct))
+    (back,) = rewrite([build.cast(there, dtypes.float32)], RULES)
+    assert back is direct
+
+
 def test_deep_graph():
     node = leaf(0, dtypes.int32)
     for _ in range(20_000):

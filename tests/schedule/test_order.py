@@ -15,7 +15,7 @@ from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Cluster, Waits
-from minigrad.schedule.order import freeing_early, in_order
+from minigrad.schedule.order import after_needs, freeing_early
 
 from .machine import GOLDEN
 from .programs import Inputs, ew, mul, number, plan_of, product
@@ -102,7 +102,7 @@ def test_needs_come_first_whatever_frees() -> None:
             array: [other for other in clusters if member in other.needs]
             for member, arrays in filled.items() for array in arrays
         }  # fmt: skip
-        before = in_order(clusters)
+        before = after_needs(clusters)
         after = freeing_early(before, filled, readers)
         assert sorted(map(id, after)) == sorted(map(id, clusters))
         for order in (before, after):
