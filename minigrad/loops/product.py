@@ -22,7 +22,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
-from minigrad.loops.axes import indices, merge_groups
+from minigrad.loops.axes import indices, merged
 from minigrad.loops.build import combine, epilogue, guard_loads, loops_over, put, substitute_stores
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
@@ -54,11 +54,6 @@ class Problem:
     ends: tuple[Integer, ...] = ()
     needed: Integer | None = None
     terms: Expr | None = None
-
-    @property
-    def has_dynamic_bounds(self) -> bool:
-        """Whether some loop's bound is loaded."""
-        return bool(self.ends) or self.needed is not None
 
     @property
     def outer(self) -> list[Axis]:
@@ -100,22 +95,18 @@ def prepare(kernel: Kernel) -> Problem:
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
     )
-    parts = stage.product
+    assert stage.product is not None
+    stage, values = merged(stage, used, stage.product.shared)
+    parts, terms = stage.product, None
     assert parts is not None
-    groups = (parts.batch, parts.m, parts.n, parts.k)
-    (batch, m, n, k), values = merge_groups(groups, used, parts.shared)
-    changed = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
-    operands, terms = [parts.left, parts.right], None
     if parts.mask is not None:
-        terms = changed.body
-        place = 0 if parts.mask.variables <= parts.left.variables else 1
-        operands[place] = parts.mask.where(operands[place], 0.0)
-    left, right = (expr.substitute_in(operand, values) for operand in operands)
-    return Problem(
-        changed,
-        Contraction(left, right, batch, m, n, k, shared=parts.shared),
-        tuple(substitute_stores(stores, values)), own, terms=terms,
-    )  # fmt: skip
+        terms, left, right = stage.body, parts.left, parts.right
+        if parts.mask.variables <= left.variables:
+            left = parts.mask.where(left, 0.0)
+        else:
+            right = parts.mask.where(right, 0.0)
+        parts = replace(parts, left=left, right=right, mask=None)
+    return Problem(stage, parts, tuple(substitute_stores(stores, values)), own, terms=terms)
 
 
 def strides(operand: Expr, axis: Atom) -> set[int | None]:
