@@ -23,11 +23,10 @@ from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
-from minigrad.loops.build import combine, lanes_loop, put, unrolled
+from minigrad.loops.build import combine, in_pieces, lanes_loop, put, unrolled
 from minigrad.loops.nest import (
     Loop,
     Loops,
-    MatrixProduct,
     Nest,
     Prefetch,
     Statement,
@@ -62,12 +61,11 @@ OPERATIONS_A_BYTE = 16
 
 
 def assemble(
-    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
-    vectors: float | None = None,
-) -> Nest:  # fmt: skip
+    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None
+) -> Nest:
     """Wrap a parallel loop into a Nest, with long sums in levels.
 
-    operations, vectors (instructions): of the whole kernel, where these are known.
+    operations: of the whole kernel, where they are known.
     """
     loop = in_levels(loop, target)
     found, symbols = _used(loop)
@@ -83,12 +81,10 @@ def assemble(
     traffic = cost.traffic(kernel, arrays)
     if operations is None:
         operations = cost.operations(kernel)
-    if vectors is None:
-        vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
         kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, operations, traffic, target, _sharing(loop, computed, target)),
-        operations, round(vectors), traffic,
+        operations, round(cost.estimate((loop,), target).arithmetic), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
 
@@ -108,16 +104,6 @@ def _check(
         if names:
             what = problem.format(", ".join(sorted(place.name for place in names)))
             raise CompileError(f"the loops that a recipe made for {label(kernel)!r} {what}")
-
-
-def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
-    """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16.
-
-    (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
-    """
-    if any(isinstance(statement, MatrixProduct) for statement in nest.walk(loop)):
-        return 16
-    return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
 
 def _sharing(loop: Loop, computed: Iterable[expr.Expr], target: Target) -> int:
@@ -265,34 +251,13 @@ def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -
         clear, end = _ends(inner, own, (*around, loop), target)
         return (loop.around((*clear, *inner.body, *end)),)
     clear, end = _ends(inner, own, around, target)
-    block, outer, rest = _in_blocks(inner, size)
-    outer = replace(outer, body=(*clear, block, *end))
-    return (outer, *clear, rest, *end) if rest is not None else (outer,)
-
-
-def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
-    """A block of `size` iterations of a loop, the loop over blocks, and what is left behind it.
-
-    A vector loop's blocks are whole vectors, so only what is left needs a mask.
-    """
-    span = size * loop.step
     # a block that is cut once more begins at the number of the one around it: names differ
     outside = {atom.name for x in (loop.start, *loop.stops) for atom in variables(x)}
-    prefix = f"{loop.variable.name}b"
+    prefix, span = f"{loop.variable.name}b", size * loop.step
     free = next(n for n in count() if f"{prefix}{n}" not in outside)
     number = make_axis(prefix, free, max(ceildiv(loop.vectors, size), 1))
-    first = loop.start + number.index * span
-    lengths = [stop - loop.start for stop in loop.stops]
-    even = len(lengths) == 1 and nest.divides(lengths[0], span)
-    whole = even or loop.kind == "lanes" and len(lengths) == 1
-    stops = (first + span,) if whole else (first + span, *loop.stops)
-    up = 0 if whole else span - 1
-    counts = tuple((length + up) // span for length in lengths)
-    block = replace(loop, start=first, stops=stops)
-    outer = Loop(number.variable, 0, counts, ())
-    if even or not whole:
-        return block, outer, None
-    return block, outer, replace(loop, start=loop.start + counts[0] * span)
+    block, counts = in_pieces(inner, number, span)
+    return (Loop(number.variable, 0, counts, (*clear, block, *end)),)
 
 
 def _ends(

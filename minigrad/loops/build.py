@@ -10,7 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
-from minigrad.graph.symbolic import Atom, Integer, high
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import indices, merge, places_along
 from minigrad.loops.nest import (
     Fold,
@@ -121,6 +121,16 @@ def least(*stops: Integer) -> tuple[Integer, ...]:
         kept = [other for other in kept if not proven_nonnegative(other - stop)]
         kept.append(stop)
     return tuple(kept)
+
+
+def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer, ...]]:
+    """A piece of `size` iterations of a loop, the last of which ends where it does; and the stops
+    of the loop over the numbers of pieces.
+    """
+    start = loop.start + number.index * size
+    counts = (ceildiv(stop - loop.start, size) for stop in loop.stops)
+    piece = replace(loop, start=start, stops=least(start + size, *loop.stops))
+    return piece, least(number.extent, *counts)
 
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
