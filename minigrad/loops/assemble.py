@@ -27,6 +27,7 @@ from minigrad.loops.build import combine, in_pieces, lanes_loop, put, unrolled
 from minigrad.loops.nest import (
     Loop,
     Loops,
+    MatrixProduct,
     Nest,
     Prefetch,
     Statement,
@@ -61,11 +62,12 @@ OPERATIONS_A_BYTE = 16
 
 
 def assemble(
-    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None
-) -> Nest:
+    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
+    vectors: float | None = None,
+) -> Nest:  # fmt: skip
     """Wrap a parallel loop into a Nest, with long sums in levels.
 
-    operations: of the whole kernel, where they are known.
+    operations, vectors (instructions): of the whole kernel, where these are known.
     """
     loop = in_levels(loop, target)
     found, symbols = _used(loop)
@@ -81,10 +83,12 @@ def assemble(
     traffic = cost.traffic(kernel, arrays)
     if operations is None:
         operations = cost.operations(kernel)
+    if vectors is None:
+        vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
     return Nest(
         kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, operations, traffic, target, _sharing(loop, computed, target)),
-        operations, round(cost.estimate((loop,), target).arithmetic), traffic,
+        operations, round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
 
@@ -104,6 +108,16 @@ def _check(
         if names:
             what = problem.format(", ".join(sorted(place.name for place in names)))
             raise CompileError(f"the loops that a recipe made for {label(kernel)!r} {what}")
+
+
+def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
+    """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16.
+
+    (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
+    """
+    if any(isinstance(statement, MatrixProduct) for statement in nest.walk(loop)):
+        return 16
+    return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
 
 def _sharing(loop: Loop, computed: Iterable[expr.Expr], target: Target) -> int:

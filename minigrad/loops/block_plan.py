@@ -134,6 +134,7 @@ class BlockPlan:
                 self.steps.append([number])
             made[stage.array] = at
         self.places: dict[Array, Array] = {}
+        self.in_pairs = set[int]()  # products that are dots
         self._plan()
 
     def _follows(self, number: int, step: Sequence[int]) -> bool:

@@ -47,7 +47,7 @@ from minigrad.loops.block_plan import (
     rounded_once,
 )
 from minigrad.loops.build import Bounds
-from minigrad.loops.cost import choose_nr
+from minigrad.loops.cost import choose_nr, vectors_each
 from minigrad.loops.mask_bounds import Rows
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, loops_in
 from minigrad.loops.prefetch import Place
@@ -106,7 +106,7 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
         nested = build.flat_loop([outer, run], (*early, blocks))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
-    return assemble(kernel, nested, target, _work(kernel.rows, plan))
+    return assemble(kernel, nested, target, *_work(kernel.rows, plan, target))
 
 
 def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Integer, Integer]:
@@ -122,16 +122,19 @@ def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Integer, Integer]:
     return run, run.index * each, run.index * each + (each - 1)
 
 
-def _work(rows: Integer, plan: BlockPlan) -> int:
-    """Operations: for each row the mean of the first block and the last."""
+def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
+    """Operations and vector instructions: for each row the mean of the first block and the last."""
     number = plan.block.number.variable
     ends = [{number: end} for end in (0, number.high)]
-    work = 0
+    work, vectors = 0, 0.0
     for n, stage in enumerate(plan.stages):
         axes = [axis for axis in (*stage.axes, *stage.reduced) if axis != plan.block.row]
         count = high(rows) * sum(_elements(axes, plan.bounds[n], end) for end in ends) // 2
-        work += count * (2 if n in plan.products else expr.operations(stage.body))
-    return work
+        alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
+        work += count * (2 if product else expr.operations(stage.body))
+        alone /= 2 if n in plan.in_pairs else 1
+        vectors += count * (alone if product else vectors_each(stage, target))
+    return work, vectors
 
 
 def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
@@ -221,6 +224,7 @@ class StepCode:
                 plan.places.values(),
             )  # fmt: skip
             self.own, self.pairs = self.read.own, self.read.pairs
+            plan.in_pairs |= {self.number} if self.pairs else set()
 
     # ---- what is done with one element ----
 

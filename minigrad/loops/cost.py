@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from math import prod
 
+from minigrad.dtype import DType
 from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import Atom, ceildiv, low
+from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import enough_lanes
-from minigrad.loops.nest import Loop, MatrixProduct, Statement, Store, walk_with_loops
+from minigrad.loops.nest import Loop, Statement, Store, walk_with_loops
 from minigrad.loops.product import Problem, distance, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -87,6 +88,44 @@ def is_brief(kernel: Kernel) -> bool:
     return varies and flops(kernel) <= BRIEF_OPERATIONS
 
 
+def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
+    """Vector instructions of a whole kernel.
+
+    at_once: products that a lane of a contraction's instructions adds. What is done to a product's
+    operands while they are packed is not counted.
+    """
+    total = 0.0
+    for stage in kernel.stages:
+        if kernel.kind == "contraction" and stage.product is not None:
+            each = 1 / target.lanes(stage.body.dtype) / at_once
+        else:
+            each = vectors_each(stage, target)
+        total += stage.iterations * each
+    return total
+
+
+def vectors_each(stage: Stage, target: Target) -> float:
+    """Vector instructions for one element of a stage, a fraction.
+
+    Each counts by its own dtype. A product that is only added to something is part of the addition;
+    what is the same for all elements, and loads, which have ports of their own, count nothing.
+    """
+    order = expr.walk(stage.body)
+    readers: dict[Expr, list[Op | Leaf]] = {}
+    for e in order:
+        for arg in e.args:
+            readers.setdefault(arg, []).append(e.op)
+    if stage.op is not None:
+        readers.setdefault(stage.body, []).append(Op.ADD if stage.op is Op.SUM else stage.op)
+    total = 0.0 if stage.op is None else 1 / target.lanes(stage.body.dtype)
+    for e in order:
+        joined = e.op is Op.MUL and e.dtype.is_float and readers.get(e) in ([Op.ADD], [Op.SUB])
+        if e.args and e.variables and not joined:
+            lanes = min(target.lanes(x.dtype) for x in (e, *e.args))
+            total += expr.cost(e.op) / lanes
+    return total
+
+
 def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
     """Bytes of `arrays` that a kernel reads and writes: of a gather's table, the rows taken."""
     read: Counter[Array] = Counter()
@@ -129,67 +168,44 @@ class Estimate:
 
 
 def estimate(body: Sequence[Statement], target: Target) -> Estimate:
-    """Of statements within loops. What does not depend on inner loops is done outside of them.
-
-    A product that is only added to something is part of the addition. One of matrix registers, of
-    16 × 16 × 16 words, takes as long as 32 multiply-adds of vectors.
-    """
+    """Of statements within loops. What does not depend on inner loops is done outside of them."""
     found = Estimate()
-    for one, around in walk_with_loops(body):
-        if isinstance(one, Store):
-            _add(one, target, around, found)
-        elif isinstance(one, MatrixProduct):
-            size = one.rows * one.columns * one.depth
-            found.arithmetic += size / 128 * prod(loop.vectors for loop in around)
+    for statement, around in walk_with_loops(body):
+        if isinstance(statement, Store):
+            _add(statement, target, around, found)
     return found
 
 
 def _add(
     statement: Store, target: Target, around: tuple[Loop, ...], found: Estimate
 ) -> None:
-    counts = [_vectors(loop, around[:n]) for n, loop in enumerate(around)]
-
-    def times(inside: frozenset[Atom], lanes: int, all_of_them: bool = False) -> float:
+    def times(inside: frozenset[Atom], dtype: DType, outermost: int) -> float:
         """Instructions of something that depends on variables: of loops that it is inside of."""
         varies = [not inside.isdisjoint((loop.variable, loop.lane)) for loop in around]
         depth = max((n + 1 for n, it_does in enumerate(varies) if it_does), default=0)
-        depth = len(around) if all_of_them else depth
-        count = prod(counts[:depth])
-        for loop, it_does in zip(around[:depth], varies, strict=False):
+        count = 1.0
+        for loop, it_does in zip(around[: max(depth, outermost)], varies, strict=False):
+            count *= loop.vectors
             if loop.kind == "lanes" and it_does:
-                count *= loop.step / min(lanes, loop.step)
+                count *= loop.step / min(target.lanes(dtype), loop.step)
         return count
 
-    readers: dict[Expr, list[Op | Leaf]] = {}
-    summed: set[Expr] = set()  # registers, and what is computed from them: again in each iteration
-    for e in expr.walk(statement.value):
-        for arg in e.args:
-            readers.setdefault(arg, []).append(e.op)
-        if e.in_registers or not summed.isdisjoint(e.args):
-            summed.add(e)
-    for e in expr.walk(statement.value):
-        joined = e.op is Op.MUL and e.dtype.is_float and readers.get(e) in ([Op.ADD], [Op.SUB])
-        lanes = min(target.lanes(x.dtype) for x in (e, *e.args))
+    value = statement.value
+    order, all_loops = expr.walk(value), len(around)
+    summed = {e for e in order if e.in_registers}
+    for e in order:
         if e.op is Leaf.LOAD and e not in summed:
-            found.loads += times(e.variables, lanes)
-        elif e.args and not joined:
-            found.arithmetic += expr.cost(e.op) * times(e.variables, lanes, e in summed)
+            found.loads += times(e.variables, e.dtype, 0)
+        joined = e.op is Op.MUL and value.op is Op.ADD and e in value.args
+        if e.args and not joined:
+            again = all_loops if not summed.isdisjoint(expr.walk(e)) else 0
+            found.arithmetic += expr.cost(e.op) * times(e.variables, e.dtype, again)
     apart = variables(statement.index)
     if not statement.array.in_registers:
-        found.stores += times(apart, target.lanes(statement.array.dtype), True)
+        found.stores += times(apart, statement.array.dtype, all_loops)
     elif expr.load(statement.array, statement.index) in summed:
         waits = [loop for loop in around if loop.variable not in apart]
         found.waiting += CHAINS * prod(loop.vectors for loop in waits)
-
-
-def _vectors(loop: Loop, around: Sequence[Loop]) -> float:
-    """Vectors of iterations; the mean of most and least where all bounds move with loops around."""
-    lengths = [stop - loop.start for stop in loop.stops]
-    moving = {one.variable for one in around}
-    if any(moving.isdisjoint(variables(length)) for length in lengths):
-        return loop.vectors
-    least = max(min(map(low, lengths)), 0)
-    return (ceildiv(least, loop.step) + loop.vectors) / 2
 
 
 # ---- products ----
