@@ -224,20 +224,16 @@ def _clamped(x: Integer, most: int) -> Integer:
 
 def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     """How many rows are needed, where every result goes through a mask that tells it."""
-    row = problem.parts.m[-1]
-    result = problem.accumulator
-    common: list[Affine] | None = None
-    for store in problem.stores:
-        if store.value is result:
-            return problem
-        for reader in expr.walk(store.value):
-            if result not in reader.args:
-                continue
-            masked = reader.op is Op.WHERE and result is not reader.args[2]
-            found = conditions_of(reader.args[0]) if masked else ()
-            common = [c for c in found if common is None or c in common]
-    for condition in common or []:
+    row, result = problem.parts.m[-1], problem.accumulator
+    values = [store.value for store in problem.stores]
+    readers = [e for e in expr.walk(*values) if result in e.args]
+    masks = [
+        conditions_of(e.args[0]) if e.op is Op.WHERE and result is not e.args[2] else ()
+        for e in readers
+    ]
+    for condition in masks[0] if masks and result not in values else ():
         rest = _rest(condition, row.variable, fixed)
-        if rest is not None and coefficient(condition, row.variable) == -1:
+        upper = coefficient(condition, row.variable) == -1
+        if rest is not None and upper and all(condition in mask for mask in masks):
             return replace(problem, needed=_clamped(rest + 1, high(row.extent)))
     return problem

@@ -48,6 +48,7 @@ from minigrad.loops.nest import (
     Store,
     Stores,
     expressions,
+    loops_in,
     map_loops,
     walk,
 )
@@ -56,7 +57,7 @@ from minigrad.loops.prefetch import (
     Place,
     far_enough,
     from_memory,
-    further_rows,
+    further_along,
     later_rows,
     next_rows,
 )
@@ -397,8 +398,14 @@ def row_vectors(kernel: Kernel, target: Target) -> Nest:
         width = min(vector_width(target, bodies, count, True), most)
         row = make_axis("r", 0, count)
         s = Schedule(loops_over([row], _vector(kernel, row.index, width)))
-        stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
-        s.prefetch(row.variable, further_rows(stages, row, target))
+
+        def further(loop: Loop, around: Around) -> tuple[Place, ...]:
+            first = {one.variable: 0 for one in loops_in(loop.body)}
+            loads = expr.loads(*(expr.substitute_in(e, first) for e in expressions(loop)))
+            apart = [load for load in loads if from_memory(load, row, target) > 1]
+            return further_along(row, None, apart, target)
+
+        s.prefetch(row.variable, further)
         s.vectorize(row.variable, width, LANE)
         return assemble(kernel, s.nest, target)
     width = size = min(vector_width(target, bodies, length, True), most)
