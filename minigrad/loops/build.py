@@ -11,7 +11,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.axes import indices, merge, places_along
+from minigrad.loops.axes import fix_rows, indices, merge, places_along
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -271,14 +271,14 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 
 
 def kept_inside(
-    stages: Sequence[Stage], kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0,
-    local: int = 0,
-) -> list[Stage]:  # fmt: skip
-    """Stages with fixed rows, where what stays inside the kernel is in scratch memory.
+    kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0
+) -> list[Stage]:
+    """The stages with their rows fixed, where what stays inside the kernel is in scratch memory.
 
     `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
     memory, of which the smallest values get some first.
     """
+    stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
     arrays: dict[Array, Array] = {}
     sizes: dict[Array, int] = {}
     kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]

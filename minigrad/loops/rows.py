@@ -84,8 +84,7 @@ def rows(kernel: Kernel, target: Target) -> Nest:
     if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
         return row_vectors(kernel, target)
     row = make_axis("r", 0, count)
-    stages = [fix_rows(stage, count, row.index) for stage in kernel.stages]
-    stages = [merge_stage(stage) for stage in kept_inside(stages, kernel, row.index)]
+    stages = [merge_stage(stage) for stage in kept_inside(kernel, row.index)]
     passes = row_passes(stages, kernel.stored, target)
     s = Schedule(loops_over([row], [statement for one in passes for statement in one.body]))
     for one in passes:
@@ -469,9 +468,8 @@ def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
     Then it is known which elements of a row are read.
     """
     lane = LANE.index if width > 1 else 0
-    stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
     body: list[Statement] = []
-    for number, stage in enumerate(kept_inside(stages, kernel, row, width, lane)):
+    for number, stage in enumerate(kept_inside(kernel, row, width, lane)):
         stage = merge_stage(stage)
         total = expr.register(f"sum{number}", stage.body.dtype)
         nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
