@@ -13,7 +13,8 @@ The cut depends on the loops only, so results are bitwise the same with any numb
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -23,7 +24,7 @@ from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
-from minigrad.loops.build import combine, lanes_loop, put, unrolled
+from minigrad.loops.build import combine, in_pieces, lanes_loop, put, unrolled
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -229,13 +230,12 @@ TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile cos
 
 def in_levels(parallel: Loop, target: Target) -> Loop:
     """The loop of a nest with every long sum in levels."""
-    known: Uses = {}
 
     def change(loop: Loop, around: Loops) -> Statements | None:
         # what is inside first: of a sum in blocks only these are added then, maybe few enough
         body = nest.map_loops(loop.body, change, (*around, loop))
         loop = loop if body is loop.body else loop.around(body)
-        long = _long_sums(loop, around, target, known) if loop.kind in ("serial", "lanes") else {}
+        long = _long_sums(loop, around, target) if loop.kind in ("serial", "lanes") else {}
         return nest.map_loops(_cut(loop, long, around, target), change, around) if long else (loop,)
 
     return parallel.around(nest.map_loops(parallel.body, change, (parallel,)))
@@ -265,34 +265,13 @@ def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -
         clear, end = _ends(inner, own, (*around, loop), target)
         return (loop.around((*clear, *inner.body, *end)),)
     clear, end = _ends(inner, own, around, target)
-    block, outer, rest = _in_blocks(inner, size)
-    outer = replace(outer, body=(*clear, block, *end))
-    return (outer, *clear, rest, *end) if rest is not None else (outer,)
-
-
-def _in_blocks(loop: Loop, size: int) -> tuple[Loop, Loop, Loop | None]:
-    """A block of `size` iterations of a loop, the loop over blocks, and what is left behind it.
-
-    A vector loop's blocks are whole vectors, so only what is left needs a mask.
-    """
-    span = size * loop.step
     # a block that is cut once more begins at the number of the one around it: names differ
     outside = {atom.name for x in (loop.start, *loop.stops) for atom in variables(x)}
-    prefix = f"{loop.variable.name}b"
+    prefix, span = f"{loop.variable.name}b", size * loop.step
     free = next(n for n in count() if f"{prefix}{n}" not in outside)
     number = make_axis(prefix, free, max(ceildiv(loop.vectors, size), 1))
-    first = loop.start + number.index * span
-    lengths = [stop - loop.start for stop in loop.stops]
-    even = len(lengths) == 1 and nest.divides(lengths[0], span)
-    whole = even or loop.kind == "lanes" and len(lengths) == 1
-    stops = (first + span,) if whole else (first + span, *loop.stops)
-    up = 0 if whole else span - 1
-    counts = tuple((length + up) // span for length in lengths)
-    block = replace(loop, start=first, stops=stops)
-    outer = Loop(number.variable, 0, counts, ())
-    if even or not whole:
-        return block, outer, None
-    return block, outer, replace(loop, start=loop.start + counts[0] * span)
+    block, counts = in_pieces(inner, number, span)
+    return (Loop(number.variable, 0, counts, (*clear, block, *end)),)
 
 
 def _ends(
@@ -326,60 +305,43 @@ def _ends(
 # ---- what is added up ----
 
 
-Added = dict[tuple[Array, Integer], tuple[float, frozenset[Atom]]]
-Uses = dict[int, tuple[Statement, Added, set[Array]]]  # by identity of statements, which it keeps
-
-
-def _long_sums(loop: Loop, around: Loops, target: Target, known: Uses) -> dict[Array, int]:
+def _long_sums(loop: Loop, around: Loops, target: Target) -> dict[Array, int]:
     """The places of floats to which a loop does nothing but add, and that too often.
 
     With the number of blocks to make of it. Within a vector loop none is in memory, where no other
     vector loop may be.
     """
+    added: Counter[tuple[Array, Integer]] = Counter()  # terms to an element
+    others: set[Array] = set()  # what is used otherwise
+    for one, inside in nest.walk_with_loops((loop,)):
+        if isinstance(one, Prefetch):
+            continue
+        values, indices, reads, writes = one.parts()
+        if more := _added(one):
+            added[writes[0], indices[0]] += _times(more, variables(indices[0]), inside)
+        else:
+            others.update(writes)
+        others.update(reads)
+        read = expr.loads(*(more or values), *(e for x in indices for e in expr.values_in(x)))
+        others.update(load.array for load in read)
+    alone = all(one.kind != "lanes" for one in around)
     blocks: dict[Array, int] = {}
-    added, others = _use(loop, known)
-    for (place, _), (terms, _) in added.items():
+    for (place, _), terms in added.items():
         number = math.ceil(terms / most_terms(place, target))
-        if number > 1 and place not in others:
+        if number > 1 and place not in others and (alone or place.in_registers):
             blocks[place] = max(number, blocks.get(place, 0))
-    if blocks and any(one.kind == "lanes" for one in around):
-        blocks = {place: number for place, number in blocks.items() if place.in_registers}
     return blocks
 
 
-def _use(statement: Statement, known: Uses) -> tuple[Added, set[Array]]:
-    """What a statement adds to, by place and index, and the places that it uses otherwise.
-
-    Of the former how many terms to an element, and the variables of loops that number elements.
-    """
-    if id(statement) in known:
-        return known[id(statement)][1:]
-    if isinstance(statement, Prefetch):
-        return {}, set()
-    values, indices, reads, writes = statement.parts()
-    added, others, terms = Added(), set(reads), _added(statement)
-    inside = [value for x in indices for value in expr.values_in(x)]
-    for e in expr.walk(*(terms or values), *inside) if values or inside else ():
-        if e.op is Leaf.LOAD and e.array.space != "buffer":
-            others.add(e.array)
-    if terms:
-        count = 1 if len(terms) == 1 else TERMS_OF_DOT
-        added[writes[0], indices[0]] = count, variables(indices[0])
-    else:
-        others.update(writes)
-    for inner in statement.inside:
-        more, used = _use(inner, known)
-        others |= used
-        for key, (more_terms, numbers) in more.items():
-            before, with_them = added.get(key, (0, numbers))
-            added[key] = before + more_terms, with_them | numbers
-    if isinstance(statement, Loop) and added:
-        times, begin = statement.vectors, variables(statement.start)
-        for key, (each, numbers) in added.items():
-            own = statement.variable in numbers
-            added[key] = (each, numbers | begin) if own else (each * times, numbers)
-    known[id(statement)] = statement, added, others
-    return added, others
+def _times(terms: Sequence[Expr], numbers: frozenset[Atom], inside: Loops) -> float:
+    """Terms that loops add to an element; numbers: variables that number elements."""
+    count = 1 if len(terms) == 1 else TERMS_OF_DOT
+    for loop in reversed(inside):
+        if loop.variable in numbers:
+            numbers |= variables(loop.start)
+        else:
+            count *= loop.vectors
+    return count
 
 
 def _added(one: Statement) -> tuple[Expr, ...]:

@@ -80,20 +80,21 @@ def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
     return True
 
 
-def merge_groups(
-    groups: Sequence[tuple[Axis, ...]], used: Sequence[Integer], known: bool = False
-) -> tuple[list[tuple[Axis, ...]], dict[Atom, Integer]]:
-    """The same for several groups of axes."""
-    found = [merge(axes, used, known) for axes in groups]
-    values = {x: place for _, known in found for x, place in known.items()}
-    return [axes for axes, _ in found], values
-
-
 def merge_stage(stage: Stage) -> Stage:
     """The stage with its kept and its reduced axes merged where possible."""
-    used = indices(stage.exprs(), [stage.position, *stage.guard])
-    (kept, reduced), values = merge_groups((stage.axes, stage.reduced), used)
-    return replace(stage.substitute(values), axes=kept, reduced=reduced) if values else stage
+    return merged(stage, indices(stage.exprs(), [stage.position, *stage.guard]))[0]
+
+
+def merged(
+    stage: Stage, used: Sequence[Integer], known: bool = False
+) -> tuple[Stage, dict[Atom, Integer]]:
+    """The same with all indices that are used along its axes; and the values of old variables."""
+    kept, values = merge(stage.axes, used, known)
+    reduced, more = merge(stage.reduced, used, known)
+    values |= more
+    if not values:
+        return stage, values
+    return replace(stage.substitute(values), axes=kept, reduced=reduced), values
 
 
 def unit_stride_axis(

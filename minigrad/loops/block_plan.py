@@ -247,9 +247,17 @@ def with_shortcuts(
         if product.array not in products:
             continue
         (mask, terms), scale = terms_of(product.body), None
-        scaled = _scaled_operand(product, terms, result)
-        if scaled is not None and scaled[1].array not in stored:
-            product, terms, scale = _with_scale(product, mask, terms, scaled, result)
+        factor, made = _scaled_operand(product, terms, result, stored)
+        if made is not None:
+            whole = expr.substitute_in(made.body, places_in(factor.index, made))
+            x, y = whole.args
+            written = expr.replace_in(terms, {factor: whole})
+            body = written if mask is None else mask.where(written, 0.0)
+            terms, scale = expr.replace_in(terms, {factor: x}), 1.0 / y if whole.op is Op.DIV else y
+            result = [
+                replace(one, body=body) if one.array == product.array else one
+                for one in result if one is not made
+            ]  # fmt: skip
         if mask is not None:
             terms = _without_mask(mask, terms, {stage.array: stage for stage in result})
         if mask is not None or scale is not None:
@@ -258,16 +266,18 @@ def with_shortcuts(
 
 
 def _scaled_operand(
-    product: Stage, terms: Expr, stages: Sequence[Stage]
-) -> tuple[Expr, Stage] | None:
-    """The factor that is x·y, which only this product reads, x being kept, y one for the row."""
-    if terms.op is not Op.MUL or terms.dtype is not product.array.dtype or len(product.axes) != 1:
-        return None
-    for factor in terms.args:
+    product: Stage, terms: Expr, stages: Sequence[Stage], stored: Container[Array]
+) -> tuple[Expr, Stage | None]:
+    """The factor that is x·y, which only this product reads, x being kept, y one for the row.
+
+    With the stage that it is; None where there is none.
+    """
+    fits = terms.op is Op.MUL and terms.dtype is product.array.dtype and len(product.axes) == 1
+    for factor in terms.args if fits else ():
         array = factor.array if factor.op is Leaf.LOAD and not factor.guard else None
         readers = [stage.array for stage in stages if array in stage.reads]
         made = next((stage for stage in stages if stage.array == array and stage.op is None), None)
-        if made is None or len(made.axes) != 1 or readers != [product.array]:
+        if made is None or len(made.axes) != 1 or readers != [product.array] or array in stored:
             continue
         if made.body.op not in (Op.MUL, Op.DIV) or made.array.dtype is not terms.dtype:
             continue
@@ -277,22 +287,7 @@ def _scaled_operand(
         of_row = bool(read) and read <= {stage.array for stage in stages}
         if own and of_row and axis.variable not in y.variables:
             return factor, made
-    return None
-
-
-def _with_scale(
-    product: Stage, mask: Expr | None, terms: Expr, found: tuple[Expr, Stage], result: list[Stage]
-) -> tuple[Stage, Expr, Expr]:
-    """The product with its scaled factor written out; its terms without the scale; the scale."""
-    factor, scaled = found
-    whole = expr.substitute_in(scaled.body, places_in(factor.index, scaled))
-    (x, y), written = whole.args, expr.replace_in(terms, {factor: whole})
-    result.remove(scaled)
-    at = result.index(product)
-    product = replace(product, body=written if mask is None else mask.where(written, 0.0))
-    result[at] = product
-    scale = 1.0 / y if scaled.body.op is Op.DIV else y
-    return product, expr.replace_in(terms, {factor: x}), scale
+    return terms, None
 
 
 def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:

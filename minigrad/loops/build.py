@@ -10,8 +10,8 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
-from minigrad.graph.symbolic import Atom, Integer, high
-from minigrad.loops.axes import indices, merge, places_along
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.loops.axes import fix_rows, indices, merge, places_along
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -121,6 +121,16 @@ def least(*stops: Integer) -> tuple[Integer, ...]:
         kept = [other for other in kept if not proven_nonnegative(other - stop)]
         kept.append(stop)
     return tuple(kept)
+
+
+def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer, ...]]:
+    """A piece of `size` iterations of a loop, the last of which ends where it does; and the stops
+    of the loop over the numbers of pieces.
+    """
+    start = loop.start + number.index * size
+    counts = (ceildiv(stop - loop.start, size) for stop in loop.stops)
+    piece = replace(loop, start=start, stops=least(start + size, *loop.stops))
+    return piece, least(number.extent, *counts)
 
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
@@ -261,14 +271,14 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 
 
 def kept_inside(
-    stages: Sequence[Stage], kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0,
-    local: int = 0,
-) -> list[Stage]:  # fmt: skip
-    """Stages with fixed rows, where what stays inside the kernel is in scratch memory.
+    kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0
+) -> list[Stage]:
+    """The stages with their rows fixed, where what stays inside the kernel is in scratch memory.
 
     `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
     memory, of which the smallest values get some first.
     """
+    stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
     arrays: dict[Array, Array] = {}
     sizes: dict[Array, int] = {}
     kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]

@@ -322,9 +322,8 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
 
 def shared_rows(problem: Problem, plan: Plan) -> list[Atom]:
     """The variables of rows over which a task loops to make its packing of panels pay."""
-    if plan.kc or plan.panels or not plan.packs_right or plan.packs_left:
-        return []
-    if problem.has_dynamic_bounds:
+    loaded = problem.ends or problem.needed is not None  # bounds of loops
+    if plan.kc or plan.panels or not plan.packs_right or plan.packs_left or loaded:
         return []
     parts = problem.parts
     blocks = ceildiv(parts.n[-1].count, plan.nc) * ceildiv(parts.m[-1].typical, plan.mc)

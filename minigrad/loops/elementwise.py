@@ -11,7 +11,7 @@ axis and parallel over all others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 
@@ -30,6 +30,7 @@ from minigrad.loops.axes import (
     vector_width,
 )
 from minigrad.loops.build import (
+    Bounds,
     combine,
     elements,
     flat_loop,
@@ -244,10 +245,8 @@ def _following(
 def scatter(kernel: Kernel, target: Target) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
-    start, step = _addition(stage, stage.guard)
-    first = loops_over(stage.initial_axes, start) if start else ()
-    body = (*first, *loops_over(stage.reduced, [step]))
-    s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
+    body, xs = _additions(stage, stage.guard), [axis.variable for axis in stage.axes]
+    s = Schedule(loops_over(stage.axes, body))
     # vectors need neighbouring places and the same updates' order in every lane
     vector = (
         xs
@@ -265,8 +264,8 @@ def scatter(kernel: Kernel, target: Target) -> Nest:
     elif xs and isinstance(stage.axes[-1].extent, int) and any(
         coefficient(load.index, xs[-1]) == 1 for load in expr.loads(stage.body)
     ):
-        s, xs[-1] = _side_by_side(stage, start, step)
-    elif start and stage.initial_axes and stage.initial is not None:
+        s, xs[-1] = _side_by_side(stage)
+    elif not stage.in_place and stage.initial_axes and stage.initial is not None:
         fill = stage.initial_axes[-1]
         if coefficient(stage.initial_position, fill.variable) == 1:
             s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
@@ -274,7 +273,7 @@ def scatter(kernel: Kernel, target: Target) -> Nest:
     return assemble(kernel, s.nest, target)
 
 
-def _side_by_side(stage: Stage, start: Sequence[Store], step: Store) -> tuple[Schedule, Atom]:
+def _side_by_side(stage: Stage) -> tuple[Schedule, Atom]:
     """Updates in order for a block of places along the last axis at a time, not for one that comes
     from as many lines of memory; and the variable of blocks.
     """
@@ -282,22 +281,24 @@ def _side_by_side(stage: Stage, start: Sequence[Store], step: Store) -> tuple[Sc
     size = max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1)
     block = make_axis("b", 0, ceildiv(last.count, size))
     begin = block.index * size
-
-    def along(inner: Sequence[Store]) -> Loop:
-        return Loop(last.variable, begin, (begin + size, last.extent), tuple(inner))
-
-    first = loops_over(stage.initial_axes, [along(start)]) if start else ()
-    body = (*first, *loops_over(stage.reduced, [along([step])]))
+    body = _additions(stage, stage.guard, {last.variable: (begin, begin + size)}, (last,))
     return Schedule(loops_over([*outer, block], body)), block.variable
 
 
-def _addition(stage: Stage, guard: Guard) -> tuple[list[Store], Store]:
-    """What an element begins with, if that is not in its place, and what is then added to it."""
+def _additions(
+    stage: Stage, guard: Guard, bounds: Mapping[Atom, Bounds] | None = None,
+    inner: tuple[Axis, ...] = (),
+) -> Statements:  # fmt: skip
+    """What an element begins with, if that is not in its place, and then all that is added to it.
+
+    For all along inner axes in turn; bounds: of loops.
+    """
     assert stage.initial is not None and stage.op is not None
-    old = expr.load(stage.array, stage.position, guard)
-    new = combine(SCATTERS[stage.op], old, stage.body)
     start = Store(stage.array, stage.initial_position, stage.initial)
-    return [] if stage.in_place else [start], Store(stage.array, stage.position, new, guard)
+    new = combine(SCATTERS[stage.op], expr.load(stage.array, stage.position, guard), stage.body)
+    step = Store(stage.array, stage.position, new, guard)
+    first = () if stage.in_place else loops_over((*stage.initial_axes, *inner), [start], bounds)
+    return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
 
 
 def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
@@ -325,10 +326,8 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
     part = make_axis("p", 0, ceildiv(along.extent, size))
     begin, where = part.index * size, place.index
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
-    start, step = _addition(stage, within)
-    fill = Loop(along.variable, begin, (begin + size, along.extent), tuple(start))
-    first = [fill] if start else []
-    s = Schedule(loops_over([part, *fixed, *moving], [*first, *loops_over(stage.reduced, [step])]))
+    body = _additions(stage, within, {along.variable: (begin, begin + size)})
+    s = Schedule(loops_over([part, *fixed, *moving], body))
     s.parallelize(part.variable, *(axis.variable for axis in fixed))
     return assemble(kernel, s.nest, target)
 

@@ -25,7 +25,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merge_groups, vector_width
+from minigrad.loops.axes import indices, merged, vector_width
 from minigrad.loops.build import epilogue, loops_over, reduction, substitute_stores
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Nest, Store, Stores
@@ -49,13 +49,12 @@ NEAR_BYTES = 1 << 12  # a page: rows that lie within it are one place to read fr
 
 @dataclass(frozen=True)
 class Sum:
-    """Σ over k of body, one of a kernel's stages: of products of vectors and a matrix.
+    """Σ over k of body, the body of a stage: of products of vectors and a matrix.
 
     vectors: what the products take of them. m: axes that number the vectors; n: axes of the matrix,
     and of the result; batch: axes of both.
     """
 
-    stage: Stage
     body: Expr
     vectors: tuple[Expr, ...]
     batch: tuple[Axis, ...]
@@ -63,14 +62,15 @@ class Sum:
     n: tuple[Axis, ...]
     k: tuple[Axis, ...]
 
+    @property
+    def count(self) -> int:
+        """How many vectors there are."""
+        return numel([axis.extent for axis in self.m])
+
     def of_matrix(self) -> list[Expr]:
         """The loads of the matrix."""
         n = {axis.variable for axis in self.n}
         return [load for load in expr.loads(self.body) if not n.isdisjoint(load.variables)]
-
-    def row_bytes(self) -> int:
-        """Bytes of a row of the matrix, in all of its arrays."""
-        return sum(_bytes(load, self.k) for load in self.of_matrix())
 
 
 def gemv(kernel: Kernel, target: Target) -> Nest | None:
@@ -79,10 +79,9 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
     None too for a device that sees scalars only: it wants many small iterations, not long blocks;
     and where code is to be short.
     """
-    sums = _sums(kernel) if target.vector_bytes and not target.brief else None
-    if sums is None:
+    if not target.vector_bytes or target.brief or not _qualifies(kernel):
         return None
-    stores, sums, results = _prepared(kernel, sums)
+    stores, sums, results = _prepared(kernel)
     column = _neighbours(sums, sums[0].n)
     axis = column or sums[0].n[-1]
     along = [] if column else [a for one in sums if (a := _neighbours([one], one.k))]
@@ -97,24 +96,26 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
             replace(one, k=(*(k for k in one.k if k != last), last))
             for one, last in zip(sums, along, strict=True)
         ]
-    product: _Rows | _Columns
-    product = _Rows(sums, axis, target) if by_rows else _Columns(sums, axis, target)
     outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
     body = [
         one for total, result in zip(sums, results, strict=True)
         for one in reduction(Op.SUM, result, total.k, [total.body])
     ]  # fmt: skip
     naive = loops_over([*outer, *sums[0].m, axis], [*body, Stores(tuple(stores))])
-    s = Schedule(naive, **{name: value for name, (value, _) in product.copies.items()})
-    block = s.split(product.n, product.size(numel([a.extent for a in outer])), "b")
+    scales = _scales(sums, axis) if by_rows else {}
+    copies = _computed(sums) | scales
+    s = Schedule(naive, **{name: value for name, (value, _) in copies.items()})
+    tasks = numel([a.extent for a in outer])
+    size = (_rows if by_rows else _columns)(sums, axis, tasks, scales, target)
+    block = s.split(axis.variable, size, "b")
     xs = [*(a.variable for a in outer), block]
-    s.reorder(*xs, *product.ms, product.n)
+    s.reorder(*xs, *(a.variable for a in sums[0].m), axis.variable)
     with s.inside(block):
-        for copy, (value, axes) in product.copies.items():
+        for copy, (value, axes) in copies.items():
             width = vector_width(target, [value], axes[-1].extent, False)
             over = [a.variable for a in axes]
             s.stage(copy, None, over, [(over, None)], copy, {over[-1]: width})
-    product.schedule(s, block)
+        (_add_rows if by_rows else _add_columns)(s, sums, axis.variable, target)
     s.parallelize(*xs)
     return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
 
@@ -162,123 +163,111 @@ def _scales(sums: Sequence[Sum], row: Axis) -> Copies:
     return {f"scales{n}": both for n, both in enumerate(found.items())}
 
 
-class _Product:
-    """Sums whose results are cut into blocks along an axis.
+# ---- by columns: sums[m, block] += vector[m, k] · matrix[k, block], several k at a time ----
 
-    copies: what a block copies first; ms, n, ks: variables of vectors, results and terms.
+
+def _columns(
+    sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: Target
+) -> int:
+    """Columns of a block: long runs of each row, but enough blocks to share."""
+    dtype = sums[0].body.dtype
+    size = max((load.array.dtype.itemsize for load in sums[0].of_matrix()), default=4)
+    wanted = ceildiv(axis.count, max(ENOUGH_TASKS // tasks, 1))
+    most = min(LONGEST_RUN // size, HALF_OF_L1 // (sums[0].count * dtype.itemsize))
+    least = min(SHORTEST_RUN // size, most)
+    step = 4 * target.lanes(dtype)
+    return ceildiv(min(max(wanted, least), most), step) * step
+
+
+def _add_columns(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
+    """The steps of a block."""
+    count, lanes = sums[0].count, target.lanes(sums[0].body.dtype)
+    few = 4 if count == 1 else 2 if count <= 4 else 1
+    together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
+    ms, ks = _variables(sums)
+    pieces = [s.split(k, together, "q", computing=True) for k in ks]
+    s.sink(*ms, n, into=pieces, space="scratch")
+    s.reorder(n, *ms, computing=True)
+    s.vectorize(n, lanes * few if lanes > 1 else 1, computing=True)
+    s.vectorize(n, lanes)
+    for piece, k in zip(pieces, ks, strict=True):
+        s.peel(piece, k)
+    s.sink(*ms)
+    s.repeat(*ks, *ms)
+    s.simplify()
+
+
+# ---- by rows: vectors of partial sums along each row of the matrix, for every vector ----
+
+
+def _at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
+    """Rows that share what is loaded of the vectors, and elements of a row that are added at once.
+
+    A matrix in memory is read fastest from end to end, one row after the other; short rows, and
+    those of a matrix that lies in a cache, are taken several at a time.
     """
-
-    def __init__(self, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
-        self.sums, self.axis, self.target = sums, axis, target
-        self.n, self.ms = axis.variable, [a.variable for a in sums[0].m]
-        self.ks = list(dict.fromkeys(one.k[-1].variable for one in sums))
-        self.count, self.dtype = numel([a.extent for a in sums[0].m]), sums[0].body.dtype
-        self.lanes = target.lanes(self.dtype)
-        self.copies = _computed(sums)
-
-
-class _Columns(_Product):
-    """sums[m, block] += vector[m, k] · matrix[k, block], several k at a time."""
-
-    def size(self, tasks: int) -> int:
-        """Columns of a block: long runs of each row, but enough blocks to share."""
-        size = max((load.array.dtype.itemsize for load in self.sums[0].of_matrix()), default=4)
-        wanted = ceildiv(self.axis.count, max(ENOUGH_TASKS // tasks, 1))
-        most = min(LONGEST_RUN // size, HALF_OF_L1 // (self.count * self.dtype.itemsize))
-        least = min(SHORTEST_RUN // size, most)
-        step = 4 * max(self.lanes, 1)
-        return ceildiv(min(max(wanted, least), most), step) * step
-
-    def schedule(self, s: Schedule, block: Atom) -> None:
-        """The steps of a block."""
-        few = 4 if self.count == 1 else 2 if self.count <= 4 else 1
-        together = max(2, min(8, (24 if self.target.registers >= 32 else 8) // self.count))
-        with s.inside(block):
-            pieces = [s.split(k, together, "q", computing=True) for k in self.ks]
-            s.sink(*self.ms, self.n, into=pieces, space="scratch")
-            s.reorder(self.n, *self.ms, computing=True)
-            s.vectorize(self.n, self.lanes * few if self.lanes > 1 else 1, computing=True)
-            s.vectorize(self.n, self.lanes)
-            for piece, k in zip(pieces, self.ks, strict=True):
-                s.peel(piece, k)
-            s.sink(*self.ms)
-            s.repeat(*self.ks, *self.ms)
-            s.simplify()
+    count, lanes = sums[0].count, target.lanes(sums[0].body.dtype)
+    most = 16 if target.registers >= 32 else 8
+    matrices = {load.array for one in sums for load in one.of_matrix()}
+    cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
+    row_bytes = max(sum(_bytes(load, one.k) for load in one.of_matrix()) for one in sums)
+    rows = 1
+    if count > 1 and cached or CHAINS * row_bytes <= NEAR_BYTES:
+        rows = max(min(most // (2 * count), CHAINS), 1)
+    depth = min(max(high(one.k[-1].extent), 1) for one in sums)
+    vectors = max(min(most // (rows * count), 8), 1)
+    while vectors > 1 and vectors * lanes > min(depth, target.fold_lanes):
+        vectors //= 2
+    return rows, lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
 
 
-class _Rows(_Product):
-    """Row after row of the matrix: vectors of partial sums along each, for every vector.
+def _rows(sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: Target) -> int:
+    """Rows of one parallel iteration."""
+    rows, _ = _at_once(sums, target)
+    steps = min(axis.count // max(ENOUGH_TASKS // tasks, 1) // rows, MOST_STEPS)
+    nbytes = sum(_bytes(scale, axes) for scale, (_, *axes) in scales.values())
+    fit = HALF_OF_L1 // max(nbytes * rows, 1)
+    return rows * max(min(max(steps, 1), fit), 1)
 
-    rows: how many share what is loaded of the vectors; width: elements of a row that are added at
-    once. A matrix in memory is read fastest from end to end, one row after the other; short rows,
-    and those of a matrix that lies in a cache, are taken several at a time.
-    """
 
-    def __init__(self, sums: Sequence[Sum], axis: Axis, target: Target) -> None:
-        super().__init__(sums, axis, target)
-        self.scales = _scales(sums, axis)
-        self.copies |= self.scales
-        most = 16 if target.registers >= 32 else 8
-        matrices = {load.array for one in sums for load in one.of_matrix()}
-        cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
-        near = CHAINS * max(one.row_bytes() for one in sums) <= NEAR_BYTES
-        self.rows = 1
-        if self.count > 1 and cached or near:
-            self.rows = max(min(most // (2 * self.count), CHAINS), 1)
-        depth = min(max(high(one.k[-1].extent), 1) for one in sums)
-        vectors = max(min(most // (self.rows * self.count), 8), 1)
-        while vectors > 1 and vectors * self.lanes > min(depth, target.fold_lanes):
-            vectors //= 2
-        self.width = self.lanes * (1 << (vectors.bit_length() - 1)) if self.lanes > 1 else 1
+def _add_rows(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
+    """The steps of a block."""
+    rows, width = _at_once(sums, target)
+    ms, ks = _variables(sums)
+    s.distribute(*ms, n)
+    some = s.split(n, rows, "w", computing=True)
+    s.reorder(some, n, *ms, computing=True)
+    s.peel(some, n)
+    for k in ks:
+        s.vectorize(k, width, computing=True)
+    s.sink(n, *ms, into=ks)
+    s.repeat(n, *ms)
+    s.vectorize(n, target.lanes(sums[0].body.dtype))
+    s.simplify()
 
-    def size(self, tasks: int) -> int:
-        """Rows of one parallel iteration."""
-        steps = min(self.axis.count // max(ENOUGH_TASKS // tasks, 1) // self.rows, MOST_STEPS)
-        nbytes = sum(_bytes(scale, axes) for scale, (_, *axes) in self.scales.values())
-        fit = HALF_OF_L1 // max(nbytes * self.rows, 1)
-        return self.rows * max(min(max(steps, 1), fit), 1)
 
-    def schedule(self, s: Schedule, block: Atom) -> None:
-        """The steps of a block."""
-        with s.inside(block):
-            s.distribute(*self.ms, self.n)
-            some = s.split(self.n, self.rows, "w", computing=True)
-            s.reorder(some, self.n, *self.ms, computing=True)
-            s.peel(some, self.n)
-            for k in self.ks:
-                s.vectorize(k, self.width, computing=True)
-            s.sink(self.n, *self.ms, into=self.ks)
-            s.repeat(self.n, *self.ms)
-            s.vectorize(self.n, self.lanes)
-            s.simplify()
+def _variables(sums: Sequence[Sum]) -> tuple[list[Atom], list[Atom]]:
+    """Those of vectors, and of the innermost loops over terms."""
+    ks = dict.fromkeys(one.k[-1].variable for one in sums)
+    return [axis.variable for axis in sums[0].m], list(ks)
 
 
 # ---- what qualifies ----
 
 
-def _sums(kernel: Kernel) -> list[Sum] | None:
-    """The sums of a kernel all of whose stages have the same elements."""
-    first = kernel.stages[0]
-    sums = []
+def _qualifies(kernel: Kernel) -> bool:
+    """Whether all of a kernel's stages have the same elements, and its sums are such products."""
+    first, sums = kernel.stages[0], [stage for stage in kernel.stages if stage.op is not None]
     for stage in kernel.stages:
         if stage.size != first.size or any(not isinstance(a.extent, int) for a in stage.axes):
-            return None
-        if stage.op is None:
-            continue
-        one = _sum(stage)
-        if one is None or stage.axes != first.axes:
-            return None
-        sums.append(one)
-    axes = [(one.batch, one.m, one.n) for one in sums]
-    if not sums or any(other != axes[0] for other in axes):
-        return None
+            return False
+    parts = [_sum(stage) if stage.axes == first.axes else None for stage in sums]
+    if len({one and (one.batch, one.m, one.n) for one in parts} - {None}) != 1 or None in parts:
+        return False
     made = {stage.array for stage in kernel.stages}
-    for one in sums:  # a sum that needs another's results needs all of them
-        if any(load.array in made for load in expr.loads(one.stage.body)):
-            return None
-    if kernel.rows != first.size and not all(_reads_its_own(s, made) for s in kernel.stages):
-        return None
-    return sums
+    if any(load.array in made for stage in sums for load in expr.loads(stage.body)):
+        return False  # a sum that needs another's results needs all of them
+    return kernel.rows == first.size or all(_reads_its_own(s, made) for s in kernel.stages)
 
 
 def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
@@ -316,7 +305,7 @@ def _sum(stage: Stage) -> Sum | None:
     if not m.isdisjoint(matrix_variables):
         return None
     return Sum(
-        stage, body, vectors,
+        body, vectors,
         tuple(a for a in stage.axes if a.variable not in m | n),
         tuple(a for a in stage.axes if a.variable in m),
         tuple(a for a in stage.axes if a.variable in n),
@@ -332,24 +321,22 @@ def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
     return [factor for arg in inner.args for factor in _factors(arg, of_matrix)]
 
 
-def _prepared(kernel: Kernel, sums: list[Sum]) -> tuple[list[Store], list[Sum], list[Expr]]:
+def _prepared(kernel: Kernel) -> tuple[list[Store], list[Sum], list[Expr]]:
     """Stores in terms of merged axes, the sums in them, and what stands in stores for each sum."""
+    stages = [stage for stage in kernel.stages if stage.op is not None]
     results = {
-        one.stage.array: expr.register(f"sum{number}", one.stage.body.dtype)
-        for number, one in enumerate(sums)
+        stage.array: expr.register(f"sum{number}", stage.body.dtype)
+        for number, stage in enumerate(stages)
     }
-    stores = epilogue(kernel, kernel.stages, results, sums[0].stage.axes)
-    used = indices(
-        [*(one.stage.body for one in sums), *(s.value for s in stores)],
-        [s.index for s in stores],
-    )
-    first, changed = sums[0], []
-    for one in sums:
-        groups = first.batch, first.m, first.n, one.k
-        (batch, m, n, k), values = merge_groups(groups, used)
-        body, *vectors = (expr.substitute_in(e, values) for e in (one.body, *one.vectors))
-        changed.append(Sum(one.stage, body, tuple(vectors), batch, m, n, k))
-    return substitute_stores(stores, values), changed, list(results.values())
+    stores = epilogue(kernel, kernel.stages, results, stages[0].axes)
+    values = [*(stage.body for stage in stages), *(s.value for s in stores)]
+    used, sums = indices(values, [s.index for s in stores]), list[Sum]()
+    for stage in stages:
+        stage, at = merged(stage, used)
+        found = _sum(stage)
+        assert found is not None, "it was one before its axes were merged"
+        sums.append(found)
+    return substitute_stores(stores, at), sums, list(results.values())
 
 
 def _neighbours(sums: Sequence[Sum], axes: Sequence[Axis]) -> Axis | None:

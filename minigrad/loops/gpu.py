@@ -281,8 +281,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
     if items == 1 or beside and count >= group.items * group.units:
         return None
     row = make_axis("r", 0, kernel.rows)
-    stages = [fix_rows(stage, kernel.rows, row.index) for stage in kernel.stages]
-    stages = build.kept_inside(stages, kernel, row.index, local=group.local_bytes // KEPT)
+    stages = build.kept_inside(kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
     body = _Items(items).loop(stages, [{} for _ in stages])
     return assemble(kernel, build.serial_loop(row, (body,)), target)
@@ -299,7 +298,7 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
     block = Rows(kernel.rows, extent, width, 1)
     stages = [fix_rows(stage, kernel.rows, block.whole) for stage in kernel.stages]
     bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
-    stages = build.kept_inside(stages, kernel, block.whole, width, block.lane, local)
+    stages = build.kept_inside(kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
     body = _Items(items, block.loop(())).loop(stages, bounds)
     return assemble(kernel, build.flat_loop([block.outer, block.number], (body,)), target)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from minigrad.dtype import convert
 from minigrad.graph.operations import Op
 from minigrad.graph.substitution import coefficient, only_atom, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
@@ -35,31 +34,35 @@ def outside(root: Expr, mask: Expr, exact: bool = False) -> float | None:
 
     exact: it is that, and no NaN.
     """
-    while root.op is Op.WHERE and root.args[0] is mask:
-        root = root.args[2]
-    found: dict[Expr, float | None] = {}
+    new: dict[Expr, Expr] = {}
     for e in expr.walk(root):
-        found[e] = _outside(e, mask, exact, found)
-    return found[root]
+        new[e] = e
+        if e is mask:
+            new[e] = expr.const(False, e.dtype)
+        elif e.args:
+            args = tuple(new[arg] for arg in e.args)
+            new[e] = _folded(expr.apply(e.op, args, e.dtype), exact)
+    value = new[root].known()
+    return None if value is None else float(value)
 
 
-def _outside(
-    e: Expr, mask: Expr, exact: bool, found: Mapping[Expr, float | None]
-) -> float | None:
-    if e.op is Op.CONST:
-        return float(e.value)
-    if isinstance(e.op, Leaf) or not e.dtype.is_float:
-        return None
-    if e.op is Op.WHERE:
-        test, x, y = e.args
-        return found[y] if test is mask or found[x] == found[y] else None
-    parts = [found[arg] for arg in e.args]
-    numbers = tuple(part for part in parts if part is not None)
-    if len(numbers) == len(parts):
-        return _value(e, numbers)
-    if e.op in (Op.MUL, Op.DIV) and parts[0] == 0 or e.op is Op.MUL and parts[1] == 0:
-        return None if exact else 0.0
-    return None
+def _folded(e: Expr, exact: bool) -> Expr:
+    """An operation on numbers as the number that it is, if it is the same everywhere."""
+    numbers = [float(arg.value) for arg in e.args if arg.op is Op.CONST]
+    value: float | None = None
+    if isinstance(e.op, Leaf) or not e.dtype.is_float or not numbers:
+        return e
+    if len(numbers) == len(e.args):
+        if e.op is Op.CAST:
+            value = numbers[0]
+        elif e.op in (Op.EXP, Op.EXP2):  # not rounded alike everywhere, but exact here
+            value = 0.0 if numbers[0] == float("-inf") else None
+        else:
+            value = e.op.facts.fold(tuple(numbers))
+    elif e.op in (Op.MUL, Op.DIV) and not exact:
+        zeros = e.args if e.op is Op.MUL else e.args[:1]
+        value = 0.0 if any(arg.known() == 0 for arg in zeros) else None
+    return e if value is None else expr.const(value, e.dtype)
 
 
 def with_makers(root: Expr, makers: Makers) -> Expr:
@@ -72,18 +75,6 @@ def with_makers(root: Expr, makers: Makers) -> Expr:
         return with_makers(expr.substitute_in(maker.body, places_in(load.index, maker)), makers)
 
     return expr.rebuild(root, made)
-
-
-def _value(e: Expr, args: tuple[float, ...]) -> float | None:
-    """`e` of these operands, if it is the same everywhere."""
-    assert isinstance(e.op, Op)
-    if e.op is Op.CAST:
-        value = convert(args[0], e.dtype) if e.dtype.is_float else None
-    elif e.op in (Op.EXP, Op.EXP2):  # not rounded alike everywhere, but exact here
-        value = 0.0 if args[0] == float("-inf") else None
-    else:
-        value = e.op.facts.fold(args)
-    return None if value is None else float(value)
 
 
 def places_in(inside: Integer, stage: Stage) -> dict[Atom, Integer]:

@@ -272,12 +272,10 @@ def divides(x: Integer, width: int) -> bool:
 def walk(*statements: Statement) -> list[Statement]:
     """Statements and all that is inside of them, each before what it holds, in order."""
     found: list[Statement] = []
-    stack = list(reversed(statements))
-    while stack:
-        statement = stack.pop()
+    for statement in statements:
         found.append(statement)
         if statement.inside:
-            stack.extend(reversed(statement.inside))
+            found += walk(*statement.inside)
     return found
 
 

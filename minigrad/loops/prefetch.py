@@ -24,7 +24,6 @@ from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
 # Bytes: what a core reads while an access waits (10 GB/s for 0.1 µs is 1 KiB), and more.
@@ -74,20 +73,6 @@ def further_along(
 def far_enough(nbytes: int) -> int:
     """Bytes ahead that the only array of a pass is asked for, in a row of `nbytes`; 0: none."""
     return next((far for far in (FAR, AHEAD) if nbytes >= LEAST_TIMES * far), 0)
-
-
-def further_rows(stages: Sequence[Stage], axis: Axis, target: Target) -> tuple[Place, ...]:
-    """What vectors across neighbouring short rows will read further along, once for each array."""
-    found: dict[Array, Integer] = {}
-    made = {stage.array for stage in stages}
-    for stage in stages:
-        inner: dict[Atom, Integer] = {a.variable: 0 for a in (*stage.axes, *stage.reduced)}
-        for load in expr.loads(stage.body):
-            array, position = load.array, load.index
-            if array not in made and from_memory(load, axis, target) > 1:
-                place = substitute(position, inner) + FAR // array.dtype.itemsize
-                found.setdefault(array, place)
-    return tuple(found.items())
 
 
 def next_rows(place: Place, row: Atom, nbytes: int) -> Place:

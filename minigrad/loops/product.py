@@ -22,7 +22,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
-from minigrad.loops.axes import indices, merge_groups
+from minigrad.loops.axes import indices, merged
 from minigrad.loops.build import combine, epilogue, guard_loads, loops_over, put, substitute_stores
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
@@ -54,11 +54,6 @@ class Problem:
     ends: tuple[Integer, ...] = ()
     needed: Integer | None = None
     terms: Expr | None = None
-
-    @property
-    def has_dynamic_bounds(self) -> bool:
-        """Whether some loop's bound is loaded."""
-        return bool(self.ends) or self.needed is not None
 
     @property
     def outer(self) -> list[Axis]:
@@ -100,22 +95,18 @@ def prepare(kernel: Kernel) -> Problem:
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
     )
-    parts = stage.product
+    assert stage.product is not None
+    stage, values = merged(stage, used, stage.product.shared)
+    parts, terms = stage.product, None
     assert parts is not None
-    groups = (parts.batch, parts.m, parts.n, parts.k)
-    (batch, m, n, k), values = merge_groups(groups, used, parts.shared)
-    changed = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
-    operands, terms = [parts.left, parts.right], None
     if parts.mask is not None:
-        terms = changed.body
-        place = 0 if parts.mask.variables <= parts.left.variables else 1
-        operands[place] = parts.mask.where(operands[place], 0.0)
-    left, right = (expr.substitute_in(operand, values) for operand in operands)
-    return Problem(
-        changed,
-        Contraction(left, right, batch, m, n, k, shared=parts.shared),
-        tuple(substitute_stores(stores, values)), own, terms=terms,
-    )  # fmt: skip
+        terms, left, right = stage.body, parts.left, parts.right
+        if parts.mask.variables <= left.variables:
+            left = parts.mask.where(left, 0.0)
+        else:
+            right = parts.mask.where(right, 0.0)
+        parts = replace(parts, left=left, right=right, mask=None)
+    return Problem(stage, parts, tuple(substitute_stores(stores, values)), own, terms=terms)
 
 
 def strides(operand: Expr, axis: Atom) -> set[int | None]:
@@ -233,20 +224,16 @@ def _clamped(x: Integer, most: int) -> Integer:
 
 def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     """How many rows are needed, where every result goes through a mask that tells it."""
-    row = problem.parts.m[-1]
-    result = problem.accumulator
-    common: list[Affine] | None = None
-    for store in problem.stores:
-        if store.value is result:
-            return problem
-        for reader in expr.walk(store.value):
-            if result not in reader.args:
-                continue
-            masked = reader.op is Op.WHERE and result is not reader.args[2]
-            found = conditions_of(reader.args[0]) if masked else ()
-            common = [c for c in found if common is None or c in common]
-    for condition in common or []:
+    row, result = problem.parts.m[-1], problem.accumulator
+    values = [store.value for store in problem.stores]
+    readers = [e for e in expr.walk(*values) if result in e.args]
+    masks = [
+        conditions_of(e.args[0]) if e.op is Op.WHERE and result is not e.args[2] else ()
+        for e in readers
+    ]
+    for condition in masks[0] if masks and result not in values else ():
         rest = _rest(condition, row.variable, fixed)
-        if rest is not None and coefficient(condition, row.variable) == -1:
+        upper = coefficient(condition, row.variable) == -1
+        if rest is not None and upper and all(condition in mask for mask in masks):
             return replace(problem, needed=_clamped(rest + 1, high(row.extent)))
     return problem

@@ -27,7 +27,14 @@ from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
-from minigrad.loops.build import flat_loop, least, loops_over, substitute_statement, with_places
+from minigrad.loops.build import (
+    flat_loop,
+    in_pieces,
+    least,
+    loops_over,
+    substitute_statement,
+    with_places,
+)
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -90,10 +97,8 @@ class Schedule:
         def change(loop: Loop, around: Around) -> Statements:
             if whole:
                 return (Loop(pieces.variable, 0, (1,), (loop,)),)
-            start = loop.start + pieces.index * size
-            inner = replace(loop, start=start, stops=least(start + size, *loop.stops))
-            counts = [ceildiv(stop - loop.start, size) for stop in loop.stops]
-            return (Loop(pieces.variable, 0, least(pieces.count, *counts), (inner,)),)
+            piece, counts = in_pieces(loop, pieces, size)
+            return (Loop(pieces.variable, 0, counts, (piece,)),)
 
         self._change(x, change, computing)
         return pieces.variable
