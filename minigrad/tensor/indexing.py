@@ -15,7 +15,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, row_of, split_axis
-from minigrad.graph.node import Node, Op, Shape, is_symbolic
+from minigrad.graph.node import Node, Shape, is_symbolic
 from minigrad.graph.scans import selected
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
@@ -299,20 +299,10 @@ class Indexing(Methods):
         back = list(range(place, place + flat.ndim)) + list(range(place))
         given = given.permute(*back, *range(place + flat.ndim, given.ndim))
         count = product(flat.shape)
-        new = rows._scatter_rows(flat.reshape(count), given.reshape((count, *rest)))
+        places = flat.reshape((count, *(1 for _ in rest)))
+        new = rows._last_written(0, places, given.reshape((count, *rest)))
         inverse = sorted(range(self.ndim), key=order.__getitem__)
         return new.reshape(tuple(self.shape[axis] for axis in order)).permute(*inverse)
-
-    def _scatter_rows(self, places: Self, rows: Self) -> Self:
-        """self with row places[i] replaced by rows[i]; of equal places the last wins."""
-        if rows.shape[0] == 0:
-            return self
-        none = build.const(-1, dtypes.int32, self.shape[:1], self.raw.device)
-        numbers = self.arange(places.shape[0], device=self.raw.device)
-        last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
-        wide = last.reshape(last.shape + (1,) * (self.ndim - 1))  # of each row its last i, or −1
-        taken = rows._at(0, wide.maximum(0)._broadcast_to((*last.shape, *rows.shape[1:])))
-        return (wide >= 0).where(taken, self)
 
     # --- what is made of it ----------------------------------------------------------------------
 
