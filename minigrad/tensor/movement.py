@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from minigrad.dtype import check_holds
 from minigrad.errors import ShapeError
-from minigrad.graph import build
+from minigrad.graph import build, windows
 from minigrad.graph.axes import within
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
@@ -367,8 +367,4 @@ class Movement(Methods):
         if length == 0:
             return x._part(x.ndim - 2, 0, 0).reshape(x.shape[:-2] + (0,))
         square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
-        # a row of length + 1 elements: the diagonal becomes the first column
-        amounts = [(0, 0)] * (x.ndim - 2) + [(0, length)]
-        flat = square.flatten(-2)._view(lambda node: build.pad(node, amounts))
-        lines = flat.reshape(x.shape[:-2] + (length, length + 1))
-        return lines._part(x.ndim - 1, 0, 1).squeeze(-1)
+        return square._view(lambda node: windows.diagonal(node, x.ndim - 2))
