@@ -108,29 +108,19 @@ def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:
     if dtype is dtypes.bfloat16:
         rounded = array.array("f", [convert(value, dtype) for value in values]).tobytes()
         return array.array("H", array.array("H", rounded)[1::2]).tobytes()
-    if dtype is dtypes.float16:
-        return struct.pack(f"{len(values)}e", *(convert(value, dtype) for value in values))
-    if dtype is dtypes.bool:
-        return bytes(bool(value) for value in values)
-    if dtype is dtypes.float32 and any(abs(value) > 3.4e38 for value in values):
-        values = [convert(value, dtype) for value in values]
+    form = f"{len(values)}{dtype.code}"
     try:
-        return array.array(dtype.code, values).tobytes()
-    except (TypeError, OverflowError):  # floats for an integer dtype, or ints that it does not hold
-        return array.array(dtype.code, [convert(value, dtype) for value in values]).tobytes()
+        return struct.pack(form, *values)
+    except (struct.error, OverflowError):  # floats for an integer dtype, or what it does not hold
+        return struct.pack(form, *(convert(value, dtype) for value in values))
 
 
 def unpack(data: bytes | bytearray, dtype: DType) -> list[Any]:
     """The inverse of `pack`."""
     if dtype is dtypes.bfloat16:
-        halves = array.array("H", bytes(data))
-        wide = array.array("I", [bits << 16 for bits in halves])
+        wide = array.array("I", [bits << 16 for bits in array.array("H", bytes(data))])
         return array.array("f", wide.tobytes()).tolist()
-    if dtype is dtypes.float16:
-        return list(struct.unpack(f"{len(data) // 2}e", data))
-    if dtype is dtypes.bool:
-        return [bool(byte) for byte in data]
-    return array.array(dtype.code, bytes(data)).tolist()
+    return list(struct.unpack(f"{len(data) // dtype.itemsize}{dtype.code}", data))
 
 
 def nest(values: list[Any], shape: Sequence[int]) -> Any:
