@@ -68,8 +68,6 @@ class Array:
     @property
     def mT(self) -> Array:
         """The last two dimensions exchanged."""
-        if self.ndim < 2:
-            raise ValueError(f".mT of an array of shape {self.shape}: expected ≥ 2 dimensions")
         return self._of(self._tensor.transpose(-2, -1))
 
     # --- protocols --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array
 from minigrad.dtype import DType
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, hostdata
 
 Shape = int | tuple[int, ...]
 
@@ -47,16 +47,8 @@ def _default(obj: Any) -> DType | None:
     """The dtype of Python numbers; None for an array, which keeps its own."""
     if not isinstance(obj, (bool, int, float, list)):
         return None
-    level: list[Any] = [obj]
-    while any(isinstance(x, list) for x in level):
-        level = [x for part in level for x in (part if isinstance(part, list) else [part])]
-    if any(isinstance(x, float) for x in level) or not level:
-        return kinds.DEFAULT_FLOAT
-    if all(isinstance(x, bool) for x in level):
-        return kinds.bool
-    if max(level) > kinds.int64.maximum:
-        return kinds.uint64
-    return kinds.DEFAULT_INTEGER
+    *_, found = hostdata.read(obj, None)
+    return kinds.DEFAULT_INTEGER if found is kinds.int32 else found
 
 
 def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = None) -> Array:

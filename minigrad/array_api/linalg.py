@@ -78,8 +78,6 @@ def matrix_power(x: Array, n: int, /) -> Array:
 
 def qr(x: Array, /, *, mode: str = "reduced") -> QRResult[Array]:
     """x = Q·R with orthonormal columns in Q and R upper triangular."""
-    if mode not in ("reduced", "complete"):
-        raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
     return QRResult(*map(Array._of, x._tensor.qr(mode)))
 
 

@@ -55,12 +55,9 @@ def broadcast_arrays(*arrays: Array) -> list[Array]:
 
 def broadcast_to(x: Array, /, shape: tuple[int, ...]) -> Array:
     """x repeated along axes of extent 1 and new leading axes."""
-    if len(shape) < x.ndim:
-        raise ValueError(f"broadcast_to: {x.shape} has more dimensions than {shape}")
     if min(shape, default=0) < 0:
         raise ValueError(f"broadcast_to: the shape {shape} has a negative extent")
-    tensor = x._tensor.reshape((1,) * (len(shape) - x.ndim) + x.shape)
-    return Array._of(tensor.expand(tuple(shape)))
+    return Array._of(x._tensor.expand(tuple(shape)))
 
 
 def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
@@ -189,10 +186,4 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast, as for `take`."""
     place = _axis("take_along_axis", axis, x.ndim)
-    _check_integers("take_along_axis", indices)
-    if indices.ndim != x.ndim:
-        raise ValueError(
-            f"take_along_axis of shape {x.shape} by indices of shape {indices.shape}: expected as "
-            "many dimensions"
-        )
     return Array._of(x._tensor._take_along("take_along_axis", indices._tensor, place))

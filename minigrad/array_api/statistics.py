@@ -155,8 +155,6 @@ def searchsorted(
     x1: Array, x2: Array, /, *, side: str = "left", sorter: Array | None = None
 ) -> Array:
     """Where each element of x2 would be inserted into the sorted vector x1: a binary search."""
-    if side not in ("left", "right"):
-        raise ValueError(f"searchsorted(side={side!r}): expected 'left' or 'right'")
     if x1.ndim != 1 or (sorter is not None and sorter.shape != x1.shape):
         order = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
         raise ValueError(f"searchsorted in an array of shape {x1.shape}{order}: expected vectors")

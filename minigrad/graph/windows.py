@@ -348,7 +348,7 @@ def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:
             factor = build.window(factor, ((x, size, 1, dilation),))
             order = [*range(j), factor.ndim - 1, *range(j, factor.ndim - 1)]
             factor = build.permute(factor, order)  # (…, slid, j, …)
-            factor = _diagonal(factor, j) if placed[i] else split_axis(factor, j + 1)
+            factor = diagonal(factor, j) if placed[i] else split_axis(factor, j + 1)
         product.factors[i] = factor
     known = product.extents[x]
     assert isinstance(known, int)
@@ -357,7 +357,7 @@ def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:
     product.names[j] = ("sum", sum(kind == "sum" for kind, _ in product.names))
 
 
-def _diagonal(x: Node, axis: int) -> Node:
+def diagonal(x: Node, axis: int) -> Node:
     """Dimensions axis and axis + 1, of equal extent n, as the one where both are equal.
 
     In rows of n + 1 elements the diagonal is the first column.

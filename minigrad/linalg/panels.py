@@ -95,15 +95,6 @@ def numbered(x: Tensor, axis: int) -> Tensor:
     return x.arange(x.shape[axis], device=x.device).reshape(shape)
 
 
-def with_columns(x: Tensor, columns: Tensor, k: Tensor) -> Tensor:
-    """x with other columns from number k on."""
-    count = int(columns.shape[2])  # type: ignore[arg-type]
-    place = numbered(x, 2) - k
-    inside = (place >= 0) & (place < count)
-    there = columns._at(2, place.clip(0, count - 1).expand(x.shape))
-    return inside.where(there, x)
-
-
 def inverse_of_triangle(r: Tensor) -> Tensor:
     """The inverse of upper triangular matrices (…, n, n), by products of ever larger blocks.
 

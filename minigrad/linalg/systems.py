@@ -20,7 +20,6 @@ from minigrad.linalg.panels import (
     next_number,
     numbered,
     rows_at,
-    with_columns,
 )
 from minigrad.linalg.reflections import reflected, symmetric
 from minigrad.linalg.tridiagonal import spectrum
@@ -200,12 +199,12 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
 
 
 def _factored(x: Tensor) -> tuple[Tensor]:
-    """The factor of x (batch, n, n): its columns, panel by panel, become the factor's."""
+    """The factor of x (batch, n, n): its columns, panel by panel."""
     size = x._known_shape()[1]
     width, panels = cut(size)
     more = width * panels - size
 
-    def step(s: Tensor, first: Tensor) -> tuple[Tensor, None]:
+    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         k, panel = first, columns_at(s, first, width).contiguous()
         for _ in range(width):
             column = columns_at(panel, k - first)
@@ -214,10 +213,10 @@ def _factored(x: Tensor) -> tuple[Tensor]:
             others = panel - column * rows_at(column, first, width).transpose(1, 2)
             panel = numbered(panel, 2).eq(k - first).where(column, others).contiguous()
             k = next_number(k)
-        return with_columns(s - panel @ panel.transpose(1, 2), panel, first), None
+        return s - panel @ panel.transpose(1, 2), panel
 
-    s, _ = Tensor.scan(step, x.pad((0, more, 0, more)), firsts(width, panels, x.device))
-    return (s[:, :size, :size].tril(),)
+    _, factor = Tensor.scan(step, x.pad((0, more, 0, more)), firsts(width, panels, x.device))
+    return (factor.permute(1, 2, 0, 3).flatten(2)[:, :size, :size].tril(),)
 
 
 def _cholesky_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:

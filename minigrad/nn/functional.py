@@ -66,7 +66,7 @@ def _check_space(name: str, x: Tensor, spatial: int) -> None:
         )
 
 
-def _adaptive(spatial: int, kind: str, along: Callable[[Tensor, int, int], Tensor]) -> Pool:
+def _adaptive(spatial: int, kind: str) -> Pool:
     name = f"adaptive_{kind}_pool{spatial}d"
 
     def pool(x: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
@@ -79,7 +79,7 @@ def _adaptive(spatial: int, kind: str, along: Callable[[Tensor, int, int], Tenso
                 f"{name}({output_size}): expected {spatial} ints ≥ 1 or None, or one for all"
             )
         for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
-            x = x if size is None else along(x, axis, size)
+            x = x if size is None else x._adaptive(axis, size, kind == "max")
         return x
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
@@ -87,22 +87,9 @@ def _adaptive(spatial: int, kind: str, along: Callable[[Tensor, int, int], Tenso
     return _named(pool, name, text)
 
 
-def _means(x: Tensor, axis: int, size: int) -> Tensor:
-    return x._means(axis, x._known_shape()[axis], size)
-
-
-def _maxima(x: Tensor, axis: int, size: int) -> Tensor:
-    extent = x._known_shape()[axis]
-    known = x._of_parts(axis, extent, size, lambda part: part.max(axis + 1))
-    if known is not None:
-        return known
-    windows, inside = x._adaptive_windows(axis, extent, size)
-    return inside.where(windows, x.dtype.minimum).max(axis + 1)
-
-
 max_pools, avg_pools = zip(*map(_pools, DIMENSIONS), strict=True)
-adaptive_avg_pools = [_adaptive(n, "avg", _means) for n in DIMENSIONS]
-adaptive_max_pools = [_adaptive(n, "max", _maxima) for n in DIMENSIONS]
+adaptive_avg_pools = [_adaptive(n, "avg") for n in DIMENSIONS]
+adaptive_max_pools = [_adaptive(n, "max") for n in DIMENSIONS]
 max_pool1d, max_pool2d, max_pool3d = max_pools
 avg_pool1d, avg_pool2d, avg_pool3d = avg_pools
 adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = adaptive_avg_pools

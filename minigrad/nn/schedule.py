@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-from minigrad.nn.optim import Optimizer
+from minigrad.nn.lr_scheduler import LambdaLR
 from minigrad.tensor.arguments import check_functions
 
 Rate = Callable[[int], float]  # steps taken so far → learning rate of the next step
@@ -36,22 +37,19 @@ def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Rate:
     return linear_warmup(lr, warmup, falling)
 
 
-class Schedule:
+class Schedule(LambdaLR):
     """Sets an optimizer's learning rate: now, and after each `step()`."""
 
-    def __init__(self, optimizer: Optimizer, rate: Rate, step: int = 0) -> None:
-        self.optimizer, self.rate, self.steps = optimizer, rate, step
-        self.optimizer.set_lr(self.lr)
+    def __init__(self, optimizer: Any, rate: Rate, step: int = 0) -> None:
+        super().__init__(optimizer, rate, step - 1)
 
     @property
     def lr(self) -> float:
         """Learning rate of the next step."""
-        return self.rate(self.steps)
+        return self.get_last_lr()[0]
 
-    def step(self) -> None:
-        """Go on to the next step; call it after `optimizer.step()`."""
-        self.steps += 1
-        self.optimizer.set_lr(self.lr)
+    def _rate(self, base: float, factor: float) -> float:
+        return factor  # which is the rate itself
 
 
 check_functions(globals())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -30,23 +29,12 @@ def safe_save(
     metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a safetensors file, whole or not at all: an earlier file stays until then."""
-    import safetensors  # only those who save need the package
+    from safetensors.numpy import save  # only those who save need the package
 
     if tensors:
         Tensor.realize(*tensors.values())
-    entries: dict[str, Any] = {}
-    held = {name: tensor._bytes() for name, tensor in tensors.items()}
-    for name, data in held.items():
-        shape = [int(extent) for extent in tensors[name]._known_shape()]
-        entries[name] = {"dtype": tensors[name].dtype.name, "shape": shape}
-        if hasattr(safetensors, "TensorSpec"):  # newer versions read through pointers
-            address = ctypes.addressof(ctypes.c_char.from_buffer(data)) if data else 0
-            entries[name] = safetensors.TensorSpec(
-                **entries[name], data_ptr=address, data_len=len(data)
-            )
-        else:
-            entries[name]["data"] = bytes(data)
-    whole = bytes(safetensors.serialize(entries, dict(metadata) if metadata else None))
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    whole = save(arrays, dict(metadata) if metadata else None)
     write_atomically(path, lambda file: file.write(whole))
 
 

@@ -28,7 +28,6 @@ from minigrad.device import Device
 from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import MinigradError
 from minigrad.tensor import Tensor
-from minigrad.tensor.hostdata import is_row_major
 
 LONGEST = 1024  # bytes of an integer: arithmetic with longer ones takes time
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -156,32 +155,6 @@ class _Reader(pickle._Unpickler):
         if not isinstance(dtype, DType) or type(storage) is not _Storage:
             raise TorchFileError("a tensor without a storage of known dtype")
         shape, strides = _size(self, shape), _size(self, strides)
-        available = len(data) // dtype.itemsize
-        last = self._last_place(offset, shape, strides, available)
-        steps = list(zip(shape, strides, strict=True))
-        size = prod(shape)
-        self.room -= size * dtype.itemsize
-        if self.room < 0:
-            raise TorchFileError(
-                f"a tensor of shape {shape} with strides {strides}, of a storage of {available} "
-                "elements: with it the tensors are more than twice as large as the file"
-            )
-        if is_row_major(shape, strides) or not size:
-            start = offset * dtype.itemsize if size else 0
-            part = data[start : start + size * dtype.itemsize]
-            return Tensor.from_bytes(part, shape, dtype, self.device)
-        part = data[offset * dtype.itemsize : (last + 1) * dtype.itemsize]
-        flat = Tensor.from_bytes(part, (last + 1 - offset,), dtype, self.device)
-        places: Any = 0
-        for axis, (extent, stride) in enumerate(steps):
-            ramp = Tensor.arange(extent, dtype=dtypes.int64, device=self.device) * stride
-            places = ramp.reshape(-1, *(1 for _ in shape[axis + 1 :])) + places
-        return flat[places].realize()
-
-    def _last_place(
-        self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], available: int
-    ) -> int:
-        """Number of the last element of a view, which must be in its storage."""
         numbers = (offset, *shape, *strides)
         plain = all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
         if not plain or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
@@ -189,14 +162,22 @@ class _Reader(pickle._Unpickler):
                 f"a tensor of {len(shape)} dimensions whose extents, strides or place in its "
                 "storage are no numbers from 0 on"
             )
-        steps = zip(shape, strides, strict=True)
-        last = offset + sum((extent - 1) * stride for extent, stride in steps)
-        if 0 not in shape and last >= available:
+        what = f"a tensor of shape {shape} with strides {strides}"
+        size, available = prod(shape), len(data) // dtype.itemsize
+        reach = sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+        if size and offset + reach >= available:
+            raise TorchFileError(f"{what} from element {offset} on, of a storage of {available}")
+        self.room -= size * dtype.itemsize
+        if self.room < 0:
             raise TorchFileError(
-                f"a tensor of shape {shape} with strides {strides} from element {offset} on, of a "
-                f"storage of {available}"
+                f"{what}, of a storage of {available} elements: with it the tensors are more than "
+                "twice as large as the file"
             )
-        return last
+        import numpy as np
+
+        start, *steps = (number * dtype.itemsize for number in (offset * bool(size), *strides))
+        part = np.ndarray(shape, f"V{dtype.itemsize}", data, start, steps)
+        return Tensor.from_bytes(part.tobytes(), shape, dtype, self.device)
 
     # ---- instructions, under Python's names for them ----
 

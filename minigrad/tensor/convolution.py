@@ -9,7 +9,7 @@ to arrange them would take longer than to compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import floor, gcd, isclose, prod
 from typing import Any, Self
 
@@ -309,7 +309,7 @@ class Convolution(Composed):
             raise ShapeError(f"interpolate of {self.shape}: no elements along {axis}")
         apart = extent / count if scale is None else scale
         if mode == "area":
-            return self._means(axis, extent, count)
+            return self._adaptive(axis, count)
         if mode.startswith("nearest"):
             if count % extent == 0 and apart * count == extent:
                 return self.repeat_interleave(count // extent, axis)
@@ -366,43 +366,28 @@ class Convolution(Composed):
         inside = places.clip(0, extent - 1)  # so there is nothing to check
         return self._take_places({axis: inside}, axis, wraps=False)
 
-    def _means(self, axis: int, extent: int, count: int) -> Self:
-        """Means of `_adaptive_windows`."""
-        known = self._of_parts(axis, extent, count, lambda x: x.mean(axis + 1))
-        if known is not None:
-            return known
-        values, inside = self._wide()._adaptive_windows(axis, extent, count)
-        total: Self = inside.where(values, 0).sum(axis + 1)
-        return (total / inside.sum(1, dtype=dtypes.int32)).cast(self._float_dtype())
+    def _adaptive(self, axis: int, count: int, maxima: bool = False) -> Self:
+        """Means, or maxima, of elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1."""
+        extent = self._known_shape()[axis]
 
-    def _of_parts(
-        self, axis: int, extent: int, count: int, along: Callable[[Self], Self]
-    ) -> Self | None:
-        """What is made of `_adaptive_windows`, where each is a part of self or they are equal.
+        def along(x: Self) -> Self:
+            return x.max(axis + 1) if maxima else x.mean(axis + 1)
 
-        along: reduces dimension axis + 1. None where there are too many parts.
-        """
         if extent % count == 0:
             return along(self.unflatten(axis, (count, extent // count)))
-        if count > MOST_ZOOM:
-            return None
-        ends = [(n * extent // count, ceildiv((n + 1) * extent, count)) for n in range(count)]
-        parts = [along(self._part(axis, *end).unsqueeze(axis)) for end in ends]
-        return parts[0].cat(parts[1:], dim=axis)
-
-    def _adaptive_windows(self, axis: int, extent: int, count: int) -> tuple[Self, Self]:
-        """Elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1 in dimension axis + 1.
-
-        All windows are as long as the longest; also which of their elements belong to them.
-        """
-        number = self._ramp(count, dtypes.int32)
-        start = number * extent // count
-        end = ((number + 1) * extent + count - 1) // count
-        longest = (extent - 1) // count + 2
-        places = start.unsqueeze(1) + self._ramp(longest, dtypes.int32)
-        shape = (count, longest, *(1 for _ in range(self.ndim - axis - 1)))
-        inside: Self = (places < end.unsqueeze(1)).reshape(shape)
-        return self._taken(axis, places, extent), inside
+        if count <= MOST_ZOOM:
+            ends = [(n * extent // count, ceildiv((n + 1) * extent, count)) for n in range(count)]
+            parts = [along(self._part(axis, *end).unsqueeze(axis)) for end in ends]
+            return parts[0].cat(parts[1:], dim=axis)
+        number, longest = self._ramp(count, dtypes.int32).unsqueeze(1), (extent - 1) // count + 2
+        places = number * extent // count + self._ramp(longest, dtypes.int32)
+        inside: Self = places < ((number + 1) * extent + count - 1) // count
+        inside = inside.reshape((count, longest, *(1 for _ in self.shape[axis + 1 :])))
+        x = (self if maxima else self._wide())._taken(axis, places, extent)
+        if maxima:
+            return inside.where(x, self.dtype.minimum).max(axis + 1)
+        total: Self = inside.where(x, 0).sum(axis + 1)
+        return (total / inside.sum(1, dtype=dtypes.int32)).cast(self._float_dtype())
 
 
 def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:

@@ -28,17 +28,6 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 )
 
 
-class _Lent:
-    """Memory of a buffer for numpy, which keeps this as long as somebody uses it."""
-
-    def __init__(self, buffer: Buffer, shape: tuple[int, ...], typestr: str) -> None:
-        self.buffer = buffer
-        address = Device[buffer.device].host_address(buffer.memory)
-        self.__array_interface__ = {
-            "version": 3, "shape": shape, "typestr": typestr, "data": (address, False)
-        }  # fmt: skip
-
-
 class _Capsule:
     """What numpy asks for a capsule, if that is all there is."""
 
@@ -137,20 +126,22 @@ def _lend(memory: Buffer, shape: tuple[int, ...], dtype: DType, version: Any, co
     """A capsule over a buffer, which stays alive until the consumer is done with it."""
     import numpy as np
 
-    typestr = np.dtype("uint16" if dtype is dtypes.bfloat16 else dtype.name).str
+    name = "uint16" if dtype is dtypes.bfloat16 else dtype.name
+    array = np.empty(shape, name)
     if memory.size:
-        array = np.asarray(_Lent(memory, shape, typestr))
-    else:
-        array = np.empty(shape, typestr)
+        address: Any = Device[memory.device].host_address(memory.memory)
+        lent: Any = (ctypes.c_ubyte * memory.nbytes).from_address(address)
+        lent.buffer = memory  # which lives as long as somebody uses the array
+        array = np.ndarray(shape, name, lent)
     try:
         capsule: Any = array.__dlpack__(max_version=version)
     except TypeError:  # numpy before 2.1
         capsule = array.__dlpack__()
-    name = _name_of(capsule)
-    address = _pointer(capsule, name)
+    kind = _name_of(capsule)
+    address = _pointer(capsule, kind)
     if dtype is dtypes.bfloat16:
-        ctypes.c_uint8.from_address(address + _CODE[name]).value = _BFLOAT
-    if copied and b"versioned" in name:
+        ctypes.c_uint8.from_address(address + _CODE[kind]).value = _BFLOAT
+    if copied and b"versioned" in kind:
         ctypes.c_uint64.from_address(address + _FLAGS).value |= _COPIED
     return capsule
 

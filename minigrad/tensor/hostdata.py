@@ -1,7 +1,6 @@
 """Data of the host: Python numbers, nested lists and arrays in; bytes, lists and arrays out.
 
-Only who asks for an array, a text or a picture imports numpy; arrays are read through the protocols
-that they offer.
+Only who gives or asks for an array, a text or a picture imports numpy.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ import array
 import math
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from minigrad.dtype import ALL, DType, check_holds, convert, dtype_of, dtypes
+from minigrad.dtype import ALL, DType, check_holds, convert, dtype_of, dtypes, named
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.shapes import strides_of
 from minigrad.graph.symbolic import Integer, high
 
-_BY_TYPESTR = {(dtype.kind, dtype.itemsize): dtype for dtype in ALL if dtype is not dtypes.bfloat16}
+_BY_NAME = {dtype.name: dtype for dtype in ALL}
 _BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
-    "c": dtypes.uint8, "l": _BY_TYPESTR["i", struct.calcsize("l")],
-    "L": _BY_TYPESTR["u", struct.calcsize("L")],
+    "c": dtypes.uint8, "l": named(f"int{8 * struct.calcsize('l')}"),
+    "L": named(f"uint{8 * struct.calcsize('L')}"),
 }  # fmt: skip
 _NUMBERS = (int, float, bool)  # and nothing derived of them: numpy's numbers have a dtype
 SAMPLED, BINS = 1 << 16, 32  # numbers that a histogram counts, about, and its bars
@@ -41,33 +40,31 @@ def read(data: Any, dtype: DType | None) -> HostArray:
     if kind in (list, tuple):
         return _read_nested(data, dtype)
     if hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
-        try:
-            view = memoryview(data)
-        except (TypeError, ValueError, BufferError):  # bfloat16, for one, is no such format
-            return _read_array(data)
-        return _read_buffer(view) if view.format in _BY_FORMAT else _read_array(data)
+        return _read_array(data)
     if isinstance(data, (bytes, bytearray, memoryview, array.array)):
         return _read_buffer(memoryview(data))
     return _read_nested(data, dtype)
 
 
+@cache
+def _known(dtype: Any) -> DType | None:
+    """What numpy's dtype is here; its name is slow to ask for."""
+    return _BY_NAME.get(dtype.name)
+
+
 def _read_array(data: Any) -> HostArray:
-    if not hasattr(data, "__array_interface__"):
-        data = data.__array__()
-    name = str(data.dtype)
-    if name == "bfloat16":  # no code in the buffer protocol: its bits travel as integers
-        raw, shape, _ = _read_array(data.view("uint16"))
-        return raw, shape, dtypes.bfloat16
-    typestr = data.__array_interface__["typestr"]
-    dtype = _BY_TYPESTR.get((typestr[1], int(typestr[2:]))) if typestr[2:].isdecimal() else None
+    import numpy as np
+
+    array = np.asarray(data)
+    dtype = _known(array.dtype)
     if dtype is None:
         raise DTypeError(
-            f"Tensor(array of {name}): expected bool, an integer or a float dtype "
-            f"({', '.join(known.name for known in ALL)})"
+            f"Tensor(array of {array.dtype}): expected bool, an integer or a float dtype "
+            f"({', '.join(_BY_NAME)})"
         )
-    if typestr[0] == ">":
-        data = data.astype(data.dtype.newbyteorder("="))
-    return data.tobytes(), tuple(int(extent) for extent in data.shape), dtype
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array.tobytes(), array.shape, dtype
 
 
 def _read_buffer(view: memoryview) -> HostArray:
@@ -111,29 +108,19 @@ def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:
     if dtype is dtypes.bfloat16:
         rounded = array.array("f", [convert(value, dtype) for value in values]).tobytes()
         return array.array("H", array.array("H", rounded)[1::2]).tobytes()
-    if dtype is dtypes.float16:
-        return struct.pack(f"{len(values)}e", *(convert(value, dtype) for value in values))
-    if dtype is dtypes.bool:
-        return bytes(bool(value) for value in values)
-    if dtype is dtypes.float32 and any(abs(value) > 3.4e38 for value in values):
-        values = [convert(value, dtype) for value in values]
+    form = f"{len(values)}{dtype.code}"
     try:
-        return array.array(dtype.code, values).tobytes()
-    except (TypeError, OverflowError):  # floats for an integer dtype, or ints that it does not hold
-        return array.array(dtype.code, [convert(value, dtype) for value in values]).tobytes()
+        return struct.pack(form, *values)
+    except (struct.error, OverflowError):  # floats for an integer dtype, or what it does not hold
+        return struct.pack(form, *(convert(value, dtype) for value in values))
 
 
 def unpack(data: bytes | bytearray, dtype: DType) -> list[Any]:
     """The inverse of `pack`."""
     if dtype is dtypes.bfloat16:
-        halves = array.array("H", bytes(data))
-        wide = array.array("I", [bits << 16 for bits in halves])
+        wide = array.array("I", [bits << 16 for bits in array.array("H", bytes(data))])
         return array.array("f", wide.tobytes()).tolist()
-    if dtype is dtypes.float16:
-        return list(struct.unpack(f"{len(data) // 2}e", data))
-    if dtype is dtypes.bool:
-        return [bool(byte) for byte in data]
-    return array.array(dtype.code, bytes(data)).tolist()
+    return list(struct.unpack(f"{len(data) // dtype.itemsize}{dtype.code}", data))
 
 
 def nest(values: list[Any], shape: Sequence[int]) -> Any:
@@ -159,23 +146,14 @@ def crop(
     return bytearray(whole[tuple(map(slice, shape))].tobytes())
 
 
-def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether elements with these strides (in elements) lie one after the other, row by row."""
-    steps = zip(shape, strides, strides_of(shape), strict=True)
-    return all(extent == 1 or stride == wanted for extent, stride, wanted in steps)
-
-
 def to_numpy(data: bytearray, shape: Sequence[int], dtype: DType) -> Any:
     """A numpy array that owns the bytes (bfloat16 through ml_dtypes)."""
     import numpy as np
 
     if dtype is dtypes.bfloat16:
-        import ml_dtypes
+        import ml_dtypes  # noqa: F401, which tells numpy what this name is
 
-        kind = np.dtype(ml_dtypes.bfloat16)
-    else:
-        kind = np.dtype(dtype.name)
-    return np.frombuffer(data, kind).reshape(tuple(shape))
+    return np.frombuffer(data, dtype.name).reshape(tuple(shape))
 
 
 def text(array: Any, edge: int) -> str:

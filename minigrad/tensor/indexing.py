@@ -15,7 +15,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, row_of, split_axis
-from minigrad.graph.node import Node, Op, Shape, is_symbolic
+from minigrad.graph.node import Node, Shape, is_symbolic
 from minigrad.graph.scans import selected
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
@@ -110,7 +110,7 @@ class Indexing(Methods):
         Last the dimension of the result at which the arrays' own dimensions stand. As in numpy that
         is where the arrays (and ints) stood if they were side by side, else the front.
         """
-        items = self._expanded(key, name)
+        items, listed = self._items(key)
         # an int counts as an array where arrays are used
         advanced = [
             at for at, item in enumerate(items)
@@ -124,22 +124,24 @@ class Indexing(Methods):
         kept: list[int | None] = []  # the result's dimensions, None for new ones
         arrays: dict[int, Self] = {}
         for item in items:
+            axis = len(ranges)
             if item is None or item is Ellipsis:
                 kept += [None] * (item is None)
-                continue
-            axis = len(ranges)
-            start, stop, step = 0, self.shape[axis], 1  # type: Integer, Integer, int
-            if isinstance(item, slice):
-                start, stop, step = _slice(item, stop)
             elif isinstance(item, Core):
-                arrays[len(kept)] = item  # type: ignore[assignment]
-            else:
-                start = _place(item, axis, stop, self.shape)
-                stop = start + 1
-            if isinstance(item, (slice, Core)):
+                for number, array in enumerate(self._arrays(item, axis, name, id(item) in listed)):
+                    arrays[len(kept)] = array
+                    kept.append(axis + number)
+                    ranges.append((0, self.shape[axis + number]))
+                    steps.append(1)
+            elif isinstance(item, slice):
+                start, stop, step = _slice(item, self.shape[axis])
                 kept.append(axis)
-            ranges.append((start, stop))
-            steps.append(step)
+                ranges.append((start, stop))
+                steps.append(step)
+            else:
+                start = _place(item, axis, self.shape[axis], self.shape)
+                ranges.append((start, start + 1))
+                steps.append(1)
 
         def part(node: Node) -> Node:
             node = _cut(node, ranges, steps)
@@ -148,20 +150,21 @@ class Indexing(Methods):
 
         return self._view(part), arrays, place
 
-    def _expanded(self, key: Any, name: str) -> list[Any]:
-        """One item per dimension, plus None for new ones; arrays are tensors of checked integers.
+    def _items(self, key: Any) -> tuple[list[Any], set[int]]:
+        """One item per dimension, or mask, plus None for new ones; arrays are tensors of integers.
 
-        An Ellipsis is left where it stands for no dimension: it still parts what is beside it.
+        An Ellipsis is left where it stands for no dimension: it still parts what is beside it. Also
+        the ids of the arrays that the host has.
         """
         items: list[Any] = []
-        listed: list[Any] = []  # what the host has is checked at once
+        listed: set[int] = set()
         used, rest = 0, [slice(None)] * self.ndim
         place: int | None = None
         for given in key if isinstance(key, tuple) else (key,):
             item = self._as_index(given)
             if isinstance(item, Core):
                 used += item.ndim if item.dtype.is_bool else 1
-                listed += [] if isinstance(given, Core) else [id(item)]
+                listed |= set() if isinstance(given, Core) else {id(item)}
             elif item is Ellipsis:
                 if place is not None:
                     raise BoundsError("an index with more than one … (Ellipsis)")
@@ -175,24 +178,17 @@ class Indexing(Methods):
             )
         place = len(items) if place is None else place
         items[place : place + 1] = rest[used:] or items[place : place + 1]
-        result: list[Any] = []
-        axis = 0
-        for item in items:
-            is_array = isinstance(item, Core)
-            if is_array and item.dtype.is_bool:
-                result.extend(self._places_of(item, axis))
-                axis += item.ndim
-            else:
-                if is_array:
-                    extent = self.shape[axis]
-                    if id(item) in listed:
-                        _check_known(item, axis, self.shape)
-                    else:
-                        unit = f"elements of dimension {axis}"
-                        item = item._checked(extent, name, unit, wraps=True)
-                result.append(item)
-                axis += item is not None and item is not Ellipsis
-        return result
+        return items, listed
+
+    def _arrays(self, item: Any, axis: int, name: str, known: bool) -> list[Self]:
+        """Checked positions along an axis, or several; known: the host has them, and looks now."""
+        if item.dtype.is_bool:
+            return self._places_of(item, axis)
+        if known:
+            _check_known(item, axis, self.shape)
+            return [item]
+        unit = f"elements of dimension {axis}"
+        return [item._checked(self.shape[axis], name, unit, wraps=True)]
 
     def _as_index(self, item: Any) -> Any:
         if item is None or item is Ellipsis or type(item) in (int, slice, Affine):
@@ -303,20 +299,10 @@ class Indexing(Methods):
         back = list(range(place, place + flat.ndim)) + list(range(place))
         given = given.permute(*back, *range(place + flat.ndim, given.ndim))
         count = product(flat.shape)
-        new = rows._scatter_rows(flat.reshape(count), given.reshape((count, *rest)))
+        places = flat.reshape((count, *(1 for _ in rest)))
+        new = rows._last_written(0, places, given.reshape((count, *rest)))
         inverse = sorted(range(self.ndim), key=order.__getitem__)
         return new.reshape(tuple(self.shape[axis] for axis in order)).permute(*inverse)
-
-    def _scatter_rows(self, places: Self, rows: Self) -> Self:
-        """self with row places[i] replaced by rows[i]; of equal places the last wins."""
-        if rows.shape[0] == 0:
-            return self
-        none = build.const(-1, dtypes.int32, self.shape[:1], self.raw.device)
-        numbers = self.arange(places.shape[0], device=self.raw.device)
-        last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers.node, 0))
-        wide = last.reshape(last.shape + (1,) * (self.ndim - 1))  # of each row its last i, or −1
-        taken = rows._at(0, wide.maximum(0)._broadcast_to((*last.shape, *rows.shape[1:])))
-        return (wide >= 0).where(taken, self)
 
     # --- what is made of it ----------------------------------------------------------------------
 

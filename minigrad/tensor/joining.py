@@ -18,9 +18,6 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
 
-Groups = list[list[str]]
-_DOTS = "*"  # dots that stand for dimensions of their own; in brackets they stay "..."
-
 
 class Joining(Methods):
     """Tensors joined, repeated and split; parts are views, what is joined or repeated is not."""
@@ -145,11 +142,14 @@ class Joining(Methods):
         >>> Tensor.zeros(2, 6).rearrange("b (h w) -> b w h", h=2).shape
         (2, 3, 2)
         """
-        left, arrow, right = pattern.partition("->")
+        left, arrow, right = pattern.replace("…", "...").partition("->")
         if not arrow:
             raise ShapeError(f"rearrange {pattern!r}: expected 'before -> after'")
+        if "..." in left:  # has a name for each dimension that no other part of the left is
+            rest = range(self.ndim - len(_groups(pattern, left.replace("...", ""))))
+            dots = " ".join(f"dots_{i}" for i in rest)
+            left, right = (side.replace("...", f" {dots} ") for side in (left, right))
         before, after = _groups(pattern, left), _groups(pattern, right)
-        before, after = self._dots(pattern, before, after)
         if len(before) != self.ndim:
             raise ShapeError(
                 f"rearrange {pattern!r} of {self.shape}: it names {len(before)} dimensions"
@@ -178,34 +178,19 @@ class Joining(Methods):
         moved = split.permute(*(names.index(name) for name in wanted))
         return moved.reshape(tuple(product([extents[n] for n in group]) for group in after))
 
-    def _dots(self, pattern: str, before: Groups, after: Groups) -> tuple[Groups, Groups]:
-        """Both sides with names of their own in the place of "..."."""
-        count = self.ndim - sum(group != [_DOTS] for group in before)
-        if [_DOTS] not in before or count < 0:
-            return before, after
-        names = [f".{i}" for i in range(count)]
-        for side in (before, after):
-            for place in reversed(range(len(side))):
-                if side[place] == [_DOTS]:
-                    side[place : place + 1] = [[name] for name in names]
-                elif "..." in side[place]:
-                    at = side[place].index("...")
-                    side[place][at : at + 1] = names
-        return before, after
 
-
-def _groups(pattern: str, side: str) -> Groups:
+def _groups(pattern: str, side: str) -> list[list[str]]:
     """The dimensions of one side: lists of names; a 1 has no name."""
-    groups: Groups = []
-    for part in re.findall(r"\([^()]*\)|\.\.\.|\w+|\S", side.replace("…", "...")):
+    groups = []
+    for part in re.findall(r"\([^()]*\)|\w+|\.\.\.|\S", side):
         bracketed = part[1:].endswith(")")
-        names = re.findall(r"\.\.\.|\w+|\S", part[1:-1]) if bracketed else [part]
+        names = re.findall(r"\w+|\.\.\.|\S", part[1:-1]) if bracketed else [part]
         for name in names:
             if name in "()":
                 raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
-            if name not in ("...", "1") and not name.isidentifier():
+            if name != "1" and not name.isidentifier():
                 raise ShapeError(f"rearrange {pattern!r}: unexpected {name!r}")
-        groups.append([_DOTS] if part == "..." else [name for name in names if name != "1"])
+        groups.append([name for name in names if name != "1"])
     return groups
 
 

@@ -205,24 +205,15 @@ def _forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         pass
 
 
-def _alive(links: list[Link]) -> list[Holder]:
-    return [holder for link in links if (holder := link()) is not None]
-
-
-def _known(links: list[Link]) -> list[Link]:
+def _alive(links: Iterable[Link]) -> list[Holder]:
     """Those of this rank: not even for a moment may one keep another's lazy tensor alive."""
-    if rank.number is None and not rank.devices:
-        return links
-    return [link for link in links if rank.knows(link.device)]
+    knows = rank.knows
+    return [h for link in links if knows(link.device) and (h := link()) is not None]
 
 
 def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
-    filed = by_node.get(id(node))
-    if isinstance(filed, Link):
-        holder = filed()
-        return [holder] if holder is not None else []
-    return _alive([*filed.values()]) if filed else []
+    return [holder for link in _links(id(node)) if (holder := link()) is not None]
 
 
 def wants_gradient(node: Node) -> bool:
@@ -237,23 +228,14 @@ def held_among(nodes: Iterable[Node]) -> list[Node]:
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
-    look, found = by_node.get, []
-    for node in nodes:
-        filed = look(id(node))
-        if filed is None:
-            continue
-        for link in (filed,) if isinstance(filed, Link) else [*filed.values()]:
-            holder = link()
-            if holder is not None and holder._requires_grad:
-                found.append(node)
-                break
-    return found
+    held = held_among(nodes)
+    return [node for node in held if any(holder._requires_grad for holder in holders(node))]
 
 
 def lazy_holders() -> list[Holder]:
     """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        alive = _alive(_known(list(_lazy.values())))
+        alive = _alive([*_lazy.values()])
         return [holder for holder in alive if holder.raw.op is not Op.BUFFER]
 
 
@@ -285,7 +267,7 @@ def lazy_since(age: int) -> list[Holder]:
 def lazy_views() -> list[Holder]:
     """All live views (of this rank), realized or not."""
     with lock:
-        return [h for h in _alive(_known(list(_lazy.values()))) if h._origin is not None]
+        return [h for h in _alive([*_lazy.values()]) if h._origin is not None]
 
 
 def abandon(unwanted: Callable[[Node], bool]) -> None:
@@ -300,4 +282,4 @@ def abandon(unwanted: Callable[[Node], bool]) -> None:
 def all_holders() -> list[Holder]:
     """All live tensors (of this rank)."""
     with lock:
-        return _alive(_known([link for number in [*by_node] for link in _links(number)]))
+        return _alive([link for number in [*by_node] for link in _links(number)])

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from minigrad.dtype import check_holds
 from minigrad.errors import ShapeError
-from minigrad.graph import build
+from minigrad.graph import build, windows
 from minigrad.graph.axes import within
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
@@ -69,12 +69,11 @@ class Movement(Methods):
         """
         wanted = _completed(self.shape, sequence(shape))
         try:
-            build.reshape(self.raw, wanted)
+            return self._view(lambda node: build.reshape(node, wanted))
         except ShapeError:
             raise ShapeError(
                 f"reshape from {self.shape} to {tuple(wanted)}: numbers of elements differ"
             ) from None
-        return self._view(lambda node: build.reshape(node, wanted))
 
     view = reshape
 
@@ -145,8 +144,7 @@ class Movement(Methods):
             raise ShapeError(
                 f"expand{kept} of shape {self.shape}: expected extents ≥ 0, −1 where one is"
             )
-        broadcast_to(self.raw, kept)
-        return self._view(lambda node: broadcast_to(node, kept))
+        return self._broadcast_to(kept)
 
     def _broadcast_to(self, shape: Shape) -> Self:
         return self._view(lambda node: broadcast_to(node, shape))
@@ -237,7 +235,6 @@ class Movement(Methods):
         both = zip(ranges, self.shape, strict=True)
         pairs = [(0, extent) if pair is None else pair for pair, extent in both]
         check_ints("shrink", **{f"ranges[{d}]": n for d, pair in enumerate(pairs) for n in pair})
-        build.shrink(self.raw, pairs)
         return self._view(lambda node: build.shrink(node, pairs))
 
     def _too_few(self, name: str, given: Sequence[Any]) -> ShapeError:
@@ -367,8 +364,4 @@ class Movement(Methods):
         if length == 0:
             return x._part(x.ndim - 2, 0, 0).reshape(x.shape[:-2] + (0,))
         square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
-        # a row of length + 1 elements: the diagonal becomes the first column
-        amounts = [(0, 0)] * (x.ndim - 2) + [(0, length)]
-        flat = square.flatten(-2)._view(lambda node: build.pad(node, amounts))
-        lines = flat.reshape(x.shape[:-2] + (length, length + 1))
-        return lines._part(x.ndim - 1, 0, 1).squeeze(-1)
+        return square._view(lambda node: windows.diagonal(node, x.ndim - 2))

@@ -239,8 +239,9 @@ class Random(Methods):
             raise ValueError(f"uniform(low={low}, high={high}): expected low ≤ high")
         wanted = dtype_or(dtype, dtypes.default_float)
         wide = wanted if wanted is dtypes.float64 else dtypes.float32
-        unit = cls.rand(*shape, dtype=wide, device=device)
-        return cls._made((unit * (high - low) + low).cast(wanted).node, requires_grad, drawn=True)
+        drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low
+        drawn = drawn.floor() if wanted.is_int else drawn  # a cast would be towards 0
+        return cls._made(drawn.cast(wanted).node, requires_grad, drawn=True)
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:

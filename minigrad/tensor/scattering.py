@@ -99,13 +99,18 @@ class Scattering(Methods):
         return self._with_part(part._last_written(axis, places, values))
 
     def _last_written(self, axis: int, places: Self, values: Self) -> Self:
-        """self with values at places that are known to be right; of equal ones the last wins."""
-        if 0 in places.shape:
+        """self with values at places that are known to be right; of equal ones the last wins.
+
+        places: of the values' shape, or 1 where they are the same along another dimension.
+        """
+        if 0 in values.shape:
             return self
-        none = build.const(-1, dtypes.int32, self.shape, self.raw.device)
+        extents = enumerate(zip(self.shape, places.shape, strict=True))
+        shape = tuple(have if d == axis else own for d, (have, own) in extents)
+        none = build.const(-1, dtypes.int32, shape, self.raw.device)
         numbers = scans.along(places.node, axis)
         last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers, axis))
-        taken = values._at(axis, last.maximum(0))
+        taken = values._at(axis, last.maximum(0)._broadcast_to(self.shape))
         return (last >= 0).where(taken, self)
 
     def scatter_reduce(

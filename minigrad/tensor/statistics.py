@@ -229,7 +229,9 @@ class Statistics(Composed):
             raise ValueError(f"histc({bins}, {min}, {max}): expected bins ≥ 1 and min ≤ max")
         x = self.flatten().detach()
         low, high = (x.min(), x.max()) if min == max else (x._operand(min), x._operand(max))
-        place = ((x - low) * bins / (high - low).eq(0).where(1, high - low)).floor().int()
+        alike = low.eq(high)
+        low, high = alike.where(low - 1, low), alike.where(high + 1, high)
+        place = ((x - low) * bins / (high - low)).floor().int()
         inside = (x >= low) & (x <= high)
         empty = self.zeros(bins, dtype=self.dtype, device=self.raw.device)
         return empty.scatter_add(0, place.clip(0, bins - 1), inside.cast(self.dtype))
@@ -258,11 +260,12 @@ class Statistics(Composed):
         extent = self._known_shape()[-1]
         flat = wanted.flatten() if self.ndim == 1 else wanted
         place = flat.zeros_like(dtype=dtypes.int32)
-        step = 1 << max(extent.bit_length() - 1, 0)
+        step, behind = 1 << max(extent.bit_length() - 1, 0), right or side == "right"
         while step and extent:  # a binary search: at most 31 turns
             probed = place + step
             value = line._at(self.ndim - 1, (probed - 1).clip(0, extent - 1))
-            before = value <= flat if right or side == "right" else value < flat
+            before = value <= flat if behind else value < flat
+            before = before | (flat.isnan() if behind else flat.isnan() & ~value.isnan())
             place = ((probed <= extent) & before).where(probed, place)
             step >>= 1
         return place.reshape(wanted.shape)

@@ -91,13 +91,7 @@ class Values(Methods):
     def _memoryview(self) -> memoryview:
         if not self.dtype.code:
             raise DTypeError(f"data() of a {self.dtype.name} tensor: cast it first, e.g. .float()")
-        flat = memoryview(self._bytes())
-        shape = self._known_shape()
-        if 0 in shape:  # the buffer protocol has no shape of no elements
-            shape = (0,)
-        cast: Any = flat.cast  # typeshed knows literal formats only
-        view: memoryview = cast(self.dtype.code, shape)
-        return view
+        return memoryview(self.numpy())
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers; a number for a 0-d tensor.

@@ -155,6 +155,9 @@ def test_data_is_a_memoryview(on_device):
     view = Tensor([[1.0, 2.0], [3.0, 4.0]]).data()
     assert view.shape == (2, 2)
     assert view[1, 0] == 3.0
+    halves = Tensor([[1.0], [2.0]], dtype=dtypes.float16).data()
+    assert halves.shape == (2, 1) and halves.tobytes() == np.float16([1, 2]).tobytes()
+    assert Tensor.zeros(2, 0).data().shape == (2, 0)
     with pytest.raises(DTypeError, match="bfloat16"):
         Tensor([1.0], dtype=dtypes.bfloat16).data()
 

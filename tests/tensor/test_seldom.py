@@ -86,3 +86,23 @@ def test_numbers_beside_arrays_are_weakly_typed(dtype: Any) -> None:
     mask, array = Tensor([True, False]), np.array([1, 2], dtype)
     for made, values in ((mask.where(array, 3), [1, 3]), (mask.where(3, array), [3, 2])):
         assert made.dtype is Tensor(array).dtype and made.tolist() == values
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_nan_is_inserted_behind_all_numbers(side: str) -> None:
+    line, values = [1.0, 3.0, math.nan], [math.nan, 2.0, 9.0, -math.inf]
+    for known in (line, line[:2]):
+        expected = np.searchsorted(known, values, side=side)  # type: ignore[call-overload]
+        assert Tensor(known).searchsorted(Tensor(values), side=side).tolist() == expected.tolist()
+
+
+def test_a_histogram_of_equal_numbers() -> None:
+    """As PyTorch: from one below them to one above."""
+    assert Tensor([2.0, 2.0]).histc(4).tolist() == [0, 0, 2, 0]
+    assert Tensor([2.0, 2.0]).histc(1).tolist() == [2]
+
+
+def test_integers_uniform_around_zero() -> None:
+    Tensor.manual_seed(3)
+    drawn = Tensor.uniform(4000, low=-2, high=2, dtype="int32").numpy()
+    assert all(850 < (drawn == number).sum() < 1150 for number in (-2, -1, 0, 1))
