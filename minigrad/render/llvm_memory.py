@@ -69,6 +69,7 @@ class MemoryEmitter(IndexEmitter):
             return
         if statement is self.streamed:
             size, how = alignment(statement, width), ", !nontemporal !0"
+            self.declarations.add("!0 = !{i32 1}")
         here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
 
     def _masked_store(
@@ -166,7 +167,7 @@ class MemoryEmitter(IndexEmitter):
         if lanes == 1:
             pointer, guard = self.pointer(array, index), self.guard(guard_conditions)
             if guard is not None:
-                pointer = here.line(f"select i1 {guard.text}, ptr {pointer}, ptr @zeros")
+                pointer = self._or_zeros(pointer, guard)
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         alike = [c for c in guard_conditions if self.vectors.keys().isdisjoint(variables(c))]
         common = self.guard(tuple(alike))  # of all lanes
@@ -185,6 +186,11 @@ class MemoryEmitter(IndexEmitter):
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
         return self._masked_load(kind, pointer, size, lanes, mask)
+
+    def _or_zeros(self, pointer: str, some: Value) -> str:
+        """A pointer, or one to zeros where a condition does not hold."""
+        self.declarations.add("@zeros = private constant [64 x i8] zeroinitializer, align 64")
+        return self.builder().line(f"select {some.typed}, ptr {pointer}, ptr @zeros")
 
     def _mapped(
         self, pointer: str, array: Array, index: Integer, some: Value | str | None, width: int
@@ -302,7 +308,7 @@ class MemoryEmitter(IndexEmitter):
             pointer = self.pointer(array, self.at_base(index) + begin)
             here = self.builder()
             if common is not None:
-                pointer = here.line(f"select {common.typed}, ptr {pointer}, ptr @zeros")
+                pointer = self._or_zeros(pointer, common)
             if there(begin, size):
                 loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
             else:
@@ -384,6 +390,7 @@ def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
         at = here.line(f"getelementptr i32, ptr {base}, i64 {place}")
         do(name, f"i8 {register}", f"ptr {at}", f"i64 {_WORD * matrix.pitch}")
 
+    emitter.declarations.add(CONFIGURATION)
     quarters = [(2 * r + c, r, c) for r in rows for c in columns]
     for number, _, _ in quarters:
         do("tilezero", f"i8 {number}")
