@@ -172,14 +172,14 @@ class MemoryEmitter(IndexEmitter):
         alike = [c for c in guard_conditions if self.vectors.keys().isdisjoint(variables(c))]
         common = self.guard(tuple(alike))  # of all lanes
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
-        mask = self.both(self.mask(), own, lanes)
-        if self.lane_stride(index) != 1:
+        mask, neighbours = self.both(self.mask(), own, lanes), self.lane_stride(index) == 1
+        if not neighbours:
             known = substitute(index, self.constants)
             text = self._picked(array, known, mask, common, own is not None)
             if text is not None:
                 return text
         mask = self.both(mask, common, lanes)
-        if self.lane_stride(index) != 1:
+        if not neighbours:
             return self._gather(kind, array, index, lanes, size, mask)
         pointer = self.pointer(array, self.at_base(index))
         if mask is None:
@@ -321,9 +321,11 @@ class MemoryEmitter(IndexEmitter):
                     mask = _read_by(here, readers, counting, len(places))
                     pointer = self._mapped(pointer, array, index, mask, size)
                 loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
-            own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
-            loaded = here.shuffle(kind, loaded, own)
-            both = [lane + width * (n == number) for lane, n in enumerate(vector)]
+            if number == 0 or size < width:
+                own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
+                loaded = here.shuffle(kind, loaded, own)
+            at_own = range(width) if size < width else place
+            both = [width + at_own[n] if v == number else n for n, v in enumerate(vector)]
             text = here.shuffle(vector_type(scalar, width), text, both, loaded) if text else loaded
         return text
 
