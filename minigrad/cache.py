@@ -154,12 +154,13 @@ def _content(path: Path) -> bytes:
 
 def _put(path: Path, content: bytes) -> None:
     """Put a file into place as a whole."""
-    made = path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
+    made = f"{path}.{os.urandom(8).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(made, flags, 0o600)
     try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
+        with open(descriptor, "wb", buffering=0) as file:
+            while content:
+                content = content[file.write(content) :]
         os.replace(made, path)
     except BaseException:
         with suppress(OSError):

@@ -293,7 +293,7 @@ class Kernels:
             kernel = Kernel(own, code, machine.addresses[code.entry], machine)
             made[key] = self._known[own] = kernel
             if cache is not None:
-                about = {**asdict(code), "total": as_data(code.total), "object": place}
+                about = {**vars(code), "total": as_data(code.total), "object": place}
                 cache.write(own, about, b"" if place else data)
         return made
 

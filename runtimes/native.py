@@ -209,7 +209,7 @@ class _Function:
             return self.line(f"call i64 {function}({given.partition(', ')[2]})")
         elif name in _FUNCTIONS:
             symbol, result, kinds = _FUNCTIONS[name]
-            self.declared.add(f"declare {result} @{symbol}({kinds})")
+            self.declared.add(f"declare {result} @{symbol}({kinds}) nonlazybind")
             given += ", i1 true" if name == "leading_zeros" else ""
             found = self.line(f"call {result} ({kinds}) @{symbol}({given})")
             return found if result == "i64" else self.line(f"sext {result} {found} to i64")

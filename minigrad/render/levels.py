@@ -161,7 +161,8 @@ class Levels(Generic[L, V]):
     def expand(self, root: Expr) -> Expr:
         """An expression in the operations that renderers have."""
         if root not in self._expanded:
-            self._expanded[root] = expand(root)
+            whole = expand(root)
+            self._expanded[root] = self._expanded[whole] = whole
         return self._expanded[root]
 
     def changing(self, e: Expr) -> frozenset[Array]:

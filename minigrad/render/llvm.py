@@ -38,7 +38,6 @@ from minigrad.render.llvm_index import Slot, is_number
 from minigrad.render.llvm_memory import (
     BEGIN,
     CACHE_LINE,
-    CONFIGURATION,
     END,
     MemoryEmitter,
     alignment,
@@ -93,14 +92,10 @@ class _Emitter(MemoryEmitter):
         fence = ["  fence seq_cst"] if self.streams else []
         begin, end = ([BEGIN], [END]) if self.matrices else ([], [])
         body = [*begin, *entry.lines, *fence, *end, "  ret void"]
-        head = f"define void @{self.nest.name}(i64 %begin, i64 %end, ptr %args, ptr %scratch)"
-        zeros = "@zeros = private constant [64 x i8] zeroinitializer, align 64"
-        declarations = sorted(self.declarations)
-        metadata = ["!0 = !{i32 1}"] if self.streams else []
-        if self.matrices:
-            declarations.insert(0, CONFIGURATION)
-        lines = [zeros, *declarations, f"{head} {{", "entry:", *body, "}", *metadata, ""]
-        return "\n".join(lines)
+        given = "i64 %begin, i64 %end, ptr %args, ptr %scratch"
+        # Nothing unwinds through a kernel: without tables for that, objects are smaller.
+        head = f"define void @{self.nest.name}({given}) nounwind {{"
+        return "\n".join((*sorted(self.declarations), head, "entry:", *body, "}", ""))
 
     def _argument(self, name: str, number: int, kind: str) -> None:
         lines = self.levels[0].lines

@@ -517,8 +517,11 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
 
     def guard(self, conditions: Guard) -> Value | None:
-        """All conditions at once: an i1, or a mask where a vector takes part; None without any."""
-        found = [self.condition(c) for c in conditions]
+        """All conditions at once: an i1, or a mask where a vector takes part; None without any.
+
+        Those that are known to hold count as none.
+        """
+        found = [one for one in map(self.condition, conditions) if one.text != "true"]
         return reduce(self._and, found) if found else None
 
     def _and(self, a: Value, b: Value) -> Value:

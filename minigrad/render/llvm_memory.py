@@ -69,6 +69,7 @@ class MemoryEmitter(IndexEmitter):
             return
         if statement is self.streamed:
             size, how = alignment(statement, width), ", !nontemporal !0"
+            self.declarations.add("!0 = !{i32 1}")
         here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
 
     def _masked_store(
@@ -166,25 +167,30 @@ class MemoryEmitter(IndexEmitter):
         if lanes == 1:
             pointer, guard = self.pointer(array, index), self.guard(guard_conditions)
             if guard is not None:
-                pointer = here.line(f"select i1 {guard.text}, ptr {pointer}, ptr @zeros")
+                pointer = self._or_zeros(pointer, guard)
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         alike = [c for c in guard_conditions if self.vectors.keys().isdisjoint(variables(c))]
         common = self.guard(tuple(alike))  # of all lanes
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
-        mask = self.both(self.mask(), own, lanes)
-        if self.lane_stride(index) != 1:
+        mask, neighbours = self.both(self.mask(), own, lanes), self.lane_stride(index) == 1
+        if not neighbours:
             known = substitute(index, self.constants)
             text = self._picked(array, known, mask, common, own is not None)
             if text is not None:
                 return text
         mask = self.both(mask, common, lanes)
-        if self.lane_stride(index) != 1:
+        if not neighbours:
             return self._gather(kind, array, index, lanes, size, mask)
         pointer = self.pointer(array, self.at_base(index))
         if mask is None:
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
         return self._masked_load(kind, pointer, size, lanes, mask)
+
+    def _or_zeros(self, pointer: str, some: Value) -> str:
+        """A pointer, or one to zeros where a condition does not hold."""
+        self.declarations.add("@zeros = private constant [64 x i8] zeroinitializer, align 64")
+        return self.builder().line(f"select {some.typed}, ptr {pointer}, ptr @zeros")
 
     def _mapped(
         self, pointer: str, array: Array, index: Integer, some: Value | str | None, width: int
@@ -302,7 +308,7 @@ class MemoryEmitter(IndexEmitter):
             pointer = self.pointer(array, self.at_base(index) + begin)
             here = self.builder()
             if common is not None:
-                pointer = here.line(f"select {common.typed}, ptr {pointer}, ptr @zeros")
+                pointer = self._or_zeros(pointer, common)
             if there(begin, size):
                 loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
             else:
@@ -315,9 +321,11 @@ class MemoryEmitter(IndexEmitter):
                     mask = _read_by(here, readers, counting, len(places))
                     pointer = self._mapped(pointer, array, index, mask, size)
                 loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
-            own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
-            loaded = here.shuffle(kind, loaded, own)
-            both = [lane + width * (n == number) for lane, n in enumerate(vector)]
+            if number == 0 or size < width:
+                own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
+                loaded = here.shuffle(kind, loaded, own)
+            at_own = range(width) if size < width else place
+            both = [width + at_own[n] if v == number else n for n, v in enumerate(vector)]
             text = here.shuffle(vector_type(scalar, width), text, both, loaded) if text else loaded
         return text
 
@@ -384,6 +392,7 @@ def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
         at = here.line(f"getelementptr i32, ptr {base}, i64 {place}")
         do(name, f"i8 {register}", f"ptr {at}", f"i64 {_WORD * matrix.pitch}")
 
+    emitter.declarations.add(CONFIGURATION)
     quarters = [(2 * r + c, r, c) for r in rows for c in columns]
     for number, _, _ in quarters:
         do("tilezero", f"i8 {number}")

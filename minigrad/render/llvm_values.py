@@ -230,7 +230,8 @@ def _remainder(b: Builder, x: Value, y: Value) -> str:
     lines.append(f"br i1 {every}, label %fast, label %slow fast: ret {kind} {result} slow:")
     lines.append(f"ret {kind} {f.line(f'frem {kind} %x, %y')}")
     name = f"@remainder.{narrow}"
-    b.declare(f"define internal {kind} {name}({kind} %x, {kind} %y) {{ entry: {' '.join(lines)} }}")
+    head = f"define internal {kind} {name}({kind} %x, {kind} %y) nounwind"
+    b.declare(f"{head} {{ entry: {' '.join(lines)} }}")
     return b.line(f"call {kind} {name}({x.typed}, {y.typed})")
 
 
@@ -242,16 +243,16 @@ def _compare(b: Builder, word: str, left: Value, right: Value) -> str:
 
 
 def _extremum(b: Builder, op: Op, old: Value, new: Value) -> str:
-    """Maximum or minimum; for floats a NaN on either side wins (one more blend than maxps)."""
-    name = "gt" if op is Op.MAXIMUM else "lt"
-    if not old.dtype.is_float:
-        sign = "s" if old.dtype.kind == "i" else "u"
-        test = b.line(f"icmp {sign}{name} {old.typed}, {new.text}")
-        return b.line(f"select {mask_type(old)} {test}, {old.typed}, {new.typed}")
-    test = b.line(f"fcmp o{name} {new.typed}, {old.text}")
-    larger = b.line(f"select {mask_type(old)} {test}, {new.typed}, {old.typed}")
-    unordered = b.line(f"fcmp uno {new.typed}, {new.text}")
-    return b.line(f"select {mask_type(old)} {unordered}, {new.typed}, {old.type} {larger}")
+    """Maximum or minimum; a NaN on either side wins. Of a zero and a negative one it is either.
+
+    x86 looks whether the first operand is NaN, which nobody waits for if it is the new one.
+    """
+    name, flags = "max" if op is Op.MAXIMUM else "min", ""
+    if new.dtype.is_float:
+        name, flags = f"{name}imum", "nsz "
+    else:
+        name = new.dtype.kind.replace("i", "s") + name
+    return b.call(f"llvm.{name}.{suffix(new.type)}", new.type, [new.typed, old.typed], flags)
 
 
 def mask_type(value: Value) -> str:
@@ -355,21 +356,15 @@ def _bitcast(b: Builder, x: Value, to: DType) -> Value:
 def fold(b: Builder, op: Op, x: Value) -> Value:
     """All lanes of x combined by SUM, MAX or PROD."""
     scalar = register_type(x.dtype)
-    if op is Op.MAX and x.dtype.is_float:
-        while x.lanes > 1:
-            half = x.lanes // 2
-            parts = [b.shuffle(x.type, x.text, range(at, at + half)) for at in (0, half)]
-            if half == 1:
-                parts = [b.line(f"extractelement <1 x {scalar}> {part}, i64 0") for part in parts]
-            low, high = (Value(part, x.dtype, half) for part in parts)
-            x = Value(_extremum(b, Op.MAXIMUM, low, high), x.dtype, half)
-        return x
-    name = STEPS[op][0].facts.llvm.of(x.dtype) or ("smax" if x.dtype.kind == "i" else "umax")
+    name, flags = STEPS[op][0].facts.llvm.of(x.dtype), ""
+    if x.dtype.is_float:
+        name, flags = (name, "reassoc ") if name else ("fmaximum", "nsz ")
+    elif not name:
+        name = "smax" if x.dtype.kind == "i" else "umax"
     arguments = [x.typed]
     if name in ("fadd", "fmul"):
         arguments.insert(0, f"{scalar} {literal(-0.0 if name == 'fadd' else 1.0, scalar)}")
     intrinsic = f"llvm.vector.reduce.{name}.{suffix(x.type)}"
-    flags = "reassoc " if x.dtype.is_float else ""
     return Value(b.call(intrinsic, scalar, arguments, flags), x.dtype, 1)
 
 

@@ -46,7 +46,7 @@ def _by_formula(*args: Expr, dtype: DType, op: Op) -> Expr:
 
 def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
     """The sums tanh x + 1 of GELUs in float32, where nothing else needs the tanh."""
-    readers = Counter(arg for expr in order for arg in expr.args)
+    readers = Counter(arg for expr in order for arg in expr.args if arg.op is Op.TANH)
     return frozenset(
         expr
         for expr in order

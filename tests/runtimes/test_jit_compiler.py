@@ -37,14 +37,14 @@ define float @calls(ptr %at, i64 %n, float %x) {
   ret float %rest
 }
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
-declare i32 @getpid()
+declare i32 @getpid() nonlazybind
 """
 NOBODY = """
 define void @f() {
   call void @nobody_has_this()
   ret void
 }
-declare void @nobody_has_this()
+declare void @nobody_has_this() nonlazybind
 """
 KERNEL = ctypes.CFUNCTYPE(
     None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
