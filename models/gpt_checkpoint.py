@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.errors import MinigradError
-from minigrad.models import checkpoint
+from minigrad.models import bpe, checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.parallel import parts
 from minigrad.models.parallel.mesh_device import world
-from minigrad.models.tokenizer import Tokenizer, tokenizer_of
+from minigrad.models.sentencepiece import SentencePieceTokenizer
+from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
 from minigrad.models.train import Divided, TrainingRun
 
 if TYPE_CHECKING:
@@ -108,6 +110,24 @@ def load_training(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer, Resumabl
     except (MinigradError, KeyError) as error:
         raise InputError(f"{path} does not fit its own config: {error}") from None
     return model, tokenizer, resumable
+
+
+def tokenizer_of(text: str) -> Tokenizer:
+    """The tokenizer that a checkpoint stores; InputError where text is something else."""
+    try:
+        stored: Any = json.loads(text)
+        kind = stored["kind"]
+        if kind == "gpt2":  # as earlier checkpoints say
+            return bpe.gpt2_merges()
+        if kind == "bpe":
+            return bpe.BytePairTokenizer.from_json(stored)
+        if kind == "sentencepiece":
+            return SentencePieceTokenizer.from_json(stored)
+        if kind == "tokenizers":
+            return LibraryTokenizer(stored["stored"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"the stored tokenizer is damaged: {error}") from None
+    return CharacterTokenizer.from_json(text)
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
