@@ -22,11 +22,10 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.metrics import KEYS, Metrics
-from minigrad.models.parallel import parts
-from minigrad.models.parallel.mesh_device import world
+from minigrad.models.parallel.training import Alone
 from minigrad.models.sentencepiece import SentencePieceTokenizer
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
-from minigrad.models.train import Divided, TrainingRun
+from minigrad.models.train import TrainingRun
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
@@ -57,12 +56,10 @@ def save_checkpoint(
     metrics: Metrics | None = None,
     flags: Mapping[str, Any] | None = None,
     digest: str = "",
-    division: Divided | None = None,
 ) -> None:
     """Write the model, and where `run` is given also what it needs to go on.
 
-    division: where the model is divided; its processes all come here, and under MPI each writes
-    what it has.
+    All ranks that share a run come here.
     """
     tensors = nn.state.get_state_dict(model)
     metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
@@ -71,11 +68,8 @@ def save_checkpoint(
         tensors[HISTORY] = _pack_history(metrics.history if metrics is not None else [])
         training = {"flags": dict(flags or {}), "digest": digest, "facts": run.facts()}
         metadata["training"] = json.dumps(training)
-    ranks = None if division is None else world()
-    if ranks is not None:
-        parts.save(path, tensors, metadata, ranks)
-        return
-    checkpoint.save(path, tensors if division is None else division.gathered(tensors), metadata)
+    shared = Alone(model) if run is None else run.division
+    shared.save(path, tensors, metadata)
 
 
 def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:

@@ -73,7 +73,7 @@ def test_a_training_sends_what_the_formula_says(layout: Layout) -> None:
     config, batch = GPTConfig(2, 2, 32, 16, 65), 4
 
     def sent(trial: Trial) -> int:
-        rank = trial.run.replica.rank  # type: ignore[union-attr]
+        rank = trial.run.division.rank  # type: ignore[attr-defined]
         groups = [group.members for group in (rank.world, rank.sp, rank.dp)]
         before = sum(members.bytes_sent for members in groups)
         trial.step()
