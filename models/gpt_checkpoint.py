@@ -24,6 +24,7 @@ from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.parallel.training import Alone
 from minigrad.models.sentencepiece import SentencePieceTokenizer
+from minigrad.models.sizing import parameters
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
 from minigrad.models.train import TrainingRun
 
@@ -151,20 +152,8 @@ def _read_config(text: str) -> GPTConfig:
 def _check_sizes(
     path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """InputError where a damaged config would build a model far larger than the file."""
-    layers = {name.split(".")[1] for name in tensors if name.startswith("h.") and name.count(".")}
-    found: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocabulary, config.dim)}
-    if config.positions == "learned":
-        found["wpe.weight"] = (config.context, config.dim)
-    if config.experts:
-        found["h.0.mlp.router.weight"] = (config.experts, config.dim)
-        found["h.0.mlp.c_proj.weight"] = (config.experts, config.dim, config.hidden)
-    else:
-        found["h.0.mlp.c_proj.weight"] = (config.dim, config.hidden)
-    fits = all(
-        name in tensors and plain_shape(tensors[name]) == shape for name, shape in found.items()
-    )
-    if not fits or len(layers) != config.layers:
+    """InputError where a damaged config would build a model of another size than the file's."""
+    if parameters(config).total != sum(math.prod(plain_shape(t)) for t in tensors.values()):
         raise InputError(f"{path} does not fit its own config: {config}")
     if len(tokenizer) != config.vocabulary:
         raise InputError(
