@@ -68,7 +68,8 @@ setup(
     package_data={
         "minigrad": ["py.typed", "hints.md"],  # py.typed holds for all packages inside
         "minigrad.explain": ["page.html", "page.css", "page.js"],
-        "minigrad.models.lessons": ["*.js", "assets/*"],
+        "minigrad.models": ["chat_page.html"],
+        "minigrad.models.lessons": ["*.js", "*.html", "assets/*"],
     },
     install_requires=["numpy>=1.26", "ml_dtypes>=0.4", "llvmlite>=0.44", "pyopencl>=2024.1"],
     extras_require=EXTRAS,
