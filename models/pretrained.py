@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigrad.models import bpe, sentencepiece
-from minigrad.models.data import package_folder, read_text
+from minigrad.models.data import package_folder, read_json, read_text
 from minigrad.models.decode import generate
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
@@ -79,7 +79,7 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
     With the chat template beside it, and the tokens that end an answer.
     """
     tokenizer = _bare_hub_tokenizer(folder, facts)
-    told = _json_beside(folder / "tokenizer_config.json")
+    told = read_json(folder / "tokenizer_config.json", missing={})
     template: Any = told.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
@@ -92,22 +92,11 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
              for name, value in names.items()}  # fmt: skip
     tokenizer.names = {name: value for name, value in plain.items() if isinstance(value, str)}
     ends = [tokenizer.special.get(tokenizer.names.get("eos_token", ""))]
-    for source in (facts, _json_beside(folder / "generation_config.json")):
+    for source in (facts, read_json(folder / "generation_config.json", missing={})):
         given = source.get("eos_token_id")
         ends += given if isinstance(given, list) else [given]
     tokenizer.ends = {end for end in ends if type(end) is int}
     return tokenizer
-
-
-def _json_beside(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        values: Any = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
-    return values if isinstance(values, dict) else {}
 
 
 def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:

@@ -302,7 +302,7 @@ def test_without_the_right_it_says_so(tools: list[str], text: str, tmp_path: Pat
 def test_a_signal_cleans_up_once() -> None:
     """The first raises; what comes while it cleans up is not heard."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as caught, network_measure.ended_by_signals():
+    with pytest.raises(Stopped) as caught, network_measure.EndedBySignals():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
