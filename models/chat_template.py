@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minigrad.models.console import require
 from minigrad.models.errors import InputError
+from minigrad.models.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 # Stands inside of the names of special tokens in messages while the template runs; it is in a
@@ -71,17 +71,16 @@ class ChatTemplate:
             raise InputError(f"the chat template fails: {error}") from None
         return "".join(pieces)
 
-    def encode(self, tokenizer: Any, messages: Sequence[Message], **more: Any) -> list[int]:
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **more: Any) -> list[int]:
         """The ids of `render`; special tokens are those of the template only."""
         return tokens_of(tokenizer, self.render(guarded(tokenizer, messages), **more))
 
 
-def guarded(tokenizer: Any, value: Any) -> Any:
+def guarded(tokenizer: Tokenizer, value: Any) -> Any:
     """Messages, or a text, that name no special token; `tokens_of` gives the names back."""
-    special: Mapping[str, int] = getattr(tokenizer, "special", {})
     if isinstance(value, str):
         value = value.replace(MARK, "")
-        for name in special:
+        for name in tokenizer.special:
             value = value.replace(name, name[0] + MARK + name[1:])
         return value
     if isinstance(value, Mapping):
@@ -91,37 +90,33 @@ def guarded(tokenizer: Any, value: Any) -> Any:
     return value
 
 
-def tokens_of(tokenizer: Any, text: str) -> list[int]:
+def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text that a template made of guarded messages, without a first token."""
-    special: Mapping[str, int] = getattr(tokenizer, "special", {})
     if MARK not in text:
-        bare = getattr(tokenizer, "encode_bare", tokenizer.encode)
-        return list(bare(text, special=True) if special else bare(text))
-    names = sorted(map(re.escape, special), key=len, reverse=True)
+        return tokenizer.encode_bare(text, special=True)
     ids: list[int] = []
-    for piece in re.split(f"({'|'.join(names)})", text):
-        if piece in special:
-            ids.append(special[piece])
+    for piece in tokenizer.cut(text):
+        if piece in tokenizer.special:
+            ids.append(tokenizer.special[piece])
         elif piece:
             ids += tokenizer.encode_array(piece.replace(MARK, "")).tolist()
     return ids
 
 
-def template_of(tokenizer: Any) -> ChatTemplate:
+def template_of(tokenizer: Tokenizer) -> ChatTemplate:
     """A tokenizer's; ChatML where it has none but knows its tokens; InputError for neither."""
-    text = getattr(tokenizer, "template", None)
-    special = getattr(tokenizer, "special", {})
-    if text is None and {"<|im_start|>", "<|im_end|>"} <= set(special):
+    text = tokenizer.template
+    if text is None and {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special):
         text = CHATML
     if text is None:
         raise InputError("the model has no chat template: it was not trained to chat; try sample")
-    return ChatTemplate(text, getattr(tokenizer, "names", {}))
+    return ChatTemplate(text, tokenizer.names)
 
 
-def ends_of(tokenizer: Any) -> set[int]:
+def ends_of(tokenizer: Tokenizer) -> set[int]:
     """Ids that end an answer: what the file says, and names that mean it."""
-    special = getattr(tokenizer, "special", {})
-    return {special[name] for name in ENDS if name in special} | set(getattr(tokenizer, "ends", ()))
+    special = tokenizer.special
+    return {special[name] for name in ENDS if name in special} | tokenizer.ends
 
 
 def _namespace() -> Any:

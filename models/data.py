@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from minigrad.models.errors import InputError
 
@@ -23,13 +25,11 @@ def package_folder(package: str, install: str) -> Path:
 def read_text(path: Path) -> str:
     """A text file in UTF-8, with any line ends as \\n; InputError says what is wrong with it."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}"
         ) from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -39,3 +39,17 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_json(path: Path, missing: Any = None) -> dict[str, Any]:
+    """The object in a JSON file, or `missing` where there is none; InputError for others."""
+    if missing is not None and not path.is_file():
+        return dict(missing)
+    text = read_text(path)
+    try:
+        values: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return values

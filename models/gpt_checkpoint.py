@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.errors import MinigradError
-from minigrad.models import checkpoint
+from minigrad.models import bpe, checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.metrics import KEYS, Metrics
-from minigrad.models.parallel import parts
-from minigrad.models.parallel.mesh_device import world
-from minigrad.models.tokenizer import Tokenizer, tokenizer_of
-from minigrad.models.train import Divided, TrainingRun
+from minigrad.models.parallel.training import Alone
+from minigrad.models.sentencepiece import SentencePieceTokenizer
+from minigrad.models.sizing import parameters
+from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
+from minigrad.models.train import TrainingRun
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
@@ -55,12 +57,10 @@ def save_checkpoint(
     metrics: Metrics | None = None,
     flags: Mapping[str, Any] | None = None,
     digest: str = "",
-    division: Divided | None = None,
 ) -> None:
     """Write the model, and where `run` is given also what it needs to go on.
 
-    division: where the model is divided; its processes all come here, and under MPI each writes
-    what it has.
+    All ranks that share a run come here.
     """
     tensors = nn.state.get_state_dict(model)
     metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
@@ -69,11 +69,8 @@ def save_checkpoint(
         tensors[HISTORY] = _pack_history(metrics.history if metrics is not None else [])
         training = {"flags": dict(flags or {}), "digest": digest, "facts": run.facts()}
         metadata["training"] = json.dumps(training)
-    ranks = None if division is None else world()
-    if ranks is not None:
-        parts.save(path, tensors, metadata, ranks)
-        return
-    checkpoint.save(path, tensors if division is None else division.gathered(tensors), metadata)
+    shared = Alone(model) if run is None else run.division
+    shared.save(path, tensors, metadata)
 
 
 def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:
@@ -110,6 +107,24 @@ def load_training(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer, Resumabl
     return model, tokenizer, resumable
 
 
+def tokenizer_of(text: str) -> Tokenizer:
+    """The tokenizer that a checkpoint stores; InputError where text is something else."""
+    try:
+        stored: Any = json.loads(text)
+        kind = stored["kind"]
+        if kind == "gpt2":  # as earlier checkpoints say
+            return bpe.gpt2_merges()
+        if kind == "bpe":
+            return bpe.BytePairTokenizer.from_json(stored)
+        if kind == "sentencepiece":
+            return SentencePieceTokenizer.from_json(stored)
+        if kind == "tokenizers":
+            return LibraryTokenizer(stored["stored"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"the stored tokenizer is damaged: {error}") from None
+    return CharacterTokenizer.from_json(text)
+
+
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors of a prefix, without it; they are removed from `tensors`."""
     names = [name for name in tensors if name.startswith(prefix)]
@@ -137,20 +152,8 @@ def _read_config(text: str) -> GPTConfig:
 def _check_sizes(
     path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """InputError where a damaged config would build a model far larger than the file."""
-    layers = {name.split(".")[1] for name in tensors if name.startswith("h.") and name.count(".")}
-    found: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocabulary, config.dim)}
-    if config.positions == "learned":
-        found["wpe.weight"] = (config.context, config.dim)
-    if config.experts:
-        found["h.0.mlp.router.weight"] = (config.experts, config.dim)
-        found["h.0.mlp.c_proj.weight"] = (config.experts, config.dim, config.hidden)
-    else:
-        found["h.0.mlp.c_proj.weight"] = (config.dim, config.hidden)
-    fits = all(
-        name in tensors and plain_shape(tensors[name]) == shape for name, shape in found.items()
-    )
-    if not fits or len(layers) != config.layers:
+    """InputError where a damaged config would build a model of another size than the file's."""
+    if parameters(config).total != sum(math.prod(plain_shape(t)) for t in tensors.values()):
         raise InputError(f"{path} does not fit its own config: {config}")
     if len(tokenizer) != config.vocabulary:
         raise InputError(

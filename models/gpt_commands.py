@@ -16,7 +16,12 @@ from minigrad.errors import MinigradError
 from minigrad.models import bpe, chat, checkpoint, console, look_inside, weights_quantize
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.gpt_checkpoint import Resumable, load_training, save_checkpoint
+from minigrad.models.gpt_checkpoint import (
+    Resumable,
+    load_checkpoint,
+    load_training,
+    save_checkpoint,
+)
 from minigrad.models.gpt_checks import (
     OF_A_MODEL,
     check_given,
@@ -37,7 +42,7 @@ from minigrad.models.parallel.launch import run as run_ranks
 from minigrad.models.parallel.layouts import division_of, ending_all, is_divided, is_first
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.tracing import traced
-from minigrad.models.parallel.training import Replica
+from minigrad.models.parallel.training import Alone, Replica
 from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
 from minigrad.models.sampling import Sampling
@@ -52,7 +57,7 @@ Earlier = tuple[GPT, Tokenizer, Resumable | None]
 def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
     """The tokenizer that --tokenizer names."""
     if flags.tokenizer == "gpt2":
-        return bpe.GPT2Tokenizer()
+        return bpe.gpt2_merges()
     if flags.tokenizer == "bpe":
         return bpe.learn(text, flags.vocabulary)
     return CharacterTokenizer.of(text)
@@ -142,11 +147,11 @@ def begin(
     check_layout(flags, config)
     check_memory(flags, replace(config, context=context))
     model = model or GPT(config)
-    replica = Replica.of_gpt(rank, model, context) if rank is not None else None
-    if replica is not None:
+    division: Alone | None = division_of(flags, model) if is_divided(flags) else None
+    if rank is not None:
+        division = replica = Replica.of_gpt(rank, model, context)
         Tensor.manual_seed(replica.seed(flags.seed))
-    division = division_of(flags, model) if is_divided(flags) else None
-    run, history = TrainingRun(model, make_plan(flags), replica, division), []
+    run, history = TrainingRun(model, make_plan(flags), division), []
     if earlier is not None and earlier[2] is not None:
         go_on(flags, run, earlier[2], config)
         history = earlier[2].history
@@ -190,17 +195,14 @@ def train_command(
         say(f"metrics go on in {record}")
     with Metrics(record, begun.history) as metrics:
         learn(flags, begun, metrics, speaks)
-    if run.division is not None:
-        run.division.release()
     if speaks:
-        if run.replica is not None:
-            run.replica.release(model)
         path, config = Path(flags.checkpoint), model.config
         picture = path.with_suffix(".png")
         save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
         prompt = "\n" if "\n" in begun.text else begun.text[0]
         tokens = begun.tokenizer.encode(prompt)
-        write(model, begun.tokenizer, tokens, 500, Sampling(0.8), flags.seed)
+        trained, _ = load_checkpoint(GPT, path)  # all of it, however it was divided
+        write(trained, begun.tokenizer, tokens, 500, Sampling(0.8), flags.seed)
         print(f"\ncheckpoint {path}\nloss curves {picture}")
 
 
@@ -211,9 +213,8 @@ def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: boo
     with Interruption() as interruption:
 
         def save() -> None:
-            if speaks or division is not None:  # of which each has a part
-                save_checkpoint(path, begun.model, begun.tokenizer, run, metrics, remembered,
-                                begun.digest, division)  # fmt: skip
+            save_checkpoint(path, begun.model, begun.tokenizer, run, metrics, remembered,
+                            begun.digest)  # fmt: skip
 
         try:
             # rank 0 decides when to stop: all others end with it

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from minigrad.models.bpe import bytes_of
 from minigrad.models.console import require
-from minigrad.models.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+from minigrad.models.tokenizer import Tokenizer
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class LibraryTokenizer:
+class LibraryTokenizer(Tokenizer):
     """stored: what tokenizer.json holds. special: ids by text, as of a `BytePairTokenizer`.
 
     ValueError where its tokens are written in a way that is not known here.
@@ -46,7 +41,6 @@ class LibraryTokenizer:
             for token in stored.get("added_tokens", []) if token.get("special")
         }  # fmt: skip
         self._names = {number: name for name, number in self.special.items()}
-        self.template: str | None = None
 
     def __len__(self) -> int:
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
@@ -64,17 +58,13 @@ class LibraryTokenizer:
         self.tokenizer.encode_special_tokens = not special
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def encode_array(self, text: str) -> Ids:
-        """`encode` for long texts, without anything before: int32."""
-        import numpy as np
+    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
+        return self.encode_bare(text)
 
-        return np.array(self.encode_bare(text), np.int32)
-
-    def token_bytes(self, number: int) -> bytes:
-        """What one id stands for; InputError where there is no such token."""
-        token = self.tokenizer.id_to_token(number) if number >= 0 else None
+    def _bytes_of(self, number: int) -> bytes:
+        token = self.tokenizer.id_to_token(number)
         if token is None:
-            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
+            raise LookupError(number)
         if number in self._names:
             return str(token).encode()
         if self.shows_bytes:
@@ -84,10 +74,6 @@ class LibraryTokenizer:
                 return str(token).encode()
         byte = BYTE.fullmatch(token)
         return bytes([int(byte[1], 16)]) if byte else str(token).replace("▁", " ").encode()
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; what is no UTF-8 becomes the replacement character."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def to_json(self) -> str:
         """What a checkpoint stores."""

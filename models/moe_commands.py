@@ -6,45 +6,31 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from minigrad import Mesh, Tensor, nn
+from minigrad import Mesh, Tensor
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_flags import add_basics
 from minigrad.models.moe import recording
 from minigrad.models.parallel.layouts import Division, check, ending_all, is_first
+from minigrad.models.parallel.training import Alone
 from minigrad.models.sizing import parameters, peak_bytes
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer
-from minigrad.models.train import (
-    MatrixAdamW,
-    TrainingPlan,
-    TrainingRun,
-    make_schedule,
-    make_step,
-    validate,
-)
+from minigrad.models.train import TrainingPlan, TrainingRun, validate
 
 Shares = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 BARS = "·▁▂▃▄▅▆▇█"  # a blank could not be counted
 
 
-def placed(arrays: Sequence[Any], division: Division | None) -> list[Tensor]:
-    """numpy arrays (batch, …) as tensors, where a model wants them."""
-    return [*map(Tensor, arrays)] if division is None else division.batch(*arrays)
-
-
-def loads(
-    model: GPT, windows: Windows, count: int, division: Division | None = None
-) -> Shares:
+def loads(model: GPT, windows: Windows, count: int, division: Alone) -> Shares:
     """The share of choices of each expert of each block on some windows: (blocks, experts)."""
     ids, _ = next(windows.spread(count, count))
     with Tensor.no_grad(), recording() as routes:
-        (tokens,) = placed([ids], division)
+        (tokens,) = division.batch(ids)
         model.features(tokens).realize()
         return np.stack([route.load().numpy() for route in routes])
 
@@ -81,26 +67,17 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def train(
-    model: GPT, windows: Windows, plan: TrainingPlan, watch: Windows | None,
-    division: Division | None = None,
-) -> float:  # fmt: skip
+def train(model: GPT, windows: Windows, run: TrainingRun, watch: Windows | None) -> float:
     """All steps; prints losses and loads now and then. Gives the median seconds of a step."""
-    optimizer, rate = MatrixAdamW(nn.state.get_parameters(model), plan), make_schedule(plan)
-    if division is not None:
-        division.take(optimizer)
-    step, times = make_step(model, optimizer, plan.clip), []
-    for number in range(plan.steps):
-        optimizer.set_lr(rate(number))
-        batch = windows.batch(plan.batch, plan.seed, number)
+    times, steps = [], run.plan.steps
+    while run.done < steps:
         start = time.perf_counter()
-        with Tensor.train():
-            loss = float(step(*placed(batch, division)).item())
+        loss, _ = run.advance(windows)
         times.append(time.perf_counter() - start)
-        if watch is not None and (number == 0 or (number + 1) % max(plan.steps // 8, 1) == 0):
-            bars = show_loads(loads(model, watch, 16, division))
+        if watch is not None and (run.done == 1 or run.done % max(steps // 8, 1) == 0):
+            bars = show_loads(loads(model, watch, 16, run.division))
             if is_first():
-                print(f"step {number + 1:>5}  loss {loss:.4f}  load {bars}", flush=True)
+                print(f"step {run.done:>5}  loss {loss:.4f}  load {bars}", flush=True)
     times = sorted(times[3:] or times)
     return times[len(times) // 2]
 
@@ -151,15 +128,15 @@ def compare(flags: argparse.Namespace) -> None:
     say(f"{sizes.total:,} parameters, {sizes.active:,} of them active for a token")
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
-    division = Division(model, Mesh(dp=1, ep=flags.ep), 0) if flags.ep > 1 else None
+    division = Division(model, Mesh(dp=1, ep=flags.ep), 0) if flags.ep > 1 else Alone(model)
+    run = TrainingRun(model, plan, division)
     if flags.explain is not None:
-        run = TrainingRun(model, plan, division=division)
         run.explain(windows, flags.explain, is_first(), flags.explain_values)
         return
     say(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share, "
           f"{BARS[0]} none")  # fmt: skip
-    seconds = train(model, windows, plan, held_out, division)
-    loss = validate(model, held_out, 480, 48, division=division)
+    seconds = train(model, windows, run, held_out)
+    loss = validate(model, held_out, 480, 48, division)
     say(f"validation loss {loss:.4f} nats per character")
     for number, row in enumerate(loads(model, held_out, 64, division), 1):
         say(f"block {number}: " + "  ".join(f"{share:.1%}" for share in row))
@@ -167,6 +144,7 @@ def compare(flags: argparse.Namespace) -> None:
         return
     dense = replace(config, experts=0, feed_forward=config.hidden * config.active)
     Tensor.manual_seed(flags.seed)
-    plain = train(GPT(dense), windows, replace(plan, steps=12), None)
+    other = GPT(dense)
+    plain = train(other, windows, TrainingRun(other, replace(plan, steps=12)), None)
     print(f"a step took {seconds * 1e3:.1f} ms; of a dense model with the same active parameters "
           f"{plain * 1e3:.1f} ms ({seconds / plain:.2f}×)")  # fmt: skip

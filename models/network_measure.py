@@ -12,7 +12,6 @@ import argparse
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -20,7 +19,7 @@ from minigrad.graph.buckets import BUCKET
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
-from minigrad.models.interrupt import SIGNALS, Stopped
+from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.network_link import Link, NoLink
 from minigrad.models.network_model import Cluster, Layout, Network, Work, predict
 from minigrad.models.network_trial import started
@@ -86,21 +85,13 @@ def rows_of(
         yield Row(kind, network, step.total, measured)
 
 
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
+class EndedBySignals(Interruption):
     """Ctrl-C and SIGTERM raise Stopped in the block, once: what cleans up is left alone."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        for one in SIGNALS:
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        for one in self.signals:
             signal.signal(one, signal.SIG_IGN)
         raise Stopped(number, "stopped; processes and namespaces are removed")
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -167,7 +158,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     print(f"{'kind':<12}{'link':>12}{'late':>9}{'predicted':>12}{'measured':>12}{'error':>9}")
     try:
-        with ended_by_signals():
+        with EndedBySignals():
             for row in measured(flags):
                 print(show(row), flush=True)
     except NoLink as error:

@@ -28,7 +28,7 @@ from minigrad.models.network_model import Layout
 from minigrad.models.parallel import Mesh as Ranks
 from minigrad.models.parallel import Rank, run
 from minigrad.models.parallel.layouts import division_of, is_divided
-from minigrad.models.parallel.training import Replica
+from minigrad.models.parallel.training import Alone, Replica
 from minigrad.models.text import Windows
 from minigrad.models.train import TrainingPlan, TrainingRun
 
@@ -49,10 +49,11 @@ class Trial:
         self.windows = Windows(ids.astype(np.int32), config.context, "random tokens")
         parts = layout.micro if layout.pp == 1 else 1  # one after the other
         model, plan = GPT(config), TrainingPlan(batch=batch, accumulate=parts)
-        replica = None if rank is None else Replica.of_gpt(rank, model, config.context)
         flags = _flags(layout, config)
-        division = division_of(flags, model) if is_divided(flags) else None
-        self.run = TrainingRun(model, plan, replica, division)
+        division: Alone | None = division_of(flags, model) if is_divided(flags) else None
+        if rank is not None:
+            division = Replica.of_gpt(rank, model, config.context)
+        self.run = TrainingRun(model, plan, division)
 
     def step(self) -> float:
         """Do one; gives its seconds."""

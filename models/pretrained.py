@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigrad.models import bpe, sentencepiece
-from minigrad.models.data import package_folder, read_text
+from minigrad.models.data import package_folder, read_json, read_text
 from minigrad.models.decode import generate
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
@@ -60,18 +60,17 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a GGUF file, with its chat template and the tokens that end an answer."""
     prefix = "tokenizer.ggml."
     kind = metadata.get(prefix + "model")
-    tokenizer: Any = (sentencepiece if kind == "llama" else bpe).of_gguf(metadata)
+    module: Any = sentencepiece if kind == "llama" else bpe
+    tokenizer: Tokenizer = module.of_gguf(metadata)
     tokens = metadata[prefix + "tokens"]
     template = metadata.get("tokenizer.chat_template")
     tokenizer.template = template if isinstance(template, str) else None
-    tokenizer.names, tokenizer.ends = {}, set()
-    for name in ("bos", "eos", "eot"):
-        number = metadata.get(f"{prefix}{name}_token_id")
-        if type(number) is int and 0 <= number < len(tokens):
-            tokenizer.names[f"{name}_token"] = tokens[number]
-            tokenizer.ends |= set() if name == "bos" else {number}
-    found: Tokenizer = tokenizer
-    return found
+    told = {name: metadata.get(f"{prefix}{name}_token_id") for name in ("bos", "eos", "eot")}
+    known = {name: number for name, number in told.items()
+             if type(number) is int and 0 <= number < len(tokens)}  # fmt: skip
+    tokenizer.names = {f"{name}_token": tokens[number] for name, number in known.items()}
+    tokenizer.ends = {number for name, number in known.items() if name != "bos"}
+    return tokenizer
 
 
 def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
@@ -79,8 +78,8 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
 
     With the chat template beside it, and the tokens that end an answer.
     """
-    tokenizer: Any = _bare_hub_tokenizer(folder, facts)
-    told = _json_beside(folder / "tokenizer_config.json")
+    tokenizer = _bare_hub_tokenizer(folder, facts)
+    told = read_json(folder / "tokenizer_config.json", missing={})
     template: Any = told.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
@@ -88,33 +87,16 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
     if (folder / "chat_template.jinja").is_file():
         template = read_text(folder / "chat_template.jinja")
     tokenizer.template = template if isinstance(template, str) else None
-    tokenizer.names = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        value = told.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            tokenizer.names[name] = value
-    tokenizer.ends = set()
-    for source in (facts, _json_beside(folder / "generation_config.json")):
-        ends = source.get("eos_token_id")
-        tokenizer.ends |= {end for end in (ends if isinstance(ends, list) else [ends])
-                           if type(end) is int}  # fmt: skip
-    special: Any = getattr(tokenizer, "special", {})
-    eos = tokenizer.names.get("eos_token")
-    tokenizer.ends |= {special[eos]} if eos in special else set()
-    found: Tokenizer = tokenizer
-    return found
-
-
-def _json_beside(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        values: Any = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
-    return values if isinstance(values, dict) else {}
+    names = {name: told.get(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    plain = {name: value.get("content") if isinstance(value, dict) else value
+             for name, value in names.items()}  # fmt: skip
+    tokenizer.names = {name: value for name, value in plain.items() if isinstance(value, str)}
+    ends = [tokenizer.special.get(tokenizer.names.get("eos_token", ""))]
+    for source in (facts, read_json(folder / "generation_config.json", missing={})):
+        given = source.get("eos_token_id")
+        ends += given if isinstance(given, list) else [given]
+    tokenizer.ends = {end for end in ends if type(end) is int}
+    return tokenizer
 
 
 def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
@@ -134,7 +116,7 @@ def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
             RecursionError) as error:  # fmt: skip
         raise InputError(f"{folder}: its tokenizer is none that is known here: {error}") from None
     if facts.get("model_type") == "gpt2" and facts.get("vocab_size") == 50257:
-        return bpe.GPT2Tokenizer()
+        return bpe.gpt2_merges()
     raise InputError(f"{folder} has no tokenizer: no tokenizer.json, nor vocab.json and merges.txt")
 
 

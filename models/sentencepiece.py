@@ -9,21 +9,17 @@ from __future__ import annotations
 import heapq
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minigrad.models.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+from minigrad.models.tokenizer import Tokenizer
 
 SPACE = "▁"
 CONTROL, OWN, BYTE = 3, 4, 6  # kinds of tokens in a GGUF file
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """tokens, with `▁` for a space; scores and kinds of each. prefix: whether a text begins with a
     space that is not there. first: the token that is put before each text, or None. special: ids by
     text that `encode` finds only where it is told to.
@@ -38,43 +34,19 @@ class SentencePieceTokenizer:
         self.special = {
             token: number for number, token in enumerate(tokens) if kinds[number] in (CONTROL, OWN)
         }
-        self.template: str | None = None
         self._ids = {
             token: number for number, token in enumerate(tokens)
             if kinds[number] not in (CONTROL, OWN, BYTE)
         }  # fmt: skip
         self._bytes = {int(token[3:5], 16): number for number, token in enumerate(tokens)
                        if kinds[number] == BYTE}  # fmt: skip
-        names = sorted(map(re.escape, self.special), key=len, reverse=True)
-        self._special = re.compile(f"({'|'.join(names)})") if names else None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text, behind the first token. special: names of special tokens mean them."""
-        return [*([] if self.first is None else [self.first]), *self.encode_bare(text, special)]
-
-    def encode_bare(self, text: str, special: bool = False) -> list[int]:
-        """`encode` without the first token."""
-        pieces = self._special.split(text) if special and self._special else [text]
-        ids: list[int] = []
-        for place, piece in enumerate(pieces):
-            if piece in self.special and special:
-                ids.append(self.special[piece])
-            elif piece:
-                ids += self._ordinary(piece, self.prefix and (place == 0 or pieces[0] == ""))
-        return ids
-
-    def encode_array(self, text: str) -> Ids:
-        """`encode_bare` for long texts: int32."""
-        import numpy as np
-
-        return np.array(self.encode_bare(text), np.int32)
-
-    def _ordinary(self, text: str, prefix: bool) -> list[int]:
+    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
         """Merge from the highest score down; of equals the first."""
-        pieces = list((SPACE if prefix else "") + text.replace(" ", SPACE))
+        pieces = list((SPACE if self.prefix and begins else "") + text.replace(" ", SPACE))
         after = [*range(1, len(pieces)), -1]
         before = [-1, *range(len(pieces) - 1)]
         heap: list[tuple[float, int, int, str]] = []
@@ -107,18 +79,11 @@ class SentencePieceTokenizer:
                 ids += [self._bytes[byte] for byte in data if byte in self._bytes]
         return ids
 
-    def token_bytes(self, number: int) -> bytes:
-        """What one id stands for; InputError where there is no such token."""
-        if not 0 <= number < len(self):
-            raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
+    def _bytes_of(self, number: int) -> bytes:
         token = self.tokens[number]
         if self.kinds[number] == BYTE:
             return bytes([int(token[3:5], 16)])
         return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; what is no UTF-8 becomes the replacement character."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def to_json(self) -> str:
         """What a checkpoint stores."""

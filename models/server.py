@@ -20,7 +20,6 @@ from typing import Any
 
 from minigrad.graph.interned import kept
 from minigrad.models import console
-from minigrad.models.chat_page import PAGE, POLICY
 from minigrad.models.chat_template import ChatTemplate, ends_of, template_of
 from minigrad.models.console import require
 from minigrad.models.decode import cache_bytes
@@ -42,6 +41,12 @@ from minigrad.models.protocol import (
 from minigrad.models.tokenizer import Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
+# The page at `/`: a conversation in the browser, in plain HTML, and nothing from elsewhere.
+PAGE = Path(__file__).with_name("chat_page.html").read_text("utf-8")
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 PATIENCE = 0.005  # seconds that the engine waits for what a step told to be written
 DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 

@@ -56,9 +56,10 @@ def parameters(config: GPTConfig) -> Parameters:
     rows = c.heads * c.width + 2 * few
     attention = rows * (c.dim + (c.bias or c.query_bias))
     attention += c.dim * (c.heads * c.width + (c.bias or c.output_bias))
-    sides, bias = 2 if c.gated else 1, c.bias or c.hidden_bias
+    sides, biased = 2 if c.gated else 1, c.bias or c.hidden_bias
     expert, shared = (
-        sides * hidden * (c.dim + bias) + c.dim * (hidden + bias) for hidden in (c.hidden, c.shared)
+        sides * hidden * (c.dim + bias) + c.dim * (hidden + bias)
+        for hidden, bias in ((c.hidden, c.bias if c.experts else biased), (c.shared, biased))
     )
     shared = shared + c.dim if c.shared else 0  # with its gate
     experts = max(c.experts, 1)

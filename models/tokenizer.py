@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from minigrad.models.errors import InputError
 
@@ -15,54 +19,76 @@ if TYPE_CHECKING:
     Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 
-class Tokenizer(Protocol):
-    """What a language model needs of a tokenizer."""
+class Tokenizer(ABC):
+    """What a language model needs of a tokenizer.
 
+    special: ids by text that `encode` finds only where it is told to. first: the token that is put
+    before each text. template: how messages of a chat are put together, in Jinja; names: what
+    bos_token and the like are in it; ends: ids that end an answer.
+    """
+
+    special: Mapping[str, int] = {}
+    first: int | None = None
+    template: str | None = None
+    names: Mapping[str, str] = {}
+    ends: AbstractSet[int] = frozenset()
+
+    @abstractmethod
     def __len__(self) -> int:
         """How many tokens there are."""
-        ...
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
-        ...
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """The ids of a text, behind the first token if there is one. special: names of special
+        tokens in it mean those tokens.
+        """
+        return [*([] if self.first is None else [self.first]), *self.encode_bare(text, special)]
+
+    def encode_bare(self, text: str, special: bool = False) -> list[int]:
+        """`encode` without the first token."""
+        pieces = self.cut(text) if special else [text]
+        ids: list[int] = []
+        for place, piece in enumerate(pieces):
+            if special and piece in self.special:
+                ids.append(self.special[piece])
+            elif piece:
+                ids += self._ordinary(piece, place == 0 or not pieces[0])
+        return ids
+
+    def cut(self, text: str) -> list[str]:
+        """A text cut at the names of special tokens, which are pieces of their own."""
+        names = sorted(map(re.escape, self.special), key=len, reverse=True)
+        return re.split(f"({'|'.join(names)})", text) if names else [text]
+
+    @abstractmethod
+    def _ordinary(self, text: str, begins: bool) -> list[int]:
+        """The ids of a text, whatever it names. begins: whether a text begins with it."""
 
     def encode_array(self, text: str) -> Ids:
-        """`encode` for long texts: int32."""
-        ...
+        """`encode_bare` for long texts: int32, (tokens,)."""
+        import numpy as np
+
+        return np.array(self.encode_bare(text), np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids."""
-        ...
+        """The text of some ids; what is no UTF-8 becomes the replacement character."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, number: int) -> bytes:
-        """The UTF-8 that one id stands for, which may be a part of a character."""
-        ...
+        """The UTF-8 that one id stands for, which may be a part of a character; InputError where
+        there is no such token.
+        """
+        if number >= 0:
+            with suppress(LookupError):
+                return self._bytes_of(number)
+        raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
 
+    @abstractmethod
+    def _bytes_of(self, number: int) -> bytes:
+        """What an id stands for, which is no less than 0; LookupError where it is none."""
+
+    @abstractmethod
     def to_json(self) -> str:
         """What a checkpoint stores; `tokenizer_of` is the inverse."""
-        ...
-
-
-def tokenizer_of(text: str) -> Tokenizer:
-    """The tokenizer that a checkpoint stores; InputError where text is something else."""
-    from minigrad.models import bpe
-    from minigrad.models.library_tokenizer import LibraryTokenizer
-    from minigrad.models.sentencepiece import SentencePieceTokenizer
-
-    try:
-        stored: Any = json.loads(text)
-        kind = stored["kind"]
-        if kind == "gpt2":
-            return bpe.GPT2Tokenizer()
-        if kind == "bpe":
-            return bpe.BytePairTokenizer.from_json(stored)
-        if kind == "sentencepiece":
-            return SentencePieceTokenizer.from_json(stored)
-        if kind == "tokenizers":
-            return LibraryTokenizer(stored["stored"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"the stored tokenizer is damaged: {error}") from None
-    return CharacterTokenizer.from_json(text)
 
 
 class Stream:
@@ -77,7 +103,7 @@ class Stream:
         return self.decoder.decode(self.tokenizer.token_bytes(token))
 
 
-class CharacterTokenizer:
+class CharacterTokenizer(Tokenizer):
     """One token per character; ids follow the sorted order of the characters.
 
     tokenizer = CharacterTokenizer.of("hello")   # vocabulary "ehlo"
@@ -98,7 +124,7 @@ class CharacterTokenizer:
     def __len__(self) -> int:
         return len(self.vocabulary)
 
-    def encode(self, text: str) -> list[int]:
+    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
         """The id of every character; InputError names a character that is unknown."""
         try:
             return [self._ids[character] for character in text]
@@ -119,18 +145,8 @@ class CharacterTokenizer:
             self.encode(text[wrong[0]])
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; InputError where one is outside the vocabulary."""
-        characters = []
-        for number in ids:
-            if not 0 <= number < len(self):
-                raise InputError(f"token {number} is outside the vocabulary of {len(self)}")
-            characters.append(self.vocabulary[number])
-        return "".join(characters)
-
-    def token_bytes(self, number: int) -> bytes:
-        """The UTF-8 of one id; InputError where it is outside the vocabulary."""
-        return self.decode([number]).encode("utf-8", "surrogatepass")
+    def _bytes_of(self, number: int) -> bytes:
+        return self.vocabulary[number].encode("utf-8", "surrogatepass")
 
     def to_json(self) -> str:
         """What a checkpoint stores."""

@@ -7,7 +7,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Device, Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
@@ -19,15 +19,13 @@ from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
 from minigrad.models.parallel import timeline
-from minigrad.models.parallel.layouts import Division, agreed
 from minigrad.models.parallel.pipeline import Pipeline
-from minigrad.models.parallel.training import Replica
+from minigrad.models.parallel.training import Alone, Replica
 from minigrad.models.text import Windows
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
-Divided: TypeAlias = Division | Pipeline
 RECENT = 50  # batches whose mean loss is called the training loss
 
 
@@ -89,19 +87,20 @@ def make_schedule(plan: TrainingPlan) -> nn.schedule.Rate:
 
 def make_step(
     model: LanguageModel, optimizer: nn.optim.Optimizer, clip: float, accumulate: int = 1,
-    recompute: bool = False, replica: Replica | None = None, division: Division | None = None,
+    recompute: bool = False, division: Alone | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:  # fmt: skip
     """The function of one update: step(ids, targets) → the loss before it, all in one program.
 
     It is captured: from the third call on, a step is one native call. The learning rate is a tensor
     (`optimizer.lr`, set from outside), so a replay takes its present value. accumulate: so many
     equal parts of the batch are computed one after the other and their gradients averaged, in the
-    memory that one part needs. recompute: see `backward_by_blocks`. A replica is given its part of
-    the batch, and gives the loss of all.
+    memory that one part needs. recompute: see `backward_by_blocks`. division: who shares the work;
+    a replica is given its part of the batch, and gives the loss of all.
     """
+    shared = division or Alone(model)
 
     def part_of(ids: Tensor, targets: Tensor) -> Tensor:
-        share = accumulate if replica is None else accumulate / replica.weight
+        share = accumulate / shared.weight
         if recompute:
             return backward_by_blocks(model, ids, targets, share)  # type: ignore[arg-type]
         loss = model.loss(ids, targets) / share
@@ -116,13 +115,11 @@ def make_step(
             # no name for a part's loss: what is lazy and seen is computed once more, from the old
             # weights, before they change
             total = _plus(total, part_of(ids[first : first + rows], targets[first : first + rows]))
-            if division is not None:
-                division.divide_gradients(optimizer.params)
+            shared.divide_gradients(optimizer.params)
             if accumulate > 1:  # now, so that the next part finds this one's memory free
                 Tensor.realize(total, *_gradients(optimizer.params))
         assert total is not None
-        if replica is not None:
-            total = replica.share_gradients(total, optimizer.params)
+        total = shared.share_gradients(total, optimizer.params)
         nn.optim.clip_grad_norm(optimizer.params, clip)
         optimizer.step(forget=True)
         return total.realize()
@@ -191,26 +188,20 @@ def evenly(windows: Windows, most: int, batch: int, least: int = 1) -> tuple[int
 
 
 def validate(
-    model: LanguageModel, windows: Windows, most: int, batch: int, replica: Replica | None = None,
-    stop: Callable[[], bool] = lambda: False, division: Divided | None = None,
+    model: LanguageModel, windows: Windows, most: int, batch: int, division: Alone | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> float:  # fmt: skip
     """Mean loss over windows spread evenly over a text (see `evenly`), in nats per token.
 
     Raises GivenUp where `stop`, asked before each batch, says so.
     """
-    losses = []
-    count, size = evenly(windows, most, batch, 1 if replica is None else replica.rank.dp.size)
+    losses, shared = [], division or Alone(model)
+    count, size = evenly(windows, most, batch, shared.rows)
     with Tensor.no_grad():
         for ids, targets in windows.spread(count, size):
             if stop():
                 raise GivenUp
-            if division is not None:
-                losses.append(division.loss(ids, targets))
-                continue
-            if replica is not None:
-                ids, targets = replica.part(ids, targets)
-            loss = model.loss(Tensor(ids), Tensor(targets))
-            losses.append(float((loss if replica is None else replica.mean(loss)).item()))
+            losses.append(shared.loss(ids, targets))
     return sum(losses) / len(losses)
 
 
@@ -221,10 +212,9 @@ class TrainingRun:
     """
 
     def __init__(
-        self, model: LanguageModel, plan: TrainingPlan, replica: Replica | None = None,
-        division: Divided | None = None,
-    ) -> None:  # fmt: skip
-        self.model, self.plan, self.replica, self.division = model, plan, replica, division
+        self, model: LanguageModel, plan: TrainingPlan, division: Alone | None = None
+    ) -> None:
+        self.model, self.plan, self.division = model, plan, division or Alone(model)
         self.done, self.elapsed = 0, 0.0
         self.schedule = make_schedule(plan)
         self.optimizer: Pipeline | MatrixAdamW
@@ -234,14 +224,11 @@ class TrainingRun:
             division.train_with(lambda params: MatrixAdamW(params, plan), plan.clip)
             return
         optimizer = self.optimizer = MatrixAdamW(nn.state.get_parameters(model), plan)
-        if division is not None:
-            division.take(optimizer)
-        step = make_step(
-            model, optimizer, plan.clip, plan.accumulate, plan.recompute, replica, division
+        self.division.take(optimizer)
+        step = self._captured = make_step(
+            model, optimizer, plan.clip, plan.accumulate, plan.recompute, self.division
         )
-        placed = division.batch if division is not None else lambda *arrays: map(Tensor, arrays)
-        self._captured, self._placed = step, placed
-        self._step = lambda *arrays: float(step(*placed(*arrays)).item())
+        self._step = lambda *arrays: float(step(*self.division.batch(*arrays)).item())
 
     def advance(self, windows: Windows) -> tuple[float, float]:
         """One step; gives (the loss before it, its learning rate)."""
@@ -258,18 +245,13 @@ class TrainingRun:
         """Write a page that explains the next step, which is done several times for it."""
         if isinstance(self.division, Pipeline):
             raise InputError("--explain with --pp: a pipeline is no one step; explain without --pp")
-        tensors = self._placed(*self._batch(windows))
-        group = self.replica.rank.world if self.replica is not None else None
-        console.explain_step(
-            path, self._captured, *tensors, speaks=speaks, values=values, ranks=group
-        )
+        tensors = self.division.batch(*self._batch(windows))
+        console.explain_step(path, self._captured, *tensors, speaks=speaks, values=values,
+                             ranks=self.division.group)  # fmt: skip
 
     def _batch(self, windows: Windows) -> tuple[Any, Any]:
-        """The tokens of the next step and what follows each; of a replica its part."""
-        ids, targets = windows.batch(self.plan.batch, self.plan.seed, self.done)
-        if self.replica is not None:
-            ids, targets = self.replica.part(ids, targets)
-        return ids, targets
+        """The tokens of the next step and what follows each."""
+        return windows.batch(self.plan.batch, self.plan.seed, self.done)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state of the optimizer."""
@@ -278,8 +260,8 @@ class TrainingRun:
     def facts(self) -> dict[str, Any]:
         """Everything else, as JSON can hold it: steps, seconds, random numbers drawn."""
         seed, devices = Tensor.random_state()
-        mesh = "" if self.division is None else self.division.mesh.name
-        drawn = devices.get(mesh, devices.get(Device.canonical(Device.DEFAULT)))
+        mesh, usual = self.division.mesh, Device.canonical(Device.DEFAULT)
+        drawn = devices.get(mesh.name if mesh else "", devices.get(usual))
         return {"step": self.done, "elapsed": self.elapsed, "random": [seed, drawn]}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -289,8 +271,9 @@ class TrainingRun:
         seed, drawn = facts["random"]
         if drawn is not None and [type(word) for word in drawn] != [int] * 3:
             raise ValueError(f"its random state is {drawn}")
-        if self.replica is not None and drawn is not None:  # as `Replica.seed` had set it
-            seed, drawn = self.replica.seed(seed), [drawn[0], self.replica.rank.number, drawn[2]]
+        shared = self.division
+        if isinstance(shared, Replica) and drawn is not None:  # as `Replica.seed` had set it
+            seed, drawn = shared.seed(seed), [drawn[0], shared.rank.number, drawn[2]]
         devices = {} if drawn is None else {Device.canonical(Device.DEFAULT): drawn}
         Tensor.set_random_state((seed, devices))
 
@@ -362,16 +345,13 @@ def finish(
     plan = run.plan
     start, val_loss = time.perf_counter() - run.elapsed, None
     tokens, losses = plan.batch * training.context, metrics.curve("loss")[1]
-    watch, replica = OverfittingWatch(), run.replica
+    watch = OverfittingWatch()
     watch.recall(metrics.history)
-    quiet = replica is not None and not replica.rank.is_first
-    quiet = quiet or (run.division is not None and not run.division.is_first)
 
     def stop() -> bool:
-        asked = interruption is not None and interruption.number is not None
-        return asked if run.division is None else agreed(asked)
+        return run.division.agreed(interruption is not None and interruption.number is not None)
 
-    with Progress(plan.steps, "tokens", quiet) as progress:
+    with Progress(plan.steps, "tokens", not run.division.is_first) as progress:
         if plan.first_windows and not run.done:
             _report_start(run, validation, progress, stop)
         while run.done < plan.steps:
@@ -423,9 +403,8 @@ def _report_start(
     plan = run.plan
     try:
         loss = validate(
-            run.model, validation, plan.first_windows, 4 * plan.batch, run.replica, stop,
-            run.division,
-        )  # fmt: skip
+            run.model, validation, plan.first_windows, 4 * plan.batch, run.division, stop
+        )
     except GivenUp:
         return  # the first step ends the run
     progress.say(f"before the first step: validation {shown(loss)}")
@@ -439,9 +418,7 @@ def _report(
     plan = run.plan
     most = plan.final_windows if run.done == plan.steps else plan.validation_windows
     try:
-        val_loss = validate(
-            run.model, validation, most, 4 * plan.batch, run.replica, stop, run.division
-        )
+        val_loss = validate(run.model, validation, most, 4 * plan.batch, run.division, stop)
     except GivenUp:
         return None
     mean, count = recent_mean(losses)

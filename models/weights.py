@@ -6,7 +6,6 @@ those of `GPT`, and checks that nothing is missing, left over, or of another sha
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from minigrad.models.architectures_gguf import config_of_gguf
 from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import require
-from minigrad.models.data import read_text
+from minigrad.models.data import read_json
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.nn.gguf import GGUFError, Value, gguf_read, parts_of
@@ -116,7 +115,7 @@ def read_source(path: Path) -> Source:
         tensors, text = _read_tensors(path)
         if "config" in text and "tokenizer" in text:
             return Source("own", tensors, text)
-        return Source("hub", tensors, _read_json(path.parent / "config.json", missing={}))
+        return Source("hub", tensors, read_json(path.parent / "config.json", missing={}))
     except GGUFError as error:
         raise InputError(str(error)) from None
     except OSError as error:
@@ -125,13 +124,13 @@ def read_source(path: Path) -> Source:
 
 def _read_folder(folder: Path) -> Source:
     """config.json and one file of weights, or several and their index."""
-    facts = _read_json(folder / "config.json")
+    facts = read_json(folder / "config.json")
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
         if whole.is_file():
             return Source("hub", _read_tensors(whole)[0], facts)
         if index.is_file():
-            table = _read_json(index).get("weight_map")
+            table = read_json(index).get("weight_map")
             if not isinstance(table, dict) or not all(
                 isinstance(file, str) and Path(file).name == file for file in table.values()
             ):
@@ -147,19 +146,6 @@ def _read_folder(folder: Path) -> Source:
     if files and parts_of(files[0]) == files:
         return read_source(files[0])
     raise InputError(f"{folder} has no model.safetensors, pytorch_model.bin, or index of shards")
-
-
-def _read_json(path: Path, missing: Any = None) -> dict[str, Any]:
-    if missing is not None and not path.is_file():
-        return dict(missing)
-    text = read_text(path)
-    try:
-        values: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return values
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:

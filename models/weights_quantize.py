@@ -226,9 +226,7 @@ def tokenizer_metadata(
     config: GPTConfig, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The tokenizer of a folder, as llama.cpp's "gpt2" writes one; InputError for other kinds."""
-    tokenizer: Any = hub_tokenizer(folder, facts)
-    if isinstance(tokenizer, bpe.GPT2Tokenizer):
-        tokenizer = bpe.gpt2_merges()
+    tokenizer = hub_tokenizer(folder, facts)
     if not isinstance(tokenizer, bpe.BytePairTokenizer):
         known = " and ".join(PRE_TOKENIZERS)
         raise InputError(

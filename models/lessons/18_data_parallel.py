@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minigrad import Tensor, nn
 from minigrad.models.lessons.page import Page, alone
+from minigrad.models.lessons.shared import last_step, traced
 from minigrad.models.mlp import MLP
-from minigrad.models.parallel import Rank, all_reduce, run
+from minigrad.models.parallel import Rank, all_reduce
 from minigrad.models.parallel.ring import spans
-from minigrad.models.parallel.timeline import as_text, read_trace
 from minigrad.models.parallel.training import Replica
 
 TITLE = "Data parallelism and AllReduce"
@@ -24,17 +22,13 @@ LENGTH = 840  # numbers in a ring: every count of ranks from 2 to 8 divides it
 
 def ring(ranks: int) -> tuple[list[float], int, int]:
     """(first numbers of the sum, bytes that rank 0 sent, messages of rank 0), from a trace."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
+    def program(rank: Rank) -> list[float]:
+        x = (Tensor.arange(LENGTH).float() + 1000.0 * rank.number).realize()
+        total = all_reduce(x, rank.world)
+        return [float(value) for value in total.tolist()[:3]]
 
-        def program(rank: Rank) -> list[float]:
-            x = (Tensor.arange(LENGTH).float() + 1000.0 * rank.number).realize()
-            total = all_reduce(x, rank.world)
-            return [float(value) for value in total.tolist()[:3]]
-
-        sums = run(program, ranks, trace=path)
-        events = read_trace(path)[0][1]
-    sent = [event["about"]["bytes"] for event in events if event["name"] == "send"]
+    sums, done = traced(program, ranks)
+    sent = [event["about"]["bytes"] for event in done[0][1] if event["name"] == "send"]
     assert all(values == sums[0] for values in sums)
     return sums[0], sum(sent), len(sent)
 
@@ -62,14 +56,8 @@ def learn(ranks: int) -> tuple[list[float], list[np.ndarray], str]:
                 losses.append(float(loss.item()))
         return losses, model.layers[0].weight.numpy().copy()
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        results = run(program, ranks, trace=path)
-        events = read_trace(path)
-    starts = sorted(event["start"] for event in events[0][1])
-    end = max(event["stop"] for _, some in events for event in some)
-    picture = as_text(events, starts[-len(starts) // STEPS], end, 72)  # the last step
-    return results[0][0], [weights for _, weights in results], picture
+    results, done = traced(program, ranks)
+    return results[0][0], [weights for _, weights in results], last_step(done, STEPS)
 
 
 def lesson(page: Page) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +9,9 @@ import numpy as np
 from minigrad import Tensor, nn
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.lessons.page import Page, alone
+from minigrad.models.lessons.shared import last_step, traced
 from minigrad.models.parallel import Mesh, Rank, all_reduce, run
-from minigrad.models.parallel.timeline import as_text, read_trace
+from minigrad.models.parallel.schedules import bubble, length, make_table, simulate
 from minigrad.models.parallel.training import Replica
 from minigrad.models.sizing import bytes_text, parameters
 
@@ -45,13 +44,8 @@ def learn(ranks: int) -> tuple[list[float], int, str]:
                 losses.append(float(loss.item()))
         return losses, held
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        results = run(program, Mesh(sp=ranks), trace=path)
-        events = read_trace(path)
-    starts = sorted(event["start"] for event in events[0][1])
-    end = max(event["stop"] for _, some in events for event in some)
-    return *results[0], as_text(events, starts[-len(starts) // STEPS], end, 72)
+    results, done = traced(program, Mesh(sp=ranks))
+    return *results[0], last_step(done, STEPS)
 
 
 def tensor_parallel(ranks: int) -> float:
@@ -69,27 +63,6 @@ def tensor_parallel(ranks: int) -> float:
 
     whole = ((Tensor(x) @ Tensor(up)).gelu() @ Tensor(down)).numpy()
     return max(float(np.abs(found - whole).max()) for found in run(program, ranks))
-
-
-def pipeline(stages: int, parts: int) -> list[list[int]]:
-    """What each stage does at each moment: forward of part n as n, backward as −n, idle as 0.
-
-    Forward all the parts, then backward all of them (Huang et al., "GPipe", 2019); backward takes
-    two moments.
-    """
-    length = parts + stages - 1
-    table = [[0] * (3 * length) for _ in range(stages)]
-    for stage in range(stages):
-        for part in range(parts):
-            table[stage][stage + part] = part + 1
-            begin = length + 2 * (stages - 1 - stage + part)
-            table[stage][begin] = table[stage][begin + 1] = -(part + 1)
-    return table
-
-
-def idle(table: list[list[int]]) -> float:
-    """The share of moments in which a stage has nothing to do."""
-    return sum(row.count(0) for row in table) / sum(map(len, table))
 
 
 def lesson(page: Page) -> None:
@@ -132,11 +105,12 @@ def lesson(page: Page) -> None:
     """)
     plays = []
     for stages, parts in ((2, 1), (4, 4), (4, 16), (8, 8)):
-        table = pipeline(stages, parts)
-        formula = (stages - 1) / (parts + stages - 1)
-        plays.append(({"stages": stages, "parts": parts}, [idle(table), len(table[0])], 1e-9))
+        # forward all the parts, then backward all of them, which takes twice as long
+        rows = simulate(make_table("gpipe", stages, parts, stages))
+        idle, formula = bubble(rows), (stages - 1) / (parts + stages - 1)
+        plays.append(({"stages": stages, "parts": parts}, [idle, length(rows)], 1e-9))
         page.check(f"{stages} stages, {parts} parts: idle as (stages − 1) / (parts + stages − 1)",
-                   abs(idle(table) - formula) < 1e-9, f"{idle(table):.1%}")  # fmt: skip
+                   abs(idle - formula) < 1e-9, f"{idle:.1%}")  # fmt: skip
     page.widget("pipeline", "Choose stages and parts, and watch the bubble shrink.", {}, plays)
 
     page.say("""

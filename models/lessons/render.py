@@ -13,18 +13,21 @@ import shutil
 import textwrap
 import time
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from minigrad import Device
-from minigrad.models.lessons.page import Page, Part, shown
+from minigrad.models.console import require
+from minigrad.models.lessons.page import Page, shown
 from minigrad.runtimes.host import usable_threads
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
 SITE = "Neural networks, computed"
+FIGURE = re.compile(r"[−\d∞][\d.,%·⁻⁰¹²³⁴⁵⁶⁷⁸⁹−]*( [A-Za-zµ%]+)?")  # in a table, and its unit
 
 
 @dataclass(frozen=True)
@@ -125,45 +128,27 @@ def pieces(source: str) -> list[str]:
 
 def page(lesson: Lesson, made: Page, lessons: Sequence[Lesson], seconds: float) -> str:
     """The page of a lesson that took so long to run."""
-    body = [f'<p class="about">{html.escape(lesson.about)}</p>']
     codes = pieces(lesson.source)
     count = sum(part.kind == "say" for part in made.parts)
     if count != len(codes):
         raise ValueError(f"{lesson.name} says {count} things, but {len(codes)} of them at the top "
                          "of its function: say nothing in loops and branches")  # fmt: skip
-    waiting = ""
-    remaining = iter(codes)
+    sections, remaining = list[dict[str, Any]](), iter(codes)
     for number, part in enumerate(made.parts):
         if part.kind == "say":
-            body.append(waiting)
-            body.append(prose(part.content["text"]))
-            follows = next(remaining)
-            waiting = _details("the code of this part", code(follows)) if follows else ""
+            sections.append({**part.content, "parts": [], "code": next(remaining)})
         else:
-            body.append(PARTS[part.kind](part, number))
-    body.append(waiting)
+            sections[-1]["parts"].append((number, part))
     checks = [part.content for part in made.parts if part.kind == "check"]
-    if checks:
-        items = "".join(f"<li>{_inline(c['what'])}: <strong>{_inline(c['found'])}</strong></li>"
-                        for c in checks)  # fmt: skip
-        body.append("<h2>Checked while this page was made</h2>")
-        body.append(f'<ul class="checks">{items}</ul>')
-    body.append("<h2>The program</h2>")
-    body.append(f"<p>Run it: <code>python models/lessons/{lesson.name}.py</code></p>")
-    body.append(_details("all of it", code(lesson.source)))
-    scripts = ["kit.js", *([f"{lesson.name}.js"] if (HERE / f"{lesson.name}.js").exists() else [])]
-    before = next((other for other in lessons if other.number == lesson.number - 1), None)
-    after = next((other for other in lessons if other.number == lesson.number + 1), None)
-    links = [
-        f'<a rel="prev" href="{before.file}">← {html.escape(before.title)}</a>' if before else
-        "<span></span>",
-        '<a href="index.html">Contents</a>',
-        f'<a rel="next" href="{after.file}">{html.escape(after.title)} →</a>' if after else
-        "<span></span>",
-    ]  # fmt: skip
-    return _document(
-        f"{lesson.number} · {lesson.title}", "\n".join(part for part in body if part),
-        "".join(links), f"Computed in {seconds:.1f} s, {_stamp(made.quick)}", scripts,
+    own = f"{lesson.name}.js"
+    before, after = (
+        next((other for other in lessons if other.number == lesson.number + step), None)
+        for step in (-1, 1)
+    )
+    return _filled(
+        "lesson.html", f"{lesson.number} · {lesson.title}", made.quick, lesson=lesson,
+        sections=sections, checks=checks, seconds=seconds, before=before, after=after,
+        scripts=["kit.js", *([own] if (HERE / own).exists() else [])],
     )  # fmt: skip
 
 
@@ -194,134 +179,37 @@ QUESTIONS = (
 
 def contents(lessons: Sequence[Lesson], quick: bool) -> str:
     """The first page: what lessons there are, and which section of the article each covers."""
-    items = "".join(
-        f'<li><a href="{lesson.file}"><strong>{html.escape(lesson.title)}</strong></a> '
-        f'<span>{html.escape(lesson.about)}</span></li>'
-        for lesson in lessons
-    )  # fmt: skip
-    rows = "".join(
-        f'<tr><td>{html.escape(section)}</td><td><a href="{lesson.file}">'
-        f"{lesson.number} · {html.escape(lesson.title)}</a></td></tr>"
-        for lesson in lessons for section in lesson.sections
-    )  # fmt: skip
-    by_number = {lesson.number: lesson for lesson in lessons}
-    asked = "".join(
-        f'<li>{html.escape(question)} <a href="{by_number[number].file}">Lesson {number}</a></li>'
-        for question, number in QUESTIONS if number in by_number
+    files = {lesson.number: lesson.file for lesson in lessons}
+    return _filled("contents.html", SITE, quick, lessons=lessons, questions=QUESTIONS, files=files,
+                   scripts=["kit.js"])  # fmt: skip
+
+
+def _filled(template: str, title: str, quick: bool, **values: Any) -> str:
+    """A template of this folder with its values; what is no HTML is escaped."""
+    jinja: Any = require("jinja2")
+    markup = jinja.utils.markupsafe.Markup
+    environment = jinja.Environment(
+        loader=jinja.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    body = f"""
-<p class="about">From one neuron to a cluster that trains a language model, in {len(lessons)}
-lessons. Every number on these pages was computed by minigrad, a deep-learning framework small
-enough to read, just before the page was written; every page has something to do.</p>
-<p>You need no mathematics beyond multiplication. Begin with the first lesson and follow the link at
-the end of each. Where you want to know how a number came about, open “the code of this part”: it is
-what made the page, and runs alone in a terminal.</p>
-<h2>Lessons</h2>
-<ol class="contents">{items}</ol>
-<h2>Questions, and where they are answered</h2>
-<ul class="questions">{asked}</ul>
-<h2>Where the sections of the article are</h2>
-<div class="wide" tabindex="0" role="region" aria-label="sections"><table>
-<thead><tr><th scope="col">section</th><th scope="col">lesson</th></tr></thead>
-<tbody>{rows}</tbody></table></div>"""
-    return _document(SITE, body, f'<span></span><a rel="next" href="{lessons[0].file}">Begin: '
-                     f"{html.escape(lessons[0].title)} →</a>", _stamp(quick), ["kit.js"])
-
-
-def _stamp(quick: bool) -> str:
-    size = "in the quick form, with small models" if quick else "in the full form"
-    return f"{size}, {time.strftime('%-d %B %Y, %H:%M %Z')}, on {machine()}."
-
-
-def _document(
-    title: str, body: str, links: str, stamp: str, scripts: Sequence[str]
-) -> str:
-    loads = "\n".join(f'<script src="{name}"></script>' for name in scripts)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{html.escape(title)}</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="style.css">
-</head>
-<body>
-<a class="skip" href="#lesson">To the text</a>
-<header><a href="index.html">{SITE}</a></header>
-<main id="lesson">
-<h1>{html.escape(title)}</h1>
-{body}
-</main>
-<nav aria-label="lessons">{links}</nav>
-<footer>{html.escape(stamp[0].upper() + stamp[1:])}</footer>
-{loads}
-<script>start();</script>
-</body>
-</html>
-"""
-
-
-def _details(summary: str, inner: str) -> str:
-    return f"<details><summary>{summary}</summary>{inner}</details>"
-
-
-def _table(part: Part, _: int) -> str:
-    return _wide(part.content["head"], part.content["rows"], part.content["title"])
-
-
-def _wide(head: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> str:
-    top = "".join(f'<th scope="col">{_inline(cell)}</th>' if cell else "<td></td>" for cell in head)
-    lines = "".join(
-        "<tr>" + "".join(_cell(number, cell) for number, cell in enumerate(row)) + "</tr>"
-        for row in rows
+    for name, make in {"prose": prose, "inline": _inline, "code": code, "json": _json}.items():
+        environment.filters[name] = lambda value, make=make: markup(make(value))
+    environment.filters["points"] = _points
+    environment.tests["figure"] = FIGURE.fullmatch
+    moment = time.strftime("%-d %B %Y, %H:%M %Z")
+    found: str = environment.get_template(template).render(
+        title=title, site=SITE, quick=quick, moment=moment, machine=machine(), **values
     )
-    caption = f'<p class="title">{_inline(title)}</p>' if title else ""
-    label = html.escape(title or ", ".join(cell for cell in head if cell))
-    return (f'{caption}<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>'
-            f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>")  # fmt: skip
+    return found
 
 
-def _cell(place: int, text: str) -> str:
-    if place == 0:
-        return f'<th scope="row">{_inline(text)}</th>'
-    number = re.fullmatch(r"[−\d∞][\d.,%·⁻⁰¹²³⁴⁵⁶⁷⁸⁹−]*( [A-Za-zµ%]+)?", text) is not None
-    return f'<td{" class=number" if number else ""}>{_inline(text)}</td>'
+def _points(chart: Mapping[str, Any]) -> list[list[str]]:
+    """A chart's points as rows of a table."""
+    return [[name, shown(x), shown(y)] for name, line in chart["lines"].items() for x, y in line]
 
 
-def _chart(part: Part, number: int) -> str:
-    spec = part.content
-    rows = [[name, shown(x), shown(y)] for name, line in spec["lines"].items() for x, y in line]
-    return (f'<figure class="chart" data-of="part-{number}"></figure>{_json(spec, number)}'
-            + _details("as numbers", _wide(["", spec["x"], spec["y"]], rows, "")))  # fmt: skip
-
-
-def _widget(part: Part, number: int) -> str:
-    content = part.content
-    return (f'<section class="widget" data-of="part-{number}" data-widget="{content["name"]}" '
-            f'aria-label="{html.escape(content["name"])}"><p class="task">'
-            f"{_inline(content['task'])}</p></section>"
-            + _json({"data": content["data"], "plays": content["plays"]}, number))  # fmt: skip
-
-
-def _json(value: object, number: int) -> str:
+def _json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    text = text.replace("<", "\\u003c")  # no end of the script inside it
-    return f'<script type="application/json" id="part-{number}">{text}</script>'
-
-
-def _drawing(part: Part, _: int) -> str:
-    text = html.escape(part.content["text"], quote=False)
-    title = html.escape(part.content["title"], quote=False)
-    return f'<p class="title">{title}</p><pre tabindex="0">{text}</pre>'
-
-
-def _check(part: Part, _: int) -> str:
-    return ""  # they stand together, at the end
-
-
-PARTS = {"table": _table, "chart": _chart, "drawing": _drawing, "widget": _widget, "check": _check}
+    return text.replace("<", "\\u003c")  # no end of the script inside it
 
 
 def assets() -> Iterator[Path]:

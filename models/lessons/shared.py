@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.look_inside import shown
+from minigrad.models.parallel import Mesh, Rank, run
+from minigrad.models.parallel.timeline import Ranks, as_text, read_trace
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
@@ -63,3 +68,17 @@ def learn(config: GPTConfig, plan: TrainingPlan, windows: Windows) -> tuple[GPT,
     model = GPT(config)
     run = TrainingRun(model, plan)
     return model, [run.advance(windows)[0] for _ in range(plan.steps)]
+
+
+def traced(program: Callable[[Rank], Any], ranks: int | Mesh) -> tuple[list[Any], Ranks]:
+    """What a program gives on each of some ranks, and what they did when."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        return run(program, ranks, trace=path), read_trace(path)
+
+
+def last_step(done: Ranks, steps: int) -> str:
+    """The last of so many steps, as lines of characters."""
+    starts = sorted(event["start"] for event in done[0][1])
+    end = max(event["stop"] for _, events in done for event in events)
+    return as_text(done, starts[-len(starts) // steps], end, 72)

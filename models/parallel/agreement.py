@@ -11,43 +11,20 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from minigrad.collective import Addition, Transport
+from minigrad.collective import Addition
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel.faults import RankError
+
+if TYPE_CHECKING:
+    from minigrad.models.parallel.group import Members
 
 HEADER = struct.Struct("q 8s 24s 88s")  # which exchange, digest of all, verb, what
 BARRIER = ("waits", "at a barrier")
 ADVICE = "all ranks must make the same exchanges in the same order"
-
-
-class Ranks(Protocol):
-    """The members of a group: see `group.Members`."""
-
-    transport: Transport
-    ranks: tuple[int, ...]
-    rank: int
-    size: int
-    tag: int
-
-    def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
-        """See `Transport`."""
-        ...
-
-    def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
-        """See `Transport`."""
-        ...
-
-    def wait(self, requests: Sequence[Any]) -> None:
-        """See `Transport`."""
-        ...
-
-    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
-        """See `Transport`."""
-        ...
 
 
 @lru_cache(maxsize=1024)
@@ -79,7 +56,7 @@ class Agreement:
 
     TAG = 1 << 10  # of headers, above those of groups: they never meet data
 
-    def __init__(self, members: Ranks, headers: Headers, what: Collective | None) -> None:
+    def __init__(self, members: Members, headers: Headers, what: Collective | None) -> None:
         self.members, self.headers = members, headers
         self.rank, self.size, self.pressing = members.rank, members.size, False
         self.wait = members.wait

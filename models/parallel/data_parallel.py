@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from minigrad import Tensor, nn
@@ -22,6 +22,7 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import all_reduce, together
+from minigrad.nn.module import walk
 
 
 class DataParallel:
@@ -30,7 +31,7 @@ class DataParallel:
     def __init__(self, model: Any, group: RankGroup, bucket: int = BUCKET) -> None:
         self.model, self.group, self.bucket = model, group, bucket
         self.synchronize()
-        for layer in _layers(model):
+        for _, layer, _ in walk(model):
             if isinstance(layer, nn.BatchNorm):
                 layer.statistics = self.statistics
 
@@ -91,24 +92,6 @@ class DataParallel:
                 sums = together("all_reduce", [param.grad for param in part], self.group, "sum")
                 for param, total in zip(part, sums, strict=True):
                     param.grad = total.requires_grad_(False)
-
-
-def _layers(model: Any) -> Iterator[Any]:
-    """A model and all objects inside it that have attributes, once each."""
-    seen: set[int] = set()
-    stack = [model]
-    while stack:
-        value = stack.pop()
-        if id(value) in seen or isinstance(value, Tensor):
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            stack.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            stack.extend(value)
-        elif hasattr(value, "__dict__") and not isinstance(value, type):
-            yield value
-            stack.extend(vars(value).values())
 
 
 def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minigrad import collective
 from minigrad.collective import Addition, Piece, Transport
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
@@ -73,11 +74,12 @@ class Job:
 class Progress:
     """Does a rank's jobs one after the other, in the order in which they came.
 
-    A thread of its own does them, or whoever waits for one that is next anyway.
+    A thread of its own does them, or whoever waits for one that is next anyway. transports: through
+    which they go; they are pressed by who waits.
     """
 
-    def __init__(self, activity: Activity, hurry: Callable[[bool], None]) -> None:
-        self.activity, self.hurry = activity, hurry
+    def __init__(self, activity: Activity, transports: Sequence[Transport]) -> None:
+        self.activity, self.transports = activity, transports
         self.settings = {name: getenv(name) for name in DEFAULTS}
         self._jobs: deque[Job] = deque()
         self._busy = self._closed = False
@@ -99,7 +101,7 @@ class Progress:
     def finish(self, job: Job) -> None:
         """Return when a job is done; raises what it raised."""
         self.activity.enter("waiting")
-        self.hurry(True)
+        self._press(True)
         try:
             with self._changed:
                 while not job.done:
@@ -108,10 +110,14 @@ class Progress:
                     else:
                         self._changed.wait()
         finally:
-            self.hurry(False)
+            self._press(False)
             self.activity.enter("computing")
         if job.error is not None:
             raise job.error
+
+    def _press(self, pressing: bool) -> None:
+        for transport in self.transports:
+            transport.pressing = pressing
 
     def close(self) -> None:
         """End the thread, once it is done with what it is doing."""
@@ -235,19 +241,42 @@ class RankGroup:
         else:
             ring.all_to_all(members, sent[0].address, target, nbytes // members.size)
 
-    def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
+    def combine(
+        self, how: str, dtype: DType, target: int, source: int, count: int, factor: float = 1.0
+    ) -> None:
         """See `ring.Arithmetic`."""
         with self.timeline.span("add", how, count * dtype.itemsize):
-            self.kernels.combine(how, dtype, target, source, count)
+            self.kernels.combine(how, dtype, target, source, count, factor)
 
     def addition(self, how: str, dtype: DType) -> Addition:
         """See `ring.Arithmetic`."""
         return self.kernels.addition(how, dtype)
 
-    def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
-        """See `ring.Arithmetic`."""
-        with self.timeline.span("add", "scale", count * dtype.itemsize):
-            self.kernels.scale(dtype, target, count, factor)
+
+class Seat:
+    """A device's place in groups, by name, from now on until `close`.
+
+    groups: the ranks of each.
+    """
+
+    def __init__(
+        self, device: str, transport: Transport, groups: Mapping[str, Sequence[int]],
+        activity: Activity, timeline: Timeline,
+    ) -> None:  # fmt: skip
+        self.device, self.timeline = device, timeline
+        self.progress = Progress(activity, [transport])
+        kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU")
+        self.groups = {
+            name: RankGroup(name, Members(transport, ranks, tag, timeline), self.progress, kernels,
+                            timeline)
+            for tag, (name, ranks) in enumerate(groups.items())
+        }  # fmt: skip
+        collective.enter(device, [*self.groups.values()])
+
+    def close(self) -> None:
+        """Leave the groups."""
+        collective.leave(self.device, [*self.groups.values()])
+        self.progress.close()
 
 
 class _Scratch:

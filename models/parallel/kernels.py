@@ -30,50 +30,35 @@ class Kernels:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._replays: dict[tuple[str, DType, float], Replay] = {}
+        self._replays: dict[tuple[bool, DType, float], Replay] = {}
         self._additions: dict[tuple[str, DType], tuple[Addition, Program]] = {}
         self._lock = new_lock()
 
-    def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
-        """target[i] = target[i] + source[i], or their maximum where how is "max"."""
-        op = Op.MAXIMUM if how == "max" else Op.ADD
-        replay = self._replay((op.value, dtype, 0.0), lambda x, y: build.elementwise(op, x, y))
-        self._run(replay, (target, source), count, dtype.itemsize)
-
-    def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
-        """target[i] = target[i]·factor."""
-
-        def scaled(x: Node, y: Node) -> Node:
-            return build.elementwise(Op.MUL, x, build.const(factor, dtype, x.shape, x.device))
-
-        replay = self._replay(("scale", dtype, factor), scaled)
-        self._run(replay, (target, target), count, dtype.itemsize)
+    def combine(
+        self, how: str, dtype: DType, target: int, source: int, count: int, factor: float = 1.0
+    ) -> None:
+        """target[i] = (target[i] + source[i])·factor, or their maximum where how is "max"."""
+        key = how == "max", dtype, factor
+        with self._lock:
+            replay = self._replays.get(key)
+            if replay is None:
+                replay = self._replays[key] = self._compile(dtype, _rule(how, factor))
+        most = LONGEST // dtype.itemsize
+        for start in range(0, count, most):
+            with self._lock:
+                replay.put(*(one + start * dtype.itemsize for one in (target, source)))
+                replay.run({"count": min(most, count - start)})
 
     def addition(self, how: str, dtype: DType) -> Addition:
         """The sum, mean or maximum of two arrays, as native code calls it."""
         known = self._additions.get((how, dtype))
         if known is None:
-
-            def rule(x: Node, y: Node) -> Node:
-                both = build.elementwise(Op.MAXIMUM if how == "max" else Op.ADD, x, y)
-                half = build.const(0.5, dtype, x.shape, x.device) if how == "mean" else None
-                return both if half is None else build.elementwise(Op.MUL, both, half)
-
-            program: Any = self._program(dtype, rule)
+            program: Any = self._program(dtype, _rule(how, 0.5 if how == "mean" else 1.0))
             (launch,) = program.launches
             known = Addition(launch[0], dtype.itemsize), program
             assert program.sources == ARGUMENTS and not program.scratch_bytes
             self._additions[how, dtype] = known
         return known[0]
-
-    def _replay(self, key: tuple[str, DType, float], rule: Rule) -> Replay:
-        known = self._replays.get(key)
-        if known is None:
-            with self._lock:
-                known = self._replays.get(key)
-                if known is None:
-                    known = self._replays[key] = self._compile(key[1], rule)
-        return known
 
     def _compile(self, dtype: DType, rule: Rule) -> Replay:
         program = self._program(dtype, rule)
@@ -94,11 +79,14 @@ class Kernels:
         with Context(GUARD=0):
             return Device[self.device].compile(graph)
 
-    def _run(
-        self, replay: Replay, addresses: tuple[int, int], count: int, itemsize: int
-    ) -> None:
-        most = LONGEST // itemsize
-        for start in range(0, count, most):
-            with self._lock:
-                replay.put(*(address + start * itemsize for address in addresses))
-                replay.run({"count": min(most, count - start)})
+
+def _rule(how: str, factor: float) -> Rule:
+    """What a kernel makes of two arrays."""
+
+    def rule(x: Node, y: Node) -> Node:
+        both = build.elementwise(Op.MAXIMUM if how == "max" else Op.ADD, x, y)
+        if factor == 1:
+            return both
+        return build.elementwise(Op.MUL, both, build.const(factor, x.dtype, x.shape, x.device))
+
+    return rule

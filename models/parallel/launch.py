@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minigrad import Device, collective, program
+from minigrad import Device, collective
 from minigrad.graph.node import Node, Op, topological
 from minigrad.locks import new_lock
 from minigrad.models.parallel import mpi
-from minigrad.models.parallel.arrival import waiting_for_all
 from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit, told
-from minigrad.models.parallel.group import Members, Progress, RankGroup
-from minigrad.models.parallel.kernels import Kernels
+from minigrad.models.parallel.group import RankGroup, Seat
 from minigrad.models.parallel.local import Exchange, LocalTransport, Network
-from minigrad.models.parallel.timeline import Timeline, own, write_trace
+from minigrad.models.parallel.mesh_device import World, world
+from minigrad.models.parallel.timeline import Timeline, of_rank, own
+from minigrad.models.parallel.tracing import traced
 from minigrad.runtimes.host import usable_threads
 from minigrad.settings import DEFAULTS, flag, getenv, put
 from minigrad.tensor import live_tensors
@@ -98,15 +98,16 @@ def run(
     """
     mesh = ranks if isinstance(ranks, Mesh) else Mesh(dp=ranks)
     limit = float(flag("PATIENCE")) if patience is None else patience
-    library = mpi.library(limit)
-    if library is None:
-        return _Threads(mesh, network, limit, trace).run(function)
-    return _run_process(library, function, mesh, limit, trace)
+    processes = world(limit)
+    with traced(trace):
+        if processes is None:
+            return _Threads(mesh, network, limit).run(function)
+        return _run_process(processes, function, mesh)
 
 
 def started_by_mpi() -> bool:
     """Whether this process is one of several that MPI started."""
-    return mpi.library(float(flag("PATIENCE"))) is not None
+    return world() is not None
 
 
 @contextmanager
@@ -125,38 +126,24 @@ def _seat(
         put(name, value)
     if not flag("THREADS"):
         put("THREADS", threads)
-    timeline = Timeline()
-
-    def hurry(pressing: bool) -> None:
-        transport.pressing = pressing
-
-    progress = Progress(activity, hurry)
-    kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU")
-    groups = {
-        name: RankGroup(name, Members(transport, members, tag, timeline), progress, kernels,
-                        timeline)
-        for tag, (name, members) in enumerate(mesh.groups(number).items())
-    }  # fmt: skip
-    entered = list(groups.values())
-    collective.enter(device, entered)
-    here = live_tensors.rank.number
-    evictions.append(partial(_evict, device, entered, progress, here))
+    timeline = of_rank(number)
+    seat = Seat(device, transport, mesh.groups(number), activity, timeline)
+    evictions.append(partial(_evict, seat, live_tensors.rank.number))
+    own.timelines = (timeline,)
     try:
-        yield Rank(number, mesh, device, **groups, timeline=timeline)
+        with timeline.kernels():
+            yield Rank(number, mesh, device, **seat.groups, timeline=timeline)
     finally:
-        program.timeline.record, own.timelines = None, ()
+        own.timelines = ()
         _leave(evictions)  # if this rank has hung, it was evicted before it woke
         live_tensors.rank.number = known
         for name, value in before.items():
             put(name, value)
 
 
-def _evict(
-    device: str, groups: Sequence[RankGroup], progress: Progress, number: int | None
-) -> None:
+def _evict(seat: Seat, number: int | None) -> None:
     """Let a rank take part in nothing any more; in its own thread, or for one that hangs."""
-    collective.leave(device, groups)
-    progress.close()
+    seat.close()
     before, live_tensors.rank.number = live_tensors.rank.number, number
     # what a failed run has left in the frames of its exception must not exchange in the next
     live_tensors.abandon(_exchanges)
@@ -176,14 +163,6 @@ def _exchanges(node: Node) -> bool:
     return any(other.op is Op.COLLECTIVE for other in topological([node]))
 
 
-def _begin_trace(rank: Rank) -> None:
-    """Record from now on; all ranks come here before any goes on."""
-    rank.world.barrier()
-    rank.timeline.begin()
-    own.timelines = (rank.timeline,)
-    program.timeline.record = rank.timeline.kernel
-
-
 # --- ranks that are threads ----------------------------------------------------------------------
 
 
@@ -197,16 +176,13 @@ GIVEN_UP = 5.0  # seconds after which a thread that cannot be ended is left to i
 class _Threads:
     """One parallel run in this process."""
 
-    def __init__(
-        self, mesh: Mesh, network: Network | None, patience: float, trace: str | Path | None
-    ) -> None:
-        self.mesh, self.patience, self.trace = mesh, patience, trace
+    def __init__(self, mesh: Mesh, network: Network | None, patience: float) -> None:
+        self.mesh, self.patience = mesh, patience
         self.exchange = Exchange(mesh.size, network)
         self.clock = Clock()
         self.activities = [Activity(self.clock) for _ in range(mesh.size)]
         self.results: list[Any] = [None] * mesh.size
         self.errors: list[BaseException | None] = [None] * mesh.size
-        self.traces: list[tuple[int, list[dict[str, Any]]]] = []
         self.threads_each = max(usable_threads() // mesh.size, 1)
         self.kind = Device.DEFAULT.partition(":")[0]
         self.settings = {name: getenv(name) for name in DEFAULTS}
@@ -241,8 +217,6 @@ class _Threads:
             if first is not None and self.exchange.failure.__cause__ is first:
                 raise first
             raise self.exchange.failure
-        if self.trace is not None:
-            write_trace(Path(self.trace), sorted(self.traces, key=lambda item: item[0]))
         return self.results
 
     def _join(self, number: int, thread: threading.Thread) -> None:
@@ -268,11 +242,7 @@ class _Threads:
             transport = LocalTransport(number, self.exchange)
             with _seat(number, self.mesh, transport, device, activity, self.threads_each,
                        self.evictions[number], self.settings) as rank:  # fmt: skip
-                if self.trace is not None:
-                    _begin_trace(rank)
                 self.results[number] = function(rank)
-                if self.trace is not None:
-                    self.traces.append((number, rank.timeline.events))
         except BaseException as error:
             self.errors[number] = error
             self.exchange.fail(_blame(number, error))
@@ -313,38 +283,22 @@ def _blame(number: int, error: BaseException) -> RankError:
 # --- ranks that are processes ---------------------------------------------------------------------
 
 
-def _run_process(
-    library: Any, function: Function, mesh: Mesh, patience: float, trace: str | Path | None
-) -> list[Any]:
-    world = library.COMM_WORLD
-    if world.size != mesh.size:
+def _run_process(ranks: World, function: Function, mesh: Mesh) -> list[Any]:
+    """One rank of a parallel run, which all processes come to."""
+    if ranks.size != mesh.size:
         raise RankError(
-            -1, f"MPI started {world.size} processes, but {mesh.dp} × {mesh.sp} ranks are wanted: "
+            -1, f"MPI started {ranks.size} processes, but {mesh.dp} × {mesh.sp} ranks are wanted: "
             f"say mpiexec -n {mesh.size}"
         )  # fmt: skip
-    if library.Query_thread() < library.THREAD_MULTIPLE:
-        raise RankError(-1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)")
-    number, activity = world.rank, Activity(Clock())
     results: list[Any] = [None] * mesh.size
-    with waiting_for_all(patience):
-        mpi.announce(library)
-        threads = max(usable_threads() // mpi.local_size(library, world), 1)
-        transport = mpi.MPITransport(library, world.Dup())
-        watch = mpi.Watch(library, activity, patience)
+    transport = ranks.transport(range(mesh.size))
     try:
-        with _seat(number, mesh, transport, Device.DEFAULT, activity, threads, []) as rank:
-            if trace is not None:
-                _begin_trace(rank)
-            results[number] = function(rank)
-            events = rank.timeline.events
+        with _seat(ranks.rank, mesh, transport, Device.DEFAULT, ranks.activity, ranks.threads,
+                   []) as rank:  # fmt: skip
+            results[ranks.rank] = function(rank)
     except BaseException as error:
-        status = error.code if isinstance(error, SystemExit) else 1
-        mpi.abort(library, error, status if isinstance(status, int) else 1)
-    activity.enter("ended")
-    gathered = world.gather((number, events)) if trace is not None else None
-    if gathered is not None and trace is not None:
-        write_trace(Path(trace), gathered)
-    world.Barrier()
-    mpi.dismiss_witness()
-    watch.close()
+        mpi.abort(ranks.library, error)
+    ranks.activity.enter("ended")
+    ranks.library.COMM_WORLD.Barrier()
+    ranks.activity.enter("computing")
     return results

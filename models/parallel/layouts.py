@@ -26,7 +26,7 @@ from minigrad.graph.sharding import mark
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import EndedAtOnce, Stopped
 from minigrad.models.parallel import mpi
-from minigrad.models.parallel.mesh_device import MeshRuntime, world
+from minigrad.models.parallel.mesh_device import runtime_of, world
 from minigrad.models.parallel.pieces import Piece
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.schedules import (
@@ -37,6 +37,7 @@ from minigrad.models.parallel.schedules import (
     picture,
     simulate,
 )
+from minigrad.models.parallel.training import Divided
 from minigrad.models.sizing import flops_per_token
 from minigrad.settings import flag
 
@@ -102,11 +103,10 @@ def divide_tokens(model: Any) -> None:
         part.gather, part.scatter = _gather_tokens, _scatter_tokens
 
 
-def divide_experts(model: Any, mesh: Mesh | None) -> None:
-    """Let devices share tokens, and those of "ep" experts, once it is on a mesh; None: not."""
+def divide_experts(model: Any, mesh: Mesh) -> None:
+    """Let devices share tokens, and those of "ep" experts, once it is on a mesh."""
     for block in model.h if model.config.experts else ():
-        names = () if mesh is None else ("dp", "ep")
-        block.mlp.lead = tuple(mesh.sizes.get(name, 1) for name in names) if mesh else ()
+        block.mlp.lead = tuple(mesh.sizes.get(name, 1) for name in ("dp", "ep"))
         block.mlp.place = _by_place
 
 
@@ -237,31 +237,16 @@ def is_first() -> bool:
     return ranks is None or ranks.rank == 0
 
 
-def agreed(wish: bool) -> bool:
-    """What the first process wishes; all come here."""
-    ranks = world()
-    if ranks is None:
-        return wish
-    ranks.activity.enter("waiting")
-    found = bool(ranks.library.COMM_WORLD.bcast(wish))
-    ranks.activity.enter("computing")
-    return found
+class Division(Divided):
+    """A GPT on a mesh, as a training sees it: its batches, its gradients."""
 
-
-def runtime_of(mesh: Mesh) -> MeshRuntime:
-    """What runs a mesh's programs."""
-    found: Any = Device[mesh.name]
-    assert isinstance(found, MeshRuntime)
-    return found
-
-
-class Division:
-    """A GPT on a mesh, as a training sees it: its batches, its gradients, its way back."""
+    mesh: Mesh
 
     def __init__(self, model: Any, mesh: Mesh, zero: int, tokens: bool = False) -> None:
-        self.model, self.mesh, self.zero = model, mesh, zero
+        super().__init__(model)
+        self.mesh, self.zero = mesh, zero
         self.is_first = is_first()
-        self._device = runtime_of(mesh).local[0].device
+        self.device = runtime_of(mesh).local[0].device
         self._like: dict[int, Tensor] = {}
         divide(model, mesh, zero)
         if tokens:
@@ -270,14 +255,10 @@ class Division:
 
     def batch(self, *arrays: Any) -> list[Tensor]:
         """numpy arrays (batch, …) as tensors, divided over "dp" and "ep"."""
-        made = [Tensor(array, device=self._device).shard(self.mesh, _rows(array, self.mesh))
+        made = [Tensor(array, device=self.device).shard(self.mesh, _rows(array, self.mesh))
                 for array in arrays]  # fmt: skip
         Tensor.realize(*made)
         return made
-
-    def loss(self, ids: Any, targets: Any) -> float:
-        """The mean loss of a batch of numpy arrays."""
-        return float(self.model.loss(*self.batch(ids, targets)).item())
 
     def take(self, optimizer: nn.optim.Optimizer) -> None:
         """Divide what an optimizer keeps."""
@@ -292,16 +273,6 @@ class Division:
                 like = self._like[id(param)]
                 param.grad = param.grad.shard_like(like).requires_grad_(False)
 
-    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors, on one device of each process."""
-        return {name: tensor.to(self._device).realize() for name, tensor in tensors.items()}
-
-    def release(self) -> None:
-        """Let every process have the whole model on one device."""
-        for parameter in nn.state.get_state_dict(self.model).values():
-            parameter._point(parameter.detach().to(self._device).realize().raw)
-        divide_experts(self.model, None)
-
 
 @contextmanager
 def ending_all() -> Iterator[None]:
@@ -314,6 +285,5 @@ def ending_all() -> Iterator[None]:
         if agreed_upon and not is_first():
             return  # the first process tells, and ends all
         if library is not None:
-            status = error.code if isinstance(error, SystemExit) else 1
-            mpi.abort(library, error, status if isinstance(status, int) else 1)
+            mpi.abort(library, error)
         raise

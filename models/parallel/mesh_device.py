@@ -32,8 +32,7 @@ from minigrad.mesh import Mesh
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.arrival import waiting_for_all
 from minigrad.models.parallel.faults import Activity, Clock, RankError
-from minigrad.models.parallel.group import Members, Progress, RankGroup
-from minigrad.models.parallel.kernels import Kernels
+from minigrad.models.parallel.group import Seat
 from minigrad.models.parallel.local import Exchange, LocalTransport
 from minigrad.models.parallel.timeline import of_rank
 from minigrad.runtimes.host import usable_threads
@@ -56,39 +55,24 @@ class MeshMemory:
         self.parts: list[Buffer] = []
 
 
-class MeshDevice:
+class MeshDevice(Seat):
     """One of the devices of a mesh that this process has, and its groups."""
 
     def __init__(
         self, mesh: Mesh, number: int, device: str, transport: collective.Transport,
         activity: Activity, threads: int,
     ) -> None:  # fmt: skip
-        self.number, self.device, self.threads = number, device, threads
+        self.number, self.threads = number, threads
         self.places = {place_name(axis): at for axis, at in mesh.places(number).items()}
-        self.timeline = of_rank(int(mesh.devices[number].partition(":")[2] or 0))
-
-        def hurry(pressing: bool) -> None:
-            transport.pressing = pressing
-
+        timeline = of_rank(int(mesh.devices[number].partition(":")[2] or 0))
+        groups = {group_name(mesh.name, axes): ranks for axes, ranks in _groups(mesh, number)}
         with Context(THREADS=threads, GUARD=0, DEBUG=0):
-            self.progress = Progress(activity, hurry)
-        kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU")
-        self.groups = [
-            RankGroup(group_name(mesh.name, axes), Members(transport, ranks, tag, self.timeline),
-                      self.progress, kernels, self.timeline)
-            for tag, (axes, ranks) in enumerate(_groups(mesh, number))
-        ]  # fmt: skip
-        collective.enter(device, self.groups)
-
-    def close(self) -> None:
-        """Leave the groups."""
-        collective.leave(self.device, self.groups)
-        self.progress.close()
+            super().__init__(device, transport, groups, activity, timeline)
 
     @property
     def bytes_sent(self) -> int:
         """In all groups together."""
-        return sum(group.members.bytes_sent for group in self.groups)
+        return sum(group.members.bytes_sent for group in self.groups.values())
 
 
 def _members(mesh: Mesh, size: int) -> list[int]:
@@ -416,6 +400,13 @@ def open_mesh(mesh: Mesh) -> MeshRuntime:
     return MeshRuntime(mesh)
 
 
+def runtime_of(mesh: Mesh) -> MeshRuntime:
+    """What runs a mesh's programs."""
+    found: Any = Device[mesh.name]
+    assert isinstance(found, MeshRuntime)
+    return found
+
+
 # --- threads --------------------------------------------------------------------------------------
 
 
@@ -484,6 +475,10 @@ class World:
     """The ranks that MPI has started, of which this process is one."""
 
     def __init__(self, library: Any, patience: float) -> None:
+        if library.Query_thread() < library.THREAD_MULTIPLE:
+            raise RankError(
+                -1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)"
+            )
         self.library = library
         self.rank, self.size = library.COMM_WORLD.rank, library.COMM_WORLD.size
         self.activity = Activity(Clock())
@@ -522,12 +517,16 @@ class World:
 _worlds: list[World | None] = []
 
 
-def world() -> World | None:
-    """None where this process was not started as one of several."""
+def world(patience: float | None = None) -> World | None:
+    """None where this process was not started as one of several.
+
+    patience: seconds after which a rank counts as hung from now on; the setting's if not given.
+    """
     if not _worlds:
-        patience = float(flag("PATIENCE"))
-        library = mpi.library(patience)
-        _worlds.append(None if library is None else World(library, patience))
-    return _worlds[0]
-
-
+        limit = float(flag("PATIENCE")) if patience is None else patience
+        library = mpi.library(limit)
+        _worlds.append(None if library is None else World(library, limit))
+    ranks = _worlds[0]
+    if ranks is not None and patience is not None:
+        ranks.watch.patience = patience
+    return ranks

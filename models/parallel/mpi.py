@@ -206,9 +206,11 @@ def dismiss_witness() -> None:
             link.send(b".")
 
 
-def abort(mpi: Any, error: BaseException, status: int = 1) -> NoReturn:
+def abort(mpi: Any, error: BaseException) -> NoReturn:
     """End all ranks because of an exception of this one."""
     rank, size = mpi.COMM_WORLD.rank, mpi.COMM_WORLD.size
+    code = error.code if isinstance(error, SystemExit) else 1
+    status = code if isinstance(code, int) else 1
     if isinstance(error, RankError):
         text = str(error)
     elif isinstance(error, KeyboardInterrupt):
@@ -255,8 +257,7 @@ class Watch:
         self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        beat = min(BEAT, self.patience / 4) if self.patience else BEAT
-        while not self._end.wait(beat):
+        while not self._end.wait(beat := min(BEAT, self.patience / 4 or BEAT)):
             self.clock.tick(beat)
             self._exchange_signs()
             sentence = self._judge() if self.patience else None

@@ -19,7 +19,7 @@ from minigrad.graph.sharding import Layout, axes_of, local_shape, whole
 from minigrad.models import checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
-from minigrad.models.parallel.mesh_device import MeshMemory, World
+from minigrad.models.parallel.mesh_device import MeshMemory, World, runtime_of
 
 Entry = dict[str, Any]
 
@@ -88,8 +88,7 @@ def _entry(tensor: Tensor, name: str) -> Entry | None:
     mesh = Device.meshes.get(tensor.raw.device)
     if mesh is None:
         return None
-    runtime: Any = Device[mesh.name]  # a MeshRuntime
-    places, layout = mesh.places(runtime.local[0].number), _layout(tensor)
+    places, layout = mesh.places(runtime_of(mesh).local[0].number), _layout(tensor)
     if any(place for axis, place in places.items() if axis not in axes_of(layout.dims)):
         return None
     digits = [[[ways, stride, places[axis]] for axis, stride, ways in dim]

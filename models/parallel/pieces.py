@@ -15,6 +15,7 @@ from minigrad.graph.simplify import simplify
 from minigrad.models.parallel.cutting import COMPUTED_AGAIN, Part, cut
 from minigrad.models.parallel.schedules import BACKWARD, FORWARD, INPUT, WEIGHTS
 
+BACK = (BACKWARD,), (INPUT, WEIGHTS)  # ways to go back: in one program, or in two
 AFTER = {FORWARD: (BACKWARD, INPUT, WEIGHTS), INPUT: (WEIGHTS,), BACKWARD: (), WEIGHTS: ()}
 
 
@@ -37,7 +38,7 @@ class Piece:
 class Programs:
     """What is done with a piece, for micro-batches of one shape; gradients are added up.
 
-    kinds: the tasks of its stage, of which each gets a program.
+    kinds: the tasks of its stage, of which each gets a program; forward only: nothing is learned.
     """
 
     def __init__(
@@ -46,20 +47,20 @@ class Programs:
     ) -> None:  # fmt: skip
         entry, output = piece.forward(given[0], given[-1])
         output = output * share if slope is None else output.shard(mesh, spec).contiguous()
-        targets = [entry, *piece.params.values()]
-        first, *weights = output.gradient(*targets, gradient=slope)
-        first = first.shard(mesh, spec).contiguous()
         self.inputs = [tensor.node for tensor in (*given, *([] if slope is None else [slope]))]
-        made = simplify(without_rules([output.node, first.node, *(w.node for w in weights)]))
-        self.output, self.gradient, *nodes = made
-        self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=True))
+        wanted = [output]
+        ways: list[tuple[str, ...]] = [some for some in BACK if not kinds.isdisjoint(some)]
+        if ways:
+            first, *weights = output.gradient(entry, *piece.params.values(), gradient=slope)
+            wanted += [first.shard(mesh, spec).contiguous(), *weights]
+        self.output, *made = simplify(without_rules([tensor.node for tensor in wanted]))
+        self.gradient, nodes = next(iter(made), None), made[1:]
+        self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=False))
         parts: dict[str, Part] = {}
         reads, writes = dict[Node, None](), dict[Node, None]()
-        for some in ((BACKWARD,), (INPUT, WEIGHTS)):
-            if kinds.isdisjoint(some):
-                continue
-            back = [self.gradient] if INPUT in some or given[0].dtype.is_float else []
-            programs = (back, nodes) if INPUT in some else ([*back, *nodes],)
+        for some in ways or [()]:
+            back = made[:1] if INPUT in some or given[0].dtype.is_float else []
+            programs = {0: (), 1: ([*back, *nodes],), 2: (back, nodes)}[len(some)]
             forward, *others = cut([[self.output], *programs], frozenset(self.inputs))
             reads |= dict.fromkeys(forward.reads)
             writes |= dict.fromkeys(forward.writes)

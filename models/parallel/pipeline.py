@@ -26,7 +26,13 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.parallel.faults import Activity, Clock, RankError
 from minigrad.models.parallel.group import Job, Progress
 from minigrad.models.parallel.local import Exchange, LocalTransport
-from minigrad.models.parallel.mesh_device import MeshMemory, MeshRuntime, Team, world
+from minigrad.models.parallel.mesh_device import (
+    MeshMemory,
+    MeshRuntime,
+    Team,
+    runtime_of,
+    world,
+)
 from minigrad.models.parallel.pieces import Piece, Programs
 from minigrad.models.parallel.schedules import (
     BACKWARD,
@@ -37,6 +43,7 @@ from minigrad.models.parallel.schedules import (
     Timed,
     forward_table,
 )
+from minigrad.models.parallel.training import Divided
 from minigrad.runtimes.host import usable_threads
 from minigrad.tensor import live_tensors
 
@@ -59,7 +66,7 @@ class Port:
         self.ends = list(zip(transports, (one.number for one in runtime.local), strict=True))
         self._outlets = [copy(one) for one in transports]  # who waits for messages presses no sends
         self.places, self.activity = runtime.mesh.size, activity
-        self._progress = Progress(activity, self._press)
+        self._progress = Progress(activity, self._outlets)
         self._sent: list[tuple[Job, Tensor]] = []
         self.bytes_sent = 0
 
@@ -84,10 +91,6 @@ class Port:
         self._sent = [(one, kept) for one, kept in self._sent
                       if not one.done or one.error is not None]  # fmt: skip
         self._sent.append((job, tensor))
-
-    def _press(self, pressing: bool) -> None:
-        for end in self._outlets:
-            end.pressing = pressing
 
     def flush(self) -> None:
         """Wait until all is sent."""
@@ -175,7 +178,6 @@ class Stage:
     """What one stage has: pieces of the model, sums of their gradients, an optimizer."""
 
     optimizer: nn.optim.Optimizer
-    sums: Mapping[str, Tensor]
 
     def __init__(
         self, number: int, mesh: Mesh, pieces: Mapping[int, Piece], port: Port
@@ -185,27 +187,14 @@ class Stage:
                        for name, tensor in piece.params.items()}  # fmt: skip
         self.times: list[Timed] = []  # of the last step
         self.worked, self.idle = (0.0, 0.0), 0.0  # seconds of tasks, of all; what all stages waited
-        self.programs: dict[Shape, dict[int, Programs]] = {}
+        self.sums: Mapping[str, Tensor] = {}
+        self.programs: dict[Any, dict[int, Programs]] = {}
         self.device = port.runtime.local[0].device
         self.devices = frozenset((mesh.name, *(one.device for one in port.runtime.local)))
-        self._forward: dict[int, Callable[..., Tensor]] = {}
 
     def rows(self, array: Any) -> Tensor:
         """A numpy array whose rows are divided."""
         return self.port.place(array, ROWS)
-
-    def forward(self, number: int, x: Tensor, targets: Tensor) -> Tensor:
-        """A piece's output alone."""
-        if number not in self._forward:
-            piece = self.pieces[number]
-
-            @jit
-            def forward(x: Tensor, targets: Tensor) -> Tensor:
-                _, y = piece.forward(x, targets)
-                return (y.shard(self.mesh, self.port.spec) if y.ndim else y).contiguous().realize()
-
-            self._forward[number] = forward
-        return self._forward[number](x, targets)
 
     def train_with(self, make: Make, clip: float, place: Callable[..., None]) -> None:
         """See `Pipeline.train_with`."""
@@ -263,13 +252,15 @@ class Stage:
         return sum(one[0] for one in told)
 
 
-class Pipeline:
+class Pipeline(Divided):
     """Pieces of a model at stages, and how they are trained together.
 
     named: all parameters. table: when who does what (`schedules.py`). place: puts some parameters,
     by name, on a mesh, and what their optimizer keeps. width: of what one piece hands to the next,
     (rows, tokens, width) float32, divided as `spec` says. here: the stages of this process.
     """
+
+    mesh: Mesh
 
     def __init__(
         self, named: Mapping[str, Tensor], pieces: Sequence[Piece], table: Table,
@@ -287,7 +278,7 @@ class Pipeline:
             raise RankError(-1, f"MPI has started {ranks.size} ranks; expected mpiexec -n "
                             f"{stages * places}")  # fmt: skip
         exchange = Exchange(stages * places)
-        self._exchange, self._ranks, self._team = exchange, ranks, Team(len(own))
+        self._exchange, self._team = exchange, Team(len(own))
         self.here: list[Stage] = []
         threads = max(usable_threads() // (stages * places), 1)
         for number, piece in enumerate(pieces):
@@ -302,13 +293,13 @@ class Pipeline:
                 if ranks is None else [ranks.transport(range(ranks.size))]
             )  # fmt: skip
             activity = Activity(Clock()) if ranks is None else ranks.activity
-            port = Port(stage, stages, _runtime(mesh), ends, activity, spec)
+            port = Port(stage, stages, runtime_of(mesh), ends, activity, spec)
             mine = {n: piece for n, piece in enumerate(pieces) if n % stages == stage}
             self.here.append(Stage(stage, mesh, mine, port))
             place(self.here[-1].params, mesh)
         self.mesh = self.here[0].mesh
         self.is_first = own[0] == 0 and self.here[0].port.ends[0][1] == 0
-        self.device = _runtime(self.mesh).local[0].device
+        self.device = runtime_of(self.mesh).local[0].device
 
     # --- training ---------------------------------------------------------------------------------
 
@@ -319,14 +310,26 @@ class Pipeline:
 
     def step(self, ids: Any, targets: Any) -> float:
         """One update with numpy arrays (batch, tokens); gives the loss before it."""
-        return self._on_all(lambda stage: self._step(stage, ids, targets))
+
+        def action(stage: Stage) -> float:
+            with Tensor.train():
+                return stage.update(self._done(stage, self.table, ids, targets, self.micro))
+
+        return self._on_all(action)
 
     def loss(self, ids: Any, targets: Any) -> float:
         """The mean loss of a batch; nothing is learned from it."""
         rows = len(ids)
         ways = next(n for n in range(min(self.micro, rows), 0, -1) if rows % n == 0)
         table = forward_table(self.stages, ways, len(self.pieces))
-        return self._on_all(lambda stage: self._evaluate(stage, table, ids, targets, ways))
+
+        def action(stage: Stage) -> float:
+            with Tensor.no_grad():
+                own = self._done(stage, table, ids, targets, ways)
+                stage.port.flush()
+                return sum(one for (one,) in stage.port.tell([own]))
+
+        return self._on_all(action)
 
     @property
     def idle(self) -> float:
@@ -350,30 +353,32 @@ class Pipeline:
             raise failed
         return found[0]
 
-    def _step(self, stage: Stage, ids: Any, targets: Any) -> float:
-        rows, tokens = len(ids) // self.micro, ids.shape[1]
+    def _done(self, stage: Stage, table: Table, ids: Any, targets: Any, ways: int) -> float:
+        """Do what a stage's row says with a batch in so many parts; gives the sum of losses."""
+        rows, tokens = len(ids) // ways, ids.shape[1]
         parts = [_cut_rows(array, rows) for array in (ids, targets)]
-        with Tensor.train():
-            programs = stage.programs.get((rows, tokens))
-            if programs is None:
-                shape = (rows, tokens, self.width)
-                programs = stage.programs[rows, tokens] = {
-                    number: self._programs(stage, number, parts, shape) for number in stage.pieces
-                }
-            losses = self._execute(stage, self.table[stage.number], programs, parts)
-            return stage.update(sum(loss.item() for loss in losses))
+        row = table[stage.number]
+        kinds = frozenset(task.kind for task in row)
+        programs = stage.programs.get((rows, tokens, kinds))
+        if programs is None:
+            shape = (rows, tokens, self.width)
+            programs = stage.programs[rows, tokens, kinds] = {
+                number: self._programs(stage, row, number, parts, shape) for number in stage.pieces
+            }
+        return sum(loss.item() for loss in self._execute(stage, row, programs, parts))
 
     def _programs(
-        self, stage: Stage, number: int, parts: Sequence[Sequence[Any]], shape: Shape
-    ) -> Programs:
+        self, stage: Stage, row: Sequence[Task], number: int, parts: Sequence[Sequence[Any]],
+        shape: Shape,
+    ) -> Programs:  # fmt: skip
         """Those of a piece, with what stands for its arguments."""
         (ids, *_), (targets, *_) = parts
         is_last = number + 1 == len(self.pieces)
         given = [stage.rows(targets)] if is_last else []
         given.insert(0, stage.port.blank(shape) if number else stage.rows(ids))
         slope = None if is_last else stage.port.blank(shape)
-        kinds = {task.kind for task in self.table[stage.number] if task.piece == number}
-        return Programs(stage.pieces[number], given, slope, stage.sums, 1 / self.micro, kinds,
+        kinds = {task.kind for task in row if task.piece == number}
+        return Programs(stage.pieces[number], given, slope, stage.sums, 1 / len(parts[0]), kinds,
                         stage.mesh, stage.port.spec)  # fmt: skip
 
     def _execute(
@@ -416,34 +421,11 @@ class Pipeline:
             if kind in (BACKWARD, WEIGHTS):
                 del values[number, micro]
             stage.times.append(Timed(task, start, time.perf_counter()))
-            for device in port.runtime.local:
+            for device in port.runtime.local if Tensor.training else ():
                 device.timeline.task(stage.times[-1])
         busy = sum(one.stop - one.start for one in stage.times)
         stage.worked = busy, time.perf_counter() - begin
         return losses
-
-    def _evaluate(
-        self, stage: Stage, table: Table, ids: Any, targets: Any, ways: int
-    ) -> float:
-        rows = len(ids) // ways
-        parts = [_cut_rows(array, rows) for array in (ids, targets)]
-        total, last = 0.0, len(self.pieces) - 1
-        with Tensor.no_grad():
-            for task in table[stage.number]:
-                if task.piece:
-                    x = stage.port.blank((*parts[0][0].shape, self.width))
-                    source = (task.piece - 1) % self.stages
-                    x = stage.port.take(stage.port.expect(x, source, self._tag(task)))
-                else:
-                    x = stage.rows(parts[0][task.micro])
-                y = stage.forward(task.piece, x, stage.rows(parts[1][task.micro]))
-                if task.piece == last:
-                    total += y.item() / ways
-                else:
-                    after = task._replace(piece=task.piece + 1)
-                    stage.port.send(y, after.piece % self.stages, self._tag(after))
-            stage.port.flush()
-            return sum(one for (one,) in stage.port.tell([total]))
 
     def _tag(self, task: Task) -> int:
         """Of the message that a task waits for."""
@@ -487,38 +469,6 @@ class Pipeline:
                 for place, name in enumerate(stage.params):
                     own[f"{moment}.{place}"] = state[f"{moment}.{self.names.index(name)}"]
             stage.optimizer.load_state_dict(own)
-
-    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors at the first process; others have their own only."""
-        mesh, speaks = self.mesh.name, self.here[0].port.ends[0][1] == 0
-        whole = {name: tensor.to(self.device).realize() for name, tensor in tensors.items()
-                 if self.is_first or tensor.raw.device == mesh}  # fmt: skip
-        if self._ranks is None:
-            return whole
-        ranks, activity = self._ranks.library.COMM_WORLD, self._ranks.activity
-        own = [name for name in whole if speaks and tensors[name].raw.device == mesh]
-        activity.enter("waiting")
-        for rank, names in enumerate(ranks.allgather(own)):
-            for name in names if rank else ():
-                if ranks.rank == rank:
-                    ranks.send(bytes(whole[name]._bytes()), 0)
-                elif not ranks.rank and name not in own:
-                    whole[name]._fill(ranks.recv(source=rank))
-                elif not ranks.rank:
-                    ranks.recv(source=rank)
-        activity.enter("computing")
-        return whole
-
-    def release(self) -> None:
-        """Let the first process have the whole model on one device."""
-        for name, tensor in self.gathered(self.named).items():
-            self.named[name]._point(tensor.raw)
-
-
-def _runtime(mesh: Mesh) -> MeshRuntime:
-    found: Any = Device[mesh.name]
-    assert isinstance(found, MeshRuntime)
-    return found
 
 
 def _cut_rows(array: Any, rows: int) -> list[Any]:

@@ -32,12 +32,10 @@ SWAPPED = 1 << 17  # bytes of an array of which two ranks add all instead of hal
 class Arithmetic(Protocol):
     """Adds arrays in memory; see `kernels.Kernels`."""
 
-    def combine(self, how: str, dtype: DType, target: int, source: int, count: int) -> None:
-        """target[i] = target[i] + source[i], or their maximum."""
-        ...
-
-    def scale(self, dtype: DType, target: int, count: int, factor: float) -> None:
-        """target[i] = target[i]·factor."""
+    def combine(
+        self, how: str, dtype: DType, target: int, source: int, count: int, factor: float = 1.0
+    ) -> None:
+        """target[i] = (target[i] + source[i])·factor, or their maximum."""
         ...
 
     def addition(self, how: str, dtype: DType) -> Addition:
@@ -60,62 +58,59 @@ def _pieces(chunk: Chunk, itemsize: int) -> list[tuple[int, int]]:
             for start, stop in chunk for i in range(start, stop, most)]  # fmt: skip
 
 
-class Ring:
+def _walk(
+    transport: Transport, address: int, dtype: DType, chunks: Sequence[Chunk],
+    arithmetic: Arithmetic, how: str, gathers: bool = True,
+) -> None:  # fmt: skip
     """A walk of chunks around the ring, in place in one array.
 
-    chunks[k] is what step k receives; what it sends is what the step before has received.
+    What a step sends is what the one before has received. Rank r's own chunk is chunks[r]. how:
+    they are reduced first, or "-": they are not. gathers: then every rank gets all of them.
     """
+    rank, size, itemsize = transport.rank, transport.size, dtype.itemsize
+    after, before = (rank + 1) % size, (rank - 1) % size
+    reduced = [] if how == "-" else [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
+    gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)] if gathers else []
+    first = chunks[before if reduced else rank]
+    incoming = [(k, p) for k, chunk in enumerate((*reduced, *gathered))
+                for p in _pieces(chunk, itemsize)]  # fmt: skip
+    last_step, adding = len(reduced) + len(gathered) - 1, len(reduced)
+    scratch = cpu_memory.allocate(AHEAD * PIECE) if reduced else 0
+    # A complete chunk may come while its unfinished form seems to be on its way still: but it
+    # could not be complete if that had not arrived.
+    sent: list[Any] = []
+    posted: deque[Any] = deque()
 
-    def __init__(self, transport: Transport, address: int, dtype: DType) -> None:
-        self.transport, self.address, self.dtype = transport, address, dtype
-        self.next = (transport.rank + 1) % transport.size
-        self.before = (transport.rank - 1) % transport.size
+    def post(number: int) -> None:
+        step, (offset, count) = incoming[number]
+        place = address + offset
+        if step < adding:
+            place = scratch + number % AHEAD * PIECE
+        posted.append(transport.irecv(before, place, count * itemsize, TAG))
 
-    def walk(
-        self, first: Chunk, reduced: Sequence[Chunk], gathered: Sequence[Chunk],
-        arithmetic: Arithmetic, how: str,
-    ) -> None:  # fmt: skip
-        """Send the chunk `first`; receive and add `reduced`, receive and keep `gathered`."""
-        transport, itemsize, size = self.transport, self.dtype.itemsize, self.transport.size
-        incoming = [(k, p) for k, chunk in enumerate((*reduced, *gathered))
-                    for p in _pieces(chunk, itemsize)]  # fmt: skip
-        last_step, adding = len(reduced) + len(gathered) - 1, len(reduced)
-        scratch = cpu_memory.allocate(AHEAD * PIECE) if reduced else 0
-        # A complete chunk may come while its unfinished form seems to be on its way still: but it
-        # could not be complete if that had not arrived.
-        sent: list[Any] = []
-        posted: deque[Any] = deque()
+    def send(offset: int, count: int) -> None:
+        sent.append(transport.isend(after, address + offset, count * itemsize, TAG))
 
-        def post(number: int) -> None:
-            step, (offset, count) = incoming[number]
-            place = self.address + offset
+    try:
+        for piece in _pieces(first, itemsize):
+            send(*piece)
+        for number in range(min(AHEAD, len(incoming))):
+            post(number)
+        for number, (step, (offset, count)) in enumerate(incoming):
+            transport.wait([posted.popleft()])
             if step < adding:
                 place = scratch + number % AHEAD * PIECE
-            posted.append(transport.irecv(self.before, place, count * itemsize, TAG))
-
-        def send(offset: int, count: int) -> None:
-            sent.append(transport.isend(self.next, self.address + offset, count * itemsize, TAG))
-
-        try:
-            for piece in _pieces(first, itemsize):
-                send(*piece)
-            for number in range(min(AHEAD, len(incoming))):
-                post(number)
-            for number, (step, (offset, count)) in enumerate(incoming):
-                transport.wait([posted.popleft()])
-                if step < adding:
-                    place = scratch + number % AHEAD * PIECE
-                    arithmetic.combine(how, self.dtype, self.address + offset, place, count)
-                    if step == adding - 1 and how == "mean":
-                        arithmetic.scale(self.dtype, self.address + offset, count, 1 / size)
-                if step < last_step:
-                    send(offset, count)
-                if number + AHEAD < len(incoming):
-                    post(number + AHEAD)
-            transport.wait(sent)
-        finally:
-            if scratch:
-                cpu_memory.free(scratch, AHEAD * PIECE)
+                factor = 1 / size if step == adding - 1 and how == "mean" else 1.0
+                target = address + offset
+                arithmetic.combine(how, dtype, target, place, count, factor)
+            if step < last_step:
+                send(offset, count)
+            if number + AHEAD < len(incoming):
+                post(number + AHEAD)
+        transport.wait(sent)
+    finally:
+        if scratch:
+            cpu_memory.free(scratch, AHEAD * PIECE)
 
 
 TAG = 0  # of all messages of an exchange: they arrive in order
@@ -155,15 +150,12 @@ def ring_all_reduce(
     transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
 ) -> None:
     """Replace an array by the sum, mean or maximum of all ranks' arrays."""
-    rank, size = transport.rank, transport.size
+    size = transport.size
     if size == 2 and count * dtype.itemsize <= SWAPPED:
         _swap(transport, address, count, dtype, how, arithmetic)
     elif size > 1:
         chunks = [[span] for span in spans(count, size)]
-        reduced = [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
-        gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)]
-        first = chunks[(rank - 1) % size]
-        Ring(transport, address, dtype).walk(first, reduced, gathered, arithmetic, how)
+        _walk(transport, address, dtype, chunks, arithmetic, how)
 
 
 def _swap(
@@ -179,9 +171,7 @@ def _swap(
         coming = transport.irecv(other, scratch, nbytes, TAG)
         transport.wait([coming, transport.isend(other, address, nbytes, TAG)])
         first, second = (address, scratch) if other else (scratch, address)
-        arithmetic.combine(how, dtype, first, second, count)
-        if how == "mean":
-            arithmetic.scale(dtype, first, count, 1 / 2)
+        arithmetic.combine(how, dtype, first, second, count, 1 / 2 if how == "mean" else 1.0)
         if first != address:
             ctypes.memmove(address, first, nbytes)
     finally:
@@ -195,9 +185,7 @@ def ring_reduce_scatter(
     rank, size = transport.rank, transport.size
     chunks = [[span] for span in spans(count, size)]
     if size > 1:
-        reduced = [chunks[(rank - 2 - k) % size] for k in range(size - 1)]
-        first = chunks[(rank - 1) % size]
-        Ring(transport, address, dtype).walk(first, reduced, (), arithmetic, how)
+        _walk(transport, address, dtype, chunks, arithmetic, how, gathers=False)
     return chunks[rank][0]
 
 
@@ -205,14 +193,13 @@ def ring_all_gather(
     transport: Transport, address: int, counts: Sequence[int], dtype: DType, arithmetic: Arithmetic
 ) -> None:
     """Give every rank all of some arrays, one after the other; each rank has its part of each."""
-    rank, size = transport.rank, transport.size
+    size = transport.size
     if size > 1:
         chunks: list[list[tuple[int, int]]] = [[] for _ in range(size)]
         for start, count in zip(accumulate(counts, initial=0), counts, strict=False):
             for chunk, span in zip(chunks, spans(count, size), strict=True):
                 chunk.append((start + span[0], start + span[1]))
-        gathered = [chunks[(rank - 1 - k) % size] for k in range(size - 1)]
-        Ring(transport, address, dtype).walk(chunks[rank], (), gathered, arithmetic, "-")
+        _walk(transport, address, dtype, chunks, arithmetic, "-")
 
 
 def broadcast(transport: Transport, address: int, nbytes: int, root: int) -> None:

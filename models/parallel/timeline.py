@@ -88,24 +88,26 @@ class _Own(threading.local):
 
 
 own = _Own()
-_known: WeakSet[Timeline] = WeakSet()  # of the devices of meshes
-_zero: float | None = None  # since when they are collected
+_known: WeakSet[Timeline] = WeakSet()  # of ranks, and of the devices of meshes
+_recording: list[Timeline] = []  # those that are collected
+_zero: float | None = None  # since when
 
 
 def of_rank(rank: int) -> Timeline:
-    """A timeline of a device; one that records where they are collected."""
+    """A timeline of a rank or device; one that records where they are collected."""
     made = Timeline(rank)
     _known.add(made)
     if _zero is not None:
+        _recording.append(made)
         made.begin(_zero)
     return made
 
 
 def collect() -> None:
-    """Let the devices of all meshes record from now on, also those that come later."""
+    """Let all ranks and devices record from now on, also those that come later."""
     global _zero
-    _zero = time.perf_counter()
-    for one in _known:
+    _zero, _recording[:] = time.perf_counter(), _known
+    for one in _recording:
         one.begin(_zero)
 
 
@@ -113,10 +115,11 @@ def collected() -> list[tuple[int, list[dict[str, Any]]]]:
     """End that; gives the events of each rank."""
     global _zero
     _zero, found = None, dict[int, list[dict[str, Any]]]()
-    for one in _known:
+    for one in _recording:
         one.zero = None
         if one.events:
             found.setdefault(one.rank, []).extend(one.events)
+    _recording.clear()
     return sorted(found.items())
 
 
@@ -125,8 +128,7 @@ def step() -> Iterator[None]:
     """A step of a training, in the timelines of this thread's devices."""
     start = time.perf_counter()
     yield
-    busy = {one.rank: one for one in _known if one.events}.values()
-    for one in own.timelines or busy:
+    for one in own.timelines or {one.rank: one for one in _recording if one.events}.values():
         one.add("step", start, time.perf_counter())
 
 

@@ -1,4 +1,4 @@
-"""`--trace` where a mesh or a pipeline runs: all devices' timelines, in one file at the end."""
+"""`--trace`: the timelines of all ranks and devices of meshes, in one file at the end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minigrad.models.parallel.mesh_device import world
 
 
 @contextmanager
-def traced(path: str | None) -> Iterator[None]:
-    """Record what devices do that join a mesh in the block, and write it; None: do neither.
+def traced(path: str | Path | None) -> Iterator[None]:
+    """Record what ranks and devices of meshes do in the block, and write it; None: do neither.
 
     Under MPI all ranks come here, and rank 0 writes.
     """

@@ -1,20 +1,107 @@
-"""What a training loop needs to know of being one rank among several."""
+"""What a training loop needs to know of who shares its work: nobody, copies, devices of meshes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigrad import Tensor
+from minigrad import Mesh, Tensor, nn
+from minigrad.models import checkpoint
+from minigrad.models.parallel import parts
 from minigrad.models.parallel.data_parallel import DataParallel
+from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.launch import Rank
+from minigrad.models.parallel.mesh_device import world
 from minigrad.models.parallel.sequence_parallel import SequenceParallel
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
 
-class Replica:
+class Alone:
+    """A model on one device, as a training sees it; where devices share it they do otherwise.
+
+    is_first: whether this one talks and writes files. weight: of what is here in a batch's mean.
+    rows: how many ranks share those of a batch. group: the ranks that explain a step together.
+    """
+
+    is_first = True
+    weight = 1.0
+    rows = 1
+    mesh: Mesh | None = None
+    group: RankGroup | None = None
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def batch(self, *arrays: Any) -> list[Tensor]:
+        """numpy arrays (batch, …) of a whole batch as tensors, where the model wants them."""
+        return [Tensor(array) for array in arrays]
+
+    def loss(self, ids: Any, targets: Any) -> float:
+        """The mean loss of a batch of numpy arrays."""
+        return float(self.model.loss(*self.batch(ids, targets)).item())
+
+    def take(self, optimizer: nn.optim.Optimizer) -> None:
+        """Divide what an optimizer keeps."""
+
+    def divide_gradients(self, params: Sequence[Tensor]) -> None:
+        """Between two parts of a batch."""
+
+    def share_gradients(self, loss: Tensor, params: Sequence[Tensor]) -> Tensor:
+        """After `backward` of a loss that was multiplied by `weight`: give all ranks the sums.
+
+        Those of the gradients replace them; gives that of the losses.
+        """
+        return loss
+
+    def agreed(self, wish: bool) -> bool:
+        """Whether all that come here with this one shall do what it wishes."""
+        return wish
+
+    def save(
+        self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        """Write a checkpoint; all ranks come here."""
+        if self.is_first:
+            checkpoint.save(path, tensors, metadata)
+
+
+class Divided(Alone):
+    """A model that the devices of meshes share; under MPI each rank has parts of it.
+
+    device: where whole tensors are put together.
+    """
+
+    device: str
+
+    def agreed(self, wish: bool) -> bool:
+        """What the first process wishes."""
+        ranks = world()
+        if ranks is None:
+            return wish
+        ranks.activity.enter("waiting")
+        found = bool(ranks.library.COMM_WORLD.bcast(wish))
+        ranks.activity.enter("computing")
+        return found
+
+    def save(
+        self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> None:
+        """Under MPI each rank writes what it has."""
+        ranks = world()
+        if ranks is None:
+            checkpoint.save(path, self.gathered(tensors), metadata)
+        else:
+            parts.save(path, tensors, metadata, ranks)
+
+    def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors, on one device of this process, which has all of them."""
+        return {name: tensor.to(self.device).realize() for name, tensor in tensors.items()}
+
+
+class Replica(Alone):
     """A model on one rank: its part of each batch, and what the ranks exchange.
 
     Every rank has all weights, so gradients and losses are summed over all of them, whichever part
@@ -22,7 +109,9 @@ class Replica:
     """
 
     def __init__(self, rank: Rank, model: Any, sequence: SequenceParallel | None = None) -> None:
+        super().__init__(model)
         self.rank, self.sequence = rank, sequence
+        self.is_first, self.rows, self.group = rank.is_first, rank.dp.size, rank.world
         self.copies = DataParallel(model, rank.world)
         self.weight = 1 / rank.world.size  # of this rank's part in its batch
 
@@ -39,15 +128,10 @@ class Replica:
         """The seed of this rank's own random numbers, once all have the same weights."""
         return (seed & 0xFFFFFFFF) | self.rank.number << 32
 
-    def release(self, model: GPT) -> None:
-        """Let the GPT see whole sequences again."""
-        if self.sequence is not None:
-            self.sequence.detach(model)
-
     def part(self, *arrays: Any) -> list[Any]:
         """This rank's rows (and columns, for sequences) of numpy arrays of a global batch.
 
-        What follows (`mean`, `average_gradients`) is weighted by its share of that batch.
+        What follows (`loss`, `share_gradients`) is weighted by its share of that batch.
         """
         batch = len(arrays[0])
         first, stop = self.copies.share(batch, self.rank.dp)
@@ -55,14 +139,16 @@ class Replica:
         parts = [array[first:stop] for array in arrays]
         return parts if self.sequence is None else [self.sequence.take(part) for part in parts]
 
-    def mean(self, loss: Tensor) -> Tensor:
-        """The mean loss over the global batch from each rank's mean over its own part."""
-        return self.copies.total(loss * self.weight)
+    def batch(self, *arrays: Any) -> list[Tensor]:
+        """This rank's part of a batch."""
+        return [Tensor(part) for part in self.part(*arrays)]
+
+    def loss(self, ids: Any, targets: Any) -> float:
+        """The mean over the batch from each rank's mean over its own part."""
+        own = self.model.loss(*self.batch(ids, targets))
+        return float(self.copies.total(own * self.weight).item())
 
     def share_gradients(self, loss: Tensor, params: Sequence[Tensor]) -> Tensor:
-        """After `backward` of a loss that was multiplied by `weight`: give all ranks the sums.
-
-        Those of the gradients replace them; gives that of the losses.
-        """
+        """See `Alone`."""
         self.copies.average_gradients(params)
         return self.copies.total(loss)

@@ -13,8 +13,8 @@ import pytest
 from minigrad.models import bpe, sentencepiece
 from minigrad.models.chat_template import ChatTemplate, ends_of, guarded, tokens_of
 from minigrad.models.errors import InputError
+from minigrad.models.gpt_checkpoint import tokenizer_of
 from minigrad.models.pretrained import gguf_tokenizer, hub_tokenizer
-from minigrad.models.tokenizer import tokenizer_of
 
 # the forms of families, each with what is special about it
 GEMMA = (

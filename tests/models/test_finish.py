@@ -94,7 +94,7 @@ def test_a_signal_ends_a_validation(steps: int, monkeypatch: pytest.MonkeyPatch)
         interruption.number = signal.SIGINT
 
     slow = Uniform(notice)
-    monkeypatch.setattr(run, "model", slow)
+    monkeypatch.setattr(run.division, "model", slow)
     with pytest.raises(Stopped, match=f"stopped after step 2 of {steps}"):
         finish(run, TEXT, TEXT, metrics, lambda: saved.append(len(metrics.history)), interruption)
     assert slow.tokens == 7 * 8  # one batch, not all 49 windows

@@ -73,7 +73,7 @@ def test_a_training_sends_what_the_formula_says(layout: Layout) -> None:
     config, batch = GPTConfig(2, 2, 32, 16, 65), 4
 
     def sent(trial: Trial) -> int:
-        rank = trial.run.replica.rank  # type: ignore[union-attr]
+        rank = trial.run.division.rank  # type: ignore[attr-defined]
         groups = [group.members for group in (rank.world, rank.sp, rank.dp)]
         before = sum(members.bytes_sent for members in groups)
         trial.step()
@@ -302,7 +302,7 @@ def test_without_the_right_it_says_so(tools: list[str], text: str, tmp_path: Pat
 def test_a_signal_cleans_up_once() -> None:
     """The first raises; what comes while it cleans up is not heard."""
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as caught, network_measure.ended_by_signals():
+    with pytest.raises(Stopped) as caught, network_measure.EndedBySignals():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)

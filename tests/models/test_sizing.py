@@ -20,6 +20,7 @@ CONFIGS = [
     llama(2, 4, 16, 8, 11, key_heads=2, feed_forward=24),
     llama(2, 4, 16, 8, 11, feed_forward=24, experts=4, active=2, tied=True),
     GPTConfig(1, 2, 16, 8, 11, experts=3, active=1),
+    llama(1, 2, 16, 8, 11, hidden_bias=True, experts=3, active=1, shared=8),
 ]  # fmt: skip
 
 
