@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad import Tensor, nn
+from minigrad import Tensor, jit, nn
 from minigrad.errors import ShapeError
+from minigrad.nn import state
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 tnn = torch.nn
@@ -46,6 +47,21 @@ LAYERS = {
     "InstanceNorm2d(3)": (2, 3, 4, 4),
     "TransformerEncoderLayer(8, 4, 16, activation='gelu', batch_first=True, norm_first=True, "
     "bias=False)": (3, 5, 8),
+    "Linear(5, 3)": (4, 2, 5), "Linear(5, 3, bias=False)": (5,),
+    "Conv1d(4, 6, 3, 2, 1, groups=2)": (2, 4, 9),
+    "Conv2d(3, 4, (3, 2), padding=(1, 0), dilation=2)": (2, 3, 7, 8),
+    "Conv2d(3, 4, 4, padding='same', bias=False)": (2, 3, 7, 8),
+    "Conv2d(3, 4, 3, padding=(2, 1), padding_mode='reflect')": (2, 3, 5, 6),
+    "Conv2d(3, 4, 3, padding='same', padding_mode='circular')": (3, 5, 6),
+    "ConvTranspose1d(4, 6, 3, 2, 1, 1, 2)": (2, 4, 5),
+    "ConvTranspose2d(3, 4, 3, stride=(1, 2), dilation=2)": (2, 3, 4, 5),
+    "LayerNorm((3, 5))": (4, 3, 5), "LayerNorm(5, bias=False)": (4, 5),
+    "RMSNorm(5, eps=1e-5)": (4, 5), "GroupNorm(2, 6)": (3, 6, 4, 5),
+    "InstanceNorm1d(4, affine=True)": (3, 4, 7),
+}  # fmt: skip
+BATCH_NORMS = {
+    "BatchNorm2d(4)": (3, 4, 5, 2), "BatchNorm1d(4, momentum=None)": (6, 4),
+    "BatchNorm2d(4, affine=False, track_running_stats=False)": (3, 4, 5, 2),
 }  # fmt: skip
 
 
@@ -53,7 +69,7 @@ def made(text, library):
     return eval(text, {name: getattr(library, name) for name in dir(library)})
 
 
-def filled(theirs, ours, generator):
+def filled(theirs, ours, generator, training=False):
     """Random values in PyTorch's module, and the same in ours."""
     with torch.no_grad():
         for value in theirs.parameters():
@@ -61,7 +77,7 @@ def filled(theirs, ours, generator):
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     for module in (theirs, ours):
-        module.eval()
+        module.train(training)
 
 
 def close(found, wanted, what=""):
@@ -80,20 +96,40 @@ def gradients_are_close(ours, theirs):
             close(found[name], value, name)
 
 
-@pytest.mark.parametrize("text", LAYERS)
-def test_layers(text, on_device):
-    generator = np.random.default_rng(11)
-    ours, theirs = made(text, nn), made(text, tnn)
-    filled(theirs, ours, generator)
-    x = generator.standard_normal(LAYERS[text]).astype(np.float32)
+def compare(ours, theirs, shape, generator):
+    """Results, and gradients by the input and by each parameter."""
+    x = generator.standard_normal(shape).astype(np.float32)
     tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
     ty, y = theirs(tx), ours(mx)
     weights = generator.standard_normal(tuple(ty.shape)).astype(np.float32)
+    for module in (theirs, ours):
+        module.zero_grad()
     (ty * torch.tensor(weights)).sum().backward()
     (y * weights).sum().backward()
     close(y, ty)
     close(mx.grad, tx.grad)
     gradients_are_close(ours, theirs)
+
+
+@pytest.mark.parametrize("text", LAYERS)
+def test_layers(text, on_device):
+    generator = np.random.default_rng(11)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator)
+    compare(ours, theirs, LAYERS[text], generator)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("text", BATCH_NORMS)
+def test_batch_norms(text, training, on_device):
+    """Several batches in turn; the statistics that are left are equal, too."""
+    generator = np.random.default_rng(7)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator, training)
+    for _ in range(3):
+        compare(ours, theirs, BATCH_NORMS[text], generator)
+    for name, value in theirs.named_buffers():
+        close(ours.state_dict()[name], value, name)
 
 
 SAME_REPR = [
@@ -112,7 +148,7 @@ def test_reprs(text):
     assert repr(made(text, nn)) == repr(made(text, tnn))
 
 
-@pytest.mark.parametrize("text", ["GRUCell(5, 4)", "RNNCell(5, 4)", "LSTMCell(5, 4, bias=False)",
+@pytest.mark.parametrize("text", ["GRUCell(5, 4)", "RNNCell(5, 4)", "LSTMCell(5, 4)",
                                   "RNNCell(5, 4, False, 'relu')"])  # fmt: skip
 def test_cells(text, on_device):
     generator = np.random.default_rng(12)
@@ -327,3 +363,78 @@ def test_layers_that_are_made_wrongly():
         nn.Softshrink(1, 2, 3)
     with pytest.raises(ShapeError, match=r"LSTM.*\(length, batch, 3\)"):
         nn.LSTM(3, 4)(Tensor.zeros(5, 2, 4))
+
+
+def test_layer_norm_of_pixels(on_device):
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, 4)).astype(np.float32)
+    expected = tnn.LayerNorm(5)(torch.tensor(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    close(nn.LayerNorm2d(5)(Tensor(x)), expected)
+
+
+def test_transposed_to_a_given_size(on_device):
+    theirs, ours = tnn.ConvTranspose2d(2, 3, 3, stride=2), nn.ConvTranspose2d(2, 3, 3, stride=2)
+    ours.load_state_dict(theirs.state_dict())
+    x = np.ones((1, 2, 4, 5), np.float32)
+    close(ours(Tensor(x), (10, 11)), theirs(torch.tensor(x), output_size=(10, 11)))
+    with pytest.raises(ShapeError, match="expected"):
+        ours(Tensor(x), (12, 11))
+
+
+class Small:
+    """A first layer that reads data only, so that no parameter stands before its statistics."""
+
+    def __init__(self):
+        self.first, self.conv = nn.BatchNorm(3), nn.Conv2d(3, 4, 3, padding=1)
+        self.second, self.head = nn.BatchNorm(4), nn.Linear(4, 2)
+
+    def __call__(self, x):
+        x = self.second(self.conv(self.first(x))).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_training_with_running_statistics(captured, on_device):
+    """Statistics, of layers before and after parameters, move once a step; replayed too."""
+    theirs = tnn.Sequential(
+        tnn.BatchNorm2d(3), tnn.Conv2d(3, 4, 3, padding=1), tnn.BatchNorm2d(4), tnn.ReLU(),
+        tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Linear(4, 2),
+    )  # fmt: skip
+    names = {"first": "0", "conv": "1", "second": "2", "head": "6"}
+    ours = Small()
+    own = state.get_state_dict(ours)
+    values = theirs.state_dict()
+    state.load_state_dict(ours, {
+        name: Tensor(values[f"{names[name.split('.')[0]]}.{name.split('.')[1]}"].numpy())
+        for name in own
+    })  # fmt: skip
+    optimizer = nn.optim.SGD(state.get_parameters(ours), lr=0.1, momentum=0.9)
+    other = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = ours(x).cross_entropy(y)
+        loss.backward()
+        optimizer.step()
+        return loss.realize()
+
+    step = jit(step) if captured else step
+    generator = np.random.default_rng(0)
+    with Tensor.train():
+        for _ in range(5):
+            x = generator.standard_normal((4, 3, 5, 5)).astype(np.float32)
+            y = generator.integers(0, 2, 4)
+            loss = step(Tensor(x), Tensor(y))
+            other.zero_grad()
+            expected = torch.nn.functional.cross_entropy(theirs(torch.tensor(x)), torch.tensor(y))
+            expected.backward()
+            other.step()
+            close(loss, expected)
+    for name, tensor in own.items():
+        layer, attribute = name.split(".")
+        close(tensor, theirs.state_dict()[f"{names[layer]}.{attribute}"], name)
+
+
+def test_one_element_per_channel(on_device):
+    with Tensor.train(), pytest.raises(ShapeError, match="two"):
+        nn.BatchNorm(3)(Tensor.ones(1, 3))
+    assert nn.BatchNorm(3)(Tensor.ones(1, 3)).shape == (1, 3)
