@@ -9,7 +9,6 @@ test_rules_are_exact.
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -117,21 +116,6 @@ def test_each_rule_of_indices(name: str) -> None:
     value = in_z3(x.ours)
     prove(value == x.meant, *BOUNDS)
     prove(z3.And(value >= low(x.ours), value <= high(x.ours)), *BOUNDS)
-
-
-def test_random_indices() -> None:
-    """Sums, quotients and remainders of one another."""
-    generator = random.Random(1)
-    divisors = (2, 3, 4, 5, 6, 8, 9, 12, 16, 20, 40)
-    for _ in range(25):
-        x = number(generator.randint(-9, 9))
-        for name in generator.sample(sorted(RANGES), 2):
-            x = x + known(name).times(generator.choice((1, -1, 2, 3, 4, 6, 8, 12, 20, 33)))
-        for _ in range(generator.randint(1, 2)):
-            divided = x.over if generator.random() < 0.5 else x.rest
-            y = divided(generator.choice(divisors))
-            x = y if generator.random() < 0.5 else y.times(generator.choice((2, 3, 8))) + x
-        prove(in_z3(x.ours) == x.meant, *BOUNDS)
 
 
 # --- elementwise nodes ----------------------------------------------------------------------------

@@ -69,14 +69,6 @@ def test_a_dropped_result_gives_its_memory_to_a_later_one():
     assert len(memories) <= 3
 
 
-def test_a_result_as_the_next_input(on_device):
-    step = captured(lambda x: x + 1, one(0))
-    seen = [one(0)]
-    for _ in range(6):
-        seen.append(step(seen[-1]))
-    assert [t.tolist()[0] for t in seen] == [0, 1, 2, 3, 4, 5, 6]
-
-
 def test_large_and_several_results(on_device):
     step = captured(lambda x: (x.expand(20000, 3) + 1, [x * 2, {"sum": x.sum()}]), one(0))
     kept = []

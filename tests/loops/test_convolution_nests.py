@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from property.compare import Tolerance, difference
-from schedule.machine import run, target_of
-from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
+from schedule.agreement import agree
+from schedule.machine import target_of
+from schedule.programs import Build, Inputs, plan_of
 
 from minigrad import Tensor
 from minigrad.graph.node import Node
 from minigrad.graph.substitution import substitute, variables
 from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
 from minigrad.loops.recipes import lower
-from minigrad.runtimes.reference import evaluate
 from minigrad.schedule import expr
-
-NEAR = Tolerance(ulps=16, scale=16, terms=1)
 
 
 def convolution(
@@ -100,8 +97,4 @@ def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
 @pytest.mark.parametrize("of", ["forward", "input", "weight"])
 @pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2), (80, 9, 1)])
 def test_their_results(of: str, channels: int, extent: int, stride: int) -> None:
-    graph, inputs = graph_of(convolution(of, 2, channels, extent, 40, stride))
-    values = values_for(inputs, 1)
-    (expected,) = evaluate(graph.roots, values, {})
-    (found,) = run(graph, values, "host", 1)
-    assert difference(found, expected, NEAR, tuple(values.values()), 20.0) is None
+    agree(convolution(of, 2, channels, extent, 40, stride))

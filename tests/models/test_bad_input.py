@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 
 from minigrad import Tensor, nn
-from minigrad.models import console, gpt_commands
+from minigrad.models import gpt_commands
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_checkpoint, save_checkpoint
 from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun
+
+from .test_command_line import end_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "models" / "gpt.py"
 TINY = GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=11)
@@ -39,18 +41,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     model = GPT(TINY)
     save_checkpoint(path, model, tokenizer, TrainingRun(model, TrainingPlan()))
     return path.read_bytes()
-
-
-def end_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """(status, what was said on stderr) of the script; a bug's traceback fails the test."""
-    previous, sys.argv = sys.argv, ["models/gpt.py", *arguments]
-    try:
-        status = console.run(gpt_commands.main)
-    except SystemExit as ended:  # argparse
-        status = int(str(ended.code))
-    finally:
-        sys.argv = previous
-    return status, capsys.readouterr().err
 
 
 COMMAND_LINES: list[tuple[list[str], int, str]] = [
@@ -106,9 +96,9 @@ def test_a_command_line(
     Path("binary.txt").write_bytes(b"abc\xff\xfe")
     Path("gpt.safetensors").write_bytes(good)
     nn.state.safe_save({"x": Tensor([1.0])}, Path("foreign"))
-    found, said = end_of(arguments, capsys)
+    found, _, said = end_of(gpt_commands, arguments, capsys)
     assert (found, said.count("\n")) == (status, 1)
-    assert said.startswith("gpt.py" if status == 2 else "models/gpt.py: ")
+    assert said.startswith("script" if status == 2 else "script: ")
     assert message in said
     assert Path("gpt.safetensors").read_bytes() == good
 
@@ -186,9 +176,9 @@ def test_a_damaged_checkpoint(
     path = tmp_path / "file"
     path.write_bytes(damage(good))
     flags = ["sample", "--checkpoint"] if command == "sample" else ["--resume"]
-    status, said = end_of([*flags, str(path)], capsys)
+    status, _, said = end_of(gpt_commands, [*flags, str(path)], capsys)
     assert (status, said.count("\n")) == (1, 1), said
-    assert said.startswith(f"models/gpt.py: {path} ") and message in said
+    assert said.startswith(f"script: {path} ") and message in said
     assert path.read_bytes() == damage(good)
 
 
@@ -219,7 +209,8 @@ def test_a_damaged_state_of_training(
     save_checkpoint(path, model, tokenizer, TrainingRun(model, TrainingPlan()))
     path.write_bytes(texts(training=json.dumps(training))(path.read_bytes()))
     text.write_text(WORDS)
-    status, said = end_of(["--resume", str(path), "--text", str(text)], capsys)
+    flags = ["--resume", str(path), "--text", str(text)]
+    status, _, said = end_of(gpt_commands, flags, capsys)
     assert (status, said.count("\n")) == (1, 1) and message in said, said
 
 

@@ -63,18 +63,6 @@ def test_names_and_shapes_are_those_of_gpt2(model: GPT) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("preset", "parameters"),
-    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080),
-     ("gpt2-xl", 1_557_611_200), ("gpt3", 174_604_007_424)],
-)  # fmt: skip
-def test_presets_have_the_published_sizes(preset: str, parameters: int) -> None:
-    c = GPTConfig.preset(preset)
-    block = 4 * c.dim + (3 + 1) * (c.dim * c.dim + c.dim) + 2 * c.dim * c.hidden + c.hidden + c.dim
-    total = (c.vocabulary + c.context) * c.dim + c.layers * block + 2 * c.dim
-    assert total == pytest.approx(parameters, rel=1e-3)
-
-
 def test_initial_weights(device: str) -> None:
     with Context(DEVICE=device):
         Tensor.manual_seed(3)
@@ -308,19 +296,6 @@ def test_a_checkpoint_brings_the_model_back(model: GPT, tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
-    path = tmp_path / "file.safetensors"
-    with pytest.raises(InputError, match="cannot read"):
-        load_checkpoint(GPT, path)
-    for raw in (b"", b"text that is no checkpoint", b"\xff" * 100):
-        path.write_bytes(raw)
-        with pytest.raises(InputError, match="no undamaged safetensors file"):
-            load_checkpoint(GPT, path)
-    nn.state.safe_save({"x": Tensor([1.0])}, path)
-    with pytest.raises(InputError, match=r"no checkpoint of models/gpt\.py"):
-        load_checkpoint(GPT, path)
-
-
 def run_script(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
@@ -349,46 +324,6 @@ def test_the_script_trains_and_writes(tmp_path: Path, device: str) -> None:
     assert written[0].returncode == 0, written[0].stderr
     assert written[0].stdout.startswith("to be") and len(written[0].stdout) == 5 + 9 + 1
     assert written[0].stdout == written[1].stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--text", "missing.txt"], "cannot read missing.txt: No such file"),
-     (["--text", "empty.txt"], "empty.txt holds no text"),
-     (["--text", "short.txt"], "too few for a context of 64"),
-     (["--text", "text.txt", "--heads", "3"], "128 dims cannot be shared evenly by 3 heads"),
-     (["--text", "text.txt", "--checkpoint", "no/where"], "there is no folder"),
-     (["--text", "text.txt", "--metrics", "no/where"], "cannot write --metrics no/where"),
-     (["--device", "TPU"], "unknown device 'TPU'"),
-     (["sample", "--checkpoint", "missing"], "cannot read missing"),
-     (["sample", "--prompt", ""], "--prompt is empty")],
-)  # fmt: skip
-def test_plain_errors(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("empty.txt").write_text(" \n")
-    Path("short.txt").write_text("short")
-    Path("text.txt").write_text("some text " * 200)
-    monkeypatch.setattr(sys, "argv", ["models/gpt.py", *arguments])
-    assert gpt_commands.console.run(gpt_commands.main) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("models/gpt.py: ") and message in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--steps", "0"], ["--lr", "x"], ["--batch", "-1"], ["--unknown"], ["walk"]]
-)
-def test_flags_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        gpt_commands.main(arguments)
-    assert ended.value.code == 2
-    assert "error:" in capsys.readouterr().err
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A GPT against two judges: itself on REF in float64, and a PyTorch program written here.
+"""A GPT against itself on REF in float64, and that against a PyTorch program.
 
 Compared are every gradient at the start and ten losses of training with the defaults of
 models/gpt.py. Gradients are compared per tensor: element by element, float32 misses 1e-4 on some of
@@ -7,7 +7,6 @@ a GPT's weights in any framework.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from devices import REFERENCE
 from minigrad import Context, Tensor, nn
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.train import MatrixAdamW, TrainingPlan, make_schedule, make_step
+
+from .test_training_torch import Judge
 
 CONFIG = GPTConfig(layers=2, heads=2, dim=32, context=16, vocabulary=29)
 PLAN = TrainingPlan(steps=10, batch=4, lr=3e-3, warmup=3)
@@ -139,49 +140,6 @@ def test_ten_losses_equal_the_reference(
     assert reference["losses"][0] != pytest.approx(reference["losses"][-1], rel=1e-2)
 
 
-class TorchGPT:
-    """The same model, written from the description of GPT-2 with PyTorch's plainest functions."""
-
-    def __init__(self, torch: Any, weights: Arrays) -> None:
-        self.torch = torch
-        self.p = {k: torch.tensor(v, requires_grad=True) for k, v in weights.items()}
-
-    def affine(self, x: Any, name: str) -> Any:
-        return x @ self.p[f"{name}.weight"].T + self.p[f"{name}.bias"]
-
-    def norm(self, x: Any, name: str) -> Any:
-        centered = x - x.mean(-1, keepdim=True)
-        scale = (centered.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
-        return centered * scale * self.p[f"{name}.weight"] + self.p[f"{name}.bias"]
-
-    def attention(self, x: Any, name: str) -> Any:
-        length, width = x.shape[1], CONFIG.dim // CONFIG.heads
-        q, k, v = self.affine(x, f"{name}.c_attn").split(CONFIG.dim, dim=2)
-        future = self.torch.ones(length, length).triu(1).bool()
-        heads = []
-        for head in range(CONFIG.heads):
-            part = slice(head * width, (head + 1) * width)
-            scores = q[:, :, part] @ k[:, :, part].transpose(1, 2) / math.sqrt(width)
-            heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ v[:, :, part])
-        return self.affine(self.torch.cat(heads, 2), f"{name}.c_proj")
-
-    def gelu(self, x: Any) -> Any:
-        return 0.5 * x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh())
-
-    def logits(self, ids: Any) -> Any:
-        x = self.p["wte.weight"][ids] + self.p["wpe.weight"][: ids.shape[1]]
-        for layer in range(CONFIG.layers):
-            x = x + self.attention(self.norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn")
-            inner = self.affine(self.norm(x, f"h.{layer}.ln_2"), f"h.{layer}.mlp.c_fc")
-            x = x + self.affine(self.gelu(inner), f"h.{layer}.mlp.c_proj")
-        return self.norm(x, "ln_f") @ self.p["wte.weight"].T
-
-    def loss(self, step: int) -> Any:
-        ids, targets = (self.torch.tensor(part).long() for part in batch(step))
-        flat = self.logits(ids).flatten(0, 1)
-        return self.torch.nn.functional.cross_entropy(flat, targets.flatten())
-
-
 @pytest.fixture
 def torch() -> Any:
     return pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
@@ -190,32 +148,10 @@ def torch() -> Any:
 def test_the_reference_equals_pytorch(
     torch: Any, weights: Arrays, reference: dict[str, Any]
 ) -> None:
-    judge = TorchGPT(torch, weights)
-    wanted = judge.logits(torch.tensor(batch(0)[0]).long()).detach().numpy()
+    judge, (ids, targets) = Judge(torch, CONFIG, weights), (torch.tensor(x) for x in batch(0))
+    wanted = judge.logits(ids).detach().numpy()
     assert np.abs(reference["logits"] - wanted).max() <= 1e-12 * np.abs(wanted).max()
 
-    judge.loss(0).backward()
+    judge.loss(ids, targets.long()).backward()
     grads = {name: tensor.grad.numpy() for name, tensor in judge.p.items()}
     compare_gradients(reference["gradients"], grads, 1e-11, 1e-14)
-
-
-def test_ten_losses_equal_those_of_pytorch(
-    torch: Any, weights: Arrays, reference: dict[str, Any]
-) -> None:
-    judge = TorchGPT(torch, weights)
-    groups = [
-        {"params": [t for t in judge.p.values() if t.ndim >= 2], "weight_decay": 0.1},
-        {"params": [t for t in judge.p.values() if t.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=PLAN.betas)
-    wanted = []
-    for step in range(PLAN.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = make_schedule(PLAN)(step)
-        optimizer.zero_grad()
-        loss = judge.loss(step)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.p.values(), PLAN.clip)
-        optimizer.step()
-        wanted.append(loss.item())
-    assert reference["losses"] == pytest.approx(wanted, rel=1e-6)

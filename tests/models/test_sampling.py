@@ -85,7 +85,7 @@ def test_each_draw(device: str, vocabulary: int) -> None:
                 seen[row].add(tokens[row])
 
 
-def chances(settings: Sampling, draws: int = 4000) -> np.ndarray:
+def chances(settings: Sampling, draws: int = 1000) -> np.ndarray:
     """How often each token of LOGITS is drawn by as many rows."""
     sampler = Sampler([settings] * draws, len(LOGITS))
     tokens = sampler(Tensor(LOGITS).expand(draws, len(LOGITS)))
@@ -93,14 +93,14 @@ def chances(settings: Sampling, draws: int = 4000) -> np.ndarray:
 
 
 def test_choices_follow_the_probabilities() -> None:
-    assert np.allclose(chances(Sampling()), [0.1, 0.4, 0.2, 0.3], atol=0.03)
+    assert np.allclose(chances(Sampling()), [0.1, 0.4, 0.2, 0.3], atol=0.06)
     squares = np.array([0.01, 0.16, 0.04, 0.09])
-    assert np.allclose(chances(Sampling(0.5)), squares / squares.sum(), atol=0.03)
-    assert np.allclose(chances(Sampling(1.0, 2)), [0, 4 / 7, 0, 3 / 7], atol=0.03)
-    assert np.allclose(chances(Sampling(1.0, 9)), [0.1, 0.4, 0.2, 0.3], atol=0.03)
-    assert np.allclose(chances(Sampling(1.0, None, 0.5)), [0, 4 / 7, 0, 3 / 7], atol=0.03)
+    assert np.allclose(chances(Sampling(0.5)), squares / squares.sum(), atol=0.06)
+    assert np.allclose(chances(Sampling(1.0, 2)), [0, 4 / 7, 0, 3 / 7], atol=0.06)
+    assert np.allclose(chances(Sampling(1.0, 9)), [0.1, 0.4, 0.2, 0.3], atol=0.06)
+    assert np.allclose(chances(Sampling(1.0, None, 0.5)), [0, 4 / 7, 0, 3 / 7], atol=0.06)
     for sure in (Sampling(0.0), Sampling(1.0, 1), Sampling(1.0, None, 0.3), Sampling(1e-300)):
-        assert np.array_equal(chances(sure), [0, 1, 0, 0])
+        assert np.array_equal(chances(sure, 50), [0, 1, 0, 0])
 
 
 def test_equal_logits() -> None:

@@ -1,4 +1,4 @@
-"""A hundred steps of training: PyTorch's losses from the same weights and batches.
+"""Some dozen steps of training: PyTorch's losses from the same weights and batches.
 
 The judges share nothing with minigrad: they are written with PyTorch's plainest functions.
 """
@@ -17,7 +17,7 @@ from minigrad.models.gpt_config import llama
 from minigrad.models.mlp import MLP
 from minigrad.models.train import MatrixAdamW, TrainingPlan, make_schedule, make_step
 
-STEPS = 101
+STEPS = 41
 CONFIGS = {
     "gpt2": GPTConfig(2, 2, 16, 16, 13),
     "llama": llama(2, 4, 16, 16, 13, key_heads=2, feed_forward=24, tied=True),
@@ -92,7 +92,7 @@ class Judge:
             y = y + share[:, number : number + 1] * (self.bend(flat @ w1.T + b1) @ w2.T + b2)
         return y.view(x.shape)
 
-    def loss(self, ids: Any, targets: Any) -> Any:
+    def logits(self, ids: Any) -> Any:
         self.extra: list[Any] = []
         x = self.p["wte.weight"][ids]
         if self.config.positions == "learned":
@@ -100,7 +100,10 @@ class Judge:
         for layer in range(self.config.layers):
             x = x + self.attention(self.norm(x, f"h.{layer}.ln_1"), f"h.{layer}.attn")
             x = x + self.feed_forward(self.norm(x, f"h.{layer}.ln_2"), f"h.{layer}.mlp")
-        logits = self.norm(x, "ln_f") @ self.p["wte.weight"].T
+        return self.norm(x, "ln_f") @ self.p["wte.weight"].T
+
+    def loss(self, ids: Any, targets: Any) -> Any:
+        logits = self.logits(ids)
         loss = self.torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return loss + sum(self.extra) / len(self.extra) if self.extra else loss
 
@@ -115,7 +118,7 @@ def batch(step: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_hundred_losses(name: str, torch: Any) -> None:
+def test_losses(name: str, torch: Any) -> None:
     Tensor.manual_seed(6)
     model = GPT(CONFIGS[name])
     weights = {k: t.numpy() for k, t in nn.state.get_state_dict(model).items()}
@@ -143,7 +146,7 @@ def test_a_hundred_losses(name: str, torch: Any) -> None:
         wanted.append(loss.item())
     assert wanted[-1] < 0.9 * wanted[0]
     assert got[:10] == pytest.approx(wanted[:10], rel=1e-4)
-    assert got[100] == pytest.approx(wanted[100], rel=1e-3)
+    assert got[-1] == pytest.approx(wanted[-1], rel=1e-3)
 
 
 def test_the_mlp_s_losses(torch: Any) -> None:
@@ -173,7 +176,7 @@ def test_the_mlp_s_losses(torch: Any) -> None:
         judged.backward()
         theirs.step()
         wanted.append(judged.item())
-    assert wanted[-1] < 0.5 * wanted[0]
+    assert wanted[-1] < 0.9 * wanted[0]
     assert got == pytest.approx(wanted, rel=1e-3)
 
 

@@ -337,12 +337,9 @@ def test_the_command(
     assert "invalid choice: 'q7_k'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
-def test_smollm2_in_fewer_bits(
-    kind: str, smollm2: tuple[GPT, Tokenizer], tmp_path: Path
-) -> None:
+def test_smollm2_in_fewer_bits(smollm2: tuple[GPT, Tokenizer], tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    said, _ = quantize_file(smollm(), path, kind)
+    said, _ = quantize_file(smollm(), path, "Q4_K")
     assert any(line.startswith("rows of 576 are no multiple of 256") for line in said)
     model, tokenizer = load_model(path, context=128)
     new = list(model.generate(tokenizer.encode("The capital of France is"), 3, temperature=0))

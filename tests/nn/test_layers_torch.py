@@ -1,4 +1,4 @@
-"""Layers against PyTorch's: names and shapes of parameters, results, gradients, statistics."""
+"""Layers and losses under PyTorch's names against PyTorch's: results, gradients, names, reprs."""
 
 from __future__ import annotations
 
@@ -11,123 +11,371 @@ from minigrad.nn import state
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 tnn = torch.nn
+F = nn.functional
 
-# name → (ours, PyTorch's, shape of the input)
+# what makes it, in either library → shape of the input
 LAYERS = {
-    "Linear": (lambda: nn.Linear(5, 3), lambda: tnn.Linear(5, 3), (4, 2, 5)),
-    "Linear without bias": (lambda: nn.Linear(5, 3, bias=False),
-                            lambda: tnn.Linear(5, 3, bias=False), (5,)),
-    "Conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, 1, groups=2),
-               lambda: tnn.Conv1d(4, 6, 3, 2, 1, groups=2), (2, 4, 9)),
-    "Conv2d": (lambda: nn.Conv2d(3, 4, (3, 2), padding=(1, 0), dilation=2),
-               lambda: tnn.Conv2d(3, 4, (3, 2), padding=(1, 0), dilation=2), (2, 3, 7, 8)),
-    "Conv2d same": (lambda: nn.Conv2d(3, 4, 4, padding="same", bias=False),
-                    lambda: tnn.Conv2d(3, 4, 4, padding="same", bias=False), (2, 3, 7, 8)),
-    "Conv2d reflect": (lambda: nn.Conv2d(3, 4, 3, padding=(2, 1), padding_mode="reflect"),
-                       lambda: tnn.Conv2d(3, 4, 3, padding=(2, 1), padding_mode="reflect"),
-                       (2, 3, 5, 6)),
-    "Conv2d circular": (lambda: nn.Conv2d(3, 4, 3, padding="same", padding_mode="circular"),
-                        lambda: tnn.Conv2d(3, 4, 3, padding="same", padding_mode="circular"),
-                        (3, 5, 6)),
-    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2),
-                        lambda: tnn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2), (2, 4, 5)),
-    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(3, 4, 3, stride=(1, 2), dilation=2),
-                        lambda: tnn.ConvTranspose2d(3, 4, 3, stride=(1, 2), dilation=2),
-                        (2, 3, 4, 5)),
-    "LayerNorm": (lambda: nn.LayerNorm((3, 5)), lambda: tnn.LayerNorm((3, 5)), (4, 3, 5)),
-    "LayerNorm without bias": (lambda: nn.LayerNorm(5, bias=False),
-                               lambda: tnn.LayerNorm(5, bias=False), (4, 5)),
-    "RMSNorm": (lambda: nn.RMSNorm(5, eps=1e-5), lambda: tnn.RMSNorm(5, eps=1e-5), (4, 5)),
-    "GroupNorm": (lambda: nn.GroupNorm(2, 6), lambda: tnn.GroupNorm(2, 6), (3, 6, 4, 5)),
-    "InstanceNorm": (lambda: nn.InstanceNorm(4), lambda: tnn.InstanceNorm2d(4), (3, 4, 4, 5)),
-    "InstanceNorm with weight": (lambda: nn.InstanceNorm(4, affine=True),
-                                 lambda: tnn.InstanceNorm1d(4, affine=True), (3, 4, 7)),
-    "BatchNorm": (lambda: nn.BatchNorm(4), lambda: tnn.BatchNorm2d(4), (3, 4, 5, 2)),
-    "BatchNorm of vectors": (lambda: nn.BatchNorm(4, momentum=None),
-                             lambda: tnn.BatchNorm1d(4, momentum=None), (6, 4)),
-    "BatchNorm without weight": (lambda: nn.BatchNorm(4, affine=False, track_running_stats=False),
-                                 lambda: tnn.BatchNorm2d(4, affine=False,
-                                                         track_running_stats=False),
-                                 (3, 4, 5, 2)),
+    "ReLU()": (3, 4), "ReLU6()": (3, 4), "LeakyReLU(0.2)": (3, 4), "ELU(0.5)": (3, 4),
+    "GELU()": (3, 4), "GELU('tanh')": (3, 4), "SiLU()": (3, 4), "Mish()": (3, 4),
+    "Softplus(2.0)": (3, 4), "Hardswish()": (3, 4), "Tanh()": (3, 4), "Sigmoid()": (3, 4),
+    "Softmax(dim=1)": (3, 4, 2), "LogSoftmax(dim=-1)": (3, 4), "Identity(5, unused=1)": (3,),
+    "Flatten()": (2, 3, 4), "Flatten(0, 1)": (2, 3, 4), "Unflatten(1, (2, 3))": (4, 6),
+    "Conv3d(2, 4, 3, stride=(1, 2, 1), padding=1, groups=2)": (2, 2, 4, 5, 3),
+    "ConvTranspose3d(2, 3, 2, stride=2)": (1, 2, 2, 3, 2),
+    "MaxPool2d(2)": (2, 3, 5, 6), "MaxPool2d((2, 3), 1, (1, 0), ceil_mode=True)": (2, 3, 5, 6),
+    "AvgPool2d(3, 2, 1, count_include_pad=False)": (2, 3, 6, 7), "AvgPool2d(2)": (3, 4, 6),
+    "AdaptiveAvgPool2d(1)": (2, 3, 5, 7), "AdaptiveAvgPool2d((3, None))": (3, 5, 7),
+    "AdaptiveAvgPool2d((4, 3))": (2, 3, 6, 7), "PixelShuffle(2)": (2, 8, 3, 2),
+    "Upsample(scale_factor=2)": (2, 3, 4, 5),
+    "Upsample((7, 9), mode='bilinear', align_corners=True)": (2, 3, 4, 5),
+    "Linear(4, 3)": (2, 4), "LayerNorm(4, elementwise_affine=False)": (2, 4),
+    "Sequential(Linear(4, 3), BatchNorm1d(3))": (2, 4),
+    "Sequential(ModuleDict({'a': Linear(2, 2)})['a'], ReLU())": (3, 2),
+    "TransformerEncoderLayer(8, 2, 16, 0.0)": (5, 3, 8),
+    "TransformerEncoder(TransformerEncoderLayer(8, 2, 16, 0.0), 2, LayerNorm(8))": (5, 3, 8),
+    "Hardsigmoid()": (3, 4), "Hardtanh(-0.5, 0.5)": (3, 4), "Hardshrink(0.3)": (3, 4),
+    "Softshrink()": (3, 4), "Tanhshrink()": (3, 4), "Threshold(0.1, 3.0)": (3, 4),
+    "LogSigmoid()": (3, 4), "SELU()": (3, 4),
+    "GLU()": (3, 4),
+    "PReLU()": (3, 4), "PReLU(3)": (2, 3, 4), "Dropout2d()": (2, 3, 4, 4),
+    "MaxPool1d(2)": (2, 3, 7), "MaxPool3d(2, padding=1)": (2, 3, 4, 5, 4),
+    "AvgPool1d(2, padding=1)": (2, 3, 7),
+    "AvgPool3d(2)": (2, 4, 5, 4),
+    "AdaptiveAvgPool1d(3)": (2, 3, 7),
+    "AdaptiveAvgPool3d((2, None, 3))": (2, 3, 4, 5, 6), "AdaptiveMaxPool2d((2, 3))": (2, 3, 5, 6),
+    "PixelUnshuffle(2)": (2, 2, 4, 6),
+    "InstanceNorm2d(3)": (2, 3, 4, 4),
+    "TransformerEncoderLayer(8, 4, 16, activation='gelu', batch_first=True, norm_first=True, "
+    "bias=False)": (3, 5, 8),
+    "Linear(5, 3)": (4, 2, 5), "Linear(5, 3, bias=False)": (5,),
+    "Conv1d(4, 6, 3, 2, 1, groups=2)": (2, 4, 9),
+    "Conv2d(3, 4, (3, 2), padding=(1, 0), dilation=2)": (2, 3, 7, 8),
+    "Conv2d(3, 4, 4, padding='same', bias=False)": (2, 3, 7, 8),
+    "Conv2d(3, 4, 3, padding=(2, 1), padding_mode='reflect')": (2, 3, 5, 6),
+    "Conv2d(3, 4, 3, padding='same', padding_mode='circular')": (3, 5, 6),
+    "ConvTranspose1d(4, 6, 3, 2, 1, 1, 2)": (2, 4, 5),
+    "ConvTranspose2d(3, 4, 3, stride=(1, 2), dilation=2)": (2, 3, 4, 5),
+    "LayerNorm((3, 5))": (4, 3, 5), "LayerNorm(5, bias=False)": (4, 5),
+    "RMSNorm(5, eps=1e-5)": (4, 5), "GroupNorm(2, 6)": (3, 6, 4, 5),
+    "InstanceNorm1d(4, affine=True)": (3, 4, 7),
 }  # fmt: skip
-STATEFUL = [name for name in LAYERS if name.startswith("BatchNorm")]
+BATCH_NORMS = {
+    "BatchNorm2d(4)": (3, 4, 5, 2), "BatchNorm1d(4, momentum=None)": (6, 4),
+    "BatchNorm2d(4, affine=False, track_running_stats=False)": (3, 4, 5, 2),
+}  # fmt: skip
 
 
-def perturbed(layer, generator):
-    """PyTorch's layer with random parameters (norms start with ones); its state as Tensors."""
-    found = {}
-    for name, value in layer.state_dict().items():
-        if value.dtype.is_floating_point:
-            value.copy_(torch.tensor(generator.uniform(0.5, 1.5, tuple(value.shape))))
-        found[name] = Tensor(value.numpy())
-    return found
+def made(text, library):
+    return eval(text, {name: getattr(library, name) for name in dir(library)})
+
+
+def filled(theirs, ours, generator, training=False):
+    """Random values in PyTorch's module, and the same in ours."""
+    with torch.no_grad():
+        for value in theirs.parameters():
+            value.copy_(torch.tensor(generator.uniform(-1, 1, tuple(value.shape))))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    for module in (theirs, ours):
+        module.train(training)
 
 
 def close(found, wanted, what=""):
-    np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=2e-4, atol=2e-5, err_msg=what)
+    """What cancels to nearly 0 is as exact as the largest of what it was summed of."""
+    wanted = wanted.detach().numpy()
+    atol = 2e-5 * max(1.0, np.abs(wanted).max())
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=2e-4, atol=atol, err_msg=what)
+
+
+def gradients_are_close(ours, theirs):
+    wanted = {name: value.grad for name, value in theirs.named_parameters()}
+    found = {name: tensor.grad for name, tensor in ours.named_parameters()}
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        if value is not None:
+            close(found[name], value, name)
+
+
+def compare(ours, theirs, shape, generator):
+    """Results, and gradients by the input and by each parameter."""
+    x = generator.standard_normal(shape).astype(np.float32)
+    tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
+    ty, y = theirs(tx), ours(mx)
+    weights = generator.standard_normal(tuple(ty.shape)).astype(np.float32)
+    for module in (theirs, ours):
+        module.zero_grad()
+    (ty * torch.tensor(weights)).sum().backward()
+    (y * weights).sum().backward()
+    close(y, ty)
+    close(mx.grad, tx.grad)
+    gradients_are_close(ours, theirs)
+
+
+@pytest.mark.parametrize("text", LAYERS)
+def test_layers(text, on_device):
+    generator = np.random.default_rng(11)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator)
+    compare(ours, theirs, LAYERS[text], generator)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("text", BATCH_NORMS)
+def test_batch_norms(text, training, on_device):
+    """Several batches in turn; the statistics that are left are equal, too."""
+    generator = np.random.default_rng(7)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator, training)
+    for _ in range(3):
+        compare(ours, theirs, BATCH_NORMS[text], generator)
+    for name, value in theirs.named_buffers():
+        close(ours.state_dict()[name], value, name)
+
+
+SAME_REPR = [
+    "Linear(2, 32)", "Linear(2, 3, bias=False)", "Conv2d(3, 4, 3)", "Identity(3)", "Tanh()",
+    "Conv2d(3, 6, (3, 2), padding=(1, 0), dilation=2, groups=3, bias=False)", "Softmax(dim=1)",
+    "Conv1d(3, 4, 4, padding='same')", "ConvTranspose1d(4, 6, 3, 2, 1, 1, 2)", "GRUCell(3, 4)",
+    "Conv2d(3, 4, 3, padding=1, padding_mode='reflect')", "Embedding(5, 3, padding_idx=1)",
+    "ReLU(inplace=True)", "ReLU()", "LeakyReLU(0.2)", "GELU()", "Flatten()", "PixelShuffle(2)",
+    "Unflatten(1, (2, 2))", "AdaptiveAvgPool2d((1, None))", "ELU()",
+    "Sequential(Linear(2, 3), ReLU(), Sequential(Linear(3, 1), Sigmoid()))",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAME_REPR)
+def test_reprs(text):
+    assert repr(made(text, nn)) == repr(made(text, tnn))
+
+
+@pytest.mark.parametrize("text", ["GRUCell(5, 4)", "RNNCell(5, 4)", "LSTMCell(5, 4)",
+                                  "RNNCell(5, 4, False, 'relu')"])  # fmt: skip
+def test_cells(text, on_device):
+    generator = np.random.default_rng(12)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator)
+    states, wanted = None, None
+    for x in generator.standard_normal((3, 6, 5)).astype(np.float32):
+        states, wanted = ours(Tensor(x), states), theirs(torch.tensor(x), wanted)
+    first = states[0] if isinstance(states, tuple) else states
+    last = wanted[0] if isinstance(wanted, tuple) else wanted
+    first.square().sum().backward()
+    last.square().sum().backward()
+    close(first, last)
+    gradients_are_close(ours, theirs)
+    with pytest.raises(ShapeError, match="expected"):
+        ours(Tensor.ones(6, 3))
+    with pytest.raises(ShapeError, match=r"state of \(6, 3\)"):
+        ours(Tensor.ones(6, 5), Tensor.ones(6, 3) if text[0] != "L" else [Tensor.ones(6, 3)] * 2)
+
+
+MASKS = {
+    "none": {}, "causal": {"attn_mask": np.triu(np.ones((4, 4), bool), 1)},
+    "added": {"attn_mask": np.linspace(-2, 2, 16, dtype=np.float32).reshape(4, 4)},
+    "padding": {"key_padding_mask": np.array([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)},
+    "both": {"attn_mask": np.triu(np.ones((4, 4), bool), 1),
+             "key_padding_mask": np.array([[0, 0, 0, 1]] * 3, bool)},
+    "mixed": {"attn_mask": np.linspace(-2, 2, 16, dtype=np.float32).reshape(4, 4),
+              "key_padding_mask": np.array([[0, 0, 0, -np.inf]] * 3, np.float32)},
+    "by head": {"attn_mask": np.arange(6 * 16).reshape(6, 4, 4) % 3 == 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("options", [{}, {"batch_first": True, "bias": False}], ids=str)
+def test_attention(kind, options, on_device):
+    generator = np.random.default_rng(13)
+    ours, theirs = nn.MultiheadAttention(8, 2, **options), tnn.MultiheadAttention(8, 2, **options)
+    filled(theirs, ours, generator)
+    lead = (3, 4) if options.get("batch_first") else (4, 3)
+    inputs = [generator.standard_normal((*lead, 8)).astype(np.float32) for _ in range(3)]
+    masks = MASKS[kind]
+    mine = ours(*map(Tensor, inputs), **{k: Tensor(v) for k, v in masks.items()},
+                average_attn_weights=kind != "none")  # fmt: skip
+    wanted = theirs(*map(torch.tensor, inputs), **{k: torch.tensor(v) for k, v in masks.items()},
+                    average_attn_weights=kind != "none")  # fmt: skip
+    for a, b in zip(mine, wanted, strict=True):
+        close(a, b)
+    (mine[0] * mine[0]).sum().backward()
+    (wanted[0] * wanted[0]).sum().backward()
+    gradients_are_close(ours, theirs)
+    if kind == "causal":
+        causal, nothing = ours(*map(Tensor, inputs), need_weights=False, is_causal=True)
+        close(causal, wanted[0])
+        assert nothing is None
+        single = [x[0] if options else x[:, 0] for x in inputs]
+        close(ours(*map(Tensor, single))[0], theirs(*map(torch.tensor, single))[0])
+
+
+def test_attention_that_is_asked_wrongly():
+    with pytest.raises(ShapeError, match="heads that divide"):
+        nn.MultiheadAttention(8, 3)
+    with pytest.raises(ShapeError, match="the last 8"):
+        nn.MultiheadAttention(8, 2)(*[Tensor.ones(4, 3, 7)] * 3)
+    with pytest.raises(ValueError, match="'relu', 'gelu' or a function"):
+        nn.TransformerEncoderLayer(8, 2, activation="tanh")
+    with pytest.raises(ShapeError, match="multiple of 4"):
+        nn.PixelShuffle(2)(Tensor.ones(1, 6, 2, 2))
+    with pytest.raises(ValueError, match="'tanh' or 'relu'"):
+        nn.RNNCell(2, 2, nonlinearity="gelu")
+    with pytest.raises(ValueError, match="one of the rows"):
+        nn.Embedding(3, 2, padding_idx=3)
+
+
+def test_embedding_with_padding(on_device):
+    ours, theirs = nn.Embedding(5, 3, padding_idx=-4), tnn.Embedding(5, 3, padding_idx=-4)
+    assert ours.weight[1].tolist() == [0, 0, 0] and ours.weight[0].numpy().any()
+    ours.load_state_dict(theirs.state_dict())
+    index = np.array([[0, 1, 2], [1, 1, 4]])
+    ours(Tensor(index)).square().sum().backward()
+    theirs(torch.tensor(index)).square().sum().backward()
+    gradients_are_close(ours, theirs)
+
+
+def draws(kind, generator):
+    """Inputs and targets that fit a kind of loss."""
+    logits = generator.standard_normal((5, 4, 3)).astype(np.float32)
+    if kind == "classes":
+        return logits, generator.integers(0, 4, (5, 3))
+    other = generator.random((5, 4, 3)).astype(np.float32)
+    shares = other / other.sum(1, keepdims=True)
+    if kind == "shares":
+        return np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True)), shares
+    return (generator.random((5, 4, 3)).astype(np.float32), shares) if kind == "unit" else (
+        logits, other)  # fmt: skip
+
+
+BY_CLASS, BY_ELEMENT = np.array([0.5, 2.0, 1.0, 0.25], np.float32), np.ones(3, np.float32) * 0.5
+LOSSES = [
+    ("MSELoss", {}, "any"), ("L1Loss", {}, "any"), ("SmoothL1Loss", {"beta": 0.5}, "any"),
+    ("SmoothL1Loss", {"beta": 0}, "any"), ("HuberLoss", {"delta": 0.7}, "any"),
+    ("CrossEntropyLoss", {}, "classes"), ("CrossEntropyLoss", {"weight": BY_CLASS}, "classes"),
+    ("CrossEntropyLoss", {"ignore_index": 2, "label_smoothing": 0.1}, "classes"),
+    ("CrossEntropyLoss", {"weight": BY_CLASS, "ignore_index": 2, "label_smoothing": 0.1},
+     "classes"),
+    ("CrossEntropyLoss", {"weight": BY_CLASS, "label_smoothing": 0.2}, "shares"),
+    ("CrossEntropyLoss", {}, "shares"), ("NLLLoss", {"weight": BY_CLASS}, "classes"),
+    ("NLLLoss", {"ignore_index": 1}, "classes"), ("BCELoss", {}, "unit"),
+    ("BCELoss", {"weight": BY_ELEMENT}, "unit"), ("BCEWithLogitsLoss", {}, "any"),
+    ("BCEWithLogitsLoss", {"weight": BY_ELEMENT, "pos_weight": BY_ELEMENT * 3}, "any"),
+    ("KLDivLoss", {}, "shares"), ("KLDivLoss", {"log_target": True}, "any"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "training"), [*((n, False) for n in LAYERS), *((n, True) for n in STATEFUL)]
+    ("name", "options", "kind", "reduction"),
+    [(*case, reduction) for case in LOSSES for reduction in ("mean", "sum", "none")]
+    + [("KLDivLoss", {}, "shares", "batchmean")],
 )
-def test_equals_pytorch(name, training, on_device):
-    make, make_theirs, shape = LAYERS[name]
-    generator = np.random.default_rng(7)
-    theirs = make_theirs().train(training)
-    ours = make()
-    state.load_state_dict(ours, perturbed(theirs, generator))  # strict: equal names and shapes
-    params = dict(theirs.named_parameters())
-    assert set(params) == {
-        n for n, t in state.get_state_dict(ours).items() if t.requires_grad is not False
-    }
-    for _ in range(3 if name in STATEFUL else 1):
-        x = generator.standard_normal(shape).astype(np.float32)
-        tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
-        with Tensor.train(training):
-            y, ty = ours(mx), theirs(tx)
-            weights = generator.standard_normal(tuple(ty.shape)).astype(np.float32)
-            theirs.zero_grad()
-            (ty * torch.tensor(weights)).sum().backward()
-            for tensor in state.get_parameters(ours):
-                tensor.grad = None
-            (y * weights).sum().backward()
-            Tensor.realize(y, mx.grad)
-        close(y.numpy(), ty)
-        close(mx.grad.numpy(), tx.grad)
-    own = state.get_state_dict(ours)
-    for key, value in params.items():
-        close(own[key].grad.numpy(), value.grad, key)
-    for key, value in theirs.named_buffers():
-        close(own[key].numpy(), value, key)
+def test_losses(name, options, kind, reduction, on_device):
+    generator = np.random.default_rng(14)
+    x, target = draws(kind, generator)
+    arrays = {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
+    ours, theirs = (
+        getattr(library, name)(
+            **{**options, **{k: tensor(v) for k, v in arrays.items()}}, reduction=reduction
+        )
+        for library, tensor in ((nn, Tensor), (tnn, torch.tensor))
+    )
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
+    loss, wanted = ours(mx, Tensor(target)), theirs(tx, torch.tensor(target))
+    close(loss, wanted)
+    loss.sum().backward()
+    wanted.sum().backward()
+    close(mx.grad, tx.grad)
 
 
-def test_lstm_cell(on_device):
-    generator = np.random.default_rng(3)
-    theirs, ours = tnn.LSTMCell(5, 4), nn.LSTMCell(5, 4)
-    state.load_state_dict(ours, perturbed(theirs, generator))
-    x = generator.standard_normal((3, 6, 5)).astype(np.float32)
-    (h, c), (th, tc) = ours(Tensor(x[0])), theirs(torch.tensor(x[0]))
-    for step in x[1:]:
-        (h, c), (th, tc) = ours(Tensor(step), (h, c)), theirs(torch.tensor(step), (th, tc))
-    (th.sum() + tc.square().sum()).backward()
-    (h.sum() + c.square().sum()).backward()
-    close(h.numpy(), th)
-    close(c.numpy(), tc)
-    for name, value in theirs.named_parameters():
-        close(state.get_state_dict(ours)[name].grad.numpy(), value.grad, name)
+def test_losses_of_wrong_shapes():
+    for loss in (nn.L1Loss(), nn.HuberLoss(), nn.KLDivLoss(), nn.SmoothL1Loss(), nn.MSELoss()):
+        with pytest.raises(ShapeError, match="equal shapes"):
+            loss(Tensor.ones(4, 1), Tensor.ones(4))
+    with pytest.raises(ValueError, match="expected a number > 0"):
+        nn.HuberLoss(delta=0)(Tensor.ones(4), Tensor.ones(4))
+
+
+# x → the same of both libraries' functions, where the methods differ
+FUNCTIONS = {
+    "linear": lambda f, x, t: f.linear(x, t([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), t([1.0, 2.0])),
+    "gelu": lambda f, x, t: f.gelu(x), "tanh gelu": lambda f, x, t: f.gelu(x, approximate="tanh"),
+    "normalize": lambda f, x, t: f.normalize(x, dim=0), "softmax": lambda f, x, t: f.softmax(x, 1),
+    "log_softmax": lambda f, x, t: f.log_softmax(x, dim=0),
+    "layer_norm": lambda f, x, t: f.layer_norm(x, (3,), t([1.0, 2.0, 3.0]), eps=0.1),
+    "cross_entropy": lambda f, x, t: f.cross_entropy(x, t([0, 2])),
+    "cross_entropy of one": lambda f, x, t: f.cross_entropy(x[0], t(2)),
+    "dropout": lambda f, x, t: f.dropout(x, 0.5, training=False),
+    "pad": lambda f, x, t: f.pad(x, (1, 2), value=3.0),
+    "embedding": lambda f, x, t: f.embedding(t([1, 0]), x),
+    "mse_loss": lambda f, x, t: f.mse_loss(x, x * 2), "relu": lambda f, x, t: f.relu(x),
+    "conv1d": lambda f, x, t: f.conv1d(x, t([[[1.0, 2.0]], [[3.0, 4.0]]]), groups=2, stride=1),
+    "bce": lambda f, x, t: f.binary_cross_entropy_with_logits(x, t([[1.0, 0.0, 1.0]] * 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name, on_device):
+    x = np.random.default_rng(15).standard_normal((2, 3)).astype(np.float32)
+    found = FUNCTIONS[name](F, Tensor(x), Tensor)
+    close(found, FUNCTIONS[name](torch.nn.functional, torch.tensor(x), torch.tensor))
+
+
+def test_dropout_as_a_function(on_device):
+    print("seed 6")
+    Tensor.manual_seed(6)
+    assert 300 < (F.dropout(Tensor.ones(1000), 0.5).numpy() == 0).sum() < 700
+    with Tensor.train():
+        assert F.dropout(Tensor.ones(1000), 0.5, training=False).numpy().all()
+
+
+RECURRENT = [
+    "LSTM(3, 4)", "GRU(3, 4, 2)", "RNN(3, 4, 2, bias=False, bidirectional=True)",
+    "RNN(3, 4, nonlinearity='relu')", "LSTM(3, 4, 2, batch_first=True, bidirectional=True)",
+    "GRU(3, 4, dropout=0.5, num_layers=2, batch_first=True)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "batch"), [*((text, (2,)) for text in RECURRENT), ("GRU(3, 4, batch_first=True)", ())]
+)
+def test_recurrent(text, batch, on_device):
+    """Over sequences: results, states, gradients, names of parameters."""
+    generator = np.random.default_rng(16)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator)
+    shape = (*batch, 2, 3) if "batch_first" in text else (2, *batch, 3)
+    x = generator.standard_normal(shape).astype(np.float32)
+    tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
+    (ty, ts), (y, s) = theirs(tx), ours(mx)
+    pairs = [(y, ty), *zip(s, ts, strict=True)] if isinstance(s, tuple) else [(y, ty), (s, ts)]
+    for found, wanted in pairs:
+        close(found, wanted)
+    one, t_one = (v[:, :1] if "batch_first" in text and batch else v[:1] for v in (mx, tx))
+    close(ours(one, s)[0], theirs(t_one, ts)[0])  # goes on from a state
+    weights = generator.standard_normal(tuple(ty.shape)).astype(np.float32)
+    (y * weights).sum().backward()
+    (ty * torch.tensor(weights)).sum().backward()
+    gradients_are_close(ours, theirs)
+    close(mx.grad, tx.grad)
+
+
+def test_layers_that_are_made_wrongly():
+    with pytest.raises(TypeError, match="Softshrink: too many positional"):
+        nn.Softshrink(1, 2, 3)
+    with pytest.raises(ShapeError, match=r"LSTM.*\(length, batch, 3\)"):
+        nn.LSTM(3, 4)(Tensor.zeros(5, 2, 4))
 
 
 def test_layer_norm_of_pixels(on_device):
     x = np.random.default_rng(0).standard_normal((2, 5, 3, 4)).astype(np.float32)
     expected = tnn.LayerNorm(5)(torch.tensor(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    close(nn.LayerNorm2d(5)(Tensor(x)).numpy(), expected)
+    close(nn.LayerNorm2d(5)(Tensor(x)), expected)
 
 
 def test_transposed_to_a_given_size(on_device):
     theirs, ours = tnn.ConvTranspose2d(2, 3, 3, stride=2), nn.ConvTranspose2d(2, 3, 3, stride=2)
-    state.load_state_dict(ours, {n: Tensor(v.numpy()) for n, v in theirs.state_dict().items()})
+    ours.load_state_dict(theirs.state_dict())
     x = np.ones((1, 2, 4, 5), np.float32)
-    close(ours(Tensor(x), (10, 11)).numpy(), theirs(torch.tensor(x), output_size=(10, 11)))
+    close(ours(Tensor(x), (10, 11)), theirs(torch.tensor(x), output_size=(10, 11)))
     with pytest.raises(ShapeError, match="expected"):
         ours(Tensor(x), (12, 11))
 
@@ -180,10 +428,10 @@ def test_training_with_running_statistics(captured, on_device):
             expected = torch.nn.functional.cross_entropy(theirs(torch.tensor(x)), torch.tensor(y))
             expected.backward()
             other.step()
-            close(loss.numpy(), expected)
+            close(loss, expected)
     for name, tensor in own.items():
         layer, attribute = name.split(".")
-        close(tensor.numpy(), theirs.state_dict()[f"{names[layer]}.{attribute}"], name)
+        close(tensor, theirs.state_dict()[f"{names[layer]}.{attribute}"], name)
 
 
 def test_one_element_per_channel(on_device):

@@ -484,20 +484,6 @@ def test_schedules_equal_pytorch():
             theirs.step()
 
 
-@pytest.mark.parametrize("limit", [0.1, 1.0, 100.0])
-def test_clip_grad_norm_equals_pytorch(limit, on_device):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    w, tw = Tensor(W, requires_grad=True), torch.tensor(W, requires_grad=True)
-    b, tb = Tensor(B, requires_grad=True), torch.tensor(B, requires_grad=True)
-    loss_of(w, b).backward()
-    torch.nn.functional.cross_entropy(torch.tensor(X) @ tw + tb, torch.tensor(Y)).backward()
-    norm = optim.clip_grad_norm([w, b], limit)
-    expected = torch.nn.utils.clip_grad_norm_([tw, tb], limit)
-    assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
-    np.testing.assert_allclose(w.grad.numpy(), tw.grad.numpy(), rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(b.grad.numpy(), tb.grad.numpy(), rtol=1e-4, atol=1e-7)
-
-
 def test_schedule_sets_the_rate(on_device):
     optimizer = optim.SGD([Tensor(W)], lr=5.0)
     rates = schedule.Schedule(optimizer, schedule.linear_warmup(1.0, 2))

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from property.compare import EXACT, difference
-from schedule.machine import GOLDEN, MACHINES, run
+from property.compare import EXACT
+from schedule.agreement import agree
+from schedule.machine import GOLDEN, MACHINES
 from schedule.programs import Build, Inputs, add, ew, graph_of
 
 from minigrad import Tensor
@@ -24,7 +25,7 @@ from minigrad.graph.shapes import numel
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.render.llvm_memory import MOST_VECTORS
-from minigrad.runtimes.reference import evaluate, numpy_dtype
+from minigrad.runtimes.reference import numpy_dtype
 
 ROWS = 203  # no whole number of vectors
 STRIDES = range(2, MOST_VECTORS + 2)
@@ -55,12 +56,8 @@ def largest(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Bui
                          ids=lambda dtype: dtype.name)  # fmt: skip
 def test_values(machine: str, stride: int, dtype: DType) -> None:
     for program in (neighbours(stride, dtype), largest(stride, dtype)):
-        graph, _ = graph_of(program)
         x = (np.arange(ROWS * stride) * 37 % 64).reshape(ROWS, stride)
-        values = {0: x.astype(numpy_dtype(dtype))}
-        (expected,) = evaluate(graph.roots, values, {})
-        (got,) = run(graph, values, machine, 1, True)
-        assert difference(got, expected, EXACT, (), 1) is None
+        agree(program, machine, values={0: x.astype(numpy_dtype(dtype))}, tolerance=EXACT)
 
 
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.bool],
@@ -73,12 +70,9 @@ def test_vectors_of_several_registers_of_narrow_elements(dtype: DType) -> None:
         return [ew(Op.OR, x, x) if dtype.is_bool else add(x, x)]
 
     assert "shufflevector" in text_of(build)
-    graph, _ = graph_of(build)
     x = (np.arange(512) * 37 % 64).reshape(256, 2)
     values = {0: (x % 2 if dtype.is_bool else x).astype(numpy_dtype(dtype))}
-    (expected,) = evaluate(graph.roots, values, {})
-    (got,) = run(graph, values, "avx512", 1, True)
-    assert difference(got, expected, EXACT, (), 1) is None
+    agree(build, "avx512", values=values, tolerance=EXACT)
 
 
 def text_of(build: Build) -> str:
@@ -104,12 +98,8 @@ def test_what_may_not_be_read_is_not() -> None:
         return [add(g.shrink(inputs(128, 2), ((0, 128), (1, 2))), 1.0)]
 
     assert "shufflevector" in text_of(odd)
-    graph, _ = graph_of(build)
-    values = {0: np.arange(127, dtype=np.float32)}
-    (expected,) = evaluate(graph.roots, values, {})
     for machine in MACHINES:
-        (got,) = run(graph, values, machine, 1, True)
-        assert difference(got, expected, EXACT, (), 1) is None
+        agree(build, machine, values={0: np.arange(127, dtype=np.float32)}, tolerance=EXACT)
 
 
 def in_turn(x: Node, times: int) -> Node:
@@ -198,11 +188,8 @@ def test_elements_of_a_few_vectors(
         x = make(inputs(3, width, dtype=dtype), times)
         return [add(x, x)]
 
-    graph, _ = graph_of(build)
     values = {0: (np.arange(3 * width) * 37 % 61).reshape(3, width).astype(numpy_dtype(dtype))}
-    (expected,) = evaluate(graph.roots, values, {})
-    (got,) = run(graph, values, machine, 1, True)
-    assert difference(got, expected, EXACT, (), 1) is None
+    agree(build, machine, values=values, tolerance=EXACT)
 
 
 @pytest.mark.parametrize("width", [56, 256])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from property.compare import EXACT, Tolerance, difference
 from schedule import programs
+from schedule.agreement import agree
 from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import Build, Inputs, add, ew, graph_of, mul
 
@@ -49,14 +50,10 @@ def across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Build:
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 def test_values(machine: str, shape: tuple[int, int], dtype: DType) -> None:
     rows, columns = shape
-    graph, _ = graph_of(across(rows, columns, dtype))
     kind = numpy_dtype(dtype)
     x = (np.arange(rows * columns) * 37 % 64).reshape(rows, columns).astype(kind)
     y = (np.arange(2 * rows * columns) * 29 % 61).reshape(2, columns, rows).astype(kind)
-    values = {0: x, 1: y}
-    expected = evaluate(graph.roots, values, {})
-    for got, wanted in zip(run(graph, values, machine), expected, strict=True):
-        assert difference(got, wanted, EXACT, (), 1) is None
+    agree(across(rows, columns, dtype), machine, values={0: x, 1: y}, tolerance=EXACT)
 
 
 def text_of(build: Build) -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from property.compare import Tolerance, difference
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
@@ -21,6 +20,7 @@ from minigrad.schedule.expr import Array, Leaf
 from minigrad.schedule.schedule import Schedule
 from minigrad.target import FEW_TASKS
 
+from .agreement import agree
 from .machine import GOLDEN, run
 from .programs import (
     LENGTH,
@@ -56,14 +56,7 @@ def heads(inputs: Inputs, count: int, of: int = 3) -> list[Node]:
 
 def check(build: Build, in_place: dict[int, int] | None = None) -> Schedule:
     """Compare a program with the reference; gives its schedule."""
-    graph, inputs = graph_of(build, in_place)
-    values = values_for(inputs, 1)
-    expected = evaluate(graph.roots, values, {})
-    found = run(graph, values, "host")
-    near = Tolerance(ulps=16, scale=8, terms=1)
-    for got, wanted in zip(found, expected, strict=True):
-        problem = difference(got, wanted, near, tuple(values.values()), ROWS**0.5)
-        assert problem is None, problem
+    agree(build, in_place=in_place)
     return plan_of(build, in_place)
 
 

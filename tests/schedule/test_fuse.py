@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from property.compare import Tolerance, difference
 
-from minigrad.compile import schedule_of
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
@@ -15,7 +13,7 @@ from minigrad.schedule.fuse import MOST_ARRAYS
 from minigrad.schedule.materialize import DEEPEST
 from minigrad.schedule.schedule import Schedule
 
-from .machine import GOLDEN, run
+from .agreement import agree
 from .programs import (
     DEVICE,
     F32,
@@ -34,11 +32,8 @@ from .programs import (
     softmax,
     total,
     transpose,
-    values_for,
 )
 from .random_graphs import random_program
-
-NEAR = Tolerance(ulps=16, scale=16, terms=1)
 
 # Program → kernels, where that number is a promise of DESIGN.md or a decision worth keeping.
 KERNELS = {
@@ -203,15 +198,10 @@ def test_what_lies_across_a_product_is_not_read_as_it_is_computed() -> None:
 
 def compare(build: Build, in_place: dict[int, int], what: str) -> None:
     """Run a program fused and unfused on this machine, and compare with the reference."""
-    graph, inputs = graph_of(build, in_place)
-    values = values_for(inputs, 5)
-    expected = evaluate(graph.roots, values, {"n": 5})
+    print(what)
     for fuse in (True, False):
-        check_order(schedule_of(graph, GOLDEN, fuse))
-        found = run(graph, values, "host", 5, fuse)
-        for number_, (got, wanted) in enumerate(zip(found, expected, strict=True)):
-            problem = difference(got, wanted, NEAR, tuple(values.values()), wanted.size**0.5)
-            assert problem is None, f"{what}, fuse {fuse}, output {number_}: {problem}"
+        check_order(plan_of(build, in_place, fuse))
+        agree(build, "host", 5, in_place=in_place, fuse=fuse)
 
 
 # ---- updates in place ----

@@ -1,5 +1,5 @@
 """What PyTorch says where the operation table (tests/property) does not: dtypes that meet, numbers
-in place of tensors, names and forms of arguments, and what losses leave out.
+in place of tensors, names and forms of arguments.
 
 Each line is an expression (see `expressions`), which follows PyTorch's public documentation. All of
 a family's results are realized in one program.
@@ -94,31 +94,9 @@ FAMILIES = {
         img[:, :, None].interpolate((2, 3, 9), mode="trilinear") ::
             F.interpolate(img[:, :, None], (2, 3, 9), mode="trilinear")
     """,
-    "large and special values": """
-        z.argmax(1)
-        z.sigmoid()
-        (x * 50).logsumexp(1)
-        (x * 50).log_softmax(1)
-        (x * b).prod(1)
-    """,
-    "losses": """
-        x.cross_entropy(k, ignore_index=1) :: F.cross_entropy(x, k, ignore_index=1)
+    "labels that count for nothing by default": """
         x.cross_entropy(ign) :: F.cross_entropy(x, ign)
-        x.cross_entropy(ign, label_smoothing=0.2) :: F.cross_entropy(x, ign, label_smoothing=0.2)
-        x.cross_entropy(ign, reduction="none") :: F.cross_entropy(x, ign, reduction="none")
-        x.cross_entropy(y.softmax(1), label_smoothing=0.1) ::
-            F.cross_entropy(x, y.softmax(1), label_smoothing=0.1)
-        x.cross_entropy(y.softmax(1), reduction="sum") ::
-            F.cross_entropy(x, y.softmax(1), reduction="sum")
-        img.cross_entropy(lab) :: F.cross_entropy(img, lab)
-        x.log_softmax(1).nll_loss(k, weight=v.square()) ::
-            F.nll_loss(x.log_softmax(1), k, weight=v.detach().square())
-        x.log_softmax(1).nll_loss(k, v.square(), 1) ::
-            F.nll_loss(x.log_softmax(1), k, v.detach().square(), ignore_index=1)
         x.log_softmax(1).nll_loss(ign) :: F.nll_loss(x.log_softmax(1), ign)
-        img.log_softmax(1).nll_loss(lab) :: F.nll_loss(img.log_softmax(1), lab)
-        x.binary_crossentropy_logits(y.sigmoid(), pos_weight=v.square()) ::
-            bce_logits(x, y.sigmoid(), pos_weight=v.detach().square())
     """,
 }
 
@@ -130,24 +108,22 @@ def _inputs():
         return g.standard_normal(shape).astype(np.float32)
 
     positive = g.uniform(0.2, 3, (3, 4)).astype(np.float32)
-    odd = normal(3, 4)
-    odd.flat[[0, 3, 5, 6]] = np.nan, np.inf, -np.inf, -0.0
     return {
         "x": normal(3, 4), "y": normal(3, 4), "t": normal(2, 3, 4), "v": normal(4), "p": positive,
-        "z": odd, "d": g.standard_normal((3, 4)), "h": normal(3, 4).astype(np.float16),
+        "d": g.standard_normal((3, 4)), "h": normal(3, 4).astype(np.float16),
         "i": g.integers(-9, 10, (3, 4)).astype(np.int32),
         "j": g.integers(1, 6, (3, 4)).astype(np.int32),
         "k": np.array([2, 0, 1]), "b": g.integers(0, 2, (3, 4)).astype(bool),
         "a": g.integers(0, 200, (3, 4)).astype(np.uint8), "tri": np.tri(3, dtype=bool),
         "img": normal(2, 3, 6, 7), "w": normal(4, 3, 3, 3), "c4": normal(4),
-        "lab": g.integers(0, 3, (2, 6, 7)), "ign": np.array([2, -100, 1]),
+        "ign": np.array([2, -100, 1]),
     }  # fmt: skip
 
 
 INPUTS = _inputs()
 def tensors(make):
     return {
-        name: make(value, value.dtype.kind == "f" and name != "z") for name, value in INPUTS.items()
+        name: make(value, value.dtype.kind == "f") for name, value in INPUTS.items()
     }
 
 
@@ -164,7 +140,6 @@ def test_family(family, on_device):
     theirs_in = tensors(torch_tensor)
     theirs = {
         "torch": torch, "F": F, "sdpa": F.scaled_dot_product_attention,
-        "bce_logits": F.binary_cross_entropy_with_logits,
         "float": float, "tuple": tuple,
         **{name: getattr(torch, name) for name in NAMES}, **theirs_in,
     }  # fmt: skip

@@ -121,9 +121,7 @@ def test_what_is_refused() -> None:
         Tensor([[1.0, 2.0]]).qr("full")
 
 
-@pytest.mark.parametrize(
-    "shape", [(3, 5), (5, 3), (2, 3, 7, 4), (3, 4, 7), (1, 4), (4, 1), (2, 1, 1), (90, 40)]
-)
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 7, 4), (4, 1), (90, 40)])
 @pytest.mark.parametrize("rank", ["full", "lost"])
 def test_tall_wide_and_batched(shape: tuple[int, ...], rank: str, device: str) -> None:
     """Twice: the second time every turn is a replay."""

@@ -103,6 +103,7 @@ MISTAKES = {
     ),
     "reduction": (lambda: A.mse_loss(A, reduction="avg"), ValueError, "'mean'"),
     "embedding": (lambda: A.embedding(B), ShapeError, "integers"),
+    "embedding table": (lambda: I32.embedding(Tensor([1.0])), ShapeError, "embedding"),
     "grad of int": (lambda: Tensor([1], requires_grad=True), GradientError, "int32"),
     "backward of many": (lambda: (A + 1).backward(), GradientError, "one element"),
     "gelu": (lambda: A.gelu("erf"), ValueError, "'tanh'"),
