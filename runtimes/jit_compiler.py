@@ -28,8 +28,8 @@ from minigrad.runtimes.host import host, processors
 # only 2 GiB of distance, so code and data of an object must come to lie in one piece of memory.
 _CODE_MODEL: dict[str, Any] = {"reloc": "pic", "codemodel": "small"}
 
-# Calls of functions that LLVM makes up (memset, …) go through the table of addresses (GOT), as those
-# of functions do that the text declares `nonlazybind`: the size of that one piece is reckoned without
+# Calls of functions that LLVM makes up (memset, …) go through the table of addresses (GOT), as do
+# calls of those that a text declares `nonlazybind`: the size of that one piece is reckoned without
 # the stubs of another table (PLT).
 _CALLS_BY_TABLE = """
 !llvm.module.flags = !{!999999}

@@ -84,10 +84,10 @@ class Levels(Generic[L, V]):
                 table.pop(atom, None)
         return done
 
-    def bound(self, atom: Atom) -> None:
-        """Note that the innermost level binds a variable."""
-        self.where[atom] = len(self.levels) - 1
-        self.levels[-1].bound.append(atom)
+    def bound(self, atom: Atom, outside: int = 0) -> None:
+        """Note that the innermost level binds a variable, or one so many levels outside of it."""
+        self.where[atom] = len(self.levels) - 1 - outside
+        self.levels[self.where[atom]].bound.append(atom)
 
     def bind_constant(self, atom: Atom, value: int) -> None:
         """Let a variable be a number in the innermost level."""

@@ -247,7 +247,7 @@ def _along(
         atom: emitter.at_base(atom.index) + lane for atom in lanes
     }
     emitter.look_along({along: block})
-    emitter.bound(along)
+    emitter.bound(along, outside=1)  # all lanes share addresses
     emitter.levels[-1].mask = mask
     yield {**places, variable: along.index}
     emitter.look_along(lanes)
