@@ -170,7 +170,7 @@ def row_passes(
     stages: Sequence[Stage], stored: frozenset[Array], target: Target
 ) -> list[Pass]:
     """The work of one row. `stored`: the arrays that are memory; others are scratch."""
-    passes = _passes([_with_common_axis(stage) for stage in stages], stored)
+    passes = _passes(stages, stored)
     last_read = {
         array: place
         for place, one in enumerate(passes) for stage in one.stages for array in stage.reads
@@ -229,15 +229,6 @@ def _common_axis(extent: Integer) -> Axis:
     return make_axis("any", 0, extent)
 
 
-def _with_common_axis(stage: Stage) -> Stage:
-    """A stage that is one loop over one axis, over that of its pass."""
-    old = _pass_axis(stage)
-    if old is None:
-        return stage
-    axis = _common_axis(old.extent)
-    return _over(axis, stage, {old.variable: axis.index})
-
-
 def _over(axis: Axis, stage: Stage, at: Mapping[Atom, Integer]) -> Stage:
     """A stage over another axis; at: what its own is there."""
     axes, reduced = ((axis,), ()) if stage.op is None else ((), (axis,))
@@ -256,8 +247,10 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     made: dict[Array, int] = {}  # the first pass in which all of an array is known
     own: set[Expr] = set()  # elements that are known before, in the pass that makes them
     for stage in stages:
-        axis = _pass_axis(stage)
-        first = 0
+        axis, first = _pass_axis(stage), 0
+        if axis is not None:
+            common = _common_axis(axis.extent)
+            stage = _over(common, stage, {axis.variable: common.index})
         for load in stage.loads:
             if load.array in made:
                 first = max(first, made[load.array] - (axis is not None and load in own))
@@ -555,7 +548,7 @@ def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
     for stage in kernel.stages:
         array = values[stage.array].array if stage.array in values else stage.array
         stage = replace(stage, array=array, body=expr.rebuild(stage.body, known))
-        stages.append(_with_common_axis(merge_stage(fix_rows(stage, kernel.rows, row))))
+        stages.append(merge_stage(fix_rows(stage, kernel.rows, row)))
     inside = {value.array: value for value in values.values()}
     found: list[Statement] = []
     for one in _passes(stages, kernel.stored):
