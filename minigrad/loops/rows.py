@@ -7,8 +7,8 @@ Results that pass by the cache go to memory at once, at a speed of their own: a 
 little else waits for memory, while the passes before it leave memory alone. So the last pass of a
 row, if it writes such results, shares the loop of the next row's longest pass, which must compute
 more than it does. (Measured with one core of a Zen 5 class machine: a softmax of 64 MiB takes 3.2
-ms instead of 3.8; of Zen 4: a layer norm of 24 MiB, whose passes compute little, would take 2.0 ms
-instead of 1.7.)
+ms instead of 3.8; of Zen 4: a layer norm of 24 MiB, whose passes compute little, would take 1.7 ms
+instead of 1.5.)
 
 With vectors along it, the stages of a row share as few passes over it as they can. Softmax is
 three: the maximum; the exponentials with their sum; the quotients. A stage joins the first pass
@@ -115,9 +115,8 @@ def _delayed(
     size = next((n for n in sizes if isinstance(count, int) and count >= MOST_CHUNKS * n), None)
     hosts = [one for one in early if one.vector and one.extent == last.extent]
     host = max(hosts, key=lambda one: one.operations, default=last)
-    if size is None or not last.vector or not last.only_streams:
-        return None
-    if host.operations <= last.operations:  # it waits for memory itself
+    # one that computes less waits for memory itself
+    if size is None or not last.only_streams or host.operations <= last.operations:
         return None
     read = (array for stage in last.stages for array in stage.reads)
     kept = frozenset(array for array in read if array.space == "scratch")
