@@ -13,7 +13,7 @@ The cut depends on the loops only, so results are bitwise the same with any numb
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -311,7 +311,7 @@ def _long_sums(loop: Loop, around: Loops, target: Target) -> dict[Array, int]:
     With the number of blocks to make of it. Within a vector loop none is in memory, where no other
     vector loop may be.
     """
-    added: Counter[tuple[Array, Integer]] = Counter()  # terms to an element
+    added: dict[tuple[Array, Integer], float] = defaultdict(float)  # terms to an element
     others: set[Array] = set()  # what is used otherwise
     for one, inside in nest.walk_with_loops((loop,)):
         if isinstance(one, Prefetch):

@@ -7,8 +7,8 @@ Results that pass by the cache go to memory at once, at a speed of their own: a 
 little else waits for memory, while the passes before it leave memory alone. So the last pass of a
 row, if it writes such results, shares the loop of the next row's longest pass, which must compute
 more than it does. (Measured with one core of a Zen 5 class machine: a softmax of 64 MiB takes 3.2
-ms instead of 3.8; of Zen 4: a layer norm of 24 MiB, whose passes compute little, would take 2.0 ms
-instead of 1.7.)
+ms instead of 3.8; of Zen 4: a layer norm of 24 MiB, whose passes compute little, would take 1.7 ms
+instead of 1.5.)
 
 With vectors along it, the stages of a row share as few passes over it as they can. Softmax is
 three: the maximum; the exponentials with their sum; the quotients. A stage joins the first pass
@@ -115,9 +115,8 @@ def _delayed(
     size = next((n for n in sizes if isinstance(count, int) and count >= MOST_CHUNKS * n), None)
     hosts = [one for one in early if one.vector and one.extent == last.extent]
     host = max(hosts, key=lambda one: one.operations, default=last)
-    if size is None or not last.vector or not last.only_streams:
-        return None
-    if host.operations <= last.operations:  # it waits for memory itself
+    # one that computes less waits for memory itself
+    if size is None or not last.only_streams or host.operations <= last.operations:
         return None
     read = (array for stage in last.stages for array in stage.reads)
     kept = frozenset(array for array in read if array.space == "scratch")
@@ -170,7 +169,7 @@ def row_passes(
     stages: Sequence[Stage], stored: frozenset[Array], target: Target
 ) -> list[Pass]:
     """The work of one row. `stored`: the arrays that are memory; others are scratch."""
-    passes = _passes([_with_common_axis(stage) for stage in stages], stored)
+    passes = _passes(stages, stored)
     last_read = {
         array: place
         for place, one in enumerate(passes) for stage in one.stages for array in stage.reads
@@ -229,15 +228,6 @@ def _common_axis(extent: Integer) -> Axis:
     return make_axis("any", 0, extent)
 
 
-def _with_common_axis(stage: Stage) -> Stage:
-    """A stage that is one loop over one axis, over that of its pass."""
-    old = _pass_axis(stage)
-    if old is None:
-        return stage
-    axis = _common_axis(old.extent)
-    return _over(axis, stage, {old.variable: axis.index})
-
-
 def _over(axis: Axis, stage: Stage, at: Mapping[Atom, Integer]) -> Stage:
     """A stage over another axis; at: what its own is there."""
     axes, reduced = ((axis,), ()) if stage.op is None else ((), (axis,))
@@ -256,8 +246,10 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     made: dict[Array, int] = {}  # the first pass in which all of an array is known
     own: set[Expr] = set()  # elements that are known before, in the pass that makes them
     for stage in stages:
-        axis = _pass_axis(stage)
-        first = 0
+        axis, first = _pass_axis(stage), 0
+        if axis is not None:
+            common = _common_axis(axis.extent)
+            stage = _over(common, stage, {axis.variable: common.index})
         for load in stage.loads:
             if load.array in made:
                 first = max(first, made[load.array] - (axis is not None and load in own))
@@ -555,7 +547,7 @@ def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
     for stage in kernel.stages:
         array = values[stage.array].array if stage.array in values else stage.array
         stage = replace(stage, array=array, body=expr.rebuild(stage.body, known))
-        stages.append(_with_common_axis(merge_stage(fix_rows(stage, kernel.rows, row))))
+        stages.append(merge_stage(fix_rows(stage, kernel.rows, row)))
     inside = {value.array: value for value in values.values()}
     found: list[Statement] = []
     for one in _passes(stages, kernel.stored):
