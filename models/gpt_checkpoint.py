@@ -112,8 +112,8 @@ def tokenizer_of(text: str) -> Tokenizer:
     try:
         stored: Any = json.loads(text)
         kind = stored["kind"]
-        if kind == "gpt2":  # as earlier checkpoints say
-            return bpe.gpt2_merges()
+        if kind == "gpt2":
+            return bpe.GPT2Tokenizer()
         if kind == "bpe":
             return bpe.BytePairTokenizer.from_json(stored)
         if kind == "sentencepiece":
