@@ -70,18 +70,25 @@ def types(extra: Sequence[str]) -> bool:
 HALF = ("tests/property", "tests/opencl", "tests/parallel", "tests/schedule", "tests/nn")
 
 
+def side_by_side(others: Sequence[str], half: Sequence[str], **variables: str) -> bool:
+    """Two processes of pytest; what the second says is printed when both have ended."""
+    environment = {**os.environ, **variables}
+    with tempfile.TemporaryFile("w+") as report:
+        second = subprocess.Popen(
+            command("pytest", "-q", *half), cwd=ROOT, stdout=report, env=environment
+        )
+        good = call(["pytest", "-q", *others], ROOT, **variables)
+        good = second.wait() == 0 and good
+        report.seek(0)
+        print(f"== meanwhile {' and '.join(HALF)}:\n{report.read()}", flush=True)
+    return good
+
+
 def tests(extra: Sequence[str]) -> bool:
     """Every test below tests/, against the installed package: all of them in two processes."""
     if extra:
         return call(["pytest", *extra], ROOT)
-    others = [f"--ignore={folder}" for folder in HALF]
-    with tempfile.TemporaryFile("w+") as report:
-        half = subprocess.Popen(command("pytest", "-q", *HALF), cwd=ROOT, stdout=report)
-        good = call(["pytest", "-q", *others], ROOT)
-        good = half.wait() == 0 and good
-        report.seek(0)
-        print(f"== meanwhile {' and '.join(HALF)}:\n{report.read()}", flush=True)
-    return good
+    return side_by_side([f"--ignore={folder}" for folder in HALF], HALF)
 
 
 def skipped(extra: Sequence[str]) -> bool:
@@ -92,11 +99,15 @@ def skipped(extra: Sequence[str]) -> bool:
         return False
     nodes = sorted({node for node, why in skips.read(Path(file)) if not skips.lacks_hardware(why)})
     print(f"{len(nodes)} tests and files were skipped for want of a package")
-    if not nodes:
-        return True
     again = Path(f"{file}.again")
     again.unlink(missing_ok=True)
-    good = call(["pytest", *(extra or ["-q"]), *nodes], ROOT, **{skips.VARIABLE: str(again)})
+    variables = {skips.VARIABLE: str(again)}
+    half = [node for node in nodes if node.startswith(HALF)]
+    others = [node for node in nodes if not node.startswith(HALF)]
+    if half and others and not extra:
+        good = side_by_side(others, half, **variables)
+    else:
+        good = not nodes or call(["pytest", *(extra or ["-q"]), *nodes], ROOT, **variables)
     wrong = [(node, why) for node, why in skips.read(again) if not skips.lacks_hardware(why)]
     for node, why in wrong:
         print(f"still skipped, and not for missing hardware: {node}: {why}")

@@ -9,7 +9,9 @@ A test of something general takes `device`, `compiled` or `on_device`.
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 from devices import CPU, OTHER, REFERENCE, opened
@@ -25,6 +27,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _named(default: str) -> list[str]:
     return os.environ.get("MINIGRAD_TEST_DEVICES", default).split(",")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> Iterator[None]:
+    """What is there before a file's tests no collection of garbage looks at again.
+
+    All tests' items and what the files before have left are millions of objects: looking through
+    them took two seconds, for each `gc.collect()` of a test.
+    """
+    gc.collect()
+    gc.freeze()
+    yield
 
 
 @pytest.fixture(scope="session", params=_named(f"{REFERENCE},{CPU}"))

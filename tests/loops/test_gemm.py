@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from property.compare import Tolerance, difference
+from property.compare import difference
+from schedule.agreement import NEAR, agree
 from schedule.machine import GOLDEN, MACHINES, run, target_of
 from schedule.programs import (
     F32,
@@ -33,10 +34,8 @@ from minigrad.loops.nest import show, written
 from minigrad.loops.product import in_pairs, prepare
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
-from minigrad.runtimes.reference import evaluate
 from minigrad.schedule.schedule import Kernel
 
-NEAR = Tolerance(ulps=16, scale=8, terms=1)
 CASES: dict[str, Build] = {}
 
 
@@ -44,19 +43,6 @@ def case(build: Build) -> Build:
     """Enter a function that makes the roots of a program."""
     CASES[build.__name__] = build
     return build
-
-
-def check(build: Build, machine: str, n: int = 5) -> None:
-    """Run a program and compare its outputs with the reference."""
-    graph, inputs = graph_of(build)
-    values = values_for(inputs, n)
-    expected = evaluate(graph.roots, values, {"n": n})
-    found = run(graph, values, machine, n)
-    operands = tuple(values.values())
-    terms = max(value.size for value in operands) ** 0.5
-    for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):
-        problem = difference(got, wanted, NEAR, operands, terms)
-        assert problem is None, f"output {number} on {machine}: {problem}"
 
 
 def wide(node: Node) -> Node:
@@ -284,7 +270,7 @@ def deep_windows(inputs: Inputs) -> list[Node]:
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", CASES)
 def test_products(name: str, machine: str) -> None:
-    check(CASES[name], machine)
+    agree(CASES[name], machine, 5)
 
 
 def halves(inputs: Inputs, *shape: int) -> Node:
@@ -343,7 +329,7 @@ def rounded_pairs(inputs: Inputs) -> list[Node]:
 )
 def test_bfloat16(build: Build, machine: str) -> None:
     """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
-    check(build, machine)
+    agree(build, machine)
 
 
 def test_pairs_are_used() -> None:
@@ -372,7 +358,7 @@ def test_symbolic_extents(
 ) -> None:
     if not brief:
         monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
-    check(build, "avx2", n)
+    agree(build, "avx2", n)
 
 
 def test_only_little_work_of_a_size_that_varies_has_short_code(

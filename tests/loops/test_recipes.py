@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from property.compare import Tolerance, difference
-from schedule.machine import GOLDEN, MACHINES, run
-from schedule.programs import PROGRAMS, graph_of, values_for
+from property.compare import difference
+from schedule.agreement import NEAR, agree
+from schedule.machine import GOLDEN, MACHINES
+from schedule.programs import PROGRAMS, graph_of
 
 from minigrad.compile import schedule_of
 from minigrad.errors import CompileError
@@ -24,40 +25,23 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.build import flat_loop
 from minigrad.loops.nest import Fold, Loop, Nest, Store, loops_in, walk
 from minigrad.loops.recipes import lower
-from minigrad.runtimes.reference import evaluate
-
-# Sums of up to 60,000 terms of size 2, whose order is free; and vector math's own error.
-NEAR = Tolerance(ulps=16, scale=8, terms=1)
-
-
-def check(name: str, machine: str, fuse: bool, n: int = 5) -> None:
-    """Run a program and compare all of its outputs."""
-    graph, inputs = graph_of(PROGRAMS[name])
-    values = values_for(inputs, n)
-    expected = evaluate(graph.roots, values, {"n": n})
-    found = run(graph, values, machine, n, fuse)
-    operands = tuple(values.values())
-    summands = max((value.size for value in operands), default=1) ** 0.5
-    for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):
-        problem = difference(got, wanted, NEAR, operands, summands)
-        assert problem is None, f"{name}, output {number}, on {machine}: {problem}"
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_fused(name: str, machine: str) -> None:
-    check(name, machine, fuse=True)
+    agree(PROGRAMS[name], machine, 5)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_unfused(name: str) -> None:
-    check(name, "avx2", fuse=False)
+    agree(PROGRAMS[name], "avx2", 5, fuse=False)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_asking_memory(name: str) -> None:
     """Asking for what lies behind an array's end does no harm."""
-    check(name, "tiny caches", fuse=True)
+    agree(PROGRAMS[name], "tiny caches", 5)
 
 
 @pytest.mark.parametrize("brief", [False, True])
@@ -69,7 +53,7 @@ def test_symbolic_lengths(
     """One kernel serves every length, and leaves alone what lies beyond."""
     if not brief:
         monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
-    check(name, "avx2", fuse=True, n=n)
+    agree(PROGRAMS[name], "avx2", n)
 
 
 def test_sums_of_columns_share_passes() -> None:

@@ -15,7 +15,7 @@ from property.operation import disagreement, evaluate, make_case
 from property.operations import OPERATIONS
 
 SEED = random.SystemRandom().randrange(2**31)
-SHARE = 20  # one operation of so many
+SHARE = 12  # one operation of so many
 GRAPHS = 2
 
 

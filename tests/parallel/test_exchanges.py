@@ -34,8 +34,9 @@ from .ranks import LIMIT, on_ranks, packed, start
 KINDS = ("local", "mpi")
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "size"), [*(("local", size) for size in (1, 2, 3, 4, 7)), ("mpi", 2), ("mpi", 3)]
+)
 def test_ring_all_reduce(kind: str, size: int) -> None:
     digests = on_ranks(kind, cases.rings, size)
     assert len(digests) == size

@@ -236,11 +236,10 @@ def test_a_process_that_is_stopped_before_mpi_joins_it_ends_all(faulty: int) -> 
     assert re.search(rf"rank {faulty} hangs: its process was stopped before it had begun", said)
 
 
-@pytest.mark.parametrize("layout", ["--dp 2 --sp 2", "--dp 2 --tp 2 --zero 3"])
-def test_all_end_after_this_step_where_one_is_told_to(layout: str, tmp_path: Path) -> None:
+def test_all_end_after_this_step_where_one_is_told_to(tmp_path: Path) -> None:
     from . import kills  # which needs this module
 
-    said = kills.one("told to end", layout, 2, None, tmp_path)
+    said = kills.one("told to end", "--dp 2 --tp 2 --zero 3", 2, None, tmp_path)
     assert "stopped after step" in said and "checkpoint whole, 0 steps again" in said, said
 
 

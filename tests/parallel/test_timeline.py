@@ -67,8 +67,7 @@ TRAINING = ("train --layers 2 --heads 2 --dim 16 --context 8 --batch 4 --steps 3
 
 @pytest.mark.parametrize(
     ("kind", "flags"),
-    [("local", "--tp 2 --dp 2"), ("mpi", "--tp 2"), ("local", "--pp 2 --schedule zb --micro 2"),
-     ("mpi", "--pp 2 --schedule zb --micro 2")],
+    [("local", "--tp 2 --dp 2"), ("mpi", "--pp 2 --schedule zb --micro 2")],
 )  # fmt: skip
 def test_meshes_and_pipelines_are_traced(
     kind: str, flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

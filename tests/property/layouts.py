@@ -107,7 +107,3 @@ LAYOUTS: dict[str, Layout] = {
         .flip(_axes(s)),
     ),
 }  # fmt: skip
-
-# Layouts whose values are not all drawn: zeros of padding, repetitions of broadcasting.
-WITH_ZEROS = frozenset({"padded"})
-WITH_REPEATS = frozenset({"broadcast", "padded"})

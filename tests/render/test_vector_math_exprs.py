@@ -241,18 +241,6 @@ def test_arguments_near_multiples_of_half_pi(op: Op) -> None:
             assert abs(float(g) - e) <= 1.5 * math.ulp(float(e)), f"{op.value}({v!r}) is {g!r}"
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
-def test_special_values_and_signed_zeros(op: Op, dtype: type[np.floating]) -> None:
-    x = np.array(SPECIAL[:5], dtype)
-    with np.errstate(all="ignore"):
-        expected = UNARY[op](x).astype(dtype)
-    got = run(op, x, contract=True)
-    assert np.array_equal(got, expected, equal_nan=True)
-    number = ~np.isnan(expected)
-    assert np.array_equal(np.signbit(got[number]), np.signbit(expected[number]))
-
-
 @pytest.mark.parametrize("payload", [0x7FC00001, 0x7FFFFFFF, 0xFFC12345, 0x7F800001])
 @pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
 def test_any_nan_stays_nan(op: Op, payload: int) -> None:
