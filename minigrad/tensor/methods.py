@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         _operand = _as_float = _div = floor_divide = mod = _with_derivative = _Declared._any
         mul = eq = ne = maximum = minimum = where = masked_fill = clip = _Declared._any
         isnan = isfinite = abs = square = sqrt = rsqrt = reciprocal = exp = log = _Declared._any
-        cos = _in_place = _Declared._any
+        cos = floor = _in_place = _Declared._any
 
         # movement.py, joining.py
         reshape = flatten = unsqueeze = expand = _broadcast_to = permute = _Declared._any
@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         def arange(cls, *given: Any, **options: Any) -> Self: ...
 
         _checked = _within = dropout = _wrapped = _wide_index = _at = _Declared._any
+        _last_written = _Declared._any
 
 else:
     Methods = object
