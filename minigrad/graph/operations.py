@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -36,7 +36,6 @@ class Words(NamedTuple):
 
 
 NO_WORDS = Words()
-ITSELF = "itself"  # what an operation of two equal operands gives
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,6 @@ class Elementwise:
     formula, the reference computes in float64.
 
     neutral: the second operand that changes nothing, a number or the name of one of a dtype.
-    deciding: second operands that alone decide the result of integers and bools, and that. alike:
-    what two equal operands give: ITSELF, or a number, where they are integers or bools.
 
     gradient: a `Rule` for each operand, None where nothing flows; operations without rules pass
     nothing on. flat: constant almost everywhere, so that gradients are zeros.
@@ -73,8 +70,6 @@ class Elementwise:
     scalar: Callable[..., Any] | None = None
     numpy: str = ""
     neutral: float | str | None = None
-    deciding: Mapping[int, int] = field(default_factory=dict)
-    alike: int | str | None = None
     gradient: tuple[Rule | None, ...] = ()
     flat: bool = False
     cost: int = 1
@@ -131,20 +126,19 @@ def _rounding(scalar: Callable[[float], int], numpy: str, llvm: str, opencl: str
 
 
 def _comparison(
-    scalar: Callable[..., bool], numpy: str, symbol: str, of_floats: str, of_ints: str, alike: int
+    scalar: Callable[..., bool], numpy: str, symbol: str, of_floats: str, of_ints: str
 ) -> Elementwise:
     """LLVM's words are conditions; those of integers that begin with < take a sign in front."""
-    return Elementwise(
-        2, compares=True, scalar=scalar, numpy=numpy, symbol=symbol, alike=alike,
-        llvm=Words(of_floats, of_ints, of_ints),
-    )  # fmt: skip
+    words = Words(of_floats, of_ints, of_ints)
+    return Elementwise(2, compares=True, scalar=scalar, numpy=numpy, symbol=symbol, llvm=words)
 
 
 def _bitwise(
-    scalar: Callable[..., Any], numpy: str, symbol: str, llvm: str, **algebra: Any
+    scalar: Callable[..., Any], numpy: str, symbol: str, llvm: str, neutral: int
 ) -> Elementwise:
+    words = Words("", llvm, llvm)
     return Elementwise(
-        2, "iub", scalar=scalar, numpy=numpy, symbol=symbol, llvm=Words("", llvm, llvm), **algebra
+        2, "iub", scalar=scalar, numpy=numpy, symbol=symbol, llvm=words, neutral=neutral
     )
 
 
@@ -161,8 +155,7 @@ def _extremum(
         return loses(mine, other).where(0.0, half)
 
     return Elementwise(
-        2, scalar=scalar, numpy=numpy, llvm=Words("", "", llvm), opencl=opencl,
-        neutral=neutral, alike=ITSELF,
+        2, scalar=scalar, numpy=numpy, llvm=Words("", "", llvm), opencl=opencl, neutral=neutral,
         gradient=(lambda g, _, x, y: share(g, x, y), lambda g, _, x, y: share(g, y, x)),
     )  # fmt: skip
 
@@ -265,10 +258,10 @@ class Op(Enum):
     )
     SUB = "sub", Elementwise(
         2, "fiu", scalar=operator.sub, numpy="subtract", gradient=(_same, lambda g, z, x, y: -g),
-        symbol="-", llvm=Words("fsub", "sub"), neutral=0, alike=0,
+        symbol="-", llvm=Words("fsub", "sub"), neutral=0,
     )
     MUL = "mul", Elementwise(
-        2, scalar=operator.mul, numpy="multiply", symbol="*", neutral=1, deciding={0: 0},
+        2, scalar=operator.mul, numpy="multiply", symbol="*", neutral=1,
         gradient=(lambda g, z, x, y: g * y, lambda g, z, x, y: g * x),
         llvm=Words("fmul", "mul", "and"), opencl=Words(bool="&"),
     )
@@ -279,11 +272,10 @@ class Op(Enum):
     )
     IDIV = "idiv", Elementwise(  # integers, floor; x // 0 = 0
         2, "iu", scalar=scalars.floor_divide, numpy="floor_divide", cost=12, symbol="//",
-        neutral=1, deciding={0: 0},
+        neutral=1,
     )
     MOD = "mod", Elementwise(  # sign of the divisor; integers: x % 0 = 0
         2, "fiu", scalar=scalars.remainder, numpy="remainder", cost=12, symbol="%",
-        deciding={0: 0, 1: 0},
         gradient=(_same, lambda g, z, x, y: -(g * (x / y).operation("floor"))),
     )
     POW = "pow", Elementwise(  # floats only
@@ -298,17 +290,13 @@ class Op(Enum):
         scalars.smaller, "minimum", lambda x, y: y.less(x), Words("smaller", "min", "&"), "and",
         "maximum",
     )
-    LT = "lt", _comparison(operator.lt, "less", "<", "olt", "lt", 0)
-    LE = "le", _comparison(operator.le, "less_equal", "<=", "ole", "le", 1)
-    EQ = "eq", _comparison(operator.eq, "equal", "==", "oeq", "eq", 1)
-    NE = "ne", _comparison(operator.ne, "not_equal", "!=", "une", "ne", 0)
-    AND = "and", _bitwise(
-        operator.and_, "bitwise_and", "&", "and", neutral=-1, deciding={0: 0}, alike=ITSELF
-    )
-    OR = "or", _bitwise(
-        operator.or_, "bitwise_or", "|", "or", neutral=0, deciding={-1: -1}, alike=ITSELF
-    )
-    XOR = "xor", _bitwise(operator.xor, "bitwise_xor", "^", "xor", neutral=0, alike=0)
+    LT = "lt", _comparison(operator.lt, "less", "<", "olt", "lt")
+    LE = "le", _comparison(operator.le, "less_equal", "<=", "ole", "le")
+    EQ = "eq", _comparison(operator.eq, "equal", "==", "oeq", "eq")
+    NE = "ne", _comparison(operator.ne, "not_equal", "!=", "une", "ne")
+    AND = "and", _bitwise(operator.and_, "bitwise_and", "&", "and", -1)
+    OR = "or", _bitwise(operator.or_, "bitwise_or", "|", "or", 0)
+    XOR = "xor", _bitwise(operator.xor, "bitwise_xor", "^", "xor", 0)
     SHL = "shl", Elementwise(  # integers; a shift by the width or more gives 0
         2, "iu", scalar=scalars.shift_left, numpy="left_shift", symbol="<<", neutral=0,
     )

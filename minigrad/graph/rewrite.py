@@ -28,27 +28,30 @@ def rewrite(roots: Sequence[Node], rules: Rules) -> tuple[Node, ...]:
     Each node is looked at once, shared nodes too. Raises CompileError where a rule changes a
     shape, dtype or device and where rules undo one another for ever.
     """
-    final: dict[Node, Node | None] = {}  # None: it waits for what replaces it
+    return tuple(_settled(roots, rules, {}))
 
-    def settle(some: Iterable[Node]) -> list[Node]:
-        """What some nodes become; sources first, of those that a rule has made as well."""
-        for node in in_order(some, lambda node: () if node in final else node.src):
-            if node not in final:
-                final[node] = None
-                new = _step(node, settled(node.src), rules)
-                final[node] = node if new is node else settle([new])[0]
-        return settled(some)
 
-    def settled(some: Iterable[Node]) -> list[Node]:
-        found = []
-        for node in some:
-            known = final[node]
-            if known is None:
-                raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
-            found.append(known)
-        return found
+Final = dict[Node, Node | None]  # what nodes become; None: it waits for what replaces it
 
-    return tuple(settle(roots))
+
+def _settled(some: Iterable[Node], rules: Rules, final: Final) -> list[Node]:
+    """What some nodes become; sources first, of those that a rule has made as well."""
+    for node in in_order(some, lambda node: () if node in final else node.src):
+        if node not in final:
+            final[node] = None
+            new = _step(node, _known(node.src, final), rules)
+            final[node] = node if new is node else _settled([new], rules, final)[0]
+    return _known(some, final)
+
+
+def _known(some: Iterable[Node], final: Final) -> list[Node]:
+    found = []
+    for node in some:
+        known = final[node]
+        if known is None:
+            raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
+        found.append(known)
+    return found
 
 
 def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:

@@ -77,26 +77,6 @@ def neutral(node: Node) -> Node | None:
     return x if number is not None and _is(y, number) else None
 
 
-@on(*(op for op in BINARY if op.facts.deciding))
-def deciding(node: Node) -> Node | None:
-    """x · 0 → 0, x % 1 → 0, x | −1 → −1, for integers and bools."""
-    y, known = node.src[1], node.op.facts.deciding
-    if node.dtype.is_float:
-        return None
-    return next((node.constant(known[number]) for number in known if _is(y, number)), None)
-
-
-@on(*(op for op in BINARY if op.facts.alike is not None))
-def alike(node: Node) -> Node | None:
-    """max(x, x) → x, for integers and bools x − x → 0, x == x → True."""
-    (x, y), result = node.src, node.op.facts.alike
-    if x is not y or result is None:
-        return None
-    if isinstance(result, str):  # ITSELF
-        return x
-    return None if x.dtype.is_float else node.constant(result)
-
-
 @on(Op.ADD)
 def add_negated(node: Node) -> Node | None:
     """x + −y → x − y, −x + y → y − x."""

@@ -26,6 +26,8 @@ class Variable:
                 f"Variable({name!r}, {minimum}, {maximum}): expected 0 <= minimum <= maximum"
             )
         self.name, self.minimum, self.maximum = name, minimum, maximum
+        # loops' variables end in a digit (i0, k1: see schedule/axis.py), and none of a user's may
+        self._of_atom = f"{name}_" if name[-1] == "_" or name[-1].isdigit() else name
 
     def bind(self, value: SupportsIndex) -> Affine:
         """The variable with a value for this call: an int, or what is one to Python (numpy's)."""
@@ -37,7 +39,7 @@ class Variable:
             raise ValueError(
                 f"{self!r}.bind({whole}): expected a value in {self.minimum} … {self.maximum}"
             )
-        return Atom("var", self.name, self.minimum, self.maximum, payload=whole).index
+        return Atom("var", self._of_atom, self.minimum, self.maximum, payload=whole).index
 
     def __repr__(self) -> str:
         return f"Variable({self.name!r}, {self.minimum}, {self.maximum})"

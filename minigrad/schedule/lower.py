@@ -129,10 +129,10 @@ def shown(node: Node, through: Container[Op]) -> tuple[list[Node], Index, Index]
     """What a node shows through movements and casts: all of these nodes, the last one included; an
     index into the first, a variable for each axis; and that into the last.
     """
-    chain, index = [node], tuple(
+    chain, places = [node], tuple(
         var(f"i{axis}", 0, max(high(extent) - 1, 0)) for axis, extent in enumerate(node.shape)
     )
-    places: Index = index
+    index: Index = places
     while node.op in through:
         index = _MOVES[node.op](node, index) if node.op is not Op.CAST else index
         node = node.src[0]

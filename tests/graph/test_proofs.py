@@ -236,8 +236,8 @@ def _apply(op: Op) -> Callable[..., Node]:
     return lambda *src: elementwise(op, *src)
 
 
-_add, _sub, _mul, _div, _neg, _not, _idiv, _mod, _where = map(_apply, (
-    Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG, Op.NOT, Op.IDIV, Op.MOD, Op.WHERE,
+_add, _sub, _mul, _div, _neg, _not, _idiv, _where = map(_apply, (
+    Op.ADD, Op.SUB, Op.MUL, Op.DIV, Op.NEG, Op.NOT, Op.IDIV, Op.WHERE,
 ))  # fmt: skip
 
 
@@ -262,7 +262,6 @@ def _cases() -> list[tuple[str, Node]]:
         case(s.neutral, _mul(x, _c(1, dtype)))
         for op in (Op.MAXIMUM, Op.MINIMUM):
             limit = dtype.minimum if op is Op.MAXIMUM else dtype.maximum
-            case(s.alike, elementwise(op, x, x))
             case(s.neutral, elementwise(op, x, _c(limit, dtype)))
         case(s.choose, _where(condition, x, x))
         case(s.choose, _where(_c(True, BOOL), x, y))
@@ -283,30 +282,18 @@ def _cases() -> list[tuple[str, Node]]:
         case(s.divide_by_power_of_two, _div(x, _c(power, F16)))
     for dtype in INTEGERS:
         x, y = _leaf(0, dtype), _leaf(1, dtype)
-        case(s.alike, _sub(x, x))
         case(s.subtract_constant, _sub(x, _c(dtype.maximum, dtype)))
-        case(s.deciding, _mul(x, _c(0, dtype)))
         case(s.join_constants, _add(_add(x, _c(100, dtype)), _c(101, dtype)))
         case(s.join_constants, _mul(_mul(x, _c(100, dtype)), _c(101, dtype)))
-        case(s.deciding, _idiv(x, _c(0, dtype)))
         case(s.neutral, _idiv(x, _c(1, dtype)))
-        for value in (0, 1):
-            case(s.deciding, _mod(x, _c(value, dtype)))
         for op in (Op.SHL, Op.SHR):
             case(s.neutral, elementwise(op, x, _c(0, dtype)))
     for dtype in BITS:
         x = _leaf(0, dtype)
         case(s.undo, _not(_not(x)))
-        bits = {
-            Op.AND: (s.deciding, s.neutral), Op.OR: (s.neutral, s.deciding),
-            Op.XOR: (s.neutral, s.invert),
-        }  # fmt: skip
-        for op, rules in bits.items():
-            case(s.alike, elementwise(op, x, x))
-            for value, rule in zip((0, -1), rules, strict=True):
-                case(rule, elementwise(op, x, _c(value, dtype)))
-        for op in (Op.LT, Op.LE, Op.EQ, Op.NE):
-            case(s.alike, elementwise(op, x, x))
+        for op, value in ((Op.AND, -1), (Op.OR, 0), (Op.XOR, 0)):
+            case(s.neutral, elementwise(op, x, _c(value, dtype)))
+        case(s.invert, elementwise(Op.XOR, x, _c(-1, dtype)))
     kinds = (BOOL, I8, U8, dtypes.int16, dtypes.uint16, dtypes.int32)
     for start, middle, end in itertools.product(kinds, repeat=3):
         if len({start, middle, end}) == 3:

@@ -87,6 +87,15 @@ def test_gradients(on_device):
     assert (x.grad.numpy()[:, 4:] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["i0", "i0_", "k0", "r0", "lane0"])
+def test_a_name_that_loops_have_is_the_users(name, on_device):
+    """Their variables are named i0, k0 …: x[:, i0] was the diagonal."""
+    values = np.arange(64, dtype=np.float32).reshape(8, 8)
+    x, place = Tensor(values), Variable(name, 0, 7).bind(3)
+    assert x[:, place : place + 1].reshape(8).tolist() == values[:, 3].tolist()
+    assert x[place : place + 1].sum().item() == values[3].sum()
+
+
 def test_arange(on_device):
     n = Variable("n", 0, 9).bind(4)
     assert Tensor.arange(n).tolist() == [0, 1, 2, 3]
