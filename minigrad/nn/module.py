@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from enum import IntEnum
 from itertools import chain
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from minigrad.device import Device
@@ -198,6 +199,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
 
 
 _OWN = ("_kinds", "_training", "_moves")
+_NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
 def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
@@ -234,6 +236,7 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise TypeError(f"{given}: {hint('model(a)')}")
         note(self, "_training")
         note(self, "_moves")
+        note(self, "_settings")
         mode = self._training
         if mode is None or mode is Tensor.training:
             return function(self, *args, **kwargs)
@@ -241,6 +244,15 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(self, *args, **kwargs)
 
     return call
+
+
+def names_in(function: Any) -> frozenset[str]:
+    """The names of attributes and globals in a function's code, and in that of functions in it."""
+    function = inspect.unwrap(getattr(function, "fget", function))  # of a property
+    code = getattr(function, "__code__", function)
+    if not isinstance(code, CodeType):
+        return frozenset()
+    return frozenset(code.co_names).union(*map(names_in, code.co_consts))
 
 
 class Module:
@@ -256,6 +268,7 @@ class Module:
 
     _training: bool | None = True  # None: as Tensor.training says
     _moves: int = 0  # how often `to` may have given its tensors other memory
+    _read: ClassVar[frozenset[str]] = frozenset()  # names that occur in methods but `__init__`
 
     def __init_subclass__(cls, **options: Any) -> None:
         """`forward` and `__call__` are one function; called as the module it has its mode."""
@@ -263,6 +276,7 @@ class Module:
         own: dict[str, Any] = dict(vars(cls))
         if "__init__" in own and cls.__name__.startswith("_"):  # Python's messages name it
             own["__init__"].__qualname__ = f"{cls.__name__[1:]}.__init__"
+        cls._read = cls._read.union(*(names_in(f) for n, f in own.items() if n != "__init__"))
         function = own.get("__call__", own.get("forward"))
         if function is not None:
             cls.forward = own.get("forward", function)  # type: ignore[method-assign]
@@ -285,7 +299,20 @@ class Module:
         elif isinstance(value, Tensor) and value.requires_grad is False:
             self._registered().setdefault(name, Kind.BUFFER)
         self._adopt(value)
+        before = vars(self).get(name, value)
         object.__setattr__(self, name, value)
+        if before is not value and isinstance(before, _NUMBERS):
+            note(self, "_settings", written=True)
+
+    def _decides(self, name: str) -> bool:
+        """Whether an attribute that is a number may decide what a call computes."""
+        return name in self._read
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The numbers that may."""
+        return {name: value for name, value in vars(self).items()
+                if isinstance(value, _NUMBERS) and self._decides(name)}  # fmt: skip
 
     def _registered(self) -> dict[str, Kind]:
         """The kinds of attributes by their names; subclasses need not call our `__init__`."""
@@ -508,6 +535,9 @@ class Layer(Module):
         usual = self._unusual.items()
         shown = [f"{name}={said}" for name, said in named.items() if (name, said) not in usual]
         return ", ".join([*(str(self._said(name)) for name in self._sizes), *shown])
+
+    def _decides(self, name: str) -> bool:
+        return name not in _OWN
 
     def _said(self, name: str) -> Any:
         value = getattr(self, name, self._unusual.get(name))
