@@ -265,12 +265,18 @@ def instance_norm(
 ) -> Tensor:  # fmt: skip
     """Normalization of each channel of each example over space; then ·weight + bias per channel.
 
-    Without use_input_stats by the running statistics, which are not moved.
+    That moves running statistics, if they are given, by `momentum` to the means of all examples'
+    (in place). Without use_input_stats it is by the running statistics, which stay.
     """
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    if math.prod(x._known_shape()[2:]) < 2:
+    count = math.prod(x._known_shape()[2:])
+    if count < 2:
         raise ShapeError(f"instance_norm of {x.shape}: expected more than one element in space")
+    if running_mean is not None and running_var is not None:
+        wide, space = x.detach()._wide(), tuple(range(2, x.ndim))
+        found = wide.mean(space).mean(0), wide._mean_square(space).mean(0), count
+        _move_statistics(running_mean, running_var, found, momentum)
     return group_norm(x, x.size(1), weight, bias, eps)
 
 
