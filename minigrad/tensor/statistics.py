@@ -241,7 +241,8 @@ class Statistics(Composed):
         """Where each of `values` (int32) would be inserted into self, sorted along the last axis.
 
         self is a vector, or has the leading dimensions of `values`. side="right", or right: behind
-        equal elements rather than before them. sorter: self's order, where it is not sorted.
+        equal elements rather than before them. sorter: self's order, where it is not sorted. NaN is
+        behind all numbers.
 
         >>> Tensor([1, 3, 5]).searchsorted(Tensor([3, 4])).tolist()
         [1, 2]
@@ -259,10 +260,13 @@ class Statistics(Composed):
         flat = wanted.flatten() if self.ndim == 1 else wanted
         place = flat.zeros_like(dtype=dtypes.int32)
         step = 1 << max(extent.bit_length() - 1, 0)
+        behind, no_number = right or side == "right", flat.isnan() if flat.dtype.is_float else None
         while step and extent:  # a binary search: at most 31 turns
             probed = place + step
             value = line._at(self.ndim - 1, (probed - 1).clip(0, extent - 1))
-            before = value <= flat if right or side == "right" else value < flat
+            before = value <= flat if behind else value < flat
+            if no_number is not None:
+                before |= no_number if behind else no_number & ~value.isnan()
             place = ((probed <= extent) & before).where(probed, place)
             step >>= 1
         return place.reshape(wanted.shape)
