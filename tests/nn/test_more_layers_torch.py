@@ -327,6 +327,13 @@ def test_layers_that_are_made_wrongly():
         nn.Softshrink(1, 2, 3)
     with pytest.raises(ShapeError, match=r"LSTM.*\(length, batch, 3\)"):
         nn.LSTM(3, 4)(Tensor.zeros(5, 2, 4))
+    hidden = Tensor.zeros(1, 2, 4)
+    for layer, x in ((nn.LSTM(3, 4), Tensor.zeros(5, 2, 3)), (nn.LSTMCell(3, 4), hidden[0, :, :3])):
+        for state in (hidden, (hidden,), 5, (1, 2), np.zeros((1, 2, 4))):
+            with pytest.raises(TypeError, match=r"with a state of .*: expected hidden and cell"):
+                layer(x, state)
+    outs, (last, _) = nn.LSTM(3, 4)(Tensor.zeros(0, 2, 3), [hidden + 1, hidden])  # no steps
+    assert outs.shape == (0, 2, 4) and last.tolist() == [[[1.0] * 4] * 2]
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5), (2, 1, 3, 2)])
