@@ -28,6 +28,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a name of its closure or module, an attribute of that or of `self` | `JitError` |
 | one that the step itself sets to another number (`self.t += 1`) | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
+| a layer, parameter or buffer of such a module, where another is put | `JitError` |
 | what is in lists, dicts (also in others) or an array (up to 64 KiB) of such a name | `JitError` |
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
 | another option of an optimizer (`momentum = x`) | `JitError` |
@@ -55,7 +56,7 @@ from minigrad.device import Buffer, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, copies, leaves, sort, take_gradients
-from minigrad.jit.outside import Outside, noting
+from minigrad.jit.outside import Noted, Outside, noting
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
@@ -186,7 +187,7 @@ class Jitted(Generic[P, R]):
         capture = Capture(self.name, structure, inputs)
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         named = self._objects(args, kwargs)
-        outside = Outside(self.name, self.function, self.instance, named, {})
+        outside = Outside(self.name, self.function, self.instance, named, Noted())
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         before = Snapshot()
         watch = HostWatch(self.name, before)

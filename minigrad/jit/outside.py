@@ -21,9 +21,11 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from minigrad.errors import JitError
+from minigrad.graph.node import Node
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
+from minigrad.tensor.pytree import Same
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
@@ -32,9 +34,19 @@ _ADDING = [["append"], ["extend"], ["add"], ["update"], ["insert"]]
 _CONTAINERS = (list, tuple, set, dict)
 _LIBRARIES = sys.stdlib_module_names | {"minigrad", "numpy", "torch"}  # nobody rebinds theirs
 _Found = tuple[str, str, bool]
-Noted = dict[tuple[int, str], weakref.ref[Any] | None]
 _SHORT = 8  # items that are quicker to compare one by one
 _MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
+
+
+class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
+    """Whose attributes code has read, by their ids and names; None for those that it wrote first.
+
+    left: the nodes of tensors in whose place it has put others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[Node] = []
 
 
 class _Noting(threading.local):
@@ -48,7 +60,7 @@ _changes = [0]  # how often an attribute was written that code notes
 @contextmanager
 def noting() -> Iterator[Noted]:
     """Collect what code reads, by `note`."""
-    before, _noting.found = _noting.found, {}
+    before, _noting.found = _noting.found, Noted()
     try:
         yield _noting.found
     finally:
@@ -66,6 +78,12 @@ def note(owner: Any, attribute: str, written: bool = False) -> None:
         _noting.found.setdefault(
             (id(owner), attribute), None if written else weakref.ref(owner)
         )
+
+
+def replaces(tensor: Tensor) -> None:
+    """Tell a capture that goes on that an object has another tensor in the place of this one."""
+    if _noting.found is not None:
+        _noting.found.left.append(tensor.raw)
 
 
 class Outside:
@@ -105,7 +123,7 @@ class Outside:
             for (_, attribute), link in noted.items()
             if link is not None and link() is not None
         ]
-        self.seen = _changes[:]
+        self.left, self.seen = noted.left, _changes[:]
         self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
@@ -198,6 +216,8 @@ class Outside:
 
         memory: what a replay reads the values of; a tensor that it does not read may be replaced.
         """
+        if any(node.arg in memory for node in self.left):
+            self._refuse_replaced("a tensor of a module that it calls")
         for label, (_, value, contents) in before.read.items():
             now, inside = self.read.get(label, before.read[label])[1:]
             pairs = [(value, now)]
@@ -206,24 +226,31 @@ class Outside:
             for was, new in pairs:
                 is_read = isinstance(was, Tensor) and was.raw.arg in memory
                 if was is not new and (is_read or isinstance(was, _PLAIN) and not _equal(was, new)):
-                    raise JitError(
-                        f"{self.name} reads {label!r} and puts another in its place: a "
-                        "replay would do neither anew; write to a Tensor with .assign(), and "
-                        "change numbers outside"
-                    )
+                    self._refuse_replaced(repr(label))
+
+    def _refuse_replaced(self, what: str) -> None:
+        raise JitError(
+            f"{self.name} reads {what} and puts another in its place: a replay would do neither "
+            "anew; write to a Tensor with .assign(), and change numbers outside"
+        )
 
     def _check_noted(self) -> None:
         """JitError where code would now read something else than it noted."""
         changes = _changes[0]
         for attribute, link, before in self.noted:
             owner = link()  # one that is gone cannot have changed
-            if owner is not None and getattr(owner, attribute) != before:
-                raise JitError(
-                    f"{self.name} calls a {type(owner).__name__} whose {attribute.strip('_')} was "
-                    f"{before!r} when it was captured and is {getattr(owner, attribute)!r} now: a "
-                    "replay would not see it; put it back, capture another function for it, or "
-                    ".reset()"
-                )
+            now = before if owner is None else getattr(owner, attribute)
+            if now == before:
+                continue
+            name = attribute.strip("_")
+            if isinstance(before, dict):
+                name = next(n for n in {**before, **now} if before.get(n) != now.get(n))
+                before, now = before.get(name), now.get(name)
+            raise JitError(
+                f"{self.name} calls a {type(owner).__name__} whose {name} was {_show(before)} when "
+                f"it was captured and is {_show(now, True)} now: a replay would not see it; put it "
+                "back, capture another function for it, or .reset()"
+            )
         self.seen[0] = changes
 
 
@@ -416,6 +443,9 @@ def _equal(one: Any, other: Any) -> bool:
 def _show(value: Any, is_new: bool = False) -> str:
     if value is _GONE:
         return "gone"
+    if isinstance(value, Same):
+        whole = value.value() if isinstance(value.value, weakref.ref) else value.value
+        return f"{'another' if is_new else 'one'} {type(whole).__name__}"
     if isinstance(value, Tensor):
         return "another Tensor" if is_new else "one Tensor"
     return repr(value)[:60]

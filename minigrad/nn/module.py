@@ -16,12 +16,13 @@ from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.hints import hint, missing, present, put_hints
-from minigrad.jit.outside import note
+from minigrad.jit.outside import note, replaces
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
+from minigrad.tensor.pytree import Same
 
 
 class Kind(IntEnum):
@@ -301,8 +302,10 @@ class Module:
         self._adopt(value)
         before = vars(self).get(name, value)
         object.__setattr__(self, name, value)
-        if before is not value and isinstance(before, _NUMBERS):
+        if before is not value:
             note(self, "_settings", written=True)
+            if isinstance(before, Tensor):
+                replaces(before)
 
     def _decides(self, name: str) -> bool:
         """Whether an attribute that is a number may decide what a call computes."""
@@ -310,9 +313,16 @@ class Module:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """The numbers that may."""
-        return {name: value for name, value in vars(self).items()
-                if isinstance(value, _NUMBERS) and self._decides(name)}  # fmt: skip
+        """The numbers that may, and which modules, parameters and buffers it has."""
+        return {name: shown for name, value in vars(self).items()
+                if (shown := self._setting(name, value)) is not None}  # fmt: skip
+
+    def _setting(self, name: str, value: Any) -> Any:
+        if isinstance(value, Module):
+            return Same(weakref.ref(value))
+        if isinstance(value, Tensor):
+            return Same(value._link) if name in self.__dict__.get("_kinds", ()) else None
+        return value if isinstance(value, _NUMBERS) and self._decides(name) else None
 
     def _registered(self) -> dict[str, Kind]:
         """The kinds of attributes by their names; subclasses need not call our `__init__`."""
@@ -562,8 +572,17 @@ class _Container(Layer):
     _refused = ()
     _items: dict[Any, Any]  # by name; the name of an item without one is its place, an int
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        own = {name: value for name, value in super()._settings.items() if name != "_items"}
+        return own | {
+            name: Same(weakref.ref(item) if isinstance(item, (Module, Tensor)) else item)
+            for name, item in self._shown()
+        }
+
     def _hold(self, items: Iterable[tuple[Any, Any]]) -> None:
         """Have these (name, item); places are counted anew."""
+        note(self, "_settings", written=True)
         self._items = {}
         for place, (name, item) in enumerate(items):
             self._adopt(item)
@@ -603,6 +622,7 @@ class _List(_Container, MutableSequence[_T]):
     @property
     def layers(self) -> list[_T]:
         """The items."""
+        note(self, "_settings")
         return [*self._items.values()]
 
     def __iter__(self) -> Iterator[_T]:
@@ -700,12 +720,14 @@ class ModuleDict(_Container, MutableMapping[str, Any]):
         self.update(modules)
 
     def __getitem__(self, name: str) -> Any:
+        note(self, "_settings")
         return self._items[name]
 
     def __setitem__(self, name: str, module: Any) -> None:
         self.add_module(name, module)
 
     def __delitem__(self, name: str) -> None:
+        note(self, "_settings", written=True)
         del self._items[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -267,13 +267,63 @@ def test_numbers_of_modules(on_device):
         model.epoch = number  # no method reads that
         assert step(Tensor([-5.0])).item() == -5
     model.scale = 3.0
-    with pytest.raises(JitError, match=r"Model whose settings was {'scale': 2\.0.*'scale': 3\.0"):
+    with pytest.raises(JitError, match=r"Model whose scale was 2\.0 .* is 3\.0"):
         step(Tensor([-5.0]))
     model.scale = 2.0
     assert step(Tensor([-5.0])).item() == -5
     model.act.negative_slope = 0.25
-    with pytest.raises(JitError, match="LeakyReLU whose settings"):
+    with pytest.raises(JitError, match="LeakyReLU whose negative_slope was"):
         step(Tensor([-5.0]))
+
+
+SURGERY = {
+    "layer": lambda model, other: setattr(model, "first", other.first),
+    "parameter": lambda model, other: setattr(model, "scale", other.scale),
+    "in a list": lambda model, other: model.rest.__setitem__(0, other.rest[0]),
+    "in a Sequential": lambda model, other: model.last.append(nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("kind", SURGERY)
+def test_layers_that_are_replaced(on_device, kind):
+    """While somebody else still has what was there before."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.scale = nn.Linear(2, 2), nn.Parameter(Tensor([1.0, 2.0]))
+            self.rest, self.last = nn.ModuleList([nn.Linear(2, 2)]), nn.Sequential(nn.Linear(2, 2))
+
+        def forward(self, x):
+            return self.last(self.rest[0](self.first(x) * self.scale))
+
+    model, other = Model(), Model()
+    kept = [model.first, model.scale, model.rest[0]]
+    step = jit(lambda x: model(x))
+    for _ in range(4):
+        step(Tensor([1.0, 2.0]))
+    SURGERY[kind](model, other)
+    with pytest.raises(JitError, match=r"calls a \w+ whose \w+ was"):
+        step(Tensor([1.0, 2.0]))
+    assert kept
+
+
+def test_a_state_that_a_module_replaces(on_device):
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.state, self.last = Tensor([0.0]).realize(), None
+
+        def forward(self, x):
+            self.last = x * 2  # nobody reads that
+            self.state = (self.state + x).realize()
+            return self.state
+
+    model = Counter()
+    step, results = jit(lambda x: model(x)), []
+    results.append(step(Tensor([1.0])))
+    with pytest.raises(JitError, match="a tensor of a module that it calls and puts another"):
+        step(Tensor([1.0]))
 
 
 def test_what_is_fixed(on_device):
