@@ -218,16 +218,7 @@ class Jitted(Generic[P, R]):
         capture.outside.refuse_changes(outside, capture.read)
         del outside  # and the tensors that it read
         capture.result = template(result)
-        links = [
-            (tensor._link, source)
-            for tensor, source in zip(results, capture.sources, strict=True)
-            if source.kind == "fresh"
-        ]
-        links += [
-            (clone._link, Source("input", number))
-            for number, clone in enumerate(given)
-            if clone is not tensors[number]
-        ]
+        links = _left_behind(capture, results, tensors, given)
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
@@ -292,6 +283,23 @@ class Method(Generic[R]):
     def reset(self) -> None:
         """Forget everything: the next call runs as it is, the one after is captured."""
         self.jitted.reset()
+
+
+def _left_behind(
+    capture: Capture, results: Sequence[Tensor], tensors: Sequence[Tensor], given: Sequence[Tensor]
+) -> list[tuple[weakref.ref[Any], Source]]:
+    """Tensors of a captured call that somebody may have kept, and which of a replay's renew them.
+
+    Once the lists are empty, those that nobody has kept are gone.
+    """
+    links = [
+        (tensor._link, source) for tensor, source in zip(results, capture.sources, strict=True)
+        if source.kind == "fresh"
+    ]  # fmt: skip
+    return links + [
+        (clone._link, Source("input", number)) for number, clone in enumerate(given)
+        if clone is not tensors[number]
+    ]  # fmt: skip
 
 
 @contextmanager

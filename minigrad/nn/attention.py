@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
+from minigrad.nn.containers import ModuleList
 from minigrad.nn.layers import Dropout, Linear, uniform
-from minigrad.nn.module import Layer, ModuleList, Parameter
+from minigrad.nn.module import Layer, Parameter
 from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
 
