@@ -16,11 +16,12 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def parts_of(layer: Any, state: Any, kept: tuple[str, ...] | None = None) -> tuple[Tensor, ...]:
-    """The tensors of a state, alone or in a tuple; TypeError for others than the layer keeps."""
+    """The tensors of a state, alone or in a tuple; ShapeError or TypeError for others."""
     kept = kept or layer.kept
     parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
-    if len(parts) != len(kept) or not all(isinstance(part, Tensor) for part in parts):
-        raise TypeError(
+    are_tensors = all(isinstance(part, Tensor) for part in parts)
+    if len(parts) != len(kept) or not are_tensors:
+        raise (ShapeError if are_tensors else TypeError)(
             f"{type(layer).__name__} with a state of {', '.join(type(p).__name__ for p in parts)}: "
             f"expected {' and '.join(kept)}, a Tensor{' each, in a tuple' * (len(kept) > 1)}"
         )

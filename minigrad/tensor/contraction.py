@@ -15,7 +15,7 @@ from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.movement import sequence
+from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.templates import templated
 
 WORTH = 16  # rows and columns of bytes from which it pays to pack them: a register of words
@@ -107,7 +107,7 @@ class Contraction(Methods):
         >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]
         """
-        tensors = sequence(operands)
+        tensors = tensors_in("einsum", operands)
         inputs, output = _parse_einsum(equation, [tensor.ndim for tensor in tensors])
         extents: dict[str, Any] = {}
         aligned = []

@@ -349,6 +349,9 @@ class Core(Holder, metaclass=_TensorType):
         >>> (Tensor([1]) + 1).realize().is_realized()
         True
         """
+        for other in others:
+            if not isinstance(other, Core):
+                raise TypeError(f"realize of a {type(other).__name__}: expected tensors")
         realization.realize((self, *others))
         return self
 

@@ -60,6 +60,18 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bernoulli of 2": (lambda: X.bernoulli(2.0), ValueError, "0 … 1"),
     "bernoulli_ of −1": (lambda: _zeros(2).bernoulli_(-1.0), ValueError, "0 … 1"),
     "meshgrid of a matrix": (lambda: X.meshgrid(X), ShapeError, "expected vectors"),
+    "meshgrid of None": (lambda: X.meshgrid(None), TypeError, "of a NoneType: expected tensors"),
+    "hstack of a number": (lambda: X.hstack(3), TypeError, "hstack of a int: expected tensors"),
+    "vstack of a text": (lambda: X.vstack("a"), TypeError, "vstack of a str: expected tensors"),
+    "einsum of a number": (lambda: Tensor.einsum("i->i", 3), TypeError, "einsum of a int"),
+    "cdist of a number": (lambda: X.cdist(3), TypeError, "x2"),  # type: ignore[arg-type]
+    "replace by a number": (lambda: X.replace(3), TypeError, "other"),  # type: ignore[arg-type]
+    "realize of None": (lambda: X.realize(None), TypeError, "realize of a NoneType"),  # type: ignore[arg-type]
+    "index_put of a number": (lambda: X.index_put(1, 2), TypeError, "a tuple of indices"),
+    "pool of a Tensor": (
+        lambda: F.max_pool2d(IMAGE, Tensor(2)), ShapeError, "expected an int",  # type: ignore[arg-type]
+    ),
+    "norm of a list": (lambda: X.norm([1]), TypeError, "expected a number"),  # type: ignore[arg-type]
     "dropout2d of a vector": (lambda: F.dropout2d(_zeros(3)), ShapeError, "channels"),
     "instance_norm of one": (lambda: F.instance_norm(PIXEL), ShapeError, "one element"),
     "batch_norm of one": (lambda: F.batch_norm(PIXEL[:1], None, None, training=True), ShapeError,
