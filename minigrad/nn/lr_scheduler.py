@@ -72,9 +72,10 @@ class _Factors:
 
     def _rebased(self, place: int, lr: float) -> float:
         """The learning rate at a factor of 1, of one that is not what this scheduler gave."""
-        factor = self.factors[place](self.last_epoch)
-        least = self.least
-        return least + (lr - least) / factor if factor > _NOTHING else self.base_lrs[place]
+        factor, more = self.factors[place](self.last_epoch), lr - self.least
+        if factor < _NOTHING or more < 0:  # nothing to go on with
+            return self.base_lrs[place]
+        return self.least + more / factor
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, promote
-from minigrad.errors import ShapeError
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
@@ -221,6 +221,11 @@ class Contraction(Methods):
         mask = self._new(attn_mask.node)
         if mask.dtype.is_bool:
             return mask, None
+        if not mask.dtype.is_float:
+            raise DTypeError(
+                f"attention with a mask of {mask.dtype.name}: expected bool, True where a key is "
+                "seen, as in (mask != 0), or floats that are added"
+            )
         return mask > float("-inf"), mask
 
     # --- normalization ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from devices import REFERENCE
 
 from minigrad import Tensor, jit, nn
-from minigrad.errors import DeviceError, GradientError, ShapeError
+from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
 
@@ -33,6 +33,7 @@ LEAF = _leaf()
 scheduler = optim.lr_scheduler
 X, Y = _zeros(2, 3), _zeros(5, 2, 3)
 IMAGE, PIXEL = _zeros(1, 1, 4, 4), _zeros(2, 3, 1, 1)
+HEADS = nn.MultiheadAttention(3, 1)
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "flatten backwards": (lambda: X.flatten(1, 0), ShapeError, "flatten(1, 0)"),
     "glu of an odd extent": (lambda: X.glu(), ShapeError, "even extent"),
@@ -70,6 +71,22 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "index_put of a number": (lambda: X.index_put(1, 2), TypeError, "a tuple of indices"),
     "pool of a Tensor": (
         lambda: F.max_pool2d(IMAGE, Tensor(2)), ShapeError, "expected an int",  # type: ignore[arg-type]
+    ),
+    "attention with a mask of ints": (
+        lambda: Y.scaled_dot_product_attention(Y, Y, Tensor([[0, 1]] * 2)), DTypeError, "!= 0",
+    ),
+    "heads with a mask of ints": (
+        lambda: HEADS(Y, Y, Y, attn_mask=Tensor([[0, 1]])), DTypeError, "attn_mask is int32",
+    ),
+    "padding of ints": (
+        lambda: HEADS(Y, Y, Y, Tensor([[0]])), DTypeError, "key_padding_mask is int32",
+    ),
+    "padding turned": (
+        lambda: HEADS(Y, Y, Y, Tensor.zeros(5, 2, dtype="bool")), ShapeError, "expected (2, 5)",
+    ),
+    "heads without heads": (
+        lambda: HEADS(Y, Y, Y, attn_mask=Tensor.zeros(3, 5, 5, dtype="bool")), ShapeError,
+        "expected (5, 5)",
     ),
     "norm of a list": (lambda: X.norm([1]), TypeError, "expected a number"),  # type: ignore[arg-type]
     "dropout2d of a vector": (lambda: F.dropout2d(_zeros(3)), ShapeError, "channels"),
