@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minigrad.errors import ShapeError
+from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.tensor import Tensor
@@ -175,7 +176,16 @@ def layer_norm(
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalization over the last dimensions, which are normalized_shape; then ·weight + bias."""
-    return x.layernorm(_last("layer_norm", x, normalized_shape), eps, weight, bias)
+    axes = _last("layer_norm", x, normalized_shape)
+    _check_factors("layer_norm", x.shape[axes[0] :], weight, bias)
+    return x.layernorm(axes, eps, weight, bias)
+
+
+def _check_factors(name: str, wanted: Shape, *given: Tensor | None) -> None:
+    """ShapeError for weights and biases that would be repeated."""
+    for tensor in given:
+        if tensor is not None and tensor.shape != wanted:
+            raise ShapeError(f"{name}: a weight or bias of {tensor.shape}; expected {wanted}")
 
 
 def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
@@ -195,6 +205,7 @@ def rms_norm(
     eps: the distance from 1 to the next number of x's dtype unless given.
     """
     axes = _last("rms_norm", x, normalized_shape)
+    _check_factors("rms_norm", x.shape[axes[0] :], weight)
     return x.rmsnorm(axes, 2.0**-x._float_dtype().fraction if eps is None else eps, weight)
 
 
@@ -208,6 +219,7 @@ def group_norm(
             f"group_norm of {x.shape} with {num_groups} groups: expected groups that divide the "
             "channels, dimension 1"
         )
+    _check_factors("group_norm", x.shape[1:2], weight, bias)
     parts = x._wide().unflatten(1, (num_groups, -1))
     y = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
     y = y if weight is None else y * weight.reshape(-1, *(1 for _ in x.shape[2:]))
@@ -307,6 +319,7 @@ def cross_entropy(
     axis = _classes(x)
     if weight is None:
         return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
+    _check_factors("cross_entropy", x.shape[axis : axis + 1], weight)
     weighted = x.log_softmax(axis).movedim(axis, -1) * weight
     share = label_smoothing / int(x.size(axis))
     if target.dtype.is_float:
@@ -322,7 +335,10 @@ def cross_entropy(
 
 
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    return (losses if weight is None else losses * weight)._reduced(reduction)
+    weighted = losses if weight is None else losses * weight
+    if weighted.shape != losses.shape:
+        raise ShapeError(f"a weight of {weight.shape} for losses {losses.shape}")  # type: ignore[union-attr]
+    return weighted._reduced(reduction)
 
 
 def binary_cross_entropy(
@@ -389,6 +405,7 @@ def poisson_nll_loss(
 
     full: with Stirling's approximation of log target!, where target > 1.
     """
+    x._check_same_shape("poisson_nll_loss", target)
     losses = x.exp() - target * x if log_input else x - target * (x + eps).log()
     if full:
         many = target > 1
@@ -401,6 +418,8 @@ def margin_ranking_loss(
     x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:
     """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
+    x1._check_same_shape("margin_ranking_loss", x2)
+    x1._check_same_shape("margin_ranking_loss", target)
     return (-target * (x1 - x2) + margin).relu()._reduced(reduction)
 
 
@@ -412,6 +431,8 @@ def triplet_margin_loss(
 
     In p-norms over the last dimension; swap: the smaller distance of the two to the negative.
     """
+    anchor._check_same_shape("triplet_margin_loss", positive)
+    anchor._check_same_shape("triplet_margin_loss", negative)
     away = anchor.pairwise_distance(negative, p, eps)
     if swap:
         away = away.minimum(positive.pairwise_distance(negative, p, eps))

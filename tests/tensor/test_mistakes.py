@@ -88,6 +88,35 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: HEADS(Y, Y, Y, attn_mask=Tensor.zeros(3, 5, 5, dtype="bool")), ShapeError,
         "expected (5, 5)",
     ),
+    "layer_norm of one weight": (
+        lambda: F.layer_norm(X, (3,), _zeros(1)), ShapeError, "a weight or bias of (1,); expected",
+    ),
+    "rms_norm of one weight": (lambda: F.rms_norm(X, (3,), _zeros(1)), ShapeError, "expected (3,)"),
+    "group_norm of one bias": (
+        lambda: F.group_norm(X, 1, None, _zeros(1)), ShapeError, "expected (3,)",
+    ),
+    "one class's weight": (
+        lambda: F.cross_entropy(X, Tensor([0, 1]), _zeros(1)), ShapeError, "expected (3,)",
+    ),
+    "nll_loss's too": (
+        lambda: F.nll_loss(X, Tensor([0, 1]), _zeros(1)), ShapeError, "expected (3,)",
+    ),
+    "weights of more losses": (
+        lambda: F.binary_cross_entropy(X, X, _zeros(4, 2, 3)), ShapeError, "a weight of (4, 2, 3)",
+    ),
+    "pos_weight of more losses": (
+        lambda: F.binary_cross_entropy_with_logits(X, X, pos_weight=_zeros(4, 2, 3)), ShapeError,
+        "equal shapes",
+    ),
+    "poisson of a column": (
+        lambda: F.poisson_nll_loss(_zeros(4, 1), _zeros(4)), ShapeError, "equal shapes",
+    ),
+    "margin of a column": (
+        lambda: F.margin_ranking_loss(_zeros(4), _zeros(4), _zeros(4, 1)), ShapeError, "equal",
+    ),
+    "triplet of a row": (
+        lambda: F.triplet_margin_loss(X, X[0], X), ShapeError, "equal shapes",
+    ),
     "norm of a list": (lambda: X.norm([1]), TypeError, "expected a number"),  # type: ignore[arg-type]
     "dropout2d of a vector": (lambda: F.dropout2d(_zeros(3)), ShapeError, "channels"),
     "instance_norm of one": (lambda: F.instance_norm(PIXEL), ShapeError, "one element"),
