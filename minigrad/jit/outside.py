@@ -12,6 +12,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import os
 import sys
 import threading
 import weakref
@@ -32,7 +33,8 @@ _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a list or dict that are
 _ADDING = [["append"], ["extend"], ["add"], ["update"], ["insert"]]
 _CONTAINERS = (list, tuple, set, dict)
-_LIBRARIES = sys.stdlib_module_names | {"minigrad", "numpy", "torch"}  # nobody rebinds theirs
+_LIBRARIES = {"minigrad", "numpy", "torch"}  # nobody rebinds what is theirs
+_STANDARD = os.path.dirname(os.__file__)  # where Python's own modules are
 _Found = tuple[str, str, bool]
 _SHORT = 8  # items that are quicker to compare one by one
 _MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
@@ -347,7 +349,11 @@ def _is_library(value: Any) -> bool:
         name = value.__module__
     else:
         return False
-    return (name or "").partition(".")[0] in _LIBRARIES
+    first = (name or "").partition(".")[0]
+    if first not in sys.stdlib_module_names:
+        return first in _LIBRARIES
+    file = getattr(sys.modules.get(first), "__file__", None)  # the user's may have such a name
+    return file is None or file.startswith(_STANDARD)
 
 
 def _attribute(value: Any, name: str) -> tuple[Any, bool]:
