@@ -267,7 +267,7 @@ class _Reader:
     """
 
     def __init__(self, names: dict[str, Any]) -> None:
-        self.names, self.seen = names, set[tuple[int, str]]()
+        self.names, self.seen = names, set[tuple[Any, ...]]()
 
     def all(
         self, function: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any]
