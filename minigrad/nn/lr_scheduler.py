@@ -72,10 +72,10 @@ class _Factors:
 
     def _rebased(self, place: int, lr: float) -> float:
         """The learning rate at a factor of 1, of one that is not what this scheduler gave."""
-        factor, more = self.factors[place](self.last_epoch), lr - self.least
-        if factor < _NOTHING or more < 0:  # nothing to go on with
+        factor = self.factors[place](self.last_epoch)
+        if factor < _NOTHING:
             return self.base_lrs[place]
-        return self.least + more / factor
+        return self.least + (lr - self.least) / factor
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""
