@@ -22,16 +22,20 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a tensor that is passed | reads it; `JitError` for another dtype, device or number of dimensions |
 | a tensor of other extents that is passed | nothing: it has a capture of its own |
 | a leaf that is passed and gets a gradient | gives each its own `.grad` |
-| a number or a string that is passed | `JitError` |
+| `requires_grad` of a tensor that it differentiates | `JitError` |
+| a number or a string that is passed, or an attribute of an object that is | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that or of `self` | `JitError` |
-| the mode or device of an `nn.Module` that it calls (`model.eval()`, `.to`) | `JitError` |
-| what is in a list, a dict or an array (up to 64 KiB) of such a name | `JitError` |
+| one that the step itself sets to another number (`self.t += 1`) | `JitError` in call 2 |
+| mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
+| a layer, parameter or buffer of such a module, where another is put | `JitError` |
+| what is in lists, dicts (also in others) or an array (up to 64 KiB) of such a name | `JitError` |
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
+| another option of an optimizer (`momentum = x`) | `JitError` |
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
 | a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
-| numbers in layers that it calls, files, the clock, `random` of Python | fixed: `.reset()` |
+| numbers in other objects that it calls, files, the clock, Python's `random` | fixed: `.reset()` |
 
 Fixed: as it was in the second call. Views in a result are tensors of their own, from the first call
 on.
@@ -40,6 +44,7 @@ on.
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +56,7 @@ from minigrad.device import Buffer, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, copies, leaves, sort, take_gradients
-from minigrad.jit.outside import Outside, noting
+from minigrad.jit.outside import Noted, Outside, noting
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
@@ -181,11 +186,14 @@ class Jitted(Generic[P, R]):
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
+        named = self._objects(args, kwargs)
+        outside = Outside(self.name, self.function, self.instance, named, Noted())
+        outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         before = Snapshot()
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
-        capturing.add(get_ident())
+        capturing[get_ident()] = before.looked_at
         try:
             with recorded_calls() as calls, _logged() as data, noting() as noted:
                 result = self.function(*args, **kwargs)
@@ -195,7 +203,7 @@ class Jitted(Generic[P, R]):
                 realization.realize([*results, *before.left_behind()])
                 realization.settle_before(frozenset())
         finally:
-            capturing.discard(get_ident())
+            del capturing[get_ident()]
             watching.watch = None
         del args, kwargs
         if others:
@@ -204,20 +212,13 @@ class Jitted(Generic[P, R]):
                 "is in it; return tensors in lists, tuples and dicts"
             )
         self._compare(key, found, data)
-        capture.outside = Outside(self.name, self.function, self.instance, noted)
+        capture.outside = Outside(self.name, self.function, self.instance, named, noted)
         take_gradients(capture, before, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
+        capture.outside.refuse_changes(outside, capture.read)
+        del outside  # and the tensors that it read
         capture.result = template(result)
-        links = [
-            (tensor._link, source)
-            for tensor, source in zip(results, capture.sources, strict=True)
-            if source.kind == "fresh"
-        ]
-        links += [
-            (clone._link, Source("input", number))
-            for number, clone in enumerate(given)
-            if clone is not tensors[number]
-        ]
+        links = _left_behind(capture, results, tensors, given)
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
@@ -226,6 +227,17 @@ class Jitted(Generic[P, R]):
         self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
+
+    def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The arguments that are neither tensors, containers, nor plain values, by their names."""
+        try:
+            first = () if self.instance is None else (None,)
+            bound = inspect.signature(self.function).bind(*first, *args, **kwargs)
+        except (TypeError, ValueError):  # the call says what is wrong
+            return {}
+        parts = {name: flatten(value, [], {}) for name, value in bound.arguments.items()}
+        return {name: bound.arguments[name] for name, part in parts.items()
+                if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
 
     def _refuse_arrays(self, structure: Any) -> None:
         arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
@@ -271,6 +283,23 @@ class Method(Generic[R]):
     def reset(self) -> None:
         """Forget everything: the next call runs as it is, the one after is captured."""
         self.jitted.reset()
+
+
+def _left_behind(
+    capture: Capture, results: Sequence[Tensor], tensors: Sequence[Tensor], given: Sequence[Tensor]
+) -> list[tuple[weakref.ref[Any], Source]]:
+    """Tensors of a captured call that somebody may have kept, and which of a replay's renew them.
+
+    Once the lists are empty, those that nobody has kept are gone.
+    """
+    links = [
+        (tensor._link, source) for tensor, source in zip(results, capture.sources, strict=True)
+        if source.kind == "fresh"
+    ]  # fmt: skip
+    return links + [
+        (clone._link, Source("input", number)) for number, clone in enumerate(given)
+        if clone is not tensors[number]
+    ]  # fmt: skip
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from minigrad.jit.outside import Outside
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, turns, views
+from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
@@ -72,6 +73,11 @@ class Capture:
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
+        # requires_grad, where it differentiates: of inputs; of tensors that it reads; whether None
+        # is another than False, as nobody said True; what the clock showed when that was looked at
+        self.leaves: list[bool | None] | None = None
+        self.marks: list[tuple[weakref.ref[Any], bool | None]] = []
+        self.unmarked, self.marked = False, clock.marks
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
         # number, which, the leaf that has had it itself (others get copies), may there be one
         self.input_gradients: list[tuple[int, Tensor, weakref.ref[Any] | None, bool]] = []
@@ -89,6 +95,7 @@ class Capture:
             self._settle(args, kwargs)
         tensors, values = self._check(args, kwargs)
         self.check_memory(tensors)
+        self._check_marks(tensors)
         self._check_gradients(tensors)
         self._part_gradients(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
@@ -219,8 +226,32 @@ class Capture:
                     "of one"
                 )
 
+    def _check_marks(self, tensors: Sequence[Tensor]) -> None:
+        """JitError where other tensors than in the capture are to have a gradient."""
+        if self.leaves is None:
+            return
+        seen = clock.marks
+        pairs = [*zip(tensors, self.leaves, strict=True)]
+        if seen != self.marked:
+            pairs += [(tensor, mark) for link, mark in self.marks if (tensor := link()) is not None]
+        for tensor, mark in pairs:
+            now = tensor._requires_grad
+            if now is not mark and (self.unmarked or bool(now) is not bool(mark)):
+                raise JitError(
+                    f"{self.name} was captured when the requires_grad of a tensor of shape "
+                    f"{shape_of(tensor.raw.shape)} was {mark}, and it is {now}: a replay would "
+                    "give the same tensors gradients as before; set it back, or .reset()"
+                )
+        self.marked = seen
+
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         """JitError where a gradient would be added to."""
+        given = [tensors[number].raw for number, *_ in self.input_gradients]
+        if len({*given}.difference(of.raw for of, *_ in self.gradients)) < len(given):
+            raise JitError(
+                f"{self.name} is given a tensor that gets a gradient twice, or that it also uses "
+                "without being given it: a replay would not add the two; pass a .clone()"
+            )
         new = [of for of, _, had in self.gradients if not had]
         new += [tensors[number] for number, *_, had in self.input_gradients if not had]
         if any(of.grad is not None for of in new):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from minigrad.hints import names_of
 from minigrad.nn import functional, init, optim, schedule, state, utils
 from minigrad.nn.attention import *
+from minigrad.nn.containers import *
 from minigrad.nn.convolution import *
 from minigrad.nn.layers import *
 from minigrad.nn.module import *

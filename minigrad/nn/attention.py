@@ -6,10 +6,11 @@ import copy
 import functools
 from collections.abc import Callable
 
-from minigrad.errors import ShapeError
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.nn import functional as F
+from minigrad.nn.containers import ModuleList
 from minigrad.nn.layers import Dropout, Linear, uniform
-from minigrad.nn.module import Layer, ModuleList, Parameter
+from minigrad.nn.module import Layer, Parameter
 from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
 
@@ -94,6 +95,7 @@ class MultiheadAttention(Layer):
     ) -> Tensor | None:  # fmt: skip
         """All masks as one: bool where True is seen, or floats if one of them is."""
         queries, keys = int(q.size(-2)), int(k.size(-2))
+        self._check_masks(int(q.size(0)), queries, keys, attn_mask, padding)
         masks: list[Tensor] = []
         if attn_mask is not None:
             whole = attn_mask.ndim == 3
@@ -108,6 +110,27 @@ class MultiheadAttention(Layer):
         added = [mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks]
         total: Tensor = functools.reduce(Tensor.add, added)
         return total
+
+    def _check_masks(
+        self, batch: int, queries: int, keys: int, attn_mask: Tensor | None, padding: Tensor | None
+    ) -> None:
+        """DTypeError or ShapeError for masks that would be added as numbers, or broadcast."""
+        whole = (batch * self.num_heads, queries, keys)
+        alone = [(keys,)] if batch == 1 else []  # without a batch
+        wanted = {
+            "attn_mask": (attn_mask, [whole[1:], whole]),
+            "key_padding_mask": (padding, [(batch, keys), *alone]),
+        }
+        for name, (mask, shapes) in wanted.items():
+            if mask is not None and not (mask.dtype.is_bool or mask.dtype.is_float):
+                raise DTypeError(
+                    f"MultiheadAttention: {name} is {mask.dtype.name}; expected bool, True where a "
+                    "key is not seen, as in (mask == 0), or floats that are added"
+                )
+            if mask is not None and mask.shape not in shapes:
+                raise ShapeError(
+                    f"MultiheadAttention: {name} has shape {mask.shape}; expected {shapes[0]}"
+                )
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """What each query takes of each key (batch, heads, queries, keys)."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minigrad.errors import ShapeError
+from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.tensor import Tensor
@@ -162,7 +163,16 @@ def layer_norm(
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalization over the last dimensions, which are normalized_shape; then ·weight + bias."""
-    return x.layernorm(_last("layer_norm", x, normalized_shape), eps, weight, bias)
+    axes = _last("layer_norm", x, normalized_shape)
+    _check_factors("layer_norm", x.shape[axes[0] :], weight, bias)
+    return x.layernorm(axes, eps, weight, bias)
+
+
+def _check_factors(name: str, wanted: Shape, *given: Tensor | None) -> None:
+    """ShapeError for weights and biases that would be repeated."""
+    for tensor in given:
+        if tensor is not None and tensor.shape != wanted:
+            raise ShapeError(f"{name}: a weight or bias of {tensor.shape}; expected {wanted}")
 
 
 def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
@@ -182,6 +192,7 @@ def rms_norm(
     eps: the distance from 1 to the next number of x's dtype unless given.
     """
     axes = _last("rms_norm", x, normalized_shape)
+    _check_factors("rms_norm", x.shape[axes[0] :], weight)
     return x.rmsnorm(axes, 2.0**-x._float_dtype().fraction if eps is None else eps, weight)
 
 
@@ -195,6 +206,7 @@ def group_norm(
             f"group_norm of {x.shape} with {num_groups} groups: expected groups that divide the "
             "channels, dimension 1"
         )
+    _check_factors("group_norm", x.shape[1:2], weight, bias)
     parts = x._wide().unflatten(1, (num_groups, -1))
     y = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
     y = y if weight is None else y * weight.reshape(-1, *(1 for _ in x.shape[2:]))
@@ -252,12 +264,18 @@ def instance_norm(
 ) -> Tensor:  # fmt: skip
     """Normalization of each channel of each example over space; then ·weight + bias per channel.
 
-    Without use_input_stats by the running statistics, which are not moved.
+    That moves running statistics, if they are given, by `momentum` to the means of all examples'
+    (in place). Without use_input_stats it is by the running statistics, which stay.
     """
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    if math.prod(x._known_shape()[2:]) < 2:
+    count = math.prod(x._known_shape()[2:])
+    if count < 2:
         raise ShapeError(f"instance_norm of {x.shape}: expected more than one element in space")
+    if running_mean is not None and running_var is not None:
+        wide, space = x.detach()._wide(), tuple(range(2, x.ndim))
+        found = wide.mean(space).mean(0), wide._mean_square(space).mean(0), count
+        _move_statistics(running_mean, running_var, found, momentum)
     return group_norm(x, x.size(1), weight, bias, eps)
 
 
@@ -288,6 +306,7 @@ def cross_entropy(
     axis = _classes(x)
     if weight is None:
         return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
+    _check_factors("cross_entropy", x.shape[axis : axis + 1], weight)
     weighted = x.log_softmax(axis).movedim(axis, -1) * weight
     share = label_smoothing / int(x.size(axis))
     if target.dtype.is_float:
@@ -303,7 +322,10 @@ def cross_entropy(
 
 
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
-    return (losses if weight is None else losses * weight)._reduced(reduction)
+    weighted = losses if weight is None else losses * weight
+    if weighted.shape != losses.shape:
+        raise ShapeError(f"a weight of {weight.shape} for losses {losses.shape}")  # type: ignore[union-attr]
+    return weighted._reduced(reduction)
 
 
 def binary_cross_entropy(
@@ -370,6 +392,7 @@ def poisson_nll_loss(
 
     full: with Stirling's approximation of log target!, where target > 1.
     """
+    x._check_same_shape("poisson_nll_loss", target)
     losses = x.exp() - target * x if log_input else x - target * (x + eps).log()
     if full:
         many = target > 1
@@ -382,6 +405,8 @@ def margin_ranking_loss(
     x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:
     """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
+    x1._check_same_shape("margin_ranking_loss", x2)
+    x1._check_same_shape("margin_ranking_loss", target)
     return (-target * (x1 - x2) + margin).relu()._reduced(reduction)
 
 
@@ -393,6 +418,8 @@ def triplet_margin_loss(
 
     In p-norms over the last dimension; swap: the smaller distance of the two to the negative.
     """
+    anchor._check_same_shape("triplet_margin_loss", positive)
+    anchor._check_same_shape("triplet_margin_loss", negative)
     away = anchor.pairwise_distance(negative, p, eps)
     if swap:
         away = away.minimum(positive.pairwise_distance(negative, p, eps))

@@ -1,6 +1,7 @@
 """PyTorch's torch.optim.lr_scheduler: factors of the learning rates that an optimizer began with.
 
-`minigrad.nn.schedule` has the same as functions of the step.
+Several of an optimizer multiply what each other gave, but for `LambdaLR`, which counts from the
+first learning rate of all. `minigrad.nn.schedule` has the same as functions of the step.
 """
 
 from __future__ import annotations
@@ -10,19 +11,28 @@ from bisect import bisect_right
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from minigrad.dtype import convert, dtypes
 from minigrad.hints import names_of
 
+_NOTHING = 1e-12  # a factor by which nothing can be divided
 
-class LambdaLR:
-    """Multiplies each group's first learning rate by lr_lambda(steps taken).
 
-    optimizer: an `Optimizer` or `OptimizerGroup`; schedulers know its `param_groups` only.
-    lr_lambda: a function, or one for each group. last_epoch: steps taken before, less one.
+def _single(rate: float) -> float:
+    """As a float32, which an optimizer's is."""
+    return convert(rate, dtypes.float32)
+
+
+class _Factors:
+    """Multiplies each group's learning rate by its factor(steps taken) over the one before.
+
+    least: a part of it that is not multiplied. base_lrs: the learning rates at a factor of 1, which
+    are others where somebody has changed those of the groups since the last step: another
+    scheduler, or the user.
     """
 
     def __init__(
-        self, optimizer: Any,
-        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]], last_epoch: int = -1,
+        self, optimizer: Any, factors: Callable[[int], float] | Sequence[Callable[[int], float]],
+        last_epoch: int = -1, least: float = 0.0,
     ) -> None:  # fmt: skip
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(
@@ -30,29 +40,49 @@ class LambdaLR:
             )
         self.optimizer = optimizer
         groups = optimizer.param_groups
-        several = lr_lambda if isinstance(lr_lambda, Sequence) else [lr_lambda] * len(groups)
+        several = factors if isinstance(factors, Sequence) else [factors] * len(groups)
         self.factors = list(several)
         if len(self.factors) != len(groups):
             raise ValueError(
                 f"{type(self).__name__}: {len(self.factors)} functions for {len(groups)} groups"
             )
-        self.base_lrs: list[float] = [group["lr"] for group in groups]
+        self.least = least
+        self.base_lrs: list[float] = [self._first(group) for group in groups]
         self.last_epoch = last_epoch
+        self._given = [_single(group["lr"]) for group in groups]
         self.step()
+
+    def _first(self, group: Any) -> float:
+        """What is multiplied by the factor of step 0."""
+        first: float = group["lr"]
+        vars(group.optimizer).setdefault("initial_lr", first)
+        return first
 
     def step(self) -> None:
         """Go on to the next step; call it after `optimizer.step()`."""
+        groups = self.optimizer.param_groups
+        for place, (group, given) in enumerate(zip(groups, self._given, strict=True)):
+            now = group["lr"]
+            if _single(now) != given:
+                self.base_lrs[place] = self._rebased(place, now)
         self.last_epoch += 1
-        for group, lr in zip(self.optimizer.param_groups, self.get_last_lr(), strict=True):
+        for group, lr in zip(groups, rates := self.get_last_lr(), strict=True):
             group["lr"] = lr
+        self._given = [*map(_single, rates)]
 
-    def _rate(self, base: float, factor: float) -> float:
-        return base * factor
+    def _rebased(self, place: int, lr: float) -> float:
+        """The learning rate at a factor of 1, of one that is not what this scheduler gave."""
+        factor = self.factors[place](self.last_epoch)
+        if factor < _NOTHING:
+            return self.base_lrs[place]
+        return self.least + (lr - self.least) / factor
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""
         pairs = zip(self.base_lrs, self.factors, strict=True)
-        return [self._rate(base, factor(self.last_epoch)) for base, factor in pairs]
+        return [
+            self.least + (base - self.least) * factor(self.last_epoch) for base, factor in pairs
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on: steps taken, and the first learning rates."""
@@ -61,10 +91,32 @@ class LambdaLR:
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self.base_lrs, self.last_epoch = list(state["base_lrs"]), state["last_epoch"] - 1
+        self._given = [_single(group["lr"]) for group in self.optimizer.param_groups]
         self.step()
 
 
-class LinearLR(LambdaLR):
+class LambdaLR(_Factors):
+    """Multiplies each group's first learning rate by lr_lambda(steps taken).
+
+    optimizer: an `Optimizer` or `OptimizerGroup`. lr_lambda: a function, or one for each group.
+    last_epoch: steps taken before, less one.
+    """
+
+    def __init__(
+        self, optimizer: Any,
+        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]], last_epoch: int = -1,
+    ) -> None:  # fmt: skip
+        super().__init__(optimizer, lr_lambda, last_epoch)
+
+    def _first(self, group: Any) -> float:
+        first: float = vars(group.optimizer).setdefault("initial_lr", group["lr"])
+        return first
+
+    def _rebased(self, place: int, lr: float) -> float:
+        return self.base_lrs[place]
+
+
+class LinearLR(_Factors):
     """From start_factor to end_factor in total_iters steps."""
 
     def __init__(
@@ -84,7 +136,7 @@ class LinearLR(LambdaLR):
         super().__init__(optimizer, factor)
 
 
-class StepLR(LambdaLR):
+class StepLR(_Factors):
     """gamma more every step_size steps."""
 
     def __init__(self, optimizer: Any, step_size: int, gamma: float = 0.1) -> None:
@@ -93,7 +145,7 @@ class StepLR(LambdaLR):
         super().__init__(optimizer, lambda step: gamma ** (step // step_size))
 
 
-class MultiStepLR(LambdaLR):
+class MultiStepLR(_Factors):
     """gamma more at each of the milestones."""
 
     def __init__(self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1) -> None:
@@ -103,24 +155,23 @@ class MultiStepLR(LambdaLR):
         super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step))
 
 
-class ExponentialLR(LambdaLR):
+class ExponentialLR(_Factors):
     """gamma more in every step."""
 
     def __init__(self, optimizer: Any, gamma: float) -> None:
         super().__init__(optimizer, lambda step: gamma**step)
 
 
-class CosineAnnealingLR(LambdaLR):
+class CosineAnnealingLR(_Factors):
     """Half a cosine from the first learning rate to eta_min in T_max steps, and back again."""
 
     def __init__(self, optimizer: Any, T_max: int, eta_min: float = 0.0) -> None:
         if T_max < 1:
             raise ValueError(f"CosineAnnealingLR(T_max={T_max}): expected steps ≥ 1")
         self.eta_min = eta_min
-        super().__init__(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)))
-
-    def _rate(self, base: float, factor: float) -> float:
-        return self.eta_min + (base - self.eta_min) * factor
+        super().__init__(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)), least=eta_min
+        )
 
 
 if not TYPE_CHECKING:

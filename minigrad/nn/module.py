@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
-from itertools import chain
-from types import FunctionType, ModuleType
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, ClassVar, NamedTuple, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError, StateError
-from minigrad.hints import hint, missing, present, put_hints
-from minigrad.jit.outside import note
+from minigrad.hints import hint, present, put_hints
+from minigrad.jit.outside import note, replaces
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
+from minigrad.tensor.pytree import Same
 
 
 class Kind(IntEnum):
@@ -198,6 +199,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
 
 
 _OWN = ("_kinds", "_training", "_moves")
+_NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
 def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
@@ -234,6 +236,7 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
                 raise TypeError(f"{given}: {hint('model(a)')}")
         note(self, "_training")
         note(self, "_moves")
+        note(self, "_settings")
         mode = self._training
         if mode is None or mode is Tensor.training:
             return function(self, *args, **kwargs)
@@ -241,6 +244,15 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(self, *args, **kwargs)
 
     return call
+
+
+def names_in(function: Any) -> frozenset[str]:
+    """The names of attributes and globals in a function's code, and in that of functions in it."""
+    function = inspect.unwrap(getattr(function, "fget", function))  # of a property
+    code = getattr(function, "__code__", function)
+    if not isinstance(code, CodeType):
+        return frozenset()
+    return frozenset(code.co_names).union(*map(names_in, code.co_consts))
 
 
 class Module:
@@ -256,6 +268,7 @@ class Module:
 
     _training: bool | None = True  # None: as Tensor.training says
     _moves: int = 0  # how often `to` may have given its tensors other memory
+    _read: ClassVar[frozenset[str]] = frozenset()  # names that occur in methods but `__init__`
 
     def __init_subclass__(cls, **options: Any) -> None:
         """`forward` and `__call__` are one function; called as the module it has its mode."""
@@ -263,6 +276,7 @@ class Module:
         own: dict[str, Any] = dict(vars(cls))
         if "__init__" in own and cls.__name__.startswith("_"):  # Python's messages name it
             own["__init__"].__qualname__ = f"{cls.__name__[1:]}.__init__"
+        cls._read = cls._read.union(*(names_in(f) for n, f in own.items() if n != "__init__"))
         function = own.get("__call__", own.get("forward"))
         if function is not None:
             cls.forward = own.get("forward", function)  # type: ignore[method-assign]
@@ -285,7 +299,29 @@ class Module:
         elif isinstance(value, Tensor) and value.requires_grad is False:
             self._registered().setdefault(name, Kind.BUFFER)
         self._adopt(value)
+        before = vars(self).get(name, value)
         object.__setattr__(self, name, value)
+        if before is not value:
+            note(self, "_settings", written=True)
+            if isinstance(before, Tensor):
+                replaces(before)
+
+    def _decides(self, name: str) -> bool:
+        """Whether an attribute that is a number may decide what a call computes."""
+        return name in self._read
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The numbers that may, and which modules, parameters and buffers it has."""
+        return {name: shown for name, value in vars(self).items()
+                if (shown := self._setting(name, value)) is not None}  # fmt: skip
+
+    def _setting(self, name: str, value: Any) -> Any:
+        if isinstance(value, Module):
+            return Same(weakref.ref(value))
+        if isinstance(value, Tensor):
+            return Same(value._link) if name in self.__dict__.get("_kinds", ()) else None
+        return value if isinstance(value, _NUMBERS) and self._decides(name) else None
 
     def _registered(self) -> dict[str, Kind]:
         """The kinds of attributes by their names; subclasses need not call our `__init__`."""
@@ -509,6 +545,9 @@ class Layer(Module):
         shown = [f"{name}={said}" for name, said in named.items() if (name, said) not in usual]
         return ", ".join([*(str(self._said(name)) for name in self._sizes), *shown])
 
+    def _decides(self, name: str) -> bool:
+        return name not in _OWN
+
     def _said(self, name: str) -> Any:
         value = getattr(self, name, self._unusual.get(name))
         return value if name != "bias" or isinstance(value, bool) else value is not None
@@ -520,163 +559,3 @@ class Layer(Module):
 
 
 check_functions(globals())
-
-
-Function = Callable[[Tensor], Tensor]
-_T = TypeVar("_T")
-
-
-class _Container(Layer):
-    """A layer of items that have names, by which they are attributes, too."""
-
-    _refused = ()
-    _items: dict[Any, Any]  # by name; the name of an item without one is its place, an int
-
-    def _hold(self, items: Iterable[tuple[Any, Any]]) -> None:
-        """Have these (name, item); places are counted anew."""
-        self._items = {}
-        for place, (name, item) in enumerate(items):
-            self._adopt(item)
-            self._items[place if isinstance(name, int) else name] = item
-
-    def _members(self) -> Iterator[Member]:
-        own = (member for member in super()._members() if member[0] != "_items")
-        return chain(own, members(self._items))  # a subclass may hold more than its items
-
-    def _shown(self) -> Iterator[tuple[str, Any]]:
-        return ((str(name), item) for name, item in self._items.items())
-
-    def __getattr__(self, name: str) -> Any:
-        found = {} if name.startswith("_") else dict(self._shown())
-        if name not in found:
-            raise missing("Module", name, found)
-        return found[name]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def add_module(self, name: str, module: Any) -> None:
-        """Hold an item by a name, in the place of the one that has it or at the end."""
-        known = {str(key): key for key in self._items}
-        self._hold({**self._items, known.get(name, name): module}.items())
-
-    register_module = add_module
-
-
-class _List(_Container, MutableSequence[_T]):
-    """A list whose items have their places as names, or names of their own."""
-
-    def __init__(self, items: Iterable[_T] = ()) -> None:
-        self._items = {}
-        self.extend(items)
-
-    @property
-    def layers(self) -> list[_T]:
-        """The items."""
-        return [*self._items.values()]
-
-    def __iter__(self) -> Iterator[_T]:
-        return iter(self.layers)
-
-    def __getitem__(self, place: int | slice) -> Any:
-        if not isinstance(place, slice):
-            return self.layers[place]
-        part = type(self)()
-        part._hold([*self._items.items()][place])
-        return part
-
-    def __setitem__(self, place: Any, item: Any) -> None:
-        found = [*self._items.items()]
-        if isinstance(place, slice):
-            found[place] = [(0, each) for each in item]
-        else:
-            found[place] = (found[place][0], item)
-        self._hold(found)
-
-    def __delitem__(self, place: int | slice) -> None:
-        found = [*self._items.items()]
-        del found[place]
-        self._hold(found)
-
-    def insert(self, index: int, item: _T) -> None:
-        """Put an item before a place."""
-        found = [*self._items.items()]
-        found.insert(index, (0, item))
-        self._hold(found)
-
-    def append(self, item: _T) -> Self:  # type: ignore[override]
-        """Put an item at the end; gives the list, as PyTorch's."""
-        self.insert(len(self), item)
-        return self
-
-
-class ModuleList(_List[Any]):
-    """A list of modules; it is not called itself. Slices are ModuleLists."""
-
-
-class ParameterList(_List[Tensor]):
-    """A list of parameters; what is no Tensor becomes one."""
-
-    def insert(self, index: int, item: Any) -> None:
-        """Put a parameter before a place."""
-        super().insert(index, Parameter(item))
-
-
-class Sequential(_List[Function]):
-    """Layers one after the other; functions such as `Tensor.relu` are layers too.
-
-    Lists among the arguments count as their items; one dict gives the layers' names, by which they
-    are attributes, too. A layer that is assigned to another name is the last one from then on.
-    """
-
-    def __init__(self, *layers: Function | Iterable[Function] | Mapping[str, Function]) -> None:
-        super().__init__()
-        for layer in layers:
-            if isinstance(layer, Mapping):
-                for name, each in layer.items():
-                    self.add_module(name, each)
-            else:
-                self.extend(layer if isinstance(layer, (list, tuple)) else [layer])  # type: ignore[list-item]
-
-    def insert(self, index: int, item: Function) -> None:
-        """Put a layer in before another."""
-        if not callable(item):
-            raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
-        if isinstance(item, type):
-            name = item.__name__
-            raise TypeError(f"Sequential of the class {name}: expected a layer, as {name}(…)")
-        super().insert(index, item)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Module):
-            self.add_module(name, value)
-        else:
-            super().__setattr__(name, value)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The last layer's result."""
-        for layer in self:
-            x = layer(x)
-        return x
-
-
-class ModuleDict(_Container, MutableMapping[str, Any]):
-    """Modules by name; it is not called itself."""
-
-    __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping's compare what is in it
-
-    def __init__(self, modules: Any = ()) -> None:
-        self._items = {}
-        self.update(modules)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._items[name]
-
-    def __setitem__(self, name: str, module: Any) -> None:
-        self.add_module(name, module)
-
-    def __delitem__(self, name: str) -> None:
-        del self._items[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)

@@ -200,6 +200,11 @@ class Optimizer(Steps):
         self.options = list(options)
         vars(self).update(options)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self).get("options", ()):
+            note(self, name, written=True)
+        super().__setattr__(name, value)
+
     def __repr__(self) -> str:
         options = [f"{n}={v}" for n, v in ParamGroup(self).items() if n not in ("params", "lr")]
         return f"{type(self).__name__}({', '.join([f'lr={self.lr.item():g}', *options])})"
@@ -250,7 +255,8 @@ class Optimizer(Steps):
         """Count a step of these parameters. Others that shared their count have one from now on
         that stays.
         """
-        note(self, "_divided")
+        for name in ("_divided", *self.options):
+            note(self, name)
         moving = {id(count): count for count in map(self.counts.__getitem__, places)}
         counts, staying = self.counts[:], dict[int, Tensor]()
         for place in {*range(len(counts))}.difference(places):

@@ -15,6 +15,19 @@ from minigrad.tensor.broadcasting import check_share
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
+def parts_of(layer: Any, state: Any, kept: tuple[str, ...] | None = None) -> tuple[Tensor, ...]:
+    """The tensors of a state, alone or in a tuple; ShapeError or TypeError for others."""
+    kept = kept or layer.kept
+    parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
+    are_tensors = all(isinstance(part, Tensor) for part in parts)
+    if len(parts) != len(kept) or not are_tensors:
+        raise (ShapeError if are_tensors else TypeError)(
+            f"{type(layer).__name__} with a state of {', '.join(type(p).__name__ for p in parts)}: "
+            f"expected {' and '.join(kept)}, a Tensor{' each, in a tuple' * (len(kept) > 1)}"
+        )
+    return parts
+
+
 class _Cell(Layer):
     """The weights of `gates` gates: each kind in one tensor, one gate after the other.
 
@@ -37,6 +50,10 @@ class _Cell(Layer):
     def _zeros(self, x: Tensor) -> Tensor:
         """The state before the first step."""
         return Tensor.zeros(*x.shape[:-1], self.hidden_size, dtype=x.dtype, device=x.device)
+
+    def _parts(self, x: Tensor, state: Any) -> tuple[Tensor, ...]:
+        """What a state consists of; zeros without one."""
+        return (self._zeros(x),) * len(self.kept) if state is None else parts_of(self, state)
 
     def _products(self, x: Tensor, hidden: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """Of all gates (…, gates·hidden): what comes from x, and what from the hidden state."""
@@ -74,7 +91,7 @@ class LSTMCell(_Cell):
 
         Without a state it is zeros.
         """
-        hidden, cell = state or (self._zeros(x), self._zeros(x))
+        hidden, cell = self._parts(x, state)
         by_x, by_state = self._products(x, hidden, cell)
         enter, forget, new, leave = (by_x + by_state).chunk(4, -1)
         cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
@@ -91,7 +108,7 @@ class GRUCell(_Cell):
 
     def __call__(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """(…, input_size) and the state → the new state (…, hidden_size); zeros if not given."""
-        before = self._zeros(x) if hidden is None else hidden
+        (before,) = self._parts(x, hidden)
         by_x, by_state = (part.chunk(3, -1) for part in self._products(x, before))
         reset, update = ((by_x[i] + by_state[i]).sigmoid() for i in (0, 1))
         new = (by_x[2] + reset * by_state[2]).tanh()
@@ -111,7 +128,7 @@ class RNNCell(_Cell):
 
     def __call__(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """(…, input_size) and the state → the new state (…, hidden_size); zeros if not given."""
-        by_x, by_state = self._products(x, self._zeros(x) if hidden is None else hidden)
+        by_x, by_state = self._products(x, *self._parts(x, hidden))
         total = by_x + by_state
         return total.tanh() if self.nonlinearity == "tanh" else total.relu()
 
@@ -165,7 +182,7 @@ class _Recurrent(Layer):
 
     def _check_state(self, state: tuple[Tensor, ...], batch: Shape) -> None:
         wanted = (self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size)
-        if len(state) != len(self.cell.kept) or any(part.shape != wanted for part in state):
+        if any(part.shape != wanted for part in state):
             raise ShapeError(
                 f"{type(self).__name__} with a state of {', '.join(str(p.shape) for p in state)}: "
                 f"expected {' and '.join(self.cell.kept)} of {wanted}"
@@ -183,16 +200,17 @@ class _Recurrent(Layer):
                 f" or (batch, length, {self.input_size}) with batch_first"
             )
         time = 1 if self.batch_first and x.ndim == 3 else 0
-        given = None if state is None else state if isinstance(state, tuple) else (state,)
+        given = None if state is None else parts_of(self, state, self.cell.kept)
         if given is not None:
             self._check_state(given, x.shape[1 - time : 2 - time] if x.ndim == 3 else ())
         whole = x.transpose(0, time)
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             found = []
+            shape = (*whole.shape[1:-1], self.hidden_size)
+            zeros = Tensor.zeros(shape, dtype=whole.dtype, device=whole.device)
             for turn, end in enumerate(self._ends(layer)):
                 cell = self._cell(end, whole._known_shape()[-1])
-                zeros = cell._zeros(whole[0])
                 start = (zeros,) * len(cell.kept) if given is None else (
                     tuple(part[len(last)] for part in given)
                 )  # fmt: skip

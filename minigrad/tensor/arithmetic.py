@@ -387,7 +387,7 @@ class Arithmetic(Composed):
 
     # --- distances --------------------------------------------------------------------------------
 
-    def cdist(self, x2: Any, p: Scalar = 2) -> Self:
+    def cdist(self, x2: Self, p: Scalar = 2) -> Self:
         """(…, m, d), (…, n, d) → (…, m, n): p-norms of the differences of all pairs of rows.
 
         >>> Tensor([[0.0, 0.0]]).cdist(Tensor([[3.0, 4.0]])).tolist()

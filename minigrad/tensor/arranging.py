@@ -12,7 +12,7 @@ from minigrad.graph.symbolic import Affine, Integer
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, broadcast_shape
 from minigrad.tensor.core import Core
-from minigrad.tensor.movement import sequence
+from minigrad.tensor.movement import sequence, tensors_in
 
 
 class Arranging(Composed):
@@ -179,7 +179,7 @@ class Arranging(Composed):
         >>> Tensor.hstack([Tensor([1]), Tensor([2])]).tolist()
         [1, 2]
         """
-        given = [x.atleast_1d() for x in sequence((self, *others))]
+        given = [x.atleast_1d() for x in tensors_in("hstack", (self, *others))]
         return given[0].cat(*given[1:], dim=0 if given[0].ndim == 1 else 1)  # type: ignore[no-any-return]
 
     def vstack(self, *others: Any) -> Self:
@@ -188,7 +188,7 @@ class Arranging(Composed):
         >>> Tensor.vstack([Tensor([1]), Tensor([2])]).tolist()
         [[1], [2]]
         """
-        given = [x.atleast_2d() for x in sequence((self, *others))]
+        given = [x.atleast_2d() for x in tensors_in("vstack", (self, *others))]
         return given[0].cat(*given[1:])  # type: ignore[no-any-return]
 
     def tile(self, *repeats: Any) -> Self:
@@ -389,6 +389,10 @@ class Arranging(Composed):
         >>> Tensor([1, 1]).index_put((Tensor([1, 1]),), Tensor([2, 3]), accumulate=True).tolist()
         [1, 6]
         """
+        if not isinstance(indices, (tuple, list)):
+            raise TypeError(
+                f"index_put({type(indices).__name__}, …): expected a tuple of indices, as (i,)"
+            )
         copy = self._new(self.node)
         if not accumulate:
             copy[tuple(indices)] = values

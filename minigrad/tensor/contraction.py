@@ -9,13 +9,13 @@ from functools import cache
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, promote
-from minigrad.errors import ShapeError
+from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.movement import sequence
+from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.templates import templated
 
 WORTH = 16  # rows and columns of bytes from which it pays to pack them: a register of words
@@ -107,7 +107,7 @@ class Contraction(Methods):
         >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]
         """
-        tensors = sequence(operands)
+        tensors = tensors_in("einsum", operands)
         inputs, output = _parse_einsum(equation, [tensor.ndim for tensor in tensors])
         extents: dict[str, Any] = {}
         aligned = []
@@ -221,6 +221,11 @@ class Contraction(Methods):
         mask = self._new(attn_mask.node)
         if mask.dtype.is_bool:
             return mask, None
+        if not mask.dtype.is_float:
+            raise DTypeError(
+                f"attention with a mask of {mask.dtype.name}: expected bool, True where a key is "
+                "seen, as in (mask != 0), or floats that are added"
+            )
         return mask > float("-inf"), mask
 
     # --- normalization ----------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from minigrad.tensor.broadcasting import (
     stop,
     write_through,
 )
-from minigrad.tensor.live_tensors import Holder, enter_alone, holders
+from minigrad.tensor.live_tensors import Holder, clock, enter_alone, holders
 from minigrad.tensor.modes import modes, no_grad, train
 
 
@@ -92,7 +92,7 @@ class Core(Holder, metaclass=_TensorType):
         self._start(node if wanted is None else build.cast(node, wanted), is_new)
         self.made = not isinstance(data, Core)
         if requires_grad is not None:
-            self.requires_grad = requires_grad
+            self._mark(requires_grad)
 
     @classmethod
     def from_bytes(
@@ -238,6 +238,10 @@ class Core(Holder, metaclass=_TensorType):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool | None) -> None:
+        clock.marks += wanted is not self._requires_grad
+        self._mark(wanted)
+
+    def _mark(self, wanted: bool | None) -> None:
         if wanted is not None:
             check_flag("requires_grad", "wanted", wanted)
         if wanted and not self.dtype.is_float:
@@ -345,6 +349,9 @@ class Core(Holder, metaclass=_TensorType):
         >>> (Tensor([1]) + 1).realize().is_realized()
         True
         """
+        for other in others:
+            if not isinstance(other, Core):
+                raise TypeError(f"realize of a {type(other).__name__}: expected tensors")
         realization.realize((self, *others))
         return self
 

@@ -14,7 +14,7 @@ from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.broadcasting import Scalar, whole
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.movement import sequence
+from minigrad.tensor.movement import sequence, tensors_in
 
 
 def dtype_or(given: DType | str | None, default: DType) -> DType:
@@ -237,7 +237,7 @@ class Creation(Methods):
         >>> [grid.tolist() for grid in Tensor([1, 2]).meshgrid(Tensor([3, 4]))]
         [[[1, 1], [2, 2]], [[3, 4], [3, 4]]]
         """
-        vectors = sequence((self, *others))
+        vectors = tensors_in("meshgrid", (self, *others))
         if any(vector.ndim > 1 for vector in vectors):
             shapes = " and ".join(str(vector.shape) for vector in vectors)
             raise ShapeError(f"meshgrid of {shapes}: expected vectors")

@@ -93,7 +93,8 @@ class Link(weakref.ref[Holder]):
 # id of a node → its link, or several by their ids. While a link is filed its tensor keeps the node
 # alive, so an id cannot be given to another node meanwhile.
 by_node: dict[int, Link | dict[int, Link]] = {}
-capturing: set[int] = set()  # threads that capture a step now
+# threads that capture a step now → the tensors on whose requires_grad a backward has looked there
+capturing: dict[int, list[Link]] = {}
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 # Those whose node is not a BUFFER yet, and views: what they show may change without them.
 _lazy: dict[int, Link] = {}
@@ -101,14 +102,18 @@ lazy_links = _lazy  # for whoever only asks whether there are any
 
 
 class _Clock:
-    """lazies: how many tensors became lazy so far; while it stands, none has."""
+    """How often something has happened; while a number stands, it has not.
 
-    __slots__ = ("lazies",)
+    lazies: a tensor became lazy. marks: requires_grad of one became another.
+    """
+
+    __slots__ = ("lazies", "marks")
     lazies: int
+    marks: int
 
 
 clock = _Clock()
-clock.lazies = 0
+clock.lazies = clock.marks = 0
 
 
 def _file(holder: Holder, node: Node) -> None:
@@ -247,7 +252,7 @@ def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
 
 def not_captured(tensors: Iterable[Holder]) -> list[Holder]:
     """Those that are in no step which another thread captures now."""
-    others = capturing - {get_ident()}
+    others = capturing.keys() - {get_ident()}
     return [holder for holder in tensors if getattr(holder._link, "thread", 0) not in others]
 
 

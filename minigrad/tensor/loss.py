@@ -147,6 +147,8 @@ class Loss(Composed):
         picked = is_target.where(x, 0).sum(-1)
         if weight is None:
             factor = counts.cast(picked.dtype)
+        elif weight.shape != x.shape[-1:]:
+            raise ShapeError(f"nll_loss: a weight of {weight.shape}; expected {x.shape[-1:]}")
         else:
             factor = counts.where(is_target.where(self._new(weight.node), 0).sum(-1), 0)
         losses = -(factor.ne(0).where(picked, 0) * factor)
@@ -200,4 +202,5 @@ class Loss(Composed):
         yes, no = self.logsigmoid(), (-self).logsigmoid()
         if pos_weight is not None:
             yes = yes * pos_weight
+            self._check_same_shape("binary_crossentropy_logits with pos_weight", yes)
         return (-(wanted * yes + (1 - wanted) * no))._reduced(reduction)

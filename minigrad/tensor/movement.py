@@ -13,6 +13,7 @@ from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.hints import hint
 from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_to, check_ints, product, whole
+from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 
 Pair = tuple[Integer, Integer]
@@ -23,6 +24,15 @@ def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         given = tuple(given[0])
     return tuple(map(whole, given))
+
+
+def tensors_in(name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tensors that a method takes as f(a, b) and f([a, b]); TypeError for anything else."""
+    found = sequence(given)
+    for each in found:
+        if not isinstance(each, Core):
+            raise TypeError(f"{name} of a {type(each).__name__}: expected tensors")
+    return found
 
 
 def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:

@@ -304,6 +304,8 @@ class Reduce(Methods):
         return x / x._norm(p, axis, True).maximum(eps)
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
+        if not isinstance(p, (int, float)):
+            raise TypeError(f"a norm of p={p!r}: expected a number")
         if p == 0:
             return self.ne(0).sum(axis, keepdim, dtype=self.dtype)
         if 0 in self.shape or p == 2:

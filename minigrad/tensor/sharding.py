@@ -13,6 +13,7 @@ from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
 from minigrad.tensor.broadcasting import axis_of
+from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import no_grad
 
@@ -72,7 +73,7 @@ class Sharding(Methods):
                     tensor._point(made.raw)
         return self
 
-    def shard_like(self, other: Any) -> Self:
+    def shard_like(self, other: Core) -> Self:
         """The same values, on the devices of another tensor of this shape, and divided like it.
 
         >>> x = Tensor([1.0, 2.0]).shard(("CPU", "CPU:1"), axis=0)
@@ -84,7 +85,7 @@ class Sharding(Methods):
             return self.to(other.device)
         return self._placed(other.raw.device, layout.dims)
 
-    def shard_like_(self, other: Any) -> Self:
+    def shard_like_(self, other: Core) -> Self:
         """As `shard_like`, in place, as `shard_`; nothing where the other one is not divided.
 
         >>> Tensor([3.0]).shard_like_(Tensor([1.0])).tolist()

@@ -71,7 +71,7 @@ class Spellings(Composed):
     sigmoid_ = relu_ = tril_ = triu_ = index_put_ = index_add_ = index_copy_ = InPlace()
     index_fill_ = scatter_ = masked_scatter_ = scatter_add_ = scatter_reduce_ = InPlace()
 
-    def replace(self, other: Any) -> Self:
+    def replace(self, other: Core) -> Self:
         """Take the values of other, of the same shape and dtype: as `set_data` of a tensor.
 
         >>> Tensor([1, 2]).replace(Tensor([3, 4])).tolist()

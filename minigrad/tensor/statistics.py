@@ -243,7 +243,8 @@ class Statistics(Composed):
         """Where each of `values` (int32) would be inserted into self, sorted along the last axis.
 
         self is a vector, or has the leading dimensions of `values`. side="right", or right: behind
-        equal elements rather than before them. sorter: self's order, where it is not sorted.
+        equal elements rather than before them. sorter: self's order, where it is not sorted. NaN is
+        behind all numbers.
 
         >>> Tensor([1, 3, 5]).searchsorted(Tensor([3, 4])).tolist()
         [1, 2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -32,7 +33,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _OwnData(Exception):
-    """A function made an array of numbers that it was given: rows in a tuple, another library's."""
+    """A function made an array of numbers that it was given: rows in a tuple, another library's.
+
+    Or it read a tensor's value, as one given for an axis.
+    """
+
+
+class _Nameless(tuple[str, int]):
+    """In the place of an array's memory."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise _OwnData
 
 
 class _Template:
@@ -120,10 +133,10 @@ def templated(function: F) -> F:
         if template is None:
             if len(known) >= MOST:
                 known.clear()
-            try:
+            with suppress(_OwnData):
                 template = known[form] = _traced(function, args, options, nodes)
-            except _OwnData:
-                return function(*args, **options)
+        if template is None:
+            return function(*args, **options)
         return template.results(nodes, kind)
 
     return call  # type: ignore[return-value]
@@ -132,7 +145,7 @@ def templated(function: F) -> F:
 def _traced(function: Any, args: Any, options: Any, nodes: Sequence[Node]) -> _Template:
     """The template of a function for arguments, some of which are tensors of these nodes."""
     sources = [
-        build.buffer(("a source", at), node.dtype, node.shape, node.device)
+        build.buffer(_Nameless(("a source", at)), node.dtype, node.shape, node.device)
         for at, node in enumerate(nodes)
     ]
     left = iter(sources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +178,25 @@ def test_the_rate_of_an_optimizer(on_device):
     assert given.lr is tensor and tensor.tolist() == [0.5]
 
 
+def test_another_option_of_an_optimizer(on_device):
+    w = Tensor([1.0])
+    optimizer = nn.optim.SGD([w], lr=1.0, momentum=0.5)
+
+    @jit
+    def step():
+        optimizer.zero_grad()
+        w.sum().backward()
+        optimizer.step()
+
+    for _ in range(4):
+        step()
+    optimizer.momentum = 0.5
+    step()
+    optimizer.momentum = 0.25
+    with pytest.raises(JitError, match=r"SGD whose momentum was 0\.5 .* is 0\.25"):
+        step()
+
+
 def test_data_of_the_host_made_inside(on_device):
     state = SimpleNamespace(items=[0.0])
     items = [state]
@@ -227,6 +246,86 @@ def test_a_tensor_that_is_gone(on_device):
         assert step(x).tolist() == [4]
 
 
+def test_numbers_of_modules(on_device):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.epoch, self.calls = 2.0, 0, 0
+            self.act = nn.LeakyReLU(0.5)
+
+        @property
+        def factor(self):
+            return self.scale
+
+        def forward(self, x):
+            self.calls += 1
+            return self.act(x * self.factor)
+
+    model = Model()
+    step = jit(lambda x: model(x))
+    for number in range(6):
+        model.epoch = number  # no method reads that
+        assert step(Tensor([-5.0])).item() == -5
+    model.scale = 3.0
+    with pytest.raises(JitError, match=r"Model whose scale was 2\.0 .* is 3\.0"):
+        step(Tensor([-5.0]))
+    model.scale = 2.0
+    assert step(Tensor([-5.0])).item() == -5
+    model.act.negative_slope = 0.25
+    with pytest.raises(JitError, match="LeakyReLU whose negative_slope was"):
+        step(Tensor([-5.0]))
+
+
+SURGERY = {
+    "layer": lambda model, other: setattr(model, "first", other.first),
+    "parameter": lambda model, other: setattr(model, "scale", other.scale),
+    "in a list": lambda model, other: model.rest.__setitem__(0, other.rest[0]),
+    "in a Sequential": lambda model, other: model.last.append(nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("kind", SURGERY)
+def test_layers_that_are_replaced(on_device, kind):
+    """While somebody else still has what was there before."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.scale = nn.Linear(2, 2), nn.Parameter(Tensor([1.0, 2.0]))
+            self.rest, self.last = nn.ModuleList([nn.Linear(2, 2)]), nn.Sequential(nn.Linear(2, 2))
+
+        def forward(self, x):
+            return self.last(self.rest[0](self.first(x) * self.scale))
+
+    model, other = Model(), Model()
+    kept = [model.first, model.scale, model.rest[0]]
+    step = jit(lambda x: model(x))
+    for _ in range(4):
+        step(Tensor([1.0, 2.0]))
+    SURGERY[kind](model, other)
+    with pytest.raises(JitError, match=r"calls a \w+ whose \w+ was"):
+        step(Tensor([1.0, 2.0]))
+    assert kept
+
+
+def test_a_state_that_a_module_replaces(on_device):
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.state, self.last = Tensor([0.0]).realize(), None
+
+        def forward(self, x):
+            self.last = x * 2  # nobody reads that
+            self.state = (self.state + x).realize()
+            return self.state
+
+    model = Counter()
+    step, results = jit(lambda x: model(x)), []
+    results.append(step(Tensor([1.0])))
+    with pytest.raises(JitError, match="a tensor of a module that it calls and puts another"):
+        step(Tensor([1.0]))
+
+
 def test_what_is_fixed(on_device):
     """The last row: what only other code reads."""
 
@@ -244,3 +343,185 @@ def test_what_is_fixed(on_device):
         assert step(Tensor([5.0])).item() == 5
     step.reset()
     assert step(Tensor([5.0])).item() == 10
+
+
+class Config:
+    rate = 2.0
+
+
+def test_attributes_of_classes_and_modules(on_device, monkeypatch):
+    module = ModuleType("settings_of_a_user")
+    module.rate = 2.0
+    step = jit(lambda x: x * Config.rate * module.rate)
+    raises_after(step, lambda: setattr(module, "rate", 3.0), r"'module\.rate', which was 2\.0")
+    raises_after(step, lambda: monkeypatch.setattr(Config, "rate", 3.0), r"'Config\.rate'")
+
+
+def test_containers_in_containers(on_device):
+    config = {"inner": {"rates": [2.0]}}
+    step = jit(lambda x: x * config["inner"]["rates"][0] if "inner" in config else x)
+
+    def change():
+        config["inner"]["rates"][0] = 3.0
+
+    raises_after(step, change, "'config', whose contents")
+    raises_after(step, lambda: config.update(other=config.pop("inner")), "'config', whose contents")
+    pair = ([2.0], 1)
+    step = jit(lambda x: x * pair[0][0])
+    raises_after(step, lambda: pair[0].append(pair[0].pop() + 1), "'pair', whose contents")
+
+
+def test_attributes_of_arguments(on_device):
+    batch, seen = SimpleNamespace(x=Tensor([1.0, 2.0])), [Tensor([3.0, 4.0])]
+    step = jit(lambda batch, y: batch.x * y)
+    for _ in range(3):
+        assert step(batch, Tensor([2.0, 2.0])).tolist() == [2, 4]
+    seen.append(batch.x)
+    batch.x = seen[0]
+    with pytest.raises(JitError, match=r"'batch\.x', which was one Tensor .* another Tensor"):
+        step(batch, Tensor([2.0, 2.0]))
+
+
+class Slotted:
+    __slots__ = ("rate",)
+
+
+def test_attributes_that_methods_read(on_device):
+    class Model:
+        base = 1.0
+
+        def __init__(self):
+            self._rate, self.slotted = 2.0, Slotted()
+            self.slotted.rate = 1.0
+
+        @property
+        def rate(self):
+            return self._rate
+
+        def scaled(self, x):
+            inner = self.slotted
+            return x * self.rate * self.base * inner.rate
+
+        @jit
+        def step(self, x):
+            return self.scaled(x)
+
+    for change in (
+        lambda model: setattr(model, "_rate", 3.0), lambda model: setattr(model, "base", 2.0),
+        lambda model: setattr(model.slotted, "rate", 2.0), lambda _: setattr(Model, "base", 5.0),
+    ):  # fmt: skip
+        model = Model()
+        raises_after(model.step, functools.partial(change, model), r"reads 'self\.")
+
+
+def test_a_function_with_arguments(on_device):
+    scale = 2.0
+    step = jit(functools.partial(lambda x, y: x * y * scale, y=1.0))
+
+    def change():
+        nonlocal scale
+        scale = 3.0
+
+    raises_after(step, change, "'scale', which was 2.0")
+
+
+def test_what_a_step_changes_itself(on_device):
+    state = SimpleNamespace(count=0, x=Tensor([1.0]).realize(), loss=None, kept=[])
+
+    @jit
+    def counts(x):
+        state.count += 1
+        return x * state.count
+
+    @jit
+    def replaces(x):
+        state.kept.append(state.x)  # so that it is not gone
+        state.x = (state.x + x).realize()
+        return state.x
+
+    @jit
+    def tells(x):
+        state.loss = (x * 2).realize()
+        return state.loss + 1
+
+    for step, name in ((counts, r"state\.count"), (replaces, r"state\.x")):
+        step(Tensor([1.0]))
+        with pytest.raises(JitError, match=f"reads '{name}' and puts another in its place"):
+            step(Tensor([1.0]))
+    for number in range(5):
+        assert tells(Tensor([float(number)])).item() == 2 * number + 1
+        assert state.loss.item() == 2 * number
+
+
+def test_marks_that_change(on_device):
+    """Which tensors get a gradient is decided when a step is captured."""
+    w, b = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
+    optimizer = nn.optim.SGD([w, b], lr=1.0)
+
+    @jit
+    def step(x):
+        (w * x + b).sum().backward()
+        optimizer.step(forget=True)
+
+    for mark in (False, True):
+        step.reset()
+        for _ in range(4):
+            step(Tensor([1.0]))
+        w.requires_grad = mark
+        with pytest.raises(JitError, match=rf"was {not mark}, and it is {mark}"):
+            step(Tensor([1.0]))
+        w.requires_grad = not mark
+        step(Tensor([1.0]))
+        w.requires_grad = mark
+        before = w.item()
+        step.reset()
+        for number in range(1, 4):
+            step(Tensor([1.0]))
+            assert w.item() == before - number * mark
+
+
+def test_marks_of_arguments(on_device):
+    w = Tensor([2.0], requires_grad=True)
+
+    @jit
+    def step(x):
+        w.grad = None
+        (w * x).sum().backward()
+        return x + 1
+
+    marked = Tensor([3.0], requires_grad=True)
+    for _ in range(4):
+        step(Tensor([1.0]))
+    with pytest.raises(JitError, match="was None, and it is True"):
+        step(marked)
+    step(Tensor([1.0], requires_grad=False))
+    step.reset()
+    for _ in range(3):
+        marked.grad = None
+        step(marked)
+        assert marked.grad.item() == 2
+    with pytest.raises(JitError, match="was True, and it is None"):
+        step(Tensor([1.0]))
+
+
+def test_a_leaf_given_twice(on_device):
+    w = Tensor([2.0], requires_grad=True)
+
+    @jit
+    def step(x, y):
+        (x * y).sum().backward()
+
+    @jit
+    def uses(x):
+        (x * w).sum().backward()
+
+    for _ in range(3):
+        x, y = (Tensor([value], requires_grad=True) for value in (3.0, 5.0))
+        step(x, y)
+        assert (x.grad.item(), y.grad.item()) == (5, 3)
+    x.grad = None
+    with pytest.raises(JitError, match="gets a gradient twice"):
+        step(x, x)
+    uses(w)
+    with pytest.raises(JitError, match="also reads as 'w'"):
+        uses(w)

@@ -363,6 +363,26 @@ def test_layers_that_are_made_wrongly():
         nn.Softshrink(1, 2, 3)
     with pytest.raises(ShapeError, match=r"LSTM.*\(length, batch, 3\)"):
         nn.LSTM(3, 4)(Tensor.zeros(5, 2, 4))
+    hidden = Tensor.zeros(1, 2, 4)
+    for layer, x in ((nn.LSTM(3, 4), Tensor.zeros(5, 2, 3)), (nn.LSTMCell(3, 4), hidden[0, :, :3])):
+        for state in (hidden, (hidden,), 5, (1, 2), np.zeros((1, 2, 4))):
+            with pytest.raises((ShapeError, TypeError), match=r"a state of .* hidden and cell"):
+                layer(x, state)
+    outs, (last, _) = nn.LSTM(3, 4)(Tensor.zeros(0, 2, 3), [hidden + 1, hidden])  # no steps
+    assert outs.shape == (0, 2, 4) and last.tolist() == [[[1.0] * 4] * 2]
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5), (2, 1, 3, 2)])
+def test_instance_norm_moves_its_statistics(shape, on_device):
+    x = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    found = []
+    for library, tensor in ((torch.nn.functional, torch.tensor), (F, Tensor)):
+        mean, var = tensor([0.5] * shape[1]), tensor([2.0] * shape[1])
+        for _ in range(3):
+            y = library.instance_norm(tensor(x), mean, var, momentum=0.25)
+        found.append((y, mean, var))
+    for wanted, ours in zip(*found, strict=True):
+        close(ours, wanted)
 
 
 def test_layer_norm_of_pixels(on_device):

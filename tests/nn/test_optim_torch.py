@@ -125,6 +125,30 @@ def test_schedulers(name):
     np.testing.assert_allclose(rates[0], rates[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("first", SCHEDULERS)
+@pytest.mark.parametrize("second", SCHEDULERS)
+def test_two_schedulers_of_one_optimizer(first, second):
+    """Each changes what the other has left, and a change of the user's stays.
+
+    Until a cosine is at its least: PyTorch's begins from there as if it were alone.
+    """
+    found = []
+    for ours in (True, False):
+        kind, tensor = (optim, Tensor) if ours else (torch.optim, torch.tensor)
+        optimizer = kind.SGD([tensor([1.0], requires_grad=True)], lr=0.5)
+        make = kind.lr_scheduler
+        both = [getattr(make, name)(optimizer, *SCHEDULERS[name]) for name in (first, second)]
+        rates = []
+        for number in range(7):
+            rates.append(optimizer.param_groups[0]["lr"])
+            for scheduler in both:
+                scheduler.step()
+            if number == 3:
+                optimizer.param_groups[0]["lr"] *= 0.5
+        found.append(rates)
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-9)
+
+
 def test_a_scheduler_goes_on(on_device):
     param = Tensor([1.0], requires_grad=True)
     optimizer = optim.SGD([param], lr=0.5)

@@ -12,7 +12,7 @@ import pytest
 from devices import REFERENCE
 
 from minigrad import Tensor, jit, nn
-from minigrad.errors import DeviceError, GradientError, ShapeError
+from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
 
@@ -33,6 +33,7 @@ LEAF = _leaf()
 scheduler = optim.lr_scheduler
 X, Y = _zeros(2, 3), _zeros(5, 2, 3)
 IMAGE, PIXEL = _zeros(1, 1, 4, 4), _zeros(2, 3, 1, 1)
+HEADS = nn.MultiheadAttention(3, 1)
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "flatten backwards": (lambda: X.flatten(1, 0), ShapeError, "flatten(1, 0)"),
     "glu of an odd extent": (lambda: X.glu(), ShapeError, "even extent"),
@@ -60,6 +61,63 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "bernoulli of 2": (lambda: X.bernoulli(2.0), ValueError, "0 … 1"),
     "bernoulli_ of −1": (lambda: _zeros(2).bernoulli_(-1.0), ValueError, "0 … 1"),
     "meshgrid of a matrix": (lambda: X.meshgrid(X), ShapeError, "expected vectors"),
+    "meshgrid of None": (lambda: X.meshgrid(None), TypeError, "of a NoneType: expected tensors"),
+    "hstack of a number": (lambda: X.hstack(3), TypeError, "hstack of a int: expected tensors"),
+    "vstack of a text": (lambda: X.vstack("a"), TypeError, "vstack of a str: expected tensors"),
+    "einsum of a number": (lambda: Tensor.einsum("i->i", 3), TypeError, "einsum of a int"),
+    "cdist of a number": (lambda: X.cdist(3), TypeError, "x2"),  # type: ignore[arg-type]
+    "replace by a number": (lambda: X.replace(3), TypeError, "other"),  # type: ignore[arg-type]
+    "realize of None": (lambda: X.realize(None), TypeError, "realize of a NoneType"),  # type: ignore[arg-type]
+    "index_put of a number": (lambda: X.index_put(1, 2), TypeError, "a tuple of indices"),
+    "pool of a Tensor": (
+        lambda: F.max_pool2d(IMAGE, Tensor(2)), ShapeError, "expected an int",  # type: ignore[arg-type]
+    ),
+    "attention with a mask of ints": (
+        lambda: Y.scaled_dot_product_attention(Y, Y, Tensor([[0, 1]] * 2)), DTypeError, "!= 0",
+    ),
+    "heads with a mask of ints": (
+        lambda: HEADS(Y, Y, Y, attn_mask=Tensor([[0, 1]])), DTypeError, "attn_mask is int32",
+    ),
+    "padding of ints": (
+        lambda: HEADS(Y, Y, Y, Tensor([[0]])), DTypeError, "key_padding_mask is int32",
+    ),
+    "padding turned": (
+        lambda: HEADS(Y, Y, Y, Tensor.zeros(5, 2, dtype="bool")), ShapeError, "expected (2, 5)",
+    ),
+    "heads without heads": (
+        lambda: HEADS(Y, Y, Y, attn_mask=Tensor.zeros(3, 5, 5, dtype="bool")), ShapeError,
+        "expected (5, 5)",
+    ),
+    "layer_norm of one weight": (
+        lambda: F.layer_norm(X, (3,), _zeros(1)), ShapeError, "a weight or bias of (1,); expected",
+    ),
+    "rms_norm of one weight": (lambda: F.rms_norm(X, (3,), _zeros(1)), ShapeError, "expected (3,)"),
+    "group_norm of one bias": (
+        lambda: F.group_norm(X, 1, None, _zeros(1)), ShapeError, "expected (3,)",
+    ),
+    "one class's weight": (
+        lambda: F.cross_entropy(X, Tensor([0, 1]), _zeros(1)), ShapeError, "expected (3,)",
+    ),
+    "nll_loss's too": (
+        lambda: F.nll_loss(X, Tensor([0, 1]), _zeros(1)), ShapeError, "expected (3,)",
+    ),
+    "weights of more losses": (
+        lambda: F.binary_cross_entropy(X, X, _zeros(4, 2, 3)), ShapeError, "a weight of (4, 2, 3)",
+    ),
+    "pos_weight of more losses": (
+        lambda: F.binary_cross_entropy_with_logits(X, X, pos_weight=_zeros(4, 2, 3)), ShapeError,
+        "equal shapes",
+    ),
+    "poisson of a column": (
+        lambda: F.poisson_nll_loss(_zeros(4, 1), _zeros(4)), ShapeError, "equal shapes",
+    ),
+    "margin of a column": (
+        lambda: F.margin_ranking_loss(_zeros(4), _zeros(4), _zeros(4, 1)), ShapeError, "equal",
+    ),
+    "triplet of a row": (
+        lambda: F.triplet_margin_loss(X, X[0], X), ShapeError, "equal shapes",
+    ),
+    "norm of a list": (lambda: X.norm([1]), TypeError, "expected a number"),  # type: ignore[arg-type]
     "dropout2d of a vector": (lambda: F.dropout2d(_zeros(3)), ShapeError, "channels"),
     "instance_norm of one": (lambda: F.instance_norm(PIXEL), ShapeError, "one element"),
     "batch_norm of one": (lambda: F.batch_norm(PIXEL[:1], None, None, training=True), ShapeError,

@@ -105,3 +105,12 @@ def test_what_cannot_be_sorted() -> None:
         build.scan(Op.CUMSUM, node, 1)
     with pytest.raises(ValueError, match="not a running reduction"):
         build.scan(Op.SUM, node, 0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_where_nan_would_be_inserted(side, on_device):
+    line = np.array([1, 3, 3, 5, np.nan, np.nan], np.float32)
+    values = np.array([[0, 1, 3, 4], [6, np.nan, np.inf, -np.inf]], np.float32)
+    for some in (line, line[:4], line[4:], line[:0]):
+        wanted = np.searchsorted(some, values, side=side)
+        assert np.array_equal(Tensor(some).searchsorted(Tensor(values), side=side).numpy(), wanted)

@@ -1,0 +1,185 @@
+"""Modules that hold others by places or names."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from itertools import chain
+from typing import Any, Self, TypeVar
+
+from minigrad.hints import missing
+from minigrad.jit.outside import note
+from minigrad.nn.module import Layer, Member, Module, Parameter, members
+from minigrad.tensor import Tensor
+from minigrad.tensor.pytree import Same
+
+Function = Callable[[Tensor], Tensor]
+_T = TypeVar("_T")
+
+
+class _Container(Layer):
+    """A layer of items that have names, by which they are attributes, too."""
+
+    _refused = ()
+    _items: dict[Any, Any]  # by name; the name of an item without one is its place, an int
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        own = {name: value for name, value in super()._settings.items() if name != "_items"}
+        return own | {
+            name: Same(weakref.ref(item) if isinstance(item, (Module, Tensor)) else item)
+            for name, item in self._shown()
+        }
+
+    def _hold(self, items: Iterable[tuple[Any, Any]]) -> None:
+        """Have these (name, item); places are counted anew."""
+        note(self, "_settings", written=True)
+        self._items = {}
+        for place, (name, item) in enumerate(items):
+            self._adopt(item)
+            self._items[place if isinstance(name, int) else name] = item
+
+    def _members(self) -> Iterator[Member]:
+        own = (member for member in super()._members() if member[0] != "_items")
+        return chain(own, members(self._items))  # a subclass may hold more than its items
+
+    def _shown(self) -> Iterator[tuple[str, Any]]:
+        return ((str(name), item) for name, item in self._items.items())
+
+    def __getattr__(self, name: str) -> Any:
+        found = {} if name.startswith("_") else dict(self._shown())
+        if name not in found:
+            raise missing("Module", name, found)
+        return found[name]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add_module(self, name: str, module: Any) -> None:
+        """Hold an item by a name, in the place of the one that has it or at the end."""
+        known = {str(key): key for key in self._items}
+        self._hold({**self._items, known.get(name, name): module}.items())
+
+    register_module = add_module
+
+
+class _List(_Container, MutableSequence[_T]):
+    """A list whose items have their places as names, or names of their own."""
+
+    def __init__(self, items: Iterable[_T] = ()) -> None:
+        self._items = {}
+        self.extend(items)
+
+    @property
+    def layers(self) -> list[_T]:
+        """The items."""
+        note(self, "_settings")
+        return [*self._items.values()]
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter(self.layers)
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if not isinstance(place, slice):
+            return self.layers[place]
+        part = type(self)()
+        part._hold([*self._items.items()][place])
+        return part
+
+    def __setitem__(self, place: Any, item: Any) -> None:
+        found = [*self._items.items()]
+        if isinstance(place, slice):
+            found[place] = [(0, each) for each in item]
+        else:
+            found[place] = (found[place][0], item)
+        self._hold(found)
+
+    def __delitem__(self, place: int | slice) -> None:
+        found = [*self._items.items()]
+        del found[place]
+        self._hold(found)
+
+    def insert(self, index: int, item: _T) -> None:
+        """Put an item before a place."""
+        found = [*self._items.items()]
+        found.insert(index, (0, item))
+        self._hold(found)
+
+    def append(self, item: _T) -> Self:  # type: ignore[override]
+        """Put an item at the end; gives the list, as PyTorch's."""
+        self.insert(len(self), item)
+        return self
+
+
+class ModuleList(_List[Any]):
+    """A list of modules; it is not called itself. Slices are ModuleLists."""
+
+
+class ParameterList(_List[Tensor]):
+    """A list of parameters; what is no Tensor becomes one."""
+
+    def insert(self, index: int, item: Any) -> None:
+        """Put a parameter before a place."""
+        super().insert(index, Parameter(item))
+
+
+class Sequential(_List[Function]):
+    """Layers one after the other; functions such as `Tensor.relu` are layers too.
+
+    Lists among the arguments count as their items; one dict gives the layers' names, by which they
+    are attributes, too. A layer that is assigned to another name is the last one from then on.
+    """
+
+    def __init__(self, *layers: Function | Iterable[Function] | Mapping[str, Function]) -> None:
+        super().__init__()
+        for layer in layers:
+            if isinstance(layer, Mapping):
+                for name, each in layer.items():
+                    self.add_module(name, each)
+            else:
+                self.extend(layer if isinstance(layer, (list, tuple)) else [layer])  # type: ignore[list-item]
+
+    def insert(self, index: int, item: Function) -> None:
+        """Put a layer in before another."""
+        if not callable(item):
+            raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
+        if isinstance(item, type):
+            name = item.__name__
+            raise TypeError(f"Sequential of the class {name}: expected a layer, as {name}(…)")
+        super().insert(index, item)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Module):
+            self.add_module(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The last layer's result."""
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class ModuleDict(_Container, MutableMapping[str, Any]):
+    """Modules by name; it is not called itself."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping's compare what is in it
+
+    def __init__(self, modules: Any = ()) -> None:
+        self._items = {}
+        self.update(modules)
+
+    def __getitem__(self, name: str) -> Any:
+        note(self, "_settings")
+        return self._items[name]
+
+    def __setitem__(self, name: str, module: Any) -> None:
+        self.add_module(name, module)
+
+    def __delitem__(self, name: str) -> None:
+        note(self, "_settings", written=True)
+        del self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
