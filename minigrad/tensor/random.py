@@ -8,7 +8,6 @@ anew.
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 from typing import Any, Self
@@ -88,16 +87,9 @@ def _state_bytes(seed: int) -> bytes:
     return hostdata.pack([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, 0], _WORD)
 
 
-_threads = itertools.count(1)
-
-
 class _States(threading.local):
-    """Of a thread. Seed 0 where nobody seeds the main one; others begin with numbers of their own.
-    """
-
     def __init__(self) -> None:
-        is_main = threading.current_thread() is threading.main_thread()
-        self.seed = 0 if is_main else next(_threads) << 32
+        self.seed = 0
         self.devices: dict[str, _State] = {}
 
 
@@ -143,10 +135,7 @@ class Random(Methods):
 
     @staticmethod
     def manual_seed(seed: int = 0) -> None:
-        """Start the random numbers of this thread anew, on every device.
-
-        Threads that are not seeded draw numbers of their own, which nobody else draws.
-        """
+        """Start the random numbers of this thread anew, on every device."""
         _states.seed = seed
         for state in _states.devices.values():
             state.put(_state_bytes(seed), True)
