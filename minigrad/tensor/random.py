@@ -135,7 +135,10 @@ class Random(Methods):
 
     @staticmethod
     def manual_seed(seed: int = 0) -> None:
-        """Start the random numbers of this thread anew, on every device."""
+        """Start the random numbers of this thread anew, on every device.
+
+        Each thread begins with seed 0: threads that are to draw different numbers need seeds.
+        """
         _states.seed = seed
         for state in _states.devices.values():
             state.put(_state_bytes(seed), True)

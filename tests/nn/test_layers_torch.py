@@ -365,9 +365,9 @@ def test_layers_that_are_made_wrongly():
         nn.LSTM(3, 4)(Tensor.zeros(5, 2, 4))
     hidden = Tensor.zeros(1, 2, 4)
     for layer, x in ((nn.LSTM(3, 4), Tensor.zeros(5, 2, 3)), (nn.LSTMCell(3, 4), hidden[0, :, :3])):
-        for state in (hidden, (hidden,), 5, (1, 2), np.zeros((1, 2, 4))):
+        for given in (hidden, (hidden,), 5, (1, 2), np.zeros((1, 2, 4))):
             with pytest.raises((ShapeError, TypeError), match=r"a state of .* hidden and cell"):
-                layer(x, state)
+                layer(x, given)
     outs, (last, _) = nn.LSTM(3, 4)(Tensor.zeros(0, 2, 3), [hidden + 1, hidden])  # no steps
     assert outs.shape == (0, 2, 4) and last.tolist() == [[[1.0] * 4] * 2]
 
