@@ -48,8 +48,9 @@ class Schedule(LambdaLR):
         """Learning rate of the next step."""
         return self.get_last_lr()[0]
 
-    def _rate(self, base: float, factor: float) -> float:
-        return factor  # which is the rate itself
+    def get_last_lr(self) -> list[float]:
+        """The learning rates of the next step, of each group."""
+        return [rate(self.last_epoch) for rate in self.factors]
 
 
 check_functions(globals())
