@@ -22,7 +22,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
-from minigrad.loops.axes import indices, merged
+from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import combine, epilogue, guard_loads, loops_over, put, substitute_stores
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
@@ -95,18 +95,23 @@ def prepare(kernel: Kernel) -> Problem:
     used = indices(
         [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
     )
-    assert stage.product is not None
-    stage, values = merged(stage, used, stage.product.shared)
     parts, terms = stage.product, None
     assert parts is not None
+    # each group alone: the merged stage's extents may be none that it would be a product with
+    groups = [merge(axes, used, parts.shared) for axes in (parts.batch, parts.m, parts.n, parts.k)]
+    batch, m, n, k = (axes for axes, _ in groups)
+    values = {x: place for _, places in groups for x, place in places.items()}
+    left, right = parts.left, parts.right
     if parts.mask is not None:
-        terms, left, right = stage.body, parts.left, parts.right
+        terms = expr.substitute_in(stage.body, values)
         if parts.mask.variables <= left.variables:
             left = parts.mask.where(left, 0.0)
         else:
             right = parts.mask.where(right, 0.0)
-        parts = replace(parts, left=left, right=right, mask=None)
-    return Problem(stage, parts, tuple(substitute_stores(stores, values)), own, terms=terms)
+    left, right = (expr.substitute_in(operand, values) for operand in (left, right))
+    stage = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
+    product = Contraction(left, right, batch, m, n, k, shared=parts.shared)
+    return Problem(stage, product, tuple(substitute_stores(stores, values)), own, terms=terms)
 
 
 def strides(operand: Expr, axis: Atom) -> set[int | None]:

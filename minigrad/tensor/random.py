@@ -242,9 +242,10 @@ class Random(Methods):
             raise ValueError(f"uniform(low={low}, high={high}): expected low ≤ high")
         wanted = dtype_or(dtype, dtypes.default_float)
         wide = wanted if wanted is dtypes.float64 else dtypes.float32
-        drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low
-        drawn = drawn.floor() if wanted.is_int else drawn  # a cast would be towards 0
-        return cls._made(drawn.cast(wanted).node, requires_grad, drawn=True)
+        node = (cls.rand(*shape, dtype=wide, device=device) * (high - low) + low).node
+        if wanted.is_int:  # a cast would be towards 0
+            node = cls._of(node).floor().node
+        return cls._made(build.cast(node, wanted), requires_grad, drawn=True)
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:
