@@ -218,7 +218,11 @@ def _alive(links: Iterable[Link]) -> list[Holder]:
 
 def holders(node: Node) -> list[Holder]:
     """The live tensors that stand for `node`."""
-    return [holder for link in _links(id(node)) if (holder := link()) is not None]
+    filed = by_node.get(id(node))
+    if isinstance(filed, Link):
+        holder = filed()
+        return [holder] if holder is not None else []
+    return [holder for link in [*filed.values()] if (holder := link()) is not None] if filed else []
 
 
 def wants_gradient(node: Node) -> bool:
@@ -233,8 +237,17 @@ def held_among(nodes: Iterable[Node]) -> list[Node]:
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
-    held = held_among(nodes)
-    return [node for node in held if any(holder._requires_grad for holder in holders(node))]
+    look, found = by_node.get, []  # for each eager operation: no calls of functions
+    for node in nodes:
+        filed = look(id(node))
+        if filed is None:
+            continue
+        for link in (filed,) if isinstance(filed, Link) else [*filed.values()]:
+            holder = link()
+            if holder is not None and holder._requires_grad:
+                found.append(node)
+                break
+    return found
 
 
 def lazy_holders() -> list[Holder]:
