@@ -255,6 +255,16 @@ def names_in(function: Any) -> frozenset[str]:
     return frozenset(code.co_names).union(*map(names_in, code.co_consts))
 
 
+@functools.cache
+def names_read(kind: type) -> frozenset[str]:
+    """The names that occur in the methods of a class of modules, inherited ones too: not in those
+    of `__init__`.
+    """
+    classes = [one for one in kind.__mro__ if issubclass(one, Module)]
+    methods = [f for one in classes for n, f in vars(one).items() if n != "__init__"]
+    return frozenset[str]().union(*map(names_in, methods))
+
+
 class Module:
     """A part of a model, which is called; subclasses define `forward` or `__call__`.
 
@@ -268,7 +278,6 @@ class Module:
 
     _training: bool | None = True  # None: as Tensor.training says
     _moves: int = 0  # how often `to` may have given its tensors other memory
-    _read: ClassVar[frozenset[str]] = frozenset()  # names that occur in methods but `__init__`
 
     def __init_subclass__(cls, **options: Any) -> None:
         """`forward` and `__call__` are one function; called as the module it has its mode."""
@@ -276,7 +285,6 @@ class Module:
         own: dict[str, Any] = dict(vars(cls))
         if "__init__" in own and cls.__name__.startswith("_"):  # Python's messages name it
             own["__init__"].__qualname__ = f"{cls.__name__[1:]}.__init__"
-        cls._read = cls._read.union(*(names_in(f) for n, f in own.items() if n != "__init__"))
         function = own.get("__call__", own.get("forward"))
         if function is not None:
             cls.forward = own.get("forward", function)  # type: ignore[method-assign]
@@ -308,7 +316,8 @@ class Module:
 
     def _decides(self, name: str) -> bool:
         """Whether an attribute that is a number may decide what a call computes."""
-        return name in self._read
+        kind: Any = type(self)
+        return name in names_read(kind)
 
     @property
     def _settings(self) -> dict[str, Any]:
