@@ -30,7 +30,7 @@ _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
     Op.CAT, Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
 }  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
-_MOVED = MOVEMENT | {Op.CAST}
+_MOVED = MOVEMENT - {Op.PAD} | {Op.CAST}  # zeros beside what is expanded are no part of that
 
 
 def choose(
