@@ -153,7 +153,8 @@ def _check_sizes(
     path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """InputError where a damaged config would build a model of another size than the file's."""
-    if parameters(config).total != sum(math.prod(plain_shape(t)) for t in tensors.values()):
+    total = sum(math.prod(plain_shape(tensor)) for tensor in tensors.values())
+    if config.layers > len(tensors) or parameters(config).total != total:
         raise InputError(f"{path} does not fit its own config: {config}")
     if len(tokenizer) != config.vocabulary:
         raise InputError(
