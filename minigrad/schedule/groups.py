@@ -16,7 +16,7 @@ from minigrad.schedule.schedule import Held, Kernel, Source
 
 # What a kernel brings to its group: nothing but itself, work for one more thread, work for several;
 # or it is none that may be in one.
-SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -3
+SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -1
 
 
 def beside(
@@ -27,20 +27,21 @@ def beside(
     None of a group writes to memory that another one touches, and there is work for two threads in
     it. places: see `Schedule`; work: of each kernel SHORT, ALONE, SHARED or NEVER.
     """
-    result = list[bool]()
-    read, written, known = set[Source](), set[Source](), NEVER
+    runs = list[list[int]]()
+    read, written = set[Source](), set[Source]()
     for kernel, own in zip(kernels, work, strict=True):
         inside = {stage.array for stage in kernel.stages}.difference(kernel.stored)
         arrays = {array for stage in kernel.stages for array in stage.reads} - inside
         reads, writes = (
             {places[memory_of(array)] for array in some} for some in (arrays, kernel.stored)
         )
-        waits = known + own < SHARED or writes & (read | written) or reads & written
-        if waits:
-            read, written, known = set(), set(), SHORT
-        result.append(not waits)
-        read, written, known = read | reads, written | writes, min(known + own, SHARED)
-    return result
+        waits = not runs or NEVER in (own, runs[-1][-1])
+        if waits or writes & (read | written) or reads & written:
+            read, written = set(), set()
+            runs.append([])
+        runs[-1].append(own)
+        read, written = read | reads, written | writes
+    return [place > 0 and sum(run) >= SHARED for run in runs for place in range(len(run))]
 
 
 def memory_of(array: Array) -> Array:

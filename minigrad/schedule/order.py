@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from minigrad.graph.node import in_order
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Cluster
+
+LITTLE = 4096  # bytes that count as nothing: sums of a gradient's squares, for its norm
+FEW = 4  # that are left to read an array: they are looked at again when one of them has run
 
 
 def after_needs(clusters: Sequence[Cluster]) -> list[Cluster]:
@@ -20,16 +23,18 @@ def freeing_early(
     filled: Mapping[Cluster, Sequence[Array]],
     readers: Mapping[Array, Sequence[Cluster]],
 ) -> list[Cluster]:
-    """The order, but a kernel that frees more memory than it fills runs as soon as it can.
+    """The order, but kernels that free more memory than they fill run as soon as they can.
 
-    So does one that reads some and fills none, as it is then nearer to being free. Of several the
-    one that fills least comes first, and makes room for the others. So the gradient of a layer's
-    weights is taken when that of its results is at hand, not after those of all
-    layers, and what the layer kept for it is free. In a program with exchanges such a kernel is
-    held until the next one has begun: it then runs while that is under way. filled: the arrays that
-    each cluster puts into the program's memory; readers: the clusters that read them.
+    So do those that fill next to nothing, as what they read is then nearer to being free. Looked at
+    are a kernel that may run now, and all that are left to read an array, if all of them may. Of
+    those that may from then on, the one that fills least comes first, and makes room. So gradients
+    of a layer's weights and biases are taken when that of its results is at hand, not after those
+    of all layers, what the layer kept for them is free, and they are a group (`groups.py`). In a
+    program with exchanges such kernels are held until the next one has begun: they then run while
+    that is under way. filled: the arrays that each cluster puts into the program's memory; readers:
+    the clusters that read them.
     """
-    left = {a: {*readers.get(a, ())} for arrays in filled.values() for a in arrays}
+    left = {a: dict.fromkeys(readers.get(a, ())) for arrays in filled.values() for a in arrays}
     reads: dict[Cluster, list[Array]] = {member: [] for member in order}
     for array, members in left.items():
         for member in members:
@@ -41,33 +46,32 @@ def freeing_early(
     missing = {member: len(member.needs) for member in order}
     fills = {member: _bytes(filled[member]) for member in order}
 
-    def frees(member: Cluster) -> int:
-        return _bytes(array for array in reads[member] if len(left[array]) == 1)
+    def pays(members: Collection[Cluster]) -> bool:
+        own = {array: None for member in members for array in reads[member]}
+        freed = _bytes(array for array in own if left[array].keys() <= {*members})
+        filling = sum(fills[member] for member in members)
+        return freed > filling or bool(own and filling <= LITTLE)
 
     result: dict[Cluster, None] = {}
     exchanges, held = any(member.kind == "exchange" for member in order), list[Cluster]()
     for first in order:
         early = [first]
         while early:
-            member = min(early, key=fills.__getitem__)
-            early.remove(member)
+            member = early.pop(0)
             if member in result:
                 continue
             result[member] = None
-            changed = followers[member]  # they may run now, or are the last to read an array
-            for array in reads[member]:
-                left[array].discard(member)
-                if len(left[array]) == 1:
-                    changed = [*changed, *left[array]]
             for other in followers[member]:
                 missing[other] -= 1
-            held += [
-                other for other in dict.fromkeys(changed)
-                if not missing[other] and other not in result
-                and (frees(other) > fills[other] or not fills[other] and reads[other])
-            ]  # fmt: skip
+            able = [other for other in followers[member] if not missing[other]]
+            for array in reads[member]:
+                del left[array][member]
+            near = [left[array] for one in (member, *able) for array in reads[one]]
+            for some in (*([one] for one in able), *(some for some in near if len(some) <= FEW)):
+                if not any(missing[one] or one in result for one in some) and pays(some):
+                    held += some
             if member.kind == "exchange" or not exchanges:
-                early, held = early + held, []
+                early, held = early + sorted(held, key=fills.__getitem__), []
     return list(result)
 
 

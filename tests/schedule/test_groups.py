@@ -75,7 +75,7 @@ def test_who_takes_memory_waits_for_all_its_readers() -> None:
     ([ALONE, SHORT, SHORT], [False, False, False]),
     ([ALONE, ALONE, SHORT], [False, True, True]),
     ([SHORT, SHARED, SHORT], [False, True, True]),
-    ([SHORT, SHORT, SHARED], [False, False, True]),
+    ([SHORT, SHORT, SHARED], [False, True, True]),
     ([SHARED, NEVER, SHARED], [False, False, False]),
     ([*[SHARED] * 5, NEVER, SHARED], [False, True, True, True, True, False, False]),
 ])  # fmt: skip

@@ -31,7 +31,7 @@ def random_clusters(random_: random.Random) -> tuple[list[Cluster], dict[Cluster
     for place, member in enumerate(clusters):
         member.needs = set(random_.sample(clusters[:place], min(place, random_.randint(0, 3))))
         filled[member] = [
-            Array(f"{place}.{part}", dtypes.float32, random_.choice([1, 10, 100, 1000]))
+            Array(f"{place}.{part}", dtypes.float32, 1000 * random_.choice([1, 10, 100, 1000]))
             for part in range(random_.randint(0, 2))
         ]
     random_.shuffle(clusters)
@@ -154,6 +154,23 @@ def test_results_of_a_layer_are_taken_when_what_they_are_of_is_there(layers: int
         return [slope, *found]
 
     assert plan_of(build).arena_bytes <= 2 * rows * width * 4
+
+
+def test_all_that_are_left_to_read_an_array_run_together() -> None:
+    """None of a layer's two gradients frees its slopes alone, and each fills much."""
+    rows, width = 512, 64
+
+    def build(inputs: Inputs) -> list[Node]:
+        slope, found = inputs(rows, width), []
+        for _ in range(8):
+            slope = ew(Op.EXP, mul(product(slope, inputs(width, width)), 0.01))
+            left, right = (g.permute(inputs(rows, width), (1, 0)) for _ in range(2))
+            found += [product(left, slope), product(right, slope)]
+        total = g.reduce(Op.SUM, slope, (0, 1))  # all of them wait for it
+        scale = g.expand(g.reshape(total, (1, 1)), (width, width))
+        return [mul(node, scale) for node in found]
+
+    assert plan_of(build).arena_bytes <= 2 * rows * width * 4 + 16 * width * width * 4
 
 
 def test_what_frees_memory_runs_while_an_exchange_is_under_way() -> None:
