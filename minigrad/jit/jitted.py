@@ -56,14 +56,15 @@ from minigrad.device import Buffer, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, copies, leaves, sort, take_gradients
-from minigrad.jit.outside import Noted, Outside, noting
+from minigrad.jit.outside import Outside
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, realization, views
-from minigrad.tensor.live_tensors import all_holders, capturing, of_this_thread
+from minigrad.tensor.live_tensors import all_holders, of_this_thread
+from minigrad.tensor.noted import Noted, capturing
 from minigrad.tensor.pytree import Signature, flatten, objects, rebuild, show, signature, template
 
 MOST_OTHERS = 16  # sets of extents that a step keeps captures for, besides the first
@@ -187,15 +188,16 @@ class Jitted(Generic[P, R]):
         capture = Capture(self.name, structure, inputs)
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         named = self._objects(args, kwargs)
+        capture.keywords = self._keywords(kwargs)
         outside = Outside(self.name, self.function, self.instance, named, Noted())
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         before = Snapshot()
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
-        capturing[get_ident()] = before.looked_at
+        capturing[get_ident()] = noted = Noted()
         try:
-            with recorded_calls() as calls, _logged() as data, noting() as noted:
+            with recorded_calls() as calls, _logged() as data:
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
@@ -213,6 +215,8 @@ class Jitted(Generic[P, R]):
             )
         self._compare(key, found, data)
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
+        if capture.outside.differentiates:
+            capture.leaves = [tensor._requires_grad for tensor in tensors]
         take_gradients(capture, before, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.outside.refuse_changes(outside, capture.read)
@@ -238,6 +242,12 @@ class Jitted(Generic[P, R]):
         parts = {name: flatten(value, [], {}) for name, value in bound.arguments.items()}
         return {name: bound.arguments[name] for name, part in parts.items()
                 if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
+
+    def _keywords(self, kwargs: Any) -> Sequence[str]:
+        """The names of arguments whose order says nothing: the function has a place for each."""
+        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        takes_others = code is None or code.co_flags & inspect.CO_VARKEYWORDS
+        return () if takes_others else tuple(kwargs)
 
     def _refuse_arrays(self, structure: Any) -> None:
         arrays = [value for value in objects(structure) if hasattr(value, "__array__")]

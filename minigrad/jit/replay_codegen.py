@@ -43,7 +43,7 @@ def serve(args, kwargs):
             or differs()
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
-{marks}            or spoiled
+            or spoiled
             or undecided
         ):
             return general(args, kwargs)
@@ -127,9 +127,7 @@ def straight(capture: Capture) -> Serve | None:
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    differentiates = capture.leaves is not None
-    marks = "            or clock.marks != capture.marked\n" if differentiates else ""
-    text = [_HEAD.format(marks=marks)]
+    text = [_HEAD]
     filed = []
     for number, output in enumerate(capture.outputs):
         names[f"output{number}"] = output
@@ -154,9 +152,9 @@ def straight(capture: Capture) -> Serve | None:
         nodes="\n".join(f"            given{n} = tensor{n}.raw" for n in inputs),
         given="".join(f"given{n}, " for n in inputs),
         differs=" or ".join([f"given{n}.form is not form{n}" for n in inputs] + [
-            f"tensor{n}._requires_grad is not {mark}" if capture.unmarked else
+            f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
             f"{'not ' * bool(mark)}tensor{n}._requires_grad"
-            for n, mark in enumerate(capture.leaves or ())
+            for n, mark in enumerate(capture.leaves)
         ]) or "False",
         handles=", ".join(handles),
     ))  # fmt: skip
