@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from minigrad.device import Buffer, Call, Device
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import Node, Op, depending, form_of, topological
+from minigrad.graph.node import Node, Op, depending, topological
 from minigrad.graph.variable import is_own
 from minigrad.jit.replay import Capture, Output, Source
 from minigrad.tensor import Tensor, realization, saved_graphs
@@ -208,7 +208,8 @@ def sort(
                     raise JitError(f"{capture.name} returns one piece of memory as two shapes")
                 outputs.add(memory)
                 fresh[node] = len(capture.outputs)
-                capture.outputs.append(_output(tensor, values))
+                known, stopped = signature(tensor, dict(values)), saved_graphs.has_history(node)
+                capture.outputs.append(Output(known, known.form, tensor.stopped or stopped))
             source = Source("fresh", fresh[node])
         capture.sources.append(source)
     devices = {memory.device for memory in used} or {Device.DEFAULT}
@@ -255,18 +256,6 @@ def _copy_back(capture: Capture, tensors: Sequence[Tensor], given: Sequence[Tens
         for number in changed:
             tensors[number].assign(given[number])
     realization.realize([tensors[number] for number in changed])
-
-
-def _output(tensor: Tensor, values: dict[str, int]) -> Output:
-    """What a replay must know to make this tensor of the result anew."""
-    known = signature(tensor, dict(values))
-    memory: Buffer = tensor.raw.arg
-    return Output(
-        known.shape, known.dtype, known.device, memory.size, memory.nbytes,
-        tensor.stopped or saved_graphs.has_history(tensor.raw),
-        any(not isinstance(extent, int) for extent in known.shape),
-        form_of(known.dtype, known.shape, known.device),
-    )  # fmt: skip
 
 
 def _read_first(calls: Sequence[Call]) -> set[Buffer]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
-from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
-from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
 from minigrad.locks import new_lock
@@ -24,18 +21,15 @@ from minigrad.tensor.live_tensors import clock, lazy_links, shared
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
 
-@dataclass(frozen=True)
-class Output:
-    """A tensor of the result that gets a fresh buffer in every replay."""
+class Output(NamedTuple):
+    """A tensor of the result that gets a fresh buffer in every replay.
 
-    shape: tuple[Integer, ...]
-    dtype: DType
-    device: str
-    size: int
-    nbytes: int
-    stopped: bool  # a replay keeps no history: no gradient can flow through its results
-    symbolic: bool
+    stopped: a replay keeps no history, so no gradient can flow through its results.
+    """
+
+    known: Signature
     form: Form
+    stopped: bool
 
 
 class Source(NamedTuple):
@@ -137,11 +131,12 @@ class Capture:
 
     def fresh(self, output: Output, values: dict[str, int] | None = None) -> Node:
         """A node with memory for an output."""
-        shape, dtype, device = output.shape, output.dtype, output.device
-        if output.symbolic:
-            shape = tuple(rebind(extent, values or {}) for extent in shape)
-        buffer = Buffer(device, dtype, output.size, Device[device].allocate(output.nbytes))
-        return own_buffer(buffer, dtype, shape, device, output.form)
+        (shape, dtype, device), form = output.known, output.form
+        if values:
+            shape = tuple(rebind(extent, values) for extent in shape)
+        buffer = Buffer(device, dtype, form.size)
+        buffer.handle = Device[device].allocate(buffer.nbytes)
+        return own_buffer(buffer, dtype, shape, device, form)
 
     def results(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> list[Tensor]:
         """The tensors of the result; nodes: of the outputs."""
