@@ -25,7 +25,8 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | `requires_grad` of a tensor that it differentiates | `JitError` |
 | a number or a string that is passed, or an attribute of an object that is | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
-| a name of its closure or module, an attribute of that or of `self` | `JitError` |
+| a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
+| an iterator that has such a name | `JitError` in call 2 |
 | one that the step itself sets to another number (`self.t += 1`) | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module, where another is put | `JitError` |

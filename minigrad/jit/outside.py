@@ -18,6 +18,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from io import IOBase
 from itertools import pairwise
 from operator import methodcaller
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -162,6 +163,11 @@ class Outside:
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
         for place, (was, label, _, test) in before.read.items():
+            if isinstance(was, Iterator) and not isinstance(was, IOBase):
+                raise JitError(
+                    f"{self.name} reads {label!r}, an iterator, of which a replay would take "
+                    "nothing: call next() outside, and pass what it gives"
+                )
             new = self.read.get(place, before.read[place]).value
             if was is not new and test == "is not":
                 is_read = isinstance(was, Tensor) and was.raw.arg in memory

@@ -529,6 +529,16 @@ def test_what_a_step_changes_itself(on_device):
         assert state.loss.item() == 2 * number
 
 
+@pytest.mark.parametrize("kind", ["list", "generator", "attribute"])
+def test_an_iterator_is_refused(on_device, kind):
+    rates = (float(n) for n in range(9)) if kind == "generator" else iter([1.0, 2.0, 3.0])
+    state = SimpleNamespace(rates=rates)
+    step = jit(lambda x: x * next(state.rates if kind == "attribute" else rates))
+    step(Tensor([1.0]))
+    with pytest.raises(JitError, match=r"rates', an iterator, .* call next\(\) outside"):
+        step(Tensor([1.0]))
+
+
 def test_marks_that_change(on_device):
     """Which tensors get a gradient is decided when a step is captured."""
     w, b = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
