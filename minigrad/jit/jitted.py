@@ -80,12 +80,18 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
 
 
 class Jitted(Generic[P, R]):
-    """A captured function. `reset()` forgets the capture; `captured` tells whether there is one."""
+    """A captured function. `reset()` forgets the capture; `captured` tells whether there is one.
+
+    owner: of a method, its instance, which lives as long as this object. What is captured for an
+    instance is known to all objects that stand for its method, and does not keep it alive.
+    """
+
+    __slots__ = ("owner", "__dict__", "__weakref__")
 
     def __init__(
         self, function: Callable[P, R], instance: Callable[[], Any] | None = None
     ) -> None:
-        self.function, self.instance = function, instance
+        self.function, self.instance, self.owner = function, instance, None
         # by the thread's key: what the first call gave besides tensors, took of the host, used
         self._called: dict[int, tuple[Any, list[int], weakref.WeakSet[Buffer]]] = {}
         self._replays: dict[int, Serve] = {}  # how its capture is served, by the thread's key
@@ -119,7 +125,9 @@ class Jitted(Generic[P, R]):
         if known is None:
             with self._lock:
                 known = self._methods.setdefault(id(instance), self._method_of(instance))
-        return Method(known[1], instance)
+        bound: Jitted[P, R] = object.__new__(Jitted)
+        bound.__dict__, bound.owner = known[1].__dict__, instance
+        return bound
 
     def _method_of(self, instance: Any) -> tuple[weakref.ref[Any], Jitted[..., R]]:
         """A captured function of one instance, which must not keep the instance alive."""
@@ -273,27 +281,6 @@ class Jitted(Generic[P, R]):
                 "is not what it was in the first call: a replay would use it for ever; make the "
                 "tensor outside and pass it as an argument"
             )
-
-class Method(Generic[R]):
-    """A captured function bound to an instance, which it keeps alive as long as itself lives."""
-
-    __slots__ = ("jitted", "instance")
-
-    def __init__(self, jitted: Jitted[..., R], instance: Any) -> None:
-        self.jitted, self.instance = jitted, instance
-
-    def __call__(self, *args: Any, **kwargs: Any) -> R:
-        """Call it on the instance."""
-        return self.jitted(*args, **kwargs)
-
-    @property
-    def captured(self) -> bool:
-        """Whether the next call, in the same modes and settings, is a replay."""
-        return self.jitted.captured
-
-    def reset(self) -> None:
-        """Forget everything: the next call runs as it is, the one after is captured."""
-        self.jitted.reset()
 
 
 def _left_behind(
