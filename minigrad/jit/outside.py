@@ -333,14 +333,13 @@ class _Walk:
         if isinstance(value, list | tuple | dict | set):
             if not use.adds and len(value) <= _LONGEST:
                 self._items(value, place, label, uses)
-        elif hasattr(value, "tobytes"):
+        elif hasattr(value, "tobytes") and not isinstance(value, type):
             if getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
                 contents = _Read(value.tobytes(), label, True, "!=")
                 self.read.setdefault(f"array_bytes({place})", contents)
-        else:
-            for other in uses:
-                if other.of in (use.name, ""):
-                    self._attribute(value, place, label, other, uses)
+        for other in uses:
+            if other.of in (use.name, ""):
+                self._attribute(value, place, label, other, uses)
 
     def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
         """Of a container."""
@@ -352,7 +351,8 @@ class _Walk:
             ids = _Read([*map(id, value)], label, True, "!=")
             self.read.setdefault(f"[*map(id, {place})]", ids)
         for name in names if not isinstance(value, set) else ():
-            inner = f"{label}[{eval(name, self.names)!r}]"
+            key = eval(name, self.names)
+            inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
             self._value(f"{place}[{name}]", inner, _Use(None, ""), uses, part=True)
 
     def _attribute(

@@ -404,6 +404,17 @@ def test_attributes_of_arguments(on_device):
         step(batch, Tensor([2.0, 2.0]))
 
 
+def test_attributes_of_containers(on_device):
+    class Config(dict):
+        rate = 1.0
+
+    config = Config(inner=[Config(scale=2.0)])
+    config.rate = 2.0
+    step = jit(lambda x: x * config.rate * config["inner"][0]["scale"])
+    raises_after(step, lambda: setattr(config, "rate", 3.0), r"'config\.rate', which was 2\.0")
+    raises_after(step, lambda: config["inner"][0].update(scale=5.0), "'config', whose contents")
+
+
 class Slotted:
     __slots__ = ("rate",)
 
