@@ -9,7 +9,7 @@ from typing import Any
 
 from minigrad.device import Buffer
 from minigrad.graph.node import Op
-from minigrad.jit.jitted import Jitted, Method
+from minigrad.jit.jitted import Jitted
 from minigrad.nn.module import walk
 from minigrad.nn.optim import Optimizer
 from minigrad.tensor import Tensor
@@ -34,10 +34,9 @@ def models_of(step: Any) -> dict[str, Any]:
 
 def _read(step: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
     """(name, value) of the cells and globals of a function, and of functions among them."""
-    if isinstance(step, Method):
-        step, own = step.jitted, step.instance
-        yield type(own).__name__.lower(), own
     if isinstance(step, Jitted):
+        if step.owner is not None:
+            yield type(step.owner).__name__.lower(), step.owner
         step = step.function
     step = inspect.unwrap(step) if callable(step) else step
     if inspect.ismethod(step):

@@ -19,7 +19,7 @@ from minigrad.explain.origins import Origins
 from minigrad.graph.canonical import Canonical, Graph
 from minigrad.graph.collective import exchange
 from minigrad.graph.conversions import group_name
-from minigrad.jit.jitted import Jitted, Method
+from minigrad.jit.jitted import Jitted
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
 from minigrad.settings import flag
@@ -258,10 +258,9 @@ def run(
             current = watched.closely(step.realize, look)
             current.seconds = current.busy  # what compiling took is no part of it
             return Step(watched.ran, [], current)
-        captured, plain, again = isinstance(step, Jitted | Method), partial(step, *args), step
+        captured, plain, again = isinstance(step, Jitted), partial(step, *args), step
         if captured:  # with no capture yet
-            inner = step.jitted if isinstance(step, Method) else step
-            again = Jitted(inner.function, inner.instance)
+            again = Jitted(step.function, step.instance)
         again = partial(again, *args)
         first = 2 if captured and not step.captured else 1
         for _ in range(first):

@@ -14,11 +14,11 @@ from collections.abc import Collection, Sequence
 from minigrad.device import Buffer, Call, Device
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import Node, Op, depending, form_of, topological
+from minigrad.graph.node import Node, Op, depending, topological
 from minigrad.graph.variable import is_own
 from minigrad.jit.replay import Capture, Output, Source
 from minigrad.tensor import Tensor, realization, saved_graphs
-from minigrad.tensor.live_tensors import Holder, Link, all_holders, lazy_holders, of_this_thread
+from minigrad.tensor.live_tensors import Holder, all_holders, lazy_holders, of_this_thread
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.pytree import signature
 
@@ -27,7 +27,6 @@ class Snapshot:
     """The tensors that live now, and which of them have a gradient."""
 
     def __init__(self) -> None:
-        self.looked_at: list[Link] = []  # by a `backward`, see live_tensors.capturing
         # by the id of their weak reference, which is kept: an id could come back otherwise
         self._links = {id(holder._link): holder._link for holder in all_holders()}
         self._grads = {
@@ -169,9 +168,7 @@ def take_gradients(
                 f"{capture.name} adds to the gradient of input {number}: "
                 "set its .grad to None before the call"
             )
-        leaf = given_tensor._link if of is given_tensor else None
-        capture.input_gradients.append((number, gradient, leaf, had))
-        capture.give_gradients(tensors)
+        capture.input_gradients.append((number, gradient, had))
 
 
 def sort(
@@ -189,8 +186,6 @@ def sort(
     capture.read = frozenset(_read_first(calls) - set(places))
     capture.written = frozenset((made | written) - set(places))
     capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
-    if before.looked_at:
-        _note_marks(capture, before, tensors)
     capture.check_memory(tensors)
     _copy_back(capture, tensors, given)
     fresh: dict[Node, int] = {}
@@ -213,7 +208,8 @@ def sort(
                     raise JitError(f"{capture.name} returns one piece of memory as two shapes")
                 outputs.add(memory)
                 fresh[node] = len(capture.outputs)
-                capture.outputs.append(_output(tensor, values))
+                known, stopped = signature(tensor, dict(values)), saved_graphs.has_history(node)
+                capture.outputs.append(Output(known, known.form, tensor.stopped or stopped))
             source = Source("fresh", fresh[node])
         capture.sources.append(source)
     devices = {memory.device for memory in used} or {Device.DEFAULT}
@@ -235,20 +231,12 @@ def sort(
         )
     capture.written -= outputs
     _note_owners(capture)
+    capture.give_gradients(tensors)
     returned = capture.results(tensors, [*fresh])
     for copy, tensor, source in zip(returned, results, capture.sources, strict=True):
         if source.kind == "fresh":
             copy.stopped, copy._requires_grad = tensor.stopped, tensor._requires_grad
     return returned
-
-
-def _note_marks(capture: Capture, before: Snapshot, tensors: Sequence[Tensor]) -> None:
-    """Note which tensors were to have a gradient, of those that a `backward` looked at."""
-    links = {id(link): link for link in before.looked_at}.values()
-    known = [holder for link in links if (holder := link()) is not None and before.knows(holder)]
-    capture.marks = [(one._link, one._requires_grad) for one in known if one.raw.dtype.is_float]
-    capture.leaves = [tensor._requires_grad for tensor in tensors]
-    capture.unmarked = not any([*capture.leaves, *(mark for _, mark in capture.marks)])
 
 
 def _note_owners(capture: Capture) -> None:
@@ -268,18 +256,6 @@ def _copy_back(capture: Capture, tensors: Sequence[Tensor], given: Sequence[Tens
         for number in changed:
             tensors[number].assign(given[number])
     realization.realize([tensors[number] for number in changed])
-
-
-def _output(tensor: Tensor, values: dict[str, int]) -> Output:
-    """What a replay must know to make this tensor of the result anew."""
-    known = signature(tensor, dict(values))
-    memory: Buffer = tensor.raw.arg
-    return Output(
-        known.shape, known.dtype, known.device, memory.size, memory.nbytes,
-        tensor.stopped or saved_graphs.has_history(tensor.raw),
-        any(not isinstance(extent, int) for extent in known.shape),
-        form_of(known.dtype, known.shape, known.device),
-    )  # fmt: skip
 
 
 def _read_first(calls: Sequence[Call]) -> set[Buffer]:

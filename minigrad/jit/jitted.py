@@ -25,7 +25,8 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | `requires_grad` of a tensor that it differentiates | `JitError` |
 | a number or a string that is passed, or an attribute of an object that is | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
-| a name of its closure or module, an attribute of that or of `self` | `JitError` |
+| a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
+| an iterator that has such a name | `JitError` in call 2 |
 | one that the step itself sets to another number (`self.t += 1`) | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module, where another is put | `JitError` |
@@ -56,14 +57,15 @@ from minigrad.device import Buffer, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, copies, leaves, sort, take_gradients
-from minigrad.jit.outside import Noted, Outside, noting
+from minigrad.jit.outside import Outside
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, realization, views
-from minigrad.tensor.live_tensors import all_holders, capturing, of_this_thread
+from minigrad.tensor.live_tensors import all_holders, of_this_thread
+from minigrad.tensor.noted import Noted, capturing
 from minigrad.tensor.pytree import Signature, flatten, objects, rebuild, show, signature, template
 
 MOST_OTHERS = 16  # sets of extents that a step keeps captures for, besides the first
@@ -78,12 +80,18 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
 
 
 class Jitted(Generic[P, R]):
-    """A captured function. `reset()` forgets the capture; `captured` tells whether there is one."""
+    """A captured function. `reset()` forgets the capture; `captured` tells whether there is one.
+
+    owner: of a method, its instance, which lives as long as this object. What is captured for an
+    instance is known to all objects that stand for its method, and does not keep it alive.
+    """
+
+    __slots__ = ("owner", "__dict__", "__weakref__")
 
     def __init__(
         self, function: Callable[P, R], instance: Callable[[], Any] | None = None
     ) -> None:
-        self.function, self.instance = function, instance
+        self.function, self.instance, self.owner = function, instance, None
         # by the thread's key: what the first call gave besides tensors, took of the host, used
         self._called: dict[int, tuple[Any, list[int], weakref.WeakSet[Buffer]]] = {}
         self._replays: dict[int, Serve] = {}  # how its capture is served, by the thread's key
@@ -117,7 +125,9 @@ class Jitted(Generic[P, R]):
         if known is None:
             with self._lock:
                 known = self._methods.setdefault(id(instance), self._method_of(instance))
-        return Method(known[1], instance)
+        bound: Jitted[P, R] = object.__new__(Jitted)
+        bound.__dict__, bound.owner = known[1].__dict__, instance
+        return bound
 
     def _method_of(self, instance: Any) -> tuple[weakref.ref[Any], Jitted[..., R]]:
         """A captured function of one instance, which must not keep the instance alive."""
@@ -187,15 +197,16 @@ class Jitted(Generic[P, R]):
         capture = Capture(self.name, structure, inputs)
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         named = self._objects(args, kwargs)
+        capture.keywords = self._keywords(kwargs)
         outside = Outside(self.name, self.function, self.instance, named, Noted())
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         before = Snapshot()
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
-        capturing[get_ident()] = before.looked_at
+        capturing[get_ident()] = noted = Noted()
         try:
-            with recorded_calls() as calls, _logged() as data, noting() as noted:
+            with recorded_calls() as calls, _logged() as data:
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
@@ -213,6 +224,8 @@ class Jitted(Generic[P, R]):
             )
         self._compare(key, found, data)
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
+        if capture.outside.differentiates:
+            capture.leaves = [tensor._requires_grad for tensor in tensors]
         take_gradients(capture, before, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.outside.refuse_changes(outside, capture.read)
@@ -239,6 +252,12 @@ class Jitted(Generic[P, R]):
         return {name: bound.arguments[name] for name, part in parts.items()
                 if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
 
+    def _keywords(self, kwargs: Any) -> Sequence[str]:
+        """The names of arguments whose order says nothing: the function has a place for each."""
+        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        takes_others = code is None or code.co_flags & inspect.CO_VARKEYWORDS
+        return () if takes_others else tuple(kwargs)
+
     def _refuse_arrays(self, structure: Any) -> None:
         arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
         if arrays:
@@ -262,27 +281,6 @@ class Jitted(Generic[P, R]):
                 "is not what it was in the first call: a replay would use it for ever; make the "
                 "tensor outside and pass it as an argument"
             )
-
-class Method(Generic[R]):
-    """A captured function bound to an instance, which it keeps alive as long as itself lives."""
-
-    __slots__ = ("jitted", "instance")
-
-    def __init__(self, jitted: Jitted[..., R], instance: Any) -> None:
-        self.jitted, self.instance = jitted, instance
-
-    def __call__(self, *args: Any, **kwargs: Any) -> R:
-        """Call it on the instance."""
-        return self.jitted(*args, **kwargs)
-
-    @property
-    def captured(self) -> bool:
-        """Whether the next call, in the same modes and settings, is a replay."""
-        return self.jitted.captured
-
-    def reset(self) -> None:
-        """Forget everything: the next call runs as it is, the one after is captured."""
-        self.jitted.reset()
 
 
 def _left_behind(

@@ -1,10 +1,12 @@
 """What a captured function reads besides its arguments, and whether that is still the same.
 
-The names that its code reads are known: cells of its closure, globals, and attributes of what is
-in them and of arguments (`model.scale`, `self.rate`, `Config.rate`), also by functions of Python
-that it names, methods of `self` among them. A replay runs no Python, so it looks whether each of
-them is what it was. What other code reads on the way (a layer its attributes, a list its items'
-attributes) is not seen, unless it says so by `note`.
+A replay runs no Python, so it looks whether what the function's code reads is what it was. Where
+that begins is known: cells of its closure, globals, `self`, and arguments that are objects. From
+there on objects are walked through: the items of containers, and the attributes that the code reads
+right behind the name of such a value (`model.scale`, `self.rate`, `Config.rate`), or behind
+something of which it is not known what that is (`layer.scale` in a loop over layers). Functions of
+Python that are found so are walked through, too, methods and properties among them. What other code
+reads on the way (a layer its attributes) is not seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
@@ -14,78 +16,42 @@ import functools
 import inspect
 import os
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from io import IOBase
+from itertools import pairwise
+from operator import methodcaller
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
-from minigrad.graph.node import Node
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
+from minigrad.tensor.noted import Noted, changes
 from minigrad.tensor.pytree import Same
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
-_LONGEST = 256  # items of a list or dict that are
-_ADDING = [["append"], ["extend"], ["add"], ["update"], ["insert"]]
-_CONTAINERS = (list, tuple, set, dict)
+_LONGEST = 256  # items of a container that are
+_MOST = 1 << 12  # values that are
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
+_ADDING = ("append", "extend", "add", "update", "insert")
 _LIBRARIES = {"minigrad", "numpy", "torch"}  # nobody rebinds what is theirs
 _STANDARD = os.path.dirname(os.__file__)  # where Python's own modules are
-_Found = tuple[str, str, bool]
-_SHORT = 8  # items that are quicker to compare one by one
-_MISSING = (AttributeError, KeyError, ValueError)  # from an expression whose name is gone
+_MISSING = (AttributeError, LookupError, ValueError)  # from an expression whose name is gone
 
 
-class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
-    """Whose attributes code has read, by their ids and names; None for those that it wrote first.
-
-    left: the nodes of tensors in whose place it has put others.
+class _Read(NamedTuple):
+    """A value that is read. label: what it is called; part: whether it is in a container; test: how
+    another is told from it.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.left: list[Node] = []
-
-
-class _Noting(threading.local):
-    found: Noted | None = None
-
-
-_noting = _Noting()
-_changes = [0]  # how often an attribute was written that code notes
-
-
-@contextmanager
-def noting() -> Iterator[Noted]:
-    """Collect what code reads, by `note`."""
-    before, _noting.found = _noting.found, Noted()
-    try:
-        yield _noting.found
-    finally:
-        _noting.found = before
-
-
-def note(owner: Any, attribute: str, written: bool = False) -> None:
-    """Tell a capture that goes on of an attribute, a plain value, that decides what is computed.
-
-    Whoever writes it says so before, too: a replay looks at all that its capture noted only if
-    something was written. What a step writes before it reads it may be anything before.
-    """
-    _changes[0] += written
-    if _noting.found is not None:
-        _noting.found.setdefault(
-            (id(owner), attribute), None if written else weakref.ref(owner)
-        )
-
-
-def replaces(tensor: Tensor) -> None:
-    """Tell a capture that goes on that an object has another tensor in the place of this one."""
-    if _noting.found is not None:
-        _noting.found.left.append(tensor.raw)
+    value: Any
+    label: str
+    part: bool = False
+    test: str = "is not"
 
 
 class Outside:
@@ -100,62 +66,37 @@ class Outside:
         given: Mapping[str, Any], noted: Noted,
     ) -> None:  # fmt: skip
         self.name = name
-        self.gone: list[str] = []  # shapes of tensors that the step read
-        self.names: dict[str, Any] = {
-            "MISSING": _MISSING, "map": map, "id": id, "len": len, "ids": _ids, "gone": self.gone
-        }  # fmt: skip
-        # what it is called → the expression that gives it, what it was, what was in it
-        self.read: dict[str, tuple[str, Any, Any]] = {}
-        function = inspect.unwrap(function)
-        while isinstance(function, functools.partial):
-            function = inspect.unwrap(function.func)
-        if isinstance(function, MethodType):
-            bound = function.__self__
-            function, instance = function.__func__, lambda: bound
-        elif not isinstance(function, FunctionType):  # an object that is called
-            called = function
-            function, instance = type(called).__call__, lambda: called
-        for label, place, looks_inside in _Reader(self.names).all(function, instance, given):
-            value = eval(place, self.names)
-            if looks_inside or label not in self.read:
-                self.read[label] = (place, value, _contents(value) if looks_inside else None)
+        walk = _Walk(function, instance, given)
+        self.names, self.read = walk.names, walk.read
         # an attribute that was noted, whose it is, what it was
         self.noted = [
             (attribute, link, getattr(link(), attribute))
             for (_, attribute), link in noted.items()
             if link is not None and link() is not None
         ]
-        self.left, self.seen = noted.left, _changes[:]
+        # whether it was looked at which tensors are to have a gradient; and whether None is another
+        # than False for these, as nobody said True
+        marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
+        self.differentiates, self.unmarked = bool(marks), not any(marks)
+        self.gone: list[str] = []  # shapes of tensors that the step read
+        self.left, self.seen = noted.left, changes[:]
         self.links: list[weakref.ref[Holder]] = []
         self.differs = self._look()
 
     def _look(self) -> Callable[[], bool]:
         """Written out, as it costs a replay of a microsecond or two what it costs."""
-        self.names |= {"changes": _changes, "seen": self.seen}
-        tests = ["changes != seen"] if self.noted else []
-        for number, (place, value, contents) in enumerate(self.read.values()):
-            self.names[f"value{number}"] = value
-            tests.append(f"(now := {place}) is not value{number}")
-            if isinstance(contents, bytes):
-                self.names[f"inside{number}"] = contents
-                tests.append(f"now.tobytes() != inside{number}")
-            elif contents and isinstance(value, list) and len(contents) == len(value) <= _SHORT:
-                tests.append(f"len(now) != {len(contents)}")
-                for at, item in enumerate(contents):
-                    self.names[f"item{number}_{at}"] = item
-                    tests.append(f"now[{at}] is not item{number}_{at}")
-            elif contents is not None:
-                self.names[f"inside{number}"] = _ids(value)
-                whole = "map(id, now)" + ", *map(id, now.values())" * isinstance(value, dict)
-                is_deep = any(isinstance(item, _CONTAINERS) for item in contents)
-                tests.append(f"{'ids(now)' if is_deep else f'[*{whole}]'} != inside{number}")
+        names = self.names
+        names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": _MISSING}
+        tests = ["gone", *["changes != seen"][: len(self.noted)]]
+        for number, (place, read) in enumerate(self.read.items()):
+            names[f"value{number}"] = read.value
+            tests.append(f"{place} {read.test} value{number}")
         text = (
-            "def differs():\n    try:\n"
-            f"        return {' or '.join(['gone', *tests])}\n"
+            f"def differs():\n    try:\n        return {' or '.join(tests)}\n"
             "    except MISSING:\n        return True\n"
         )
-        exec(compile(text, f"<what {self.name} reads>", "exec"), self.names)
-        differs: Callable[[], bool] = self.names.pop("differs")
+        exec(compile(text, f"<what {self.name} reads>", "exec"), names)
+        differs: Callable[[], bool] = names.pop("differs")
         return differs
 
     def mourn(self, tensors: Sequence[Holder]) -> None:
@@ -183,33 +124,34 @@ class Outside:
                 "(was another put in its place, as in layer.weight = …?): a replay would read the "
                 "old one for ever; write with .assign(), or .reset()"
             )
-        for label, (place, before, contents) in self.read.items():
+        for place, (before, label, part, _) in self.read.items():
             try:
                 now = eval(place, self.names)
             except _MISSING:
                 now = _GONE
-            if now is not before and not _equal(now, before):
+            if now is before or _equal(now, before):
+                continue
+            if part:
+                whole, *_ = label.partition("[")
                 raise JitError(
-                    f"{self.name} reads {label!r}, which was {_show(before)} when it was captured "
-                    f"and is {_show(now, True)} now: a replay would not see it; pass it as an "
-                    "argument (a Tensor where it changes), write to a Tensor in place with "
-                    ".assign(), or .reset()"
-                )
-            if contents is not None and not _alike(_contents(now), contents):
-                raise JitError(
-                    f"{self.name} reads {label!r}, whose contents have changed since it was "
+                    f"{self.name} reads {whole!r}, whose contents have changed since it was "
                     "captured: a replay would not see them; pass it as a Tensor argument, or "
                     ".reset()"
                 )
+            raise JitError(
+                f"{self.name} reads {label!r}, which was {_show(before)} when it was captured "
+                f"and is {_show(now, True)} now: a replay would not see it; pass it as an "
+                "argument (a Tensor where it changes), write to a Tensor in place with "
+                ".assign(), or .reset()"
+            )
         self._check_noted()
 
     def refuse_given(self, leaves: Sequence[Tensor]) -> None:
         """JitError where an argument that gets a gradient is also a tensor of outside."""
-        for label, (_, value, contents) in self.read.items():
-            found = [value, *(contents if isinstance(contents, list) else ())]
-            if any(one is leaf for one in found for leaf in leaves):
+        for read in self.read.values():
+            if any(read.value is leaf for leaf in leaves):
                 raise JitError(
-                    f"{self.name} is given a tensor that it also reads as {label!r}: a replay "
+                    f"{self.name} is given a tensor that it also reads as {read.label!r}: a replay "
                     "could not tell the two apart; pass a .clone(), or do not pass it"
                 )
 
@@ -220,14 +162,16 @@ class Outside:
         """
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
-        for label, (_, value, contents) in before.read.items():
-            now, inside = self.read.get(label, before.read[label])[1:]
-            pairs = [(value, now)]
-            if isinstance(contents, list) and isinstance(inside, list):
-                pairs += zip(contents, inside, strict=False)
-            for was, new in pairs:
+        for place, (was, label, _, test) in before.read.items():
+            if isinstance(was, Iterator) and not isinstance(was, IOBase):
+                raise JitError(
+                    f"{self.name} reads {label!r}, an iterator, of which a replay would take "
+                    "nothing: call next() outside, and pass what it gives"
+                )
+            new = self.read.get(place, before.read[place]).value
+            if was is not new and test == "is not":
                 is_read = isinstance(was, Tensor) and was.raw.arg in memory
-                if was is not new and (is_read or isinstance(was, _PLAIN) and not _equal(was, new)):
+                if is_read or isinstance(was, _PLAIN) and not _equal(was, new):
                     self._refuse_replaced(repr(label))
 
     def _refuse_replaced(self, what: str) -> None:
@@ -236,13 +180,28 @@ class Outside:
             "anew; write to a Tensor with .assign(), and change numbers outside"
         )
 
+    def check_mark(self, tensor: Tensor, mark: bool | None) -> None:
+        """JitError where a tensor is to have a gradient, and was not in the capture, or reversely.
+
+        mark: its requires_grad then.
+        """
+        now = tensor._requires_grad
+        if now is not mark and (self.unmarked or bool(now) is not bool(mark)):
+            raise JitError(
+                f"{self.name} was captured when the requires_grad of a tensor of shape "
+                f"{shape_of(tensor.raw.shape)} was {mark}, and it is {now}: a replay would "
+                "give the same tensors gradients as before; set it back, or .reset()"
+            )
+
     def _check_noted(self) -> None:
         """JitError where code would now read something else than it noted."""
-        changes = _changes[0]
+        count = changes[0]
         for attribute, link, before in self.noted:
             owner = link()  # one that is gone cannot have changed
             now = before if owner is None else getattr(owner, attribute)
-            if now == before:
+            if isinstance(owner, Tensor):
+                self.check_mark(owner, before)
+            if isinstance(owner, Tensor) or now == before:
                 continue
             name = attribute.strip("_")
             if isinstance(before, dict):
@@ -253,102 +212,184 @@ class Outside:
                 f"it was captured and is {_show(now, True)} now: a replay would not see it; put it "
                 "back, capture another function for it, or .reset()"
             )
-        self.seen[0] = changes
+        self.seen[0] = count
 
 
 _GONE = object()
 
 
-class _Reader:
-    """Finds what functions read: what that is called, an expression that gives it, and whether
-    what is in it is read, too (not where it is only appended to).
+class _Use(NamedTuple):
+    """A name that code reads. of: what it is an attribute of, "" where nobody knows what that is;
+    None for a variable. called: it is a method's; adds: what has it is only added to.
+    """
+
+    of: str | None
+    name: str
+    called: bool = False
+    adds: bool = False
+
+
+def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
+    """What code reads, and functions in it. known: its cells, and arguments that are looked at."""
+    of = ""
+    for step, after in pairwise(dis.get_instructions(code)):
+        kind, name = step.opname, step.argval
+        name = name[-1] if isinstance(name, tuple) and name else name
+        adds = after.opname in _ATTRIBUTE and after.argval in _ADDING
+        if kind in _ATTRIBUTE:
+            # since Python 3.12 a bit says whether it is called
+            called = kind == "LOAD_METHOD" or (sys.version_info >= (3, 12) and bool(step.arg & 1))
+            yield _Use(of, name, called, adds)
+        elif kind == "LOAD_GLOBAL" or (kind.startswith(_VARIABLE) and name in known):
+            yield _Use(None, name, adds=adds)
+        else:
+            name = ""
+        of = name
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _uses(constant, {*known}.intersection(constant.co_freevars))
+        elif isinstance(constant, str) and "getattr" in code.co_names:
+            yield _Use("", constant)
+
+
+class _Walk:
+    """Finds what a step reads. instance: gives its `self`; given: objects that it is given.
 
     names: what the expressions refer to.
     """
 
-    def __init__(self, names: dict[str, Any]) -> None:
-        self.names, self.seen = names, set[tuple[Any, ...]]()
-
-    def all(
-        self, function: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any]
-    ) -> Iterator[_Found]:
-        """Of a step. instance: gives its `self`. given: arguments that are objects."""
-        known = {name: self._named(value) for name, value in given.items()}
-        function = inspect.unwrap(function)
-        if instance is not None and isinstance(function, FunctionType):
-            known |= {name: self._named(instance) + "()" for name in _own_name(function)}
-        yield from self._places(function, known)
-
-    def _places(self, function: Any, known: Mapping[str, str]) -> Iterator[_Found]:
-        """Of one function, and those that it names. known: expressions of its arguments."""
-        function = inspect.unwrap(function)
-        key = (id(function), *known.values())
-        if not isinstance(function, FunctionType) or key in self.seen:
-            return
-        self.seen.add(key)
-        code = function.__code__
-        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-        for root, *attributes in dict.fromkeys(_chains(code, set(cells), set(known))):
-            if root in known:
-                place = known[root]
-            elif root in cells:
-                place = self._named(cells[root]) + ".cell_contents"
-            elif root in function.__globals__:
-                place = f"{self._named(function.__globals__)}[{root!r}]"
-            else:
-                continue
-            yield from self._along(root, place, attributes, root not in known)
+    def __init__(
+        self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any]
+    ) -> None:
+        self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
+        self.read: dict[str, _Read] = {}  # by the expression that gives it
+        self.seen = set[tuple[Any, ...]]()
+        self.todo: list[Callable[[], None]] = []
+        step = _unwrapped(step)
+        if not isinstance(step, FunctionType | MethodType):  # an object that is called
+            step = MethodType(type(step).__call__, step)
+        own = {name: self._named(value) for name, value in given.items()}
+        if instance is not None:
+            own |= dict.fromkeys(_own_name(step), f"{self._named(instance)}()")
+        self._function(step, own)
+        for one in self.todo:  # which grows meanwhile
+            one()
 
     def _named(self, value: Any) -> str:
         name = f"at{id(value)}"
         self.names[name] = value
         return name
 
-    def _along(
-        self, label: str, place: str, attributes: list[str], with_root: bool
-    ) -> Iterator[_Found]:
-        """A value, and the attributes that are read of it as far as these are its own."""
+    def _function(self, function: Any, own: dict[str, str], label: str = "") -> None:
+        """Of a function. own: expressions of its arguments; label: what these are called."""
+        function = _unwrapped(function)
+        if isinstance(function, MethodType):
+            own = own | dict.fromkeys(_own_name(function), self._named(function.__self__))
+            function = _unwrapped(function.__func__)
+        key = (id(function), *own.values())
+        if not isinstance(function, FunctionType) or key in self.seen:
+            return
+        if self.seen and _is_library(function):  # the step itself may be
+            return
+        self.seen.add(key)
+        code, globals_ = function.__code__, function.__globals__
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        uses = tuple(dict.fromkeys(_uses(code, {*own, *cells})))
+        for use in uses:
+            name = use.name
+            if use.of is None and name in own:
+                self._value(own[name], label or name, use, uses, known=True)
+            elif use.of is None and name in cells:
+                self._value(f"{self._named(cells[name])}.cell_contents", name, use, uses)
+            elif use.of is None and name in globals_:
+                self._value(f"{self._named(globals_)}[{name!r}]", name, use, uses)
+
+    def _value(
+        self, place: str, label: str, use: _Use, uses: tuple[_Use, ...], part: bool = False,
+        known: bool = False,
+    ) -> None:  # fmt: skip
+        """Of what an expression gives. use: of its name; uses: of the function that reads it.
+
+        part: it is in a container. known: nobody can put another in its place.
+        """
         try:
             value = eval(place, self.names)
-        except ValueError:  # a cell that is empty yet
+        except _MISSING:  # a cell that is empty yet
             return
-        if _is_library(value):
+        if _is_library(value) or len(self.read) >= _MOST:
             return
-        if with_root and not isinstance(value, ModuleType | type):
-            yield label, place, attributes[:1] not in _ADDING
-            yield from self._places(value, {})
-        for number, name in enumerate(attributes, 1):
-            if isinstance(value, Tensor):
-                return
-            found, is_own = _attribute(value, name)
-            if isinstance(found, FunctionType) and not is_own:  # a method, or what a property calls
-                if not _is_library(found):
-                    yield from self._places(found, dict.fromkeys(_own_name(found), place))
-                return
-            label = f"{label}.{name}"
-            place = f"{place}.__dict__[{name!r}]" if is_own else f"{place}.{name}"
-            value = found
-            if found is _GONE or _is_library(found):
-                return
-            if not isinstance(value, ModuleType | type):
-                yield label, place, attributes[number : number + 1] not in _ADDING
-                yield from self._places(value, {})
+        if not (known or isinstance(value, ModuleType | type)):
+            self.read.setdefault(place, _Read(value, label, part))
+        key = (id(value), use, uses)
+        if key not in self.seen and not isinstance(value, (*_PLAIN, Tensor)):
+            self.seen.add(key)
+            self.todo.append(lambda: self._inside(value, place, label, use, uses))
+
+    def _inside(
+        self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
+    ) -> None:
+        """Of what a function reads, and of what is in a container or an object."""
+        self._function(value, {})
+        if isinstance(value, list | tuple | dict | set):
+            if not use.adds and len(value) <= _LONGEST:
+                self._items(value, place, label, uses)
+        elif hasattr(value, "tobytes") and not isinstance(value, type):
+            if getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
+                contents = _Read(value.tobytes(), label, True, "!=")
+                self.read.setdefault(f"array_bytes({place})", contents)
+        for other in uses:
+            if other.of in (use.name, ""):
+                self._attribute(value, place, label, other, uses)
+
+    def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
+        """Of a container."""
+        if isinstance(value, list | tuple):
+            names = [repr(number) for number in range(len(value))]
+            self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
+        else:
+            names = [self._named(key) for key in value]
+            ids = _Read([*map(id, value)], label, True, "!=")
+            self.read.setdefault(f"[*map(id, {place})]", ids)
+        for name in names if not isinstance(value, set) else ():
+            key = eval(name, self.names)
+            inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
+            self._value(f"{place}[{name}]", inner, _Use(None, ""), uses, part=True)
+
+    def _attribute(
+        self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
+    ) -> None:
+        """Of what an object has by a name, of itself or of its class; a property calls a method."""
+        found = inspect.getattr_static(value, use.name, _GONE)
+        is_own = use.name in getattr(value, "__dict__", ())
+        found = found.fget if isinstance(found, property) else found
+        if isinstance(found, FunctionType) and not is_own:
+            if not _is_library(found):
+                own = dict.fromkeys(_own_name(found), place)
+                self.todo.append(lambda: self._function(found, own, label))
+        elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
+            if found is not _GONE and (callable(found) or not use.called):
+                place = f"{place}.__dict__[{use.name!r}]" if is_own else f"{place}.{use.name}"
+                self._value(place, f"{label}.{use.name}", use, uses)
 
 
-def _own_name(function: FunctionType) -> tuple[str, ...]:
+def _unwrapped(function: Any) -> Any:
+    """What a function is without decorators that say so, and without arguments given before."""
+    if not isinstance(function, MethodType):
+        function = inspect.unwrap(function)
+    return _unwrapped(function.func) if isinstance(function, functools.partial) else function
+
+
+def _own_name(function: Any) -> tuple[str, ...]:
     """The name of its first argument, in a tuple; an empty one where it has none."""
-    whole: Any = inspect.unwrap(function)
-    return whole.__code__.co_varnames[:1]  # type: ignore[no-any-return]
+    code = getattr(_unwrapped(function), "__code__", None)
+    return code.co_varnames[:1] if code else ()
 
 
 def _is_library(value: Any) -> bool:
     """Whether it is a module, a class or a function of minigrad's or of a library."""
-    if isinstance(value, ModuleType):
-        name: str | None = value.__name__
-    elif isinstance(value, type | FunctionType):
-        name = value.__module__
-    else:
+    if not isinstance(value, ModuleType | type | FunctionType):
         return False
+    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
     first = (name or "").partition(".")[0]
     if first not in sys.stdlib_module_names:
         return first in _LIBRARIES
@@ -356,94 +397,17 @@ def _is_library(value: Any) -> bool:
     return file is None or file.startswith(_STANDARD)
 
 
-def _attribute(value: Any, name: str) -> tuple[Any, bool]:
-    """What an object has by a name, of itself or of its class, and whether of itself.
-
-    A property is the function that it calls. _GONE for what is not there, or computed otherwise.
-    """
-    own = getattr(value, "__dict__", {})
-    is_kind = isinstance(value, type)
-    if name in own and not is_kind:
-        return own[name], True
-    kinds = value.__mro__ if is_kind else type(value).__mro__
-    found = next((vars(k)[name] for k in kinds if not _is_library(k) and name in vars(k)), _GONE)
-    if inspect.ismemberdescriptor(found):  # of __slots__
-        return getattr(value, name, _GONE), False
-    if isinstance(found, property):
-        found = found.fget
-    is_method = isinstance(found, FunctionType) and not is_kind
-    return (found if is_method or not hasattr(found, "__get__") else _GONE), False
-
-
-def _chains(code: CodeType, cells: set[str], first: set[str]) -> Iterator[tuple[str, ...]]:
-    """The names that code reads: of a cell, a global, or `self`, and attributes right behind."""
-    chain: tuple[str, ...] = ()
-    local: dict[str, tuple[str, ...]] = {}  # what variables are other words for
-    for step in dis.get_instructions(code):
-        name = step.argval
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
-            chain = (*chain, name)
-            continue
-        if chain:
-            yield chain
-        if step.opname.startswith("STORE_FAST"):
-            local[name[0] if isinstance(name, tuple) else name] = chain
-        name = name[-1] if isinstance(name, tuple) and name else name
-        if step.opname.startswith("LOAD_FAST") and local.get(name):
-            chain = local[name]
-            continue
-        known = (
-            step.opname == "LOAD_GLOBAL"
-            or name in first and step.opname.startswith(("LOAD_FAST", "LOAD_DEREF"))
-            or name in cells and step.opname == "LOAD_DEREF"
-        )
-        chain = (name,) if known else ()
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _chains(constant, cells, first & set(constant.co_freevars))
-
-
-def _contents(value: Any) -> Any:
-    """What is in a short container and those in it, or the bytes of a small array; else None."""
-    if isinstance(value, _CONTAINERS):
-        found = _flat(value, [])
-        frozen = isinstance(value, tuple) and not any(isinstance(i, _CONTAINERS) for i in value)
-        return None if frozen or len(found) > _LONGEST else found
-    if hasattr(value, "tobytes") and getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
-        return value.tobytes()
-    return None
-
-
-def _flat(value: Any, found: list[Any]) -> list[Any]:
-    """The items of a container, behind one that is one itself what is in it, till there are many"""
-    for item in (*value, *value.values()) if isinstance(value, dict) else value:
-        found.append(item)
-        if len(found) > _LONGEST:
-            break
-        if isinstance(item, _CONTAINERS):
-            found.append(len(item))
-            _flat(item, found)
-    return found
-
-
-def _ids(value: Any) -> list[int]:
-    return [*map(id, _flat(value, []))]
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether contents are the same."""
-    if isinstance(one, list) and isinstance(other, list):
-        pairs = list(zip(one, other, strict=False))
-        return len(one) == len(other) and all(a is b or _equal(a, b) for a, b in pairs)
-    return type(one) is type(other) and bool(one == other)
-
-
 def _equal(one: Any, other: Any) -> bool:
+    """Whether plain values, or containers of such, are the same."""
     if type(one) is not type(other):
         return False
-    if isinstance(one, _CONTAINERS):
-        return len(some := _flat(one, [])) <= _LONGEST and _alike(some, _flat(other, []))
-    return isinstance(one, _PLAIN) and repr(one) == repr(other)  # 0.0 and −0.0 are two values
+    if isinstance(one, dict):
+        return _equal([*one.items()], [*other.items()])
+    if isinstance(one, list | tuple):
+        pairs = list(zip(one, other, strict=False))
+        alike = len(one) == len(other) <= _LONGEST
+        return alike and all(a is b or _equal(a, b) for a, b in pairs)
+    return isinstance(one, (*_PLAIN, set)) and repr(one) == repr(other)  # 0.0 is not −0.0
 
 
 def _show(value: Any, is_new: bool = False) -> str:

@@ -5,38 +5,31 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
-from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
-from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, turns, views
-from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
 
-@dataclass(frozen=True)
-class Output:
-    """A tensor of the result that gets a fresh buffer in every replay."""
+class Output(NamedTuple):
+    """A tensor of the result that gets a fresh buffer in every replay.
 
-    shape: tuple[Integer, ...]
-    dtype: DType
-    device: str
-    size: int
-    nbytes: int
-    stopped: bool  # a replay keeps no history: no gradient can flow through its results
-    symbolic: bool
+    stopped: a replay keeps no history, so no gradient can flow through its results.
+    """
+
+    known: Signature
     form: Form
+    stopped: bool
 
 
 class Source(NamedTuple):
@@ -60,6 +53,7 @@ class Capture:
 
     def __init__(self, name: str, structure: Any, inputs: tuple[Signature, ...]) -> None:
         self.name, self.structure, self.inputs = name, structure, inputs
+        self.keywords: Sequence[str] = ()  # in the order of the structure, which says nothing else
         self.lock = new_lock()
         self.settled = -1  # what the clock showed when lazy tensors were last looked at
         self.replay: Replay
@@ -73,14 +67,9 @@ class Capture:
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
-        # requires_grad, where it differentiates: of inputs; of tensors that it reads; whether None
-        # is another than False, as nobody said True; what the clock showed when that was looked at
-        self.leaves: list[bool | None] | None = None
-        self.marks: list[tuple[weakref.ref[Any], bool | None]] = []
-        self.unmarked, self.marked = False, clock.marks
+        self.leaves: list[bool | None] = []  # the inputs' requires_grad, where it differentiates
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
-        # number, which, the leaf that has had it itself (others get copies), may there be one
-        self.input_gradients: list[tuple[int, Tensor, weakref.ref[Any] | None, bool]] = []
+        self.input_gradients: list[tuple[int, Tensor, bool]] = []  # the same of inputs
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """One replay."""
@@ -90,14 +79,15 @@ class Capture:
     def run(self, args: Any, kwargs: Any) -> Any:
         """One replay. The lock is held."""
         self.outside.check()
+        kwargs = {name: kwargs[name] for name in self.keywords if name in kwargs} | kwargs
         lazies = bool(lazy_links) and clock.lazies != self.settled
         if lazies or self.written_inputs or not shared.isdisjoint(self.owners):
             self._settle(args, kwargs)
         tensors, values = self._check(args, kwargs)
         self.check_memory(tensors)
-        self._check_marks(tensors)
+        for tensor, mark in zip(tensors, self.leaves, strict=False):
+            self.outside.check_mark(tensor, mark)
         self._check_gradients(tensors)
-        self._part_gradients(tensors)
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
@@ -141,11 +131,12 @@ class Capture:
 
     def fresh(self, output: Output, values: dict[str, int] | None = None) -> Node:
         """A node with memory for an output."""
-        shape, dtype, device = output.shape, output.dtype, output.device
-        if output.symbolic:
-            shape = tuple(rebind(extent, values or {}) for extent in shape)
-        buffer = Buffer(device, dtype, output.size, Device[device].allocate(output.nbytes))
-        return own_buffer(buffer, dtype, shape, device, output.form)
+        (shape, dtype, device), form = output.known, output.form
+        if values:
+            shape = tuple(rebind(extent, values) for extent in shape)
+        buffer = Buffer(device, dtype, form.size)
+        buffer.handle = Device[device].allocate(buffer.nbytes)
+        return own_buffer(buffer, dtype, shape, device, form)
 
     def results(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> list[Tensor]:
         """The tensors of the result; nodes: of the outputs."""
@@ -226,24 +217,6 @@ class Capture:
                     "of one"
                 )
 
-    def _check_marks(self, tensors: Sequence[Tensor]) -> None:
-        """JitError where other tensors than in the capture are to have a gradient."""
-        if self.leaves is None:
-            return
-        seen = clock.marks
-        pairs = [*zip(tensors, self.leaves, strict=True)]
-        if seen != self.marked:
-            pairs += [(tensor, mark) for link, mark in self.marks if (tensor := link()) is not None]
-        for tensor, mark in pairs:
-            now = tensor._requires_grad
-            if now is not mark and (self.unmarked or bool(now) is not bool(mark)):
-                raise JitError(
-                    f"{self.name} was captured when the requires_grad of a tensor of shape "
-                    f"{shape_of(tensor.raw.shape)} was {mark}, and it is {now}: a replay would "
-                    "give the same tensors gradients as before; set it back, or .reset()"
-                )
-        self.marked = seen
-
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         """JitError where a gradient would be added to."""
         given = [tensors[number].raw for number, *_ in self.input_gradients]
@@ -271,18 +244,13 @@ class Capture:
             of._grad = gradient
         self.give_gradients(tensors)
 
-    def _part_gradients(self, tensors: Sequence[Tensor]) -> None:
-        """A leaf that had a gradient itself keeps a copy, where another is given now."""
-        for number, gradient, leaf, _ in self.input_gradients:
-            before = leaf() if leaf is not None else None
-            if before is not None and before is not tensors[number] and before._grad is gradient:
-                before._grad = gradient.clone().realize()
-
     def give_gradients(self, tensors: Sequence[Tensor]) -> None:
-        """Give inputs their gradients, which are the same memory in each call."""
-        for number, gradient, leaf, _ in self.input_gradients:
-            own = leaf is not None and leaf() is tensors[number]
-            tensors[number]._grad = gradient if own else gradient.clone()
+        """Give inputs their gradients, which are the same memory in each call: where somebody still
+        has one from before, he then gets a copy.
+        """
+        for number, gradient, _ in self.input_gradients:
+            tensors[number]._grad = given = Tensor._of(gradient.raw)
+            given._requires_grad = False
 
 
 def memory_of(tensor: Tensor) -> Buffer:

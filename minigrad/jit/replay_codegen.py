@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import form_of
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, live_tensors, saved_graphs, turns
 from minigrad.tensor.pytree import TENSOR, rebuild
@@ -43,7 +42,7 @@ def serve(args, kwargs):
             or differs()
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
-{marks}            or spoiled
+            or spoiled
             or undecided
         ):
             return general(args, kwargs)
@@ -127,22 +126,21 @@ def straight(capture: Capture) -> Serve | None:
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    differentiates = capture.leaves is not None
-    marks = "            or clock.marks != capture.marked\n" if differentiates else ""
-    text = [_HEAD.format(marks=marks)]
+    text = [_HEAD]
     filed = []
     for number, output in enumerate(capture.outputs):
         names[f"output{number}"] = output
-        kept = output.nbytes <= KEPT_BYTES
+        dtype, device = output.known.dtype, output.known.device
+        kept = output.form.size * dtype.itemsize <= KEPT_BYTES
         text.append((_KEPT if kept else _FRESH).format(n=number))
         for which in ("first", "second") if kept else ():
             names[f"{which}{number}"] = node = capture.fresh(output)
             live_tensors.stay_alone(node)
         filed.append(_TENSOR.format(n=number, stopped=output.stopped))
-        filed.append((_FILE_KEPT if kept else _FILE_FRESH).format(n=number, device=output.device))
+        filed.append((_FILE_KEPT if kept else _FILE_FRESH).format(n=number, device=device))
     inputs = range(len(capture.inputs))
     for number, known in enumerate(capture.inputs):
-        names[f"form{number}"] = form_of(known.dtype, known.shape, known.device)
+        names[f"form{number}"] = known.form
     handles = [f"given{n}.arg.handle" for n in inputs]
     put = capture.replay.put
     if isinstance(put, partial):  # what it saves to write it costs to call
@@ -154,9 +152,9 @@ def straight(capture: Capture) -> Serve | None:
         nodes="\n".join(f"            given{n} = tensor{n}.raw" for n in inputs),
         given="".join(f"given{n}, " for n in inputs),
         differs=" or ".join([f"given{n}.form is not form{n}" for n in inputs] + [
-            f"tensor{n}._requires_grad is not {mark}" if capture.unmarked else
+            f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
             f"{'not ' * bool(mark)}tensor{n}._requires_grad"
-            for n, mark in enumerate(capture.leaves or ())
+            for n, mark in enumerate(capture.leaves)
         ]) or "False",
         handles=", ".join(handles),
     ))  # fmt: skip
@@ -174,19 +172,19 @@ def _is_plain(capture: Capture) -> bool:
     Gradients may be left at tensors that are not arguments and had one before.
     """
     _, ((_, positional), (_, by_name)) = capture.structure
-    shapes = [known.shape for known in capture.inputs] + [o.shape for o in capture.outputs]
+    known = [*capture.inputs, *(output.known for output in capture.outputs)]
     places = [source.what for source in capture.sources]
     return (
         not by_name
         and all(item is TENSOR for item in positional)
-        and all(isinstance(extent, int) and extent for shape in shapes for extent in shape)
+        and all(isinstance(extent, int) and extent for one in known for extent in one.shape)
         and all(source.kind == "fresh" for source in capture.sources)
         and len(set(places)) == len(places)
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
         and all(had for _, _, had in capture.gradients)
         # nor are results given before it is known whether an index was out of range
         and not (isinstance(capture.replay, CheckedReplay)
-                 and any(Device[output.device].fails_late for output in capture.outputs))
+                 and any(Device[output.known.device].fails_late for output in capture.outputs))
     )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from itertools import chain
 from typing import Any, Self, TypeVar
 
 from minigrad.hints import missing
-from minigrad.jit.outside import note
 from minigrad.nn.module import Layer, Member, Module, Parameter, members
 from minigrad.tensor import Tensor
+from minigrad.tensor.noted import note
 from minigrad.tensor.pytree import Same
 
 Function = Callable[[Tensor], Tensor]

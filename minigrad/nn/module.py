@@ -15,12 +15,12 @@ from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.hints import hint, present, put_hints
-from minigrad.jit.outside import note, replaces
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
+from minigrad.tensor.noted import note, replaces
 from minigrad.tensor.pytree import Same
 
 
@@ -307,12 +307,12 @@ class Module:
         elif isinstance(value, Tensor) and value.requires_grad is False:
             self._registered().setdefault(name, Kind.BUFFER)
         self._adopt(value)
-        before = vars(self).get(name, value)
+        before = vars(self).get(name)
         object.__setattr__(self, name, value)
-        if before is not value:
+        if self._setting(name, before) != self._setting(name, value):
             note(self, "_settings", written=True)
-            if isinstance(before, Tensor):
-                replaces(before)
+        if isinstance(before, Tensor) and before is not value:
+            replaces(before.raw)
 
     def _decides(self, name: str) -> bool:
         """Whether an attribute that is a number may decide what a call computes."""

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of, put_hints
-from minigrad.jit.outside import note
 from minigrad.nn import lr_scheduler
 from minigrad.nn.module import _forget_gradients, load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.modes import modes
+from minigrad.tensor.noted import note
 from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]

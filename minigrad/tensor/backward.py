@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import get_ident
 from typing import Any, Self
 
 from minigrad.errors import GradientError
@@ -18,8 +17,9 @@ from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import broadcast_to, show
 from minigrad.tensor.core import Core
-from minigrad.tensor.live_tensors import capturing, held_among, holders
+from minigrad.tensor.live_tensors import held_among, holders
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.noted import note
 
 
 class Backward(Composed):
@@ -141,11 +141,10 @@ def _may_be_leaves(order: Sequence[Node], back: dict[Node, Node]) -> list[dict[N
     """
     marked: dict[Node, list[Core]] = {}
     others: dict[Node, list[Core]] = {}
-    looked_at = capturing.get(get_ident(), [])
     for node in order if back else held_among(order):
         for holder in holders(node) + (holders(back[node]) if node in back else []):
             assert isinstance(holder, Core)
-            looked_at.append(holder._link)
+            note(holder, "_requires_grad")
             if holder._requires_grad:
                 marked.setdefault(node, []).append(holder)
             elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):

@@ -29,8 +29,9 @@ from minigrad.tensor.broadcasting import (
     stop,
     write_through,
 )
-from minigrad.tensor.live_tensors import Holder, clock, enter_alone, holders
+from minigrad.tensor.live_tensors import Holder, enter_alone, holders
 from minigrad.tensor.modes import modes, no_grad, train
+from minigrad.tensor.noted import note
 
 
 class _TensorType(type):
@@ -238,7 +239,8 @@ class Core(Holder, metaclass=_TensorType):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool | None) -> None:
-        clock.marks += wanted is not self._requires_grad
+        if wanted is not self._requires_grad:
+            note(self, "_requires_grad", written=True)
         self._mark(wanted)
 
     def _mark(self, wanted: bool | None) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from minigrad.graph.node import BUFFER, Node, Op, ages
 from minigrad.locks import held_over_forks
+from minigrad.tensor.noted import capturing
 
 lock = held_over_forks()
 
@@ -93,8 +94,6 @@ class Link(weakref.ref[Holder]):
 # id of a node → its link, or several by their ids. While a link is filed its tensor keeps the node
 # alive, so an id cannot be given to another node meanwhile.
 by_node: dict[int, Link | dict[int, Link]] = {}
-# threads that capture a step now → the tensors on whose requires_grad a backward has looked there
-capturing: dict[int, list[Link]] = {}
 shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
 # Those whose node is not a BUFFER yet, and views: what they show may change without them.
 _lazy: dict[int, Link] = {}
@@ -104,16 +103,15 @@ lazy_links = _lazy  # for whoever only asks whether there are any
 class _Clock:
     """How often something has happened; while a number stands, it has not.
 
-    lazies: a tensor became lazy. marks: requires_grad of one became another.
+    lazies: a tensor became lazy.
     """
 
-    __slots__ = ("lazies", "marks")
+    __slots__ = ("lazies",)
     lazies: int
-    marks: int
 
 
 clock = _Clock()
-clock.lazies = clock.marks = 0
+clock.lazies = 0
 
 
 def _file(holder: Holder, node: Node) -> None:

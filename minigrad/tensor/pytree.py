@@ -7,10 +7,10 @@ Bound variables stand in it without their values.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.dtype import DType
+from minigrad.graph.node import Form, form_of
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import rebind, unbind
 from minigrad.tensor.core import Core
@@ -115,13 +115,17 @@ def show(structure: Any) -> str:
     return repr(structure)
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """What a replay takes for granted about an input or an output."""
 
     shape: tuple[Integer, ...]
     dtype: DType
     device: str
+
+    @property
+    def form(self) -> Form:
+        """The form of a BUFFER that holds it."""
+        return form_of(self.dtype, self.shape, self.device)
 
     def differs_in_extents(self, other: Signature) -> bool:
         """Whether it is another's but for extents, if for anything."""

@@ -13,7 +13,6 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from threading import get_ident
@@ -32,7 +31,6 @@ from minigrad.program import recording
 from minigrad.tensor import saved_graphs, turns, views
 from minigrad.tensor.live_tensors import (
     Holder,
-    capturing,
     holders,
     lazy_holders,
     lazy_links,
@@ -43,6 +41,7 @@ from minigrad.tensor.live_tensors import (
     of_this_thread,
     wants_gradient,
 )
+from minigrad.tensor.noted import capturing
 from minigrad.tensor.saved_graphs import has_history, see_through
 from minigrad.tensor.turns import Touched, under_way, waiting
 
@@ -52,8 +51,6 @@ _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
 # The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
 _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
-if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
-    os.register_at_fork(after_in_child=capturing.clear)
 
 
 def write(holder: Holder, value: Node) -> None:

@@ -27,6 +27,14 @@ def test_lazy_inputs_and_keywords(on_device):
         same(step(Tensor(a) * 2, b=Tensor(b) + 1), a * 2 - (b + 1))
 
 
+def test_keywords_in_another_order(on_device):
+    step = jit(lambda a, b, c=1: a - b * c)
+    for number in range(6):
+        a, b = data(5), data(5)
+        given = {"a": Tensor(a), "b": Tensor(b), "c": 2}
+        same(step(**given if number % 2 else dict(reversed(given.items()))), a - b * 2)
+
+
 def test_structures(on_device):
     @jit
     def step(x, more, scale):

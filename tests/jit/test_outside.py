@@ -276,6 +276,28 @@ def test_numbers_of_modules(on_device):
         step(Tensor([-5.0]))
 
 
+def test_what_no_method_reads_is_no_reason_to_look_again(on_device):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.epoch = 2.0, 0
+
+        def forward(self, x):
+            return x * self.scale
+
+    model = Model()
+    step = jit(lambda x: model(x))
+    for _ in range(3):
+        step(Tensor([1.0]))
+    (capture,) = step._replays.values()
+    differs = capture.__globals__["differs"]
+    assert not differs()
+    model.epoch, model.scale, model.other = 1, 2.0, "new"
+    assert not differs()
+    model.scale = 3.0
+    assert differs()
+
+
 SURGERY = {
     "layer": lambda model, other: setattr(model, "first", other.first),
     "parameter": lambda model, other: setattr(model, "scale", other.scale),
@@ -382,6 +404,17 @@ def test_attributes_of_arguments(on_device):
         step(batch, Tensor([2.0, 2.0]))
 
 
+def test_attributes_of_containers(on_device):
+    class Config(dict):
+        rate = 1.0
+
+    config = Config(inner=[Config(scale=2.0)])
+    config.rate = 2.0
+    step = jit(lambda x: x * config.rate * config["inner"][0]["scale"])
+    raises_after(step, lambda: setattr(config, "rate", 3.0), r"'config\.rate', which was 2\.0")
+    raises_after(step, lambda: config["inner"][0].update(scale=5.0), "'config', whose contents")
+
+
 class Slotted:
     __slots__ = ("rate",)
 
@@ -412,6 +445,60 @@ def test_attributes_that_methods_read(on_device):
     ):  # fmt: skip
         model = Model()
         raises_after(model.step, functools.partial(change, model), r"reads 'self\.")
+
+
+INDIRECT = {
+    "in a list": lambda layers: sum(layer.scale for layer in layers),
+    "by a place": lambda layers: layers[0].scale,
+    "by another name": lambda layers: (lambda one: one.scale)(layers[0]),
+    "by a variable": lambda layers: [one := layers[1], one.scale][1],
+    "by getattr": lambda layers: getattr(layers[0], "scale"),  # noqa: B009
+    "in a dict": lambda layers: {"a": layers[0]}["a"].scale,
+    "by a method": lambda layers: layers[0].scaled(1.0),
+}
+
+
+@pytest.mark.parametrize("kind", INDIRECT)
+def test_attributes_of_what_is_found_on_the_way(on_device, kind):
+    class Layer(SimpleNamespace):
+        def scaled(self, x):
+            return x * self.scale
+
+    layers, scale = [Layer(scale=2.0, steps=0) for _ in range(2)], INDIRECT[kind]
+    read = scale.__get__(layers)
+    step = jit(lambda x: x * read())
+    for number in range(4):
+        layers[0].steps = number  # which nobody reads
+        assert step(Tensor([1.0])).item() in (2.0, 4.0)
+
+    def change():
+        for layer in layers:
+            layer.scale = 3.0
+
+    raises_after(step, change, r"scale', which was 2\.0")
+
+
+def test_a_name_that_is_another_thing_elsewhere(on_device):
+    """A counter that has the name of a method that the step calls."""
+
+    class Trainer:
+        def __init__(self):
+            self.w, self.step, self.mean, self.log = Tensor([1.0]), 0, 0.0, []
+            self.optimizer = nn.optim.SGD([self.w], lr=1.0)
+
+        @jit
+        def train(self, x):
+            self.optimizer.zero_grad()
+            (self.w * x).mean().backward()
+            self.optimizer.step()
+            self.log.append(1)
+
+    trainer = Trainer()
+    for number in range(5):
+        trainer.train(Tensor([1.0]))
+        trainer.step, trainer.mean = number, number / 2
+        trainer.log.clear()
+        assert trainer.w.item() == -number
 
 
 def test_a_function_with_arguments(on_device):
@@ -451,6 +538,16 @@ def test_what_a_step_changes_itself(on_device):
     for number in range(5):
         assert tells(Tensor([float(number)])).item() == 2 * number + 1
         assert state.loss.item() == 2 * number
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "attribute"])
+def test_an_iterator_is_refused(on_device, kind):
+    rates = (float(n) for n in range(9)) if kind == "generator" else iter([1.0, 2.0, 3.0])
+    state = SimpleNamespace(rates=rates)
+    step = jit(lambda x: x * next(state.rates if kind == "attribute" else rates))
+    step(Tensor([1.0]))
+    with pytest.raises(JitError, match=r"rates', an iterator, .* call next\(\) outside"):
+        step(Tensor([1.0]))
 
 
 def test_marks_that_change(on_device):

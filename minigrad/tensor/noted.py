@@ -1,0 +1,46 @@
+"""What code tells a capture that goes on: attributes that decided, and tensors that it replaced."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from threading import get_ident
+from typing import Any
+
+from minigrad.graph.node import Node
+
+
+class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
+    """Whose attributes code has read, by their ids and names; None for those that it wrote first.
+
+    left: the nodes of tensors in whose place it has put others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[Node] = []
+
+
+capturing: dict[int, Noted] = {}  # threads that capture a step now → what that has told
+changes = [0]  # how often an attribute was written that code notes
+if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
+    os.register_at_fork(after_in_child=capturing.clear)
+
+
+def note(owner: Any, attribute: str, written: bool = False) -> None:
+    """Tell a capture that goes on of an attribute, a plain value, that decides what is computed.
+
+    Whoever writes it says so before, too: a replay looks at all that its capture noted only if
+    something was written. What a step writes before it reads it may be anything before.
+    """
+    changes[0] += written
+    found = capturing.get(get_ident())
+    if found is not None:
+        found.setdefault((id(owner), attribute), None if written else weakref.ref(owner))
+
+
+def replaces(node: Node) -> None:
+    """Tell a capture that goes on that an object has another tensor in the place of a node's."""
+    found = capturing.get(get_ident())
+    if found is not None:
+        found.left.append(node)
