@@ -12,7 +12,7 @@ from typing import Any
 
 from minigrad.models.console import require
 from minigrad.models.errors import InputError
-from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.tokenizer import Tokenizer, cut
 
 Message = Mapping[str, Any]
 # Stands inside of the names of special tokens in messages while the template runs; it is in a
@@ -95,7 +95,7 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
     if MARK not in text:
         return tokenizer.encode_bare(text, special=True)
     ids: list[int] = []
-    for piece in tokenizer.cut(text):
+    for piece in cut(text, tokenizer.special):
         if piece in tokenizer.special:
             ids.append(tokenizer.special[piece])
         elif piece:
