@@ -15,6 +15,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.tokenizer import Tokenizer, cut
 
 Message = Mapping[str, Any]
+NOTHING: Message = {}
 # Stands inside of the names of special tokens in messages while the template runs; it is in a
 # private area of Unicode, and taken out of the messages before.
 MARK = "\ue0f0"
@@ -53,13 +54,16 @@ class ChatTemplate:
         except self.failures as error:
             raise InputError(f"its chat template is no Jinja: {error}") from None
 
-    def render(self, messages: Sequence[Message], answer: bool = True, **more: Any) -> str:
-        """The text that a model reads. answer: it ends where the model's answer begins."""
+    def render(
+        self, messages: Sequence[Message], answer: bool = True, more: Mapping[str, Any] = NOTHING
+    ) -> str:
+        """The text that a model reads. answer: it ends where the model's answer begins. more: what
+        other names in the template are.
+        """
+        told = {**self.names, **more, "messages": list(messages), "add_generation_prompt": answer}
         pieces, length = [], 0
         try:
-            for piece in self.template.generate(
-                messages=list(messages), add_generation_prompt=answer, **self.names, **more
-            ):
+            for piece in self.template.generate(told):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MOST:
@@ -71,9 +75,11 @@ class ChatTemplate:
             raise InputError(f"the chat template fails: {error}") from None
         return "".join(pieces)
 
-    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **more: Any) -> list[int]:
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], more: Mapping[str, Any] = NOTHING
+    ) -> list[int]:
         """The ids of `render`; special tokens are those of the template only."""
-        return tokens_of(tokenizer, self.render(guarded(tokenizer, messages), **more))
+        return tokens_of(tokenizer, self.render(guarded(tokenizer, messages), more=more))
 
 
 def guarded(tokenizer: Tokenizer, value: Any) -> Any:

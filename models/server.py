@@ -218,14 +218,12 @@ class Server:
         messages = messages_of(body)
         if self.template is None:
             raise Refused(self.no_template, "messages", code="unsupported_value")
-        more = body.get("chat_template_kwargs") or {}
+        more = want.body.get("chat_template_kwargs", {})
         if not isinstance(more, dict) or set(more) & {"messages", "add_generation_prompt"}:
             raise Refused("chat_template_kwargs: expected an object of the template's names",
                           "chat_template_kwargs", code="invalid_value")  # fmt: skip
         try:
-            ids = await asyncio.to_thread(
-                self.template.encode, self.tokenizer, messages, **more
-            )
+            ids = await asyncio.to_thread(self.template.encode, self.tokenizer, messages, more)
         except InputError as error:
             raise Refused(str(error), "messages", code="invalid_value") from None
         return await self._answer(request, want, ids, self.limits.tokens, chat=True)
@@ -301,7 +299,7 @@ class Answer:
         kind = "chatcmpl" if chat else "cmpl"
         self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
                      "model": server.name}  # fmt: skip
-        self.text, self.offset = Text(server.tokenizer, want.stop), 0
+        self.text, self.offset, self.said = Text(server.tokenizer, want.stop), 0, 0
         weakref.finalize(self, job.cancel)  # also where a stream is never begun
 
     async def piece(self) -> tuple[str, list[Drawn], str | None]:
@@ -310,6 +308,7 @@ class Answer:
         for event in await self.events.take():
             if isinstance(event, Drawn):
                 drawn.append(event)
+                self.said += 1
                 shown += self.text.add(event.token)
                 if self.text.stopped:
                     return shown, drawn, "stop"
@@ -324,8 +323,8 @@ class Answer:
         return shown, drawn, None
 
     def usage(self) -> dict[str, Any]:
-        """Tokens read and written."""
-        read, said = len(self.job.prompt), len(self.job.said)
+        """Tokens read and written; the engine may have drawn more than those up to a stop text."""
+        read, said = len(self.job.prompt), self.said
         right = self.job.accepted
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said,
                 "prompt_tokens_details": {"cached_tokens": self.job.shared},

@@ -305,6 +305,21 @@ def test_tokens_that_come_together_are_one_event(chat: bool) -> None:
     assert (choice["finish_reason"], ending["finish_reason"]) == (None, "length")
 
 
+def test_usage_is_of_the_tokens_up_to_a_stop_text() -> None:
+    """Guesses that came true may have brought more in the same step."""
+    server: Any = argparse.Namespace(name="tiny", tokenizer=tokenizer())
+    job: Any = argparse.Namespace(cancel=lambda: None, prompt=[1], shared=0, accepted=3, guessed=3)
+
+    async def usage() -> Any:
+        answer = Answer(server, job, wanted({"stop": "b"}, "completion"), False, queue := Events())
+        for one in map(Drawn, b"abcd"):
+            queue.put(one)
+        assert await answer.piece() == ("a", [Drawn(97), Drawn(98)], "stop")
+        return answer.usage()
+
+    assert asyncio.run(usage())["completion_tokens"] == 2
+
+
 def test_the_engine_goes_on_when_clients_were_written_to(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +439,10 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
     ({"messages": [{"role": "tool", "content": ""}]}, "messages[0]", "unsupported_value"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content",
      "unsupported_value"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+     "messages[0].content", "invalid_type"),
+    ({"n": True}, "n", "unsupported_parameter"),
+    ({"chat_template_kwargs": 0}, "chat_template_kwargs", "invalid_value"),
     ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "context_length_exceeded"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
 ])  # fmt: skip
@@ -449,7 +468,19 @@ def post(
     return response.status, json.loads(text) if "json" in kind else text
 
 
+def test_what_changes_nothing(place: str) -> None:
+    usual = {"messages": MESSAGES, "temperature": 0, "max_tokens": 4}
+    names = {"tokenizer": 1, "self": 1, "func": 1, "answer": False}  # as the template has none
+    answers = [post(place, json.dumps({**usual, **more})) for more in (
+        {}, {"presence_penalty": 0.0, "n": 1}, {"chat_template_kwargs": names}
+    )]  # fmt: skip
+    assert [status for status, _ in answers] == [200] * 3
+    assert len({answer["choices"][0]["message"]["content"] for _, answer in answers}) == 1
+
+
 def test_limits_keys_and_paths(place: str) -> None:
+    assert post(place, json.dumps({"messages": MESSAGES, "\ud800": 1}))[0] == 400
+    assert post(place, json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}))[0] == 400
     assert post(place, "{" + " " * 20_000)[0] == 413
     assert post(place, "{")[1]["error"]["message"].startswith("the body is no JSON")
     assert post(place, "[]")[0] == 400
