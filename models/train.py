@@ -315,17 +315,6 @@ class OverfittingWatch:
         )
 
 
-def train_language_model(
-    model: LanguageModel,
-    training: Windows,
-    validation: Windows,
-    plan: TrainingPlan,
-    metrics: Metrics,
-) -> float:
-    """Train from the first step to the last; see `finish`."""
-    return finish(TrainingRun(model, plan), training, validation, metrics)
-
-
 def finish(
     run: TrainingRun,
     training: Windows,
