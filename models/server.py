@@ -48,6 +48,7 @@ POLICY = (
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PATIENCE = 0.005  # seconds that the engine waits for what a step told to be written
+MOST_PORTS = 65535
 DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -63,7 +64,7 @@ class Limits:
 
 
 class Server:
-    """The application: `app` for an ASGI server. The engine must have been started."""
+    """The application: `app` for an ASGI server. The engine must have been started by then."""
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, name: str, limits: Limits,
@@ -453,12 +454,12 @@ def serve_command(flags: argparse.Namespace) -> None:
     """`serve`: until SIGTERM or Ctrl-C, which lets begun requests end."""
     uvicorn: Any = require("uvicorn")
     require("starlette")
+    if flags.port > MOST_PORTS:
+        raise InputError(f"--port is {flags.port}: expected at most {MOST_PORTS}")
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
     engine = make_engine(model, flags)
     name = flags.name or path.stem
-    print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
-    engine.start()
     limits = Limits(flags.max_body, flags.max_tokens, flags.api_key)
     server = Server(engine, tokenizer, name, limits, hosts_of(flags.host))
     config = uvicorn.Config(
@@ -469,6 +470,8 @@ def serve_command(flags: argparse.Namespace) -> None:
         socket = config.bind_socket()
     except SystemExit:
         raise InputError(f"cannot listen at {flags.host}:{flags.port}: is it in use?") from None
+    print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
+    engine.start()
     socket.listen(1024)  # who calls at once waits for the server to begin
     print(f"serving {name} at http://{flags.host}:{socket.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[socket])

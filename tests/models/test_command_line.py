@@ -87,6 +87,8 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (GPT, [*NEW, "--metrics", "text.txt"], "--metrics and --text are both text.txt"),
     (GPT, [*NEW, "--dp", "2", "--trace", "text.txt"], "--trace and --text are both text.txt"),
     (GPT, [*NEW, "--active", "3"], "--active 3 does nothing without --experts"),
+    (GPT, [*NEW, "--schedule", "zb"], "--schedule does nothing without --pp"),
+    (GPT, ["serve", "--port", "65536"], "--port is 65536: expected at most 65535"),
     (GPT, [*NEW, "--vocabulary", "300"], "--vocabulary 300 does nothing with --tokenizer charact"),
     (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--layers", "2"],
      "--layers is 2, but the model in gpt.safetensors has 1: leave the flag out"),

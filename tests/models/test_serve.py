@@ -30,6 +30,7 @@ from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
+from minigrad.models.gpt_flags import parser
 from minigrad.models.guesses import Guesses
 from minigrad.models.protocol import Text, wanted
 from minigrad.models.sampling import Sampling
@@ -554,6 +555,20 @@ def test_many_at_once_are_not_mixed_up(place: str) -> None:
             return [await ask(client, prompt) for prompt in prompts]
 
     assert asyncio.run(all_of_them(True)) == asyncio.run(all_of_them(False))
+
+
+def test_a_port_in_use_is_told_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+    save_checkpoint(tmp_path / "tiny.safetensors", strong_model(), tokenizer())
+    monkeypatch.setattr(Engine, "start", lambda _: pytest.fail("it compiles"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        flags = parser().parse_args(["serve", "--checkpoint", str(tmp_path / "tiny.safetensors"),
+                                     "--port", port, "--slots", "1"])  # fmt: skip
+        with pytest.raises(InputError, match="cannot listen at"):
+            server_module.serve_command(flags)
 
 
 def test_sigterm_lets_what_has_begun_end(tmp_path: Path) -> None:
