@@ -231,12 +231,15 @@ class TrainingRun:
         self._step = lambda *arrays: float(step(*self.division.batch(*arrays)).item())
 
     def advance(self, windows: Windows) -> tuple[float, float]:
-        """One step; gives (the loss before it, its learning rate)."""
+        """One step; gives (the loss before it, its learning rate); InputError where that is no
+        finite number.
+        """
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
         with Tensor.train(), timeline.step():
             loss = self._step(*self._batch(windows))
         self.done += 1
+        check_finite(loss, self.done, self.plan.lr)
         return loss, rate
 
     def explain(
@@ -276,6 +279,12 @@ class TrainingRun:
             seed, drawn = shared.seed(seed), [drawn[0], shared.rank.number, drawn[2]]
         devices = {} if drawn is None else {Device.canonical(Device.DEFAULT): drawn}
         Tensor.set_random_state((seed, devices))
+
+
+def check_finite(loss: float, step: int, lr: float) -> None:
+    """InputError for a loss that is infinite or no number."""
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss} at step {step}: try a smaller --lr than {lr}")
 
 
 def recent_mean(losses: Sequence[float]) -> tuple[float, int]:
@@ -347,10 +356,6 @@ def finish(
             begin = time.perf_counter()
             loss, rate = run.advance(training)
             speed = tokens / (time.perf_counter() - begin)
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"the loss is {loss} at step {run.done}: try a smaller --lr than {plan.lr}"
-                )
             losses.append(loss)
             run.elapsed = time.perf_counter() - start
             progress.update(run.done, loss, speed)

@@ -106,6 +106,7 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (GPT, ["sample", "--keep", "3", "--context-policy", "error"], "--keep 3 does nothing with"),
     (GPT, ["inspect", "to be", "--checkpoint", "gpt.safetensors", "--picture", "a.jpg"],
      "--picture a.jpg: a picture is a PNG, so its name must end in .png"),
+    (mlp, ["--picture", "a.png", "--metrics", "a.png"], "--picture and --metrics are both a.png"),
     (mlp, ["--picture", "x.txt"], "--picture x.txt: a picture is a PNG"),
     (mlp, ["--picture", "folder.png"], "cannot write folder.png: it is a folder"),
     (mlp, ["--neuron", "--epochs", "3"], "--neuron trains nothing: --epochs does nothing with it"),
