@@ -207,6 +207,9 @@ def test_prompts_that_cannot_be(model: GPT) -> None:
     for prompt in ([], [[1], []]):
         with pytest.raises(ValueError, match="a prompt is empty"):
             model.generate(prompt, 1)
+    for wrong in ("text", [1.5], [[1], ["a"]]):
+        with pytest.raises(ValueError, match="expected whole numbers, such as tokenizer"):
+            model.generate(wrong, 1)  # type: ignore[arg-type]
     for token in (-1, 11):
         with pytest.raises(ValueError, match=r"outside 0 … 10"):
             model.generate([1, token], 1)
