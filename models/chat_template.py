@@ -16,6 +16,7 @@ from minigrad.models.tokenizer import Tokenizer, cut
 
 Message = Mapping[str, Any]
 NOTHING: Message = {}
+ABSENT = {"tools": None, "documents": None}  # templates may ask whether they are none
 # Stands inside of the names of special tokens in messages while the template runs; it is in a
 # private area of Unicode, and taken out of the messages before.
 MARK = "\ue0f0"
@@ -40,7 +41,8 @@ class ChatTemplate:
         sandbox: Any = require("jinja2.sandbox")
         self.failures: Any = require("jinja2").TemplateError
         environment = sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _generation()],
         )
         environment.globals.clear()
         environment.globals |= {
@@ -60,7 +62,8 @@ class ChatTemplate:
         """The text that a model reads. answer: it ends where the model's answer begins. more: what
         other names in the template are.
         """
-        told = {**self.names, **more, "messages": list(messages), "add_generation_prompt": answer}
+        told = {**ABSENT, **self.names, **more, "messages": list(messages),
+                "add_generation_prompt": answer}  # fmt: skip
         pieces, length = [], 0
         try:
             for piece in self.template.generate(told):
@@ -137,5 +140,25 @@ def _now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def _json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None,
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)  # fmt: skip
+
+
+def _generation() -> Any:
+    """Jinja's extension for `{% generation %}`, which marks what models learn to say."""
+    nodes: Any = require("jinja2.nodes")
+    base: Any = require("jinja2.ext").Extension
+
+    class Generation(base):  # type: ignore[misc]
+        tags = frozenset(["generation"])
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            inside = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return nodes.Scope(inside, lineno=line)
+
+    return Generation

@@ -54,7 +54,14 @@ TALK = [{"role": "user", "content": " Ünï & <b>? "}, {"role": "assistant", "co
         {"role": "user", "content": "So?"}]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [GEMMA, QWEN, LLAMA3])
+TOOLS = (
+    "{% if tools is not none or documents is not none %}tools{% else %}none{% endif %}"
+    "{{ messages | tojson(sort_keys=true, separators=(',', ':')) }}{% for message in messages %}"
+    "{%- generation -%} {{ message.content }} {%- endgeneration -%} {% endfor %}"
+)
+
+
+@pytest.mark.parametrize("text", [GEMMA, QWEN, LLAMA3, TOOLS])
 def test_templates(text: str) -> None:
     transformers = pytest.importorskip(
         "transformers", reason="transformers is missing: pip install transformers"
