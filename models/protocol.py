@@ -257,11 +257,10 @@ def chat_logprobs(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, drawn: Sequence[Drawn], offset: int
+    tokenizer: Tokenizer, drawn: Sequence[Drawn], offsets: Sequence[int]
 ) -> dict[str, Any]:
-    """Of a completion, whose first token begins at character `offset` of the text."""
+    """Of a completion; offsets: the character of the text at which each token begins."""
     names = [shown_token(tokenizer, each.token) for each in drawn]
-    offsets = [offset + sum(map(len, names[:place])) for place in range(len(names))]
     tops = [{shown_token(tokenizer, token): value for token, value in each.top} for each in drawn]
     return {"tokens": names, "token_logprobs": [each.logprob for each in drawn],
-            "top_logprobs": tops, "text_offset": offsets}  # fmt: skip
+            "top_logprobs": tops, "text_offset": list(offsets)}  # fmt: skip

@@ -38,7 +38,7 @@ from minigrad.models.protocol import (
     read_body,
     wanted,
 )
-from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.tokenizer import Stream, Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 # The page at `/`: a conversation in the browser, in plain HTML, and nothing from elsewhere.
@@ -300,7 +300,8 @@ class Answer:
         kind = "chatcmpl" if chat else "cmpl"
         self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
                      "model": server.name}  # fmt: skip
-        self.text, self.offset, self.said = Text(server.tokenizer, want.stop), 0, 0
+        self.text, self.said = Text(server.tokenizer, want.stop), 0
+        self.placed, self.offset = Stream(server.tokenizer), 0  # what logprobs have told of
         weakref.finalize(self, job.cancel)  # also where a stream is never begun
 
     async def piece(self) -> tuple[str, list[Drawn], str | None]:
@@ -334,12 +335,18 @@ class Answer:
                     "rejected_prediction_tokens": self.job.guessed - right}}  # fmt: skip
 
     def logprobs(self, drawn: Sequence[Drawn]) -> Any:
-        """Of some tokens, if they were asked for."""
+        """Of the next tokens, if they were asked for."""
+        tokenizer = self.server.tokenizer
         if self.want.logprobs is None:
             return None
         if self.chat:
-            return chat_logprobs(self.server.tokenizer, drawn)
-        return completion_logprobs(self.server.tokenizer, drawn, self.offset)
+            return chat_logprobs(tokenizer, drawn)
+        offsets = []
+        for each in drawn:
+            offsets.append(self.offset)
+            if each.token < len(tokenizer):
+                self.offset += len(self.placed.add(each.token))
+        return completion_logprobs(tokenizer, drawn, offsets)
 
     async def whole(self, request: Any) -> dict[str, Any]:
         """The answer as one object; Refused (which nobody reads) where the client has gone."""
@@ -386,7 +393,7 @@ class Answer:
                 drawn += more if self.want.logprobs is not None else []
                 if drawn and (text or reason):
                     yield self._chunk({"content": text} if self.chat else text, None, drawn)
-                    self.offset, drawn = self.offset + len(text), []
+                    drawn = []
                 elif text:
                     yield _JSON.encode(text).join(self._around)
             yield self._chunk({} if self.chat else "", reason, [])

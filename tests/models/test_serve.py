@@ -306,6 +306,16 @@ def test_tokens_that_come_together_are_one_event(chat: bool) -> None:
     assert (choice["finish_reason"], ending["finish_reason"]) == (None, "length")
 
 
+def test_offsets_are_those_of_the_text() -> None:
+    """Of which a character may have several tokens."""
+    server: Any = argparse.Namespace(name="tiny", tokenizer=tokenizer())
+    job: Any = argparse.Namespace(cancel=lambda: None)
+    told = Answer(server, job, wanted({"logprobs": 0}, "completion"), False, Events())
+    drawn = [*map(Drawn, "aé€b".encode())]
+    parts = [told.logprobs(drawn[:2]), told.logprobs(drawn[2:])]
+    assert [place for part in parts for place in part["text_offset"]] == [0, 1, 1, 2, 2, 2, 3]
+
+
 def test_usage_is_of_the_tokens_up_to_a_stop_text() -> None:
     """Guesses that came true may have brought more in the same step."""
     server: Any = argparse.Namespace(name="tiny", tokenizer=tokenizer())
