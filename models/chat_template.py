@@ -16,7 +16,7 @@ from minigrad.models.tokenizer import Tokenizer, cut
 
 Message = Mapping[str, Any]
 NOTHING: Message = {}
-ABSENT = {"tools": None, "documents": None}  # templates may ask whether they are none
+ABSENT: Message = {"tools": None, "documents": None}  # templates may ask whether they are none
 # Stands inside of the names of special tokens in messages while the template runs; it is in a
 # private area of Unicode, and taken out of the messages before.
 MARK = "\ue0f0"
@@ -62,8 +62,8 @@ class ChatTemplate:
         """The text that a model reads. answer: it ends where the model's answer begins. more: what
         other names in the template are.
         """
-        told = {**ABSENT, **self.names, **more, "messages": list(messages),
-                "add_generation_prompt": answer}  # fmt: skip
+        told = {**ABSENT, **self.names, **more}
+        told |= {"messages": list(messages), "add_generation_prompt": answer}
         pieces, length = [], 0
         try:
             for piece in self.template.generate(told):
