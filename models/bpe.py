@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from minigrad.models.console import require
 from minigrad.models.data import package_folder, read_text
 from minigrad.models.errors import InputError
-from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special
 
 SPLITS = ("gpt2", "smollm", "qwen2", "llama3")
 # how others name or write these: llama.cpp, and the regular expressions of tokenizer.json
@@ -92,16 +92,18 @@ def bytes_of(shown: str) -> bytes:
 
 class BytePairTokenizer(Tokenizer):
     """tokens: what each id stands for; merges: pairs of ids and what they become, the first learned
-    first; special: ids by text that `encode` finds only where it is told to. whole: a word that is
-    a token is one, whatever merges say. A byte for which there is no token (SmolLM2 lacks some that
+    first; special, always: see `Tokenizer`. whole: a word that is a token is one, whatever merges
+    say. A byte for which there is no token (SmolLM2 lacks some that
     UTF-8 or people do not use) is left out.
     """
 
     def __init__(
         self, tokens: Sequence[bytes], merges: Iterable[tuple[int, int, int]],
         split: str = "gpt2", special: Mapping[str, int] | None = None, whole: bool = False,
+        always: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
-        self.tokens, self.split, self.special = list(tokens), split, dict(special or {})
+        self.tokens, self.split = list(tokens), split
+        self.special, self.always = dict(special or {}), dict(always or {})
         self.merges = list(merges)
         self._pattern = splitter(split)
         self._ranks = {(a, b): (rank, c) for rank, (a, b, c) in enumerate(self.merges)}
@@ -113,7 +115,7 @@ class BytePairTokenizer(Tokenizer):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
+    def _ordinary(self, text: str) -> list[int]:
         words = self._pattern.findall(text)
         new = set(words) - self._words.keys()
         if len(self._words) + len(new) > CACHED_WORDS:
@@ -148,7 +150,7 @@ class BytePairTokenizer(Tokenizer):
         """What a checkpoint stores."""
         tokens = [t.decode("latin-1") for t in self.tokens]
         return json.dumps({"kind": "bpe", "split": self.split, "tokens": tokens,
-                           "merges": self.merges, "special": self.special,
+                           "merges": self.merges, "special": self.special, "always": self.always,
                            "whole": bool(self.whole), "first": self.first})  # fmt: skip
 
     @classmethod
@@ -156,24 +158,28 @@ class BytePairTokenizer(Tokenizer):
         """Of what `to_json` wrote, already parsed."""
         tokens = [str(token).encode("latin-1") for token in stored["tokens"]]
         merges = [tuple(merge) for merge in stored["merges"]]
-        special = {str(name): number for name, number in dict(stored["special"]).items()}
-        numbers = [number for merge in merges for number in merge] + list(special.values())
+        special, always = (
+            {str(name): number for name, number in dict(stored.get(key, {})).items()}
+            for key in ("special", "always")
+        )
+        numbers = [number for merge in merges for number in merge]
+        numbers += [*special.values(), *always.values()]
         if any(len(merge) != 3 for merge in merges) or not all(
             type(number) is int and 0 <= number < len(tokens) for number in numbers
         ):
             raise ValueError("its merges name tokens that it does not have")
         whole, first = stored.get("whole") is True, stored.get("first")
-        tokenizer = cls(tokens, merges, str(stored["split"]), special, whole)
+        tokenizer = cls(tokens, merges, str(stored["split"]), special, whole, always)
         tokenizer.first = first if type(first) is int and 0 <= first < len(tokens) else None
         return tokenizer
 
 
 def from_shown(
-    tokens: Sequence[str], merges: Iterable[str], split: str, special: Iterable[int],
-    whole: bool = False,
+    tokens: Sequence[str], merges: Iterable[str], split: str, special: Collection[int],
+    whole: bool = False, always: Collection[int] = (),
 ) -> BytePairTokenizer:  # fmt: skip
     """Of lists in the writing of GPT-2's files: tokens by id, merges as "left right"."""
-    names = set(special)
+    names = {*special, *always}
     ids = {token: number for number, token in enumerate(tokens)}
     table: list[bytes] = []
     for number, token in enumerate(tokens):
@@ -188,8 +194,9 @@ def from_shown(
             rules.append((ids[left], ids[right], ids[left + right]))
         except KeyError as error:
             raise InputError(f"the merge {merge!r} needs the missing token {error}") from None
-    found = {tokens[number]: number for number in names}
-    return BytePairTokenizer(table, rules, split, found, whole)
+    own = {tokens[number]: number for number in always}
+    told = {tokens[number]: number for number in names.difference(always)}
+    return BytePairTokenizer(table, rules, split, told, whole, own)
 
 
 def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
@@ -209,11 +216,13 @@ def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
     assert isinstance(tokens, list) and isinstance(merges, list)
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         kinds = [1] * len(tokens)
-    special = [number for number, kind in enumerate(kinds) if kind in (3, 4)]  # control, user's own
+    own = {n for n, kind in enumerate(kinds) if kind == OWN and not looks_special(tokens[n])}
+    special = {n for n, kind in enumerate(kinds) if kind in (CONTROL, OWN)} - own
     split = NAMES[split]
-    tokenizer = from_shown(tokens, merges, split, special, whole=split == "llama3")
+    like_llama = split == "llama3"
+    tokenizer = from_shown(tokens, merges, split, special, whole=like_llama, always=own)
     first = metadata.get(prefix + "bos_token_id")
-    if metadata.get(prefix + "add_bos_token") is True and type(first) is int:
+    if metadata.get(prefix + "add_bos_token", like_llama) is True and type(first) is int:
         tokenizer.first = first if 0 <= first < len(tokens) else None
     return tokenizer
 
@@ -258,7 +267,7 @@ class GPT2Tokenizer(Tokenizer):
     def __len__(self) -> int:
         return int(self.encoding.n_vocab)
 
-    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
+    def _ordinary(self, text: str) -> list[int]:
         return list(self.encoding.encode_ordinary(text))
 
     def _bytes_of(self, number: int) -> bytes:

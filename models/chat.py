@@ -13,11 +13,9 @@ from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checks import CHECKPOINT, newest_checkpoint
-from minigrad.models.guesses import check_most
 from minigrad.models.interrupt import Interruption
 from minigrad.models.pretrained import load_model, smollm, write
 from minigrad.models.sampling import Sampler, Sampling
-from minigrad.models.speculation import Speculation
 from minigrad.models.tokenizer import Stream, Tokenizer
 
 
@@ -70,16 +68,13 @@ class Conversation:
     """A model and what was said so far, in the form of its chat template.
 
     Keys and values of what was said are kept: an answer costs its own tokens and the question's.
-    guesses: tokens that are guessed at once, where the likeliest is always taken; see
-    `speculation.py`.
     """
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, system: str | None, settings: Sampling,
-        seed: int = 0, policy: str = "roll", keep: int = 0, guesses: int = 0,
+        seed: int = 0, policy: str = "roll", keep: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
-        self.most_guesses = 0 if settings.steps else guesses
         self.sampler = Sampler([settings], model.config.vocabulary, seed)
         self.template, self.ends = template_of(tokenizer), ends_of(tokenizer)
         self.policy, self.keep = policy, keep
@@ -88,7 +83,6 @@ class Conversation:
             self.messages.append({"role": "system", "content": system})
         self.text = ""  # what the decoder has read, and the answers
         self.decoder: Decoder | None = None
-        self.speculation: Speculation | None = None
 
     def asked(self, text: str) -> str:
         """What the model reads when somebody says something: from the beginning on."""
@@ -113,23 +107,17 @@ class Conversation:
         whole, question = self.asked(text), self.question(text)
         if self.decoder is None or not whole.startswith(self.text):
             self.decoder = Decoder(self.model, [question], self.policy, self.keep, self.sampler)
-            if self.most_guesses:
-                self.speculation = Speculation(self.decoder, self.most_guesses, self.ends)
         else:
             self.decoder.extend(question)
         decoder, stream, said = self.decoder, Stream(self.tokenizer), list[int]()
         while len(said) < tokens and not enough():
-            guessing, room = self.speculation, tokens - len(said)
-            found = guessing.draw(room) if guessing else decoder.draw()
-            if (last := found[-1]) in self.ends:
-                found.pop()
-            for token in found:
-                said.append(token)
-                decoder.append([token])
-                if token < len(self.tokenizer):
-                    show(stream.add(token))
-            if last in self.ends:
+            (token,) = decoder.draw()
+            if token in self.ends:
                 break
+            said.append(token)
+            decoder.append([token])
+            if token < len(self.tokenizer):
+                show(stream.add(token))
         spoken = self.tokenizer.decode([token for token in said if token < len(self.tokenizer)])
         self.messages += [{"role": "user", "content": text},
                           {"role": "assistant", "content": spoken}]  # fmt: skip
@@ -140,14 +128,12 @@ class Conversation:
 def chat_command(flags: argparse.Namespace) -> None:
     """`chat`: lines of a terminal one by one, or standard input as one message."""
     settings = sampling_of(flags)
-    check_most(flags.speculate)
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
     check_keep(flags, model)
     talk = Conversation(
-        model, tokenizer, flags.system, settings, flags.seed, flags.context_policy, flags.keep,
-        flags.speculate,
-    )  # fmt: skip
+        model, tokenizer, flags.system, settings, flags.seed, flags.context_policy, flags.keep
+    )
 
     def say(text: str, enough: Callable[[], bool] = lambda: False) -> None:
         tell_of_a_cut("the question", len(talk.question(text)), model, flags)

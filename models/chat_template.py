@@ -12,9 +12,11 @@ from typing import Any
 
 from minigrad.models.console import require
 from minigrad.models.errors import InputError
-from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.tokenizer import Tokenizer, cut
 
 Message = Mapping[str, Any]
+NOTHING: Message = {}
+ABSENT: Message = {"tools": None, "documents": None}  # templates may ask whether they are none
 # Stands inside of the names of special tokens in messages while the template runs; it is in a
 # private area of Unicode, and taken out of the messages before.
 MARK = "\ue0f0"
@@ -39,7 +41,8 @@ class ChatTemplate:
         sandbox: Any = require("jinja2.sandbox")
         self.failures: Any = require("jinja2").TemplateError
         environment = sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _generation()],
         )
         environment.globals.clear()
         environment.globals |= {
@@ -53,13 +56,17 @@ class ChatTemplate:
         except self.failures as error:
             raise InputError(f"its chat template is no Jinja: {error}") from None
 
-    def render(self, messages: Sequence[Message], answer: bool = True, **more: Any) -> str:
-        """The text that a model reads. answer: it ends where the model's answer begins."""
+    def render(
+        self, messages: Sequence[Message], answer: bool = True, more: Mapping[str, Any] = NOTHING
+    ) -> str:
+        """The text that a model reads. answer: it ends where the model's answer begins. more: what
+        other names in the template are.
+        """
+        told = {**ABSENT, **self.names, **more}
+        told |= {"messages": list(messages), "add_generation_prompt": answer}
         pieces, length = [], 0
         try:
-            for piece in self.template.generate(
-                messages=list(messages), add_generation_prompt=answer, **self.names, **more
-            ):
+            for piece in self.template.generate(told):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MOST:
@@ -71,9 +78,11 @@ class ChatTemplate:
             raise InputError(f"the chat template fails: {error}") from None
         return "".join(pieces)
 
-    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **more: Any) -> list[int]:
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], more: Mapping[str, Any] = NOTHING
+    ) -> list[int]:
         """The ids of `render`; special tokens are those of the template only."""
-        return tokens_of(tokenizer, self.render(guarded(tokenizer, messages), **more))
+        return tokens_of(tokenizer, self.render(guarded(tokenizer, messages), more=more))
 
 
 def guarded(tokenizer: Tokenizer, value: Any) -> Any:
@@ -95,7 +104,7 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
     if MARK not in text:
         return tokenizer.encode_bare(text, special=True)
     ids: list[int] = []
-    for piece in tokenizer.cut(text):
+    for piece in cut(text, tokenizer.special):
         if piece in tokenizer.special:
             ids.append(tokenizer.special[piece])
         elif piece:
@@ -131,5 +140,25 @@ def _now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
-def _json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None,
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)  # fmt: skip
+
+
+def _generation() -> Any:
+    """Jinja's extension for `{% generation %}`, which marks what models learn to say."""
+    nodes: Any = require("jinja2.nodes")
+    base: Any = require("jinja2.ext").Extension
+
+    class Generation(base):  # type: ignore[misc]
+        tags = frozenset(["generation"])
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            inside = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+            return nodes.Scope(inside, lineno=line)
+
+    return Generation

@@ -8,7 +8,8 @@ where it attends. The same step draws the next token.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Tensor, Variable, jit
@@ -269,9 +270,7 @@ def generate(
     """
     given: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     single = not given or not hasattr(given[0], "__len__")
-    rows = [[int(token) for token in row] for row in ([given] if single else given)]
-    for row in rows:
-        check_ids(row, model.config.vocabulary)
+    rows = [check_ids(row, model.config.vocabulary) for row in ([given] if single else given)]
     groups: dict[int, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(len(row), []).append(number)
@@ -283,8 +282,14 @@ def generate(
     return (new[0] for new in tokens) if single else tokens
 
 
-def check_ids(row: Sequence[int], vocabulary: int) -> None:
-    """ValueError for a prompt without tokens, or with some that the model does not know."""
+def check_ids(given: Iterable[Any], vocabulary: int) -> list[int]:
+    """A prompt's ids; ValueError where there are none, or some that the model does not know."""
+    try:
+        row = [operator.index(token) for token in given]
+    except TypeError:
+        raise ValueError(
+            f"a prompt is {given!r:.80}: expected whole numbers, such as tokenizer.encode(text)"
+        ) from None
     if not row:
         raise ValueError("a prompt is empty: give at least one token")
     if not 0 <= min(row) <= max(row) < vocabulary:
@@ -292,6 +297,7 @@ def check_ids(row: Sequence[int], vocabulary: int) -> None:
         raise ValueError(
             f"a prompt has tokens outside 0 … {vocabulary - 1}, the model's vocabulary: {wrong}"
         )
+    return row
 
 
 def _draw(

@@ -18,11 +18,15 @@ CHECKPOINT = "gpt.safetensors"  # where a model goes, and is looked for, if nobo
 OF_A_MODEL = ("layers", "heads", "dim", "key_heads", "dropout", "experts", "active", "precision")
 OF_A_NEW_ONE = ("tokenizer", "vocabulary", "architecture")
 OF_A_BEGUN_ONE = ("tokenizer", "vocabulary", "architecture", "weights")
+OF_A_PIPELINE = ("micro", "schedule", "pieces")
 VOCABULARY, ACTIVE = 1024, 2
 
 
 def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
     """InputError where a flag that was given would do nothing beside the others."""
+    idle = [name for name in OF_A_PIPELINE if name in given]
+    if flags.pp == 1 and idle:
+        raise InputError(f"{_dashed(idle[0])} does nothing without --pp: give --pp 2 as well")
     idle = [name for name in OF_A_NEW_ONE if name in given]
     if flags.weights is not None and flags.resume is None and idle:
         raise InputError(

@@ -148,15 +148,7 @@ def _chat(command: argparse.ArgumentParser) -> None:
     add("--prompt", help="what to say first; otherwise lines of the terminal, or all of stdin")
     add("--system", help="what the model is told about itself; its own text if not given")
     add("--context", type=console.positive_int, default=2048, help="tokens it sees, at most")
-    _guessing(command, "a talk with --temperature 0")
     _drawing(command, tokens=512, temperature=0.7)
-
-
-def _guessing(command: argparse.ArgumentParser, whose: str) -> None:
-    command.add_argument(
-        "--speculate", type=console.natural_int, default=3,
-        help=f"tokens of {whose} that are guessed from its text and checked in one step, "
-        "where that is measured to be faster; 0: none")  # fmt: skip
 
 
 def _drawing(command: argparse.ArgumentParser, tokens: int, temperature: float) -> None:
@@ -210,7 +202,9 @@ def _serve(command: argparse.ArgumentParser) -> None:
     add("--port", type=console.natural_int, default=8000, help="0: any that is free")
     add("--name", help="what the model is called; its file's name if not given")
     add("--slots", type=whole, default=8, help="requests at a time, a power of two")
-    _guessing(command, "a greedy request")
+    add("--speculate", type=console.natural_int, default=3,
+        help="tokens of a greedy request that are guessed from its text and checked in one step, "
+        "where that is measured to be faster; 0: none")  # fmt: skip
     add("--queue", type=console.natural_int, default=64, help="more that may wait")
     add("--context", type=whole, default=2048, help="tokens of a request and its answer, at most")
     add("--max-tokens", type=whole, default=4096, help="of an answer, at most")

@@ -25,8 +25,7 @@ def check_most(speculate: int) -> None:
 class Guesses:
     """The tokens of one text, and guesses of the next, at most `most` of them at once.
 
-    luck: how many tokens of a guess have lately been right, also of those nobody has used. right:
-    how many in all.
+    luck: how many tokens of a guess have lately been right, also of those nobody has used.
     """
 
     def __init__(self, text: Iterable[int], most: int) -> None:
@@ -34,7 +33,7 @@ class Guesses:
         self.luck = most / 2  # checks that cost much wait for guesses to come true
         self._after: dict[tuple[int, ...], list[int]] = {}  # places after so many tokens
         self._open: list[int] = []  # a guess that is compared with what comes
-        self._right = self.right = 0
+        self._right = 0
         for token in text:
             self.add(token)
 
@@ -43,7 +42,6 @@ class Guesses:
         if self._open:
             good = token == self._open[self._right]
             self._right += good
-            self.right += good
             if not good or self._right == len(self._open):
                 self.luck += FADING * (self._right - self.luck)
                 self._open = []

@@ -58,7 +58,7 @@ class LibraryTokenizer(Tokenizer):
         self.tokenizer.encode_special_tokens = not special
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
+    def _ordinary(self, text: str) -> list[int]:
         return self.encode_bare(text)
 
     def _bytes_of(self, number: int) -> bytes:

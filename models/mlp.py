@@ -27,7 +27,7 @@ from minigrad.models.metrics import Metrics
 from minigrad.models.parallel.launch import started_by_mpi
 from minigrad.models.parallel.layouts import ending_all, is_first
 from minigrad.models.parallel.tracing import traced
-from minigrad.models.train import parameter_count
+from minigrad.models.train import check_finite, parameter_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -303,6 +303,7 @@ def train(
                     val_loss, accuracy = evaluate(model, validation)
                 for place, loss in enumerate(losses, 1):
                     number += 1
+                    check_finite(loss, number, lr)
                     ends = last and place == len(losses)
                     metrics.record(
                         step=number,
@@ -365,6 +366,8 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     console.check_explain(flags)
+    names = ("metrics", "picture", "trace", "explain")
+    console.check_apart({}, {f"--{name}": getattr(flags, name) for name in names})
     if flags.neuron:
         idle = console.given_flags(parser(), arguments) - OF_A_NEURON
         if idle:

@@ -372,17 +372,6 @@ class MoE:
             inner = inner.gelu()
         return self.c_proj(inner, which)
 
-    def dense(self, x: Tensor) -> Tensor:
-        """The same by the book: every expert on every token, what was not chosen times 0."""
-        flat = x.reshape(-1, self.dim)
-        routing = self.router.route(flat)
-        every = Tensor.arange(self.experts, device=x.device)
-        rows = flat.unsqueeze(0).expand(self.experts, *flat.shape)
-        answers = self.network(rows, every)  # (experts, tokens, dim)
-        hot = routing.chosen.unsqueeze(2).eq(every).float()  # (tokens, active, experts)
-        share = (hot * routing.weights.unsqueeze(2)).sum(1)
-        return (answers * share.transpose().unsqueeze(2)).sum(0).reshape(x.shape)
-
     def _alone(self, flat: Tensor, chosen: Tensor) -> Tensor:
         """Each choice a block of its own → answers (tokens, active, dim)."""
         tokens, active = chosen.shape

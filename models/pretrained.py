@@ -160,13 +160,16 @@ def _puts_first(stored: Any) -> list[str] | None:
 def _split_of(before: Any) -> str | None:
     """How what comes before the merges splits words, of `bpe.SPLITS`; None for another way."""
     steps = before.get("pretokenizers", [before])
-    kinds = [step.get("type") for step in steps]
-    if kinds == ["ByteLevel"]:
-        return None if steps[0].get("add_prefix_space") else "gpt2"
-    if kinds == ["Digits", "ByteLevel"]:
+    kinds, (first, last) = [step.get("type") for step in steps], (steps[0], steps[-1])
+    if last.get("add_prefix_space"):
+        return None
+    words = last.get("use_regex", True)
+    if kinds == ["ByteLevel"] and words:
+        return "gpt2"
+    if kinds == ["Digits", "ByteLevel"] and words and first.get("individual_digits"):
         return "smollm"
-    if kinds == ["Split", "ByteLevel"] and steps[1].get("use_regex") is False:
-        return bpe.PATTERNS.get(str(dict(steps[0].get("pattern", {})).get("Regex")))
+    if kinds == ["Split", "ByteLevel"] and not words and first.get("behavior") == "Isolated":
+        return bpe.PATTERNS.get(str(dict(first.get("pattern", {})).get("Regex")))
     return None
 
 

@@ -117,9 +117,10 @@ class Wanted:
 
 
 def read_body(raw: bytes) -> dict[str, Any]:
-    """The object of a request's body; Refused where it is none."""
+    """The object of a request's body, whose texts are Unicode; Refused where it is none."""
     try:
         body: Any = json.loads(raw)
+        json.dumps(body, ensure_ascii=False).encode()  # an escape may stand for half a character
     except (ValueError, RecursionError) as error:
         raise Refused(f"the body is no JSON: {error}") from None
     if not isinstance(body, dict):
@@ -135,7 +136,8 @@ def wanted(body: Mapping[str, Any], kind: str) -> Wanted:
         if name in known:
             known[name](name, value)
         elif name in NEUTRAL:
-            if not any(value == one and type(value) is type(one) for one in NEUTRAL[name]):
+            if not any(value == one and isinstance(value, bool) is isinstance(one, bool)
+                       for one in NEUTRAL[name]):  # fmt: skip
                 raise Refused(f"{name} = {_short(value)} is not supported by this server", name,
                               code="unsupported_parameter")  # fmt: skip
         else:
@@ -185,7 +187,8 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
                 if not isinstance(part, dict) or part.get("type") != "text":
                     raise Refused(f"{where}.content has a part that is no text", f"{where}.content",
                                   code="unsupported_value")  # fmt: skip
-            content = "".join(str(part.get("text", "")) for part in content)
+                _text(f"{where}.content", part.get("text"))
+            content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
             raise Refused(f"{where}.content is {_short(content)}: expected a text",
                           f"{where}.content", code="invalid_type")  # fmt: skip
@@ -254,11 +257,10 @@ def chat_logprobs(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, drawn: Sequence[Drawn], offset: int
+    tokenizer: Tokenizer, drawn: Sequence[Drawn], offsets: Sequence[int]
 ) -> dict[str, Any]:
-    """Of a completion, whose first token begins at character `offset` of the text."""
+    """Of a completion; offsets: the character of the text at which each token begins."""
     names = [shown_token(tokenizer, each.token) for each in drawn]
-    offsets = [offset + sum(map(len, names[:place])) for place in range(len(names))]
     tops = [{shown_token(tokenizer, token): value for token, value in each.top} for each in drawn]
     return {"tokens": names, "token_logprobs": [each.logprob for each in drawn],
-            "top_logprobs": tops, "text_offset": offsets}  # fmt: skip
+            "top_logprobs": tops, "text_offset": list(offsets)}  # fmt: skip

@@ -57,61 +57,41 @@ class Sampling:
         return frozenset(step for step, wanted in asked.items() if wanted)
 
 
-EVERYTHING = Sampling(1.0, 1, 0.5, 2.0).steps
+def _numbers_of(settings: Sampling, vocabulary: int) -> list[float]:
+    """Temperature, k, p and penalty; float32 has room for the ids of 16 million tokens."""
+    if settings.temperature == 0:  # the likeliest one, of equals the first
+        return [1.0, 1, 1.0, settings.repetition_penalty]
+    return [max(settings.temperature, NEVER), settings.top_k or vocabulary + 1,
+            settings.top_p or 1.0, settings.repetition_penalty]  # fmt: skip
 
 
 class Sampler:
     """Draws a token for each of some rows of logits: `sampler(logits)`, also within `@jit`.
 
-    Each row has settings and random numbers of its own, in tensors that the program reads: rows may
-    get others (`start`) and no program is compiled anew. Draw number c of a row is Threefry's hash
-    of (number, c) under the key `seed`, whatever the other rows do.
+    Each row has settings and random numbers of its own, in tensors that the program reads. Draw
+    number c of a row is Threefry's hash of (number, c) under the key `seed`, whatever the other
+    rows do.
 
-    settings: for each row. vocabulary: logits of a row. numbers: for each row; 0, 1, … if not
-    given. steps: what the program has to compute, if rows are to get settings that need more than
-    these do (`EVERYTHING`).
+    settings: for each row. vocabulary: logits of a row. numbers: below 2³², for each row; 0, 1, …
+    if not given.
     """
 
     def __init__(
         self, settings: Sequence[Sampling], vocabulary: int, seed: int = 0,
-        numbers: Sequence[int] | None = None, steps: Iterable[str] = (),
+        numbers: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         rows = len(settings)
-        self.vocabulary = vocabulary
-        self.steps = frozenset(steps).union(*(each.steps for each in settings))
+        self.steps = frozenset[str]().union(*(each.steps for each in settings))
         if "draw" in self.steps and any(each.temperature == 0 for each in settings):
             self.steps |= {"top_k"}  # a greedy row beside others draws from the likeliest alone
-        self._settings = Tensor([[0.0] * 4] * rows).realize()
-        self._counters = Tensor([[0] * 4] * rows, dtype="uint32").realize()
+        words = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+        self._settings = Tensor([_numbers_of(each, vocabulary) for each in settings]).realize()
+        self._counters = Tensor(
+            [[*words, number, 0] for number in numbers or range(rows)], dtype="uint32"
+        ).realize()
         self._seen = Tensor.zeros(
             rows, vocabulary if "penalty" in self.steps else 0, dtype="bool"
         ).contiguous().realize()  # fmt: skip
-        for row, each in enumerate(settings):
-            self.start(row, each, seed, row if numbers is None else numbers[row])
-
-    def start(self, row: int, settings: Sampling, seed: int = 0, number: int = 0) -> None:
-        """Begin anew in one row, where nothing was seen and drawn; number: below 2³².
-
-        ValueError for settings that need what the program does not compute.
-        """
-        greedy = settings.temperature == 0  # the likeliest one, of equals the first
-        needed = settings.steps | ({"top_k"} if greedy and "draw" in self.steps else set())
-        if not needed <= self.steps:
-            raise ValueError(
-                f"row {row} gets {settings}, which needs {', '.join(sorted(needed))}; the "
-                f"sampler has {', '.join(sorted(self.steps)) or 'none'}: give it steps=EVERYTHING"
-            )
-        # float32 has room for the ids of 16 million tokens
-        _set_row(self._settings, row, [
-            1.0 if greedy else max(settings.temperature, NEVER),
-            1 if greedy else settings.top_k or self.vocabulary + 1,
-            1.0 if greedy else settings.top_p or 1.0,
-            settings.repetition_penalty,
-        ])  # fmt: skip
-        words = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-        _set_row(self._counters, row, [*words, number, 0])
-        if "penalty" in self.steps:
-            _set_row(self._seen, row, [False] * self.vocabulary)
 
     def see(self, rows: Sequence[Iterable[int]]) -> None:
         """Tokens of each row that count as seen, beside those that are drawn."""
@@ -257,9 +237,3 @@ def passed(until: Tensor, reached: Tensor) -> Tensor:
     """How many running sums are not beyond, (rows, 1) int32; not more than any value adds to."""
     below = (until <= reached).sum(-1, keepdim=True, dtype="int32")
     return below.minimum((until < until[:, -1:]).sum(-1, keepdim=True, dtype="int32"))
-
-
-def _set_row(tensor: Tensor, row: int, values: Sequence[float]) -> None:
-    rows = tensor.numpy().copy()
-    rows[row] = values
-    tensor.set_data(rows)

@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minigrad.models.errors import InputError
-from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special
 
 SPACE = "▁"
-CONTROL, OWN, BYTE = 3, 4, 6  # kinds of tokens in a GGUF file
+BYTE = 6  # a kind of token in a GGUF file
 
 
 class SentencePieceTokenizer(Tokenizer):
     """tokens, with `▁` for a space; scores and kinds of each. prefix: whether a text begins with a
-    space that is not there. first: the token that is put before each text, or None. special: ids by
-    text that `encode` finds only where it is told to.
+    space that is not there, as it does after each token that is not made of it (llama.cpp). first:
+    the token that is put before each text, or None.
     """
 
     def __init__(
@@ -31,9 +31,12 @@ class SentencePieceTokenizer(Tokenizer):
     ) -> None:  # fmt: skip
         self.tokens, self.scores, self.kinds = list(tokens), list(scores), list(kinds)
         self.prefix, self.first = prefix, first
-        self.special = {
+        named = {
             token: number for number, token in enumerate(tokens) if kinds[number] in (CONTROL, OWN)
         }
+        self.always = {token: number for token, number in named.items()
+                       if kinds[number] == OWN and not looks_special(token)}  # fmt: skip
+        self.special = {token: n for token, n in named.items() if token not in self.always}
         self._ids = {
             token: number for number, token in enumerate(tokens)
             if kinds[number] not in (CONTROL, OWN, BYTE)
@@ -44,9 +47,9 @@ class SentencePieceTokenizer(Tokenizer):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
+    def _ordinary(self, text: str) -> list[int]:
         """Merge from the highest score down; of equals the first."""
-        pieces = list((SPACE if self.prefix and begins else "") + text.replace(" ", SPACE))
+        pieces = list((SPACE if self.prefix else "") + text.replace(" ", SPACE))
         after = [*range(1, len(pieces)), -1]
         before = [-1, *range(len(pieces) - 1)]
         heap: list[tuple[float, int, int, str]] = []

@@ -38,7 +38,7 @@ from minigrad.models.protocol import (
     read_body,
     wanted,
 )
-from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.tokenizer import Stream, Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 # The page at `/`: a conversation in the browser, in plain HTML, and nothing from elsewhere.
@@ -48,6 +48,7 @@ POLICY = (
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PATIENCE = 0.005  # seconds that the engine waits for what a step told to be written
+MOST_PORTS = 65535
 DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -63,7 +64,7 @@ class Limits:
 
 
 class Server:
-    """The application: `app` for an ASGI server. The engine must have been started."""
+    """The application: `app` for an ASGI server. The engine must have been started by then."""
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, name: str, limits: Limits,
@@ -218,14 +219,12 @@ class Server:
         messages = messages_of(body)
         if self.template is None:
             raise Refused(self.no_template, "messages", code="unsupported_value")
-        more = body.get("chat_template_kwargs") or {}
+        more = want.body.get("chat_template_kwargs", {})
         if not isinstance(more, dict) or set(more) & {"messages", "add_generation_prompt"}:
             raise Refused("chat_template_kwargs: expected an object of the template's names",
                           "chat_template_kwargs", code="invalid_value")  # fmt: skip
         try:
-            ids = await asyncio.to_thread(
-                self.template.encode, self.tokenizer, messages, **more
-            )
+            ids = await asyncio.to_thread(self.template.encode, self.tokenizer, messages, more)
         except InputError as error:
             raise Refused(str(error), "messages", code="invalid_value") from None
         return await self._answer(request, want, ids, self.limits.tokens, chat=True)
@@ -301,7 +300,8 @@ class Answer:
         kind = "chatcmpl" if chat else "cmpl"
         self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
                      "model": server.name}  # fmt: skip
-        self.text, self.offset = Text(server.tokenizer, want.stop), 0
+        self.text, self.said = Text(server.tokenizer, want.stop), 0
+        self.placed, self.offset = Stream(server.tokenizer), 0  # what logprobs have told of
         weakref.finalize(self, job.cancel)  # also where a stream is never begun
 
     async def piece(self) -> tuple[str, list[Drawn], str | None]:
@@ -310,6 +310,7 @@ class Answer:
         for event in await self.events.take():
             if isinstance(event, Drawn):
                 drawn.append(event)
+                self.said += 1
                 shown += self.text.add(event.token)
                 if self.text.stopped:
                     return shown, drawn, "stop"
@@ -324,8 +325,8 @@ class Answer:
         return shown, drawn, None
 
     def usage(self) -> dict[str, Any]:
-        """Tokens read and written."""
-        read, said = len(self.job.prompt), len(self.job.said)
+        """Tokens read and written; the engine may have drawn more than those up to a stop text."""
+        read, said = len(self.job.prompt), self.said
         right = self.job.accepted
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said,
                 "prompt_tokens_details": {"cached_tokens": self.job.shared},
@@ -334,12 +335,18 @@ class Answer:
                     "rejected_prediction_tokens": self.job.guessed - right}}  # fmt: skip
 
     def logprobs(self, drawn: Sequence[Drawn]) -> Any:
-        """Of some tokens, if they were asked for."""
+        """Of the next tokens, if they were asked for."""
+        tokenizer = self.server.tokenizer
         if self.want.logprobs is None:
             return None
         if self.chat:
-            return chat_logprobs(self.server.tokenizer, drawn)
-        return completion_logprobs(self.server.tokenizer, drawn, self.offset)
+            return chat_logprobs(tokenizer, drawn)
+        offsets = []
+        for each in drawn:
+            offsets.append(self.offset)
+            if each.token < len(tokenizer):
+                self.offset += len(self.placed.add(each.token))
+        return completion_logprobs(tokenizer, drawn, offsets)
 
     async def whole(self, request: Any) -> dict[str, Any]:
         """The answer as one object; Refused (which nobody reads) where the client has gone."""
@@ -386,7 +393,7 @@ class Answer:
                 drawn += more if self.want.logprobs is not None else []
                 if drawn and (text or reason):
                     yield self._chunk({"content": text} if self.chat else text, None, drawn)
-                    self.offset, drawn = self.offset + len(text), []
+                    drawn = []
                 elif text:
                     yield _JSON.encode(text).join(self._around)
             yield self._chunk({} if self.chat else "", reason, [])
@@ -454,12 +461,12 @@ def serve_command(flags: argparse.Namespace) -> None:
     """`serve`: until SIGTERM or Ctrl-C, which lets begun requests end."""
     uvicorn: Any = require("uvicorn")
     require("starlette")
+    if flags.port > MOST_PORTS:
+        raise InputError(f"--port is {flags.port}: expected at most {MOST_PORTS}")
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
     engine = make_engine(model, flags)
     name = flags.name or path.stem
-    print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
-    engine.start()
     limits = Limits(flags.max_body, flags.max_tokens, flags.api_key)
     server = Server(engine, tokenizer, name, limits, hosts_of(flags.host))
     config = uvicorn.Config(
@@ -470,6 +477,8 @@ def serve_command(flags: argparse.Namespace) -> None:
         socket = config.bind_socket()
     except SystemExit:
         raise InputError(f"cannot listen at {flags.host}:{flags.port}: is it in use?") from None
+    print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
+    engine.start()
     socket.listen(1024)  # who calls at once waits for the server to begin
     print(f"serving {name} at http://{flags.host}:{socket.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[socket])

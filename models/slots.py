@@ -66,29 +66,6 @@ class RowCaches:
         self.cache.settle(x)
 
 
-def likeliest_of_rows(
-    model: GPT, kept: Sequence[KeyValueCache], rows: Tensor, by_slot: Tensor,
-    slots: Sequence[Integer], places: Sequence[Integer],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What follows each of some rows: logits (rows, vocabulary), and the likeliest token (rows,).
-
-    As many rows for each of the slots, see `RowCaches`. rows: their tokens and positions, (2,
-    rows). by_slot, (2, slots of the caches): the first position, and whose rows of all it has.
-    """
-    (ids, positions), (first, order) = rows, by_slot.unsqueeze(2)
-    context = kept[0].keys.shape[2]
-    each, every = len(places) // len(slots), Tensor.arange(context)
-    written = (first <= every) & (every - (each - 1) <= first)
-    index = order * each + (every - first).clip(0, each - 1)
-    index.realize()  # not `written`, of which the compiler makes bounds
-    caches = [RowCaches(cache, slots, places, written, index) for cache in kept]
-    features = model.features(ids.unsqueeze(1), caches, positions)
-    logits = model.unembed(features.squeeze(1))
-    likeliest = logits.argmax(-1)
-    Tensor.realize(logits, likeliest, *(t for one in kept for t in (one.keys, one.values)))
-    return logits, likeliest
-
-
 class Results:
     """What a step computed: logits (rows, vocabulary), which reach the host if anybody asks."""
 
@@ -281,10 +258,24 @@ class Slots:
     def _advance(
         self, numbers: Tensor, slots: list[Integer], places: list[Integer]
     ) -> tuple[Tensor, Tensor]:
-        """numbers: `rows` and `by_slot` of `likeliest_of_rows`, one after the other."""
-        own = 2 * len(places)
-        rows, by_slot = numbers[:own].reshape(2, -1), numbers[own:].reshape(2, -1)
-        return likeliest_of_rows(self.model, self.caches, rows, by_slot, slots, places)
+        """What follows each row: logits (rows, vocabulary), and the likeliest token (rows,).
+
+        As many rows for each of the slots, see `RowCaches`. numbers: the rows' tokens, then their
+        positions; for each slot of the caches the first position, then whose rows of all it has.
+        """
+        each, own = len(places) // len(slots), 2 * len(places)
+        ids, positions = numbers[:own].reshape(2, -1)
+        first, order = numbers[own:].reshape(2, -1, 1)
+        every = Tensor.arange(self.context)
+        written = (first <= every) & (every - (each - 1) <= first)
+        index = order * each + (every - first).clip(0, each - 1)
+        index.realize()  # not `written`, of which the compiler makes bounds
+        caches = [RowCaches(cache, slots, places, written, index) for cache in self.caches]
+        features = self.model.features(ids.unsqueeze(1), caches, positions)
+        logits = self.model.unembed(features.squeeze(1))
+        likeliest = logits.argmax(-1)
+        Tensor.realize(logits, likeliest, *self.kept)
+        return logits, likeliest
 
     def _move(self, source: Integer, target: Integer, length: Integer) -> None:
         for kept in self.kept:

@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 
+CONTROL, OWN = 3, 4  # kinds of tokens in a GGUF file: special ones, and the user's own
+
 
 class Tokenizer(ABC):
     """What a language model needs of a tokenizer.
 
-    special: ids by text that `encode` finds only where it is told to. first: the token that is put
-    before each text. template: how messages of a chat are put together, in Jinja; names: what
-    bos_token and the like are in it; ends: ids that end an answer.
+    special: ids by text that `encode` finds only where it is told to; always: ones that it finds in
+    every text. first: the token that is put before each text. template: how messages of a chat are
+    put together, in Jinja; names: what bos_token and the like are in it; ends: ids that end an
+    answer.
     """
 
     special: Mapping[str, int] = {}
+    always: Mapping[str, int] = {}
     first: int | None = None
     template: str | None = None
     names: Mapping[str, str] = {}
@@ -45,23 +49,18 @@ class Tokenizer(ABC):
 
     def encode_bare(self, text: str, special: bool = False) -> list[int]:
         """`encode` without the first token."""
-        pieces = self.cut(text) if special else [text]
+        known = {**self.always, **self.special} if special else self.always
         ids: list[int] = []
-        for place, piece in enumerate(pieces):
-            if special and piece in self.special:
-                ids.append(self.special[piece])
+        for piece in cut(text, known):
+            if piece in known:
+                ids.append(known[piece])
             elif piece:
-                ids += self._ordinary(piece, place == 0 or not pieces[0])
+                ids += self._ordinary(piece)
         return ids
 
-    def cut(self, text: str) -> list[str]:
-        """A text cut at the names of special tokens, which are pieces of their own."""
-        names = sorted(map(re.escape, self.special), key=len, reverse=True)
-        return re.split(f"({'|'.join(names)})", text) if names else [text]
-
     @abstractmethod
-    def _ordinary(self, text: str, begins: bool) -> list[int]:
-        """The ids of a text, whatever it names. begins: whether a text begins with it."""
+    def _ordinary(self, text: str) -> list[int]:
+        """The ids of a text, whatever it names."""
 
     def encode_array(self, text: str) -> Ids:
         """`encode_bare` for long texts: int32, (tokens,)."""
@@ -89,6 +88,20 @@ class Tokenizer(ABC):
     @abstractmethod
     def to_json(self) -> str:
         """What a checkpoint stores; `tokenizer_of` is the inverse."""
+
+
+def cut(text: str, names: Iterable[str]) -> list[str]:
+    """A text cut at names of tokens, which are pieces of their own; of several the longest."""
+    found = sorted(map(re.escape, names), key=len, reverse=True)
+    return re.split(f"({'|'.join(found)})", text) if found else [text]
+
+
+def looks_special(name: str) -> bool:
+    """Whether a token that a file calls its owner's own is one that nobody should just write.
+
+    Files mark runs of spaces so, but old ones also `<|im_start|>`.
+    """
+    return name[:1] + name[-1:] in ("<>", "[]")
 
 
 class Stream:
@@ -124,7 +137,7 @@ class CharacterTokenizer(Tokenizer):
     def __len__(self) -> int:
         return len(self.vocabulary)
 
-    def _ordinary(self, text: str, begins: bool = True) -> list[int]:
+    def _ordinary(self, text: str) -> list[int]:
         """The id of every character; InputError names a character that is unknown."""
         try:
             return [self._ids[character] for character in text]

@@ -231,12 +231,15 @@ class TrainingRun:
         self._step = lambda *arrays: float(step(*self.division.batch(*arrays)).item())
 
     def advance(self, windows: Windows) -> tuple[float, float]:
-        """One step; gives (the loss before it, its learning rate)."""
+        """One step; gives (the loss before it, its learning rate); InputError where that is no
+        finite number.
+        """
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
         with Tensor.train(), timeline.step():
             loss = self._step(*self._batch(windows))
         self.done += 1
+        check_finite(loss, self.done, self.plan.lr)
         return loss, rate
 
     def explain(
@@ -278,6 +281,12 @@ class TrainingRun:
         Tensor.set_random_state((seed, devices))
 
 
+def check_finite(loss: float, step: int, lr: float) -> None:
+    """InputError for a loss that is infinite or no number."""
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss} at step {step}: try a smaller --lr than {lr}")
+
+
 def recent_mean(losses: Sequence[float]) -> tuple[float, int]:
     """(the mean of the last batches' losses, over how many): one batch alone says little."""
     recent = losses[-RECENT:]
@@ -315,17 +324,6 @@ class OverfittingWatch:
         )
 
 
-def train_language_model(
-    model: LanguageModel,
-    training: Windows,
-    validation: Windows,
-    plan: TrainingPlan,
-    metrics: Metrics,
-) -> float:
-    """Train from the first step to the last; see `finish`."""
-    return finish(TrainingRun(model, plan), training, validation, metrics)
-
-
 def finish(
     run: TrainingRun,
     training: Windows,
@@ -358,10 +356,6 @@ def finish(
             begin = time.perf_counter()
             loss, rate = run.advance(training)
             speed = tokens / (time.perf_counter() - begin)
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"the loss is {loss} at step {run.done}: try a smaller --lr than {plan.lr}"
-                )
             losses.append(loss)
             run.elapsed = time.perf_counter() - start
             progress.update(run.done, loss, speed)

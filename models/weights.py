@@ -345,10 +345,3 @@ def _place(model: GPT, name: str, weight: Weight | QuantizedStack) -> None:
         setattr(parent, path[-1], QuantizedEmbedding(weight))
     else:
         setattr(parent, path[-1], QuantizedLinear(weight, place.bias))
-
-
-def quantized_names(model: GPT) -> list[str]:
-    """The parameters that are kept packed."""
-    names = nn.state.get_state_dict(model)
-    found = [name.partition(".weight.")[0] for name in names if name.endswith(".quants")]
-    return [f"{name}.weight" for name in dict.fromkeys(found)]

@@ -21,6 +21,7 @@ from minigrad.models.architectures_hub import rope_type
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pretrained import hub_tokenizer
+from minigrad.models.tokenizer import CONTROL
 from minigrad.models.weights import (
     FACTORS,
     Source,
@@ -42,7 +43,7 @@ FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18,
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 # llama.cpp's names of how words are split
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of tokens
+NORMAL, UNUSED = 1, 5  # kinds of tokens
 
 
 def quantize_command(flags: argparse.Namespace) -> None:

@@ -31,6 +31,8 @@ def safe_save(
     """Write a safetensors file, whole or not at all: an earlier file stays until then."""
     from safetensors.numpy import save  # only those who save need the package
 
+    if "__metadata__" in tensors:
+        raise ValueError("safe_save: the format has text under __metadata__: rename the tensor")
     if tensors:
         Tensor.realize(*tensors.values())
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

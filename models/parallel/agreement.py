@@ -23,14 +23,13 @@ if TYPE_CHECKING:
     from minigrad.models.parallel.group import Members
 
 HEADER = struct.Struct("q 8s 24s 88s")  # which exchange, digest of all, verb, what
-BARRIER = ("waits", "at a barrier")
 ADVICE = "all ranks must make the same exchanges in the same order"
 
 
 @lru_cache(maxsize=1024)
-def described(what: Collective | None) -> tuple[bytes, bytes, bytes]:
-    """(digest, verb, what) of an exchange, of a barrier for None; cut to what a header holds."""
-    verb, text = BARRIER if what is None else (f"{what.kind}s", what.told())
+def described(what: Collective) -> tuple[bytes, bytes, bytes]:
+    """(digest, verb, what) of an exchange; cut to what a header holds."""
+    verb, text = f"{what.kind}s", what.told()
     digest = hashlib.blake2b(f"{verb} {text}".encode(), digest_size=8).digest()
     if len(text) > 88:
         text = text[:84] + " …"
@@ -49,14 +48,14 @@ class Headers:
 
 
 class Agreement:
-    """The members of a group for one exchange, `what` (None: a barrier), as a Transport.
+    """The members of a group for one exchange, `what`, as a Transport.
 
     Nothing is received from a rank that has not said the same as this one.
     """
 
     TAG = 1 << 10  # of headers, above those of groups: they never meet data
 
-    def __init__(self, members: Members, headers: Headers, what: Collective | None) -> None:
+    def __init__(self, members: Members, headers: Headers, what: Collective) -> None:
         self.members, self.headers = members, headers
         self.rank, self.size, self.pressing = members.rank, members.size, False
         self.wait = members.wait
@@ -107,13 +106,13 @@ class Agreement:
             )
 
 
-def shifts(what: Collective | None, size: int) -> Collection[int]:
+def shifts(what: Collective, size: int) -> Collection[int]:
     """How many places on are the ranks that must be told: the next one always, and first."""
     if size == 1:
         return ()
-    if what is not None and what.kind == "all_to_all":
+    if what.kind == "all_to_all":
         return range(1, size)
-    if what is not None and what.kind == "permute" and what.place % size > 1:
+    if what.kind == "permute" and what.place % size > 1:
         return (1, what.place % size)
     return (1,)
 

@@ -189,18 +189,6 @@ class RankGroup:
         with self.timeline.span("blocked", self.name):
             self.progress.finish(begun)
 
-    def barrier(self) -> None:
-        """Return when all members have come here."""
-
-        def action() -> None:
-            agreed = Agreement(self.members, self._headers, None)
-            ring.barrier(agreed)
-            agreed.close()
-
-        job = Job(action)
-        self.progress.submit(job)
-        self.progress.finish(job)
-
     # --- the kinds --------------------------------------------------------------------------------
 
     def _exchange(

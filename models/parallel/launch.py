@@ -18,7 +18,7 @@ from minigrad.locks import new_lock
 from minigrad.models.parallel import mpi
 from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit, told
 from minigrad.models.parallel.group import RankGroup, Seat
-from minigrad.models.parallel.local import Exchange, LocalTransport, Network
+from minigrad.models.parallel.local import Exchange, LocalTransport
 from minigrad.models.parallel.mesh_device import World, world
 from minigrad.models.parallel.timeline import Timeline, of_rank, own
 from minigrad.models.parallel.tracing import traced
@@ -82,15 +82,14 @@ Function = Callable[[Rank], Any]
 
 
 def run(
-    function: Function, ranks: int | Mesh, *, network: Network | None = None,
-    patience: float | None = None, trace: str | Path | None = None,
+    function: Function, ranks: int | Mesh, *, patience: float | None = None,
+    trace: str | Path | None = None,
 ) -> list[Any]:  # fmt: skip
     """Call function(rank) once per rank; gives what each returned, in the order of ranks.
 
     In a process that MPI started as one of several, it is called once here, as this process's rank,
     and the list has None for the others. Otherwise each rank is a thread with a device of its own
-    ("CPU", "CPU:1" … of the kind of the default device), and rank 0 is the calling one; `network`
-    models what lies between them.
+    ("CPU", "CPU:1" … of the kind of the default device), and rank 0 is the calling one.
 
     patience: seconds after which a rank that keeps others waiting counts as hung (setting PATIENCE;
     0: never). trace: a file for the timelines of all ranks. Raises RankError, naming the rank,
@@ -101,7 +100,7 @@ def run(
     processes = world(limit)
     with traced(trace):
         if processes is None:
-            return _Threads(mesh, network, limit).run(function)
+            return _Threads(mesh, limit).run(function)
         return _run_process(processes, function, mesh)
 
 
@@ -176,9 +175,9 @@ GIVEN_UP = 5.0  # seconds after which a thread that cannot be ended is left to i
 class _Threads:
     """One parallel run in this process."""
 
-    def __init__(self, mesh: Mesh, network: Network | None, patience: float) -> None:
+    def __init__(self, mesh: Mesh, patience: float) -> None:
         self.mesh, self.patience = mesh, patience
-        self.exchange = Exchange(mesh.size, network)
+        self.exchange = Exchange(mesh.size)
         self.clock = Clock()
         self.activities = [Activity(self.clock) for _ in range(mesh.size)]
         self.results: list[Any] = [None] * mesh.size

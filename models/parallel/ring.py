@@ -247,20 +247,6 @@ def all_to_all(transport: Transport, source: int, target: int, nbytes: int) -> N
     transport.wait(requests)
 
 
-def barrier(transport: Transport) -> None:
-    """Return when all ranks have come (D. Hensgen, R. Finkel, U. Manber's dissemination, 1988)."""
-    rank, size = transport.rank, transport.size
-    word = ctypes.create_string_buffer(2)
-    address, step = ctypes.addressof(word), 1
-    while step < size:
-        requests = [
-            transport.isend((rank + step) % size, address, 1, TAG),
-            transport.irecv((rank - step) % size, address + 1, 1, TAG),
-        ]
-        transport.wait(requests)
-        step *= 2
-
-
 def _messages(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of messages of at most so many bytes."""
     for offset in range(0, nbytes, most):

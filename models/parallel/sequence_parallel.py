@@ -79,12 +79,6 @@ class SequenceParallel:
         for block in model.h:
             block.attn.attend, block.attn.spans = attend, self.spans
 
-    def detach(self, model: GPT) -> None:
-        """Undo `attach`."""
-        model.spans = ()
-        for block in model.h:
-            block.attn.attend, block.attn.spans = None, ()
-
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention; each (batch, heads, tokens of this rank, width), in its order.
 

@@ -80,6 +80,17 @@ def test_smollm(metadata: dict[str, Any]) -> None:
         assert own.encode(text) == judge.encode(text).ids, text
 
 
+def test_own_tokens_of_a_file_are_found_in_every_text(metadata: dict[str, Any]) -> None:
+    prefix = "tokenizer.ggml."
+    tokens, kinds = metadata[prefix + "tokens"], metadata[prefix + "token_type"]
+    more = {prefix + "tokens": [*tokens, "  \n", "<|own|>"], prefix + "token_type": [*kinds, 4, 4]}
+    own, plain = bpe.of_gguf({**metadata, **more}), bpe.of_gguf(metadata)
+    for tokenizer in (own, tokenizer_of(own.to_json())):
+        wanted = [*plain.encode("a"), len(tokens), *plain.encode("b<|own|>")]
+        assert tokenizer.encode("a  \nb<|own|>") == wanted  # as a control token: if it is told to
+        assert tokenizer.encode("<|own|>", special=True) == [len(tokens) + 1]
+
+
 def test_what_is_learned() -> None:
     needed("tokenizers")
     text = "the cat sat on the mat, the cat sat; naïve cafés\n" * 20

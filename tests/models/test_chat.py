@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
-from minigrad.models import chat, console, gpt_commands, look_inside, speculation
+from minigrad.models import chat, console, gpt_commands, look_inside
 from minigrad.models.bpe import BytePairTokenizer
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
@@ -45,48 +45,6 @@ def test_the_form_of_a_conversation() -> None:
     assert list(model.generate(whole, len(again), temperature=0)) == again
 
 
-def test_guesses_change_nothing_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over several questions, to an end token and to a number of tokens, beyond the context."""
-    monkeypatch.setattr(speculation, "WORTH", 8)
-    measured = speculation.Speculation._measured
-    costs: list[float] = []
-
-    def as_fast(self: speculation.Speculation) -> float:
-        costs.append(measured(self))
-        return costs[-1] and 1.0
-
-    monkeypatch.setattr(speculation.Speculation, "_measured", as_fast)
-    model, tokenizer = talker()
-    free = chat.Conversation(model, tokenizer, None, Sampling(0.0)).answer("a", 40, lambda _: None)
-    said: list[list[Any]] = []
-    for most in (0, 3):
-        talk = chat.Conversation(model, tokenizer, None, Sampling(0.0), guesses=most)
-        pieces: list[str] = []
-        said.append([])
-        for number, tokens in enumerate((40, 1, 2, 3, 4, 41, 42, 43, 90, 90)):
-            talk.ends = {257, free[-1]} if number == 6 else {257}
-            said[-1].append(talk.answer("ab" * number, tokens, pieces.append))
-        said[-1].append("".join(pieces))
-    assert said[0] == said[1] and len(free) == 40
-    assert talk.speculation is not None and talk.decoder is not None
-    assert costs and costs[0] < float("inf"), "a row of several has other sums than alone"
-    assert talk.speculation.accepted > 50
-    assert len(talk.decoder.rows[0]) > model.config.context
-    assert chat.Conversation(model, tokenizer, None, Sampling(0.5), guesses=3).most_guesses == 0
-
-
-def test_rows_with_other_sums_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speculation, "WORTH", 8)
-    rows = speculation.Speculation._run
-    monkeypatch.setattr(speculation.Speculation, "_run", lambda self, ids: (
-        rows(self, ids)[0] + 1e-6, rows(self, ids)[1]))  # fmt: skip
-    model, tokenizer = talker()
-    talk = chat.Conversation(model, tokenizer, None, Sampling(0.0), guesses=3)
-    talk.answer("a", 60, lambda _: None)
-    assert talk.speculation is not None and talk.speculation.cost == float("inf")
-    assert talk.speculation.checks == 0
-
-
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     previous, sys.argv = sys.argv, ["models/gpt.py", *arguments]
     try:
@@ -114,8 +72,6 @@ def test_standard_input(
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
     status, _, err = run(flags, capsys)
     assert (status, err) == (1, "models/gpt.py: standard input is empty: give at least one word\n")
-    status, _, err = run([*flags, "--speculate", "16"], capsys)
-    assert (status, err) == (1, "models/gpt.py: --speculate is 16: expected at most 15\n")
     monkeypatch.setattr(sys, "stdin", io.StringIO("x" * 300))
     status, _, err = run([*flags, "--context-policy", "error"], capsys)
     assert status == 1 and "more than the model's context of 256" in err and err.count("\n") == 1

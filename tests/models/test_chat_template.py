@@ -54,7 +54,14 @@ TALK = [{"role": "user", "content": " Ünï & <b>? "}, {"role": "assistant", "co
         {"role": "user", "content": "So?"}]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [GEMMA, QWEN, LLAMA3])
+TOOLS = (
+    "{% if tools is not none or documents is not none %}tools{% else %}none{% endif %}"
+    "{{ messages | tojson(sort_keys=true, separators=(',', ':')) }}{% for message in messages %}"
+    "{%- generation -%} {{ message.content }} {%- endgeneration -%} {% endfor %}"
+)
+
+
+@pytest.mark.parametrize("text", [GEMMA, QWEN, LLAMA3, TOOLS])
 def test_templates(text: str) -> None:
     transformers = pytest.importorskip(
         "transformers", reason="transformers is missing: pip install transformers"
@@ -154,7 +161,7 @@ def test_byte_pair_tokenizers(kind: str, tmp_path: Path) -> None:
         "tokenizer.ggml.merges": [" ".join(merge) for merge in stored["model"]["merges"]],
         "tokenizer.ggml.token_type": [3, 3] + [1] * (len(table) - 2),
         "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.ggml.add_bos_token": first, "tokenizer.chat_template": QWEN,
+        "tokenizer.chat_template": QWEN,
     }  # fmt: skip
     packed: Any = gguf_tokenizer(metadata)
     assert (packed.template, packed.names, packed.ends) == (
@@ -166,6 +173,27 @@ def test_byte_pair_tokenizers(kind: str, tmp_path: Path) -> None:
         for tokenizer in (ours, packed, again):
             assert tokenizer.encode(text) == wanted, (text, tokenizer)
             assert tokenizer.decode(tokenizer.encode_bare(text)) == text
+
+
+@pytest.mark.parametrize("steps", [
+    [("ByteLevel", {"use_regex": False})], [("Digits", {"individual_digits": False}), "ByteLevel"],
+    [("Digits", {"individual_digits": True}), ("ByteLevel", {"add_prefix_space": True})],
+    [("Split", {"behavior": "Contiguous"}), ("ByteLevel", {"use_regex": False})],
+])  # fmt: skip
+def test_words_that_are_split_otherwise_are_the_librarys(steps: list[Any], tmp_path: Path) -> None:
+    usual: dict[str, Any] = {
+        "ByteLevel": {"add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "Digits": {}, "Split": {"pattern": {"Regex": next(iter(bpe.PATTERNS))},
+                                "behavior": "Isolated", "invert": False},
+    }  # fmt: skip
+    told = [{"type": name, **usual[name], **more} for name, more in
+            (step if isinstance(step, tuple) else (step, {}) for step in steps)]  # fmt: skip
+    stored = learned(r"\S+ \S+")  # tokens that go beyond a word
+    stored["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": told}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    theirs = pytest.importorskip("tokenizers").Tokenizer.from_str(json.dumps(stored))
+    for text in TEXTS:
+        assert hub_tokenizer(tmp_path, {}).encode(text) == theirs.encode(text).ids
 
 
 def test_runs_of_spaces_are_tokens_that_a_text_may_hold(tmp_path: Path) -> None:
@@ -188,8 +216,9 @@ def test_sentencepiece(prefix: bool) -> None:
     pairs = {"".join(generator.choice(letters, n)) for n in (2, 2, 2, 3, 3, 4) for _ in range(12)}
     tokens = ["<unk>", "<s>", "</s>", *[f"<0x{byte:02X}>" for byte in range(256)], *letters,
               *sorted(pairs)]  # fmt: skip
-    kinds = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
+    kinds = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259), 4, 4]
     scores = [0.0] * 259 + generator.permutation(len(tokens) - 259).astype(float).tolist()
+    tokens, scores = [*tokens, "\n\n", "<|own|>"], [*scores, 0.0, 0.0]
     metadata = {
         "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": scores, "tokenizer.ggml.token_type": kinds,
@@ -214,7 +243,11 @@ def test_sentencepiece(prefix: bool) -> None:
         wanted = [number for some in ids for number in some]
         assert tokenizer.encode(text) == [1, *wanted]
         assert tokenizer.decode(wanted) == (" " if prefix else "") + text
-    assert tokenizer.encode_bare("<s>a</s>", special=True)[::2] == [1, 2]
+    bare, own = tokenizer.encode_bare, len(tokens) - 2
+    # as llama.cpp: a text begins anew after each token that is not made of it
+    assert bare("<s>a</s>b a", special=True) == [1, *bare("a"), 2, *bare("b a")]
+    assert bare("a\n\nb") == [*bare("a"), own, *bare("b")]
+    assert bare("<|own|>") != [own + 1] == bare("<|own|>", special=True)
     assert tokenizer.ends == {2} and len(tokenizer_of(tokenizer.to_json())) == len(tokens)
     for key, value in (("scores", scores[1:]), ("token_type", [6] * len(tokens)), ("tokens", 1)):
         with pytest.raises(InputError, match="tokenizer"):

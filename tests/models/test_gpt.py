@@ -26,8 +26,8 @@ from minigrad.models.train import (
     MatrixAdamW,
     TrainingPlan,
     TrainingRun,
+    finish,
     make_schedule,
-    train_language_model,
     validate,
 )
 from minigrad.programs import programs
@@ -207,6 +207,9 @@ def test_prompts_that_cannot_be(model: GPT) -> None:
     for prompt in ([], [[1], []]):
         with pytest.raises(ValueError, match="a prompt is empty"):
             model.generate(prompt, 1)
+    for wrong in ("text", [1.5], [[1], ["a"]]):
+        with pytest.raises(ValueError, match="expected whole numbers, such as tokenizer"):
+            model.generate(wrong, 1)  # type: ignore[arg-type]
     for token in (-1, 11):
         with pytest.raises(ValueError, match=r"outside 0 … 10"):
             model.generate([1, token], 1)
@@ -228,7 +231,7 @@ def test_training_learns_a_pattern(model: GPT, tmp_path: Path) -> None:
     )
     path = tmp_path / "metrics.jsonl"
     with Metrics(str(path)) as metrics:
-        loss = train_language_model(model, windows, windows, plan, metrics)
+        loss = finish(TrainingRun(model, plan), windows, windows, metrics)
     assert loss < 0.4
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 61))
@@ -256,9 +259,9 @@ def test_a_step_in_parts_computes_nothing_twice() -> None:
 def test_a_loss_that_is_no_number_ends_training(model: GPT) -> None:
     with Tensor.no_grad():
         model.wpe.weight.assign(float("nan"))
-    windows = Windows(some_ids(50), TINY.context)
+    windows, run = Windows(some_ids(50), TINY.context), TrainingRun(model, TrainingPlan(2, 2))
     with Metrics() as metrics, pytest.raises(InputError, match="the loss is nan at step 1"):
-        train_language_model(model, windows, windows, TrainingPlan(steps=2, batch=2), metrics)
+        finish(run, windows, windows, metrics)
 
 
 def test_the_learning_rate() -> None:

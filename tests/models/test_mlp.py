@@ -149,6 +149,11 @@ def test_fewer_digits_than_a_batch() -> None:
         train(MLP(), stripes(31), stripes(31), 1, 32, 1e-2, 0, metrics)
 
 
+def test_a_loss_that_is_no_number_ends_training() -> None:
+    with pytest.raises(InputError, match=r"the loss is nan at step \d+: try a smaller --lr"):
+        train(MLP(), stripes(320), stripes(31), 1, 32, 1e30, 0, Metrics())
+
+
 def run_script(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],

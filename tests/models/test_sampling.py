@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigrad import Context, Tensor, jit
-from minigrad.models.sampling import EVERYTHING, Sampler, Sampling
+from minigrad.models.sampling import Sampler, Sampling
 from minigrad.tensor.random import threefry
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
@@ -130,17 +130,6 @@ def test_a_seed_gives_the_same_choices() -> None:
     assert draws(1) != draws(1 << 32)
 
 
-def test_a_row_gets_other_settings_without_a_new_program() -> None:
-    sampler = Sampler([Sampling(0.0), Sampling(0.0)], 4, steps=EVERYTHING)
-    draw, logits = jit(sampler), Tensor(LOGITS).expand(2, 4)
-    assert [draw(logits).tolist() for _ in range(3)] == [[1, 1]] * 3
-    sampler.start(1, Sampling(0.0, repetition_penalty=8.0))
-    assert [draw(logits).tolist() for _ in range(3)] == [[1, 1], [1, 3], [1, 2]]
-    plain = Sampler([Sampling(0.0)], 4)
-    with pytest.raises(ValueError, match=r"row 0 gets .* needs draw, top_k; the sampler has none"):
-        plain.start(0, Sampling(1.0, 5))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -162,9 +151,6 @@ def test_a_greedy_row_beside_rows_that_draw() -> None:
     logits = Tensor([[1.0, 1.1, 1.0, 0.9]] * 3)
     sampler = Sampler([Sampling(0.0), Sampling(1.0), Sampling(2.0)], 4, seed=3)
     assert {sampler(logits).tolist()[0] for _ in range(30)} == {1}
-    drawing = Sampler([Sampling(1.0)], 4)
-    with pytest.raises(ValueError, match="needs top_k; the sampler has draw"):
-        drawing.start(0, Sampling(0.0))
 
 
 def test_repetition_is_penalized() -> None:

@@ -30,6 +30,7 @@ from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
+from minigrad.models.gpt_flags import parser
 from minigrad.models.guesses import Guesses
 from minigrad.models.protocol import Text, wanted
 from minigrad.models.sampling import Sampling
@@ -305,6 +306,31 @@ def test_tokens_that_come_together_are_one_event(chat: bool) -> None:
     assert (choice["finish_reason"], ending["finish_reason"]) == (None, "length")
 
 
+def test_offsets_are_those_of_the_text() -> None:
+    """Of which a character may have several tokens."""
+    server: Any = argparse.Namespace(name="tiny", tokenizer=tokenizer())
+    job: Any = argparse.Namespace(cancel=lambda: None)
+    told = Answer(server, job, wanted({"logprobs": 0}, "completion"), False, Events())
+    drawn = [*map(Drawn, "aé€b".encode())]
+    parts = [told.logprobs(drawn[:2]), told.logprobs(drawn[2:])]
+    assert [place for part in parts for place in part["text_offset"]] == [0, 1, 1, 2, 2, 2, 3]
+
+
+def test_usage_is_of_the_tokens_up_to_a_stop_text() -> None:
+    """Guesses that came true may have brought more in the same step."""
+    server: Any = argparse.Namespace(name="tiny", tokenizer=tokenizer())
+    job: Any = argparse.Namespace(cancel=lambda: None, prompt=[1], shared=0, accepted=3, guessed=3)
+
+    async def usage() -> Any:
+        answer = Answer(server, job, wanted({"stop": "b"}, "completion"), False, queue := Events())
+        for one in map(Drawn, b"abcd"):
+            queue.put(one)
+        assert await answer.piece() == ("a", [Drawn(97), Drawn(98)], "stop")
+        return answer.usage()
+
+    assert asyncio.run(usage())["completion_tokens"] == 2
+
+
 def test_the_engine_goes_on_when_clients_were_written_to(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -424,6 +450,10 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
     ({"messages": [{"role": "tool", "content": ""}]}, "messages[0]", "unsupported_value"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content",
      "unsupported_value"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+     "messages[0].content", "invalid_type"),
+    ({"n": True}, "n", "unsupported_parameter"),
+    ({"chat_template_kwargs": 0}, "chat_template_kwargs", "invalid_value"),
     ({"messages": [{"role": "user", "content": "x" * 300}]}, "messages", "context_length_exceeded"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
 ])  # fmt: skip
@@ -449,7 +479,19 @@ def post(
     return response.status, json.loads(text) if "json" in kind else text
 
 
+def test_what_changes_nothing(place: str) -> None:
+    usual = {"messages": MESSAGES, "temperature": 0, "max_tokens": 4}
+    names = {"tokenizer": 1, "self": 1, "func": 1, "answer": False}  # as the template has none
+    answers = [post(place, json.dumps({**usual, **more})) for more in (
+        {}, {"presence_penalty": 0.0, "n": 1}, {"chat_template_kwargs": names}
+    )]  # fmt: skip
+    assert [status for status, _ in answers] == [200] * 3
+    assert len({answer["choices"][0]["message"]["content"] for _, answer in answers}) == 1
+
+
 def test_limits_keys_and_paths(place: str) -> None:
+    assert post(place, json.dumps({"messages": MESSAGES, "\ud800": 1}))[0] == 400
+    assert post(place, json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}))[0] == 400
     assert post(place, "{" + " " * 20_000)[0] == 413
     assert post(place, "{")[1]["error"]["message"].startswith("the body is no JSON")
     assert post(place, "[]")[0] == 400
@@ -523,6 +565,20 @@ def test_many_at_once_are_not_mixed_up(place: str) -> None:
             return [await ask(client, prompt) for prompt in prompts]
 
     assert asyncio.run(all_of_them(True)) == asyncio.run(all_of_them(False))
+
+
+def test_a_port_in_use_is_told_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+    save_checkpoint(tmp_path / "tiny.safetensors", strong_model(), tokenizer())
+    monkeypatch.setattr(Engine, "start", lambda _: pytest.fail("it compiles"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        flags = parser().parse_args(["serve", "--checkpoint", str(tmp_path / "tiny.safetensors"),
+                                     "--port", port, "--slots", "1"])  # fmt: skip
+        with pytest.raises(InputError, match="cannot listen at"):
+            server_module.serve_command(flags)
 
 
 def test_sigterm_lets_what_has_begun_end(tmp_path: Path) -> None:

@@ -106,6 +106,11 @@ def test_safetensors_round_trip(on_device, tmp_path):
     np.testing.assert_array_equal(load_file(path)["float32.2"], tensors["float32.2"].numpy())
 
 
+def test_a_name_that_the_format_keeps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="rename the tensor"):
+        state.safe_save({"__metadata__": Tensor([1.0])}, tmp_path / "a.safetensors")
+
+
 def test_reads_a_file_of_numpy(on_device, tmp_path):
     from safetensors.numpy import save_file
 

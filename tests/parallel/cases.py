@@ -335,10 +335,6 @@ DIFFERENT: dict[str, tuple[Any, Any, int, str]] = {
         lambda g: together("all_reduce", [Tensor.ones(n) for n in range(1, 49)], g, "sum")[0],
         2, " … as exchange 2, rank 1 float32[1], float32[2], ",
     ),
-    "barrier": (
-        lambda g: all_reduce(Tensor.ones(1), g), lambda g: g.barrier(), 2,
-        "rank 0 all_reduces float32[1] (sum) as exchange 2, rank 1 waits at a barrier",
-    ),
 }  # fmt: skip
 
 
