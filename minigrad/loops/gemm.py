@@ -132,6 +132,10 @@ def in_registers(
 ) -> None:  # fmt: skip
     """The sums of each tile in registers, one row after the other written out."""
     m, n = problem.row.variable, problem.column.variable
+    costs = sum(expr.operations(store.value) for store in problem.stores)
+    long = costs >= LONG_EPILOGUE and plan.nr > 1 and not plan.kc
+    if long:
+        s.distribute(m)
     s.peel(tile, m)
     s.tails(m, cost.SMALL_TILES[target.brief:])
     s.sink(m)
@@ -149,8 +153,7 @@ def in_registers(
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
             s.transpose(m, target.lanes(problem.total.dtype))
-        s.spill(m, LANE, plan.nr, LONG_EPILOGUE)
-    s.unroll(m, "u")
+    s.unroll(m, "u", computing=long)
     if not tiles_overlap(problem, plan):
         s.peel(panel, n)
     s.simplify()
