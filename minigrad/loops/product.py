@@ -15,6 +15,7 @@ of the masks. Loaded numbers may be anything: they are clamped to what the loops
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
@@ -100,30 +101,41 @@ def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
 
 def prepare(kernel: Kernel) -> Problem:
     """Inline the epilogue and merge axes."""
-    stage = kernel.stages[0]
+    stage, found = kernel.stages[0], kernel.stages[0].product
+    assert found is not None
     total = expr.register("tile", stage.body.dtype)
-    stores = epilogue(kernel, kernel.stages, {stage.array: total}, stage.axes)
-    used = indices(
-        [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
-    )
-    parts, terms = stage.product, None
-    assert parts is not None
     # each group alone: the merged stage's extents may be none that it would be a product with
-    groups = [merge(axes, used, parts.shared) for axes in (parts.batch, parts.m, parts.n, parts.k)]
-    batch, m, n, k = (axes for axes, _ in groups)
-    values = {x: place for _, places in groups for x, place in places.items()}
-    left, right = parts.left, parts.right
-    if parts.mask is not None:
+    groups = (found.batch, found.m, found.n, found.k)
+    stores, (batch, m, n, k), values = in_few_axes(kernel, [total], groups, found.shared)
+    left, right, terms = found.left, found.right, None
+    if found.mask is not None:
         terms = expr.substitute_in(stage.body, values)
-        if parts.mask.variables <= left.variables:
-            left = parts.mask.where(left, 0.0)
+        if found.mask.variables <= left.variables:
+            left = found.mask.where(left, 0.0)
         else:
-            right = parts.mask.where(right, 0.0)
+            right = found.mask.where(right, 0.0)
     left, right = (expr.substitute_in(operand, values) for operand in (left, right))
     return Problem(
-        left, right, batch, m, n, k, shared=parts.shared,
-        stores=tuple(substitute_stores(stores, values)), total=total, terms=terms,
-    )  # fmt: skip
+        left, right, batch, m, n, k, shared=found.shared, stores=stores, total=total, terms=terms
+    )
+
+
+def in_few_axes(
+    kernel: Kernel, totals: Sequence[Expr], groups: Sequence[tuple[Axis, ...]], known: bool = False
+) -> tuple[tuple[Store, ...], list[tuple[Axis, ...]], dict[Atom, Integer]]:
+    """The stores of a kernel of sums, in which `totals` stand for them, along merged axes.
+
+    groups: of axes, each of which is merged alone (see `merge`). Also what they become, and what
+    their variables are along those.
+    """
+    sums = [stage for stage in kernel.stages if stage.op is not None]
+    results = {stage.array: total for stage, total in zip(sums, totals, strict=True)}
+    stores = epilogue(kernel, kernel.stages, results, sums[0].axes)
+    values = [*(stage.body for stage in sums), *(store.value for store in stores)]
+    used = indices(values, [store.index for store in stores])
+    merged = [merge(axes, used, known) for axes in groups]
+    places = {x: place for _, places in merged for x, place in places.items()}
+    return tuple(substitute_stores(stores, places)), [axes for axes, _ in merged], places
 
 
 def strides(operand: Expr, axis: Atom) -> set[int | None]:
