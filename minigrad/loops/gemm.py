@@ -74,7 +74,8 @@ ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
 
 def gemm(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a product and its elementwise epilogue."""
-    problem, plan = planned(with_dynamic_bounds(prepare(kernel)), target)
+    problem = with_dynamic_bounds(prepare(kernel))
+    problem, plan = planned(problem, target)
     nest = assemble(kernel, tiled(problem, plan, target).nest, target)
     return replace(nest, operations=cost.flops(kernel))
 

@@ -41,6 +41,9 @@ LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns, o
 class Problem(Contraction):
     """A product with merged axes, ready to be tiled; a mask has become part of an operand.
 
+    Of a shared product the last axis, which both operands have, is that of columns, and all other
+    axes of m and n are rows.
+
     stores: where its results go; in their values `total` stands for the result. ends: where the
     loop over the first axis of k ends too, for a segment of it (see below). needed: how many rows,
     the first ones, have results that matter; None for all. terms: what is added for every k where
@@ -67,7 +70,7 @@ class Problem(Contraction):
     @property
     def outer(self) -> list[Axis]:
         """The axes of the batch, and those of rows and columns but for the last ones."""
-        return [*(self.batch[:-1] if self.shared else self.batch), *self.m[:-1], *self.n[:-1]]
+        return [*self.batch, *self.m[:-1], *self.n[:-1]]
 
     @property
     def batches(self) -> int:
@@ -82,14 +85,13 @@ class Problem(Contraction):
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right; the stores."""
         total, row, first = self.total, self.row, self.k[0]
-        inner = [*self.n[-1:], *(self.batch[-1:] if self.shared else ())]
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # without any k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * numel([first.extent]))
         step = put(total, multiply_add(total, self.left, self.right))
         clear = put(total, identity(Op.SUM, total.dtype))
         sums = Loop(first.variable, 0, stops, loops_over(self.k[1:], [step]))
-        return loops_over([*self.outer, row, *inner], [clear, sums, Stores(self.stores)])
+        return loops_over([*self.outer, row, self.column], [clear, sums, Stores(self.stores)])
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
@@ -107,6 +109,8 @@ def prepare(kernel: Kernel) -> Problem:
     # each group alone: the merged stage's extents may be none that it would be a product with
     groups = (found.batch, found.m, found.n, found.k)
     stores, (batch, m, n, k), values = in_few_axes(kernel, [total], groups, found.shared)
+    if found.shared:
+        batch, m, n = batch[:-1], (*m, *n), batch[-1:]
     left, right, terms = found.left, found.right, None
     if found.mask is not None:
         terms = expr.substitute_in(stage.body, values)
@@ -115,9 +119,7 @@ def prepare(kernel: Kernel) -> Problem:
         else:
             right = found.mask.where(right, 0.0)
     left, right = (expr.substitute_in(operand, values) for operand in (left, right))
-    return Problem(
-        left, right, batch, m, n, k, shared=found.shared, stores=stores, total=total, terms=terms
-    )
+    return Problem(left, right, batch, m, n, k, stores=stores, total=total, terms=terms)
 
 
 def in_few_axes(

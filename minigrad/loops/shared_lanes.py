@@ -37,18 +37,13 @@ def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
     if product is None or not target.vector_bytes:
         return None
     lanes = target.lanes(kernel.stages[0].body.dtype)
-    groups = not product.shared and product.batch and product.mask is None
+    groups = product.batch and product.mask is None and not product.shared
     if not product.shared and not (groups and product.n[-1].count < lanes):
         return None
-    found = prepare(kernel)
-    last = (*found.batch[-1:], *found.m[-1:], *found.n[-1:])
-    if any(not isinstance(axis.extent, int) for axis in last):
-        return None
-    problem = found if product.shared else _several_groups(found, target)
+    problem = prepare(kernel) if product.shared else _several_groups(prepare(kernel), lanes)
     if problem is None:
         return None
-    shared = problem.batch[-1]
-    x, lanes = shared.variable, enough_lanes(lanes, shared.count)
+    x, lanes = problem.column.variable, enough_lanes(lanes, problem.column.count)
     s = Schedule(problem.naive())
     s.vectorize(x, lanes)
     vectors = s.split(x, lanes, "p")
@@ -81,10 +76,11 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
     reads needs registers, too.
     """
     many = target.registers >= 32
-    if problem.n:
-        columns = cut(problem.column.count, 1, 5 if many else 3)
-        rows = cut(problem.row.count, 1, (25 if many else 9) // columns)
-        return [(problem.row, rows), (problem.column, columns)]
+    columns = [axis for axis in problem.m if axis.variable in problem.right.variables]
+    if columns:
+        row = next(axis for axis in reversed(problem.m) if axis not in columns)
+        across = cut(columns[-1].count, 1, 5 if many else 3)
+        return [(row, cut(row.count, 1, (25 if many else 9) // across)), (columns[-1], across)]
     most = 12 if many else 6
     found: list[tuple[Axis, int]] = []
     for axis in reversed(problem.m[-2:]):
@@ -108,10 +104,12 @@ def _window(problem: Problem, row: Axis) -> list[Axis]:
     return axes[alike[-1] :] if alike else []
 
 
-def _several_groups(problem: Problem, target: Target) -> Problem | None:
+def _several_groups(problem: Problem, lanes: int) -> Problem | None:
     """Few columns, and those of the groups beside them, as one axis; None where it cannot be."""
-    lanes, group, column = target.lanes(problem.total.dtype), problem.batch[-1], problem.column
-    width, right = column.count, problem.right
+    group, column, right = problem.batch[-1], problem.column, problem.right
+    if not isinstance(group.extent, int) or not isinstance(problem.row.extent, int):
+        return None
+    width = column.count
     if len(problem.n) > 1 or lanes % width or group.count * width % lanes:
         return None
     if right.op is not Leaf.LOAD:
@@ -131,8 +129,8 @@ def _several_groups(problem: Problem, target: Target) -> Problem | None:
     }
     left, right = (substitute_in(operand, values) for operand in (problem.left, right))
     return replace(
-        problem, left=left, right=right, batch=(*problem.batch[:-1], vector, lane), n=(),
-        shared=True, stores=tuple(substitute_stores(problem.stores, values)),
+        problem, left=left, right=right, batch=(*problem.batch[:-1], vector), n=(lane,),
+        stores=tuple(substitute_stores(problem.stores, values)),
     )  # fmt: skip
 
 

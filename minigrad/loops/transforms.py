@@ -226,7 +226,8 @@ class Schedule:
         """Loops over xs, each directly inside the one before, one time for each loop inside.
 
         Each takes along what comes before it, and a last time is for what comes behind them all.
-        A register that is used in several of them becomes scratch memory.
+        A register that is used in several of them becomes scratch memory; in that, the lanes of one
+        with vectors around the loops lie side by side.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
