@@ -154,7 +154,10 @@ def in_registers(
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
             s.transpose(m, target.lanes(problem.total.dtype))
-    s.unroll(m, "u", computing=long)
+    if long:  # its stores stay a loop
+        s.unroll(m, "u", computing=True)
+    else:
+        s.unroll(m, "u")
     if not tiles_overlap(problem, plan):
         s.peel(panel, n)
     s.simplify()
