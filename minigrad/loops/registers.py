@@ -189,10 +189,10 @@ def registers_of(body: Sequence[Statement]) -> set[Array]:
 
 
 def computes(*body: Statement) -> bool:
-    """Whether registers are used in statements."""
+    """Whether registers are used in statements, or hints tell what they will be given."""
     return any(
         isinstance(one, Loop | Stores) and computes(*one.inside)
-        or _sets(one)
+        or isinstance(one, nest.Prefetch) or _sets(one)
         or isinstance(one, Store) and any(e.in_registers for e in expr.loads(one.value))
         for one in body
     )
