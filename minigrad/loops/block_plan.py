@@ -351,7 +351,7 @@ class BlockSums:
 
     def _each(self, stage: Stage, value: Expr) -> Statement:
         *outer, axis = stage.axes
-        width = choose_nr(self.target, stage, axis.count)
+        width = choose_nr(self.target, stage.body.dtype, axis.count)
         store = Store(stage.array, stage.position, value)
         (loop,) = loops_over(outer, [lanes_loop(axis, width, (store,))])
         return loop

@@ -339,7 +339,7 @@ class StepCode:
     def along(self) -> list[Statement]:
         """Tiles of rows, or of what is summed over them, by panels of columns."""
         block, (*outer, axis) = self.block, self.head.axes
-        width = choose_nr(self.target, self.head, axis.count)
+        width = choose_nr(self.target, self.head.body.dtype, axis.count)
         lanes = axis.variable if width > 1 else None
         side, bounds = block.row, (block.start, block.start + block.width)
         if self.sums:
@@ -408,7 +408,7 @@ class StepCode:
             first, stop = ends_of_run(k, self.bounds[k.variable], self.block, run)
             lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
             hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
-            width = choose_nr(self.target, self.head, axis.count)
+            width = choose_nr(self.target, self.head.body.dtype, axis.count)
             rows, lanes, ends = self.read.k, axis, (first // 2, ceildiv(stop, 2))
         elif source.op is Op.CAST and not outer and len(self.head.reduced) == 1:
             rows, lanes, hints, width = axis, k, (), self.target.lanes(source.dtype)

@@ -216,7 +216,7 @@ class Plan:
     """How a product is cut: tiles of mr × nr, tasks of mc × nc (see above).
 
     panels: how many are packed together, so that a tile of rows that comes from far away is read
-    once for all of them.
+    once for all of them. squares: tiles are in matrix registers.
     """
 
     mr: int
@@ -227,13 +227,14 @@ class Plan:
     packs_right: bool
     kc: int = 0
     panels: int = 0
+    squares: bool = False
 
 
-def plan_of(problem: Problem, target: Target, batches: int) -> Plan:
+def plan_of(problem: Problem, target: Target) -> Plan:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
-    best = _cut_up(problem, target, batches)
+    best = _cut_up(problem, target)
     *_, plan = best, *islice(others(best, problem), target.choice)
-    if isinstance(problem.parts.m[-1].extent, int):
+    if isinstance(problem.row.extent, int):
         return plan
     return replace(plan, mc=ceildiv(plan.mc, plan.mr) * plan.mr)
 
@@ -243,7 +244,7 @@ def others(best: Plan, problem: Problem) -> Iterator[Plan]:
 
     Half and twice as many columns and rows for a task, one row less for a tile, other depths.
     """
-    rows, columns = problem.parts.m[-1].typical, problem.parts.n[-1].count
+    rows, columns = problem.row.typical, problem.column.count
     step = max(best.panels, 1) * best.nr
     for factor in (2, 0.5):
         nc = max(ceildiv(int(best.nc * factor), step) * step, step)
@@ -260,18 +261,17 @@ def others(best: Plan, problem: Problem) -> Iterator[Plan]:
         yield replace(best, kc=3 * best.kc // 2)
 
 
-def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
+def _cut_up(problem: Problem, target: Target) -> Plan:
     """`plan_of` of as many rows as there typically are."""
-    row, column = problem.parts.m[-1], problem.parts.n[-1]
-    rows = row.typical
-    nr = choose_nr(target, problem.stage, column.count)
+    column, rows = problem.column, problem.row.typical
+    nr = choose_nr(target, problem.total.dtype, column.count)
     awkward = left_is_awkward(problem, target)
     crowded = not awkward and rows_compete(problem)
-    mr = choose_mr(target, rows, nr, problem.stage, CROWDED if crowded else 0)
+    mr = choose_mr(target, rows, nr, problem.total.dtype, CROWDED if crowded else 0)
     panels = ceildiv(column.count, nr)
     depth = problem.depth
-    size = problem.stage.body.dtype.itemsize
-    plain = all(isinstance(axis.extent, int) for axis in problem.parts.k)
+    size = problem.total.dtype.itemsize
+    plain = all(isinstance(axis.extent, int) for axis in problem.k)
     pays = packing_pays(problem, target)
     deep = depth * nr * size > FAR_BYTES
     if pays and (awkward or plain and deep):
@@ -279,7 +279,7 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
         near = target.l2 // 2 if kc else target.l2
         most_rows = max(near // ((kc or depth) * max(size, 4)), mr)
         most_columns = NC if kc else max(MOST_WORK // (min(rows, most_rows) * depth), 1)
-        blocks, column_blocks = blocks_of(problem, most_rows, most_columns, batches)
+        blocks, column_blocks = blocks_of(problem, most_rows, most_columns)
         mr, mc = even_blocks(rows, mr, blocks)
         packs = kc > 0 or needs_packing(problem, nr, mc)
         each = ceildiv(panels, column_blocks)
@@ -294,9 +294,9 @@ def _cut_up(problem: Problem, target: Target, batches: int) -> Plan:
     packs = nr > 1 and needs_packing(problem, nr, mc)
     if mc >= rows:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
-        mc = rows_of_block(rows, mr, ceildiv(wanted, batches * panels))
-    tasks = batches * ceildiv(rows, mc) * panels
-    for axis in rows_of_panel(problem.parts.m, mc, tasks):
+        mc = rows_of_block(rows, mr, ceildiv(wanted, problem.batches * panels))
+    tasks = problem.batches * ceildiv(rows, mc) * panels
+    for axis in rows_of_panel(problem.m, mc, tasks):
         tasks //= numel([axis.extent])
     each = tasks // ENOUGH_TASKS if packs else 1
     work = mc * depth * nr  # multiply-adds of a panel
@@ -325,17 +325,16 @@ def shared_rows(problem: Problem, plan: Plan) -> list[Atom]:
     loaded = problem.ends or problem.needed is not None  # bounds of loops
     if plan.kc or plan.panels or not plan.packs_right or plan.packs_left or loaded:
         return []
-    parts = problem.parts
-    blocks = ceildiv(parts.n[-1].count, plan.nc) * ceildiv(parts.m[-1].typical, plan.mc)
-    tasks = numel([axis.extent for axis in problem.outer]) * blocks
-    return [axis.variable for axis in rows_of_panel(parts.m, plan.mc, tasks)]
+    blocks = ceildiv(problem.column.count, plan.nc) * ceildiv(problem.row.typical, plan.mc)
+    tasks = problem.batches * blocks
+    return [axis.variable for axis in rows_of_panel(problem.m, plan.mc, tasks)]
 
 
 def packing_pays(problem: Problem, target: Target) -> bool:
     """Whether a copy of the left operand's rows is read often enough."""
-    row, column = problem.parts.m[-1].typical, problem.parts.n[-1].count
-    nr = choose_nr(target, problem.stage, column)
-    enough = nr >= target.lanes(problem.stage.body.dtype) > 1
+    row, column = problem.row.typical, problem.column.count
+    nr = choose_nr(target, problem.total.dtype, column)
+    enough = nr >= target.lanes(problem.total.dtype) > 1
     return enough and column > (LEAST_PANELS - 1) * nr and row > target.tile_rows
 
 
@@ -358,8 +357,8 @@ def even_blocks(extent: int, mr: int, blocks: int) -> tuple[int, int]:
 
 def rows_compete(problem: Problem) -> bool:
     """Whether neighbouring rows of the left operand fall into the same lines of a cache."""
-    left = problem.parts.left
-    stride = coefficient(left.index, problem.parts.m[-1].variable) or 0
+    left = problem.left
+    stride = coefficient(left.index, problem.row.variable) or 0
     return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
@@ -371,29 +370,26 @@ def rows_of_block(rows: int, mr: int, wanted: int) -> int:
     return ceildiv(rows, pieces * mr) * mr
 
 
-def blocks_of(
-    problem: Problem, most_rows: int, most_columns: int, batches: int
-) -> tuple[int, int]:
+def blocks_of(problem: Problem, most_rows: int, most_columns: int) -> tuple[int, int]:
     """Into how many blocks rows and columns are cut: tasks that threads can share, few copies.
 
     Each block of rows copies all columns, each of columns all rows. Panels whose columns lie along
     k are transposed, which takes twice as long; so do rows that are neighbours, as each vector
     goes to another tile (a product of bfloat16, Aᵀ·B, took 1.02 … 1.07 of the time).
     """
-    parts = problem.parts
-    extents = parts.m[-1].typical, parts.n[-1].count
+    extents = problem.row.typical, problem.column.count
     fewest = ceildiv(extents[0], most_rows), ceildiv(extents[1], most_columns)
     ways = product(*(
         range(few, max(few, min(n // LEAST_ROWS, few + FEW_TASKS)) + 1)
         for n, few in zip(extents, fewest, strict=True)
     ))  # fmt: skip
-    k, m, n = (axes[-1].variable for axes in (parts.k, parts.m, parts.n))
-    of_right = 2 if distance(parts.right, k) < distance(parts.right, n) else 1
-    of_left = 2 if distance(parts.left, m) < distance(parts.left, k) else 1
+    k, m, n = (axes[-1].variable for axes in (problem.k, problem.m, problem.n))
+    of_right = 2 if distance(problem.right, k) < distance(problem.right, n) else 1
+    of_left = 2 if distance(problem.left, m) < distance(problem.left, k) else 1
 
     def cost(way: tuple[int, ...]) -> tuple[int, bool, int]:
         rows, columns = way
-        tasks = batches * rows * columns
+        tasks = problem.batches * rows * columns
         copied = of_right * rows * extents[1] + of_left * columns * extents[0]
         uneven = tasks < ENOUGH_TASKS and tasks % SHARES != 0
         return max(FEW_TASKS - tasks, 0), uneven, copied
@@ -410,10 +406,10 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     a register. Rows that are neighbours do where all of them stay in the second cache, or where a
     step along k stays on the page.
     """
-    left, row = problem.parts.left, problem.parts.m[-1]
+    left, row = problem.left, problem.row
     if left.op is not Leaf.LOAD or left.guard or coefficient(left.index, row.variable) is None:
         return True
-    step = coefficient(left.index, problem.parts.k[-1].variable)
+    step = coefficient(left.index, problem.k[-1].variable)
     if step == 1:
         return False
     depth = problem.depth
@@ -426,8 +422,8 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
 
 def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
     """Whether vectors of the right operand's rows must be gathered once, not for every tile."""
-    right = problem.parts.right
-    column = problem.parts.n[-1].variable
+    right = problem.right
+    column = problem.column.variable
     for load in expr.loads(right):
         if load.guard or coefficient(load.index, column) != 1:
             return True
@@ -435,15 +431,15 @@ def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
         return True
     span = sum(
         abs(coefficient(right.index, axis.variable) or 1) * numel([axis.extent])
-        for axis in problem.parts.k
+        for axis in problem.k
     ) * right.dtype.itemsize
     depth = problem.depth
     return span > FAR_BYTES and rows >= LEAST_ROWS and depth * nr * 4 <= FAR_BYTES
 
 
-def choose_nr(target: Target, stage: Stage, columns: int) -> int:
+def choose_nr(target: Target, dtype: DType, columns: int) -> int:
     """Columns of a tile: two registers, or fewer where there are few columns."""
-    lanes = target.lanes(stage.body.dtype) if target.vector_bytes else 1
+    lanes = target.lanes(dtype)
     if lanes == 1:
         return 1
     if columns > lanes:
@@ -451,13 +447,13 @@ def choose_nr(target: Target, stage: Stage, columns: int) -> int:
     return enough_lanes(lanes, columns)
 
 
-def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) -> int:
+def choose_mr(target: Target, rows: int, nr: int, dtype: DType, bound: int = 0) -> int:
     """Rows of a tile: as many as the registers hold, about the same number in every tile.
 
     The same number, where a divisor of the rows has sums enough to be added to in turn: a last
     tile of fewer rows would be as much code again. `bound`: at most that many, if it is not 0.
     """
-    lanes = target.lanes(stage.body.dtype)
+    lanes = target.lanes(dtype)
     least = 4 * CHAINS * lanes // max(nr, lanes)
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
     if target.brief:
@@ -470,7 +466,7 @@ def choose_mr(target: Target, rows: int, nr: int, stage: Stage, bound: int = 0) 
 
 def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:
     """The axis of k that is cut, and how much of it makes `kc` elements of k or less."""
-    axes = problem.parts.k
+    axes = problem.k
     inner = 1
     for place in range(len(axes) - 1, -1, -1):
         extent = numel([axes[place].extent])
@@ -490,16 +486,17 @@ def row_stride(depth: int, itemsize: int) -> int:
     return (ceildiv(depth, line) | 1) * line
 
 
-def plan_amx(problem: Problem, target: Target, batches: int) -> tuple[int, int] | None:
-    """Rows and columns of a task, or None if packing does not pay; problem: in whole registers."""
-    row, column = numel([problem.parts.m[-1].extent]), numel([problem.parts.n[-1].extent])
-    if row < SQUARE // 2 or column < LEAST_PANELS * SQUARE:
+def plan_amx(problem: Problem, target: Target) -> Plan | None:
+    """Tasks of whole squares, or None if packing does not pay; problem: in whole registers."""
+    rows, columns = numel([problem.row.extent]), problem.column.count
+    if rows < SQUARE // 2 or columns < LEAST_PANELS * SQUARE:
         return None
-    depth = problem.depth
-    most = target.l2 // 2 // (4 * depth) // SQUARE
+    most = target.l2 // 2 // (4 * problem.depth) // SQUARE
     if most == 0:
         return None
-    squares, panels = ceildiv(row, SQUARE), ceildiv(column, SQUARE)
+    squares, panels = ceildiv(rows, SQUARE), ceildiv(columns, SQUARE)
     blocks = ceildiv(squares, most)
-    column_blocks = max(min(ceildiv(FEW_TASKS, batches * blocks), panels // LEAST_PANELS), 1)
-    return ceildiv(squares, blocks) * SQUARE, ceildiv(panels, column_blocks) * SQUARE
+    column_blocks = ceildiv(FEW_TASKS, problem.batches * blocks)
+    column_blocks = max(min(column_blocks, panels // LEAST_PANELS), 1)
+    mc, nc = ceildiv(squares, blocks) * SQUARE, ceildiv(panels, column_blocks) * SQUARE
+    return Plan(SQUARE, SQUARE, mc, nc, True, True, squares=True)

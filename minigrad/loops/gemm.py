@@ -41,7 +41,7 @@ from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import NEIGHBOURS
 from minigrad.loops.build import Change, combine, put, unless_finite
-from minigrad.loops.cost import SQUARE, Plan, plan_amx, row_stride
+from minigrad.loops.cost import SQUARE, Plan, row_stride
 from minigrad.loops.nest import (
     Loop,
     Matrix,
@@ -69,30 +69,34 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import LINE, Target
 
+ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
+
 
 def gemm(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a product and its elementwise epilogue."""
     problem = with_dynamic_bounds(prepare(kernel))
+    problem, plan = planned(problem, target)
+    nest = assemble(kernel, tiled(problem, plan, target).nest, target)
+    return replace(nest, operations=cost.flops(kernel))
+
+
+def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
+    """A product as it is computed, of pairs of bfloat16 where that pays, and how it is cut."""
     plain = not problem.ends and problem.terms is None
-    schedule = amx(problem, target) if target.bfloat16_matrices and plain else None
-    if schedule is None and target.bfloat16_dots and plain:
-        pairs = in_pairs(problem)
-        problem = pairs if pairs is not None and cost.packing_pays(pairs, target) else problem
-    if schedule is None:
-        schedule = tiled(problem, target)
-    return replace(assemble(kernel, schedule.nest, target), operations=cost.flops(kernel))
+    if target.bfloat16_matrices and plain and (words := in_pairs(problem, ROW_WORDS)):
+        if squares := cost.plan_amx(words, target):
+            return words, squares
+    if target.bfloat16_dots and plain and (pairs := in_pairs(problem)):
+        problem = pairs if cost.packing_pays(pairs, target) else problem
+    return problem, cost.plan_of(problem, target)
 
 
-def tiled(problem: Problem, target: Target) -> Schedule:
-    """A product in register tiles."""
-    parts = problem.parts
-    m, n = parts.m[-1].variable, parts.n[-1].variable
-    ks = [axis.variable for axis in parts.k]
-    plan = cost.plan_of(problem, target, numel([axis.extent for axis in problem.outer]))
-    s = Schedule(problem.naive(), left=parts.left, right=parts.right)
-    overlap = tiles_overlap(problem, plan)
+def tiled(problem: Problem, plan: Plan, target: Target) -> Schedule:
+    """A product in tiles, with copies of what they cannot read as it lies."""
+    m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
+    s = Schedule(problem.naive(), left=problem.left, right=problem.right)
     s.vectorize(n, plan.nr, LANE)
-    if overlap:
+    if tiles_overlap(problem, plan):
         s.overlap(n)
     columns, task = s.split(n, plan.nc, "p"), s.split(m, plan.mc, "c")
     shared = cost.shared_rows(problem, plan)
@@ -105,41 +109,71 @@ def tiled(problem: Problem, target: Target) -> Schedule:
         s.sink(m, n, into=inside, space="scratch")
     with s.inside(inside):
         tile = s.split(m, plan.mr, "t")
-        around = n
+        around = panel = n
         if plan.panels:
             around, panel = s.split(n, plan.panels * plan.nr, "pg"), s.split(n, plan.nr, "g")
             s.reorder(around, tile, panel, n, m)
         else:
-            panel = n
             s.reorder(n, *shared, tile, m)
         if plan.packs_left:
             stage_left(s, problem, plan, tile, ks, target)
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
-        s.peel(tile, m)
-        s.tails(m, cost.SMALL_TILES[target.brief:])
-        s.sink(m)
-        if plan.nr > 1 and isinstance(parts.k[-1].extent, int):
-            hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
-            if hints.pay:
-                lines = s.split(ks[-1], hints.line, "ko", computing=True)
-                s.insert(lines, hints.seldom)
-                if hints.deep:
-                    s.insert(ks[-1], hints.often)
-                ks = [*ks[:-1], lines, ks[-1]]
-        if problem.terms is not None:
-            s.insert(ks[0], again(problem, m), behind=True)
-        if plan.nr > 1:
-            across = any(coefficient(one.index, n) != 1 for one in problem.stores)
-            if across and not target.brief:
-                s.transpose(m, _lanes(problem, target))
-            s.spill(m, LANE, plan.nr, LONG_EPILOGUE)
-        s.unroll(m, "u")
-        if not overlap:
-            s.peel(panel, n)
-        s.simplify()
+        if plan.squares:
+            in_squares(s, tile)
+        else:
+            in_registers(s, problem, plan, tile, panel, ks, shared, target)
     s.parallelize(*outer, columns, task)
     return s
+
+
+def in_registers(
+    s: Schedule, problem: Problem, plan: Plan, tile: Atom, panel: Atom, ks: list[Atom],
+    shared: Sequence[Atom], target: Target,
+) -> None:  # fmt: skip
+    """The sums of each tile in registers, one row after the other written out."""
+    m, n = problem.row.variable, problem.column.variable
+    costs = sum(expr.operations(store.value) for store in problem.stores)
+    long = costs >= LONG_EPILOGUE and plan.nr > 1 and not plan.kc
+    if long:
+        s.distribute(m)
+    s.peel(tile, m)
+    s.tails(m, cost.SMALL_TILES[target.brief:])
+    s.sink(m)
+    if plan.nr > 1 and isinstance(problem.k[-1].extent, int):
+        hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
+        if hints.pay:
+            lines = s.split(ks[-1], hints.line, "ko", computing=True)
+            s.insert(lines, hints.seldom)
+            if hints.deep:
+                s.insert(ks[-1], hints.often)
+            ks = [*ks[:-1], lines, ks[-1]]
+    if problem.terms is not None:
+        s.insert(ks[0], again(problem, m), behind=True)
+    if plan.nr > 1:
+        across = any(coefficient(one.index, n) != 1 for one in problem.stores)
+        if across and not target.brief:
+            s.transpose(m, target.lanes(problem.total.dtype))
+    if long:  # its stores stay a loop
+        s.unroll(m, "u", computing=True)
+    else:
+        s.unroll(m, "u")
+    if not tiles_overlap(problem, plan):
+        s.peel(panel, n)
+    s.simplify()
+
+
+def in_squares(s: Schedule, tile: Atom) -> None:
+    """The sums of each tile in matrix registers, which leave them in scratch memory."""
+    left, right = (s.operands[name].array for name in ("left", "right"))
+    depth = right.size // SQUARE
+    pitch = row_stride(depth, left.dtype.itemsize)
+    square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
+    product = MatrixProduct(
+        Matrix(square, 0, SQUARE), Matrix(left, tile.index * (SQUARE * pitch), pitch),
+        Matrix(right, 0, SQUARE), SQUARE, SQUARE, depth,
+    )  # fmt: skip
+    s.tensorize(tile, product, square)
 
 
 def tiles_overlap(problem: Problem, plan: Plan) -> bool:
@@ -148,40 +182,45 @@ def tiles_overlap(problem: Problem, plan: Plan) -> bool:
     Its code is that of all tiles, then, and half as long to compile. Not where results are stored
     transposed, column after column, or where what is in memory is added to, for each piece of k.
     """
-    column = problem.parts.n[-1]
+    column = problem.column
     plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)
-    return plain and not plan.kc and plan.nr > 1 and low(column.extent) > plan.nr
+    whole = not plan.kc and not plan.squares
+    return plain and whole and plan.nr > 1 and low(column.extent) > plan.nr
 
 
 def stage_left(
-    s: Schedule, problem: Problem, plan: cost.Plan, tile: Atom, ks: Sequence[Atom], target: Target
+    s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: Sequence[Atom], target: Target
 ) -> None:
     """Copy the block of `left`: tile after tile where rows are near, else row after row."""
-    operand, m, lanes = problem.parts.left, problem.parts.m[-1].variable, _lanes(problem, target)
-    depth = numel([s.trips(k) for k in ks])
-    if any(step in range(1, NEIGHBOURS + 1) for step in strides(operand, m)):
+    operand, m, lanes = problem.left, problem.row.variable, target.lanes(problem.total.dtype)
+    depth, apart = numel([s.trips(k) for k in ks]), strides(operand, m)
+    if not plan.squares and any(step in range(1, NEIGHBOURS + 1) for step in apart):
         # tiles at distances of kilobytes would compete for lines of the first cache: an odd depth
         pitch = ceildiv(plan.mr, lanes) * lanes
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
         # whole vectors, unless the last rows are fewer than what one goes beyond its tile
-        rows = problem.parts.m[-1].extent
+        rows = problem.row.extent
         last = rows % plan.mc
         most = plan.mc if last == 0 else last if isinstance(last, int) else 0
         beyond = rows if low(rows) >= most >= pitch - plan.mr else None
         s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond)
         return
-    wide = 2 * lanes if s.trips(ks[-1]) >= 2 * lanes else lanes
-    layout = [((tile, m), None), (ks, cost.row_stride(depth, operand.dtype.itemsize))]
-    s.stage("left", None, [tile, m, *ks], layout, "left", {ks[-1]: wide})
+    layout = [((tile, m), None), (ks, row_stride(depth, operand.dtype.itemsize))]
+    along, wide = ks[-1], lanes
+    if plan.squares:  # words, of which whole registers are copied
+        along = m if 1 in apart else along
+    elif s.trips(along) >= 2 * lanes:
+        wide = 2 * lanes
+    s.stage("left", None, [tile, m, *ks], layout, "left", {along: wide})
 
 
 def stage_right(
-    s: Schedule, problem: Problem, plan: cost.Plan, around: Atom, panel: Atom, ks: Sequence[Atom],
+    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, ks: Sequence[Atom],
     target: Target,
 ) -> None:  # fmt: skip
     """Copy panels of `right`, in the order in which it lies in memory."""
-    operand, n = problem.parts.right, problem.parts.n[-1].variable
-    lanes = 0 if target.brief else _lanes(problem, target)
+    operand, n, lanes = problem.right, problem.column.variable, target.lanes(problem.total.dtype)
+    lanes = plan.nr if plan.squares else 0 if target.brief else lanes
     order = sorted(ks, key=lambda k: -distance(operand, k))
     if panel == n:
         s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
@@ -191,10 +230,6 @@ def stage_right(
         s.stage("right", around, [panel, n, *order], layout, "panel", transpose=lanes)
     else:  # neighbours in memory are read together
         s.stage("right", around, [*order, panel, n], layout, "panel")
-
-
-def _lanes(problem: Problem, target: Target) -> int:
-    return target.lanes(problem.stage.body.dtype)
 
 
 def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]]:
@@ -213,48 +248,6 @@ def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]
         return unless_finite(registers, u, None, [replace(rows, body=(clear,)), summed])
 
     return make
-
-
-# ---- matrix registers ----
-
-
-ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
-
-
-def amx(problem: Problem, target: Target) -> Schedule | None:
-    """A product in matrix registers, where that pays."""
-    words = in_pairs(problem, ROW_WORDS)
-    if words is None:
-        return None
-    cuts = plan_amx(words, target, numel([axis.extent for axis in problem.outer]))
-    if cuts is None:
-        return None
-    parts, (rows, columns) = words.parts, cuts
-    m, n = parts.m[-1].variable, parts.n[-1].variable
-    ks, outer = [a.variable for a in parts.k], [a.variable for a in problem.outer]
-    s = Schedule(words.naive(), left=parts.left, right=parts.right)
-    s.vectorize(n, SQUARE, LANE)
-    block, task = s.split(n, columns, "p"), s.split(m, rows, "c")
-    s.reorder(*outer, block, task, n, m)
-    with s.inside(task):
-        tile = s.split(m, SQUARE, "t")
-        depth = numel([s.trips(k) for k in ks])
-        pitch = row_stride(depth, parts.left.dtype.itemsize)
-        layout = [((tile, m), None), (ks, pitch)]
-        near = 1 in strides(parts.left, m)
-        last = m if near else ks[-1]
-        left = s.stage("left", None, [tile, m, *ks], layout, "left", {last: ROW_WORDS})
-        order = sorted(ks, key=lambda k: -distance(parts.right, k))
-        layout = [(ks, None), ((n,), SQUARE)]
-        panel = s.stage("right", n, order, layout, "panel", transpose=SQUARE)
-        square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
-        product = MatrixProduct(
-            Matrix(square, 0, SQUARE), Matrix(left, tile.index * (SQUARE * pitch), pitch),
-            Matrix(panel, 0, SQUARE), SQUARE, SQUARE, depth,
-        )  # fmt: skip
-        s.tensorize(tile, product, square)
-    s.parallelize(*outer, block, task)
-    return s
 
 
 # ---- hints for the memory ----
@@ -281,16 +274,16 @@ class TileHints:
         shared: Sequence[Atom],
     ) -> None:  # fmt: skip
         self.left, self.right = operands["left"], operands["right"]
-        self.plan, right = plan, problem.parts.right
+        self.plan, right = plan, problem.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.PAIR) else ()
-        parts = problem.parts
         # tiles that read a panel, and the number of one; of a loop over one tile the variable goes
         # (`Schedule.simplify`)
-        around = [axis for axis in parts.m if axis.variable in shared]
+        around = [axis for axis in problem.m if axis.variable in shared]
         extents = [*(axis.extent for axis in around), max(plan.mc // plan.mr, 1)]
         places = [*(axis.index for axis in around), tile.index if tile.high else 0]
         self.tiles, self.number = numel(extents), flatten(places, extents)
-        self.m, self.n, self.k = parts.m[-1].variable, parts.n[-1].variable, parts.k[-1].variable
+        self.m, self.n = problem.row.variable, problem.column.variable
+        self.k = problem.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
         self.apart = max(plan.panels, 1) * plan.nr  # columns

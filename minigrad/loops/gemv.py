@@ -25,10 +25,11 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import indices, merged, vector_width
-from minigrad.loops.build import epilogue, loops_over, reduction, substitute_stores
+from minigrad.loops.axes import vector_width
+from minigrad.loops.build import loops_over, reduction
 from minigrad.loops.cost import flops
 from minigrad.loops.nest import Nest, Store, Stores
+from minigrad.loops.product import in_few_axes
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -79,9 +80,10 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
     None too for a device that sees scalars only: it wants many small iterations, not long blocks;
     and where code is to be short.
     """
-    if not target.vector_bytes or target.brief or not _qualifies(kernel):
+    prepared = _prepared(kernel) if target.vector_bytes and not target.brief else None
+    if prepared is None:
         return None
-    stores, sums, results = _prepared(kernel)
+    stores, sums, totals = prepared
     column = _neighbours(sums, sums[0].n)
     axis = column or sums[0].n[-1]
     along = [] if column else [a for one in sums if (a := _neighbours([one], one.k))]
@@ -98,10 +100,10 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
         ]
     outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
     body = [
-        one for total, result in zip(sums, results, strict=True)
-        for one in reduction(Op.SUM, result, total.k, [total.body])
+        step for one, total in zip(sums, totals, strict=True)
+        for step in reduction(Op.SUM, total, one.k, [one.body])
     ]  # fmt: skip
-    naive = loops_over([*outer, *sums[0].m, axis], [*body, Stores(tuple(stores))])
+    naive = loops_over([*outer, *sums[0].m, axis], [*body, Stores(stores)])
     scales = _scales(sums, axis) if by_rows else {}
     copies = _computed(sums) | scales
     s = Schedule(naive, **{name: value for name, (value, _) in copies.items()})
@@ -120,10 +122,13 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
     return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
 
 
+def _along(axes: Sequence[Axis], e: Expr) -> int:
+    """Elements of what an expression is along those of some axes on which it depends."""
+    return numel([high(axis.extent) for axis in axes if axis.variable in e.variables])
+
+
 def _bytes(e: Expr, axes: Sequence[Axis]) -> int:
-    """Bytes of what an expression is along those of some axes on which it depends."""
-    extents = [high(axis.extent) for axis in axes if axis.variable in e.variables]
-    return e.dtype.itemsize * numel(extents)
+    return e.dtype.itemsize * _along(axes, e)
 
 
 Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names
@@ -255,19 +260,32 @@ def _variables(sums: Sequence[Sum]) -> tuple[list[Atom], list[Atom]]:
 # ---- what qualifies ----
 
 
-def _qualifies(kernel: Kernel) -> bool:
-    """Whether all of a kernel's stages have the same elements, and its sums are such products."""
-    first, sums = kernel.stages[0], [stage for stage in kernel.stages if stage.op is not None]
+def _prepared(kernel: Kernel) -> tuple[tuple[Store, ...], list[Sum], list[Expr]] | None:
+    """Stores and sums along merged axes, and what stands in the stores for each of the sums.
+
+    None unless all stages have the same elements, and the sums are such products.
+    """
+    first, stages = kernel.stages[0], [one for one in kernel.stages if one.op is not None]
     for stage in kernel.stages:
         if stage.size != first.size or any(not isinstance(a.extent, int) for a in stage.axes):
-            return False
-    parts = [_sum(stage) if stage.axes == first.axes else None for stage in sums]
-    if len({one and (one.batch, one.m, one.n) for one in parts} - {None}) != 1 or None in parts:
-        return False
+            return None
+    sums = [one for stage in stages if stage.axes == first.axes and (one := _sum(stage))]
+    if len(sums) < len(stages) or len({(one.batch, one.m, one.n) for one in sums}) != 1:
+        return None
     made = {stage.array for stage in kernel.stages}
-    if any(load.array in made for stage in sums for load in expr.loads(stage.body)):
-        return False  # a sum that needs another's results needs all of them
-    return kernel.rows == first.size or all(_reads_its_own(s, made) for s in kernel.stages)
+    if any(load.array in made for stage in stages for load in expr.loads(stage.body)):
+        return None  # a sum that needs another's results needs all of them
+    if kernel.rows != first.size and not all(_reads_its_own(s, made) for s in kernel.stages):
+        return None
+    totals = [expr.register(f"sum{n}", one.body.dtype) for n, one in enumerate(sums)]
+    groups = sums[0].batch, sums[0].m, sums[0].n, *(one.k for one in sums)
+    stores, (batch, m, n, *ks), places = in_few_axes(kernel, totals, groups)
+    moved = [
+        Sum(expr.substitute_in(one.body, places),
+            tuple(expr.substitute_in(e, places) for e in one.vectors), batch, m, n, k)
+        for one, k in zip(sums, ks, strict=True)
+    ]  # fmt: skip
+    return stores, moved, totals
 
 
 def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
@@ -276,41 +294,29 @@ def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
 
 
 def _sum(stage: Stage) -> Sum | None:
-    body = stage.body
-    if stage.op is not Op.SUM or not body.dtype.is_float:
+    """A stage as such a sum: its matrix is what is largest of all that it loads."""
+    body, kept = stage.body, {a.variable for a in stage.axes}
+    loads = expr.loads(body)
+    if stage.op is not Op.SUM or not body.dtype.is_float or not loads:
         return None
-    reduced = {a.variable for a in stage.reduced}
-    kept = {a.variable for a in stage.axes}
     if numel([a.extent for a in stage.reduced]) < LEAST_TERMS or not kept <= body.variables:
         return None
-
-    def extent(variables: frozenset[Atom]) -> int:
-        return numel([a.extent for a in stage.axes if a.variable in variables])
-
-    largest = max(expr.loads(body), key=lambda load: extent(load.variables), default=None)
-    if largest is None:
-        return None
-    of_matrix = kept & largest.variables
+    of_matrix = kept & max(loads, key=lambda load: _along(stage.axes, load)).variables
     factors = _factors(body, of_matrix)
     vectors = tuple(dict.fromkeys(e for e in factors if not of_matrix <= e.variables))
-    vector_variables = frozenset().union(*(e.variables for e in vectors))
-    matrix_variables = frozenset().union(*(e.variables for e in factors if e not in vectors))
-    if not reduced <= vector_variables & matrix_variables:
+    by_vectors = frozenset().union(*(e.variables for e in vectors))
+    by_matrix = frozenset().union(*(e.variables for e in factors if e not in vectors))
+    if not {a.variable for a in stage.reduced} <= by_vectors & by_matrix:
         return None
-    m = frozenset(kept - of_matrix)
-    n = frozenset(of_matrix - vector_variables)
-    count, length = extent(m), extent(n)
+    m = tuple(a for a in stage.axes if a.variable not in of_matrix)
+    n = tuple(a for a in stage.axes if a.variable in of_matrix - by_vectors)
+    count, length = (numel([a.extent for a in axes]) for axes in (m, n))
     if not n or count > MOST_VECTORS or length < 4 * count or length < LEAST_TERMS:
         return None
-    if not m.isdisjoint(matrix_variables):
+    if any(a.variable in by_matrix for a in m):
         return None
-    return Sum(
-        body, vectors,
-        tuple(a for a in stage.axes if a.variable not in m | n),
-        tuple(a for a in stage.axes if a.variable in m),
-        tuple(a for a in stage.axes if a.variable in n),
-        stage.reduced,
-    )  # fmt: skip
+    batch = tuple(a for a in stage.axes if a not in m and a not in n)
+    return Sum(body, vectors, batch, m, n, stage.reduced)
 
 
 def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
@@ -319,24 +325,6 @@ def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
     if inner.op not in (Op.ADD, Op.SUB, Op.MUL) or not of_matrix <= e.variables:
         return [e]
     return [factor for arg in inner.args for factor in _factors(arg, of_matrix)]
-
-
-def _prepared(kernel: Kernel) -> tuple[list[Store], list[Sum], list[Expr]]:
-    """Stores in terms of merged axes, the sums in them, and what stands in stores for each sum."""
-    stages = [stage for stage in kernel.stages if stage.op is not None]
-    results = {
-        stage.array: expr.register(f"sum{number}", stage.body.dtype)
-        for number, stage in enumerate(stages)
-    }
-    stores = epilogue(kernel, kernel.stages, results, stages[0].axes)
-    values = [*(stage.body for stage in stages), *(s.value for s in stores)]
-    used, sums = indices(values, [s.index for s in stores]), list[Sum]()
-    for stage in stages:
-        stage, at = merged(stage, used)
-        found = _sum(stage)
-        assert found is not None, "it was one before its axes were merged"
-        sums.append(found)
-    return substitute_stores(stores, at), sums, list(results.values())
 
 
 def _neighbours(sums: Sequence[Sum], axes: Sequence[Axis]) -> Axis | None:

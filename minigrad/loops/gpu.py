@@ -93,17 +93,16 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
     if group is None or whole is not None and whole.mask is not None:
         return None
     problem = prepare(kernel)
-    parts = problem.parts
-    rows, columns, batch = _fixed(parts.m), _fixed(parts.n), _fixed(parts.batch)
+    rows, columns, batch = _fixed(problem.m), _fixed(problem.n), _fixed(problem.batch)
     if not rows or not columns:
         return None
-    moving = [a for a in (*parts.batch, *parts.m, *parts.n) if not isinstance(a.extent, int)]
+    moving = [a for a in (*problem.batch, *problem.m, *problem.n) if not isinstance(a.extent, int)]
     m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
-    tile = choose_tile(m, n, batches, group, problem.stage.body.dtype)
+    tile = choose_tile(m, n, batches, group, problem.total.dtype)
     down = make_axis("c", 0, ceildiv(m, tile.rows))
     across = make_axis("p", 0, ceildiv(n, tile.columns))
-    left = _Side("left", parts.left, rows, down.index * tile.rows, tile.rows)
-    right = _Side("right", parts.right, columns, across.index * tile.columns, tile.columns)
+    left = _Side("left", problem.left, rows, down.index * tile.rows, tile.rows)
+    right = _Side("right", problem.right, columns, across.index * tile.columns, tile.columns)
     item = make_axis("item", 0, tile.items)
     body = build.loops_over(moving, _Tile(problem, tile, left, right, item.index).statements())
     items = Loop(item.variable, 0, (tile.items,), body, "items")
@@ -155,7 +154,7 @@ class _Tile:
         self.problem, self.tile, self.left, self.right, self.item = problem, tile, left, right, item
         self.u = make_axis("u", 0, tile.item_rows)
         self.v = make_axis("v", 0, tile.item_columns // ITEM_LANES)
-        count, dtype = self.u.count * self.v.count, problem.stage.body.dtype
+        count, dtype = self.u.count * self.v.count, problem.total.dtype
         lanes, width = LANE.variable, ITEM_LANES
         registers = Array("tile", dtype, count, "registers", lanes=lanes, width=width)
         self.result = expr.load(registers, self.u.index * self.v.count + self.v.index)
@@ -165,8 +164,8 @@ class _Tile:
 
     def statements(self) -> Statements:
         """Clear the registers, copy and multiply along k, store."""
-        fixed = _fixed(self.problem.parts.k)
-        moving = [axis for axis in self.problem.parts.k if axis not in fixed]
+        fixed = _fixed(self.problem.k)
+        moving = [axis for axis in self.problem.k if axis not in fixed]
         inner = fixed or (moving.pop(),)
         extent = numel([a.extent for a in fixed]) if fixed else inner[0].extent
         piece = make_axis("kp", 0, ceildiv(numel([extent]), TILE_DEPTH))
@@ -234,7 +233,7 @@ class _Tile:
         last = column if self.right.extent % ITEM_LANES else first + ITEM_LANES - 1
         ends = [self.left.extent - 1 - row, self.right.extent - 1 - last]
         at = places_along(self.left.axes, row) | places_along(self.right.axes, column)
-        known = {self.problem.accumulator: self.result}
+        known = {self.problem.total: self.result}
         return Stores(tuple(
             replace(
                 store, guard=expr.restrict(store.guard, ends),

@@ -15,6 +15,7 @@ of the masks. Loaded numbers may be anything: they are clamped to what the loops
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
@@ -31,53 +32,66 @@ from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.contraction import Contraction, terms_of
 from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import identity
 
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns, or rows
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A product with merged axes, ready to be tiled.
+@dataclass(frozen=True, kw_only=True)
+class Problem(Contraction):
+    """A product with merged axes, ready to be tiled; a mask has become part of an operand.
 
-    stores: where its results go; in their values `accumulator` stands for the result. ends: where
-    the loop over the first axis of k ends too, for a segment of it (see below). needed:
-    how many rows, the first ones, have results that matter; None for all. terms: what is added for
-    every k where the operands, of which one is masked, give something that is not finite; None
-    where the product of both is all that is meant.
+    Of a shared product the last axis, which both operands have, is that of columns, and all other
+    axes of m and n are rows.
+
+    stores: where its results go; in their values `total` stands for the result. ends: where the
+    loop over the first axis of k ends too, for a segment of it (see below). needed: how many rows,
+    the first ones, have results that matter; None for all. terms: what is added for every k where
+    the operands, of which one is masked, give something that is not finite; None where the product
+    of both is all that is meant.
     """
 
-    stage: Stage
-    parts: Contraction
     stores: tuple[Store, ...]
-    accumulator: Expr
+    total: Expr
     ends: tuple[Integer, ...] = ()
     needed: Integer | None = None
     terms: Expr | None = None
 
     @property
+    def row(self) -> Axis:
+        """The last axis of rows, along which there are tiles."""
+        return self.m[-1]
+
+    @property
+    def column(self) -> Axis:
+        """The last axis of columns, along which there are vectors."""
+        return self.n[-1]
+
+    @property
     def outer(self) -> list[Axis]:
         """The axes of the batch, and those of rows and columns but for the last ones."""
-        batch = self.parts.batch[:-1] if self.parts.shared else self.parts.batch
-        return [*batch, *self.parts.m[:-1], *self.parts.n[:-1]]
+        return [*self.batch, *self.m[:-1], *self.n[:-1]]
+
+    @property
+    def batches(self) -> int:
+        """Products of rows by columns."""
+        return numel([axis.extent for axis in self.outer])
 
     @property
     def depth(self) -> int:
         """Terms of a sum."""
-        return numel([axis.extent for axis in self.parts.k])
+        return numel([axis.extent for axis in self.k])
 
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right; the stores."""
-        parts, total = self.parts, self.accumulator
-        row, first = parts.m[-1], parts.k[0]
-        inner = [*parts.n[-1:], *(parts.batch[-1:] if parts.shared else ())]
+        total, row, first = self.total, self.row, self.k[0]
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # without any k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * numel([first.extent]))
-        step = put(total, multiply_add(total, parts.left, parts.right))
+        step = put(total, multiply_add(total, self.left, self.right))
         clear = put(total, identity(Op.SUM, total.dtype))
-        sums = Loop(first.variable, 0, stops, loops_over(parts.k[1:], [step]))
-        return loops_over([*self.outer, row, *inner], [clear, sums, Stores(self.stores)])
+        sums = Loop(first.variable, 0, stops, loops_over(self.k[1:], [step]))
+        return loops_over([*self.outer, row, self.column], [clear, sums, Stores(self.stores)])
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
@@ -89,29 +103,41 @@ def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
 
 def prepare(kernel: Kernel) -> Problem:
     """Inline the epilogue and merge axes."""
-    stage = kernel.stages[0]
-    own = expr.register("tile", stage.body.dtype)
-    stores = epilogue(kernel, kernel.stages, {stage.array: own}, stage.axes)
-    used = indices(
-        [stage.body, *(s.value for s in stores)], [stage.position, *(s.index for s in stores)]
-    )
-    parts, terms = stage.product, None
-    assert parts is not None
+    stage, found = kernel.stages[0], kernel.stages[0].product
+    assert found is not None
+    total = expr.register("tile", stage.body.dtype)
     # each group alone: the merged stage's extents may be none that it would be a product with
-    groups = [merge(axes, used, parts.shared) for axes in (parts.batch, parts.m, parts.n, parts.k)]
-    batch, m, n, k = (axes for axes, _ in groups)
-    values = {x: place for _, places in groups for x, place in places.items()}
-    left, right = parts.left, parts.right
-    if parts.mask is not None:
+    groups = (found.batch, found.m, found.n, found.k)
+    stores, (batch, m, n, k), values = in_few_axes(kernel, [total], groups, found.shared)
+    if found.shared:
+        batch, m, n = batch[:-1], (*m, *n), batch[-1:]
+    left, right, terms = found.left, found.right, None
+    if found.mask is not None:
         terms = expr.substitute_in(stage.body, values)
-        if parts.mask.variables <= left.variables:
-            left = parts.mask.where(left, 0.0)
+        if found.mask.variables <= left.variables:
+            left = found.mask.where(left, 0.0)
         else:
-            right = parts.mask.where(right, 0.0)
+            right = found.mask.where(right, 0.0)
     left, right = (expr.substitute_in(operand, values) for operand in (left, right))
-    stage = replace(stage.substitute(values), axes=(*batch, *m, *n), reduced=k)
-    product = Contraction(left, right, batch, m, n, k, shared=parts.shared)
-    return Problem(stage, product, tuple(substitute_stores(stores, values)), own, terms=terms)
+    return Problem(left, right, batch, m, n, k, stores=stores, total=total, terms=terms)
+
+
+def in_few_axes(
+    kernel: Kernel, totals: Sequence[Expr], groups: Sequence[tuple[Axis, ...]], known: bool = False
+) -> tuple[tuple[Store, ...], list[tuple[Axis, ...]], dict[Atom, Integer]]:
+    """The stores of a kernel of sums, in which `totals` stand for them, along merged axes.
+
+    groups: of axes, each of which is merged alone (see `merge`). Also what they become, and what
+    their variables are along those.
+    """
+    sums = [stage for stage in kernel.stages if stage.op is not None]
+    results = {stage.array: total for stage, total in zip(sums, totals, strict=True)}
+    stores = epilogue(kernel, kernel.stages, results, sums[0].axes)
+    values = [*(stage.body for stage in sums), *(store.value for store in stores)]
+    used = indices(values, [store.index for store in stores])
+    merged = [merge(axes, used, known) for axes in groups]
+    places = {x: place for _, places in merged for x, place in places.items()}
+    return tuple(substitute_stores(stores, places)), [axes for axes, _ in merged], places
 
 
 def strides(operand: Expr, axis: Atom) -> set[int | None]:
@@ -132,14 +158,14 @@ def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
     along k become one word of 32 bits; a last one without a neighbour gets a zero.
     There will be a multiple of `multiple` words along the last axis, with zeros at the end.
     """
-    parts, last = problem.parts, problem.parts.k[-1]
-    if problem.stage.body.dtype is not dtypes.float32 or not isinstance(last.extent, int):
+    *outer, last = problem.k
+    if problem.total.dtype is not dtypes.float32 or not isinstance(last.extent, int):
         return None
     two = make_axis("kp", 0, ceildiv(last.extent, 2 * multiple) * multiple)
-    left, right = (word(operand, last, two) for operand in (parts.left, parts.right))
+    left, right = (word(operand, last, two) for operand in (problem.left, problem.right))
     if left is None or right is None:
         return None
-    return replace(problem, parts=replace(parts, left=left, right=right, k=(*parts.k[:-1], two)))
+    return replace(problem, left=left, right=right, k=(*outer, two))
 
 
 def word(operand: Expr, k: Axis, two: Axis) -> Expr | None:
@@ -162,18 +188,16 @@ def word(operand: Expr, k: Axis, two: Axis) -> Expr | None:
 
 def with_dynamic_bounds(problem: Problem) -> Problem:
     """The problem with its masks of loaded numbers as bounds of loops."""
-    parts = problem.parts
-    fixed = frozenset(axis.variable for axis in (*parts.batch, *parts.m[:-1], *parts.n[:-1]))
+    fixed = frozenset(axis.variable for axis in problem.outer)
     return _needed_rows(_segment(problem, fixed), fixed)
 
 
 def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     """Masks of the operands that bound k, taken away; k then counts from the segment's start."""
-    parts = problem.parts
-    axis = parts.k[0]
-    if len(parts.k) > 1 or not isinstance(axis.extent, int):
+    axis = problem.k[0]
+    if len(problem.k) > 1 or not isinstance(axis.extent, int):
         return problem
-    operands, firsts, stops = (parts.left, parts.right), list[Integer](), list[Integer]()
+    operands, firsts, stops = (problem.left, problem.right), list[Integer](), list[Integer]()
     while (found := _common_mask(*operands)) is not None:
         inside, conditions = found
         rests = [_rest(c, axis.variable, fixed) for c in conditions]
@@ -191,8 +215,7 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     left, right = (expr.substitute_in(operand, moved) for operand in operands)
     ends = tuple(_clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
     # both are masked: nothing outside counts, so nothing is computed again as it is meant
-    parts = replace(parts, left=left, right=right)
-    return replace(problem, parts=parts, ends=ends, terms=None)
+    return replace(problem, left=left, right=right, ends=ends, terms=None)
 
 
 def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affine, ...]] | None:
@@ -229,7 +252,7 @@ def _clamped(x: Integer, most: int) -> Integer:
 
 def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     """How many rows are needed, where every result goes through a mask that tells it."""
-    row, result = problem.parts.m[-1], problem.accumulator
+    row, result = problem.row, problem.total
     values = [store.value for store in problem.stores]
     readers = [e for e in expr.walk(*values) if result in e.args]
     masks = [

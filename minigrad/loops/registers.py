@@ -62,24 +62,30 @@ def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
 
 
 def loops_of_their_own(
-    loops: Sequence[Loop], leaves: Sequence[Statements], space: str
+    loops: Sequence[Loop], leaves: Sequence[Statements], space: str, around: Mapping[Atom, Loop]
 ) -> Callable[[Statements], Statements]:
     """What puts loops around each of several leaves, which pass registers on: see `sink`."""
     extents = [one.vectors * one.step for one in loops]
-    at = [one.variable.index - one.start for one in loops]
-    place, size = flatten(at, extents), numel(extents)
-    crossing: dict[Array, Array] = {}
+    places = [one.variable.index - one.start for one in loops]
+    place, size = flatten(places, extents), numel(extents)
+    crossing: dict[Array, Expr] = {}
     seen: set[Array] = set()
     for leaf in leaves:
         own = registers_of(leaf)
         for register in sorted((own & seen).difference(crossing), key=lambda one: one.name):
-            several = replace(register, name=f"{register.name}{size}", size=size)
-            memory = Array(f"sums{len(crossing) or ''}", register.dtype, size, space)
-            crossing[register] = several if space == "registers" else memory
+            if space == "registers":
+                several = replace(register, name=f"{register.name}{size}", size=size)
+                crossing[register] = expr.load(several, place)
+            else:
+                vectors = [one.lane for x, one in around.items() if x == register.lanes]
+                lanes = [lane.index for lane in vectors if lane is not None]
+                sizes = [size, *(register.width for _ in lanes)]
+                memory = Array(f"sums{len(crossing) or ''}", register.dtype, numel(sizes), space)
+                crossing[register] = expr.load(memory, flatten([place, *lanes], sizes))
         seen |= own
 
     def wrapped(leaf: Statements) -> Statements:
-        leaf = moved(leaf, crossing, place)
+        leaf = moved(leaf, crossing)
         for one in reversed(loops):
             leaf = (one.around(leaf),)
         return leaf
@@ -87,10 +93,8 @@ def loops_of_their_own(
     return wrapped
 
 
-def moved(
-    leaf: Statements, places: Mapping[Array, Array], at: Integer
-) -> Statements:
-    """Statements whose registers are other ones, or memory, at an index."""
+def moved(leaf: Statements, places: Mapping[Array, Expr]) -> Statements:
+    """Statements whose registers are places in other ones, or in memory."""
     own = registers_of(leaf)
     if own.isdisjoint(places):
         return leaf
@@ -99,7 +103,7 @@ def moved(
     inner = {one.array for one in nest.walk(*loops) if isinstance(one, Store)}
     begin: list[Statement] = []
     end: list[Statement] = []
-    places_of: dict[Array, Array] = {}
+    places_of: dict[Array, Expr] = {}
     for register, place in places.items():
         if register not in own:
             continue
@@ -110,23 +114,23 @@ def moved(
         if register not in top:
             # −0 + x is x, whatever x is: where loops are written out nothing is added to it
             begin.append(put(summed, expr.const(-0.0, register.dtype)))
-            more = combine(Op.SUM, expr.load(place, at), more)
-        end.append(Store(place, at, more))
-    return (*begin, *(renamed(statement, places_of, at) for statement in leaf), *end)
+            more = combine(Op.SUM, place, more)
+        end.append(put(place, more))
+
+    def move(place: Array, slot: Integer) -> tuple[Array, Integer]:
+        new = places_of.get(place)
+        return (place, slot) if new is None else (new.array, new.index)
+
+    return (*begin, *(with_places(one, move) if places_of else one for one in leaf), *end)
 
 
 def renamed(
-    statement: Statement, new: Mapping[Array, Array], at: Integer | None = None,
-    everywhere: bool = False,
-) -> Statement:  # fmt: skip
-    """A statement with other registers; at: their slot, or the index of memory instead of them."""
-
-    def move(place: Array, slot: Integer) -> tuple[Array, Integer]:
-        if place not in new:
-            return place, slot
-        return new[place], slot if at is None else at
-
-    return with_places(statement, move, everywhere) if new else statement
+    statement: Statement, new: Mapping[Array, Array], everywhere: bool = False
+) -> Statement:
+    """A statement with other registers."""
+    if not new:
+        return statement
+    return with_places(statement, lambda old, slot: (new.get(old, old), slot), everywhere)
 
 
 def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
@@ -185,10 +189,10 @@ def registers_of(body: Sequence[Statement]) -> set[Array]:
 
 
 def computes(*body: Statement) -> bool:
-    """Whether registers are used in statements."""
+    """Whether registers are used in statements, or hints tell what they will be given."""
     return any(
         isinstance(one, Loop | Stores) and computes(*one.inside)
-        or _sets(one)
+        or isinstance(one, nest.Prefetch) or _sets(one)
         or isinstance(one, Store) and any(e.in_registers for e in expr.loads(one.value))
         for one in body
     )

@@ -37,20 +37,14 @@ def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
     if product is None or not target.vector_bytes:
         return None
     lanes = target.lanes(kernel.stages[0].body.dtype)
-    groups = not product.shared and product.batch and product.mask is None
+    groups = product.batch and product.mask is None and not product.shared
     if not product.shared and not (groups and product.n[-1].count < lanes):
         return None
-    found = prepare(kernel)
-    last = (*found.parts.batch[-1:], *found.parts.m[-1:], *found.parts.n[-1:])
-    if any(not isinstance(axis.extent, int) for axis in last):
-        return None
-    problem = found if product.shared else _several_groups(found, target)
+    problem = prepare(kernel) if product.shared else _several_groups(prepare(kernel), lanes)
     if problem is None:
         return None
-    parts = problem.parts
-    lanes = enough_lanes(lanes, parts.batch[-1].count)
+    x, lanes = problem.column.variable, enough_lanes(lanes, problem.column.count)
     s = Schedule(problem.naive())
-    x = parts.batch[-1].variable
     s.vectorize(x, lanes)
     vectors = s.split(x, lanes, "p")
     tiled = _tile(problem, target)
@@ -81,14 +75,15 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
     Of a product with columns as many as there are registers; else a few rows, for what a window
     reads needs registers, too.
     """
-    parts, many = problem.parts, target.registers >= 32
-    if parts.n:
-        columns = cut(parts.n[-1].count, 1, 5 if many else 3)
-        rows = cut(parts.m[-1].count, 1, (25 if many else 9) // columns)
-        return [(parts.m[-1], rows), (parts.n[-1], columns)]
+    many = target.registers >= 32
+    columns = [axis for axis in problem.m if axis.variable in problem.right.variables]
+    if columns:
+        row = next(axis for axis in reversed(problem.m) if axis not in columns)
+        across = cut(columns[-1].count, 1, 5 if many else 3)
+        return [(row, cut(row.count, 1, (25 if many else 9) // across)), (columns[-1], across)]
     most = 12 if many else 6
     found: list[tuple[Axis, int]] = []
-    for axis in reversed(parts.m[-2:]):
+    for axis in reversed(problem.m[-2:]):
         if not isinstance(axis.extent, int):
             break
         size = cut(axis.count, 1, most if found else 2 * most // 3)
@@ -103,18 +98,19 @@ def _window(problem: Problem, row: Axis) -> list[Axis]:
     """The axes of k to be written out: one along which rows of a tile read what others have read,
     with those inside of it.
     """
-    reads = loads(problem.parts.left)
-    axes = [axis for axis in problem.parts.k if isinstance(axis.extent, int)]
+    reads = loads(problem.left)
+    axes = [axis for axis in problem.k if isinstance(axis.extent, int)]
     alike = [n for n, k in enumerate(axes) if any(overlap(x.index, row, k) for x in reads)]
     return axes[alike[-1] :] if alike else []
 
 
-def _several_groups(problem: Problem, target: Target) -> Problem | None:
+def _several_groups(problem: Problem, lanes: int) -> Problem | None:
     """Few columns, and those of the groups beside them, as one axis; None where it cannot be."""
-    parts = problem.parts
-    lanes, group, column = target.lanes(problem.stage.body.dtype), parts.batch[-1], parts.n[-1]
-    width, right = column.count, parts.right
-    if len(parts.n) > 1 or lanes % width or group.count * width % lanes:
+    group, column, right = problem.batch[-1], problem.column, problem.right
+    if not isinstance(group.extent, int) or not isinstance(problem.row.extent, int):
+        return None
+    width = column.count
+    if len(problem.n) > 1 or lanes % width or group.count * width % lanes:
         return None
     if right.op is not Leaf.LOAD:
         return None
@@ -123,7 +119,7 @@ def _several_groups(problem: Problem, target: Target) -> Problem | None:
         far, near = (coefficient(place, a.variable) for a in (group, column))
         if near is None or far != width * near or near != 1 and place is right.index:
             return None
-    steps = {coefficient(load.index, group.variable) for load in loads(parts.left)}
+    steps = {coefficient(load.index, group.variable) for load in loads(problem.left)}
     if not all(step is not None and step * (lanes // width) <= lanes for step in steps):
         return None
     vector, lane = make_axis("g", 0, group.count * width // lanes), make_axis("l", 0, lanes)
@@ -131,10 +127,9 @@ def _several_groups(problem: Problem, target: Target) -> Problem | None:
         group.variable: vector.index * (lanes // width) + lane.index // width,
         column.variable: lane.index % width,
     }
-    left, right = (substitute_in(operand, values) for operand in (parts.left, right))
-    batch = (*parts.batch[:-1], vector, lane)
+    left, right = (substitute_in(operand, values) for operand in (problem.left, right))
     return replace(
-        problem, parts=replace(parts, left=left, right=right, batch=batch, n=(), shared=True),
+        problem, left=left, right=right, batch=(*problem.batch[:-1], vector), n=(lane,),
         stores=tuple(substitute_stores(problem.stores, values)),
     )  # fmt: skip
 

@@ -216,7 +216,7 @@ class Schedule:
                 return leaf
 
             registers.sunk(body, ends, {}, seen)
-            wrapped = registers.loops_of_their_own(loops, leaves, space)
+            wrapped = registers.loops_of_their_own(loops, leaves, space, around)
             return registers.sunk(body, ends, starts, wrapped)
 
         self._change(xs[0], change, computing=True)
@@ -226,7 +226,8 @@ class Schedule:
         """Loops over xs, each directly inside the one before, one time for each loop inside.
 
         Each takes along what comes before it, and a last time is for what comes behind them all.
-        A register that is used in several of them becomes scratch memory.
+        A register that is used in several of them becomes scratch memory; in that, the lanes of one
+        with vectors around the loops lie side by side.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -237,7 +238,7 @@ class Schedule:
                 if isinstance(statement, Loop):
                     groups.append(())
             groups = [group for group in groups if group]
-            wrapped = registers.loops_of_their_own(loops, groups, "scratch")
+            wrapped = registers.loops_of_their_own(loops, groups, "scratch", around)
             return tuple(one for group in groups for one in wrapped(group))
 
         self._change(xs[0], change, computing=True)
@@ -333,41 +334,8 @@ class Schedule:
             (register,) = (array for array in nest.written(rows) if array.in_registers)
             assert register.lanes is not None
             place = _counted(rows) * register.width + _counted(around[register.lanes])
-            stores = registers.moved(rows.body[-1:], {register: result}, place)
+            stores = registers.moved(rows.body[-1:], {register: expr.load(result, place)})
             return (loop.around((product, replace(rows, body=stores))),)
-
-        self._change(x, change, computing=True)
-
-    @_step
-    def spill(self, x: Atom, lane: Atom, width: int, least: int) -> None:
-        """Loops over x that compute much of registers and store it read scratch memory instead.
-
-        That is written before: so they stay loops where others over x are written out. lane, width:
-        of the registers' vectors. least: operations of an iteration.
-        """
-
-        def change(loop: Loop, around: Around) -> Statements:
-            inside = nest.walk(*loop.body)
-            stores = [one for one in inside if isinstance(one, Store)]
-            loads = dict.fromkeys(e for one in stores for e in expr.loads(one.value))
-            known = [e for e in loads if e.in_registers]
-            writes = all(isinstance(one, Store | nest.Stores) for one in inside)
-            count = _plain_count(loop)
-            if count is None or not (writes and known) or any(s.array.in_registers for s in stores):
-                return (loop,)
-            if sum(expr.operations(one.value) for one in stores) < least:
-                return (loop,)
-            number = make_axis("row", 0, count)
-            place = (x.index - loop.start) * width + lane.index
-            new = {
-                e: expr.load(Array(f"sums{count}_{n}", e.dtype, count * width, "scratch"), place)
-                for n, e in enumerate(known)
-            }
-            saved = tuple(Store(load.array, place, e) for e, load in new.items())
-            at = {x: loop.start + number.index}
-            body = [substitute_statement(registers.replaced(one, new), at) for one in loop.body]
-            again = Loop(number.variable, 0, (count,), tuple(body), transpose=loop.transpose)
-            return (loop.around(saved), again)
 
         self._change(x, change, computing=True)
 

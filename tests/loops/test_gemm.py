@@ -435,7 +435,7 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     dots = target_of("avx512bf16")
     (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
     problem = prepare(kernel)
-    plan = plan_of(in_pairs(problem) or problem, dots, 1)
+    plan = plan_of(in_pairs(problem) or problem, dots)
     assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
 
 
@@ -446,7 +446,7 @@ def test_tiles_divide_the_rows(rows: int, tile: int) -> None:
     """Where tiles of at least eight rows do, so not with half as many registers."""
     graph = graph_of(lambda inputs: [product(inputs(rows, 40), inputs(40, 64))])[0]
     problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
-    found = [plan_of(problem, target_of(name), 1).mr for name in ("avx512", "avx2")]
+    found = [plan_of(problem, target_of(name)).mr for name in ("avx512", "avx2")]
     assert found == [tile, ceildiv(rows, ceildiv(rows, 6))]
 
 
@@ -457,7 +457,7 @@ def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
         (rows_in_pieces, True), (lambda i: [product(i(640, 64), i(64, 200))], False)
     ):  # fmt: skip
         (kernel,) = schedule_of(graph_of(build)[0], target).kernels
-        assert plan_of(prepare(kernel), target, 1).packs_left == packed
+        assert plan_of(prepare(kernel), target).packs_left == packed
 @pytest.mark.parametrize("depth, cut", [(2 * 1000, False), (2 * 1100, True)])
 def test_sums_of_pairs_have_long_blocks(depth: int, cut: bool) -> None:
     """Up to 1,024 dots go to one set of registers; beyond, each block has a set for itself."""

@@ -395,7 +395,7 @@ def inside(s: Schedule) -> None:
 
 
 @step
-def spill(s: Schedule) -> None:
+def distribute_vectors(s: Schedule) -> None:
     """
       for n0 in 0 … 8 step 8 lanes:
         for u0 in 0 … 6 unroll:
@@ -404,15 +404,15 @@ def spill(s: Schedule) -> None:
           for u0 in 0 … 6 unroll:
             total6[u0] = (total6[u0] + (left[k0 + 5·u0] * right[8·k0 + n0]))
         for u0 in 0 … 6 unroll:
-          sums6_0[lane0 + 8·u0] = total6[u0]
-        for row0 in 0 … 6:
-          out[n0 + 8·row0] = sums6_0[lane0 + 8·row0]
+          sums[lane0 + 8·u0] = total6[u0]
+        for m0 in 0 … 6:
+          out[8·m0 + n0] = sums[lane0 + 8·m0]
     """
     s.vectorize(n, 8, LANE)
     s.reorder(n, m)
+    s.distribute(m)
     s.sink(m)
-    s.spill(m, LANE, 8, 0)
-    s.unroll(m, "u")
+    s.unroll(m, "u", computing=True)
 
 
 @step
