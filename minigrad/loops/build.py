@@ -271,12 +271,13 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 
 
 def kept_inside(
-    kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0
-) -> list[Stage]:
+    kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0,
+    prefix: str = "x",
+) -> list[Stage]:  # fmt: skip
     """The stages with their rows fixed, where what stays inside the kernel is in scratch memory.
 
     `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
-    memory, of which the smallest values get some first.
+    memory, of which the smallest values get some first. prefix: of the names of what is kept.
     """
     stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
     arrays: dict[Array, Array] = {}
@@ -288,7 +289,7 @@ def kept_inside(
         nbytes = size * max(dtype.itemsize, 4)
         space = "local" if nbytes <= local else "scratch"
         local -= nbytes if space == "local" else 0
-        arrays[stage.array] = Array(f"x{number}", dtype, size, space)
+        arrays[stage.array] = Array(f"{prefix}{number}", dtype, size, space)
 
     def move(array: Array, position: Integer) -> tuple[Array, Integer]:
         if array not in arrays:

@@ -29,7 +29,7 @@ Products of bfloat16 in the matrix registers of a processor (AMX), in squares of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.dtype import dtypes
@@ -127,8 +127,8 @@ def tiled(problem: Problem, target: Target) -> Schedule:
                 if hints.deep:
                     s.insert(ks[-1], hints.often)
                 ks = [*ks[:-1], lines, ks[-1]]
-        if problem.terms is not None:
-            s.insert(ks[0], again(problem, m), behind=True)
+        if (terms := problem.terms) is not None:
+            s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
         if plan.nr > 1:
             across = any(coefficient(one.index, n) != 1 for one in problem.stores)
             if across and not target.brief:
@@ -197,22 +197,20 @@ def _lanes(problem: Problem, target: Target) -> int:
     return target.lanes(problem.stage.body.dtype)
 
 
-def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]]:
-    """Behind the sums of a tile: they are summed as they are meant where one is not finite."""
-
-    def make(loop: Loop, around: Around) -> list[Statement]:
-        (registers,) = written(loop)
-        rows = loop_over(m, loop.body)
-        slot = m.index - rows.start
-        assert problem.terms is not None
-        total = expr.load(registers, slot)
-        more = combine(Op.SUM, total, problem.terms)
-        summed = Change(lambda value: more).of(loop)
-        clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
-        u = make_axis("u", 0, registers.size)
-        return unless_finite(registers, u, None, [replace(rows, body=(clear,)), summed])
-
-    return make
+def again(loop: Loop, m: Atom, terms: Expr, scale: Expr | None = None) -> list[Statement]:
+    """Behind the sums of a tile: they are scaled, and summed as they are meant where one is not
+    finite. loop: over k, around that over m, the tile's rows.
+    """
+    (registers,) = written(loop)
+    rows = loop_over(m, loop.body)
+    u = make_axis("u", 0, registers.size)
+    total = expr.load(registers, m.index - rows.start)
+    more = combine(Op.SUM, total, terms)
+    summed = Change(lambda value: more).of(replace(loop, prefetch=()))
+    clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
+    if scale is not None:
+        scale = expr.substitute_in(scale, {m: rows.start + u.index})
+    return unless_finite(registers, u, scale, [replace(rows, body=(clear,)), summed])
 
 
 # ---- matrix registers ----

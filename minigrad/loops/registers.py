@@ -11,19 +11,19 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops import nest
-from minigrad.loops.build import Change, combine, put, with_places
+from minigrad.loops.build import Change, combine, least, put, with_places
 from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 
 
 def sunk(
-    body: Statements, into: Sequence[Atom], starts: Mapping[Atom, Integer],
+    body: Statements, into: Sequence[Atom], loops: Mapping[Atom, Loop],
     wrapped: Callable[[Statements], Statements],
 ) -> Statements:  # fmt: skip
     """A body of which `wrapped` gives what stands in or between the loops that others go into.
 
-    starts: what variables are in the bounds of those loops.
+    loops: those others, all of whose iterations need what lies between the bounds.
     """
     found: list[Statement] = []
     for part in _parts(body, into):
@@ -32,10 +32,9 @@ def sunk(
             continue
         inner = (
             wrapped(part.body) if part.variable in into
-            else sunk(part.body, into, starts, wrapped)
+            else sunk(part.body, into, loops, wrapped)
         )  # fmt: skip
-        stops = tuple(settled(stop, starts) for stop in part.stops)
-        found.append(replace(part, start=settled(part.start, starts), stops=stops, body=inner))
+        found.append(widened(part, loops).around(inner))
     return tuple(found)
 
 
@@ -54,11 +53,32 @@ def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
     return parts
 
 
-def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
-    """An index in which variables have their known values, which may need others."""
-    while not variables(x).isdisjoint(known):
-        x = substitute(x, known)
+def widened(loop: Loop, loops: Mapping[Atom, Loop]) -> Loop:
+    """A loop with bounds that hold what they do in every iteration of others."""
+    extent = loop.variable.payload or loop.variable.high + 1  # maybe no stop, as others end there
+    stops = least(*(_furthest(stop, loops, 1) for stop in loop.stops), extent)
+    return replace(loop, start=_furthest(loop.start, loops, -1), stops=stops)
+
+
+def _furthest(x: Integer, loops: Mapping[Atom, Loop], sign: int) -> Integer:
+    """The greatest (sign: 1) or least (−1) that an index is in loops, whose bounds may need others.
+
+    What is loaded is taken where loops begin.
+    """
+    while variable := next((one for one in variables(x) if one in loops), None):
+        loop = loops[variable]
+        last = sign * _slope(x, variable) > 0
+        x = substitute(x, {variable: loop.stops[0] - 1 if last else loop.start})
     return x
+
+
+def _slope(x: Integer, along: Atom) -> int:
+    """Positive where an index grows along a variable, negative where it falls; see `Affine`."""
+    terms = () if isinstance(x, int) else x.terms
+    return sum(
+        factor * (atom == along or atom.kind == "div" and _slope(atom.inner, along))
+        for atom, factor in terms
+    )
 
 
 def loops_of_their_own(

@@ -162,6 +162,28 @@ class Schedule:
         self._change(outer, change)
 
     @_step
+    def tile(self, x: Atom, size: int, prefix: str) -> None:
+        """Loops over x in pieces of `size` iterations, and of what is left at the end of its range.
+
+        They begin, and end before that, at multiples of `size`. Not the loops of copies.
+        """
+        count = x.high + 1
+        place = make_axis(prefix, 0, count)
+
+        def change(loop: Loop, around: Around) -> Statements:
+            whole = count // size * size
+            pieces = (loop.start, whole, size), (whole, count, count - whole)
+            return tuple(
+                Loop(
+                    place.variable, begin, least(*loop.stops, end), step=length,
+                    body=(replace(loop, start=place.index, stops=(place.index + length,)),),
+                )
+                for begin, end, length in pieces if end and length
+            )  # fmt: skip
+
+        self._change(x, change, computing=True)
+
+    @_step
     def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
         """Loops over x, or what `parts` makes of them: see parts.py."""
         self._change(x, lambda loop, _: parts(loop))
@@ -200,7 +222,7 @@ class Schedule:
         variables, instead of innermost. What came before and behind these loops gets loops over xs
         of its own, and a register that is used in several of them becomes as many as there are
         iterations: in registers, or in scratch memory, where what is summed up inside gets a
-        register again. The bounds of what they go into are taken where xs begin.
+        register again. The bounds of what they go into hold for all of their iterations.
         """
         ends = (into,) if isinstance(into, Atom) else into
         if not xs:
@@ -208,7 +230,7 @@ class Schedule:
 
         def change(loop: Loop, around: Around) -> Statements:
             loops = _nested(loop, xs)
-            starts = {one.variable: one.start for one in loops}
+            around_all = {one.variable: one for one in loops}
             body, leaves = loops[-1].body, list[Statements]()
 
             def seen(leaf: Statements) -> Statements:
@@ -217,7 +239,7 @@ class Schedule:
 
             registers.sunk(body, ends, {}, seen)
             wrapped = registers.loops_of_their_own(loops, leaves, space)
-            return registers.sunk(body, ends, starts, wrapped)
+            return registers.sunk(body, ends, around_all, wrapped)
 
         self._change(xs[0], change, computing=True)
 
@@ -444,7 +466,7 @@ class Schedule:
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
         at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
-        the bounds that they have inside of `at`, at their least; those in `wide` are vectors of so
+        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so
         many, which go on beyond their piece of the operand, up to the number `beyond`, if it is
         given. layout: of the copy, row-major: groups of variables, each with how many elements it
         takes, None being as many as it has. transpose: of the innermost loop.
@@ -453,6 +475,18 @@ class Schedule:
         found: dict[Atom, Loop] = {}
         for one in nest.loops_in(self.body if at is None else (nest.loop_over(at, self.body),)):
             found.setdefault(one.variable, one)
+        inside = {x: loop for x, loop in found.items() if x != at}
+        copying: list[Loop] = []
+        for x in loops:
+            loop = registers.widened(found[x], inside)
+            if loop.start != found[x].start:  # it moves with what is inside: the copy has all
+                found[x] = replace(loop, start=0, stops=(x.high + 1,))
+            if wide and wide.get(x, 1) > 1:
+                stops = loop.stops if beyond is None else least(loop.start + wide[x], beyond)
+                loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
+            copying.append(loop)
+            if loop.kind == "serial":  # bounds inside of a vector hold for all of its iterations
+                inside.pop(x)
         groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
         places = [
@@ -461,17 +495,6 @@ class Schedule:
         ]
         copy = Array(array, value.dtype, numel(sizes), "scratch")
         place = flatten(places, sizes)
-        known = {x: loop.start for x, loop in found.items() if x != at}
-        copying: list[Loop] = []
-        for x in loops:
-            loop = found[x]
-            stops = least(*(registers.settled(stop, known) for stop in loop.stops))
-            loop = replace(loop, start=registers.settled(loop.start, known), stops=stops)
-            if wide and wide.get(x, 1) > 1:
-                stops = loop.stops if beyond is None else least(loop.start + wide[x], beyond)
-                loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
-            copying.append(loop)
-            known.pop(x)
         copying, values = _as_it_lies(copying, value, transpose)
         copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (substitute_statement(Store(copy, place, value), values),)
