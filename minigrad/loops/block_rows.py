@@ -22,6 +22,9 @@ What is summed over the rows of all blocks (the gradients of keys and values) gr
         as above, and: for tiles of columns, for panels of the other operand's columns (lanes):
                            for rows: tile[column] += x[column, row] · other[row, lanes]
                            all[column] += tile[column]
+
+Each step of that is naive loops over rows, columns and k, and a schedule of its own: the tiles of
+all three kinds are split, peeled, sunk and unrolled as those of any product (see gemm.py).
 """
 
 from __future__ import annotations
@@ -297,14 +300,14 @@ class Step:
         if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
             self._pack_rows(s, read)
 
-        def ahead(loop: Loop, around: Around) -> list[Place]:
+        def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
             if not computes(loop):
-                return []
+                return ()
             tile = loop_over(axis, loop.body)
             number = k.index * tile.trips  # of an element: a tile of columns is read in order
             place = tile.start + number // k.count
             there = {axis: place, k.variable: number % k.count, row: self.block.start + place}
-            return [*self._hints(other, there), *self._hints(read.own, there)]
+            return *self._hints(other, there), *self._hints(read.own, there)
 
         self._tiles(s, read, axis, self.block.height, ahead)
 
@@ -333,9 +336,9 @@ class Step:
                 self._pack_rows(s, read)
         s.reorder(*(x.variable for x in (*outer, axis, side)), computing=True)
 
-        def ahead(loop: Loop, around: Around) -> list[Place]:
+        def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
             copies = number not in around
-            return hints if copies == bool(read.pairs) else []
+            return tuple(hints) if copies == bool(read.pairs) else ()
 
         self._tiles(s, read, side.variable, min(self.block.height, self.block.width), ahead)
 
@@ -348,12 +351,13 @@ class Step:
 
     def _tiles(
         self, s: Schedule, read: Operands, x: Atom, height: int,
-        ahead: Callable[[Loop, Around], list[Place]],
+        ahead: Callable[[Loop, Around], tuple[Place, ...]],
     ) -> None:  # fmt: skip
         """Tiles along x in registers; where a shortcut fails, they are summed as they are meant."""
-        s.tile(x, height, "t")
+        tile = s.split(x, height, "t", computing=True)
+        s.peel(tile, x)
         s.sink(x)
-        s.prefetch(read.ks[-1].variable, lambda loop, around: tuple(ahead(loop, around)))
+        s.prefetch(read.ks[-1].variable, ahead)
         if (tried := self.plan.tried.get(self.head.array)) is not None:
             terms = expr.substitute_in(self.bodies[self.number], self.at)
             if read.pairs is not None:  # two of them at once, as a dot has them
@@ -366,6 +370,7 @@ class Step:
             first = read.ks[0].variable
             s.insert(first, lambda loop, _: again(loop, x, terms, scale), behind=True)
         s.unroll(x, "u", computing=True)
+        s.simplify()
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
         """The places at which memory is asked for an operand; at: what variables are there."""

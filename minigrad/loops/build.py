@@ -129,7 +129,8 @@ def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer,
     """
     start = loop.start + number.index * size
     counts = (ceildiv(stop - loop.start, size) for stop in loop.stops)
-    piece = replace(loop, start=start, stops=least(start + size, *loop.stops))
+    within = [stop for stop in loop.stops if (stop - loop.start) % size]
+    piece = replace(loop, start=start, stops=least(start + size, *within))
     return piece, least(number.extent, *counts)
 
 

@@ -55,9 +55,11 @@ def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
 
 def widened(loop: Loop, loops: Mapping[Atom, Loop]) -> Loop:
     """A loop with bounds that hold what they do in every iteration of others."""
-    extent = loop.variable.payload or loop.variable.high + 1  # maybe no stop, as others end there
-    stops = least(*(_furthest(stop, loops, 1) for stop in loop.stops), extent)
-    return replace(loop, start=_furthest(loop.start, loops, -1), stops=stops)
+    start = _furthest(loop.start, loops, -1)
+    stops = [_furthest(stop, loops, 1) for stop in loop.stops]
+    if stops != [*loop.stops]:  # where the variable ends might have gone without saying
+        stops.append(loop.variable.payload or loop.variable.high + 1)
+    return replace(loop, start=start, stops=least(*stops))
 
 
 def _furthest(x: Integer, loops: Mapping[Atom, Loop], sign: int) -> Integer:
@@ -72,13 +74,15 @@ def _furthest(x: Integer, loops: Mapping[Atom, Loop], sign: int) -> Integer:
     return x
 
 
-def _slope(x: Integer, along: Atom) -> int:
-    """Positive where an index grows along a variable, negative where it falls; see `Affine`."""
-    terms = () if isinstance(x, int) else x.terms
-    return sum(
-        factor * (atom == along or atom.kind == "div" and _slope(atom.inner, along))
-        for atom, factor in terms
-    )
+def _slope(x: Integer, along: Atom) -> float:
+    """How an index grows along a variable, quotients as if they were exact."""
+    slope = 0.0
+    for atom, factor in () if isinstance(x, int) else x.terms:
+        if atom == along:
+            slope += factor
+        elif atom.kind == "div" and atom.inner is not None:
+            slope += factor * _slope(atom.inner, along) / atom.divisor
+    return slope
 
 
 def loops_of_their_own(

@@ -162,28 +162,6 @@ class Schedule:
         self._change(outer, change)
 
     @_step
-    def tile(self, x: Atom, size: int, prefix: str) -> None:
-        """Loops over x in pieces of `size` iterations, and of what is left at the end of its range.
-
-        They begin, and end before that, at multiples of `size`. Not the loops of copies.
-        """
-        count = x.high + 1
-        place = make_axis(prefix, 0, count)
-
-        def change(loop: Loop, around: Around) -> Statements:
-            whole = count // size * size
-            pieces = (loop.start, whole, size), (whole, count, count - whole)
-            return tuple(
-                Loop(
-                    place.variable, begin, least(*loop.stops, end), step=length,
-                    body=(replace(loop, start=place.index, stops=(place.index + length,)),),
-                )
-                for begin, end, length in pieces if end and length
-            )  # fmt: skip
-
-        self._change(x, change, computing=True)
-
-    @_step
     def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
         """Loops over x, or what `parts` makes of them: see parts.py."""
         self._change(x, lambda loop, _: parts(loop))
@@ -230,7 +208,7 @@ class Schedule:
 
         def change(loop: Loop, around: Around) -> Statements:
             loops = _nested(loop, xs)
-            around_all = {one.variable: one for one in loops}
+            over = {one.variable: one for one in loops}
             body, leaves = loops[-1].body, list[Statements]()
 
             def seen(leaf: Statements) -> Statements:
@@ -239,7 +217,7 @@ class Schedule:
 
             registers.sunk(body, ends, {}, seen)
             wrapped = registers.loops_of_their_own(loops, leaves, space)
-            return registers.sunk(body, ends, around_all, wrapped)
+            return registers.sunk(body, ends, over, wrapped)
 
         self._change(xs[0], change, computing=True)
 
@@ -466,10 +444,10 @@ class Schedule:
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
         at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
-        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so
-        many, which go on beyond their piece of the operand, up to the number `beyond`, if it is
-        given. layout: of the copy, row-major: groups of variables, each with how many elements it
-        takes, None being as many as it has. transpose: of the innermost loop.
+        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many,
+        which go on beyond their piece of the operand, up to the number `beyond`, if it is given.
+        layout: of the copy, row-major: groups of variables, each with how many elements it takes,
+        None being as many as it has. transpose: of the innermost loop.
         """
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
