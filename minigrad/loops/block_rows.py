@@ -39,6 +39,7 @@ from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import enough_lanes, fix_rows
 from minigrad.loops.block_plan import (
+    WORDS,
     BlockPlan,
     BlockSums,
     Operands,
@@ -63,7 +64,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
@@ -75,27 +76,27 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
     kernel = products_before_readers(kernel)
     extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
     block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
-    outer, number = block.outer, block.number
+    outer, number, row = block.outer, block.number, block.row.variable
     later = _later(kernel, outer, target)
     sums = BlockSums(kernel, outer, block.row, target)
-    stages, products = list[Stage](), set[Array]()
-    for stage in kernel.stages:
-        if stage.op is not None or stage.array not in kernel.sums:
-            fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
-            stages.append(fixed)
-            products |= {fixed.array} if stage.contraction is not None else set()
-    stages = rounded_once(stages, products, sums.stored, target)
+    fixed = {
+        stage: sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
+        for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
+    }  # fmt: skip
+    products = {one.array for stage, one in fixed.items() if stage.contraction is not None}
+    stages = rounded_once([*fixed.values()], products, sums.stored, target)
     plan = BlockPlan(stages, products, block, sums.stored)
     run, blocks = _run(kernel, block)
     early: list[Statement] = []  # copies for several blocks
     body: list[Statement] = []
     for step in plan.steps:
-        *copies, loop = Step(plan, step, target, later).schedule(blocks).body
-        early += copies
-        *copies, loop = loop.body
+        s = Step(plan, step, target, later).schedule(blocks)
+        early += s.body[:-1]
+        *copies, loop = loop_over(number.variable, s.body).body
         before = body[-1] if body and not copies else None
-        if isinstance(before, Loop) and before.variable == loop.variable == block.row.variable:
-            body[-1] = before.around((*before.body, *loop.body))
+        rows = [one for one in (before, loop) if isinstance(one, Loop) and one.variable == row]
+        if len(rows) == 2:
+            body[-1] = rows[0].around((*rows[0].body, *rows[1].body))
         else:
             body += [*copies, loop]
     inner = blocks.around(tuple(body))
@@ -293,9 +294,8 @@ class Step:
         axis, k, row = self.head.axes[-1].variable, read.ks[-1], self.block.row.variable
         other = read.other
         if other.op is Op.CAST and len(self.head.axes) == len(read.ks) == 1:
-            layout = [((axis,), None), ((k.variable,), None)]
             wide = {k.variable: self.target.lanes(other.dtype)}
-            s.stage("other", None, [axis, k.variable], layout, f"other{self.number}", wide)
+            s.stage("other", None, [axis, k.variable], None, f"other{self.number}", wide)
             other = s.operands["other"]
         if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
             self._pack_rows(s, read)
@@ -324,14 +324,10 @@ class Step:
         if read.pairs:
             lines = range(0, axis.count, LINE // read.other.args[0].dtype.itemsize)
             hints = [hint for n in lines for hint in self._hints(read.other, {axis.variable: n})]
-            layout = [((k.variable,), None), ((axis.variable,), None)]
-            order = [k.variable, axis.variable]
-            s.stage("other", None, order, layout, f"other{self.number}")
+            s.stage("other", None, [k.variable, axis.variable], None, f"other{self.number}")
             if self.sums:
-                layout = [((side.variable,), None), ((k.variable,), None)]
-                wide = {k.variable: self.block.width // 2}
                 order, name = [side.variable, k.variable], f"panel{self.number}"
-                s.stage("own", number, order, layout, name, wide)
+                s.stage("own", number, order, None, name, flat=WORDS)
             else:
                 self._pack_rows(s, read)
         s.reorder(*(x.variable for x in (*outer, axis, side)), computing=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
-from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
@@ -352,27 +350,3 @@ def streams(
         return False
     unknown = (coefficient(load.index, along) is None for load in expr.loads(*exprs))
     return all(array not in stage.reads for stage in stages) and not any(unknown)
-
-
-def unless_finite(
-    registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
-) -> list[Statement]:
-    """Scale registers, and do something else instead where one of them is not finite.
-
-    It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
-    the registers' numbers.
-    """
-    wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
-    value, found = expr.load(registers, u.index), expr.load(wrong)
-    each: list[Statement] = [put(found, found + value * 0.0)]
-    if scale is not None:
-        fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
-        each.append(put(found, fits.where(found, math.nan)))
-        each.append(put(value, value * scale))
-    result: list[Statement] = [put(found, found.constant(0.0), everywhere=True), unrolled(u, each)]
-    if registers.lanes is not None:
-        found = expr.register(f"{wrong.name}_any", registers.dtype)
-        result.append(Fold(found.array, Op.SUM, wrong))
-    times = expr.value_of(found.differs(found).cast(dtypes.int32))
-    once = make_axis("again", 0, 2)
-    return [*result, Loop(once.variable, 0, (times,), tuple(again))]

@@ -438,8 +438,9 @@ class Schedule:
     @_step
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
-        layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
+        layout: Sequence[tuple[Sequence[Atom], int | None]] | None, array: str,
         wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
+        flat: int = 0,
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
@@ -447,7 +448,9 @@ class Schedule:
         bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many,
         which go on beyond their piece of the operand, up to the number `beyond`, if it is given.
         layout: of the copy, row-major: groups of variables, each with how many elements it takes,
-        None being as many as it has. transpose: of the innermost loop.
+        None being as many as it has; None: the loops' order. transpose: of the innermost loop.
+        flat: the last two loops are one, in vectors of so many: all that is read and written goes
+        through them as through one.
         """
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
@@ -465,6 +468,7 @@ class Schedule:
             copying.append(loop)
             if loop.kind == "serial":  # bounds inside of a vector hold for all of its iterations
                 inside.pop(x)
+        layout = layout or [([x], None) for x in loops]
         groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
         places = [
@@ -473,7 +477,9 @@ class Schedule:
         ]
         copy = Array(array, value.dtype, numel(sizes), "scratch")
         place = flatten(places, sizes)
-        copying, values = _as_it_lies(copying, value, transpose)
+        copying, values = (
+            _as_one(copying, flat) if flat else _as_it_lies(copying, value, transpose)
+        )  # fmt: skip
         copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (substitute_statement(Store(copy, place, value), values),)
         for loop in reversed(copying):
@@ -591,6 +597,18 @@ def _as_it_lies(
     places = unflatten(x.index if step == 1 else size - 1 - x.index, [one.trips for one in joined])
     values = {one.variable: place for one, place in zip(joined, places, strict=True)}
     return [*loops, Loop(x.variable, 0, (size,), ())], values
+
+
+def _as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, Integer]]:
+    """The loops of a copy, the last two as one, in vectors; and what their variables are in it."""
+    *loops, outer, inner = copying
+    count = inner.stops[0] - inner.start
+    assert isinstance(count, int)
+    x = make_axis("w", 0, (outer.variable.high + 1) * count)
+    values = {outer.variable: x.index // count, inner.variable: inner.start + x.index % count}
+    stops = tuple(stop * count for stop in outer.stops)
+    one = Loop(x.variable, outer.start * count, stops, (), "lanes", width)
+    return [*loops, one], values
 
 
 def _word(x: object) -> str:
