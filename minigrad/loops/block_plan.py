@@ -362,8 +362,11 @@ def as_pairs(
         return plain
     two = make_axis("kp", 0, k.count // 2)
     own, other = word(plain.own, k, two), word(plain.other, k, two)
-    if along and (len(stage.axes) != 1 + (block.row in stage.reduced) or len(stage.reduced) > 1):
+    sums = block.row in stage.reduced
+    if along and (len(stage.axes) != 1 + sums or len(stage.reduced) > 1):
         return plain
+    if sums and any(load.array.space == "buffer" for load in expr.loads(plain.own)):
+        return plain  # whole blocks are copied, and behind the last row there may be nothing
     if not along and other is not None:
         other = _in_memory(other)
     if own is None or other is None:
