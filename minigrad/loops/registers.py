@@ -57,9 +57,11 @@ def widened(loop: Loop, loops: Mapping[Atom, Loop]) -> Loop:
     """A loop with bounds that hold what they do in every iteration of others."""
     start = _furthest(loop.start, loops, -1)
     stops = [_furthest(stop, loops, 1) for stop in loop.stops]
-    if stops != [*loop.stops]:  # where the variable ends might have gone without saying
-        stops.append(loop.variable.payload or loop.variable.high + 1)
-    return replace(loop, start=start, stops=least(*stops))
+    if (start, *stops) == (loop.start, *loop.stops):
+        return loop
+    # where the variable ends might have gone without saying
+    extent = loop.variable.payload or loop.variable.high + 1
+    return replace(loop, start=start, stops=least(*stops, extent))
 
 
 def _furthest(x: Integer, loops: Mapping[Atom, Loop], sign: int) -> Integer:
