@@ -353,8 +353,7 @@ def as_pairs(
 ) -> Operands:
     """A product's operands, as words of two neighbours along k if dots are to add their products.
 
-    along: its vectors lie along the columns. Else what the columns have along k must lie so in
-    memory. All else is copied.
+    along: its vectors lie along the columns.
     """
     stage, block, k = plan.stages[number], plan.block, plain.ks[-1]
     even = all(divides(x, 2) for x in plan.bounds[number][k.variable])
