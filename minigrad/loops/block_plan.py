@@ -6,6 +6,11 @@ element by element. What only its own step reads never leaves the registers.
 Products are tried by a shortcut, without mask and scale. And there may be sums to which blocks of
 rows add, one after the other: the gradients of keys and values, over the queries of a head. One
 thread does all of a head's blocks, so they are added in one order.
+
+Products of bfloat16 are dots of words, each two neighbours along k. What columns have along k lies
+so in memory. All else is copied: the rows' operand as every product across has it copied, what is
+in scratch memory with two columns, or two rows, in a word, and the other operand of a product
+along, row after row, for several blocks at once.
 """
 
 from __future__ import annotations
