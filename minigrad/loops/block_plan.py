@@ -6,11 +6,16 @@ element by element. What only its own step reads never leaves the registers.
 Products are tried by a shortcut, without mask and scale. And there may be sums to which blocks of
 rows add, one after the other: the gradients of keys and values, over the queries of a head. One
 thread does all of a head's blocks, so they are added in one order.
+
+Products of bfloat16 are dots of words, each two neighbours along k. What columns have along k lies
+so in memory. All else is copied: the rows' operand as every product across has it copied, what is
+in scratch memory with two columns, or two rows, in a word, and the other operand of a product
+along, row after row, for several blocks at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
@@ -18,14 +23,13 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer
-from minigrad.loops.axes import fix_rows
-from minigrad.loops.block_pairs import in_pairs
-from minigrad.loops.build import lanes_loop, loops_over, with_loads
+from minigrad.loops.build import kept_inside, lanes_loop, loops_over, with_loads
 from minigrad.loops.cost import choose_nr
 from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
-from minigrad.loops.nest import Statement, Store
+from minigrad.loops.nest import Statement, Store, divides
+from minigrad.loops.product import word
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length
@@ -101,6 +105,16 @@ def column(stage: Stage) -> Axis | None:
     return axes[0] if len(axes) == 1 else None
 
 
+def last_axis(stage: Stage) -> Axis | None:
+    """The axis along which a stage has its elements: the last one, or of a statistic the only."""
+    return stage.axes[-1] if stage.axes else column(stage)
+
+
+def with_values(e: Expr, values: Mapping[Array, Expr]) -> Expr:
+    """An expression in which known values stand for loads of their arrays."""
+    return expr.rebuild(e, lambda one: values.get(one.array) if one.op is Leaf.LOAD else None)
+
+
 class BlockPlan:
     """The steps of a kernel, and places in scratch memory that are used again and again.
 
@@ -133,14 +147,17 @@ class BlockPlan:
                 at = len(self.steps)
                 self.steps.append([number])
             made[stage.array] = at
-        self.places: dict[Array, Array] = {}
         self.in_pairs = set[int]()  # products that are dots
-        self._plan()
+        self.places: dict[Array, Array] = {}
+        self._find_places({
+            load.array: at for at, step in enumerate(self.steps) for number in step
+            for load in self._reads[number] if made[load.array] != at
+        })  # fmt: skip
 
     def _follows(self, number: int, step: Sequence[int]) -> bool:
         """Whether a stage can be computed element by element in the loop of a step."""
         stage, head, product = self.stages[number], self.stages[step[0]], step[0] in self.products
-        own = column(stage)
+        own, inside = column(stage), [self.stages[other].array for other in step]
         if product and not _is_short(stage.body):
             return False
         first = head.axes[0] if product and len(head.axes) == 1 else column(head)
@@ -148,13 +165,9 @@ class BlockPlan:
             return False
         if self.bounds[number][own.variable] != self.bounds[step[0]][first.variable]:
             return False
-        inside = {self.stages[other].array: other for other in step}
-        complete = {
-            array for array, other in inside.items()
-            if self.stages[other].op is None or other in self.products
-        }  # fmt: skip
         return all(
-            load.array in complete and self._own(number, load)
+            self._own(number, load)
+            and (self.maker[load.array].op is None or product and load.array == head.array)
             for load in self._reads[number] if load.array in inside
         )  # fmt: skip
 
@@ -163,35 +176,43 @@ class BlockPlan:
         axis, places = column(self.stages[number]), places_in(load.index, self.maker[load.array])
         return axis is not None and [*places.values()] == [axis.index] and not load.guard
 
-    def _plan(self) -> None:
-        """Give a place to what other steps read; it may be that of a value which it replaces."""
-        last: dict[Array, int] = {}
-        for at, step in enumerate(self.steps):
-            inside = {self.stages[number].array for number in step}
-            for number in step:
-                for load in self._reads[number]:
-                    if load.array not in inside:
-                        last[load.array] = at
+    def _find_places(self, last: Mapping[Array, int]) -> None:
+        """Give a place to what other steps read; it may be that of a value which it replaces.
+
+        last: the last step that reads an array.
+        """
         kept: dict[Array, Array] = {}  # by place: whose it is now
         for at, step in enumerate(self.steps):
-            ending = [array for array in kept.values() if self._ends(array, step, last[array] - at)]
-            for number in step:
-                array = self.stages[number].array
-                if array in last and array not in self.stored:
-                    place = self._place(self.stages[number], [p for p in kept if kept[p] in ending])
-                    kept[place], self.places[array] = array, place
+            free = [one for one, array in kept.items() if self._ends(array, step, last[array] - at)]
+            for stage in (self.stages[number] for number in step):
+                if stage.array not in last or stage.array in self.stored:
+                    continue
+                size = numel([axis.extent for axis in stage.axes]) * self.block.width
+                new = Array(f"x{len(kept)}", stage.array.dtype, size, "scratch")
+                alike = [one for one in free if (one.size, one.dtype) == (size, new.dtype)]
+                place = alike[-1] if alike else new
+                kept[place], self.places[stage.array] = stage.array, place
+                free = [one for one in free if one != place]
 
     def _ends(self, array: Array, step: Sequence[int], later: int) -> bool:
         """Whether a step may put something else where an array is, which a `later` one reads."""
         reads = ((n, load) for n in step for load in self._reads[n] if load.array == array)
         return later < 0 or later == 0 and all(self._own(n, load) for n, load in reads)
 
-    def _place(self, stage: Stage, free: Sequence[Array]) -> Array:
-        """A place for a stage: the last free one of its size, or a new one."""
-        size = numel([axis.extent for axis in stage.axes]) * self.block.width
-        alike = [one for one in free if one.size == size and one.dtype is stage.array.dtype]
-        count = len(set(self.places.values()))
-        return alike[-1] if alike else Array(f"x{count}", stage.array.dtype, size, "scratch")
+    def operands(self, number: int) -> Operands | None:
+        """The factor that has the rows, or what is summed over them; the one with the columns.
+
+        None: the stage is no product.
+        """
+        stage = self.stages[number]
+        if number not in self.products:
+            return None
+        tried = self.tried.get(stage.array)
+        product = self.reading(stage.body if tried is None else tried.terms)
+        left, right = (product.args[0] if product.op is Op.CAST else product).args
+        if stage.axes[-1].variable in left.variables:
+            left, right = right, left
+        return Operands(left, right, stage.reduced)
 
     def place(self, number: int) -> tuple[Array, Integer] | None:
         """Where a stage's element goes; None where it stays in a register."""
@@ -302,6 +323,71 @@ def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
     return (x * y).cast(terms.dtype)
 
 
+# ---- operands of products ----
+
+
+WORDS = 16  # that an instruction multiplies
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The rows' factor of a product, the columns' one, and the axes that they are summed over.
+
+    pairs: the axis along which two neighbours are a word, whose words the last axis numbers; None:
+    they are none.
+    """
+
+    own: Expr
+    other: Expr
+    ks: tuple[Axis, ...]
+    pairs: Axis | None = None
+
+
+def in_pairs(stage: Stage, target: Target) -> bool:
+    """Whether a product along has pairs to multiply, and vectors of as many words as dots take.
+
+    Processors with matrix registers have dots, too.
+    """
+    dots, k = target.bfloat16_dots or target.bfloat16_matrices, stage.reduced[-1]
+    width = choose_nr(target, stage.body.dtype, stage.axes[-1].count)
+    return dots and k.count % 2 == 0 and width % WORDS == 0
+
+
+def as_pairs(
+    plain: Operands, plan: BlockPlan, number: int, target: Target, along: bool
+) -> Operands:
+    """A product's operands, as words of two neighbours along k if dots are to add their products.
+
+    along: its vectors lie along the columns.
+    """
+    stage, block, k = plan.stages[number], plan.block, plain.ks[-1]
+    even = all(divides(x, 2) for x in plan.bounds[number][k.variable])
+    if not even or not in_pairs(stage, target) or not along and block.width % WORDS:
+        return plain
+    two = make_axis("kp", 0, k.count // 2)
+    own, other = word(plain.own, k, two), word(plain.other, k, two)
+    sums = block.row in stage.reduced
+    if along and (len(stage.axes) != 1 + sums or len(stage.reduced) > 1):
+        return plain
+    if sums and any(load.array.space == "buffer" for load in expr.loads(plain.own)):
+        return plain  # whole blocks are copied, and behind the last row there may be nothing
+    if not along and other is not None:
+        other = _in_memory(other)
+    if own is None or other is None:
+        return plain
+    return Operands(own, other, (*plain.ks[:-1], two), k)
+
+
+def _in_memory(pair: Expr) -> Expr | None:
+    """A pair that is a word in memory, as a load of that."""
+    first, second = pair.args
+    if first.op is not Leaf.LOAD or first.guard or second.index != first.index + 1:
+        return None
+    array, whole = first.array, first.array.of or first.array
+    view = replace(array, dtype=dtypes.uint32, size=array.size // 2, of=whole)
+    return expr.load(view, first.index // 2) if divides(first.index, 2) else None
+
+
 # ---- sums over blocks ----
 
 
@@ -313,31 +399,21 @@ class BlockSums:
     """
 
     def __init__(self, kernel: Kernel, outer: Axis, row: Axis, target: Target) -> None:
-        self.outer, self.target = outer, target
+        self.target = target
         self.stages: dict[Array, Stage] = {}
-        self.scratch: dict[Array, Array] = {}
         self.ends: list[Stage] = []
-        for stage in kernel.stages:
-            if stage.array not in kernel.sums:
-                continue
-            fixed = fix_rows(stage, outer.extent, outer.index)
+        stages = (stage for stage in kernel.stages if stage.array in kernel.sums)
+        summed = sorted(stages, key=lambda stage: stage.op is None)
+        whole = replace(kernel, stages=tuple(summed), rows=outer.extent)
+        inside = kept_inside(whole, outer.index, prefix="all_")
+        for stage, kept in zip(summed, inside, strict=True):
             if stage.op is None:
-                self.ends.append(replace(fixed, body=with_loads(fixed.body, self._moved)))
+                self.ends.append(kept)
                 continue
             (reduced,) = stage.reduced
-            body = expr.substitute_in(fixed.body, {reduced.variable: row.index})
-            fixed = replace(fixed, reduced=(row,), body=body)
-            if stage.array not in kernel.stored:
-                size, dtype = numel([axis.extent for axis in fixed.axes]), stage.array.dtype
-                array = Array(f"all_{len(self.scratch)}", dtype, size, "scratch")
-                self.scratch[stage.array] = array
-                fixed = replace(fixed, array=array, position=fixed.place)
-            self.stages[stage.array] = fixed
-        self.stored = kernel.stored | frozenset(self.scratch.values())
-
-    def _moved(self, array: Array, index: Integer) -> tuple[Array, Integer]:
-        kept = self.scratch.get(array)
-        return (array, index) if kept is None else (kept, index - self.outer.index * kept.size)
+            body = expr.substitute_in(kept.body, {reduced.variable: row.index})
+            self.stages[stage.array] = replace(kept, reduced=(row,), body=body)
+        self.stored = kernel.stored.union(stage.array for stage in self.stages.values())
 
     def clear(self) -> list[Statement]:
         """Zeros, to which blocks add."""

@@ -22,6 +22,9 @@ What is summed over the rows of all blocks (the gradients of keys and values) gr
         as above, and: for tiles of columns, for panels of the other operand's columns (lanes):
                            for rows: tile[column] += x[column, row] · other[row, lanes]
                            all[column] += tile[column]
+
+Each step of that is naive loops over rows, columns and k, and a schedule of its own: the tiles of
+all three kinds are split, peeled, sunk and unrolled as those of any product (see gemm.py).
 """
 
 from __future__ import annotations
@@ -29,34 +32,39 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import enough_lanes, fix_rows
-from minigrad.loops.block_pairs import WORDS, Operands, as_pairs, copied, ends_of_run
 from minigrad.loops.block_plan import (
+    WORDS,
     BlockPlan,
     BlockSums,
+    Operands,
+    as_pairs,
     column,
+    last_axis,
     neighbours,
     products_before_readers,
     rounded_once,
+    with_values,
 )
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
+from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows
-from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, loops_in
+from minigrad.loops.nest import Loop, Nest, Statement, Statements, Store, Stores, loop_over
 from minigrad.loops.prefetch import Place
 from minigrad.loops.product import multiply_add
+from minigrad.loops.registers import computes
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
@@ -68,58 +76,51 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
     kernel = products_before_readers(kernel)
     extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
     block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
-    outer, number = block.outer, block.number
+    outer, number, row = block.outer, block.number, block.row.variable
     later = _later(kernel, outer, target)
     sums = BlockSums(kernel, outer, block.row, target)
-    stages, products = list[Stage](), set[Array]()
-    for stage in kernel.stages:
-        if stage.op is not None or stage.array not in kernel.sums:
-            fixed = sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
-            stages.append(fixed)
-            products |= {fixed.array} if stage.contraction is not None else set()
-    stages = rounded_once(stages, products, sums.stored, target)
+    fixed = {
+        stage: sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
+        for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
+    }  # fmt: skip
+    products = {one.array for stage, one in fixed.items() if stage.contraction is not None}
+    stages = rounded_once([*fixed.values()], products, sums.stored, target)
     plan = BlockPlan(stages, products, block, sums.stored)
-    body: list[Statement] = []
+    run, blocks = _run(kernel, block)
     early: list[Statement] = []  # copies for several blocks
-    together: list[Statement] = []  # what one loop over the rows can do
-    run, first, last = _run(kernel, block)
+    body: list[Statement] = []
     for step in plan.steps:
-        loop = StepCode(plan, step, target, later)
-        before, copies = loop.pack((first, last))
-        early += before
-        if together and (loop.runs_along or copies):
-            body.append(block.loop(together))
-            together = []
-        body.extend(copies)
-        if loop.runs_along:
-            body.extend(loop.along())
+        s = Step(plan, step, target, later).schedule(blocks)
+        early += s.body[:-1]
+        *copies, loop = loop_over(number.variable, s.body).body
+        before = body[-1] if body and not copies else None
+        rows = [one for one in (before, loop) if isinstance(one, Loop) and one.variable == row]
+        if len(rows) == 2:
+            body[-1] = rows[0].around((*rows[0].body, *rows[1].body))
         else:
-            together.extend(loop.across())
-    if together:
-        body.append(block.loop(together))
+            body += [*copies, loop]
+    inner = blocks.around(tuple(body))
     if kernel.sums:
-        blocks = build.serial_loop(number, tuple(body))
-        nested = build.flat_loop([outer], (*sums.clear(), *early, blocks, *sums.finish()))
+        nested = build.flat_loop([outer], (*sums.clear(), *early, inner, *sums.finish()))
     elif early:
-        stops = build.least(last + 1, number.extent)
-        blocks = Loop(number.variable, first, stops, tuple(body))
-        nested = build.flat_loop([outer, run], (*early, blocks))
+        nested = build.flat_loop([outer, run], (*early, inner))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
     return assemble(kernel, nested, target, *_work(kernel.rows, plan, target))
 
 
-def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Integer, Integer]:
-    """Blocks for which an operand is copied once: the runs' axis, a run's first and last block.
+def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:
+    """Blocks for which an operand is copied once: the axis of such runs, a run's loop over blocks.
 
     Where blocks add to sums, one thread does all of them.
     """
-    count = block.number.count
-    if kernel.sums:
-        return make_axis("run", 0, 1), 0, count - 1
+    count, number = block.number.count, block.number.variable
     each = min(max(count * high(block.outer.extent) // ENOUGH_TASKS, 1), MOST_BLOCKS)
+    if kernel.sums:
+        return make_axis("run", 0, 1), Loop(number, 0, (count,), ())
     run = make_axis("run", 0, ceildiv(count, each))
-    return run, run.index * each, run.index * each + (each - 1)
+    stops = build.least(run.index * each + each, count)
+    return run, Loop(number, run.index * each, stops, ())
 
 
 def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
@@ -174,189 +175,198 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
 # ---- the loops of a step ----
 
 
-TileOf = Callable[[Integer, int], list[Statement]]  # (first place, height) → the statements
-
-
-def _tiles(
-    axis: Axis, first: Integer, stop: Integer, height: int, tile: TileOf
-) -> list[Statement]:
-    """An axis in tiles of `height`, and of what is left over; bounds are multiples of it."""
-    whole, place = axis.count // height * height, make_axis("t", 0, axis.count)
-    pieces = (first, whole, height), (whole, axis.count, axis.count - whole)
-    return [
-        Loop(
-            place.variable, begin, build.least(stop, end), tuple(tile(place.index, size)),
-            step=size,
-        )
-        for begin, end, size in pieces if end and size
-    ]  # fmt: skip
-
-
-class StepCode:
-    """The loops of one step.
+class Step:
+    """The loops of one step: naive ones, and what makes them fast.
 
     later: variables and what they are at the place for which memory is asked in time; empty: it is
     not asked.
     """
 
     def __init__(
-        self, plan: BlockPlan, step: Sequence[int], target: Target, later: Mapping[Atom, Integer]
+        self, plan: BlockPlan, numbers: Sequence[int], target: Target, later: Mapping[Atom, Integer]
     ) -> None:
-        self.plan, self.step, self.target, self.later = plan, step, target, later
-        self.block, self.number = plan.block, step[0]
+        self.plan, self.numbers, self.target, self.later = plan, numbers, target, later
+        self.block, self.number = plan.block, numbers[0]
         self.head, self.bounds = plan.stages[self.number], plan.bounds[self.number]
-        self.is_product, block = self.number in plan.products, plan.block
-        self.row = block.row.variable if block.width > 1 else None
-        inside = frozenset(plan.stages[n].array for n in step)
-        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in step}
-        self.sums = block.row in self.head.reduced  # over the rows of the block
-        self.runs_along = self.sums
-        total = Array("sum", dtypes.float32, 1, "registers", lanes=self.row, width=block.width)
-        self.totals = {
-            n: expr.load(replace(total, name=f"sum{n}", dtype=plan.stages[n].body.dtype))
-            for n in step if plan.stages[n].op is not None and n not in plan.products
-        }  # fmt: skip
-        if self.is_product:
-            plain, k = self._operands(), self.head.reduced[-1].variable
-            self.runs_along = self.sums or self._only_stores(plain.other)
-            self.read = as_pairs(
-                plain, self.head, self.bounds[k], block, target, self.runs_along,
-                plan.places.values(),
-            )  # fmt: skip
-            self.own, self.pairs = self.read.own, self.read.pairs
-            plan.in_pairs |= {self.number} if self.pairs else set()
-
-    # ---- what is done with one element ----
-
-    def _element(
-        self, place: Integer, result: Expr | None, at: dict[Atom, Integer]
-    ) -> list[Statement]:
-        """Statistics and stores of the column `place`; `result`: of the product there.
-
-        at: more variables to replace, in all of it.
-        """
-        values: dict[Array, Expr] = {}
-        sets: list[Statement] = []
-        stores: list[Store] = []
-
-        def known(e: Expr) -> Expr | None:
-            return values.get(e.array) if e.op is Leaf.LOAD else None
-
-        for number in self.step:
-            stage = self.plan.stages[number]
-            axis = stage.axes[-1] if stage.axes else column(stage)
-            here = {axis.variable: place, **at} if axis is not None else at
-            if number in self.plan.products:
-                assert result is not None
-                value = result
-            else:
-                body = expr.substitute_in(self.bodies[number], here)
-                value = expr.rebuild(body, known) if values else body
-            if (total := self.totals.get(number)) is not None:
-                assert stage.op is not None
-                sets.append(build.put(total, build.combine(stage.op, total, value)))
-                continue
-            values[stage.array] = value
-            if (found := self.plan.place(number)) is not None:
-                array, index = found[0], substitute(found[1], here)
-                if self.sums:
-                    value = build.combine(Op.SUM, expr.load(array, index), value)
-                stores.append(Store(array, index, value))
-        return [*sets, Stores(tuple(stores))] if stores else sets
-
-    def _with_statistics(self, loops: list[Statement]) -> list[Statement]:
-        """Loops that fill the statistics of the step, with what comes before and behind."""
-        before: list[Statement] = []
-        behind: list[Statement] = []
-        for number, total in self.totals.items():
-            op, place = self.plan.stages[number].op, self.plan.place(number)
-            assert op is not None
-            before.append(build.put(total, identity(op, total.dtype)))
-            behind += [Store(*place, total)] if place is not None else []
-        return [*before, *loops, *behind]
-
-    # ---- loops ----
-
-    def across(self) -> list[Statement]:
-        """All rows of the block at once, one a lane."""
-        if self.is_product:
-            return self._product_across()
-        axis = column(self.head)
-        outer, inner = (self.head.axes, self.head.reduced) if axis is None else ((), (axis,))
-        last = axis or (self.head.axes[-1] if outer else None)
-        body = self._element(0 if last is None else last.index, None, {})
-        return self._within(outer, self._with_statistics(self._within(inner, body)))
-
-    # ---- products ----
-
-    def _operands(self) -> Operands:
-        """The factor that has the rows, or what is summed over them; the one with the columns."""
-        product = self.bodies[self.number]
-        if (tried := self.plan.tried.get(self.head.array)) is not None:
-            product = self.plan.reading(tried.terms)
-        if product.op is Op.CAST:
-            product = product.args[0]
-        left, right = product.args
-        if self.head.axes[-1].variable in left.variables:
-            left, right = right, left
-        return Operands(left, right, self.head.reduced[-1])
+        inside = frozenset(plan.stages[n].array for n in numbers)
+        self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in numbers}
+        self.sums = self.block.row in self.head.reduced  # over the rows of the block
+        self.read = plan.operands(self.number)
+        self.along = self.sums or self.read is not None and self._only_stores(self.read.other)
+        self.at: dict[Atom, Integer] = {}  # where a row lies in its block, if it is no lane
+        if self.along and self.block.width > 1:
+            self.at[only_atom(self.block.lane)] = self.block.row.index - self.block.start
+        if self.read is not None:
+            own = expr.substitute_in(self.read.own, self.at)
+            self.read = as_pairs(replace(self.read, own=own), plan, self.number, target, self.along)
+            plan.in_pairs |= {self.number} if self.read.pairs else set()
 
     def _only_stores(self, other: Expr) -> bool:
         """Whether the results of its product go to memory only, in rows that suit vectors."""
         last = self.head.axes[-1].variable
-        stages = [self.plan.stages[n] for n in self.step]
-        return (
-            all(stage.op is None for stage in stages[1:])
-            and not any(stage.array in self.plan.places for stage in stages)
-            and all(
-                coefficient(load.index, last) in (0, 1) and not load.guard
-                for load in expr.loads(other)
-            )
+        stages = [self.plan.stages[n] for n in self.numbers]
+        if any(stage.array in self.plan.places for stage in stages):
+            return False
+        return all(stage.op is None for stage in stages[1:]) and all(
+            coefficient(load.index, last) in (0, 1) and not load.guard for load in expr.loads(other)
         )
 
-    def _product_across(self) -> list[Statement]:
-        """Tiles of columns by all rows of the block."""
-        axis, k = self.head.axes[-1], self.read.k
+    def schedule(self, blocks: Loop) -> Schedule:
+        """The loops, inside of that over the blocks of a run; copies for all of these before it."""
+        read, row = self.read, self.block.row.variable
+        operands = {} if read is None else {"own": read.own, "other": read.other}
+        s = Schedule((blocks.around(self._naive()),), **operands)
+        if not self.along:
+            lane = only_atom(self.block.lane) if self.block.width > 1 else None
+            s.vectorize(row, self.block.width, lane)
+        if read is not None:
+            (self._along if self.along else self._across)(s, read)
+        return s
 
-        def tile(first: Integer, height: int) -> list[Statement]:
-            u = make_axis("u", 0, height)
-            at: dict[Atom, Integer] = {axis.variable: first + u.index}
-            number = k.index * height  # of an element: a tile of columns is asked for in order
-            place = first + number // k.count
-            there = {
-                axis.variable: place, k.variable: number % k.count,
-                self.block.row.variable: self.block.start + place,
-            }  # fmt: skip
-            hints = [*self._hints(self.read.other, there), *self._hints(self.own, there)]
-            ks = self._loops_over_k(self.bounds, hints)
-            return self._tile(u, self.row, self.block.width, at[axis.variable], at, {}, ks)
+    def _naive(self) -> Statements:
+        """Row after row, element after element, with the bounds of what is needed.
 
-        first, stop = self.bounds[axis.variable]
-        tiles = _tiles(axis, first, stop, self.block.height, tile)
-        loops = self._within(self.head.axes[:-1], tiles)
-        return self._with_statistics(loops)
+        In a product each clears a register and adds to it along k. Row statistics have registers,
+        too, cleared before the loops over elements and stored behind them.
+        """
+        head, axis, last = self.head, column(self.head), last_axis(self.head)
+        outer, inner = (head.axes, head.reduced) if axis is None else ((), (axis,))
+        values: dict[Array, Expr] = {}
+        begin: list[Statement] = []
+        body: list[Statement] = []
+        stores: list[Store] = []
+        end: list[Statement] = []
+        if (read := self.read) is not None:
+            outer, inner = (), head.axes
+            values[head.array] = tile = expr.register(f"tile{self.number}x", head.body.dtype)
+            more = build.put(tile, multiply_add(tile, read.own, read.other))
+            body.append(build.put(tile, identity(Op.SUM, tile.dtype)))
+            body += build.loops_over(read.ks, [more], self._bounds_of_k(read))
+        for number in self.numbers:
+            stage, place = self.plan.stages[number], self.plan.place(number)
+            axis, value = last_axis(stage), values.get(stage.array)
+            here = {} if axis is None or last is None else {axis.variable: last.index}
+            if value is None:
+                value = with_values(expr.substitute_in(self.bodies[number], here), values)
+                if stage.op is not None:
+                    total = expr.register(f"sum{number}", value.dtype)
+                    begin.append(build.put(total, identity(stage.op, value.dtype)))
+                    body.append(build.put(total, build.combine(stage.op, total, value)))
+                    end += [Store(*place, total)] if place is not None else []
+                    continue
+                values[stage.array] = value
+            if place is not None:
+                array, index = place[0], substitute(place[1], here)
+                if self.sums:
+                    value = build.combine(Op.SUM, expr.load(array, index), value)
+                stores.append(Store(array, index, value))
+        body += [Stores(tuple(stores))] if stores else []
+        loops: Statements = (*begin, *build.loops_over(inner, body, self.bounds), *end)
+        loops = build.loops_over(outer, loops, self.bounds)
+        if not self.sums:
+            rows = {self.block.row.variable: self.block.ends}
+            loops = build.loops_over([self.block.row], loops, rows)
+        return tuple(build.substitute_statement(one, self.at) for one in loops)
 
-    def along(self) -> list[Statement]:
-        """Tiles of rows, or of what is summed over them, by panels of columns."""
-        block, (*outer, axis) = self.block, self.head.axes
+    def _bounds_of_k(self, read: Operands) -> Mapping[Atom, Bounds]:
+        """The bounds of k, for one of the block's rows where they move with the rows; of words.
+
+        An odd end is one that the rows' mask sets, and behind it the block has zeros.
+        """
+        bounds, (start, stop), row = dict(self.bounds), self.block.ends, self.block.row.index
+        if self.along and not self.sums and not isinstance(start, int):
+            for x, (first, last) in bounds.items():
+                first = first - start + row if isinstance(first - start, int) else first
+                last = last - stop + row + 1 if isinstance(last - stop, int) else last
+                bounds[x] = first, last
+        if read.pairs is not None:
+            first, last = bounds[read.pairs.variable]
+            bounds[read.ks[-1].variable] = first // 2, ceildiv(last, 2)
+        return bounds
+
+    # ---- products ----
+
+    def _across(self, s: Schedule, read: Operands) -> None:
+        """Tiles of columns by all rows of the block.
+
+        What lies otherwise than it is read is copied, and what would be converted again and again.
+        """
+        axis, k, row = self.head.axes[-1].variable, read.ks[-1], self.block.row.variable
+        other = read.other
+        if other.op is Op.CAST and len(self.head.axes) == len(read.ks) == 1:
+            wide = {k.variable: self.target.lanes(other.dtype)}
+            s.stage("other", None, [axis, k.variable], None, f"other{self.number}", wide)
+            other = s.operands["other"]
+        if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
+            self._pack_rows(s, read)
+
+        def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
+            if not computes(loop):
+                return ()
+            tile = loop_over(axis, loop.body)
+            number = k.index * tile.trips  # of an element: a tile of columns is read in order
+            place = tile.start + number // k.count
+            there = {axis: place, k.variable: number % k.count, row: self.block.start + place}
+            return *self._hints(other, there), *self._hints(read.own, there)
+
+        self._tiles(s, read, axis, self.block.height, ahead)
+
+    def _along(self, s: Schedule, read: Operands) -> None:
+        """Tiles of rows, or of what is summed over them, by panels of columns.
+
+        Pairs are copied, those of the operand that the rows share for several blocks.
+        """
+        (*outer, axis), k, number = self.head.axes, read.ks[-1], self.block.number.variable
+        side = outer.pop() if self.sums else self.block.row
         width = choose_nr(self.target, self.head.body.dtype, axis.count)
-        lanes = axis.variable if width > 1 else None
-        side, bounds = block.row, (block.start, block.start + block.width)
-        if self.sums:
-            side = outer.pop()
-            bounds = self.bounds[side.variable]
-        hints = [] if self.sums else self._hints(self.read.other, {})
+        s.vectorize(axis.variable, width)
+        hints = [] if self.sums else self._hints(read.other, {})
+        if read.pairs:
+            lines = range(0, axis.count, LINE // read.other.args[0].dtype.itemsize)
+            hints = [hint for n in lines for hint in self._hints(read.other, {axis.variable: n})]
+            s.stage("other", None, [k.variable, axis.variable], None, f"other{self.number}")
+            if self.sums:
+                order, name = [side.variable, k.variable], f"panel{self.number}"
+                s.stage("own", number, order, None, name, flat=WORDS)
+            else:
+                self._pack_rows(s, read)
+        s.reorder(*(x.variable for x in (*outer, axis, side)), computing=True)
 
-        def tile(first: Integer, height: int) -> list[Statement]:
-            u = make_axis("u", 0, height)
-            at: dict[Atom, Integer] = {side.variable: first + u.index}
-            if block.width > 1:
-                at[only_atom(block.lane)] = substitute(block.row.index, at) - block.start
-            ks = self._loops_over_k(self._bounds_of_rows(first, first + height), hints)
-            return self._tile(u, lanes, width, axis.index, at, at, ks)
+        def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
+            copies = number not in around
+            return tuple(hints) if copies == bool(read.pairs) else ()
 
-        tiles = _tiles(side, *bounds, min(block.height, block.width), tile)
-        return self._within(outer, [build.lanes_loop(axis, width, tuple(tiles))])
+        self._tiles(s, read, side.variable, min(self.block.height, self.block.width), ahead)
+
+    def _pack_rows(self, s: Schedule, read: Operands) -> None:
+        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
+        row, width, ks = self.block.row.variable, self.block.width, [k.variable for k in read.ks]
+        lanes, at = self.target.lanes(read.own.dtype), self.block.number.variable
+        layout, name = [(ks, None), ((row,), width)], f"panel{self.number}"
+        s.stage("own", at, [row, *ks], layout, name, {row: width}, transpose=lanes)
+
+    def _tiles(
+        self, s: Schedule, read: Operands, x: Atom, height: int,
+        ahead: Callable[[Loop, Around], tuple[Place, ...]],
+    ) -> None:  # fmt: skip
+        """Tiles along x in registers; where a shortcut fails, they are summed as they are meant."""
+        tile = s.split(x, height, "t", computing=True)
+        s.peel(tile, x)
+        s.sink(x)
+        s.prefetch(read.ks[-1].variable, ahead)
+        if (tried := self.plan.tried.get(self.head.array)) is not None:
+            terms = expr.substitute_in(self.bodies[self.number], self.at)
+            if read.pairs is not None:  # two of them at once, as a dot has them
+                places = (read.ks[-1].index * 2 + n for n in (0, 1))
+                one, two = ({read.pairs.variable: place} for place in places)
+                terms = expr.substitute_in(terms, one) + expr.substitute_in(terms, two)
+            scale = tried.scale
+            if scale is not None:
+                scale = expr.substitute_in(self.plan.reading(scale), self.at)
+            first = read.ks[0].variable
+            s.insert(first, lambda loop, _: again(loop, x, terms, scale), behind=True)
+        s.unroll(x, "u", computing=True)
+        s.simplify()
 
     def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
         """The places at which memory is asked for an operand; at: what variables are there."""
@@ -367,130 +377,3 @@ class StepCode:
             if later and load.array.space == "buffer" and not load.guard
             and not expr.values_in(load.index)
         ]  # fmt: skip
-
-    def _bounds_of_rows(self, begin: Integer, end: Integer) -> Mapping[Atom, Bounds]:
-        """The bounds of k for some of the block's rows: where they move with the rows."""
-        start, stop = self.block.start, self.block.start + self.block.width
-        if self.sums or isinstance(start, int):
-            return self.bounds
-        return {
-            x: (
-                first - start + begin if isinstance(first - start, int) else first,
-                last - stop + end if isinstance(last - stop, int) else last,
-            )
-            for x, (first, last) in self.bounds.items()
-        }
-
-    def _loops_over_k(self, bounds: Mapping[Atom, Bounds], hints: Sequence[Place]) -> list[Loop]:
-        """Loops, the outermost first, without what is done in them; the last asks for hints."""
-        loops = list(loops_in(build.loops_over(self.head.reduced, (), bounds)))
-        return [*loops[:-1], replace(loops[-1], prefetch=tuple(hints))]
-
-    def _within(self, axes: Sequence[Axis], inner: Sequence[Statement]) -> list[Statement]:
-        """Statements in plain loops over axes, the first outermost."""
-        return list(build.loops_over(axes, inner, self.bounds))
-
-    def pack(
-        self, run: tuple[Integer, Integer]
-    ) -> tuple[list[Statement], list[Statement]]:
-        """What is copied before a run of blocks, of which the first and last are given; in each.
-
-        That is what lies otherwise than it is read, and what would be converted again and again.
-        """
-        if not self.is_product or self.runs_along and not self.pairs:
-            return [], []
-        return self._pack_other(run), self._pack_sides() if self.sums else self._pack_rows()
-
-    def _pack_other(self, run: tuple[Integer, Integer]) -> list[Statement]:
-        """Copy the operand that the rows share: of pairs along, or one that is converted."""
-        source, (*outer, axis), k = self.read.other, self.head.axes, self.head.reduced[-1]
-        if self.pairs and self.runs_along:
-            first, stop = ends_of_run(k, self.bounds[k.variable], self.block, run)
-            lines = range(0, axis.count, LINE // source.args[0].dtype.itemsize)
-            hints = tuple(hint for n in lines for hint in self._hints(source, {axis.variable: n}))
-            width = choose_nr(self.target, self.head.body.dtype, axis.count)
-            rows, lanes, ends = self.read.k, axis, (first // 2, ceildiv(stop, 2))
-        elif source.op is Op.CAST and not outer and len(self.head.reduced) == 1:
-            rows, lanes, hints, width = axis, k, (), self.target.lanes(source.dtype)
-            ends = ends_of_run(axis, self.bounds[axis.variable], self.block, run)
-        else:
-            return []
-        copy, other = copied(source, f"other{self.number}", rows, lanes, width, ends, hints)
-        self.read = replace(self.read, other=other)
-        return [copy]
-
-    def _pack_sides(self) -> list[Statement]:
-        """Copy what is summed over rows: two of these, which lie side by side, in a word."""
-        side, each = self.head.axes[-2], self.block.width // 2
-        words = Array(f"panel{self.number}", dtypes.uint32, side.count * each, "scratch")
-        w, source = make_axis("w", 0, words.size), expr.loads(self.own)[0].array
-        pair = [expr.load(source, w.index * 2 + n).cast(dtypes.bfloat16) for n in (0, 1)]
-        copy = Store(words, w.index, expr.apply(Leaf.PAIR, tuple(pair), words.dtype))
-        first, stop = self.bounds[side.variable]
-        stops = tuple(x * each for x in build.least(stop, side.extent))
-        place = (side.index - self.block.number.index) * each + self.read.k.index
-        self.read = replace(self.read, own=expr.load(words, place))
-        return [build.lanes_loop(w, WORDS, (copy,), first * each, stops)]
-
-    def _pack_rows(self) -> list[Statement]:
-        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
-        near = all(load.array.space != "buffer" for load in expr.loads(self.own))
-        if near and not self.pairs:
-            return []
-        *outer, inner = self._loops_over_k(self.bounds, ())
-        axes = *self.head.reduced[:-1], self.read.k
-        extents = [axis.extent for axis in axes]
-        size = numel(extents) * self.block.width
-        panel = Array(f"panel{self.number}", self.own.dtype, size, "scratch")
-        place = flatten([axis.index for axis in axes], extents) * self.block.width + self.block.lane
-        lanes, body = self.target.lanes(self.own.dtype), (Store(panel, place, self.own),)
-        copy: Statement = replace(self.read.loop(inner), body=body, transpose=lanes)
-        self.read = replace(self.read, own=expr.load(panel, place))
-        for loop in reversed(outer):
-            copy = loop.around((copy,))
-        return [self.block.loop([copy])]
-
-    def _tile(
-        self, u: Axis, lanes: Atom | None, width: int, place: Integer, at: dict[Atom, Integer],
-        rows_at: dict[Atom, Integer], ks: Sequence[Loop],
-    ) -> list[Statement]:  # fmt: skip
-        """Clear the registers, multiply and add in loops over k, pass the results on.
-
-        at: what register u stands for; place: its column; rows_at: its row, where that is not a
-        lane.
-        """
-        name, dtype = f"tile{self.number}x{u.count}", self.head.body.dtype
-        registers = Array(name, dtype, u.count, "registers", lanes=lanes, width=width)
-        total = expr.load(registers, u.index)
-        left, right = (expr.substitute_in(x, at) for x in (self.read.own, self.read.other))
-        more, (*outer, last) = multiply_add(total, left, right), ks
-        return [
-            *self._summed(registers, u, more, [*outer, self.read.loop(last)]),
-            *self._checked(registers, u, at, [*outer, replace(last, prefetch=())]),
-            build.unrolled(u, self._element(place, total, rows_at)),
-        ]
-
-    def _summed(
-        self, registers: Array, u: Axis, more: Expr, ks: Sequence[Loop]
-    ) -> list[Statement]:
-        """Clear the registers, set them to `more` in loops over k."""
-        step = build.unrolled(u, [Store(registers, u.index, more)])
-        for loop in reversed(ks):
-            step = loop.around((step,))
-        zero = identity(Op.SUM, registers.dtype)
-        return [build.unrolled(u, [Store(registers, u.index, zero)]), step]
-
-    def _checked(
-        self, registers: Array, u: Axis, at: dict[Atom, Integer], ks: Sequence[Loop]
-    ) -> list[Statement]:
-        """Scale what was summed by a shortcut; where that is not the product, sum the product."""
-        tried = self.plan.tried.get(self.head.array)
-        if tried is None:
-            return []
-        scale = tried.scale
-        if scale is not None:
-            scale = expr.substitute_in(self.plan.reading(scale), at)
-        terms = expr.substitute_in(self.bodies[self.number], at)
-        more = build.combine(Op.SUM, expr.load(registers, u.index), terms)
-        again = self._summed(registers, u, more, ks)
-        return build.unless_finite(registers, u, scale, again)

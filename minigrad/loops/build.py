@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
-from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
@@ -129,7 +127,8 @@ def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer,
     """
     start = loop.start + number.index * size
     counts = (ceildiv(stop - loop.start, size) for stop in loop.stops)
-    piece = replace(loop, start=start, stops=least(start + size, *loop.stops))
+    within = [stop for stop in loop.stops if (stop - loop.start) % size]
+    piece = replace(loop, start=start, stops=least(start + size, *within))
     return piece, least(number.extent, *counts)
 
 
@@ -271,12 +270,13 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 
 
 def kept_inside(
-    kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0
-) -> list[Stage]:
+    kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0,
+    prefix: str = "x",
+) -> list[Stage]:  # fmt: skip
     """The stages with their rows fixed, where what stays inside the kernel is in scratch memory.
 
     `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
-    memory, of which the smallest values get some first.
+    memory, of which the smallest values get some first. prefix: of the names of what is kept.
     """
     stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
     arrays: dict[Array, Array] = {}
@@ -288,7 +288,7 @@ def kept_inside(
         nbytes = size * max(dtype.itemsize, 4)
         space = "local" if nbytes <= local else "scratch"
         local -= nbytes if space == "local" else 0
-        arrays[stage.array] = Array(f"x{number}", dtype, size, space)
+        arrays[stage.array] = Array(f"{prefix}{number}", dtype, size, space)
 
     def move(array: Array, position: Integer) -> tuple[Array, Integer]:
         if array not in arrays:
@@ -350,27 +350,3 @@ def streams(
         return False
     unknown = (coefficient(load.index, along) is None for load in expr.loads(*exprs))
     return all(array not in stage.reads for stage in stages) and not any(unknown)
-
-
-def unless_finite(
-    registers: Array, u: Axis, scale: Expr | None, again: Sequence[Statement]
-) -> list[Statement]:
-    """Scale registers, and do something else instead where one of them is not finite.
-
-    It is done, too, where the scale, which may differ from register to register, is beyond ±1. u:
-    the registers' numbers.
-    """
-    wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
-    value, found = expr.load(registers, u.index), expr.load(wrong)
-    each: list[Statement] = [put(found, found + value * 0.0)]
-    if scale is not None:
-        fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
-        each.append(put(found, fits.where(found, math.nan)))
-        each.append(put(value, value * scale))
-    result: list[Statement] = [put(found, found.constant(0.0), everywhere=True), unrolled(u, each)]
-    if registers.lanes is not None:
-        found = expr.register(f"{wrong.name}_any", registers.dtype)
-        result.append(Fold(found.array, Op.SUM, wrong))
-    times = expr.value_of(found.differs(found).cast(dtypes.int32))
-    once = make_axis("again", 0, 2)
-    return [*result, Loop(once.variable, 0, (times,), tuple(again))]

@@ -29,7 +29,8 @@ Products of bfloat16 in the matrix registers of a processor (AMX), in squares of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.dtype import dtypes
@@ -40,9 +41,10 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import NEIGHBOURS
-from minigrad.loops.build import Change, combine, put, unless_finite
+from minigrad.loops.build import Change, combine, put
 from minigrad.loops.cost import SQUARE, Plan, row_stride
 from minigrad.loops.nest import (
+    Fold,
     Loop,
     Matrix,
     MatrixProduct,
@@ -148,8 +150,8 @@ def in_registers(
             if hints.deep:
                 s.insert(ks[-1], hints.often)
             ks = [*ks[:-1], lines, ks[-1]]
-    if problem.terms is not None:
-        s.insert(ks[0], again(problem, m), behind=True)
+    if (terms := problem.terms) is not None:
+        s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
     if plan.nr > 1:
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
@@ -232,22 +234,33 @@ def stage_right(
         s.stage("right", around, [*order, panel, n], layout, "panel")
 
 
-def again(problem: Problem, m: Atom) -> Callable[[Loop, Around], list[Statement]]:
-    """Behind the sums of a tile: they are summed as they are meant where one is not finite."""
+def again(loop: Loop, m: Atom, terms: Expr, scale: Expr | None = None) -> list[Statement]:
+    """Behind the sums of a tile: scale them, and sum the terms that are meant instead where one of
+    them is not finite.
 
-    def make(loop: Loop, around: Around) -> list[Statement]:
-        (registers,) = written(loop)
-        rows = loop_over(m, loop.body)
-        slot = m.index - rows.start
-        assert problem.terms is not None
-        total = expr.load(registers, slot)
-        more = combine(Op.SUM, total, problem.terms)
-        summed = Change(lambda value: more).of(loop)
-        clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
-        u = make_axis("u", 0, registers.size)
-        return unless_finite(registers, u, None, [replace(rows, body=(clear,)), summed])
-
-    return make
+    That is done, too, where the scale, which may differ from row to row, is beyond ±1. loop: over
+    k, around that over m, the tile's rows.
+    """
+    (registers,) = written(loop)
+    rows = loop_over(m, loop.body)
+    total = expr.load(registers, m.index - rows.start)
+    wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
+    found = expr.load(wrong)
+    checks = [put(found, found + total * 0.0)]
+    if scale is not None:
+        fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
+        checks += [put(found, fits.where(found, math.nan)), put(total, total * scale)]
+    result: list[Statement] = [put(found, found.constant(0.0), everywhere=True)]
+    result.append(rows.around(tuple(checks)))
+    if registers.lanes is not None:
+        found = expr.register(f"{wrong.name}_any", registers.dtype)
+        result.append(Fold(found.array, Op.SUM, wrong))
+    times = expr.value_of(found.differs(found).cast(dtypes.int32))
+    clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
+    more = combine(Op.SUM, total, terms)
+    summed = Change(lambda value: more).of(replace(loop, prefetch=()))
+    once = make_axis("again", 0, 2)
+    return [*result, Loop(once.variable, 0, (times,), (rows.around((clear,)), summed))]
 
 
 # ---- hints for the memory ----

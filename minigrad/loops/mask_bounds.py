@@ -101,6 +101,7 @@ class Rows:
         self.row = make_axis("b", 0, extent)
         self.whole = self.outer.index * extent + self.row.index
         self.start: Integer = self.number.index * width
+        self.ends: Bounds = self.start, self.start + width
         self.lane: Integer = make_axis("lane", 0, width).index if width > 1 else 0
 
     def loop(self, body: Sequence[Statement]) -> Loop:

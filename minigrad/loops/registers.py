@@ -11,19 +11,19 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops import nest
-from minigrad.loops.build import Change, combine, put, with_places
+from minigrad.loops.build import Change, combine, least, put, with_places
 from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 
 
 def sunk(
-    body: Statements, into: Sequence[Atom], starts: Mapping[Atom, Integer],
+    body: Statements, into: Sequence[Atom], loops: Mapping[Atom, Loop],
     wrapped: Callable[[Statements], Statements],
 ) -> Statements:  # fmt: skip
     """A body of which `wrapped` gives what stands in or between the loops that others go into.
 
-    starts: what variables are in the bounds of those loops.
+    loops: those others, all of whose iterations need what lies between the bounds.
     """
     found: list[Statement] = []
     for part in _parts(body, into):
@@ -32,10 +32,9 @@ def sunk(
             continue
         inner = (
             wrapped(part.body) if part.variable in into
-            else sunk(part.body, into, starts, wrapped)
+            else sunk(part.body, into, loops, wrapped)
         )  # fmt: skip
-        stops = tuple(settled(stop, starts) for stop in part.stops)
-        found.append(replace(part, start=settled(part.start, starts), stops=stops, body=inner))
+        found.append(widened(part, loops).around(inner))
     return tuple(found)
 
 
@@ -54,11 +53,38 @@ def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
     return parts
 
 
-def settled(x: Integer, known: Mapping[Atom, Integer]) -> Integer:
-    """An index in which variables have their known values, which may need others."""
-    while not variables(x).isdisjoint(known):
-        x = substitute(x, known)
+def widened(loop: Loop, loops: Mapping[Atom, Loop]) -> Loop:
+    """A loop with bounds that hold what they do in every iteration of others."""
+    start = _furthest(loop.start, loops, -1)
+    stops = [_furthest(stop, loops, 1) for stop in loop.stops]
+    if (start, *stops) == (loop.start, *loop.stops):
+        return loop
+    # where the variable ends might have gone without saying
+    extent = loop.variable.payload or loop.variable.high + 1
+    return replace(loop, start=start, stops=least(*stops, extent))
+
+
+def _furthest(x: Integer, loops: Mapping[Atom, Loop], sign: int) -> Integer:
+    """The greatest (sign: 1) or least (−1) that an index is in loops, whose bounds may need others.
+
+    What is loaded is taken where loops begin.
+    """
+    while variable := next((one for one in variables(x) if one in loops), None):
+        loop = loops[variable]
+        last = sign * _slope(x, variable) > 0
+        x = substitute(x, {variable: loop.stops[0] - 1 if last else loop.start})
     return x
+
+
+def _slope(x: Integer, along: Atom) -> float:
+    """How an index grows along a variable, quotients as if they were exact."""
+    slope = 0.0
+    for atom, factor in () if isinstance(x, int) else x.terms:
+        if atom == along:
+            slope += factor
+        elif atom.kind == "div" and atom.inner is not None:
+            slope += factor * _slope(atom.inner, along) / atom.divisor
+    return slope
 
 
 def loops_of_their_own(

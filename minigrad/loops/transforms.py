@@ -200,7 +200,7 @@ class Schedule:
         variables, instead of innermost. What came before and behind these loops gets loops over xs
         of its own, and a register that is used in several of them becomes as many as there are
         iterations: in registers, or in scratch memory, where what is summed up inside gets a
-        register again. The bounds of what they go into are taken where xs begin.
+        register again. The bounds of what they go into hold for all of their iterations.
         """
         ends = (into,) if isinstance(into, Atom) else into
         if not xs:
@@ -208,7 +208,7 @@ class Schedule:
 
         def change(loop: Loop, around: Around) -> Statements:
             loops = _nested(loop, xs)
-            starts = {one.variable: one.start for one in loops}
+            over = {one.variable: one for one in loops}
             body, leaves = loops[-1].body, list[Statements]()
 
             def seen(leaf: Statements) -> Statements:
@@ -217,7 +217,7 @@ class Schedule:
 
             registers.sunk(body, ends, {}, seen)
             wrapped = registers.loops_of_their_own(loops, leaves, space, around)
-            return registers.sunk(body, ends, starts, wrapped)
+            return registers.sunk(body, ends, over, wrapped)
 
         self._change(xs[0], change, computing=True)
 
@@ -406,21 +406,37 @@ class Schedule:
     @_step
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
-        layout: Sequence[tuple[Sequence[Atom], int | None]], array: str,
+        layout: Sequence[tuple[Sequence[Atom], int | None]] | None, array: str,
         wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
+        flat: int = 0,
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
         at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
-        the bounds that they have inside of `at`, at their least; those in `wide` are vectors of so
-        many, which go on beyond their piece of the operand, up to the number `beyond`, if it is
-        given. layout: of the copy, row-major: groups of variables, each with how many elements it
-        takes, None being as many as it has. transpose: of the innermost loop.
+        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many,
+        which go on beyond their piece of the operand, up to the number `beyond`, if it is given.
+        layout: of the copy, row-major: groups of variables, each with how many elements it takes,
+        None being as many as it has; None: the loops' order. transpose: of the innermost loop.
+        flat: the last two loops are one, in vectors of so many: all that is read and written goes
+        through them as through one.
         """
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
         for one in nest.loops_in(self.body if at is None else (nest.loop_over(at, self.body),)):
             found.setdefault(one.variable, one)
+        inside = {x: loop for x, loop in found.items() if x != at}
+        copying: list[Loop] = []
+        for x in loops:
+            loop = registers.widened(found[x], inside)
+            if loop.start != found[x].start:  # it moves with what is inside: the copy has all
+                found[x] = replace(loop, start=0, stops=(x.high + 1,))
+            if wide and wide.get(x, 1) > 1:
+                stops = loop.stops if beyond is None else least(loop.start + wide[x], beyond)
+                loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
+            copying.append(loop)
+            if loop.kind == "serial":  # bounds inside of a vector hold for all of its iterations
+                inside.pop(x)
+        layout = layout or [([x], None) for x in loops]
         groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
         places = [
@@ -429,18 +445,9 @@ class Schedule:
         ]
         copy = Array(array, value.dtype, numel(sizes), "scratch")
         place = flatten(places, sizes)
-        known = {x: loop.start for x, loop in found.items() if x != at}
-        copying: list[Loop] = []
-        for x in loops:
-            loop = found[x]
-            stops = least(*(registers.settled(stop, known) for stop in loop.stops))
-            loop = replace(loop, start=registers.settled(loop.start, known), stops=stops)
-            if wide and wide.get(x, 1) > 1:
-                stops = loop.stops if beyond is None else least(loop.start + wide[x], beyond)
-                loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
-            copying.append(loop)
-            known.pop(x)
-        copying, values = _as_it_lies(copying, value, transpose)
+        copying, values = (
+            _as_one(copying, flat) if flat else _as_it_lies(copying, value, transpose)
+        )  # fmt: skip
         copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (substitute_statement(Store(copy, place, value), values),)
         for loop in reversed(copying):
@@ -558,6 +565,18 @@ def _as_it_lies(
     places = unflatten(x.index if step == 1 else size - 1 - x.index, [one.trips for one in joined])
     values = {one.variable: place for one, place in zip(joined, places, strict=True)}
     return [*loops, Loop(x.variable, 0, (size,), ())], values
+
+
+def _as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, Integer]]:
+    """The loops of a copy, the last two as one, in vectors; and what their variables are in it."""
+    *loops, outer, inner = copying
+    count = inner.stops[0] - inner.start
+    assert isinstance(count, int)
+    x = make_axis("w", 0, (outer.variable.high + 1) * count)
+    values = {outer.variable: x.index // count, inner.variable: inner.start + x.index % count}
+    stops = tuple(stop * count for stop in outer.stops)
+    one = Loop(x.variable, outer.start * count, stops, (), "lanes", width)
+    return [*loops, one], values
 
 
 def _word(x: object) -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import cleandoc
 from textwrap import dedent
 
@@ -13,8 +14,19 @@ import pytest
 
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Atom, Integer, var
-from minigrad.loops.build import loops_over, put
-from minigrad.loops.nest import Matrix, MatrixProduct, Prefetch, Store, show_statements, walk
+from minigrad.loops.build import least, loops_over, put
+from minigrad.loops.nest import (
+    Loop,
+    Loops,
+    Matrix,
+    MatrixProduct,
+    Prefetch,
+    Statements,
+    Store,
+    map_loops,
+    show_statements,
+    walk,
+)
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -451,6 +463,61 @@ def test_tails_of_a_number_that_varies() -> None:
         "for s1_0 in 0 … (rows % 2):",
         "for m0 in 2·(rows // 2) + s1_0 … 2·(rows // 2) + s1_0 + 1:",
     ]
+
+
+def part_of_k(start: Callable[[Integer], Integer], stop: Callable[[Integer], Integer]) -> Schedule:
+    """The product of 8 rows, of which row m needs the terms from start(m) to stop(m) only."""
+    s = product(8)
+
+    def change(loop: Loop, around: Loops) -> Statements | None:
+        if loop.variable != k:
+            return None
+        (rows, _) = around
+        return (replace(loop, start=start(rows.index), stops=least(stop(rows.index), 5)),)
+
+    s.body = map_loops(s.body, change)
+    return s
+
+
+def lines_of(s: Schedule, word: str) -> list[str]:
+    return [line.strip() for line in show_statements(s.body).split("\n") if word in line]
+
+
+def test_bounds_hold_for_all_rows_that_share_a_loop() -> None:
+    s, rows = part_of_k(lambda m: 0, lambda m: m + 1), make_axis("m", 0, 8).variable
+    block = s.split(rows, 4, "t")
+    s.reorder(block, n, rows)
+    s.sink(rows)
+    assert lines_of(s, "for k0") == ["for k0 in 0 … min(4·t0 + 4, 5):"]
+
+
+def test_a_copy_has_what_all_rows_need() -> None:
+    s = part_of_k(lambda m: 0, lambda m: m // 2 + 1)
+    block = s.split(make_axis("m", 0, 8).variable, 4, "t")
+    s.stage("right", block, [k, n], [([k], None), ([n], None)], "panel")
+    copy, sums = lines_of(s, "for k0")
+    assert copy == "for k0 in 0 … 2·t0 + 2:" and sums == "for k0 in 0 … (m0 // 2) + 1:"
+
+
+def test_a_copy_of_what_begins_with_each_row_has_all() -> None:
+    s = part_of_k(lambda m: m, lambda m: 5)
+    panel = s.stage("right", None, [k, n], [([k], None), ([n], None)], "panel")
+    copy, sums = lines_of(s, "for k0")
+    assert copy == "for k0 in 0 … 5:" and sums == "for k0 in m0 … 5:" and panel.size == 5 * 8
+    assert "panel[8·k0 + n0]" in lines_of(s, "total[0] +")[0]
+
+
+def test_pieces_end_where_a_multiple_of_them_does() -> None:
+    s, number = product(24), make_axis("g", 0, 3)
+    x = make_axis("m", 0, 24).variable
+    (rows,) = s.body
+    assert isinstance(rows, Loop)
+    s.body = (replace(rows, stops=(number.index * 8 + 8, 24)),)
+    s.split(x, 4, "t")
+    lines = show_statements(s.body).split("\n")[:2]
+    assert [line.strip() for line in lines] == [
+        "for t0 in 0 … 2·g0 + 2:", "for m0 in 4·t0 … 4·t0 + 4:"
+    ]  # fmt: skip
 
 
 def test_tensorize_leaves_the_stores() -> None:
