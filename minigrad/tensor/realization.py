@@ -282,6 +282,14 @@ def _lose_readers(target: Node, owner: Holder) -> None:
                 holder._point(dead)
 
 
+def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
+    """The BUFFERs of an order to which a leaf's write waits, and that leaf: its value before."""
+    buffers = [node for node in order if node.op is BUFFER] if _waiting else ()
+    writes = {node: write for node in buffers if (write := _waiting.get(id(node))) is not None}
+    return {node: [holder for holder in holders(write) if holder._requires_grad]
+            for node, write in writes.items()}  # fmt: skip
+
+
 def _is_waiting(node: Node) -> bool:
     return node.op is ASSIGN and _waiting.get(id(node.src[0])) is node
 

@@ -131,6 +131,8 @@ def test_lazy_loss_of_the_old_value(on_device):
         x += 10
     loss.gradient(other)
     assert loss.gradient(other)[0].tolist() == [1, 2]
+    (loss + (x * x).sum()).backward()  # of which x got nothing
+    assert x.grad.tolist() == [1 + 22, 1 + 24] and other.grad.tolist() == [1, 2]
 
 
 def test_history_is_dropped_with_the_tensor(on_device):
