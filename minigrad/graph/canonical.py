@@ -108,8 +108,9 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
             value = new[root]
             if value.op is Op.BUFFER:  # a CHECK of one
                 value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
-            fills = value.op is Op.ASSIGN and value.arg is None  # all of its target
-            roots.append(value.src[1] if fills else value)
+            while value.op is Op.ASSIGN and value.arg is None:  # all of its target
+                value = value.src[1]
+            roots.append(value)
         outputs = self.targets
         count = max((*outputs, len(self.inputs) - 1)) + 1
         if checked:

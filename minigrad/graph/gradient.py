@@ -53,7 +53,7 @@ def gradient(
             parts.setdefault(output, []).append(seed)
     found: dict[Node, Node] = {}
     results: dict[Node, dict[Node, Node]] = {}  # LOOP → its RESULTs → their gradients
-    result, assign = Op.RESULT, Op.ASSIGN
+    result, assign, wanted = Op.RESULT, Op.ASSIGN, set(targets)
     for node in reversed(order):
         if node in results:
             for source, part in zip(node.src, node.arg.gradient(node, results[node]), strict=True):
@@ -65,6 +65,8 @@ def gradient(
         if node.op is result:
             results.setdefault(node.src[0], {})[node] = total
             continue
+        if node.op is assign and node in wanted:
+            continue  # a leaf: what was written to it is a constant
         if node.op is assign and not active.isdisjoint(node.src):
             raise GradientError(
                 f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "

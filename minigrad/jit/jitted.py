@@ -176,6 +176,9 @@ class Jitted(Generic[P, R]):
                 before = [(holder._link, holder.raw) for holder in all_holders()]
                 with recorded_calls() as calls, _logged() as data:
                     result = self.function(*args, **kwargs)
+                    first: list[Tensor] = []
+                    flatten(result, first, {})
+                    realization.realize(first)  # weights that are drawn there are no part of a step
                 _give_memory(before)
                 structure = _part(result, {id(link) for link, _ in before})
                 used = {buffer for call in calls for buffer in call.buffers}

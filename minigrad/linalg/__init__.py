@@ -9,7 +9,7 @@ from minigrad.linalg.decompositions import qr, svd
 from minigrad.linalg.systems import *
 from minigrad.tensor import Tensor
 
-cross, diagonal, matmul = Tensor.cross, Tensor.diagonal, Tensor.matmul
+cross, matmul = Tensor.cross, Tensor.matmul
 
 __all__ = [
     "cholesky", "cond", "cross", "det", "diagonal", "eigh", "eigvalsh", "inv", "lstsq", "matmul",

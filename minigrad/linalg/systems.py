@@ -374,6 +374,11 @@ def matrix_norm(x: Tensor, ord: Any = "fro", *, keepdim: bool = False) -> Tensor
     return sums.max((-2, -1), keepdim) if ord > 0 else sums.min((-2, -1), keepdim)
 
 
+def diagonal(x: Tensor, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
+    """The diagonals of matrices; see `Tensor.diagonal`, whose default is the first dimensions."""
+    return x.diagonal(offset, dim1, dim2)
+
+
 def matrix_power(x: Tensor, n: int) -> Tensor:
     """The n-th power of each matrix, by squaring; of its inverse for negative n."""
     return (inv(x) if n < 0 else x).matrix_power(abs(n))

@@ -108,8 +108,6 @@ selu, silu, mish, softplus, hardshrink, softshrink, tanhshrink = (
 hardtanh, hardswish, hardsigmoid = Tensor.hardtanh, Tensor.hardswish, Tensor.hardsigmoid
 sigmoid, logsigmoid, tanh = Tensor.sigmoid, Tensor.logsigmoid, Tensor.tanh
 softmax, log_softmax = Tensor.softmax, Tensor.log_softmax
-conv1d = conv2d = conv3d = Tensor.conv2d
-conv_transpose1d = conv_transpose2d = conv_transpose3d = Tensor.conv_transpose2d
 interpolate = upsample = Tensor.interpolate
 pad, one_hot, embedding, mse_loss = Tensor.pad, Tensor.one_hot, Tensor.embedding, Tensor.mse_loss
 pixel_shuffle, pixel_unshuffle = Tensor.pixel_shuffle, Tensor.pixel_unshuffle
@@ -121,6 +119,28 @@ scaled_dot_product_attention = Tensor.scaled_dot_product_attention
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b: (…, in), (out, in), (out,) → (…, out). `Tensor.linear` takes Wᵀ."""
     return x.linear(weight.transpose(), bias)
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Numbers = 1,
+    padding: Padding = 0, dilation: Numbers = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """See `Tensor.conv2d`; the weight's dimensions say how many are spatial."""
+    options: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return x.conv2d(weight, bias, **options)
+
+
+def conv_transpose2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Numbers = 1,
+    padding: Padding = 0, output_padding: Numbers = 0, groups: int = 1, dilation: Numbers = 1,
+) -> Tensor:  # fmt: skip
+    """See `Tensor.conv_transpose2d`; the weight's dimensions say how many are spatial."""
+    options: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return x.conv_transpose2d(weight, bias, output_padding=output_padding, **options)
+
+
+conv1d = conv3d = conv2d
+conv_transpose1d = conv_transpose3d = conv_transpose2d
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:

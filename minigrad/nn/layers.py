@@ -153,7 +153,8 @@ class PReLU(Layer):
 class FunctionLayer(Layer):
     """A function of tensors; its other arguments are options, in their order, and attributes.
 
-    inplace is accepted as PyTorch's: results are new tensors. weight and pos_weight are buffers.
+    inplace is accepted where PyTorch has it: results are new tensors. weight and pos_weight are
+    buffers.
     """
 
     function: ClassVar[Callable[..., Any]]
@@ -187,21 +188,23 @@ class FunctionLayer(Layer):
     def extra_repr(self) -> str:
         """The options, without what is off."""
         shown = {n: v for n, v in self._options().items() if v is not None and n != "inplace"}
-        shown |= {"inplace": True} if vars(self)["inplace"] else {}
+        shown |= {"inplace": True} if vars(self).get("inplace") else {}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-def _layers(*functions: Any, inputs: int = 1, only: str = "") -> list[type[FunctionLayer]]:
+def _layers(
+    *functions: Any, inputs: int = 1, only: str = "", inplace: bool = False
+) -> list[type[FunctionLayer]]:
     """Layers of functions. inputs: how many tensors a call gives. only: the one option."""
-    return [_layer(function, inputs, only) for function in functions]
+    return [_layer(function, inputs, only, inplace) for function in functions]
 
 
-def _layer(function: Any, inputs: int, only: str) -> type[FunctionLayer]:
+def _layer(function: Any, inputs: int, only: str, inplace: bool) -> type[FunctionLayer]:
     options = list(inspect.signature(function).parameters.values())[inputs:]
     options = [option for option in options if only in ("", option.name)]
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    place = len(options) if only else sum(option.kind is kind for option in options)
-    options.insert(place, inspect.Parameter("inplace", kind, default=False))
+    if inplace:
+        options.append(inspect.Parameter("inplace", kind, default=False))
     options = [o.replace(kind=kind) for o in options] if only else options
     text = f"The layer of `{function.__name__}`. {inspect.getdoc(function)}".partition("\n>>>")[0]
     body = {"__doc__": text, "__module__": __name__, "function": staticmethod(function),
@@ -219,15 +222,17 @@ def _unflatten(x: Tensor, dim: int, unflattened_size: Any) -> Tensor:
     return x.unflatten(dim, unflattened_size)
 
 
-ReLU, ReLU6, SiLU, Mish, Hardswish, Hardsigmoid, Hardtanh, Hardshrink, Softshrink = _layers(
-    F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, F.hardshrink,
-    F.softshrink,
+ReLU, ReLU6, SiLU, Mish, Hardswish, Hardsigmoid, Hardtanh = _layers(
+    F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, inplace=True
+)
+LeakyReLU, ELU, SELU, Threshold = _layers(
+    F.leaky_relu, F.elu, F.selu, F.threshold, inplace=True
+)
+Hardshrink, Softshrink, Tanhshrink, Tanh, Sigmoid, LogSigmoid, GELU, GLU, Softplus = _layers(
+    F.hardshrink, F.softshrink, F.tanhshrink, F.tanh, F.sigmoid, F.logsigmoid, F.gelu, F.glu,
+    F.softplus,
 )  # fmt: skip
-Tanhshrink, Threshold, Tanh, Sigmoid, LogSigmoid, LeakyReLU, ELU, SELU, GELU, GLU = _layers(
-    F.tanhshrink, F.threshold, F.tanh, F.sigmoid, F.logsigmoid, F.leaky_relu, F.elu, F.selu,
-    F.gelu, F.glu,
-)  # fmt: skip
-Softplus, Flatten, Unflatten = _layers(F.softplus, _flatten, _unflatten)
+Flatten, Unflatten = _layers(_flatten, _unflatten)
 Softmax, LogSoftmax = _layers(F.softmax, F.log_softmax, only="dim")
 MSELoss, L1Loss, HuberLoss, SmoothL1Loss, CrossEntropyLoss, NLLLoss, BCELoss, KLDivLoss = _layers(
     F.mse_loss, F.l1_loss, F.huber_loss, F.smooth_l1_loss, F.cross_entropy, F.nll_loss,

@@ -355,7 +355,7 @@ class Arithmetic(Composed):
         [0, 0, 1]
         """
         x, y = self._two("cross", other)
-        axis = axis_of("cross", dim, x.ndim)
+        axis = axis_of("cross", dim, x.ndim, 0)
         if x.shape[axis] != 3:
             raise ShapeError(f"cross along dimension {axis} of {x.shape}: expected extent 3")
         return x.roll(-1, axis) * y.roll(-2, axis) - x.roll(-2, axis) * y.roll(-1, axis)

@@ -36,7 +36,7 @@ class Arranging(Composed):
         >>> Tensor([1, 2, 3, 4]).narrow(0, 1, 2).tolist()
         [2, 3]
         """
-        axis = axis_of("narrow", dim, self.ndim)
+        axis = axis_of("narrow", dim, self.ndim, 0)
         begin = start + self.shape[axis] if isinstance(start, int) and start < 0 else start
         return self._part(axis, begin, begin + length)
 
@@ -46,7 +46,7 @@ class Arranging(Composed):
         >>> [row.tolist() for row in Tensor([[1, 2], [3, 4]]).unbind()]
         [[1, 2], [3, 4]]
         """
-        axis = axis_of("unbind", dim, self.ndim)
+        axis = axis_of("unbind", dim, self.ndim, 0)
         return tuple(self.select(axis, place) for place in range(self._known_shape()[axis]))
 
     def tensor_split(
@@ -57,7 +57,7 @@ class Arranging(Composed):
         >>> [part.tolist() for part in Tensor([1, 2, 3]).tensor_split(2)]
         [[1, 2], [3]]
         """
-        axis, given = axis_of("tensor_split", dim, self.ndim), indices_or_sections
+        axis, given = axis_of("tensor_split", dim, self.ndim, 0), indices_or_sections
         extent = self._known_shape()[axis]
         if not isinstance(given, Sequence):
             if given < 1:
@@ -85,7 +85,7 @@ class Arranging(Composed):
         return self._split_evenly("vsplit", indices_or_sections, 0)
 
     def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:
-        extent = self._known_shape()[axis_of(name, axis, self.ndim)]
+        extent = self._known_shape()[axis_of(name, axis, self.ndim, 0)]
         if isinstance(given, int) and (given < 1 or extent % given):
             raise ShapeError(f"{name}({given}) of {self.shape}: expected a part of {extent}")
         return self.tensor_split(given, axis)

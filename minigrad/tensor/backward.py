@@ -141,8 +141,10 @@ def _may_be_leaves(order: Sequence[Node], back: dict[Node, Node]) -> list[dict[N
     """
     marked: dict[Node, list[Core]] = {}
     others: dict[Node, list[Core]] = {}
-    for node in order if back else held_among(order):
-        for holder in holders(node) + (holders(back[node]) if node in back else []):
+    before = realization.rewritten(order)
+    for node in dict.fromkeys((*(order if back else held_among(order)), *before)):
+        same = holders(back[node]) if node in back else before.get(node, [])
+        for holder in holders(node) + same:
             assert isinstance(holder, Core)
             note(holder, "_requires_grad")
             if holder._requires_grad:

@@ -122,15 +122,19 @@ def whole(value: Any) -> Any:
     return int(value)
 
 
-def axis_of(name: str, axis: int, ndim: int) -> int:
-    """An axis counted from the left; negative ones count from the right."""
+def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
+    """An axis counted from the left; negative ones count from the right.
+
+    least: 0 where a tensor without dimensions has no axis either, and not one of extent 1.
+    """
     axis = whole(axis)
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"{name}: axis {axis!r} is a {type(axis).__name__}; expected an int")
-    if not -max(ndim, 1) <= axis < max(ndim, 1):
+    count = max(ndim, least)
+    if not -count <= axis < count:
+        expected = f"{-count} … {count - 1}" if count else "a tensor with at least one, as x[None]"
         raise AxisError(
-            f"{name}: axis {axis} of a tensor of {ndim} dimensions; expected "
-            f"{-max(ndim, 1)} … {max(ndim, 1) - 1}"
+            f"{name}: axis {axis} of a tensor of {ndim} dimensions; expected {expected}"
         )
     return axis % ndim if ndim else 0
 

@@ -167,6 +167,11 @@ class Contraction(Methods):
         """
         if is_causal and attn_mask is not None:
             raise ValueError("scaled_dot_product_attention: expected is_causal or attn_mask")
+        if min(self.ndim, key.ndim, value.ndim) < 2 + enable_gqa:
+            raise ShapeError(
+                f"attention of {self.shape}, {key.shape} and {value.shape}: expected at least "
+                f"{2 + enable_gqa} dimensions"
+            )
         if enable_gqa:
             key, value = (
                 x.repeat_interleave(_ratio(self.shape[-3], x.shape[-3]), -3) for x in (key, value)

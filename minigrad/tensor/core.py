@@ -393,17 +393,21 @@ class Core(Holder, metaclass=_TensorType):
         return result
 
     def to(
-        self, device: str | DType | Sequence[str] | None = None, dtype: DType | str | None = None
-    ) -> Self:
+        self, device: str | DType | Sequence[str] | Core | None = None,
+        dtype: DType | str | None = None,
+    ) -> Self:  # fmt: skip
         """A copy on another device, or the tensor itself where it is there already.
 
-        Of a tuple of devices each has all of it. Of a dtype it is `cast`, as with `dtype` given.
+        Of a tuple of devices each has all of it. Of a dtype it is `cast`, as with `dtype` given; of
+        a tensor that one's device and dtype.
 
         >>> Tensor([1]).to("CPU").device
         'CPU'
         """
         if isinstance(device, DType):
             return self._new(build.cast(self.node, device))
+        if isinstance(device, Core):
+            return self.to(device.device, dtype or device.dtype)
         if dtype is not None:
             return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):

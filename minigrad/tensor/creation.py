@@ -36,6 +36,8 @@ def _check_numbers(name: str, *values: Any) -> None:
             raise TypeError(
                 f"{name} with {value!r}, a {type(value).__name__}; expected a Python number"
             )
+        if name == "arange" and isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"arange with {value}: expected finite numbers")
 
 
 def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:

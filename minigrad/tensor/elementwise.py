@@ -53,9 +53,10 @@ def _common(name: str, nodes: Sequence[Node]) -> list[Node]:
 
 def condition(name: str, x: Core) -> Node:
     """The node of a condition: numbers are none, lest x.where(mask, y) be taken for our order."""
-    if not x.dtype.is_bool:
+    if not isinstance(x, Core) or not x.dtype.is_bool:
+        given = x.dtype.name if isinstance(x, Core) else repr(x)
         raise DTypeError(
-            f"{name} with a condition of {x.dtype.name}: expected bool, as in (x != 0).where(a, b)"
+            f"{name} with a condition of {given}: expected bool, as in (x != 0).where(a, b)"
         )
     return x.node
 

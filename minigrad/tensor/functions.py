@@ -188,7 +188,8 @@ class Functions(Methods):
                 raise DTypeError(f"round({decimals}) of {self.dtype.name}: use .float() first")
             return self
         if decimals:
-            return (self * 10.0**decimals).round() / 10.0**decimals
+            wide = self._wide() * 10.0**decimals
+            return (wide.round() / 10.0**decimals).cast(self.dtype)
         return self._unary(Op.ROUND)
 
     __round__ = round
@@ -390,8 +391,8 @@ class Functions(Methods):
 
     def _pow_number(self, exponent: int | float | bool) -> Self | None:
         """The powers that are cheaper, and better behaved, than the general one."""
-        if not self.dtype.is_float and isinstance(exponent, float):
-            return None
+        if self.dtype.is_bool or (not self.dtype.is_float and isinstance(exponent, float)):
+            return None  # bools are powers of int32
         if exponent == 1:
             return self.cast(scalar_dtype("pow", exponent, self.dtype))
         if exponent == 2:
@@ -432,10 +433,12 @@ class Functions(Methods):
         >>> Tensor([1.0]).isclose(1.0 + 1e-6).tolist()
         [True]
         """
-        y = self._operand(other)
-        near = (self - y).abs() <= y.abs() * rtol + atol
-        close = self.eq(y) | (near & self.isfinite() & y.isfinite())
-        return close | (self.isnan() & y.isnan()) if equal_nan else close
+        x, y = self._two("isclose", other)
+        if not x.dtype.is_float:  # whose differences may wrap
+            x, y = x.cast(dtypes.float64), y.cast(dtypes.float64)
+        near = (x - y).abs() <= y.abs() * rtol + atol
+        close = x.eq(y) | (near & x.isfinite() & y.isfinite())
+        return close | (x.isnan() & y.isnan()) if equal_nan else close
 
     def lerp(self, end: Any, weight: Any) -> Self:
         """self + weight·(end − self).

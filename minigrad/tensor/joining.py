@@ -31,7 +31,7 @@ class Joining(Methods):
         """
         tensors, along = _joined_along("cat", self, others, dim, axis)
         first: Self = tensors[0]
-        place = axis_of("cat", along, first.ndim)
+        place = axis_of("cat", along, first.ndim, 0)
         for tensor in tensors:
             if tensor.ndim != first.ndim or any(
                 a != b
@@ -77,7 +77,7 @@ class Joining(Methods):
             raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
-        axis = axis_of("repeat_interleave", dim, self.ndim)
+        axis = axis_of("repeat_interleave", dim, self.ndim, 0)
         left, right = self.shape[: axis + 1], self.shape[axis + 1 :]
         wide = self.reshape(left + (1,) + right).expand(left + (repeats,) + right)
         return self._new(wide.reshape(left[:-1] + (left[-1] * repeats,) + right).node)
@@ -103,7 +103,7 @@ class Joining(Methods):
 
     def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[Self, ...]:
         """Parts along `dim`: each of one size (the last may be smaller), or of the given sizes."""
-        axis = axis_of("split", dim, self.ndim)
+        axis = axis_of("split", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine):
             raise ShapeError(f"split along a symbolic dimension of {self.shape}")
@@ -121,14 +121,14 @@ class Joining(Methods):
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
         """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
-        axis = axis_of("chunk", dim, self.ndim)
+        axis = axis_of("chunk", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
             raise ShapeError(
                 f"chunk({chunks}) along dimension {axis} of {self.shape}; expected a number "
                 "of chunks ≥ 1 and a dimension of known extent"
             )
-        return self.split(max(ceildiv(extent, chunks), 1), axis)
+        return self.split(ceildiv(extent, chunks) if extent else [0] * chunks, axis)
 
     # --- by names of dimensions -------------------------------------------------------------
 

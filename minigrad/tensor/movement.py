@@ -111,7 +111,7 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3, 4]).unflatten(0, (2, 2)).tolist()
         [[1, 2], [3, 4]]
         """
-        axis = axis_of("unflatten", dim, self.ndim)
+        axis = axis_of("unflatten", dim, self.ndim, 0)
         parts = _completed((self.shape[axis],), sequence((sizes,)))
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
@@ -344,7 +344,7 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3]).unfold(0, 2, 1).tolist()
         [[1, 2], [2, 3]]
         """
-        axis = axis_of("unfold", dim, self.ndim)
+        axis = axis_of("unfold", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
             raise ShapeError(

@@ -174,11 +174,15 @@ def separate(node: Node, owners: Container[int]) -> None:
         if id(holder._link) not in owners and views.base_of(holder) is None
     ]
     if others:
-        source = make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device)
-        (copied,) = program.realize([source])
+        (copied,) = program.realize([_copied(node)])
         for holder in others:
             holder._point(copied)
             views.written(holder)
+
+
+def _copied(node: Node) -> Node:
+    """Its value in other memory."""
+    return make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device)
 
 
 def _compute(
@@ -275,6 +279,14 @@ def _lose_readers(target: Node, owner: Holder) -> None:
                 holder._point(dead)
 
 
+def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
+    """The BUFFERs of an order to which a leaf's write waits, and that leaf: its value before."""
+    buffers = [node for node in order if node.op is BUFFER] if _waiting else ()
+    writes = {node: write for node in buffers if (write := _waiting.get(id(node))) is not None}
+    return {node: [holder for holder in holders(write) if holder._requires_grad]
+            for node, write in writes.items()}  # fmt: skip
+
+
 def _is_waiting(node: Node) -> bool:
     return node.op is ASSIGN and _waiting.get(id(node.src[0])) is node
 
@@ -328,6 +340,8 @@ class _Plan:
         values = list(self.roots)
         if self.writes:
             values = see_through(values, {w for w in self.writes if not _is_waiting(w)})
+            # what is memory of others then may be overwritten in this very program
+            values = [_copied(value) if value.op is BUFFER else value for value in values]
         self.alone = dict(zip(self.roots, values, strict=True))
         if len(self.order) > 2 * MANY:
             self._without_copies()
@@ -407,8 +421,7 @@ class _Plan:
     def _copy(self, target: Node) -> None:
         """Save the value of a BUFFER that is about to be overwritten."""
         if target not in self.copies:
-            copied = make(Op.CONTIGUOUS, target.dtype, target.shape, (target,), None, target.device)
-            self.copies[target] = copied
+            self.copies[target] = copied = _copied(target)
             self.roots.setdefault(copied)
 
     def _without_copies(self) -> None:

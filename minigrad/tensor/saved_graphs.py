@@ -16,7 +16,7 @@ from typing import Any
 from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
-from minigrad.graph.node import ASSIGN, BUFFER, Node, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, topological
 from minigrad.graph.rewrite import remade, replaced
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import leaves_among, wants_gradient
@@ -149,7 +149,10 @@ def _overwritten(found: Mapping[Node, _History]) -> Iterator[tuple[Node, Node]]:
 def _with_histories(
     roots: Sequence[Node], order: Sequence[Node] | None = None
 ) -> tuple[list[Node], dict[Node, _History]]:
-    """The roots with each BUFFER that has a history replaced by it, and those histories."""
+    """The roots with each BUFFER that has a history replaced by it, and those histories.
+
+    Not where no gradient flows: what is detached, or was written to a leaf, may have a void one.
+    """
     if order is None:
         order = topological(roots)
     writes = {node for node in order if node.op is ASSIGN and not wants_gradient(node)}
@@ -161,4 +164,10 @@ def _with_histories(
         for node in order
         if node.op is BUFFER and (history := _histories.get(node)) is not None
     }
+    if found:
+        flowing = set(roots)
+        for node in reversed(order):
+            if node in flowing and node.op not in (Op.BITCAST, ASSIGN):
+                flowing.update(source for source in node.src if source.dtype.is_float)
+        found = {node: history for node, history in found.items() if node in flowing}
     return replaced(roots, {node: history.node for node, history in found.items()}), found

@@ -47,7 +47,7 @@ class Scattering(Methods):
         self, name: str, dim: int, index: Core, wraps: bool = False
     ) -> tuple[int, Self, Self]:
         """Axis, self cut to the index's extents in other dimensions, and the checked index."""
-        axis = axis_of(name, dim, self.ndim)
+        axis = axis_of(name, dim, self.ndim, 0)
         shape = index.shape
         if not index.dtype.is_int:
             raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")

@@ -129,8 +129,9 @@ class Statistics(Composed):
             whole = self.flatten().quantile(q, 0, interpolation=interpolation)
             return whole.reshape((*whole.shape, *(1 for _ in self.shape))) if keepdim else whole
         axis = axis_of("quantile", dim, self.ndim)
-        lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]
-        share = type(self)(q, device=self.raw.device).cast(self.dtype)
+        lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]._wide()
+        dtype = None if isinstance(q, Core) else lines.dtype  # which half floats have no ranks in
+        share = type(self)(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
         rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
         if interpolation in ("lower", "higher", "nearest"):
             turn = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
@@ -143,8 +144,8 @@ class Statistics(Composed):
         between = (part < 0.5).where(low + step * part, high - step * (1 - part))
         value = part.eq(0).where(low, between)
         value = lines.isnan().any(-1, True).where(math.nan, value).movedim(-1, 0)  # (q, …)
-        kept: Self = value.unsqueeze(axis + 1) if keepdim else value
-        return kept if share.ndim else kept[0]
+        kept: Self = value.unsqueeze(axis + 1) if keepdim and self.ndim else value
+        return (kept if share.ndim else kept[0]).cast(self.dtype)
 
     def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The most frequent elements along dim, of several the smallest, and where the last is.
@@ -228,6 +229,7 @@ class Statistics(Composed):
         if bins < 1 or min > max:
             raise ValueError(f"histc({bins}, {min}, {max}): expected bins ≥ 1 and min ≤ max")
         x = self.flatten().detach()
+        x = x._wide() if self.dtype.is_float else x.cast(dtypes.float64)
         low, high = (x.min(), x.max()) if min == max else (x._operand(min), x._operand(max))
         alike = low.eq(high)
         low, high = alike.where(low - 1, low), alike.where(high + 1, high)
@@ -297,6 +299,8 @@ class Statistics(Composed):
         >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).cov().tolist()
         [[2.0, 4.0], [4.0, 8.0]]
         """
+        if self.ndim > 2:
+            raise ShapeError(f"cov of {self.shape}: expected (variables, observations)")
         rows = self if self.ndim == 2 else self.reshape((1, -1))
         away = rows - rows.mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
@@ -310,7 +314,7 @@ class Statistics(Composed):
         >>> Tensor([1, 4, 9]).diff().tolist()
         [3, 5]
         """
-        axis = axis_of("diff", dim, self.ndim)
+        axis = axis_of("diff", dim, self.ndim, 0)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         result, *more = [part for part in (prepend, self, append) if part is not None]

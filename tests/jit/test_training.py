@@ -261,3 +261,12 @@ def test_training_mode_is_part_of_the_key(on_device):
         assert step(x).tolist() == [1.0] * 200
         with Tensor.train():
             assert set(step(x).tolist()) == {0.0, 2.0}
+
+
+def test_nobody_looks_at_the_first_results(on_device):
+    """What draws the weights was then a part of the captured step: a JitError."""
+    model = nn.Linear(2, 3)
+    step = jit(lambda x: model(x))
+    for _ in range(3):
+        step(Tensor([1.0, 2.0]))
+    same(step(Tensor([3.0, 4.0])), model(Tensor([3.0, 4.0])).numpy())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from expressions import NAMES, Comparison, cases
 
-from minigrad import Tensor, dtypes
+from minigrad import Tensor, dtypes, linalg, nn
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 F = torch.nn.functional
@@ -69,6 +69,17 @@ FAMILIES = {
     "names and forms of arguments": """
         x.clamp(min=0.1)
         x.clamp(max=0.1)
+        a.isclose(a + 1, atol=3) :: a.int().isclose(a.int() + 1, atol=3)
+        (i.char() * 14).isclose((j * 20).char()) :: (i * 14).isclose(j * 20)
+        b.isclose(b)
+        b ** 2
+        d[0, 0].quantile(0.3, 0, True)
+        (h * 2000).round(decimals=2)
+        (a // 2).char().histc(8, 0, 100) :: (a // 2).float().histc(8, 0, 100).char()
+        linalg.diagonal(t)
+        len(x[:, :0].chunk(3, 1)) + x[0] :: 3 + x[0]
+        x.to(d)
+        i.to(h)
         x.sum(dim=1)
         x.permute(1, 0)
         v.expand(3, 4)
@@ -86,6 +97,8 @@ FAMILIES = {
         img.conv2d(w, padding="valid") :: F.conv2d(img, w, padding="valid")
         img.conv2d(w, padding=(1, 2, 3, 0)) :: F.conv2d(F.pad(img, (1, 2, 3, 0)), w)
         img[0].conv2d(w, c4) :: F.conv2d(img[0], w, c4)
+        F.conv2d(img, w, c4, 2, (1, 2), 1, 1)
+        F.conv_transpose2d(img, w.transpose(0, 1), c4, 2, 1, 1, 1, 1)
         img.max_pool2d(3, 2, return_indices=True) :: F.max_pool2d(img, 3, 2, return_indices=True)
         img.interpolate(scale_factor=2) :: F.interpolate(img, scale_factor=2)
         img.interpolate(scale_factor=(1.5, 0.7)) :: F.interpolate(img, scale_factor=(1.5, 0.7))
@@ -139,12 +152,13 @@ def ours_tensor(value, wants_gradient):
 def test_family(family, on_device):
     theirs_in = tensors(torch_tensor)
     theirs = {
-        "torch": torch, "F": F, "sdpa": F.scaled_dot_product_attention,
-        "float": float, "tuple": tuple,
+        "torch": torch, "linalg": torch.linalg, "F": F, "sdpa": F.scaled_dot_product_attention,
+        "float": float, "tuple": tuple, "len": len,
         **{name: getattr(torch, name) for name in NAMES}, **theirs_in,
     }  # fmt: skip
     ours = {
-        "Tensor": Tensor, "float": float,
+        "Tensor": Tensor, "linalg": linalg, "F": nn.functional, "float": float,
+        "len": len,
         **{name: getattr(dtypes, name) for name in NAMES}, **tensors(ours_tensor),
     }  # fmt: skip
     leaves = [name for name, tensor in theirs_in.items() if tensor.requires_grad]

@@ -131,6 +131,8 @@ def test_lazy_loss_of_the_old_value(on_device):
         x += 10
     loss.gradient(other)
     assert loss.gradient(other)[0].tolist() == [1, 2]
+    (loss + (x * x).sum()).backward()  # of which x got nothing
+    assert x.grad.tolist() == [1 + 22, 1 + 24] and other.grad.tolist() == [1, 2]
 
 
 def test_history_is_dropped_with_the_tensor(on_device):
@@ -356,3 +358,49 @@ def test_gradients_by_what_stands_between_two_movements(case: str, lazy: bool, o
     counts = np.pad(np.ones((2, 3)), ((0, 0), (1, 1))) if case == "pad" else counts
     np.testing.assert_array_equal(alone.numpy(), 2 * counts)
     np.testing.assert_array_equal(both.numpy(), 2 * counts + 2 * v.numpy())
+
+
+CARRIES = {
+    "detach": Tensor.detach, "clone": lambda h: h.detach().clone(),
+    "condition": lambda h: (h > 0.5).where(1.0, -0.5),
+    "position": lambda h: h.argmax(1, True) + h.detach(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CARRIES)
+def test_a_state_is_carried_past_updates(name, on_device):
+    """As a recurrent net's: what it was computed from is void, and no gradient asks for it."""
+
+    def trained(known):
+        w, h = leaf([[0.3, 0.1], [-0.2, 0.4]]), Tensor(np.eye(2, dtype=np.float32))
+        optimizer = nn.optim.SGD([w], lr=0.5)
+        for _ in range(4):
+            optimizer.zero_grad()
+            h = (CARRIES[name](Tensor(h.numpy()) if known else h) @ w).tanh()
+            h.square().sum().backward()
+            optimizer.step()
+        return w.numpy()
+
+    np.testing.assert_allclose(trained(False), trained(True), rtol=1e-5)
+
+
+WRITES = {
+    "another leaf": lambda h, p, x: x.copy_(p), "a realized result": lambda h, p, x: x.copy_(h),
+    "a lazy result": lambda h, p, x: x.copy_((p * 2).tanh()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_a_leaf_is_given_is_a_constant(name, on_device):
+    """Of the leaf that it was computed from, too; its history may be void."""
+    p, q, x = leaf([0.5, 0.25]), leaf([1, 2]), Tensor([0.0, 0.0]).realize()
+    h = (p * 3).tanh()
+    with Tensor.no_grad():
+        p.assign(p * 2)
+    h.realize()
+    with Tensor.no_grad():
+        q.copy_(WRITES[name](h, p, x))
+    (p * q * q).sum().backward()
+    given = q.numpy()
+    np.testing.assert_allclose(p.grad.numpy(), given * given, rtol=1e-6)
+    np.testing.assert_allclose(q.grad.numpy(), 2 * p.numpy() * given, rtol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 from devices import REFERENCE
 
 from minigrad import Tensor, jit, nn
-from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
+from minigrad.errors import AxisError, DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
 
@@ -198,8 +198,33 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "div(0, trunc)": (
         lambda: Tensor([1]).div(0, rounding_mode="trunc"), ZeroDivisionError, "truncated",
     ),
+    "where of a number": (lambda: Tensor.where(1, X, X), TypeError, "a condition of 1"),  # type: ignore[arg-type]
+    "arange to NaN": (lambda: Tensor.arange(0, float("nan")), ValueError, "with nan"),
+    "arange by ∞": (lambda: Tensor.arange(0, 1, float("inf")), ValueError, "with inf"),
+    "attention of vectors": (
+        lambda: F.scaled_dot_product_attention(X[0], X[0], X[0]), ShapeError, "at least 2 dim",
+    ),
+    "cov of images": (lambda: Y.cov(), ShapeError, "(variables, observations)"),
+    "Softplus with a threshold": (lambda: nn.Softplus(2, 1), TypeError, "too many"),
+    "indices of an adaptive pool": (
+        lambda: nn.AdaptiveMaxPool2d(2, True), TypeError, "too many",
+    ),
     "einsum's order": (lambda: Tensor.einsum(X, "ij->"), TypeError, "expected a string"),  # type: ignore[arg-type]
 }  # fmt: skip
+
+# What has no meaning for a tensor without dimensions.
+OF_LINES = ("split(1)", "chunk(2)", "tensor_split(2)", "unfold(0, 1, 1)", "diff()", "unbind()",
+            "unflatten(0, (1, 1))", "repeat_interleave(2, 0)", "hsplit(1)", "narrow(0, 0, 1)",
+            "cross(Tensor(1.0))", "cat(Tensor(1.0))", "gather(0, Tensor(0))",
+            "scatter(0, Tensor(0), 1.0)", "take_along_dim(Tensor(0), 0)")  # fmt: skip
+
+
+@pytest.mark.parametrize("call", OF_LINES)
+def test_a_number_has_no_lines(call: str) -> None:
+    """Python told of a tuple's index."""
+    with pytest.raises(AxisError, match="of 0 dimensions; expected a tensor with at least one"):
+        eval(f"Tensor(1.0).{call}")
+
 
 BATCH = _zeros(1, 4, 8, 8)
 # Calls with a float or a text where an int belongs: what the message shows.

@@ -114,3 +114,13 @@ def test_where_nan_would_be_inserted(side, on_device):
     for some in (line, line[:4], line[4:], line[:0]):
         wanted = np.searchsorted(some, values, side=side)
         assert np.array_equal(Tensor(some).searchsorted(Tensor(values), side=side).numpy(), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_ranks_are_exact(dtype: str, on_device) -> None:
+    """A share was rounded to float32, and ranks to half a float's 11 bits."""
+    x = np.arange(1500.0) * 2
+    found = Tensor(x).cast(dtype).quantile([0.3, 0.5005]).numpy()
+    assert found.dtype.name == dtype
+    rounding = np.finfo(dtype).eps * 4
+    np.testing.assert_allclose(found, np.quantile(x, [0.3, 0.5005]), rtol=rounding)

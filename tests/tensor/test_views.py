@@ -439,3 +439,24 @@ def test_a_product_of_a_view_that_no_strides_describe(
     found = turned.transpose(1, 2) @ Tensor(weight).T.reshape(weight.shape)
     wanted = x.transpose(2, 1, 0).reshape(shape).swapaxes(1, 2) @ weight.T.reshape(weight.shape)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_write_of_what_waits_to_be_written(on_device):
+    """Both tensors take one value in one program, which reads the old one of each."""
+    slow, fast = Tensor([1.0, 2.0]).realize(), Tensor([5.0, 4.0]).realize()
+    slow += (fast - slow) * 0.5
+    fast.copy_(slow)
+    assert fast.detach().tolist() == [3.0, 3.0] and slow.tolist() == [3.0, 3.0]
+
+
+def test_two_tensors_that_write_to_what_they_shared(on_device):
+    """The first one's write was no copy any longer once the second one had written, too."""
+    x, y, p = Tensor([1.0]) + 1, Tensor([5.0]), Tensor([0.5], requires_grad=True)
+    x.copy_(y)
+    with Tensor.no_grad():
+        x.copy_(p)
+    y += 1
+    with Tensor.no_grad():
+        p.assign(p + x)
+        p.realize()
+    assert (x.tolist(), y.tolist(), p.tolist()) == ([0.5], [6.0], [1.0])
