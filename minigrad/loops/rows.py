@@ -15,10 +15,11 @@ three: the maximum; the exponentials with their sum; the quotients. A stage join
 after all that it waits for (the result of a reduction is known when its pass ends, a value of the
 own element at once), and takes such values from registers.
 
-With vectors across neighbouring rows, each lane does a row. Sums of long columns are in scratch
-memory, a block of columns small enough for the first cache, and memory is read row by row, in the
-order in which it lies. (Column by column, or several rows at a time, no prefetching would follow:
-measured, a third of the speed.)
+With vectors across neighbouring rows, each lane does a row, in the same passes, and what is one
+value for a row is in a register. Sums of long columns are in scratch memory, a block of columns
+small enough for the first cache, and memory is read row by row, in the order in which it lies.
+(Column by column, or several rows at a time, no prefetching would follow: measured, a third of the
+speed.)
 """
 
 from __future__ import annotations
