@@ -35,19 +35,17 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
     """The stores of stages that all have the elements of `axes`, each in terms of these axes.
 
     What a stage reads of the stages before it is its own element, whose value takes the load's
-    place; that holds in the stage's own axes, so it is done before they are replaced.
+    place.
     """
     place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
     made: dict[Array, Expr] = {}
-    bodies: dict[Expr, Expr] = {}
     stores = []
 
     def own_element(e: Expr) -> Expr | None:
         return made.get(e.array) if e.op is Leaf.LOAD else None
 
     for stage in kernel.stages:
-        body = expr.rebuild(stage.body, own_element)
-        position, guard = stage.position, stage.guard
+        body, position, guard = stage.body, stage.position, stage.guard
         if tuple(stage.axes) != tuple(axes):
             values = places_along(stage.axes, place)
             body = expr.substitute_in(body, values)
@@ -57,9 +55,7 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
             else:
                 position = substitute(position, values)
                 guard = expr.restrict((), [substitute(c, values) for c in guard])
-        body = expr.rebuild(body, bodies.get)
-        made[stage.array] = expr.register(stage.array.name, stage.array.dtype)
-        bodies[made[stage.array]] = body
+        made[stage.array] = body = expr.rebuild(body, own_element)
         if stage.array in kernel.stored:
             stores.append(Store(stage.array, position, body, guard))
     return stores

@@ -484,12 +484,10 @@ def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
 
     As many columns as a few registers hold have their sums there.
     """
-    if length <= 4 * target.lanes(kernel.stages[0].array.dtype):
-        return False
-    reductions = [stage for stage in kernel.stages if stage.op is not None]
     return (
-        any(stage.iterations >= LEAST_LENGTH * stage.size for stage in reductions)
+        length > 4 * target.lanes(kernel.stages[0].array.dtype)
         and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
+        and any(s.op and s.iterations >= LEAST_LENGTH * s.size for s in kernel.stages)
     )
 
 
