@@ -223,11 +223,13 @@ def prefetches(
     """
     found: dict[Axis, list[Place]] = {}
     first: dict[tuple[Axis, Place], int] = {}  # the pass
+    made = {stage.array for one in passes for stage in one.stages}
     for place, one in enumerate(passes):
         if one.shared is None or one.axis is None:
             continue
         for load in expr.loads(*(stage.body for stage in one.stages)):
-            if from_memory(load, one.axis, target) == 1 and row.variable in load.variables:
+            read = load.array not in made and row.variable in load.variables
+            if read and from_memory(load, one.axis, target) == 1:
                 position = substitute(load.index, {one.axis.variable: one.shared.index})
                 first.setdefault((one.shared, (load.array, position)), place)
     for (axis, (array, position)), place in first.items():
