@@ -33,19 +33,17 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
     """The stores of stages that all have the elements of `axes`, each in terms of these axes.
 
     What a stage reads of the stages before it is its own element, whose value takes the load's
-    place; that holds in the stage's own axes, so it is done before they are replaced.
+    place.
     """
     place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
     made: dict[Array, Expr] = {}
-    bodies: dict[Expr, Expr] = {}
     stores = []
 
     def own_element(e: Expr) -> Expr | None:
         return made.get(e.array) if e.op is Leaf.LOAD else None
 
     for stage in kernel.stages:
-        body = expr.rebuild(stage.body, own_element)
-        position, guard = stage.position, stage.guard
+        body, position, guard = stage.body, stage.position, stage.guard
         if tuple(stage.axes) != tuple(axes):
             values = places_along(stage.axes, place)
             body = expr.substitute_in(body, values)
@@ -55,9 +53,7 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
             else:
                 position = substitute(position, values)
                 guard = expr.restrict((), [substitute(c, values) for c in guard])
-        body = expr.rebuild(body, bodies.get)
-        made[stage.array] = expr.register(stage.array.name, stage.array.dtype)
-        bodies[made[stage.array]] = body
+        made[stage.array] = body = expr.rebuild(body, own_element)
         if stage.array in kernel.stored:
             stores.append(Store(stage.array, position, body, guard))
     return stores
@@ -213,38 +209,6 @@ def loops_over(
     return tuple(body)
 
 
-def naive(
-    stages: Sequence[Stage], stored: Container[Array], values: Mapping[Array, Expr],
-    along: Sequence[Axis] | None = None, also: Sequence[Statement] = (),
-) -> list[Statement]:  # fmt: skip
-    """One element of a stage, or of reductions over as many elements, whose loops are the same.
-
-    values: the registers of what is not stored. along: what the loops are over, if not over the
-    first stage's axes; also: statements at their end.
-    """
-    begin: list[Statement] = []
-    steps: list[Statement] = []
-    end: list[Statement] = []
-    axes = stages[0].reduced if along is None else along
-    for stage in stages:
-        pairs = zip(stage.reduced, axes, strict=False)
-        at = {a.variable: b.index for a, b in pairs if a != b}
-        body = expr.substitute_in(stage.body, at)
-        result = values.get(stage.array)
-        if result is None:
-            result = expr.register(f"total_{stage.array.name}", body.dtype)
-        if stage.op is not None:
-            begin.append(put(result, identity(stage.op, body.dtype)))
-            steps.append(put(result, combine(stage.op, result, body)))
-            body = result
-        if stage.array in stored:
-            end.append(Store(stage.array, stage.position, body))
-        elif stage.op is None:
-            end.append(put(result, body))
-    steps.extend(also)
-    return [*begin, *(loops_over(axes, steps) if steps else ()), *end]
-
-
 def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
     """What gives the place that a LOAD reads a value; everywhere: as `Store` has it."""
     return Store(place.array, place.index, value, everywhere=everywhere)
@@ -256,7 +220,11 @@ def with_loads(e: Expr, move: Move) -> Expr:
     def read(leaf: Expr) -> Expr | None:
         if leaf.op is not Leaf.LOAD:
             return None
-        return expr.load(*move(leaf.array, leaf.index), leaf.guard)
+        array, index = move(leaf.array, leaf.index)
+        if array.in_registers:
+            zero = expr.const(0, leaf.dtype)
+            return expr.guarded(leaf.guard, expr.load(array, index), zero)
+        return expr.load(array, index, leaf.guard)
 
     return expr.rebuild(e, read)
 
@@ -271,12 +239,13 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 
 def kept_inside(
     kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0,
-    prefix: str = "x",
+    prefix: str = "x", registers: bool = False,
 ) -> list[Stage]:  # fmt: skip
     """The stages with their rows fixed, where what stays inside the kernel is in scratch memory.
 
     `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
     memory, of which the smallest values get some first. prefix: of the names of what is kept.
+    registers: whether what is one value for each row is in a register.
     """
     stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
     arrays: dict[Array, Array] = {}
@@ -284,16 +253,21 @@ def kept_inside(
     kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]
     for number, stage in sorted(kept, key=lambda one: one[1].size):
         sizes[stage.array] = stage.size // high(kernel.rows)
-        size, dtype = max(sizes[stage.array] * width, 1), stage.array.dtype
+        space, dtype = "scratch", stage.array.dtype
+        size = max(sizes[stage.array] * width, 1)
         nbytes = size * max(dtype.itemsize, 4)
-        space = "local" if nbytes <= local else "scratch"
-        local -= nbytes if space == "local" else 0
+        if registers and sizes[stage.array] == 1:
+            space, size = "registers", 1
+        elif nbytes <= local:
+            space, local = "local", local - nbytes
         arrays[stage.array] = Array(f"{prefix}{number}", dtype, size, space)
 
     def move(array: Array, position: Integer) -> tuple[Array, Integer]:
-        if array not in arrays:
-            return array, position
-        return arrays[array], (position - row * sizes[array]) * width + lane
+        place = arrays.get(array, array)
+        if place is array or place.in_registers:
+            return place, position if place is array else 0
+        inner = position - row * sizes[array] if sizes[array] > 1 else 0
+        return place, inner * width + lane
 
     inside: list[Stage] = []
     for stage in stages:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
+from itertools import pairwise
 
 from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
@@ -25,7 +26,7 @@ from minigrad.loops.axes import (
     LEAST_LANES,
     NEIGHBOURS,
     indices,
-    places_along,
+    merge,
     unit_stride_axis,
     vector_width,
 )
@@ -34,6 +35,8 @@ from minigrad.loops.build import (
     combine,
     elements,
     flat_loop,
+    in_pieces,
+    least,
     loops_over,
     put,
     serial_loop,
@@ -144,13 +147,10 @@ def _with_long_last(
     """
     if len(axes) < 2 or axes[-1].extent not in SHORT or not isinstance(axes[-2].extent, int):
         return axes, stores
-    *rest, long, short = axes
-    for store in stores:
-        steps = [coefficient(store.index, axis.variable) for axis in (long, short)]
-        if steps != [short.extent, 1]:
-            return axes, stores
-    both = make_axis(f"{long.variable.name}_", 0, numel([long.extent, short.extent]))
-    return [*rest, both], substitute_stores(stores, places_along([long, short], both.index))
+    if any(coefficient(store.index, axes[-1].variable) != 1 for store in stores):
+        return axes, stores
+    last, values = merge(tuple(axes[-2:]), [store.index for store in stores])
+    return [*axes[:-2], *last], substitute_stores(stores, values)
 
 
 def _without_remainders(
@@ -245,26 +245,26 @@ def _following(
 def scatter(kernel: Kernel, target: Target) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
-    body, xs = _additions(stage, stage.guard), [axis.variable for axis in stage.axes]
-    s = Schedule(loops_over(stage.axes, body))
+    xs = [axis.variable for axis in stage.axes]
+    last = stage.axes[-1] if xs and isinstance(stage.axes[-1].extent, int) else None
+    s = Schedule(loops_over(stage.axes, _additions(stage, stage.guard)))
     # vectors need neighbouring places and the same updates' order in every lane
-    vector = (
-        xs
+    if (
+        last is not None
         and all(isinstance(axis.extent, int) for axis in stage.axes)
         and coefficient(stage.position, xs[-1]) == 1
         and all(xs[-1] not in variables(c) for c in stage.guard)
-    )
-    if vector:
-        last = stage.axes[-1]
+    ):
         width = vector_width(target, [stage.body], last.extent, True)
         if len(stage.reduced) == 1:
             below = stage.reduced[0].variable
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
-    elif xs and isinstance(stage.axes[-1].extent, int) and any(
+    elif last is not None and any(
         coefficient(load.index, xs[-1]) == 1 for load in expr.loads(stage.body)
-    ):
-        s, xs[-1] = _side_by_side(stage)
+    ):  # updates in order for a block of places, not for one that comes from as many lines
+        xs[-1] = s.split(last.variable, max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1), "b")
+        s.sink(last.variable, computing=False)
     elif not stage.in_place and stage.initial_axes and stage.initial is not None:
         fill = stage.initial_axes[-1]
         if coefficient(stage.initial_position, fill.variable) == 1:
@@ -273,32 +273,19 @@ def scatter(kernel: Kernel, target: Target) -> Nest:
     return assemble(kernel, s.nest, target)
 
 
-def _side_by_side(stage: Stage) -> tuple[Schedule, Atom]:
-    """Updates in order for a block of places along the last axis at a time, not for one that comes
-    from as many lines of memory; and the variable of blocks.
-    """
-    *outer, last = stage.axes
-    size = max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1)
-    block = make_axis("b", 0, ceildiv(last.count, size))
-    begin = block.index * size
-    body = _additions(stage, stage.guard, {last.variable: (begin, begin + size)}, (last,))
-    return Schedule(loops_over([*outer, block], body)), block.variable
-
-
 def _additions(
-    stage: Stage, guard: Guard, bounds: Mapping[Atom, Bounds] | None = None,
-    inner: tuple[Axis, ...] = (),
-) -> Statements:  # fmt: skip
+    stage: Stage, guard: Guard, bounds: Mapping[Atom, Bounds] | None = None
+) -> Statements:
     """What an element begins with, if that is not in its place, and then all that is added to it.
 
-    For all along inner axes in turn; bounds: of loops.
+    bounds: of loops.
     """
     assert stage.initial is not None and stage.op is not None
     start = Store(stage.array, stage.initial_position, stage.initial)
     new = combine(SCATTERS[stage.op], expr.load(stage.array, stage.position, guard), stage.body)
     step = Store(stage.array, stage.position, new, guard)
-    first = () if stage.in_place else loops_over((*stage.initial_axes, *inner), [start], bounds)
-    return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
+    first = () if stage.in_place else loops_over(stage.initial_axes, [start], bounds)
+    return (*first, *loops_over(stage.reduced, [step], bounds))
 
 
 def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
@@ -374,20 +361,17 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
         Store(stage.array, stage.position, value),
     )
     start: list[Statement] = [put(sums[-1], zero)]
-    counter, count, done = along.variable, along.extent, 0
     if before:
+        count = least(1, along.extent)
         alone = put(first, stage.body), Store(stage.array, stage.position, first)
-        start.append(Loop(counter, 0, (1,) if isinstance(count, int) else (1, count), alone))
-        done = 1
-    for level in range(1, levels):
-        unit = BLOCK_TERMS**level
-        blocks = make_axis("b", level, (along.extent + unit - 1 - done) // unit)
-        begin = blocks.index * BLOCK_TERMS + (done if level == 1 else 0)
-        block = Loop(counter, begin, (begin + BLOCK_TERMS, count), body)
-        inner, outer = sums[level - 1 : level + 1]
-        body = (put(inner, zero), block, put(outer, combine(op, outer, inner)))
-        counter, count = blocks.variable, blocks.extent
-    return (*start, Loop(counter, 0, (count,), body))
+        start.append(Loop(along.variable, 0, count, alone))
+    loop = Loop(along.variable, min(len(before), 1), (along.extent,), body)
+    for level, (inner, outer) in enumerate(pairwise(sums), 1):
+        number = make_axis("b", level, ceildiv(loop.trips, BLOCK_TERMS))
+        block, counts = in_pieces(loop, number, BLOCK_TERMS)
+        step = put(inner, zero), block, put(outer, combine(op, outer, inner))
+        loop = Loop(number.variable, 0, counts, step)
+    return (*start, loop)
 
 
 def distribute(kernel: Kernel, target: Target) -> Nest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
@@ -12,7 +12,7 @@ from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops import nest
 from minigrad.loops.build import Change, combine, least, put, with_places
-from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store, Stores
+from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr
 
@@ -208,17 +208,16 @@ def _sets(one: Statement) -> bool:
 
 def registers_of(body: Sequence[Statement]) -> set[Array]:
     """The registers that statements use."""
-    found: set[Array] = set()
-    for values, _, reads, writes in (one.parts() for one in nest.walk(*body)):
-        found.update(reads, writes, (load.array for load in expr.loads(*values)))
-    return {array for array in found if array.in_registers}
+    return set(_registers(body))
 
 
 def computes(*body: Statement) -> bool:
     """Whether registers are used in statements, or hints tell what they will be given."""
-    return any(
-        isinstance(one, Loop | Stores) and computes(*one.inside)
-        or isinstance(one, nest.Prefetch) or _sets(one)
-        or isinstance(one, Store) and any(e.in_registers for e in expr.loads(one.value))
-        for one in body
-    )
+    hints = (isinstance(one, nest.Prefetch) for one in nest.walk(*body))
+    return any(_registers(body)) or any(hints)
+
+
+def _registers(body: Sequence[Statement]) -> Iterator[Array]:
+    for values, _, reads, writes in (one.parts() for one in nest.walk(*body)):
+        used = (*reads, *writes, *(load.array for load in expr.loads(*values)))
+        yield from (array for array in used if array.in_registers)

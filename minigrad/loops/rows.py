@@ -15,24 +15,24 @@ three: the maximum; the exponentials with their sum; the quotients. A stage join
 after all that it waits for (the result of a reduction is known when its pass ends, a value of the
 own element at once), and takes such values from registers.
 
-With vectors across neighbouring rows, each lane does a row. Sums of long columns are in scratch
-memory, a block of columns small enough for the first cache, and memory is read row by row, in the
-order in which it lies. (Column by column, or several rows at a time, no prefetching would follow:
-measured, a third of the speed.)
+With vectors across neighbouring rows, each lane does a row, in the same passes, and what is one
+value for a row is in a register. Sums of long columns are in scratch memory, a block of columns
+small enough for the first cache, and memory is read row by row, in the order in which it lies.
+(Column by column, or several rows at a time, no prefetching would follow: measured, a third of the
+speed.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd
+from math import gcd, prod
 
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_bound
 from minigrad.loops.axes import (
-    fix_rows,
     indices,
     merge,
     merge_stage,
@@ -40,7 +40,14 @@ from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
-from minigrad.loops.build import kept_inside, loops_over, naive, streams, substitute_statement
+from minigrad.loops.build import (
+    combine,
+    kept_inside,
+    loops_over,
+    put,
+    streams,
+    substitute_statement,
+)
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -67,10 +74,10 @@ from minigrad.loops.product import LANE
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
 # Rows that follow one another; the first, one in 16, has no pass of a row before it to share. There
@@ -84,16 +91,16 @@ def rows(kernel: Kernel, target: Target) -> Nest:
     if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
         return row_vectors(kernel, target)
     row = make_axis("r", 0, count)
-    stages = [merge_stage(stage) for stage in kept_inside(kernel, row.index)]
-    passes = row_passes(stages, kernel.stored, target)
-    s = Schedule(loops_over([row], [statement for one in passes for statement in one.body]))
+    passes = row_passes(kept_inside(kernel, row.index), kernel.stored)
     for one in passes:
-        for axis, width in one.axes:
-            s.vectorize(axis.variable, width)
-        for along, few in one.tiles:
-            s.sink(*few, into=along)
-            for n, x in enumerate(few):
-                s.unroll(x, f"{x.name}u{n}_")
+        _vectorize(one, kernel, target)
+    s = Schedule(loops_over([row], [statement for one in passes for statement in one.loops()]))
+    for one in passes:
+        if one.axis is not None:
+            s.vectorize(one.axis.variable, one.width)
+            s.sink(*one.tile, into=one.axis.variable)
+        for n, x in enumerate(one.tile):
+            s.unroll(x, f"{x.name}u{n}_")
     for axis, places in prefetches(passes, row, target).items():
         s.prefetch(axis.variable, tuple(places))
     delayed = _delayed(passes, count, target)
@@ -113,7 +120,8 @@ def _delayed(
     *early, last = passes
     sizes = (BLOCK_ROWS >> n for n in range(BLOCK_ROWS.bit_length() - 2))
     size = next((n for n in sizes if isinstance(count, int) and count >= MOST_CHUNKS * n), None)
-    hosts = [one for one in early if one.vector and one.extent == last.extent]
+    alike = (one for one in early if one.shared is not None and one.shared == last.shared)
+    hosts = [one for one in alike if one.width > 1]
     host = max(hosts, key=lambda one: one.operations, default=last)
     # one that computes less waits for memory itself
     if size is None or not last.only_streams or host.operations <= last.operations:
@@ -122,7 +130,8 @@ def _delayed(
     kept = frozenset(array for array in read if array.space == "scratch")
     if sum(array.size * array.dtype.itemsize for array in kept) > target.l2 // 8:
         return None
-    return host.axes[0][0].variable, size, kept
+    assert host.axis is not None
+    return host.axis.variable, size, kept
 
 
 # ---- passes over a row ----
@@ -133,55 +142,73 @@ MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are lef
 
 @dataclass
 class Pass:
-    """A pass over `extent` elements, or (extent None) stages that come one after the other.
+    """Stages of a row in one loop over the axis that they share, or one stage in loops of its own.
 
-    body: its loops, as they are before vectors; axes: those of vectors, with how many lanes; tiles:
-    variables of vectors, and of few elements that are summed up at once, for they share what they
-    read.
+    values: of elements that stages of one loop read of one another, which their bodies have instead
+    of loads. operations: of an element, to tell which pass takes longest. number: of the first
+    stage; kept: the arrays that have more than a register. axis: of vectors, of so many lanes
+    (width); tile: variables of few elements that are summed up at once, for they share what they
+    read; streaming: the arrays that pass by the cache.
     """
 
-    extent: Integer | None
+    shared: Axis | None
     stages: list[Stage] = field(default_factory=list)
-    body: list[Statement] = field(default_factory=list)
-    axes: list[tuple[Axis, int]] = field(default_factory=list)
-    tiles: list[tuple[Atom, tuple[Atom, ...]]] = field(default_factory=list)
-
-    @property
-    def operations(self) -> int:
-        """Of an element, to tell which pass takes longest."""
-        return sum(expr.operations(stage.body) for stage in self.stages)
-
-    @property
-    def vector(self) -> bool:
-        """Whether it is a loop over vectors."""
-        return self.extent is not None and self.axes[0][1] > 1
+    values: dict[Expr, Expr] = field(default_factory=dict)
+    operations: int = 0
+    number: int = 0
+    kept: frozenset[Array] = frozenset()
+    axis: Axis | None = None
+    width: int = 1
+    tile: tuple[Atom, ...] = ()
+    streaming: frozenset[Array] = frozenset()
 
     @property
     def only_streams(self) -> bool:
         """Whether it does nothing but write what passes by the cache."""
-        return all(
-            isinstance(one, Loop | Stores) or isinstance(one, Store) and one.streaming
-            for one in walk(*self.body)
-        )
+        writes = {stage.array for stage in self.stages} & self.kept
+        return writes <= self.streaming and all(stage.op is None for stage in self.stages)
+
+    def add(self, stage: Stage) -> None:
+        """One stage more."""
+        self.operations += expr.operations(stage.body)
+        stage = replace(stage, body=expr.rebuild(stage.body, self.values.get))
+        self.stages.append(stage)
+        if self.shared is not None and stage.op is None:
+            self.values[expr.load(stage.array, stage.position)] = stage.body
+
+    def loops(self) -> Statements:
+        """What it does: begin with the reductions' identities, combine, store."""
+        begin: list[Statement] = []
+        steps: list[Statement] = []
+        end: list[Statement] = []
+        stores: list[Store] = []  # bodies read what was there before: no store comes between them
+        outer, inner = self.stages[0].axes[:-1], self.stages[0].axes[-1:]
+        for number, stage in enumerate(self.stages, self.number):
+            array, body = stage.array, stage.body
+            if stage.op is None:
+                streaming = array in self.streaming
+                if array in self.kept:
+                    stores.append(Store(array, stage.position, body, streaming=streaming))
+                continue
+            outer, inner = stage.axes, stage.reduced
+            result = expr.register(f"sum{number}", body.dtype)
+            if array.in_registers:
+                result = expr.load(array)
+            else:
+                end.append(Store(array, stage.position, result))
+            begin.append(put(result, identity(stage.op, body.dtype)))
+            steps.append(put(result, combine(stage.op, result, body)))
+        steps += stores if len(stores) < 2 else [Stores(tuple(stores))]
+        return loops_over(outer, [*begin, *loops_over(inner, steps), *end])
 
 
-def row_passes(
-    stages: Sequence[Stage], stored: frozenset[Array], target: Target
-) -> list[Pass]:
+def row_passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     """The work of one row. `stored`: the arrays that are memory; others are scratch."""
-    passes = _passes(stages, stored)
-    last_read = {
-        array: place
-        for place, one in enumerate(passes) for stage in one.stages for array in stage.reads
-    }
+    passes = _passes([merge_stage(stage) for stage in stages], stored)
+    read = {array for one in passes for stage in one.stages for array in stage.reads}
     number = 0
-    for place, one in enumerate(passes):
-        if one.extent is None:
-            for n, stage in enumerate(one.stages):
-                _alone(one, stage, number + n, stored, target)
-        else:
-            later = {s.array for s in one.stages if last_read.get(s.array, place) > place}
-            _together(one, number, stored, later, target)
+    for one in passes:
+        one.number, one.kept = number, stored | read
         number += len(one.stages)
     return passes
 
@@ -195,20 +222,19 @@ def prefetches(
     computes longest asks for it. What one pass needs it asks for itself, if it is one array.
     """
     found: dict[Axis, list[Place]] = {}
-    first: dict[Place, int] = {}  # the pass
+    first: dict[tuple[Axis, Place], int] = {}  # the pass
+    made = {stage.array for one in passes for stage in one.stages}
     for place, one in enumerate(passes):
-        if one.extent is None:
+        if one.shared is None or one.axis is None:
             continue
-        axis = _common_axis(one.extent)
-        for stage in one.stages:
-            for load in expr.loads(stage.body):
-                if from_memory(load, axis, target) == 1 and row.variable in load.variables:
-                    first.setdefault((load.array, load.index), place)
-    for (array, position), place in first.items():
-        extent = passes[place].extent
-        assert extent is not None
-        nbytes = numel([extent]) * array.dtype.itemsize
-        later = [n for n in range(place + 1, len(passes)) if passes[n].extent == extent]
+        for load in expr.loads(*(stage.body for stage in one.stages)):
+            read = load.array not in made and row.variable in load.variables
+            if read and from_memory(load, one.axis, target) == 1:
+                position = substitute(load.index, {one.axis.variable: one.shared.index})
+                first.setdefault((one.shared, (load.array, position)), place)
+    for (axis, (array, position)), place in first.items():
+        nbytes = numel([axis.extent]) * array.dtype.itemsize
+        later = [n for n in range(place + 1, len(passes)) if passes[n].shared == axis]
         if not later and list(first.values()).count(place) > 1:
             continue
         ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
@@ -217,57 +243,50 @@ def prefetches(
         else:
             _, position = next_rows((array, position), row.variable, nbytes)
             place = max(later or [place], key=lambda n: passes[n].operations)
-        ((own, _),) = passes[place].axes
-        position = substitute(position, {_common_axis(extent).variable: own.index})
+        own = passes[place].axis
+        assert own is not None
+        position = substitute(position, {axis.variable: own.index})
         found.setdefault(own, []).append((array, position))
     return found
 
 
-def _common_axis(extent: Integer) -> Axis:
-    """The axis that all stages of a pass have."""
-    return make_axis("any", 0, extent)
-
-
-def _over(axis: Axis, stage: Stage, at: Mapping[Atom, Integer]) -> Stage:
-    """A stage over another axis; at: what its own is there."""
-    axes, reduced = ((axis,), ()) if stage.op is None else ((), (axis,))
-    body, position = expr.substitute_in(stage.body, at), substitute(stage.position, at)
-    return replace(stage, axes=axes, reduced=reduced, body=body, position=position)
-
-
-def _pass_axis(stage: Stage) -> Axis | None:
-    """The axis of a stage that is one loop over one axis."""
-    axes = (*stage.axes, *stage.reduced)
-    return axes[0] if len(axes) == 1 and (stage.op is not None) == bool(stage.reduced) else None
+def _over(stage: Stage, old: Axis, new: Axis) -> Stage:
+    """A stage with another axis in the place of one of its own, which becomes the innermost."""
+    kept, reduced = (
+        (*(a for a in axes if a != old), *(new for a in axes if a == old))
+        for axes in (stage.axes, stage.reduced)
+    )
+    return replace(stage.substitute({old.variable: new.index}), axes=kept, reduced=reduced)
 
 
 def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     passes: list[Pass] = []
     made: dict[Array, int] = {}  # the first pass in which all of an array is known
-    own: set[Expr] = set()  # elements that are known before, in the pass that makes them
     for stage in stages:
-        axis, first = _pass_axis(stage), 0
-        if axis is not None:
-            common = _common_axis(axis.extent)
-            stage = _over(common, stage, {axis.variable: common.index})
+        axes, first, shared = (*stage.axes, *stage.reduced), 0, None
+        if len(axes) == 1 and (stage.op is not None) == bool(stage.reduced):
+            shared = make_axis("k", 0, axes[0].extent)
+            stage = _over(stage, axes[0], shared)
         for load in stage.loads:
             if load.array in made:
-                first = max(first, made[load.array] - (axis is not None and load in own))
-        extent = None if axis is None else axis.extent
+                known = shared is not None and load in passes[made[load.array] - 1].values
+                first = max(first, made[load.array] - known)
         if stage.array in stored and passes:
-            joins = None not in (extent, passes[-1].extent) and not _overwrites(stage, passes[-1])
-            first = max(first, len(passes) - joins)
+            joins = shared is not None and passes[-1].shared is not None
+            first = max(first, len(passes) - (joins and not _overwrites(stage, passes[-1])))
         for place in range(first, len(passes)):
-            if passes[place].extent == extent and len(passes[place].stages) < MOST_IN_PASS:
+            one = passes[place]
+            if one.shared == shared and len(one.stages) < MOST_IN_PASS:
                 break
         else:
             place = len(passes)
-            passes.append(Pass(extent))
-        passes[place].stages.append(stage)
+            passes.append(Pass(shared))
+        passes[place].add(stage)
         made[stage.array] = place + 1
-        if axis is not None and stage.op is None:
-            own.add(expr.load(stage.array, stage.position))
-    return passes
+    return [
+        part for one in passes
+        for part in ([one] if one.shared is not None else [Pass(None, [s]) for s in one.stages])
+    ]  # fmt: skip
 
 
 def _overwrites(writer: Stage, one: Pass) -> bool:
@@ -283,70 +302,26 @@ def _overwrites(writer: Stage, one: Pass) -> bool:
     )
 
 
-def _together(
-    one: Pass, number: int, stored: frozenset[Array], later: set[Array], target: Target
-) -> None:
-    """One loop for all stages of a pass; `later`: the arrays that later passes want."""
-    assert one.extent is not None
-    axis = make_axis("c", number, one.extent)
-    here = {_common_axis(one.extent).variable: axis.index}
-    values: dict[Expr, Expr] = {}
-    sums: list[Stage] = []
-    stores: list[Store] = []  # bodies read what was there before, so no store comes between them
-    bodies: list[Expr] = []
-
-    for stage in one.stages:
-        stage = _over(axis, stage, here)
-        if values:
-            stage = replace(stage, body=expr.rebuild(stage.body, values.get))
-        bodies.append(stage.body)
-        if stage.op is not None:
-            sums.append(stage)
-            continue
-        values[expr.load(stage.array, stage.position)] = stage.body
-        if stage.array in stored or stage.array in later:
-            streaming = stage.array in stored and streams(
-                stage.array, one.stages, target, [stage.body], axis.variable
-            )
-            stores.append(Store(stage.array, stage.position, stage.body, streaming=streaming))
-    totals = {
-        stage.array: expr.register(f"sum{number + n}", stage.body.dtype)
-        for n, stage in enumerate(one.stages)
-    }
-    also = [stores[0] if len(stores) == 1 else Stores(tuple(stores))] if stores else []
-    one.body = naive(sums, totals, totals, (axis,), also)
-    one.axes = [(axis, vector_width(target, bodies, axis.extent, bool(sums), axis.variable))]
-
-
-def _alone(
-    one: Pass, stage: Stage, number: int, stored: frozenset[Array], target: Target
-) -> None:
-    """One stage for one row, with vectors along any of its axes."""
-    along = unit_stride_axis((*stage.axes, *stage.reduced), [stage.body], [stage.position])
-    reduces = along in stage.reduced
-    if along is not None:
-        axis = make_axis("c", number, along.extent)
-        stage = stage.substitute({along.variable: axis.index})
-        kept, reduced = (
-            tuple(a for a in axes if a != along) for axes in (stage.axes, stage.reduced)
-        )
-        kept, reduced = (kept, (*reduced, axis)) if reduces else ((*kept, axis), reduced)
-        stage = replace(stage, axes=kept, reduced=reduced)
-        width = vector_width(target, [stage.body], axis.extent, reduces, axis.variable)
-        few = _sharing_loads(stage, target) if reduces else ()
-        if few:
-            own = [make_axis(f"t{number}_", n, axis.extent) for n, axis in enumerate(few)]
-            at = {old.variable: new.index for old, new in zip(few, own, strict=True)}
-            stage = replace(stage.substitute(at), axes=(*kept[: -len(few)], *own))
-            one.tiles.append((axis.variable, tuple(new.variable for new in own)))
-            width = min(width, target.lanes(stage.body.dtype))
-        one.axes.append((axis, width))
-    total = expr.register(f"sum{number}", stage.body.dtype)
-    body = naive([stage], [stage.array], {stage.array: total})
-    streaming = stage.op is None and stage.array in stored and along is not None
-    if streaming and streams(stage.array, [stage], target, [stage.body], axis.variable):
-        body = [Store(stage.array, stage.position, stage.body, streaming=True)]
-    one.body.extend(loops_over(stage.axes, body))
+def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
+    """Let vectors run along one of the axes of a pass."""
+    first, bodies = one.stages[0], [stage.body for stage in one.stages]
+    positions = [stage.position for stage in one.stages]
+    along = unit_stride_axis((*first.axes, *first.reduced), bodies, positions)
+    if along is None:
+        return
+    one.axis = axis = make_axis("c", one.number, along.extent)
+    one.stages = [_over(stage, along, axis) for stage in one.stages]
+    bodies, reduces = [s.body for s in one.stages], any(axis in s.reduced for s in one.stages)
+    one.width = vector_width(target, bodies, axis.extent, reduces, axis.variable)
+    for n, few in enumerate(_sharing_loads(one.stages[0], target) if reduces else ()):
+        new = make_axis(f"t{one.number}_", n, few.extent)
+        one.stages, one.tile = [_over(one.stages[0], few, new)], (*one.tile, new.variable)
+        one.width = min(one.width, target.lanes(bodies[0].dtype))
+    one.streaming = frozenset(
+        stage.array for stage in one.stages
+        if stage.op is None and stage.array in kernel.stored
+        and streams(stage.array, kernel.stages, target, [stage.body], axis.variable)
+    )  # fmt: skip
 
 
 def _sharing_loads(stage: Stage, target: Target) -> tuple[Axis, ...]:
@@ -385,44 +360,42 @@ def row_vectors(kernel: Kernel, target: Target) -> Nest:
     lane; where they are few or all there are, it does not.
     """
     count, length = kernel.rows, _neighbours(kernel)
-    bodies = [stage.body for stage in kernel.stages]
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(kernel.stages[0].array.dtype)
     most = least if _along_rows(kernel) else target.most_lanes
-    if length is None or not columns and not high(count) > length >= least:
-        width = min(vector_width(target, bodies, count, True), most)
-        row = make_axis("r", 0, count)
-        s = Schedule(loops_over([row], _vector(kernel, row.index, width)))
-
-        def further(loop: Loop, around: Around) -> tuple[Place, ...]:
-            first = {one.variable: 0 for one in loops_in(loop.body)}
-            loads = expr.loads(*(expr.substitute_in(e, first) for e in expressions(loop)))
-            apart = [load for load in loads if from_memory(load, row, target) > 1]
-            return further_along(row, None, apart, target)
-
-        s.prefetch(row.variable, further)
-        s.vectorize(row.variable, width, LANE)
-        return assemble(kernel, s.nest, target)
-    width = size = min(vector_width(target, bodies, length, True), most)
-    outer, column = make_axis("p", 0, count // length), make_axis("c", 0, length)
-    o, c, at = outer.variable, column.variable, outer.index * length + column.index
-    body = _columns(kernel, at) if columns else _vector(kernel, at, width)
-    s = Schedule(loops_over([outer, column], body))
+    axes = [make_axis("r", 0, count)]
+    row: Integer = axes[0].index
+    if length is not None and (columns or high(count) > length >= least):
+        axes = [make_axis("p", 0, count // length), make_axis("c", 0, length)]
+        row = axes[0].index * length + axes[1].index
+    x, xs = axes[-1].variable, [axis.variable for axis in axes[:-1]]
+    bodies = [stage.body for stage in kernel.stages]
+    width = size = min(vector_width(target, bodies, axes[-1].extent, True), most)
+    body = _row(kernel, row, 1 if columns else width)
+    s = Schedule(loops_over(axes, body if columns else _written_out(body, width)))
     if columns:
+        assert length is not None
         sums = sum(stage.op is not None for stage in kernel.stages)
         size = _block_size(high(count) // length, length, width, target.l1 // 4 // sums)
-    block = s.split(c, size, "b")
-    if columns:
+    if xs:
+        xs.append(s.split(x, size, "b"))
 
-        def below(loop: Loop, around: Around) -> tuple[Place, ...]:
+    def asked_for(loop: Loop, around: Around) -> tuple[Place, ...]:
+        if columns:
             *_, last = around
             values = expressions(loop)
-            return () if last == block else later_rows(values, last, column, size, target)
+            return () if last in xs else later_rows(values, last, axes[-1], size, target)
+        first = {one.variable: 0 for one in loops_in(loop.body)}
+        loads = expr.loads(*(expr.substitute_in(e, first) for e in expressions(loop)))
+        apart = [load for load in loads if from_memory(load, axes[-1], target) > 1]
+        return further_along(axes[-1], None, apart, target)
 
-        s.sink(c, space="scratch")
-        s.prefetch(c, below)
-    s.vectorize(c, width, None if columns else LANE)
-    s.parallelize(o, block)
+    if columns:
+        s.sink(x, space="scratch")
+    if columns or not xs:
+        s.prefetch(x, asked_for)
+    s.vectorize(x, width, None if columns else LANE)
+    s.parallelize(*xs)
     return assemble(kernel, s.nest, target)
 
 
@@ -454,23 +427,21 @@ def _neighbours(kernel: Kernel) -> int | None:
     return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
 
 
-def _vector(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
-    """Stage after stage for `width` rows; short ones are written out.
-
-    Then it is known which elements of a row are read.
-    """
+def _row(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
+    """Pass after pass for `width` rows."""
     lane = LANE.index if width > 1 else 0
-    body: list[Statement] = []
-    for number, stage in enumerate(kept_inside(kernel, row, width, lane)):
-        stage = merge_stage(stage)
-        total = expr.register(f"sum{number}", stage.body.dtype)
-        nested = loops_over(stage.axes, naive([stage], [stage.array], {stage.array: total}))
-        if numel([axis.extent for axis in (*stage.axes, *stage.reduced)]) <= MOST_WRITTEN_OUT:
-            nested = map_loops(nested, _unrolled)
-        else:
-            nested = map_loops(nested, lambda loop, _: _in_squares(loop, width))
-        body.extend(nested)
-    return body
+    stages = kept_inside(kernel, row, width, lane, registers=True)
+    return [made for one in row_passes(stages, kernel.stored) for made in one.loops()]
+
+
+def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:
+    """Short loops are written out: then it is known which elements of a row are read."""
+    found: list[Statement] = []
+    for one in body:
+        few = prod(loop.trips for loop in loops_in([one])) <= MOST_WRITTEN_OUT
+        change = _unrolled if few else lambda loop, _: _in_squares(loop, width)
+        found.extend(map_loops((one,), change))
+    return found
 
 
 def _in_squares(loop: Loop, lanes: int) -> Statements | None:
@@ -480,7 +451,7 @@ def _in_squares(loop: Loop, lanes: int) -> Statements | None:
     """
     if any(isinstance(one, Loop) for one in loop.body):
         return None
-    (count,), stores = loop.stops, [one for one in loop.body if isinstance(one, Store)]
+    (count,), stores = loop.stops, [one for one in walk(*loop.body) if isinstance(one, Store)]
     loads = expr.loads(*(one.value for one in stores))
     if not any(coefficient(load.index, loop.variable) == 1 for load in loads):
         loads = []
@@ -515,12 +486,10 @@ def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
 
     As many columns as a few registers hold have their sums there.
     """
-    if length <= 4 * target.lanes(kernel.stages[0].array.dtype):
-        return False
-    reductions = [stage for stage in kernel.stages if stage.op is not None]
     return (
-        any(stage.iterations >= LEAST_LENGTH * stage.size for stage in reductions)
+        length > 4 * target.lanes(kernel.stages[0].array.dtype)
         and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
+        and any(s.op and s.iterations >= LEAST_LENGTH * s.size for s in kernel.stages)
     )
 
 
@@ -530,27 +499,3 @@ def _block_size(outer: int, length: int, width: int, most: int) -> int:
     while outer * ceildiv(length, size) < ENOUGH_BLOCKS and size >= 2 * LEAST_COLUMNS:
         size //= 2
     return ceildiv(size, width) * width
-
-def _columns(kernel: Kernel, row: Integer) -> list[Statement]:
-    """One column: stage after stage, but alike reductions in the same loops."""
-    values: dict[Array, Expr] = {
-        stage.array: expr.register(f"x{number}", stage.array.dtype)
-        for number, stage in enumerate(kernel.stages) if stage.array not in kernel.stored
-    }  # fmt: skip
-
-    def known(e: Expr) -> Expr | None:
-        if e.op is not Leaf.LOAD or e.array not in values:
-            return None
-        return expr.guarded(e.guard, values[e.array], expr.const(0, e.dtype))
-
-    stages: list[Stage] = []
-    for stage in kernel.stages:
-        array = values[stage.array].array if stage.array in values else stage.array
-        stage = replace(stage, array=array, body=expr.rebuild(stage.body, known))
-        stages.append(merge_stage(fix_rows(stage, kernel.rows, row)))
-    inside = {value.array: value for value in values.values()}
-    found: list[Statement] = []
-    for one in _passes(stages, kernel.stored):
-        for group in [one.stages] if one.extent is not None else [[stage] for stage in one.stages]:
-            found += naive(group, kernel.stored, inside)
-    return found

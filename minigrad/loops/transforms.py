@@ -192,14 +192,15 @@ class Schedule:
 
     @_step
     def sink(
-        self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers"
-    ) -> None:
+        self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers",
+        computing: bool = True,
+    ) -> None:  # fmt: skip
         """Loops over xs, each directly inside the one before, go inside the loops in their body.
 
-        Loops of copies stay as they are. into: as far as the bodies of the loops over these
-        variables, instead of innermost. What came before and behind these loops gets loops over xs
-        of its own, and a register that is used in several of them becomes as many as there are
-        iterations: in registers, or in scratch memory, where what is summed up inside gets a
+        computing: loops of copies stay as they are. into: as far as the bodies of the loops over
+        these variables, instead of innermost. What came before and behind these loops gets loops
+        over xs of its own, and a register that is used in several of them becomes as many as there
+        are iterations: in registers, or in scratch memory, where what is summed up inside gets a
         register again. The bounds of what they go into hold for all of their iterations.
         """
         ends = (into,) if isinstance(into, Atom) else into
@@ -219,7 +220,7 @@ class Schedule:
             wrapped = registers.loops_of_their_own(loops, leaves, space, around)
             return registers.sunk(body, ends, over, wrapped)
 
-        self._change(xs[0], change, computing=True)
+        self._change(xs[0], change, computing)
 
     @_step
     def distribute(self, *xs: Atom) -> None:

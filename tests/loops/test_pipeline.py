@@ -8,13 +8,24 @@ import numpy as np
 import pytest
 from property.compare import Tolerance, difference
 from schedule.machine import MACHINES, compiler_of, run, target_of
-from schedule.programs import add, ew, graph_of, mean, mul, plan_of, softmax, transpose, values_for
+from schedule.programs import (
+    Inputs,
+    add,
+    ew,
+    graph_of,
+    mean,
+    mul,
+    plan_of,
+    softmax,
+    transpose,
+    values_for,
+)
 
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import ceildiv
 from minigrad.loops.assemble import MOST_CHUNKS
-from minigrad.loops.nest import Loop, Nest
+from minigrad.loops.nest import Loop, Nest, Store, walk
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
 
@@ -84,3 +95,17 @@ def test_other_rows_are_written_at_once() -> None:
     assert parallel(1024, "avx512") == 1024  # stores stay in the cache
     assert nest_of(norm, (1024, 64), "avx512 streaming").total == 1024  # its passes compute little
     assert set(MACHINES) >= {"avx512", "avx512 streaming"}
+
+
+def test_what_a_later_pass_reads_stays_in_the_cache() -> None:
+    def build(new: Inputs) -> list[Node]:
+        x = new(40, 48)
+        y = ew(Op.SUB, x, mean(x, 1))
+        return [y, add(y, g.flip(y, (1,)))]
+
+    (kernel,) = plan_of(build).kernels
+    stores = {
+        one.array.name: one for one in walk(lower(kernel, target_of("avx512 streaming")).parallel)
+        if isinstance(one, Store) and one.array in kernel.stored
+    }  # fmt: skip
+    assert [stores[name].streaming for name in ("o1", "o2")] == [False, True]

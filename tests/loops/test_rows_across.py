@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from property.compare import Tolerance, difference
 from schedule.machine import GOLDEN, MACHINES, run
-from schedule.programs import DEVICE
+from schedule.programs import DEVICE, plan_of, softmax, transpose
 
 from minigrad import Tensor
 from minigrad.compile import schedule_of
@@ -42,6 +42,15 @@ def test_loads_and_stores_along_rows_are_transposed() -> None:
         if isinstance(one, Loop) and one.transpose
     ]  # fmt: skip
     assert {one.kind for one in loops} >= {"serial", "unroll"}
+
+
+def test_stages_share_passes_and_one_value_for_each_row_is_in_a_register() -> None:
+    """The maximum; exponentials with their sum; quotients, whose loop is written out in squares."""
+    plan = plan_of(lambda new: [softmax(transpose(new(40, 1000)), 1)])
+    nest = lower(plan.kernels[0], GOLDEN)
+    loops = [one for one in nest.parallel.body if isinstance(one, Loop)]
+    assert [len(one.body) for one in loops[:2]] == [1, 2] and len(loops) == 4
+    assert [array.size for array, _ in nest.scratch] == [40 * 16]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
