@@ -492,9 +492,16 @@ def _accesses(
 
 
 def _stride(index: Integer, axes: Sequence[Axis], lanes: int) -> int | None:
-    """The distance between neighbours along axes; None where so many are not equally far apart."""
-    stride, size = coefficient(index, axes[-1].variable), axes[-1].extent
-    for axis in axes[-2::-1]:
+    """The distance between neighbours along axes; None where so many are not equally far apart.
+
+    Of elements that are there several times, as those of two phases are, it is that of others.
+    """
+    *outer, last = axes
+    stride, size = coefficient(index, last.variable), last.extent
+    while stride == 0 and outer and high(size) < lanes:
+        last = outer.pop()
+        stride, size = coefficient(index, last.variable), last.extent
+    for axis in reversed(outer):
         if stride is None or high(size) >= lanes:
             break
         if coefficient(index, axis.variable) != stride * size:
