@@ -19,7 +19,7 @@ CASES = [
     (n, k, s, d)
     for n, k, s, d in itertools.product((5, 8, 9), (1, 2, 3), (1, 2, 3), (1, 2))
     if d * (k - 1) < n
-] + [(n, k, s, 1) for n in (3, 4) for k in (3,) for s in (1, 2, 5)]  # a single window, too
+] + [(n, k, s, 1) for n in (5, 6) for k in (5,) for s in (1, 2, 7)]  # a single window, too
 
 
 def added(g, windows, shape):
