@@ -234,7 +234,10 @@ class _Chain:
 
 
 def _phase(nodes: Sequence[Node], number: dict[Node, int], start: int, period: int) -> int:
-    """With which node a step begins, so that the fewest values go from one to the next."""
+    """With which node a step begins, so that the least goes from one to the next.
+
+    (A state, not what is shown of it to a product, which is the same for all columns of a weight.)
+    """
     edges = [
         (user, number[source] - start)
         for user in range(period, 2 * period)
@@ -242,8 +245,8 @@ def _phase(nodes: Sequence[Node], number: dict[Node, int], start: int, period: i
         if number.get(source, -1) >= start
     ]
 
-    def carried(phase: int) -> int:
+    def carried(phase: int) -> tuple[int, int]:
         over = {j % period for i, j in edges if (i - phase) // period != (j - phase) // period}
-        return len(over)
+        return sum(nbytes(nodes[start + period + place]) for place in over), len(over)
 
     return min(range(period), key=carried)

@@ -119,6 +119,10 @@ def overlap_add(
     """
     wanted = tuple((0, extent) for extent in shape) if ranges is None else tuple(ranges)
     product = _factors(g, len(shape), windows)
+    origin = (g, tuple(windows), shape)
+    # a single one needs no step, and overlaps none
+    windows = [(a, size, size if g.shape[a] == 1 and gap == 1 else step, gap)
+               for a, size, step, gap in windows]  # fmt: skip
     # windows that do not overlap need no sum: they are moved at the end
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
@@ -150,7 +154,7 @@ def overlap_add(
     total = build.reshape(total, tuple(merged))
     result = build.shrink(_fitted(total, tuple(stops)), list(zip(starts, stops, strict=True)))
     if ranges is None:
-        _origins[result] = (g, tuple(windows), shape)
+        _origins[result] = origin
     return result
 
 

@@ -66,6 +66,8 @@ DOWN = 16
 # cache: 1,024 × 1,024 updates of 16, 64, 128, 256 at a time take 11, 7.1, 3.3, 3.3 ms, of one 22.
 SIDE_BY_SIDE = 128
 LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
+MOST_PARTS = 32  # as many tasks keep the threads busy
+LOOKS = 32  # elements that are begun in the time in which one update is looked at
 TILE = 64  # elements of a tile along vectors: four lines of float32
 SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of each
 
@@ -245,9 +247,13 @@ def _following(
 def scatter(kernel: Kernel, target: Target) -> Nest:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
+    assert stage.initial is not None
     xs = [axis.variable for axis in stage.axes]
     last = stage.axes[-1] if xs and isinstance(stage.axes[-1].extent, int) else None
     s = Schedule(loops_over(stage.axes, _additions(stage, stage.guard)))
+    fill = stage.initial_axes[-1] if stage.initial_axes and not stage.in_place else None
+    if fill is not None and coefficient(stage.initial_position, fill.variable) != 1:
+        fill = None
     # vectors need neighbouring places and the same updates' order in every lane
     if (
         last is not None
@@ -256,36 +262,41 @@ def scatter(kernel: Kernel, target: Target) -> Nest:
         and all(xs[-1] not in variables(c) for c in stage.guard)
     ):
         width = vector_width(target, [stage.body], last.extent, True)
-        if len(stage.reduced) == 1:
+        passes_by = streams(stage.array, (), target, [stage.initial], last.variable)
+        cut = _in_parts(stage, _parts_to_fill(stage, target), (last,), passes_by)
+        if cut is not None:
+            part, body = cut
+            s = Schedule(loops_over([*stage.axes[:-1], part], body))
+            xs.insert(-1, part.variable)
+        elif len(stage.reduced) == 1:
             below = stage.reduced[0].variable
             s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
+    elif fill is not None:
+        s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
     elif last is not None and any(
         coefficient(load.index, xs[-1]) == 1 for load in expr.loads(stage.body)
     ):  # updates in order for a block of places, not for one that comes from as many lines
         xs[-1] = s.split(last.variable, max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1), "b")
         s.sink(last.variable, computing=False)
-    elif not stage.in_place and stage.initial_axes and stage.initial is not None:
-        fill = stage.initial_axes[-1]
-        if coefficient(stage.initial_position, fill.variable) == 1:
-            s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
     s.parallelize(*xs)
     return assemble(kernel, s.nest, target)
 
 
 def _additions(
-    stage: Stage, guard: Guard, bounds: Mapping[Atom, Bounds] | None = None
-) -> Statements:
+    stage: Stage, guard: Guard, bounds: Mapping[Atom, Bounds] | None = None,
+    inner: tuple[Axis, ...] = (), streaming: bool = False,
+) -> Statements:  # fmt: skip
     """What an element begins with, if that is not in its place, and then all that is added to it.
 
-    bounds: of loops.
+    For all along inner axes in turn; bounds: of loops; streaming: of what elements begin with.
     """
     assert stage.initial is not None and stage.op is not None
-    start = Store(stage.array, stage.initial_position, stage.initial)
+    start = Store(stage.array, stage.initial_position, stage.initial, streaming=streaming)
     new = combine(SCATTERS[stage.op], expr.load(stage.array, stage.position, guard), stage.body)
     step = Store(stage.array, stage.position, new, guard)
-    first = () if stage.in_place else loops_over(stage.initial_axes, [start], bounds)
-    return (*first, *loops_over(stage.reduced, [step], bounds))
+    first = () if stage.in_place else loops_over((*stage.initial_axes, *inner), [start], bounds)
+    return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
 
 
 def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
@@ -299,24 +310,46 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
         return None
     fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
     moving = [axis for axis in stage.axes if axis not in fixed]
+    count = numel([axis.extent for axis in fixed])
+    cut = _in_parts(stage, FILL * group.items * group.units // count)
+    if cut is None:
+        return None
+    part, body = cut
+    s = Schedule(loops_over([part, *fixed, *moving], body))
+    s.parallelize(part.variable, *(axis.variable for axis in fixed))
+    return assemble(kernel, s.nest, target)
+
+
+def _in_parts(
+    stage: Stage, most: int, inner: tuple[Axis, ...] = (), streaming: bool = False
+) -> tuple[Axis, Statements] | None:
+    """Of so many parts of the places: what each takes of all the updates; None where it can't."""
     found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
     if len(stage.initial_axes) != 1 or len(found) != 1:
         return None
     (along,), ((place, _),) = stage.initial_axes, found
     if not isinstance(along.extent, int) or coefficient(stage.position, place) is None:
         return None
-    count = numel([axis.extent for axis in fixed])
-    parts = min(FILL * group.items * group.units // count, along.extent // LEAST_PART)
+    parts = min(most, along.extent // LEAST_PART)
     if parts < 2:
         return None
     size = ceildiv(along.extent, parts)
     part = make_axis("p", 0, ceildiv(along.extent, size))
     begin, where = part.index * size, place.index
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
-    body = _additions(stage, within, {along.variable: (begin, begin + size)})
-    s = Schedule(loops_over([part, *fixed, *moving], body))
-    s.parallelize(part.variable, *(axis.variable for axis in fixed))
-    return assemble(kernel, s.nest, target)
+    bounds = {along.variable: (begin, begin + size)}
+    return part, _additions(stage, within, bounds, inner, streaming)
+
+
+def _parts_to_fill(stage: Stage, target: Target) -> int:
+    """Of places that no cache holds, how many parts are begun as they lie, row after row.
+
+    (Columns of all rows in turn would be short pieces, far apart.) All updates are looked at for
+    each part, which takes a small part of the time that beginning takes.
+    """
+    large = stage.size * stage.array.dtype.itemsize // target.l2
+    few = stage.size // (LOOKS * numel([axis.extent for axis in stage.reduced]))
+    return 0 if stage.in_place else min(large, few, MOST_PARTS)
 
 
 # ---- running reductions and sorts ----

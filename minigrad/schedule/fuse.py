@@ -292,6 +292,8 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
     parallel = count >= min(*most, ENOUGH_ROWS)
     if not produces and count < max(most):
         return _no(home, "both only read the same, and together they would have fewer rows")
+    if not produces and not any(_reads_alike(member, stage, best) for member in home.stages):
+        return _no(home, "both read the same, but in another order")
     if not (parallel or work <= TINY):
         return _no(home, f"together they have {count} rows: too few for all threads")
     for part, done in ((home, work), (own, stage.iterations)):  # what would not be parallel then
@@ -302,6 +304,21 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
     if work > TINY and not _agrees(home, stage, best):
         return _no(home, "one is fast along the rows, the other across them")
     return rows
+
+
+def _reads_alike(one: Stage, other: Stage, rows: Integer) -> bool:
+    """Whether two stages have the same rows, or read an array that both share row after row.
+
+    (The elements of an image in its windows' order, computed along the image's own axes, would be
+    far apart, and each of their indices a dozen divisions.)
+    """
+    shared = set(one.reads) & set(other.reads)
+    same = one.axes[: prefix_length(one, rows)] == other.axes[: prefix_length(other, rows)]
+    in_order = (
+        all(x.size == array.size and aligned(x, x, rows, array) for x in (one, other))
+        for array in shared
+    )
+    return bool(shared) and (same or any(in_order))
 
 
 def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
@@ -475,9 +492,16 @@ def _accesses(
 
 
 def _stride(index: Integer, axes: Sequence[Axis], lanes: int) -> int | None:
-    """The distance between neighbours along axes; None where so many are not equally far apart."""
-    stride, size = coefficient(index, axes[-1].variable), axes[-1].extent
-    for axis in axes[-2::-1]:
+    """The distance between neighbours along axes; None where so many are not equally far apart.
+
+    Of elements that are there several times, as those of two phases are, it is that of others.
+    """
+    *outer, last = axes
+    stride, size = coefficient(index, last.variable), last.extent
+    while stride == 0 and outer and high(size) < lanes:
+        last = outer.pop()
+        stride, size = coefficient(index, last.variable), last.extent
+    for axis in reversed(outer):
         if stride is None or high(size) >= lanes:
             break
         if coefficient(index, axis.variable) != stride * size:

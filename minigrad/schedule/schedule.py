@@ -95,18 +95,27 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
     asked = {found: root for found, root in pairs if root.op is Op.RESHAPE}
     roots = with_parts(distinct)
     recomputed: frozenset[Node] = frozenset()
+    stored: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
+
+    def planned() -> _Plan:
+        return _Plan(graph, roots, recomputed, deferred, fuse, target, stages)
+
+    plan = planned()
     while True:
-        plan = _Plan(graph, roots, recomputed, deferred, fuse, target, stages)
-        worth = plan.better_recomputed() - recomputed
+        worth = plan.better_recomputed() - recomputed - stored
         if worth:
-            recomputed |= worth
+            before, recomputed = plan, recomputed | worth
+            plan = planned()
+            if len(plan.clusters) > len(before.clusters):  # what shared it would be taken apart
+                plan, recomputed, stored = before, recomputed - worth, stored | worth
             continue
         unsafe = plan.order_in_place_writes() - deferred
         if not unsafe:
             return plan.finish(asked)
         deferred |= unsafe
+        plan = planned()
 
 
 def _distinct_roots(roots: Sequence[Node]) -> list[Node]:

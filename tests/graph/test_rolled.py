@@ -210,6 +210,19 @@ def test_what_goes_into_the_steps_must_be_copies(on_device):
         np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_goes_on_as_it_is_not_as_products_read_it():
+    """A step that began behind `h.expand(…)` took 128 times the state from one to the next."""
+    x, w, u = (Tensor(array(*shape)) for shape in ((2, 24, 6), (6, 512), (128, 512)))
+    h = c = Tensor.zeros(2, 128)
+    for step in range(24):
+        i, f, o, z = (x[:, step] @ w + h @ u).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * z.tanh()
+        h = o.sigmoid() * c.tanh()
+    made = topological(without_copies([h.node], topological([h.node])))
+    (loop,) = [node for node in made if node.op is Op.LOOP]
+    assert {state.shape for state in loop.arg.carries} == {(2, 128)}
+
+
 def test_layers_with_weights_are_not_taken_for_steps(monkeypatch):
     """That each has its own is seen at once: no multiple of a layer's nodes is tried as a step."""
     layers = [nn.Linear(80, 80) for _ in range(80)]

@@ -12,13 +12,14 @@ from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph import windows as windows_module
 from minigrad.graph.node import Op, topological
+from minigrad.graph.shapes import numel
 from minigrad.graph.windows import cropped, overlap_add
 
 CASES = [
     (n, k, s, d)
     for n, k, s, d in itertools.product((5, 8, 9), (1, 2, 3), (1, 2, 3), (1, 2))
     if d * (k - 1) < n
-]
+] + [(n, k, s, 1) for n in (5, 6) for k in (5,) for s in (1, 2, 7)]  # a single window, too
 
 
 def added(g, windows, shape):
@@ -36,6 +37,17 @@ def by_remainder(request, monkeypatch):
     """Large strided products are split, so that none multiplies by padding; here small ones too."""
     if request.param:
         monkeypatch.setattr(windows_module, "LARGE", 0)
+
+
+def test_a_single_window_is_no_sum():
+    """A transposed convolution of one pixel would be 16 times its products, with zeros."""
+    a, b = Tensor.empty(2, 1, 1, 40).node, Tensor.empty(1, 1, 4, 40).node
+    wide = [build.expand(x, (2, 1, 4, 40)) for x in (a, b)]
+    g = build.reshape(build.reduce(Op.SUM, wide[0] * wide[1], [3]), (2, 1, 4))
+    order = topological([overlap_add(g, ((1, 4, 1, 1),), (2, 4))])
+    assert not [node for node in order if node.op in (Op.PAD, Op.WINDOW)]
+    (total,) = [node for node in order if node.op is Op.SUM]
+    assert numel(total.src[0].shape) == 2 * 4 * 40
 
 
 @pytest.mark.parametrize("product", [False, True], ids=["values", "sums of products"])

@@ -98,3 +98,19 @@ def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
 @pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2), (80, 9, 1)])
 def test_their_results(of: str, channels: int, extent: int, stride: int) -> None:
     agree(convolution(of, 2, channels, extent, 40, stride))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_kernel_of_one_pixel_multiplies_images_as_they_lie(stride: int) -> None:
+    """No image is arranged: with a stride, its pixels are put side by side only."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(2, 20, 24 * stride, 24 * stride), inputs(33, 20, 1, 1)
+        bias = Tensor._of(inputs(33))
+        return [Tensor._of(x).conv2d(Tensor._of(w), bias, stride=stride).relu().node]
+
+    plan = plan_of(build)
+    kinds = [kernel.kind for kernel in plan.kernels]
+    assert kinds == ["rows"] * (stride - 1) + ["contraction"]
+    assert plan.arena_bytes == (stride - 1) * 4 * 2 * 20 * 24 * 24
+    agree(build)

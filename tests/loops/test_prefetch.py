@@ -130,6 +130,34 @@ def test_updates_of_columns_come_line_by_line() -> None:
     assert isinstance(columns, Loop) and columns.variable.high == 299
 
 
+def test_a_large_table_begins_row_after_row() -> None:
+    """Each task has a part of the rows, and of the updates those that are for it."""
+
+    def table(updates: Node, index: Node) -> Node:
+        zeros = g.const(0.0, dtypes.float32, (20_000, 768), DEVICE)
+        rows = g.expand(g.reshape(index.cast(dtypes.int32), (64, 1)), (64, 768))
+        return g.scatter_add(zeros, rows, updates, 0)
+
+    nest = nest_of(table, (64, 768), (64,))
+    fill, updates = nest.parallel.body
+    for loop in (fill, updates):
+        (columns,) = loop.body
+        assert columns.kind == "lanes" and columns.variable.high == 767
+    assert nest.parallel.variable.high == 31
+
+
+def test_rows_that_get_one_number_each_begin_with_vectors() -> None:
+    """Not column by column, though the numbers lie side by side."""
+
+    def one_each(updates: Node, index: Node) -> Node:
+        zeros = g.const(0.0, dtypes.float32, (500, 1000), DEVICE)
+        return g.scatter_add(zeros, index.cast(dtypes.int32), updates, 1)
+
+    nest = nest_of(one_each, (500, 1), (500, 1))
+    (fill,) = [one for one in nest.parallel.body if isinstance(one, Loop)]
+    assert fill.kind == "lanes"
+
+
 def test_heads_that_share_keys_are_computed_by_one_core() -> None:
     """A chunk has all rows that read the same of a large array, where enough chunks remain."""
 

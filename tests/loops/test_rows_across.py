@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from property.compare import Tolerance, difference
 from schedule.machine import GOLDEN, MACHINES, run
-from schedule.programs import DEVICE, plan_of, softmax, transpose
+from schedule.programs import DEVICE, Inputs, plan_of, softmax, transpose
 
 from minigrad import Tensor
 from minigrad.compile import schedule_of
 from minigrad.graph.canonical import Graph, canonicalize
+from minigrad.graph.node import Node
 from minigrad.graph.rewrite import without_rules
 from minigrad.loops.nest import Loop, walk
 from minigrad.loops.recipes import lower
@@ -86,3 +87,18 @@ def test_windows_of_an_image() -> None:
     parts = Tensor(x).reshape(2, 16, 2, 8, 3, 8).permute(0, 2, 4, 3, 5, 1).reshape(-1, 64, 16)
     wanted = x.reshape(2, 16, 2, 8, 3, 8).transpose(0, 2, 4, 3, 5, 1).reshape(-1, 64, 16)
     assert np.abs(parts.softmax(-1).numpy() - probabilities(wanted)).max() <= 1e-6
+
+
+def test_vectors_run_across_the_phases_of_strided_windows() -> None:
+    """Each element of a mean's gradient is read by two neighbours: that is no gather, and better
+    than vectors along the two windows that overlap."""
+
+    def gradient(inputs: Inputs) -> list[Node]:
+        x = Tensor._of(inputs(2, 4, 56, 56))
+        y = x.avg_pool2d(3, stride=2, padding=1)
+        seed = Tensor._of(inputs(*y.shape))
+        return [y.gradient(x, gradient=seed)[0].node]
+
+    nest = lower(plan_of(gradient).kernels[-1], GOLDEN)
+    lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
+    assert nest.parallel.step >= 16 and all(one.step >= 16 for one in lanes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from minigrad import Tensor
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
@@ -121,6 +122,41 @@ def test_what_needs_the_whole_input_waits_for_it() -> None:
         return [softmax(transpose(x), 1)]
 
     assert len(plan_of(crossing).kernels) == 2
+
+
+def windows_of(x: Node) -> Node:
+    """Pixels of 4 × 4 windows, each with its channels, of (2, channels, 24, 24)."""
+    parts = g.reshape(x, (2, x.shape[1], 6, 4, 6, 4))
+    return g.reshape(g.permute(parts, (0, 2, 4, 3, 5, 1)), (72, 16, x.shape[1]))
+
+
+def test_elements_in_another_order_have_a_kernel_of_their_own() -> None:
+    """They read the same, but from each other's place: as many elements are no rows to share."""
+
+    def both(inputs: Inputs) -> list[Node]:
+        x = inputs(2, 32, 24, 24)
+        return [mul(windows_of(x), 2.0), add(x, 1.0)]
+
+    def alike(inputs: Inputs) -> list[Node]:
+        x = inputs(2, 32, 24, 24)
+        return [mul(g.reshape(x, (64, 576)), 2.0), add(x, 1.0)]
+
+    assert len(plan_of(both).kernels) == 2
+    assert len(plan_of(alike).kernels) == 1
+
+
+def test_what_stages_of_one_kernel_share_is_stored_where_others_compute_it_in_another_order(
+) -> None:
+    """Softmax of windows, and its gradient as the image lies: the exponentials are stored, for
+    without them each stage would have a kernel of its own, which reads across the image."""
+
+    def step(inputs: Inputs) -> list[Node]:
+        x, seed = Tensor._of(inputs(2, 32, 24, 24)), Tensor._of(inputs(72, 16, 32))
+        y = Tensor._of(windows_of(x.node)).softmax(-1)
+        return [y.node, y.gradient(x, gradient=seed)[0].node]
+
+    assert [len(kernel.stages) for kernel in plan_of(step).kernels] == [1, 6, 1]
+    agree(step)
 
 
 # ---- every schedule ----
