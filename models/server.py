@@ -459,10 +459,10 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
 
 def serve_command(flags: argparse.Namespace) -> None:
     """`serve`: until SIGTERM or Ctrl-C, which lets begun requests end."""
-    uvicorn: Any = require("uvicorn")
-    require("starlette")
     if flags.port > MOST_PORTS:
         raise InputError(f"--port is {flags.port}: expected at most {MOST_PORTS}")
+    uvicorn: Any = require("uvicorn")
+    require("starlette")
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
     engine = make_engine(model, flags)

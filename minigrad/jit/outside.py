@@ -45,13 +45,14 @@ _MISSING = (AttributeError, LookupError, ValueError)  # from an expression whose
 
 class _Read(NamedTuple):
     """A value that is read. label: what it is called; part: whether it is in a container; test: how
-    another is told from it.
+    another is told from it; near: an expression of it, where what it is in is the same.
     """
 
     value: Any
     label: str
     part: bool = False
     test: str = "is not"
+    near: str = ""
 
 
 class Outside:
@@ -90,7 +91,7 @@ class Outside:
         tests = ["gone", *["changes != seen"][: len(self.noted)]]
         for number, (place, read) in enumerate(self.read.items()):
             names[f"value{number}"] = read.value
-            tests.append(f"{place} {read.test} value{number}")
+            tests.append(f"{read.near or place} {read.test} value{number}")
         text = (
             f"def differs():\n    try:\n        return {' or '.join(tests)}\n"
             "    except MISSING:\n        return True\n"
@@ -124,7 +125,7 @@ class Outside:
                 "(was another put in its place, as in layer.weight = …?): a replay would read the "
                 "old one for ever; write with .assign(), or .reset()"
             )
-        for place, (before, label, part, _) in self.read.items():
+        for place, (before, label, part, *_) in self.read.items():
             try:
                 now = eval(place, self.names)
             except _MISSING:
@@ -162,7 +163,7 @@ class Outside:
         """
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
-        for place, (was, label, _, test) in before.read.items():
+        for place, (was, label, _, test, _) in before.read.items():
             if isinstance(was, Iterator) and not isinstance(was, IOBase):
                 raise JitError(
                     f"{self.name} reads {label!r}, an iterator, of which a replay would take "
@@ -264,6 +265,7 @@ class _Walk:
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by the expression that gives it
         self.seen = set[tuple[Any, ...]]()
+        self.uses: dict[tuple[CodeType, frozenset[str]], tuple[_Use, ...]] = {}
         self.todo: list[Callable[[], None]] = []
         step = _unwrapped(step)
         if not isinstance(step, FunctionType | MethodType):  # an object that is called
@@ -294,7 +296,10 @@ class _Walk:
         self.seen.add(key)
         code, globals_ = function.__code__, function.__globals__
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-        uses = tuple(dict.fromkeys(_uses(code, {*own, *cells})))
+        found = code, frozenset((*own, *cells))  # of a method of many objects: looked at once
+        if found not in self.uses:
+            self.uses[found] = tuple(dict.fromkeys(_uses(*found)))
+        uses = self.uses[found]
         for use in uses:
             name = use.name
             if use.of is None and name in own:
@@ -306,20 +311,21 @@ class _Walk:
 
     def _value(
         self, place: str, label: str, use: _Use, uses: tuple[_Use, ...], part: bool = False,
-        known: bool = False,
+        known: bool = False, near: str = "", value: Any = _GONE,
     ) -> None:  # fmt: skip
         """Of what an expression gives. use: of its name; uses: of the function that reads it.
 
-        part: it is in a container. known: nobody can put another in its place.
+        part: it is in a container. known: nobody can put another in its place. near: see `_Read`.
+        value: what it gives, if that is at hand.
         """
         try:
-            value = eval(place, self.names)
+            value = eval(place, self.names) if value is _GONE else value
         except _MISSING:  # a cell that is empty yet
             return
         if _is_library(value) or len(self.read) >= _MOST:
             return
         if not (known or isinstance(value, ModuleType | type)):
-            self.read.setdefault(place, _Read(value, label, part))
+            self.read.setdefault(place, _Read(value, label, part, near=near))
         key = (id(value), use, uses)
         if key not in self.seen and not isinstance(value, (*_PLAIN, Tensor)):
             self.seen.add(key)
@@ -344,16 +350,19 @@ class _Walk:
     def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
         """Of a container."""
         if isinstance(value, list | tuple):
-            names = [repr(number) for number in range(len(value))]
+            items = [(repr(number), number, item) for number, item in enumerate(value)]
             self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
         else:
-            names = [self._named(key) for key in value]
+            items = [(self._named(key), key, item) for key, item in
+                     (value.items() if isinstance(value, dict) else ())]  # fmt: skip
             ids = _Read([*map(id, value)], label, True, "!=")
             self.read.setdefault(f"[*map(id, {place})]", ids)
-        for name in names if not isinstance(value, set) else ():
-            key = eval(name, self.names)
+        for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
-            self._value(f"{place}[{name}]", inner, _Use(None, ""), uses, part=True)
+            near = self._near(value, place, f"[{name}]")
+            self._value(
+                f"{place}[{name}]", inner, _Use(None, ""), uses, part=True, near=near, value=item
+            )
 
     def _attribute(
         self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
@@ -368,8 +377,13 @@ class _Walk:
                 self.todo.append(lambda: self._function(found, own, label))
         elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
             if found is not _GONE and (callable(found) or not use.called):
-                place = f"{place}.__dict__[{use.name!r}]" if is_own else f"{place}.{use.name}"
-                self._value(place, f"{label}.{use.name}", use, uses)
+                here = f".__dict__[{use.name!r}]" if is_own else f".{use.name}"
+                near, inner = self._near(value, place, here), f"{label}.{use.name}"
+                self._value(place + here, inner, use, uses, near=near)
+
+    def _near(self, value: Any, place: str, here: str) -> str:
+        """Of what is in a value: from that on, if it is looked at whether that is the same one."""
+        return self._named(value) + here if place in self.read else ""
 
 
 def _unwrapped(function: Any) -> Any:

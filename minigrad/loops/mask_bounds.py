@@ -100,7 +100,8 @@ class Rows:
         self.number = make_axis("g", 0, ceildiv(extent, width))
         self.row = make_axis("b", 0, extent)
         self.whole = self.outer.index * extent + self.row.index
-        self.start: Integer = self.number.index * width
+        # of the only block a number: loops of as many columns as a tile has are written out
+        self.start: Integer = self.number.index * width if self.number.count > 1 else 0
         self.ends: Bounds = self.start, self.start + width
         self.lane: Integer = make_axis("lane", 0, width).index if width > 1 else 0
 

@@ -80,6 +80,28 @@ def test_values_and_gradients(form, dtype, compiled, reference):
         assert np.abs(got - expected).max() <= near * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("length", [1, 2, 4, 7, 8, 9, 14, 15, 16, 17, 24, 32])
+@pytest.mark.parametrize("form", ["all", "causal"])
+def test_a_block_or_two(form, length, compiled, reference):
+    """As many positions as a tile has rows, or a block, and one more or less; of any batch."""
+    generator = np.random.default_rng(length)
+
+    def results(device, array):
+        x = Tensor(array, device=device).realize()
+        q, k, v = (x * 2).contiguous().unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        alone = FORMS[form](q, k, v).numpy()
+        y = FORMS[form](q, k, v).sin()
+        (gradient,) = y.sum().gradient(x)
+        Tensor.realize(y, gradient)
+        return alone, y.numpy(), gradient.numpy()
+
+    for batch in (64, 96):  # of the second size a program is made that has all of them
+        array = generator.standard_normal((batch, length, 48)).astype(np.float32)
+        both = results(compiled, array), results(reference, array)
+        for got, expected in zip(*both, strict=True):
+            assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 # --- bfloat16 -------------------------------------------------------------------------------------
 
 

@@ -133,26 +133,26 @@ def jitted_play(seed: int, turns: int) -> None:
     play.pairs[0][1].realize()
     while len(play.pairs) < 6:
         play.view()
-    saved = play.choice.getstate()
-
-    def writes():
-        play.choice.setstate(saved)
-        for _ in range(3):
-            number, kind = play.choice.randrange(1, 5), play.choice.randrange(2)
-            yield (*play.pick(), number, kind)
+    arrays, tensors = zip(*play.pairs, strict=True)
+    writes = [
+        (play.choice.randrange(6), play.choice.randrange(1, 5), play.choice.randrange(2))
+        for _ in range(3)
+    ]
 
     @jit
     def step(y):
-        for _, x, number, kind in writes():
+        for place, number, kind in writes:
+            x = tensors[place]
             x.assign(x * number + y.cast(x.dtype) if kind else x + number)
-        return [x * 2 for _, x in play.pairs]
+        return [x * 2 for x in tensors]
 
     outside = random.Random(seed)
     for turn in range(turns):
         results = step(Tensor(turn))
-        for a, _, number, kind in writes():
+        for place, number, kind in writes:
+            a = arrays[place]
             a[...] = a * number + np.array(turn).astype(a.dtype) if kind else a + number
-        kept = [a * 2 for a, _ in play.pairs]
+        kept = [a * 2 for a in arrays]
         a, x = outside.choice(play.pairs)
         a += 1
         x += 1
