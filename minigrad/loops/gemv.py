@@ -28,7 +28,7 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import loops_over, reduction
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Nest, Store, Stores
+from minigrad.loops.nest import Nest, Statement, Store, Stores
 from minigrad.loops.product import in_few_axes
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -99,11 +99,7 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
             for one, last in zip(sums, along, strict=True)
         ]
     outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
-    body = [
-        step for one, total in zip(sums, totals, strict=True)
-        for step in reduction(Op.SUM, total, one.k, [one.body])
-    ]  # fmt: skip
-    naive = loops_over([*outer, *sums[0].m, axis], [*body, Stores(stores)])
+    naive = loops_over([*outer, *sums[0].m, axis], [*_summed(sums, totals), Stores(stores)])
     scales = _scales(sums, axis) if by_rows else {}
     copies = _computed(sums) | scales
     s = Schedule(naive, **{name: value for name, (value, _) in copies.items()})
@@ -116,10 +112,16 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
         for copy, (value, axes) in copies.items():
             width = vector_width(target, [value], axes[-1].extent, False)
             over = [a.variable for a in axes]
-            s.stage(copy, None, over, [(over, None)], copy, {over[-1]: width})
+            s.stage(copy, None, over, None, copy, {over[-1]: width})
         (_add_rows if by_rows else _add_columns)(s, sums, axis.variable, target)
     s.parallelize(*xs)
     return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
+
+
+def _summed(sums: Sequence[Sum], totals: Sequence[Expr]) -> list[Statement]:
+    """One sum after the other."""
+    pairs = zip(sums, totals, strict=True)
+    return [step for one, total in pairs for step in reduction(Op.SUM, total, one.k, [one.body])]
 
 
 def _along(axes: Sequence[Axis], e: Expr) -> int:
