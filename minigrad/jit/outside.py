@@ -276,6 +276,7 @@ class _Walk:
         self._function(step, own)
         for one in self.todo:  # which grows meanwhile
             one()
+        self.todo.clear()  # they hold this object, and what was found, as it holds them
 
     def _named(self, value: Any) -> str:
         name = f"at{id(value)}"
