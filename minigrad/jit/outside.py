@@ -239,7 +239,8 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
         adds = after.opname in _ATTRIBUTE and after.argval in _ADDING
         if kind in _ATTRIBUTE:
             # since Python 3.12 a bit says whether it is called
-            called = kind == "LOAD_METHOD" or (sys.version_info >= (3, 12) and bool(step.arg & 1))
+            bit = sys.version_info >= (3, 12) and bool((step.arg or 0) & 1)
+            called = kind == "LOAD_METHOD" or bit
             yield _Use(of, name, called, adds)
         elif kind == "LOAD_GLOBAL" or (kind.startswith(_VARIABLE) and name in known):
             yield _Use(None, name, adds=adds)
