@@ -17,7 +17,8 @@ def explain(
     """Run a step on CPU devices and write a page that explains it; gives the page's place.
 
     step: a function, captured (`@jit`) or not, called as step(*args), which does the same in every
-    call; or a lazy Tensor, of whose nodes no lines are known. It is run 2·rounds + 3 times, or
+    call, and computes what it gives (tensors, also in lists and dicts) or realizes; or a lazy
+    Tensor, of whose nodes no lines are known. It is run 2·rounds + 3 times, or
     a few more (up to three times the rounds, as long as kernels' times add up to 5 % more or less
     than the step takes when nobody looks): a training goes on by so many steps. model: what the
     page calls modules, any object that holds tensors; those that the function reads, if not given.
@@ -32,7 +33,7 @@ def explain(
     The page has, for each kernel, the lines and the module that made it, its nodes, why it is one,
     its loops after each transformation, LLVM IR, assembly, time, and share of what the machine can
     do. Raises DeviceError where the step does not run on a CPU device, MinigradError where it runs
-    other programs each time.
+    other programs each time, or nothing.
     """
     from minigrad.explain import page  # who never asks need not load the compiler for it
 

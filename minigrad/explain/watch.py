@@ -23,7 +23,8 @@ from minigrad.jit.jitted import Jitted
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
 from minigrad.settings import flag
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, realization
+from minigrad.tensor.pytree import flatten
 
 if TYPE_CHECKING:
     from minigrad.collective import Group
@@ -256,12 +257,14 @@ def run(
     with _programs(watched), cpu_memory.keeping():
         if isinstance(step, Tensor):
             current = watched.closely(step.realize, look)
+            _check_work(watched.ran)
             current.seconds = current.busy  # what compiling took is no part of it
             return Step(watched.ran, [], current)
-        captured, plain, again = isinstance(step, Jitted), partial(step, *args), step
+        captured, again = isinstance(step, Jitted), step
+        plain = partial(_realized, step, *args)
         if captured:  # with no capture yet
             again = Jitted(step.function, step.instance)
-        again = partial(again, *args)
+        again = partial(_realized, again, *args)
         first = 2 if captured and not step.captured else 1
         for _ in range(first):
             watched.plainly(plain)
@@ -270,6 +273,7 @@ def run(
         with origins.recording() if speaks else nullcontext():
             watched.closely(again)
         found = watched.ran[:]
+        _check_work(found)
         ranks = Ranks(group.name, group.size) if group is not None else (
             Ranks.of(found[0][0].roots[0].device if found else "")
         )  # fmt: skip
@@ -291,6 +295,20 @@ def run(
             rows = [row for rank in ranks.gathered(best.by_device()) for row in rank]
     count, apart = first + 2 + 2 * len(seen) + (look is not None), _apart(best, seconds, captured)
     return Step(_aligned(found, best), seconds, best, apart, count, captured, rows)
+
+
+def _realized(step: Callable[..., Any], *args: Any) -> None:
+    """Call a step; the tensors that it gives are what it computes, as if it were captured."""
+    tensors: list[Tensor] = []
+    flatten(step(*args), tensors, {})
+    realization.realize(tensors)
+
+
+def _check_work(ran: Sequence[Any]) -> None:
+    """MinigradError where there is nothing to explain."""
+    if not ran:
+        raise MinigradError("explain: the step ran no kernel; expected one that gives tensors, or "
+                            "realizes some, e.g. `lambda: model(x)`")  # fmt: skip
 
 
 def _middle(seen: Sequence[Round], seconds: Sequence[Sequence[float]] = ()) -> Round:

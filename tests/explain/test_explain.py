@@ -156,6 +156,26 @@ def test_a_lazy_tensor_has_no_lines(cpu: str, tmp_path: Path) -> None:
     assert data["kernels"] and not data["files"] and data["what"] == "a tensor"
 
 
+def test_what_a_step_gives_is_part_of_it(cpu: str, tmp_path: Path) -> None:
+    net = Net().to(cpu)
+    x = Tensor.rand(32, 8, device=cpu).realize()
+    explain(net, x, out=tmp_path / "page.html", rounds=1)
+    made = data_of(tmp_path / "page.html")["kernels"]
+    explain(lambda: {"doubled": [x * 2, None]}, out=tmp_path / "page.html", rounds=1)
+    assert made and data_of(tmp_path / "page.html")["kernels"]
+
+
+@pytest.mark.parametrize(
+    "step", [lambda x: None, lambda x: x, lambda x: ((x * n).realize() for n in range(2)), "tensor"]
+)
+def test_a_step_that_computes_nothing(cpu: str, tmp_path: Path, step: Any) -> None:
+    x = Tensor.rand(4, device=cpu).realize()
+    page = tmp_path / "page.html"
+    with pytest.raises(MinigradError, match="explain: the step ran no kernel; expected one that"):
+        explain(x, out=page) if step == "tensor" else explain(step, x, out=page)
+    assert not page.exists()
+
+
 def test_a_loop_runs_a_program_many_times(cpu: str, tmp_path: Path) -> None:
     xs = Tensor.rand(5, 8, 8, device=cpu).realize()
     first = Tensor.rand(8, 8, device=cpu).realize()
