@@ -15,8 +15,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
+
+from minigrad.errors import SettingError
 
 DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
@@ -46,7 +49,7 @@ def _from_environment() -> dict[str, int | str]:
             try:
                 values[name] = type(default)(text)
             except ValueError:
-                raise ValueError(f"MINIGRAD_{name}={text!r}: expected a whole number") from None
+                raise SettingError(f"MINIGRAD_{name}={text!r}: expected a whole number") from None
     return values
 
 
@@ -104,6 +107,18 @@ def flag(name: str) -> int:
 def say(text: str) -> None:
     """Print to the error stream, where it does not mix with a program's own output."""
     sys.stderr.write(text + "\n")
+
+
+def _say_what_is_ignored() -> None:
+    """Name variables of the environment that sound like a setting, and are none."""
+    for variable in os.environ:
+        name = variable.removeprefix("MINIGRAD_")
+        if name != variable and name not in DEFAULTS:
+            for alike in get_close_matches(name, DEFAULTS, 1, cutoff=0.7):
+                say(f"minigrad: {variable} is no setting, and ignored; there is MINIGRAD_{alike}")
+
+
+_say_what_is_ignored()
 
 
 def report(level: int, text: Callable[[], str]) -> None:

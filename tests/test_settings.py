@@ -1,0 +1,32 @@
+"""Settings in the environment of a process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(**variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import minigrad"], env={**os.environ, **variables},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name, meant", [
+    ("THREAD", "THREADS"), ("NUM_THREADS", "THREADS"), ("CACHE_DIR", "CACHE"), ("DEBG", "DEBUG"),
+])  # fmt: skip
+def test_a_name_that_is_no_setting_is_told(name: str, meant: str) -> None:
+    said = run(**{f"MINIGRAD_{name}": "2"})
+    expected = f"minigrad: MINIGRAD_{name} is no setting, and ignored; there is MINIGRAD_{meant}\n"
+    assert (said.returncode, said.stderr) == (0, expected)
+
+
+def test_what_is_nothing_alike_is_somebody_elses() -> None:
+    assert run(MINIGRAD_TEST_DEVICES="", MINIGRAD_MINE="1").stderr == ""
+
+
+def test_a_setting_that_is_no_number_is_refused() -> None:
+    said = run(MINIGRAD_DEBUG="abc").stderr
+    assert "SettingError: MINIGRAD_DEBUG='abc': expected a whole number" in said
