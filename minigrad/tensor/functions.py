@@ -367,7 +367,7 @@ class Functions(Methods):
         # −0 − 0 is −0
         return x.eq(0).where(x - rest.detach(), (x < 0).where(-rest, rest))
 
-    def pow(self, other: Any, reverse: bool = False) -> Self:
+    def pow(self, other: Any, *, reverse: bool = False) -> Self:
         """self ** other.
 
         Of integers, a tensor's negative exponents truncate (0, or ±1 for ±1); a number raises.
@@ -423,7 +423,7 @@ class Functions(Methods):
     __pow__, __abs__ = pow, abs
 
     def __rpow__(self, other: Any) -> Self:
-        return self.pow(other, True)
+        return self.pow(other, reverse=True)
 
     def isclose(
         self, other: Any, rtol: Scalar = 1e-5, atol: Scalar = 1e-8, equal_nan: bool = False

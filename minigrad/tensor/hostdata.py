@@ -56,6 +56,8 @@ def _read_array(data: Any) -> HostArray:
     import numpy as np
 
     array = np.asarray(data)
+    if hasattr(data, "filled") and np.any(data.mask):
+        raise DTypeError("Tensor(masked array): expected numbers everywhere, as x.filled(0) has")
     dtype = _known(array.dtype)
     if dtype is None:
         raise DTypeError(

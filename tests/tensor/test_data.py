@@ -125,6 +125,7 @@ def test_dtype_argument(on_device):
         (np.array(["a"]), DTypeError),
         ([1 << 70], RangeError),
         ([object()], DTypeError),
+        (np.ma.array([1, 2], mask=[False, True]), DTypeError),
     ],
 )
 def test_bad_data(on_device, data, error):

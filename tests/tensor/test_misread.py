@@ -275,6 +275,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "Conv2d dilation": lambda: nn.Conv2d(1, 1, 3, dilation=0),
     "ConvTranspose2d output_padding": lambda: nn.ConvTranspose2d(1, 1, 3, output_padding=2),
     "negative power": lambda: X**-1,
+    "power modulo": lambda: pow(X, 2, 5),
     "negative power of bool": lambda: FLAG**-1,
     "extent": lambda: Tensor.zeros(True),
     "unflatten": lambda: Tensor.zeros(6).unflatten(0, (-1, -1)),
