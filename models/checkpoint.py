@@ -89,7 +89,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (failure, MinigradError, ValueError) as error:
+    except (failure, MinigradError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
     stored = metadata.pop(CHECKSUM, None)  # files of other programs have none
     if stored is not None and stored != checksum(tensors, metadata):

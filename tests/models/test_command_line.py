@@ -129,6 +129,7 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (network, ["--bandwidth", "1e300GB/s"], "1e300 is more than 1e+36"),
     (sizing, ["--peak", "989"], "989 is 989 flop/s: give it with its unit, such as 989Gflop/s"),
     (network, ["--bandwidth", "50"], "50 is 50 B/s: give it with its unit, such as 50GB/s"),
+    (network, ["--pieces", "2"], "--pieces does nothing without --pp: give --pp 2 as well"),
     (network, ["--latency", "1e-6"], "--latency is that of one more network: give its --bandwidth"),
 ]  # fmt: skip
 
