@@ -127,10 +127,10 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
                     own[at] = own[at][own[at] // stride % ways == place]
             values = np.frombuffer(part._bytes(), array.dtype).reshape(plain_shape(part))
             values = values[tuple(slice(len(places)) for places in own)]
-            place = np.ix_(*own)
-            if values.shape != taken[place].shape or taken[place].any():
+            cells = np.ix_(*own)
+            if values.shape != taken[cells].shape or taken[cells].any():
                 raise ValueError(f"the part of {name} in {file} is not what the others leave")
-            array[place], taken[place] = values, True
+            array[cells], taken[cells] = values, True
         if not taken.all():
             raise ValueError(f"{np.sum(~taken)} elements of {name} are in none of them")
         found[name] = Tensor.from_bytes(array.tobytes(), shape, dtype)
