@@ -89,7 +89,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (failure, MinigradError, ValueError) as error:
+    except (failure, MinigradError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
     stored = metadata.pop(CHECKSUM, None)  # files of other programs have none
     if stored is not None and stored != checksum(tensors, metadata):
@@ -114,9 +114,10 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
     found = {}
     for name, entry in index.items():
         dtype, shape = named(entry["dtype"]), tuple(entry["shape"])
-        array = np.empty(shape, f"u{dtype.itemsize}")
-        missing = array.size
+        array, taken = np.empty(shape, f"u{dtype.itemsize}"), np.zeros(shape, bool)
         for file, dims in entry["parts"]:
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is no name of a file")
             if file not in files:
                 files[file], _ = load(folder_of_parts(path) / file)
             part = files[file].pop(name)
@@ -126,9 +127,11 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
                     own[at] = own[at][own[at] // stride % ways == place]
             values = np.frombuffer(part._bytes(), array.dtype).reshape(plain_shape(part))
             values = values[tuple(slice(len(places)) for places in own)]
-            array[np.ix_(*own)] = values
-            missing -= values.size
-        if missing:
-            raise ValueError(f"{missing} elements of {name} are in none of them")
+            cells = np.ix_(*own)
+            if values.shape != taken[cells].shape or taken[cells].any():
+                raise ValueError(f"the part of {name} in {file} is not what the others leave")
+            array[cells], taken[cells] = values, True
+        if not taken.all():
+            raise ValueError(f"{np.sum(~taken)} elements of {name} are in none of them")
         found[name] = Tensor.from_bytes(array.tobytes(), shape, dtype)
     return found

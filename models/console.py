@@ -261,6 +261,8 @@ def explain_step(
     folder = Path(path).resolve().parent
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {folder}")
+    if Path(path).is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
     try:
         with Tensor.train():
             explain(step, *args, out=path if speaks else None, values=values, ranks=ranks)

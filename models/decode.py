@@ -116,12 +116,6 @@ def seen(q: Tensor, keys: Tensor, start: Integer, attention: Attention) -> Tenso
     return (columns <= rows) & (columns > rows - window) if narrow else columns <= rows
 
 
-def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 4) -> int:
-    """Bytes of all layers' caches: 2 · layers · batch · heads of keys · context · width · bytes."""
-    heads = config.key_value_heads
-    return 2 * config.layers * batch * heads * config.context * config.width * itemsize
-
-
 class Decoder:
     """The logits after some rows of tokens, all of one length, that grow by some tokens at a time.
 
@@ -155,7 +149,7 @@ class Decoder:
             self._first, self._drawing = jit(sampler), jit(self._one_drawn)
 
     def nbytes(self) -> int:
-        """Bytes of the caches; equal to `cache_bytes`."""
+        """Bytes of the caches; equal to `sizing.cache_bytes` of float32."""
         return sum(cache.nbytes() for cache in self.caches)
 
     def logits(self) -> Any:

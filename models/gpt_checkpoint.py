@@ -81,7 +81,14 @@ def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:
 
 def load_training(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
     """What `save_checkpoint` wrote; InputError where the file is damaged or something else."""
-    tensors, metadata = checkpoint.load(path)
+    return training_of(kind, path, *checkpoint.load(path))
+
+
+def training_of(
+    kind: type[GPT], path: Path, found: Mapping[str, Any], metadata: Mapping[str, str]
+) -> tuple[GPT, Tokenizer, Resumable | None]:
+    """`load_training` of what is read already: the tensors of the file, and its texts."""
+    tensors = dict(found)
     optimizer = _taken(tensors, OPTIMIZER)
     history = tensors.pop(HISTORY, None)
     try:
@@ -112,17 +119,19 @@ def tokenizer_of(text: str) -> Tokenizer:
     try:
         stored: Any = json.loads(text)
         kind = stored["kind"]
-        if kind == "gpt2":
-            return bpe.GPT2Tokenizer()
+        if kind == "gpt2":  # as older ones name it
+            return bpe.gpt2()
         if kind == "bpe":
             return bpe.BytePairTokenizer.from_json(stored)
         if kind == "sentencepiece":
             return SentencePieceTokenizer.from_json(stored)
         if kind == "tokenizers":
             return LibraryTokenizer(stored["stored"])
+        if kind == "character":
+            return CharacterTokenizer(stored["vocabulary"])
+        raise ValueError(f"it is of the unknown kind {kind!r}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"the stored tokenizer is damaged: {error}") from None
-    return CharacterTokenizer.from_json(text)
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

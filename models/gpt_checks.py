@@ -113,6 +113,9 @@ def _check_pipeline(flags: argparse.Namespace, config: GPTConfig) -> None:
     if flags.batch % rows:
         raise InputError(f"--batch {flags.batch} cannot be cut into --micro {flags.micro} equal "
                          f"parts on each of {flags.dp} devices")  # fmt: skip
+    if flags.pieces > 1 and flags.schedule != "interleaved":
+        raise InputError(f"--pieces {flags.pieces} with --schedule {flags.schedule}: only "
+                         "--schedule interleaved cuts a stage's layers")  # fmt: skip
     for name in ("recompute", "dropout"):
         if getattr(flags, name) or getattr(config, name, 0):
             raise InputError(f"--{name} with --pp: leave one of them out")

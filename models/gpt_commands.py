@@ -57,7 +57,7 @@ Earlier = tuple[GPT, Tokenizer, Resumable | None]
 def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
     """The tokenizer that --tokenizer names."""
     if flags.tokenizer == "gpt2":
-        return bpe.GPT2Tokenizer()
+        return bpe.gpt2()
     if flags.tokenizer == "bpe":
         return bpe.learn(text, flags.vocabulary)
     return CharacterTokenizer.of(text)
@@ -135,6 +135,9 @@ def begin(
         config = model.config
         names = [name for name in OF_A_MODEL if name in flags.given]
         check_model(flags.weights, config, vars(flags), names)
+        if "context" in flags.given and flags.context > config.context:
+            raise InputError(f"--context is {flags.context}, but the model in {flags.weights} sees "
+                             f"{config.context}: give at most that")  # fmt: skip
     else:
         config = make_config(flags, len(tokenizer))
     context = min(flags.context, config.context)

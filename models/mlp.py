@@ -376,6 +376,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     if flags.norm and flags.activation == "none":
         raise InputError("--norm with --activation none: leave one of them out")
+    if flags.norm and flags.batch == 1:
+        raise InputError("--norm with --batch 1: one digit has no statistics; give more")
     if flags.batch < flags.dp:
         raise InputError(f"a batch of {flags.batch} cannot be divided among {flags.dp} devices: "
                          "give a larger --batch")  # fmt: skip

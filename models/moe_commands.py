@@ -23,6 +23,7 @@ from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun, validate
 
 Shares = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+COMPILING = 3  # steps
 BARS = "·▁▂▃▄▅▆▇█"  # a blank could not be counted
 
 
@@ -68,7 +69,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(model: GPT, windows: Windows, run: TrainingRun, watch: Windows | None) -> float:
-    """All steps; prints losses and loads now and then. Gives the median seconds of a step."""
+    """All steps; prints losses and loads now and then.
+
+    Gives the median seconds of those behind the first ones, which compile; 0 where there are none.
+    """
     times, steps = [], run.plan.steps
     while run.done < steps:
         start = time.perf_counter()
@@ -78,8 +82,8 @@ def train(model: GPT, windows: Windows, run: TrainingRun, watch: Windows | None)
             bars = show_loads(loads(model, watch, 16, run.division))
             if is_first():
                 print(f"step {run.done:>5}  loss {loss:.4f}  load {bars}", flush=True)
-    times = sorted(times[3:] or times)
-    return times[len(times) // 2]
+    times = sorted(times[COMPILING:])
+    return times[len(times) // 2] if times else 0.0
 
 
 def _say_nothing(*_: object) -> None:
@@ -141,6 +145,9 @@ def compare(flags: argparse.Namespace) -> None:
     for number, row in enumerate(loads(model, held_out, 64, division), 1):
         say(f"block {number}: " + "  ".join(f"{share:.1%}" for share in row))
     if not is_first():
+        return
+    if not seconds:
+        print(f"no step was timed, as the first {COMPILING} compile: give more --steps")
         return
     dense = replace(config, experts=0, feed_forward=config.hidden * config.active)
     Tensor.manual_seed(flags.seed)

@@ -313,6 +313,9 @@ def main(arguments: Sequence[str]) -> None:
         if getattr(flags, name) > 1:
             raise InputError(f"--{name} is {getattr(flags, name)}: expected at most 1")
     check_picture(flags.picture)
+    idle = console.given_flags(parser(), arguments) & {"schedule", "pieces"}
+    if flags.pp == 1 and idle:
+        raise InputError(f"--{min(idle)} does nothing without --pp: give --pp 2 as well")
     layout = layout_of(flags)
     try:
         config = GPTConfig.preset(flags.model)

@@ -12,7 +12,7 @@ from minigrad.models.data import package_folder, read_json, read_text
 from minigrad.models.decode import generate
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
-from minigrad.models.gpt_checkpoint import load_checkpoint
+from minigrad.models.gpt_checkpoint import training_of
 from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.sampling import Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
@@ -39,7 +39,7 @@ def load_model(
     """
     source = read_source(path)
     if source.kind == "own":
-        return load_checkpoint(GPT, path)
+        return training_of(GPT, path, source.tensors, source.facts)[:2]
     model = model_of(GPT, source, path, dtype=dtype, context=context)
     if source.kind == "gguf":
         try:
@@ -116,7 +116,7 @@ def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
             RecursionError) as error:  # fmt: skip
         raise InputError(f"{folder}: its tokenizer is none that is known here: {error}") from None
     if facts.get("model_type") == "gpt2" and facts.get("vocab_size") == 50257:
-        return bpe.gpt2_merges()
+        return bpe.gpt2()
     raise InputError(f"{folder} has no tokenizer: no tokenizer.json, nor vocab.json and merges.txt")
 
 
@@ -179,7 +179,10 @@ def write(
 ) -> None:  # fmt: skip
     """Print a continuation, each token as soon as it is drawn; none of `stop`."""
     stream = Stream(tokenizer)
-    for token in generate(model, ids, tokens, sampling, seed, stop, policy, keep):
-        if token not in stop and token < len(tokenizer):  # a table may have more rows than tokens
-            print(stream.add(token), end="", flush=True)
-    print()
+    try:
+        for token in generate(model, ids, tokens, sampling, seed, stop, policy, keep):
+            # a table may have more rows than there are tokens
+            if token not in stop and token < len(tokenizer):
+                print(stream.add(token), end="", flush=True)
+    finally:
+        print()

@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import re
 import secrets
 import threading
 import time
@@ -22,7 +23,6 @@ from minigrad.graph.interned import kept
 from minigrad.models import console
 from minigrad.models.chat_template import ChatTemplate, ends_of, template_of
 from minigrad.models.console import require
-from minigrad.models.decode import cache_bytes
 from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
@@ -38,6 +38,7 @@ from minigrad.models.protocol import (
     read_body,
     wanted,
 )
+from minigrad.models.sizing import cache_bytes
 from minigrad.models.tokenizer import Stream, Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
@@ -49,6 +50,7 @@ POLICY = (
 )
 PATIENCE = 0.005  # seconds that the engine waits for what a step told to be written
 MOST_PORTS = 65535
+LEAST = 3  # positions of a slot: a token of a prompt, one of an answer, and one that stays free
 DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -450,9 +452,12 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
         raise InputError(f"--slots is {flags.slots}: expected a power of two of at most 64")
     check_most(flags.speculate)
+    if model.config.context < LEAST:
+        raise InputError(f"a context of {model.config.context} has no room for a prompt and an "
+                         f"answer: expected at least {LEAST}, see --context")  # fmt: skip
     console.check_fits(
-        flags.slots * cache_bytes(model.config), f"keys and values of --slots {flags.slots}",
-        "give fewer, or a smaller --context",
+        cache_bytes(model.config, flags.slots, itemsize=4),
+        f"keys and values of --slots {flags.slots}", "give fewer, or a smaller --context",
     )  # fmt: skip
     return Engine(model, flags.slots, model.config.context, flags.queue, flags.speculate)
 
@@ -461,6 +466,9 @@ def serve_command(flags: argparse.Namespace) -> None:
     """`serve`: until SIGTERM or Ctrl-C, which lets begun requests end."""
     if flags.port > MOST_PORTS:
         raise InputError(f"--port is {flags.port}: expected at most {MOST_PORTS}")
+    if flags.api_key is not None and not re.fullmatch("[!-~]+", flags.api_key):
+        raise InputError(f"--api-key is {flags.api_key!r}, which no request can carry: expected "
+                         "letters, digits and signs of ASCII")  # fmt: skip
     uvicorn: Any = require("uvicorn")
     require("starlette")
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
@@ -476,7 +484,9 @@ def serve_command(flags: argparse.Namespace) -> None:
     try:
         socket = config.bind_socket()
     except SystemExit:
-        raise InputError(f"cannot listen at {flags.host}:{flags.port}: is it in use?") from None
+        raise InputError(
+            f"cannot listen at {flags.host}:{flags.port}: is it in use, or another machine's?"
+        ) from None
     print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
     engine.start()
     socket.listen(1024)  # who calls at once waits for the server to begin

@@ -175,10 +175,6 @@ class Slots:
             checks.append(time.perf_counter() - between)
         return min(checks) / min(steps)
 
-    def nbytes(self) -> int:
-        """Bytes of the caches."""
-        return sum(cache.nbytes() for cache in self.caches)
-
     def size(self, unread: int) -> int:
         """Tokens that the next piece of a prompt has, with those at its end that mean nothing."""
         rest = min(unread, self.piece)

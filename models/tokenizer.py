@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minigrad.models.errors import InputError
 
@@ -164,14 +164,3 @@ class CharacterTokenizer(Tokenizer):
     def to_json(self) -> str:
         """What a checkpoint stores."""
         return json.dumps({"kind": "character", "vocabulary": self.vocabulary})
-
-    @classmethod
-    def from_json(cls, text: str) -> CharacterTokenizer:
-        """The inverse of `to_json`; InputError where text is something else."""
-        try:
-            stored: Any = json.loads(text)
-            if stored["kind"] != "character":
-                raise InputError(f"unknown kind of tokenizer: {stored['kind']!r}")
-            return cls(stored["vocabulary"])
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(f"the stored tokenizer is damaged: {error}") from None

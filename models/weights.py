@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any
 from minigrad import Tensor, nn
 from minigrad.dtype import DType, dtypes, named
 from minigrad.errors import MinigradError
-from minigrad.models import architectures
+from minigrad.models import architectures, checkpoint
 from minigrad.models.architectures import Part
 from minigrad.models.architectures_gguf import config_of_gguf
 from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.checkpoint import plain_shape
-from minigrad.models.console import require
 from minigrad.models.data import read_json
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
-from minigrad.nn.gguf import GGUFError, Value, gguf_read, parts_of
+from minigrad.nn.gguf import Value, gguf_read, parts_of
 from minigrad.nn.quantized import (
     Quantized,
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedStack,
 )
+from minigrad.nn.state import parts_of_index
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
@@ -76,9 +76,9 @@ def load_pretrained(
     """
     source = read_source(Path(path))
     if source.kind == "own":
-        from minigrad.models.gpt_checkpoint import load_checkpoint
+        from minigrad.models.gpt_checkpoint import training_of
 
-        return load_checkpoint(kind, Path(path))[0]
+        return training_of(kind, Path(path), source.tensors, source.facts)[0]
     return model_of(kind, source, path, config, dtype, context)
 
 
@@ -116,7 +116,7 @@ def read_source(path: Path) -> Source:
         if "config" in text and "tokenizer" in text:
             return Source("own", tensors, text)
         return Source("hub", tensors, read_json(path.parent / "config.json", missing={}))
-    except GGUFError as error:
+    except ValueError as error:  # of a GGUF file, or an index
         raise InputError(str(error)) from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
@@ -130,17 +130,13 @@ def _read_folder(folder: Path) -> Source:
         if whole.is_file():
             return Source("hub", _read_tensors(whole)[0], facts)
         if index.is_file():
-            table = read_json(index).get("weight_map")
-            if not isinstance(table, dict) or not all(
-                isinstance(file, str) and Path(file).name == file for file in table.values()
-            ):
-                raise InputError(f"{index} is damaged: its weight_map names no files beside it")
             tensors: dict[str, Weight] = {}
-            for file in sorted(set(table.values())):
-                tensors |= _read_tensors(folder / file)[0]
-            lost = [name for name in table if name not in tensors]
-            if lost:
-                raise InputError(f"{index} lists {lost[0]}, but {table[lost[0]]} does not have it")
+            for file, names in parts_of_index(index).items():
+                found = _read_tensors(file)[0]
+                lost = [name for name in names if name not in found]
+                if lost:
+                    raise InputError(f"{index} lists {lost[0]}, but {file.name} does not have it")
+                tensors |= {name: found[name] for name in names}
             return Source("hub", tensors, facts)
     files = sorted(folder.glob("*.gguf"))
     if files and parts_of(files[0]) == files:
@@ -162,11 +158,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
         if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
             raise InputError(f"{path} is no PyTorch state dict: it holds more than tensors by name")
         return dict(found), {}
-    failure: Any = require("safetensors").SafetensorError
-    try:
-        return dict(nn.state.safe_load(path)), nn.state.safe_load_metadata(path)
-    except (failure, MinigradError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
+    tensors, text = checkpoint.load(path)
+    return dict(tensors), text
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -213,7 +206,7 @@ def _build(
     model = kind(config, initialize=False)
     wanted = {name: plain_shape(t) for name, t in nn.state.get_state_dict(model).items()}
     for part in parts:
-        weights = [_oriented(source.tensors.pop(name), name, part, config) for name in part.theirs]
+        weights = [oriented(source.tensors.pop(name), name, part, config) for name in part.theirs]
         weight = _joined(weights, part, config.experts)
         if tuple(weight.shape) != wanted[part.ours]:
             theirs = " and ".join(part.theirs[:3])
@@ -254,7 +247,7 @@ def _check_table(source: Source, table: Part, config: GPTConfig) -> None:
         )
 
 
-def _oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight:
+def oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight:
     """Transposed, or with rows in our order: i and i + width/2 of a head turn together."""
     if part.how == "transpose":
         if isinstance(weight, Quantized) or weight.ndim != 2:

@@ -28,6 +28,7 @@ from minigrad.models.weights import (
     Weight,
     checked_parts,
     config_of,
+    oriented,
     read_source,
 )
 from minigrad.nn.gguf import PLAIN, Value
@@ -187,16 +188,9 @@ def hub_tensors(
     for part in parts:
         other = theirs[part.ours]
         for name, new in zip(part.theirs, other.theirs, strict=True):
-            weight = source.tensors[name]
-            assert isinstance(weight, Tensor)
             with Tensor.no_grad():
-                if part.how == "interleaved":
-                    heads = weight.unflatten(0, (-1, 3, config.width))
-                    weight = heads.transpose(0, 1).flatten(0, 2)
-                elif part.how == "transpose":
-                    weight = weight.transpose()
-                elif part.how == "plus one":
-                    weight = weight.float() + 1
+                weight = oriented(source.tensors[name], name, part, config)
+                assert isinstance(weight, Tensor)
                 if new in other.paired:  # neighbours turn together
                     rows = int(weight.shape[0])  # type: ignore[arg-type]
                     order = Tensor.arange(rows).reshape(-1, 2, config.width // 2).transpose(1, 2)

@@ -27,7 +27,7 @@ class _Factors:
 
     least: a part of it that is not multiplied. base_lrs: the learning rates at a factor of 1, which
     are others where somebody has changed those of the groups since the last step: another
-    scheduler, or the user.
+    scheduler, or the user. last_epoch: steps taken before, less one.
     """
 
     def __init__(
@@ -99,7 +99,6 @@ class LambdaLR(_Factors):
     """Multiplies each group's first learning rate by lr_lambda(steps taken).
 
     optimizer: an `Optimizer` or `OptimizerGroup`. lr_lambda: a function, or one for each group.
-    last_epoch: steps taken before, less one.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class LinearLR(_Factors):
 
     def __init__(
         self, optimizer: Any, start_factor: float = 1 / 3, end_factor: float = 1.0,
-        total_iters: int = 5,
+        total_iters: int = 5, last_epoch: int = -1,
     ) -> None:  # fmt: skip
         if not (0 < start_factor <= 1 and 0 <= end_factor <= 1 and total_iters >= 1):
             raise ValueError(
@@ -133,44 +132,51 @@ class LinearLR(_Factors):
             share = min(step / total_iters, 1.0)
             return start_factor + (end_factor - start_factor) * share
 
-        super().__init__(optimizer, factor)
+        super().__init__(optimizer, factor, last_epoch)
 
 
 class StepLR(_Factors):
     """gamma more every step_size steps."""
 
-    def __init__(self, optimizer: Any, step_size: int, gamma: float = 0.1) -> None:
+    def __init__(
+        self, optimizer: Any, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
         if step_size < 1:
             raise ValueError(f"StepLR(step_size={step_size}): expected steps ≥ 1")
-        super().__init__(optimizer, lambda step: gamma ** (step // step_size))
+        super().__init__(optimizer, lambda step: gamma ** (step // step_size), last_epoch)
 
 
 class MultiStepLR(_Factors):
     """gamma more at each of the milestones."""
 
-    def __init__(self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1) -> None:
+    def __init__(
+        self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
         if not isinstance(milestones, Sequence):
             raise TypeError(f"MultiStepLR(milestones={milestones!r}): expected a list of steps")
         at = sorted(milestones)
-        super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step))
+        super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step), last_epoch)
 
 
 class ExponentialLR(_Factors):
     """gamma more in every step."""
 
-    def __init__(self, optimizer: Any, gamma: float) -> None:
-        super().__init__(optimizer, lambda step: gamma**step)
+    def __init__(self, optimizer: Any, gamma: float, last_epoch: int = -1) -> None:
+        super().__init__(optimizer, lambda step: gamma**step, last_epoch)
 
 
 class CosineAnnealingLR(_Factors):
     """Half a cosine from the first learning rate to eta_min in T_max steps, and back again."""
 
-    def __init__(self, optimizer: Any, T_max: int, eta_min: float = 0.0) -> None:
+    def __init__(
+        self, optimizer: Any, T_max: int, eta_min: float = 0.0, last_epoch: int = -1
+    ) -> None:
         if T_max < 1:
             raise ValueError(f"CosineAnnealingLR(T_max={T_max}): expected steps ≥ 1")
         self.eta_min = eta_min
         super().__init__(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)), least=eta_min
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)), last_epoch,
+            eta_min,
         )
 
 

@@ -214,8 +214,12 @@ class _Recurrent(Layer):
                 start = (zeros,) * len(cell.kept) if given is None else (
                     tuple(part[len(last)] for part in given)
                 )  # fmt: skip
-                held, outs = Tensor.scan(cell.step, start, whole, reverse=bool(turn))
-                found.append(outs)
+                if whole.shape[0] == 1:  # no loop: it is part of the program around it
+                    held, out = cell.step(start, whole[0])
+                    found.append(out.unsqueeze(0))
+                else:
+                    held, outs = Tensor.scan(cell.step, start, whole, reverse=bool(turn))
+                    found.append(outs)
                 last.append(held)
             whole = found[0].cat(*found[1:], dim=-1)
             if layer < self.num_layers - 1 and self.dropout and self._trains():

@@ -112,7 +112,7 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
 
     result: dict[str, Tensor] = {}
     if os.fspath(path).endswith(".index.json"):
-        parts = _parts_of_index(Path(path))
+        parts = parts_of_index(Path(path))
         for part, names in parts.items():
             found = safe_load(part, device)
             missing = [name for name in names if name not in found]
@@ -134,8 +134,11 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
     return result
 
 
-def _parts_of_index(path: Path) -> dict[Path, list[str]]:
-    """The files that an index names, which are beside it, each with its tensors' names."""
+def parts_of_index(path: Path) -> dict[Path, list[str]]:
+    """The files that a HuggingFace index names, which are beside it, with their tensors' names.
+
+    ValueError where it is none.
+    """
     try:
         content = json.loads(path.read_text())
     except (RecursionError, ValueError) as error:

@@ -73,6 +73,8 @@ def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
     if kind.fits(value):
         several = kind.fits is _are_ints and not _is_int(value)
         return tuple(map(whole, value)) if several else whole(value)
+    if hasattr(type(value), "instead"):
+        raise TypeError(f"{title}: {value.instead()}")
     home, what = type(value).__module__, type(value).__name__
     shown = repr(value) if home == "builtins" else ""
     if kind.words is _TENSOR.words or not 0 < len(shown) <= 60:

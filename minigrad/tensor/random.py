@@ -225,7 +225,7 @@ class Random(Methods):
         """
         if not std >= 0:
             raise ValueError(f"normal(std={std}): expected a standard deviation ≥ 0")
-        drawn = cls.randn(*shape, **options) * std + mean
+        drawn = cls.randn(checked_shape("normal", shape), **options) * std + mean
         return cls._made(drawn.node, requires_grad, drawn=True)
 
     @classmethod

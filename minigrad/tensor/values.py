@@ -39,8 +39,13 @@ class Data:
             shapes = name in ("shape", "dtype", "device", "ndim", "size", "numel")
             raise AttributeError(hint("x.data.shape" if shapes else "x.data.mul_(2)"))
 
+    @staticmethod
+    def instead() -> str:
+        """What to type: see `arguments.fitted`."""
+        return hint("x.data.mul_(2)")
+
     def _computed(self, *given: Any) -> Any:
-        raise TypeError(hint("x.data.mul_(2)"))
+        raise TypeError(self.instead())
 
     def __repr__(self) -> str:
         return f"<data: {hint('x.data.shape')}>"

@@ -86,7 +86,7 @@ class Page:
         """
         moves = [{"do": dict(do), "shows": plain(found), "within": within}
                  for do, found, within in plays]  # fmt: skip
-        content = {"name": name, "task": task, "data": packed(data), "plays": moves}
+        content = {"name": name, "task": task, "data": plain(data, pack=True), "plays": moves}
         self.parts.append(Part("widget", content))
         if self.talks:
             print(_wrapped(f"(On the page: {task})") + "\n")
@@ -145,33 +145,22 @@ def _raised(number: int) -> str:
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def plain(value: Any) -> Any:
-    """As JSON holds it: tensors and arrays as lists."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
+def plain(value: Any, pack: bool = False) -> Any:
+    """As JSON holds it: tensors and arrays as lists.
 
-
-def packed(value: Any) -> Any:
-    """As `plain`, but matrices and long rows as base64 of float32: {"shape": …, "f32": …}."""
-    if isinstance(value, Tensor):
-        value = value.numpy()
-    if hasattr(value, "dtype") and value.dtype.kind == "f" and (
-        value.ndim > 1 or value.size > PACKED
-    ):
-        data = base64.b64encode(value.astype("<f4").tobytes()).decode()
-        return {"shape": list(value.shape), "f32": data}
+    pack: matrices and long rows of floats as base64 of float32: {"shape": …, "f32": …}.
+    """
     if isinstance(value, Mapping):
-        return {key: packed(item) for key, item in value.items()}
+        return {key: plain(item, pack) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [packed(item) for item in value]
-    return plain(value)
+        return [plain(item, pack) for item in value]
+    array = value.numpy() if isinstance(value, Tensor) else value
+    if not hasattr(array, "tolist"):
+        return array
+    if pack and array.dtype.kind == "f" and (array.ndim > 1 or array.size > PACKED):
+        data = base64.b64encode(array.astype("<f4").tobytes()).decode()
+        return {"shape": list(array.shape), "f32": data}
+    return array.tolist()
 
 
 def alone(lesson: Callable[[Page], None]) -> NoReturn:

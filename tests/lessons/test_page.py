@@ -13,7 +13,7 @@ from minigrad import Tensor
 from minigrad.models.errors import InputError
 from minigrad.models.lessons import __main__ as builder
 from minigrad.models.lessons import render
-from minigrad.models.lessons.page import Page, packed, shown
+from minigrad.models.lessons.page import Page, plain, shown
 from minigrad.models.lessons.render import Lesson
 
 SOURCE = '''"""What it is about."""
@@ -56,8 +56,9 @@ def test_a_claim_that_does_not_hold_ends_the_lesson() -> None:
 
 
 def test_arrays_travel_as_bytes() -> None:
-    assert packed({"a": [Tensor([1.0, 2.0])], "b": np.arange(3)}) == {"a": [[1, 2]], "b": [0, 1, 2]}
-    matrix = packed(np.eye(2, dtype=np.float32))
+    short = {"a": [Tensor([1.0, 2.0])], "b": np.arange(3)}
+    assert plain(short, pack=True) == {"a": [[1, 2]], "b": [0, 1, 2]}
+    matrix = plain(np.eye(2, dtype=np.float32), pack=True)
     assert matrix == {"shape": [2, 2], "f32": "AACAPwAAAAAAAAAAAACAPw=="}
 
 

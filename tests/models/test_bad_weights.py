@@ -198,7 +198,7 @@ def test_folders(tmp_path: Path) -> None:
         ({}, "cannot read"), ({"config.json": "{"}, "is no JSON"),
         ({"config.json": "[1]"}, "no JSON object"), ({"config.json": "[" * 10**5}, "is no JSON"),
         ({"config.json": "{}"}, "has no model.safetensors, pytorch_model.bin, or index"),
-        ({INDEX: '{"weight_map": {"a": "../x"}}'}, "names no files beside"),
+        ({INDEX: '{"weight_map": {"a": "../x"}}'}, "expected a file beside it"),
         ({INDEX: '{"weight_map": {"a": "x"}}'}, "cannot read"),
     ):  # fmt: skip
         for name, text in files.items():
@@ -207,6 +207,9 @@ def test_folders(tmp_path: Path) -> None:
             GPT.from_pretrained(tmp_path)
         assert message in str(raised.value) and "\n" not in str(raised.value)
         assert message != "cannot read" or "no JSON" not in str(raised.value)
+    (tmp_path / INDEX).write_text('{"weight_map": {"a": 3}}')
+    with pytest.raises(InputError, match="names 3, expected a file beside it"):
+        GPT.from_pretrained(tmp_path)
     path = small_folder(tmp_path / "alone")
     (tmp_path / "alone" / "config.json").unlink()
     with pytest.raises(InputError, match=r"has no config\.json beside it"):

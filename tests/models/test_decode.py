@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from minigrad import GlobalCounters, Tensor, nn
-from minigrad.models.decode import ContextFull, Decoder, cache_bytes
+from minigrad.models.decode import ContextFull, Decoder
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_config import llama
+from minigrad.models.sizing import cache_bytes
 
 TINY = GPTConfig(layers=2, heads=2, dim=16, context=8, vocabulary=11)
 TINY_LONG = replace(TINY, context=54)
@@ -128,7 +129,7 @@ def test_several_tokens_at_once_and_the_bytes_of_the_cache() -> None:
     config = llama(2, 4, 16, 16, 11, key_heads=2)
     model = strong_model(config)
     decoder = Decoder(model, [[3, 1]])
-    assert decoder.nbytes() == cache_bytes(config) == 2 * 2 * 2 * 16 * 4 * 4
+    assert decoder.nbytes() == cache_bytes(config, itemsize=4) == 2 * 2 * 2 * 16 * 4 * 4
     decoder.logits()
     decoder.extend([4, 1, 5])
     wanted = model(Tensor([[3, 1, 4, 1, 5]])).numpy()[:, -1]

@@ -185,12 +185,17 @@ def test_active_experts_that_cannot_be() -> None:
         GPTConfig(experts=2, active=3)
 
 
-def test_the_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("steps", "end"), [
+    (4, "same active parameters"), (3, "no step was timed, as the first 3 compile")
+])  # fmt: skip
+def test_the_script(
+    steps: int, end: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "text.txt").write_text("to be, or not to be: that is the question.\n" * 60)
     main(["--text", str(tmp_path / "text.txt"), "--layers", "1", "--heads", "2", "--dim", "16",
-          "--context", "16", "--steps", "3", "--batch", "2", "--experts", "4"])  # fmt: skip
+          "--context", "16", "--steps", str(steps), "--batch", "2", "--experts", "4"])  # fmt: skip
     said = capsys.readouterr().out
-    assert "step     1" in said and "block 1:" in said and "same active parameters" in said
+    assert "step     1" in said and "block 1:" in said and end in said
     assert "▄ is a fair share, · none" in said
 
 

@@ -30,6 +30,7 @@ from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
+from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.gpt_flags import parser
 from minigrad.models.guesses import Guesses
 from minigrad.models.protocol import Text, wanted
@@ -240,6 +241,18 @@ def test_wrong_flags(slots: int, speculate: int, said: str, engine: Engine) -> N
     flags = argparse.Namespace(slots=slots, speculate=speculate, queue=1)
     with pytest.raises(InputError, match=said):
         make_engine(engine.slots.model, flags)
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_a_context_without_room_is_refused_at_the_start(context: int) -> None:
+    """And not by each request."""
+    flags = argparse.Namespace(slots=2, speculate=0, queue=1)
+    model = GPT(GPTConfig(layers=1, heads=1, dim=8, context=context, vocabulary=11))
+    if context == 3:
+        assert make_engine(model, flags).most == 2
+        return
+    with pytest.raises(InputError, match=r"has no room for a prompt and an answer: .* at least 3"):
+        make_engine(model, flags)
 
 
 def test_an_engine_that_fails_tells_everybody() -> None:

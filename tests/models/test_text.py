@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from minigrad.models import data, text
 from minigrad.models.errors import InputError
+from minigrad.models.gpt_checkpoint import tokenizer_of
 from minigrad.models.text import Windows, clean_play, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer
 
@@ -123,7 +124,8 @@ def test_tokens_round_trip(sample: str) -> None:
     assert tokenizer.decode(ids) == sample
     assert tokenizer.encode_array(sample).tolist() == ids
     assert sorted(set(ids)) == list(range(len(tokenizer)))
-    assert CharacterTokenizer.from_json(tokenizer.to_json()).vocabulary == tokenizer.vocabulary
+    again = tokenizer_of(tokenizer.to_json())
+    assert isinstance(again, CharacterTokenizer) and again.vocabulary == tokenizer.vocabulary
 
 
 def test_unknown_characters_and_tokens() -> None:
@@ -140,12 +142,13 @@ def test_unknown_characters_and_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "stored", ["", "[]", "{}", '{"kind": "bpe"}', '{"kind": "character", "vocabulary": "ba"}',
+    "stored", ["", "[]", "{}", '{"kind": "bpe"}', '{"kind": "words"}',
+               '{"kind": "character", "vocabulary": "ba"}',
                '{"kind": "character", "vocabulary": 3}'],
 )  # fmt: skip
 def test_a_damaged_tokenizer(stored: str) -> None:
     with pytest.raises(InputError):
-        CharacterTokenizer.from_json(stored)
+        tokenizer_of(stored)
 
 
 def test_the_last_tenth_is_held_out() -> None:

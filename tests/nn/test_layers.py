@@ -9,6 +9,7 @@ import pytest
 
 from minigrad import GlobalCounters, Tensor, nn
 from minigrad.errors import ShapeError
+from minigrad.graph.node import Op, topological
 
 
 def test_linear(on_device):
@@ -140,3 +141,15 @@ def test_norms_keep_the_dtype(name, on_device):
         assert found.dtype is x.dtype, type(layer).__name__
         if x.dtype.itemsize < 8:
             np.testing.assert_array_equal(found.float().numpy(), wanted.cast(name).float().numpy())
+
+
+def test_one_step_of_a_recurrent_layer_is_no_loop() -> None:
+    """Where a decoder makes many of them, loops would each be a program of their own."""
+    layer, x = nn.LSTM(3, 4), Tensor.randn(1, 2, 3)
+    one, two = layer(x)[0], layer(x.cat(x))[0][:1]
+    loops = [sum(node.op is Op.LOOP for node in topological([y.node])) for y in (one, two)]
+    assert loops == [0, 1]
+    params = [*layer.parameters()]
+    pairs = zip(one.sum().gradient(*params), two.sum().gradient(*params), strict=True)
+    for found, wanted in ((one, two), *pairs):
+        assert (found - wanted).abs().max().item() < 1e-6

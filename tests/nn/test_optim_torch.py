@@ -125,6 +125,17 @@ def test_schedulers(name):
     np.testing.assert_allclose(rates[0], rates[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_that_begin_later(name):
+    """last_epoch=-1 stands in many programs; another one says how many steps were taken before."""
+    make, groups = getattr(optim.lr_scheduler, name), [{"params": [Tensor([1.0])], "lr": 0.5}]
+    begun = make(optim.SGD(groups), *SCHEDULERS[name], last_epoch=-1)
+    for _ in range(4):
+        begun.step()
+    later = make(optim.SGD(groups), *SCHEDULERS[name], last_epoch=3)
+    assert later.get_last_lr() == begun.get_last_lr() and later.last_epoch == 4
+
+
 @pytest.mark.parametrize("first", SCHEDULERS)
 @pytest.mark.parametrize("second", SCHEDULERS)
 def test_two_schedulers_of_one_optimizer(first, second):

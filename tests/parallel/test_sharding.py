@@ -336,16 +336,22 @@ def test_models_are_saved_in_parts_over_mpi(tmp_path: Path) -> None:
         assert not checkpoint.folder_of_parts(tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("digits", ["[]", "[[2, 4, 0]]", "[[2, 4, 0], [2, 4, 7]]"])
-def test_parts_that_do_not_make_a_whole_are_refused(digits: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [
+    '["0", [[]]]', '["0", [[[2, 4, 0]]]]', '["0", [[[2, 4, 0], [2, 4, 7]]]]',
+    '["0", [[[2, 4, 0]]]], ["1", [[[2, 4, 0]]]]',  # as many elements as there are, some twice
+    '["0", [[[2, 4, 0]]]], ["1", [[[2, 2, 1]]]]',
+    '["0", [[[2, 4, 0]]]], ["../file", [[[2, 4, 1]]]]',  # itself
+])  # fmt: skip
+def test_parts_that_do_not_make_a_whole_are_refused(parts: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     checkpoint.folder_of_parts(path).mkdir()
-    checkpoint.save(checkpoint.folder_of_parts(path) / "0", {"x": Tensor.ones(4)}, {})
-    index = f'{{"x": {{"dtype": "float32", "shape": [8], "parts": [["0", [{digits}]]]}}}}'
+    for name in "01":
+        checkpoint.save(checkpoint.folder_of_parts(path) / name, {"x": Tensor.ones(4)}, {})
+    index = f'{{"x": {{"dtype": "float32", "shape": [8], "parts": [{parts}]}}}}'
     checkpoint.save(path, {}, {"parts": index})
     with pytest.raises(InputError, match="does not fit its parts"):
         checkpoint.load(path)
-    next(checkpoint.folder_of_parts(path).iterdir()).unlink()
+    (checkpoint.folder_of_parts(path) / "0").unlink()
     with pytest.raises(InputError, match=r"cannot read .*No such file"):
         checkpoint.load(path)
 

@@ -71,6 +71,8 @@ def test_data_is_a_memoryview() -> None:
             call()
     with pytest.raises(TypeError, match=r"is p\.detach"):
         x.data[:] = 3
+    with pytest.raises(TypeError, match=r"normal_: p\.data is p\.detach"):
+        nn.init.normal_(x.data, 0.0, 0.02)
 
 
 def test_errors_that_pytorch_raises_are_caught() -> None:

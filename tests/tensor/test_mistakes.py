@@ -37,6 +37,9 @@ HEADS = nn.MultiheadAttention(3, 1)
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "flatten backwards": (lambda: X.flatten(1, 0), ShapeError, "flatten(1, 0)"),
     "glu of an odd extent": (lambda: X.glu(), ShapeError, "even extent"),
+    "mean and deviation before a shape": (
+        lambda: Tensor.normal(0, 1, (3,)), ShapeError, "normal(0, 1, (3,)): expected extents",
+    ),
     "bounds before a shape": (
         lambda: Tensor.randint(0, 10, (3,)), ShapeError, "all else goes by name, as low=0",
     ),
