@@ -52,7 +52,8 @@ class Call:
 
     made: the buffers that it was the first to fill; written: those that it updated in place; read:
     those whose values it used. checks: the CHECK nodes whose result is in the last buffer;
-    doubtful: the buffers that are wrong where one of them fails.
+    doubtful: the buffers that are wrong where one of them fails. key: the hash of its graph's
+    structure, and its cells (`graph/canonical.py`).
     """
 
     program: Program
@@ -63,6 +64,7 @@ class Call:
     read: frozenset[Buffer] = frozenset()
     checks: tuple[Node, ...] = ()
     doubtful: frozenset[Buffer] = frozenset()
+    key: tuple[int, tuple[Any, ...]] = (0, ())
 
 
 class Replay(Protocol):

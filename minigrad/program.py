@@ -259,7 +259,7 @@ def _launch(
         written = tuple(node.arg for node in made if node.arg not in new)
         recording.calls.append(Call(
             program, tuple(buffers), values, new, written, _read_by(call) - first, call.checks,
-            _doubtful(call, made),
+            _doubtful(call, made), (hash(call.structure), call.cells),
         ))  # fmt: skip
 
 
