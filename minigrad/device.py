@@ -358,6 +358,9 @@ class Buffer:
         about_to_read((self,))
         return Device[self.device].first(self.memory, self.dtype)
 
+    def __reduce__(self) -> Any:  # else a copy would own the same memory
+        raise TypeError("a Buffer is a piece of memory and cannot be copied; copy the Tensor")
+
     def __repr__(self) -> str:
         return f"<Buffer {self.number} on {self.device}: {self.size} × {self.dtype.name}>"
 

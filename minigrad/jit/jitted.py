@@ -101,6 +101,12 @@ class Jitted(Generic[P, R]):
         self._lock = new_rlock()
         functools.update_wrapper(self, function, updated=())  # whatever attributes it has
 
+    def __reduce__(self) -> Any:
+        """A copy has captured nothing; one of an object's method is of that object's copy."""
+        if self.owner is not None:
+            return getattr, (self.owner, self.function.__name__)
+        return Jitted, (self.function,)
+
     @property
     def name(self) -> str:
         """What messages call it."""
