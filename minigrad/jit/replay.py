@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from sys import getrefcount
 from typing import Any, NamedTuple
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
@@ -42,6 +43,9 @@ class Source(NamedTuple):
 
     kind: str
     what: Any
+
+
+HELD = 3  # references to a gradient: a capture's, a variable's, and `getrefcount`'s own
 
 
 class OtherExtents(Exception):
@@ -88,6 +92,7 @@ class Capture:
         for tensor, mark in zip(tensors, self.leaves, strict=False):
             self.outside.check_mark(tensor, mark)
         self._check_gradients(tensors)
+        self._leave_gradients()
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
@@ -232,6 +237,15 @@ class Capture:
                 f"{self.name} was captured when its tensors had no gradient, and now they have: a "
                 "replay would not add to it; call zero_grad() before each call, or inside the step"
             )
+
+    def _leave_gradients(self) -> None:
+        """Put others in the place of gradients that somebody has kept, who then gets a copy."""
+        for place, (of, gradient, had) in enumerate(self.gradients):
+            if getrefcount(gradient) > HELD + (of._grad is gradient):
+                own = Tensor._of(gradient.raw)
+                own._requires_grad = False
+                self.gradients[place] = of, own, had
+                realization.separate(own.raw, {id(own._link)})
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point what the step left behind to its newest value."""

@@ -24,6 +24,7 @@ from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, live_tensors, saved_graphs, turns
+from minigrad.jit.replay import HELD
 from minigrad.tensor.pytree import TENSOR, rebuild
 
 if TYPE_CHECKING:
@@ -82,8 +83,13 @@ _ARGUMENTS = """\
         if histories:
             replayed(written)
 """
+_KEPT_GRADIENTS = """\
+        for of, gradient, _ in gradients:
+            if refcount(gradient) > {held} + (of._grad is gradient):
+                return general(args, kwargs)
+"""
 _GRADIENTS = """\
-        for of, gradient in gradients:
+        for of, gradient, _ in gradients:
             of._grad = gradient
 """
 _TENSOR = """\
@@ -121,12 +127,14 @@ def straight(capture: Capture) -> Serve | None:
         "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
         "tell": turns.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
-        "written": capture.written, "gradients": [(of, g) for of, g, _ in capture.gradients],
+        "written": capture.written, "gradients": capture.gradients,
         "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
     text = [_HEAD]
+    if capture.gradients:
+        text.append(_KEPT_GRADIENTS.format(held=HELD))
     filed = []
     for number, output in enumerate(capture.outputs):
         names[f"output{number}"] = output
