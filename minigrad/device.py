@@ -12,7 +12,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,8 +52,8 @@ class Call:
 
     made: the buffers that it was the first to fill; written: those that it updated in place; read:
     those whose values it used. checks: the CHECK nodes whose result is in the last buffer;
-    doubtful: the buffers that are wrong where one of them fails. key: the hash of its graph's
-    structure, and its cells (`graph/canonical.py`).
+    doubtful: the buffers that are wrong where one of them fails. numbers: those of its graph, and
+    of what each is a part (`graph/canonical.py`).
     """
 
     program: Program
@@ -64,7 +64,7 @@ class Call:
     read: frozenset[Buffer] = frozenset()
     checks: tuple[Node, ...] = ()
     doubtful: frozenset[Buffer] = frozenset()
-    key: tuple[int, tuple[Any, ...]] = (0, ())
+    numbers: Set[tuple[int, tuple[str, ...]]] = frozenset()
 
 
 class Replay(Protocol):

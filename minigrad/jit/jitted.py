@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import struct
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -296,11 +295,14 @@ class Jitted(Generic[P, R]):
                 "is not what it was in the first call: a replay would use it for ever; make the "
                 "tensor outside and pass it as an argument"
             )
-        other = now.other_number(before)
-        now.changed = other is not None
-        if other is not None and before.changed:
+        old = dict(before.numbers - now.numbers) if now.given == before.given else {}
+        new = [(part, its) for part, its in now.numbers - before.numbers if part in old]
+        now.changed = bool(new)
+        if new and before.changed:
+            part, its = min(new)
+            was, found = next(pair for pair in zip(old[part], its, strict=True) if len({*pair}) > 1)
             raise JitError(
-                f"{self.name} computes with {_shown(other[1])} where it had {_shown(other[0])} in "
+                f"{self.name} computes with {found} where it had {was} in "
                 "the call before, with the same arguments: a replay would do neither what Python "
                 "does (count, draw, look at a clock) nor take a new number; compute it outside and "
                 "pass it as an argument, a Tensor, or a bound Variable where it is a size or place"
@@ -309,7 +311,7 @@ class Jitted(Generic[P, R]):
 
 class _Called:
     """A call that was no replay: what it was given (`_given`), gave besides tensors, took of the
-    host, used; and the numbers of its programs, by the hash of their structure.
+    host, used; and the numbers of its programs (`graph/canonical.py`).
 
     changed: whether these were others in the call before.
     """
@@ -317,19 +319,7 @@ class _Called:
     def __init__(self, given: int, result: Any, data: list[int], calls: Sequence[Call]) -> None:
         self.given, self.result, self.data, self.changed = given, result, data, False
         self.used = weakref.WeakSet(buffer for call in calls for buffer in call.buffers)
-        self.numbers: dict[int, Counter[Any]] = {}
-        for structure, cells in (call.key for call in calls):
-            self.numbers.setdefault(structure, Counter()).update(cells)
-
-    def other_number(self, before: _Called) -> tuple[Any, Any] | None:
-        """A number of the call before, and one that this one has in its place, for the same
-        arguments in as many programs of the same structure. In what order they are says nothing.
-        """
-        for structure, numbers in self.numbers.items():
-            old = before.numbers.get(structure, numbers)
-            if old != numbers and old.total() == numbers.total() and before.given == self.given:
-                return next(iter(old - numbers)), next(iter(numbers - old))
-        return None
+        self.numbers = set[tuple[int, tuple[str, ...]]]().union(*(call.numbers for call in calls))
 
 
 def _given(args: Any, kwargs: Any) -> int:
@@ -339,10 +329,6 @@ def _given(args: Any, kwargs: Any) -> int:
     structure = flatten((args, kwargs), tensors, values)
     realization.realize(tensors)
     return hash((structure, *(signature(tensor, values) for tensor in tensors)))
-
-
-def _shown(cell: Any) -> str:
-    return f"{struct.unpack('<d', cell)[0]:.9g}" if isinstance(cell, bytes) else str(cell)
 
 
 def _left_behind(

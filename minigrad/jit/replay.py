@@ -45,9 +45,6 @@ class Source(NamedTuple):
     what: Any
 
 
-HELD = 3  # references to a gradient: a capture's, a variable's, and `getrefcount`'s own
-
-
 class OtherExtents(Exception):
     """The inputs of a call, its argument, have other extents than a capture's: one of their own."""
 
@@ -92,7 +89,12 @@ class Capture:
         for tensor, mark in zip(tensors, self.leaves, strict=False):
             self.outside.check_mark(tensor, mark)
         self._check_gradients(tensors)
-        self._leave_gradients()
+        for place in self.held():  # who then gets a copy
+            of, gradient, had = self.gradients[place]
+            own = Tensor._of(gradient.raw)
+            own._requires_grad = False
+            self.gradients[place] = of, own, had
+            realization.separate(own.raw, {id(own._link)})
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
@@ -238,14 +240,10 @@ class Capture:
                 "replay would not add to it; call zero_grad() before each call, or inside the step"
             )
 
-    def _leave_gradients(self) -> None:
-        """Put others in the place of gradients that somebody has kept, who then gets a copy."""
-        for place, (of, gradient, had) in enumerate(self.gradients):
-            if getrefcount(gradient) > HELD + (of._grad is gradient):
-                own = Tensor._of(gradient.raw)
-                own._requires_grad = False
-                self.gradients[place] = of, own, had
-                realization.separate(own.raw, {id(own._link)})
+    def held(self) -> list[int]:
+        """Which gradients of parameters somebody has kept, besides these and three who look."""
+        return [place for place, (of, gradient, _) in enumerate(self.gradients)
+                if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point what the step left behind to its newest value."""

@@ -24,7 +24,6 @@ from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, live_tensors, saved_graphs, turns
-from minigrad.jit.replay import HELD
 from minigrad.tensor.pytree import TENSOR, rebuild
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def serve(args, kwargs):
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
             or spoiled
-            or undecided
+            or undecided{held}
         ):
             return general(args, kwargs)
 """
@@ -82,11 +81,6 @@ _ARGUMENTS = """\
                 tell()
         if histories:
             replayed(written)
-"""
-_KEPT_GRADIENTS = """\
-        for of, gradient, _ in gradients:
-            if refcount(gradient) > {held} + (of._grad is gradient):
-                return general(args, kwargs)
 """
 _GRADIENTS = """\
         for of, gradient, _ in gradients:
@@ -127,14 +121,12 @@ def straight(capture: Capture) -> Serve | None:
         "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
         "tell": turns.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
-        "written": capture.written, "gradients": capture.gradients,
+        "written": capture.written, "gradients": capture.gradients, "held": capture.held,
         "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    text = [_HEAD]
-    if capture.gradients:
-        text.append(_KEPT_GRADIENTS.format(held=HELD))
+    text = [_HEAD.format(held=" or held()" if capture.gradients else "")]
     filed = []
     for number, output in enumerate(capture.outputs):
         names[f"output{number}"] = output
