@@ -138,7 +138,13 @@ class Jitted(Generic[P, R]):
         """A captured function of one instance, which must not keep the instance alive."""
         function: Any = self.function
         key, methods = id(instance), self._methods
-        link = weakref.ref(instance, lambda _: methods.pop(key, None))
+        try:
+            link = weakref.ref(instance, lambda _: methods.pop(key, None))
+        except TypeError:
+            name = type(instance).__name__
+            raise JitError(
+                f"{self.name} is a method of {name}, which has __slots__: add '__weakref__'"
+            ) from None
 
         @functools.wraps(function)
         def method(*args: Any, **kwargs: Any) -> R:
