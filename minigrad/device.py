@@ -12,7 +12,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,7 +52,8 @@ class Call:
 
     made: the buffers that it was the first to fill; written: those that it updated in place; read:
     those whose values it used. checks: the CHECK nodes whose result is in the last buffer;
-    doubtful: the buffers that are wrong where one of them fails.
+    doubtful: the buffers that are wrong where one of them fails. numbers: those of its graph, and
+    of what each is a part (`graph/canonical.py`).
     """
 
     program: Program
@@ -63,6 +64,7 @@ class Call:
     read: frozenset[Buffer] = frozenset()
     checks: tuple[Node, ...] = ()
     doubtful: frozenset[Buffer] = frozenset()
+    numbers: Set[tuple[int, tuple[str, ...]]] = frozenset()
 
 
 class Replay(Protocol):
@@ -355,6 +357,9 @@ class Buffer:
         """Its first element as a Python number."""
         about_to_read((self,))
         return Device[self.device].first(self.memory, self.dtype)
+
+    def __reduce__(self) -> Any:  # else a copy would own the same memory
+        raise TypeError("a Buffer is a piece of memory and cannot be copied; copy the Tensor")
 
     def __repr__(self) -> str:
         return f"<Buffer {self.number} on {self.device}: {self.size} × {self.dtype.name}>"

@@ -16,7 +16,7 @@ from minigrad.dtype import dtypes, number_bytes
 from minigrad.errors import BoundsError, DeviceError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer
-from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.canonical import Canonical, Graph, canonicalize, numbers_of
 from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import (
@@ -259,7 +259,7 @@ def _launch(
         written = tuple(node.arg for node in made if node.arg not in new)
         recording.calls.append(Call(
             program, tuple(buffers), values, new, written, _read_by(call) - first, call.checks,
-            _doubtful(call, made),
+            _doubtful(call, made), numbers_of(call),
         ))  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.build import SHAPED
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, make, needed
+from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, make, needed
 from minigrad.graph.sharding import Layout, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
@@ -170,6 +170,36 @@ def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
     if isinstance(arg, tuple) and arg and isinstance(arg[0], tuple):
         return tuple(tuple(unbind(x, values) for x in pair) for pair in arg)
     return arg
+
+
+def numbers_of(call: Canonical) -> set[tuple[int, tuple[str, ...]]]:
+    """The numbers of a graph, each with a hash of what has them: its structure down to memory.
+
+    Constants are those of what reads them; what is stored counts as memory for its readers. So two
+    calls that do the same compare, whether or not something is there already, and whether or not
+    parts are one node, perhaps by chance.
+    """
+    values: dict[str, int] = {}
+    found: set[tuple[int, tuple[str, ...]]] = set()
+    hashes: dict[Node, int] = {}
+    stored = {root for root in call.roots if root.op is not ASSIGN}
+
+    def shown(cell: Cell) -> str:
+        if isinstance(cell, bytes):
+            return f"{struct.unpack('<d', cell)[0]:.17g}"
+        return str(unbind(cell, values))
+
+    for node in call.order:
+        is_memory, is_numbered = node.op is BUFFER, node.op in NUMBERED
+        arg = node.ndim if is_numbered else node.arg
+        part = hash((node.op, node.dtype, arg, *map(hashes.__getitem__, node.src)))
+        hashes[node] = part
+        if is_memory or node in stored:
+            hashes[node] = hash((node.dtype, *map(shown, node.shape)))
+        having = [node] * is_numbered + [source for source in node.src if source.op is CONST]
+        if having and not (is_memory or node.op is CONST):
+            found.add((part, tuple(shown(cell) for one in having for cell in cells_of(one))))
+    return found
 
 
 def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:

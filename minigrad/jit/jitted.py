@@ -36,10 +36,10 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
 | a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
-| numbers in other objects that it calls, files, the clock, Python's `random` | fixed: `.reset()` |
+| numbers from elsewhere (files, the clock, `random`) | `JitError` in call 3 if new in each; fixed |
 
-Fixed: as it was in the second call. Views in a result are tensors of their own, from the first call
-on.
+Fixed: as it was in the captured call, which is the third where the first two computed with other
+numbers of the same arguments. Views in a result are tensors of their own, from the first call on.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from minigrad.device import Buffer, watching
+from minigrad.device import Call, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Snapshot, copies, leaves, sort, take_gradients
@@ -92,14 +92,19 @@ class Jitted(Generic[P, R]):
         self, function: Callable[P, R], instance: Callable[[], Any] | None = None
     ) -> None:
         self.function, self.instance, self.owner = function, instance, None
-        # by the thread's key: what the first call gave besides tensors, took of the host, used
-        self._called: dict[int, tuple[Any, list[int], weakref.WeakSet[Buffer]]] = {}
+        self._called: dict[int, _Called] = {}  # the call before a capture's, by the thread's key
         self._replays: dict[int, Serve] = {}  # how its capture is served, by the thread's key
         # the same for inputs of other extents, those that were used last at the end
         self._others: dict[tuple[Signature, ...], Jitted[P, R]] = {}
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
         functools.update_wrapper(self, function, updated=())  # whatever attributes it has
+
+    def __reduce__(self) -> Any:
+        """A copy has captured nothing; one of an object's method is of that object's copy."""
+        if self.owner is not None:
+            return getattr, (self.owner, self.function.__name__)
+        return Jitted, (self.function,)
 
     @property
     def name(self) -> str:
@@ -133,7 +138,13 @@ class Jitted(Generic[P, R]):
         """A captured function of one instance, which must not keep the instance alive."""
         function: Any = self.function
         key, methods = id(instance), self._methods
-        link = weakref.ref(instance, lambda _: methods.pop(key, None))
+        try:
+            link = weakref.ref(instance, lambda _: methods.pop(key, None))
+        except TypeError:
+            name = type(instance).__name__
+            raise JitError(
+                f"{self.name} is a method of {name}, which has __slots__: add '__weakref__'"
+            ) from None
 
         @functools.wraps(function)
         def method(*args: Any, **kwargs: Any) -> R:
@@ -173,6 +184,7 @@ class Jitted(Generic[P, R]):
             elif key in self._called:
                 return self._capture(key, args, kwargs)
             else:
+                given = _given(args, kwargs)
                 before = [(holder._link, holder.raw) for holder in all_holders()]
                 with recorded_calls() as calls, _logged() as data:
                     result = self.function(*args, **kwargs)
@@ -181,8 +193,7 @@ class Jitted(Generic[P, R]):
                     realization.realize(first)  # weights that are drawn there are no part of a step
                 _give_memory(before)
                 structure = _part(result, {id(link) for link, _ in before})
-                used = {buffer for call in calls for buffer in call.buffers}
-                self._called[key] = structure, data, weakref.WeakSet(used)
+                self._called[key] = _Called(given, structure, data, calls)
                 return result
         return self(*args, **kwargs)
 
@@ -191,10 +202,10 @@ class Jitted(Generic[P, R]):
         values: dict[str, int] = {}
         structure = flatten((args, kwargs), tensors, values)
         self._refuse_arrays(structure)
-        realization.realize(tensors)
+        called_with = _given(args, kwargs)
         realization.settle_readers()
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
-        realization.settle_before(frozenset(), self._called[key][2])
+        realization.settle_before(frozenset(), self._called[key].used)
         given = copies(self.name, tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
@@ -225,7 +236,8 @@ class Jitted(Generic[P, R]):
                 f"{self.name} returns a {type(others[0]).__name__}: a replay could not renew what "
                 "is in it; return tensors in lists, tuples and dicts"
             )
-        self._compare(key, found, data)
+        call = _Called(called_with, found, data, calls)
+        self._compare(self._called[key], call)
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
         if capture.outside.differentiates:
             capture.leaves = [tensor._requires_grad for tensor in tensors]
@@ -240,7 +252,10 @@ class Jitted(Generic[P, R]):
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
         for holders in leaves(self.name, calls, known):
             capture.outside.mourn(holders)
-        self._replays[key] = straight(capture) or capture.serve
+        if call.changed:  # by what may have happened once
+            self._called[key] = call
+        else:
+            self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
 
@@ -269,21 +284,57 @@ class Jitted(Generic[P, R]):
                 "is in it; pass Tensor(…)"
             )
 
-    def _compare(self, key: int, found: Any, data: Sequence[int]) -> None:
-        """JitError where this call gives other Python values, or data, than the first."""
-        first, known, _ = self._called[key]
-        if found != first and not objects(first):
+    def _compare(self, before: _Called, now: _Called) -> None:
+        """JitError where a call gives other Python values, or data, than the one before.
+
+        Or other numbers in the same programs, where that one had others, too.
+        """
+        if now.result != before.result and not objects(before.result):
             raise JitError(
-                f"{self.name} returned {show(first)} in its first call and {show(found)} in its "
-                "second: a replay would give the latter for ever; return tensors, and compute the "
-                "rest outside"
+                f"{self.name} returned {show(before.result)} in its first call and "
+                f"{show(now.result)} in its second: a replay would give the latter for ever; "
+                "return tensors, and compute the rest outside"
             )
-        if Counter(data) - Counter(known):
+        if Counter(now.data) - Counter(before.data):
             raise JitError(
                 f"{self.name} makes a tensor of data of the host (numbers, a list, an array) that "
                 "is not what it was in the first call: a replay would use it for ever; make the "
                 "tensor outside and pass it as an argument"
             )
+        old = dict(before.numbers - now.numbers) if now.given == before.given else {}
+        new = [(part, its) for part, its in now.numbers - before.numbers if part in old]
+        now.changed = bool(new)
+        if new and before.changed:
+            part, its = min(new)
+            was, found = next(pair for pair in zip(old[part], its, strict=True) if len({*pair}) > 1)
+            raise JitError(
+                f"{self.name} computes with {found} where it had {was} in "
+                "the call before, with the same arguments: a replay would do neither what Python "
+                "does (count, draw, look at a clock) nor take a new number; compute it outside and "
+                "pass it as an argument, a Tensor, or a bound Variable where it is a size or place"
+            )
+
+
+class _Called:
+    """A call that was no replay: what it was given (`_given`), gave besides tensors, took of the
+    host, used; and the numbers of its programs (`graph/canonical.py`).
+
+    changed: whether these were others in the call before.
+    """
+
+    def __init__(self, given: int, result: Any, data: list[int], calls: Sequence[Call]) -> None:
+        self.given, self.result, self.data, self.changed = given, result, data, False
+        self.used = weakref.WeakSet(buffer for call in calls for buffer in call.buffers)
+        self.numbers = set[tuple[int, tuple[str, ...]]]().union(*(call.numbers for call in calls))
+
+
+def _given(args: Any, kwargs: Any) -> int:
+    """A hash of the arguments but what is in tensors; these are realized."""
+    tensors: list[Tensor] = []
+    values: dict[str, int] = {}
+    structure = flatten((args, kwargs), tensors, values)
+    realization.realize(tensors)
+    return hash((structure, *(signature(tensor, values) for tensor in tensors)))
 
 
 def _left_behind(

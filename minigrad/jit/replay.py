@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from sys import getrefcount
 from typing import Any, NamedTuple
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
@@ -88,6 +89,12 @@ class Capture:
         for tensor, mark in zip(tensors, self.leaves, strict=False):
             self.outside.check_mark(tensor, mark)
         self._check_gradients(tensors)
+        for place in self.held():  # who then gets a copy
+            of, gradient, had = self.gradients[place]
+            own = Tensor._of(gradient.raw)
+            own._requires_grad = False
+            self.gradients[place] = of, own, had
+            realization.separate(own.raw, {id(own._link)})
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
@@ -232,6 +239,11 @@ class Capture:
                 f"{self.name} was captured when its tensors had no gradient, and now they have: a "
                 "replay would not add to it; call zero_grad() before each call, or inside the step"
             )
+
+    def held(self) -> list[int]:
+        """Which gradients of parameters somebody has kept, besides these and three who look."""
+        return [place for place, (of, gradient, _) in enumerate(self.gradients)
+                if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point what the step left behind to its newest value."""

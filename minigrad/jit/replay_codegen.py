@@ -43,7 +43,7 @@ def serve(args, kwargs):
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
             or spoiled
-            or undecided
+            or undecided{held}
         ):
             return general(args, kwargs)
 """
@@ -83,7 +83,7 @@ _ARGUMENTS = """\
             replayed(written)
 """
 _GRADIENTS = """\
-        for of, gradient in gradients:
+        for of, gradient, _ in gradients:
             of._grad = gradient
 """
 _TENSOR = """\
@@ -121,12 +121,12 @@ def straight(capture: Capture) -> Serve | None:
         "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
         "tell": turns.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
-        "written": capture.written, "gradients": [(of, g) for of, g, _ in capture.gradients],
+        "written": capture.written, "gradients": capture.gradients, "held": capture.held,
         "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    text = [_HEAD]
+    text = [_HEAD.format(held=" or held()" if capture.gradients else "")]
     filed = []
     for number, output in enumerate(capture.outputs):
         names[f"output{number}"] = output

@@ -55,6 +55,10 @@ def _known(dtype: Any) -> DType | None:
 def _read_array(data: Any) -> HostArray:
     import numpy as np
 
+    if str(getattr(data, "dtype", "")) == "torch.bfloat16":  # which numpy does not know
+        wide = np.asarray(data.float())
+        halves = np.right_shift(wide.view("uint32"), 16).astype("uint16")
+        return halves.tobytes(), wide.shape, dtypes.bfloat16
     array = np.asarray(data)
     if hasattr(data, "filled") and np.any(data.mask):
         raise DTypeError("Tensor(masked array): expected numbers everywhere, as x.filled(0) has")

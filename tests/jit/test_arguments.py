@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import threading
 import weakref
 from collections import namedtuple
@@ -176,6 +178,39 @@ def test_methods(on_device):
     del a
     gc.collect()
     assert link() is None
+
+
+class Stepper:
+    """Whose copies have steps of their own. way: how it comes to have one."""
+
+    def __init__(self, way):
+        self.weight = Tensor([2.0]).realize()
+        self.held = {"attribute": lambda: jit(self.plain), "bound": lambda: self.method}[way]()
+
+    def plain(self, x):
+        return x * self.weight
+
+    method = jit(plain)
+
+    @jit
+    def decorated(self, x):
+        return x * self.weight
+
+
+@pytest.mark.parametrize("way", ["attribute", "bound"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_an_object_with_a_captured_step(on_device, way, copied):
+    first = Stepper(way)
+    for _ in range(3):
+        assert first.held(Tensor([3.0])).item() == first.decorated(Tensor([3.0])).item() == 6
+    other = copied(first)
+    other.weight.assign(Tensor([5.0]))
+    for number in range(4):
+        x = Tensor([float(number)])
+        assert [one.held(x).item() for one in (first, other)] == [2 * number, 5 * number]
+        assert other.decorated(x).item() == 5 * number
+    with pytest.raises(TypeError, match="copy the Tensor"):
+        copy.copy(first.weight.raw.arg)  # it would own the same memory
 
 
 def test_nesting(on_device):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jit.arrays import same
 
-from minigrad import Tensor, jit, nn
+from minigrad import Tensor, Variable, jit, nn
 from minigrad.errors import JitError
 
 RATE = 1.0
@@ -212,6 +212,84 @@ def test_data_of_the_host_made_inside(on_device):
     fixed = jit(lambda x: x + Tensor([1.0, 2.0]) + Tensor(np.ones(2, np.float32)))
     for number in range(4):
         assert fixed(Tensor([float(number)])).tolist() == [number + 2.0, number + 3.0]
+
+
+class Counter:
+    """What a step calls, so that the step does not itself read the number."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return self.calls
+
+
+NEW_NUMBERS = {
+    "a factor": (lambda x, n: x * n, "computes with 3 where it had 2"),
+    "a float": (lambda x, n: x / (n / 8), "computes with 0.375 where it had 0.25"),
+    "a place": (lambda x, n: x[n] + 1, "computes with 3 where it had 2"),
+    "a size": (lambda x, n: x[: n + 1].sum(), "computes with 4 where it had 3"),
+    "of several programs": (lambda x, n: (x * 2).realize().exp() - n, "computes with 3 where"),
+}
+
+
+@pytest.mark.parametrize("name", NEW_NUMBERS)
+def test_a_number_that_is_new_in_each_call(on_device, name):
+    function, words = NEW_NUMBERS[name]
+    count = Counter()
+    step = jit(lambda x: function(x, count()))
+    for number in range(2):
+        found = step(Tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) * 2)
+        wanted = function(Tensor([2.0, 4.0, 6.0, 8.0, 10.0, 12.0]), number + 1)
+        assert found.tolist() == wanted.tolist() and not step.captured
+    with pytest.raises(JitError, match=f"{words}.*a Tensor, or a bound Variable"):
+        step(Tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) * 2)
+
+
+@pytest.mark.parametrize("kind", ["plain", "norm", "dropout", "not trained"])
+def test_a_number_of_a_model(on_device, kind):
+    """It counts in an object that the step does not see; 1.0 and 2.0 are in the graph anyway."""
+    more = {"norm": [nn.BatchNorm1d(2)], "dropout": [nn.Dropout(0.25)]}.get(kind, [])
+    inner, count = nn.Sequential(nn.Linear(3, 2), *more).train(), Counter()
+
+    class Model(nn.Module):
+        def __call__(self, x):
+            return inner(x) * float(count())
+
+    model = Model()
+    optimizer = None if kind == "not trained" else nn.optim.Adam(inner.parameters(), 0.1)
+
+    @jit
+    def step(x):
+        loss = (model(x) * 2.0 - 1.0).square().mean()
+        if optimizer is not None:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss
+
+    for _ in range(2):
+        step(Tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 0.0]]))
+    with pytest.raises(JitError, match="computes with 3 where it had 2"):
+        step(Tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 0.0]]))
+
+
+def test_a_number_that_changes_once(on_device):
+    """By somebody between the calls, with the arguments, or as the first call is another."""
+    box = Counter()
+    scaled = jit(lambda x: x * box.calls if box else x)
+    grows = jit(lambda x: (x / x.shape[0]).sum())
+    given = jit(lambda x, scale, n: (x * scale)[:n].sum())
+    n = Variable("n", 1, 3)
+    for number in range(5):
+        box.calls = 2 + min(number, 1)
+        assert scaled(Tensor([2.0])).item() == 2 * box.calls
+        assert grows(Tensor.ones(number % 2 + 2)).item() == 1
+        assert given(Tensor([1.0, 1.0, 1.0]), 2.0, n.bind(number % 3 + 1)).item() == (
+            2 * (number % 3 + 1)
+        )
+    assert scaled.captured and grows.captured and given.captured
 
 
 def test_numbers_in_the_result(on_device):

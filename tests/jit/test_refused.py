@@ -100,6 +100,18 @@ def test_reading_inside(on_device, name):
     assert Tensor([1.0]).item() == 1.0
 
 
+def test_methods_of_objects_that_cannot_be_referred_to():
+    class Slots:
+        __slots__ = ()
+
+        @jit
+        def step(self, x):
+            return x + 1
+
+    with pytest.raises(JitError, match=r"step is a method of Slots, .*'__weakref__'"):
+        Slots().step(Tensor([1.0]))
+
+
 def test_zeros_made_inside(on_device):
     @jit
     def step(x):

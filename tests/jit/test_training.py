@@ -115,6 +115,28 @@ def test_gradients_are_the_newest(on_device, where):
         assert w.grad.tolist() == [number, 1.0]
 
 
+@pytest.mark.parametrize("where", ["inside", "outside"])
+def test_gradients_that_somebody_keeps(on_device, where):
+    w, b, kept = Tensor([1.0, 2.0], requires_grad=True), Tensor([1.0], requires_grad=True), []
+
+    @jit
+    def step(x):
+        if where == "inside":
+            w.grad = b.grad = None
+        (w * x + b).sum().backward()
+        return x + 1
+
+    for number in range(7):
+        if where == "outside":
+            w.grad = b.grad = None
+        assert step(Tensor([float(number), 1.0])).tolist() == [number + 1, 2]
+        assert w.grad.tolist() == [number, 1.0] and not w.grad.requires_grad
+        if number != 4:
+            kept.append((number, w.grad))
+    assert [grad.tolist() for _, grad in kept] == [[n, 1.0] for n, _ in kept]
+    assert step.captured and b.grad.item() == 2
+
+
 def test_gradients_that_are_results(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True)
 

@@ -319,6 +319,19 @@ def test_functions(name, on_device):
     close(found, FUNCTIONS[name](torch.nn.functional, torch.tensor(x), torch.tensor))
 
 
+def test_weights_in_bfloat16(on_device):
+    """Which numpy does not know: PyTorch's tensors of it are taken, too, and transposed ones."""
+    theirs = tnn.Linear(3, 2).to(torch.bfloat16)
+    for ours in (nn.Linear(3, 2), nn.Linear(3, 2).to("bfloat16")):
+        ours.load_state_dict(theirs.state_dict())
+        for name, value in ours.state_dict().items():
+            assert value.float().tolist() == theirs.state_dict()[name].float().tolist()
+    turned = theirs.weight.detach().T
+    assert Tensor(turned).dtype.name == "bfloat16"
+    assert Tensor(turned).float().tolist() == turned.float().tolist()
+    assert Tensor(turned[0, 0], dtype="float32").item() == turned[0, 0].item()
+
+
 def test_dropout_as_a_function(on_device):
     print("seed 6")
     Tensor.manual_seed(6)
