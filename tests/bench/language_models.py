@@ -45,8 +45,10 @@ def rows(threads: int) -> Iterator[Row]:
     tokens: dict[str, Work] = {"torch": peer.token} if peer else {}
     drawn: dict[str, Work] = {"torch": peer.drawn} if peer else {}
     prompts: dict[str, Work] = {"torch": peer.prompt} if peer else {}
-    yield Row(f"GPT-2 124M fp32, token {PLACE}", one_token(gpt2), tokens, bytes=read, goal=3)
-    yield Row("GPT-2 124M fp32, a drawn token", one_drawn(gpt2), drawn, bytes=read)
+    yield Row(f"GPT-2 124M fp32, token {PLACE}", one_token(gpt2), tokens, bytes=read, goal=3,
+              reads_only=True)  # fmt: skip
+    yield Row("GPT-2 124M fp32, a drawn token", one_drawn(gpt2), drawn, bytes=read,
+              reads_only=True)  # fmt: skip
     yield Row(f"GPT-2 124M fp32, prompt of {PROMPT}", one_prompt(gpt2), prompts, flops=flops,
               goal=0.9)  # fmt: skip
 
@@ -65,11 +67,13 @@ def smollm_rows(threads: int) -> Iterator[Row]:
         read = weight_bytes(ours)
         tokens: dict[str, Work] = {peer: them.token for peer, them in known.items()}
         drawn: dict[str, Work] = {peer: them.drawn for peer, them in known.items()}
-        yield Row(f"SmolLM2 {name}, token {PLACE}", one_token(ours), tokens, bytes=read, goal=1.2)
+        yield Row(f"SmolLM2 {name}, token {PLACE}", one_token(ours), tokens, bytes=read, goal=1.2,
+                  reads_only=True)  # fmt: skip
         for count in (4, 8):
             yield Row(f"SmolLM2 {name}, a token for {count} rows", one_token(ours, count), {},
-                      bytes=read)  # fmt: skip
-        yield Row(f"SmolLM2 {name}, a drawn token", one_drawn(ours), drawn, bytes=read)
+                      bytes=read, reads_only=True)  # fmt: skip
+        yield Row(f"SmolLM2 {name}, a drawn token", one_drawn(ours), drawn, bytes=read,
+                  reads_only=True)  # fmt: skip
     prompts: dict[str, Work] = {peer: them.prompt for peer, them in known.items()}
     if installed("torch"):
         prompts["torch"] = TorchLlama(model, threads).prompt

@@ -42,7 +42,7 @@ def product(
         **torch_work(function, *arrays, threads=threads),
         **jax_work(function, *arrays),
     }
-    return Row(name, captured(function, *arrays), peers, flops, nbytes, goal)
+    return Row(name, captured(function, *arrays), peers, flops, nbytes, goal, reads_only=True)
 
 
 def rows(threads: int) -> Iterator[Row]:

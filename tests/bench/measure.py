@@ -67,11 +67,12 @@ class Result:
 
     @property
     def limit(self) -> float:
-        """Seconds that the machine needs at least, by its limits before and after the rounds.
+        """Seconds that the machine needs at least: the median of its limits in the rounds.
 
-        A virtual machine's bandwidth changes by the half with where its processors happen to run.
+        A virtual machine's bandwidth changes by the half with where its processors happen to run,
+        and what its neighbours do, so that of its best moment is nothing that work can reach.
         """
-        return min(
+        return statistics.median(
             max(
                 self.row.flops / machine.operations,
                 machine.moving(self.row.bytes, self.row.reads_only),
@@ -112,8 +113,9 @@ def measure(row: Row, rounds: int = 7) -> Result:
         started = time.perf_counter()
         work()
         repeats[name] = max(1, round(ROUND_SECONDS / max(time.perf_counter() - started, 1e-7)))
-    result = Result(row, {name: [] for name in works}, [measured_limits()])
+    result = Result(row, {name: [] for name in works})
     for _ in range(rounds):
+        result.limits.append(measured_limits())
         for name, work in works.items():
             count = repeats[name]
             time.sleep(CALM_SECONDS)  # or the threads of the one before take a core from this one
@@ -122,7 +124,6 @@ def measure(row: Row, rounds: int = 7) -> Result:
             for _ in range(count):
                 work()
             result.seconds[name].append((time.perf_counter() - started) / count)
-    result.limits.append(measured_limits())
     return result
 
 
