@@ -41,7 +41,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import NEIGHBOURS
-from minigrad.loops.build import Change, combine, put
+from minigrad.loops.build import Change, combine, loops_over, put
 from minigrad.loops.cost import SQUARE, Plan, row_stride
 from minigrad.loops.nest import (
     Fold,
@@ -56,9 +56,12 @@ from minigrad.loops.nest import (
 )
 from minigrad.loops.product import (
     LANE,
+    Part,
     Problem,
+    clamped,
     distance,
     in_pairs,
+    part_of_image,
     prepare,
     strides,
     with_dynamic_bounds,
@@ -125,6 +128,9 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Schedule:
             in_squares(s, tile)
         else:
             in_registers(s, problem, plan, tile, panel, ks, shared, target)
+            if plan.packs_right and not plan.kc and (part := part_of_image(problem)):
+                within_image(s, problem, plan, around, panel, part)
+        s.simplify()
     s.parallelize(*outer, columns, task)
     return s
 
@@ -162,7 +168,40 @@ def in_registers(
         s.unroll(m, "u")
     if not tiles_overlap(problem, plan):
         s.peel(panel, n)
-    s.simplify()
+
+
+def within_image(
+    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, part: Part
+) -> None:
+    """Leave out what is multiplied by the zeros around images: x + 0·w is x where w is finite.
+
+    Whether all of a panel is finite is looked for when it has been packed.
+    """
+    axis, *ends = part
+    n, dtype = problem.column.variable, problem.total.dtype
+    lanes = expr.load(Array("infinite", dtype, 1, "registers", lanes=n, width=plan.nr))
+    found = expr.register("any_infinite", dtype)
+    panels = Array("infinite_panels", dtype, max(plan.panels, 1), "scratch")
+    place = expr.load(panels, panel.index if plan.panels > 1 else 0)
+    ks = [make_axis("z", number, one.extent) for number, one in enumerate(problem.k)]
+    moved = {one.variable: z.index for one, z in zip(problem.k, ks, strict=True)}
+    right = expr.substitute_in(s.operands["right"], moved)
+    sums = loops_over(ks, [put(lanes, lanes + right * 0.0)])
+    clear = put(lanes, identity(Op.SUM, dtype), everywhere=True)
+    steps = (clear, *sums, Fold(found.array, Op.SUM, lanes.array), put(place, found))
+
+    def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
+        if not plan.panels:
+            return steps
+        inner = loop_over(panel, loop.body)
+        return (inner.around((loop_over(n, inner.body).around(steps),)),)
+
+    s.insert(around, look)
+    start, stop = (
+        place.differs(place).where(expr.const(whole, dtypes.int64), expr.index(end, dtypes.int64))
+        for whole, end in zip((0, axis.count), ends, strict=True)
+    )
+    s.bound(axis.variable, *(clamped(expr.value_of(end), axis.count) for end in (start, stop)))
 
 
 def in_squares(s: Schedule, tile: Atom) -> None:
