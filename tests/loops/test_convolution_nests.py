@@ -143,3 +143,14 @@ def test_zeros_around_images_meet_what_is_not_finite(
     if of != "forward":
         values[2][1, 4, 0, 3] = values[2][0, 41, -1, -1] = number
     agree(build, machine, values=values)
+
+
+def test_weights_are_arranged_once_for_all_remainders_of_a_strided_gradient() -> None:
+    """Each of four products packs its part of them along the sums; two see rows of zeros."""
+    build = convolution("input", 8, 64, 28, 128, 2)
+    kinds = [kernel.kind for kernel in plan_of(build).kernels]
+    assert kinds == ["rows", "rows", *["contraction"] * 4, "rows"]
+    loops = [[one for one in walk(nest.parallel) if isinstance(one, Loop)]
+             for nest in nests_of(build)]  # fmt: skip
+    assert sum(any(expr.values_in(one.start) for one in found) for found in loops) == 2
+    assert all(any(one.transpose for one in found) for found in loops[1:6])
