@@ -186,7 +186,7 @@ def within_image(
     ks = [make_axis("z", number, one.extent) for number, one in enumerate(problem.k)]
     moved = {one.variable: z.index for one, z in zip(problem.k, ks, strict=True)}
     right = expr.substitute_in(s.operands["right"], moved)
-    sums = loops_over(ks, [put(lanes, lanes + right * 0.0)])
+    sums = loops_over(ks, [put(lanes, lanes + (right * 0.0).cast(dtype))])
     clear = put(lanes, identity(Op.SUM, dtype), everywhere=True)
     steps = (clear, *sums, Fold(found.array, Op.SUM, lanes.array), put(place, found))
 

@@ -9,6 +9,7 @@ from schedule.machine import MACHINES, target_of
 from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
 
 from minigrad import Tensor
+from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Node
 from minigrad.graph.substitution import substitute, variables
 from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
@@ -154,3 +155,19 @@ def test_weights_are_arranged_once_for_all_remainders_of_a_strided_gradient() ->
              for nest in nests_of(build)]  # fmt: skip
     assert sum(any(expr.values_in(one.start) for one in found) for found in loops) == 2
     assert all(any(one.transpose for one in found) for found in loops[1:6])
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.float64])
+def test_rows_of_zeros_in_other_dtypes(dtype: DType) -> None:
+    """A panel is looked through in the dtype that it has."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(2, 16, 16, 24, dtype=dtype), inputs(3, 3, 40, 24, dtype=dtype)
+        around = Tensor._of(x).pad([None, (1, 1), (1, 1), None]).contiguous()
+        windows = around._windows(((1, 3, 1, 1), (2, 3, 1, 1))).permute(0, 1, 2, 4, 5, 3)
+        weights = Tensor._of(w).permute(0, 1, 3, 2)
+        return [(windows.unsqueeze(-1) * weights).sum((3, 4, 5)).node]
+
+    found = [one for nest in nests_of(build) for one in walk(nest.parallel)]
+    assert any(expr.values_in(one.start) for one in found if isinstance(one, Loop))
+    agree(build)
