@@ -126,13 +126,12 @@ def overlap_add(
     # windows that do not overlap need no sum: they are moved at the end
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
-    places = [product.at("x", axis) for axis, *_ in overlapping]
     if numel(product.extents) >= LARGE and any(step > 1 for _, _, step, _ in overlapping):
         # weights are read for each remainder: along the sums, which are their last dimensions
         product.factors = [
-            f if any(f.shape[place] != 1 for place in places) else build.contiguous(f)
-            for f in product.factors
-        ]
+            f if any(f.shape[product.at("x", axis)] != 1 for axis, *_ in overlapping)
+            else build.contiguous(f) for f in product.factors
+        ]  # fmt: skip
     split = [_prepare(product, window, wanted[window[0]]) for window in overlapping]
     for part in split:
         _surround(product, part, wanted[part.axis])
@@ -349,8 +348,7 @@ def _surround(product: _Product, part: _Split, wanted: tuple[Integer, Integer]) 
     start, stop = wanted
     assert isinstance(start, int) and isinstance(stop, int)
     reach, length = part.dilation * (part.places - 1), ceildiv(stop - start, part.step)
-    before = reach - ceildiv(start, part.step)
-    product.place(product.at("x", part.axis), before, length + reach)
+    product.place(product.at("x", part.axis), reach - ceildiv(start, part.step), length + reach)
 
 
 def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:

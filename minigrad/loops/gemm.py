@@ -56,7 +56,6 @@ from minigrad.loops.nest import (
 )
 from minigrad.loops.product import (
     LANE,
-    Part,
     Problem,
     clamped,
     distance,
@@ -68,7 +67,7 @@ from minigrad.loops.product import (
 )
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import make_axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
@@ -130,7 +129,7 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Schedule:
             in_registers(s, problem, plan, tile, panel, ks, shared, target)
             if plan.packs_right and not plan.kc and (part := part_of_image(problem)):
                 within_image(s, problem, plan, around, panel, part)
-        s.simplify()
+            s.simplify()
     s.parallelize(*outer, columns, task)
     return s
 
@@ -171,11 +170,12 @@ def in_registers(
 
 
 def within_image(
-    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, part: Part
-) -> None:
+    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom,
+    part: tuple[Axis, Integer, Integer],
+) -> None:  # fmt: skip
     """Leave out what is multiplied by the zeros around images: x + 0·w is x where w is finite.
 
-    Whether all of a panel is finite is looked for when it has been packed.
+    Whether all of a panel is finite is seen once, when it has been packed; if not, all is added.
     """
     axis, *ends = part
     n, dtype = problem.column.variable, problem.total.dtype
@@ -183,11 +183,13 @@ def within_image(
     found = expr.register("any_infinite", dtype)
     panels = Array("infinite_panels", dtype, max(plan.panels, 1), "scratch")
     place = expr.load(panels, panel.index if plan.panels > 1 else 0)
-    ks = [make_axis("z", number, one.extent) for number, one in enumerate(problem.k)]
-    moved = {one.variable: z.index for one, z in zip(problem.k, ks, strict=True)}
-    right = expr.substitute_in(s.operands["right"], moved)
-    sums = loops_over(ks, [put(lanes, lanes + (right * 0.0).cast(dtype))])
+    start, stop = (
+        place.differs(place).where(expr.const(whole, dtypes.int64), expr.index(end, dtypes.int64))
+        for whole, end in zip((0, axis.count), ends, strict=True)
+    )
+    s.bound(axis.variable, *(clamped(expr.value_of(end), axis.count) for end in (start, stop)))
     clear = put(lanes, identity(Op.SUM, dtype), everywhere=True)
+    sums = loops_over(problem.k, [put(lanes, lanes + (s.operands["right"] * 0.0).cast(dtype))])
     steps = (clear, *sums, Fold(found.array, Op.SUM, lanes.array), put(place, found))
 
     def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
@@ -197,11 +199,6 @@ def within_image(
         return (inner.around((loop_over(n, inner.body).around(steps),)),)
 
     s.insert(around, look)
-    start, stop = (
-        place.differs(place).where(expr.const(whole, dtypes.int64), expr.index(end, dtypes.int64))
-        for whole, end in zip((0, axis.count), ends, strict=True)
-    )
-    s.bound(axis.variable, *(clamped(expr.value_of(end), axis.count) for end in (start, stop)))
 
 
 def in_squares(s: Schedule, tile: Atom) -> None:

@@ -183,13 +183,9 @@ def word(operand: Expr, k: Axis, two: Axis) -> Expr | None:
     return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
 
 
-Part = tuple[Axis, Integer, Integer]  # of an axis: from one number on, and before another
-
-
-def part_of_image(problem: Problem) -> Part | None:
-    """The part of an axis of k for which `left` reads an image and not the zeros around it.
-
-    Of one that is not the innermost, and the same part for all rows of a tile.
+def part_of_image(problem: Problem) -> tuple[Axis, Integer, Integer] | None:
+    """An axis of k, and from where to before where along it `left` reads an image, not the zeros
+    around it; the innermost is none, and all rows of a tile read the same part.
     """
     left, fixed = problem.left, {axis.variable for axis in problem.outer}
     if left.op is not Leaf.LOAD or left.guard or not left.array.image or problem.ends:

@@ -168,8 +168,7 @@ def _image(node: Node) -> tuple[tuple[int, int, int], ...]:
     x = node.src[0] if node.op is Op.CONTIGUOUS else node
     if x.op is not Op.PAD or is_symbolic(node.shape[1:]):
         return ()
-    amounts = zip(map(high, node.shape), x.arg, strict=True)
-    return tuple((extent, before, extent - after) for extent, (before, after) in amounts)
+    return tuple((n, a, n - b) for n, (a, b) in zip(map(high, node.shape), x.arg, strict=True))
 
 
 def build(node: Node, lowering: Lowering) -> Stage:
