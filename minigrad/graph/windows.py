@@ -126,7 +126,15 @@ def overlap_add(
     # windows that do not overlap need no sum: they are moved at the end
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
+    if numel(product.extents) >= LARGE and any(step > 1 for _, _, step, _ in overlapping):
+        # weights are read for each remainder: along the sums, which are their last dimensions
+        product.factors = [
+            f if any(f.shape[product.at("x", axis)] != 1 for axis, *_ in overlapping)
+            else build.contiguous(f) for f in product.factors
+        ]  # fmt: skip
     split = [_prepare(product, window, wanted[window[0]]) for window in overlapping]
+    for part in split:
+        _surround(product, part, wanted[part.axis])
     if len(product.factors) > 1:  # read over and over: zeros in memory are cheaper than conditions
         product.factors = [build.contiguous(f) if f.op is Op.PAD else f for f in product.factors]
     summed = [("j", axis) for axis, *_ in overlapping]
@@ -307,15 +315,10 @@ def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) 
 
 
 def _prepare(product: _Product, window: Window, wanted: tuple[Integer, Integer]) -> _Split:
-    """Split j by the step, and put zeros around x.
-
-    The first place that is wanted becomes i = 0, which moves j and w by the same amount.
-    """
+    """Split j by the step."""
     axis, size, step, dilation = window
-    start, stop = wanted
-    count = product.extents[product.at("x", axis)]
-    found: _Split | None = None
-    assert isinstance(start, int) and isinstance(stop, int) and isinstance(count, int)
+    start, count = wanted[0], product.extents[product.at("x", axis)]
+    assert isinstance(start, int) and isinstance(count, int)
     if step > 1 and dilation > 1:  # both: zeros between the windows' places instead
         place = product.at("x", axis)
         varying = product.varying(place)
@@ -333,12 +336,19 @@ def _prepare(product: _Product, window: Window, wanted: tuple[Integer, Integer])
         place = product.at("j", axis)
         product.pad(place, offset, parts * step - size - offset)
         product.split(place, parts, step, ("f", axis))
-        found = _Split(axis, parts, dilation, step, offset, size)
-        size = parts
-    reach = dilation * (size - 1)
-    before = reach - ceildiv(start, step)
-    product.place(product.at("x", axis), before, ceildiv(stop - start, step) + reach)
-    return found or _Split(axis, size, dilation)
+        return _Split(axis, parts, dilation, step, offset, size)
+    return _Split(axis, size, dilation)
+
+
+def _surround(product: _Product, part: _Split, wanted: tuple[Integer, Integer]) -> None:
+    """Put zeros around x.
+
+    The first place that is wanted becomes i = 0, which moves j and w by the same amount.
+    """
+    start, stop = wanted
+    assert isinstance(start, int) and isinstance(stop, int)
+    reach, length = part.dilation * (part.places - 1), ceildiv(stop - start, part.step)
+    product.place(product.at("x", part.axis), reach - ceildiv(start, part.step), length + reach)
 
 
 def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:

@@ -41,7 +41,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import NEIGHBOURS
-from minigrad.loops.build import Change, combine, put
+from minigrad.loops.build import Change, combine, loops_over, put
 from minigrad.loops.cost import SQUARE, Plan, row_stride
 from minigrad.loops.nest import (
     Fold,
@@ -57,15 +57,17 @@ from minigrad.loops.nest import (
 from minigrad.loops.product import (
     LANE,
     Problem,
+    clamped,
     distance,
     in_pairs,
+    part_of_image,
     prepare,
     strides,
     with_dynamic_bounds,
 )
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import make_axis
+from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
@@ -125,6 +127,9 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Schedule:
             in_squares(s, tile)
         else:
             in_registers(s, problem, plan, tile, panel, ks, shared, target)
+            if plan.packs_right and not plan.kc and (part := part_of_image(problem)):
+                within_image(s, problem, plan, around, panel, part)
+            s.simplify()
     s.parallelize(*outer, columns, task)
     return s
 
@@ -162,7 +167,38 @@ def in_registers(
         s.unroll(m, "u")
     if not tiles_overlap(problem, plan):
         s.peel(panel, n)
-    s.simplify()
+
+
+def within_image(
+    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom,
+    part: tuple[Axis, Integer, Integer],
+) -> None:  # fmt: skip
+    """Leave out what is multiplied by the zeros around images: x + 0·w is x where w is finite.
+
+    Whether all of a panel is finite is seen once, when it has been packed; if not, all is added.
+    """
+    axis, *ends = part
+    n, dtype = problem.column.variable, problem.total.dtype
+    lanes = expr.load(Array("infinite", dtype, 1, "registers", lanes=n, width=plan.nr))
+    found = expr.register("any_infinite", dtype)
+    panels = Array("infinite_panels", dtype, max(plan.panels, 1), "scratch")
+    place = expr.load(panels, panel.index if plan.panels > 1 else 0)
+    start, stop = (
+        place.differs(place).where(expr.const(whole, dtypes.int64), expr.index(end, dtypes.int64))
+        for whole, end in zip((0, axis.count), ends, strict=True)
+    )
+    s.bound(axis.variable, *(clamped(expr.value_of(end), axis.count) for end in (start, stop)))
+    clear = put(lanes, identity(Op.SUM, dtype), everywhere=True)
+    sums = loops_over(problem.k, [put(lanes, lanes + (s.operands["right"] * 0.0).cast(dtype))])
+    steps = (clear, *sums, Fold(found.array, Op.SUM, lanes.array), put(place, found))
+
+    def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
+        if not plan.panels:
+            return steps
+        inner = loop_over(panel, loop.body)
+        return (inner.around((loop_over(n, inner.body).around(steps),)),)
+
+    s.insert(around, look)
 
 
 def in_squares(s: Schedule, tile: Atom) -> None:

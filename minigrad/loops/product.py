@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops.axes import indices, merge
@@ -183,6 +183,23 @@ def word(operand: Expr, k: Axis, two: Axis) -> Expr | None:
     return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
 
 
+def part_of_image(problem: Problem) -> tuple[Axis, Integer, Integer] | None:
+    """An axis of k, and from where to before where along it `left` reads an image, not the zeros
+    around it; the innermost is none, and all rows of a tile read the same part.
+    """
+    left, fixed = problem.left, {axis.variable for axis in problem.outer}
+    if left.op is not Leaf.LOAD or left.guard or not left.array.image or problem.ends:
+        return None
+    places = unflatten(left.index, [extent for extent, _, _ in left.array.image])
+    for place, (extent, start, stop) in zip(places, left.array.image, strict=True):
+        for axis in problem.k[:-1]:
+            step = coefficient(place, axis.variable) or 0
+            rest = place - axis.index * step
+            if step > 0 and (start, stop) != (0, extent) and variables(rest) <= fixed:
+                return axis, ceildiv(start - rest, step), ceildiv(stop - rest, step)
+    return None
+
+
 # ---- bounds that are loaded ----
 
 
@@ -210,10 +227,10 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
         operands = inside
     if len(firsts) > 1 or not (firsts or stops):
         return problem
-    first = _clamped(firsts[0], axis.extent) if firsts else 0
+    first = clamped(firsts[0], axis.extent) if firsts else 0
     moved = {axis.variable: first + axis.index}
     left, right = (expr.substitute_in(operand, moved) for operand in operands)
-    ends = tuple(_clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
+    ends = tuple(clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
     # both are masked: nothing outside counts, so nothing is computed again as it is meant
     return replace(problem, left=left, right=right, ends=ends, terms=None)
 
@@ -242,12 +259,12 @@ def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer 
     return rest if expr.values_in(rest) and variables(rest) <= fixed else None
 
 
-def _clamped(x: Integer, most: int) -> Integer:
+def clamped(x: Integer, most: int) -> Integer:
     """x, but at least 0 and at most `most`."""
     if low(x) >= 0 and high(x) <= most:
         return x
     number = expr.index(x, dtypes.int64).operation("maximum", 0).operation("minimum", most)
-    return Affine(0, ((Atom("value", "", 0, most, payload=number), 1),))
+    return expr.value_of(number, (0, most))
 
 
 def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
@@ -263,5 +280,5 @@ def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
         rest = _rest(condition, row.variable, fixed)
         upper = coefficient(condition, row.variable) == -1
         if rest is not None and upper and all(condition in mask for mask in masks):
-            return replace(problem, needed=_clamped(rest + 1, high(row.extent)))
+            return replace(problem, needed=clamped(rest + 1, high(row.extent)))
     return problem

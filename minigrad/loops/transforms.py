@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
+from itertools import takewhile
 from typing import ParamSpec, TypeVar
 
 from minigrad.graph.shapes import flatten, numel, unflatten
@@ -469,17 +470,24 @@ class Schedule:
     def insert(
         self, at: Atom, make: Callable[[Loop, Around], Sequence[Statement]], behind: bool = False
     ) -> None:
-        """More statements at the beginning of each iteration over `at`, or behind its loops.
+        """More statements in each iteration over `at`, after the copies that it begins with.
 
-        Only where registers are used inside, not in the loops of copies.
+        behind: behind its loops instead. Only where registers are used inside, not in the loops of
+        copies.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
             if behind:
                 return (loop, *make(loop, around))
-            return (loop.around((*make(loop, around), *loop.body)),)
+            copies = tuple(takewhile(lambda one: not registers.computes(one), loop.body))
+            return (loop.around((*copies, *make(loop, around), *loop.body[len(copies) :])),)
 
         self._change(at, change, computing=True)
+
+    @_step
+    def bound(self, x: Atom, start: Integer, stop: Integer) -> None:
+        """Loops over a part of x, of which the rest changes nothing; copies are of all."""
+        self._change(x, lambda one, _: (replace(one, start=start, stops=(stop,)),), computing=True)
 
     @_step
     def prefetch(

@@ -46,7 +46,8 @@ class Array:
     "registers", whose indices are numbers where loops are written out. of: the array whose memory
     this one is, seen as another dtype. whole: that of which it is a part (joins.py), with all of
     its memory. lanes, width: the loop whose iterations have registers of their own, side by side,
-    and how many they are.
+    and how many they are. image: (extent, start, stop) of each dimension, where all that is not
+    from start to stop along each of them is 0; () where nothing is known.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Array:
     whole: Array | None = None
     lanes: Atom | None = None
     width: int = 1
+    image: tuple[tuple[int, int, int], ...] = ()
 
     def __hash__(self) -> int:  # asked for all the time, and names tell arrays apart
         return hash(self.name)
@@ -133,7 +135,7 @@ class Expr(Numeric):
 
     def substitute_atom(self, atom: Atom, values: Mapping[Atom, Integer]) -> Integer:
         """The `value` atom whose payload is this expression, after a substitution."""
-        return value_of(substitute_in(self, values))
+        return value_of(substitute_in(self, values), (atom.low, atom.high))
 
 
 _interned: Interned[Expr] = Interned()
@@ -230,16 +232,16 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
     return _make(op, dtype, args)
 
 
-def value_of(expr: Expr) -> Integer:
-    """An integer expression as part of an index."""
+def value_of(expr: Expr, bounds: tuple[int, int] | None = None) -> Integer:
+    """An integer expression as part of an index; bounds: its least and its greatest value."""
     if expr.op is Op.CONST:
         return int(expr.value)
     if expr.op is Leaf.INDEX:
         return expr.index
     # Indices are computed in int64, where the upper half of uint64 is negative: it is out of range.
     dtype = dtypes.int64 if expr.dtype is dtypes.uint64 else expr.dtype
-    atom = Atom("value", "", int(dtype.minimum), int(dtype.maximum), payload=expr)
-    return atom.index
+    low, high = bounds or (int(dtype.minimum), int(dtype.maximum))
+    return Atom("value", "", low, high, payload=expr).index
 
 
 def restrict(guard: Guard, conditions: Iterable[Integer]) -> Guard:

@@ -117,7 +117,7 @@ def _parts(x: Array | Atom | Affine | Expr) -> tuple[Any, ...]:
     if isinstance(x, Array):
         if x.in_registers:
             raise CompileError(f"a schedule cannot hold the register {x!r}: it has no key")
-        return "array", x.dtype, x.size, x.space
+        return "array", x.dtype, x.size, x.space, x.image
     if isinstance(x, Affine):
         return "sum", x.constant, *(part for atom, factor in x.terms for part in (factor, atom))
     if isinstance(x, Atom):

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.graph.interned import kept
-from minigrad.graph.node import Node, Shape
+from minigrad.graph.node import Node, Shape, is_symbolic
 from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.contraction import Contraction, contraction_of
@@ -144,7 +144,8 @@ class Stages:
         """The array of a value that lives within the program, the same whenever it is asked for."""
         if node not in self._arrays:
             number = len(self._arrays)
-            self._arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape))
+            image = _image(node)
+            self._arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape), image=image)
         return self._arrays[node]
 
     def of(self, node: Node, arrays: Mapping[Node, Array]) -> Stage:
@@ -160,6 +161,14 @@ class Stages:
             met.update(map(in_memory, node.src))
         self._built[node] = (stage, {other: arrays.get(other) for other in met})
         return stage
+
+
+def _image(node: Node) -> tuple[tuple[int, int, int], ...]:
+    """What `Array.image` says of a copy with zeros around it."""
+    x = node.src[0] if node.op is Op.CONTIGUOUS else node
+    if x.op is not Op.PAD or is_symbolic(node.shape[1:]):
+        return ()
+    return tuple((n, a, n - b) for n, (a, b) in zip(map(high, node.shape), x.arg, strict=True))
 
 
 def build(node: Node, lowering: Lowering) -> Stage:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from schedule.agreement import agree
-from schedule.machine import target_of
-from schedule.programs import Build, Inputs, plan_of
+from schedule.machine import MACHINES, target_of
+from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
 
 from minigrad import Tensor
+from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Node
 from minigrad.graph.substitution import substitute, variables
 from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
@@ -75,7 +77,8 @@ def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
     """Blocks of 256 terms are few: they are added to the sum, not to one of each place first."""
     nest = product_of(convolution("forward", 8, channels, 7, 64))
     stores = (one for one in walk(nest.parallel) if isinstance(one, Store))
-    assert len({one.array for one in stores if one.array.in_registers}) == 2
+    names = {one.array.name for one in stores if one.array.in_registers}
+    assert len([name for name in names if name.startswith("tile")]) == 2
 
 
 def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> None:
@@ -113,4 +116,58 @@ def test_a_kernel_of_one_pixel_multiplies_images_as_they_lie(stride: int) -> Non
     kinds = [kernel.kind for kernel in plan.kernels]
     assert kinds == ["rows"] * (stride - 1) + ["contraction"]
     assert plan.arena_bytes == (stride - 1) * 4 * 2 * 20 * 24 * 24
+    agree(build)
+
+
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("channels, extent", [(256, 14), (64, 28), (512, 7)])
+def test_rows_of_zeros_around_images_are_left_out(of: str, channels: int, extent: int) -> None:
+    """A loop over places has bounds, which are loaded: all of it, where a panel is not finite."""
+    nests = nests_of(convolution(of, 8, channels, extent, channels))
+    loops = (one for nest in nests for one in walk(nest.parallel) if isinstance(one, Loop))
+    found = {one.variable for one in loops if expr.values_in(one.start)}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2)])
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_zeros_around_images_meet_what_is_not_finite(
+    machine: str, of: str, channels: int, extent: int, stride: int, number: float
+) -> None:
+    """0·∞ is NaN, in the first and last row of an image too; other columns are what they were."""
+    build = convolution(of, 2, channels, extent, 80, stride)
+    _, inputs = graph_of(build)
+    values = values_for(inputs, 1)
+    values[1][3, 5, 0, 1] = values[1][40, 7, 2, 2] = -number
+    if of != "forward":
+        values[2][1, 4, 0, 3] = values[2][0, 41, -1, -1] = number
+    agree(build, machine, values=values)
+
+
+def test_weights_are_arranged_once_for_all_remainders_of_a_strided_gradient() -> None:
+    """Each of four products packs its part of them along the sums; two see rows of zeros."""
+    build = convolution("input", 8, 64, 28, 128, 2)
+    kinds = [kernel.kind for kernel in plan_of(build).kernels]
+    assert kinds == ["rows", "rows", *["contraction"] * 4, "rows"]
+    loops = [[one for one in walk(nest.parallel) if isinstance(one, Loop)]
+             for nest in nests_of(build)]  # fmt: skip
+    assert sum(any(expr.values_in(one.start) for one in found) for found in loops) == 2
+    assert all(any(one.transpose for one in found) for found in loops[1:6])
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.float64])
+def test_rows_of_zeros_in_other_dtypes(dtype: DType) -> None:
+    """A panel is looked through in the dtype that it has."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(2, 16, 16, 24, dtype=dtype), inputs(3, 3, 40, 24, dtype=dtype)
+        around = Tensor._of(x).pad([None, (1, 1), (1, 1), None]).contiguous()
+        windows = around._windows(((1, 3, 1, 1), (2, 3, 1, 1))).permute(0, 1, 2, 4, 5, 3)
+        weights = Tensor._of(w).permute(0, 1, 3, 2)
+        return [(windows.unsqueeze(-1) * weights).sum((3, 4, 5)).node]
+
+    found = [one for nest in nests_of(build) for one in walk(nest.parallel)]
+    assert any(expr.values_in(one.start) for one in found if isinstance(one, Loop))
     agree(build)

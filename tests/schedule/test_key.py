@@ -212,8 +212,12 @@ def test_no_field_is_forgotten():
         "numbers",  # which are arguments, and no code
     }  # fmt: skip
     assert names[Axis] == {"variable", "extent"}
-    # `of`: of lowered ones only; `whole`: a part has all of its memory; the last: of registers
-    assert names[Array] == {"name", "dtype", "size", "space", "of", "whole", "lanes", "width"}
+    assert names[Array] == {
+        "name", "dtype", "size", "space", "image",
+        "of",  # of lowered ones only
+        "whole",  # a part has all of its memory
+        "lanes", "width",  # of registers
+    }  # fmt: skip
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
         "initial_axes", "initial_position", "in_place",
