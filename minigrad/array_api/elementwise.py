@@ -74,7 +74,7 @@ def imag(x: Array, /) -> Array:
 
 def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
     """x no smaller than min and no larger than max, in x's dtype; a NaN stays."""
-    tensor = x._tensor
+    tensor = x._tensor._copy()
     for bound, nearer in ((min, Tensor.maximum), (max, Tensor.minimum)):
         if bound is not None:
             limit = bound if isinstance(bound, Array) else _scalar(bound, x)

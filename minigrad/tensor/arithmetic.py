@@ -104,7 +104,7 @@ class Arithmetic(Composed):
         [0.0, 9.0]
         """
         if not self.dtype.is_float:
-            return self
+            return self._copy()
         infinity = self._operand(math.inf)
         most = (infinity._bits() - 1).bitcast(self.dtype)  # the largest finite number
         result = self.isnan().where(nan, self)

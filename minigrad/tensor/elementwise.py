@@ -191,7 +191,7 @@ class Elementwise(Methods):
         >>> Tensor([1]).positive().tolist()
         [1]
         """
-        return self
+        return self._copy()
 
     def mod(self, other: Any) -> Self:
         """The remainder with the sign of the divisor (Python's and numpy's `%`).
@@ -416,7 +416,7 @@ class Elementwise(Methods):
             high = None
         check_holds("clip", self.dtype, low, high)
         # outside the range nothing depends on self; at a bound the gradient passes (as in PyTorch)
-        result = self
+        result = self._copy()
         if low is not None:
             result = (result < low)._or_nan(low).where(low, result)
         return result if high is None else (result > high)._or_nan(high).where(high, result)

@@ -67,7 +67,7 @@ class Statistics(Composed):
         """The elements at one place of each line, and the places."""
         axis = axis_of(name, dim, self.ndim)
         if not self.ndim:
-            return Found(self, places)
+            return Found(self._copy(), places)
         values = self._at(axis, places)
         found = Found(values, places)
         return found if keepdim else Found(values.squeeze(axis), places.squeeze(axis))
@@ -99,7 +99,7 @@ class Statistics(Composed):
             return found.reshape((1,) * self.ndim) if keepdim else found
         axis = axis_of("median", dim, self.ndim)
         if not self.ndim or 0 in self.shape:
-            return self.max(axis, keepdim) if self.ndim else self
+            return self.max(axis, keepdim) if self.ndim else self._copy()
         values, extent = self.sort(axis)[0], self._known_shape()[axis]
         middle, last = (values._part(axis, n - 1, n) for n in ((extent + 1) // 2, extent))
         value = last.isnan().where(last, middle)  # which are sorted last
@@ -317,7 +317,7 @@ class Statistics(Composed):
         axis = axis_of("diff", dim, self.ndim, 0)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
-        result, *more = [part for part in (prepend, self, append) if part is not None]
+        result, *more = [part for part in (prepend, self._copy(), append) if part is not None]
         result = result.cat(*more, dim=axis) if more else result
         for _ in range(n):
             extent = result._known_shape()[axis]
