@@ -31,10 +31,6 @@ class Arithmetic(Composed):
 
     __slots__ = ()
 
-    def _two_floats(self, name: str, other: Any) -> tuple[Self, Self]:
-        x, y = self._as_float()._two(name, other)
-        return x._as_float(), y._as_float()
-
     def _bits(self) -> Self:
         """The bits as signed integers."""
         return self.bitcast(self.dtype.signed)

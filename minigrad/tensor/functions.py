@@ -467,7 +467,7 @@ class Functions(Methods):
         >>> Tensor([3.0]).copysign(-1.0).tolist()
         [-3.0]
         """
-        x, y = (value._as_float() for value in self._two("copysign", other))
+        x, y = self._two_floats("copysign", other)
         size = x.abs()
         result = (y.bitcast(x.dtype.signed) < 0).where(-size, size)
         return x._with_derivative(result, _copysign_rule, y)
@@ -478,7 +478,7 @@ class Functions(Methods):
         >>> round(Tensor([0.0]).logaddexp(0.0).item(), 4)
         0.6931
         """
-        x, y = (value._as_float() for value in self._two("logaddexp", other))
+        x, y = self._two_floats("logaddexp", other)
         apart = x.eq(y).where(0.0, (x - y).abs())  # of equal infinities, too
         return x._with_derivative(x.maximum(y) + (-apart).exp().log1p(), _softmax_rule, y)
 

@@ -32,6 +32,11 @@ FAMILIES = {
         i.div(j)
         i.div(j, rounding_mode="floor")
         i.div(j, rounding_mode="trunc")
+        i.atan2(h)
+        i.hypot(h)
+        i.copysign(h)
+        i.logaddexp(h)
+        i.half().nextafter(h)
         a < i
         b & (x > 0)
         b.where(i, x) :: torch.where(b, i, x)
