@@ -305,7 +305,7 @@ class Arithmetic(Composed):
             raise ShapeError(f"outer of {self.shape} and {vec2.shape}: expected two vectors")
         return self.unsqueeze(1) * vec2
 
-    def tensordot(self, other: Any, dims: int | Sequence[Sequence[int]] = 2) -> Self:
+    def tensordot(self, other: Self, dims: int | Sequence[Sequence[int]] = 2) -> Self:
         """The sum of products over the last dims of self and the first of other, or given ones.
 
         >>> Tensor.ones(2, 3, 4).tensordot(Tensor.ones(3, 4, 5)).shape
@@ -318,9 +318,11 @@ class Arithmetic(Composed):
                     f"tensordot over {dims} dimensions of {self.shape} and "
                     f"{other.shape}: expected fewer"
                 )
-            dims = (range(self.ndim - dims, self.ndim), range(dims))
-        mine = axes_of("tensordot", tuple(dims[0]), self.ndim)
-        its = axes_of("tensordot", tuple(dims[1]), other.ndim)
+            dims = ([*range(self.ndim - dims, self.ndim)], [*range(dims)])
+        if len(dims) != 2:
+            raise ShapeError(f"tensordot(dims={dims}): expected a number of them, or two lists")
+        mine = axes_of("tensordot", dims[0], self.ndim)
+        its = axes_of("tensordot", dims[1], other.ndim)
         rows = [d for d in range(self.ndim) if d not in mine]
         columns = [d for d in range(other.ndim) if d not in its]
         if [self.shape[d] for d in mine] != [other.shape[d] for d in its]:
@@ -371,7 +373,7 @@ class Arithmetic(Composed):
             factor, n = factor.matmul(factor) if n > 1 else factor, n >> 1
         return result
 
-    def addmm(self, mat1: Any, mat2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
+    def addmm(self, mat1: Self, mat2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
         """beta·self + alpha·mat1·mat2.
 
         >>> Tensor([[1]]).addmm(Tensor([[2]]), Tensor([[3]])).tolist()
