@@ -74,12 +74,12 @@ def imag(x: Array, /) -> Array:
 
 def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
     """x no smaller than min and no larger than max, in x's dtype; a NaN stays."""
-    tensor = x._tensor._copy()
+    tensor = x._tensor
     for bound, nearer in ((min, Tensor.maximum), (max, Tensor.minimum)):
         if bound is not None:
             limit = bound if isinstance(bound, Array) else _scalar(bound, x)
             tensor = nearer(tensor, limit._tensor.cast(x.dtype))
-    return Array._of(tensor)
+    return Array._of(tensor.clone() if tensor is x._tensor else tensor)
 
 
 def where(condition: Array, x1: Any, x2: Any, /) -> Array:

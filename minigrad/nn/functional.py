@@ -79,10 +79,9 @@ def _adaptive(spatial: int, kind: str) -> Pool:
             raise ShapeError(
                 f"{name}({output_size}): expected {spatial} ints ≥ 1 or None, or one for all"
             )
-        x = x._copy()
         for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
             x = x if size is None else x._adaptive(axis, size, kind == "max")
-        return x
+        return x if given else x.clone()
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
     text = f"{what} of as many windows as output_size says; None keeps an extent."

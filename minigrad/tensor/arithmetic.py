@@ -100,7 +100,7 @@ class Arithmetic(Composed):
         [0.0, 9.0]
         """
         if not self.dtype.is_float:
-            return self._copy()
+            return self.clone()
         infinity = self._operand(math.inf)
         most = (infinity._bits() - 1).bitcast(self.dtype)  # the largest finite number
         result = self.isnan().where(nan, self)

@@ -382,10 +382,6 @@ class Core(Holder, metaclass=_TensorType):
         node = self.node
         return self._new(make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device))
 
-    def _copy(self) -> Self:
-        """Its values as another tensor, no view: writing to one of the two copies memory."""
-        return self._new(self.node)
-
     def detach(self) -> Self:
         """A view as a constant: no gradient flows to where its values came from.
 

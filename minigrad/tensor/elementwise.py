@@ -200,7 +200,7 @@ class Elementwise(Methods):
         >>> Tensor([1]).positive().tolist()
         [1]
         """
-        return self._copy()
+        return self
 
     def mod(self, other: Any) -> Self:
         """The remainder with the sign of the divisor (Python's and numpy's `%`).
@@ -425,10 +425,12 @@ class Elementwise(Methods):
             high = None
         check_holds("clip", self.dtype, low, high)
         # outside the range nothing depends on self; at a bound the gradient passes (as in PyTorch)
-        result = self._copy()
+        result = self
         if low is not None:
             result = (result < low)._or_nan(low).where(low, result)
-        return result if high is None else (result > high)._or_nan(high).where(high, result)
+        if high is not None:
+            result = (result > high)._or_nan(high).where(high, result)
+        return self.clone() if result is self else result
 
     def _or_nan(self, bound: Any) -> Self:
         """A condition, or whether a bound is NaN."""

@@ -12,7 +12,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.broadcasting import Scalar, scalar_dtype
+from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
@@ -149,7 +149,7 @@ class Functions(Methods):
         [1, 2]
         """
         if self.dtype.kind in "bu":
-            return self._copy()
+            return self.clone()
         size = (self < 0).where(-self, self)
         return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
 
@@ -159,7 +159,7 @@ class Functions(Methods):
         >>> Tensor([1.5, -1.5]).floor().tolist()
         [1.0, -2.0]
         """
-        return self._unary(Op.FLOOR) if self.dtype.is_float else self._copy()
+        return self._unary(Op.FLOOR) if self.dtype.is_float else self.clone()
 
     def ceil(self) -> Self:
         """The smallest whole number that is not smaller.
@@ -167,7 +167,7 @@ class Functions(Methods):
         >>> Tensor([1.5, -1.5]).ceil().tolist()
         [2.0, -1.0]
         """
-        return self._unary(Op.CEIL) if self.dtype.is_float else self._copy()
+        return self._unary(Op.CEIL) if self.dtype.is_float else self.clone()
 
     def trunc(self) -> Self:
         """The whole part, towards 0.
@@ -175,7 +175,7 @@ class Functions(Methods):
         >>> Tensor([1.5, -1.5]).trunc().tolist()
         [1.0, -1.0]
         """
-        return self._unary(Op.TRUNC) if self.dtype.is_float else self._copy()
+        return self._unary(Op.TRUNC) if self.dtype.is_float else self.clone()
 
     def round(self, decimals: int = 0) -> Self:
         """The nearest whole number, halves to even; or with so many digits after the point.
@@ -186,7 +186,7 @@ class Functions(Methods):
         if not self.dtype.is_float:
             if decimals < 0:
                 raise DTypeError(f"round({decimals}) of {self.dtype.name}: use .float() first")
-            return self._copy()
+            return self.clone()
         if decimals:
             wide = self._wide() * 10.0**decimals
             return (wide.round() / 10.0**decimals).cast(self.dtype)
@@ -394,7 +394,7 @@ class Functions(Methods):
         if self.dtype.is_bool or (not self.dtype.is_float and isinstance(exponent, float)):
             return None  # bools are powers of int32
         if exponent == 1:
-            return self._copy().cast(scalar_dtype("pow", exponent, self.dtype))
+            return self * exponent
         if exponent == 2:
             return self * self
         if exponent == 3:
