@@ -91,8 +91,8 @@ class Backward(Composed):
         found = dict(zip(wanted, node_gradient(output, [seed], wanted), strict=True))
         grads = []
         for target, node in zip(targets, nodes[1:], strict=True):
-            both = (found[node], found.get(before.get(id(target))))  # a leaf's value before a write
-            parts = [part for part in both if part is not None]
+            both = (node, before.get(id(target)))  # a leaf's value before a write
+            parts = [part for one in both if one is not None and (part := found[one]) is not None]
             if not parts:
                 raise GradientError(
                     f"gradient: the tensor of shape {show(self.shape)} does not depend on the "
