@@ -222,9 +222,8 @@ class Arithmetic(Composed):
         >>> Tensor([-2.0, 3.0]).prelu(Tensor([0.5])).tolist()
         [-1.0, 3.0]
         """
-        slopes = self._new(weight.node)
-        if weight.numel() != 1:
-            slopes = slopes.reshape((-1, *(1 for _ in self.shape[2:])))
+        shape = () if weight.numel() == 1 else (-1, *(1 for _ in self.shape[2:]))
+        slopes = self._new(weight.node).reshape(shape)
         return (self > 0).where(self, self * slopes)
 
     def threshold(self, threshold: Scalar, value: Scalar) -> Self:

@@ -294,7 +294,7 @@ class Statistics(Composed):
         return self.var(dim, keepdim=keepdim, **options), self.mean(dim, keepdim)
 
     def cov(self, *, correction: Scalar = 1) -> Self:
-        """The covariances (n, n) of n variables, the rows of self; of a vector its variance.
+        """The covariances (n, n) of n variables, the rows of self; of one its variance.
 
         >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).cov().tolist()
         [[2.0, 4.0], [4.0, 8.0]]

@@ -94,6 +94,8 @@ FAMILIES = {
         x.pad((-1, 2, 0, -1)) :: F.pad(x, (-1, 2, 0, -1))
         img.pad((1, 2, 3, 0), mode="reflect") :: F.pad(img, (1, 2, 3, 0), mode="reflect")
         x.cummax(1) :: tuple(x.cummax(1))
+        x[:1].cov()
+        F.prelu(x[0, 0], c4[:1])
         t.scaled_dot_product_attention(t, t, tri) :: sdpa(t, t, t, tri)
         t.scaled_dot_product_attention(t, t, scale=0.3) :: sdpa(t, t, t, scale=0.3)
         t.layernorm((1, 2), 1e-3) :: F.layer_norm(t, (3, 4), eps=1e-3)
