@@ -60,9 +60,10 @@ def write(holder: Holder, value: Node) -> None:
         return
     holder._link.thread = get_ident()
     target = node.src[0] if node.op is Op.ASSIGN else node
-    if target.op is not Op.BUFFER:
-        if watching.watch is not None:
-            watching.watch.replaces(holder)
+    watch = watching.watch
+    if target.op is not Op.BUFFER or (watch is not None and watch.borrows(holder)):
+        if watch is not None:
+            watch.replaces(holder)
         holder._point(value)
         return
     if id(target.arg) in spoiled:
