@@ -444,7 +444,8 @@ class _Plan:
         self.alone = dict(zip(self.alone, values, strict=False))
         wholes = values[len(self.alone) :]
         self.rows = [(copies, whole) for (copies, _), whole in zip(rows, wholes, strict=True)]
-        parts = {r: x for r, x in self.alone.items() if r in readers and _whole(x) is not x}
+        parts = {r: x for r, x in self.alone.items() if r in readers
+                 and _whole(x) is not x and _whole(x).op is not BUFFER}  # fmt: skip
         for root in parts:
             del self.alone[root]
         self.parts = parts

@@ -195,6 +195,17 @@ def test_who_gives_its_values_is_no_leaf_twice(on_device):
     assert (w.grad.tolist(), view.grad, power.requires_grad) == ([2, 3], None, None)
 
 
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_copy_of_what_is_written_beside_many_readers(on_device, count):
+    """A sum over one row is no sum: it is the row, and of what was there before the write."""
+    x = Tensor([[1.0, 2.0, 3.0]])
+    row, readers = x.sum(0), [x * k for k in range(count)]
+    x += 10
+    assert x.tolist() == [[11, 12, 13]]
+    assert row.tolist() == [1, 2, 3]
+    assert [reader.tolist()[0][1] for reader in readers] == [2 * k for k in range(count)]
+
+
 # ---- several views -------------------------------------------------------------------------------
 
 
