@@ -197,6 +197,9 @@ class Watch(Protocol):
     def replaces(self, holder: Any) -> None:
         """A tensor without memory is about to get another value."""
 
+    def borrows(self, holder: Any) -> bool:
+        """Whether the memory that a tensor is about to write to is to stay another one's."""
+
 
 class _Watching(threading.local):
     watch: Watch | None = None

@@ -79,7 +79,7 @@ def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
         if bound is not None:
             limit = bound if isinstance(bound, Array) else _scalar(bound, x)
             tensor = nearer(tensor, limit._tensor.cast(x.dtype))
-    return Array._of(tensor)
+    return Array._of(tensor.clone() if tensor is x._tensor else tensor)
 
 
 def where(condition: Array, x1: Any, x2: Any, /) -> Array:

@@ -135,7 +135,7 @@ def tile(x: Array, repetitions: tuple[int, ...], /) -> Array:
     """x repeated along each axis."""
     if not all(isinstance(times, int) and times >= 0 for times in repetitions):
         raise ValueError(f"tile({repetitions}): expected whole numbers from 0 on")
-    return Array._of(x._tensor.tile(repetitions) if repetitions or x.ndim else x._tensor)
+    return Array._of(x._tensor.tile(repetitions))
 
 
 def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:

@@ -18,7 +18,13 @@ from minigrad.graph.node import Node, Op, depending, topological
 from minigrad.graph.variable import is_own
 from minigrad.jit.replay import Capture, Output, Source
 from minigrad.tensor import Tensor, realization, saved_graphs
-from minigrad.tensor.live_tensors import Holder, all_holders, lazy_holders, of_this_thread
+from minigrad.tensor.live_tensors import (
+    Holder,
+    all_holders,
+    holders,
+    lazy_holders,
+    of_this_thread,
+)
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.pytree import signature
 
@@ -99,6 +105,11 @@ class HostWatch:
                 f"{self.name} writes to a tensor of shape {holder.raw.shape} that has no memory "
                 "yet; call .realize() on it before the step is captured"
             )
+
+    def borrows(self, holder: Holder) -> bool:
+        """Of a tensor that the step made: whether one from before has the same memory."""
+        known = self.before.knows
+        return not known(holder) and any(map(known, holders(holder.raw)))
 
 
 def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[Sequence[Holder]]:

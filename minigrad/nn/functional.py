@@ -81,7 +81,7 @@ def _adaptive(spatial: int, kind: str) -> Pool:
             )
         for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
             x = x if size is None else x._adaptive(axis, size, kind == "max")
-        return x
+        return x if given else x.clone()
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
     text = f"{what} of as many windows as output_size says; None keeps an extent."
@@ -179,7 +179,7 @@ def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Te
 
 
 def layer_norm(
-    x: Tensor, normalized_shape: Sequence[Integer], weight: Tensor | None = None,
+    x: Tensor, normalized_shape: int | Sequence[Integer], weight: Tensor | None = None,
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalization over the last dimensions, which are normalized_shape; then ·weight + bias."""
@@ -198,13 +198,13 @@ def _check_factors(name: str, wanted: Shape, *given: Tensor | None) -> None:
 def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
     """The axes of the last dimensions, which must have this shape."""
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
+    if not shape or x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
     return tuple(range(-len(shape), 0))
 
 
 def rms_norm(
-    x: Tensor, normalized_shape: Sequence[Integer], weight: Tensor | None = None,
+    x: Tensor, normalized_shape: int | Sequence[Integer], weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:  # fmt: skip
     """x over the root of its mean square over the last dimensions; then ·weight.

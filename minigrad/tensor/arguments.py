@@ -56,6 +56,7 @@ KINDS = {
     "float": _NUMBER, "Scalar": _NUMBER, "Core": _TENSOR, "Tensor": _TENSOR, "Self": _TENSOR,
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
     "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[int] | None": _AXES,
+    "int | Sequence[Integer]": _AXES,
 }  # fmt: skip
 
 

@@ -31,10 +31,6 @@ class Arithmetic(Composed):
 
     __slots__ = ()
 
-    def _two_floats(self, name: str, other: Any) -> tuple[Self, Self]:
-        x, y = self._as_float()._two(name, other)
-        return x._as_float(), y._as_float()
-
     def _bits(self) -> Self:
         """The bits as signed integers."""
         return self.bitcast(self.dtype.signed)
@@ -104,7 +100,7 @@ class Arithmetic(Composed):
         [0.0, 9.0]
         """
         if not self.dtype.is_float:
-            return self
+            return self.clone()
         infinity = self._operand(math.inf)
         most = (infinity._bits() - 1).bitcast(self.dtype)  # the largest finite number
         result = self.isnan().where(nan, self)
@@ -226,9 +222,8 @@ class Arithmetic(Composed):
         >>> Tensor([-2.0, 3.0]).prelu(Tensor([0.5])).tolist()
         [-1.0, 3.0]
         """
-        slopes = self._new(weight.node)
-        if weight.numel() != 1:
-            slopes = slopes.reshape((-1, *(1 for _ in self.shape[2:])))
+        shape = () if weight.numel() == 1 else (-1, *(1 for _ in self.shape[2:]))
+        slopes = self._new(weight.node).reshape(shape)
         return (self > 0).where(self, self * slopes)
 
     def threshold(self, threshold: Scalar, value: Scalar) -> Self:
@@ -309,7 +304,7 @@ class Arithmetic(Composed):
             raise ShapeError(f"outer of {self.shape} and {vec2.shape}: expected two vectors")
         return self.unsqueeze(1) * vec2
 
-    def tensordot(self, other: Any, dims: int | Sequence[Sequence[int]] = 2) -> Self:
+    def tensordot(self, other: Self, dims: int | Sequence[Sequence[int]] = 2) -> Self:
         """The sum of products over the last dims of self and the first of other, or given ones.
 
         >>> Tensor.ones(2, 3, 4).tensordot(Tensor.ones(3, 4, 5)).shape
@@ -322,9 +317,11 @@ class Arithmetic(Composed):
                     f"tensordot over {dims} dimensions of {self.shape} and "
                     f"{other.shape}: expected fewer"
                 )
-            dims = (range(self.ndim - dims, self.ndim), range(dims))
-        mine = axes_of("tensordot", tuple(dims[0]), self.ndim)
-        its = axes_of("tensordot", tuple(dims[1]), other.ndim)
+            dims = ([*range(self.ndim - dims, self.ndim)], [*range(dims)])
+        if len(dims) != 2:
+            raise ShapeError(f"tensordot(dims={dims}): expected a number of them, or two lists")
+        mine = axes_of("tensordot", dims[0], self.ndim)
+        its = axes_of("tensordot", dims[1], other.ndim)
         rows = [d for d in range(self.ndim) if d not in mine]
         columns = [d for d in range(other.ndim) if d not in its]
         if [self.shape[d] for d in mine] != [other.shape[d] for d in its]:
@@ -375,7 +372,7 @@ class Arithmetic(Composed):
             factor, n = factor.matmul(factor) if n > 1 else factor, n >> 1
         return result
 
-    def addmm(self, mat1: Any, mat2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
+    def addmm(self, mat1: Self, mat2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
         """beta·self + alpha·mat1·mat2.
 
         >>> Tensor([[1]]).addmm(Tensor([[2]]), Tensor([[3]])).tolist()

@@ -108,6 +108,8 @@ class Arranging(Composed):
         >>> Tensor([[1, 2], [3, 4]]).rot90().tolist()
         [[2, 4], [1, 3]]
         """
+        if not isinstance(dims, (tuple, list)) or len(dims) != 2:
+            raise ShapeError(f"rot90(dims={dims}): expected two dimensions")
         first, second = axes_of("rot90", dims, self.ndim)
         turned = self if k % 2 == 0 else self.transpose(first, second)
         axes = {0: (), 1: (first,), 2: (first, second), 3: (second,)}[k % 4]
@@ -151,7 +153,7 @@ class Arranging(Composed):
         >>> [x.shape for x in Tensor.broadcast_tensors(Tensor([1, 2]), Tensor([[3]]))]
         [(1, 2), (1, 2)]
         """
-        given: tuple[Any, ...] = sequence((self, *others))
+        given = tensors_in("broadcast_tensors", (self, *others))
         shape = broadcast_shape("broadcast_tensors", *(x.shape for x in given))
         return tuple(x.expand(shape) for x in given)
 
@@ -246,7 +248,7 @@ class Arranging(Composed):
         >>> Tensor.block_diag(Tensor([[1]]), Tensor([[2, 3]])).tolist()
         [[1, 0, 0], [0, 2, 3]]
         """
-        given = [x.atleast_2d() for x in sequence((self, *others))]
+        given = [x.atleast_2d() for x in tensors_in("block_diag", (self, *others))]
         *_, width = ends = [0, *accumulate(x.shape[1] for x in given)]
         sides = pairwise(ends)
         rows = [x.pad([None, (a, width - b)]) for x, (a, b) in zip(given, sides, strict=True)]

@@ -19,6 +19,7 @@ from minigrad.tensor.broadcasting import broadcast_to, show
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import held_among, holders
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.noted import note
 
 
@@ -77,19 +78,27 @@ class Backward(Composed):
         >>> (lambda x: x.square().gradient(x)[0].item())(Tensor(3.0))
         6.0
         """
+        targets = tensors_in("gradient", targets)
         if not targets:
             raise TypeError("gradient(): expected the tensors by which to differentiate")
         seed = self._seed(gradient)
         nodes, back = saved_graphs.expand([self.node, *(target.node for target in targets)])
         output = without_copies(nodes[:1], kept=set(nodes[1:]))
-        found = node_gradient(output, [seed], nodes[1:])
-        for target, node in zip(targets, found, strict=True):
-            if node is None:
+        rewritten = realization.rewritten(topological(nodes)).items()
+        before = {id(leaf): node for node, leaves in rewritten for leaf in leaves}
+        older = [before[id(target)] for target in targets if id(target) in before]
+        wanted = list(dict.fromkeys((*nodes[1:], *older)))
+        found = dict(zip(wanted, node_gradient(output, [seed], wanted), strict=True))
+        grads = []
+        for target, node in zip(targets, nodes[1:], strict=True):
+            both = (node, before.get(id(target)))  # a leaf's value before a write
+            parts = [part for one in both if one is not None and (part := found[one]) is not None]
+            if not parts:
                 raise GradientError(
                     f"gradient: the tensor of shape {show(self.shape)} does not depend on the "
                     f"target of shape {show(target.shape)} {target.dtype.name}"
                 )
-        grads = [node for node in found if node is not None]
+            grads.append(parts[0] if len(parts) == 1 else build.elementwise(Op.ADD, *parts))
         return [self._new(node) for node in replaced(grads, back)]
 
     def _seed(self, gradient: Core | None) -> Node:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes, promote
+from minigrad.dtype import DType, dtypes, promote, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
@@ -28,7 +28,7 @@ class Contraction(Methods):
 
     # --- matrix products --------------------------------------------------------------------------
 
-    def matmul(self, other: Any, dtype: DType | None = None) -> Self:
+    def matmul(self, other: Any, dtype: DType | str | None = None) -> Self:
         """Matrix product with numpy's rules: batch dimensions broadcast, vectors lose their 1.
 
         (…, m, k) · (…, k, n) → (…, m, n) in the promoted dtype, or in `dtype`.
@@ -45,7 +45,7 @@ class Contraction(Methods):
             )
         same_device("matmul", (self.raw, right.raw))
         x, y = self.node, right.node
-        result_dtype = dtype or promote(x.dtype, y.dtype)
+        result_dtype = promote(x.dtype, y.dtype) if dtype is None else resolve(dtype)
         wide = accumulator(result_dtype)
         if wide is dtypes.int32 and _are_bytes(x, y):
             return self._new(build.cast(_product_of_bytes(self, right).node, result_dtype))
@@ -65,7 +65,7 @@ class Contraction(Methods):
         kept = [n for at, n in enumerate(shape[:-1]) if at - len(shape) + 1 not in ones]
         return self._new(build.cast(build.reshape(total, tuple(kept)), result_dtype))
 
-    def dot(self, other: Any, dtype: DType | None = None) -> Self:
+    def dot(self, other: Any, dtype: DType | str | None = None) -> Self:
         """As `matmul`.
 
         >>> Tensor([1, 2]).dot(Tensor([3, 4])).item()

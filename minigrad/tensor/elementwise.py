@@ -119,6 +119,19 @@ class Elementwise(Methods):
             pair = _common(name, [mine, tensor.node])
         return pair[::-1] if reverse else pair
 
+    def _floats(self, name: str, other: Any, reverse: bool) -> list[Node]:
+        """As `_pair`, in a float dtype; beside floats any number fits."""
+        number = isinstance(other, (bool, int, float))
+        pair = (self._as_float() if number else self)._pair(name, other, reverse)
+        if pair[0].dtype.is_float:
+            return pair
+        return [build.cast(node, dtypes.default_float) for node in pair]
+
+    def _two_floats(self, name: str, other: Any) -> tuple[Self, Self]:
+        """As `_two`, in a float dtype."""
+        x, y = self._floats(name, other, False)
+        return self._new(x), self._new(y)
+
     def _two(self, name: str, other: Any) -> tuple[Self, Self]:
         """self and other with one shape and dtype, as tensors."""
         x, y = self._pair(name, other, False)
@@ -166,11 +179,7 @@ class Elementwise(Methods):
         return self._binary(Op.MUL, "mul", other)
 
     def _div(self, other: Any, reverse: bool) -> Self:
-        number = isinstance(other, (bool, int, float))  # beside floats any number fits
-        pair = (self._as_float() if number else self)._pair("div", other, reverse)
-        if not pair[0].dtype.is_float:
-            pair = [build.cast(node, dtypes.default_float) for node in pair]
-        return self._new(build.elementwise(Op.DIV, *pair))
+        return self._new(build.elementwise(Op.DIV, *self._floats("div", other, reverse)))
 
     def floor_divide(self, other: Any) -> Self:
         """self // other, rounded down; of integers, by 0 in a tensor it is 0, as numpy's.
@@ -419,7 +428,9 @@ class Elementwise(Methods):
         result = self
         if low is not None:
             result = (result < low)._or_nan(low).where(low, result)
-        return result if high is None else (result > high)._or_nan(high).where(high, result)
+        if high is not None:
+            result = (result > high)._or_nan(high).where(high, result)
+        return self.clone() if result is self else result
 
     def _or_nan(self, bound: Any) -> Self:
         """A condition, or whether a bound is NaN."""

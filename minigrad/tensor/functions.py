@@ -12,7 +12,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.broadcasting import Scalar, scalar_dtype
+from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
@@ -149,7 +149,7 @@ class Functions(Methods):
         [1, 2]
         """
         if self.dtype.kind in "bu":
-            return self
+            return self.clone()
         size = (self < 0).where(-self, self)
         return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
 
@@ -159,7 +159,7 @@ class Functions(Methods):
         >>> Tensor([1.5, -1.5]).floor().tolist()
         [1.0, -2.0]
         """
-        return self._unary(Op.FLOOR) if self.dtype.is_float else self
+        return self._unary(Op.FLOOR) if self.dtype.is_float else self.clone()
 
     def ceil(self) -> Self:
         """The smallest whole number that is not smaller.
@@ -167,7 +167,7 @@ class Functions(Methods):
         >>> Tensor([1.5, -1.5]).ceil().tolist()
         [2.0, -1.0]
         """
-        return self._unary(Op.CEIL) if self.dtype.is_float else self
+        return self._unary(Op.CEIL) if self.dtype.is_float else self.clone()
 
     def trunc(self) -> Self:
         """The whole part, towards 0.
@@ -175,7 +175,7 @@ class Functions(Methods):
         >>> Tensor([1.5, -1.5]).trunc().tolist()
         [1.0, -1.0]
         """
-        return self._unary(Op.TRUNC) if self.dtype.is_float else self
+        return self._unary(Op.TRUNC) if self.dtype.is_float else self.clone()
 
     def round(self, decimals: int = 0) -> Self:
         """The nearest whole number, halves to even; or with so many digits after the point.
@@ -186,7 +186,7 @@ class Functions(Methods):
         if not self.dtype.is_float:
             if decimals < 0:
                 raise DTypeError(f"round({decimals}) of {self.dtype.name}: use .float() first")
-            return self
+            return self.clone()
         if decimals:
             wide = self._wide() * 10.0**decimals
             return (wide.round() / 10.0**decimals).cast(self.dtype)
@@ -394,7 +394,7 @@ class Functions(Methods):
         if self.dtype.is_bool or (not self.dtype.is_float and isinstance(exponent, float)):
             return None  # bools are powers of int32
         if exponent == 1:
-            return self.cast(scalar_dtype("pow", exponent, self.dtype))
+            return self * exponent
         if exponent == 2:
             return self * self
         if exponent == 3:
@@ -467,7 +467,7 @@ class Functions(Methods):
         >>> Tensor([3.0]).copysign(-1.0).tolist()
         [-3.0]
         """
-        x, y = (value._as_float() for value in self._two("copysign", other))
+        x, y = self._two_floats("copysign", other)
         size = x.abs()
         result = (y.bitcast(x.dtype.signed) < 0).where(-size, size)
         return x._with_derivative(result, _copysign_rule, y)
@@ -478,7 +478,7 @@ class Functions(Methods):
         >>> round(Tensor([0.0]).logaddexp(0.0).item(), 4)
         0.6931
         """
-        x, y = (value._as_float() for value in self._two("logaddexp", other))
+        x, y = self._two_floats("logaddexp", other)
         apart = x.eq(y).where(0.0, (x - y).abs())  # of equal infinities, too
         return x._with_derivative(x.maximum(y) + (-apart).exp().log1p(), _softmax_rule, y)
 

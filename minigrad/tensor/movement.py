@@ -125,7 +125,7 @@ class Movement(Methods):
             return self.reshape(tuple(e for e in self.shape if e != 1))
         axis = axis_of("squeeze", dim, self.ndim)
         if not self.ndim or self.shape[axis] != 1:
-            return self
+            return self._view(lambda node: node)
         return self.reshape(self.shape[:axis] + self.shape[axis + 1 :])
 
     def unsqueeze(self, dim: int) -> Self:

@@ -60,9 +60,10 @@ def write(holder: Holder, value: Node) -> None:
         return
     holder._link.thread = get_ident()
     target = node.src[0] if node.op is Op.ASSIGN else node
-    if target.op is not Op.BUFFER:
-        if watching.watch is not None:
-            watching.watch.replaces(holder)
+    watch = watching.watch
+    if target.op is not Op.BUFFER or (watch is not None and watch.borrows(holder)):
+        if watch is not None:
+            watch.replaces(holder)
         holder._point(value)
         return
     if id(target.arg) in spoiled:
@@ -443,7 +444,8 @@ class _Plan:
         self.alone = dict(zip(self.alone, values, strict=False))
         wholes = values[len(self.alone) :]
         self.rows = [(copies, whole) for (copies, _), whole in zip(rows, wholes, strict=True)]
-        parts = {r: x for r, x in self.alone.items() if r in readers and _whole(x) is not x}
+        parts = {r: x for r, x in self.alone.items() if r in readers
+                 and _whole(x) is not x and _whole(x).op is not BUFFER}  # fmt: skip
         for root in parts:
             del self.alone[root]
         self.parts = parts

@@ -382,7 +382,7 @@ class Reduce(Methods):
         [[1, 2, 3], [1, 2, 0]]
         """
         place, order = self._order("sort", axis, descending)
-        return Found(self._at(place, order) if self.ndim else self, order)
+        return Found(self._at(place, order) if self.ndim else self.clone(), order)
 
     def topk(
         self, k: int, axis: int = -1, largest: bool = True, sorted: bool = True, *,
@@ -404,7 +404,7 @@ class Reduce(Methods):
                 f"int of 0 … {extent}"
             )
         if not self.ndim:
-            found = Found(self, self._order("topk", 0, largest)[1])
+            found = Found(self.clone(), self._order("topk", 0, largest)[1])
             return found if k else Found(*(part.reshape(1)[:0] for part in found))
         keys = self._keys(largest)
         selects = 0 < EACH * k <= extent >= SELECTION  # which saves most of the work
@@ -443,7 +443,7 @@ class Reduce(Methods):
 
     def _scanned(self, op: Op, name: str, axis: int) -> Self:
         place = self._known_axis(name, axis)
-        return self._new(build.scan(op, self.node, place)) if self.ndim else self
+        return self._new(build.scan(op, self.node, place)) if self.ndim else self.clone()
 
     def _running_sum(self, op: Op, name: str, axis: int, dtype: DType | str | None) -> Self:
         result = sum_dtype(self.dtype) if dtype is None else resolve(dtype)

@@ -104,7 +104,7 @@ class Scattering(Methods):
         places: of the values' shape, or 1 where they are the same along another dimension.
         """
         if 0 in values.shape:
-            return self
+            return self.clone()
         extents = enumerate(zip(self.shape, places.shape, strict=True))
         shape = tuple(have if d == axis else own for d, (have, own) in extents)
         none = build.const(-1, dtypes.int32, shape, self.raw.device)

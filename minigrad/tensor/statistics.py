@@ -67,7 +67,7 @@ class Statistics(Composed):
         """The elements at one place of each line, and the places."""
         axis = axis_of(name, dim, self.ndim)
         if not self.ndim:
-            return Found(self, places)
+            return Found(self.clone(), places)
         values = self._at(axis, places)
         found = Found(values, places)
         return found if keepdim else Found(values.squeeze(axis), places.squeeze(axis))
@@ -99,7 +99,7 @@ class Statistics(Composed):
             return found.reshape((1,) * self.ndim) if keepdim else found
         axis = axis_of("median", dim, self.ndim)
         if not self.ndim or 0 in self.shape:
-            return self.max(axis, keepdim) if self.ndim else self
+            return self.max(axis, keepdim) if self.ndim else self.clone()
         values, extent = self.sort(axis)[0], self._known_shape()[axis]
         middle, last = (values._part(axis, n - 1, n) for n in ((extent + 1) // 2, extent))
         value = last.isnan().where(last, middle)  # which are sorted last
@@ -294,7 +294,7 @@ class Statistics(Composed):
         return self.var(dim, keepdim=keepdim, **options), self.mean(dim, keepdim)
 
     def cov(self, *, correction: Scalar = 1) -> Self:
-        """The covariances (n, n) of n variables, the rows of self; of a vector its variance.
+        """The covariances (n, n) of n variables, the rows of self; of one its variance.
 
         >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).cov().tolist()
         [[2.0, 4.0], [4.0, 8.0]]
@@ -304,7 +304,7 @@ class Statistics(Composed):
         rows = self if self.ndim == 2 else self.reshape((1, -1))
         away = rows - rows.mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
-        return shares if self.ndim == 2 else shares.reshape(())
+        return shares.reshape(()) if rows.shape[0] == 1 else shares
 
     def diff(
         self, n: int = 1, dim: int = -1, prepend: Self | None = None, append: Self | None = None
@@ -324,7 +324,7 @@ class Statistics(Composed):
             first, last = min(extent, 1), max(extent - 1, 0)
             high, low = result._part(axis, first, extent), result._part(axis, 0, last)
             result = high.ne(low) if self.dtype.is_bool else high - low
-        return result
+        return self.clone() if result is self else result
 
     # --- norms ------------------------------------------------------------------------------------
 

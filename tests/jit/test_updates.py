@@ -15,6 +15,24 @@ from minigrad.jit import replay
 # ---- memory that the step updates ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("copy", [Tensor.contiguous, Tensor, Tensor.cat, lambda x: x.max(())])
+def test_a_copy_that_the_step_writes(on_device, copy):
+    """It takes no memory from an input, or from what the step is closed over."""
+    held = Tensor([5, 6])
+
+    @jit
+    def step(x):
+        y, z = copy(x), copy(held)
+        y += 1
+        z += x
+        return y, z, x * 1, held * 1
+
+    for k in range(5):
+        x = Tensor([k, 2])
+        got = [result.tolist() for result in (*step(x), x, held)]
+        assert got == [[k + 1, 3], [k + 5, 8], [k, 2], [5, 6], [k, 2], [5, 6]]
+
+
 def test_updates_of_a_tensor_without_memory(on_device):
     total = Tensor.zeros(3)
 

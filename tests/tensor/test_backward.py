@@ -43,6 +43,19 @@ def test_every_leaf_where_none_is_marked(on_device):
     assert y.grad is None
 
 
+def test_a_leaf_written_between_its_uses(on_device):
+    """All that was computed from it counts, before the write and after, for both methods."""
+    w, x = leaf([3]), leaf([5])
+    before = w * 3 * x
+    with Tensor.no_grad():
+        w += 1
+    assert [g.tolist() for g in before.gradient(w, x)] == [[15], [9]]
+    both = before + w * 5
+    assert [g.tolist() for g in both.gradient(w, x, w)] == [[20], [9], [20]]
+    both.backward()
+    assert (w.grad.tolist(), x.grad.tolist(), w.tolist()) == ([20], [9], [4])
+
+
 def test_leaf_after_a_waiting_write(on_device):
     x = Tensor([1.0, 2.0])
     x += 1

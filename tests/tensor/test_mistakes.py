@@ -212,6 +212,16 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "indices of an adaptive pool": (
         lambda: nn.AdaptiveMaxPool2d(2, True), TypeError, "too many",
     ),
+    "broadcast_tensors of 3": (lambda: X.broadcast_tensors(3), TypeError, "_tensors of a int"),
+    "block_diag of 3": (lambda: X.block_diag(3), TypeError, "block_diag of a int"),
+    "gradient by 3": (lambda: X.sum().gradient(3), TypeError, "gradient of a int"),  # type: ignore[arg-type]
+    "addmm of a list": (lambda: X.addmm([1], X), TypeError, "the mat1 is a list"),  # type: ignore[arg-type]
+    "tensordot of a text": (lambda: X.tensordot("a"), TypeError, "the other is a str"),  # type: ignore[arg-type]
+    "tensordot over three": (lambda: X.tensordot(X, [0, 1, 0]), ShapeError, "or two lists"),  # type: ignore[list-item]
+    "rot90 of one": (lambda: X.rot90(1, 0), ShapeError, "rot90(dims=0): expected two"),  # type: ignore[arg-type]
+    "layer_norm over 2.0": (lambda: F.layer_norm(X, 2.0), TypeError, "(normalized_shape=2.0)"),  # type: ignore[arg-type]
+    "layer_norm over none": (lambda: F.layer_norm(X, []), ShapeError, "dimensions to be ()"),
+    "matmul in 'foo'": (lambda: X.matmul(X.T, "foo"), KeyError, "unknown dtype 'foo'"),
     "einsum's order": (lambda: Tensor.einsum(X, "ij->"), TypeError, "expected a string"),  # type: ignore[arg-type]
 }  # fmt: skip
 
@@ -330,7 +340,9 @@ def test_what_is_near_goes_on_working() -> None:
     out, state = nn.GRU(3, 4, batch_first=True)(_zeros(2, 5, 3), _zeros(1, 2, 4))
     assert out.shape == (2, 5, 4) and state.shape == (1, 2, 4)
     assert nn.Sequential(len)([1, 2]) == 2 and nn.Identity()(5) == 5  # type: ignore[arg-type,list-item,comparison-overlap]
-    assert F.layer_norm(X, 3).shape == X.shape and X.transpose(1).shape == (3, 2)  # type: ignore[arg-type]
+    assert F.layer_norm(X, 3).shape == X.shape and X.transpose(1).shape == (3, 2)
+    assert X.matmul(X.T, "float64").dtype.name == "float64"
+    assert X.tensordot(X, [0, 0]).shape == (3, 3)  # type: ignore[list-item]
     assert nn.RNN(3, 4)(_zeros(5, 3), _zeros(1, 4))[0].shape == (5, 4)
 
 

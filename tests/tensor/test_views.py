@@ -150,6 +150,62 @@ def test_copies_are_no_views(on_device, name):
     same(x, a)
 
 
+# Of what has nothing to do: an array and the method.
+IDLE = {
+    "abs": ([True, False], lambda x: x.abs()),
+    "ceil": ([1, 2], lambda x: x.ceil()),
+    "floor": ([1, 2], lambda x: x.floor()),
+    "trunc": ([1, 2], lambda x: x.trunc()),
+    "round": ([1, 2], lambda x: x.round()),
+    "nan_to_num": ([1, 2], lambda x: x.nan_to_num()),
+    "clip": ([1, 2], lambda x: x.clip(-(2**40), 2**40)),
+    "the first power": ([1.5, 2.5], lambda x: x**1),
+    "diff": ([1, 2], lambda x: x.diff(0)),
+    "scatter of nothing": ([1, 2], lambda x: x.scatter(0, Tensor([], dtype="int32"), 1)),
+    "adaptive pool": ([[1.0, 2.0]], lambda x: nn.functional.adaptive_avg_pool1d(x, None)),
+    "cumsum": (1.5, lambda x: x.cumsum()),
+    "sort": (1.5, lambda x: x.sort()[0]),
+    "topk": (1.5, lambda x: x.topk(1)[0]),
+    "kthvalue": (1.5, lambda x: x.kthvalue(1)[0]),
+    "median": (1.5, lambda x: x.median(0)),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_what_has_nothing_to_do_gives_a_copy(on_device, name):
+    data, method = IDLE[name]
+    x = Tensor(data)
+    copy = method(x)
+    copy.zero_()
+    assert x.tolist() == data
+    copy = method(x)
+    x.zero_()
+    assert copy.tolist() == data
+    step = jit(lambda x: (method(x).zero_(), x * 1))
+    for _ in range(4):
+        assert step(Tensor(data))[1].tolist() == data
+
+
+def test_who_gives_its_values_is_no_leaf_twice(on_device):
+    w = Tensor([2.0, 3.0], requires_grad=True)
+    view = w.squeeze(0)
+    with Tensor.no_grad():
+        power = w**1
+    (view * power).sum().backward()
+    assert (w.grad.tolist(), view.grad, power.requires_grad) == ([2, 3], None, None)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_copy_of_what_is_written_beside_many_readers(on_device, count):
+    """A sum over one row is no sum: it is the row, and of what was there before the write."""
+    x = Tensor([[1.0, 2.0, 3.0]])
+    row, readers = x.sum(0), [x * k for k in range(count)]
+    x += 10
+    assert x.tolist() == [[11, 12, 13]]
+    assert row.tolist() == [1, 2, 3]
+    assert [reader.tolist()[0][1] for reader in readers] == [2 * k for k in range(count)]
+
+
 # ---- several views -------------------------------------------------------------------------------
 
 
