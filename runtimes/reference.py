@@ -228,8 +228,11 @@ def _scatter(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     base, index, x = src
     valid, places = _places(index, node.arg, base.shape[node.arg])
     result = _widened(base).copy()
-    if places[0].size:
-        _combining(SCATTERS[node.op], node.dtype).at(result, places, _widened(x)[valid])
+    op = SCATTERS[node.op]
+    if op is None:
+        result[places] = x[valid]
+    elif places[0].size:
+        _combining(op, node.dtype).at(result, places, _widened(x)[valid])
     return result.astype(frame.dtype(node.dtype), copy=False)
 
 

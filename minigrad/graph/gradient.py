@@ -21,7 +21,7 @@ from minigrad.graph import build, collective, operations
 from minigrad.graph.axes import pad_along, part_along
 from minigrad.graph.node import Node, is_symbolic, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
-from minigrad.graph.scans import cummax_rule, cumprod_rule, cumsum_rule
+from minigrad.graph.scans import along, cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import mark_gradient
 from minigrad.graph.symbolic import Integer, high
@@ -270,6 +270,25 @@ def _gather(node: Node, g: Node) -> Node:
     return build.scatter_add(x.constant(0.0), index, g, node.arg)
 
 
+def _written_by(node: Node) -> Node:
+    """Of SCATTER: which of the elements along the axis each place has; −1 for the base's."""
+    base, index, _ = node.src
+    none = build.const(-1, dtypes.int32, base.shape, base.device)
+    return build.scatter(Op.SCATTER, none, index, along(index, node.arg), node.arg)
+
+
+def _scatter_base(node: Node, g: Node) -> Node:
+    """What was not written to takes its gradient."""
+    return _written_by(node).less(0).where(g, 0.0)
+
+
+def _scatter(node: Node, g: Node) -> Node:
+    """What is still there takes the gradient of its place."""
+    _, index, _ = node.src
+    by = build.gather(_written_by(node), index, node.arg)
+    return by.equals(along(by, node.arg)).where(build.gather(g, index, node.arg), 0.0)
+
+
 def _scatter_add(node: Node, g: Node) -> Node:
     """What was added takes the gradient of its place."""
     return build.gather(g, node.src[1], node.arg)
@@ -347,6 +366,7 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.EXPAND: (_expand,),
     Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
     Op.GATHER: (_gather, None),
+    Op.SCATTER: (_scatter_base, None, _scatter),
     Op.SCATTER_ADD: (_same, None, _scatter_add),
     Op.SCATTER_MAX: (_scatter_max_base, None, _scatter_max),
     Op.SCATTER_PROD: (_scatter_prod_base, None, _scatter_prod),

@@ -342,6 +342,7 @@ class Op(Enum):
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
     SCATTER_ADD = "scatter_add"  # (axis) base, index, x; an index out of range writes nothing
+    SCATTER = "scatter"  # the same with x in the place of what was there: the last one stays
     SCATTER_MAX = "scatter_max"  # the same with the larger one; NaN wins
     SCATTER_PROD = "scatter_prod"  # the same with the product
     SORT = "sort"  # (axis) the stable permutation (int32) that sorts unsigned keys, ascending
@@ -365,7 +366,9 @@ ELEMENTWISE = frozenset(op for op in Op if op.facts.arity)
 COMPARISONS = frozenset(op for op in Op if op.facts.compares)
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
 SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
-SCATTERS = {Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD}
+SCATTERS: dict[Op, Op | None] = {  # None: what is new stays
+    Op.SCATTER: None, Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD,
+}  # fmt: skip
 MOVEMENT = frozenset({
     Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
 })  # fmt: skip

@@ -103,7 +103,7 @@ def unit_stride_axis(
     """The axis along which most accesses are to neighbouring elements (stores count double).
 
     One that fills no vector only if no other has more of those than of jumps. Elements that are
-    interleaved are no jumps: they are picked from whole vectors.
+    interleaved or lie backwards are no jumps: they are picked from whole vectors.
     """
     best: Axis | None = None
     best_rank = (False, 0)
@@ -122,7 +122,7 @@ def unit_stride_axis(
 def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
     """Whether vectors cannot pick an index's elements along a variable from few others."""
     if stride is not None:
-        return stride not in range(NEIGHBOURS + 1)
+        return stride not in range(-1, NEIGHBOURS + 1)
     if any(along in value.variables for value in expr.values_in(x)):
         return True
     start = make_axis("block", 0, 1 << 10).index * (2 * LEAST_LANES)

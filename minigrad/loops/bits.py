@@ -1,4 +1,4 @@
-"""Numbers of two bytes that a kernel moves or looks at as integers stay as they are.
+"""Numbers of two bytes that a kernel moves, negates or looks at as integers stay as they are.
 
 In registers float16 and bfloat16 are floats, so to load and to store one converts it: what a NaN
 says besides that it is one may be lost on the way, and where the value is only copied, or was
@@ -92,6 +92,8 @@ class _Views:
             return expr.const(bits_of(e.value, e.dtype), dtypes.uint16)
         if e.op is Op.BITCAST:  # of integers, or of the other kind of floats
             return bits[e.args[0]] or bitcast(new[e.args[0]], dtypes.uint16)
+        if e.op is Op.NEG and (inner := bits[e.args[0]]) is not None:
+            return inner ^ 0x8000
         if e.op is Op.WHERE:
             yes, no = (bits[arg] for arg in e.args[1:])
             if yes is not None and no is not None:

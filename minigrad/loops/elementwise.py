@@ -293,7 +293,9 @@ def _additions(
     """
     assert stage.initial is not None and stage.op is not None
     start = Store(stage.array, stage.initial_position, stage.initial, streaming=streaming)
-    new = combine(SCATTERS[stage.op], expr.load(stage.array, stage.position, guard), stage.body)
+    op, new = SCATTERS[stage.op], stage.body
+    if op is not None:
+        new = combine(op, expr.load(stage.array, stage.position, guard), new)
     step = Store(stage.array, stage.position, new, guard)
     first = () if stage.in_place else loops_over((*stage.initial_axes, *inner), [start], bounds)
     return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))

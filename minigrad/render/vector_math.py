@@ -165,6 +165,9 @@ def _shifted(x: Expr, count: Expr, dtype: DType, op: Op) -> Expr:
 def _whole(x: Expr, dtype: DType) -> Expr:
     """Truncated and saturated, NaN 0."""
     x = x if x.dtype is dtypes.float64 else x.cast(dtypes.float32)
+    if dtype.bits < (53 if x.dtype is dtypes.float64 else 24):  # the bounds are floats
+        within = x.at_least(float(dtype.minimum)).at_most(float(dtype.maximum))
+        return apply(Leaf.WHOLE, (x.equals(x).where(within, 0.0),), dtype)
     low, not_low = x.less(float(dtype.minimum)), x.constant(dtype.minimum).operation("le", x)
     high = x.constant(float(int(dtype.maximum) + 1)).operation("le", x)
     inside = (~not_low | high).where(0.0, x)

@@ -484,7 +484,7 @@ def _accesses(
     work = 1
     for load in expr.loads(stage.body):
         stride = _stride(load.index, axes, lanes)
-        if stride in (0, 1) or load.array in made:
+        if stride in (-1, 0, 1) or load.array in made:
             work += 1
         else:  # interleaved elements are picked from whole vectors
             work += stride if stride is not None and 2 <= stride <= _MOST_INTERLEAVED else _GATHER

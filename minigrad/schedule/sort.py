@@ -93,9 +93,12 @@ def _passes(keys: Node, order: Node | None, bits: int) -> Node:
     chunks = ceildiv(length, SORT_CHUNK)
     chunk = ceildiv(length, chunks)
     shape = (rows, chunks * chunk)
+    first = order is None
     if order is None:
         order = along(build.const(0, dtypes.int32, (rows, length), keys.device), 1)
     packed = keys.cast(dtypes.uint64) << 32 | order.cast(dtypes.uint64)
+    if not first:  # each read twice, by which a gather would be done twice, element by element
+        packed = build.contiguous(packed)
     if shape[1] != length:  # what fills the last chunk comes behind all keys
         filled = pad_along(packed, 1, 0, shape[1] - length)
         packed = along(filled, 1).less(length).where(filled, 2**64 - 1)

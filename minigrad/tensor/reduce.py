@@ -17,6 +17,7 @@ from minigrad.tensor.results import Found
 # Keys of a row, and of them for each that `topk` takes, from which on it looks at the largest of
 # blocks first: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 … 16,384 on two cores).
 SELECTION, EACH = 129, 16
+TURNS = 16  # keys that are taken one after the other, each by a pass over its row
 
 
 class Reduce(Methods):
@@ -411,8 +412,19 @@ class Reduce(Methods):
         if selects and not is_symbolic(self.shape):
             order = keys.transpose(place, -1)._smallest(k).transpose(place, -1)
         else:
-            order = self._new(build.sort(keys.node, place))._part(place, 0, k)
+            order = keys._first(k, place)
         return Found(self._at(place, order), order)
+
+    def _first(self, k: int, axis: int) -> Self:
+        """Positions of the k smallest keys along an axis, in order; a few are taken in turn."""
+        if not 0 < k <= TURNS or self.dtype.itemsize > 4 or is_symbolic(self.shape):
+            return self._new(build.sort(self.node, axis))._part(axis, 0, k)
+        place = self._new(scans.along(self.node, axis)).cast(dtypes.uint64)
+        words = (~self.cast(dtypes.uint32)).cast(dtypes.uint64) << 32 | (place ^ (1 << 32) - 1)
+        found = [words.max(axis, True)]  # the largest is the smallest key, and of those the first
+        while len(found) < k:
+            found.append((words < found[-1]).where(words, 0).max(axis, True))
+        return ~found[0].cat(*found[1:], dim=axis).cast(dtypes.uint32).bitcast(dtypes.int32)
 
     def _smallest(self, k: int) -> Self:
         """Positions of the k smallest keys of each row, in order.
@@ -432,12 +444,11 @@ class Reduce(Methods):
             padded = inside.where(padded, most)
         minima = padded.reshape((*self.shape[:-1], blocks, length)).min(-1)
         last = self.ndim - 1
-        best = self._new(build.sort(minima.node, last))._part(last, 0, k)
+        best = minima._first(k, last)
         best = best._at(last, self._new(build.sort(best.cast(dtypes.uint32).node, last)))
         steps = self.arange(length, device=self.raw.device)
         places = (best.unsqueeze(-1) * length + steps).reshape((*self.shape[:-1], k * length))
-        order = self._new(build.sort(padded._at(last, places).node, last))._part(last, 0, k)
-        return places._at(last, order)
+        return places._at(last, padded._at(last, places)._first(k, last))
 
     # --- running sums and extremes ----------------------------------------------------------
 

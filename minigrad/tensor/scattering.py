@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph import build, scans
+from minigrad.graph import build
 from minigrad.graph.axes import within
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import low
@@ -105,13 +105,8 @@ class Scattering(Methods):
         """
         if 0 in values.shape:
             return self.clone()
-        extents = enumerate(zip(self.shape, places.shape, strict=True))
-        shape = tuple(have if d == axis else own for d, (have, own) in extents)
-        none = build.const(-1, dtypes.int32, shape, self.raw.device)
-        numbers = scans.along(places.node, axis)
-        last = self._new(build.scatter(Op.SCATTER_MAX, none, places.node, numbers, axis))
-        taken = values._at(axis, last.maximum(0)._broadcast_to(self.shape))
-        return (last >= 0).where(taken, self)
+        index = places._broadcast_to(values.shape).node
+        return self._new(build.scatter(Op.SCATTER, self.node, index, values.node, axis))
 
     def scatter_reduce(
         self, dim: int, index: Core, src: Core, reduce: str, *, include_self: bool = True

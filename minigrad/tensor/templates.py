@@ -27,7 +27,8 @@ _OWN = frozenset({Op.BUFFER, Op.ASSIGN, Op.CHECK})  # of one call: memory, draws
 TEMPLATED = (
     "matmul", "__matmul__", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp",
     "layernorm", "rmsnorm", "batchnorm", "relu", "gelu", "silu", "sigmoid", "softplus",
-    "leaky_relu", "elu", "conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d",
+    "leaky_relu", "elu", "conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d", "argmax",
+    "argmin", "_keys",
 )
 F = TypeVar("F", bound=Callable[..., Any])
 

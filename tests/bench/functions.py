@@ -90,6 +90,11 @@ def cases() -> dict[str, Case]:
         "rows by number": Case(lambda x, i: x[i], lambda x, i: x[i], (MATRIX, (4096,)), {1: 1024}),
         "gather, last": Case(lambda x, i: x.gather(1, i), lambda x, i: x.gather(1, i),
                              (MATRIX, MATRIX), {1: 1024}),
+        "scatter, first": Case(
+            lambda x, i, v: x.scatter(0, i, v), lambda x, i, v: x.scatter(0, i, v),
+            (MATRIX, MATRIX, MATRIX), {1: 1024}),
+        "sums of reversed rows": Case(lambda x: x.flip(-1).sum(-1), lambda x: x.flip(-1).sum(-1),
+                                      (MATRIX,), {}, False),
         "scatter_add, first": Case(
             lambda x, i: Tensor.zeros(*MATRIX).scatter_add(0, i, x),
             lambda x, i: torch.zeros(*MATRIX).scatter_add(0, i, x), (MATRIX, MATRIX), {1: 1024},
@@ -97,6 +102,9 @@ def cases() -> dict[str, Case]:
         "cross-entropy": Case(lambda x, t: x.cross_entropy(t), F.cross_entropy,
                               ((4096, 1000), (4096,)), {1: 1000}),
         "top 5 of 1,000": Case(lambda x: x.topk(5)[0], lambda x: x.topk(5)[0], ((256, 1000),)),
+        "top 5 of 100": Case(lambda x: x.topk(5)[0], lambda x: x.topk(5)[0], ((64, 100),)),
+        "sort of long integers": Case(lambda x: x.sort(0)[0], lambda x: x.sort(0)[0],
+                                      ((1_000_000,),), {0: 1 << 60}, False),
         "sort": Case(lambda x: x.sort(-1)[0], lambda x: x.sort(-1)[0], (MATRIX,)),
         "argmax": Case(lambda x: x.argmax(-1), lambda x: x.argmax(-1), (MATRIX,), {}, False),
         "product of rows that were gathered": Case(

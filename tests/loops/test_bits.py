@@ -52,6 +52,10 @@ def chosen(new: Inputs, dtype: DType) -> list[Node]:
     return [ew(Op.WHERE, ew(Op.EQ, test, 0), x, made)]
 
 
+def negated(new: Inputs, dtype: DType) -> list[Node]:
+    return [ew(Op.NEG, floats(new, dtype))]
+
+
 def also_computed(new: Inputs, dtype: DType) -> list[Node]:
     """Integers' bits whose value is computed with too, and so are those of a float."""
     x, bits = floats(new, dtype), new(256, 256, dtype=U16)
@@ -60,7 +64,7 @@ def also_computed(new: Inputs, dtype: DType) -> list[Node]:
 
 
 PROGRAMS: list[Callable[[Inputs, DType], list[Node]]] = [
-    from_integers, to_integers, to_the_other, copy, padded, chosen, also_computed
+    from_integers, to_integers, to_the_other, copy, padded, chosen, negated, also_computed
 ]  # fmt: skip
 
 
@@ -77,7 +81,7 @@ def test_every_bit_is_kept(program, dtype, machine):
     for root, got, wanted in zip(
         graph.roots, run(graph, values, machine), evaluate(graph.roots, values, {}), strict=True
     ):
-        if root.op is Op.ADD and root.dtype is dtype:  # a NaN that was computed has any bits
+        if root.op in (Op.ADD, Op.NEG) and root.dtype is dtype:  # of a NaN that was computed
             got, wanted = got.astype(np.float32), wanted.astype(np.float32)
             np.testing.assert_array_equal(got, wanted)
         else:

@@ -70,6 +70,18 @@ def test_topk_of_equal_elements(length: int, largest: bool, compiled: str) -> No
     assert np.array_equal(values.numpy(), np.take_along_axis(x, wanted, 1))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float16", "float64", "bool"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_few_of_topk_are_those_of_a_sort(axis: int, dtype: str, compiled: str) -> None:
+    x = Tensor(np.random.default_rng(1).integers(0, 9, (17, 23)), device=compiled).cast(dtype)
+    if x.dtype.is_float:
+        x = (x > 7).where(float("nan"), x)
+    for largest in (True, False):
+        places = x.topk(3, axis, largest)[1].numpy()
+        assert np.array_equal(places, x.argsort(axis, largest).shrink(
+            [(0, 3 if d == axis else e) for d, e in enumerate(x.shape)]).numpy())
+
+
 @pytest.mark.parametrize("length", [2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_long_running_reductions(length: int, axis: int, compiled: str) -> None:

@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
     "conv_transpose2d": [((2, 3, 2, 2), (3,))],
     "avg_pool2d": [(), (2,)],
     "max_pool2d": [(), (2,)],
+    "_keys": [(False,), (True,)],
 }
 SHAPES = {"conv2d": (2, 2, 5, 5), "conv_transpose2d": (2, 2, 5, 5)}
 SHAPES |= dict.fromkeys(("avg_pool2d", "max_pool2d"), (2, 2, 6, 6))
