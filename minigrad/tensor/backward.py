@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import chain
 from typing import Any, Self
 
 from minigrad.errors import GradientError
@@ -44,7 +46,7 @@ class Backward(Composed):
             raise TypeError(hint(f"loss.backward({name}={given})"))
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
-        (output,), back = saved_graphs.expand([node], order)
+        (output,), back = saved_graphs.expand([node], order, realization.rewritten(order))
         if output is not node:
             order = topological([output])
         for candidates in _may_be_leaves(order, back):
@@ -82,23 +84,27 @@ class Backward(Composed):
         if not targets:
             raise TypeError("gradient(): expected the tensors by which to differentiate")
         seed = self._seed(gradient)
-        nodes, back = saved_graphs.expand([self.node, *(target.node for target in targets)])
+        roots = [self.node, *(target.node for target in targets)]
+        order = topological(roots)
+        older = realization.rewritten(order)
+        nodes, back = saved_graphs.expand(roots, order, older)
         output = without_copies(nodes[:1], kept=set(nodes[1:]))
-        rewritten = realization.rewritten(topological(nodes)).items()
-        before = {id(leaf): node for node, leaves in rewritten for leaf in leaves}
-        older = [before[id(target)] for target in targets if id(target) in before]
-        wanted = list(dict.fromkeys((*nodes[1:], *older)))
+        before: dict[int, list[Node]] = {id(target): [] for target in targets}
+        for node, leaves in older.items():
+            for leaf in leaves:
+                before.get(id(leaf), []).append(node)
+        wanted = list(dict.fromkeys((*nodes[1:], *chain(*before.values()))))
         found = dict(zip(wanted, node_gradient(output, [seed], wanted), strict=True))
         grads = []
         for target, node in zip(targets, nodes[1:], strict=True):
-            both = (node, before.get(id(target)))  # a leaf's value before a write
-            parts = [part for one in both if one is not None and (part := found[one]) is not None]
+            values = (node, *before[id(target)])  # of a leaf, before writes, too
+            parts = [part for one in values if (part := found[one]) is not None]
             if not parts:
                 raise GradientError(
                     f"gradient: the tensor of shape {show(self.shape)} does not depend on the "
                     f"target of shape {show(target.shape)} {target.dtype.name}"
                 )
-            grads.append(parts[0] if len(parts) == 1 else build.elementwise(Op.ADD, *parts))
+            grads.append(reduce(Node.__add__, parts))
         return [self._new(node) for node in replaced(grads, back)]
 
     def _seed(self, gradient: Core | None) -> Node:
@@ -136,7 +142,8 @@ class Backward(Composed):
     def _descends_from_leaves(self) -> bool:
         """Whether it was computed from tensors that want a gradient."""
         try:
-            roots, _ = saved_graphs.expand([self.node])
+            order = topological([self.node])
+            roots, _ = saved_graphs.expand([self.node], order, realization.rewritten(order))
         except GradientError:  # they have been overwritten since
             return True
         nodes = reached(roots, topological(roots))

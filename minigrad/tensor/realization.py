@@ -281,11 +281,17 @@ def _lose_readers(target: Node, owner: Holder) -> None:
 
 
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
-    """The BUFFERs of an order to which a leaf's write waits, and that leaf: its value before."""
-    buffers = [node for node in order if node.op is BUFFER] if _waiting else ()
-    writes = {node: write for node in buffers if (write := _waiting.get(id(node))) is not None}
-    return {node: [holder for holder in holders(write) if holder._requires_grad]
-            for node, write in writes.items()}  # fmt: skip
+    """The nodes of an order that were a leaf's value before the write to it that waits."""
+    older: dict[Node, list[Holder]] = {}
+    for node in order if _waiting else ():
+        if node.op is BUFFER or node.op is ASSIGN:
+            write = _waiting.get(id(node if node.op is BUFFER else node.src[0]))
+            leaves = [] if write is None or write is node else [
+                holder for holder in holders(write) if holder._requires_grad
+            ]  # fmt: skip
+            if leaves:
+                older[node] = leaves
+    return older
 
 
 def _is_waiting(node: Node) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,16 +108,16 @@ def lose(buffer: Node, source: Node) -> None:
 
 
 def expand(
-    roots: Sequence[Node], order: Sequence[Node] | None = None
+    roots: Sequence[Node], order: Sequence[Node], older: Container[Node]
 ) -> tuple[list[Node], dict[Node, Node]]:
     """The roots with each BUFFER that has a history replaced by it, and the way back.
 
-    order: `topological(roots)`, if that is known.
+    order: `topological(roots)`. older: what was a leaf's value before a write to it that waits.
 
     A write to a tensor that is no leaf is what it writes: gradients flow through it. Raises
     GradientError where a history needs values that were overwritten since.
     """
-    expanded, found = _with_histories(roots, order)
+    expanded, found = _with_histories(roots, order, older)
     for node, source in _overwritten(found):
         raise GradientError(
             f"the gradient of a realized tensor of shape {show(node.shape)} needs a tensor of "
@@ -147,7 +147,7 @@ def _overwritten(found: Mapping[Node, _History]) -> Iterator[tuple[Node, Node]]:
 
 
 def _with_histories(
-    roots: Sequence[Node], order: Sequence[Node] | None = None
+    roots: Sequence[Node], order: Sequence[Node] | None = None, older: Container[Node] = ()
 ) -> tuple[list[Node], dict[Node, _History]]:
     """The roots with each BUFFER that has a history replaced by it, and those histories.
 
@@ -155,9 +155,12 @@ def _with_histories(
     """
     if order is None:
         order = topological(roots)
-    writes = {node for node in order if node.op is ASSIGN and not wants_gradient(node)}
+    writes = {
+        n for n in order if n.op is ASSIGN and n not in older and not wants_gradient(n)
+    }  # fmt: skip
     if writes:  # a leaf stays the node that it is, also where it waits to be written itself
-        roots = see_through(roots, writes, set(leaves_among(order)))
+        kept = {*leaves_among(order), *(node for node in order if node in older)}
+        roots = see_through(roots, writes, kept)
         order = topological(roots)
     found = {
         node: history

@@ -165,6 +165,21 @@ def test_history_is_dropped_with_the_tensor(on_device):
     assert len(saved_graphs._histories) == count
 
 
+@pytest.mark.parametrize("how", ["backward", "gradient"])
+def test_values_of_a_leaf_between_writes_that_wait(on_device, how):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    first = w * 2
+    with Tensor.no_grad():
+        w *= 2
+    second = w * 3
+    with Tensor.no_grad():
+        w[1:] = w[:1] * 5
+    loss = (first + second + w * 7).sum()
+    gradient = loss.backward() and w.grad if how == "backward" else loss.gradient(w)[0]
+    assert gradient.tolist() == [12.0, 12.0]
+    assert (first.tolist(), second.tolist(), w.tolist()) == ([2, 4], [6, 12], [2, 10])
+
+
 def test_detach_and_no_grad(on_device):
     x = leaf([1, 2])
     (x * x.detach()).sum().backward()
