@@ -1,10 +1,10 @@
 """The straight way of a replay: a Python function that is written for one captured step.
 
-Most steps take and give nothing but tensors of fixed shapes. To serve one of them costs a
-microsecond of Python, if every look-up is made once, when the step is captured: so this module
-writes out what is to be done for each argument and each result, line by line, with every name
-bound. Whatever is not as it usually is (a lazy tensor somewhere, another shape, a keyword) takes
-the general way, `Capture.run`, which checks everything and knows what to say.
+Most steps take tensors of fixed shapes and bound variables, and give such tensors. To serve one of
+them costs a microsecond of Python, if every look-up is made once, when the step is captured: so
+this module writes out what is to be done for each argument and each result, line by line, with
+every name bound. Whatever is not as it usually is (a lazy tensor somewhere, another shape, a
+keyword) takes the general way, `Capture.run`, which checks everything and knows what to say.
 
 Small results are served from two nodes each that the function keeps: one that nobody else refers
 to any longer stands for the next result, with its memory. Two, because a loop usually still holds
@@ -13,7 +13,7 @@ one result when it asks for the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from struct import error as NoNumber
 from sys import getrefcount
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device, spoiled, undecided
 from minigrad.failure import CheckedReplay
+from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import unbind
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, live_tensors, saved_graphs, turns
 from minigrad.tensor.pytree import TENSOR, rebuild
@@ -59,8 +61,9 @@ _FRESH = """\
 """
 _ARGUMENTS = """\
         try:
-            {tensors} = args
+            {arguments} = args
 {nodes}
+            values = {values}
             if {differs}:
                 return general(args, kwargs)
             put({handles})
@@ -74,7 +77,7 @@ _ARGUMENTS = """\
                 wait(turn)
                 if spoiled:
                     return general(args, kwargs)
-            run(nothing)
+            run(values)
         finally:
             under_way.pop(me, None)
             if waiting:
@@ -115,7 +118,7 @@ def straight(capture: Capture) -> Serve | None:
         "shared": live_tensors.shared, "spoiled": spoiled, "undecided": undecided,
         "differs": capture.outside.differs,
         "refcount": getrefcount, "fresh": capture.fresh,
-        "put": capture.replay.put, "run": capture.replay.run, "nothing": {},
+        "put": capture.replay.put, "run": capture.replay.run, "nothing": {}, "unbind": unbind,
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),
         "counters": GlobalCounters, "get_ident": get_ident, "touched": capture.touched,
         "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
@@ -147,11 +150,19 @@ def straight(capture: Capture) -> Serve | None:
         names |= {"put": put.func, **{f"place{n}": place for n, place in enumerate(put.args)}}
         handles = [f"place{n}" for n in range(len(put.args))] + handles
     handles += [f"node{n}.arg.handle" for n in range(len(capture.outputs))]
+    known, tensors = _positional(capture), iter(inputs)
+    arguments = [f"tensor{next(tensors)}" if item is TENSOR else f"variable{place}"
+                 for place, item in enumerate(known)]  # fmt: skip
+    variables = [place for place, item in enumerate(known) if item is not TENSOR]
+    names |= {f"unbound{place}": known[place] for place in variables}
     text.append(_ARGUMENTS.format(
-        tensors="".join(f"tensor{n}, " for n in inputs) or "()",
+        arguments="".join(f"{name}, " for name in arguments) or "()",
+        values="{}" if variables else "nothing",
         nodes="\n".join(f"            given{n} = tensor{n}.raw" for n in inputs),
         given="".join(f"given{n}, " for n in inputs),
         differs=" or ".join([f"given{n}.form is not form{n}" for n in inputs] + [
+            f"unbind(variable{place}, values) != unbound{place}" for place in variables
+        ] + [
             f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
             f"{'not ' * bool(mark)}tensor{n}._requires_grad"
             for n, mark in enumerate(capture.leaves)
@@ -167,16 +178,16 @@ def straight(capture: Capture) -> Serve | None:
 
 
 def _is_plain(capture: Capture) -> bool:
-    """Tensors by position, of fixed shapes, in; new tensors out; and nothing left behind but that.
+    """Tensors of fixed shapes and variables in, by position; new tensors out; nothing left behind.
 
-    Gradients may be left at tensors that are not arguments and had one before.
+    But gradients, at tensors that are not arguments and had one before.
     """
-    _, ((_, positional), (_, by_name)) = capture.structure
+    _, (_, (_, by_name)) = capture.structure
     known = [*capture.inputs, *(output.known for output in capture.outputs)]
     places = [source.what for source in capture.sources]
     return (
         not by_name
-        and all(item is TENSOR for item in positional)
+        and all(item is TENSOR or isinstance(item, Affine) for item in _positional(capture))
         and all(isinstance(extent, int) and extent for one in known for extent in one.shape)
         and all(source.kind == "fresh" for source in capture.sources)
         and len(set(places)) == len(places)
@@ -188,6 +199,13 @@ def _is_plain(capture: Capture) -> bool:
     )  # fmt: skip
 
 
+def _positional(capture: Capture) -> Sequence[Any]:
+    """What stands in the structure for each argument."""
+    _, ((_, items), _) = capture.structure
+    found: Sequence[Any] = items
+    return found
+
+
 def _result(capture: Capture) -> str:
     """The expression for what the step returns."""
     results = [f"result{source.what}" for source in capture.sources]
@@ -195,4 +213,4 @@ def _result(capture: Capture) -> str:
         return results[0]
     if type(capture.result) is tuple and all(item is TENSOR for item in capture.result):
         return f"({''.join(f'{name}, ' for name in results)})"
-    return f"rebuild(template, iter([{', '.join(results)}]).__next__, nothing)"
+    return f"rebuild(template, iter([{', '.join(results)}]).__next__, values)"

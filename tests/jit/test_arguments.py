@@ -313,6 +313,20 @@ def test_a_cache_at_a_symbolic_position(on_device):
         assert Tensor.arange(following).tolist() == list(range(number + 1))
 
 
+def test_what_is_no_such_variable_is_refused(on_device):
+    position, other = Variable("pos", 0, 7), Variable("other", 0, 7)
+    step = jit(lambda x, a, b: (x[a : a + 1] + x[b : b + 1]).sum())
+    x = Tensor(data(8, 3)).realize()
+    for number in range(3):
+        step(x, position.bind(number), position.bind(number))
+    for wrong in (1, other.bind(1), position.bind(1) + 1, None):
+        with pytest.raises(JitError, match="captured with arguments"):
+            step(x, wrong, wrong)
+    with pytest.raises(ValueError, match="'pos' is bound to 1 and to 2"):
+        step(x, position.bind(1), position.bind(2))
+    same(step(x, position.bind(5), position.bind(5)), x.numpy()[5].sum() * 2)
+
+
 def test_a_position_compiles_nothing(on_device):
     position = Variable("pos", 0, 7)
     step = jit(lambda x, pos: x[pos : pos + 1] * 2)
