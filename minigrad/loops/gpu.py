@@ -26,11 +26,11 @@ bounds of loops, as for a CPU (see mask_bounds.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import iterations, numel
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
@@ -39,48 +39,18 @@ from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
-from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, Stores
-from minigrad.loops.product import Problem, multiply_add, prepare, strides
+from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store
+from minigrad.loops.product import Problem, prepare, strides
+from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import Stage
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 
-LANE = make_axis("x", 0, ITEM_LANES)  # of a vector of columns
-UNROLLED = 32  # copies of a work-item that are written out, at most
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One operand of a tile: what is copied of it, and where.
-
-    axes: of its rows (or columns), which are counted as one; start: the tile's first of them.
-    """
-
-    name: str
-    operand: Expr
-    axes: tuple[Axis, ...]
-    start: Integer
-    size: int
-
-    @property
-    def extent(self) -> int:
-        """Rows (or columns) of the whole product."""
-        return numel([axis.extent for axis in self.axes])
-
-    @property
-    def pitch(self) -> int:
-        """Elements of local memory from one k to the next."""
-        return self.size + PAD
-
-    @property
-    def array(self) -> Array:
-        """Its copy in local memory."""
-        return Array(self.name, self.operand.dtype, TILE_DEPTH * self.pitch, "local")
 
 
 def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
@@ -96,18 +66,46 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
     rows, columns, batch = _fixed(problem.m), _fixed(problem.n), _fixed(problem.batch)
     if not rows or not columns:
         return None
-    moving = [a for a in (*problem.batch, *problem.m, *problem.n) if not isinstance(a.extent, int)]
     m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.total.dtype)
-    down = make_axis("c", 0, ceildiv(m, tile.rows))
-    across = make_axis("p", 0, ceildiv(n, tile.columns))
-    left = _Side("left", problem.left, rows, down.index * tile.rows, tile.rows)
-    right = _Side("right", problem.right, columns, across.index * tile.columns, tile.columns)
-    item = make_axis("item", 0, tile.items)
-    body = build.loops_over(moving, _Tile(problem, tile, left, right, item.index).statements())
-    items = Loop(item.variable, 0, (tile.items,), body, "items")
-    nest = assemble(kernel, build.flat_loop([*batch, down, across], (items,)), target)
-    return replace(nest, operations=flops(kernel))
+    return replace(assemble(kernel, tiled(problem, tile).nest, target), operations=flops(kernel))
+
+
+def tiled(problem: Problem, tile: Tile) -> Schedule:
+    """A tile of the results for a work-group, a part of it in the registers of each work-item."""
+    padded, item = in_whole_tiles(problem, tile), make_axis("item", 0, tile.items)
+    m, n, (*_, k) = padded.row.variable, padded.column.variable, padded.k
+    s = Schedule(padded.naive(), left=padded.left, right=padded.right)
+    groups = [axis.variable for axis in _fixed(padded.batch)]
+    groups += s.split(m, tile.rows, "c"), s.split(n, tile.columns, "p")
+    i, piece = s.split(m, tile.item_rows, "ir"), s.split(k.variable, TILE_DEPTH, "kp")
+    v = s.split(n, tile.columns // tile.item_columns * ITEM_LANES, "v")
+    j, x, k = s.split(n, ITEM_LANES, "ic"), s.count(n, "x"), s.count(k.variable, "k")
+    s.vectorize(x, ITEM_LANES)
+    moving = [axis.variable for axis in padded.batch if axis.variable not in groups]
+    s.reorder(*groups, *moving, i, j, x, m, v)
+    s.sink(i, j, x, m, v, into=piece)
+    s.insert(piece, lambda *_: [Barrier()])
+    with s.inside(piece):
+        s.insert(i, lambda *_: [Barrier()], behind=True)
+        for name, operand, axes, own, size in (
+            ("right", problem.right, problem.n, (v, j, x), tile.columns),
+            ("left", problem.left, problem.m, (i, m), tile.rows),
+        ):
+            axes = _fixed(axes)
+            along_k = 1 not in strides(operand, axes[-1].variable)
+            order = (*own, k) if along_k else (k, *own)
+            enough = size * TILE_DEPTH >= ITEM_LANES * tile.items
+            vectors = enough and _in_vectors(operand, _inner(problem.k) if along_k else axes)
+            width, layout = ITEM_LANES if vectors else 1, [((k,), None), (own, size + PAD)]
+            s.stage(name, None, order, layout, name, flat=width, item=item)
+    s.sink(m, v)
+    s.unroll(m, "u")
+    s.unroll(v, "v")
+    s.bind(item, groups[-1], i, j)
+    s.parallelize(*groups)
+    s.simplify()
+    return s
 
 
 def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DType) -> Tile:
@@ -130,6 +128,42 @@ def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DTyp
     return min((tile for tile in group.tiles if fits(tile)), key=cost, default=group.tiles[-1])
 
 
+def in_whole_tiles(problem: Problem, tile: Tile) -> Problem:
+    """The product with an axis of rows, one of columns and a last one of k, each of whole tiles.
+
+    Operands are zero beyond what is there, and no results are stored. Axes of varying numbers are
+    outside of these, but for the last one of k, if all of these vary.
+    """
+    values: dict[Atom, Integer] = {}
+    ends: list[Integer] = []
+    whole: list[Axis] = []
+    groups = (problem.m, tile.rows), (problem.n, tile.columns), (_inner(problem.k), TILE_DEPTH)
+    for name, (axes, size) in zip("mnk", groups, strict=True):
+        own = _fixed(axes) or axes
+        extent = iterations([axis.extent for axis in own])
+        whole.append(make_axis(name, 99, ceildiv(extent, size) * size))
+        values |= places_along(own, whole[-1].index)
+        ends.append(extent - 1 - whole[-1].index)
+    left, right = (
+        masked(expr.substitute_in(operand, values), [ends[2], end])
+        for operand, end in ((problem.left, ends[0]), (problem.right, ends[1]))
+    )
+    stores = tuple(
+        replace(
+            store, guard=expr.restrict(store.guard, ends[:2]),
+            value=build.guard_loads(store.value, ends[:2]),
+        )
+        for store in build.substitute_stores(problem.stores, values)
+    )  # fmt: skip
+    m, n, k = whole
+    others = [axis for axis in (*problem.m, *problem.n) if axis not in _fixed((axis,))]
+    outside = [axis for axis in problem.k if axis not in _inner(problem.k)]
+    batch = (*problem.batch, *others)
+    return replace(
+        problem, left=left, right=right, batch=batch, m=(m,), n=(n,), k=(*outside, k), stores=stores
+    )
+
+
 def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
     """The expression where all conditions are ≥ 0, else zero, and nothing is read there."""
     inside = build.guard_loads(e, conditions)
@@ -138,109 +172,20 @@ def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
     return expr.guarded(expr.restrict((), conditions), inside, expr.const(0, e.dtype))
 
 
+def _in_vectors(operand: Expr, axes: Sequence[Axis]) -> bool:
+    """Whether neighbours along axes, which are counted as one, lie in whole vectors."""
+    extent = axes[-1].extent
+    whole = len(axes) == 1 and isinstance(extent, int) and extent % ITEM_LANES == 0
+    return whole and strides(operand, axes[-1].variable) == {1}
+
+
 def _fixed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     return tuple(axis for axis in axes if isinstance(axis.extent, int))
 
 
-class _Tile:
-    """What a work-item does for its group's tile: results of `u` rows × `v` vectors of columns.
-
-    row, column: of the tile, those of a work-item's vector; neighbours have the next columns.
-    """
-
-    def __init__(
-        self, problem: Problem, tile: Tile, left: _Side, right: _Side, item: Integer
-    ) -> None:
-        self.problem, self.tile, self.left, self.right, self.item = problem, tile, left, right, item
-        self.u = make_axis("u", 0, tile.item_rows)
-        self.v = make_axis("v", 0, tile.item_columns // ITEM_LANES)
-        count, dtype = self.u.count * self.v.count, problem.total.dtype
-        lanes, width = LANE.variable, ITEM_LANES
-        registers = Array("tile", dtype, count, "registers", lanes=lanes, width=width)
-        self.result = expr.load(registers, self.u.index * self.v.count + self.v.index)
-        across = tile.columns // tile.item_columns
-        self.row = item // across * tile.item_rows + self.u.index
-        self.column = item % across * ITEM_LANES + self.v.index * across * ITEM_LANES
-
-    def statements(self) -> Statements:
-        """Clear the registers, copy and multiply along k, store."""
-        fixed = _fixed(self.problem.k)
-        moving = [axis for axis in self.problem.k if axis not in fixed]
-        inner = fixed or (moving.pop(),)
-        extent = numel([a.extent for a in fixed]) if fixed else inner[0].extent
-        piece = make_axis("kp", 0, ceildiv(numel([extent]), TILE_DEPTH))
-        start = piece.index * TILE_DEPTH
-        k = make_axis("k", 99, TILE_DEPTH)
-        left = expr.load(self.left.array, k.index * self.left.pitch + self.row)
-        place = k.index * self.right.pitch + self.column + LANE.index
-        more = multiply_add(self.result, left, expr.load(self.right.array, place))
-        step = (*self._copy(self.left, inner, start, extent),
-                *self._copy(self.right, inner, start, extent),
-                Barrier(), self._vectors(build.put(self.result, more), [k]), Barrier())  # fmt: skip
-        stop = piece.extent
-        if not isinstance(extent, int):
-            stop = (extent + TILE_DEPTH - 1) // TILE_DEPTH
-        return (
-            self._vectors(build.put(self.result, identity(Op.SUM, more.dtype))),
-            *build.loops_over(moving, [Loop(piece.variable, 0, (stop,), step)]),
-            self._vectors(self._stores()),
-        )
-
-    def _vectors(self, body: Statement, around: Sequence[Axis] = ()) -> Loop:
-        """A statement for every vector of the results, within loops over other axes."""
-        both = build.unrolled(self.u, [build.unrolled(self.v, [body])])
-        return build.lanes_loop(LANE, ITEM_LANES, build.loops_over(around, [both]))
-
-    def _copy(
-        self, side: _Side, k: Sequence[Axis], start: Integer, extent: Integer
-    ) -> list[Statement]:
-        """Copy a piece of an operand to local memory; work-items that are neighbours read such."""
-        along_k = 1 not in strides(side.operand, side.axes[-1].variable)
-        axes, bound = (k, extent) if along_k else (side.axes, side.extent)
-        whole = isinstance(bound, int) and bound % ITEM_LANES == 0
-        unit = strides(side.operand, axes[-1].variable) == {1}
-        count = side.size * TILE_DEPTH
-        enough = count >= ITEM_LANES * self.tile.items
-        width = ITEM_LANES if len(axes) == 1 and whole and unit and enough else 1
-        q = make_axis("q", 0, ceildiv(count, width * self.tile.items))
-        number = q.index * self.tile.items + self.item
-        lane = make_axis("y", 0, width)
-        run = (TILE_DEPTH if along_k else side.size) // width
-
-        def at(lane: Integer) -> tuple[Integer, Integer]:
-            """Along k, and the row (or column)."""
-            fast, slow = number % run * width + lane, number // run
-            return (fast, slow) if along_k else (slow, fast)
-
-        piece, place = at(width - 1)
-        ends = [extent - 1 - (start + piece), side.extent - 1 - (side.start + place)]
-        piece, place = at(lane.index if width > 1 else 0)
-        values = places_along(side.axes, side.start + place) | places_along(k, start + piece)
-        value = masked(expr.substitute_in(side.operand, values), ends)
-        beyond = count - width - number * width  # a small tile may have idle work-items
-        target = piece * side.pitch + place
-        copy: Statements = (Store(side.array, target, value, expr.restrict((), [beyond])),)
-        if width > 1:
-            copy = (build.lanes_loop(lane, width, copy),)
-        few = isinstance(q.extent, int) and q.extent <= UNROLLED
-        return [Loop(q.variable, 0, (q.extent,), copy, "unroll" if few else "serial")]
-
-    def _stores(self) -> Stores:
-        """The epilogue of one vector."""
-        row, first = self.left.start + self.row, self.right.start + self.column
-        column = first + LANE.index
-        # a vector is within, or without, where all are whole
-        last = column if self.right.extent % ITEM_LANES else first + ITEM_LANES - 1
-        ends = [self.left.extent - 1 - row, self.right.extent - 1 - last]
-        at = places_along(self.left.axes, row) | places_along(self.right.axes, column)
-        known = {self.problem.total: self.result}
-        return Stores(tuple(
-            replace(
-                store, guard=expr.restrict(store.guard, ends),
-                value=expr.rebuild(build.guard_loads(store.value, ends), known.get),
-            )
-            for store in build.substitute_stores(self.problem.stores, at)
-        ))  # fmt: skip
+def _inner(k: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes of k that are cut in pieces: all whose extents are known, or the last one."""
+    return _fixed(k) or k[-1:]
 
 
 # ---- rows ----

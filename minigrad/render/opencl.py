@@ -72,6 +72,13 @@ class Vector:
         """Conditions in one lane."""
         return expr.restrict((), [self.at(c, lane) for c in conditions])
 
+    def same(self, c: Integer) -> Integer:
+        """A condition, in one lane if it holds in all lanes or in none."""
+        width, step = self.words.width, self.stride(c)
+        lane = width - 1 if step == -1 else 0
+        least = substitute(self.at(c, lane), {self.first: self.start})
+        return least if step in (1, -1) and divides(least, width) else c
+
     def varies(self, x: Integer) -> bool:
         """Whether an index differs from lane to lane."""
         return not self.atoms.isdisjoint(variables(x))
@@ -351,8 +358,10 @@ class Emitter(levels.Levels[Level, str]):
 
     def _vector_index(self, e: Expr, vector: Vector) -> str:
         """An index as values, or whether it is ≥ 0."""
-        words, x = vector.words, e.index
+        words, x = vector.words, vector.same(e.index) if e.op is Leaf.CONDITION else e.index
         step = vector.stride(x)
+        if step == 0:
+            return words.gathered([self.condition(x)], dtypes.bool)
         kind = kind_of(vector.at(x, words.width - 1))
         if step is not None and kind == "int":
             numbers = words.iota(self.index(x, kind), step, kind)
@@ -367,8 +376,9 @@ class Emitter(levels.Levels[Level, str]):
 
     def _vector_load(self, e: Expr, vector: Vector) -> str:
         array, index, words = e.array, e.index, vector.words
-        varying = [c for c in e.guard if vector.varies(c)]
-        guard = self.guard(c for c in e.guard if c not in varying)
+        tests = [vector.same(c) for c in e.guard]
+        varying = [c for c in tests if vector.varies(c)]
+        guard = self.guard(c for c in tests if c not in varying)
         zero = words.gathered([literal(0, array.dtype)], array.dtype)
         if guard == "false":
             return zero

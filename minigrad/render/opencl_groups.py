@@ -252,6 +252,7 @@ class GroupsEmitter(Emitter):
         ):
             self._store(array, index, guard, value, self.words)
             return
+        guard = tuple(map(vector.same, guard))
         words, value = vector.words, self.spread(root, value, vector.words)
         if vector.stride(index) == 1 and not any(map(vector.varies, guard)):
             self._store(array, index, guard, value, words)

@@ -15,6 +15,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
+from minigrad.loops import transforms
 from minigrad.loops.gpu import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
@@ -51,13 +52,47 @@ kernel contraction(s0: float32[144], s1: float32[144], o2: float32[81])  # grain
   parallel for r0 in 0 … 1:
     for item0 in 0 … 64 items:
       for x0 in 0 … 4 step 4 lanes:
-        for u0 in 0 … 1 unroll:
-          for v0 in 0 … 1 unroll:
-            tile[u0 + v0] = 0.0
-      for kp0 in 0 … 1:
-        for q0 in 0 … 1 unroll:
-          for y0 in 0 … 4 step 4 lanes:
+        tile1[0] = 0.0
+      for q0 in 0 … 1 unroll:
+        for y0 in 0 … 4 step 4 lanes:
 """
+
+CONTRACTION_STEPS = """\
+split(m99, 16, c)
+split(n99, 16, p)
+split(m99, 1, ir)
+split(k99, 16, kp)
+split(n99, 16, v)
+split(n99, 4, ic)
+count(n99, x)
+count(k99, k)
+vectorize(x0, 4)
+reorder(c0, p0, ir0, ic0, x0, m99, v0)
+sink(ir0, ic0, x0, m99, v0, into=kp0)
+insert(kp0, …)
+insert(ir0, …, behind=True)
+stage(right, None, (k0, v0, ic0, x0), (((k0), None), ((v0, ic0, x0), 20)), right, flat=1, \
+item=item0 of 64)
+stage(left, None, (ir0, m99, k0), (((k0), None), ((ir0, m99), 20)), left, flat=4, \
+item=item0 of 64)
+sink(m99, v0)
+unroll(m99, u)
+unroll(v0, v)
+bind(item0 of 64, p0, ir0, ic0)
+parallelize(c0, p0)
+simplify"""
+
+
+def steps_of(monkeypatch, *roots):
+    """What recipes do, step by step."""
+    found = []
+    monkeypatch.setattr(transforms, "watchers", [lambda step, body: found.append(step)])
+    nests(*roots)
+    return "\n".join(found[1:])
+
+
+def test_the_steps_of_a_product(monkeypatch):
+    assert steps_of(monkeypatch, product(9, 16, 9)) == CONTRACTION_STEPS
 
 
 def test_golden_contraction():
