@@ -7,8 +7,8 @@
     python -m minigrad.loops.explain gemm 512 512 512 --gpu
 
 The loops are those for a processor with AVX-512, or for one whose vectors have so many bytes as
-`--vectors` says, or for work-groups (`--gpu`, without cycles). The cycles are those of one core, by cost.py's `estimate`: enough to see what a
-step is for, not what it measures.
+`--vectors` says, or for work-groups (`--gpu`, without cycles). The cycles are those of one core,
+by cost.py's `estimate`: enough to see what a step is for, not what it measures.
 """
 
 from __future__ import annotations

@@ -27,10 +27,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import iterations, numel
+from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
@@ -39,9 +41,9 @@ from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
-from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store
+from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, written
 from minigrad.loops.product import Problem, prepare, strides
-from minigrad.loops.transforms import Schedule
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -196,6 +198,7 @@ SHARE = 4  # elements of a row for each work-item, at least
 # What a step of the fold of all items costs, in steps of a loop: it writes, waits, reads and adds.
 FOLD = 4
 KEPT = 2  # part of the local memory for what stays inside a kernel: half is for another group
+ONCE = make_axis("e", 0, 1)
 VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
@@ -227,8 +230,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
     row = make_axis("r", 0, kernel.rows)
     stages = build.kept_inside(kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
-    body = _Items(items).loop(stages, [{} for _ in stages])
-    return assemble(kernel, build.serial_loop(row, (body,)), target)
+    return _shared(kernel, stages, [{} for _ in stages], items, [row], target)
 
 
 def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
@@ -244,80 +246,78 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
     bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
     stages = build.kept_inside(kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
-    body = _Items(items, block.loop(())).loop(stages, bounds)
-    return assemble(kernel, build.flat_loop([block.outer, block.number], (body,)), target)
+    return _shared(kernel, stages, bounds, items, [block.outer, block.number], target, block)
 
 
-class _Items:
-    """How work-items share what is to be done for a row, or for each of some rows at once."""
+def _shared(
+    kernel: Kernel, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]], items: int,
+    axes: Sequence[Axis], target: Target, rows: Rows | None = None,
+) -> Nest:  # fmt: skip
+    """Stage after stage, with barriers between: a group's work-items share each of them.
 
-    def __init__(self, items: int, rows: Loop | None = None) -> None:
-        self.items, self.rows = items, rows
-        self.axis = make_axis("item", 0, items)
-        self.item = self.axis.index
+    axes: of groups. rows: those of a block, which are done at once.
+    """
+    item, body, lane = make_axis("item", 0, items), list[Statement](), 0
+    for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
+        body += [Barrier()] if body else []
+        body += _stage(stage, number, limits, items)
+    if rows is not None:
+        body = [*build.loops_over([rows.row], body, {rows.row.variable: rows.ends})]
+    s = Schedule(build.loops_over(axes, body))
+    if rows is not None and rows.width > 1:
+        lane = rows.lane
+        s.vectorize(rows.row.variable, rows.width, only_atom(rows.lane))
+    for number, stage in enumerate(stages):
+        kept, name = [axis.variable for axis in stage.axes], stage.array.name
+        if _folds(stage, items):
+            x, total = stage.reduced[0].variable, f"sum{number}"
+            s.insert(x, partial(_fold, total, stage.op, item, lane), behind=True)
+            s.share(total, item, *(axis.variable for axis in stage.reduced))
+            kept = []
+        s.share(name, item, *(kept or [ONCE.variable]))
+    s.bind(item, axes[-1].variable)
+    s.parallelize(*(axis.variable for axis in axes))
+    return assemble(kernel, s.nest, target)
 
-    def loop(self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]) -> Loop:
-        """Stage after stage, with barriers between."""
-        body: list[Statement] = []
-        for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
-            if body:
-                body.append(Barrier())
-            body.extend(self._stage(stage, number, limits))
-        inside = tuple(body) if self.rows is None else (self.rows.around(tuple(body)),)
-        return Loop(self.axis.variable, 0, (self.items,), inside, "items")
 
-    def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> Statements:
-        store = Store(stage.array, stage.position, stage.body)
-        if stage.op is None:
-            return self._shared(stage.axes, bounds, (store,))
-        total = Array(f"sum{number}", stage.body.dtype, 1, "registers")
-        if self.rows is not None and self.rows.step > 1:
-            total = replace(total, lanes=self.rows.variable, width=self.rows.step)
-        result = expr.load(total)
-        clear, step = build.reduction(stage.op, result, (), [stage.body])
-        store = replace(store, value=result)
-        if not self._folds(stage):
-            sums = build.loops_over(stage.reduced, (step,), bounds)
-            return self._shared(stage.axes, bounds, (clear, *sums, store))
-        body = (clear, *self._shared(stage.reduced, bounds, (step,)), *self._fold(store, stage.op))
+def _stage(stage: Stage, number: int, bounds: Mapping[Atom, Bounds], items: int) -> Statements:
+    """The loops of one stage; a result that items fold, or the only one, has a loop for its store.
+    """
+    begin: Statements = ()
+    value, folds = stage.body, _folds(stage, items)
+    if stage.op is not None:
+        value = expr.register(f"sum{number}", stage.body.dtype)
+        clear, step = build.reduction(stage.op, value, (), [stage.body])
+        begin = (clear, *build.loops_over(stage.reduced, [step], bounds))
+    store = Store(stage.array, stage.position, value)
+    if folds:
+        body = [*begin, *build.loops_over([ONCE], [store])]
         return build.loops_over(stage.axes, body, bounds)
+    return build.loops_over(stage.axes or [ONCE], [*begin, store], bounds)
 
-    def _fold(self, store: Store, op: Op) -> Statements:
-        """The first item stores what the items' values are together, which are added in halves."""
-        value, rows = store.value, self.rows
-        width, lane = value.array.width, rows.lane.index if rows and rows.lane else 0
-        memory = Array(f"fold_{value.dtype.name}", value.dtype, self.items * width, "local")
-        mine = expr.load(memory, self.item * width + lane)
-        body: list[Statement] = [build.put(mine, value)]
-        half = self.items
-        while half > 1:
-            half //= 2
-            both = build.combine(op, mine, expr.load(memory, mine.index + half * width))
-            inside = expr.restrict((), [half - 1 - self.item])
-            body += [Barrier(), Store(memory, mine.index, both, inside)]
-        return (*body, replace(store, value=mine, guard=inside), Barrier())
 
-    def _folds(self, stage: Stage) -> bool:
-        """Whether all items together reduce one element after another."""
-        size = numel([axis.extent for axis in stage.axes])
-        depth = numel([axis.extent for axis in stage.reduced])
-        fold = ceildiv(depth, self.items) + 2 * FOLD * (self.items.bit_length() - 1)
-        return size * fold < ceildiv(size, self.items) * depth
+def _folds(stage: Stage, items: int) -> bool:
+    """Whether all items together reduce one element after another."""
+    size = numel([axis.extent for axis in stage.axes])
+    depth = numel([axis.extent for axis in stage.reduced])
+    fold = ceildiv(depth, items) + 2 * FOLD * (items.bit_length() - 1)
+    return stage.op is not None and size * fold < ceildiv(size, items) * depth
 
-    def _shared(
-        self, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements
-    ) -> Statements:
-        """Loops over axes, of which every item takes its share."""
-        whole = all(
-            isinstance(a.extent, int) and bounds.get(a.variable) in (None, (0, a.extent))
-            for a in axes
-        )
-        if whole and len(axes) != 1:
-            one = make_axis("e", 0, numel([axis.extent for axis in axes]))
-            values = places_along(axes, one.index)
-            body = tuple(build.substitute_statement(statement, values) for statement in body)
-            axes = [one]
-        (loop,) = build.loops_over(axes[-1:], body, bounds)
-        assert isinstance(loop, Loop)
-        loop = replace(loop, start=loop.start + self.item, step=self.items)
-        return build.loops_over(axes[:-1], (loop,), bounds)
+
+def _fold(
+    total: str, op: Op, item: Axis, lane: Integer, loop: Loop, around: Around
+) -> list[Statement]:
+    """Behind a loop for `total`: the first item gets what all have together, added in halves."""
+    (register,) = written(loop)
+    if register.name != total:
+        return []
+    value, width, half = expr.load(register), register.width, item.count
+    memory = Array(f"fold_{value.dtype.name}", value.dtype, half * width, "local")
+    mine = expr.load(memory, item.index * width + lane)
+    body: list[Statement] = [build.put(mine, value)]
+    while half > 1:
+        half //= 2
+        both = build.combine(op, mine, expr.load(memory, mine.index + half * width))
+        inside = expr.restrict((), [half - 1 - item.index])
+        body += [Barrier(), Store(memory, mine.index, both, inside)]
+    return [*body, build.put(value, mine), Barrier()]

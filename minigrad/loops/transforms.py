@@ -440,6 +440,33 @@ class Schedule:
             self._change(xs[0], own)
         self._change(at, group)
 
+    @_step
+    def share(self, place: str, item: Axis, *xs: Atom) -> None:
+        """Loops over xs that store to a place: a group's work-items take iterations in turn.
+
+        These loops are directly inside one another. All are one loop, if all bounds are known, else
+        the innermost is shared. place: its name.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            if all(array.name != place for array in nest.written(loop)):
+                return (loop,)
+            *outer, inner = loops = _nested(loop, xs)
+            counts = [nest.plain_count(one) for one in loops]
+            if outer and None not in counts:
+                extents = [one.trips for one in loops]
+                e = make_axis("e", 0, numel(extents))
+                places = unflatten(e.index, extents)
+                at = {one.variable: one.start + at for one, at in zip(loops, places, strict=True)}
+                body = tuple(substitute_statement(one, at) for one in inner.body)
+                outer, inner = [], Loop(e.variable, 0, (e.extent,), body)
+            inner = replace(inner, start=inner.start + item.index, step=item.count)
+            for one in reversed(outer):
+                inner = one.around((inner,))
+            return (inner,)
+
+        self._change(xs[0], change)
+
     # ---- memory ----
 
     @_step

@@ -120,8 +120,21 @@ kernel rows(s0: float32[1200], o2: float32[3])  # grain 3
 ROWS_END = """
       barrier
       fold_float32[item0] = (fold_float32[item0] + fold_float32[item0 + 1]) if -item0 >= 0
-      o2[r0] = fold_float32[item0] if -item0 >= 0
-      barrier"""
+      sum0[0] = fold_float32[item0]
+      barrier
+      for e0 in item0 … 1 step 64:
+        o2[r0] = sum0[0]"""
+
+ROWS_STEPS = """\
+insert(k0, …, behind=True)
+share(sum0, item0 of 64, k0)
+share(o2, item0 of 64, e0)
+bind(item0 of 64, r0)
+parallelize(r0)"""
+
+
+def test_the_steps_of_rows(monkeypatch):
+    assert steps_of(monkeypatch, build.reduce(Op.SUM, slot(0, 3, 400), (1,))) == ROWS_STEPS
 
 
 def test_golden_rows():
