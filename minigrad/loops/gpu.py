@@ -76,13 +76,13 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
 def tiled(problem: Problem, tile: Tile) -> Schedule:
     """A tile of the results for a work-group, a part of it in the registers of each work-item."""
     padded, item = in_whole_tiles(problem, tile), make_axis("item", 0, tile.items)
-    m, n, (*_, k) = padded.row.variable, padded.column.variable, padded.k
+    m, n, deep = padded.row.variable, padded.column.variable, padded.k[-1].variable
     s = Schedule(padded.naive(), left=padded.left, right=padded.right)
     groups = [axis.variable for axis in _fixed(padded.batch)]
     groups += s.split(m, tile.rows, "c"), s.split(n, tile.columns, "p")
-    i, piece = s.split(m, tile.item_rows, "ir"), s.split(k.variable, TILE_DEPTH, "kp")
+    i, piece = s.split(m, tile.item_rows, "ir"), s.split(deep, TILE_DEPTH, "kp")
     v = s.split(n, tile.columns // tile.item_columns * ITEM_LANES, "v")
-    j, x, k = s.split(n, ITEM_LANES, "ic"), s.count(n, "x"), s.count(k.variable, "k")
+    j, x, k = s.split(n, ITEM_LANES, "ic"), s.count(n, "x"), s.count(deep, "k")
     s.vectorize(x, ITEM_LANES)
     moving = [axis.variable for axis in padded.batch if axis.variable not in groups]
     s.reorder(*groups, *moving, i, j, x, m, v)
@@ -257,19 +257,19 @@ def _shared(
 
     axes: of groups. rows: those of a block, which are done at once.
     """
-    item, body, lane = make_axis("item", 0, items), list[Statement](), 0
+    item, body = make_axis("item", 0, items), list[Statement]()
     for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
         body += [Barrier()] if body else []
         body += _stage(stage, number, limits, items)
     if rows is not None:
         body = [*build.loops_over([rows.row], body, {rows.row.variable: rows.ends})]
-    s = Schedule(build.loops_over(axes, body))
+    s, lane = Schedule(build.loops_over(axes, body)), 0 if rows is None else rows.lane
     if rows is not None and rows.width > 1:
-        lane = rows.lane
         s.vectorize(rows.row.variable, rows.width, only_atom(rows.lane))
     for number, stage in enumerate(stages):
         kept, name = [axis.variable for axis in stage.axes], stage.array.name
         if _folds(stage, items):
+            assert stage.op is not None
             x, total = stage.reduced[0].variable, f"sum{number}"
             s.insert(x, partial(_fold, total, stage.op, item, lane), behind=True)
             s.share(total, item, *(axis.variable for axis in stage.reduced))

@@ -87,8 +87,7 @@ class Vector:
 class Emitter(levels.Levels[Level, str]):
     """Emits expressions and what reads memory. Statements are emitted by who derives from it.
 
-    vector: of the lanes loop that is emitted at once now; lane: where one is written out, which
-    lane it is now.
+    vector: of the lanes loop that is emitted now.
     """
 
     def __init__(self, nest: Nest, language: Language) -> None:
@@ -102,7 +101,6 @@ class Emitter(levels.Levels[Level, str]):
         self.declared: list[str] = []
         self.uses: Counter[Expr] = Counter()  # of what the value that is computed now is made of
         self.vector: Vector | None = None
-        self.lane: int | None = None
 
     # ---- names and levels ----
 
@@ -268,13 +266,6 @@ class Emitter(levels.Levels[Level, str]):
             self.declared.append(f"{kind} {name};")
         return self.registers[key]
 
-    def _read(self, array: Array, index: Integer) -> str:
-        """What a register holds, in this lane where lanes are written out."""
-        name = self.register(array, index)
-        if array.width == 1 or self.lane is None:
-            return name
-        return Words(self.language, array.width).lane(name, array.dtype, self.lane)
-
     # ---- expressions ----
 
     def value(self, root: Expr) -> str:
@@ -334,7 +325,7 @@ class Emitter(levels.Levels[Level, str]):
             self.language.type_of(e.dtype)
             return literal(e.value, e.dtype)
         if e.in_registers:
-            return self._read(e.array, e.index)
+            return self.register(e.array, e.index)
         if e.args:
             args = [self.spread(arg, self.memo[arg][0], words) for arg in e.args]
             return words.operation(e.op, e.args[0].dtype, e.dtype, args)

@@ -12,6 +12,7 @@ from minigrad import Context, Tensor, Variable
 from minigrad.compile import schedule_of
 from minigrad.device import Device
 from minigrad.dtype import dtypes
+from minigrad.errors import CompileError
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
@@ -207,12 +208,11 @@ def test_places_that_are_loaded_are_read_lane_by_lane(first):
     same(lambda x, at: x[at] * 2, first, numbers(50), places)
 
 
-def test_registers_of_several_lanes_lane_by_lane(first, monkeypatch):
-    """What has no vectors in a body, has none in all of it."""
+def test_what_is_no_vector_is_refused(monkeypatch):
+    (nest,) = nests(product(9, 16, 9))
     monkeypatch.setattr("minigrad.render.opencl_groups._takes", lambda *given: False)
-    x, w, queries = numbers(13, 18), numbers(18, 21), numbers(2, 24, 12)
-    same(lambda x, w: (x @ w).relu() - 3, first, x, w)
-    same(lambda x: (x * 3).scaled_dot_product_attention(x, x - 3, is_causal=True), first, queries)
+    with pytest.raises(CompileError, match="a lanes loop of step 4 that is no vector's"):
+        render(nest)
 
 
 def test_attention_makes_no_square_buffer(first, monkeypatch):
