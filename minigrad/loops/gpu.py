@@ -10,7 +10,9 @@
       store the results through the epilogue
 
 The copies take any index expression, mask or conversion, as those of gemm.py do for a CPU. Edges
-are zeros in local memory, and masks of the last stores.
+are zeros in local memory, and masks of the last stores. All of that are steps of a schedule (see
+transforms.py): loops in tiles, sums in registers, copies that work-items share, and at the end
+each of them is bound to its part: `python -m minigrad.loops.explain gemm 512 512 512 --gpu`.
 
 Of rows: a work-group for each row, or for a block of neighbouring rows. Stage after stage, the
 work-items share the row's elements; a value that the whole row is reduced to is first reduced by
