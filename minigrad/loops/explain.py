@@ -4,9 +4,11 @@
     python -m minigrad.loops.explain gemm 512 512 512 --transposed left
     python -m minigrad.loops.explain columns 4096 512      sums of 512 columns of 4096 rows
 
+    python -m minigrad.loops.explain gemm 512 512 512 --gpu
+
 The loops are those for a processor with AVX-512, or for one whose vectors have so many bytes as
-`--vectors` says. The cycles are those of one core, by cost.py's `estimate`: enough to see what a
-step is for, not what it measures.
+`--vectors` says, or for work-groups (`--gpu`, without cycles). The cycles are those of one core,
+by cost.py's `estimate`: enough to see what a step is for, not what it measures.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from minigrad.dtype import dtypes
@@ -26,7 +29,7 @@ from minigrad.loops.cost import estimate
 from minigrad.loops.nest import Statements, show, show_statements
 from minigrad.loops.recipes import lower
 from minigrad.schedule.schedule import schedule
-from minigrad.target import Target
+from minigrad.target import Group, Target
 
 DEVICE = "CPU"  # nodes want the name of a device; nothing runs on it
 
@@ -58,12 +61,18 @@ KINDS: dict[str, tuple[Make, int]] = {"gemm": (gemm, 3), "columns": (columns, 2)
 
 def see(target: Target, step: str, body: Statements) -> None:
     """Print the loops after a step, and what they cost."""
+    sys.stdout.write(f"{step}\n{show_statements(body)}\n{costs(target, body)}\n")
+
+
+def costs(target: Target, body: Statements) -> str:
+    """What loops cost on a processor, as a line."""
+    if target.group is not None:
+        return ""
     cost = estimate(body, target)
-    sys.stdout.write(
-        f"{step}\n{show_statements(body)}\n"
+    return (
         f"  → {cost.cycles:,.0f} cycles: {cost.arithmetic:,.0f} vector instructions,"
         f" {cost.loads:,.0f} loads, {cost.stores:,.0f} stores,"
-        f" {cost.waiting:,.0f} cycles of waiting for sums\n\n"
+        f" {cost.waiting:,.0f} cycles of waiting for sums\n"
     )
 
 
@@ -77,18 +86,20 @@ def main() -> None:
     parser.add_argument("extents", type=int, nargs="+")
     parser.add_argument("--transposed", nargs="*", default=[], choices=["left", "right"])
     parser.add_argument("--vectors", type=int, default=64, help="bytes of a vector")
+    parser.add_argument("--gpu", action="store_true", help="loops of work-groups")
     given = parser.parse_args()
     make, count = KINDS[given.kind]
     if len(given.extents) != count or min(given.extents) < 1:
         parser.error(f"{given.kind}: expected {count} numbers from 1 on, got {given.extents}")
     target = Target(given.vectors, 32 if given.vectors == 64 else 16, 1 << 15, 1 << 20)
+    if given.gpu:
+        target = replace(target, vector_bytes=0, group=Group(256, 48 << 10, 4))
     transforms.watchers.append(partial(see, target))
     root, inputs = make(given.extents, given.transposed)
     graph = Graph((root,), (inputs,), inputs + 1, (), DEVICE)
     for kernel in schedule(graph, simplify(graph.roots), target).kernels:
         nest = lower(kernel, target)
-        cycles = estimate((nest.parallel,), target).cycles
-        sys.stdout.write(f"{show(nest)}\n  → {cycles:,.0f} cycles\n")
+        sys.stdout.write(f"{show(nest)}\n{costs(target, (nest.parallel,))}\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@
       store the results through the epilogue
 
 The copies take any index expression, mask or conversion, as those of gemm.py do for a CPU. Edges
-are zeros in local memory, and masks of the last stores.
+are zeros in local memory, and masks of the last stores. All of that are steps of a schedule (see
+transforms.py): loops in tiles, sums in registers, copies that work-items share, and at the end
+each of them is bound to its part: `python -m minigrad.loops.explain gemm 512 512 512 --gpu`.
 
 Of rows: a work-group for each row, or for a block of neighbouring rows. Stage after stage, the
 work-items share the row's elements; a value that the whole row is reduced to is first reduced by
@@ -26,11 +28,13 @@ bounds of loops, as for a CPU (see mask_bounds.py).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import iterations, numel
+from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.assemble import assemble
@@ -39,48 +43,18 @@ from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
-from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, Stores
-from minigrad.loops.product import Problem, multiply_add, prepare, strides
+from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, written
+from minigrad.loops.product import Problem, prepare, strides
+from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import Stage
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 
-LANE = make_axis("x", 0, ITEM_LANES)  # of a vector of columns
-UNROLLED = 32  # copies of a work-item that are written out, at most
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One operand of a tile: what is copied of it, and where.
-
-    axes: of its rows (or columns), which are counted as one; start: the tile's first of them.
-    """
-
-    name: str
-    operand: Expr
-    axes: tuple[Axis, ...]
-    start: Integer
-    size: int
-
-    @property
-    def extent(self) -> int:
-        """Rows (or columns) of the whole product."""
-        return numel([axis.extent for axis in self.axes])
-
-    @property
-    def pitch(self) -> int:
-        """Elements of local memory from one k to the next."""
-        return self.size + PAD
-
-    @property
-    def array(self) -> Array:
-        """Its copy in local memory."""
-        return Array(self.name, self.operand.dtype, TILE_DEPTH * self.pitch, "local")
 
 
 def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
@@ -96,18 +70,46 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
     rows, columns, batch = _fixed(problem.m), _fixed(problem.n), _fixed(problem.batch)
     if not rows or not columns:
         return None
-    moving = [a for a in (*problem.batch, *problem.m, *problem.n) if not isinstance(a.extent, int)]
     m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.total.dtype)
-    down = make_axis("c", 0, ceildiv(m, tile.rows))
-    across = make_axis("p", 0, ceildiv(n, tile.columns))
-    left = _Side("left", problem.left, rows, down.index * tile.rows, tile.rows)
-    right = _Side("right", problem.right, columns, across.index * tile.columns, tile.columns)
-    item = make_axis("item", 0, tile.items)
-    body = build.loops_over(moving, _Tile(problem, tile, left, right, item.index).statements())
-    items = Loop(item.variable, 0, (tile.items,), body, "items")
-    nest = assemble(kernel, build.flat_loop([*batch, down, across], (items,)), target)
-    return replace(nest, operations=flops(kernel))
+    return replace(assemble(kernel, tiled(problem, tile).nest, target), operations=flops(kernel))
+
+
+def tiled(problem: Problem, tile: Tile) -> Schedule:
+    """A tile of the results for a work-group, a part of it in the registers of each work-item."""
+    padded, item = in_whole_tiles(problem, tile), make_axis("item", 0, tile.items)
+    m, n, deep = padded.row.variable, padded.column.variable, padded.k[-1].variable
+    s = Schedule(padded.naive(), left=padded.left, right=padded.right)
+    groups = [axis.variable for axis in _fixed(padded.batch)]
+    groups += s.split(m, tile.rows, "c"), s.split(n, tile.columns, "p")
+    i, piece = s.split(m, tile.item_rows, "ir"), s.split(deep, TILE_DEPTH, "kp")
+    v = s.split(n, tile.columns // tile.item_columns * ITEM_LANES, "v")
+    j, x, k = s.split(n, ITEM_LANES, "ic"), s.count(n, "x"), s.count(deep, "k")
+    s.vectorize(x, ITEM_LANES)
+    moving = [axis.variable for axis in padded.batch if axis.variable not in groups]
+    s.reorder(*groups, *moving, i, j, x, m, v)
+    s.sink(i, j, x, m, v, into=piece)
+    s.insert(piece, lambda *_: [Barrier()])
+    with s.inside(piece):
+        s.insert(i, lambda *_: [Barrier()], behind=True)
+        for name, operand, axes, own, size in (
+            ("right", problem.right, problem.n, (v, j, x), tile.columns),
+            ("left", problem.left, problem.m, (i, m), tile.rows),
+        ):
+            axes = _fixed(axes)
+            along_k = 1 not in strides(operand, axes[-1].variable)
+            order = (*own, k) if along_k else (k, *own)
+            enough = size * TILE_DEPTH >= ITEM_LANES * tile.items
+            vectors = enough and _in_vectors(operand, _inner(problem.k) if along_k else axes)
+            width, layout = ITEM_LANES if vectors else 1, [((k,), None), (own, size + PAD)]
+            s.stage(name, None, order, layout, name, flat=width, item=item)
+    s.sink(m, v)
+    s.unroll(m, "u")
+    s.unroll(v, "v")
+    s.bind(item, groups[-1], i, j)
+    s.parallelize(*groups)
+    s.simplify()
+    return s
 
 
 def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DType) -> Tile:
@@ -130,6 +132,42 @@ def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DTyp
     return min((tile for tile in group.tiles if fits(tile)), key=cost, default=group.tiles[-1])
 
 
+def in_whole_tiles(problem: Problem, tile: Tile) -> Problem:
+    """The product with an axis of rows, one of columns and a last one of k, each of whole tiles.
+
+    Operands are zero beyond what is there, and no results are stored. Axes of varying numbers are
+    outside of these, but for the last one of k, if all of these vary.
+    """
+    values: dict[Atom, Integer] = {}
+    ends: list[Integer] = []
+    whole: list[Axis] = []
+    groups = (problem.m, tile.rows), (problem.n, tile.columns), (_inner(problem.k), TILE_DEPTH)
+    for name, (axes, size) in zip("mnk", groups, strict=True):
+        own = _fixed(axes) or axes
+        extent = iterations([axis.extent for axis in own])
+        whole.append(make_axis(name, 99, ceildiv(extent, size) * size))
+        values |= places_along(own, whole[-1].index)
+        ends.append(extent - 1 - whole[-1].index)
+    left, right = (
+        masked(expr.substitute_in(operand, values), [ends[2], end])
+        for operand, end in ((problem.left, ends[0]), (problem.right, ends[1]))
+    )
+    stores = tuple(
+        replace(
+            store, guard=expr.restrict(store.guard, ends[:2]),
+            value=build.guard_loads(store.value, ends[:2]),
+        )
+        for store in build.substitute_stores(problem.stores, values)
+    )  # fmt: skip
+    m, n, k = whole
+    others = [axis for axis in (*problem.m, *problem.n) if axis not in _fixed((axis,))]
+    outside = [axis for axis in problem.k if axis not in _inner(problem.k)]
+    batch = (*problem.batch, *others)
+    return replace(
+        problem, left=left, right=right, batch=batch, m=(m,), n=(n,), k=(*outside, k), stores=stores
+    )
+
+
 def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
     """The expression where all conditions are ≥ 0, else zero, and nothing is read there."""
     inside = build.guard_loads(e, conditions)
@@ -138,109 +176,20 @@ def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
     return expr.guarded(expr.restrict((), conditions), inside, expr.const(0, e.dtype))
 
 
+def _in_vectors(operand: Expr, axes: Sequence[Axis]) -> bool:
+    """Whether neighbours along axes, which are counted as one, lie in whole vectors."""
+    extent = axes[-1].extent
+    whole = len(axes) == 1 and isinstance(extent, int) and extent % ITEM_LANES == 0
+    return whole and strides(operand, axes[-1].variable) == {1}
+
+
 def _fixed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     return tuple(axis for axis in axes if isinstance(axis.extent, int))
 
 
-class _Tile:
-    """What a work-item does for its group's tile: results of `u` rows × `v` vectors of columns.
-
-    row, column: of the tile, those of a work-item's vector; neighbours have the next columns.
-    """
-
-    def __init__(
-        self, problem: Problem, tile: Tile, left: _Side, right: _Side, item: Integer
-    ) -> None:
-        self.problem, self.tile, self.left, self.right, self.item = problem, tile, left, right, item
-        self.u = make_axis("u", 0, tile.item_rows)
-        self.v = make_axis("v", 0, tile.item_columns // ITEM_LANES)
-        count, dtype = self.u.count * self.v.count, problem.total.dtype
-        lanes, width = LANE.variable, ITEM_LANES
-        registers = Array("tile", dtype, count, "registers", lanes=lanes, width=width)
-        self.result = expr.load(registers, self.u.index * self.v.count + self.v.index)
-        across = tile.columns // tile.item_columns
-        self.row = item // across * tile.item_rows + self.u.index
-        self.column = item % across * ITEM_LANES + self.v.index * across * ITEM_LANES
-
-    def statements(self) -> Statements:
-        """Clear the registers, copy and multiply along k, store."""
-        fixed = _fixed(self.problem.k)
-        moving = [axis for axis in self.problem.k if axis not in fixed]
-        inner = fixed or (moving.pop(),)
-        extent = numel([a.extent for a in fixed]) if fixed else inner[0].extent
-        piece = make_axis("kp", 0, ceildiv(numel([extent]), TILE_DEPTH))
-        start = piece.index * TILE_DEPTH
-        k = make_axis("k", 99, TILE_DEPTH)
-        left = expr.load(self.left.array, k.index * self.left.pitch + self.row)
-        place = k.index * self.right.pitch + self.column + LANE.index
-        more = multiply_add(self.result, left, expr.load(self.right.array, place))
-        step = (*self._copy(self.left, inner, start, extent),
-                *self._copy(self.right, inner, start, extent),
-                Barrier(), self._vectors(build.put(self.result, more), [k]), Barrier())  # fmt: skip
-        stop = piece.extent
-        if not isinstance(extent, int):
-            stop = (extent + TILE_DEPTH - 1) // TILE_DEPTH
-        return (
-            self._vectors(build.put(self.result, identity(Op.SUM, more.dtype))),
-            *build.loops_over(moving, [Loop(piece.variable, 0, (stop,), step)]),
-            self._vectors(self._stores()),
-        )
-
-    def _vectors(self, body: Statement, around: Sequence[Axis] = ()) -> Loop:
-        """A statement for every vector of the results, within loops over other axes."""
-        both = build.unrolled(self.u, [build.unrolled(self.v, [body])])
-        return build.lanes_loop(LANE, ITEM_LANES, build.loops_over(around, [both]))
-
-    def _copy(
-        self, side: _Side, k: Sequence[Axis], start: Integer, extent: Integer
-    ) -> list[Statement]:
-        """Copy a piece of an operand to local memory; work-items that are neighbours read such."""
-        along_k = 1 not in strides(side.operand, side.axes[-1].variable)
-        axes, bound = (k, extent) if along_k else (side.axes, side.extent)
-        whole = isinstance(bound, int) and bound % ITEM_LANES == 0
-        unit = strides(side.operand, axes[-1].variable) == {1}
-        count = side.size * TILE_DEPTH
-        enough = count >= ITEM_LANES * self.tile.items
-        width = ITEM_LANES if len(axes) == 1 and whole and unit and enough else 1
-        q = make_axis("q", 0, ceildiv(count, width * self.tile.items))
-        number = q.index * self.tile.items + self.item
-        lane = make_axis("y", 0, width)
-        run = (TILE_DEPTH if along_k else side.size) // width
-
-        def at(lane: Integer) -> tuple[Integer, Integer]:
-            """Along k, and the row (or column)."""
-            fast, slow = number % run * width + lane, number // run
-            return (fast, slow) if along_k else (slow, fast)
-
-        piece, place = at(width - 1)
-        ends = [extent - 1 - (start + piece), side.extent - 1 - (side.start + place)]
-        piece, place = at(lane.index if width > 1 else 0)
-        values = places_along(side.axes, side.start + place) | places_along(k, start + piece)
-        value = masked(expr.substitute_in(side.operand, values), ends)
-        beyond = count - width - number * width  # a small tile may have idle work-items
-        target = piece * side.pitch + place
-        copy: Statements = (Store(side.array, target, value, expr.restrict((), [beyond])),)
-        if width > 1:
-            copy = (build.lanes_loop(lane, width, copy),)
-        few = isinstance(q.extent, int) and q.extent <= UNROLLED
-        return [Loop(q.variable, 0, (q.extent,), copy, "unroll" if few else "serial")]
-
-    def _stores(self) -> Stores:
-        """The epilogue of one vector."""
-        row, first = self.left.start + self.row, self.right.start + self.column
-        column = first + LANE.index
-        # a vector is within, or without, where all are whole
-        last = column if self.right.extent % ITEM_LANES else first + ITEM_LANES - 1
-        ends = [self.left.extent - 1 - row, self.right.extent - 1 - last]
-        at = places_along(self.left.axes, row) | places_along(self.right.axes, column)
-        known = {self.problem.total: self.result}
-        return Stores(tuple(
-            replace(
-                store, guard=expr.restrict(store.guard, ends),
-                value=expr.rebuild(build.guard_loads(store.value, ends), known.get),
-            )
-            for store in build.substitute_stores(self.problem.stores, at)
-        ))  # fmt: skip
+def _inner(k: tuple[Axis, ...]) -> tuple[Axis, ...]:
+    """The axes of k that are cut in pieces: all whose extents are known, or the last one."""
+    return _fixed(k) or k[-1:]
 
 
 # ---- rows ----
@@ -251,6 +200,7 @@ SHARE = 4  # elements of a row for each work-item, at least
 # What a step of the fold of all items costs, in steps of a loop: it writes, waits, reads and adds.
 FOLD = 4
 KEPT = 2  # part of the local memory for what stays inside a kernel: half is for another group
+ONCE = make_axis("e", 0, 1)
 VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
@@ -282,8 +232,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
     row = make_axis("r", 0, kernel.rows)
     stages = build.kept_inside(kernel, row.index, local=group.local_bytes // KEPT)
     stages = [merge_stage(stage) for stage in stages]
-    body = _Items(items).loop(stages, [{} for _ in stages])
-    return assemble(kernel, build.serial_loop(row, (body,)), target)
+    return _shared(kernel, stages, [{} for _ in stages], items, [row], target)
 
 
 def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
@@ -299,80 +248,78 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
     bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
     stages = build.kept_inside(kernel, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
-    body = _Items(items, block.loop(())).loop(stages, bounds)
-    return assemble(kernel, build.flat_loop([block.outer, block.number], (body,)), target)
+    return _shared(kernel, stages, bounds, items, [block.outer, block.number], target, block)
 
 
-class _Items:
-    """How work-items share what is to be done for a row, or for each of some rows at once."""
+def _shared(
+    kernel: Kernel, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]], items: int,
+    axes: Sequence[Axis], target: Target, rows: Rows | None = None,
+) -> Nest:  # fmt: skip
+    """Stage after stage, with barriers between: a group's work-items share each of them.
 
-    def __init__(self, items: int, rows: Loop | None = None) -> None:
-        self.items, self.rows = items, rows
-        self.axis = make_axis("item", 0, items)
-        self.item = self.axis.index
+    axes: of groups. rows: those of a block, which are done at once.
+    """
+    item, body = make_axis("item", 0, items), list[Statement]()
+    for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
+        body += [Barrier()] if body else []
+        body += _stage(stage, number, limits, items)
+    if rows is not None:
+        body = [*build.loops_over([rows.row], body, {rows.row.variable: rows.ends})]
+    s, lane = Schedule(build.loops_over(axes, body)), 0 if rows is None else rows.lane
+    if rows is not None and rows.width > 1:
+        s.vectorize(rows.row.variable, rows.width, only_atom(rows.lane))
+    for number, stage in enumerate(stages):
+        kept, name = [axis.variable for axis in stage.axes], stage.array.name
+        if _folds(stage, items):
+            assert stage.op is not None
+            x, total = stage.reduced[0].variable, f"sum{number}"
+            s.insert(x, partial(_fold, total, stage.op, item, lane), behind=True)
+            s.share(total, item, *(axis.variable for axis in stage.reduced))
+            kept = []
+        s.share(name, item, *(kept or [ONCE.variable]))
+    s.bind(item, axes[-1].variable)
+    s.parallelize(*(axis.variable for axis in axes))
+    return assemble(kernel, s.nest, target)
 
-    def loop(self, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]]) -> Loop:
-        """Stage after stage, with barriers between."""
-        body: list[Statement] = []
-        for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
-            if body:
-                body.append(Barrier())
-            body.extend(self._stage(stage, number, limits))
-        inside = tuple(body) if self.rows is None else (self.rows.around(tuple(body)),)
-        return Loop(self.axis.variable, 0, (self.items,), inside, "items")
 
-    def _stage(self, stage: Stage, number: int, bounds: Mapping[Atom, Bounds]) -> Statements:
-        store = Store(stage.array, stage.position, stage.body)
-        if stage.op is None:
-            return self._shared(stage.axes, bounds, (store,))
-        total = Array(f"sum{number}", stage.body.dtype, 1, "registers")
-        if self.rows is not None and self.rows.step > 1:
-            total = replace(total, lanes=self.rows.variable, width=self.rows.step)
-        result = expr.load(total)
-        clear, step = build.reduction(stage.op, result, (), [stage.body])
-        store = replace(store, value=result)
-        if not self._folds(stage):
-            sums = build.loops_over(stage.reduced, (step,), bounds)
-            return self._shared(stage.axes, bounds, (clear, *sums, store))
-        body = (clear, *self._shared(stage.reduced, bounds, (step,)), *self._fold(store, stage.op))
+def _stage(stage: Stage, number: int, bounds: Mapping[Atom, Bounds], items: int) -> Statements:
+    """The loops of one stage; a result that items fold, or the only one, has a loop for its store.
+    """
+    begin: Statements = ()
+    value, folds = stage.body, _folds(stage, items)
+    if stage.op is not None:
+        value = expr.register(f"sum{number}", stage.body.dtype)
+        clear, step = build.reduction(stage.op, value, (), [stage.body])
+        begin = (clear, *build.loops_over(stage.reduced, [step], bounds))
+    store = Store(stage.array, stage.position, value)
+    if folds:
+        body = [*begin, *build.loops_over([ONCE], [store])]
         return build.loops_over(stage.axes, body, bounds)
+    return build.loops_over(stage.axes or [ONCE], [*begin, store], bounds)
 
-    def _fold(self, store: Store, op: Op) -> Statements:
-        """The first item stores what the items' values are together, which are added in halves."""
-        value, rows = store.value, self.rows
-        width, lane = value.array.width, rows.lane.index if rows and rows.lane else 0
-        memory = Array(f"fold_{value.dtype.name}", value.dtype, self.items * width, "local")
-        mine = expr.load(memory, self.item * width + lane)
-        body: list[Statement] = [build.put(mine, value)]
-        half = self.items
-        while half > 1:
-            half //= 2
-            both = build.combine(op, mine, expr.load(memory, mine.index + half * width))
-            inside = expr.restrict((), [half - 1 - self.item])
-            body += [Barrier(), Store(memory, mine.index, both, inside)]
-        return (*body, replace(store, value=mine, guard=inside), Barrier())
 
-    def _folds(self, stage: Stage) -> bool:
-        """Whether all items together reduce one element after another."""
-        size = numel([axis.extent for axis in stage.axes])
-        depth = numel([axis.extent for axis in stage.reduced])
-        fold = ceildiv(depth, self.items) + 2 * FOLD * (self.items.bit_length() - 1)
-        return size * fold < ceildiv(size, self.items) * depth
+def _folds(stage: Stage, items: int) -> bool:
+    """Whether all items together reduce one element after another."""
+    size = numel([axis.extent for axis in stage.axes])
+    depth = numel([axis.extent for axis in stage.reduced])
+    fold = ceildiv(depth, items) + 2 * FOLD * (items.bit_length() - 1)
+    return stage.op is not None and size * fold < ceildiv(size, items) * depth
 
-    def _shared(
-        self, axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], body: Statements
-    ) -> Statements:
-        """Loops over axes, of which every item takes its share."""
-        whole = all(
-            isinstance(a.extent, int) and bounds.get(a.variable) in (None, (0, a.extent))
-            for a in axes
-        )
-        if whole and len(axes) != 1:
-            one = make_axis("e", 0, numel([axis.extent for axis in axes]))
-            values = places_along(axes, one.index)
-            body = tuple(build.substitute_statement(statement, values) for statement in body)
-            axes = [one]
-        (loop,) = build.loops_over(axes[-1:], body, bounds)
-        assert isinstance(loop, Loop)
-        loop = replace(loop, start=loop.start + self.item, step=self.items)
-        return build.loops_over(axes[:-1], (loop,), bounds)
+
+def _fold(
+    total: str, op: Op, item: Axis, lane: Integer, loop: Loop, around: Around
+) -> list[Statement]:
+    """Behind a loop for `total`: the first item gets what all have together, added in halves."""
+    (register,) = written(loop)
+    if register.name != total:
+        return []
+    value, width, half = expr.load(register), register.width, item.count
+    memory = Array(f"fold_{value.dtype.name}", value.dtype, half * width, "local")
+    mine = expr.load(memory, item.index * width + lane)
+    body: list[Statement] = [build.put(mine, value)]
+    while half > 1:
+        half //= 2
+        both = build.combine(op, mine, expr.load(memory, mine.index + half * width))
+        inside = expr.restrict((), [half - 1 - item.index])
+        body += [Barrier(), Store(memory, mine.index, both, inside)]
+    return [*body, build.put(value, mine), Barrier()]

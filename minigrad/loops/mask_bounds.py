@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from minigrad.graph.operations import Op
-from minigrad.graph.substitution import coefficient, only_atom, substitute, variables
+from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops.axes import places_along
-from minigrad.loops.build import Bounds, lanes_loop, least
-from minigrad.loops.nest import Loop, Statement
+from minigrad.loops.build import Bounds
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.conditions import conditions_of
@@ -104,12 +103,6 @@ class Rows:
         self.start: Integer = self.number.index * width if self.number.count > 1 else 0
         self.ends: Bounds = self.start, self.start + width
         self.lane: Integer = make_axis("lane", 0, width).index if width > 1 else 0
-
-    def loop(self, body: Sequence[Statement]) -> Loop:
-        """All rows of the block at once."""
-        stops = least(self.start + self.width, self.extent)
-        lane = only_atom(self.lane) if self.width > 1 else None
-        return lanes_loop(self.row, self.width, tuple(body), self.start, stops, lane)
 
     def bounds(self, axis: Axis, conditions: Sequence[Affine]) -> Bounds:
         """Where along an axis the conditions can hold for some row of the block.

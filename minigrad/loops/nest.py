@@ -300,6 +300,13 @@ def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
             yield from loops_in(statement.body)
 
 
+def plain_count(loop: Loop) -> int | None:
+    """Iterations of a plain loop, if their number is known."""
+    count = loop.stops[0] - loop.start
+    plain = loop.kind == "serial" and len(loop.stops) == 1
+    return count if plain and isinstance(count, int) else None
+
+
 def loop_over(x: Atom, body: Sequence[Statement]) -> Loop:
     """The first loop over a variable."""
     for one in loops_in(body):

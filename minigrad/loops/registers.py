@@ -14,6 +14,7 @@ from minigrad.loops import nest
 from minigrad.loops.build import Change, combine, least, put, with_places
 from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr
 
 
@@ -91,14 +92,16 @@ def loops_of_their_own(
     loops: Sequence[Loop], leaves: Sequence[Statements], space: str, around: Mapping[Atom, Loop]
 ) -> Callable[[Statements], Statements]:
     """What puts loops around each of several leaves, which pass registers on: see `sink`."""
-    extents = [one.vectors * one.step for one in loops]
-    places = [one.variable.index - one.start for one in loops]
+    # in registers, vectors stay what they are
+    own = [one for one in loops if space != "registers" or one.kind != "lanes"]
+    extents = [one.vectors * one.step for one in own]
+    places = [one.variable.index - one.start if one.trips > 1 else 0 for one in own]
     place, size = flatten(places, extents), numel(extents)
     crossing: dict[Array, Expr] = {}
     seen: set[Array] = set()
     for leaf in leaves:
-        own = registers_of(leaf)
-        for register in sorted((own & seen).difference(crossing), key=lambda one: one.name):
+        here = registers_of(leaf)
+        for register in sorted((here & seen).difference(crossing), key=lambda one: one.name):
             if space == "registers":
                 several = replace(register, name=f"{register.name}{size}", size=size)
                 crossing[register] = expr.load(several, place)
@@ -108,7 +111,7 @@ def loops_of_their_own(
                 sizes = [size, *(register.width for _ in lanes)]
                 memory = Array(f"sums{len(crossing) or ''}", register.dtype, numel(sizes), space)
                 crossing[register] = expr.load(memory, flatten([place, *lanes], sizes))
-        seen |= own
+        seen |= here
 
     def wrapped(leaf: Statements) -> Statements:
         leaf = moved(leaf, crossing)
@@ -157,6 +160,20 @@ def renamed(
     if not new:
         return statement
     return with_places(statement, lambda old, slot: (new.get(old, old), slot), everywhere)
+
+
+def of_item(statement: Statement, xs: Sequence[Atom], item: Axis) -> Statement:
+    """A statement with a work-item's own registers, of all that there were for iterations over xs.
+    """
+
+    def move(place: Array, index: Integer) -> tuple[Array, Integer]:
+        if not place.in_registers or variables(index).isdisjoint(xs):
+            return place, index
+        size = place.size // item.count
+        name = f"{place.name.removesuffix(str(place.size))}{size}"
+        return replace(place, name=name, size=size), substitute(index, dict.fromkeys(xs, 0))
+
+    return with_places(statement, move)
 
 
 def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:

@@ -4,6 +4,8 @@
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
     sink                                 a loop goes inside of others; what is beside gets its own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
+    bind, share                          iterations for the work-items of a group
+    count                                a loop from 0, which may go outside of those around it
     stage                                a copy of an operand, in the order in which it is read
     insert, prefetch                     hints for the memory
     parallelize                          what threads share
@@ -26,7 +28,7 @@ from typing import ParamSpec, TypeVar
 
 from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import nest, registers
 from minigrad.loops.build import (
     flat_loop,
@@ -36,6 +38,7 @@ from minigrad.loops.build import (
     substitute_statement,
     with_places,
 )
+from minigrad.loops.copies import as_it_lies, as_one, by_items
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -343,18 +346,31 @@ class Schedule:
 
     @_step
     def unroll(self, x: Atom, prefix: str, computing: bool = False) -> None:
-        """Plain loops over x, of a known number of iterations, written out; they count from 0."""
+        """Plain loops over x, of a known number of iterations, written out; they count from 0.
+
+        Of one iteration there is no loop.
+        """
 
         def change(loop: Loop, around: Around) -> Statements:
-            count = _plain_count(loop)
-            if count is None:
-                return (loop,)
-            u = make_axis(prefix, 0, count)
-            at = {x: loop.start + u.index}
-            body = tuple(substitute_statement(one, at) for one in loop.body)
-            return (Loop(u.variable, 0, (count,), body, "unroll", transpose=loop.transpose),)
+            if nest.plain_count(loop) == 1:
+                return tuple(substitute_statement(one, {x: loop.start}) for one in loop.body)
+            return (_from_zero(loop, prefix, "unroll"),)
 
         self._change(x, change, computing)
+
+    @_step
+    def count(self, x: Atom, prefix: str) -> Atom:
+        """The only loop over x, of a known number of iterations, counts from 0; gives its variable.
+
+        So its bounds depend on no other loop, and it may go outside of any.
+        """
+        loop = nest.loop_over(x, self.body)
+        new = _from_zero(loop, prefix, "serial")
+        at = {x: loop.start + new.index}
+        for name, value in self.operands.items():
+            self.operands[name] = expr.substitute_in(value, at)
+        self._change(x, lambda *_: (new,))
+        return new.variable
 
     @_step
     def repeat(self, *xs: Atom) -> None:
@@ -365,7 +381,7 @@ class Schedule:
         """
 
         def written(loop: Loop, around: Loops) -> Statements | None:
-            count = _plain_count(loop) if loop.variable in xs else None
+            count = nest.plain_count(loop) if loop.variable in xs else None
             if count is None or not registers.computes(loop):
                 return None
             body = nest.map_loops(loop.body, written)
@@ -403,6 +419,57 @@ class Schedule:
         plain = [axis for axis in axes if isinstance(axis.extent, int)]
         self.body = (flat_loop([*symbolic[:1], *plain], loops_over(symbolic[1:], body)),)
 
+    # ---- work-items ----
+
+    @_step
+    def bind(self, item: Axis, at: Atom, *xs: Atom) -> None:
+        """An iteration over `at` is a work-group's, whose items each take one of loops over xs.
+
+        These are directly inside one another, wherever they are. A register that has a place for
+        each of their iterations has one, for each item has registers of its own.
+        """
+
+        def own(loop: Loop, around: Around) -> Statements:
+            loops = _nested(loop, xs)
+            places = unflatten(item.index, [one.trips for one in loops])
+            at = dict(zip(xs, places, strict=True))
+            body = (registers.of_item(one, xs, item) for one in loops[-1].body)
+            return tuple(substitute_statement(one, at) for one in body)
+
+        def group(loop: Loop, around: Around) -> Statements:
+            return (loop.around((Loop(item.variable, 0, (item.count,), loop.body, "items"),)),)
+
+        if xs:
+            self._change(xs[0], own)
+        self._change(at, group)
+
+    @_step
+    def share(self, place: str, item: Axis, *xs: Atom) -> None:
+        """Loops over xs that store to a place: a group's work-items take iterations in turn.
+
+        These loops are directly inside one another. All are one loop, if all bounds are known, else
+        the innermost is shared. place: its name.
+        """
+
+        def change(loop: Loop, around: Around) -> Statements:
+            if all(array.name != place for array in nest.written(loop)):
+                return (loop,)
+            *outer, inner = loops = _nested(loop, xs)
+            counts = [nest.plain_count(one) for one in loops]
+            if outer and None not in counts:
+                extents = [one.trips for one in loops]
+                e = make_axis("e", 0, numel(extents))
+                places = unflatten(e.index, extents)
+                at = {one.variable: one.start + at for one, at in zip(loops, places, strict=True)}
+                body = tuple(substitute_statement(one, at) for one in inner.body)
+                outer, inner = [], Loop(e.variable, 0, (e.extent,), body)
+            inner = replace(inner, start=inner.start + item.index, step=item.count)
+            for one in reversed(outer):
+                inner = one.around((inner,))
+            return (inner,)
+
+        self._change(xs[0], change)
+
     # ---- memory ----
 
     @_step
@@ -410,7 +477,7 @@ class Schedule:
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]] | None, array: str,
         wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
-        flat: int = 0,
+        flat: int = 0, item: Axis | None = None,
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
@@ -420,7 +487,8 @@ class Schedule:
         layout: of the copy, row-major: groups of variables, each with how many elements it takes,
         None being as many as it has; None: the loops' order. transpose: of the innermost loop.
         flat: the last two loops are one, in vectors of so many: all that is read and written goes
-        through them as through one.
+        through them as through one. item: the copy is in local memory, and made by work-items:
+        all loops are one, of whose vectors of `flat` they take one after the other in turn.
         """
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
@@ -445,13 +513,16 @@ class Schedule:
             flatten([_counted(found[x]) for x in xs], own)
             for (xs, _), own in zip(layout, groups, strict=True)
         ]
-        copy = Array(array, value.dtype, numel(sizes), "scratch")
-        place = flatten(places, sizes)
-        copying, values = (
-            _as_one(copying, flat) if flat else _as_it_lies(copying, value, transpose)
-        )  # fmt: skip
+        copy = Array(array, value.dtype, numel(sizes), "scratch" if item is None else "local")
+        place, guard = flatten(places, sizes), tuple[Affine, ...]()
+        if item is not None:
+            copying, values, guard = by_items(copying, flat, item)
+        elif flat:
+            copying, values = as_one(copying, flat)
+        else:
+            copying, values = as_it_lies(copying, value, transpose)
         copying[-1] = replace(copying[-1], transpose=transpose)
-        body: Statements = (substitute_statement(Store(copy, place, value), values),)
+        body: Statements = (substitute_statement(Store(copy, place, value, guard), values),)
         for loop in reversed(copying):
             body = (loop.around(body),)
         new = {value: expr.load(copy, place)}
@@ -548,50 +619,12 @@ class Schedule:
         report(4, lambda: f"{text()}\n{nest.show_statements(self.whole())}")
 
 
-def _as_it_lies(
-    copying: Sequence[Loop], operand: Expr, most: int
-) -> tuple[list[Loop], dict[Atom, Integer]]:
-    """The loops of a copy, of which the innermost ones go through neighbours in memory as one loop.
-
-    Of at most so many iterations, which are then done at once. Also what their variables are in
-    that. (A kernel of 3 × 3 has its 9 numbers for each channel, or in the gradient the same
-    backwards, where tiles want all channels for each of the 9.)
-    """
-    loops, joined, size = list(copying), list[Loop](), 1
-    if operand.op is not expr.Leaf.LOAD:
-        return loops, {}
-    step = coefficient(operand.index, loops[-1].variable) or 0
-    while abs(step) == 1 and loops and loops[-1].start == 0:
-        count = _plain_count(loops[-1])
-        far = coefficient(operand.index, loops[-1].variable)
-        if count is None or count * size > most or far != step * size:
-            break
-        joined.insert(0, loops.pop())
-        size *= count
-    if not joined or step == 1 and len(joined) == 1:
-        return [*loops, *joined], {}
-    x = make_axis(f"{joined[-1].variable.name}j", 0, size)
-    places = unflatten(x.index if step == 1 else size - 1 - x.index, [one.trips for one in joined])
-    values = {one.variable: place for one, place in zip(joined, places, strict=True)}
-    return [*loops, Loop(x.variable, 0, (size,), ())], values
-
-
-def _as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, Integer]]:
-    """The loops of a copy, the last two as one, in vectors; and what their variables are in it."""
-    *loops, outer, inner = copying
-    count = inner.stops[0] - inner.start
-    assert isinstance(count, int)
-    x = make_axis("w", 0, (outer.variable.high + 1) * count)
-    values = {outer.variable: x.index // count, inner.variable: inner.start + x.index % count}
-    stops = tuple(stop * count for stop in outer.stops)
-    one = Loop(x.variable, outer.start * count, stops, (), "lanes", width)
-    return [*loops, one], values
-
-
 def _word(x: object) -> str:
     if isinstance(x, Sequence) and not isinstance(x, str):
         return "(" + ", ".join(map(_word, x)) + ")"
-    return "…" if callable(x) or isinstance(x, Mapping) else str(x)
+    if callable(x) or isinstance(x, Mapping):
+        return "…"
+    return f"{x.variable} of {x.extent}" if isinstance(x, Axis) else str(x)
 
 
 def _each(body: Statements, x: Atom, change: Change) -> Statements:
@@ -605,11 +638,15 @@ def _each(body: Statements, x: Atom, change: Change) -> Statements:
     return nest.map_loops(body, chosen)
 
 
-def _plain_count(loop: Loop) -> int | None:
-    """Iterations of a plain loop, if their number is known."""
-    count = loop.stops[0] - loop.start
-    plain = loop.kind == "serial" and len(loop.stops) == 1
-    return count if plain and isinstance(count, int) else None
+def _from_zero(loop: Loop, prefix: str, kind: str) -> Loop:
+    """A plain loop of a known number of iterations that counts them; others as they are."""
+    count = nest.plain_count(loop)
+    if count is None:
+        return loop
+    u = make_axis(prefix, 0, count)
+    at = {loop.variable: loop.start + u.index}
+    body = tuple(substitute_statement(one, at) for one in loop.body)
+    return Loop(u.variable, 0, (count,), body, kind, transpose=loop.transpose)
 
 
 def _counted(loop: Loop) -> Integer:

@@ -72,6 +72,13 @@ class Vector:
         """Conditions in one lane."""
         return expr.restrict((), [self.at(c, lane) for c in conditions])
 
+    def same(self, c: Integer) -> Integer:
+        """A condition, in one lane if it holds in all lanes or in none."""
+        width, step = self.words.width, self.stride(c)
+        lane = width - 1 if step == -1 else 0
+        least = substitute(self.at(c, lane), {self.first: self.start})
+        return least if step in (1, -1) and divides(least, width) else c
+
     def varies(self, x: Integer) -> bool:
         """Whether an index differs from lane to lane."""
         return not self.atoms.isdisjoint(variables(x))
@@ -80,8 +87,7 @@ class Vector:
 class Emitter(levels.Levels[Level, str]):
     """Emits expressions and what reads memory. Statements are emitted by who derives from it.
 
-    vector: of the lanes loop that is emitted at once now; lane: where one is written out, which
-    lane it is now.
+    vector: of the lanes loop that is emitted now.
     """
 
     def __init__(self, nest: Nest, language: Language) -> None:
@@ -95,7 +101,6 @@ class Emitter(levels.Levels[Level, str]):
         self.declared: list[str] = []
         self.uses: Counter[Expr] = Counter()  # of what the value that is computed now is made of
         self.vector: Vector | None = None
-        self.lane: int | None = None
 
     # ---- names and levels ----
 
@@ -261,13 +266,6 @@ class Emitter(levels.Levels[Level, str]):
             self.declared.append(f"{kind} {name};")
         return self.registers[key]
 
-    def _read(self, array: Array, index: Integer) -> str:
-        """What a register holds, in this lane where lanes are written out."""
-        name = self.register(array, index)
-        if array.width == 1 or self.lane is None:
-            return name
-        return Words(self.language, array.width).lane(name, array.dtype, self.lane)
-
     # ---- expressions ----
 
     def value(self, root: Expr) -> str:
@@ -327,7 +325,7 @@ class Emitter(levels.Levels[Level, str]):
             self.language.type_of(e.dtype)
             return literal(e.value, e.dtype)
         if e.in_registers:
-            return self._read(e.array, e.index)
+            return self.register(e.array, e.index)
         if e.args:
             args = [self.spread(arg, self.memo[arg][0], words) for arg in e.args]
             return words.operation(e.op, e.args[0].dtype, e.dtype, args)
@@ -351,8 +349,10 @@ class Emitter(levels.Levels[Level, str]):
 
     def _vector_index(self, e: Expr, vector: Vector) -> str:
         """An index as values, or whether it is ≥ 0."""
-        words, x = vector.words, e.index
+        words, x = vector.words, vector.same(e.index) if e.op is Leaf.CONDITION else e.index
         step = vector.stride(x)
+        if step == 0:
+            return words.gathered([self.condition(x)], dtypes.bool)
         kind = kind_of(vector.at(x, words.width - 1))
         if step is not None and kind == "int":
             numbers = words.iota(self.index(x, kind), step, kind)
@@ -367,8 +367,9 @@ class Emitter(levels.Levels[Level, str]):
 
     def _vector_load(self, e: Expr, vector: Vector) -> str:
         array, index, words = e.array, e.index, vector.words
-        varying = [c for c in e.guard if vector.varies(c)]
-        guard = self.guard(c for c in e.guard if c not in varying)
+        tests = [vector.same(c) for c in e.guard]
+        varying = [c for c in tests if vector.varies(c)]
+        guard = self.guard(c for c in tests if c not in varying)
         zero = words.gathered([literal(0, array.dtype)], array.dtype)
         if guard == "false":
             return zero

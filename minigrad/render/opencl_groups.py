@@ -7,9 +7,8 @@ where they are fewer. Scratch memory of a work-item is private; of a group it is
 buffer, which comes as the last argument. Vectors of neighbouring elements that provably begin at a
 multiple of their length are read and written as one word.
 
-A lanes loop of 2, 4 or 8 iterations is computed all at once, by vectors of a work-item. Where its
-body cannot be computed so, it is written out lane by lane. A lanes loop of more than one vector is
-a plain loop, which needs no registers of several lanes.
+A lanes loop of 2, 4 or 8 iterations is computed all at once, by vectors of a work-item; one of more
+than one vector is a plain loop, which needs no registers of several lanes.
 """
 
 from __future__ import annotations
@@ -166,7 +165,7 @@ class GroupsEmitter(Emitter):
             tests = [stop - loop.start - 1 for stop in loop.stops]
             guard = self.guard(test for test in tests if not proven_nonnegative(test))
             if guard != "false":
-                self._iteration(loop, 0, f"if ({bare(guard)})" if guard else "")
+                self._iteration(loop, f"if ({bare(guard)})" if guard else "")
             return
         start = bare(self.index(loop.start, kind))
         stop = bare(_least([self.index(stop, kind) for stop in loop.stops], kind))
@@ -194,22 +193,17 @@ class GroupsEmitter(Emitter):
             self._serial(replace(loop, kind="serial", step=1))
             return
         vector = Vector(loop.variable, loop.lane, Words(self.language, loop.step), loop.start)
-        if loop.step in WIDTHS and all(_takes(vector, inner) for inner in loop.body):
-            self.vector = vector
-            self._iteration(loop, 0)
-            self.vector = None
-            return
-        before = self.lane
-        for lane in range(loop.step):
-            self.lane = lane
-            self._iteration(loop, lane)
-        self.lane = before
+        if loop.step not in WIDTHS or not all(_takes(vector, inner) for inner in loop.body):
+            raise self.unexpected(f"a lanes loop of step {loop.step} that is no vector's")
+        self.vector = vector
+        self._iteration(loop)
+        self.vector = None
 
-    def _iteration(self, loop: Loop, lane: int, header: str = "") -> None:
-        """The body in one lane, or from the first one on."""
+    def _iteration(self, loop: Loop, header: str = "") -> None:
+        """The body, of a vector from the first lane on."""
         kind = kind_of_range(loop.start, loop.stops, loop.step)
         with self.straight(loop.changes, header):
-            text = place = self.index(loop.start + lane, kind)
+            text = place = self.index(loop.start, kind)
             if not text.isidentifier() and parse(text) is None:
                 place = self.fresh(loop.variable.name)
                 self.line(f"const {kind} {place} = {bare(text)};")
@@ -217,7 +211,7 @@ class GroupsEmitter(Emitter):
             if self.vector is not None and loop.kind == "lanes":
                 self.bind(self.vector.first, place, kind)
             if loop.lane is not None:
-                self.bind_constant(loop.lane, lane)
+                self.bind_constant(loop.lane, 0)
             self.body(loop)
 
     # ---- statements ----
@@ -232,13 +226,10 @@ class GroupsEmitter(Emitter):
             raise self.unexpected(f"a {type(statement).__name__}")
 
     def set(self, statement: Store, value: str) -> None:
-        """Let a register have a value, or this lane of it."""
+        """Let a register have a value."""
         array = statement.array
         register = self.register(array, statement.index)
-        if array.width > 1 and self.lane is not None:
-            value = f"{value} ? -1 : 0" if array.dtype.is_bool else value
-            register = f"{register}.s{self.lane}"
-        elif array.width > 1:
+        if array.width > 1:
             words = self.vector.words if self.vector else Words(self.language, array.width)
             value = self.spread(self.expand(statement.value), value, words)
         self.line(f"{register} = {bare(value)};")
@@ -252,6 +243,7 @@ class GroupsEmitter(Emitter):
         ):
             self._store(array, index, guard, value, self.words)
             return
+        guard = expr.restrict((), map(vector.same, guard))
         words, value = vector.words, self.spread(root, value, vector.words)
         if vector.stride(index) == 1 and not any(map(vector.varies, guard)):
             self._store(array, index, guard, value, words)

@@ -16,6 +16,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Atom, Integer, var
 from minigrad.loops.build import least, loops_over, put
 from minigrad.loops.nest import (
+    Barrier,
     Loop,
     Loops,
     Matrix,
@@ -253,6 +254,50 @@ def unroll(s: Schedule) -> None:
     s.sink(m)
     s.unroll(m, "u")
     assert tiles
+
+
+@step
+def count(s: Schedule) -> None:
+    """
+      for t0 in 0 … 3:
+        for n0 in 0 … 8:
+          for u0 in 0 … 2:
+            total[0] = 0.0
+            for k0 in 0 … 5:
+              total[0] = (total[0] + (left[k0 + 10·t0 + 5·u0] * right[8·k0 + n0]))
+            out[n0 + 16·t0 + 8·u0] = total[0]
+    """
+    tiles = s.split(m, 2, "t")
+    s.reorder(tiles, n, s.count(m, "u"))
+
+
+@step
+def bind(s: Schedule) -> None:
+    """
+      for t0 in 0 … 3:
+        for item0 in 0 … 8 items:
+          for u0 in 0 … 2 unroll:
+            total2[u0] = 0.0
+          for kb0 in 0 … 5:
+            for q0 in 0 … 1 unroll:
+              column[item0] = right[item0 + 8·kb0]
+            barrier
+            for u0 in 0 … 2 unroll:
+              for k0 in kb0 … kb0 + 1:
+                total2[u0] = (total2[u0] + (left[k0 + 10·t0 + 5·u0] * column[item0]))
+            barrier
+          for u0 in 0 … 2 unroll:
+            out[item0 + 16·t0 + 8·u0] = total2[u0]
+    """
+    tiles, pieces, item = s.split(m, 2, "t"), s.split(k, 1, "kb"), make_axis("item", 0, 8)
+    s.reorder(tiles, n, m)
+    s.sink(n, m, into=pieces)
+    s.insert(pieces, lambda *_: [Barrier()])
+    with s.inside(pieces):
+        s.insert(n, lambda *_: [Barrier()], behind=True)
+        s.stage("right", None, [k, n], None, "column", flat=1, item=item)
+    s.unroll(m, "u")
+    s.bind(item, tiles, n)
 
 
 @step

@@ -12,9 +12,11 @@ from minigrad import Context, Tensor, Variable
 from minigrad.compile import schedule_of
 from minigrad.device import Device
 from minigrad.dtype import dtypes
+from minigrad.errors import CompileError
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
+from minigrad.loops import transforms
 from minigrad.loops.gpu import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
@@ -51,13 +53,47 @@ kernel contraction(s0: float32[144], s1: float32[144], o2: float32[81])  # grain
   parallel for r0 in 0 … 1:
     for item0 in 0 … 64 items:
       for x0 in 0 … 4 step 4 lanes:
-        for u0 in 0 … 1 unroll:
-          for v0 in 0 … 1 unroll:
-            tile[u0 + v0] = 0.0
-      for kp0 in 0 … 1:
-        for q0 in 0 … 1 unroll:
-          for y0 in 0 … 4 step 4 lanes:
+        tile1[0] = 0.0
+      for q0 in 0 … 1 unroll:
+        for y0 in 0 … 4 step 4 lanes:
 """
+
+CONTRACTION_STEPS = """\
+split(m99, 16, c)
+split(n99, 16, p)
+split(m99, 1, ir)
+split(k99, 16, kp)
+split(n99, 16, v)
+split(n99, 4, ic)
+count(n99, x)
+count(k99, k)
+vectorize(x0, 4)
+reorder(c0, p0, ir0, ic0, x0, m99, v0)
+sink(ir0, ic0, x0, m99, v0, into=kp0)
+insert(kp0, …)
+insert(ir0, …, behind=True)
+stage(right, None, (k0, v0, ic0, x0), (((k0), None), ((v0, ic0, x0), 20)), right, flat=1, \
+item=item0 of 64)
+stage(left, None, (ir0, m99, k0), (((k0), None), ((ir0, m99), 20)), left, flat=4, \
+item=item0 of 64)
+sink(m99, v0)
+unroll(m99, u)
+unroll(v0, v)
+bind(item0 of 64, p0, ir0, ic0)
+parallelize(c0, p0)
+simplify"""
+
+
+def steps_of(monkeypatch, *roots):
+    """What recipes do, step by step."""
+    found = []
+    monkeypatch.setattr(transforms, "watchers", [lambda step, body: found.append(step)])
+    nests(*roots)
+    return "\n".join(found[1:])
+
+
+def test_the_steps_of_a_product(monkeypatch):
+    assert steps_of(monkeypatch, product(9, 16, 9)) == CONTRACTION_STEPS
 
 
 def test_golden_contraction():
@@ -85,8 +121,21 @@ kernel rows(s0: float32[1200], o2: float32[3])  # grain 3
 ROWS_END = """
       barrier
       fold_float32[item0] = (fold_float32[item0] + fold_float32[item0 + 1]) if -item0 >= 0
-      o2[r0] = fold_float32[item0] if -item0 >= 0
-      barrier"""
+      sum0[0] = fold_float32[item0]
+      barrier
+      for e0 in item0 … 1 step 64:
+        o2[r0] = sum0[0]"""
+
+ROWS_STEPS = """\
+insert(k0, …, behind=True)
+share(sum0, item0 of 64, k0)
+share(o2, item0 of 64, e0)
+bind(item0 of 64, r0)
+parallelize(r0)"""
+
+
+def test_the_steps_of_rows(monkeypatch):
+    assert steps_of(monkeypatch, build.reduce(Op.SUM, slot(0, 3, 400), (1,))) == ROWS_STEPS
 
 
 def test_golden_rows():
@@ -159,12 +208,11 @@ def test_places_that_are_loaded_are_read_lane_by_lane(first):
     same(lambda x, at: x[at] * 2, first, numbers(50), places)
 
 
-def test_registers_of_several_lanes_lane_by_lane(first, monkeypatch):
-    """What has no vectors in a body, has none in all of it."""
+def test_what_is_no_vector_is_refused(monkeypatch):
+    (nest,) = nests(product(9, 16, 9))
     monkeypatch.setattr("minigrad.render.opencl_groups._takes", lambda *given: False)
-    x, w, queries = numbers(13, 18), numbers(18, 21), numbers(2, 24, 12)
-    same(lambda x, w: (x @ w).relu() - 3, first, x, w)
-    same(lambda x: (x * 3).scaled_dot_product_attention(x, x - 3, is_causal=True), first, queries)
+    with pytest.raises(CompileError, match="a lanes loop of step 4 that is no vector's"):
+        render(nest)
 
 
 def test_attention_makes_no_square_buffer(first, monkeypatch):

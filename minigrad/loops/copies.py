@@ -1,0 +1,79 @@
+"""The loops of a copy (see `Schedule.stage`), in the order that suits what is read and who copies.
+
+Each gives the loops, and what the variables that there were are in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad.graph.shapes import numel, unflatten
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.loops.build import lanes_loop
+from minigrad.loops.nest import Loop, plain_count
+from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.expr import Expr, Guard
+
+UNROLLED = 32  # copies of a work-item that are written out, at most
+
+
+def as_it_lies(
+    copying: Sequence[Loop], operand: Expr, most: int
+) -> tuple[list[Loop], dict[Atom, Integer]]:
+    """The loops of a copy, of which the innermost ones go through neighbours in memory as one loop.
+
+    Of at most so many iterations, which are then done at once. Also what their variables are in
+    that. (A kernel of 3 × 3 has its 9 numbers for each channel, or in the gradient the same
+    backwards, where tiles want all channels for each of the 9.)
+    """
+    loops, joined, size = list(copying), list[Loop](), 1
+    if operand.op is not expr.Leaf.LOAD:
+        return loops, {}
+    step = coefficient(operand.index, loops[-1].variable) or 0
+    while abs(step) == 1 and loops and loops[-1].start == 0:
+        count = plain_count(loops[-1])
+        far = coefficient(operand.index, loops[-1].variable)
+        if count is None or count * size > most or far != step * size:
+            break
+        joined.insert(0, loops.pop())
+        size *= count
+    if not joined or step == 1 and len(joined) == 1:
+        return [*loops, *joined], {}
+    x = make_axis(f"{joined[-1].variable.name}j", 0, size)
+    places = unflatten(x.index if step == 1 else size - 1 - x.index, [one.trips for one in joined])
+    values = {one.variable: place for one, place in zip(joined, places, strict=True)}
+    return [*loops, Loop(x.variable, 0, (size,), ())], values
+
+
+def as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, Integer]]:
+    """The loops of a copy, the last two as one, in vectors; and what their variables are in it."""
+    *loops, outer, inner = copying
+    count = inner.stops[0] - inner.start
+    assert isinstance(count, int)
+    x = make_axis("w", 0, (outer.variable.high + 1) * count)
+    values = {outer.variable: x.index // count, inner.variable: inner.start + x.index % count}
+    stops = tuple(stop * count for stop in outer.stops)
+    one = Loop(x.variable, outer.start * count, stops, (), "lanes", width)
+    return [*loops, one], values
+
+
+def by_items(
+    copying: Sequence[Loop], width: int, item: Axis
+) -> tuple[list[Loop], dict[Atom, Integer], Guard]:
+    """All loops as one, in vectors that work-items take in turn; also which of these there are.
+
+    A small copy may have fewer than there are items.
+    """
+    extents = [one.trips for one in copying]
+    count = numel(extents) // width
+    q, y = make_axis("q", 0, ceildiv(count, item.count)), make_axis("y", 0, width)
+    number = q.index * item.count + item.index
+    places = unflatten(number * width + (y.index if width > 1 else 0), extents)
+    values: dict[Atom, Integer] = {}
+    for one, place in zip(copying, places, strict=True):
+        values[one.variable] = substitute(one.start, values) + place
+    kind = "unroll" if q.count <= UNROLLED else "serial"
+    loops = [Loop(q.variable, 0, (q.count,), (), kind), lanes_loop(y, width, ())]
+    return loops[: 1 + (width > 1)], values, expr.restrict((), [count - 1 - number])
