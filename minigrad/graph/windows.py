@@ -126,7 +126,8 @@ def overlap_add(
     # windows that do not overlap need no sum: they are moved at the end
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
-    if numel(product.extents) >= LARGE and any(step > 1 for _, _, step, _ in overlapping):
+    strided = any(step > 1 for _, _, step, _ in overlapping)
+    if strided and ("sum", 0) in product.names and numel(product.extents) >= LARGE:
         # weights are read for each remainder: along the sums, which are their last dimensions
         product.factors = [
             f if any(f.shape[product.at("x", axis)] != 1 for axis, *_ in overlapping)

@@ -150,11 +150,11 @@ def straight(capture: Capture) -> Serve | None:
         names |= {"put": put.func, **{f"place{n}": place for n, place in enumerate(put.args)}}
         handles = [f"place{n}" for n in range(len(put.args))] + handles
     handles += [f"node{n}.arg.handle" for n in range(len(capture.outputs))]
-    known, tensors = _positional(capture), iter(inputs)
+    items, tensors = _positional(capture), iter(inputs)
     arguments = [f"tensor{next(tensors)}" if item is TENSOR else f"variable{place}"
-                 for place, item in enumerate(known)]  # fmt: skip
-    variables = [place for place, item in enumerate(known) if item is not TENSOR]
-    names |= {f"unbound{place}": known[place] for place in variables}
+                 for place, item in enumerate(items)]  # fmt: skip
+    variables = [place for place, item in enumerate(items) if item is not TENSOR]
+    names |= {f"unbound{place}": items[place] for place in variables}
     text.append(_ARGUMENTS.format(
         arguments="".join(f"{name}, " for name in arguments) or "()",
         values="{}" if variables else "nothing",
