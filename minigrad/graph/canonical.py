@@ -190,14 +190,16 @@ def numbers_of(call: Canonical) -> set[tuple[int, tuple[str, ...]]]:
         return str(unbind(cell, values))
 
     for node in call.order:
+        is_value = node.op is Op.CUSTOM  # what only its gradient needs may be missing
         is_memory, is_numbered = node.op is BUFFER, node.op in NUMBERED
         arg = node.ndim if is_numbered else node.arg
-        part = hash((node.op, node.dtype, arg, *map(hashes.__getitem__, node.src)))
-        hashes[node] = part
+        hashes[node] = part = hashes[node.src[0]] if is_value else hash(
+            (node.op, node.dtype, arg, *map(hashes.__getitem__, node.src))
+        )
         if is_memory or node in stored:
             hashes[node] = hash((node.dtype, *map(shown, node.shape)))
         having = [node] * is_numbered + [source for source in node.src if source.op is CONST]
-        if having and not (is_memory or node.op is CONST):
+        if having and not (is_memory or is_value or node.op is CONST):
             found.add((part, tuple(shown(cell) for one in having for cell in cells_of(one))))
     return found
 
