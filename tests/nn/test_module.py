@@ -302,6 +302,21 @@ def test_a_sequential_with_more_than_layers(on_device):
     assert net(Tensor.ones(1, 2)).tolist() == [[4.0, 4.0, 4.0]]
 
 
+def test_names_that_pytorch_has_for_parts():
+    net = nn.Module()
+    net.register_module("one", nn.Linear(1, 2))
+    net.frozen = nn.Parameter([1.0], requires_grad=False)
+    assert list(net.state_dict()) == ["frozen", "one.weight", "one.bias"]
+    assert len(list(net.parameters())) == 2 and repr(nn.Module()) == "Module()"
+
+
+def test_dropout_between_the_layers_of_an_lstm(on_device):
+    net, x = nn.LSTM(3, 8, 2, dropout=0.5).train(), Tensor.ones(4, 2, 3)
+    assert (net(x)[0].numpy() != net(x)[0].numpy()).any()
+    net.eval()
+    assert (net(x)[0].numpy() == net(x)[0].numpy()).all()
+
+
 def test_a_class_is_no_layer():
     with pytest.raises(TypeError, match=r"Sequential of the class ReLU: expected .* ReLU\(…\)"):
         nn.Sequential(nn.Linear(2, 3), nn.ReLU)  # type: ignore[arg-type]
