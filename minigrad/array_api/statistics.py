@@ -53,7 +53,7 @@ def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: An
     _check("var", kinds.FLOATING, x)
     axes = _axes("var", axis, x.ndim)
     if not axes:
-        return Array._of(x._tensor * 0)
+        return Array._of(x._tensor.unsqueeze(-1).var(-1, correction=correction))
     return Array._of(x._tensor.var(axes, correction=correction, keepdim=keepdims))
 
 

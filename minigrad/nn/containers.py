@@ -58,7 +58,11 @@ class _Container(Layer):
     def add_module(self, name: str, module: Any) -> None:
         """Hold an item by a name, in the place of the one that has it or at the end."""
         known = {str(key): key for key in self._items}
-        self._hold({**self._items, known.get(name, name): module}.items())
+        self._hold({**self._items, known.get(name, name): self._item(module)}.items())
+
+    def _item(self, item: Any) -> Any:
+        """What is held for an item that is given."""
+        return item
 
     register_module = add_module
 
@@ -89,9 +93,9 @@ class _List(_Container, MutableSequence[_T]):
     def __setitem__(self, place: Any, item: Any) -> None:
         found = [*self._items.items()]
         if isinstance(place, slice):
-            found[place] = [(0, each) for each in item]
+            found[place] = [(0, self._item(each)) for each in item]
         else:
-            found[place] = (found[place][0], item)
+            found[place] = (found[place][0], self._item(item))
         self._hold(found)
 
     def __delitem__(self, place: int | slice) -> None:
@@ -102,7 +106,7 @@ class _List(_Container, MutableSequence[_T]):
     def insert(self, index: int, item: _T) -> None:
         """Put an item before a place."""
         found = [*self._items.items()]
-        found.insert(index, (0, item))
+        found.insert(index, (0, self._item(item)))
         self._hold(found)
 
     def append(self, item: _T) -> Self:  # type: ignore[override]
@@ -118,9 +122,8 @@ class ModuleList(_List[Any]):
 class ParameterList(_List[Tensor]):
     """A list of parameters; what is no Tensor becomes one."""
 
-    def insert(self, index: int, item: Any) -> None:
-        """Put a parameter before a place."""
-        super().insert(index, Parameter(item))
+    def _item(self, item: Any) -> Tensor:
+        return Parameter(item)
 
 
 class Sequential(_List[Function]):
@@ -139,14 +142,13 @@ class Sequential(_List[Function]):
             else:
                 self.extend(layer if isinstance(layer, (list, tuple)) else [layer])  # type: ignore[list-item]
 
-    def insert(self, index: int, item: Function) -> None:
-        """Put a layer in before another."""
+    def _item(self, item: Any) -> Function:
         if not callable(item):
             raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
         if isinstance(item, type):
             name = item.__name__
             raise TypeError(f"Sequential of the class {name}: expected a layer, as {name}(…)")
-        super().insert(index, item)
+        return item  # type: ignore[no-any-return]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):

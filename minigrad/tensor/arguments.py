@@ -112,9 +112,6 @@ def _parameters(
     function: Any,
 ) -> tuple[Sequence[str], Sequence[str], Mapping[str, Any]]:
     """Names of the parameters that may go by place, of the others, and annotations by name."""
-    known = getattr(function, "__signature__", None)
-    if known is not None:  # of one that takes *args and gives them to another
-        return tuple(known.parameters), (), {n: p.annotation for n, p in known.parameters.items()}
     code = function.__code__
     names, count = code.co_varnames, code.co_argcount
     return names[:count], names[count : count + code.co_kwonlyargcount], function.__annotations__

@@ -13,6 +13,7 @@ from minigrad.device import Buffer, Device, refuse, watching
 from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
+from minigrad.tensor import views
 from minigrad.tensor.basic import Composed
 
 CPU_MEMORY = 1  # kDLCPU
@@ -53,8 +54,8 @@ class DLPack(Composed):
     ) -> Any:  # fmt: skip
         """A capsule through which another library sees this tensor's memory.
 
-        Realizes it. The memory is shared where the device is a CPU, and copied to the host
-        elsewhere, which `copy=False` forbids (BufferError).
+        Realizes it. The memory is shared where the device is a CPU and the tensor no view, and
+        copied in the host's otherwise, which `copy=False` forbids (BufferError).
         """
         if stream is not None:
             raise BufferError(f"__dlpack__(stream={stream!r}): the host has no streams; pass None")
@@ -63,6 +64,13 @@ class DLPack(Composed):
                 f"__dlpack__(dl_device={tuple(dl_device)}): this tensor can be given in the host's "
                 "memory only, (1, 0)"
             )
+        if views.base_of(self) is not None:  # what it has in memory is a copy
+            if copy is False:
+                raise BufferError(
+                    "__dlpack__(copy=False) of a view: only a whole tensor's memory can be given; "
+                    "pass copy=None"
+                )
+            copy = True
         memory = (self.clone() if copy else self)._shared_memory()
         copied = bool(copy) or memory is None
         if memory is None:
@@ -80,9 +88,8 @@ class DLPack(Composed):
         """The buffer that holds its elements in row-major order; None if the host can't read it."""
         if any(not isinstance(extent, int) for extent in self.shape):
             return None
-        self.realize()
-        if not self.is_realized():  # a view of another tensor's memory
-            return self.clone()._shared_memory()
+        while not self.is_realized():  # another thread may write meanwhile
+            self.realize()
         buffer: Buffer = self.raw.arg
         if watching.watch is not None:
             watching.watch.reads(buffer)

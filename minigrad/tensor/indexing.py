@@ -338,14 +338,12 @@ class Indexing(Methods):
             flat = mask.flatten()
             order = (~flat).cast("uint8").argsort(0)[:size]  # stable: those that are not 0 first
             order = flat._at(0, order).where(order, 0).pad([(0, size - order._known_shape()[0])])
-            places = self._unravelled(order)
         else:
-            places = mask._places_of(mask, 0) if self.ndim else []
+            order = mask._places()
+        places = self._unravelled(order)
         if as_tuple:
-            return tuple(places)
-        if not places:
-            return self.zeros(int(bool(mask)), 0, dtype=dtypes.default_int, device=self.raw.device)
-        return places[0].stack(*places[1:], dim=-1)
+            return tuple(places or [order])  # of a number as of a vector of one
+        return places[0].stack(*places[1:], dim=-1) if places else order.unsqueeze(1)[:, :0]
 
     def _unravelled(self, flat: Any) -> list[Self]:
         """Positions in the flat tensor as positions along each dimension."""

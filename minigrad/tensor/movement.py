@@ -78,12 +78,7 @@ class Movement(Methods):
         [[1, 2], [3, 4]]
         """
         wanted = _completed(self.shape, sequence(shape))
-        try:
-            return self._view(lambda node: build.reshape(node, wanted))
-        except ShapeError:
-            raise ShapeError(
-                f"reshape from {self.shape} to {tuple(wanted)}: numbers of elements differ"
-            ) from None
+        return self._view(lambda node: build.reshape(node, wanted))
 
     view = reshape
 

@@ -134,7 +134,7 @@ def settle_before(written: Container[Buffer], read: Container[Buffer] = ()) -> N
             if (anyone and holder.raw in reads or holder in mine and holder.raw in waits)
             and id(holder._link) not in following
         ]  # fmt: skip
-    realize(wanted)
+    _settle(wanted)
 
 
 def settle_readers() -> None:
@@ -151,14 +151,21 @@ def settle_readers() -> None:
             order, (node for node in order if node.op is BUFFER and node not in _companions)
         )
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
-    try:
-        realize(wanted)
-    except ValueError:  # a variable that is bound to several values: no single program has it
-        for holder in wanted:
-            realize([holder])
+    _settle(wanted)
     for state in states:
         _compute([], {state}, _companions[state]())
     views.align()
+
+
+def _settle(wanted: Sequence[Holder]) -> None:
+    """Realize tensors, one by one where a variable is bound to several values in them."""
+    try:
+        realize(wanted)
+    except MinigradError:
+        raise
+    except ValueError:  # no single program has it
+        for holder in wanted:
+            realize([holder])
 
 
 def _waits_and_mine(lazy: Sequence[Holder]) -> tuple[list[Node], set[Node], set[Holder]]:

@@ -97,6 +97,7 @@ CALLS = [
     ("eye", (3, 4), {"k": 1, "dtype": "float64"}), ("full", ((2, 3), 7), {}),
     ("meshgrid", (INTS[0], INTS[1]), {}), ("sum", (INTS,), {"axis": (0, 1), "keepdims": True}),
     ("var", (FLOATS,), {"axis": 0, "correction": 1}), ("argmax", (FLOATS,), {"axis": 1}),
+    ("var", (FLOATS,), {"axis": ()}),
     ("cumulative_sum", (INTS,), {"axis": 1}), ("cumulative_prod", (FLOATS,), {"axis": 0}),
     ("cumulative_sum", (FLOATS,), {"axis": 0, "include_initial": True}),
     ("clip", (FLOATS, -1.0, 1.0), {}), ("where", (FLAGS, FLOATS, 0.0), {}),
@@ -228,7 +229,13 @@ def test_dtypes_and_defaults():
         for name in ("bits", "eps", "max", "min", "smallest_normal"):
             assert getattr(ours, name) == float(getattr(theirs, name))
     assert xp.can_cast(xp.int8, xp.int32) and not xp.can_cast(xp.float64, xp.float32)
+    assert not xp.can_cast(xp.float32, xp.int8) and xp.isdtype(xp.int8, xp.int8)
+    assert xp.result_type(xp.int8, 1) is xp.int8 and xp.result_type(xp.float64, 1.5) is xp.float64
+    for dtype, number in ((xp.int8, 1.5), (xp.int8, True), (xp.bool, 1)):
+        with pytest.raises(TypeError, match="beside"):
+            xp.result_type(dtype, number)
     info = xp.__array_namespace_info__()
+    assert info.default_device() in info.devices() and info.capabilities()["boolean indexing"]
     assert info.default_dtypes()["integral"] is xp.int64
     assert set(info.dtypes(kind="real floating")) == {"float32", "float64"}
 
@@ -259,7 +266,34 @@ def test_the_array_itself():
     assert np.from_dlpack(xp.asarray([1.0, 2.0])).tolist() == [1, 2]
     assert np.asarray(xp.from_dlpack(np.arange(3))).tolist() == [0, 1, 2]
     assert x.to_device(str(x.device)).device == x.device
+    assert x.__dlpack_device__() == (1, 0) and complex(xp.asarray(2.5)) == 2.5
+    y = xp.asarray([1, -2])
+    assert np.asarray(abs(y)).tolist() == [1, 2] and np.asarray(~y).tolist() == [-2, 1]
+    assert np.asarray(+y).tolist() == [1, -2] and int(y[xp.asarray(1)]) == -2
+    with pytest.raises(TypeError, match="unsupported operand"):
+        y += "a"
     assert "dtype=int64" in repr(x)
+
+
+def test_copies_of_arrays():
+    x = xp.asarray([1, 2])
+    copied, wider = xp.asarray(x, copy=True), xp.asarray(x, dtype=xp.float64)
+    copied[0] = 5
+    assert np.asarray(x).tolist() == [1, 2] and np.asarray(copied).tolist() == [5, 2]
+    assert xp.asarray(x) is x and wider.dtype is xp.float64
+    assert xp.astype(x, xp.int64, copy=False) is x and xp.astype(x, xp.int64) is not x
+    given = np.array([1.0, 2.0])
+    assert np.asarray(xp.asarray(given, copy=False)).tolist() == [1, 2]
+    for one, options in ((x, {"dtype": xp.float64}), ([1, 2], {})):
+        with pytest.raises(ValueError, match="cop"):
+            xp.asarray(one, copy=False, **options)
+    empty = xp.repeat(xp.zeros((0, 2)), xp.asarray([], dtype=xp.int64), axis=0)
+    assert empty.shape == (0, 2) and xp.meshgrid() == [] and xp.empty((2, 2)).shape == (2, 2)
+    assert xp.empty_like(x).dtype is x.dtype
+
+
+def test_the_variance_of_single_numbers_less_one():
+    assert np.isnan(np.asarray(xp.var(xp.ones(2), axis=(), correction=1))).all()
 
 
 def test_more_differences_than_elements(on_device):

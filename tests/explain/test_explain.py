@@ -19,6 +19,7 @@ from lessons.site import axe, faults, resize, said, scheme, too_wide, visit
 
 from minigrad import Context, Mesh, P, Tensor, explain, jit, nn
 from minigrad.errors import DeviceError, MinigradError
+from minigrad.explain import modules
 from minigrad.explain import page as page_module
 from minigrad.explain.origins import FOLLOWED
 from minigrad.graph import node
@@ -210,6 +211,33 @@ def test_it_leaves_nothing_behind(cpu: str, tmp_path: Path) -> None:
 def test_followed_functions_have_their_variables() -> None:
     for code, name in FOLLOWED.items():
         assert name in code.co_varnames + code.co_cellvars, code.co_qualname
+
+
+class Owner:
+    """Holds a model; its methods, it itself and its captured method are steps."""
+
+    def __init__(self) -> None:
+        self.net = Net()
+
+    def step(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    __call__ = step
+    captured = jit(step)
+
+
+def test_models_are_found_wherever_a_step_has_them() -> None:
+    owner, net = Owner(), Net()
+    for step in (owner, owner.step, owner.captured, jit(owner.step)):
+        assert modules.models_of(step) == {"owner": owner}
+    assert modules.models_of(net) == modules.models_of(jit(net)) == {"net": net}
+
+    def late(x: Tensor) -> Any:
+        return unbound(x)
+
+    assert modules.models_of(late) == {}
+    unbound = Net()
+    assert modules.models_of(late) == {"unbound": unbound}
 
 
 def test_wrong_use(cpu: str, tmp_path: Path) -> None:

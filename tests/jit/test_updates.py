@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jit.arrays import data, same
 
-from minigrad import GlobalCounters, Tensor, jit, nn
+from minigrad import GlobalCounters, Tensor, Variable, jit, nn
 from minigrad.jit import replay
 
 # ---- memory that the step updates ----------------------------------------------------------------
@@ -235,3 +235,22 @@ def test_what_a_replay_looks_at_does_not_grow_with_the_square(
     assert 0 < len(looks) <= 2 * (len(caches) + 1), "each input is looked at once or twice"
     for cache in caches:
         assert cache.tolist() == [0, 3, -3, 0]
+
+
+@pytest.mark.parametrize("is_input", [True, False])
+def test_lazy_tensors_whose_variable_is_bound_to_several_values(
+    is_input: bool, on_device: str
+) -> None:
+    """They read what a step updates; no single program has them."""
+    state, n = Tensor.arange(8).realize(), Variable("n", 1, 8)
+
+    @jit
+    def step(x: Tensor | None) -> None:
+        (state if x is None else x).add_(1)
+
+    for _ in range(3):
+        step(state if is_input else None)
+    short, long = state[: n.bind(2)] * 2, state[: n.bind(3)] * 3
+    step(state if is_input else None)
+    assert short.tolist() == [6, 8] and long.tolist() == [9, 12, 15]
+    assert state[0].item() == 4

@@ -246,6 +246,13 @@ def test_containers(on_device):
     assert layers(Tensor.ones(1, 2)).shape == (1, 3)
     weights = nn.ParameterList([Tensor.ones(2), [1.0, 2.0]])
     assert list(weights.state_dict()) == ["0", "1"] and len(list(weights.parameters())) == 2
+    weights[1:] = [[3.0], Tensor.ones(1)]
+    weights[0] = [5.0, 6.0]
+    assert [w.tolist() for w in weights.parameters()] == [[5, 6], [3], [1]]
+    layers[:1] = [nn.Linear(2, 4), nn.Linear(4, 3)]
+    assert list(layers.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    del named["a"]
+    assert list(named) == ["b"] and not any(name.startswith("a.") for name in named.state_dict())
 
 
 def test_any_name_of_an_attribute_counts():
@@ -295,9 +302,32 @@ def test_a_sequential_with_more_than_layers(on_device):
     assert net(Tensor.ones(1, 2)).tolist() == [[4.0, 4.0, 4.0]]
 
 
+def test_names_that_pytorch_has_for_parts():
+    net = nn.Module()
+    net.register_module("one", nn.Linear(1, 2))
+    net.frozen = nn.Parameter([1.0], requires_grad=False)
+    assert list(net.state_dict()) == ["frozen", "one.weight", "one.bias"]
+    assert len(list(net.parameters())) == 2 and repr(nn.Module()) == "Module()"
+
+
+def test_dropout_between_the_layers_of_an_lstm(on_device):
+    net, x = nn.LSTM(3, 8, 2, dropout=0.5).train(), Tensor.ones(4, 2, 3)
+    assert (net(x)[0].numpy() != net(x)[0].numpy()).any()
+    net.eval()
+    assert (net(x)[0].numpy() == net(x)[0].numpy()).all()
+
+
 def test_a_class_is_no_layer():
     with pytest.raises(TypeError, match=r"Sequential of the class ReLU: expected .* ReLU\(…\)"):
         nn.Sequential(nn.Linear(2, 3), nn.ReLU)  # type: ignore[arg-type]
+    net = nn.Sequential(nn.ReLU())
+    for wrong in (
+        lambda: net.__setitem__(0, nn.ReLU),
+        lambda: net.__setitem__(slice(1), [nn.ReLU]),
+        lambda: net.add_module("act", nn.ReLU),
+    ):
+        with pytest.raises(TypeError, match="Sequential of the class ReLU"):
+            wrong()
 
 
 def test_training_in_a_mode_that_nobody_chose(on_device):

@@ -98,6 +98,7 @@ def test_a_step_is_one_program_and_in_place(on_device):
         assert GlobalCounters.program_calls == calls + 1
         assert loss.is_realized() and norm.is_realized() and w.grad.is_realized()
         rates.step()
+        assert rates.lr == pytest.approx(optimizer.lr.item())
         assert GlobalCounters.program_calls == calls + 1
         if step == 1:
             compiled = GlobalCounters.programs_compiled

@@ -12,7 +12,7 @@ import pytest
 from minigrad import Context, GlobalCounters, Tensor
 from minigrad.device import Device
 from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, quantized
-from minigrad.nn.quantized import Quantized
+from minigrad.nn.quantized import Quantized, QuantizedStack
 
 gguf: Any = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
 
@@ -64,6 +64,11 @@ def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
     np.testing.assert_array_equal(bits(some.dequantized().numpy()), bits(values[order]))
     both = Quantized.stack([matrix, some]).dequantized().numpy()
     np.testing.assert_array_equal(bits(both), bits(np.concatenate([values, values[order]])))
+    other, more = packed("Q4_0" if name != "Q4_0" else "Q8_0", 5, 768)
+    mixed = Quantized.stack([matrix, other])
+    assert isinstance(mixed, QuantizedStack) and mixed.shape == (42, 768)
+    found = mixed.dequantized().numpy()
+    np.testing.assert_array_equal(bits(found), bits(np.concatenate([values, more])))
 
 
 @pytest.mark.parametrize("int8", [1, 2])

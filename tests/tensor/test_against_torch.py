@@ -114,6 +114,26 @@ FAMILIES = {
         img[:, :, None].interpolate((2, 3, 9), mode="trilinear") ::
             F.interpolate(img[:, :, None], (2, 3, 9), mode="trilinear")
     """,
+    "what is seldom asked": """
+        linalg.qr(x)[1].abs() :: torch.linalg.qr(x)[1].abs()
+        linalg.qr(x)[0].abs() @ linalg.qr(x)[1].abs() ::
+            torch.linalg.qr(x)[0].abs() @ torch.linalg.qr(x)[1].abs()
+        linalg.eigh(x @ x.T)[1].abs() :: torch.linalg.eigh(x @ x.T)[1].abs()
+        F.adaptive_max_pool1d(img.reshape(2, 1, 126), 100)
+        F.max_pool2d(img, 3, padding=[1])
+        F.max_pool2d(img, 2, 5, 1, ceil_mode=True)
+        F.avg_pool2d(img, 2, 5, 1, ceil_mode=True)
+        x.diag(1)
+        x.squeeze(1)
+        x.scatter_reduce(0, j[:2, :3] % 3, y[:2, :3], "mean") ::
+            x.scatter_reduce(0, (j[:2, :3] % 3).long(), y[:2, :3], "mean")
+        !b.sort(1) :: tuple(b.sort(dim=1, stable=True))
+        !b.sort(0, descending=True) :: tuple(b.sort(dim=0, stable=True, descending=True))
+        !k[0].nonzero()
+        !k[1].nonzero()
+        !k[0].nonzero(as_tuple=True)
+        !k[1].nonzero(as_tuple=True)
+    """,
     "labels that count for nothing by default": """
         x.cross_entropy(ign) :: F.cross_entropy(x, ign)
         x.log_softmax(1).nll_loss(ign) :: F.nll_loss(x.log_softmax(1), ign)

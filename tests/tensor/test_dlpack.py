@@ -103,6 +103,11 @@ def test_capsules_that_nobody_consumes_and_capsules_used_twice(on_device):
 def test_views_empty_tensors_and_numbers(on_device):
     base = Tensor([[1, 2], [3, 4]])
     np.testing.assert_array_equal(np.from_dlpack(base.T), [[1, 3], [2, 4]])
+    row = base[0]
+    np.from_dlpack(row)[0] = 9  # of a copy: the base does not see it, so the view must not either
+    assert row.tolist() == base[0].tolist() == [1, 2]
+    with pytest.raises(BufferError, match="of a view"):
+        np.from_dlpack(row, copy=False)
     assert np.from_dlpack(Tensor.zeros(0, 3)).shape == (0, 3)
     assert np.from_dlpack(Tensor(2.5)).item() == 2.5
     assert Tensor.from_dlpack(np.zeros((0, 2), np.int8)).shape == (0, 2)

@@ -191,6 +191,7 @@ def test_masks_of_no_elements(on_device):
     empty = Tensor.zeros(2, 0)
     assert empty[Tensor.zeros(2, 0, dtype="bool")].shape == (0,)
     assert empty.nonzero().shape == (0, 2)
+    assert Tensor(3).nonzero(size=2).shape == (2, 0)
 
 
 def test_positions_beyond_int32(compiled):

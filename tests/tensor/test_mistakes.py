@@ -240,6 +240,51 @@ def test_a_number_has_no_lines(call: str) -> None:
 
 
 BATCH = _zeros(1, 4, 8, 8)
+# Calls that ValueErrors and TypeErrors refuse (most of our errors are one of these), and the words.
+REFUSED = {
+    "X.tensor_split(0)": "parts ≥ 1",
+    "Y.t()": "expected a matrix; use .mT",
+    "Y.trace()": "expected a matrix",
+    "X.mm(X[0])": "a matrix and a matrix; matmul takes others",
+    "X.matrix_power(2)": "expected n ≥ 0, squares",
+    "X.cdist(X[0])": "(…, m, d) and (…, n, d)",
+    "X.movedim((0, 1), 0)": "as many of both",
+    "X.roll((1, 2), 0)": "2 shifts for 1",
+    "X.index_add(0, Tensor([[0]]), X)": "expected a vector",
+    "X.index_copy(0, Tensor([0]), Y[0])": "expected (1, 3)",
+    "X.masked_scatter(Tensor([1, 0, 1]), X)": "expected bool",
+    "X.kthvalue(9)": "expected 1 … 3",
+    "X.quantile(0.5, interpolation='cubic')": "'midpoint' or 'nearest'",
+    "X.int().quantile(0.5)": "use .float()",
+    "X.bincount()": "a vector of integers",
+    "X.searchsorted(X, side='middle')": "'left' or 'right'",
+    "X.norm('nuc')": "linalg.matrix_norm has 'nuc'",
+    "X.bool().multinomial(1)": "use .float()",
+    "X.bool().max_pool2d(1)": "x.float()",
+    "X.rearrange('a b')": "'before -> after'",
+    "X.rearrange('(a b -> a b')": "brackets do not match",
+    "X.rearrange('a b -> a 2b')": "unexpected '2b'",
+    "Tensor.einsum('ij->ijj', X)": "names a dimension twice",
+    "Tensor.einsum('ii', X)": "2 and 3 of one operand",
+    "Tensor.linspace(0, 1, -1)": "an int ≥ 0",
+    "X[0].meshgrid(X[1], indexing='yx')": "'ij' or 'xy'",
+    "IMAGE[0].interpolate(8, mode='bilinear')": "2 spatial dimensions",
+    "IMAGE.interpolate(8, align_corners=True)": "only linear modes and bicubic",
+    "X.scaled_dot_product_attention(X, X, X > 0, is_causal=True)": "is_causal or attn_mask",
+    "F.group_norm(X, 2)": "groups that divide the channels",
+    "nn.GroupNorm(3, 4)": "groups that divide the channels",
+    "nn.Conv2d(3, 4, 1, groups=2)": "channels that the groups divide",
+    "optim.Muon([LEAF], adjust_lr_fn='x')": "'original' or 'match_rms_adamw'",
+    "X.shard_like(Y)": "expected equal shapes",
+}
+
+
+@pytest.mark.parametrize("call", REFUSED)
+def test_a_message_says_what_was_expected(call: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=re.escape(REFUSED[call])):
+        eval(call)
+
+
 # Calls with a float or a text where an int belongs: what the message shows.
 NO_INTS: dict[str, Callable[[], Any]] = {
     "Conv2d(kernel_size=3.5)": lambda: nn.Conv2d(3, 4, 3.5),  # type: ignore[arg-type]

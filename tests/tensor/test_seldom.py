@@ -41,6 +41,11 @@ def test_along_no_dimension(number: int) -> None:
         assert part.item() == wanted
 
 
+def test_a_number_is_asked_as_a_tensor_is() -> None:
+    x = Tensor(3.0)
+    assert x.size() == () and x.squeeze(0).shape == x.squeeze(-1).shape == ()
+
+
 def test_along_a_dimension_that_is_none() -> None:
     for call in (Tensor.softmax, Tensor.log_softmax, Tensor.cumsum, Tensor.cummax, Tensor.argmax):
         with pytest.raises(ShapeError, match=f"{call.__name__}.*1"):

@@ -110,11 +110,16 @@ def test_a_first_symbolic_dimension_takes_others(on_device):
     flat = x.flatten() * 2
     np.testing.assert_allclose(flat.sum().item(), 2 * K[0, 0, :4].sum(), rtol=1e-5)
     again = flat.reshape(*x.shape)
+    assert x.reshape(x.shape[0], -1, 2).numpy().tolist() == K[0, 0, :4].reshape(4, -1, 2).tolist()
+    np.testing.assert_array_equal(x[1:].numpy(), K[0, 0, 1:4])
+    np.testing.assert_array_equal(x[:-1].numpy(), K[0, 0, :3])
     np.testing.assert_allclose(again.sum(0).numpy(), 2 * K[0, 0, :4].sum(0), rtol=1e-5)
 
 
 def test_what_symbolic_dimensions_cannot_do(on_device):
     x = Tensor(K)[0, 0, : Variable("n", 1, 16).bind(4)]
+    with pytest.raises(ShapeError, match="can move past 1s only"):
+        x.reshape(-1, x.shape[0])
     for operation in (
         lambda: x.T.flatten(),
         lambda: x.roll(1, 0),

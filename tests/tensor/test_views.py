@@ -475,6 +475,15 @@ def test_a_write_of_itself_changes_nothing(on_device):
     assert before.tolist() == [2, 4, 6]
 
 
+def test_a_write_that_is_taken_back_before_it_is_carried_out(on_device):
+    x = Tensor([1, 2]).realize()
+    old = Tensor(x)
+    x += 1
+    between = x * 10
+    x.assign(old)
+    assert between.tolist() == [20, 30] and x.tolist() == old.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("copy", [lambda x: x.clone(), lambda x: x.contiguous(), Tensor])
 def test_copies_of_waiting_writes(on_device, copy):
     x = Tensor([1, 2, 3])
