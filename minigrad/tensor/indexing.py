@@ -19,6 +19,7 @@ from minigrad.graph.node import Node, Shape, is_symbolic
 from minigrad.graph.scans import selected
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, ceildiv, high, low
+from minigrad.graph.variable import evaluate
 from minigrad.hints import hint
 from minigrad.tensor import views
 from minigrad.tensor.broadcasting import broadcast_shape, broadcast_to, product
@@ -395,10 +396,11 @@ def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
         place: Integer = item
     else:
         place = item + extent if item < 0 else item
-    if low(place) < 0 or high(place) >= high(extent):
+    count = evaluate(extent, {})  # as it is bound now
+    if low(place) < 0 or high(place) >= high(extent) or evaluate(place, {}) >= count:
         raise BoundsError(
             f"index {item} is out of range for dimension {axis} of shape {shape}; expected "
-            f"{-high(extent)} … {high(extent) - 1}"
+            f"{-count} … {count - 1}"
         )
     return place
 
@@ -415,6 +417,9 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
             raise ShapeError(f"a slice of step {step} with symbolic bounds; expected step 1")
         start = _bound(item.start, 0, extent)
         stop = _bound(item.stop, extent, extent)
+        if evaluate(stop, {}) > (count := evaluate(extent, {})):
+            raise ShapeError(f"a slice to {stop} of a dimension of {extent}, which is {count}: "
+                             "expected it to end there or before")  # fmt: skip
         return start, stop, 1
     assert isinstance(extent, int)
     first, last = (None if end is None else _int(end) for end in (item.start, item.stop))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigrad import GlobalCounters, Tensor, Variable
-from minigrad.errors import ShapeError
+from minigrad.errors import BoundsError, ShapeError
 
 rng = np.random.default_rng(0)
 K = rng.normal(size=(2, 3, 16, 4)).astype(np.float32)
@@ -114,6 +114,16 @@ def test_a_first_symbolic_dimension_takes_others(on_device):
     np.testing.assert_array_equal(x[1:].numpy(), K[0, 0, 1:4])
     np.testing.assert_array_equal(x[:-1].numpy(), K[0, 0, :3])
     np.testing.assert_allclose(again.sum(0).numpy(), 2 * K[0, 0, :4].sum(0), rtol=1e-5)
+
+
+def test_what_is_behind_the_bound_value_is_not_there(on_device):
+    x = Tensor(np.arange(8, dtype=np.float32))[: Variable("n", 1, 8).bind(3)]
+    for item in (3, 7, Variable("i", 0, 7).bind(3)):
+        with pytest.raises(BoundsError, match=r"out of range .*; expected -3 … 2"):
+            x[item]
+    with pytest.raises(ShapeError, match="a slice to 5 of a dimension of n, which is 3"):
+        x[1:5]
+    assert (x[2].item(), x[-1].item(), x[1:3].tolist()) == (2, 2, [1, 2])
 
 
 def test_what_symbolic_dimensions_cannot_do(on_device):
