@@ -91,8 +91,6 @@ class Sequential:
 
     def put(self, *memories: Any) -> None:
         """Let `memories` take the arguments' places."""
-        if any(memory is None for memory in memories):
-            raise TypeError("an argument has no memory yet")
         self.memories = memories
 
     def run(self, variables: Mapping[str, int]) -> None:
@@ -325,8 +323,6 @@ class Buffer:
     def copy_from(self, source: Buffer) -> None:
         """Fill it with the bytes of an allocated buffer on another device, the shortest way."""
         about_to_read((source,))
-        if watching.watch is not None:
-            watching.watch.writes(self)
         renew((self,))
         nbytes = self.nbytes
         if not nbytes:
@@ -347,8 +343,6 @@ class Buffer:
     def join(self, parts: Sequence[Buffer]) -> None:
         """Fill it with the bytes of buffers on its device, one after the other."""
         about_to_read(parts)
-        if watching.watch is not None:
-            watching.watch.makes(self)
         runtime, start = Device[self.device], 0
         for part in parts:
             runtime.copy_part(self.memory, start, part.memory, 0, part.nbytes)

@@ -369,8 +369,6 @@ def _run_loop(
     steps = StepsInMemory(node, sources, results, memory)
     unwritten = frozenset(whole.arg for whole in steps.memory)
     for roots, every in ((steps.begin, [{}]), (steps.step, steps.values())):
-        if not roots:
-            continue
         call = canonicalize(roots, flag("BOUNDS") != 0)
         program, values = _program_of(call)
         made = [root.src[0] for root in roots]

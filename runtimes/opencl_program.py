@@ -185,8 +185,6 @@ class OpenCLReplay:
         """Let `memories` take the arguments' places."""
         with self.runtime.lock, self.runtime.doing("preparing a captured step"):
             for place, memory in enumerate(memories):
-                if memory is None:
-                    raise TypeError("an argument has no memory yet")
                 if memory is not self._last.get(place):
                     self._set(place, memory)
                     self._last[place] = memory

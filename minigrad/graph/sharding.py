@@ -82,9 +82,7 @@ def is_padded(extent: object, digits: Digits) -> bool:
 
 
 def are_valid(extent: object, digits: Digits) -> bool:
-    """Whether digits, largest first, can divide an extent together."""
-    if not digits:
-        return True
+    """Whether digits, of which there are some, largest first, can divide an extent together."""
     if not isinstance(extent, int) or extent < 1:
         return False
     gaps = [(outer.stride, inner.stride * inner.ways) for outer, inner in pairwise(digits)]

@@ -19,8 +19,11 @@ class Variable:
     """
 
     def __init__(self, name: str, minimum: int, maximum: int) -> None:
-        if not name.isidentifier() or name.startswith("_"):
-            raise ValueError(f"Variable({name!r}): expected a plain identifier as name")
+        if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
+            raise ValueError(
+                f"Variable({name!r}): expected a plain identifier as name, of the letters a … z, "
+                "A … Z, digits, and _, which is not first"
+            )
         if minimum < 0 or maximum < minimum:
             raise ValueError(
                 f"Variable({name!r}, {minimum}, {maximum}): expected 0 <= minimum <= maximum"

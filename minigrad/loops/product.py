@@ -218,7 +218,7 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     while (found := _common_mask(*operands)) is not None:
         inside, conditions = found
         rests = [_rest(c, axis.variable, fixed) for c in conditions]
-        if not conditions or None in rests:
+        if None in rests:
             break
         for condition, rest in zip(conditions, rests, strict=True):
             assert rest is not None

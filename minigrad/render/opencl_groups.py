@@ -52,9 +52,6 @@ class Source:
         """A program with this kernel only."""
         return join([self])[0]
 
-    def __str__(self) -> str:
-        return self.text
-
 
 def join(sources: Sequence[Source]) -> tuple[str, list[str]]:
     """A program of several kernels, and what they are called in it."""

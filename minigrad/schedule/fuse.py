@@ -405,8 +405,6 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
     """
     source = array or producer.array
     reads = [load for load in expr.loads(consumer.body) if load.array == source]
-    if not reads:
-        return True
     if not producer.row_major:
         return False
     prefix = prefix_length(consumer, rows)

@@ -21,7 +21,7 @@ from minigrad.graph.variable import as_data, evaluate, of_data
 from minigrad.padded import pieces
 from minigrad.programs import FREQUENT, programs
 
-from minigrad import Context, GlobalCounters, Tensor  # isort: skip
+from minigrad import Context, GlobalCounters, Tensor, Variable  # isort: skip
 
 DEVICE = "REF"
 F32 = dtypes.float32
@@ -179,6 +179,7 @@ def test_integers_as_data() -> None:
 
 NUMBERS = (3, 11, 7, 40, 1, 25)
 FLOATS = (0.5, -1.25, 0.0, 3.0, -0.0, float("inf"))
+LENGTH = Variable("length", 1, 9).bind(5)
 
 # What is computed of a (64, 6) array for a number, in minigrad and in numpy.
 VARYING = {
@@ -198,6 +199,7 @@ VARYING = {
                 lambda x, n: (x * 8).astype(np.int32) // n),
     "range": (lambda x, n: Tensor.arange(n * 2, device=x.device) * 3,
               lambda x, n: np.arange(n * 2) * 3),
+    "a variable": (lambda x, n: x[:n] * Tensor(LENGTH, device=x.device), lambda x, n: x[:n] * 5),
     "repeated": (lambda x, n: x[:1].expand(n, 6) + x[0],
                  lambda x, n: np.repeat(x[:1], n, 0) + x[0]),
 }  # fmt: skip

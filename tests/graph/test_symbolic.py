@@ -378,8 +378,9 @@ def test_errors():
     with pytest.raises(TypeError, match=r"bind\(2\.5\): expected a whole number"):
         pos.bind(2.5)
     assert pos.bind(np.int64(3)) == pos.bind(3)
-    with pytest.raises(ValueError, match="identifier"):
-        Variable("a b", 0, 1)
+    for name in ("a b", "", "1n", "_n", "λ"):  # the last one is no name to LLVM
+        with pytest.raises(ValueError, match=r"plain identifier .* letters a … z"):
+            Variable(name, 0, 1)
     with pytest.raises(ValueError, match="minimum"):
         Variable("a", 3, 2)
     with pytest.raises(ValueError, match="product of two symbolic"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import sys
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from minigrad.errors import JitError
 
 RATE = 1.0
 WEIGHT = None
+GIVEN = None
 
 
 def helper(x):
@@ -700,3 +703,31 @@ def test_a_leaf_given_twice(on_device):
     uses(w)
     with pytest.raises(JitError, match="also reads as 'w'"):
         uses(w)
+
+
+@pytest.mark.parametrize(("before", "after", "words"), [
+    (2, 2.5, "2 .* 2.5"), (1, True, "1 .* is True"), (2.0, None, "2.0 .* gone"),
+    ({"a": 2}, {"a": 3}, "{'a': 2} .* {'a': 3}"), ([1, 2], [1, 2, 3], r"\[1, 2\] .* \[1, 2, 3\]"),
+], ids=str)  # fmt: skip
+def test_a_global_is_another_or_gone(on_device, monkeypatch, before, after, words):
+    module = sys.modules[__name__].__dict__
+    monkeypatch.setitem(module, "GIVEN", before)
+    step = jit(lambda x: x * len(str(GIVEN)))
+    for _ in range(3):
+        step(Tensor([1.0]))
+    module["GIVEN"] = copy.copy(before)
+    step(Tensor([1.0]))
+    if after is None:
+        del module["GIVEN"]
+    else:
+        module["GIVEN"] = after
+    with pytest.raises(JitError, match=f"'GIVEN', which was {words}"):
+        step(Tensor([1.0]))
+
+
+def test_a_variable_that_is_empty_yet(on_device):
+    step = jit(lambda x: x * 2 if x.shape[0] < 9 else later(x))
+    for _ in range(3):
+        assert step(Tensor([1.0])).tolist() == [2]
+    later = step
+    assert later(Tensor([2.0])).tolist() == [4]

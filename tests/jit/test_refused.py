@@ -67,6 +67,14 @@ def test_another_device(compiled, other):
         step(Tensor([1.0, 2.0], device=other))
 
 
+def test_several_devices(compiled, other):
+    there = Tensor([1.0], device=other)
+    step = jit(lambda x: (x + 1, there * 2))
+    step(Tensor([1.0], device=compiled))
+    with pytest.raises(JitError, match=r"several devices .* part of each device on its own"):
+        step(Tensor([1.0], device=compiled))
+
+
 def test_arrays_and_objects(on_device):
     step = jit(lambda x, array: x)
     step(Tensor([1.0]), np.ones(3))

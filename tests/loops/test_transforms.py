@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Atom, Integer, var
+from minigrad.loops import explain, transforms
 from minigrad.loops.build import least, loops_over, put
 from minigrad.loops.nest import (
     Barrier,
@@ -627,3 +629,20 @@ def test_explain_shows_what_steps_bring() -> None:
     cycles = {name: int(number.replace(",", "")) for name, number in steps}
     assert cycles["naive loops"] > 9 * cycles["vectorize"] > 27 * cycles["sink"] > 0
     assert {"split", "reorder", "stage", "unroll", "kernel contraction"} <= set(cycles)
+
+
+@pytest.mark.parametrize(("given", "code", "words"), [
+    ("columns 100 200", 0, "s0[c0 + 200·k0]"),
+    ("columns 100", 2, "columns: expected 2 numbers from 1 on, got [100]"),
+    ("gemm 4 0 3", 2, "gemm: expected 3 numbers from 1 on, got [4, 0, 3]"),
+])  # fmt: skip
+def test_explain_sums_of_columns_and_wrong_numbers(
+    given: str, code: int, words: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(transforms, "watchers", [])
+    monkeypatch.setattr(sys, "argv", ["explain", *given.split()])
+    with pytest.raises(SystemExit) if code else contextlib.nullcontext():
+        explain.main()
+    found = capsys.readouterr()
+    assert words in (found.err if code else found.out)

@@ -7,7 +7,7 @@ import pytest
 from devices import REFERENCE
 from opencl.agreement import agree, node, numbers, values
 
-from minigrad import dtypes
+from minigrad import Tensor, dtypes
 from minigrad.graph import build
 from minigrad.runtimes.reference import numpy_dtype
 
@@ -110,3 +110,18 @@ def test_scatter_adds_in_order_and_writes_nothing_out_of_range(device):
         results.append(values(roots))
     for got, wanted in zip(*results, strict=True):
         np.testing.assert_array_equal(got, wanted)  # bit for bit: the same order
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8", "int64", "uint8"])
+def test_what_is_chosen_behind_a_product(device, dtype):
+    """Vectors of truths of each width: by an index, by a number, and as numbers."""
+
+    def chosen(x, w):
+        column, made = Tensor.arange(32), x @ w
+        return [
+            (column >= 5).where(made, 1), (column % 4 >= 2).where(made, 1),
+            (made > 3).where(made, 1), (made > 3).cast(dtype), made + column % 3,
+        ]  # fmt: skip
+
+    arrays = numbers(64, 16, dtype=dtype), numbers(16, 32, dtype=dtype)
+    agree(chosen, device, *arrays, tolerance=5e-3 if dtype == "float16" else 1e-6)

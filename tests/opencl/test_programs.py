@@ -7,7 +7,7 @@ import pytest
 from devices import CPU, REFERENCE
 from opencl.agreement import agree, numbers
 
-from minigrad import Context, GlobalCounters, Tensor, Variable, nn
+from minigrad import Context, GlobalCounters, Tensor, Variable, jit, nn
 from minigrad.device import Device
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.mlp import MLP
@@ -232,3 +232,23 @@ def test_loaded_bounds(device):
         return [y, *(y * y).sum().gradient(*leaves)]
 
     agree(gradients, device, numbers(70, 24), tolerance=1e-5)
+
+
+def test_a_captured_step_is_given_a_variable(device):
+    data, n = numbers(16, 6), Variable("n", 1, 16)
+    with Context(DEVICE=device):
+        x = Tensor(data).realize()
+        step = jit(lambda length: x[:length].sum(0) + Tensor(length))
+        for count in (3, 5, 5, 16, 1, 3):
+            wanted = data[:count].sum(0) + count
+            np.testing.assert_allclose(step(n.bind(count)).numpy(), wanted, atol=1e-5)
+
+
+def test_times_are_shown(device, capsys):
+    with Context(DEVICE=device, DEBUG=2):
+        x = Tensor(numbers(16, 16))
+        step = jit(lambda x: (x @ x).sum(0))
+        wanted = [step(x).tolist() for _ in range(3)]
+    assert wanted[0] == wanted[1] == wanted[2]
+    said = capsys.readouterr().err
+    assert said.count("work-items") >= 3 and said.count("contraction: sum 16") == 3

@@ -291,3 +291,37 @@ def test_what_a_mask_hides_reaches_nobody_beyond_a_line_of_keys(on_device, queri
     found = matmul_where(Tensor(seen), Tensor(x), Tensor(y))
     expected = np.where(seen, x, 0)[:, :-5] @ y[:-5]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("weights", ["softmax", "relu"])
+@pytest.mark.parametrize("extreme", [0.5, np.inf, np.nan])
+def test_terms_that_are_masked_as_products(weights, extreme, compiled, reference):
+    """where(mask, weight · value, 0): neither factor is 0 where the mask excludes it."""
+    generator = np.random.default_rng(0)
+    q, k, v = generator.standard_normal((3, 2, 2, 64, 16)).astype(np.float32)
+    v[:, :, 50] = extreme  # which the rows before must not see
+    results = []
+    for device in (compiled, reference):
+        x, y, z = (Tensor(given, device=device) for given in (q, k, v))
+        row = Tensor.arange(64, device=device)
+        seen = (row.reshape(64, 1) >= row).unsqueeze(-1)
+        scores = x @ y.transpose(2, 3) / 4
+        scores = scores.softmax(-1) if weights == "softmax" else scores.relu()
+        results.append(seen.where(scores.unsqueeze(-1) * z.unsqueeze(2), 0.0).sum(3).numpy())
+    assert np.isfinite(results[0][:, :, :50]).all()
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 9])
+def test_a_moved_window_of_keys(shift, compiled, reference):
+    """Rows of one block begin at different keys."""
+    given = np.random.default_rng(1).standard_normal((1, 2, 512, 16)).astype(np.float32)
+    results = []
+    for device in (compiled, reference):
+        x = Tensor(given, device=device)
+        column = Tensor.arange(512, device=device)
+        row = column.reshape(512, 1)
+        seen = (row + shift >= column) & (row - column < 64)
+        scores = seen.where(x @ x.transpose(2, 3) / 4, float("-inf"))
+        results.append((scores.softmax(-1) @ x).numpy())
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)

@@ -150,6 +150,8 @@ def test_indices_of_every_dtype() -> None:
         for read in (x.gather(0, index), x[index]):
             with pytest.raises(BoundsError, match=f"index {bad} at position"):
                 read.tolist()
+    more = Tensor.arange(300).float().realize()  # than any uint8 is
+    assert more[Tensor([3, 255], dtype="uint8").realize()].tolist() == [3, 255]
 
 
 def test_the_first_of_several() -> None:
@@ -309,3 +311,30 @@ def test_what_is_computed_from_a_failed_result() -> None:
         result.tolist()
     with pytest.raises(LostValueError):
         (result.sum() + total).tolist()
+
+
+def test_what_a_replay_computes_from_a_failed_result() -> None:
+    step = jit(lambda x: x * 2 + 1)
+    for _ in range(3):
+        step(_table()[_wrong(1)].realize())
+    made = []
+    with pytest.raises((BoundsError, LostValueError)):
+        made.append(step(_table()[_wrong(9)].realize()))
+        Tensor([1.0]).tolist()
+        made[0].tolist()
+    for one in made:
+        with pytest.raises(LostValueError):
+            one.tolist()
+    assert step(Tensor([[1.0, 2.0]] * 3)).tolist() == [[3, 5]] * 3
+
+
+def test_a_join_of_many_with_a_failed_result() -> None:
+    ones = [Tensor([1.0]).realize() for _ in range(600)]  # more than one program takes
+    made = []
+    with pytest.raises((BoundsError, LostValueError)):
+        made.append(Tensor.cat(*ones, _table()[_wrong(9)].reshape(-1).realize()).realize())
+        Tensor([1.0]).tolist()
+        made[0].tolist()
+    for one in made:
+        with pytest.raises(LostValueError):
+            one.tolist()

@@ -54,3 +54,15 @@ def test_as_they_lie_or_arranged(
         rounded = 1e-5 if dtype == "float32" else 2e-2
         np.testing.assert_allclose(one, other, rounded, rounded * np.abs(other).max())
     assert not calls[0]
+
+
+def test_expanded_halves_are_multiplied_in_float32(compiled, reference):
+    """A batch last whose operands are expanded before they are cast."""
+    x, y = np.random.default_rng(2).standard_normal((2, 16, 9, 8)).astype(np.float32)
+    results = []
+    for device in (compiled, reference):
+        a, b = (Tensor(given, device=device).bfloat16() for given in (x, y))
+        left = a.reshape(16, 1, 9, 8).expand(16, 16, 9, 8).float()
+        right = b.reshape(1, 16, 9, 8).expand(16, 16, 9, 8).float()
+        results.append((left * right).sum(2).numpy())
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)

@@ -18,6 +18,10 @@ def test_products_of_bytes(shape: tuple[int, int, int], on_device: str) -> None:
     x, y = Tensor(a), Tensor(b)
     np.testing.assert_array_equal(x.matmul(y, dtype=dtypes.int32).numpy(), wanted)
     np.testing.assert_array_equal((x @ y).numpy(), wanted.astype(np.int8))
+    # of other bytes, which no instruction multiplies so
+    c, d = a.view(np.uint8), b.view(np.uint8)
+    other = Tensor(c).matmul(Tensor(d), dtype=dtypes.int32).numpy()
+    np.testing.assert_array_equal(other, c.astype(np.int64) @ d.astype(np.int64))
     # with what follows it in the same kernel
     more = (x.matmul(y, dtype=dtypes.int32).maximum(-5) * 2).numpy()
     np.testing.assert_array_equal(more, np.maximum(wanted, -5) * 2)

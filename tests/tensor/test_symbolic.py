@@ -140,3 +140,32 @@ def test_what_symbolic_dimensions_cannot_do(on_device):
     ):
         with pytest.raises(ShapeError):
             operation()
+
+
+# einsum's equation, the shapes, and along which axis of each operand only the first n count
+PRODUCTS = {
+    "depth of one row": ("mk,kn->mn", (1, 512), (512, 300), 1, 0),
+    "depth of columns": ("mk,nk->mn", (1, 2048), (300, 2048), 1, 1),
+    "columns of one row": ("mk,kn->mn", (1, 512), (512, 300), None, 1),
+    "rows of small groups": ("mkg,kgc->mgc", (40, 32, 2), (32, 2, 1), 0, None),
+    "groups": ("gmk,gkc->mgc", (16, 40, 32), (16, 32, 3), 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_a_part(on_device, name):
+    equation, *shapes, first, second = PRODUCTS[name]
+    x, y = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    most = x.shape[first] if first is not None else y.shape[second]
+    n = Variable("n", 1, most)
+    for value in (2, 7, most - 3):
+        parts, values = [], []
+        for array, axis in ((x, first), (y, second)):
+            before = [slice(None)] * (axis or 0)
+            cut = (n.bind(value), value) if axis is not None else (None, None)
+            parts.append(Tensor(array)[(*before, slice(cut[0]))])
+            values.append(array[(*before, slice(cut[1]))])
+        total, wanted = Tensor.einsum(equation, *parts), np.einsum(equation, *values)
+        along = [axis for axis, extent in enumerate(total.shape) if not isinstance(extent, int)]
+        total, wanted = total.sum(along), wanted.sum(tuple(along))
+        np.testing.assert_allclose(total.numpy(), wanted, rtol=1e-4, atol=1e-4)
