@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from minigrad.graph.shapes import iterations, unflatten
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, high
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr
@@ -135,7 +135,7 @@ def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
 def overlap(x: Integer, one: Axis, other: Axis) -> bool:
     """Whether an index walks over the same elements along two axes, in part: as windows do."""
     step, far = (coefficient(x, axis.variable) or 0 for axis in (one, other))
-    return 0 != step < far * high(other.extent) and 0 != far < step * high(one.extent)
+    return 0 != step < far * other.most and 0 != far < step * one.most
 
 
 def vector_width(

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.build import kept_inside, lanes_loop, loops_over, with_loads
@@ -29,7 +28,7 @@ from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, wi
 from minigrad.loops.nest import Statement, Store, divides
 from minigrad.loops.product import word
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length
@@ -187,7 +186,7 @@ class BlockPlan:
             for stage in (self.stages[number] for number in step):
                 if stage.array not in last or stage.array in self.stored:
                     continue
-                size = numel([axis.extent for axis in stage.axes]) * self.block.width
+                size = size_of(stage.axes) * self.block.width
                 new = Array(f"x{len(kept)}", stage.array.dtype, size, "scratch")
                 alike = [one for one in free if (one.size, one.dtype) == (size, new.dtype)]
                 place = alike[-1] if alike else new

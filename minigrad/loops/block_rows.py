@@ -115,7 +115,7 @@ def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:
     Where blocks add to sums, one thread does all of them.
     """
     count, number = block.number.count, block.number.variable
-    each = min(max(count * high(block.outer.extent) // ENOUGH_TASKS, 1), MOST_BLOCKS)
+    each = min(max(count * block.outer.most // ENOUGH_TASKS, 1), MOST_BLOCKS)
     if kernel.sums:
         return make_axis("run", 0, 1), Loop(number, 0, (count,), ())
     run = make_axis("run", 0, ceildiv(count, each))
@@ -147,8 +147,8 @@ def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
     products = [stage for stage in kernel.stages if stage.contraction is not None]
     made = {stage.array for stage in kernel.stages}
     read = {array for stage in products for array in stage.reads} - made
-    each = sum(array.size * array.dtype.itemsize for array in read) // high(outer.extent)
-    fits = high(outer.extent) > 1 and 4 * each <= target.l2
+    each = sum(array.size * array.dtype.itemsize for array in read) // outer.most
+    fits = outer.most > 1 and 4 * each <= target.l2
     return {outer.variable: outer.index + 1} if fits else {}
 
 
@@ -159,7 +159,7 @@ def _elements(
     count = 1
     for axis in axes:
         first, stop = (substitute(x, block) for x in bounds[axis.variable])
-        count *= max(min(high(stop), high(axis.extent)) - low(first), 1)
+        count *= max(min(high(stop), axis.most) - low(first), 1)
     return count
 
 

@@ -297,7 +297,7 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
         mc = rows_of_block(rows, mr, ceildiv(wanted, problem.batches * panels))
     tasks = problem.batches * ceildiv(rows, mc) * panels
     for axis in rows_of_panel(problem.m, mc, tasks):
-        tasks //= numel([axis.extent])
+        tasks //= axis.most
     each = tasks // ENOUGH_TASKS if packs else 1
     work = mc * depth * nr  # multiply-adds of a panel
     column_blocks = ceildiv(panels, max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
@@ -430,7 +430,7 @@ def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
     if right.op is not Leaf.LOAD:
         return True
     span = sum(
-        abs(coefficient(right.index, axis.variable) or 1) * numel([axis.extent])
+        abs(coefficient(right.index, axis.variable) or 1) * axis.most
         for axis in problem.k
     ) * right.dtype.itemsize
     depth = problem.depth
@@ -469,7 +469,7 @@ def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:
     axes = problem.k
     inner = 1
     for place in range(len(axes) - 1, -1, -1):
-        extent = numel([axes[place].extent])
+        extent = axes[place].most
         if inner * extent > kc or place == 0:
             return place, cut(extent, 1, kc // inner)
         inner *= extent
@@ -488,7 +488,7 @@ def row_stride(depth: int, itemsize: int) -> int:
 
 def plan_amx(problem: Problem, target: Target) -> Plan | None:
     """Tasks of whole squares, or None if packing does not pay; problem: in whole registers."""
-    rows, columns = numel([problem.row.extent]), problem.column.count
+    rows, columns = problem.row.most, problem.column.count
     if rows < SQUARE // 2 or columns < LEAST_PANELS * SQUARE:
         return None
     most = target.l2 // 2 // (4 * problem.depth) // SQUARE

@@ -48,7 +48,7 @@ from minigrad.loops.parts import in_parts
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr, Guard
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
@@ -123,7 +123,7 @@ def _in_tiles(
     A tile is low, and the next one lies beside it: a cache line of which it stores a part is still
     there when the rest comes, however far apart the rows are.
     """
-    x, y, extent = axis.variable, across.variable, numel([across.extent])
+    x, y, extent = axis.variable, across.variable, across.most
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     lanes = min(target.lanes(store.array.dtype) for store in stores)
     line = LINE // min(store.array.dtype.itemsize for store in stores)
@@ -189,12 +189,12 @@ def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Sc
     order: list[Axis] = []
     for axis in axes:
         if order and not isinstance(axis.extent, int):
-            most = make_axis("w", len(order), high(axis.extent))
+            most = make_axis("w", len(order), axis.most)
             body = (Loop(axis.variable, most.index, (most.index + 1, axis.extent), body),)
             axis = most
         order.append(axis)
     s, (*xs, x) = Schedule(loops_over(order, body)), (a.variable for a in order)
-    enough = numel([a.extent for a in axes]) >= ITEM_LANES * group.items * group.units * FILL
+    enough = size_of(axes) >= ITEM_LANES * group.items * group.units * FILL
     narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*(one.value for one in stores)))
     if enough and narrow and isinstance(axis.extent, int) and axis.extent % ITEM_LANES == 0:
         xs.append(s.split(x, ITEM_LANES, "v"))
@@ -234,13 +234,13 @@ def _following(
     which a processor follows. (All channels of an image's row would be a run of each channel.)
     """
     found = {(one.index, x) for one in stores for x in (a.variable for a in outer)}
-    if numel([axis.extent]) % line or any((coefficient(i, x) or 0) % line for i, x in found):
+    if axis.most % line or any((coefficient(i, x) or 0) % line for i, x in found):
         return []
     runs = [
         load.index for load in expr.loads(*(one.value for one in stores))
         if coefficient(load.index, across.variable) == 1
     ]
-    near = range(2, 2 * numel([across.extent]) + 1)
+    near = range(2, 2 * across.most + 1)
     return [a.variable for a in outer if all(coefficient(i, a.variable) in near for i in runs)][:1]
 
 
@@ -312,7 +312,7 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
         return None
     fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
     moving = [axis for axis in stage.axes if axis not in fixed]
-    count = numel([axis.extent for axis in fixed])
+    count = size_of(fixed)
     cut = _in_parts(stage, FILL * group.items * group.units // count)
     if cut is None:
         return None
@@ -350,7 +350,7 @@ def _parts_to_fill(stage: Stage, target: Target) -> int:
     each part, which takes a small part of the time that beginning takes.
     """
     large = stage.size * stage.array.dtype.itemsize // target.l2
-    few = stage.size // (LOOKS * numel([axis.extent for axis in stage.reduced]))
+    few = stage.size // (LOOKS * size_of(stage.reduced))
     return 0 if stage.in_place else min(large, few, MOST_PARTS)
 
 
@@ -384,7 +384,7 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     sum's error does not grow with every term.
     """
     levels, dtype = 1, stage.body.dtype
-    while op is Op.SUM and dtype.is_float and BLOCK_TERMS**levels < high(along.extent):
+    while op is Op.SUM and dtype.is_float and BLOCK_TERMS**levels < along.most:
         levels += 1
     sums = [expr.register(f"total{n or ''}", dtype) for n in range(levels)]
     first = expr.register("first", dtype)  # which may be the sum of all before (see sort.py)

@@ -21,7 +21,6 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, high
 from minigrad.loops.assemble import assemble
@@ -32,7 +31,7 @@ from minigrad.loops.nest import Nest, Statement, Store, Stores
 from minigrad.loops.product import in_few_axes
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
@@ -66,7 +65,7 @@ class Sum:
     @property
     def count(self) -> int:
         """How many vectors there are."""
-        return numel([axis.extent for axis in self.m])
+        return size_of(self.m)
 
     def of_matrix(self) -> list[Expr]:
         """The loads of the matrix."""
@@ -103,7 +102,7 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
     scales = _scales(sums, axis) if by_rows else {}
     copies = _computed(sums) | scales
     s = Schedule(naive, **{name: value for name, (value, _) in copies.items()})
-    tasks = numel([a.extent for a in outer])
+    tasks = size_of(outer)
     size = (_rows if by_rows else _columns)(sums, axis, tasks, scales, target)
     block = s.split(axis.variable, size, "b")
     xs = [*(a.variable for a in outer), block]
@@ -126,7 +125,7 @@ def _summed(sums: Sequence[Sum], totals: Sequence[Expr]) -> list[Statement]:
 
 def _along(axes: Sequence[Axis], e: Expr) -> int:
     """Elements of what an expression is along those of some axes on which it depends."""
-    return numel([high(axis.extent) for axis in axes if axis.variable in e.variables])
+    return size_of(axis for axis in axes if axis.variable in e.variables)
 
 
 def _bytes(e: Expr, axes: Sequence[Axis]) -> int:
@@ -301,7 +300,7 @@ def _sum(stage: Stage) -> Sum | None:
     loads = expr.loads(body)
     if stage.op is not Op.SUM or not body.dtype.is_float or not loads:
         return None
-    if numel([a.extent for a in stage.reduced]) < LEAST_TERMS or not kept <= body.variables:
+    if size_of(stage.reduced) < LEAST_TERMS or not kept <= body.variables:
         return None
     of_matrix = kept & max(loads, key=lambda load: _along(stage.axes, load)).variables
     factors = _factors(body, of_matrix)
@@ -312,7 +311,7 @@ def _sum(stage: Stage) -> Sum | None:
         return None
     m = tuple(a for a in stage.axes if a.variable not in of_matrix)
     n = tuple(a for a in stage.axes if a.variable in of_matrix - by_vectors)
-    count, length = (numel([a.extent for a in axes]) for axes in (m, n))
+    count, length = (size_of(axes) for axes in (m, n))
     if not n or count > MOST_VECTORS or length < 4 * count or length < LEAST_TERMS:
         return None
     if any(a.variable in by_matrix for a in m):

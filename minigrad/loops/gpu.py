@@ -33,7 +33,7 @@ from functools import partial
 
 from minigrad.dtype import DType
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import iterations, numel
+from minigrad.graph.shapes import iterations
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
@@ -47,7 +47,7 @@ from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Stor
 from minigrad.loops.product import Problem, prepare, strides
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
@@ -70,7 +70,7 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
     rows, columns, batch = _fixed(problem.m), _fixed(problem.n), _fixed(problem.batch)
     if not rows or not columns:
         return None
-    m, n, batches = (numel([a.extent for a in axes]) for axes in (rows, columns, batch))
+    m, n, batches = (size_of(axes) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.total.dtype)
     return replace(assemble(kernel, tiled(problem, tile).nest, target), operations=flops(kernel))
 
@@ -210,7 +210,7 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
     for stage in kernel.stages:
         inner = stage.axes[prefix_length(stage, kernel.rows) :]
         for axes in (inner, stage.reduced):
-            length = max(length, numel([axis.extent for axis in axes]))
+            length = max(length, size_of(axes))
     if length < SHORT_ROW:
         return 1
     most = min(max(length // share, 32), group.items)
@@ -300,8 +300,8 @@ def _stage(stage: Stage, number: int, bounds: Mapping[Atom, Bounds], items: int)
 
 def _folds(stage: Stage, items: int) -> bool:
     """Whether all items together reduce one element after another."""
-    size = numel([axis.extent for axis in stage.axes])
-    depth = numel([axis.extent for axis in stage.reduced])
+    size = size_of(stage.axes)
+    depth = size_of(stage.reduced)
     fold = ceildiv(depth, items) + 2 * FOLD * (items.bit_length() - 1)
     return stage.op is not None and size * fold < ceildiv(size, items) * depth
 

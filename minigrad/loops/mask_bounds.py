@@ -125,7 +125,7 @@ class Rows:
             most = substitute(rest, {row: self.start + self.width - 1 if along > 0 else self.start})
             if slope < 0 and stop == axis.extent and low(most) >= 0:
                 stop = (most + self.height) // self.height * self.height
-            if slope > 0 and first == 0 and high(-most) < high(axis.extent):
+            if slope > 0 and first == 0 and high(-most) < axis.most:
                 least = -most // self.height
                 if low(least) >= 0:
                     first = least * self.height

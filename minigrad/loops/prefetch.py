@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
@@ -63,7 +62,7 @@ def further_along(
     for (array, _), (stride, position) in found.items():
         if len(found) > 1 and stride == 1:
             continue
-        length, size = stride * numel([axis.extent]), array.dtype.itemsize
+        length, size = stride * axis.most, array.dtype.itemsize
         follows = outer is None or coefficient(position, outer.variable) == length
         if ahead := FAR if follows else far_enough(length * size):
             places.append((array, position + ahead // size))

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import numel, unflatten
+from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import combine, epilogue, guard_loads, loops_over, put, substitute_stores
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.contraction import Contraction, terms_of
 from minigrad.schedule.expr import Expr, Leaf
@@ -75,19 +75,19 @@ class Problem(Contraction):
     @property
     def batches(self) -> int:
         """Products of rows by columns."""
-        return numel([axis.extent for axis in self.outer])
+        return size_of(self.outer)
 
     @property
     def depth(self) -> int:
         """Terms of a sum."""
-        return numel([axis.extent for axis in self.k])
+        return size_of(self.k)
 
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right; the stores."""
         total, row, first = self.total, self.row, self.k[0]
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # without any k for a row that is not needed
-            stops = (*stops, (self.needed - row.index) * numel([first.extent]))
+            stops = (*stops, (self.needed - row.index) * first.most)
         step = put(total, multiply_add(total, self.left, self.right))
         clear = put(total, identity(Op.SUM, total.dtype))
         sums = Loop(first.variable, 0, stops, loops_over(self.k[1:], [step]))
@@ -280,5 +280,5 @@ def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
         rest = _rest(condition, row.variable, fixed)
         upper = coefficient(condition, row.variable) == -1
         if rest is not None and upper and all(condition in mask for mask in masks):
-            return replace(problem, needed=clamped(rest + 1, high(row.extent)))
+            return replace(problem, needed=clamped(rest + 1, row.most))
     return problem

@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
-from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_bound
@@ -73,7 +72,7 @@ from minigrad.loops.prefetch import (
 from minigrad.loops.product import LANE
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import prefix_length, runs_along_rows
 from minigrad.schedule.schedule import Kernel
@@ -233,7 +232,7 @@ def prefetches(
                 position = substitute(load.index, {one.axis.variable: one.shared.index})
                 first.setdefault((one.shared, (load.array, position)), place)
     for (axis, (array, position)), place in first.items():
-        nbytes = numel([axis.extent]) * array.dtype.itemsize
+        nbytes = axis.most * array.dtype.itemsize
         later = [n for n in range(place + 1, len(passes)) if passes[n].shared == axis]
         if not later and list(first.values()).count(place) > 1:
             continue
@@ -332,7 +331,7 @@ def _sharing_loads(stage: Stage, target: Target) -> tuple[Axis, ...]:
     found: tuple[Axis, ...] = ()
     for axis in reversed(stage.axes):
         known = isinstance(axis.extent, int)
-        if not known or numel([one.extent for one in (axis, *found)]) > target.registers - 6:
+        if not known or size_of((axis, *found)) > target.registers - 6:
             break
         found = (axis, *found)
     shared = any(
@@ -405,7 +404,7 @@ def _along_rows(kernel: Kernel) -> bool:
     for stage in kernel.stages:
         inner = (*stage.axes[prefix_length(stage, kernel.rows) :], *stage.reduced)
         read = [load.index for load in stage.loads if load.array not in made]
-        if numel([axis.extent for axis in inner]) > MOST_WRITTEN_OUT and any(
+        if size_of(inner) > MOST_WRITTEN_OUT and any(
             coefficient(index, axis.variable) == 1 for index in read for axis in inner
         ):
             return True

@@ -20,7 +20,7 @@ from minigrad.graph.operations import REDUCTIONS
 from minigrad.graph.shapes import iterations, numel
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.contraction import Contraction
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order, order_of, reading, relayout
@@ -199,7 +199,7 @@ class Chains:
         inner: tuple[Atom, ...] = ()
         if parts is not None:
             inner = self._other_axes(parts)
-            if not inner or numel([a.extent for a in stage.axes if a.variable in inner]) > DEPTH:
+            if not inner or size_of(a for a in stage.axes if a.variable in inner) > DEPTH:
                 return None
         elif stage.op not in REDUCTIONS:
             return None
@@ -310,7 +310,7 @@ class Chains:
 
 def _sizes(parts: Contraction) -> tuple[int, int, int]:
     """A product's rows, columns and depth."""
-    m, n, k = (numel([axis.extent for axis in axes]) for axes in (parts.m, parts.n, parts.k))
+    m, n, k = (size_of(axes) for axes in (parts.m, parts.n, parts.k))
     return m, n, k
 
 

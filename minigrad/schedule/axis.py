@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from minigrad.errors import CompileError
 from minigrad.graph.substitution import only_atom
@@ -32,9 +34,19 @@ class Axis:
         raise CompileError(f"{self.variable!r} is one of {self.extent}, expected a known number")
 
     @property
+    def most(self) -> int:
+        """Its extent; of one that varies the largest."""
+        return high(self.extent)
+
+    @property
     def typical(self) -> int:
         """Its extent; of one that varies the number for which loops should be good."""
         return self.extent if isinstance(self.extent, int) else max(self.extent.high // TYPICAL, 2)
+
+
+def size_of(axes: Iterable[Axis]) -> int:
+    """How many elements axes have together, at most."""
+    return prod(axis.most for axis in axes)
 
 
 def make_axis(prefix: str, number: int, extent: Integer) -> Axis:

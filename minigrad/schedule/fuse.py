@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from minigrad.graph.shapes import flatten, iterations, numel
+from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.byte_dots import has_tiles, in_blocks, in_words
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order
@@ -425,7 +425,7 @@ def prefix_length(stage: Stage, rows: Integer) -> int:
     for length, axis in enumerate(stage.axes):
         if count == high(rows):
             return length
-        count *= high(axis.extent)
+        count *= axis.most
     return len(stage.axes)
 
 
@@ -453,7 +453,7 @@ def _vector_costs(
     inner = [*stage.axes[prefix:], *stage.reduced]
     if not inner:
         return 0.0, 0.0
-    length = numel([axis.extent for axis in inner])
+    length = size_of(inner)
     along = min(_along(stage, axis, inner, length, made, lanes) for axis in inner)
     if not prefix:
         return float(1 << 40), along
@@ -465,10 +465,10 @@ def _vector_costs(
 def _along(
     stage: Stage, axis: Axis, inner: list[Axis], length: int, made: Container[Array], lanes: int
 ) -> float:
-    extent = numel([axis.extent])
+    extent = axis.most
     vectors = length // extent * ceildiv(extent, lanes)
     if axis in stage.reduced:
-        kept = numel([other.extent for other in inner if other not in stage.reduced])
+        kept = size_of(other for other in inner if other not in stage.reduced)
         fold = 2 * (min(extent, lanes) - 1).bit_length()
         return vectors * _accesses(stage, [axis], made, lanes) + kept * fold
     scattered = coefficient(stage.position, axis.variable) != 1

@@ -80,7 +80,7 @@ def _digits(load: Expr, product: Stage) -> Digits | None:
     found: Digits = {}
     for place, (part, axis) in enumerate(zip(_parts(load, product), product.axes, strict=True)):
         digit = _digit(part)
-        if digit is None or high(part) + 1 != high(axis.extent):
+        if digit is None or high(part) + 1 != axis.most:
             return None
         found.setdefault(digit[0], []).append((digit[1], place))
     return {variable: sorted(digits) for variable, digits in found.items()}
@@ -111,7 +111,7 @@ def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
     position = substitute(stage.position, values)
     inner = list(product.axes[-1:])
     if across and product.product is not None:
-        inner += [row for row in product.product.m[-1:] if high(row.extent) >= LEAST_ROWS]
+        inner += [row for row in product.product.m[-1:] if row.most >= LEAST_ROWS]
     if all(coefficient(position, axis.variable) != 1 for axis in inner):
         return stage
     body = expr.substitute_in(stage.body, values)

@@ -20,7 +20,7 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Index, Lowering
@@ -91,7 +91,7 @@ class Stage:
     @kept
     def iterations(self) -> int:
         """Evaluations of the body."""
-        return numel([axis.extent for axis in self.axes + self.reduced])
+        return size_of(self.axes + self.reduced)
 
     def exprs(self) -> tuple[Expr, ...]:
         """All expressions of the stage, those inside the position of a scatter included."""
