@@ -389,7 +389,7 @@ def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
         ("--pp 2 --dropout 0.1", "--dropout with --pp"),
         ("--pp 2 --batch 8 --micro 3", "into --micro 3 equal parts"),
         ("--pp 2 --accumulate 2", "give --micro instead"),
-        ("--pp 2 --pieces 2", "1f1b of 4 pieces at 2 stages"),
+        ("--pp 2 --pieces 2", "--pieces 2 with --schedule 1f1b: only"),
     ],
 )
 def test_layouts_that_are_refused(flags: str, text: str, tmp_path: Path) -> None:
