@@ -19,7 +19,7 @@ from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import broadcast_to, show
 from minigrad.tensor.core import Core
-from minigrad.tensor.live_tensors import held_among, holders
+from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.noted import note
@@ -46,10 +46,12 @@ class Backward(Composed):
             raise TypeError(hint(f"loss.backward({name}={given})"))
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
-        (output,), back = saved_graphs.expand([node], order, realization.rewritten(order))
+        older = realization.rewritten(order)
+        (output,), back = saved_graphs.expand([node], order, older)
         if output is not node:
             order = topological([output])
-        for candidates in _may_be_leaves(order, back):
+            older = realization.rewritten(order)
+        for candidates in _may_be_leaves(order, back, older):
             (joined,) = without_copies([output], order, candidates.keys())
             known = order if joined is output else topological([joined])
             leaves = {n: candidates[n] for n in reached([joined], known) if n in candidates}
@@ -150,14 +152,16 @@ class Backward(Composed):
         return any(holder._requires_grad for node in nodes for holder in holders(node))
 
 
-def _may_be_leaves(order: Sequence[Node], back: dict[Node, Node]) -> list[dict[Node, list[Core]]]:
+def _may_be_leaves(
+    order: Sequence[Node], back: dict[Node, Node], before: dict[Node, list[Holder]]
+) -> list[dict[Node, list[Core]]]:
     """Nodes → the tensors that stand for them: marked ones; those that count where none is reached.
 
-    order: of a graph. back: its nodes that stand for others → these.
+    order: of a graph. back: its nodes that stand for others → these. before: what was a leaf's
+    value before a write to it that waits.
     """
     marked: dict[Node, list[Core]] = {}
     others: dict[Node, list[Core]] = {}
-    before = realization.rewritten(order)
     for node in dict.fromkeys((*(order if back else held_among(order)), *before)):
         same = holders(back[node]) if node in back else before.get(node, [])
         for holder in holders(node) + same:

@@ -290,12 +290,10 @@ def _lose_readers(target: Node, owner: Holder) -> None:
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     """The nodes of an order that were a leaf's value before the write to it that waits."""
     older: dict[Node, list[Holder]] = {}
-    for node in order if _waiting else ():
-        if node.op is BUFFER or node.op is ASSIGN:
-            write = _waiting.get(id(node if node.op is BUFFER else node.src[0]))
-            leaves = [] if write is None or write is node else [
-                holder for holder in holders(write) if holder._requires_grad
-            ]  # fmt: skip
+    for node in [n for n in order if n.op is BUFFER or n.op is ASSIGN] if _waiting else ():
+        write = _waiting.get(id(node if node.op is BUFFER else node.src[0]))
+        if write is not None and write is not node:
+            leaves = [holder for holder in holders(write) if holder._requires_grad]
             if leaves:
                 older[node] = leaves
     return older
