@@ -275,7 +275,7 @@ def run(
         found = watched.ran[:]
         _check_work(found)
         ranks = Ranks(group.name, group.size) if group is not None else (
-            Ranks.of(found[0][0].roots[0].device if found else "")
+            Ranks.of(found[0][0].roots[0].device)
         )  # fmt: skip
         seconds, seen = list[float](), list[Round]()
         most = rounds if ranks.several else MOST_ROUNDS * rounds
