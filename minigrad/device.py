@@ -113,6 +113,7 @@ class Runtime(Protocol):
     name: str
     generalizes: bool  # whether programs are compiled, so that one should serve many numbers
     byte_dots: bool  # whether it multiplies four bytes as fast as one float32
+    byte_matrices: bool  # whether it multiplies matrices of bytes as it does those of floats
     fails_late: bool  # whether `expect_zero` raises nothing, but whoever looks at results later
 
     def allocate(self, nbytes: int) -> Any:

@@ -73,9 +73,9 @@ class Target:
     that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
     of a nest may have, over however many registers; tile_lanes: one of a product's tile;
     fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
-    products of two pairs of bfloat16 to a float32 (AVX512-BF16). bfloat16_matrices: whether there
-    are registers of 16 × 16 words, and an instruction that multiplies them (AMX).
-    byte_dots: whether one adds the products of four pairs of bytes to an int32 (AVX512-VNNI).
+    products of two pairs of bfloat16 to a float32 (AVX512-BF16). byte_dots: whether one adds
+    those of four pairs of bytes to an int32 (AVX512-VNNI). matrices: whether there are registers of
+    16 × 16 such words, and instructions that multiply them (AMX).
     group: of OpenCL. brief: whether code is to be short rather than fast (`loops/cost.py`).
     choice: which of the cost model's ways to cut a product is taken, the best one being 0.
     """
@@ -89,8 +89,8 @@ class Target:
     tile_lanes: int = 64
     fold_lanes: int = 128
     bfloat16_dots: bool = False
-    bfloat16_matrices: bool = False
     byte_dots: bool = False
+    matrices: bool = False
     group: Group | None = None
     brief: bool = False
     choice: int = 0

@@ -49,13 +49,13 @@ def open_device(name: str) -> CPU:
 def host_target() -> Target:
     """The host's figures, as recipes ask for them."""
     machine = host()
-    matrices = "amx-bf16" in machine.features
+    matrices = machine.features >= {"amx-bf16", "amx-int8"}
     return Target(
         machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3,
         # where there is AMX, a dot takes four times as long as a multiply-add of float32
         bfloat16_dots="avx512bf16" in machine.features and not matrices,
-        bfloat16_matrices=matrices and may_use_matrices(),
         byte_dots="avx512vnni" in machine.features,
+        matrices=matrices and may_use_matrices(),
     )  # fmt: skip
 
 
@@ -72,7 +72,9 @@ class CPU(Runtime):
     fails_late = False
 
     def __init__(self, name: str) -> None:
-        self.name, self.byte_dots = name, host_target().byte_dots
+        target = host_target()
+        self.name = name
+        self.byte_dots, self.byte_matrices = target.byte_dots, target.matrices
 
     def allocate(self, nbytes: int) -> int:
         """The address of memory: 64-byte aligned, or under GUARD right before a guard."""

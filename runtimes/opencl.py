@@ -65,7 +65,7 @@ class OpenCL(Runtime):
     """One device with its context, its in-order queue and its pool of buffers."""
 
     generalizes = True
-    byte_dots = False
+    byte_dots = byte_matrices = False
     fails_late = True
     seconds = None  # see `compile.Backend`
 

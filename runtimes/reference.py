@@ -359,7 +359,7 @@ class ReferenceRuntime(Runtime):
     """Memory is an array of bytes; everything is done when a call returns."""
 
     generalizes = False
-    byte_dots = False
+    byte_dots = byte_matrices = False
     fails_late = False
 
     def __init__(self, name: str) -> None:

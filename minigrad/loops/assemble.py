@@ -112,12 +112,14 @@ def _check(
 
 
 def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
-    """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16.
+    """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16 or 32.
 
-    (A product of matrix registers, of 16 × 16 × 32, takes as long as 32 multiply-adds of vectors.)
+    (A product of matrix registers, of 16 × 16 × 16 words, takes as long as 32 multiply-adds of
+    vectors.)
     """
-    if any(isinstance(statement, MatrixProduct) for statement in nest.walk(loop)):
-        return 16
+    for statement in nest.walk(loop):
+        if isinstance(statement, MatrixProduct):
+            return 32 // statement.of.itemsize
     return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
 

@@ -347,7 +347,7 @@ def in_pairs(stage: Stage, target: Target) -> bool:
 
     Processors with matrix registers have dots, too.
     """
-    dots, k = target.bfloat16_dots or target.bfloat16_matrices, stage.reduced[-1]
+    dots, k = target.bfloat16_dots or target.matrices, stage.reduced[-1]
     width = choose_nr(target, stage.body.dtype, stage.axes[-1].count)
     return dots and k.count % 2 == 0 and width % WORDS == 0
 

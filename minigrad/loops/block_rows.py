@@ -373,7 +373,7 @@ class Step:
         later, loads = self.later, expr.loads(operand)
         return [
             (load.array, substitute(substitute(load.index, at), later))
-            for load in (loads[:1] if operand.op is Leaf.PAIR else loads)
+            for load in (loads[:1] if operand.op is Leaf.WORD else loads)
             if later and load.array.space == "buffer" and not load.guard
             and not expr.values_in(load.index)
         ]  # fmt: skip

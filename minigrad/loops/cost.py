@@ -487,12 +487,15 @@ def row_stride(depth: int, itemsize: int) -> int:
 
 
 def plan_amx(problem: Problem, target: Target) -> Plan | None:
-    """Tasks of whole squares, or None if packing does not pay; problem: in whole registers."""
+    """Tasks of whole squares, or None if packing does not pay; problem: in whole registers.
+
+    For bytes it nearly always does: vectors multiply whole numbers one by one.
+    """
     rows, columns = problem.row.most, problem.column.count
-    if rows < SQUARE // 2 or columns < LEAST_PANELS * SQUARE:
-        return None
-    most = target.l2 // 2 // (4 * problem.depth) // SQUARE
-    if most == 0:
+    of_bytes = problem.total.dtype.is_int
+    few = SQUARE // 2 if of_bytes else LEAST_PANELS * SQUARE
+    most = max(target.l2 // 2 // (4 * problem.depth) // SQUARE, of_bytes)
+    if rows < SQUARE // 2 or columns < few or most == 0:
         return None
     squares, panels = ceildiv(rows, SQUARE), ceildiv(columns, SQUARE)
     blocks = ceildiv(squares, most)

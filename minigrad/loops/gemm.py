@@ -16,10 +16,10 @@ conversion: what an operand costs to compute is paid once for a block, not for e
 After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, ACM TOMS 34, 2008);
 the numbers, such as mr and nr, are those of cost.py.
 
-Products of bfloat16 in the matrix registers of a processor (AMX), in squares of 32 × 32:
+Products of bfloat16 or bytes in the matrix registers of a processor (AMX), in squares of 32 × 32:
 
     parallel over batch × blocks of columns × blocks of rows:
-      copy the block of `left`, row after row, in words of two neighbours along k
+      copy the block of `left`, row after row, in words of two or four neighbours along k
       for each panel of the block's columns:
         copy the panel of `right`, in such words too
         for each square of the block:
@@ -59,7 +59,7 @@ from minigrad.loops.product import (
     Problem,
     clamped,
     distance,
-    in_pairs,
+    in_words,
     part_of_image,
     prepare,
     strides,
@@ -85,12 +85,13 @@ def gemm(kernel: Kernel, target: Target) -> Nest:
 
 
 def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
-    """A product as it is computed, of pairs of bfloat16 where that pays, and how it is cut."""
+    """A product as it is computed, of words where that pays, and how it is cut."""
     plain = not problem.ends and problem.terms is None
-    if target.bfloat16_matrices and plain and (words := in_pairs(problem, ROW_WORDS)):
+    if target.matrices and plain and (words := in_words(problem, ROW_WORDS)):
         if squares := cost.plan_amx(words, target):
             return words, squares
-    if target.bfloat16_dots and plain and (pairs := in_pairs(problem)):
+    dots = target.bfloat16_dots and problem.total.dtype.is_float
+    if dots and plain and (pairs := in_words(problem)):
         problem = pairs if cost.packing_pays(pairs, target) else problem
     return problem, cost.plan_of(problem, target)
 
@@ -124,7 +125,7 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Schedule:
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
         if plan.squares:
-            in_squares(s, tile)
+            in_squares(s, problem, tile)
         else:
             in_registers(s, problem, plan, tile, panel, ks, shared, target)
             if plan.packs_right and not plan.kc and (part := part_of_image(problem)):
@@ -201,15 +202,16 @@ def within_image(
     s.insert(around, look)
 
 
-def in_squares(s: Schedule, tile: Atom) -> None:
+def in_squares(s: Schedule, problem: Problem, tile: Atom) -> None:
     """The sums of each tile in matrix registers, which leave them in scratch memory."""
     left, right = (s.operands[name].array for name in ("left", "right"))
+    of, by = (words.args[0].dtype for words in (problem.left, problem.right))
     depth = right.size // SQUARE
     pitch = row_stride(depth, left.dtype.itemsize)
-    square = Array("square", dtypes.float32, SQUARE * SQUARE, "scratch")
+    square = Array("square", problem.total.dtype, SQUARE * SQUARE, "scratch")
     product = MatrixProduct(
         Matrix(square, 0, SQUARE), Matrix(left, tile.index * (SQUARE * pitch), pitch),
-        Matrix(right, 0, SQUARE), SQUARE, SQUARE, depth,
+        Matrix(right, 0, SQUARE), SQUARE, SQUARE, depth, of, by,
     )  # fmt: skip
     s.tensorize(tile, product, square)
 
@@ -324,7 +326,7 @@ class TileHints:
     ) -> None:  # fmt: skip
         self.left, self.right = operands["left"], operands["right"]
         self.plan, right = plan, problem.right
-        self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.PAIR) else ()
+        self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.WORD) else ()
         # tiles that read a panel, and the number of one; of a loop over one tile the variable goes
         # (`Schedule.simplify`)
         around = [axis for axis in problem.m if axis.variable in shared]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from minigrad.dtype import DType
 from minigrad.graph.interned import kept
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
@@ -110,8 +111,9 @@ class Matrix:
 class MatrixProduct(Base):
     """total = left · right, in the matrix registers of a processor that has them (AMX).
 
-    Elements of left and right are words of two bfloat16, neighbours along k; those of total are
-    float32. rows and columns are 16 or 32; depth, in words, is a multiple of 16.
+    Elements of left and right are words of neighbours along k, of dtypes `of` and `by`: two
+    bfloat16, with a total in float32, or four int8 or uint8, with a total in int32 that wraps.
+    rows and columns are 16 or 32; depth, in words, is a multiple of 16.
     """
 
     total: Matrix
@@ -120,6 +122,8 @@ class MatrixProduct(Base):
     rows: int
     columns: int
     depth: int
+    of: DType
+    by: DType
 
     @property
     def matrices(self) -> tuple[Matrix, Matrix, Matrix]:

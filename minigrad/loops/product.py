@@ -29,7 +29,7 @@ from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.conditions import conditions_of
-from minigrad.schedule.contraction import Contraction, terms_of
+from minigrad.schedule.contraction import Contraction, as_byte, terms_of
 from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
@@ -95,8 +95,8 @@ class Problem(Contraction):
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
-    """total + left·right; for pairs, with the sum of both products."""
-    if not left.dtype.is_float:
+    """total + left·right; for words, with the sum of all products of their parts."""
+    if left.op is Leaf.WORD or total.dtype.is_float and left.dtype.is_int:
         return expr.apply(Leaf.DOT, (left, right, total), total.dtype)
     return combine(Op.SUM, total, (left * right).cast(total.dtype))
 
@@ -151,36 +151,45 @@ def distance(operand: Expr, axis: Atom) -> int:
                default=0)  # fmt: skip
 
 
-def in_pairs(problem: Problem, multiple: int = 1) -> Problem | None:
-    """A product of bfloat16 in pairs along k, for `Leaf.DOT`; None where it is none.
+def in_words(problem: Problem, multiple: int = 1) -> Problem | None:
+    """A product of bfloat16 in pairs along k, or of bytes in fours; None where it is of neither.
 
     What is rounded to bfloat16 for the product's sake only is rounded when it is copied. Neighbours
-    along k become one word of 32 bits; a last one without a neighbour gets a zero.
+    along k become one word of 32 bits; the last ones get zeros where there are too few of them.
     There will be a multiple of `multiple` words along the last axis, with zeros at the end.
     """
     *outer, last = problem.k
-    if problem.total.dtype is not dtypes.float32 or not isinstance(last.extent, int):
+    total = problem.total.dtype
+    if not (total is dtypes.float32 or total.is_int) or not isinstance(last.extent, int):
         return None
-    two = make_axis("kp", 0, ceildiv(last.extent, 2 * multiple) * multiple)
-    left, right = (word(operand, last, two) for operand in (problem.left, problem.right))
+    count = 2 if total.is_float else 4
+    words = make_axis("kp", 0, ceildiv(last.extent, count * multiple) * multiple)
+    left, right = (word(operand, last, words) for operand in (problem.left, problem.right))
     if left is None or right is None:
         return None
-    return replace(problem, left=left, right=right, k=(*outer, two))
+    return replace(problem, left=left, right=right, k=(*outer, words))
 
 
-def word(operand: Expr, k: Axis, two: Axis) -> Expr | None:
-    """Two neighbours along k as a word, of an operand that is bfloat16: in memory, or rounded."""
+def word(operand: Expr, k: Axis, words: Axis) -> Expr | None:
+    """Neighbours along k as a word: two of what is bfloat16, in memory or rounded; four bytes."""
+    narrow = as_byte(operand) if operand.dtype.is_int else _as_bfloat16(operand)
+    if narrow is None:
+        return None
+    count = 4 // narrow.dtype.itemsize
+    places = [words.index * count + number for number in range(count)]
+    parts = (
+        guard_loads(expr.substitute_in(narrow, {k.variable: place}), [k.extent - 1 - place])
+        for place in places
+    )
+    return expr.apply(Leaf.WORD, tuple(parts), dtypes.uint32)
+
+
+def _as_bfloat16(operand: Expr) -> Expr | None:
     while operand.op is Op.CAST and operand.dtype is not dtypes.bfloat16:
         operand = operand.args[0]
     rounded = operand.op is Op.CAST and operand.args[0].dtype is dtypes.float32
-    if operand.dtype is not dtypes.bfloat16 or not (rounded or operand.op is Leaf.LOAD):
-        return None
-    places = [two.index * 2 + number for number in (0, 1)]
-    pair = (
-        guard_loads(expr.substitute_in(operand, {k.variable: place}), [k.extent - 1 - place])
-        for place in places
-    )
-    return expr.apply(Leaf.PAIR, tuple(pair), dtypes.uint32)
+    plain = operand.dtype is dtypes.bfloat16 and (rounded or operand.op is Leaf.LOAD)
+    return operand if plain else None
 
 
 def part_of_image(problem: Problem) -> tuple[Axis, Integer, Integer] | None:

@@ -300,10 +300,10 @@ class _Emitter(MemoryEmitter):
     # ---- expressions ----
 
     def value(self, root: Expr) -> Value:
-        """The value of an expression; of a pair, what memory has of it."""
+        """The value of an expression; of a word, what memory has of it."""
         root = self.expand(root)
-        if root.op is Leaf.PAIR and root not in self.memo:
-            return self.pair(root)
+        if root.op is Leaf.WORD and root not in self.memo:
+            return self.word(root)
         return super().value(root)
 
     def emitted(self, e: Expr) -> Value:

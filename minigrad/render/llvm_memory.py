@@ -1,13 +1,15 @@
-"""Loads and stores: single elements, whole vectors, masked ones, gathers, and pairs of bfloat16.
+"""Loads and stores: single elements, whole vectors, masked ones, gathers, and words of neighbours.
 
 Products in matrix registers (AMX) are here, too; their intrinsics name the registers by number.
-Each of the eight holds 16 rows of 64 bytes: 16 × 16 float32, or as many words of two bfloat16. 0 …
-3 are the total's quarters, 4 and 5 rows of the left operand, 6 and 7 columns of the right.
+Each of the eight holds 16 rows of 64 bytes: 16 × 16 float32 or int32, or as many words of two
+bfloat16 or four bytes. 0 … 3 are the total's quarters, 4 and 5 rows of the left operand, 6 and 7
+columns of the right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
@@ -98,60 +100,64 @@ class MemoryEmitter(IndexEmitter):
             kind = memory_type(statement.array.dtype)
             here.lines.append(f"  store {kind} {text}, ptr {pointer}")
 
-    def pair(self, e: Expr) -> Value:
-        """Two bfloat16 as one word, the first low; those of a whole vector at once if possible."""
-        lanes = self.lanes_of(e)
+    def word(self, e: Expr) -> Value:
+        """Neighbours as a word, the first lowest; those of a whole vector at once if possible."""
+        lanes, count = self.lanes_of(e), len(e.args)
         rounded = e.args[0].op is Op.CAST
-        first, second = (arg.args[0] if rounded else arg for arg in e.args)
-        if first.op is not Leaf.LOAD:
-            return self._rounded(first, second, lanes)
-        array, index, guard = first.array, first.index, first.guard
-        neighbours = lanes > 1 and second.index == index + 1
-        if neighbours and self.lane_stride(index) == 2 and not (rounded and lanes % 16):
-            text = self._side_by_side(first, second, lanes)
+        parts = [arg.args[0] if rounded else arg for arg in e.args]
+        if parts[0].op is not Leaf.LOAD:
+            return self._rounded(parts, lanes)
+        array, index = parts[0].array, parts[0].index
+        step, size = self.lane_stride(index), array.dtype.itemsize
+        neighbours = lanes > 1 and all(part.index == index + n for n, part in enumerate(parts))
+        if neighbours and step == count and not (rounded and lanes % 16):
+            text = self._side_by_side(parts, lanes)
             here = self.builder()
             if rounded:
-                return values.words_of_neighbours(here, Value(text, array.dtype, 2 * lanes))
-            text = here.line(f"bitcast <{2 * lanes} x i16> {text} to <{lanes} x i32>")
-            return Value(text, e.dtype, lanes)
+                return values.words_of_neighbours(here, Value(text, array.dtype, count * lanes))
+            kind = vector_type(memory_type(array.dtype), count * lanes)
+            return Value(here.line(f"bitcast {kind} {text} to <{lanes} x i32>"), e.dtype, lanes)
         if rounded:
-            return self._rounded(first, second, lanes)
-        if neighbours and not guard and not second.guard and self.lane_stride(index) != 1:
-            kind, size = vector_type("i32", lanes), array.dtype.itemsize
+            return self._rounded(parts, lanes)
+        if neighbours and step != 1 and not any(part.guard for part in parts):
+            kind = vector_type("i32", lanes)
             text = self._gather(kind, array, index, lanes, size, self.mask())
             return Value(text, e.dtype, lanes)
+        # a load that is the same in all lanes is one scalar
+        widths = [self.lanes_of(part) for part in parts]
+        texts = [self._bits(part, width) for part, width in zip(parts, widths, strict=True)]
+        here, scalar = self.builder(), memory_type(array.dtype)
+        if min(widths) == lanes > 1:
+            text = in_turn(here, texts, scalar, lanes)
+            text = here.line(f"bitcast <{count * lanes} x {scalar}> {text} to <{lanes} x i32>")
+            return Value(text, e.dtype, lanes)
         words = []
-        for load in (first, second):
-            # a load that is the same in all lanes is one scalar
-            width = self.lanes_of(load)
-            text = self._bits(load, width)
-            here = self.builder()
-            short, long = vector_type("i16", width), vector_type("i32", width)
+        for n, (text, width) in enumerate(zip(texts, widths, strict=True)):
+            short, long = vector_type(scalar, width), vector_type("i32", width)
             wide = Value(here.line(f"zext {short} {text} to {long}"), e.dtype, width)
-            words.append(values.broadcast(here, wide, lanes))
-        here = self.builder()
-        low, high = words
-        sixteen = values.literal(16, "i32", lanes)
-        shifted = here.line(f"shl {high.typed}, {sixteen}")
-        return Value(here.line(f"or {low.typed}, {shifted}"), e.dtype, lanes)
+            wide = values.broadcast(here, wide, lanes)
+            bits = values.literal(8 * size * n, "i32", lanes)
+            words.append(here.line(f"shl {wide.typed}, {bits}"))
+        kind = vector_type("i32", lanes)
+        text = reduce(lambda x, y: here.line(f"or {kind} {x}, {y}"), words)
+        return Value(text, e.dtype, lanes)
 
-    def _rounded(self, first: Expr, second: Expr, lanes: int) -> Value:
-        floats = [self.value(one) for one in (first, second)]
+    def _rounded(self, parts: Sequence[Expr], lanes: int) -> Value:
+        floats = [self.value(one) for one in parts]
         here = self.builder()
         return values.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
 
-    def _side_by_side(self, first: Expr, second: Expr, lanes: int) -> str:
-        """What memory holds from a vector's first pair on: two neighbours for each lane."""
-        array, index = first.array, first.index
-        kind, size = vector_type(memory_type(array.dtype), 2 * lanes), array.dtype.itemsize
-        masks = [self.both(self.mask(), self.guard(e.guard), lanes) for e in (first, second)]
+    def _side_by_side(self, parts: Sequence[Expr], lanes: int) -> str:
+        """What memory holds from a vector's first word on: so many neighbours for each lane."""
+        array, index, count = parts[0].array, parts[0].index, len(parts)
+        kind, size = vector_type(memory_type(array.dtype), count * lanes), array.dtype.itemsize
+        masks = [self.both(self.mask(), self.guard(e.guard), lanes) for e in parts]
         pointer, here = self.pointer(array, self.at_base(index)), self.builder()
-        if masks == [None, None]:
+        if not any(masks):
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        low, high = (mask or "splat (i1 true)" for mask in masks)
-        in_turn = [n // 2 + n % 2 * lanes for n in range(2 * lanes)]
-        mask = here.shuffle(f"<{lanes} x i1>", low, in_turn, high)
-        return self._masked_load(kind, pointer, size, 2 * lanes, mask)
+        flags = [mask or "splat (i1 true)" for mask in masks]
+        mask = in_turn(here, flags, "i1", lanes)
+        return self._masked_load(kind, pointer, size, count * lanes, mask)
 
     def load(self, e: Expr, lanes: int) -> Value:
         """The value of a LOAD."""
@@ -330,6 +336,14 @@ class MemoryEmitter(IndexEmitter):
         return text
 
 
+def in_turn(here: Builder, parts: Sequence[str], scalar: str, lanes: int) -> str:
+    """The elements of vectors in turn, the first of each first; there are two or four of them."""
+    count, half = len(parts), len(parts) // 2
+    x, y = (values.join_texts(here, [*parts[at : at + half]], scalar, lanes) for at in (0, half))
+    order = [n // count + n % count * lanes for n in range(count * lanes)]
+    return here.shuffle(vector_type(scalar, half * lanes), x, order, y)
+
+
 def _read_by(here: Builder, readers: Sequence[Sequence[int]], mask: str, lanes: int) -> str:
     """A mask of elements in memory: which of them a lane that counts reads."""
     text, kind = "", f"<{lanes} x i1>"
@@ -380,6 +394,8 @@ END = "  call void @llvm.x86.tilerelease()"
 def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
     """The statement at the emitter's current level; the function begins and ends as above."""
     rows, columns = range(product.rows // SIDE), range(product.columns // SIDE)
+    signs = "".join("s" if dtype.kind == "i" else "u" for dtype in (product.of, product.by))
+    multiply = f"tdpb{signs}d" if product.of.is_int else "tdpbf16ps"
     total, left, right = (emitter.pointer(m.array, m.index) for m in product.matrices)
 
     def do(name: str, *arguments: str) -> None:
@@ -402,7 +418,7 @@ def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
         for r in rows:
             move("tileloadd64", _LEFT + r, product.left, left, str(r * SIDE), k)
         for number, r, c in quarters:
-            do("tdpbf16ps", f"i8 {number}", f"i8 {_LEFT + r}", f"i8 {_RIGHT + c}")
+            do(multiply, f"i8 {number}", f"i8 {_LEFT + r}", f"i8 {_RIGHT + c}")
     for number, r, c in quarters:
         move("tilestored64", number, product.total, total, str(r * SIDE), str(c * SIDE))
     emitter.forget((product.total.array,))

@@ -34,7 +34,7 @@ LEAST_ROWS = 4  # iterations of a block
 def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]:
     """The loads and stores of a loop that lie along its variable, not along the lanes in scope.
 
-    And the pairs, words of 32 bits of which the same holds.
+    And the words of 32 bits of which the same holds.
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return [], []
@@ -68,7 +68,7 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
         if load is None:
             continue
         array, index, guard = load.array, load.index, load.guard
-        step = 2 if e.op is Leaf.PAIR else 1
+        step = len(e.args) if e.op is Leaf.WORD else 1
         if (
             array not in changed
             and not e.dtype.is_bool
@@ -81,13 +81,13 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
 
 
 def _first_of(e: Expr) -> Expr | None:
-    """A load, or the first of two neighbours that make a word."""
-    if e.op is Leaf.PAIR:
-        first, second = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
+    """A load, or the first of the neighbours that make a word."""
+    if e.op is Leaf.WORD:
+        first, *others = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
         if first.op is not Leaf.LOAD:
             return None
-        follows = second.index == first.index + 1
-        return first if follows and not first.guard and not second.guard else None
+        follows = all(other.index == first.index + n for n, other in enumerate(others, 1))
+        return first if follows and not first.guard and not others[-1].guard else None
     return e if e.op is Leaf.LOAD else None
 
 

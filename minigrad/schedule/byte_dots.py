@@ -114,11 +114,16 @@ def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
 
 
 def has_tiles(sums: Stage, words: Stage | None) -> bool:
-    """Whether the last axis of a sum's results is of the unsigned bytes alone, in whole vectors."""
+    """Whether the last axis of a sum's results is of the unsigned bytes alone, in whole vectors.
+
+    Neighbours along it are so in memory.
+    """
     if words is None or len(sums.axes) < 2:
         return False
     matrix, vectors, _ = words.body.args
     *outer, lane = sums.axes
+    if any(coefficient(load.index, lane.variable) != 1 for load in expr.loads(matrix)):
+        return False
     m = [axis for axis in outer if axis.variable not in matrix.variables]
     whole = isinstance(lane.extent, int) and lane.extent % LANES == 0
     own = whole and lane.variable not in vectors.variables

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
+from minigrad.graph.simplify import holds
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Expr, Leaf, loads
+
+BYTES = (dtypes.int8, dtypes.uint8)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Contraction:
     mask: Expr | None = None
     shared: bool = False
 
+    @property
+    def of_bytes(self) -> bool:
+        """Whether it is of whole numbers: of bytes, which are added as int32 or uint32."""
+        return not self.left.dtype.is_float
+
 
 def terms_of(body: Expr) -> tuple[Expr | None, Expr]:
     """(mask, product) of a body where(mask, product, 0), or (None, body)."""
@@ -47,16 +56,19 @@ def contraction_of(
     op: Op | None, axes: tuple[Axis, ...], summed: tuple[Axis, ...], body: Expr
 ) -> Contraction | None:
     """A stage as a contraction, or None if it is none; see `Stage.product`."""
-    if op is not Op.SUM or not axes or not body.dtype.is_float:
+    if op is not Op.SUM or not axes:
         return None
     mask, product = terms_of(body)
-    if product.op is Op.CAST:
+    if product.op is Op.CAST and body.dtype.is_float:
         product = product.args[0]
     if product.op is not Op.MUL:
         return None
     left, right = product.args
     last = axes[-1].variable
     shared = last in left.variables and last in right.variables
+    of_bytes = body.dtype in (dtypes.int32, dtypes.uint32) and not shared and mask is None
+    if not body.dtype.is_float and not (of_bytes and as_byte(left) and as_byte(right)):
+        return None
     if last in left.variables:
         left, right = right, left
     if last not in right.variables:
@@ -83,6 +95,13 @@ def contraction_of(
     if shared and any(not isinstance(a.extent, int) for a in (*m[-2:], *n[-1:], batch[-1])):
         return None
     return Contraction(left, right, batch, m, n, summed, mask, shared)
+
+
+def as_byte(operand: Expr) -> Expr | None:
+    """The byte in memory that an operand is, made wider; None where it is none."""
+    while operand.op is Op.CAST and holds(operand.dtype, operand.args[0].dtype):
+        operand = operand.args[0]
+    return operand if operand.op is Leaf.LOAD and operand.dtype in BYTES else None
 
 
 def _neighbours(axis: Atom, *operands: Expr) -> bool:

@@ -28,9 +28,11 @@ class Leaf(Enum):
     INDEX = "index"  # (index) an index as a value
     CONDITION = "condition"  # (index) whether it is ≥ 0
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
-    PAIR = "pair"  # no leaf either: args two bfloat16, in memory or CASTs of loads, as one uint32
-    # args (a, b, c): two PAIRs of bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c; or words of four
-    # bytes, a's unsigned and b's signed, and an int32
+    # no leaf either: args two bfloat16, in memory or CASTs of loads, or four bytes in memory, as
+    # one uint32, the first lowest
+    WORD = "word"
+    # args (a, b, c): WORDs of two bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c; or of four bytes, a's
+    # unsigned and b's signed unless they are for matrix registers, and an int32
     DOT = "dot"
     # What processors have: see render/vector_math.py.
     QUOTIENT = "quotient"  # args (x, y): integers, to zero; y is not 0, nor −1 where x is signed

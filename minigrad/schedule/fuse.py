@@ -252,15 +252,19 @@ def _delays(
 def _alone(stage: Stage, target: Target) -> Cluster:
     if stage.op in ALONE:
         return Cluster(target, frozenset(), ALONE[stage.op])
-    if stage.contraction is not None or target.vector_bytes and stage.product is not None:
+    product, kind = stage.product, "rows"
+    if target.byte_dots and has_tiles(stage, in_words(stage)):
+        kind = "dots"
+    elif product is not None and (
+        target.matrices if product.of_bytes else target.vector_bytes or not product.shared
+    ):
         return Cluster(target, frozenset(), "contraction")
     counts: list[Integer] = [1]
     for axis in stage.axes:
         if not isinstance(axis.extent, int) and counts[-1] != 1:
             break
         counts.append(axis.extent * counts[-1] if counts[-1] == 1 else counts[-1] * axis.count)
-    dots = target.byte_dots and has_tiles(stage, in_words(stage))
-    return Cluster(target, frozenset(counts), "dots" if dots else "rows")
+    return Cluster(target, frozenset(counts), kind)
 
 
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:

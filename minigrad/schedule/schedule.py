@@ -196,7 +196,7 @@ class _Plan:
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
         in_blocks = fuse and target.has_block_rows
-        across = target.vector_bytes > 0 and not target.bfloat16_matrices
+        across = target.vector_bytes > 0 and not target.matrices
         self._order_results(across, in_blocks)
         self.chains = Chains(self.stages.values(), self.slots, in_blocks)
         self.clusters, self.waits = cluster(self.chains, target, fuse, self.late | partial)

@@ -79,9 +79,9 @@ class Stage:
 
     @property
     def contraction(self) -> Contraction | None:
-        """The same for matrix products: those with columns along the last axis."""
+        """The same for matrix products of floats: those with columns along the last axis."""
         found = self.product
-        return None if found is None or found.shared else found
+        return None if found is None or found.shared or found.of_bytes else found
 
     @kept
     def size(self) -> int:

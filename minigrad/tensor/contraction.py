@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Self
 
+from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, promote, resolve
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
@@ -356,9 +357,14 @@ def accumulator(dtype: DType) -> DType:
 
 
 def _are_bytes(x: Node, y: Node) -> bool:
-    """Whether a product is of matrices of int8, and of a size that pays for packing one of them."""
+    """Whether a product is of matrices of int8, and of a size that pays for packing one of them.
+
+    Not where the device does that by itself.
+    """
     plain = all(one.ndim == 2 and one.dtype is dtypes.int8 for one in (x, y))
-    return plain and all(isinstance(n, int) and n >= WORTH for n in (*x.shape, *y.shape))
+    if not plain or Device[x.device].byte_matrices:
+        return False
+    return all(isinstance(n, int) and n >= WORTH for n in (*x.shape, *y.shape))
 
 
 def _product_of_bytes(x: Any, y: Any) -> Any:

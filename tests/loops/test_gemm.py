@@ -24,16 +24,17 @@ from schedule.programs import (
 )
 
 from minigrad.compile import schedule_of
-from minigrad.dtype import dtypes
+from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Integer, ceildiv, var
 from minigrad.loops import cost
 from minigrad.loops.cost import plan_of
 from minigrad.loops.nest import show, written
-from minigrad.loops.product import in_pairs, prepare
+from minigrad.loops.product import in_words, prepare
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
+from minigrad.runtimes.reference import numpy_dtype
 from minigrad.schedule.schedule import Kernel
 
 CASES: dict[str, Build] = {}
@@ -346,8 +347,107 @@ def test_matrices_are_used() -> None:
     amx = replace(target_of("amx"), l2=1 << 21)
     (kernel,) = schedule_of(graph_of(deep_pairs)[0], GOLDEN).kernels
     assert "tdpbf16ps" in render(lower(kernel, amx))
-    assert "tdpbf16ps" not in render(lower(kernel, replace(amx, bfloat16_matrices=False)))
+    assert "tdpbf16ps" not in render(lower(kernel, replace(amx, matrices=False)))
     assert "tdpbf16ps" not in render(lower(kernel, replace(amx, l2=amx.l2 // 4)))
+
+
+def whole(inputs: Inputs, *shape: Integer, dtype: DType = dtypes.int8) -> Node:
+    """All bytes, as int32."""
+    least = int(dtype.minimum)
+    return g.cast(inputs(*shape, dtype=dtype, low=least, high=least + 256), dtypes.int32)
+
+
+def plain_bytes(inputs: Inputs) -> list[Node]:
+    """A depth of no whole words; rows and columns with tails; and a float that is made of it."""
+    short = product(whole(inputs, 47, 35), whole(inputs, 35, 150))
+    scaled = mul(wide(product(whole(inputs, 40, 128), whole(inputs, 128, 64))), 0.25)
+    return [short, add(scaled, inputs(64))]
+
+
+def signs_of_bytes(inputs: Inputs) -> list[Node]:
+    """Each of both kinds by each; unsigned ones are added as such."""
+    kinds = dtypes.int8, dtypes.uint8
+    found = [
+        product(whole(inputs, 33, 70, dtype=one), whole(inputs, 70, 34, dtype=other))
+        for one in kinds for other in kinds
+    ]  # fmt: skip
+    x, y = (
+        g.cast(inputs(*shape, dtype=dtypes.uint8, low=0, high=256), dtypes.uint32)
+        for shape in ((16, 64), (64, 16))
+    )
+    return [*found, product(x, y)]
+
+
+def turned_bytes(inputs: Inputs) -> list[Node]:
+    """Each operand transposed, and one of them padded; whole squares of words, and rests."""
+    left = transpose(whole(inputs, 75, 47))
+    padded = g.pad(whole(inputs, 40, 70), [(0, 0), (2, 3)])
+    right = transpose(whole(inputs, 130, 75))
+    whole_words = product(whole(inputs, 20, 128), transpose(whole(inputs, 70, 128)))
+    return [product(left, right), product(padded, right), whole_words]
+
+
+def many_bytes(inputs: Inputs) -> list[Node]:
+    """Several blocks of rows, a batch, and parts of matrices."""
+    x, y = whole(inputs, 700, 411), whole(inputs, 411, 270)
+    batch = product(whole(inputs, 3, 40, 50), whole(inputs, 3, 50, 160))
+    left = g.shrink(x, [(0, 700), (0, 333)])
+    return [product(left, g.shrink(y, [(5, 338), (0, 270)])), batch]
+
+
+def bytes_of_size_n(inputs: Inputs) -> list[Node]:
+    """Rows whose number varies; a depth that does has no words."""
+    rows = product(whole(inputs, LENGTH, 70), whole(inputs, 70, 40))
+    return [rows, product(whole(inputs, 20, LENGTH), whole(inputs, LENGTH, 40))]
+
+
+def few_bytes(inputs: Inputs) -> list[Node]:
+    """Too few rows, or columns, for squares."""
+    return [product(whole(inputs, *x), whole(inputs, *y)) for x, y in (
+        ((1, 70), (70, 40)), ((5, 70), (70, 40)), ((12, 70), (70, 100)), ((40, 70), (70, 3)),
+        ((40, 70), (70, 1)), ((3, 20, 9), (3, 9, 5)), ((30, 2), (2, 70)),
+    )]  # fmt: skip
+
+
+BYTES = [
+    plain_bytes, signs_of_bytes, turned_bytes, many_bytes, bytes_of_size_n, few_bytes,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("machine", ["amx", "avx512", "avx2"])
+@pytest.mark.parametrize("build", BYTES)
+def test_bytes(build: Build, machine: str) -> None:
+    """Where the host multiplies matrices, and where it does not."""
+    for n in (24, 17) if build is bytes_of_size_n else (1,):
+        agree(build, machine, n)
+
+
+@pytest.mark.parametrize("kinds", [(dtypes.int8, -128), (dtypes.uint8, 255)], ids=str)
+def test_sums_of_bytes_wrap(kinds: tuple[DType, int]) -> None:
+    """A sum beyond int32 is what is left of it, as everywhere."""
+    dtype, value = kinds
+    graph, inputs = graph_of(lambda inputs: [
+        product(whole(inputs, 16, 140_000, dtype=dtype), whole(inputs, 140_000, 16, dtype=dtype))
+    ])
+    values = {
+        slot: np.full(node.shape, value, numpy_dtype(dtype))
+        for slot, node in enumerate(inputs.nodes)
+    }
+    (found,) = run(graph, values, "amx")
+    expected = (value * value * 140_000 + (1 << 31)) % (1 << 32) - (1 << 31)
+    assert (found == expected).all()
+
+
+def test_matrices_of_bytes_are_used() -> None:
+    """Where there are matrix registers, by the instruction for their signs."""
+    amx = target_of("amx")
+    graph, _ = graph_of(signs_of_bytes)
+    kernels = schedule_of(graph, amx).kernels
+    text = "".join(render(lower(kernel, amx)) for kernel in kernels)
+    for name in ("tdpbssd", "tdpbsud", "tdpbusd", "tdpbuud"):
+        assert name in text
+    for target in (GOLDEN, replace(GOLDEN, byte_dots=True)):
+        assert all(one.kind != "contraction" for one in schedule_of(graph, target).kernels)
 
 
 @pytest.mark.parametrize("brief", [False, True])
@@ -435,7 +535,7 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     dots = target_of("avx512bf16")
     (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
     problem = prepare(kernel)
-    plan = plan_of(in_pairs(problem) or problem, dots)
+    plan = plan_of(in_words(problem) or problem, dots)
     assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
 
 

@@ -98,6 +98,7 @@ def test_map_loops_replaces_loops_and_keeps_what_is_not_changed() -> None:
     assert map_loops(body, lambda one, around: None) is body
 
 
+HALF = dtypes.bfloat16
 A, B, C = (make_axis(name, 0, 4).index for name in "abc")
 LEFT, RIGHT = (Array(name, dtypes.float32, 16) for name in ("left", "right"))
 OTHER = Array("other", dtypes.float32, 4, "registers")
@@ -105,7 +106,9 @@ EVERY: list[Statement] = [
     Store(OUT, A, ONE, (B,)), Store(OTHER, A, ONE),
     Stores((Store(OUT, A, ONE), Store(LEFT, B, ONE))), Barrier(),
     Fold(REGISTER, Op.SUM, OTHER, A), Prefetch(OUT, A),
-    MatrixProduct(Matrix(OUT, A, 4), Matrix(LEFT, B, 4), Matrix(RIGHT, C, 4), 16, 16, 16),
+    MatrixProduct(
+        Matrix(OUT, A, 4), Matrix(LEFT, B, 4), Matrix(RIGHT, C, 4), 16, 16, 16, HALF, HALF
+    ),
     Loop(make_axis("i", 0, 4).variable, A, (B, C), (Barrier(),)),
 ]  # fmt: skip
 

@@ -574,7 +574,8 @@ def test_tensorize_leaves_the_stores() -> None:
     tiles = schedule.split(m, 3, "t")
     square = Array("square", dtypes.float32, 24, "scratch")
     places = [Matrix(Array(name, dtypes.float32, 30), 0, 5) for name in ("left", "right")]
-    schedule.tensorize(tiles, MatrixProduct(Matrix(square, 0, 8), *places, 3, 8, 5), square)
+    product_of = MatrixProduct(Matrix(square, 0, 8), *places, 3, 8, 5, dtypes.int8, dtypes.int8)
+    schedule.tensorize(tiles, product_of, square)
     text = show_statements(schedule.whole())
     assert "square[0 …] = left[0 …] · right[0 …]" in text and "k0" not in text
     assert "out[8·m0 + n0] = square[lane0 + 8·m0 - 24·t0]" in text

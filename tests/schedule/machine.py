@@ -56,7 +56,7 @@ MACHINES = {
 # Machines that only some tests are about.
 SPECIAL = {
     "avx512bf16": (replace(GOLDEN, bfloat16_dots=True), "cooperlake", "avx512bf16"),
-    "amx": (replace(GOLDEN, bfloat16_matrices=True), "sapphirerapids", "amx-bf16"),
+    "amx": (replace(GOLDEN, matrices=True), "sapphirerapids", "amx-bf16"),
     # caches so small that everything comes from memory, and is asked for before it is read
     "tiny caches": (replace(GOLDEN, l2=1 << 10), "x86-64-v4", "avx512f"),
 }

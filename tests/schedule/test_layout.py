@@ -112,7 +112,7 @@ def test_a_product_lies_as_the_products_behind_it_read_it() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [replace(GOLDEN, vector_bytes=0), replace(GOLDEN, bfloat16_matrices=True)],
+    [replace(GOLDEN, vector_bytes=0), replace(GOLDEN, matrices=True)],
     ids=["scalars", "matrix registers"],
 )
 def test_without_vectors_to_transpose_it_is_another_kernel(target: Target) -> None:
