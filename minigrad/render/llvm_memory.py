@@ -416,7 +416,7 @@ def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
         for c in columns:
             move("tileloadd64", _RIGHT + c, product.right, right, k, str(c * SIDE))
         for r in rows:
-            move("tileloadd64", _LEFT + r, product.left, left, str(r * SIDE), k)
+            move("tileloaddt164", _LEFT + r, product.left, left, str(r * SIDE), k)
         for number, r, c in quarters:
             do(multiply, f"i8 {number}", f"i8 {_LEFT + r}", f"i8 {_RIGHT + c}")
     for number, r, c in quarters:
