@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from minigrad.dtype import dtypes
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import exchanges_in_order
 from minigrad.graph.node import Node, is_symbolic, make, topological
@@ -196,8 +197,7 @@ class _Plan:
         self.late = frozenset(self.arrays[node] for node in late)
         partial = self._cut_to_parts(root for root, _ in targets)
         in_blocks = fuse and target.has_block_rows
-        across = target.vector_bytes > 0 and not target.matrices
-        self._order_results(across, in_blocks)
+        self._order_results(target, in_blocks)
         self.chains = Chains(self.stages.values(), self.slots, in_blocks)
         self.clusters, self.waits = cluster(self.chains, target, fuse, self.late | partial)
         self.readers: dict[Array, list[Cluster]] = {}
@@ -227,14 +227,14 @@ class _Plan:
                     found.add(array)
         return frozenset(found)
 
-    def _order_results(self, across: bool, in_blocks: bool) -> None:
+    def _order_results(self, target: Target, in_blocks: bool) -> None:
         """Let products be computed and lie in the order in which their results are needed.
 
         A copy of all of a result, or what is made of all and read by nobody, is computed as the
-        product it ends; across: even where that means to store its columns as rows, unless it is
-        one of attention's (in_blocks: which may be there).
+        product it ends; even where that means to store its columns as rows, if they are in vectors
+        and it is none of attention's (in_blocks: which may be there).
         """
-        blocks = Chains(self.stages.values(), self.slots, across and in_blocks).sinks
+        blocks = Chains(self.stages.values(), self.slots, in_blocks).sinks
         readers: dict[Array, list[Node]] = {}
         for node, stage in self.stages.items():
             for array in stage.reads:
@@ -242,11 +242,13 @@ class _Plan:
         for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
             array, nodes = product.array, readers.get(product.array, ())
             found = [self.stages[node] for node in nodes]
+            squares = target.matrices and product.multiplies(dtypes.bfloat16)
+            across = target.vector_bytes > 0 and not squares and array not in blocks
             for node, stage in zip(nodes, found, strict=True):
                 copied = node.op is Op.CONTIGUOUS or stage.array not in readers
                 ends = stage.op is None and copied
                 if ends:
-                    self.stages[node] = in_order_of(stage, product, across and array not in blocks)
+                    self.stages[node] = in_order_of(stage, product, across)
             products = all(stage.contraction is not None for stage in found)
             order = as_read(product, found) if products and array not in self.slots else None
             if order is not None and order != tuple(range(len(order))):

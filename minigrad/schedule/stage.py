@@ -83,6 +83,10 @@ class Stage:
         found = self.product
         return None if found is None or found.shared or found.of_bytes else found
 
+    def multiplies(self, dtype: DType) -> bool:
+        """Whether there are numbers of a dtype among what it computes with, read or rounded."""
+        return any(e.dtype is dtype for e in expr.walk(self.body))
+
     @kept
     def size(self) -> int:
         """Elements of the value (symbolic axes at their upper bound)."""

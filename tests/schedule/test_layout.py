@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from minigrad.compile import schedule_of
+from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.schedule import Schedule
@@ -110,13 +111,26 @@ def test_a_product_lies_as_the_products_behind_it_read_it() -> None:
     assert str(first.position) == f"{ROWS * row}·i0 + {WIDTH}·i1 + {row}·i2 + i3"
 
 
+def transposed_words(inputs: Inputs) -> list[Node]:
+    """Of what may be multiplied in matrix registers."""
+    sizes = (2, HEADS, ROWS, DEPTH), (2, HEADS, DEPTH, WIDTH)
+    x, y = (g.cast(inputs(*shape, dtype=dtypes.bfloat16), dtypes.float32) for shape in sizes)
+    return [g.permute(product(x, y), (0, 1, 3, 2))]
+
+
+MATRICES = replace(GOLDEN, matrices=True)
+
+
 @pytest.mark.parametrize(
-    "target",
-    [replace(GOLDEN, vector_bytes=0), replace(GOLDEN, matrices=True)],
-    ids=["scalars", "matrix registers"],
-)
-def test_without_vectors_to_transpose_it_is_another_kernel(target: Target) -> None:
-    assert len(schedule_of(graph_of(transposed)[0], target).kernels) == 2
+    ("build", "target", "kernels"),
+    [(transposed, replace(GOLDEN, vector_bytes=0), 2), (transposed_words, MATRICES, 2),
+     (transposed_words, GOLDEN, 1), (transposed, MATRICES, 1)],
+)  # fmt: skip
+def test_without_vectors_to_transpose_it_is_another_kernel(
+    build: Build, target: Target, kernels: int
+) -> None:
+    """A processor with matrix registers multiplies float32 in vectors."""
+    assert len(schedule_of(graph_of(build)[0], target).kernels) == kernels
 
 
 def test_readers_that_disagree_leave_a_product_as_it_is() -> None:
