@@ -2,8 +2,9 @@
 
 An argument is x = n·π/2 + r with |r| ≤ π/4. Below 2²⁰, as nearly always, n·π/2 is taken away in
 parts whose products with n are exact (Cody and Waite, "Software Manual for the Elementary
-Functions", 1980). For larger x that would need many digits of 2/π, but only a window of them: what 2/π contributes to x·2/π above a multiple of 4 turns the circle whole times.
-This is the method of Payne and Hanek ("Radian Reduction for Trigonometric Functions", 1983).
+Functions", 1980). For larger x that would need many digits of 2/π, but only a window of them: what
+2/π contributes to x·2/π above a multiple of 4 turns the circle whole times. This is the method of
+Payne and Hanek ("Radian Reduction for Trigonometric Functions", 1983).
 
 The inverses' formulas are those of fdlibm (Sun Microsystems, 1993): the argument is brought near 0
 by an identity, and what that rounds off is carried along where it would show.
