@@ -150,7 +150,8 @@ def users_line() -> tuple[str, int]:
 
 def _each_once(x: Node) -> Node:
     """x without what repeats its elements, or moves them; x where it may have none."""
-    while x.op in (Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.FLIP) and min(map(low, x.shape), default=1):
+    moves = (Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.FLIP)
+    while x.op in moves and min(map(low, x.shape), default=1) > 0:
         (x,) = x.src
     return x
 
