@@ -19,7 +19,7 @@ from minigrad.errors import BoundsError, DomainError
 from minigrad.graph import build
 from minigrad.graph.axes import spread
 from minigrad.graph.node import Node, Op, make
-from minigrad.graph.symbolic import Integer, high
+from minigrad.graph.symbolic import Integer, high, low
 
 NO_LINE = ("", 0)
 
@@ -148,10 +148,18 @@ def users_line() -> tuple[str, int]:
     return frame.f_code.co_filename, frame.f_lineno
 
 
+def _each_once(x: Node) -> Node:
+    """x without what repeats its elements, or moves them; x where it may have none."""
+    moves = (Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.FLIP)
+    while x.op in moves and min(map(low, x.shape), default=1) > 0:
+        (x,) = x.src
+    return x
+
+
 def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
     """A uint32 scalar that is 0 where every index is in range, and where there is none."""
     by_shape: dict[object, Node] = {}
-    for wrong in dict.fromkeys(what.outside(index) for index, what in checked):
+    for wrong in dict.fromkeys(what.outside(_each_once(index)) for index, what in checked):
         before = by_shape.get(wrong.shape)
         by_shape[wrong.shape] = wrong if before is None else before | wrong
     total: Node | None = None

@@ -110,6 +110,13 @@ class Numeric:
         pair = (x if isinstance(x, Numeric) else like.constant(x) for x in (then, otherwise))
         return self.operation("where", *pair)
 
+    def rarely(self, then: Self, otherwise: Self) -> Self:
+        """then, which is right everywhere, or where self (a bool) does not hold, otherwise.
+
+        For what holds so seldom that it is worth a branch.
+        """
+        raise NotImplementedError
+
     def at_least(self, bound: Number) -> Self:
         """The larger of self and a bound; NaN stays NaN (one instruction, unlike MAXIMUM)."""
         return self.less(bound).where(bound, self)

@@ -48,6 +48,13 @@ def _with_inner(atom: Atom, new: Callable[[Affine], Integer]) -> Integer:
     return inner // atom.divisor if atom.kind == "div" else inner % atom.divisor
 
 
+def replace_atoms(x: Integer, values: Mapping[Atom, Integer]) -> Integer:
+    """x with some of its own atoms replaced, not those inside of them."""
+    if isinstance(x, int):
+        return x
+    return total((x.constant, *(values.get(atom, atom.index) * c for atom, c in x.terms)))
+
+
 def variables(x: Integer) -> frozenset[Atom]:
     """All variables in x, also those inside quotients, remainders and loaded values."""
     return frozenset() if isinstance(x, int) else _variables(x)

@@ -503,3 +503,22 @@ def _mod(x: Affine, d: int) -> Integer:
     if g > 1 or isinstance(rest, int):
         return rest % (d // g) * g + little
     return _build(0, {Atom("mod", "", 0, d - 1, rest, d): 1})
+
+
+def where_small(x: Integer, extent: int) -> dict[Atom, Integer]:
+    """What a remainder x = y % d, and the quotient y // d, are wherever 0 ≤ x < extent.
+
+    x is replaced by an integer that is in that range where x is, and there only, without division:
+    (1024·i + j) % 1025 by j − i for extent 1, where i and j are below 1024. {} where none is known.
+    """
+    atom = _as_atom(x)
+    if atom is None or atom.kind != "mod":
+        return {}
+    y, d = atom.inner, atom.divisor
+    assert y is not None
+    rest = total(part.index * ((c + d // 2) % d - d // 2) for part, c in y.terms)
+    for near in (rest + y.constant % d, rest + y.constant % d - d):
+        if low(near) >= extent - d and high(near) < d:
+            quotient = _as_atom(y // d)
+            return {atom: near} | ({} if quotient is None else {quotient: (y - near) // d})
+    return {}

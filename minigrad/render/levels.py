@@ -59,6 +59,7 @@ class Levels(Generic[L, V]):
         self.where: dict[Atom, int] = {}
         self.constants: dict[Atom, int] = {}
         self._current: int | None = None
+        self._least = 0  # the level at which what a branch computes is at least
 
     @property
     def level(self) -> int:
@@ -183,7 +184,7 @@ class Levels(Generic[L, V]):
         while waiting:
             e = waiting[-1]
             if e not in memo:
-                below = operands(e)
+                below = self.needed(e)
                 missing = [operand for operand in below if operand not in memo]
                 if missing:
                     waiting += reversed(missing)
@@ -194,7 +195,7 @@ class Levels(Generic[L, V]):
 
     def _emit(self, e: Expr, below: Iterable[Expr]) -> None:
         """The value of an expression, of which what is below is known."""
-        depends, memo, level = self.changing(e), self.memo, 0
+        depends, memo, level = self.changing(e), self.memo, self._least
         for operand in below:
             level = max(level, memo[operand][1])
         if e.in_registers:
@@ -206,6 +207,10 @@ class Levels(Generic[L, V]):
         value = self.emitted(e)
         self._current = before
         self.remember(e, value, level, depends)
+
+    def needed(self, e: Expr) -> tuple[Expr, ...]:
+        """What has to be known before a value is emitted."""
+        return operands(e)
 
     def kept(self, root: Expr) -> V:
         """A value that a store does not change."""

@@ -45,7 +45,7 @@ from minigrad.render.llvm_memory import (
 )
 from minigrad.render.llvm_transpose import across, emit_transposed
 from minigrad.render.llvm_values import Value, constant
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Leaf, apply
 
 
 def render(nest: Nest) -> str:
@@ -309,6 +309,8 @@ class _Emitter(MemoryEmitter):
     def emitted(self, e: Expr) -> Value:
         """The value of an expression whose operands are known, at the current level."""
         lanes = self.lanes_of(e)
+        if e.op is Leaf.RARELY:
+            return self._rarely(e, lanes)
         if e.args:
             return self._operation(e, lanes)
         if e.op is Op.CONST:
@@ -324,6 +326,28 @@ class _Emitter(MemoryEmitter):
             )  # fmt: skip
             return values.cast(self.builder(), x, e.dtype)
         return self.condition(e.index)
+
+    def needed(self, e: Expr) -> tuple[Expr, ...]:
+        """What has to be known before a value is emitted: not what a branch computes."""
+        return e.args[::2] if e.op is Leaf.RARELY else super().needed(e)
+
+    def _rarely(self, e: Expr, lanes: int) -> Value:
+        """A value whose branch runs where a lane needs it; before a loop there is none."""
+        test, then, otherwise = e.args
+        chosen = apply(Op.WHERE, (test, then, otherwise), e.dtype)
+        if self.level < len(self.levels) - 1:
+            return self.value(chosen)
+        array, here = Array(self.fresh(), e.dtype, 1, "registers"), self.builder()
+        some = values.broadcast(here, self.memo[test][0], lanes)
+        text = self.any(some.text, lanes) if lanes > 1 else some.text
+        held, slot = self.levels[-1].registers, (array.name, 0)
+        held[slot] = values.broadcast(here, self.memo[otherwise][0], lanes)
+        least, self._least = self._least, len(self.levels)
+        with self.branch(text, frozenset((array,))):
+            inside = values.broadcast(self.builder(), self.value(chosen), lanes)
+            self.levels[-1].registers[slot] = inside
+        self._least = least
+        return held.pop(slot)
 
     def _operation(self, e: Expr, lanes: int) -> Value:
         here = self.builder()

@@ -179,6 +179,8 @@ class MemoryEmitter(IndexEmitter):
         common = self.guard(tuple(alike))  # of all lanes
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
         mask, neighbours = self.both(self.mask(), own, lanes), self.lane_stride(index) == 1
+        if self.lane_stride(index) == 0 and mask is not None:
+            return self._alike(array, index, self.both(mask, common, lanes), lanes)
         if not neighbours:
             known = substitute(index, self.constants)
             text = self._picked(array, known, mask, common, own is not None)
@@ -192,6 +194,22 @@ class MemoryEmitter(IndexEmitter):
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
         return self._masked_load(kind, pointer, size, lanes, mask)
+
+    def _alike(self, array: Array, index: Integer, mask: str, lanes: int) -> str:
+        """One element in all lanes of a mask, which is read where it has one; zero in others."""
+        here, some = self.builder(), Value(self.any(mask, lanes), dtypes.bool, 1)
+        pointer = self._or_zeros(self.pointer(array, self.at_base(index)), some)
+        scalar, size = memory_type(array.dtype), array.dtype.itemsize
+        text = here.line(f"load {scalar}, ptr {pointer}, align {size}")
+        kind = vector_type(scalar, lanes)
+        first = here.line(f"insertelement {kind} poison, {scalar} {text}, i64 0")
+        whole = here.shuffle(kind, first, [0] * lanes)
+        return here.line(f"select <{lanes} x i1> {mask}, {kind} {whole}, {kind} zeroinitializer")
+
+    def any(self, mask: str, lanes: int) -> str:
+        """Whether a mask has a lane."""
+        given = [f"<{lanes} x i1> {mask}"]
+        return self.builder().call(f"llvm.vector.reduce.or.v{lanes}i1", "i1", given)
 
     def _or_zeros(self, pointer: str, some: Value) -> str:
         """A pointer, or one to zeros where a condition does not hold."""
@@ -211,9 +229,7 @@ class MemoryEmitter(IndexEmitter):
             return pointer
         here = self.builder()
         if isinstance(some, str):
-            mask = f"<{width} x i1> {some}"
-            text = here.call(f"llvm.vector.reduce.or.v{width}i1", "i1", [mask])
-            some = Value(text, dtypes.bool, 1)
+            some = Value(self.any(some, width), dtypes.bool, 1)
         return here.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
 
     def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:

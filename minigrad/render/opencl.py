@@ -283,6 +283,10 @@ class Emitter(levels.Levels[Level, str]):
             self.uses = outer
         return self.memo[root][0]
 
+    def needed(self, e: Expr) -> tuple[Expr, ...]:
+        """What has to be known before a value is emitted: there are no branches."""
+        return e.args[1:2] if e.op is Leaf.RARELY else super().needed(e)
+
     def emitted(self, e: Expr) -> str:
         """The text of a value, or its name where it is used again, or known before it is used."""
         text = self._text(e)
@@ -326,6 +330,8 @@ class Emitter(levels.Levels[Level, str]):
             return literal(e.value, e.dtype)
         if e.in_registers:
             return self.register(e.array, e.index)
+        if e.op is Leaf.RARELY:
+            return self.memo[e.args[1]][0]
         if e.args:
             args = [self.spread(arg, self.memo[arg][0], words) for arg in e.args]
             return words.operation(e.op, e.args[0].dtype, e.dtype, args)

@@ -37,6 +37,9 @@ class Leaf(Enum):
     # What processors have: see render/vector_math.py.
     QUOTIENT = "quotient"  # args (x, y): integers, to zero; y is not 0, nor −1 where x is signed
     REMAINDER = "remainder"  # args (x, y): floats, with the sign of x
+    # args (test, then, otherwise): then, which is right everywhere and takes long; otherwise where
+    # the test does not hold, as nearly always
+    RARELY = "rarely"
     WHOLE = "whole"  # args (x): a float in the range of an integer dtype, to zero
 
 
@@ -134,6 +137,10 @@ class Expr(Numeric):
         """self·factor + addend with one rounding, guaranteed (unlike `*` and `+`)."""
         last = addend if isinstance(addend, Expr) else self.constant(addend)
         return apply(Leaf.FMA, (self, factor, last), self.dtype)
+
+    def rarely(self, then: Expr, otherwise: Expr) -> Expr:
+        """then, which is right everywhere, or where self does not hold, otherwise."""
+        return apply(Leaf.RARELY, (self, then, otherwise), then.dtype)
 
     def substitute_atom(self, atom: Atom, values: Mapping[Atom, Integer]) -> Integer:
         """The `value` atom whose payload is this expression, after a substitution."""

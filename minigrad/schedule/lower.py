@@ -13,7 +13,8 @@ from minigrad.errors import CompileError
 from minigrad.graph.node import Node
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, Op
 from minigrad.graph.shapes import flatten, reshape_index
-from minigrad.graph.symbolic import Integer, high, var
+from minigrad.graph.substitution import replace_atoms
+from minigrad.graph.symbolic import Atom, Integer, high, var, where_small
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 
@@ -71,23 +72,31 @@ class Lowering:
             moved = tuple(where if axis == node.arg else i for axis, i in enumerate(index))
             conditions: list[Integer] = [where, node.src[0].shape[node.arg] - 1 - where]
         elif op in MOVEMENT:
-            moved = _MOVES[op](node, index)
-            conditions = _inside(node, moved) if op is Op.PAD else []
+            moved, conditions = _MOVES[op](node, index), []
+            if op is Op.PAD:
+                moved, conditions = _inside(node, moved)
         else:
             raise CompileError(f"{node!r} must be stored before it can be read")
         value = yield node.src[0], moved, restrict(guard, conditions)
         return expr.guarded(restrict((), conditions), value, expr.const(0, node.dtype))
 
 
-def _inside(pad: Node, moved: Index) -> list[Integer]:
-    """The conditions under which an index into a PAD's source exists."""
+def _inside(pad: Node, moved: Index) -> tuple[Index, list[Integer]]:
+    """An index into a PAD's source, and the conditions under which it exists.
+
+    Where these say that a remainder is small, it is no remainder, as of a matrix whose diagonal is
+    a column once it is reshaped: (1024·i + j) % 1025 ≤ 0 where j − i = 0. No lane divides then.
+    """
     conditions: list[Integer] = []
+    places: dict[Atom, Integer] = {}
     for inner, (before, after), extent in zip(moved, pad.arg, pad.src[0].shape, strict=True):
-        if before != 0:
-            conditions.append(inner)
+        small = where_small(inner, extent) if isinstance(extent, int) and after != 0 else {}
+        places |= small
+        if before != 0 or small:
+            conditions.append(replace_atoms(inner, small))
         if after != 0:
-            conditions.append(extent - 1 - inner)
-    return conditions
+            conditions.append(extent - 1 - replace_atoms(inner, small))
+    return tuple(replace_atoms(inner, places) for inner in moved), conditions
 
 
 def _unpermute(node: Node, index: Index) -> Index:

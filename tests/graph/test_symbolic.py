@@ -23,11 +23,12 @@ from minigrad.graph.substitution import (
     coefficient,
     only_atom,
     proven_nonnegative,
+    replace_atoms,
     replace_values,
     substitute,
     variables,
 )
-from minigrad.graph.symbolic import Affine, Atom, ceildiv, high, low, total, var
+from minigrad.graph.symbolic import Affine, Atom, ceildiv, high, low, total, var, where_small
 from minigrad.graph.variable import Variable, evaluate, rebind, unbind
 
 RANGES = {"i": (0, 5), "j": (0, 2), "k": (-3, 3), "n": (1, 4)}
@@ -206,6 +207,29 @@ def test_variables_and_coefficients(x):
 def test_proofs_are_true(x):
     if proven_nonnegative(x.symbol):
         assert all(x.function(point) >= 0 for point in POINTS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(expressions(), DIVISORS, st.integers(1, 4))
+def test_small_remainders_need_no_division(x, d, extent):
+    """What stands for x % d and x // d is that where x % d < extent, and outside elsewhere."""
+    known = where_small(x.symbol % d, extent)
+    near, quotient = (replace_atoms(y, known) for y in (x.symbol % d, x.symbol // d))
+    for point in POINTS:
+        rest, found = x.function(point) % d, evaluate(near, point)
+        assert found == rest if rest < extent else not 0 <= found < extent
+        if rest < extent:
+            assert evaluate(quotient, point) == x.function(point) // d
+
+
+def test_places_on_a_diagonal():
+    i, j = var("i", 0, 1023), var("j", 0, 1023)
+    place = i * 1024 + j
+    known = where_small(place % 1025, 1)
+    assert replace_atoms(place % 1025, known) == j - i
+    assert replace_atoms(place // 1025, known) == i
+    assert where_small(place % 1025, 2) == known and not where_small(place % 1025, 3)
+    assert not where_small(place % 1000, 1) and not where_small(place, 1) and not where_small(3, 5)
 
 
 SHAPES = st.lists(st.sampled_from([1, 1, 2, 3, 4, 5, 6, 8]), min_size=1, max_size=4).filter(

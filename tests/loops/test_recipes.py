@@ -56,6 +56,14 @@ def test_symbolic_lengths(
     agree(PROGRAMS[name], "avx2", n)
 
 
+def test_places_on_a_diagonal_are_compared() -> None:
+    """Nothing is divided lane by lane."""
+    kernels = schedule_of(graph_of(PROGRAMS["diagonal"])[0], GOLDEN).kernels
+    bodies = [repr(stage.body) for kernel in kernels for stage in kernel.stages]
+    assert len(bodies) == 2 and all("-i0 + i1 >= 0" in body for body in bodies)
+    assert not any(sign in body for body in bodies for sign in ("//", "%"))
+
+
 def test_sums_of_columns_share_passes() -> None:
     """Those of memory one, those that wait for the mean another."""
     (kernel,) = schedule_of(graph_of(PROGRAMS["sums_of_columns"])[0], GOLDEN).kernels

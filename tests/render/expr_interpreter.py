@@ -1,7 +1,8 @@
 """Evaluates kernel expressions with numpy, one operation at a time, to test rewrites of them.
 
 A renderer may contract a product and a sum into one rounding. `evaluate(…, contract=True)` does so
-wherever it could happen, `contract=False` nowhere: a correct formula passes both.
+wherever it could happen, `contract=False` nowhere: a correct formula passes both. So it does with
+branches and without: what a rare branch computes is right everywhere.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def _sum(expr: Expr, values: Mapping[Expr, Values], contract: bool) -> Values:
     return result
 
 
-def evaluate(root: Expr, inputs: Mapping[str, Values], contract: bool = False) -> Values:
+def evaluate(
+    root: Expr, inputs: Mapping[str, Values], contract: bool = False, branches: bool = True
+) -> Values:
     """The value of root where LOADs read whole arrays of `inputs`, by the array's name."""
     size = max((v.shape for v in inputs.values()), default=(1,))
     values: dict[Expr, Values] = {}
@@ -89,6 +92,8 @@ def evaluate(root: Expr, inputs: Mapping[str, Values], contract: bool = False) -
                 made = _UNARY[expr.op](*args)  # type: ignore[index]
             elif expr.op is Op.WHERE:
                 made = np.where(*args)
+            elif expr.op is Leaf.RARELY:
+                made = np.where(*args) if branches else args[1]
             elif expr.op is Op.CAST:
                 made = args[0].astype(dtype)
             elif expr.op is Op.BITCAST:

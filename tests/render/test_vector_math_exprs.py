@@ -6,6 +6,7 @@ renderer may do either. `python -m render.test_vector_math_exprs`, in tests/, pr
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import mpmath
@@ -30,6 +31,7 @@ Floats = npt.NDArray[np.floating]
 UNARY = {op: BY_NAME[op.value].reference for op in OF_ONE if op in VECTOR_MATH}
 PRECISE = {op: BY_NAME[op.value].exact for op in UNARY}
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 3.0, -3.0]
+BRANCHES = (Op.SIN, Op.COS)  # a branch computes what is rare
 # The largest errors that we promise, in ULP.
 BOUND = dict.fromkeys([*UNARY, Op.POW], 2.0)
 BOUND_DOUBLE = {**dict.fromkeys([*UNARY, Op.POW], 2.5), Op.LGAMMA: 4.0, Op.DIGAMMA: 4.0}
@@ -40,12 +42,12 @@ def variable(name: str, dtype: DType) -> Expr:
     return load(Array(name, dtype, 1), 0)
 
 
-def run(op: Op, *inputs: Floats, contract: bool) -> Floats:
+def run(op: Op, *inputs: Floats, contract: bool, branches: bool = True) -> Floats:
     """What the expansion of op computes."""
     dtype = getattr(dtypes, inputs[0].dtype.name)
     names = ("x", "y")[: len(inputs)]
     root = expand(apply(op, tuple(variable(name, dtype) for name in names), dtype))
-    result: Floats = evaluate(root, dict(zip(names, inputs, strict=True)), contract)
+    result: Floats = evaluate(root, dict(zip(names, inputs, strict=True)), contract, branches)
     return result
 
 
@@ -82,14 +84,20 @@ def worst_single(op: Op, count: int) -> list[tuple[float, float]]:
     x = samples(np.float32, op, count)
     with np.errstate(all="ignore"):
         exact = UNARY[op](x.astype(np.float64))
-    errors = [ulps(run(op, x, contract=contract), exact, np.float32) for contract in (False, True)]
+    ways = itertools.product((False, True), (True, False) if op in BRANCHES else (True,))
+    errors = [
+        ulps(run(op, x, contract=contract, branches=branches), exact, np.float32)
+        for contract, branches in ways
+    ]
     return [(float(error.max()), float(x[error.argmax()])) for error in errors]
 
 
-def worst_double(op: Op, contract: bool, count: int) -> tuple[float, float]:
+def worst_double(
+    op: Op, contract: bool, count: int, branches: bool = True
+) -> tuple[float, float]:
     """(largest error in ULP, the argument) of a float64 function, against mpmath."""
     x = samples(np.float64, op, count)
-    got = run(op, x, contract=contract)
+    got = run(op, x, contract=contract, branches=branches)
     worst, where = 0.0, 0.0
     with mpmath.workprec(1200 if op in (Op.SIN, Op.COS) else 200), np.errstate(all="ignore"):
         for argument, value in zip(x, got, strict=True):
@@ -122,8 +130,9 @@ def test_float32_error_is_bounded_everywhere(op: Op) -> None:
 @pytest.mark.parametrize("contract", [False, True])
 @pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
 def test_float64_error_is_bounded_everywhere(op: Op, contract: bool) -> None:
-    error, argument = worst_double(op, contract, 400)
-    assert error <= BOUND_DOUBLE[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
+    for branches in (True, False) if op in BRANCHES else (True,):
+        error, argument = worst_double(op, contract, 400, branches)
+        assert error <= BOUND_DOUBLE[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -227,18 +236,32 @@ def test_power_float64() -> None:
     _check_power(x, y, exact, BOUND_DOUBLE[Op.POW])
 
 
+def worst_turns() -> list[int]:
+    """Below 2²⁰, those whose multiples of π/2 lie nearest to a float64, of each power of two."""
+    found = []
+    with mpmath.workprec(200):
+        half = int(mpmath.pi / 2 * 2**120)
+        for power in range(1, 20):
+            turns = range(1 << (power - 1), 1 << power)
+            unit = 1 << (120 + power - 53)  # at most that of the float64
+            found.append(min(turns, key=lambda n: abs((n * half + unit // 2) % unit - unit // 2)))
+    return found
+
+
 # Numbers very near a multiple of π/2: the reduction must find what is left of them. The first two
 # are the worst there are (Muller, "Elementary Functions"; Kahan's example for float64).
 @pytest.mark.parametrize("op", [Op.SIN, Op.COS], ids=lambda op: op.value)
 def test_arguments_near_multiples_of_half_pi(op: Op) -> None:
     worst = 6381956970095103.0 * 2.0**797
-    multiples = [float(k * mpmath.pi / 2) for k in (1, 2, 3, 11, 355, 10**6, 10**15, 10**22)]
+    turns = (1, 2, 3, 11, 355, *worst_turns(), 10**6, 10**15, 10**22)
+    multiples = [float(k * mpmath.pi / 2) for k in turns]
     x = np.array([worst, *multiples, 2.0**1023, 2.0**100 + 2.0**60, 2.0**52, 2.0**76, 2.0**77])
     with mpmath.workprec(1300):
         exact = [PRECISE[op](mpmath.mpf(float(v))) for v in x]
-        got = run(op, x, contract=False)
-        for v, g, e in zip(x, got, exact, strict=True):
-            assert abs(float(g) - e) <= 1.5 * math.ulp(float(e)), f"{op.value}({v!r}) is {g!r}"
+        for branches in (True, False):
+            got = run(op, x, contract=False, branches=branches)
+            for v, g, e in zip(x, got, exact, strict=True):
+                assert abs(float(g) - e) <= 1.5 * math.ulp(float(e)), f"{op.value}({v!r}) is {g!r}"
 
 
 @pytest.mark.parametrize("payload", [0x7FC00001, 0x7FFFFFFF, 0xFFC12345, 0x7F800001])

@@ -632,6 +632,17 @@ def long_chain(inputs: Inputs) -> list[Node]:
     return [ew(Op.SQRT, ew(Op.MAXIMUM, mul(x, x), 0.25))]
 
 
+@program
+def diagonal(inputs: Inputs) -> list[Node]:
+    """A matrix with a diagonal, and one with two, as gradients make it: no lane divides."""
+
+    def below(x: Node) -> Node:
+        wide = g.pad(x, [(0, 0), (0, 72 - high(x.shape[1]))])
+        return g.reshape(g.shrink(g.reshape(wide, (71 * 72,)), [(0, 71 * 71)]), (71, 71))
+
+    return [below(inputs(71, 1)), below(inputs(71, 2))]
+
+
 # Those whose schedules and loop nests are printed and compared with the files in golden/.
 PRINTED = (
     "transposed_chain", "row_softmax", "layer_norm", "gelu_linear", "linear_transposed",

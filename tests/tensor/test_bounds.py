@@ -14,7 +14,12 @@ from devices import CPU, OPENCL, REFERENCE, opened
 
 from minigrad import Context, Tensor, Variable, jit, nn
 from minigrad.array_api import asarray, take, take_along_axis
+from minigrad.device import Device
 from minigrad.errors import BoundsError, LostValueError
+from minigrad.graph import build
+from minigrad.graph.bounds import Check, any_outside
+from minigrad.graph.node import topological
+from minigrad.graph.shapes import numel
 
 ROWS = 5
 
@@ -103,6 +108,15 @@ def test_a_replay_raises(name: str) -> None:
     with pytest.raises(BoundsError, match=_expected(name, ROWS)):
         step(x, bad).tolist()
     assert step(x, good).tolist() == wanted[0]
+
+
+def test_a_repeated_index_is_looked_at_once() -> None:
+    """As many elements are looked at as indices were given, not as are read with them."""
+    index = build.expand(build.reshape(build.iota(3, Device.DEFAULT), (3, 1)), (3, 40))
+    looked_at = topological([any_outside([(index, Check(3))])])
+    assert max(numel(node.shape) for node in looked_at) == 3
+    nothing = Tensor([9]).reshape(1, 1).expand(1, 0)
+    assert Tensor.rand(3, 2).gather(0, nothing).shape == (1, 0)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,8 +1,10 @@
 """Sine, cosine and their inverses, in float32 and float64: right however large an argument is.
 
-An argument is x = n·π/2 + r with |r| ≤ π/4. For large x that needs many digits of 2/π, but only a
-window of them: what 2/π contributes to x·2/π above a multiple of 4 turns the circle whole times.
-This is the method of Payne and Hanek ("Radian Reduction for Trigonometric Functions", 1983).
+An argument is x = n·π/2 + r with |r| ≤ π/4. Below 2²⁰, as nearly always, n·π/2 is taken away in
+parts whose products with n are exact (Cody and Waite, "Software Manual for the Elementary
+Functions", 1980). For larger x that would need many digits of 2/π, but only a window of them: what
+2/π contributes to x·2/π above a multiple of 4 turns the circle whole times. This is the method of
+Payne and Hanek ("Radian Reduction for Trigonometric Functions", 1983).
 
 The inverses' formulas are those of fdlibm (Sun Microsystems, 1993): the argument is brought near 0
 by an identity, and what that rounds off is carried along where it would show.
@@ -28,6 +30,11 @@ _TWO_OVER_PI = Fraction(
     1 << 1280,
 )
 _HALF_PI = 1.5707963267948966
+# π/2 as a sum: all but the last have at most 33 bits, so that 20 more leave a product exact.
+_HALF_PI_PARTS = (
+    1.5707963267341256, 6.077100506303966e-11, 2.0222662487111665e-21, 8.4784276603689e-32
+)
+_NEAR = 2.0**20  # where those parts are enough
 _SHIFT = 1.5 * 2.0**52  # added to a float64, rounds it to an integer in the lowest bits
 
 # sin r = r + r·z·P(z), cos r = 1 − z/2 + z²·P(z), with z = r².
@@ -52,6 +59,15 @@ def _window(skipped: int) -> tuple[float, float, float]:
 # From 2^50 on a float32 is a multiple of 2^27, from 2^76 on of 2^53, from 2^102 on of 2^79.
 _BANDS = ((2.0**50, _window(0)), (2.0**76, _window(27)), (2.0**102, _window(53)))
 _LAST_BAND = _window(79)
+
+
+def _near_turns(wide: Numeric) -> tuple[Numeric, Numeric, Numeric]:
+    """The number n of quarter turns in a float64 below `_NEAR`, as an int64 and as a float64; what
+    the first part of π/2 leaves of them.
+    """
+    shifted = wide * (1 / _HALF_PI) + _SHIFT
+    turns = shifted - _SHIFT
+    return shifted.bits_as(dtypes.int64), turns, turns * -_HALF_PI_PARTS[0] + wide
 
 
 def _quarter_turns(x: Numeric) -> tuple[Numeric, Numeric]:
@@ -85,11 +101,23 @@ def _on_circle(
 
 def _circle(x: Numeric, quarter: int) -> Numeric:
     """sin(x + quarter·π/2) in float32."""
-    n, r = _quarter_turns(x)
-    z = r * r
-    along = r * (z * horner(z, _SIN)) + r
-    across = z * (z * horner(z, _COS) - 0.5) + 1.0
-    return _on_circle(x, quarter, n, along, across, 2.0**-13)
+
+    def at(n: Numeric, r: Numeric) -> Numeric:
+        z = r * r
+        along = r * (z * horner(z, _SIN)) + r
+        across = z * (z * horner(z, _COS) - 0.5) + 1.0
+        return _on_circle(x, quarter, n, along, across, 2.0**-13)
+
+    n, turns, rest = _near_turns(x.cast(dtypes.float64))
+    r = turns * -_HALF_PI_PARTS[1] + rest
+    return _is_far(x).rarely(
+        at(*_quarter_turns(x)), at(n.cast(dtypes.int32), r.cast(dtypes.float32))
+    )
+
+
+def _is_far(x: Numeric) -> Numeric:
+    """Whether x is not below `_NEAR`: it may be infinite, or NaN."""
+    return ~x.split_sign()[0].less(_NEAR)
 
 
 # --- float64 -------------------------------------------------------------------------------------
@@ -168,16 +196,32 @@ def _turns(x: Numeric) -> tuple[Numeric, Numeric, Numeric]:
     return (n + more + _SHIFT).bits_as(dtypes.int64), head, tail
 
 
-def _circle_double(x: Numeric, quarter: int) -> Numeric:
-    """sin(x + quarter·π/2) in float64."""
+def _near_double(x: Numeric) -> tuple[Numeric, Numeric, Numeric]:
+    """(n, r, l) with x = n·π/2 + r + l for |x| < `_NEAR`, l the rounding error of r."""
+    n, turns, rest = _near_turns(x)
+    first, error = exact_sum(rest, turns * -_HALF_PI_PARTS[1])
+    second, more = exact_sum(first, turns * -_HALF_PI_PARTS[2])
+    return n, *exact_sum_ordered(second, error + more + turns * -_HALF_PI_PARTS[3])
+
+
+def _far_double(x: Numeric) -> tuple[Numeric, Numeric, Numeric]:
+    """The same for every x."""
     n, head, tail = _turns(x)
     r, low = exact_product(head, head.constant(_HALF_PI_DOUBLE[0]))
-    low = low + (head * _HALF_PI_DOUBLE[1] + tail * _HALF_PI_DOUBLE[0])
-    z = r * r
-    half = z * 0.5
-    along = r + (r * z * horner(z, _SIN_DOUBLE) + low * (1.0 - half))
-    across = (z * z * horner(z, _COS_DOUBLE) - r * low) - half + 1.0
-    return _on_circle(x, quarter, n, along, across, 2.0**-27)
+    return n, r, low + (head * _HALF_PI_DOUBLE[1] + tail * _HALF_PI_DOUBLE[0])
+
+
+def _circle_double(x: Numeric, quarter: int) -> Numeric:
+    """sin(x + quarter·π/2) in float64."""
+
+    def at(n: Numeric, r: Numeric, low: Numeric) -> Numeric:
+        z = r * r
+        half = z * 0.5
+        along = r + (r * z * horner(z, _SIN_DOUBLE) + low * (1.0 - half))
+        across = (z * z * horner(z, _COS_DOUBLE) - r * low) - half + 1.0
+        return _on_circle(x, quarter, n, along, across, 2.0**-27)
+
+    return _is_far(x).rarely(at(*_far_double(x)), at(*_near_double(x)))
 
 
 def sine(x: Numeric) -> Numeric:
