@@ -277,7 +277,7 @@ def test_a_number_of_a_model(on_device, kind):
 
 def test_a_number_that_changes_once(on_device):
     """By somebody between the calls, with the arguments, or as the first call is another."""
-    box = Counter()
+    box = SimpleNamespace()
     scaled = jit(lambda x: x * box.calls if box else x)
     grows = jit(lambda x: (x / x.shape[0]).sum())
     given = jit(lambda x, scale, n: (x * scale)[:n].sum())
