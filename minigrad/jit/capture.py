@@ -17,6 +17,7 @@ from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, Op, depending, topological
 from minigrad.graph.variable import is_own
 from minigrad.jit.replay import Capture, Output, Source
+from minigrad.program import recording
 from minigrad.tensor import Tensor, realization, saved_graphs
 from minigrad.tensor.live_tensors import (
     Holder,
@@ -78,7 +79,13 @@ class HostWatch:
         self.fresh: weakref.WeakSet[Buffer] = weakref.WeakSet()
 
     def reads(self, buffer: Buffer) -> None:
-        """`.item()`, `.numpy()`, a copy to another device."""
+        """`.item()`, `.numpy()`, a copy to another device: of what no program has written yet it
+        gives what the host had, as a list of indices.
+        """
+        calls = recording.calls or ()
+        written = any(buffer in call.made or buffer in call.written for call in calls)
+        if buffer in self.fresh and not written:
+            return
         raise JitError(
             f"{self.name} reads a value inside a captured step (.item(), .numpy(), .tolist(), "
             "print, a branch on a tensor, or a copy to another device): a replay would not; "
@@ -198,7 +205,7 @@ def sort(
     capture.written = frozenset((made | written) - set(places))
     capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
     capture.check_memory(tensors)
-    _copy_back(capture, tensors, given)
+    copy_back(calls, tensors, given)
     fresh: dict[Node, int] = {}
     outputs: set[Buffer] = set()
     first: dict[int, int] = {}  # id of a tensor → its first place in the result
@@ -260,9 +267,11 @@ def _note_owners(capture: Capture) -> None:
             capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
 
 
-def _copy_back(capture: Capture, tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """Give the inputs that the step updated their new values."""
-    changed = [n for n in capture.written_inputs if given[n] is not tensors[n]]
+def copy_back(calls: Sequence[Call], tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """Give the inputs that the step updated, even if it failed then, their new values."""
+    memory = {memory for call in calls for memory in call.written}
+    changed = [number for number, clone in enumerate(given) if clone is not tensors[number]
+               and (clone.raw.op is not Op.BUFFER or clone.raw.arg in memory)]  # fmt: skip
     with no_grad():
         for number in changed:
             tensors[number].assign(given[number])

@@ -56,7 +56,15 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from minigrad.device import Call, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
-from minigrad.jit.capture import HostWatch, Snapshot, copies, leaves, sort, take_gradients
+from minigrad.jit.capture import (
+    HostWatch,
+    Snapshot,
+    copies,
+    copy_back,
+    leaves,
+    sort,
+    take_gradients,
+)
 from minigrad.jit.outside import Outside
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
@@ -219,6 +227,7 @@ class Jitted(Generic[P, R]):
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
         capturing[get_ident()] = noted = Noted()
+        failed = True
         try:
             with recorded_calls() as calls, _logged() as data:
                 result = self.function(*args, **kwargs)
@@ -227,9 +236,12 @@ class Jitted(Generic[P, R]):
                 others = objects(found)
                 realization.realize([*results, *before.left_behind()])
                 realization.settle_before(frozenset())
+            failed = False
         finally:
             del capturing[get_ident()]
             watching.watch = None
+            if failed:
+                copy_back(calls, tensors, given)
         del args, kwargs
         if others:
             raise JitError(

@@ -5,8 +5,9 @@ that begins is known: cells of its closure, globals, `self`, and arguments that 
 there on objects are walked through: the items of containers, and the attributes that the code reads
 right behind the name of such a value (`model.scale`, `self.rate`, `Config.rate`), or behind
 something of which it is not known what that is (`layer.scale` in a loop over layers). Functions of
-Python that are found so are walked through, too, methods and properties among them. What other code
-reads on the way (a layer its attributes) is not seen, unless it says so by `note`.
+Python that are found so are walked through, too: methods, properties, what calls and loops run
+(`__call__`, `__iter__`), what decorators wrap, and contents of defaults. So is what modules run that
+were called. What a library reads on the way is not seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import inspect
 import os
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from io import IOBase
 from itertools import pairwise
@@ -35,9 +37,13 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a container that are
 _MOST = 1 << 12  # values that are
-_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
 _ADDING = ("append", "extend", "add", "update", "insert")
+_IMPLIED = {  # instructions → the methods that they run of what is not Python's own
+    "CALL": "__call__", "CALL_KW": "__call__", "CALL_FUNCTION_EX": "__call__",
+    "GET_ITER": "__iter__", "BINARY_SUBSCR": "__getitem__", "BEFORE_WITH": "__enter__",
+}  # fmt: skip
 _LIBRARIES = {"minigrad", "numpy", "torch"}  # nobody rebinds what is theirs
 _STANDARD = os.path.dirname(os.__file__)  # where Python's own modules are
 _MISSING = (AttributeError, LookupError, ValueError)  # from an expression whose name is gone
@@ -67,14 +73,15 @@ class Outside:
         given: Mapping[str, Any], noted: Noted,
     ) -> None:  # fmt: skip
         self.name = name
-        walk = _Walk(function, instance, given)
-        self.names, self.read = walk.names, walk.read
         # an attribute that was noted, whose it is, what it was
         self.noted = [
             (attribute, link, getattr(link(), attribute))
             for (_, attribute), link in noted.items()
             if link is not None and link() is not None
         ]
+        modules = {link: was for attribute, link, was in self.noted if attribute == "_settings"}
+        walk = _Walk(function, instance, given, modules)
+        self.names, self.read = walk.names, walk.read
         # whether it was looked at which tensors are to have a gradient; and whether None is another
         # than False for these, as nobody said True
         marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
@@ -245,8 +252,12 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
         elif kind == "LOAD_GLOBAL" or (kind.startswith(_VARIABLE) and name in known):
             yield _Use(None, name, adds=adds)
         else:
+            if kind in _IMPLIED:
+                yield _Use("", _IMPLIED[kind], called=True)
             name = ""
         of = name
+    if "super" in code.co_names:  # which takes the first argument, and does not say so
+        yield _Use(None, code.co_varnames[0])
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _uses(constant, {*known}.intersection(constant.co_freevars))
@@ -255,26 +266,36 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
 
 
 class _Walk:
-    """Finds what a step reads. instance: gives its `self`; given: objects that it is given.
+    """Finds what a step reads. instance: gives its `self`; given: objects that it is given; modules:
+    those that it called, and the attributes of each that are looked at elsewhere.
 
     names: what the expressions refer to.
     """
 
     def __init__(
-        self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any]
-    ) -> None:
+        self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any],
+        modules: Mapping[weakref.ref[Any], Collection[str]],
+    ) -> None:  # fmt: skip
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by the expression that gives it
         self.seen = set[tuple[Any, ...]]()
         self.uses: dict[tuple[CodeType, frozenset[str]], tuple[_Use, ...]] = {}
         self.todo: list[Callable[[], None]] = []
-        step = _unwrapped(step)
-        if not isinstance(step, FunctionType | MethodType):  # an object that is called
+        self.called = set[int]()  # ids of objects whose `__call__` was walked through
+        self.elsewhere = {id(link()): names for link, names in modules.items()}
+        is_function = isinstance(step, FunctionType | MethodType | functools.partial)
+        if not is_function and inspect.getattr_static(step, "__wrapped__", None) is None:
             step = MethodType(type(step).__call__, step)
         own = {name: self._named(value) for name, value in given.items()}
-        if instance is not None:
-            own |= dict.fromkeys(_own_name(step), f"{self._named(instance)}()")
-        self._function(step, own)
+        self._function(step, own, "" if instance is None else f"{self._named(instance)}()")
+        self._finish()
+        for link in modules:
+            kind = type(link())
+            if id(link()) not in self.called:
+                self._function(kind.__call__, {}, f"{self._named(link)}()", kind.__name__)
+                self._finish()
+
+    def _finish(self) -> None:
         for one in self.todo:  # which grows meanwhile
             one()
         self.todo.clear()  # they hold this object, and what was found, as it holds them
@@ -284,19 +305,50 @@ class _Walk:
         self.names[name] = value
         return name
 
-    def _function(self, function: Any, own: dict[str, str], label: str = "") -> None:
-        """Of a function. own: expressions of its arguments; label: what these are called."""
-        function = _unwrapped(function)
-        if isinstance(function, MethodType):
-            own = own | dict.fromkeys(_own_name(function), self._named(function.__self__))
-            function = _unwrapped(function.__func__)
+    def _function(
+        self, function: Any, own: Mapping[str, str], first: str = "", label: str = ""
+    ) -> None:
+        """Of a function, and of those that it wraps. own: expressions of its arguments; first: of
+        the first one; label: what this is called.
+        """
+        while function is not None:
+            if isinstance(function, MethodType):
+                first, function = self._named(function.__self__), function.__func__
+            if isinstance(function, functools.partial):
+                own = {**self._before(function.func, function.args, function.keywords), **own}
+                function = function.func
+                continue
+            if isinstance(function, FunctionType):
+                self._code(function, own, first, label)
+            function = inspect.getattr_static(function, "__wrapped__", None)
+
+    def _before(
+        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Expressions of arguments that are no plain values: given before, or defaults."""
+        try:
+            signature = inspect.signature(function, follow_wrapped=False)
+            found = signature.bind_partial(*args, **kwargs).arguments
+        except (TypeError, ValueError):  # the call says what is wrong
+            return {}
+        defaults = {name: one.default for name, one in signature.parameters.items()
+                    if one.default is not one.empty}  # fmt: skip
+        return {name: self._named(value) for name, value in {**defaults, **found}.items()
+                if not isinstance(value, (*_PLAIN, Tensor))}  # fmt: skip
+
+    def _code(self, function: FunctionType, own: Mapping[str, str], first: str, label: str) -> None:
+        """Of a function's own code. For the arguments see `_function`."""
+        if _is_library(function) and (self.seen or "__wrapped__" in vars(function)):
+            return  # the step itself may be of a library
+        code, globals_ = function.__code__, function.__globals__
+        if function.__defaults__ or function.__kwdefaults__:
+            own = {**self._before(function, (), {}), **own}
+        if first and code.co_argcount:
+            own = {**own, code.co_varnames[0]: first}
         key = (id(function), *own.values())
-        if not isinstance(function, FunctionType) or key in self.seen:
-            return
-        if self.seen and _is_library(function):  # the step itself may be
+        if key in self.seen:
             return
         self.seen.add(key)
-        code, globals_ = function.__code__, function.__globals__
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         found = code, frozenset((*own, *cells))  # of a method of many objects: looked at once
         if found not in self.uses:
@@ -305,11 +357,17 @@ class _Walk:
         for use in uses:
             name = use.name
             if use.of is None and name in own:
-                self._value(own[name], label or name, use, uses, known=True)
+                shown = label if label and own[name] == first else name
+                self._value(own[name], shown, use, uses, known=True)
             elif use.of is None and name in cells:
                 self._value(f"{self._named(cells[name])}.cell_contents", name, use, uses)
             elif use.of is None and name in globals_:
                 self._value(f"{self._named(globals_)}[{name!r}]", name, use, uses)
+        if "super" in code.co_names and "__class__" in cells:
+            bases = cells["__class__"].cell_contents.__mro__[1:]
+            for name in (use.name for use in uses if use.of is not None):
+                found = next((vars(base)[name] for base in bases if name in vars(base)), None)
+                self._function(found, {}, first, label)
 
     def _value(
         self, place: str, label: str, use: _Use, uses: tuple[_Use, ...], part: bool = False,
@@ -324,7 +382,8 @@ class _Walk:
             value = eval(place, self.names) if value is _GONE else value
         except _MISSING:  # a cell that is empty yet
             return
-        if _is_library(value) or len(self.read) >= _MOST:
+        library = _is_library(value) and "__wrapped__" not in vars(value)
+        if library or len(self.read) >= _MOST:
             return
         if not (known or isinstance(value, ModuleType | type)):
             self.read.setdefault(place, _Read(value, label, part, near=near))
@@ -338,10 +397,10 @@ class _Walk:
     ) -> None:
         """Of what a function reads, and of what is in a container or an object."""
         self._function(value, {})
-        if isinstance(value, list | tuple | dict | set):
+        if isinstance(value, list | tuple | deque | dict | set):
             if not use.adds and len(value) <= _LONGEST:
                 self._items(value, place, label, uses)
-        elif hasattr(value, "tobytes") and not isinstance(value, type):
+        elif inspect.getattr_static(value, "tobytes", None) and not isinstance(value, type):
             if getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
                 contents = _Read(value.tobytes(), label, True, "!=")
                 self.read.setdefault(f"array_bytes({place})", contents)
@@ -351,7 +410,7 @@ class _Walk:
 
     def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
         """Of a container."""
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple | deque):
             items = [(repr(number), number, item) for number, item in enumerate(value)]
             self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
         else:
@@ -370,17 +429,29 @@ class _Walk:
         self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
     ) -> None:
         """Of what an object has by a name, of itself or of its class; a property calls a method."""
-        found = inspect.getattr_static(value, use.name, _GONE)
-        is_own = use.name in getattr(value, "__dict__", ())
+        name = use.name
+        if name in _IMPLIED.values() and isinstance(value, type):  # it is of its instances
+            return
+        if name == "__call__":
+            self.called.add(id(value))
+        found = inspect.getattr_static(value, name, _GONE)
+        is_own = name in getattr(value, "__dict__", ())
+        if is_own and name in self.elsewhere.get(id(value), ()):
+            own = vars(value)[name]
+            if isinstance(own, _PLAIN) or id(own) in self.elsewhere:
+                return
+        if found is _GONE:
+            found = inspect.getattr_static(value, "__getattr__", _GONE)
         found = found.fget if isinstance(found, property) else found
-        if isinstance(found, FunctionType) and not is_own:
-            if not _is_library(found):
-                own = dict.fromkeys(_own_name(found), place)
-                self.todo.append(lambda: self._function(found, own, label))
+        takes_it = isinstance(found, classmethod) or not isinstance(value, type)
+        first = place if takes_it and not isinstance(found, staticmethod) else ""
+        found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
+        if isinstance(found, FunctionType) and (not is_own or isinstance(value, type)):
+            self.todo.append(lambda: self._function(found, {}, first, label))
         elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
             if found is not _GONE and (callable(found) or not use.called):
-                here = f".__dict__[{use.name!r}]" if is_own else f".{use.name}"
-                near, inner = self._near(value, place, here), f"{label}.{use.name}"
+                here = f".__dict__[{name!r}]" if is_own else f".{name}"
+                near, inner = self._near(value, place, here), f"{label}.{name}"
                 self._value(place + here, inner, use, uses, near=near)
 
     def _near(self, value: Any, place: str, here: str) -> str:
@@ -388,24 +459,14 @@ class _Walk:
         return self._named(value) + here if place in self.read else ""
 
 
-def _unwrapped(function: Any) -> Any:
-    """What a function is without decorators that say so, and without arguments given before."""
-    if not isinstance(function, MethodType):
-        function = inspect.unwrap(function)
-    return _unwrapped(function.func) if isinstance(function, functools.partial) else function
-
-
-def _own_name(function: Any) -> tuple[str, ...]:
-    """The name of its first argument, in a tuple; an empty one where it has none."""
-    code = getattr(_unwrapped(function), "__code__", None)
-    return code.co_varnames[:1] if code else ()
-
-
 def _is_library(value: Any) -> bool:
     """Whether it is a module, a class or a function of minigrad's or of a library."""
     if not isinstance(value, ModuleType | type | FunctionType):
         return False
-    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    if isinstance(value, FunctionType):  # a decorator has given it another's __module__
+        name = value.__globals__.get("__name__")
+    else:
+        name = value.__name__ if isinstance(value, ModuleType) else value.__module__
     first = (name or "").partition(".")[0]
     if first not in sys.stdlib_module_names:
         return first in _LIBRARIES

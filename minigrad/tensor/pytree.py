@@ -6,6 +6,7 @@ Bound variables stand in it without their values.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -87,10 +88,13 @@ def rebuild(value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | 
         return tensors()
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(rebuild(item, tensors, values) for item in value))
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
         return type(value)(rebuild(item, tensors, values) for item in value)
-    if isinstance(value, dict):
-        return {key: rebuild(item, tensors, values) for key, item in value.items()}
+    if isinstance(value, list | dict):
+        found = copy.copy(value)  # of a class that the user made, too
+        for place, item in value.items() if isinstance(value, dict) else enumerate(value):
+            found[place] = rebuild(item, tensors, values)
+        return found
     if isinstance(value, Affine) and values is not None:
         return rebind(unbind(value, {}), values)
     return value

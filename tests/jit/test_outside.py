@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+import os
 import sys
+from collections import OrderedDict, deque
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -217,15 +220,9 @@ def test_data_of_the_host_made_inside(on_device):
         assert fixed(Tensor([float(number)])).tolist() == [number + 2.0, number + 3.0]
 
 
-class Counter:
+def counter():
     """What a step calls, so that the step does not itself read the number."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self):
-        self.calls += 1
-        return self.calls
+    return itertools.count(1).__next__
 
 
 NEW_NUMBERS = {
@@ -240,7 +237,7 @@ NEW_NUMBERS = {
 @pytest.mark.parametrize("name", NEW_NUMBERS)
 def test_a_number_that_is_new_in_each_call(on_device, name):
     function, words = NEW_NUMBERS[name]
-    count = Counter()
+    count = counter()
     step = jit(lambda x: function(x, count()))
     for number in range(2):
         found = step(Tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) * 2)
@@ -254,7 +251,7 @@ def test_a_number_that_is_new_in_each_call(on_device, name):
 def test_a_number_of_a_model(on_device, kind):
     """It counts in an object that the step does not see; 1.0 and 2.0 are in the graph anyway."""
     more = {"norm": [nn.BatchNorm1d(2)], "dropout": [nn.Dropout(0.25)]}.get(kind, [])
-    inner, count = nn.Sequential(nn.Linear(3, 2), *more).train(), Counter()
+    inner, count = nn.Sequential(nn.Linear(3, 2), *more).train(), counter()
 
     class Model(nn.Module):
         def __call__(self, x):
@@ -280,7 +277,7 @@ def test_a_number_of_a_model(on_device, kind):
 
 def test_a_number_that_changes_once(on_device):
     """By somebody between the calls, with the arguments, or as the first call is another."""
-    box = Counter()
+    box = SimpleNamespace()
     scaled = jit(lambda x: x * box.calls if box else x)
     grows = jit(lambda x: (x / x.shape[0]).sum())
     given = jit(lambda x, scale, n: (x * scale)[:n].sum())
@@ -406,7 +403,7 @@ def test_layers_that_are_replaced(on_device, kind):
     for _ in range(4):
         step(Tensor([1.0, 2.0]))
     SURGERY[kind](model, other)
-    with pytest.raises(JitError, match=r"calls a \w+ whose \w+ was"):
+    with pytest.raises(JitError, match=r"calls a \w+ whose \w+ was|reads 'model\."):
         step(Tensor([1.0, 2.0]))
     assert kept
 
@@ -429,23 +426,141 @@ def test_a_state_that_a_module_replaces(on_device):
         step(Tensor([1.0]))
 
 
-def test_what_is_fixed(on_device):
-    """The last row: what only other code reads."""
-
-    class Layer:
-        scale = 1.0
-
-        def __call__(self, x):
-            return x * self.scale
-
-    layer = Layer()
-    step = jit(lambda x: layer(x))
+def test_what_is_fixed(on_device, monkeypatch):
+    """The last row: what is neither a name of the step's code nor an attribute of such."""
+    monkeypatch.setenv("SCALE", "1")
+    step = jit(lambda x: x * int(os.environ["SCALE"]))
     for number in range(6):
         if number == 3:
-            layer.scale = 2.0
+            monkeypatch.setenv("SCALE", "2")
         assert step(Tensor([5.0])).item() == 5
     step.reset()
     assert step(Tensor([5.0])).item() == 10
+
+
+class Scaled:
+    """What is run without its name being written: its scale is read by all of its methods."""
+
+    def __init__(self, scale=2.0):
+        self.scale = scale
+
+    def __call__(self, x):
+        return x * self.scale
+
+    def __getitem__(self, place):
+        return self.scale
+
+    def __iter__(self):
+        return iter([self.scale])
+
+    def __enter__(self):
+        return self.scale
+
+    def __exit__(self, *of):
+        return None
+
+    def __getattr__(self, name):
+        if name != "rate":
+            raise AttributeError(name)
+        return self.scale
+
+    @staticmethod
+    def of(x, values=(kept := [2.0])):  # noqa: B006
+        return x * values[0]
+
+
+class Inherits(Scaled):
+    def __call__(self, x):
+        return super().__call__(x)
+
+
+class Calls(nn.Module):
+    """A module whose forward reads an object, in a list of a library's."""
+
+    class Inner(nn.Module):
+        def __init__(self, given):
+            self.given = given
+
+        def forward(self, x):
+            return self.given(x)
+
+    def __init__(self, given):
+        self.layers = nn.ModuleList([Calls.Inner(given)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def decorated(given, x):
+    """By what says whom it wraps: this module's, and a library's."""
+
+    def scaled(function):
+        @functools.wraps(function)
+        def inner(x):
+            return function(x) * given.scale
+
+        return inner
+
+    return Tensor.no_grad()(scaled(lambda x: x))(x)
+
+
+def entered(given, x):
+    with given as scale:
+        return x * scale
+
+
+IMPLIED = {
+    "called": lambda given: lambda x: given(x),
+    "called in a list": lambda given: (lambda layers: lambda x: [f(x) for f in layers][0])([given]),
+    "inherited": lambda given: lambda x, given=Inherits(given.scale): given(x),
+    "by a place": lambda given: lambda x: x * given[0],
+    "in a loop": lambda given: lambda x: sum(x * scale for scale in given),
+    "by with": lambda given: lambda x: entered(given, x),
+    "by another name": lambda given: lambda x: x * given.rate,
+    "by a module": lambda given: (lambda model: lambda x: model(x))(Calls(given)),
+    "by a decorator": lambda given: lambda x: decorated(given, x),
+    "a default": lambda given: lambda x, other=given: x * other.scale,
+    "given before": lambda given: functools.partial(lambda other, x: x * other.scale, given),
+    "in a deque": lambda given: (lambda some: lambda x: x * some[0].scale)(deque([given])),
+}
+
+
+@pytest.mark.parametrize("kind", IMPLIED)
+def test_what_runs_without_its_name(on_device, kind):
+    given = Scaled()
+    step = jit(IMPLIED[kind](given))
+    own = given if kind != "inherited" else step.function.__defaults__[0]
+    raises_after(step, lambda: setattr(own, "scale", 3.0), r"scale', which was 2\.0")
+
+
+def test_contents_of_defaults(on_device):
+    raises_after(
+        jit(lambda x: Scaled.of(x)), lambda: Scaled.kept.append(Scaled.kept.pop() + 1), "'values', w"
+    )
+    rates = {"a": [2.0]}
+
+    @jit
+    def step(x, *, rates=rates):
+        return x * rates["a"][0]
+
+    raises_after(step, lambda: rates["a"].insert(0, 3.0), "'rates', whose contents")
+
+
+class Opened(dict):
+    """A dict whose items are attributes, too, as many have for a configuration."""
+
+    __getattr__ = dict.__getitem__
+
+
+def test_a_dict_whose_items_are_attributes(on_device):
+    config, own = Opened(rate=2.0), Opened(rate=2.0, x=Tensor([3.0, 4.0]))
+    raises_after(jit(lambda x: x * config.rate), lambda: config.update(rate=3.0), "'config', whose")
+    step = jit(lambda x, given: OrderedDict(a=x * given.rate * given.x))
+    for number in range(4):
+        found = step(Tensor([1.0, number]), own)
+        assert type(found) is OrderedDict and found["a"].tolist() == [6.0, 8.0 * number]
 
 
 class Config:

@@ -242,3 +242,20 @@ def test_exceptions_inside(on_device, turn):
         else:
             assert step(Tensor([float(number)])).item() == 2 * number + 2
     assert step.captured
+
+
+def test_a_value_that_the_host_made_may_be_read(on_device):
+    """A list of indices is one, whose range is looked at; what a program wrote there is none."""
+    step = jit(lambda x: x[[0, -1]] * Tensor([1.0, 2.0]).tolist()[1])
+    for number in range(4):
+        assert step(Tensor([1.0, 2.0, float(number)])).tolist() == [2.0, 2.0 * number]
+
+    @jit
+    def refused(x):
+        made = Tensor([1.0, 2.0, 3.0])
+        made[1:] += x[1:]
+        return x * made.tolist()[1]
+
+    refused(Tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(JitError, match="reads a value inside a captured step"):
+        refused(Tensor([1.0, 2.0, 3.0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -254,3 +255,27 @@ def test_lazy_tensors_whose_variable_is_bound_to_several_values(
     step(state if is_input else None)
     assert short.tolist() == [6, 8] and long.tolist() == [9, 12, 15]
     assert state[0].item() == 4
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["realized", "lazy"])
+def test_a_step_that_fails_keeps_what_it_wrote(on_device, lazy):
+    """In the call that is captured as in all others: to an input, and to a tensor of outside."""
+    calls, weight, given = itertools.count().__next__, Tensor([1.0]), Tensor([1.0])
+
+    @jit
+    def step(x, y):
+        weight.assign(weight + x)
+        y += x
+        if not lazy:
+            Tensor.realize(weight, y)
+        if calls() == 1:
+            raise ArithmeticError
+        return y * 2
+
+    for number in range(2, 7):
+        if number == 3:
+            with pytest.raises(ArithmeticError):
+                step(Tensor([1.0]), given)
+        else:
+            assert step(Tensor([1.0]), given).item() == 2 * number
+        assert given.item() == weight.item() == number
