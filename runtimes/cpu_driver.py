@@ -2,18 +2,21 @@
 
 A launch runs chunks of a kernel's parallel loop. Launches that do not depend on each other are a
 *group* (FLAG_BESIDE), whose chunks are numbered together: nobody waits between them. The thread
-that called publishes a group as one 64-bit *ticket* (its number, number of chunks, next index);
-whoever wants a chunk adds 1 to the ticket and learns from the old value, at one instant, which
-group it hit, whether there is a chunk left, and which one it got. A counter beside a separately
-stored bound would deadlock: a late thread increments the counter of one group and compares it with
-the bound of the next.
+that called publishes a group as one *share* for each thread: neighbouring chunks, so that a thread
+goes on in memory where it was, and runs the same chunks of a program each time. Who is done with
+its own share takes from the others'.
+
+A share is a 64-bit *ticket* (the group's number, end, next index); whoever wants a chunk adds 1 to
+the ticket and learns from the old value, at one instant, which group it hit, whether there is a
+chunk left, and which one it got. A counter beside a separately stored bound would deadlock: a late
+thread increments the counter of one group and compares it with the bound of the next.
 
 Only who got a chunk reads where the group is, and the caller does not overwrite that before all
 chunks are reported finished; threads report theirs when they find no more. So the end of a group
 never depends on a sleeping thread: the caller alone would get it done, chunk by chunk.
 
 Idle workers spin a while and then sleep on a futex. The caller, after publishing, looks at the
-number of sleepers; a worker, after announcing itself as a sleeper, looks at the ticket; all four
+number of sleepers; a worker, after announcing itself as a sleeper, looks at its ticket; all four
 accesses are sequentially consistent, so at least one of the two notices the other.
 
 Linux often wakes a worker on the very processor of the caller that woke it, and then leaves both
@@ -42,24 +45,26 @@ FLAG_BESIDE = 2  # need not wait for the launch before it, nor for what that nee
 
 # Byte offsets in a pool. What different threads write lies 128 bytes apart, because processors
 # fetch cache lines of 64 bytes in pairs.
-TICKET = 0  # i64: number of a group (16 bits), chunks (24), next index (24)
-DONE = 128  # i32: chunks of the current group that are finished
-CALLER_SLEEPS = 132  # i32: whether the caller waits for DONE on its futex
-WAKE = 256  # i32: futex on which workers sleep, counts the wake-ups
-SLEEPERS = 260  # i32: workers that sleep or are about to
-STOP = 264  # i32: 1 tells the workers to return
-BUSY = 384  # i32: 1 while a thread runs a table with the workers' help
-INTERRUPT = 388  # i32: 1 makes run_table return 1 before the next group
-THREADS = 392  # i64: threads that take part, the caller included
-SHUFFLE = 400  # i64: not 0: seed of a random order of chunks (to look for races)
-NUMBER = 408  # i64: number of the last group
-HOME = 416  # i64: 1 + the processor that the workers were last told to keep off; 0: none yet
-GROUP, SEED = 512, 520  # i64: address of its first launch, what SHUFFLE was when it began
-MASK = 640  # a bit for each processor on which our threads may run; 0: they are not told anything
-SCRATCH = 768  # for each thread, the caller first: address of its scratch area, its system's number
-MASK_BYTES = SCRATCH - MASK
+DONE = 0  # i64: chunks that workers have finished, of all groups; a futex is its lower half
+CALLER_SLEEPS = 8  # i32: whether the caller waits for DONE on its futex
+WAKE = 128  # i32: futex on which workers sleep, counts the wake-ups
+SLEEPERS = 132  # i32: workers that sleep or are about to
+STOP = 136  # i32: 1 tells the workers to return
+THREADS = 144  # i64: threads that take part, the caller included
+BUSY = 256  # i32: 1 while a thread runs a table with the workers' help
+INTERRUPT = 260  # i32: 1 makes run_table return 1 before the next group
+SHUFFLE = 264  # i64: not 0: seed of a random order of chunks (to look for races)
+NUMBER = 272  # i64: number of the last group
+HOME = 280  # i64: 1 + the processor that the workers were last told to keep off; 0: none yet
+MASK = 384  # a bit for each processor on which our threads may run; 0: they are not told anything
+SHARES = 512  # of each thread, the caller's first
+MASK_BYTES = SHARES - MASK
 MASK_BITS = 8 * MASK_BYTES
-THREAD_BYTES = 16  # of a thread's entry at SCRATCH
+# Of a share: its ticket, a number of a group (16 bits), end (24), next index (24); then, as
+# integers of 64 bits, the address of the group's first launch, its number of chunks, and what
+# SHUFFLE was when it began; of its thread the address of its scratch area, and its system's number.
+TICKET, GROUP, CHUNKS, SEED, AREA, SYSTEM_NUMBER = range(0, 48, 8)
+SHARE_BYTES = 128
 
 FUNCTIONS = ("run_table", "replay", "worker", "stop_workers", "acquire", "release", "patch")
 
@@ -67,9 +72,9 @@ SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
 INDEX_BITS = 24
 INDEX_MASK = (1 << INDEX_BITS) - 1
 GROUP_BITS = 2 * INDEX_BITS
-# Chunks of a group that threads share (a kernel has some 64). Indices beyond it are handed out too:
-# one per thread and group, to tell it that nothing is left, and they must not overflow into the
-# next field.
+# Chunks of a group that threads share (a kernel has some 64). Indices beyond it are handed out too,
+# at most one per thread and share, to tell it that nothing is left, and they must not overflow into
+# the next field.
 MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 
 # Numbers of system calls: futex, sched_setaffinity.
@@ -141,61 +146,71 @@ def _permute(i, n, seed):
     return i
 
 def _run_shared(pool, group, n, scratch):
-    number = load(pool + NUMBER) + 1
-    store(pool + SCRATCH, scratch)
-    _keep_apart(pool)
+    number, threads, done = load(pool + NUMBER) + 1, load(pool + THREADS), peek(pool + DONE)
     store(pool + NUMBER, number)
-    store(pool + GROUP, group)
-    store(pool + SEED, load(pool + SHUFFLE))
-    store32(pool + DONE, 0)
-    swap(pool + TICKET, number << GROUP_BITS | n << INDEX_BITS)
+    store(pool + SHARES + AREA, scratch)
+    _keep_apart(pool)
+    i, begin = threads, n
+    while i:
+        i, end = i - 1, begin
+        share, begin = pool + SHARES + i * SHARE_BYTES, n * i // threads
+        store(share + GROUP, group)
+        store(share + CHUNKS, n)
+        store(share + SEED, load(pool + SHUFFLE))
+        swap(share + TICKET, number << GROUP_BITS | end << INDEX_BITS | begin)
     if peek32(pool + SLEEPERS):
         add32(pool + WAKE, 1)
         _wake(pool + WAKE, n - 1)
-    _work(pool, pool + SCRATCH)
-    _await(pool, n)
+    _await(pool, done + n - _work(pool, 0, threads))
 
-# Wait until n chunks are done.
-def _await(pool, n):
+# Wait until workers have done so many chunks.
+def _await(pool, wanted):
     spins = 0
-    while peek32(pool + DONE) != n:
+    while peek(pool + DONE) != wanted:
         if spins < SPINS:
             spins += 1
             pause()
         else:
             poke32(pool + CALLER_SLEEPS, 1)
             while 1:
-                done = peek32(pool + DONE)
-                if done == n:
+                done = peek(pool + DONE)
+                if done == wanted:
                     break
                 _wait(pool + DONE, done)
             poke32(pool + CALLER_SLEEPS, 0)
 
-# Take chunks until a group has no more, report them, and return the number of that group.
+# Take chunks until a group has no more, first those of our share; gives how many.
 # Chunks that were not yet reported keep their group from ending, so all are of one group.
-# Scratch areas are replaced between groups: the address at `area` holds while we have a chunk.
-def _work(pool, area):
-    mine = 0
-    while 1:
-        ticket = add(pool + TICKET, 1)
-        index, n = ticket & INDEX_MASK, ticket >> INDEX_BITS & INDEX_MASK
-        if index >= n:
-            break
-        chunk = _permute(index, n, load(pool + SEED))
-        _run_chunk(load(pool + GROUP), chunk, load(area))
-        mine += 1
-    if mine and add32(pool + DONE, mine) + mine == n and peek32(pool + CALLER_SLEEPS):
-        _wake(pool + DONE, 1)
-    return ticket >> GROUP_BITS
+# Scratch areas are replaced between groups: the address at AREA holds while we have a chunk.
+# To look before adding leaves a ticket in the cache of who has more of it to do.
+def _work(pool, number, threads):
+    mine, i, own = 0, 0, pool + SHARES + number * SHARE_BYTES
+    share, end = own, pool + SHARES + threads * SHARE_BYTES
+    while i < threads:
+        ticket = peek(share + TICKET)
+        if ticket & INDEX_MASK < ticket >> INDEX_BITS & INDEX_MASK:
+            ticket = add(share + TICKET, 1)
+        if ticket & INDEX_MASK < ticket >> INDEX_BITS & INDEX_MASK:
+            chunk = _permute(ticket & INDEX_MASK, load(share + CHUNKS), load(share + SEED))
+            _run_chunk(load(share + GROUP), chunk, load(own + AREA))
+            mine += 1
+        else:
+            i, share = i + 1, share + SHARE_BYTES
+            if share >= end:
+                share = pool + SHARES
+    return mine
 
 def worker(pool, number):
-    area, seen, spins = pool + SCRATCH + number * THREAD_BYTES, -1, 0
+    share, seen, spins = pool + SHARES + number * SHARE_BYTES, -1, 0
     while not peek32(pool + STOP):
-        ticket = peek(pool + TICKET)
-        if ticket >> GROUP_BITS != seen:
-            seen, spins = ticket >> GROUP_BITS, 0
-            if ticket & INDEX_MASK < ticket >> INDEX_BITS & INDEX_MASK:
-                seen = _work(pool, area)
+        group = peek(share + TICKET) >> GROUP_BITS
+        if group != seen:
+            seen, spins = group, 0
+            mine = _work(pool, number, load(pool + THREADS))
+            if mine:
+                add(pool + DONE, mine)
+                if peek32(pool + CALLER_SLEEPS):
+                    _wake(pool + DONE, 1)
         elif spins < SPINS:
             spins += 1
             pause()
@@ -203,7 +218,7 @@ def worker(pool, number):
             spins = 0
             add32(pool + SLEEPERS, 1)
             wakes = peek32(pool + WAKE)
-            if peek(pool + TICKET) >> GROUP_BITS == seen and not peek32(pool + STOP):
+            if peek(share + TICKET) >> GROUP_BITS == seen and not peek32(pool + STOP):
                 _wait(pool + WAKE, wakes)
             add32(pool + SLEEPERS, -1)
 
@@ -248,7 +263,7 @@ def _tell_workers(pool, word, bit):
     if load(word) & bit:
         store(word, load(word) ^ bit)
         while i < load(pool + THREADS):
-            number = load(pool + SCRATCH + i * THREAD_BYTES + 8)
+            number = load(pool + SHARES + i * SHARE_BYTES + SYSTEM_NUMBER)
             syscall(SET_AFFINITY, number, MASK_BYTES, pool + MASK)
             i += 1
         store(word, load(word) ^ bit)

@@ -121,7 +121,7 @@ class Pool:
 
     def _forget(self) -> None:
         """Begin (or, in the child of a fork, begin again) with a new state and no workers."""
-        nbytes = cpu_driver.SCRATCH + cpu_driver.THREAD_BYTES * self.threads
+        nbytes = cpu_driver.SHARES + cpu_driver.SHARE_BYTES * self.threads
         self._memory = ctypes.create_string_buffer(nbytes + 128)
         self.address = (ctypes.addressof(self._memory) + 127) & -128
         self._field(cpu_driver.THREADS).value = 1
@@ -133,9 +133,9 @@ class Pool:
     def _field(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self.address + offset)
 
-    def _entry(self, number: int, field: int = 0) -> ctypes.c_int64:
-        """A field of a thread's entry: 0 its scratch area, 1 the system's number of the thread."""
-        return self._field(cpu_driver.SCRATCH + cpu_driver.THREAD_BYTES * number + 8 * field)
+    def _share(self, number: int, field: int) -> ctypes.c_int64:
+        """A field of a thread's share."""
+        return self._field(cpu_driver.SHARES + cpu_driver.SHARE_BYTES * number + field)
 
     def run(self, table: int, count: int, scratch_bytes: int = 0) -> None:
         """Run the `count` launches of the table at address `table`, one group after the other.
@@ -171,7 +171,7 @@ class Pool:
                 time.sleep(0.0001)
             try:
                 for number, area in enumerate(areas, 1):
-                    self._entry(number).value = area.address
+                    self._share(number, cpu_driver.AREA).value = area.address
                 if not self._workers and not self._closed:
                     self._start()
                 self._areas, self._scratch_bytes = areas, nbytes
@@ -190,7 +190,7 @@ class Pool:
             except RuntimeError:
                 break
             self._workers.append(worker)
-            self._entry(number, 1).value = worker.native_id or 0
+            self._share(number, cpu_driver.SYSTEM_NUMBER).value = worker.native_id or 0
         processors = host.processors()
         if self.threads <= len(processors) and processors[-1] < 8 * cpu_driver.MASK_BYTES:
             for processor in processors:

@@ -89,7 +89,7 @@ def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
         if not lanes.isdisjoint(e.variables) and not e.in_registers
     ]  # fmt: skip
     nbytes = LANES * sum(e.array.dtype.itemsize for e in loads)
-    later = {loop.variable: loop.index + ceildiv(AHEAD // 4, nbytes)}
+    later = {loop.variable: loop.index + ceildiv(AHEAD // 2, nbytes)}
     return tuple((e.array, substitute(e.index, later)) for e in loads)
 
 
