@@ -40,7 +40,7 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.assemble import assemble
-from minigrad.loops.axes import NEIGHBOURS
+from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, loops_over, put
 from minigrad.loops.cost import SQUARE, Plan, row_stride
 from minigrad.loops.nest import (
@@ -235,8 +235,9 @@ def stage_left(
     operand, m, lanes = problem.left, problem.row.variable, target.lanes(problem.total.dtype)
     depth, apart = numel([s.trips(k) for k in ks]), strides(operand, m)
     if not plan.squares and any(step in range(1, NEIGHBOURS + 1) for step in apart):
+        wide = enough_lanes(lanes, plan.mr)  # 16 for 8 rows would make the copy twice as large
+        pitch = ceildiv(plan.mr, wide) * wide
         # tiles at distances of kilobytes would compete for lines of the first cache: an odd depth
-        pitch = ceildiv(plan.mr, lanes) * lanes
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
         # whole vectors, unless the last rows are fewer than what one goes beyond its tile
         rows = problem.row.extent

@@ -558,6 +558,18 @@ def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
     ):  # fmt: skip
         (kernel,) = schedule_of(graph_of(build)[0], target).kernels
         assert plan_of(prepare(kernel), target).packs_left == packed
+
+
+def test_a_copy_of_a_tile_is_hardly_larger_than_the_tile() -> None:
+    """(Rows that are neighbours were copied in vectors of 16, whose half was another tile's.)"""
+    graph = graph_of(lambda i: [product(transpose(i(1024, 1024)), i(1024, 1024))])[0]
+    (kernel,) = schedule_of(graph, GOLDEN).kernels
+    plan = plan_of(prepare(kernel), target_of("avx512"))
+    nest = lower(kernel, target_of("avx512"))
+    (left,) = (array for array, _ in nest.scratch if array.name == "left")
+    assert plan.mr == 8 and left.size <= 1.01 * plan.mc * 1024
+
+
 @pytest.mark.parametrize("depth, cut", [(2 * 1000, False), (2 * 1100, True)])
 def test_sums_of_pairs_have_long_blocks(depth: int, cut: bool) -> None:
     """Up to 1,024 dots go to one set of registers; beyond, each block has a set for itself."""
