@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from schedule.agreement import agree
-from schedule.machine import MACHINES, target_of
+from schedule.machine import MACHINES, compiler_of, target_of
 from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
 
 from minigrad import Tensor
@@ -14,6 +14,7 @@ from minigrad.graph.node import Node
 from minigrad.graph.substitution import substitute, variables
 from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
 from minigrad.loops.recipes import lower
+from minigrad.render.llvm import render
 from minigrad.schedule import expr
 
 
@@ -79,6 +80,14 @@ def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
     stores = (one for one in walk(nest.parallel) if isinstance(one, Store))
     names = {one.array.name for one in stores if one.array.in_registers}
     assert len([name for name in names if name.startswith("tile")]) == 2
+
+
+def test_sums_that_wait_on_the_stack_are_whole_lines() -> None:
+    """Those of one level while the other's are in registers."""
+    nest = product_of(convolution("forward", 8, 64, 56, 64))
+    lines = compiler_of("avx512").assembly(render(nest)).splitlines()
+    spills = [line.split()[0] for line in lines if "zmm" in line and line.endswith("(%rsp)")]
+    assert spills and set(spills) <= {"vmovaps", "vmovapd"}
 
 
 def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> None:
