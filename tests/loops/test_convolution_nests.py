@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from schedule.agreement import agree
@@ -98,6 +100,17 @@ def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> 
     assert isinstance(vectors := copy.parallel.body[0], Loop)
     assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 16
     assert second - first == 58 * 64
+
+
+def test_an_image_is_copied_row_by_row_where_a_row_stays_in_the_first_cache() -> None:
+    """All channels of it: results are one run of memory then."""
+    kernel, *_ = plan_of(convolution("forward", 8, 64, 56, 64)).kernels
+    copy = lower(kernel, replace(target_of("avx512"), l1=48 << 10))
+    (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
+    rows = [substitute(store.index, {copy.parallel.variable: n}) for n in range(59)]
+    assert [row - rows[0] for row in rows] == [58 * 64 * n for n in range(59)]
+    assert isinstance(vectors := copy.parallel.body[0], Loop)
+    assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 64
 
 
 @pytest.mark.parametrize("extent, whole", [(7, True), (5, False)])
