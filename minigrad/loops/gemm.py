@@ -357,9 +357,9 @@ class TileHints:
                 self.later = shared[-1], 1
         behind = self.behind and terms >= LEAST_FETCHED_BEHIND
         self.pay = bool(self.deep or self.later or behind)
-        # pixels of an image, of which a tile has some channels each: those of the row below
+        # a tile takes some channels of each pixel of images as they lie: what is below that pixel
         apart = [coefficient_of(self.left, axis.variable) for axis in (problem.row, *problem.k)]
-        images = len(problem.k) > 1 and apart[0] == 1 and all(apart)
+        images = len(apart) > 2 and apart[0] == 1 and all(apart) and not plan.packs_left
         self.below = problem.k[-2].variable if images else None
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:

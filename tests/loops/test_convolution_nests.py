@@ -113,6 +113,25 @@ def test_an_image_is_copied_row_by_row_where_a_row_stays_in_the_first_cache() ->
     assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 64
 
 
+@pytest.mark.parametrize("channels, stride, asks", [(64, 1, True), (64, 2, True), (256, 1, False)])
+def test_the_pixel_below_is_asked_for(channels: int, stride: int, asks: bool) -> None:
+    """Of a gradient by weight, where a tile reads some channels of images as they lie."""
+    build = convolution("weight", 8, channels, 28, channels, stride)
+    nest = next(nest for nest in nests_of(build) if nest.name == "contraction")
+    found = list(walk(nest.parallel))
+    hints = [one for one in found if isinstance(one, Prefetch)]
+    assert bool(hints) == asks
+    for hint in hints:
+        (k,) = (one for one in found if isinstance(one, Loop) and hint in one.body)
+        load = next(
+            load for one in walk(k) if isinstance(one, Store) for load in expr.loads(one.value)
+            if load.array is hint.array
+        )  # fmt: skip
+        (row,) = (a for a in variables(load.index) - variables(hint.index))
+        first = substitute(load.index, {row: 0})
+        assert hint.index - first in (n * 16 + stride * 30 * channels for n in (0, 1))
+
+
 @pytest.mark.parametrize("extent, whole", [(7, True), (5, False)])
 def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
     copy, *_ = nests_of(convolution("forward", 2, 64, extent, 16))
