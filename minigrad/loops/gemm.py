@@ -156,6 +156,8 @@ def in_registers(
             if hints.deep:
                 s.insert(ks[-1], hints.often)
             ks = [*ks[:-1], lines, ks[-1]]
+        elif hints.below is not None:
+            s.insert(ks[-1], hints.next_row)
     if (terms := problem.terms) is not None:
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
     if plan.nr > 1:
@@ -358,6 +360,10 @@ class TileHints:
                 self.later = shared[-1], 1
         behind = self.behind and terms >= LEAST_FETCHED_BEHIND
         self.pay = bool(self.deep or self.later or behind)
+        # a tile takes some channels of each pixel of images as they lie: what is below that pixel
+        apart = [coefficient_of(self.left, axis.variable) for axis in (problem.row, *problem.k)]
+        images = len(apart) > 2 and apart[0] == 1 and all(apart) and not plan.packs_left
+        self.below = problem.k[-2].variable if images else None
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
@@ -387,17 +393,26 @@ class TileHints:
             hints.append(Loop(one.variable, 0, (each,), tuple(rows), "unroll"))
         return hints
 
+    def next_row(self, loop: Loop, around: Around) -> list[Statement]:
+        """At every k, a pixel: the lines of the one below."""
+        assert self.below is not None
+        rows = loop_over(self.m, loop.body)
+        at = {self.m: rows.start, self.below: self.below.index + 1}
+        return list(self._columns(self.left, at, rows.trips))
+
     def _lines(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         """Hints at the lines of an operand's row of a tile or panel, at an index."""
         if not coefficient_of(operand, self.k) or expr.values_in(operand.index):
             return ()
         return self._columns(operand, at)
 
-    def _columns(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
+    def _columns(
+        self, operand: Expr, at: Mapping[Atom, Integer], most: int = 0
+    ) -> tuple[Prefetch, ...]:
         array, index = operand.array, operand.index
         first, line = substitute(index, at), LINE // operand.dtype.itemsize
         aligned = (coefficient(index, self.k) or 0) % line == 0
-        count = ceildiv(self.plan.nr, line) + (not aligned)
+        count = ceildiv(most or self.plan.nr, line) + (not aligned)
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(self, loop: Loop) -> Loop:

@@ -93,8 +93,9 @@ class _Emitter(MemoryEmitter):
         begin, end = ([BEGIN], [END]) if self.matrices else ([], [])
         body = [*begin, *entry.lines, *fence, *end, "  ret void"]
         given = "i64 %begin, i64 %end, ptr %args, ptr %scratch"
-        # Nothing unwinds through a kernel: without tables for that, objects are smaller.
-        head = f"define void @{self.nest.name}({given}) nounwind {{"
+        # Nothing unwinds through a kernel: without tables for that, objects are smaller. Vectors
+        # that wait on the stack (sums of another level) would lie across two lines otherwise.
+        head = f"define void @{self.nest.name}({given}) nounwind alignstack({CACHE_LINE}) {{"
         return "\n".join((*sorted(self.declarations), head, "entry:", *body, "}", ""))
 
     def _argument(self, name: str, number: int, kind: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from schedule.agreement import agree
-from schedule.machine import MACHINES, target_of
+from schedule.machine import MACHINES, compiler_of, target_of
 from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
 
 from minigrad import Tensor
@@ -14,6 +16,7 @@ from minigrad.graph.node import Node
 from minigrad.graph.substitution import substitute, variables
 from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
 from minigrad.loops.recipes import lower
+from minigrad.render.llvm import render
 from minigrad.schedule import expr
 
 
@@ -81,6 +84,14 @@ def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
     assert len([name for name in names if name.startswith("tile")]) == 2
 
 
+def test_sums_that_wait_on_the_stack_are_whole_lines() -> None:
+    """Those of one level while the other's are in registers."""
+    nest = product_of(convolution("forward", 8, 64, 56, 64))
+    lines = compiler_of("avx512").assembly(render(nest)).splitlines()
+    spills = [line.split()[0] for line in lines if "zmm" in line and line.endswith("(%rsp)")]
+    assert spills and set(spills) <= {"vmovaps", "vmovapd"}
+
+
 def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> None:
     """As many runs of memory at a time as a line has channels."""
     copy, *_ = nests_of(convolution("forward", 8, 64, 56, 64))
@@ -89,6 +100,36 @@ def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> 
     assert isinstance(vectors := copy.parallel.body[0], Loop)
     assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 16
     assert second - first == 58 * 64
+
+
+def test_an_image_is_copied_row_by_row_where_a_row_stays_in_the_first_cache() -> None:
+    """All channels of it: results are one run of memory then."""
+    kernel, *_ = plan_of(convolution("forward", 8, 64, 56, 64)).kernels
+    copy = lower(kernel, replace(target_of("avx512"), l1=48 << 10))
+    (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
+    rows = [substitute(store.index, {copy.parallel.variable: n}) for n in range(59)]
+    assert [row - rows[0] for row in rows] == [58 * 64 * n for n in range(59)]
+    assert isinstance(vectors := copy.parallel.body[0], Loop)
+    assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 64
+
+
+@pytest.mark.parametrize("channels, stride, asks", [(64, 1, True), (64, 2, True), (256, 1, False)])
+def test_the_pixel_below_is_asked_for(channels: int, stride: int, asks: bool) -> None:
+    """Of a gradient by weight, where a tile reads some channels of images as they lie."""
+    build = convolution("weight", 8, channels, 28, channels, stride)
+    nest = next(nest for nest in nests_of(build) if nest.name == "contraction")
+    found = list(walk(nest.parallel))
+    hints = [one for one in found if isinstance(one, Prefetch)]
+    assert bool(hints) == asks
+    for hint in hints:
+        (k,) = (one for one in found if isinstance(one, Loop) and hint in one.body)
+        load = next(
+            load for one in walk(k) if isinstance(one, Store) for load in expr.loads(one.value)
+            if load.array is hint.array
+        )  # fmt: skip
+        (row,) = (a for a in variables(load.index) - variables(hint.index))
+        first = substitute(load.index, {row: 0})
+        assert hint.index - first in (n * 16 + stride * 30 * channels for n in (0, 1))
 
 
 @pytest.mark.parametrize("extent, whole", [(7, True), (5, False)])
