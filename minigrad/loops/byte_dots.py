@@ -17,25 +17,42 @@ that what a word of the matrix costs to load and to unpack is paid once for all 
           total[row] += part · scale
         store the totals through the epilogue
 
+In matrix registers (AMX), part[rows, lanes] is one product of a block's rows with the words of a
+tile, which are unpacked before, once for all rows.
+
 Each row is summed in the same order, however many there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import ceildiv
+from minigrad.graph.shapes import flatten
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops.assemble import assemble, in_levels, in_long_runs, memory_bound
-from minigrad.loops.build import epilogue, loops_over, reduction, summands
+from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
-from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
+from minigrad.loops.nest import (
+    Loop,
+    Matrix,
+    MatrixProduct,
+    Nest,
+    Statement,
+    Statements,
+    Store,
+    Stores,
+    expressions,
+    loop_over,
+)
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
-from minigrad.schedule.expr import Expr
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
@@ -43,6 +60,8 @@ from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 # For each byte of the matrix, of what takes no longer than to read it: those of two rows, where a
 # core does 256 a cycle and reads 4 bytes.
 OPERATIONS_A_BYTE = 64
+# Rows from which on matrix registers pay: of fewer, a thread waits for the words of the matrix.
+LEAST_ROWS = 16
 SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
@@ -59,21 +78,26 @@ def byte_dots(kernel: Kernel, target: Target) -> Nest:
     m = [axis for axis in outer if axis.variable not in dots.body.args[0].variables]
     n = [axis for axis in outer if axis not in m]
     tiles = [axis.variable for axis in n]
-    naive = loops_over([*n, *m, lane], _naive(kernel, words, sums))
+    squares = Squares.of(words, sums, m, lane) if target.matrices and sums is not first else None
+    naive = loops_over([*n, *m, lane], _naive(kernel, words, sums, squares))
     s = Schedule([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)])
     if m:
         *more, rows = (axis.variable for axis in m)
         count, most = m[-1].typical, SUMS // (len(words) + 1)
-        block = s.split(rows, cut(count, 1, most), "t")
+        size = cut(count, 1, most) if squares is None else squares.size
+        block = s.split(rows, size, "t")
         s.reorder(*tiles, *more, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
-    if sums is not first:
+    if sums is not first and squares is None:
         s.repeat(*(axis.variable for axis in dots.reduced))
         s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
     if m:
         s.peel(block, rows)
         s.tails(rows, SMALL_TILES)
         s.sink(rows)
+        if squares is not None:
+            s.insert(sums.reduced[-1].variable, squares.products)
+            s.insert(tiles[-1], squares.unpacked)
         s.unroll(rows, "u")
     s.parallelize(*tiles)
     nest = assemble(kernel, s.nest, target)
@@ -93,18 +117,116 @@ def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
     return tuple((e.array, substitute(e.index, later)) for e in loads)
 
 
-def _naive(kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage) -> list[Statement]:
+class Squares:
+    """The sums of a block of groups by matrix registers, which leave them in scratch memory.
+
+    words: the sums at each place where `sums` reads them, each of `deep` words of the matrix (its
+    parts, one after the other) and as many neighbours of a row, for blocks of `size` rows.
+    """
+
+    def __init__(
+        self, words: Mapping[Expr, Stage], sums: Stage, rows: Axis, lane: Axis,
+        terms: Sequence[Sequence[tuple[Expr, Expr]]],
+    ) -> None:  # fmt: skip
+        dots = next(iter(words.values()))
+        self.size = cut(rows.count, 1, LANES)
+        self.rows, self.lane, self.groups, self.inner = rows, lane, sums.reduced, dots.reduced
+        self.parts = [matrix for matrix, _ in terms[0]]
+        self.vectors = [one[0][1] for one in terms]
+        self.length = size_of(self.inner)
+        self.deep = self.length * len(self.parts)
+        group = flatten([a.index for a in self.groups], [a.extent for a in self.groups])
+        self.panel_at = group * self.deep * LANES
+        count = size_of(self.groups) * self.deep * LANES
+        self.panel = Array("panel", dtypes.uint32, count, "scratch")
+        self.places = {
+            read: Array(f"square{n}", dtypes.int32, self.size * LANES, "scratch")
+            for n, read in enumerate(words)
+        }
+
+    @staticmethod
+    def of(
+        words: Mapping[Expr, Stage], sums: Stage, m: Sequence[Axis], lane: Axis
+    ) -> Squares | None:
+        """None where rows are too few, or words do not lie as matrix registers read them."""
+        if not m or not isinstance(m[-1].extent, int) or m[-1].count < LEAST_ROWS:
+            return None
+        terms = [_terms(dots.body) for dots in words.values()]
+        inner = next(iter(words.values())).reduced
+        length = size_of(inner)
+        plain = lane.extent == LANES and length * len(terms[0]) <= LANES
+        for one in terms:
+            for place, (matrix, vector) in enumerate(one):
+                if not plain or matrix != terms[0][place][0] or vector.op is not Leaf.LOAD:
+                    return None
+                apart = vector.index - one[0][1].index
+                inside = flatten([a.index for a in inner], [a.extent for a in inner])
+                start = substitute(vector.index, {a.variable: 0 for a in inner})
+                if apart != place * length or vector.index - start != inside or vector.guard:
+                    return None
+                if not isinstance(coefficient(vector.index, m[-1].variable), int):
+                    return None
+        return Squares(words, sums, m[-1], lane, terms)
+
+    def place(self, read: Expr) -> Expr:
+        """Where a sum is for a row and a lane."""
+        at = self.rows.index % self.size * LANES + self.lane.index
+        return expr.load(self.places[read], at)
+
+    def products(self, loop: Loop, around: Around) -> list[Statement]:
+        """The sums of a group, for a block of rows."""
+        rows = loop_over(self.rows.variable, loop.body)
+        first: dict[Atom, Integer] = {a.variable: 0 for a in self.inner}
+        first[self.rows.variable] = rows.start
+        return [
+            MatrixProduct(
+                Matrix(square, 0, LANES),
+                Matrix(vector.array, substitute(vector.index, first), self._pitch(vector)),
+                Matrix(self.panel, self.panel_at, LANES),
+                rows.trips, LANES, self.deep, dtypes.int8, dtypes.uint8,
+            )
+            for square, vector in zip(self.places.values(), self.vectors, strict=True)
+        ]  # fmt: skip
+
+    def _pitch(self, vector: Expr) -> int:
+        pitch = coefficient(vector.index, self.rows.variable)
+        assert pitch is not None, "it was one in `of`"
+        return pitch
+
+    def unpacked(self, loop: Loop, around: Around) -> Statements:
+        """The words of a tile, all groups of it."""
+        word = flatten([a.index for a in self.inner], [a.extent for a in self.inner])
+        stores = tuple(
+            Store(self.panel, self.panel_at + (n * self.length + word) * LANES + self.lane.index, e)
+            for n, e in enumerate(self.parts)
+        )
+        return loops_over([*self.groups, *self.inner], [lanes_loop(self.lane, LANES, stores)])
+
+
+def _terms(dot: Expr) -> list[tuple[Expr, Expr]]:
+    """The words whose products DOTs add, those of the first bytes of a group first."""
+    matrix, vector, inner = dot.args
+    found = [(matrix, vector), *(_terms(inner) if inner.op is Leaf.DOT else ())]
+    return sorted(found, key=lambda both: low(both[1].index) if both[1].op is Leaf.LOAD else 0)
+
+
+def _naive(
+    kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage, squares: Squares | None
+) -> list[Statement]:
     """One element: for all blocks, the sums of a block, and what they add to the total.
 
     Where these sums are all there is, there is one, and it is the total.
     """
     clear, add, parts = list[Statement](), list[Statement](), dict[Expr, Expr]()
     for number, (read, dots) in enumerate(words.items()):
+        if squares is not None:
+            parts[read] = squares.place(read)
+            continue
         parts[read] = total = expr.register(f"part{number}", dots.body.dtype)
         begin, *more = reduction(Op.SUM, total, (), [dots.body])
         clear.append(begin)
         add += more
-    body = [*clear, *loops_over(dots.reduced, add)]
+    body = [] if squares is not None else [*clear, *loops_over(dots.reduced, add)]
     if sums.array != dots.array:
         total = expr.register("total", sums.body.dtype)
         terms = summands(expr.replace_in(sums.body, parts))
