@@ -1,4 +1,4 @@
-"""Products with quantized matrices: by dots of words, and in matrix registers, to the bit the same."""
+"""Products with quantized matrices: dots of words, or matrix registers, to the bit the same."""
 
 from __future__ import annotations
 
