@@ -25,13 +25,13 @@ Each row is summed in the same order, however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble, in_levels, in_long_runs, memory_bound
 from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
@@ -78,7 +78,10 @@ def byte_dots(kernel: Kernel, target: Target) -> Nest:
     m = [axis for axis in outer if axis.variable not in dots.body.args[0].variables]
     n = [axis for axis in outer if axis not in m]
     tiles = [axis.variable for axis in n]
-    squares = Squares.of(words, sums, m, lane) if target.matrices and sums is not first else None
+    squares = None
+    if target.matrices and m and sums is not first:
+        found = Squares(words, sums, m[-1], lane)
+        squares = found if found.fit() else None
     naive = loops_over([*n, *m, lane], _naive(kernel, words, sums, squares))
     s = Schedule([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)])
     if m:
@@ -125,17 +128,16 @@ class Squares:
     """
 
     def __init__(
-        self, words: Mapping[Expr, Stage], sums: Stage, rows: Axis, lane: Axis,
-        terms: Sequence[Sequence[tuple[Expr, Expr]]],
-    ) -> None:  # fmt: skip
-        dots = next(iter(words.values()))
-        self.size = cut(rows.count, 1, LANES)
-        self.rows, self.lane, self.groups, self.inner = rows, lane, sums.reduced, dots.reduced
-        self.parts = [matrix for matrix, _ in terms[0]]
-        self.vectors = [one[0][1] for one in terms]
+        self, words: Mapping[Expr, Stage], sums: Stage, rows: Axis, lane: Axis
+    ) -> None:
+        self.rows, self.lane, self.groups = rows, lane, sums.reduced
+        self.inner = next(iter(words.values())).reduced
+        self.terms = [_terms(dots.body) for dots in words.values()]
         self.length = size_of(self.inner)
-        self.deep = self.length * len(self.parts)
+        self.deep = self.length * len(self.terms[0])
+        self.size = cut(rows.count, 1, LANES)
         group = flatten([a.index for a in self.groups], [a.extent for a in self.groups])
+        self.word = flatten([a.index for a in self.inner], [a.extent for a in self.inner])
         self.panel_at = group * self.deep * LANES
         count = size_of(self.groups) * self.deep * LANES
         self.panel = Array("panel", dtypes.uint32, count, "scratch")
@@ -144,29 +146,26 @@ class Squares:
             for n, read in enumerate(words)
         }
 
-    @staticmethod
-    def of(
-        words: Mapping[Expr, Stage], sums: Stage, m: Sequence[Axis], lane: Axis
-    ) -> Squares | None:
-        """None where rows are too few, or words do not lie as matrix registers read them."""
-        if not m or not isinstance(m[-1].extent, int) or m[-1].count < LEAST_ROWS:
-            return None
-        terms = [_terms(dots.body) for dots in words.values()]
-        inner = next(iter(words.values())).reduced
-        length = size_of(inner)
-        plain = lane.extent == LANES and length * len(terms[0]) <= LANES
-        for one in terms:
-            for place, (matrix, vector) in enumerate(one):
-                if not plain or matrix != terms[0][place][0] or vector.op is not Leaf.LOAD:
-                    return None
-                apart = vector.index - one[0][1].index
-                inside = flatten([a.index for a in inner], [a.extent for a in inner])
-                start = substitute(vector.index, {a.variable: 0 for a in inner})
-                if apart != place * length or vector.index - start != inside or vector.guard:
-                    return None
-                if not isinstance(coefficient(vector.index, m[-1].variable), int):
-                    return None
-        return Squares(words, sums, m[-1], lane, terms)
+    def fit(self) -> bool:
+        """Whether rows are enough, and words lie as matrix registers read them."""
+        known = isinstance(self.rows.extent, int) and self.rows.count >= LEAST_ROWS
+        if not known or self.lane.extent != LANES or self.deep > LANES:
+            return False
+        for terms in self.terms:
+            vectors = [vector for _, vector in terms]
+            if any(vector.op is not Leaf.LOAD or vector.guard for vector in vectors):
+                return False
+            first = substitute(vectors[0].index, self._first())
+            wanted = [first + n * self.length + self.word for n in range(len(terms))]
+            if [vector.index for vector in vectors] != wanted or self._pitch(vectors[0]) is None:
+                return False
+        return len({tuple(matrix for matrix, _ in terms) for terms in self.terms}) == 1
+
+    def _first(self) -> dict[Atom, Integer]:
+        return {axis.variable: 0 for axis in self.inner}
+
+    def _pitch(self, vector: Expr) -> int | None:
+        return coefficient(vector.index, self.rows.variable)
 
     def place(self, read: Expr) -> Expr:
         """Where a sum is for a row and a lane."""
@@ -175,39 +174,34 @@ class Squares:
 
     def products(self, loop: Loop, around: Around) -> list[Statement]:
         """The sums of a group, for a block of rows."""
-        rows = loop_over(self.rows.variable, loop.body)
-        first: dict[Atom, Integer] = {a.variable: 0 for a in self.inner}
-        first[self.rows.variable] = rows.start
-        return [
-            MatrixProduct(
-                Matrix(square, 0, LANES),
-                Matrix(vector.array, substitute(vector.index, first), self._pitch(vector)),
-                Matrix(self.panel, self.panel_at, LANES),
-                rows.trips, LANES, self.deep, dtypes.int8, dtypes.uint8,
-            )
-            for square, vector in zip(self.places.values(), self.vectors, strict=True)
-        ]  # fmt: skip
-
-    def _pitch(self, vector: Expr) -> int:
-        pitch = coefficient(vector.index, self.rows.variable)
-        assert pitch is not None, "it was one in `of`"
-        return pitch
+        rows, found = loop_over(self.rows.variable, loop.body), list[Statement]()
+        at = {**self._first(), self.rows.variable: rows.start}
+        for square, terms in zip(self.places.values(), self.terms, strict=True):
+            vector = terms[0][1]
+            pitch = self._pitch(vector)
+            assert pitch is not None, "it fits"
+            left = Matrix(vector.array, substitute(vector.index, at), pitch)
+            right = Matrix(self.panel, self.panel_at, LANES)
+            found.append(MatrixProduct(
+                Matrix(square, 0, LANES), left, right, rows.trips, LANES, self.deep,
+                dtypes.int8, dtypes.uint8,
+            ))  # fmt: skip
+        return found
 
     def unpacked(self, loop: Loop, around: Around) -> Statements:
         """The words of a tile, all groups of it."""
-        word = flatten([a.index for a in self.inner], [a.extent for a in self.inner])
         stores = tuple(
-            Store(self.panel, self.panel_at + (n * self.length + word) * LANES + self.lane.index, e)
-            for n, e in enumerate(self.parts)
-        )
+            Store(self.panel, self.panel_at + (n * self.length + self.word) * LANES
+                  + self.lane.index, matrix)
+            for n, (matrix, _) in enumerate(self.terms[0])
+        )  # fmt: skip
         return loops_over([*self.groups, *self.inner], [lanes_loop(self.lane, LANES, stores)])
 
 
 def _terms(dot: Expr) -> list[tuple[Expr, Expr]]:
-    """The words whose products DOTs add, those of the first bytes of a group first."""
+    """The words of a matrix and of a vector whose products DOTs add, the innermost first."""
     matrix, vector, inner = dot.args
-    found = [(matrix, vector), *(_terms(inner) if inner.op is Leaf.DOT else ())]
-    return sorted(found, key=lambda both: low(both[1].index) if both[1].op is Leaf.LOAD else 0)
+    return [*(_terms(inner) if inner.op is Leaf.DOT else ()), (matrix, vector)]
 
 
 def _naive(
