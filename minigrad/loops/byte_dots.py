@@ -17,6 +17,9 @@ that what a word of the matrix costs to load and to unpack is paid once for all 
           total[row] += part · scale
         store the totals through the epilogue
 
+In matrix registers (AMX), part[rows, lanes] is one product of a block's rows with the words of a
+tile, which are unpacked before, once for all rows.
+
 Each row is summed in the same order, however many there are.
 """
 
@@ -24,18 +27,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import substitute
-from minigrad.graph.symbolic import ceildiv
+from minigrad.graph.shapes import flatten
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import assemble, in_levels, in_long_runs, memory_bound
-from minigrad.loops.build import epilogue, loops_over, reduction, summands
+from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
-from minigrad.loops.nest import Loop, Nest, Statement, Stores, expressions
+from minigrad.loops.nest import (
+    Loop,
+    Matrix,
+    MatrixProduct,
+    Nest,
+    Statement,
+    Statements,
+    Store,
+    Stores,
+    expressions,
+    loop_over,
+)
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
+from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
-from minigrad.schedule.expr import Expr
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
@@ -43,6 +60,8 @@ from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 # For each byte of the matrix, of what takes no longer than to read it: those of two rows, where a
 # core does 256 a cycle and reads 4 bytes.
 OPERATIONS_A_BYTE = 64
+# Rows from which on matrix registers pay: of fewer, a thread waits for the words of the matrix.
+LEAST_ROWS = 16
 SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
@@ -59,21 +78,29 @@ def byte_dots(kernel: Kernel, target: Target) -> Nest:
     m = [axis for axis in outer if axis.variable not in dots.body.args[0].variables]
     n = [axis for axis in outer if axis not in m]
     tiles = [axis.variable for axis in n]
-    naive = loops_over([*n, *m, lane], _naive(kernel, words, sums))
+    squares = None
+    if target.matrices and m and sums is not first:
+        found = Squares(words, sums, m[-1], lane)
+        squares = found if found.fit() else None
+    naive = loops_over([*n, *m, lane], _naive(kernel, words, sums, squares))
     s = Schedule([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)])
     if m:
         *more, rows = (axis.variable for axis in m)
         count, most = m[-1].typical, SUMS // (len(words) + 1)
-        block = s.split(rows, cut(count, 1, most), "t")
+        size = cut(count, 1, most) if squares is None else squares.size
+        block = s.split(rows, size, "t")
         s.reorder(*tiles, *more, block, lane.variable, rows)
     s.vectorize(lane.variable, LANES)
-    if sums is not first:
+    if sums is not first and squares is None:
         s.repeat(*(axis.variable for axis in dots.reduced))
         s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
     if m:
         s.peel(block, rows)
         s.tails(rows, SMALL_TILES)
         s.sink(rows)
+        if squares is not None:
+            s.insert(sums.reduced[-1].variable, squares.products)
+            s.insert(tiles[-1], squares.unpacked)
         s.unroll(rows, "u")
     s.parallelize(*tiles)
     nest = assemble(kernel, s.nest, target)
@@ -93,18 +120,107 @@ def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
     return tuple((e.array, substitute(e.index, later)) for e in loads)
 
 
-def _naive(kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage) -> list[Statement]:
+class Squares:
+    """The sums of a block of groups by matrix registers, which leave them in scratch memory.
+
+    words: the sums at each place where `sums` reads them, each of `deep` words of the matrix (its
+    parts, one after the other) and as many neighbours of a row, for blocks of `size` rows.
+    """
+
+    def __init__(
+        self, words: Mapping[Expr, Stage], sums: Stage, rows: Axis, lane: Axis
+    ) -> None:
+        self.rows, self.lane, self.groups = rows, lane, sums.reduced
+        self.inner = next(iter(words.values())).reduced
+        self.terms = [_terms(dots.body) for dots in words.values()]
+        self.length = size_of(self.inner)
+        self.deep = self.length * len(self.terms[0])
+        self.size = cut(rows.count, 1, LANES)
+        group = flatten([a.index for a in self.groups], [a.extent for a in self.groups])
+        self.word = flatten([a.index for a in self.inner], [a.extent for a in self.inner])
+        self.panel_at = group * self.deep * LANES
+        count = size_of(self.groups) * self.deep * LANES
+        self.panel = Array("panel", dtypes.uint32, count, "scratch")
+        self.places = {
+            read: Array(f"square{n}", dtypes.int32, self.size * LANES, "scratch")
+            for n, read in enumerate(words)
+        }
+
+    def fit(self) -> bool:
+        """Whether rows are enough, and words lie as matrix registers read them."""
+        known = isinstance(self.rows.extent, int) and self.rows.count >= LEAST_ROWS
+        if not known or self.lane.extent != LANES or self.deep > LANES:
+            return False
+        for terms in self.terms:
+            vectors = [vector for _, vector in terms]
+            if any(vector.op is not Leaf.LOAD or vector.guard for vector in vectors):
+                return False
+            first = substitute(vectors[0].index, self._first())
+            wanted = [first + n * self.length + self.word for n in range(len(terms))]
+            if [vector.index for vector in vectors] != wanted or self._pitch(vectors[0]) is None:
+                return False
+        return len({tuple(matrix for matrix, _ in terms) for terms in self.terms}) == 1
+
+    def _first(self) -> dict[Atom, Integer]:
+        return {axis.variable: 0 for axis in self.inner}
+
+    def _pitch(self, vector: Expr) -> int | None:
+        return coefficient(vector.index, self.rows.variable)
+
+    def place(self, read: Expr) -> Expr:
+        """Where a sum is for a row and a lane."""
+        at = self.rows.index % self.size * LANES + self.lane.index
+        return expr.load(self.places[read], at)
+
+    def products(self, loop: Loop, around: Around) -> list[Statement]:
+        """The sums of a group, for a block of rows."""
+        rows, found = loop_over(self.rows.variable, loop.body), list[Statement]()
+        at = {**self._first(), self.rows.variable: rows.start}
+        for square, terms in zip(self.places.values(), self.terms, strict=True):
+            vector = terms[0][1]
+            pitch = self._pitch(vector)
+            assert pitch is not None, "it fits"
+            left = Matrix(vector.array, substitute(vector.index, at), pitch)
+            right = Matrix(self.panel, self.panel_at, LANES)
+            found.append(MatrixProduct(
+                Matrix(square, 0, LANES), left, right, rows.trips, LANES, self.deep,
+                dtypes.int8, dtypes.uint8,
+            ))  # fmt: skip
+        return found
+
+    def unpacked(self, loop: Loop, around: Around) -> Statements:
+        """The words of a tile, all groups of it."""
+        stores = tuple(
+            Store(self.panel, self.panel_at + (n * self.length + self.word) * LANES
+                  + self.lane.index, matrix)
+            for n, (matrix, _) in enumerate(self.terms[0])
+        )  # fmt: skip
+        return loops_over([*self.groups, *self.inner], [lanes_loop(self.lane, LANES, stores)])
+
+
+def _terms(dot: Expr) -> list[tuple[Expr, Expr]]:
+    """The words of a matrix and of a vector whose products DOTs add, the innermost first."""
+    matrix, vector, inner = dot.args
+    return [*(_terms(inner) if inner.op is Leaf.DOT else ()), (matrix, vector)]
+
+
+def _naive(
+    kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage, squares: Squares | None
+) -> list[Statement]:
     """One element: for all blocks, the sums of a block, and what they add to the total.
 
     Where these sums are all there is, there is one, and it is the total.
     """
     clear, add, parts = list[Statement](), list[Statement](), dict[Expr, Expr]()
     for number, (read, dots) in enumerate(words.items()):
+        if squares is not None:
+            parts[read] = squares.place(read)
+            continue
         parts[read] = total = expr.register(f"part{number}", dots.body.dtype)
         begin, *more = reduction(Op.SUM, total, (), [dots.body])
         clear.append(begin)
         add += more
-    body = [*clear, *loops_over(dots.reduced, add)]
+    body = [] if squares is not None else [*clear, *loops_over(dots.reduced, add)]
     if sums.array != dots.array:
         total = expr.register("total", sums.body.dtype)
         terms = summands(expr.replace_in(sums.body, parts))

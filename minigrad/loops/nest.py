@@ -113,7 +113,7 @@ class MatrixProduct(Base):
 
     Elements of left and right are words of neighbours along k, of dtypes `of` and `by`: two
     bfloat16, with a total in float32, or four int8 or uint8, with a total in int32 that wraps.
-    rows and columns are 16 or 32; depth, in words, is a multiple of 16.
+    rows and columns are at most 32; depth, in words, is a multiple of 16, or less than that.
     """
 
     total: Matrix

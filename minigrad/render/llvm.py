@@ -36,9 +36,8 @@ from minigrad.loops.nest import (
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import Slot, is_number
 from minigrad.render.llvm_memory import (
-    BEGIN,
     CACHE_LINE,
-    END,
+    MatrixRegisters,
     MemoryEmitter,
     alignment,
     emit_matrix_product,
@@ -71,7 +70,7 @@ class _Emitter(MemoryEmitter):
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
         self.streams = False
-        self.matrices = False
+        self.matrices = MatrixRegisters()
         self.done = ""  # lanes whose results are stored already, where vectors overlap
 
     def module(self) -> str:
@@ -90,13 +89,17 @@ class _Emitter(MemoryEmitter):
         self.loop(self.nest.parallel, parallel=True)
         # Others learn that a chunk is done by a flag, which streaming stores might arrive after.
         fence = ["  fence seq_cst"] if self.streams else []
-        begin, end = ([BEGIN], [END]) if self.matrices else ([], [])
-        body = [*begin, *entry.lines, *fence, *end, "  ret void"]
+        body = [*entry.lines, *fence]
+        if self.matrices.used:
+            declared, begin, release = self.matrices.configured()
+            self.declarations.add(declared)
+            body = [begin, *body, release]
         given = "i64 %begin, i64 %end, ptr %args, ptr %scratch"
         # Nothing unwinds through a kernel: without tables for that, objects are smaller. Vectors
         # that wait on the stack (sums of another level) would lie across two lines otherwise.
         head = f"define void @{self.nest.name}({given}) nounwind alignstack({CACHE_LINE}) {{"
-        return "\n".join((*sorted(self.declarations), head, "entry:", *body, "}", ""))
+        end = ("  ret void", "}", "")
+        return "\n".join((*sorted(self.declarations), head, "entry:", *body, *end))
 
     def _argument(self, name: str, number: int, kind: str) -> None:
         lines = self.levels[0].lines
@@ -110,8 +113,7 @@ class _Emitter(MemoryEmitter):
         if isinstance(statement, Prefetch):
             self.hint(self.pointer(statement.array, self.at_base(statement.index)))
         elif isinstance(statement, MatrixProduct):
-            self.matrices = True
-            emit_matrix_product(self, statement)
+            emit_matrix_product(self, self.matrices, statement)
         elif isinstance(statement, Fold):
             self._fold(statement)
         else:

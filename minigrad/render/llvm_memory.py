@@ -1,17 +1,19 @@
 """Loads and stores: single elements, whole vectors, masked ones, gathers, and words of neighbours.
 
 Products in matrix registers (AMX) are here, too; their intrinsics name the registers by number.
-Each of the eight holds 16 rows of 64 bytes: 16 × 16 float32 or int32, or as many words of two
-bfloat16 or four bytes. 0 … 3 are the total's quarters, 4 and 5 rows of the left operand, 6 and 7
-columns of the right.
+Each of the eight holds up to 16 rows of 64 bytes: 16 × 16 float32 or int32, or as many words of two
+bfloat16 or four bytes. A square of 32 × 32 takes all: four quarters of the total, two for rows of
+the left operand, two for columns of the right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 
 from minigrad.dtype import dtypes
+from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer, high, low
@@ -390,29 +392,69 @@ def alignment(store: Store, width: int) -> int:
 # ---- matrix registers ----
 
 
-SIDE = 16
+REGISTERS, SIDE = 8, 16  # of rows, and of words in each
 _WORD = 4  # bytes of an element, whichever it is
-_LEFT, _RIGHT = 4, 6
-
-# Palette 1, 64 bytes a row and 16 rows for each register: see Intel's manual at LDTILECFG.
-_COLUMN_BYTES = ", ".join(["i16 64"] * 8 + ["i16 0"] * 8)
-_ROWS = ", ".join(["i8 16"] * 8 + ["i8 0"] * 8)
-CONFIGURATION = (
-    "@matrices = private constant { [16 x i8], [16 x i16], [16 x i8] } { [16 x i8] [i8 1"
-    + ", i8 0" * 15
-    + f"], [16 x i16] [{_COLUMN_BYTES}], [16 x i8] [{_ROWS}] }}, align 64\n"
-    + "declare void @llvm.x86.ldtilecfg(ptr)\ndeclare void @llvm.x86.tilerelease()"
-)
-BEGIN = "  call void @llvm.x86.ldtilecfg(ptr @matrices)"
-END = "  call void @llvm.x86.tilerelease()"
 
 
-def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
-    """The statement at the emitter's current level; the function begins and ends as above."""
-    rows, columns = range(product.rows // SIDE), range(product.columns // SIDE)
+class MatrixRegisters:
+    """The matrix registers of a kernel: how many rows each has, and bytes of a row."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, int, int, int], int] = {}
+
+    def number(self, what: str, place: int, rows: int, nbytes: int) -> int:
+        """The register for part `place` of an operand of that shape: always the same."""
+        return self._numbers.setdefault((what, place, rows, nbytes), len(self._numbers))
+
+    @property
+    def used(self) -> bool:
+        """Whether there are any."""
+        return bool(self._numbers)
+
+    def configured(self) -> tuple[str, str, str]:
+        """What a module declares, and how its function begins and ends.
+
+        Palette 1, 64 bytes and 16 rows for each register at most: see Intel's manual at LDTILECFG.
+        """
+        shapes = [shape[2:] for shape in self._numbers]
+        if len(shapes) > REGISTERS:
+            raise CompileError(f"LLVM renderer: {len(shapes)} matrix registers of {REGISTERS}")
+        name = "@matrices." + ".".join(f"{rows}x{nbytes}" for rows, nbytes in shapes)
+        shapes += [(0, 0)] * (16 - len(shapes))
+        parts = [
+            "[16 x i8] [i8 1" + ", i8 0" * 15 + "]",
+            f"[16 x i16] [{', '.join(f'i16 {nbytes}' for _, nbytes in shapes)}]",
+            f"[16 x i8] [{', '.join(f'i8 {rows}' for rows, _ in shapes)}]",
+        ]
+        kind, value = "{ [16 x i8], [16 x i16], [16 x i8] }", f"{{ {', '.join(parts)} }}"
+        declared = [
+            f"{name} = private constant {kind} {value}, align 64",
+            "declare void @llvm.x86.ldtilecfg(ptr)", "declare void @llvm.x86.tilerelease()",
+        ]  # fmt: skip
+        begin = f"  call void @llvm.x86.ldtilecfg(ptr {name})"
+        return "\n".join(declared), begin, "  call void @llvm.x86.tilerelease()"
+
+
+def emit_matrix_product(
+    emitter: IndexEmitter, registers: MatrixRegisters, product: MatrixProduct
+) -> None:
+    """The statement at the emitter's current level; the function begins and ends as above.
+
+    Deep rows of the left operand are read once for a panel, which stays in the first cache; so
+    these shall not (hint T1).
+    """
+    rows, columns = _parts(product.rows), _parts(product.columns)
+    deep = min(product.depth, SIDE)
     signs = "".join("s" if dtype.kind == "i" else "u" for dtype in (product.of, product.by))
     multiply = f"tdpb{signs}d" if product.of.is_int else "tdpbf16ps"
     total, left, right = (emitter.pointer(m.array, m.index) for m in product.matrices)
+    number = registers.number
+    lefts = [number("left", at, count, _WORD * deep) for at, count in rows]
+    rights = [number("right", at, deep, _WORD * count) for at, count in columns]
+    quarters = [
+        (number("total", at * product.columns + place, count, _WORD * width), r, c)
+        for r, (at, count) in enumerate(rows) for c, (place, width) in enumerate(columns)
+    ]  # fmt: skip
 
     def do(name: str, *arguments: str) -> None:
         emitter.builder().do(f"llvm.x86.{name}", *arguments)
@@ -424,17 +466,23 @@ def emit_matrix_product(emitter: IndexEmitter, product: MatrixProduct) -> None:
         at = here.line(f"getelementptr i32, ptr {base}, i64 {place}")
         do(name, f"i8 {register}", f"ptr {at}", f"i64 {_WORD * matrix.pitch}")
 
-    emitter.declarations.add(CONFIGURATION)
-    quarters = [(2 * r + c, r, c) for r in rows for c in columns]
-    for number, _, _ in quarters:
-        do("tilezero", f"i8 {number}")
-    with emitter.iterations("0", str(product.depth), SIDE, False) as k:
-        for c in columns:
-            move("tileloadd64", _RIGHT + c, product.right, right, k, str(c * SIDE))
-        for r in rows:
-            move("tileloaddt164", _LEFT + r, product.left, left, str(r * SIDE), k)
-        for number, r, c in quarters:
-            do(multiply, f"i8 {number}", f"i8 {_LEFT + r}", f"i8 {_RIGHT + c}")
-    for number, r, c in quarters:
-        move("tilestored64", number, product.total, total, str(r * SIDE), str(c * SIDE))
+    for register, _, _ in quarters:
+        do("tilezero", f"i8 {register}")
+    alone = deep == product.depth
+    steps = nullcontext("0") if alone else emitter.iterations("0", str(product.depth), deep, False)
+    with steps as k:
+        for register, (at, _) in zip(rights, columns, strict=True):
+            move("tileloadd64", register, product.right, right, k, str(at))
+        for register, (at, _) in zip(lefts, rows, strict=True):
+            name = "tileloadd64" if alone else "tileloaddt164"
+            move(name, register, product.left, left, str(at), k)
+        for register, r, c in quarters:
+            do(multiply, f"i8 {register}", f"i8 {lefts[r]}", f"i8 {rights[c]}")
+    for register, r, c in quarters:
+        move("tilestored64", register, product.total, total, str(rows[r][0]), str(columns[c][0]))
     emitter.forget((product.total.array,))
+
+
+def _parts(count: int) -> list[tuple[int, int]]:
+    """What each register has of so many rows or columns: the first one, and how many."""
+    return [(at, min(SIDE, count - at)) for at in range(0, count, SIDE)]

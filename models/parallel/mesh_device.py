@@ -102,7 +102,7 @@ class MeshRuntime:
     """
 
     generalizes = False  # a layout is of one shape
-    byte_dots = False
+    byte_dots = byte_matrices = False
     fails_late = False
 
     def __init__(self, mesh: Mesh) -> None:

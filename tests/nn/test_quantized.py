@@ -51,7 +51,7 @@ def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
         matrix, values = packed(name, 37, 768)  # rows that do not fill a tile
     assert matrix.shape == (37, 768)
     np.testing.assert_array_equal(bits(matrix.dequantized().numpy()), bits(values))
-    for count in (1, 3, 9):
+    for count in (1, 3, 9, 21):
         x = np.random.default_rng(count).standard_normal((1, count, 768)).astype(np.float32)
         got = matrix.product(Tensor(x)).numpy()
         x = in_bytes(x, matrix.kind.group, int8) if int8 else x.astype(np.float64)

@@ -56,7 +56,11 @@ MACHINES = {
 # Machines that only some tests are about.
 SPECIAL = {
     "avx512bf16": (replace(GOLDEN, bfloat16_dots=True), "cooperlake", "avx512bf16"),
+    "avx512vnni": (replace(GOLDEN, byte_dots=True), "cascadelake", "avx512vnni"),
     "amx": (replace(GOLDEN, matrices=True), "sapphirerapids", "amx-bf16"),
+    "amx bytes": (
+        replace(GOLDEN, byte_dots=True, matrices=True), "sapphirerapids", "amx-int8"
+    ),
     # caches so small that everything comes from memory, and is asked for before it is read
     "tiny caches": (replace(GOLDEN, l2=1 << 10), "x86-64-v4", "avx512f"),
 }
