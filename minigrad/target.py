@@ -76,6 +76,8 @@ class Target:
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). byte_dots: whether one adds
     those of four pairs of bytes to an int32 (AVX512-VNNI). matrices: whether there are registers of
     16 × 16 such words, and instructions that multiply them (AMX).
+    rows_ahead: bytes ahead that a matrix's rows are asked for when each is read once (0: they are
+    not, as the processor guesses them better by itself).
     group: of OpenCL. brief: whether code is to be short rather than fast (`loops/cost.py`).
     choice: which of the cost model's ways to cut a product is taken, the best one being 0.
     """
@@ -91,6 +93,7 @@ class Target:
     bfloat16_dots: bool = False
     byte_dots: bool = False
     matrices: bool = False
+    rows_ahead: int = 0
     group: Group | None = None
     brief: bool = False
     choice: int = 0

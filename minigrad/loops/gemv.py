@@ -27,7 +27,8 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import loops_over, reduction
 from minigrad.loops.cost import flops
-from minigrad.loops.nest import Nest, Statement, Store, Stores
+from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, expressions
+from minigrad.loops.prefetch import Place, from_memory
 from minigrad.loops.product import in_few_axes
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -250,6 +251,25 @@ def _add_rows(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None
     s.repeat(n, *ms)
     s.vectorize(n, target.lanes(sums[0].body.dtype))
     s.simplify()
+    if target.rows_ahead:
+        following = _following(sums, n, target)
+        for k in ks:
+            s.prefetch(k, lambda loop, _: _later(loop, following, target.rows_ahead))
+
+
+def _following(sums: Sequence[Sum], n: Atom, target: Target) -> set[Array]:
+    """Large matrices whose rows follow one another in memory."""
+    return {
+        load.array for one in sums for load in one.of_matrix()
+        if from_memory(load, one.k[-1], target) == 1
+        and coefficient(load.index, n) == _along(one.k, load)
+    }  # fmt: skip
+
+
+def _later(loop: Loop, arrays: Container[Array], ahead: int) -> tuple[Place, ...]:
+    """What is read so many bytes further on."""
+    loads = [e for e in expr.loads(*expressions(loop)) if e.array in arrays]
+    return tuple((e.array, e.index + ahead // e.array.dtype.itemsize) for e in loads)
 
 
 def _variables(sums: Sequence[Sum]) -> tuple[list[Atom], list[Atom]]:

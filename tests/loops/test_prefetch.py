@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from schedule.machine import GOLDEN
 from schedule.programs import DEVICE, add, ew, mul, plan_of, product, softmax, total, transpose
@@ -13,14 +14,17 @@ from minigrad.graph.node import Node, Op
 from minigrad.loops.nest import Loop, Nest, Statement, loops_in, show
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
+from minigrad.target import Target
 
 MANY = 1 << 20
 
 
-def nest_of(build: Callable[..., Node], *shapes: tuple[int, ...]) -> Nest:
+def nest_of(
+    build: Callable[..., Node], *shapes: tuple[int, ...], target: Target = GOLDEN
+) -> Nest:
     """The first kernel of a program."""
     plan = plan_of(lambda new: [build(*(new(*shape) for shape in shapes))])
-    return lower(plan.kernels[0], GOLDEN)
+    return lower(plan.kernels[0], target)
 
 
 def asked(statement: Statement) -> list[str]:
@@ -106,6 +110,24 @@ def test_products_with_one_vector_ask_for_nothing() -> None:
     ):  # fmt: skip
         nest = nest_of(build, (1, 768), shape)
         assert not asked(nest.parallel) and "llvm.prefetch" not in render(nest)
+
+
+def test_products_with_few_vectors_ask_for_rows_a_page_on_where_that_is_faster() -> None:
+    def by_rows(x: Node, w: Node) -> Node:
+        return product(x, transpose(w))
+
+    target = replace(GOLDEN, rows_ahead=4096)
+    # for four vectors two rows are read at once, each in steps of two registers
+    for count, ahead, lines in ((1, ["1024"], 8), (4, ["1024", "1792"], 4)):
+        nest = nest_of(by_rows, (count, 768), (3072, 768), target=target)
+        assert [text.rstrip("]").split(" + ")[-1] for text in asked(nest.parallel)] == ahead
+        assert render(nest).count("call void @llvm.prefetch") == lines
+
+    def by_parts(x: Node, w: Node) -> Node:
+        return by_rows(x, g.shrink(w, ((0, 3072), (0, 64))))
+
+    assert not asked(nest_of(by_rows, (1, 768), (300, 768), target=target).parallel)
+    assert not asked(nest_of(by_parts, (1, 64), (3072, 768), target=target).parallel)
 
 
 def test_scattered_updates_are_asked_for_some_rows_before() -> None:
