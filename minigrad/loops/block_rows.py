@@ -68,6 +68,7 @@ from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
+WRITTEN_OUT = 8  # terms of a product across: 8 columns have a line or more of them
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
@@ -300,16 +301,28 @@ class Step:
         if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
             self._pack_rows(s, read)
 
+        turn, each = k, 1
+        if self._bounds_of_k(read)[k.variable] == (0, k.count) and k.count % WRITTEN_OUT == 0:
+            each = WRITTEN_OUT
+            turn = make_axis("ks", 0, k.count // each)
+            assert turn.variable == s.split(k.variable, each, "ks", computing=True)
+
         def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
             if not computes(loop):
                 return ()
-            tile = loop_over(axis, loop.body)
-            number = k.index * tile.trips  # of an element: a tile of columns is read in order
-            place = tile.start + number // k.count
-            there = {axis: place, k.variable: number % k.count, row: self.block.start + place}
-            return *self._hints(other, there), *self._hints(read.own, there)
+            tile, found = loop_over(axis, loop.body), list[Place]()
+            words = tile.trips * each  # of a turn: a tile of columns is read in order
+            for operand in (other, read.own):
+                nbytes = sum(load.dtype.itemsize for load in expr.loads(operand))
+                for n in range(0, words, max(LINE // max(nbytes, 1), 1)):
+                    number = turn.index * words + n
+                    place = tile.start + number // k.count
+                    start = self.block.start + place
+                    there = {axis: place, k.variable: number % k.count, row: start}
+                    found += self._hints(operand, there)
+            return tuple(found)
 
-        self._tiles(s, read, axis, self.block.height, ahead)
+        self._tiles(s, read, axis, self.block.height, ahead, turn.variable)
 
     def _along(self, s: Schedule, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
@@ -336,7 +349,8 @@ class Step:
             copies = number not in around
             return tuple(hints) if copies == bool(read.pairs) else ()
 
-        self._tiles(s, read, side.variable, min(self.block.height, self.block.width), ahead)
+        height = min(self.block.height, self.block.width)
+        self._tiles(s, read, side.variable, height, ahead, k.variable)
 
     def _pack_rows(self, s: Schedule, read: Operands) -> None:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
@@ -347,13 +361,18 @@ class Step:
 
     def _tiles(
         self, s: Schedule, read: Operands, x: Atom, height: int,
-        ahead: Callable[[Loop, Around], tuple[Place, ...]],
+        ahead: Callable[[Loop, Around], tuple[Place, ...]], turn: Atom,
     ) -> None:  # fmt: skip
-        """Tiles along x in registers; where a shortcut fails, they are summed as they are meant."""
-        tile = s.split(x, height, "t", computing=True)
+        """Tiles along x in registers; where a shortcut fails, they are summed as they are meant.
+
+        turn: of a loop along k, the last one or that around it, in which memory is asked.
+        """
+        tile, k = s.split(x, height, "t", computing=True), read.ks[-1].variable
         s.peel(tile, x)
         s.sink(x)
-        s.prefetch(read.ks[-1].variable, ahead)
+        if turn != k:
+            s.unroll(k, "ku", computing=True)
+        s.prefetch(turn, ahead)
         if (tried := self.plan.tried.get(self.head.array)) is not None:
             terms = expr.substitute_in(self.bodies[self.number], self.at)
             if read.pairs is not None:  # two of them at once, as a dot has them
@@ -363,7 +382,7 @@ class Step:
             scale = tried.scale
             if scale is not None:
                 scale = expr.substitute_in(self.plan.reading(scale), self.at)
-            first = read.ks[0].variable
+            first = read.ks[0].variable if len(read.ks) > 1 else turn
             s.insert(first, lambda loop, _: again(loop, x, terms, scale), behind=True)
         s.unroll(x, "u", computing=True)
         s.simplify()

@@ -182,7 +182,7 @@ class MemoryEmitter(IndexEmitter):
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
         mask, neighbours = self.both(self.mask(), own, lanes), self.lane_stride(index) == 1
         if self.lane_stride(index) == 0 and mask is not None:
-            return self._alike(array, index, self.both(mask, common, lanes), lanes)
+            return self._alike(array, index, self.both(mask, common, lanes) or mask, lanes)
         if not neighbours:
             known = substitute(index, self.constants)
             text = self._picked(array, known, mask, common, own is not None)
