@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import itemgetter
+from threading import get_ident
 from typing import Any, TypeVar
 
 from minigrad.graph import build
@@ -31,6 +32,7 @@ TEMPLATED = (
     "argmin", "_keys",
 )
 F = TypeVar("F", bound=Callable[..., Any])
+_tracing: set[int] = set()  # threads that make a template: of all that is called meanwhile, too
 
 
 class _OwnData(Exception):
@@ -131,7 +133,7 @@ def templated(function: F) -> F:
             template = known.get(form)
         except TypeError:  # a list of axes
             return function(*args, **options)
-        if template is None:
+        if template is None and get_ident() not in _tracing:
             if len(known) >= MOST:
                 known.clear()
             with suppress(_OwnData):
@@ -154,8 +156,10 @@ def _traced(function: Any, args: Any, options: Any, nodes: Sequence[Node]) -> _T
         new = [value._new(next(left)) if isinstance(value, Core) else value
                for value in (*args, *options.values())]  # fmt: skip
         found: Any = None
+        _tracing.add(get_ident())
         try:
             found = function(*new[: len(args)], **dict(zip(options, new[len(args) :], strict=True)))
             return _Template(sources, found)
         finally:
+            _tracing.discard(get_ident())
             del new, found
