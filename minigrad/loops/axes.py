@@ -82,19 +82,11 @@ def _joins(outer: Axis, inner: Axis, used: Sequence[Integer]) -> bool:
 
 def merge_stage(stage: Stage) -> Stage:
     """The stage with its kept and its reduced axes merged where possible."""
-    return merged(stage, indices(stage.exprs(), [stage.position, *stage.guard]))[0]
-
-
-def merged(
-    stage: Stage, used: Sequence[Integer], known: bool = False
-) -> tuple[Stage, dict[Atom, Integer]]:
-    """The same with all indices that are used along its axes; and the values of old variables."""
-    kept, values = merge(stage.axes, used, known)
-    reduced, more = merge(stage.reduced, used, known)
+    used = indices(stage.exprs(), [stage.position, *stage.guard])
+    kept, values = merge(stage.axes, used)
+    reduced, more = merge(stage.reduced, used)
     values |= more
-    if not values:
-        return stage, values
-    return replace(stage.substitute(values), axes=kept, reduced=reduced), values
+    return replace(stage.substitute(values), axes=kept, reduced=reduced) if values else stage
 
 
 def unit_stride_axis(

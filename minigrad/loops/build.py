@@ -84,13 +84,10 @@ def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
     return list(axes), substitute_stores(stores, values)
 
 
-def lanes_loop(
-    axis: Axis, width: int, body: Statements, start: Integer = 0, stops: tuple[Integer, ...] = (),
-    lane: Atom | None = None,
-) -> Loop:  # fmt: skip
+def lanes_loop(axis: Axis, width: int, body: Statements) -> Loop:
     """A vector loop over an axis (serial where the target has no vectors)."""
     kind = "lanes" if width > 1 else "serial"
-    return Loop(axis.variable, start, stops or (axis.extent,), body, kind, width, lane)
+    return Loop(axis.variable, 0, (axis.extent,), body, kind, width)
 
 
 def serial_loop(axis: Axis, body: Statements) -> Loop:
