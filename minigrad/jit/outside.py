@@ -6,8 +6,8 @@ there on objects are walked through: the items of containers, and the attributes
 right behind the name of such a value (`model.scale`, `self.rate`, `Config.rate`), or behind
 something of which it is not known what that is (`layer.scale` in a loop over layers). Functions of
 Python that are found so are walked through, too: methods, properties, what calls and loops run
-(`__call__`, `__iter__`), what decorators wrap, and contents of defaults. So is what modules run that
-were called. What a library reads on the way is not seen, unless it says so by `note`.
+(`__call__`, `__iter__`), what decorators wrap, contents of defaults, and what modules run that were
+called. What a library reads on the way is not seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
@@ -266,8 +266,8 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
 
 
 class _Walk:
-    """Finds what a step reads. instance: gives its `self`; given: objects that it is given; modules:
-    those that it called, and the attributes of each that are looked at elsewhere.
+    """Finds what a step reads. instance: gives its `self`; given: objects that it is given.
+    modules: those that it called, and the attributes of each that are looked at elsewhere.
 
     names: what the expressions refer to.
     """

@@ -12,7 +12,9 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import convert, dtypes
+from minigrad.errors import StateError
 from minigrad.hints import names_of
+from minigrad.nn.module import check_names_and_tensors
 
 _NOTHING = 1e-12  # a factor by which nothing can be divided
 
@@ -42,6 +44,11 @@ class _Factors:
         groups = optimizer.param_groups
         several = factors if isinstance(factors, Sequence) else [factors] * len(groups)
         self.factors = list(several)
+        for factor in self.factors:
+            if not callable(factor):
+                raise TypeError(
+                    f"{type(self).__name__} of {factor!r}: expected a function of the steps taken"
+                )
         if len(self.factors) != len(groups):
             raise ValueError(
                 f"{type(self).__name__}: {len(self.factors)} functions for {len(groups)} groups"
@@ -90,6 +97,11 @@ class _Factors:
 
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
+        check_names_and_tensors("load_state_dict", state)
+        if missing := [name for name in self.state_dict() if name not in state]:
+            raise StateError(
+                f"load_state_dict: missing {missing}; expected what a scheduler's state_dict() gave"
+            )
         self.base_lrs, self.last_epoch = list(state["base_lrs"]), state["last_epoch"] - 1
         self._given = [_single(group["lr"]) for group in self.optimizer.param_groups]
         self.step()

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
+from pathlib import PurePath
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -151,6 +152,16 @@ def warn_of_unmarked(found: list[Member], depth: int) -> None:
         )
 
 
+def check_names_and_tensors(title: str, state: Any) -> None:
+    """TypeError where a state is no dict, as a path is none."""
+    if not isinstance(state, Mapping):
+        loaded = isinstance(state, str | PurePath)
+        how = "; nn.state.safe_load(path) gives one" if loaded else ""
+        raise TypeError(
+            f"{title} of a {type(state).__name__}: expected a dict of names and tensors{how}"
+        )
+
+
 def load_state_dict(
     model: Any, state: Mapping[str, Any], strict: bool = True, verbose: bool = False
 ) -> Names:
@@ -161,6 +172,7 @@ def load_state_dict(
     differ, ShapeError where shapes differ, DTypeError where floats would become integers; the model
     is then as it was before.
     """
+    check_names_and_tensors("load_state_dict", state)
     own = get_state_dict(model)
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]

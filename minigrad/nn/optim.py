@@ -13,7 +13,7 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of, put_hints
 from minigrad.nn import lr_scheduler
-from minigrad.nn.module import _forget_gradients, load_state_dict
+from minigrad.nn.module import _forget_gradients, check_names_and_tensors, load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
@@ -110,6 +110,7 @@ class Steps:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
+        check_names_and_tensors("load_state_dict", state)
         parts = self._parts()
         counts = [part._counts_in(state, prefix) for prefix, part in parts.items()]
         load_state_dict(self._named(counts), state)

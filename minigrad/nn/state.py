@@ -16,7 +16,12 @@ from minigrad.device import Device
 from minigrad.dtype import FLOATS, INTS, dtypes
 from minigrad.errors import DTypeError
 from minigrad.nn.gguf import gguf_load
-from minigrad.nn.module import get_parameters, get_state_dict, load_state_dict
+from minigrad.nn.module import (
+    check_names_and_tensors,
+    get_parameters,
+    get_state_dict,
+    load_state_dict,
+)
 from minigrad.nn.torch_file import torch_load
 from minigrad.tensor import Tensor
 
@@ -31,6 +36,11 @@ def safe_save(
     """Write a safetensors file, whole or not at all: an earlier file stays until then."""
     from safetensors.numpy import save  # only those who save need the package
 
+    check_names_and_tensors("safe_save", tensors)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            what = f"{name!r} is a {type(tensor).__name__}"
+            raise TypeError(f"safe_save: {what}, expected a tensor; Tensor(…) makes one")
     if "__metadata__" in tensors:
         raise ValueError("safe_save: the format has text under __metadata__: rename the tensor")
     if tensors:

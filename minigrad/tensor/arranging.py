@@ -332,7 +332,10 @@ class Arranging(Composed):
         [2.0]
         """
         result: Any = self
-        for layer in layers:
+        for place, layer in enumerate(layers):
+            if not callable(layer):
+                kind = type(layer).__name__
+                raise TypeError(f"sequential: layers[{place}] is a {kind}, expected a function")
             result = layer(result)
         return result
 

@@ -235,7 +235,7 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3]).shrink([(1, 3)]).tolist()
         [2, 3]
         """
-        if len(ranges) != self.ndim:
+        if len(ranges) != self.ndim or not all(map(_is_range, ranges)):
             raise self._too_few("shrink", ranges)
         both = zip(ranges, self.shape, strict=True)
         pairs = [(0, extent) if pair is None else pair for pair, extent in both]
@@ -244,7 +244,8 @@ class Movement(Methods):
 
     def _too_few(self, name: str, given: Sequence[Any]) -> ShapeError:
         said = f"{name}({', '.join(map(str, given))}) of {self.shape}"
-        return ShapeError(f"{said}: expected one, or None, for each dimension")
+        one = "(start, stop)" if name == "shrink" else "one"
+        return ShapeError(f"{said}: expected {one}, or None, for each dimension")
 
     def pad(
         self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0
@@ -370,3 +371,8 @@ class Movement(Methods):
             return x._part(x.ndim - 2, 0, 0).reshape(x.shape[:-2] + (0,))
         square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
         return square._view(lambda node: windows.diagonal(node, x.ndim - 2))
+
+
+def _is_range(given: Any) -> bool:
+    """Whether something is a start and a stop, or None."""
+    return given is None or (isinstance(given, list | tuple) and len(given) == 2)

@@ -12,7 +12,7 @@ import pytest
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.dtype import ALL
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.models import checkpoint
 from minigrad.nn import state
 
@@ -194,3 +194,32 @@ def test_a_name_as_long_as_a_name_can_be(tmp_path):
     path = tmp_path / ("n" * 255)
     state.write_atomically(path, lambda file: file.write(b"x"))
     assert path.read_bytes() == b"x"
+
+
+NO_STATES = {
+    "model": lambda model, given: model.load_state_dict(given),
+    "optimizer": lambda model, given: nn.optim.SGD(model.parameters()).load_state_dict(given),
+    "scheduler": lambda model, given: nn.optim.lr_scheduler.StepLR(
+        nn.optim.SGD(model.parameters()), 1).load_state_dict(given),
+    "file": lambda _, given: state.safe_save(given, "none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_STATES)
+def test_what_is_no_state(kind):
+    expected = "expected a dict of names and tensors"
+    for given, words in (
+        (None, f"a NoneType: {expected}"), ([1], f"a list: {expected}"),
+        ("a.pt", rf"a str: {expected}; nn\.state\.safe_load\(path\) gives one"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"of {words}"):
+            NO_STATES[kind](nn.Linear(1, 1), given)
+    wrong, words = (TypeError, "'a' is a int") if kind == "file" else (StateError, "missing")
+    with pytest.raises(wrong, match=words):
+        NO_STATES[kind](nn.Linear(1, 1), {"a": 1})
+
+
+def test_a_factor_that_is_no_function():
+    optimizer = nn.optim.SGD(nn.Linear(1, 1).parameters())
+    with pytest.raises(TypeError, match=r"LambdaLR of 3: expected a function"):
+        nn.optim.lr_scheduler.LambdaLR(optimizer, 3)
