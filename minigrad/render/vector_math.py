@@ -1,8 +1,9 @@
 """Functions written in the operations that every renderer has.
 
 `expand` rewrites each operation that has a formula (`graph/operations.py`) into arithmetic,
-comparisons, WHERE and operations on bits, once for LLVM IR and for OpenCL C. There are
-no branches: each element takes the same instructions, so a vector of any width works. Subnormal
+comparisons, WHERE and operations on bits, once for LLVM IR and for OpenCL C. Each element takes the
+same instructions, so a vector of any width works; what is seldom needed (`Leaf.RARELY`) is a branch
+in LLVM IR, which a vector takes where one of its lanes does. Subnormal
 numbers, signed zeros, ±inf and NaN come out as IEEE 754 recommends.
 tests/render/test_vector_math_exprs.py measures the errors over the whole range, and
 tests/render/fit_vector_math.py derives the coefficients.
