@@ -160,6 +160,8 @@ def in_registers(
             s.insert(ks[-1], hints.next_row)
     if (terms := problem.terms) is not None:
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
+    if plan.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
+        s.unroll_some(ks[-1], UNROLLED, "v")
     if plan.nr > 1:
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
@@ -311,6 +313,10 @@ def again(loop: Loop, m: Atom, terms: Expr, scale: Expr | None = None) -> list[S
 # take some ten times as long as memory to answer; of a shorter sum too much is over by then.
 LEAST_FETCHED = 192
 LEAST_FETCHED_BEHIND = 64  # the same for what is read behind a sum, of which there is far less
+# Elements of k that are written out in a sum of so many: each adds a tenth to the time to compile.
+# For 8 rows of 32 columns one takes 26 instructions, hints left out, and the loop 7. That is much
+# where a core begins two multiply-adds a cycle, and its other thread wants instructions, too.
+UNROLLED, LEAST_UNROLLED = 2, 128
 # Operations behind a sum from which on they are a loop over the rows of a tile, not written out for
 # each: an update of AdamW has 50, and is bound by memory.
 LONG_EPILOGUE = 32

@@ -359,6 +359,23 @@ class Schedule:
         self._change(x, change, computing)
 
     @_step
+    def unroll_some(self, x: Atom, times: int, prefix: str) -> None:
+        """So many iterations of computing loops over x at once, where these are a multiple of it.
+
+        So what a loop itself takes, and to find where it reads, is done once for them.
+        """
+        pieces = make_axis(f"{prefix}s", 0, max(self.trips(x) // times, 1))
+
+        def change(loop: Loop, around: Around) -> Statements:
+            count = nest.plain_count(loop)
+            if count is None or count == times or count % times:
+                return (loop,)
+            piece, counts = in_pieces(loop, pieces, times)
+            return (Loop(pieces.variable, 0, counts, (_from_zero(piece, prefix, "unroll"),)),)
+
+        self._change(x, change, computing=True)
+
+    @_step
     def count(self, x: Atom, prefix: str) -> Atom:
         """The only loop over x, of a known number of iterations, counts from 0; gives its variable.
 

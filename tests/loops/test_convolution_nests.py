@@ -60,10 +60,10 @@ def test_the_next_row_of_an_image_is_asked_for(channels: int, extent: int, strid
         if load.array is hint.array
     }  # fmt: skip
     (tile,) = (one.variable for one in found if isinstance(one, Loop) and hint in one.body)
-    ko, k = (next(a for a in variables(x.index) if a.name.startswith(n))
-             for x, n in ((hint, "ko"), (load, "k2")))  # fmt: skip
     (row,) = (a for a in variables(load.index) if a.name == tile.name)
-    at = substitute(load.index, {row: tile.index, k: 16 * ko.index})
+    within = {a: 0 for a in variables(load.index) if a.name.startswith("v")}  # a line of k
+    assert len(within) == 2
+    at = substitute(load.index, {row: tile.index, **within})
     assert hint.index - at == pixels
 
 

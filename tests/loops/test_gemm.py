@@ -559,6 +559,13 @@ def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
         (kernel,) = schedule_of(graph_of(build)[0], target).kernels
         assert plan_of(prepare(kernel), target).packs_left == packed
 
+@pytest.mark.parametrize("depth, twice", [(512, True), (130, True), (131, False), (64, False)])
+def test_long_sums_take_two_steps_at_once(depth: int, twice: bool) -> None:
+    graph = graph_of(lambda i: [product(i(64, depth), i(depth, 64))])[0]
+    (kernel,) = schedule_of(graph, GOLDEN).kernels
+    loops = show(lower(kernel, target_of("avx512")))
+    assert ("for v0 in 0 … 2 unroll" in loops) == twice
+
 
 def test_a_copy_of_a_tile_is_hardly_larger_than_the_tile() -> None:
     """(Rows that are neighbours were copied in vectors of 16, whose half was another tile's.)"""

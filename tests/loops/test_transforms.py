@@ -259,6 +259,21 @@ def unroll(s: Schedule) -> None:
 
 
 @step
+def unroll_some(s: Schedule) -> None:
+    """
+      for vs0 in 0 … 3:
+        for v0 in 0 … 2 unroll:
+          for n0 in 0 … 8:
+            total[0] = 0.0
+            for k0 in 0 … 5:
+              total[0] = (total[0] + (left[k0 + 5·v0 + 10·vs0] * right[8·k0 + n0]))
+            out[n0 + 8·v0 + 16·vs0] = total[0]
+    """
+    s.unroll_some(k, 2, "w")  # which does not divide
+    s.unroll_some(m, 2, "v")
+
+
+@step
 def count(s: Schedule) -> None:
     """
       for t0 in 0 … 3:
