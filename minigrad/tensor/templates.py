@@ -150,7 +150,7 @@ class _AnySizes:
 def _family(shapes: Sequence[Shape]) -> tuple[Any, Sizes]:
     """What shapes have in common that are of one family, and the sizes in which these differ."""
     every = [size for shape in shapes for size in shape]
-    sizes = tuple([size for size in every if size.__class__ is int and size > 1])
+    sizes = tuple([size for size in every if isinstance(size, int) and size > 1])
     kind = [~every.index(size) if size in sizes else size for size in every]
     return (tuple(kind), tuple(map(len, shapes))), sizes
 

@@ -125,7 +125,8 @@ def test_forms_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(runs) == 10
 
 
-SIZED = (  # functions of tensors of any sizes n and m, and the shapes of these tensors
+# Functions of tensors of any sizes n and m, and the shapes of these.
+SIZED: tuple[tuple[Any, ...], ...] = (
     (lambda x, y: x.matmul(y.T).softmax(), ("n", 6), ("m", 6)),
     (lambda x, y: x.linear(y.T).gelu().layernorm(), (2, "n", 6), ("m", 6)),
     (lambda x, y: x.scaled_dot_product_attention(y, y, is_causal=True), (2, "n", 8), (2, "m", 8)),
