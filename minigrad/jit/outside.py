@@ -366,8 +366,8 @@ class _Walk:
         if "super" in code.co_names and "__class__" in cells:
             bases = cells["__class__"].cell_contents.__mro__[1:]
             for name in (use.name for use in uses if use.of is not None):
-                found = next((vars(base)[name] for base in bases if name in vars(base)), None)
-                self._function(found, {}, first, label)
+                method = next((vars(base)[name] for base in bases if name in vars(base)), None)
+                self._function(method, {}, first, label)
 
     def _value(
         self, place: str, label: str, use: _Use, uses: tuple[_Use, ...], part: bool = False,
