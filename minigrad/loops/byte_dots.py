@@ -93,7 +93,8 @@ def byte_dots(kernel: Kernel, target: Target) -> Nest:
     s.vectorize(lane.variable, LANES)
     if sums is not first and squares is None:
         s.repeat(*(axis.variable for axis in dots.reduced))
-        s.prefetch(sums.reduced[-1].variable, _blocks_ahead)
+        ahead = target.rows_ahead or AHEAD // 4
+        s.prefetch(sums.reduced[-1].variable, lambda loop, at: _blocks_ahead(loop, at, ahead))
     if m:
         s.peel(block, rows)
         s.tails(rows, SMALL_TILES)
@@ -108,15 +109,15 @@ def byte_dots(kernel: Kernel, target: Target) -> Nest:
     return in_long_runs(nest, FEW_TASKS if memory_bound(nest, OPERATIONS_A_BYTE) else ENOUGH_TASKS)
 
 
-def _blocks_ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
-    """What a few blocks further on are read of the matrix: what the lanes do not share."""
+def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:
+    """What is read so many bytes further on of the matrix: what the lanes do not share."""
     lanes = {one.variable for one in around.values() if one.kind == "lanes"}
     loads = [
         e for e in expr.loads(*expressions(loop))
         if not lanes.isdisjoint(e.variables) and not e.in_registers
     ]  # fmt: skip
     nbytes = LANES * sum(e.array.dtype.itemsize for e in loads)
-    later = {loop.variable: loop.index + ceildiv(AHEAD // 2, nbytes)}
+    later = {loop.variable: loop.index + ceildiv(ahead, nbytes)}
     return tuple((e.array, substitute(e.index, later)) for e in loads)
 
 

@@ -121,9 +121,10 @@ class _Times:
 class _AnySizes:
     """The template of a function for sizes between those that it was traced for.
 
-    Where these differ, a number in its rows that differs as one of them, or as a multiple, is that.
-    What else a function does for some sizes it does above or below one, or where a size is 0 or 1
-    or equals another (see `_family`); what it divides a size by makes no multiple.
+    Where one of these differs, a number in its rows that differs as it does, or as a multiple, is
+    that. (Of two that differ together a sum might be taken for a multiple of one.) What else a
+    function does for some sizes it does above or below one, or where a size is 0 or 1 or equals
+    another (see `_family`); what it divides a size by makes no multiple.
     """
 
     first: tuple[Sizes, Whole]
@@ -142,7 +143,10 @@ class _AnySizes:
         with suppress(_Unlike):
             if _sized(whole, sizes) != found.whole:
                 low, first = self.first
-                high, whole = low, _common(first, found.whole, [*zip(low, sizes, strict=True)])
+                pairs = [*zip(low, sizes, strict=True)]
+                if len({(a, b) for a, b in pairs if a != b}) > 1:
+                    raise _Unlike
+                high, whole = low, _common(first, found.whole, pairs)
             self.known = tuple(map(min, low, sizes)), tuple(map(max, high, sizes)), whole
         return found
 

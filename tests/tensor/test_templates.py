@@ -134,7 +134,17 @@ SIZED: tuple[tuple[Any, ...], ...] = (
     (lambda x, y: x.conv2d(y, stride=2, padding=1), (1, 3, "n", "m"), (4, 3, 3, 3)),
     (lambda x, y: x.avg_pool2d(2).max_pool2d(2) + y.mean((1, 2)), (2, "n", "m", 4), ("n", 2, 3)),
     (lambda x, y: x.reshape(-1, 6) @ y.reshape(6, -1), ("n", 2, 3), (3, "m", 2)),
+    (lambda x, y: x.reshape(-1) @ y.reshape(-1, 2), ("n", 2), ("n", 4)),
+    (lambda x, y: Tensor.cat(x, y).std(0).softplus(), ("n", 3), ("m", 3)),
+    (lambda x, y: x.conv_transpose2d(y, stride=2), (1, 4, "n", "m"), (4, 3, 3, 3)),
+    (lambda x, y: x.rmsnorm() + y.logsumexp(0).argmax(), ("n", "m"), ("n", 5)),
 )
+
+
+def test_sizes_that_grew_together_may_differ_later() -> None:
+    joined = templated(lambda x, y: Tensor.cat(x, y))
+    for n, m in [(5, 10), (7, 14), (6, 11)]:
+        assert joined(Tensor.empty(n), Tensor.empty(m)).shape == (n + m,)
 
 
 @pytest.mark.parametrize("case", range(len(SIZED)))
