@@ -301,11 +301,11 @@ class Step:
         if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
             self._pack_rows(s, read)
 
-        turn, each = k, 1
-        if self._bounds_of_k(read)[k.variable] == (0, k.count) and k.count % WRITTEN_OUT == 0:
+        turn, each = k.variable, 1
+        whole = self._bounds_of_k(read)[k.variable] == (0, k.count)
+        if whole and k.count > WRITTEN_OUT and k.count % WRITTEN_OUT == 0:
             each = WRITTEN_OUT
-            turn = make_axis("ks", 0, k.count // each)
-            assert turn.variable == s.split(k.variable, each, "ks", computing=True)
+            turn = s.split(k.variable, each, "ks", computing=True)
 
         def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
             if not computes(loop):
@@ -322,7 +322,7 @@ class Step:
                     found += self._hints(operand, there)
             return tuple(found)
 
-        self._tiles(s, read, axis, self.block.height, ahead, turn.variable)
+        self._tiles(s, read, axis, self.block.height, ahead, turn)
 
     def _along(self, s: Schedule, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
@@ -370,8 +370,6 @@ class Step:
         tile, k = s.split(x, height, "t", computing=True), read.ks[-1].variable
         s.peel(tile, x)
         s.sink(x)
-        if turn != k:
-            s.unroll(k, "ku", computing=True)
         s.prefetch(turn, ahead)
         if (tried := self.plan.tried.get(self.head.array)) is not None:
             terms = expr.substitute_in(self.bodies[self.number], self.at)
@@ -384,6 +382,8 @@ class Step:
                 scale = expr.substitute_in(self.plan.reading(scale), self.at)
             first = read.ks[0].variable if len(read.ks) > 1 else turn
             s.insert(first, lambda loop, _: again(loop, x, terms, scale), behind=True)
+        if turn != k:
+            s.unroll(k, "ku", computing=True)
         s.unroll(x, "u", computing=True)
         s.simplify()
 
