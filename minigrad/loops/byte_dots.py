@@ -61,7 +61,7 @@ from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 # core does 256 a cycle and reads 4 bytes.
 OPERATIONS_A_BYTE = 64
 # Rows from which on matrix registers pay: of fewer, a thread waits for the words of the matrix.
-LEAST_ROWS = 16
+LEAST_IN_SQUARES = 16
 SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
@@ -149,7 +149,7 @@ class Squares:
 
     def fit(self) -> bool:
         """Whether rows are enough, and words lie as matrix registers read them."""
-        known = isinstance(self.rows.extent, int) and self.rows.count >= LEAST_ROWS
+        known = isinstance(self.rows.extent, int) and self.rows.count >= LEAST_IN_SQUARES
         if not known or self.lane.extent != LANES or self.deep > LANES:
             return False
         for terms in self.terms:
