@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import get_ident
@@ -21,6 +21,7 @@ from minigrad import program
 from minigrad.graph import buckets, canonical, gradient, node, partition, rewrite
 from minigrad.graph.interned import Interned
 from minigrad.graph.node import Node
+from minigrad.locks import new_lock
 from minigrad.nn import optim
 from minigrad.runtimes import cpu
 from minigrad.schedule import schedule
@@ -62,26 +63,47 @@ class Origin:
 
 
 class _Watched(Interned[Node]):
-    """A table that tells of each node that is asked for; it has the other table's entries."""
+    """A table that tells each thread that records of the nodes that this thread asks for.
 
-    __slots__ = ("note",)
+    It has the entries of another table, in whose place it is while anybody records.
+    """
 
-    def __init__(self, table: Interned[Node], note: Any) -> None:
+    __slots__ = ("notes",)
+
+    def __init__(self, table: Interned[Node]) -> None:
         self._links, self._forget = table._links, table._forget
-        self.note = note
+        self.notes: dict[int, Callable[[Node], None]] = {}
 
     def find(self, key: Any) -> Node | None:
         """As the table does."""
         found = super().find(key)
-        if found is not None:
-            self.note(found)
-        return found
+        return found if found is None else self._noted(found)
 
     def settle(self, key: Any, made: Node) -> Node:
         """As the table does."""
-        found = super().settle(key, made)
-        self.note(found)
+        return self._noted(super().settle(key, made))
+
+    def _noted(self, found: Node) -> Node:
+        note = self.notes.get(get_ident())
+        if note is not None:
+            note(found)
         return found
+
+
+_PLAIN = node._interned
+_WATCHED = _Watched(_PLAIN)
+_LOCK = new_lock()
+
+
+def _tell(thread: int, note: Callable[[Node], None] | None) -> None:
+    """Let what a thread asks for be noted, or not. Threads may end in another order than they
+    began: whoever is the last one puts the plain table back.
+    """
+    with _LOCK:
+        _WATCHED.notes.pop(thread, None)
+        if note is not None:
+            _WATCHED.notes[thread] = note
+        node._interned = _WATCHED if _WATCHED.notes else _PLAIN
 
 
 class Origins:
@@ -104,15 +126,15 @@ class Origins:
         known = self.known
 
         def note(made: Node) -> None:
-            if made.age not in known and get_ident() == thread:
-                known[made.age] = self._look(made, sys._getframe(3), top)
+            if made.age not in known:
+                known[made.age] = self._look(made, sys._getframe(4), top)
 
-        before = node._interned
-        node._interned = _Watched(before, note)
+        before = _WATCHED.notes.get(thread)
+        _tell(thread, note)
         try:
             yield
         finally:
-            node._interned = before
+            _tell(thread, before)
 
     def of(self, made: Node) -> Origin | None:
         """Where a node comes from in the user's program; of its gradient, the lines of the way."""

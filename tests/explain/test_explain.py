@@ -9,6 +9,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from minigrad import Context, Mesh, P, Tensor, explain, jit, nn
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.explain import modules
 from minigrad.explain import page as page_module
-from minigrad.explain.origins import FOLLOWED
+from minigrad.explain.origins import FOLLOWED, Origins
 from minigrad.graph import node
 from minigrad.models import gpt_commands, moe_commands
 from minigrad.models.errors import InputError
@@ -280,6 +281,39 @@ def test_ranks(cpu: str, tmp_path: Path) -> None:
         assert all(seconds > 0 for _, seconds in rank["kernels"])
     own = [[round(k["start"], 7), round(k["seconds"], 7)] for k in data["kernels"]]
     assert data["ranks"][0]["kernels"] == own
+
+
+def test_threads_that_record_end_in_any_order(cpu: str) -> None:
+    """Each notes what itself makes, and nobody looks any longer when the last one has ended."""
+    table, x = node._interned, Tensor.rand(4, device=cpu).realize()
+    began, ended = Event(), Event()
+    first, second = (Origins({}, frozenset()) for _ in range(2))
+
+    def sine() -> Tensor:
+        return x.sin()
+
+    def exponential() -> Tensor:
+        return x.exp()
+
+    def other() -> None:
+        with second.recording():
+            began.set()
+            ended.wait()
+            exponential()
+
+    thread = Thread(target=other)
+    with first.recording():
+        thread.start()
+        began.wait()
+        sine()
+    ended.set()
+    thread.join()
+    seen = [
+        {LINES[line - 1].strip() for one in origins.known.values() for _, line, _ in one.stack}
+        for origins in (first, second)
+    ]
+    assert seen == [{"return x.sin()"}, {"return x.exp()"}]
+    assert node._interned is table
 
 
 def test_a_mesh(cpu: str, tmp_path: Path) -> None:
