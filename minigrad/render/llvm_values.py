@@ -158,7 +158,8 @@ def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Val
         # A product may become part of a sum, but not of a difference: x·y − max(x·y) would be above
         # 0 where the maximum was rounded before.
         flag = " contract" if source.is_float and op is not Op.SUB else ""
-        text = b.line(f"{word}{flag} {x.typed}, {args[1].text}")
+        y = _divisor(b, args[1]) if word == "fdiv" else args[1].text
+        text = b.line(f"{word}{flag} {x.typed}, {y}")
     elif word:
         text = b.call(f"llvm.{word}.{suffix(x.type)}", x.type, [x.typed])
     elif op is Op.WHERE:
@@ -193,7 +194,19 @@ def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType
         Leaf.QUOTIENT: "sdiv" if signed else "udiv", Leaf.REMAINDER: "frem",
         Op.SHL: "shl", Op.SHR: "ashr" if signed else "lshr",
     }[op]  # fmt: skip
-    return Value(b.line(f"{name} {x.typed}, {args[1].text}"), dtype, x.lanes)
+    y = _divisor(b, args[1]) if name == "frem" else args[1].text
+    return Value(b.line(f"{name} {x.typed}, {y}"), dtype, x.lanes)
+
+
+def _divisor(b: Builder, y: Value) -> str:
+    """What vectors are divided by; LLVM shall not know which of its lanes are 0.
+
+    (Its code generator takes 0 / 0 for 0 where it knows both, as of lanes that a mask leaves out,
+    and drops the select that puts a 0 there: LLVM 22, TargetLowering::SimplifyDemandedVectorElts.)
+    """
+    if y.lanes == 1 or not y.text.startswith("%"):
+        return y.text
+    return b.call(f"llvm.arithmetic.fence.{suffix(y.type)}", y.type, [y.typed])
 
 
 def _remainder(b: Builder, x: Value, y: Value) -> str:
