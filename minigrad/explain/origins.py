@@ -62,24 +62,24 @@ class Origin:
 
 
 class _Watched(Interned[Node]):
-    """A table that tells of each node that is asked for; it has the other table's entries."""
+    """A table that asks another one, and tells of each node that is asked for."""
 
-    __slots__ = ("note",)
+    __slots__ = ("table", "note")
 
     def __init__(self, table: Interned[Node], note: Any) -> None:
-        self._links, self._forget = table._links, table._forget
-        self.note = note
+        self.table, self.note = table, note
 
-    def find(self, key: Any) -> Node | None:
+    def get(self, key: Any, otherwise: Any = None) -> Any:
         """As the table does."""
-        found = super().find(key)
+        link = self.table.get(key, otherwise)
+        found = None if link is None else link()
         if found is not None:
             self.note(found)
-        return found
+        return link
 
     def settle(self, key: Any, made: Node) -> Node:
         """As the table does."""
-        found = super().settle(key, made)
+        found = self.table.settle(key, made)
         self.note(found)
         return found
 
