@@ -266,7 +266,7 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
         elif not _are_alike(nodes):
             return None
         elif is_leaf(one):
-            if not all(map(is_leaf, nodes)):
+            if one.op not in LEAVES and not all(map(is_leaf, nodes)):
                 return None
             new[one] = stacked(nodes)
         elif not one.src:

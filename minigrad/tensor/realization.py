@@ -303,9 +303,6 @@ def _is_waiting(node: Node) -> bool:
     return node.op is ASSIGN and _waiting.get(id(node.src[0])) is node
 
 
-_UNTRACKED = frozenset({Op.BITCAST})  # through which no gradient flows
-
-
 def _whole(node: Node) -> Node:
     """What a node is a part of."""
     while node.op in (Op.RESHAPE, Op.SHRINK):
@@ -347,7 +344,8 @@ class _Plan:
         while size != len(self.roots):
             size = len(self.roots)
             self._extend()
-            if size == len(self.roots):
+            may_flow = self.targets or self.marked or saved_graphs.recorded
+            if size == len(self.roots) and may_flow:
                 self._save_for_backward()
         values = list(self.roots)
         if self.writes:
@@ -470,19 +468,17 @@ class _Plan:
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
         lost: depends on a marked leaf that is about to be overwritten; no history is possible.
         """
-        if not (self.targets or self.marked or saved_graphs.recorded):
-            return
         self.tracked, self.kept, self.lost = set(), [], []
         leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
         if not (leaves or self.marked or saved_graphs.recorded):
             return
         tracked = {*self.marked, *leaves}
-        buffers = [node for node in self.order if node.op is BUFFER]
-        tracked.update(filter(has_history, buffers))
+        order = self.order if saved_graphs.recorded else ()
+        tracked.update([node for node in order if node.op is BUFFER and has_history(node)])
         lost = tracked if leaves == tracked else set(leaves)
-        apart, track = tracked.isdisjoint, tracked.add
+        apart, track, untracked = tracked.isdisjoint, tracked.add, Op.BITCAST
         for node in self.order:
-            if not (apart(node.src) or node.op in _UNTRACKED) and node.dtype.is_float:
+            if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
                 if node not in self.marked:
                     track(node)
                     if lost is not tracked and not lost.isdisjoint(node.src):
