@@ -28,6 +28,7 @@ from minigrad.graph.node import (
     in_order,
     is_symbolic,
     needed,
+    needed_among,
     own_buffer,
 )
 from minigrad.graph.rewrite import replaced, without_rules
@@ -135,9 +136,10 @@ def realize(
     if not _PREPARED.isdisjoint(map(_OP, order)):
         operations = _PREPARED.intersection(map(_OP, order))
         if Op.CAT in operations and recording.calls is None:
-            roots = _with_joins(roots, order)
-        if Op.CUSTOM in operations or Op.CAT in operations:
-            order = needed(roots)
+            given, roots = list(roots), _with_joins(roots, order)
+            order = order if roots == given else needed(roots)
+        if Op.CUSTOM in operations:
+            order = needed_among(order, roots)
         if Op.COPY in operations or Op.LOOP in operations:
             return _in_stages(roots, failures)
     by_device: dict[str, dict[Node, None]] = {}
