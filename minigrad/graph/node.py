@@ -192,7 +192,7 @@ def device_of(op: Op, src: Sequence[Node]) -> str:
 def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:
     """A BUFFER node for memory of which no other node can know; skips the table of nodes."""
     node = Node()
-    node.op, node.dtype, node.shape = Op.BUFFER, dtype, shape
+    node.op, node.dtype, node.shape = BUFFER, dtype, shape
     node.src, node.arg, node.device, node.form = (), memory, device, form
     node.age = next(ages)
     return node

@@ -16,7 +16,7 @@ from threading import get_ident
 from typing import Any, TypeVar
 
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, depending, make, topological
+from minigrad.graph.node import CONST, Node, Op, depending, make, topological
 from minigrad.graph.sharding import meshes
 from minigrad.settings import thread
 from minigrad.tensor.core import Core
@@ -114,7 +114,7 @@ def templated(function: F) -> F:
                 node, kind = value.node, kind or value._new
                 nodes.append(node)
                 key += (value.__class__, node.dtype, node.shape, node.device)
-                if node.op is Op.CONST or node.device in meshes:
+                if node.op is CONST or node.device in meshes:
                     return function(*args, **options)
             else:
                 key += (value.__class__, value)
