@@ -151,7 +151,7 @@ def realize(
     made: dict[Node, Node] = {}
     for group in by_device.values():
         known = order if len(group) == len(roots) else None
-        made |= zip(group, _run([*group], checked, found, known), strict=True)
+        made |= _run([*group], checked, found, known)
     if failures is not None:
         failures += found
     elif found:
@@ -199,24 +199,25 @@ def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:
 def _run(
     roots: list[Node], checked: bool, failures: list[MinigradError],
     order: Sequence[Node] | None = None,
-) -> list[Node]:  # fmt: skip
-    """Compute roots that need one device only. order: `needed(roots)`, if that is known.
+) -> dict[Node, Node]:  # fmt: skip
+    """Compute roots, all different, that need one device only; gives the BUFFER of each.
 
-    checked: whether the CHECKs count; if so, and if it is known by now that an index is out of
-    range, the error goes to `failures`.
+    order: `needed(roots)`, if that is known. checked: whether the CHECKs count; if so, and if it is
+    known by now that an index is out of range, the error goes to `failures`.
     """
     call = canonicalize(roots, checked, order)
     program, values = _program_of(call)
-    fresh, made = [], []
+    fresh: list[Buffer] = []
+    made: dict[Node, Node] = {}
     for root, target in zip(roots, call.targets, strict=True):
         if target >= len(call.inputs):
             form = form_of(root.dtype, root.shape, root.device)
             memory = Buffer(root.device, root.dtype, form.size)
             fresh.append(memory)
-            made.append(own_buffer(memory, root.dtype, root.shape, root.device, form))
+            made[root] = own_buffer(memory, root.dtype, root.shape, root.device, form)
         else:
-            made.append(root.src[0])
-    _launch(call, program, fresh, made, values, failures)
+            made[root] = root.src[0]
+    _launch(call, program, fresh, [*made.values()], values, failures)
     return made
 
 

@@ -234,11 +234,13 @@ def held_among(nodes: Sequence[Node]) -> Iterator[Node]:
     return compress(nodes, map(by_node.__contains__, map(id, nodes)))
 
 
-def leaves_among(nodes: Sequence[Node]) -> list[Node]:
+def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
     look, found = by_node.get, []  # for each eager operation: no calls of functions
-    for node in held_among(nodes):
-        filed = look(id(node), {})  # it may have gone meanwhile
+    for node in nodes:
+        filed = look(id(node))
+        if filed is None:
+            continue
         for link in (filed,) if isinstance(filed, Link) else [*filed.values()]:
             holder = link()
             if holder is not None and holder._requires_grad:
