@@ -38,10 +38,10 @@ SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VAR
 
 def together(
     roots: Sequence[Node], order: Sequence[Node], kept: Set[Node] = frozenset()
-) -> list[Node]:
-    """The roots with sums and joins of many copies computed as one.
+) -> tuple[list[Node], Sequence[Node]]:
+    """The roots with sums and joins of many copies computed as one, and `topological` of these.
 
-    order: `topological(roots)`. kept: nodes of which something else depends, which are not joined.
+    order: that of the roots. kept: nodes of which something else depends, which are not joined.
     """
     new: dict[Node, Node] = {}
     below: set[Node] = set()  # what is computed together
@@ -54,7 +54,7 @@ def together(
             if len(heads) > 1:
                 below.update(topological(terms, below))
     if not new:
-        return list(roots)
+        return list(roots), order
     less = replaced(roots, new)
     return together(less, topological(less), kept)  # copies inside of copies
 

@@ -464,7 +464,7 @@ class _Plan:
                 del self.alone[root]
         values = [*self.alone.values(), *(whole for _, whole in rows)]
         known = values == list(self.roots)
-        values = without_copies(values, self.order if known else None, self.marked)
+        values, _ = without_copies(values, self.order if known else None, self.marked)
         self.alone = dict(zip(self.alone, values, strict=False))
         wholes = values[len(self.alone) :]
         self.rows = [(copies, whole) for (copies, _), whole in zip(rows, wholes, strict=True)]
