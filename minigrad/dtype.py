@@ -22,18 +22,23 @@ class DType:
 
     kind is "b" (bool), "i" (signed), "u" (unsigned) or "f" (float); itemsize is in bytes;
     code is the format of the `struct` and buffer protocols ("" where there is none: bfloat16).
+    is_int is of signed and unsigned integers, and not of bool.
     """
 
-    __slots__ = ("name", "kind", "itemsize", "code")
+    __slots__ = ("name", "kind", "itemsize", "code", "is_float", "is_int", "is_bool")
     name: str
     kind: str
     itemsize: int
     code: str
+    is_float: bool  # each node that is made asks for these: no properties
+    is_int: bool
+    is_bool: bool
 
     def __new__(cls, name: str, kind: str, itemsize: int, code: str) -> DType:
         """Make one; an __init__ could be called once more by anybody."""
         made = super().__new__(cls)
-        for field, value in zip(cls.__slots__, (name, kind, itemsize, code), strict=True):
+        values = (name, kind, itemsize, code, kind == "f", kind in "iu", kind == "b")
+        for field, value in zip(cls.__slots__, values, strict=True):
             object.__setattr__(made, field, value)
         return made
 
@@ -52,21 +57,6 @@ class DType:
     def bits(self) -> int:
         """Width in bits (a bool takes 8 in memory)."""
         return self.itemsize * 8
-
-    @property
-    def is_float(self) -> bool:
-        """True for float16, bfloat16, float32 and float64."""
-        return self.kind == "f"
-
-    @property
-    def is_int(self) -> bool:
-        """True for signed and unsigned integers, not for bool."""
-        return self.kind in "iu"
-
-    @property
-    def is_bool(self) -> bool:
-        """True for bool only."""
-        return self.kind == "b"
 
     @property
     def signed(self) -> DType:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 # What names in the table stand for.
 OWNERS = {"x": "Tensor", "loss": "Tensor", "model": "Module", "optimizer": "Optimizer",
           "F": "functional"}  # fmt: skip
-SPELT = {"to", "view", "data", "backward"}  # are here, and in the table for how they are called
+_answering: set[tuple[str, str]] = set()  # owners and names that only say what to type
 _ROW = re.compile(r"^\| `(.+?)` \| (.+) \|$", re.MULTILINE)
 
 
@@ -59,19 +59,20 @@ class Missing:
         self.owner, self.name = owner, name
 
     def __get__(self, instance: Any, kind: Any) -> NoReturn:
-        raise missing(self.owner, self.name)
+        raise missing(self.owner, self.name, [self.name[:-1]])
 
 
-def put_hints(owner: str, kind: type) -> None:
-    """Let a class answer for the names of others' in the table."""
-    for of, name in _by_name():
-        if of == owner and not hasattr(kind, name):
+def put_hints(owner: str, kind: type, more: Iterable[str] = ()) -> None:
+    """Let a class answer for the names of others' in the table, and for some more."""
+    for name in (*(name for of, name in _by_name() if of == owner), *more):
+        if not hasattr(kind, name):
             type.__setattr__(kind, name, Missing(owner, name))
+            _answering.add((owner, name))
 
 
 def present(owner: str, names: Iterable[str]) -> list[str]:
     """Names without those that only answer what to type."""
-    return [name for name in names if name in SPELT or (owner, name) not in _by_name()]
+    return [name for name in names if (owner, name) not in _answering]
 
 
 @lru_cache(maxsize=None)

@@ -25,10 +25,11 @@ from minigrad.graph.node import (
     Op,
     depending,
     form_of,
+    in_order,
     is_symbolic,
     needed,
+    needed_among,
     own_buffer,
-    topological,
 )
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.shapes import numel
@@ -135,9 +136,10 @@ def realize(
     if not _PREPARED.isdisjoint(map(_OP, order)):
         operations = _PREPARED.intersection(map(_OP, order))
         if Op.CAT in operations and recording.calls is None:
-            roots = _with_joins(roots, order)
-        if Op.CUSTOM in operations or Op.CAT in operations:
-            order = needed(roots)
+            given, roots = list(roots), _with_joins(roots, order)
+            order = order if roots == given else needed(roots)
+        if Op.CUSTOM in operations:
+            order = needed_among(order, roots)
         if Op.COPY in operations or Op.LOOP in operations:
             return _in_stages(roots, failures)
     by_device: dict[str, dict[Node, None]] = {}
@@ -149,7 +151,7 @@ def realize(
     made: dict[Node, Node] = {}
     for group in by_device.values():
         known = order if len(group) == len(roots) else None
-        made |= zip(group, _run([*group], checked, found, known), strict=True)
+        made |= _run([*group], checked, found, known)
     if failures is not None:
         failures += found
     elif found:
@@ -197,24 +199,25 @@ def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:
 def _run(
     roots: list[Node], checked: bool, failures: list[MinigradError],
     order: Sequence[Node] | None = None,
-) -> list[Node]:  # fmt: skip
-    """Compute roots that need one device only. order: `needed(roots)`, if that is known.
+) -> dict[Node, Node]:  # fmt: skip
+    """Compute roots, all different, that need one device only; gives the BUFFER of each.
 
-    checked: whether the CHECKs count; if so, and if it is known by now that an index is out of
-    range, the error goes to `failures`.
+    order: `needed(roots)`, if that is known. checked: whether the CHECKs count; if so, and if it is
+    known by now that an index is out of range, the error goes to `failures`.
     """
     call = canonicalize(roots, checked, order)
     program, values = _program_of(call)
-    fresh, made = [], []
+    fresh: list[Buffer] = []
+    made: dict[Node, Node] = {}
     for root, target in zip(roots, call.targets, strict=True):
         if target >= len(call.inputs):
             form = form_of(root.dtype, root.shape, root.device)
             memory = Buffer(root.device, root.dtype, form.size)
             fresh.append(memory)
-            made.append(own_buffer(memory, root.dtype, root.shape, root.device, form))
+            made[root] = own_buffer(memory, root.dtype, root.shape, root.device, form)
         else:
-            made.append(root.src[0])
-    _launch(call, program, fresh, made, values, failures)
+            made[root] = root.src[0]
+    _launch(call, program, fresh, [*made.values()], values, failures)
     return made
 
 
@@ -299,33 +302,36 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> l
     fails or is interrupted.
     """
     roots, found = without_rules(roots), list[MinigradError]()
-    while True:
-        order = topological(roots)
-        first, later = list[Node](), set[Node]()
-        for node in order:
-            if not later.isdisjoint(_read_of(node)):
-                later.add(node)
-            elif node.op in (Op.COPY, Op.LOOP):
-                first.append(node)
-                later.add(node)
-        if not first:
-            return realize(roots, failures)
+    stages: list[list[Node]] = []  # the COPYs and LOOPs that run after as many others
+    behind: dict[Node, int] = {}  # node → how many of these it waits for, one after the other
+    results: dict[Node, list[Node]] = {}  # of each LOOP
+    for node in in_order(roots, _read_of):
+        behind[node] = stage = max([behind[source] for source in _read_of(node)], default=0)
+        if node.op in (Op.COPY, Op.LOOP):
+            if stage == len(stages):
+                stages.append([])
+            stages[stage].append(node)
+            behind[node] += 1
+        elif node.op is Op.RESULT:
+            results.setdefault(node.src[0], []).append(node)
+    new: dict[Node, Node] = {}  # what is in memory by now
+    for stage, first in enumerate(stages):
         needs = [source for node in first for source in _read_of(node)]
-        now = dict.fromkeys(map(_written, (*needs, *(r for r in roots if r not in later))))
-        new = dict(zip(now, realize([*now], found), strict=True))
+        some = map(_written, (*needs, *(root for root in roots if behind[root] == stage)))
+        now = [node for node in dict.fromkeys(some) if node not in new]
+        new.update(zip(now, realize(replaced(now, new), found), strict=True))
         for node in first if not found else ():
             read = {source: new[_written(source)] for source in _read_of(node)}
             if node.op is Op.COPY:
                 new[node] = _copied(node, read[node.src[0]])
             else:
-                results = [n for n in order if n.op is Op.RESULT and n.src[0] is node]
-                new.update(_run_loop(node, read, results, found))
+                new.update(_run_loop(node, read, results.get(node, ()), found))
         if found and failures is None:
             raise found.pop()
         if found:
             failures += found  # type: ignore[operator]
             return [_lost(root, new.get(root), str(found[0])) for root in roots]
-        roots = replaced(roots, new)
+    return realize(replaced(roots, new), failures)
 
 
 def _lost(root: Node, known: Node | None, reason: str) -> Node:

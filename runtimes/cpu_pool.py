@@ -145,16 +145,16 @@ class Pool:
         """
         if scratch_bytes > self._scratch_bytes:
             self.ensure_scratch(scratch_bytes)
-        self._run(table, count, area_of_this_thread(scratch_bytes))
+        area = area_of_this_thread(scratch_bytes)
+        if self.run_table(table, count, self.address, area.address):
+            raise KeyboardInterrupt(INTERRUPTED)
 
     def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
         """Run launches on this thread alone, with exactly scratch_bytes between unreadable pages.
 
         For pools that are never used by `run`, so that they have no workers.
         """
-        self._run(table, count, Area(scratch_bytes, guarded=True))
-
-    def _run(self, table: int, count: int, area: Area) -> None:
+        area = Area(scratch_bytes, guarded=True)
         if self.run_table(table, count, self.address, area.address):
             raise KeyboardInterrupt(INTERRUPTED)
 

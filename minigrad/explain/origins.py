@@ -63,25 +63,28 @@ class Origin:
 
 
 class _Watched(Interned[Node]):
-    """A table that tells each thread that records of the nodes that this thread asks for.
+    """A table that asks another one, in whose place it is while anybody records.
 
-    It has the entries of another table, in whose place it is while anybody records.
+    It tells each thread that records of the nodes that this thread asks for.
     """
 
-    __slots__ = ("notes",)
+    __slots__ = ("table", "notes")
 
     def __init__(self, table: Interned[Node]) -> None:
-        self._links, self._forget = table._links, table._forget
+        self.table = table
         self.notes: dict[int, Callable[[Node], None]] = {}
 
-    def find(self, key: Any) -> Node | None:
+    def get(self, key: Any, otherwise: Any = None) -> Any:
         """As the table does."""
-        found = super().find(key)
-        return found if found is None else self._noted(found)
+        link = self.table.get(key, otherwise)
+        found = None if link is None else link()
+        if found is not None:
+            self._noted(found)
+        return link
 
     def settle(self, key: Any, made: Node) -> Node:
         """As the table does."""
-        return self._noted(super().settle(key, made))
+        return self._noted(self.table.settle(key, made))
 
     def _noted(self, found: Node) -> Node:
         note = self.notes.get(get_ident())

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.node import Node, Shape, device_of, is_symbolic, make
+from minigrad.graph.node import CONST, Node, Shape, device_of, is_symbolic, make
 from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
@@ -138,8 +138,8 @@ def _segments(shape: Shape) -> list[Integer]:
 
 def _moved(op: Op, x: Node, shape: Shape, arg: Any = None) -> Node:
     """A movement of x; a constant stays one."""
-    if x.op is Op.CONST:
-        return make(Op.CONST, x.dtype, shape, (), x.arg, x.device)
+    if x.op is CONST:
+        return make(CONST, x.dtype, shape, (), x.arg, x.device)
     return make(op, x.dtype, shape, (x,), arg, x.device)
 
 

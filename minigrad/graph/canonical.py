@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
@@ -184,10 +185,12 @@ def numbers_of(call: Canonical) -> set[tuple[int, tuple[str, ...]]]:
     hashes: dict[Node, int] = {}
     stored = {root for root in call.roots if root.op is not ASSIGN}
 
-    def shown(cell: Cell) -> str:
-        if isinstance(cell, bytes):
-            return f"{struct.unpack('<d', cell)[0]:.17g}"
-        return str(unbind(cell, values))
+    @cache  # there are few shapes, and many nodes of each
+    def shown(cells: tuple[Cell, ...]) -> tuple[str, ...]:
+        return tuple(
+            f"{struct.unpack('<d', cell)[0]:.17g}" if isinstance(cell, bytes)
+            else str(unbind(cell, values)) for cell in cells
+        )  # fmt: skip
 
     for node in call.order:
         is_value = node.op is Op.CUSTOM  # what only its gradient needs may be missing
@@ -197,10 +200,10 @@ def numbers_of(call: Canonical) -> set[tuple[int, tuple[str, ...]]]:
             (node.op, node.dtype, arg, *map(hashes.__getitem__, node.src))
         )
         if is_memory or node in stored:
-            hashes[node] = hash((node.dtype, *map(shown, node.shape)))
+            hashes[node] = hash((node.dtype, *shown(node.shape)))
         having = [node] * is_numbered + [source for source in node.src if source.op is CONST]
         if having and not (is_memory or is_value or node.op is CONST):
-            found.add((part, tuple(shown(cell) for one in having for cell in cells_of(one))))
+            found.add((part, sum([shown(cells_of(one)) for one in having], ())))
     return found
 
 

@@ -38,10 +38,10 @@ SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VAR
 
 def together(
     roots: Sequence[Node], order: Sequence[Node], kept: Set[Node] = frozenset()
-) -> list[Node]:
-    """The roots with sums and joins of many copies computed as one.
+) -> tuple[list[Node], Sequence[Node]]:
+    """The roots with sums and joins of many copies computed as one, and `topological` of these.
 
-    order: `topological(roots)`. kept: nodes of which something else depends, which are not joined.
+    order: that of the roots. kept: nodes of which something else depends, which are not joined.
     """
     new: dict[Node, Node] = {}
     below: set[Node] = set()  # what is computed together
@@ -54,7 +54,7 @@ def together(
             if len(heads) > 1:
                 below.update(topological(terms, below))
     if not new:
-        return list(roots)
+        return list(roots), order
     less = replaced(roots, new)
     return together(less, topological(less), kept)  # copies inside of copies
 
@@ -157,13 +157,14 @@ def _form(node: Node) -> Any:
     return node.op, node.dtype, node.shape, len(node.src)
 
 
-_OWN = attrgetter("op", "dtype", "shape")  # of many nodes: not a call of Python for each
+# Of many nodes: not a call of Python for each.
+_OWN, _SOURCES = attrgetter("op", "dtype", "shape"), attrgetter("src")
 
 
 def _are_alike(nodes: Sequence[Node]) -> bool:
     """Whether all have one form."""
     own = list(map(_OWN, nodes))
-    return own.count(own[0]) == len(own) and len({len(node.src) for node in nodes}) == 1
+    return own.count(own[0]) == len(own) and len(set(map(len, map(_SOURCES, nodes)))) == 1
 
 
 def _is_large(node: Node) -> bool:
@@ -261,12 +262,12 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
         known[one] = nodes
         if nodes.count(one) == count:
             same.add(one)
-        elif any(map(kept.__contains__, nodes)) or one.op in SINGLE or _is_large(one):
+        elif not kept.isdisjoint(nodes) or one.op in SINGLE or _is_large(one):
             return None
         elif not _are_alike(nodes):
             return None
         elif is_leaf(one):
-            if not all(map(is_leaf, nodes)):
+            if one.op not in LEAVES and not all(map(is_leaf, nodes)):
                 return None
             new[one] = stacked(nodes)
         elif not one.src:
@@ -274,7 +275,7 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
         elif one.op is not Op.SHRINK and [node.arg for node in nodes].count(one.arg) < count:
             return None
         else:
-            stack += zip(*(node.src for node in nodes), strict=True)
+            stack += zip(*map(_SOURCES, nodes), strict=True)
     if is_leaf(first) or first in same:
         return None
     given = same | new.keys()

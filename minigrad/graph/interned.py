@@ -19,41 +19,31 @@ class _Link(weakref.ref[T]):
     key: Any
 
 
-class Interned(Generic[T]):
-    """Objects by key, held weakly.
+class Interned(dict[Any, _Link[T]]):
+    """Objects by key, held weakly: `get` gives a key's link, which may be dead.
 
     There is no lock, for any allocation may run a `__del__` or the handler of a signal, on the same
     thread, which makes objects too: it would wait for itself. Instead each change of the table is
     one operation of dict, which nothing interrupts, and who comes second takes what is there.
     """
 
-    __slots__ = ("_links", "_forget")
+    __slots__ = ("_forget",)
 
     def __init__(self) -> None:
-        links = self._links = dict[Any, _Link[T]]()
-
         def forget(link: Any, remove: Any = _remove_dead_weakref) -> None:
-            remove(links, link.key)
+            remove(self, link.key)
 
         self._forget = forget
-
-    def __len__(self) -> int:
-        return len(self._links)
-
-    def find(self, key: Any) -> T | None:
-        """The living object of a key, or None."""
-        link = self._links.get(key)
-        return None if link is None else link()
 
     def settle(self, key: Any, made: T) -> T:
         """The living object of a key: `made`, if there is no other meanwhile."""
         link = _Link(made, self._forget)
         link.key = key
         while True:
-            known = self._links.setdefault(key, link)()
+            known = self.setdefault(key, link)()
             if known is not None:
                 return known
-            _remove_dead_weakref(self._links, key)
+            _remove_dead_weakref(self, key)
 
 
 class kept(Generic[T]):

@@ -112,7 +112,8 @@ def make(
         arg = convert(arg, dtype)
         key_arg = struct.pack("<d", arg) if dtype.is_float else int(arg)
     key = (op, dtype, shape, src, key_arg, device)
-    node = _interned.find(key)
+    link = _interned.get(key)
+    node = None if link is None else link()
     if node is None:
         node = Node()
         node.op, node.dtype, node.shape = op, dtype, shape
@@ -126,7 +127,8 @@ def make(
 def form_of(dtype: DType, shape: Shape, device: str) -> Form:
     """The form of a BUFFER."""
     key = (dtype, shape, device)
-    return _forms.find(key) or _forms.settle(key, Form(shape))
+    link = _forms.get(key)
+    return (link and link()) or _forms.settle(key, Form(shape))
 
 
 def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:
@@ -139,8 +141,10 @@ def elementwise(op: Op, *src: Node) -> Node:
     facts = op.facts
     if facts.scalar is None or len(src) != facts.arity:
         raise ValueError(f"elementwise({op}): expected {facts.arity} operands, got {len(src)}")
-    shape, dtype = src[-1].shape, src[-1].dtype
+    shape, dtype, device = src[-1].shape, src[-1].dtype, src[-1].device
     for node in src:
+        if node.device != device:
+            device_of(op, src)  # which raises
         if node.shape != shape:
             raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
     chooses = op is WHERE
@@ -152,7 +156,7 @@ def elementwise(op: Op, *src: Node) -> Node:
     if dtype.kind not in facts.kinds:
         raise DTypeError(f"{op.value} is not defined for {dtype.name}")
     made = dtypes.bool if facts.compares else dtype
-    return make(op, made, shape, src, None, device_of(op, src))
+    return make(op, made, shape, src, None, device)
 
 
 def cast(x: Node, dtype: DType) -> Node:
@@ -188,7 +192,7 @@ def device_of(op: Op, src: Sequence[Node]) -> str:
 def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:
     """A BUFFER node for memory of which no other node can know; skips the table of nodes."""
     node = Node()
-    node.op, node.dtype, node.shape = Op.BUFFER, dtype, shape
+    node.op, node.dtype, node.shape = BUFFER, dtype, shape
     node.src, node.arg, node.device, node.form = (), memory, device, form
     node.age = next(ages)
     return node
@@ -235,6 +239,15 @@ def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]
 def needed(roots: Iterable[Node]) -> list[Node]:
     """As `topological`, without what only the gradient rules of CUSTOM nodes want."""
     return in_order(roots, lambda node: node.src[: 1 if node.op is CUSTOM else None])
+
+
+def needed_among(order: Sequence[Node], roots: Iterable[Node]) -> list[Node]:
+    """Those of a topological order that are `needed`: in a third of the time of finding them."""
+    found = set(roots)
+    for node in reversed(order):
+        if node in found:
+            found.update(node.src[:1] if node.op is CUSTOM else node.src)
+    return [node for node in order if node in found]
 
 
 def beneath(node: Node, ops: Container[Op]) -> Node:

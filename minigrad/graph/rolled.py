@@ -28,26 +28,28 @@ MOST_BYTES = (1 << 14) - 1  # of an array that is another in each step: larger a
 
 def without_copies(
     roots: Sequence[Node], order: Sequence[Node] | None = None, kept: Set[Node] = frozenset()
-) -> list[Node]:
-    """The roots with copies of one computation together, or as a LOOP.
+) -> tuple[list[Node], Sequence[Node]]:
+    """The roots with copies of one computation together, or as a LOOP; and `topological` of these.
 
-    order: `topological(roots)`, if known. kept: nodes of which something else depends, which stay
+    order: that of the roots, if known. kept: nodes of which something else depends, which stay
     apart. On a mesh, where each node has its layout, nothing is changed.
     """
     given = list(roots)
-    if any(root.device in meshes for root in given):
-        return given
-    roots = [_known_without_copies(root, kept) for root in given]
-    if order is None or roots != given:
-        order = topological(roots)
-    made = together(roots, order, kept)
-    if len(order) >= LEAST_NODES:
-        loops = rolled(made, order if made == roots else topological(made), kept)
-        made = made if loops == made else together(loops, topological(loops), kept)
+    on_mesh = any(root.device in meshes for root in given)
+    made = given if on_mesh else [_known_without_copies(root, kept) for root in given]
+    if order is None or made != given:
+        order = topological(made)
+    if on_mesh:
+        return made, order
+    is_large = len(order) >= LEAST_NODES
+    made, order = together(made, order, kept)
+    loops = rolled(made, order, kept) if is_large else made
+    if loops != made:
+        made, order = together(loops, topological(loops), kept)
     for root, less in zip(given, made, strict=True):
         if less is not root:
             _less[root] = less, frozenset(kept)
-    return made
+    return made, order
 
 
 # A root → what was made of it, and what stayed apart: a loss is asked for its gradient, then for

@@ -50,7 +50,8 @@ class Atom:
     ) -> Atom:  # fmt: skip
         """The atom of these parts, made if there is none."""
         key = (kind, name, low, high, inner, divisor, payload, type(payload))  # True is not 1
-        known = _atoms.find(key)
+        link = _atoms.get(key)
+        known = None if link is None else link()
         if known is not None:
             return known
         made = super().__new__(cls)

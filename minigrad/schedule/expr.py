@@ -155,7 +155,8 @@ def _make(
 ) -> Expr:
     """The expression whose identity is op, dtype, args and parts."""
     key = (op, dtype, args, parts)
-    expr = _interned.find(key)
+    link = _interned.get(key)
+    expr = None if link is None else link()
     if expr is None:
         expr = Expr()
         expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None

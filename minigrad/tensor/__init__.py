@@ -93,4 +93,5 @@ _made = {getattr(Tensor, name): templated(getattr(Tensor, name)) for name in TEM
 for _name, _method in [(name, getattr(Tensor, name)) for name in dir(Tensor)]:
     if isinstance(_method, FunctionType) and _method in _made:  # under each of its names: `@`, too
         setattr(Tensor, _name, _made[_method])
-put_hints("Tensor", Tensor)
+# And names of operations in place: with a __getattr__ each attribute of a tensor would cost more.
+put_hints("Tensor", Tensor, [f"{name}_" for name in dir(Tensor) if name.strip("_") == name])

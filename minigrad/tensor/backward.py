@@ -52,8 +52,7 @@ class Backward(Composed):
             order = topological([output])
             older = realization.rewritten(order)
         for candidates in _may_be_leaves(order, back, older):
-            (joined,) = without_copies([output], order, candidates.keys())
-            known = order if joined is output else topological([joined])
+            (joined,), known = without_copies([output], order, candidates.keys())
             leaves = {n: candidates[n] for n in reached([joined], known) if n in candidates}
             if leaves:
                 break
@@ -90,13 +89,13 @@ class Backward(Composed):
         order = topological(roots)
         older = realization.rewritten(order)
         nodes, back = saved_graphs.expand(roots, order, older)
-        output = without_copies(nodes[:1], kept=set(nodes[1:]))
+        output, known = without_copies(nodes[:1], kept=set(nodes[1:]))
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
         for node, leaves in older.items():
             for leaf in leaves:
                 before.get(id(leaf), []).append(node)
         wanted = list(dict.fromkeys((*nodes[1:], *chain(*before.values()))))
-        found = dict(zip(wanted, node_gradient(output, [seed], wanted), strict=True))
+        found = dict(zip(wanted, node_gradient(output, [seed], wanted, known), strict=True))
         grads = []
         for target, node in zip(targets, nodes[1:], strict=True):
             values = (node, *before[id(target)])  # of a leaf, before writes, too
@@ -129,7 +128,7 @@ class Backward(Composed):
         Gives self's node, which another thread may realize meanwhile, and `topological` of it.
         """
         node = self.node
-        order = topological([node])
+        order = realization.walked(node)
         tensors = [holder for node in held_among(order) for holder in holders(node)]
         if not any(t._requires_grad for t in tensors) and not any(
             saved_graphs.has_history(node) for node in order

@@ -63,10 +63,12 @@ def broadcast_to(node: Node, shape: Shape, name: str = "expand") -> Node:
     """The node repeated to `shape`, with new dimensions at the left."""
     if node.shape == shape:
         return node
-    wide = (1,) * (len(shape) - node.ndim) + node.shape
-    if not build.grows(wide, shape):
-        raise ShapeError(f"{name}: shape {show(node.shape)} does not broadcast to {show(shape)}")
-    return build.expand(build.reshape(node, wide), shape)
+    wide = (1,) * (len(shape) - len(node.shape)) + node.shape
+    try:
+        return build.expand(build.reshape(node, wide), shape)
+    except ShapeError:
+        said = f"{name}: shape {show(node.shape)} does not broadcast to {show(shape)}"
+        raise ShapeError(said) from None
 
 
 def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:

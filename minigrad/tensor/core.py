@@ -16,7 +16,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Dims, mark, whole
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
-from minigrad.hints import missing, present
+from minigrad.hints import present
 from minigrad.mesh import mesh_of
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.broadcasting import (
@@ -328,15 +328,6 @@ class Core(Holder, metaclass=_TensorType):
     if TYPE_CHECKING:
 
         def _descends_from_leaves(self) -> bool: ...  # of `Backward`
-    else:
-
-        def __getattr__(self, name: str) -> Any:
-            error = missing("Tensor", name, [name[:-1]] if hasattr(type(self), name[:-1]) else [])
-            error.obj = self  # Python then says what sounds alike
-            try:
-                raise error
-            finally:
-                del error  # which has this frame, too: a circle, that would keep the caller's
 
     def __len__(self) -> int:
         if not self.shape:

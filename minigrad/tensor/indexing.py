@@ -111,6 +111,9 @@ class Indexing(Methods):
         Last the dimension of the result at which the arrays' own dimensions stand. As in numpy that
         is where the arrays (and ints) stood if they were side by side, else the front.
         """
+        if key.__class__ is int and self.raw.shape:
+            number = _place(key, 0, self.raw.shape[0], self.raw.shape)
+            return self._view(lambda node: row_of(node, number)), {}, 0
         items, listed = self._items(key)
         # an int counts as an array where arrays are used
         advanced = [

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
 from threading import get_ident
 from typing import Any
 
@@ -228,9 +229,9 @@ def wants_gradient(node: Node) -> bool:
     return bool(leaves_among((node,)))
 
 
-def held_among(nodes: Iterable[Node]) -> list[Node]:
+def held_among(nodes: Sequence[Node]) -> Iterator[Node]:
     """Those for which a tensor stands: of a graph, few."""
-    return [node for node in nodes if id(node) in by_node]
+    return compress(nodes, map(by_node.__contains__, map(id, nodes)))
 
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:

@@ -51,6 +51,17 @@ _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
 # The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
 _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+# The root of a large graph that was walked for its gradient → the nodes below, sources first.
+_below: weakref.WeakKeyDictionary[Node, list[Node]] = weakref.WeakKeyDictionary()
+LARGE = 1024  # nodes of a graph whose order is kept: of fewer it is found again in 0.3 ms
+
+
+def walked(root: Node) -> list[Node]:
+    """`topological([root])`, which a plan soon needs if the root reads what is overwritten next."""
+    order = topological([root])
+    if len(order) > LARGE:
+        _below[root] = order[:-1]
+    return order
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -303,9 +314,6 @@ def _is_waiting(node: Node) -> bool:
     return node.op is ASSIGN and _waiting.get(id(node.src[0])) is node
 
 
-_UNTRACKED = frozenset({Op.BITCAST})  # through which no gradient flows
-
-
 def _whole(node: Node) -> Node:
     """What a node is a part of."""
     while node.op in (Op.RESHAPE, Op.SHRINK):
@@ -347,7 +355,8 @@ class _Plan:
         while size != len(self.roots):
             size = len(self.roots)
             self._extend()
-            if size == len(self.roots):
+            may_flow = self.targets or self.marked or saved_graphs.recorded
+            if size == len(self.roots) and may_flow:
                 self._save_for_backward()
         values = list(self.roots)
         if self.writes:
@@ -420,7 +429,11 @@ class _Plan:
         And what they need that the order does not have, where no other tensor needs such.
         """
         lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
-        below = topological(lazy, self.order)
+        known, below = set(self.order), list[Node]()
+        for nodes in [_below.get(node, ()) for node in lazy] if _below else ():
+            below += [node for node in nodes if node not in known]
+            known.update(nodes)
+        below += topological(lazy, known)
         others = set(lazy).intersection(below)
         reads = set(targets)
         apart, roots = reads.isdisjoint, self.roots
@@ -451,7 +464,7 @@ class _Plan:
                 del self.alone[root]
         values = [*self.alone.values(), *(whole for _, whole in rows)]
         known = values == list(self.roots)
-        values = without_copies(values, self.order if known else None, self.marked)
+        values, _ = without_copies(values, self.order if known else None, self.marked)
         self.alone = dict(zip(self.alone, values, strict=False))
         wholes = values[len(self.alone) :]
         self.rows = [(copies, whole) for (copies, _), whole in zip(rows, wholes, strict=True)]
@@ -470,19 +483,17 @@ class _Plan:
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
         lost: depends on a marked leaf that is about to be overwritten; no history is possible.
         """
-        if not (self.targets or self.marked or saved_graphs.recorded):
-            return
         self.tracked, self.kept, self.lost = set(), [], []
         leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
         if not (leaves or self.marked or saved_graphs.recorded):
             return
         tracked = {*self.marked, *leaves}
-        buffers = [node for node in self.order if node.op is BUFFER]
-        tracked.update(filter(has_history, buffers))
+        order = self.order if saved_graphs.recorded else ()
+        tracked.update([node for node in order if node.op is BUFFER and has_history(node)])
         lost = tracked if leaves == tracked else set(leaves)
-        apart, track = tracked.isdisjoint, tracked.add
+        apart, track, untracked = tracked.isdisjoint, tracked.add, Op.BITCAST
         for node in self.order:
-            if not (apart(node.src) or node.op in _UNTRACKED) and node.dtype.is_float:
+            if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
                 if node not in self.marked:
                     track(node)
                     if lost is not tracked and not lost.isdisjoint(node.src):

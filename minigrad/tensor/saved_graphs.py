@@ -164,7 +164,7 @@ def _with_histories(
         order = topological(roots)
     found = {
         node: history
-        for node in order
+        for node in (order if recorded else ())
         if node.op is BUFFER and (history := _histories.get(node)) is not None
     }
     if found:

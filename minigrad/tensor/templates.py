@@ -16,7 +16,7 @@ from threading import get_ident
 from typing import Any, TypeVar
 
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, make, topological
+from minigrad.graph.node import CONST, Node, Op, depending, make, topological
 from minigrad.graph.sharding import meshes
 from minigrad.settings import thread
 from minigrad.tensor.core import Core
@@ -63,13 +63,13 @@ class _Template:
         given = [None if x is None else x.node for x in (found if self.several else [found])]
         del found  # by whom no tensor may be kept, see `_traced`
         results = [node for node in given if node is not None]
-        depends = set(sources)
         order = topological(results)
-        own = [node for node in order if node.op in _OWN and node not in depends]
+        own = [node for node in order if node.op in _OWN and node not in sources]
         if own and all(node.op is Op.BUFFER and node.age > sources[0].age for node in own):
             raise _OwnData
         assert not own, own
-        inner = [n for n in order if n not in depends and not _stands_alone(n, depends)]
+        depends = depending(order, sources)
+        inner = [node for node in order if node in depends and node.src]
         used = {*results, *(source for node in inner for source in node.src)}
         self.kept = [node for node in order if node in used and node not in depends]
         place = {node: at for at, node in enumerate([*sources, *self.kept, *inner])}
@@ -96,14 +96,6 @@ def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
     return lambda values: (values[place],)
 
 
-def _stands_alone(node: Node, depends: set[Node]) -> bool:
-    """Whether a node needs no source; if it does, it is one of those on which others depend."""
-    if depends.isdisjoint(node.src):
-        return True
-    depends.add(node)
-    return False
-
-
 def templated(function: F) -> F:
     """A function of tensors and hashable values that gives new tensors, which templates make.
 
@@ -122,7 +114,7 @@ def templated(function: F) -> F:
                 node, kind = value.node, kind or value._new
                 nodes.append(node)
                 key += (value.__class__, node.dtype, node.shape, node.device)
-                if node.op is Op.CONST or node.device in meshes:
+                if node.op is CONST or node.device in meshes:
                     return function(*args, **options)
             else:
                 key += (value.__class__, value)

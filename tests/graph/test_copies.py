@@ -13,7 +13,7 @@ from minigrad.programs import programs
 
 
 def merged(root: Tensor, *kept: Tensor) -> Node:
-    (node,) = together([root.node], topological([root.node]), {one.node for one in kept})
+    (node,), _ = together([root.node], topological([root.node]), {one.node for one in kept})
     return node
 
 

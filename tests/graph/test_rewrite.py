@@ -11,13 +11,22 @@ from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
-from minigrad.graph.node import Op
+from minigrad.graph.node import Op, needed, needed_among, topological
 from minigrad.graph.rewrite import rewrite
 from minigrad.graph.simplify import RULES
 from minigrad.graph.variable import Variable
 from minigrad.graph.variable import evaluate as integer
 
 # --- the engine ----------------------------------------------------------------------------------
+
+
+def test_what_only_gradient_rules_want_is_not_needed():
+    x, y, z = leaf(4), leaf(4), leaf(4)
+    cos, exp = elementwise(Op.COS, z), elementwise(Op.EXP, x)
+    root = elementwise(Op.NEG, build.custom(exp, [y, cos], None))
+    order = topological([root, x])
+    found = needed_among(order, [root, x])
+    assert found == [node for node in order if node in needed([root, x])] and len(found) == 4
 
 
 def test_rules_run_to_a_fixed_point():

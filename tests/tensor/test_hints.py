@@ -51,6 +51,7 @@ def test_what_sounds_alike() -> None:
     assert not hasattr(Tensor([1.0]), "__cuda_array_interface__")
     assert not hasattr(nn.Linear(2, 3), "nothing") and not hasattr(Tensor, "cuda")
     assert "cuda" not in dir(nn.Linear(2, 3)) and "forward" in dir(nn.Linear(2, 3))
+    assert not hasattr(Tensor, "erf_") and "erf_" not in dir(Tensor) and "add_" in dir(Tensor)
     assert "cuda" not in dir(Tensor) and "cuda" not in dir(Tensor([1.0])) and "data" in dir(Tensor)
 
 

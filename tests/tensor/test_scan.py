@@ -15,6 +15,8 @@ from minigrad.errors import (
     ScanError,
     ShapeError,
 )
+from minigrad.graph import build, rewrite
+from minigrad.graph.node import Node
 
 COUNT, ROWS, WIDTH = 5, 3, 4
 ALIKE = 5e-5  # of the largest element
@@ -283,6 +285,27 @@ def test_compiled_once_whatever_the_length(compiled: str) -> None:
 
     kernels(3)
     assert kernels(50) <= 4
+
+
+def test_scans_of_scans_take_time_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one needs of those before it is in memory by then, and is not made anew."""
+    made = [0]
+
+    def rebuild(*given: Any) -> Node:
+        made[0] += 1
+        return build.rebuild(*given)
+
+    monkeypatch.setattr(rewrite, "rebuild", rebuild)
+
+    def nodes(count: int) -> int:
+        total, xs = Tensor.zeros(2), Tensor.ones(3, 2)
+        for _ in range(count):
+            total, xs = Tensor.scan(lambda c, x: ((c + x).tanh(), c * 0.5), total, xs)
+        made[0] = 0
+        Tensor.realize(total + xs.sum(0))
+        return made[0]
+
+    assert nodes(24) < 4 * nodes(8)
 
 
 def test_index_out_of_range(device: str) -> None:
