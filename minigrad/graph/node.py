@@ -179,7 +179,7 @@ def device_of(op: Op, src: Sequence[Node]) -> str:
     for node in src:
         if node.device is not device and node.device != device:
             raise DeviceError(
-                f"{op.value}: operands are on {device} and {node.device}; "
+                f"{op.value}: tensors are on {device} and {node.device}; "
                 f"move one with .to({device!r})"
             )
     return device
