@@ -8,28 +8,13 @@ from typing import Any
 from minigrad.array_api.array import Array
 from minigrad.array_api.dtypes import result_type
 from minigrad.tensor import Tensor
-
-
-def _axis(name: str, axis: int, ndim: int) -> int:
-    if not -ndim <= axis < ndim:
-        raise IndexError(f"{name}: axis {axis} of an array of {ndim} dimensions")
-    return axis % ndim
-
-
-def _axes(name: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    if axis is None:
-        return tuple(range(ndim))
-    given = (axis,) if isinstance(axis, int) else tuple(axis)
-    places = tuple(_axis(name, one, ndim) for one in given)
-    if len(set(places)) < len(places):
-        raise ValueError(f"{name}: the axes {given} of {ndim} name one of them twice")
-    return places
+from minigrad.tensor.broadcasting import axes_of, axis_of
 
 
 def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
     """An axis that both arrays have with one extent, counted from the end."""
     least = min(x1.ndim, x2.ndim)
-    place = _axis(name, axis, least) - least
+    place = axis_of(name, axis, least, 0) - least
     if axis >= 0 and x1.ndim != x2.ndim:
         raise ValueError(
             f"{name} of shapes {x1.shape} and {x2.shape}: expected a negative axis, for which "
@@ -80,7 +65,7 @@ def expand_dims(x: Array, /, axis: int = 0) -> Array:
 
 def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
     """x without axes of extent 1."""
-    axes = _axes("squeeze", axis, x.ndim)
+    axes = axes_of("squeeze", axis, x.ndim, 0)
     for one in axes:
         if x.shape[one] != 1:
             raise ValueError(f"squeeze: axis {one} of shape {x.shape} is not of extent 1")
@@ -90,7 +75,7 @@ def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
 
 def flip(x: Array, /, *, axis: int | tuple[int, ...] | None = None) -> Array:
     """x with the order of elements reversed along axes (all by default)."""
-    return Array._of(x._tensor.flip(_axes("flip", axis, x.ndim)))
+    return Array._of(x._tensor.flip(axes_of("flip", axis, x.ndim, 0)))
 
 
 def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
@@ -122,7 +107,7 @@ def roll(x: Array, /, shift: Any, *, axis: Any = None) -> Array:
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
     """Arrays of one shape along a new axis."""
     tensors = _promoted(arrays)
-    place = _axis("stack", axis, arrays[0].ndim + 1)
+    place = axis_of("stack", axis, arrays[0].ndim + 1, 0)
     return Array._of(tensors[0].stack(*tensors[1:], dim=place))
 
 
@@ -142,7 +127,7 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
     """Each element repeated; `repeats` is one number, or an array with one per element."""
     if axis is None:
         x, axis = Array._of(x._tensor.flatten()), 0
-    axis = _axis("repeat", axis, x.ndim)
+    axis = axis_of("repeat", axis, x.ndim, 0)
     if not isinstance(repeats, (int, Array)):
         raise TypeError(f"repeat({repeats!r}): expected a whole number or an array of them")
     if isinstance(repeats, int):
@@ -176,7 +161,7 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
         if x.ndim != 1:
             raise ValueError(f"take of shape {x.shape}: expected an axis")
         axis = 0
-    place = _axis("take", axis, x.ndim)
+    place = axis_of("take", axis, x.ndim, 0)
     _check_integers("take", indices)
     if indices.ndim != 1:
         raise ValueError(f"take by indices of shape {indices.shape}: expected one dimension")
@@ -185,5 +170,5 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast, as for `take`."""
-    place = _axis("take_along_axis", axis, x.ndim)
+    place = axis_of("take_along_axis", axis, x.ndim, 0)
     return Array._of(x._tensor._take_along("take_along_axis", indices._tensor, place))
