@@ -16,19 +16,6 @@ from minigrad.tensor.methods import Method, Methods
 _DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # whole numbers of integers
 
 
-def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
-    """The operation, with an error in the user's words where the dtype does not fit."""
-    try:
-        return build.elementwise(op, *nodes)
-    except DTypeError:
-        expected = "an integer dtype" if op in (Op.SHL, Op.SHR) else "bool or an integer dtype"
-        if op is Op.SUB:
-            expected = "a number dtype; for bool use ^, or cast it first"
-        raise DTypeError(
-            f"{name} of {' and '.join(node.dtype.name for node in nodes)}: expected {expected}"
-        ) from None
-
-
 def _common(name: str, x: Node, y: Node) -> list[Node]:
     """Two nodes broadcast and promoted to one shape and dtype."""
     if x.dtype is y.dtype and x.shape == y.shape:
@@ -119,7 +106,7 @@ class Elementwise(Methods):
 
     def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
         pair = self._floats if op is Op.DIV else self._pair
-        return self._new(_apply(op, name, pair(name, other, reverse)))
+        return self._new(build.elementwise(op, *pair(name, other, reverse)))
 
     def _compare(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
         """A comparison; every integer lies on one side of an int that its dtype does not hold."""
@@ -215,10 +202,7 @@ class Elementwise(Methods):
         >>> Tensor([1, -2]).neg().tolist()
         [-1, 2]
         """
-        node = self.node
-        if node.dtype.is_bool:
-            raise DTypeError("neg of a bool tensor: use ~ for logical not, or cast it first")
-        return self._new(build.elementwise(Op.NEG, node))
+        return self._new(build.elementwise(Op.NEG, self.node))
 
     # --- bits and logic ---------------------------------------------------------------------------
 
@@ -252,7 +236,7 @@ class Elementwise(Methods):
         >>> Tensor([True, False]).bitwise_not().tolist()
         [False, True]
         """
-        return self._new(_apply(Op.NOT, "bitwise_not", [self.node]))
+        return self._new(build.elementwise(Op.NOT, self.node))
 
     def lshift(self, other: Any) -> Self:
         """Shifted left; a shift by the width or more gives 0.

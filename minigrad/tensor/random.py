@@ -121,9 +121,9 @@ def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
         high = (words[0] >> 5).cast(dtype)  # 27 bits
         low = (words[1] >> 6).cast(dtype)  # 26 bits
         return (high * 2.0**26 + low) * 2.0**-53
-    bits = {"float32": 24, "float16": 11, "bfloat16": 8}.get(dtype.name)
-    if bits is None:
+    if not dtype.is_float:
         raise DTypeError(f"random {dtype.name} numbers in 0 … 1: expected a float dtype")
+    bits = dtype.fraction + 1
     whole = (words[0] >> 32 - bits).cast(dtypes.int32)
     return (whole.cast(dtypes.float32) * 2.0**-bits).cast(dtype)
 

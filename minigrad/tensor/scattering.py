@@ -155,8 +155,7 @@ class Scattering(Methods):
 
     def _scattered(self, op: Op, places: Self, values: Self, axis: int) -> Self:
         """One of `SCATTERS`; half floats are combined in float32."""
-        half = self.dtype.is_float and self.dtype.itemsize < 4
-        base, given = (self.float(), values.float()) if half else (self, values)
+        base, given = (self._wide(), values._wide()) if self.dtype.is_float else (self, values)
         result = self._new(build.scatter(op, base.node, places.node, given.node, axis))
         return result.cast(self.dtype)
 
