@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _check
-from minigrad.array_api.manipulation import _check_integers, concat
+from minigrad.array_api.manipulation import concat
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import axes_of, axis_of
@@ -155,15 +155,12 @@ def searchsorted(
 ) -> Array:
     """Where each element of x2 would be inserted into the sorted vector x1: a binary search."""
     if x1.ndim != 1 or (sorter is not None and sorter.shape != x1.shape):
-        order = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
-        raise ValueError(f"searchsorted in an array of shape {x1.shape}{order}: expected vectors")
-    if sorter is not None:
-        _check_integers("searchsorted", sorter)
+        by = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
+        raise ValueError(f"searchsorted in an array of shape {x1.shape}{by}: expected vectors")
     common = kinds.result_type(x1.dtype, x2.dtype)
-    line = x1._tensor.cast(common)
-    place = (line if sorter is None else line[sorter._tensor]).searchsorted(
-        x2._tensor.cast(common), side=side
-    )
+    order = None if sorter is None else sorter._tensor
+    wanted = x2._tensor.cast(common)
+    place = x1._tensor.cast(common).searchsorted(wanted, side=side, sorter=order)
     return Array._of(place.cast(kinds.DEFAULT_INTEGER))
 
 
