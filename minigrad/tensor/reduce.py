@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from minigrad.dtype import DType, DTypeLike, dtype_or, dtypes, sum_dtype
-from minigrad.errors import ShapeError, misfit
+from minigrad.errors import misfit
 from minigrad.graph import build, scans
-from minigrad.graph.node import Op, is_symbolic
+from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
 from minigrad.tensor.broadcasting import Axes, Axis, Scalar, axes_of, axis_of
 from minigrad.tensor.methods import Methods
@@ -28,19 +28,21 @@ class Reduce(Methods):
 
     # --- the four reductions ----------------------------------------------------------------------
 
-    def _reduce(self, op: Op, name: str, axis: Axes, keepdim: bool) -> Self:
+    def _reduce(self, op: Op, name: str, node: Node, axis: Axes, keepdim: bool) -> Self:
         axes = axes_of(name, axis, self.ndim)
-        result = build.reduce(op, self.node, axes)
+        result = build.reduce(op, node, axes)
         if not keepdim:
             shape = tuple(e for d, e in enumerate(result.shape) if d not in axes)
             result = build.reshape(result, shape)
         return self._new(result)
 
-    def _accumulate(self, dtype: DTypeLike, how: Callable[..., Self], *given: Any) -> Self:
-        """how(self, *given) in a dtype that holds sums; half floats are accumulated in float32."""
+    def _accumulate(
+        self, how: Callable[..., Self], dtype: DTypeLike, op: Op, name: str, *given: Any
+    ) -> Self:
+        """`_reduce` or `_scanned` in a dtype that holds sums; half floats are added in float32."""
         result = dtype_or(dtype, sum_dtype(self.dtype))
         wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
-        return how(self.cast(wide), *given).cast(result)
+        return how(op, name, build.cast(self.node, wide), *given).cast(result)
 
     def sum(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
@@ -53,7 +55,7 @@ class Reduce(Methods):
         >>> Tensor([[1, 2], [3, 4]]).sum(1).tolist()
         [3, 7]
         """
-        return self._accumulate(dtype, Reduce._reduce, Op.SUM, "sum", axis, keepdim)
+        return self._accumulate(self._reduce, dtype, Op.SUM, "sum", axis, keepdim)
 
     def prod(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
@@ -64,7 +66,7 @@ class Reduce(Methods):
         >>> Tensor([2, 3]).prod().item()
         6
         """
-        return self._accumulate(dtype, Reduce._reduce, Op.PROD, "prod", axis, keepdim)
+        return self._accumulate(self._reduce, dtype, Op.PROD, "prod", axis, keepdim)
 
     def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """The largest element; NaN wins. Equal ones share the gradient.
@@ -73,7 +75,7 @@ class Reduce(Methods):
         [5, 3]
         """
         self._check_not_empty("max", axis)
-        return self._reduce(Op.MAX, "max", axis, keepdim)
+        return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
 
     def min(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """The smallest element; NaN wins. Equal ones share the gradient.
@@ -82,7 +84,7 @@ class Reduce(Methods):
         [1, 2]
         """
         self._check_not_empty("min", axis)
-        return self._mirrored()._reduce(Op.MAX, "min", axis, keepdim)._mirrored()
+        return self._reduce(Op.MAX, "min", self._mirrored().node, axis, keepdim)._mirrored()
 
     def _mirrored(self) -> Self:
         """Every value such that the order is reversed (for integers −x − 1, which cannot wrap)."""
@@ -98,7 +100,7 @@ class Reduce(Methods):
         >>> Tensor([0, 2]).any().item()
         True
         """
-        return self.bool()._reduce(Op.MAX, "any", axis, keepdim)
+        return self._reduce(Op.MAX, "any", self.bool().node, axis, keepdim)
 
     def all(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """Whether no element is 0; True over no elements.
@@ -106,7 +108,7 @@ class Reduce(Methods):
         >>> Tensor([0, 2]).all().item()
         False
         """
-        return self.bool()._reduce(Op.PROD, "all", axis, keepdim)
+        return self._reduce(Op.PROD, "all", self.bool().node, axis, keepdim)
 
     # --- statistics -------------------------------------------------------------------------------
 
@@ -239,7 +241,7 @@ class Reduce(Methods):
 
     def _top(self, axis: Axes) -> Self:
         """The maximum as a constant for gradients; −∞ over no elements."""
-        return self._reduce(Op.MAX, "max", axis, True).detach()
+        return self._reduce(Op.MAX, "max", self.node, axis, True).detach()
 
     def logsumexp(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """log Σ eˣ without overflow.
@@ -338,16 +340,10 @@ class Reduce(Methods):
 
     def _order(self, name: str, axis: int, descending: bool) -> tuple[int, Self]:
         """The axis, and the positions along it in sorted order."""
-        place = self._known_axis(name, axis)
+        place = axis_of(name, axis, self.ndim)
         if not self.ndim:
             return 0, self._constant(0, dtypes.int32)
         return place, self._new(build.sort(self._keys(descending).node, place))
-
-    def _known_axis(self, name: str, axis: int) -> int:
-        place = axis_of(name, axis, self.ndim)
-        if self.ndim and not isinstance(self.shape[place], int):
-            raise ShapeError(f"{name} along a symbolic dimension of {self.shape}")
-        return place
 
     def argsort(
         self, axis: int = -1, descending: bool = False, *, dim: Axis = None,
@@ -438,9 +434,9 @@ class Reduce(Methods):
 
     # --- running sums and extremes ----------------------------------------------------------
 
-    def _scanned(self, op: Op, name: str, axis: int) -> Self:
-        place = self._known_axis(name, axis)
-        return self._new(build.scan(op, self.node, place)) if self.ndim else self.clone()
+    def _scanned(self, op: Op, name: str, node: Node, axis: int) -> Self:
+        place = axis_of(name, axis, self.ndim)
+        return self._new(build.scan(op, node, place) if self.ndim else node)
 
     def cumsum(self, axis: int = 0, *, dim: Axis = None, dtype: DTypeLike = None) -> Self:
         """Sums of the elements up to each one, in the dtype that `sum` has.
@@ -448,7 +444,7 @@ class Reduce(Methods):
         >>> Tensor([1, 2, 3]).cumsum().tolist()
         [1, 3, 6]
         """
-        return self._accumulate(dtype, Reduce._scanned, Op.CUMSUM, "cumsum", axis)
+        return self._accumulate(self._scanned, dtype, Op.CUMSUM, "cumsum", axis)
 
     def cumprod(self, axis: int = 0, *, dim: Axis = None, dtype: DTypeLike = None) -> Self:
         """Products of the elements up to each one, in the dtype that `sum` has.
@@ -456,7 +452,7 @@ class Reduce(Methods):
         >>> Tensor([1, 2, 3]).cumprod().tolist()
         [1, 2, 6]
         """
-        return self._accumulate(dtype, Reduce._scanned, Op.CUMPROD, "cumprod", axis)
+        return self._accumulate(self._scanned, dtype, Op.CUMPROD, "cumprod", axis)
 
     def cummax(self, axis: int = 0, *, dim: Axis = None) -> Found[Self]:
         """The largest element so far (NaN wins), and where the latest such stands (int32).
@@ -476,7 +472,7 @@ class Reduce(Methods):
         return Found(values._mirrored(), places)
 
     def _extremes(self, name: str, axis: int) -> Found[Self]:
-        values = self._scanned(Op.CUMMAX, name, axis)
+        values = self._scanned(Op.CUMMAX, name, self.node, axis)
         if not self.ndim:
             return Found(values, self._constant(0, dtypes.int32))
         place = axis_of(name, axis, self.ndim)
