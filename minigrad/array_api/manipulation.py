@@ -7,6 +7,7 @@ from typing import Any
 
 from minigrad.array_api.array import Array
 from minigrad.array_api.dtypes import result_type
+from minigrad.errors import misfit
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import axes_of, axis_of
 
@@ -16,14 +17,9 @@ def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
     least = min(x1.ndim, x2.ndim)
     place = axis_of(name, axis, least, 0) - least
     if axis >= 0 and x1.ndim != x2.ndim:
-        raise ValueError(
-            f"{name} of shapes {x1.shape} and {x2.shape}: expected a negative axis, for which "
-            "both have one"
-        )
+        raise misfit(name, "a negative axis, for which both have one", x1, x2)
     if x1.shape[place] != x2.shape[place]:
-        raise ValueError(
-            f"{name} of shapes {x1.shape} and {x2.shape}: expected equal extents along axis {axis}"
-        )
+        raise misfit(name, f"equal extents along axis {axis}", x1, x2)
     return place
 
 
@@ -136,10 +132,8 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
     if repeats.size == 1 and repeats.ndim <= 1:
         return repeat(x, int(repeats._tensor.item()), axis=axis)
     if repeats.shape != (x.shape[axis],):
-        raise ValueError(
-            f"repeat of shape {x.shape} by counts of shape {repeats.shape}: expected one number, "
-            f"or {x.shape[axis]}, one for each part along axis {axis}"
-        )
+        expected = f"one number, or {x.shape[axis]}, one for each part along axis {axis}"
+        raise misfit("repeat", expected, f"{x.shape} by counts of shape {repeats.shape}")
     counts = repeats._tensor
     if x.shape[axis] and int(counts.min().item()) < 0:
         raise ValueError(f"repeat by {int(counts.min().item())}: expected numbers from 0 on")

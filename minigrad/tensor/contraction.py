@@ -113,10 +113,8 @@ class Contraction(Methods):
                     if extents[name] == 1:
                         extents[name] = extent
                     elif extent != 1:
-                        raise ShapeError(
-                            f"einsum {equation!r}: dimension {name!r} is {extents[name]} and "
-                            f"{extent}; expected equal extents"
-                        )
+                        what = f"einsum {equation!r}: dimension {name!r}"
+                        raise misfit(what, "equal extents", extents[name], extent)
             aligned.append((names, tensor))
         missing = [name for name in output if name not in extents]
         if missing:
@@ -418,11 +416,9 @@ def _without_repeats(names: list[str], tensor: Any) -> tuple[list[str], Any]:
         name = next(n for n in names if names.count(n) > 1)
         first = names.index(name)
         second = names.index(name, first + 1)
+        rows, columns = tensor.shape[first], f"{tensor.shape[second]} of one operand"
         if tensor.shape[first] != tensor.shape[second]:
-            raise ShapeError(
-                f"einsum: dimension {name!r} is {tensor.shape[first]} and {tensor.shape[second]} "
-                "of one operand; expected equal extents"
-            )
+            raise misfit(f"einsum: dimension {name!r}", "equal extents", rows, columns)
         tensor = tensor.diagonal(0, first, second)
         names = [n for i, n in enumerate(names) if i not in (first, second)] + [name]
     return names, tensor

@@ -263,10 +263,9 @@ class Convolution(Composed):
         """
         spatial = self.ndim - 2
         if spatial < 1 or _LINEAR.get(mode, spatial) not in (spatial, 1):
-            raise ShapeError(
-                f"interpolate(mode={mode!r}) of {self.shape}: expected (batch, channels, "
-                f"*space){f' with {_LINEAR[mode]} spatial dimensions' if mode in _LINEAR else ''}"
-            )
+            space = f" with {_LINEAR[mode]} spatial dimensions" if mode in _LINEAR else ""
+            expected = f"(batch, channels, *space){space}"
+            raise misfit(f"interpolate(mode={mode!r})", expected, self)
         check_choice("interpolate", MODES, mode=mode)
         if align_corners and mode not in _LINEAR:
             raise ValueError(

@@ -68,10 +68,8 @@ class Loss(Composed):
             last = target.shape == self.shape[:-1]
             second = target.shape == self.shape[:1] + self.shape[2:]
         if self.ndim > 2 and last and second:
-            raise ShapeError(
-                f"{name} of {self.shape} with targets {target.shape}: the classes may "
-                "be the second dimension or the last; expected axis=1 (PyTorch's) or axis=-1"
-            )
+            expected = "axis=1 (PyTorch's) or axis=-1, as the classes may be either"
+            raise misfit(name, expected, self, f"targets {target.shape}")
         return 1 if self.ndim > 2 and second else -1
 
     def _cross_entropy_of_probabilities(
