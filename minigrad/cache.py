@@ -4,7 +4,7 @@ One file per entry in a folder of the user's own: `MINIGRAD_CACHE`, else `$XDG_C
 else `~/.cache/minigrad`. Entries hold machine code, so the folder must belong to the user, and
 nobody else may write there. A file is named after its key, a hash of all that the entry depends on:
 
-    magic, format · key · length · checksum · length of the description · description · data
+    checksum (of format, key and all that follows) · length of the description · description · data
 
 It is written under a temporary name and then renamed, so that a reader sees a whole file or none,
 and nobody needs a lock. A file that is damaged, cut off, or under another's name counts as none.
@@ -29,16 +29,16 @@ from typing import Any
 from minigrad.locks import new_lock
 from minigrad.settings import getenv
 
-FORMAT = 1  # of the files; another number makes all older files unknown
+FORMAT = 2  # of the files; another number makes all older files unknown
 MOST_BYTES = 1 << 30  # that the folder may hold; beyond it the longest unused files go
 LARGEST = 1 << 28  # bytes of one file
 STALE = 3600  # seconds after which a temporary file belongs to nobody
 DAY = 86400
 
-_HEAD = struct.Struct("<8sI32sQ32s")  # magic, format, key, bytes that follow, checksum
-_MAGIC = b"minigrad"
+CHECKED = 32  # bytes of a checksum
+
 _LENGTH = struct.Struct("<I")
-_OURS = re.compile(r"[0-9a-f]{64}(\.2)?\.minigrad(\.[0-9a-f]+\.tmp)?")
+_OURS = re.compile(r"[0-9a-f]{64}\.minigrad(\.[0-9a-f]+\.tmp)?")
 
 Entry = tuple[dict[str, Any], bytes]
 
@@ -82,17 +82,10 @@ class Cache:
         """The file of a key."""
         return self.folder / f"{key}.minigrad"
 
-    def second(self, key: str) -> Path:
-        """Where the file is if there is a folder in its place, which nothing can replace."""
-        return self.folder / f"{key}.2.minigrad"
-
     def read(self, key: str) -> Entry | None:
         """The description and the data of an entry; None where there is none that is whole."""
-        for path in (self.path(key), self.second(key)):
-            with suppress(OSError):
-                entry = unpack(key, _content(path))
-                if entry is not None:
-                    return entry
+        with suppress(OSError):
+            return unpack(key, _content(self.path(key)))
         return None
 
     def write(self, key: str, about: dict[str, Any], data: bytes) -> None:
@@ -101,11 +94,7 @@ class Cache:
             if not self._swept:
                 self._swept = True
                 sweep(self.folder, MOST_BYTES)
-            content = pack(key, about, data)
-            try:
-                _put(self.path(key), content)
-            except IsADirectoryError:
-                _put(self.second(key), content)
+            _put(self.path(key), pack(key, about, data))
         except OSError as error:
             _say(f"could not write to the kernel cache {self.folder}: {error.strerror}")
 
@@ -114,27 +103,23 @@ def pack(key: str, about: dict[str, Any], data: bytes) -> bytes:
     """The content of a file."""
     text = json.dumps(about, separators=(",", ":")).encode()
     body = b"".join((_LENGTH.pack(len(text)), text, data))
-    name = bytes.fromhex(key)
-    return _HEAD.pack(_MAGIC, FORMAT, name, len(body), _checksum(name, body)) + body
+    return _checksum(key, body) + body
 
 
 def unpack(key: str, content: bytes) -> Entry | None:
     """What `pack` was given, or None where a single bit is not as it was, or the key another."""
+    body = content[CHECKED:]
+    if content[:CHECKED] != _checksum(key, body):
+        return None
+    (length,) = _LENGTH.unpack_from(body)
+    begin = _LENGTH.size + length
+    return json.loads(body[_LENGTH.size : begin]), body[begin:]
+
+
+def _checksum(key: str, body: bytes) -> bytes:
+    kind = f"minigrad {FORMAT}".encode()
     name = bytes.fromhex(key)
-    body = content[_HEAD.size :]
-    if content[: _HEAD.size] != _HEAD.pack(_MAGIC, FORMAT, name, len(body), _checksum(name, body)):
-        return None
-    try:
-        (length,) = _LENGTH.unpack_from(body)
-        begin = _LENGTH.size + length
-        about = json.loads(body[_LENGTH.size : begin])
-    except (struct.error, ValueError):
-        return None
-    return (about, body[begin:]) if isinstance(about, dict) else None
-
-
-def _checksum(name: bytes, body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=32, key=name).digest()
+    return hashlib.blake2b(body, digest_size=CHECKED, key=name, person=kind).digest()
 
 
 def _content(path: Path) -> bytes:
@@ -180,8 +165,6 @@ def sweep(folder: Path, most: int) -> None:
             if _OURS.fullmatch(item.name):
                 with suppress(OSError):  # another process sweeps too
                     status = item.stat(follow_symlinks=False)
-                    if stat.S_ISDIR(status.st_mode):
-                        continue
                     if not item.name.endswith(".tmp"):
                         entries.append((status.st_mtime, status.st_size, item.path))
                     elif now - status.st_mtime > STALE:

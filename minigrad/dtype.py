@@ -94,6 +94,9 @@ class DType:
     min, max = minimum, maximum  # tinygrad's names
 
 
+DTypeLike = DType | str | None  # what `dtype=` takes: see `resolve`; None for a default
+
+
 class _Table(type):
     """A class whose entries cannot be set anew."""
 
@@ -159,6 +162,11 @@ def resolve(given: object) -> DType:
     raise DTypeError(
         f"{given!r} is no dtype: expected one of minigrad.dtypes, or a name as 'float32'"
     )
+
+
+def dtype_or(given: DTypeLike, default: DType) -> DType:
+    """A dtype, or a default for None."""
+    return default if given is None else resolve(given)
 
 
 # Each dtype's direct successors in the promotion lattice.

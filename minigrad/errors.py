@@ -15,6 +15,15 @@ class ShapeError(MinigradError, ValueError, RuntimeError):
     """Shapes or axes do not fit an operation; PyTorch raises a RuntimeError then."""
 
 
+def misfit(name: str, expected: str, *given: object) -> ShapeError:
+    """What to raise where shapes do not fit: "cdist of (2,) and (3,): expected matrices".
+
+    given: what has a shape, or words that say more of one.
+    """
+    shapes = " and ".join(str(getattr(one, "shape", one)) for one in given)
+    return ShapeError(f"{name} of {shapes}: expected {expected}")
+
+
 class AxisError(ShapeError, IndexError):
     """An axis is none of a tensor's; PyTorch raises an IndexError then."""
 

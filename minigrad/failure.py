@@ -89,9 +89,7 @@ def _first_outside(
     return None
 
 
-def _values(
-    index: Node, variables: Mapping[str, int], given: Mapping[Buffer, Buffer]
-) -> bytearray:
+def _values(index: Node, variables: Mapping[str, int], given: Mapping[Buffer, Buffer]) -> bytearray:
     """The bytes of an index, computed by a program that nobody else sees."""
     runtime = Device[index.device]
     size = numel(index.shape)

@@ -186,18 +186,8 @@ def _key(key: Any) -> Any:
 
 
 def _scalar(value: Any, beside: Array) -> Array:
-    """A Python number in the dtype of the array beside it."""
-    dtype = beside.dtype
-    fits = (
-        isinstance(value, bool) and dtype.is_bool
-        or isinstance(value, int) and not isinstance(value, bool) and not dtype.is_bool
-        or isinstance(value, float) and dtype.is_float
-    )  # fmt: skip
-    if not fits:
-        raise TypeError(
-            f"a Python {type(value).__name__} beside an array of {dtype.name}: expected a number "
-            "of the array's kind"
-        )
+    """A Python number of the kind of the array beside it, in the dtype of that."""
+    dtype = kinds.result_type(beside.dtype, value)
     if dtype.is_int and not dtype.minimum <= value <= dtype.maximum:
         raise OverflowError(f"{value} does not fit into {dtype.name}")
     return Array._of(Tensor(value, dtype=dtype, device=beside.device))

@@ -20,13 +20,10 @@ def asarray(
     Python ints give int64 and floats float32. copy=False raises ValueError where a copy is needed.
     """
     if isinstance(obj, Array):
-        same = dtype in (None, obj.dtype) and device in (None, obj.device)
-        if same:
-            return Array._of(obj._tensor.clone().realize()) if copy else obj
-        if copy is False:
+        found = astype(obj, dtype or obj.dtype, copy=bool(copy), device=device)
+        if copy is False and found is not obj:
             raise ValueError("asarray(copy=False): another dtype or device needs a copy")
-        tensor = obj._tensor if device is None else obj._tensor.to(device)
-        return Array._of(tensor if dtype is None else tensor.cast(dtype))
+        return found
     if copy is False:
         if hasattr(obj, "__dlpack__") and dtype is None:
             return Array._of(Tensor.from_dlpack(obj, device=device, copy=False))
@@ -61,11 +58,8 @@ def arange(
     device: str | None = None,
 ) -> Array:  # fmt: skip
     """start, start + step, … before stop."""
-    if dtype is None:
-        given = (start, step) if stop is None else (start, stop, step)
-        whole = all(isinstance(x, int) for x in given)
-        dtype = kinds.DEFAULT_INTEGER if whole else kinds.DEFAULT_FLOAT
-    return Array._of(Tensor.arange(start, stop, step, dtype=dtype, device=device))
+    wanted = dtype or _default([start, step] if stop is None else [start, stop, step])
+    return Array._of(Tensor.arange(start, stop, step, dtype=wanted, device=device))
 
 
 def linspace(
@@ -98,11 +92,6 @@ def ones(shape: Shape, *, dtype: DType | None = None, device: str | None = None)
     return full(shape, 1, dtype=dtype or kinds.DEFAULT_FLOAT, device=device)
 
 
-def empty(shape: Shape, *, dtype: DType | None = None, device: str | None = None) -> Array:
-    """An array of no particular values."""
-    return zeros(shape, dtype=dtype, device=device)
-
-
 def full_like(
     x: Array, /, fill_value: Any, *, dtype: DType | None = None, device: str | None = None
 ) -> Array:
@@ -120,9 +109,7 @@ def ones_like(x: Array, /, *, dtype: DType | None = None, device: str | None = N
     return full_like(x, 1, dtype=dtype, device=device)
 
 
-def empty_like(x: Array, /, *, dtype: DType | None = None, device: str | None = None) -> Array:
-    """No particular values in the shape of x."""
-    return zeros_like(x, dtype=dtype, device=device)
+empty, empty_like = zeros, zeros_like  # no particular values
 
 
 def eye(

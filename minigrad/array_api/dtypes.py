@@ -155,9 +155,7 @@ class Info:
     def dtypes(self, *, device: str | None = None, kind: Any = None) -> dict[str, DType]:
         """The standard's dtypes, of a kind or of all."""
         return {
-            name: dtype
-            for name, dtype in _STANDARD.items()
-            if kind is None or isdtype(dtype, kind)
+            name: dtype for name, dtype in _STANDARD.items() if kind is None or isdtype(dtype, kind)
         }
 
 

@@ -84,8 +84,6 @@ def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
 
 def where(condition: Array, x1: Any, x2: Any, /) -> Array:
     """x1 where the condition holds, x2 elsewhere."""
-    if condition.dtype is not kinds.bool:
-        raise TypeError(f"where: the condition is {condition.dtype.name}, expected bool")
     return _binary("where", kinds.ALL, x1, x2, condition._tensor.where)
 
 

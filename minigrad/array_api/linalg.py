@@ -12,9 +12,10 @@ from minigrad import linalg
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _binary, _check
 from minigrad.array_api.elementwise import _named, _two
-from minigrad.array_api.manipulation import _axes, _common_axis, matrix_transpose
+from minigrad.array_api.manipulation import _common_axis, matrix_transpose
 from minigrad.array_api.statistics import sum
 from minigrad.dtype import DType
+from minigrad.tensor.broadcasting import axes_of
 from minigrad.tensor.results import EighResult, QRResult, SlogdetResult, SVDResult
 
 __all__ = [
@@ -60,7 +61,7 @@ def vector_norm(
 ) -> Array:  # fmt: skip
     """(Σ |x|^ord)^(1/ord); the largest |x| for inf, the smallest for -inf, a count for 0."""
     _check("vector_norm", kinds.FLOATING, x)
-    return Array._of(x._tensor.norm(ord, _axes("vector_norm", axis, x.ndim), keepdims))
+    return Array._of(x._tensor.norm(ord, axes_of("vector_norm", axis, x.ndim, 0), keepdims))
 
 
 def matrix_norm(x: Array, /, *, keepdims: Any = False, ord: Any = "fro") -> Array:

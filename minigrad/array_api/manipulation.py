@@ -7,38 +7,19 @@ from typing import Any
 
 from minigrad.array_api.array import Array
 from minigrad.array_api.dtypes import result_type
+from minigrad.errors import misfit
 from minigrad.tensor import Tensor
-
-
-def _axis(name: str, axis: int, ndim: int) -> int:
-    if not -ndim <= axis < ndim:
-        raise IndexError(f"{name}: axis {axis} of an array of {ndim} dimensions")
-    return axis % ndim
-
-
-def _axes(name: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    if axis is None:
-        return tuple(range(ndim))
-    given = (axis,) if isinstance(axis, int) else tuple(axis)
-    places = tuple(_axis(name, one, ndim) for one in given)
-    if len(set(places)) < len(places):
-        raise ValueError(f"{name}: the axes {given} of {ndim} name one of them twice")
-    return places
+from minigrad.tensor.broadcasting import axes_of, axis_of
 
 
 def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
     """An axis that both arrays have with one extent, counted from the end."""
     least = min(x1.ndim, x2.ndim)
-    place = _axis(name, axis, least) - least
+    place = axis_of(name, axis, least, 0) - least
     if axis >= 0 and x1.ndim != x2.ndim:
-        raise ValueError(
-            f"{name} of shapes {x1.shape} and {x2.shape}: expected a negative axis, for which "
-            "both have one"
-        )
+        raise misfit(name, "a negative axis, for which both have one", x1, x2)
     if x1.shape[place] != x2.shape[place]:
-        raise ValueError(
-            f"{name} of shapes {x1.shape} and {x2.shape}: expected equal extents along axis {axis}"
-        )
+        raise misfit(name, f"equal extents along axis {axis}", x1, x2)
     return place
 
 
@@ -80,7 +61,7 @@ def expand_dims(x: Array, /, axis: int = 0) -> Array:
 
 def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
     """x without axes of extent 1."""
-    axes = _axes("squeeze", axis, x.ndim)
+    axes = axes_of("squeeze", axis, x.ndim, 0)
     for one in axes:
         if x.shape[one] != 1:
             raise ValueError(f"squeeze: axis {one} of shape {x.shape} is not of extent 1")
@@ -90,7 +71,7 @@ def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
 
 def flip(x: Array, /, *, axis: int | tuple[int, ...] | None = None) -> Array:
     """x with the order of elements reversed along axes (all by default)."""
-    return Array._of(x._tensor.flip(_axes("flip", axis, x.ndim)))
+    return Array._of(x._tensor.flip(axes_of("flip", axis, x.ndim, 0)))
 
 
 def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
@@ -122,7 +103,7 @@ def roll(x: Array, /, shift: Any, *, axis: Any = None) -> Array:
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
     """Arrays of one shape along a new axis."""
     tensors = _promoted(arrays)
-    place = _axis("stack", axis, arrays[0].ndim + 1)
+    place = axis_of("stack", axis, arrays[0].ndim + 1, 0)
     return Array._of(tensors[0].stack(*tensors[1:], dim=place))
 
 
@@ -142,7 +123,7 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
     """Each element repeated; `repeats` is one number, or an array with one per element."""
     if axis is None:
         x, axis = Array._of(x._tensor.flatten()), 0
-    axis = _axis("repeat", axis, x.ndim)
+    axis = axis_of("repeat", axis, x.ndim, 0)
     if not isinstance(repeats, (int, Array)):
         raise TypeError(f"repeat({repeats!r}): expected a whole number or an array of them")
     if isinstance(repeats, int):
@@ -151,10 +132,8 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
     if repeats.size == 1 and repeats.ndim <= 1:
         return repeat(x, int(repeats._tensor.item()), axis=axis)
     if repeats.shape != (x.shape[axis],):
-        raise ValueError(
-            f"repeat of shape {x.shape} by counts of shape {repeats.shape}: expected one number, "
-            f"or {x.shape[axis]}, one for each part along axis {axis}"
-        )
+        expected = f"one number, or {x.shape[axis]}, one for each part along axis {axis}"
+        raise misfit("repeat", expected, f"{x.shape} by counts of shape {repeats.shape}")
     counts = repeats._tensor
     if x.shape[axis] and int(counts.min().item()) < 0:
         raise ValueError(f"repeat by {int(counts.min().item())}: expected numbers from 0 on")
@@ -176,7 +155,7 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
         if x.ndim != 1:
             raise ValueError(f"take of shape {x.shape}: expected an axis")
         axis = 0
-    place = _axis("take", axis, x.ndim)
+    place = axis_of("take", axis, x.ndim, 0)
     _check_integers("take", indices)
     if indices.ndim != 1:
         raise ValueError(f"take by indices of shape {indices.shape}: expected one dimension")
@@ -185,5 +164,5 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast, as for `take`."""
-    place = _axis("take_along_axis", axis, x.ndim)
+    place = axis_of("take_along_axis", axis, x.ndim, 0)
     return Array._of(x._tensor._take_along("take_along_axis", indices._tensor, place))

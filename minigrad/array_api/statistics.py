@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _check
-from minigrad.array_api.manipulation import _axes, _axis, _check_integers, concat
+from minigrad.array_api.manipulation import concat
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
+from minigrad.tensor.broadcasting import axes_of, axis_of
 
 Axis = int | tuple[int, ...] | None
 
@@ -18,7 +19,7 @@ def _reduced(
 ) -> Array:
     _check(name, allowed, x)
     reduce = getattr(Tensor, name)
-    return Array._of(reduce(x._tensor, _axes(name, axis, x.ndim), keepdims, **options))
+    return Array._of(reduce(x._tensor, axes_of(name, axis, x.ndim, 0), keepdims, **options))
 
 
 def sum(x: Array, /, *, axis: Axis = None, dtype: DType | None = None,
@@ -51,9 +52,7 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
 def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: Any = False) -> Array:
     """The mean square distance from the mean, over N − correction."""
     _check("var", kinds.FLOATING, x)
-    axes = _axes("var", axis, x.ndim)
-    if not axes:
-        return Array._of(x._tensor.unsqueeze(-1).var(-1, correction=correction))
+    axes = axes_of("var", axis, x.ndim, 0)
     return Array._of(x._tensor.var(axes, correction=correction, keepdim=keepdims))
 
 
@@ -89,7 +88,7 @@ def argmin(x: Array, /, *, axis: int | None = None, keepdims: Any = False) -> Ar
 
 def _place(name: str, x: Array, axis: int | None, keepdims: Any) -> Array:
     _check(name, kinds.NUMERIC, x)
-    place = None if axis is None else _axis(name, axis, x.ndim)
+    place = None if axis is None else axis_of(name, axis, x.ndim, 0)
     return Array._of(getattr(Tensor, name)(x._tensor, place, keepdims).cast(kinds.DEFAULT_INTEGER))
 
 
@@ -99,7 +98,7 @@ def _cumulative(
     _check(name, kinds.NUMERIC, x)
     if axis is None and x.ndim != 1:
         raise ValueError(f"{name} of shape {x.shape}: expected an axis")
-    place = _axis(name, axis or 0, x.ndim)
+    place = axis_of(name, axis or 0, x.ndim, 0)
     run = x._tensor.cumsum if start == 0 else x._tensor.cumprod
     result = Array._of(run(place, dtype=dtype))
     if not initial:
@@ -126,7 +125,7 @@ def diff(
     append: Array | None = None,
 ) -> Array:  # fmt: skip
     """The n-th differences of neighbours along an axis."""
-    place = _axis("diff", axis, x.ndim)
+    place = axis_of("diff", axis, x.ndim, 0)
     parts = [part for part in (prepend, x, append) if part is not None]
     joined = concat(parts, axis=place) if len(parts) > 1 else x
     return Array._of(joined._tensor.diff(n, place))
@@ -134,12 +133,12 @@ def diff(
 
 def sort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
     """Elements in order along an axis."""
-    return Array._of(x._tensor.sort(_axis("sort", axis, x.ndim), descending)[0])
+    return Array._of(x._tensor.sort(axis_of("sort", axis, x.ndim, 0), descending)[0])
 
 
 def argsort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
     """The indices that sort along an axis; equal elements keep their order."""
-    order = x._tensor.sort(_axis("argsort", axis, x.ndim), descending)[1]
+    order = x._tensor.sort(axis_of("argsort", axis, x.ndim, 0), descending)[1]
     return Array._of(order.cast(kinds.DEFAULT_INTEGER))
 
 
@@ -147,8 +146,8 @@ def nonzero(x: Array, /) -> tuple[Array, ...]:
     """Indices of the elements that are not zero, one array per dimension."""
     if not x.ndim:
         raise ValueError("nonzero of an array without dimensions")
-    places = x._tensor.nonzero().cast(kinds.DEFAULT_INTEGER)
-    return tuple(Array._of(places[:, axis]) for axis in range(x.ndim))
+    places = x._tensor.nonzero(as_tuple=True)
+    return tuple(Array._of(place.cast(kinds.DEFAULT_INTEGER)) for place in places)
 
 
 def searchsorted(
@@ -156,15 +155,12 @@ def searchsorted(
 ) -> Array:
     """Where each element of x2 would be inserted into the sorted vector x1: a binary search."""
     if x1.ndim != 1 or (sorter is not None and sorter.shape != x1.shape):
-        order = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
-        raise ValueError(f"searchsorted in an array of shape {x1.shape}{order}: expected vectors")
-    if sorter is not None:
-        _check_integers("searchsorted", sorter)
+        by = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
+        raise ValueError(f"searchsorted in an array of shape {x1.shape}{by}: expected vectors")
     common = kinds.result_type(x1.dtype, x2.dtype)
-    line = x1._tensor.cast(common)
-    place = (line if sorter is None else line[sorter._tensor]).searchsorted(
-        x2._tensor.cast(common), side=side
-    )
+    order = None if sorter is None else sorter._tensor
+    wanted = x2._tensor.cast(common)
+    place = x1._tensor.cast(common).searchsorted(wanted, side=side, sorter=order)
     return Array._of(place.cast(kinds.DEFAULT_INTEGER))
 
 

@@ -17,7 +17,7 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import DeviceError, DTypeError, ShapeError
 from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
-from minigrad.graph.operations import NAMED
+from minigrad.graph.operations import NAMED, TAKEN
 from minigrad.graph.operations import Op as Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
@@ -154,7 +154,7 @@ def elementwise(op: Op, *src: Node) -> Node:
     if chooses and src[0].dtype is not dtypes.bool:
         raise DTypeError(f"where: the condition is {src[0].dtype.name}, expected bool")
     if dtype.kind not in facts.kinds:
-        raise DTypeError(f"{op.value} is not defined for {dtype.name}")
+        raise DTypeError(f"{op.value} of {dtype.name}: expected {TAKEN[facts.kinds]}")
     made = dtypes.bool if facts.compares else dtype
     return make(op, made, shape, src, None, device)
 
@@ -183,7 +183,7 @@ def device_of(op: Op, src: Sequence[Node]) -> str:
     for node in src:
         if node.device is not device and node.device != device:
             raise DeviceError(
-                f"{op.value}: operands are on {device} and {node.device}; "
+                f"{op.value}: tensors are on {device} and {node.device}; "
                 f"move one with .to({device!r})"
             )
     return device

@@ -98,6 +98,11 @@ class Elementwise:
 
 
 NO_FACTS = Elementwise(0)  # of what is not elementwise
+# What operands must be, in words, by their kinds.
+TAKEN = {
+    "f": "a float dtype", "u": "an unsigned integer dtype", "iu": "an integer dtype",
+    "iub": "bool or an integer dtype", "fiu": "a number dtype; for bool use ^ or ~, or cast it",
+}  # fmt: skip
 
 
 def _function(

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, misfit
 from minigrad.graph.node import is_symbolic
 from minigrad.graph.shapes import numel
-from minigrad.linalg.panels import at_once, cut, inverse_of_triangle
+from minigrad.linalg.panels import at_once, inverse_of_triangle, missing
 from minigrad.linalg.reflections import bidiagonal, empty, householder, reflected
 from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import check_choice
 from minigrad.tensor.modes import modes
 from minigrad.tensor.results import QRResult, SVDResult
+
+Gradients = Sequence[Tensor | None]  # one for each factor
 
 
 def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
@@ -33,8 +36,7 @@ def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
     >>> [x.shape for x in Tensor.ones(3, 2).qr()]
     [(3, 2), (2, 2)]
     """
-    if mode not in ("reduced", "complete"):
-        raise ValueError(f"qr(mode={mode!r}): expected 'reduced' or 'complete'")
+    check_choice("qr", ("reduced", "complete"), mode=mode)
     *_, m, n = checked("qr", x)
     wide = x._wide()
     count = m if mode == "complete" else min(m, n)
@@ -75,13 +77,11 @@ def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:
         raise DTypeError(f"{name} of a {x.dtype.name} tensor: expected a float dtype; use .float()")
     if x.ndim < 2 or is_symbolic(x.shape) or (square and x.shape[-1] != x.shape[-2]):
         what = "square matrices (…, n, n)" if square else "matrices (…, rows, columns)"
-        raise ShapeError(f"{name} of {x.shape}: expected {what} of known extents")
+        raise misfit(name, f"{what} of known extents", x)
     return x._known_shape()
 
 
-def _qr_gradient(
-    x: Tensor, factors: Sequence[Tensor], gradients: Sequence[Tensor | None]
-) -> Tensor:
+def _qr_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
     (q, r), (by_q, by_r) = factors, gradients
     k, rest = q._known_shape()[-1], x[..., q._known_shape()[-1] :]
     by_rest = rest.zeros_like()
@@ -123,13 +123,12 @@ def _right_vectors(x: Tensor) -> Tensor:
     rows and columns in another order, is tridiagonal and has eigenvalues ±σ (Golub and Kahan 1965).
     """
     _, m, n = x._known_shape()
-    width, panels = cut(n)
-    whole = width * panels
-    d, e, done = bidiagonal(x.pad((0, whole - n, 0, max(whole - m, 0))), width, panels)
+    more = missing(n)
+    d, e, done = bidiagonal(x.pad((0, more, 0, max(n + more - m, 0))))
     beside = d.unsqueeze(2).cat(e.unsqueeze(2), dim=2).flatten(1)[:, : 2 * n - 1]
     _, vectors = spectrum((beside * 0).pad((0, 1)), beside)
     v = vectors[:, ::2, n:].flip(2) * 2**0.5
-    return reflected(v.pad((0, 0, 0, whole - n)), done)[:, :n].contiguous()
+    return reflected(v.pad((0, 0, 0, more)), done)[:, :n].contiguous()
 
 
 def _directions(x: Tensor, count: int) -> Tensor:
@@ -145,9 +144,7 @@ def _thin(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, v.mT
 
 
-def _svd_gradient(
-    x: Tensor, factors: Sequence[Tensor], gradients: Sequence[Tensor | None]
-) -> Tensor:
+def _svd_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
     (u, s, v), (by_u, by_s, by_v) = factors, gradients
     row, column = s.unsqueeze(-2), s.unsqueeze(-1)
     factor, inverse = reciprocal((row - column) * (row + column)), reciprocal(row)
@@ -172,7 +169,7 @@ def reciprocal(x: Tensor) -> Tensor:
 
 def with_gradients(
     x: Tensor, values: tuple[Tensor, ...], function: Callable[[Tensor], Sequence[Tensor]],
-    gradient: Callable[[Tensor, Sequence[Tensor], Sequence[Tensor | None]], Tensor],
+    gradient: Callable[[Tensor, Sequence[Tensor], Gradients], Tensor],
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Values of x with gradient(x, function(x), one for each value or None) for x's gradient."""
     known: dict[bool, Sequence[Tensor]] = {}  # function(x), which may be to have gradients itself

@@ -22,6 +22,7 @@ from minigrad.tensor.modes import no_grad
 PANEL = 16  # columns: a vector of 512 bits has 16 float32
 
 Function = Callable[..., tuple[Tensor, ...]]
+Step = Callable[[Tensor, Tensor, int], tuple[Tensor, Any]]
 
 
 def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor, ...]:
@@ -61,15 +62,19 @@ def _captured(
     return jit(call)
 
 
-def cut(columns: int) -> tuple[int, int]:
-    """How wide a panel is, and how many there are."""
+def missing(columns: int) -> int:
+    """How many more columns whole panels have, of which these are the first."""
+    return -columns % max(min(columns, PANEL), 1)
+
+
+def by_panels(step: Step, s: Tensor, columns: int) -> tuple[Tensor, Any]:
+    """s after a step for each panel of its first columns, and what the steps give, stacked.
+
+    A step is given s, the number (1,) of the panel's first column, and how many it has.
+    """
     width = max(min(columns, PANEL), 1)
-    return width, ceildiv(columns, width)
-
-
-def firsts(width: int, panels: int, device: str) -> Tensor:
-    """The number of each panel's first column, (panels, 1)."""
-    return (Tensor.arange(panels, device=device) * width).reshape(panels, 1)
+    firsts = s.arange(ceildiv(columns, width), device=s.device) * width
+    return Tensor.scan(lambda s, first: step(s, first, width), s, firsts.unsqueeze(1))
 
 
 def next_number(k: Tensor) -> Tensor:
@@ -87,12 +92,6 @@ def rows_at(x: Tensor, k: Tensor, count: int = 1) -> Tensor:
     """Rows k … k + count − 1 of x (batch, n, m)."""
     places = (k + x.arange(count, device=x.device)).reshape(1, count, 1)
     return x._at(1, places.expand(x.shape[0], count, x.shape[2]))
-
-
-def numbered(x: Tensor, axis: int) -> Tensor:
-    """0, 1, 2 … along an axis of x, of which the others are 1."""
-    shape = tuple(extent if d == axis else 1 for d, extent in enumerate(x.shape))
-    return x.arange(x.shape[axis], device=x.device).reshape(shape)
 
 
 def inverse_of_triangle(r: Tensor) -> Tensor:

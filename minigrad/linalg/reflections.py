@@ -7,15 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minigrad.linalg.panels import (
-    columns_at,
-    cut,
-    firsts,
-    inverse_of_triangle,
-    next_number,
-    numbered,
-    rows_at,
-)
+from minigrad.linalg import panels
+from minigrad.linalg.panels import columns_at, inverse_of_triangle, next_number, rows_at
 from minigrad.tensor import Tensor
 
 Panel = tuple[Tensor, Tensor]  # U and T of a panel's reflections, or stacked those of all
@@ -23,10 +16,10 @@ Panel = tuple[Tensor, Tensor]  # U and T of a panel's reflections, or stacked th
 
 def householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Q (batch, m, count) and R (batch, count, n) of x (batch, m, n)."""
-    n = x._known_shape()[2]
-    width, panels = cut(min(x._known_shape()[1:]))
-    s = x.pad((0, max(width * panels - n, 0)))
-    q, s = _reflected_panels(s, empty(x, count)[0], width, panels)
+    _, m, n = x._known_shape()
+    columns = min(m, n)
+    s = x.pad((0, max(columns + panels.missing(columns) - n, 0)))
+    q, s = _reflected_panels(s, empty(x, count)[0], columns)
     return q, s[:, :count, :n].triu().contiguous()
 
 
@@ -37,21 +30,21 @@ def empty(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return q, x.new_zeros((*batch, count, n))
 
 
-def _reflected_panels(s: Tensor, q: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
+def _reflected_panels(s: Tensor, q: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """q after all reflections, the last one first; s (batch, m, n) after them, triangular."""
 
-    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Panel]:
+    def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Panel]:
         k, panel, vectors = first, columns_at(s, first, width).contiguous(), []
         for _ in range(width):
-            column = (numbered(s, 1) >= k).where(columns_at(panel, k - first), 0.0)
-            vector = _reflector(column, numbered(s, 1), k).contiguous()
+            column = (s._numbered(1) >= k).where(columns_at(panel, k - first), 0.0)
+            vector = _reflector(column, s._numbered(1), k).contiguous()
             panel = (panel - vector * (vector * panel).sum(1, True)).contiguous()
             vectors.append(vector)
             k = next_number(k)
         u, t = _together(vectors)
         return _less(s, u, t.transpose(1, 2)), (u, t)
 
-    s, done = Tensor.scan(step, s, firsts(width, count, s.device))
+    s, done = panels.by_panels(step, s, columns)
     return reflected(q, done), s
 
 
@@ -68,18 +61,20 @@ def _together(vectors: list[Tensor]) -> Panel:
     return u, inverse_of_triangle(both).contiguous()
 
 
-def symmetric(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor, Panel]:
+def symmetric(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
     """Tridiagonal matrices like s (batch, n, n), symmetric: diagonals, what is beside, reflections.
 
-    n is width · count. A reflection from both sides is s − u·pᵀ − p·uᵀ + (u·p)·u·uᵀ for p = s·u.
+    n is that of whole panels. A reflection from both sides is s − u·pᵀ − p·uᵀ + (u·p)·u·uᵀ for
+    p = s·u.
     """
+    size = s._known_shape()[2]
 
-    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Panel]:
-        k, rows, vectors = first, numbered(s, 1), []
+    def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Panel]:
+        k, rows, vectors = first, s._numbered(1), []
         for _ in range(width):
             column = (rows > k).where(columns_at(s, k), 0.0)
             k = next_number(k)
-            u = _reflector(column, rows, k.minimum(width * count - 1)).contiguous()
+            u = _reflector(column, rows, k.minimum(size - 1)).contiguous()
             across = u.transpose(1, 2)
             p = (s * across).sum(2, True).contiguous()
             inner = (u * p).sum(1, True).contiguous()
@@ -87,30 +82,31 @@ def symmetric(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor, Panel]
             vectors.append(u)
         return s, _together(vectors)
 
-    s, done = Tensor.scan(step, s, firsts(width, count, s.device))
+    s, done = panels.by_panels(step, s, size)
     return s.diagonal(0, 1, 2), s.diagonal(-1, 1, 2), done
 
 
-def bidiagonal(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor, Panel]:
+def bidiagonal(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
     """Bidiagonal matrices like s (batch, m, n): diagonals, what is above, reflections of columns.
 
-    n is width · count, m at least as much; e has one element more, 0.
+    n is that of whole panels, m at least as much; e has one element more, 0.
     """
+    size = s._known_shape()[2]
 
-    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Panel]:
-        k, rows, columns, vectors = first, numbered(s, 1), numbered(s, 2), []
+    def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Panel]:
+        k, rows, columns, vectors = first, s._numbered(1), s._numbered(2), []
         for _ in range(width):
             u = _reflector((rows >= k).where(columns_at(s, k), 0.0), rows, k).contiguous()
             s = (s - u * (u * s).sum(1, True)).contiguous()
             row = (columns > k).where(rows_at(s, k), 0.0).transpose(1, 2)
             k = next_number(k)
-            v = _reflector(row, numbered(row, 1), k.minimum(width * count - 1)).contiguous()
+            v = _reflector(row, row._numbered(1), k.minimum(size - 1)).contiguous()
             across = v.transpose(1, 2)
             s = (s - (s * across).sum(2, True) * across).contiguous()
             vectors.append(v)
         return s, _together(vectors)
 
-    s, done = Tensor.scan(step, s, firsts(width, count, s.device))
+    s, done = panels.by_panels(step, s, size)
     return s.diagonal(0, 1, 2), s.diagonal(1, 1, 2).pad((0, 1)), done
 
 

@@ -9,23 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, misfit
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import checked, reciprocal, svd, with_gradients
-from minigrad.linalg.panels import (
-    at_once,
-    columns_at,
-    cut,
-    firsts,
-    next_number,
-    numbered,
-    rows_at,
-)
+from minigrad.linalg.decompositions import Gradients, checked, reciprocal, svd, with_gradients
+from minigrad.linalg.panels import at_once, by_panels, columns_at, missing, next_number, rows_at
 from minigrad.linalg.reflections import reflected, symmetric
 from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.broadcasting import Axes, axis_of, broadcast_shape
+from minigrad.tensor.broadcasting import Axes, axes_of, broadcast_shape
 from minigrad.tensor.results import EighResult, LstsqResult, SlogdetResult
 
 
@@ -41,13 +33,11 @@ def _eliminated(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     parts of matrices of whole panels.
     """
     size = left._known_shape()[1]
-    width, panels = cut(size)
-    whole = width * panels
-    more = whole - size
+    more = missing(size)
     corner = _identity(left.new_zeros((1, more, more))).pad((size, 0, size, 0))
     wide = (left.pad((0, more, 0, more)) + corner).cat(right.pad((0, 0, 0, more)), dim=2)
-    s, pivots = _without_panels(wide, width, panels)
-    return s[:, :size, whole:], pivots[:, :size]
+    s, pivots = _without_panels(wide, size)
+    return s[:, :size, size + more :], pivots[:, :size]
 
 
 def _solution(left: Tensor, right: Tensor) -> tuple[Tensor]:
@@ -77,13 +67,13 @@ def _sign_and_logarithm(x: Tensor) -> tuple[Tensor, Tensor]:
     return pivots.sign().prod(-1), pivots.abs().log().sum(-1)
 
 
-def _without_panels(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
-    """s (batch, n, m) after its first panels are eliminated; the pivots."""
+def _without_panels(s: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """s (batch, n, m) after the panels of its first columns are eliminated; the pivots."""
     batch, n, m = s.shape
 
-    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Tensor]:
         k, panel, pivots = first, columns_at(s, first, width).contiguous(), []
-        rows = numbered(s, 1)
+        rows = s._numbered(1)
         order = rows.expand(batch, n, 1).contiguous()
         for _ in range(width):
             panel, order, pivot = _pivoted(panel, order, k, k - first)
@@ -94,7 +84,7 @@ def _without_panels(s: Tensor, width: int, count: int) -> tuple[Tensor, Tensor]:
         inside = (rows >= first) & (rows < first + width)
         return inside.where(0.0, s) + panel @ block, pivots[0].cat(*pivots[1:], dim=1)
 
-    s, pivots = Tensor.scan(step, s, firsts(width, count, s.device))
+    s, pivots = by_panels(step, s, columns)
     return s, pivots.transpose(0, 1).flatten(1)
 
 
@@ -105,7 +95,7 @@ def _pivoted(panel: Tensor, order: Tensor, k: Tensor, j: Tensor) -> tuple[Tensor
     rows came from.
     """
     batch, n, width = panel.shape
-    rows, here = numbered(panel, 1), numbered(panel, 2).eq(j)
+    rows, here = panel._numbered(1), panel._numbered(2).eq(j)
     candidates = (rows >= k).where(columns_at(panel, j).abs(), -1.0)
     chosen = candidates.argmax(1, True)  # (batch, 1, 1)
     source = rows.eq(k).where(chosen, rows.eq(chosen).where(k, rows))
@@ -141,7 +131,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
     if right.shape[-2] != checked("solve", A, True)[-1]:
-        raise ShapeError(f"solve of {A.shape} and {B.shape}: expected as many rows")
+        raise misfit("solve", "as many rows", A, B)
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
@@ -201,21 +191,20 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
 def _factored(x: Tensor) -> tuple[Tensor]:
     """The factor of x (batch, n, n): its columns, panel by panel."""
     size = x._known_shape()[1]
-    width, panels = cut(size)
-    more = width * panels - size
+    more = missing(size)
 
-    def step(s: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Tensor]:
         k, panel = first, columns_at(s, first, width).contiguous()
         for _ in range(width):
             column = columns_at(panel, k - first)
             column = column / rows_at(column, k).sqrt()
-            column = (numbered(panel, 1) >= k).where(column, 0.0).contiguous()
+            column = (panel._numbered(1) >= k).where(column, 0.0).contiguous()
             others = panel - column * rows_at(column, first, width).transpose(1, 2)
-            panel = numbered(panel, 2).eq(k - first).where(column, others).contiguous()
+            panel = panel._numbered(2).eq(k - first).where(column, others).contiguous()
             k = next_number(k)
         return s - panel @ panel.transpose(1, 2), panel
 
-    _, factor = Tensor.scan(step, x.pad((0, more, 0, more)), firsts(width, panels, x.device))
+    _, factor = by_panels(step, x.pad((0, more, 0, more)), size)
     return (factor.permute(1, 2, 0, 3).flatten(2)[:, :size, :size].tril(),)
 
 
@@ -246,12 +235,11 @@ def eigh(x: Tensor) -> EighResult[Tensor]:
 def _conquered(x: Tensor) -> tuple[Tensor, ...]:
     """Eigenvalues and vectors of x (batch, n, n)."""
     size = x._known_shape()[-1]
-    width, panels = cut(size)
-    more = width * panels - size
+    more = missing(size)
     largest = x.abs().max((1, 2), True)
     x = x / largest.eq(0).where(1.0, largest)
     x = ((x + x.mT) * 0.5).contiguous()
-    d, e, done = symmetric(x.pad((0, more, 0, more)), width, panels)
+    d, e, done = symmetric(x.pad((0, more, 0, more)))
     _, vectors = spectrum(d[:, :size], e[:, : size - 1])
     vectors = reflected(vectors.pad((0, 0, 0, more)), done)[:, :size].contiguous()
     values = (vectors * (x @ vectors)).sum(1)  # nearer than those of the halves
@@ -260,9 +248,7 @@ def _conquered(x: Tensor) -> tuple[Tensor, ...]:
     return values._at(1, order) * largest.squeeze(2), sorted_vectors
 
 
-def _eigh_gradient(
-    x: Tensor, factors: Sequence[Tensor], gradients: Sequence[Tensor | None]
-) -> Tensor:
+def _eigh_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
     (values, vectors), (by_values, by_vectors) = factors, gradients
     inside = x.zeros_like() if by_values is None else by_values.unsqueeze(-1) * _identity(x)
     if by_vectors is not None:
@@ -334,19 +320,15 @@ def norm(x: Tensor, ord: Any = None, dim: Axes = None, keepdim: bool = False) ->
 
     Without ord the root of the sum of squares, over any dimensions.
     """
-    axes = tuple(range(x.ndim)) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
+    axes = axes_of("norm", dim, x.ndim)
     if ord is None:
         return x.norm(2, axes, keepdim)
     if len(axes) not in (1, 2):
         raise ShapeError(f"norm(ord={ord!r}) over dimensions {axes}: expected one, or two")
     if len(axes) == 1:
         return vector_norm(x, ord, axes, keepdim)
-    first, second = (axis_of("norm", place, x.ndim) for place in axes)
-    result = matrix_norm(x.movedim((first, second), (-2, -1)), ord)
-    if keepdim:
-        for axis in sorted((first, second)):
-            result = result.unsqueeze(axis)
-    return result
+    result = matrix_norm(x.movedim(axes, (-2, -1)), ord, keepdim=keepdim)
+    return result.movedim((-2, -1), axes) if keepdim else result
 
 
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:

@@ -13,6 +13,7 @@ from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.backward import Backward
 from minigrad.tensor.basic import Basic
+from minigrad.tensor.broadcasting import Axis
 from minigrad.tensor.convolution import Convolution
 from minigrad.tensor.dlpack import DLPack
 from minigrad.tensor.loss import Loss
@@ -46,15 +47,13 @@ class Tensor(
     if TYPE_CHECKING:  # what takes self alone or first in a list gives a tensor
 
         def cat(
-            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
-            axis: int | None = None,
-        ) -> Tensor:  # fmt: skip
+            self: Tensor | Sequence[Tensor], *others: Any, dim: Axis = None, axis: Axis = None
+        ) -> Tensor:
             """See `Joining.cat`."""
 
         def stack(  # not a name for cat: pyright would take the type from `Joining`
-            self: Tensor | Sequence[Tensor], *others: Any, dim: int | None = None,
-            axis: int | None = None,
-        ) -> Tensor:  # fmt: skip
+            self: Tensor | Sequence[Tensor], *others: Any, dim: Axis = None, axis: Axis = None
+        ) -> Tensor:
             """See `Joining.stack`."""
 
         concat = concatenate = hstack = vstack = block_diag = cat

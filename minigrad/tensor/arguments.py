@@ -47,12 +47,12 @@ def _is_number(value: Any) -> bool:
 
 _TENSOR = Kind(frozenset(), lambda value: isinstance(value, Core), "a tensor; Tensor(…) makes one")
 _NUMBER = Kind(frozenset({float, int, bool}), _is_number, "a number")
+_INT = Kind(frozenset({int}), _is_int, "an int")
 _AXES = Kind(frozenset({int}), _are_ints, "an int or several")
 _FLAG = Kind(frozenset({bool}), lambda value: False, "True or False")
 _SIZE = Kind(frozenset(), lambda value: _is_int(value) and value >= 0, "an int ≥ 0")
 KINDS = {
-    "int": Kind(frozenset({int}), _is_int, "an int"), "bool": _FLAG, "builtins.bool": _FLAG,
-    "Integer": Kind(frozenset({int}), _is_int, "an int"),
+    "int": _INT, "Axis": _INT, "Integer": _INT, "bool": _FLAG, "builtins.bool": _FLAG,
     "float": _NUMBER, "Scalar": _NUMBER, "Core": _TENSOR, "Tensor": _TENSOR, "Self": _TENSOR,
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
     "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[int] | None": _AXES,
@@ -64,7 +64,7 @@ def kind_of(annotation: Any) -> Kind | None:
     """What an annotation stands for, if it is known here."""
     plain = str(annotation).removesuffix(" | None")
     kind = KINDS.get(annotation) or KINDS.get(plain)
-    if kind is None or (plain == annotation and annotation != "Axes"):
+    if kind is None or (plain == annotation and annotation not in ("Axis", "Axes")):
         return kind
     return kind._replace(plain=kind.plain | {NoneType})
 
@@ -108,9 +108,7 @@ def check_names(title: str, function: Callable[..., Any], given: Iterable[str]) 
             raise TypeError(said) from None
 
 
-def _parameters(
-    function: Any,
-) -> tuple[Sequence[str], Sequence[str], Mapping[str, Any]]:
+def _parameters(function: Any) -> tuple[Sequence[str], Sequence[str], Mapping[str, Any]]:
     """Names of the parameters that may go by place, of the others, and annotations by name."""
     code = function.__code__
     names, count = code.co_varnames, code.co_argcount

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, misfit
 from minigrad.graph import build
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_ints, product
@@ -212,7 +212,7 @@ class Arithmetic(Composed):
         [1.0]
         """
         if self.size(dim) % 2:
-            raise ShapeError(f"glu along {dim} of {self.shape}: expected an even extent")
+            raise misfit(f"glu along {dim}", "an even extent", self)
         first, second = self.chunk(2, dim)
         return first * second.sigmoid()
 
@@ -264,10 +264,8 @@ class Arithmetic(Composed):
         """`matmul` of tensors that have these numbers of dimensions, and no others."""
         if self.ndim != mine or other.ndim != its:
             kinds = ("numbers", "a vector", "a matrix", "a batch of matrices")
-            raise ShapeError(
-                f"{name} of {self.shape} and {other.shape}: expected {kinds[mine]} "
-                f"and {kinds[its]}; matmul takes others"
-            )
+            expected = f"{kinds[mine]} and {kinds[its]}; matmul takes others"
+            raise misfit(name, expected, self, other)
         return self.matmul(other)
 
     def mm(self, mat2: Core) -> Self:
@@ -301,7 +299,7 @@ class Arithmetic(Composed):
         [[3, 4], [6, 8]]
         """
         if self.ndim != 1 or vec2.ndim != 1:
-            raise ShapeError(f"outer of {self.shape} and {vec2.shape}: expected two vectors")
+            raise misfit("outer", "two vectors", self, vec2)
         return self.unsqueeze(1) * vec2
 
     def tensordot(self, other: Self, dims: int | Sequence[Sequence[int]] = 2) -> Self:
@@ -313,10 +311,7 @@ class Arithmetic(Composed):
         if not isinstance(dims, Sequence):
             check_ints("tensordot", dims=dims)
             if not 0 <= dims <= min(self.ndim, other.ndim):
-                raise ShapeError(
-                    f"tensordot over {dims} dimensions of {self.shape} and "
-                    f"{other.shape}: expected fewer"
-                )
+                raise misfit(f"tensordot over {dims} dimensions", "fewer", self, other)
             dims = ([*range(self.ndim - dims, self.ndim)], [*range(dims)])
         if len(dims) != 2:
             raise ShapeError(f"tensordot(dims={dims}): expected a number of them, or two lists")
@@ -325,8 +320,7 @@ class Arithmetic(Composed):
         rows = [d for d in range(self.ndim) if d not in mine]
         columns = [d for d in range(other.ndim) if d not in its]
         if [self.shape[d] for d in mine] != [other.shape[d] for d in its]:
-            raise ShapeError(f"tensordot of {self.shape} and {other.shape} over "
-                             f"{dims}: expected equal extents")  # fmt: skip
+            raise misfit(f"tensordot over {dims}", "equal extents", self, other)
         count = product([self.shape[d] for d in mine])
         left, right = [self.shape[d] for d in rows], [other.shape[d] for d in columns]
         x = self.permute(*rows, *mine).reshape((product(left), count))
@@ -354,7 +348,7 @@ class Arithmetic(Composed):
         x, y = self._two("cross", other)
         axis = axis_of("cross", dim, x.ndim, 0)
         if x.shape[axis] != 3:
-            raise ShapeError(f"cross along dimension {axis} of {x.shape}: expected extent 3")
+            raise misfit(f"cross along dimension {axis}", "extent 3", x)
         return x.roll(-1, axis) * y.roll(-2, axis) - x.roll(-2, axis) * y.roll(-1, axis)
 
     def matrix_power(self, n: int) -> Self:
@@ -364,7 +358,7 @@ class Arithmetic(Composed):
         [[1, 5], [0, 1]]
         """
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
-            raise ShapeError(f"matrix_power({n}) of {self.shape}: expected n ≥ 0, squares")
+            raise misfit(f"matrix_power({n})", "n ≥ 0, squares", self)
         one = self.arange(self.shape[-1], device=self.raw.device)
         result, factor = one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape), self
         while n:
@@ -391,8 +385,7 @@ class Arithmetic(Composed):
         [[5.0]]
         """
         if min(self.ndim, x2.ndim) < 2 or self.shape[-1] != x2.shape[-1]:
-            raise ShapeError(f"cdist of {self.shape} and {x2.shape}: expected "
-                             "(…, m, d) and (…, n, d)")  # fmt: skip
+            raise misfit("cdist", "(…, m, d) and (…, n, d)", self, x2)
         away: Any = self.unsqueeze(-2) - x2.unsqueeze(-3)
         return away.norm(p, -1)  # type: ignore[no-any-return]
 

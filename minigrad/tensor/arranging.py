@@ -7,10 +7,10 @@ from itertools import accumulate, pairwise
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, broadcast_shape
+from minigrad.tensor.broadcasting import Axis, Scalar, axes_of, axis_of, broadcast_shape
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence, tensors_in
 
@@ -87,7 +87,7 @@ class Arranging(Composed):
     def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:
         extent = self._known_shape()[axis_of(name, axis, self.ndim, 0)]
         if isinstance(given, int) and (given < 1 or extent % given):
-            raise ShapeError(f"{name}({given}) of {self.shape}: expected a part of {extent}")
+            raise misfit(f"{name}({given})", f"a part of {extent}", self)
         return self.tensor_split(given, axis)
 
     # --- order and shape --------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class Arranging(Composed):
         [[1], [2]]
         """
         if self.ndim > 2:
-            raise ShapeError(f"t of {self.shape}: expected a matrix; use .mT or .permute(…)")
+            raise misfit("t", "a matrix; use .mT or .permute(…)", self)
         return self.T
 
     def rot90(self, k: int = 1, dims: Sequence[int] = (0, 1)) -> Self:
@@ -229,7 +229,7 @@ class Arranging(Composed):
         if self.ndim == 2:
             return self.diagonal(diagonal)
         if self.ndim != 1 or isinstance(self.shape[0], Affine):
-            raise ShapeError(f"diag of shape {self.shape}: expected one or two dimensions")
+            raise misfit("diag", "one or two dimensions", self)
         return self.diag_embed(diagonal)
 
     def trace(self) -> Self:
@@ -239,7 +239,7 @@ class Arranging(Composed):
         5
         """
         if self.ndim != 2:
-            raise ShapeError(f"trace of {self.shape}: expected a matrix")
+            raise misfit("trace", "a matrix", self)
         return self.diagonal().sum()
 
     def block_diag(self, *others: Any) -> Self:
@@ -288,10 +288,8 @@ class Arranging(Composed):
         """
         r = upscale_factor
         if self.ndim < 3 or self.shape[-3] % (r * r):
-            raise ShapeError(
-                f"pixel_shuffle({r}) of {self.shape}: expected images (…, channels, height, "
-                f"width) with channels a multiple of {r * r}"
-            )
+            expected = f"(…, channels, height, width), channels a multiple of {r * r}"
+            raise misfit(f"pixel_shuffle({r})", expected, self)
         return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
 
     def pixel_unshuffle(self, downscale_factor: int) -> Self:
@@ -408,7 +406,7 @@ class Arranging(Composed):
         flat = self.flatten().scatter_add(0, places.flatten(), added)
         return flat.reshape(self.shape)
 
-    def take_along_dim(self, indices: Core, dim: int | None = None) -> Self:
+    def take_along_dim(self, indices: Core, dim: Axis = None) -> Self:
         """Elements along dim at indices as `argsort` gives them; other dimensions broadcast.
 
         >>> Tensor([[3, 1]]).take_along_dim(Tensor([[1, 0]]), 1).tolist()
@@ -423,9 +421,7 @@ class Arranging(Composed):
     def _take_along(self, name: str, indices: Core, axis: int) -> Self:
         """`take_along_dim`, under another name in messages."""
         if indices.ndim != self.ndim:
-            raise ShapeError(
-                f"{name} of {self.shape} at {indices.shape}: expected indices of as many dimensions"
-            )
+            raise misfit(name, "indices of as many dimensions", f"{self.shape} at {indices.shape}")
         x, places = (
             value.expand([
                 other if d != axis and extent == 1 else extent

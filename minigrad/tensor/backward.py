@@ -17,7 +17,7 @@ from minigrad.graph.rolled import without_copies
 from minigrad.hints import hint
 from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import broadcast_to, show
+from minigrad.tensor.broadcasting import broadcast_to
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
@@ -58,7 +58,7 @@ class Backward(Composed):
                 break
         else:
             raise GradientError(
-                f"backward of a tensor of shape {show(self.shape)}: it depends on no float leaf "
+                f"backward of a tensor of shape {self.shape}: it depends on no float leaf "
                 "that takes a gradient (was it detached, or computed inside no_grad? does nobody "
                 "hold the leaf any more, as after w = w - lr * w.grad? Write "
                 "`with Tensor.no_grad(): w -= lr * w.grad`)"
@@ -102,21 +102,19 @@ class Backward(Composed):
             parts = [part for one in values if (part := found[one]) is not None]
             if not parts:
                 raise GradientError(
-                    f"gradient: the tensor of shape {show(self.shape)} does not depend on the "
-                    f"target of shape {show(target.shape)} {target.dtype.name}"
+                    f"gradient: the tensor of shape {self.shape} does not depend on the "
+                    f"target of shape {target.shape} {target.dtype.name}"
                 )
             grads.append(reduce(Node.__add__, parts))
         return [self._new(node) for node in replaced(grads, back)]
 
     def _seed(self, gradient: Core | None) -> Node:
         if not self.dtype.is_float:
-            raise GradientError(
-                f"gradient of a {self.dtype.name} tensor: only floats have gradients"
-            )
+            raise GradientError(f"gradient of {self.dtype.name}: only floats have gradients")
         if gradient is None:
             if self.numel() != 1:
                 raise GradientError(
-                    f"backward of a tensor of shape {show(self.shape)}: expected one element; "
+                    f"backward of a tensor of shape {self.shape}: expected one element; "
                     "reduce it, e.g. with .sum(), or pass gradient= of its shape"
                 )
             return build.const(1.0, self.dtype, self.shape, self.raw.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +15,7 @@ from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer
 
 Scalar = int | float | bool
+Axis = int | None
 Axes = int | Sequence[int] | None
 
 
@@ -100,6 +101,14 @@ def check_flag(name: str, what: str, value: object) -> None:
         raise TypeError(f"{name}({what}={value!r}): expected True or False")
 
 
+def check_choice(name: str, choices: Collection[object], **given: object) -> None:
+    """ValueError for what is none of the choices."""
+    for what, value in given.items():
+        if value not in choices:
+            *most, last = map(repr, choices)
+            raise ValueError(f"{name}({what}={value!r}): expected {', '.join(most)} or {last}")
+
+
 def check_ints(name: str, **given: object) -> tuple[Any, ...]:
     """What is given, as ints; TypeError for what is none, nor a symbolic one: a float, a text."""
     for what, value in given.items():
@@ -141,12 +150,14 @@ def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
     return axis % ndim if ndim else 0
 
 
-def axes_of(name: str, axes: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
-    """Axes counted from the left; None means all of them."""
+def axes_of(
+    name: str, axes: int | Sequence[int] | None, ndim: int, least: int = 1
+) -> tuple[int, ...]:
+    """Axes counted from the left; None means all of them. least: as for `axis_of`."""
     if axes is None:
         return tuple(range(ndim))
     given = tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
-    found = tuple(axis_of(name, axis, ndim) for axis in given)
+    found = tuple(axis_of(name, axis, ndim, least) for axis in given)
     if len(set(found)) != len(found):
         raise ShapeError(f"{name}: axes {given} name an axis twice")
     return found if ndim else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, resolve
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import merge_axes, repeat_along, split_axis
 from minigrad.graph.node import Node, Op
@@ -20,10 +20,8 @@ def _resized(node: Node, wanted: DType) -> Node:
     count = wide.itemsize // narrow.itemsize
     last = node.shape[-1] if node.ndim else 0
     if not node.ndim or not isinstance(last, int) or (new is wide and last % count):
-        raise ShapeError(
-            f"bitcast from {node.dtype.name} to {wanted.name} of shape {node.shape}: "
-            f"expected a last dimension{f' divisible by {count}' if new is wide else ''}"
-        )
+        expected = f"a last dimension{f' divisible by {count}' if new is wide else ''}"
+        raise misfit(f"bitcast from {node.dtype.name} to {wanted.name}", expected, node)
     bits, axis = build.bitcast(node, old), node.ndim - 1
     if new is narrow:
         bits = repeat_along(split_axis(bits, axis, last, 1), axis + 1, count)

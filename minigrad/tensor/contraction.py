@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any, Self
 
 from minigrad.device import Device
-from minigrad.dtype import DType, dtypes, promote, resolve
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.dtype import DType, DTypeLike, dtypes, promote, resolve
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
@@ -29,7 +29,7 @@ class Contraction(Methods):
 
     # --- matrix products --------------------------------------------------------------------------
 
-    def matmul(self, other: Any, dtype: DType | str | None = None) -> Self:
+    def matmul(self, other: Any, dtype: DTypeLike = None) -> Self:
         """Matrix product with numpy's rules: batch dimensions broadcast, vectors lose their 1.
 
         (…, m, k) · (…, k, n) → (…, m, n) in the promoted dtype, or in `dtype`.
@@ -40,10 +40,7 @@ class Contraction(Methods):
         where = self.raw.device
         right = other if isinstance(other, type(self)) else type(self)(other, device=where)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
-            raise ShapeError(
-                f"matmul of {self.shape} and {right.shape}: expected (…, m, k) and "
-                "(…, k, n) with equal k"
-            )
+            raise misfit("matmul", "(…, m, k) and (…, k, n) with equal k", self, right)
         same_device("matmul", (self.raw, right.raw))
         x, y = self.node, right.node
         result_dtype = promote(x.dtype, y.dtype) if dtype is None else resolve(dtype)
@@ -66,7 +63,7 @@ class Contraction(Methods):
         kept = [n for at, n in enumerate(shape[:-1]) if at - len(shape) + 1 not in ones]
         return self._new(build.cast(build.reshape(total, tuple(kept)), result_dtype))
 
-    def dot(self, other: Any, dtype: DType | str | None = None) -> Self:
+    def dot(self, other: Any, dtype: DTypeLike = None) -> Self:
         """As `matmul`.
 
         >>> Tensor([1, 2]).dot(Tensor([3, 4])).item()
@@ -91,10 +88,7 @@ class Contraction(Methods):
         [[11.0]]
         """
         if weight.ndim not in (1, 2) or not self.ndim or self.shape[-1] != weight.shape[0]:
-            raise ShapeError(
-                f"linear of {self.shape} with a weight of shape {weight.shape}: "
-                "expected (…, in) and (in, out)"
-            )
+            raise misfit("linear", "(…, in) and (in, out)", self, f"a weight {weight.shape}")
         factor = self._new(weight.node)
         result = self * factor if weight.ndim == 1 else self.matmul(factor)
         return result if bias is None else result + bias
@@ -119,10 +113,8 @@ class Contraction(Methods):
                     if extents[name] == 1:
                         extents[name] = extent
                     elif extent != 1:
-                        raise ShapeError(
-                            f"einsum {equation!r}: dimension {name!r} is {extents[name]} and "
-                            f"{extent}; expected equal extents"
-                        )
+                        what = f"einsum {equation!r}: dimension {name!r}"
+                        raise misfit(what, "equal extents", extents[name], extent)
             aligned.append((names, tensor))
         missing = [name for name in output if name not in extents]
         if missing:
@@ -169,19 +161,13 @@ class Contraction(Methods):
         if is_causal and attn_mask is not None:
             raise ValueError("scaled_dot_product_attention: expected is_causal or attn_mask")
         if min(self.ndim, key.ndim, value.ndim) < 2 + enable_gqa:
-            raise ShapeError(
-                f"attention of {self.shape}, {key.shape} and {value.shape}: expected at least "
-                f"{2 + enable_gqa} dimensions"
-            )
+            raise misfit("attention", f"at least {2 + enable_gqa} dimensions", self, key, value)
         if enable_gqa:
             key, value = (
                 x.repeat_interleave(_ratio(self.shape[-3], x.shape[-3]), -3) for x in (key, value)
             )
         if self.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-            raise ShapeError(
-                f"attention of query {self.shape}, key {key.shape} and value "
-                f"{value.shape}: expected (…, n, d), (…, m, d) and (…, m, e)"
-            )
+            raise misfit("attention", "(…, n, d), (…, m, d) and (…, m, e)", self, key, value)
         given = (key, value, attn_mask, is_causal, scale)
         return self._attended(*given) if dropout_p == 0 else self._attention(*given, dropout_p)
 
@@ -214,9 +200,7 @@ class Contraction(Methods):
 
     _attended = templated(_attention)
 
-    def _seen(
-        self, key: Core, attn_mask: Core | None, is_causal: bool
-    ) -> tuple[Self, Self | None]:
+    def _seen(self, key: Core, attn_mask: Core | None, is_causal: bool) -> tuple[Self, Self | None]:
         """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
         if attn_mask is None and not is_causal:
             every = build.const(True, dtypes.bool, (1, 1), self.raw.device)
@@ -384,9 +368,7 @@ def _product_of_bytes(x: Any, y: Any) -> Any:
 
 def _ratio(many: Any, few: Any) -> int:
     if not isinstance(many, int) or not isinstance(few, int) or few == 0 or many % few:
-        raise ShapeError(
-            f"attention with {many} query heads and {few} key heads: expected a multiple"
-        )
+        raise misfit("attention", "a multiple", f"{many} query heads", f"{few} key heads")
     return many // few
 
 
@@ -434,11 +416,9 @@ def _without_repeats(names: list[str], tensor: Any) -> tuple[list[str], Any]:
         name = next(n for n in names if names.count(n) > 1)
         first = names.index(name)
         second = names.index(name, first + 1)
+        rows, columns = tensor.shape[first], f"{tensor.shape[second]} of one operand"
         if tensor.shape[first] != tensor.shape[second]:
-            raise ShapeError(
-                f"einsum: dimension {name!r} is {tensor.shape[first]} and {tensor.shape[second]} "
-                "of one operand; expected equal extents"
-            )
+            raise misfit(f"einsum: dimension {name!r}", "equal extents", rows, columns)
         tensor = tensor.diagonal(0, first, second)
         names = [n for i, n in enumerate(names) if i not in (first, second)] + [name]
     return names, tensor

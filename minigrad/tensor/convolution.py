@@ -14,13 +14,13 @@ from math import floor, gcd, isclose, prod
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.build import Window
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.graph.windows import overlap_add
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import same_device, whole
+from minigrad.tensor.broadcasting import check_choice, same_device, whole
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
 
@@ -83,10 +83,7 @@ class Convolution(Composed):
         steps, gaps, pairs = geometry("conv2d", kernel, stride, padding, dilation)
         sizes = list(zip(space, pairs, kernel, gaps, strict=True))
         if any(n + before + after <= d * (k - 1) for n, (before, after), k, d in sizes):
-            raise ShapeError(
-                f"conv2d of {self.shape} padded by {pairs}: smaller than the kernel "
-                f"{tuple(kernel)} with dilation {tuple(gaps)}"
-            )
+            raise _too_small("conv2d", self, pairs, kernel, gaps)
         dtype = promote(self.dtype, weight.dtype)
         wide = x.cast(accumulator(dtype))
         own = inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
@@ -170,10 +167,8 @@ class Convolution(Composed):
     def _batched(self, name: str, weight: Core) -> tuple[Self, bool]:
         same_device(name, (self.raw, weight.raw))
         if weight.ndim < 3 or self.ndim not in (weight.ndim, weight.ndim - 1):
-            raise ShapeError(
-                f"{name} of {self.shape} with a weight {weight.shape}: expected a "
-                "weight (…, …, *kernel) and (batch, channels, *space) with as many dimensions"
-            )
+            expected = "(batch, channels, *space) and as many dimensions, (…, …, *kernel)"
+            raise misfit(name, expected, self, f"a weight {weight.shape}")
         return (self, True) if self.ndim == weight.ndim else (self.unsqueeze(0), False)
 
     def _channels_last(self, groups: int, apart: bool = False) -> Self:
@@ -268,12 +263,10 @@ class Convolution(Composed):
         """
         spatial = self.ndim - 2
         if spatial < 1 or _LINEAR.get(mode, spatial) not in (spatial, 1):
-            raise ShapeError(
-                f"interpolate(mode={mode!r}) of {self.shape}: expected (batch, channels, "
-                f"*space){f' with {_LINEAR[mode]} spatial dimensions' if mode in _LINEAR else ''}"
-            )
-        if mode not in MODES:
-            raise ValueError(f"interpolate(mode={mode!r}): expected one of {', '.join(MODES)}")
+            space = f" with {_LINEAR[mode]} spatial dimensions" if mode in _LINEAR else ""
+            expected = f"(batch, channels, *space){space}"
+            raise misfit(f"interpolate(mode={mode!r})", expected, self)
+        check_choice("interpolate", MODES, mode=mode)
         if align_corners and mode not in _LINEAR:
             raise ValueError(
                 f"interpolate(align_corners=True, mode={mode!r}): only linear modes and bicubic "
@@ -300,10 +293,8 @@ class Convolution(Composed):
         if len(numbers) != spatial or len(space) != spatial or any(
             not isinstance(n, kind) or n <= 0 for n in numbers
         ):
-            raise ShapeError(
-                f"interpolate of {self.shape} to {given!r}: expected one {word} > 0, or "
-                f"{spatial} of them, and plain extents"
-            )
+            expected = f"one {word} > 0, or {spatial} of them, and plain extents"
+            raise misfit("interpolate", expected, f"{self.shape} to {given!r}")
         if scale_factor is None:
             return numbers, [None] * spatial
         extents = [int(e * f) for e, f in zip(space, numbers, strict=True)]
@@ -428,6 +419,13 @@ def geometry(
     return steps, gaps, padding_pairs(name, padding, kernel, steps, gaps)
 
 
+def _too_small(
+    name: str, x: Core, pairs: Pairs, kernel: Sequence[int], gaps: Sequence[int]
+) -> ShapeError:
+    what = f"smaller than the kernel {tuple(kernel)} with dilation {tuple(gaps)}"
+    return ShapeError(f"{name} of {x.shape} padded by {pairs}: {what}")
+
+
 def windows_of(
     first: int, kernel: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
 ) -> list[Window]:
@@ -490,10 +488,8 @@ class _Plan:
             raise DTypeError(f"{name} of a bool tensor; expected numbers, e.g. x.float()")
         self.spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 2
         if not 1 <= self.spatial <= x.ndim:
-            raise ShapeError(
-                f"{name} of {x.shape} with kernel_size {kernel_size}: expected as many "
-                "dimensions as the kernel has, or more"
-            )
+            expected = "as many dimensions as the kernel has, or more"
+            raise misfit(name, expected, f"{x.shape} with kernel_size {kernel_size}")
         self.kernel = per_dimension(name, "kernel_size", kernel_size, self.spatial)
         stride = self.kernel if stride is None else stride
         self.steps, self.gaps, self.pairs = geometry(name, self.kernel, stride, padding, dilation)
@@ -509,10 +505,7 @@ class _Plan:
             if ceil_mode and (count - 1) * s >= n + before:
                 count -= 1
             if free < 0 and not (ceil_mode and count > 0):
-                raise ShapeError(
-                    f"{name} of {x.shape} padded by {self.pairs}: smaller than the kernel "
-                    f"{tuple(self.kernel)} with dilation {tuple(self.gaps)}"
-                )
+                raise _too_small(name, x, self.pairs, self.kernel, self.gaps)
             self.beyond.append((before, max(after, (count - 1) * s + reach - n - before)))
 
     def windows(self, x: Any, value: Any) -> Any:

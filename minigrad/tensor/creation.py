@@ -7,22 +7,17 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.device import Device
-from minigrad.dtype import DType, check_holds, dtype_of, dtypes, resolve
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.dtype import DType, DTypeLike, check_holds, dtype_of, dtype_or, dtypes
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
-from minigrad.tensor.broadcasting import Scalar, whole
+from minigrad.tensor.broadcasting import Scalar, check_choice, whole
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence, tensors_in
 
 
-def dtype_or(given: DType | str | None, default: DType) -> DType:
-    """A dtype, a name of one, or a default for None."""
-    return default if given is None else resolve(given)
-
-
-def _numeric(name: str, given: DType | str | None, default: DType) -> DType:
+def _numeric(name: str, given: DTypeLike, default: DType) -> DType:
     """The dtype of a ramp."""
     dtype = dtype_or(given, default)
     if dtype.is_bool:
@@ -71,7 +66,7 @@ class Creation(Methods):
     @classmethod
     def full(
         cls, shape: Sequence[Integer] | Integer, fill_value: Scalar, *,
-        dtype: DType | str | None = None, device: str | None = None,
+        dtype: DTypeLike = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """Every element is fill_value, whose type chooses the dtype.
@@ -91,7 +86,7 @@ class Creation(Methods):
         return cls._made(build.const(fill_value, wanted, extents, where), requires_grad)
 
     @classmethod
-    def zeros(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
+    def zeros(cls, *shape: Any, dtype: DTypeLike = None, **options: Any) -> Self:
         """Zeros, float32 unless dtype is given.
 
         >>> Tensor.zeros(2).tolist()
@@ -101,7 +96,7 @@ class Creation(Methods):
         return cls.full(checked_shape("zeros", shape), 0, dtype=wanted, **options)
 
     @classmethod
-    def ones(cls, *shape: Any, dtype: DType | str | None = None, **options: Any) -> Self:
+    def ones(cls, *shape: Any, dtype: DTypeLike = None, **options: Any) -> Self:
         """Ones, float32 unless dtype is given.
 
         >>> Tensor.ones(2).tolist()
@@ -112,7 +107,7 @@ class Creation(Methods):
 
     empty = zeros
 
-    def full_like(self, fill_value: Scalar, *, dtype: DType | str | None = None,
+    def full_like(self, fill_value: Scalar, *, dtype: DTypeLike = None,
                   device: str | None = None,
                   requires_grad: bool | None = None) -> Self:  # fmt: skip
         """Every element is fill_value; shape, dtype and device of self.
@@ -124,7 +119,7 @@ class Creation(Methods):
                              requires_grad=requires_grad)  # fmt: skip
 
     def new_full(
-        self, size: Any, fill_value: Scalar, *, dtype: DType | str | None = None,
+        self, size: Any, fill_value: Scalar, *, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """Every element is fill_value; dtype and device of self unless given.
@@ -155,7 +150,7 @@ class Creation(Methods):
 
     @classmethod
     def arange(
-        cls, start: Any, stop: Any = None, step: Scalar = 1, *, dtype: DType | str | None = None,
+        cls, start: Any, stop: Any = None, step: Scalar = 1, *, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """start, start + step, … before stop. One argument is the stop.
@@ -198,7 +193,7 @@ class Creation(Methods):
 
     @classmethod
     def linspace(
-        cls, start: Scalar, stop: Scalar, steps: int, *, dtype: DType | str | None = None,
+        cls, start: Scalar, stop: Scalar, steps: int, *, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """`steps` numbers from start to stop, both included; float32 unless dtype is given.
@@ -220,7 +215,7 @@ class Creation(Methods):
         return cls._made(exact.cast(wanted).node, requires_grad)
 
     @classmethod
-    def eye(cls, n: int, m: int | None = None, *, dtype: DType | str | None = None,
+    def eye(cls, n: int, m: int | None = None, *, dtype: DTypeLike = None,
             device: str | None = None, requires_grad: bool | None = None) -> Self:  # fmt: skip
         """The identity matrix (n × n, or n × m), float32 unless dtype is given.
 
@@ -243,8 +238,7 @@ class Creation(Methods):
         if any(vector.ndim > 1 for vector in vectors):
             shapes = " and ".join(str(vector.shape) for vector in vectors)
             raise ShapeError(f"meshgrid of {shapes}: expected vectors")
-        if indexing not in ("ij", "xy"):
-            raise ValueError(f"meshgrid(indexing={indexing!r}): expected 'ij' or 'xy'")
+        check_choice("meshgrid", ("ij", "xy"), indexing=indexing)
         places = list(range(len(vectors)))
         if indexing == "xy":
             places[:2] = places[:2][::-1]
@@ -253,19 +247,13 @@ class Creation(Methods):
         grids = zip(vectors, places, strict=True)
         return tuple(v.reshape(*ones[:at], -1, *ones[at + 1 :]).expand(shape) for v, at in grids)
 
-    def _checked(
-        self, extent: Integer, name: str, unit: str, *, wraps: bool = False,
-        ignored: int | None = None,
-    ) -> Self:  # fmt: skip
+    def _checked(self, extent: Integer, *given: Any, **options: Any) -> Self:
         """self, of which each element must be an index of 0 … extent − 1: see `bounds.check`."""
-        node = bounds.check(self.raw, extent, name, unit, wraps=wraps, ignored=ignored)
-        return self._new(node)
+        return self._new(bounds.check(self.raw, extent, *given, **options))
 
-    def _within(
-        self, name: str, unit: str, expected: str, least: float = 0.0, most: float = 1.0
-    ) -> Self:
+    def _within(self, *given: Any) -> Self:
         """self, of which each must be in an interval: see `bounds.check_values`."""
-        return self._new(bounds.check_values(self.node, name, unit, expected, least, most))
+        return self._new(bounds.check_values(self.node, *given))
 
     def one_hot(self, num_classes: int = -1) -> Self:
         """int32: 1 at the class of each element, in a new last dimension.
@@ -290,7 +278,7 @@ class Creation(Methods):
     def _triangle(self, diagonal: int) -> Self:
         """True where column − row ≤ diagonal, for the last two dimensions."""
         if self.ndim < 2:
-            raise ShapeError(f"tril/triu of shape {self.shape}: expected at least 2 dimensions")
+            raise misfit("tril/triu", "at least 2 dimensions", self)
         rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
         return self.arange(self.shape[-1], device=self.raw.device) <= rows + diagonal
 

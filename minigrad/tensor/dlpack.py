@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Self
 
-from minigrad.device import Buffer, Device, refuse, watching
-from minigrad.dtype import ALL, DType, dtypes
+from minigrad.device import Buffer, Device, about_to_read
+from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
-from minigrad.tensor import views
+from minigrad.tensor import hostdata, views
 from minigrad.tensor.basic import Composed
 
 CPU_MEMORY = 1  # kDLCPU
@@ -64,21 +64,14 @@ class DLPack(Composed):
                 f"__dlpack__(dl_device={tuple(dl_device)}): this tensor can be given in the host's "
                 "memory only, (1, 0)"
             )
-        if views.base_of(self) is not None:  # what it has in memory is a copy
-            if copy is False:
-                raise BufferError(
-                    "__dlpack__(copy=False) of a view: only a whole tensor's memory can be given; "
-                    "pass copy=None"
-                )
-            copy = True
-        memory = (self.clone() if copy else self)._shared_memory()
-        copied = bool(copy) or memory is None
+        view = views.base_of(self) is not None  # what it has in memory is a copy
+        memory = (self.clone() if copy or view else self)._shared_memory()
+        copied = bool(copy) or view or memory is None
+        if copied and copy is False:
+            given = f"a tensor on {self.device}: its memory is not the host's"
+            given = "a view: only a whole tensor's memory can be given" if view else given
+            raise BufferError(f"__dlpack__(copy=False) of {given}; pass copy=None")
         if memory is None:
-            if copy is False:
-                raise BufferError(
-                    f"__dlpack__(copy=False) of a tensor on {self.device}: its memory is not the "
-                    "host's; pass copy=None"
-                )
             source = type(self).from_bytes(self._bytes(), self._known_shape(), self.dtype, "CPU")
             memory = source._shared_memory()
             assert memory is not None
@@ -91,9 +84,7 @@ class DLPack(Composed):
         while not self.is_realized():  # another thread may write meanwhile
             self.realize()
         buffer: Buffer = self.raw.arg
-        if watching.watch is not None:
-            watching.watch.reads(buffer)
-        refuse((buffer,))
+        about_to_read((buffer,))
         runtime = Device[buffer.device]
         if not buffer.size:
             return buffer
@@ -176,8 +167,7 @@ def _consume(data: Any) -> tuple[Any, DType, bool]:
             f"from_dlpack of {type(data).__name__}: {error} expected bool, integers or real floats "
             "in the host's memory"
         ) from None
-    known = {dtype.name: dtype for dtype in ALL}
-    dtype = dtypes.bfloat16 if halves else known.get(array.dtype.name)
+    dtype = dtypes.bfloat16 if halves else hostdata.known(array.dtype)
     if dtype is None:
         raise DTypeError(
             f"from_dlpack of {type(data).__name__}: elements of dtype {array.dtype.name} are "

@@ -9,46 +9,19 @@ from minigrad.dtype import check_holds, dtype_of, dtypes, promote
 from minigrad.errors import DTypeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
-from minigrad.tensor.broadcasting import (
-    Scalar,
-    broadcast_shape,
-    broadcast_to,
-    same_device,
-    scalar_dtype,
-)
+from minigrad.tensor.broadcasting import Scalar, broadcast_shape, broadcast_to, scalar_dtype
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Method, Methods
 
 _DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # whole numbers of integers
 
 
-def _apply(op: Op, name: str, nodes: Sequence[Node]) -> Node:
-    """The operation, with an error in the user's words where the dtype does not fit."""
-    try:
-        return build.elementwise(op, *nodes)
-    except DTypeError:
-        expected = "an integer dtype" if op in (Op.SHL, Op.SHR) else "bool or an integer dtype"
-        if op is Op.SUB:
-            expected = "a number dtype; for bool use ^, or cast it first"
-        raise DTypeError(
-            f"{name} of {' and '.join(node.dtype.name for node in nodes)}: expected {expected}"
-        ) from None
-
-
-def _common(name: str, nodes: Sequence[Node]) -> list[Node]:
-    """Nodes broadcast and promoted to one shape and dtype; they must be on one device."""
-    first = nodes[0]
-    for node in nodes[1:]:
-        if node.dtype is not first.dtype or node.shape != first.shape:
-            break
-        if node.device != first.device:
-            break
-    else:
-        return list(nodes)
-    same_device(name, nodes)
-    shape = broadcast_shape(name, *(node.shape for node in nodes))
-    dtype = promote(*(node.dtype for node in nodes))
-    return [broadcast_to(build.cast(node, dtype), shape) for node in nodes]
+def _common(name: str, x: Node, y: Node) -> list[Node]:
+    """Two nodes broadcast and promoted to one shape and dtype."""
+    if x.dtype is y.dtype and x.shape == y.shape:
+        return [x, y]
+    shape, dtype = broadcast_shape(name, x.shape, y.shape), promote(x.dtype, y.dtype)
+    return [broadcast_to(build.cast(node, dtype), shape) for node in (x, y)]
 
 
 def condition(name: str, x: Core) -> Node:
@@ -62,19 +35,13 @@ def condition(name: str, x: Core) -> Node:
 
 
 def choices(like: Any, x: Any, y: Any) -> list[Node]:
-    """The two values of a `where` with one dtype; scalars are weakly typed."""
+    """The two values of a `where` with one dtype and shape; scalars are weakly typed."""
     one, other = (isinstance(value, (bool, int, float)) for value in (x, y))
     if one and other:
         dtype = dtype_of("where", (x, y))
         return [build.const(value, dtype, (), like.raw.device) for value in (x, y)]
-    if one or other:
-        number, array = (x, like._operand(y).node) if one else (y, like._operand(x).node)
-        dtype = scalar_dtype("where", number, array.dtype)
-        pair = [build.const(number, dtype, (), array.device), build.cast(array, dtype)]
-        return pair if one else pair[::-1]
-    nodes = [like._operand(value).node for value in (x, y)]
-    dtype = promote(nodes[0].dtype, nodes[1].dtype)
-    return [build.cast(node, dtype) for node in nodes]
+    tensor: Any = like._operand(y if one else x)
+    return tensor._pair("where", x if one else y, one)  # type: ignore[no-any-return]
 
 
 def _floor_quotient(x: Node, y: Node) -> Node:
@@ -116,7 +83,7 @@ class Elementwise(Methods):
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:
             tensor = other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
-            pair = _common(name, [mine, tensor.node])
+            pair = _common(name, mine, tensor.node)
         return pair[::-1] if reverse else pair
 
     def _floats(self, name: str, other: Any, reverse: bool) -> list[Node]:
@@ -138,7 +105,8 @@ class Elementwise(Methods):
         return self._new(x), self._new(y)
 
     def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
-        return self._new(_apply(op, name, self._pair(name, other, reverse)))
+        pair = self._floats if op is Op.DIV else self._pair
+        return self._new(build.elementwise(op, *pair(name, other, reverse)))
 
     def _compare(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
         """A comparison; every integer lies on one side of an int that its dtype does not hold."""
@@ -177,9 +145,6 @@ class Elementwise(Methods):
         [3, 6]
         """
         return self._binary(Op.MUL, "mul", other)
-
-    def _div(self, other: Any, reverse: bool) -> Self:
-        return self._new(build.elementwise(Op.DIV, *self._floats("div", other, reverse)))
 
     def floor_divide(self, other: Any) -> Self:
         """self // other, rounded down; of integers, by 0 in a tensor it is 0, as numpy's.
@@ -237,10 +202,7 @@ class Elementwise(Methods):
         >>> Tensor([1, -2]).neg().tolist()
         [-1, 2]
         """
-        node = self.node
-        if node.dtype.is_bool:
-            raise DTypeError("neg of a bool tensor: use ~ for logical not, or cast it first")
-        return self._new(build.elementwise(Op.NEG, node))
+        return self._new(build.elementwise(Op.NEG, self.node))
 
     # --- bits and logic ---------------------------------------------------------------------------
 
@@ -274,7 +236,7 @@ class Elementwise(Methods):
         >>> Tensor([True, False]).bitwise_not().tolist()
         [False, True]
         """
-        return self._new(_apply(Op.NOT, "bitwise_not", [self.node]))
+        return self._new(build.elementwise(Op.NOT, self.node))
 
     def lshift(self, other: Any) -> Self:
         """Shifted left; a shift by the width or more gives 0.
@@ -392,10 +354,9 @@ class Elementwise(Methods):
         [1, 0]
         """
         nodes = [condition("where", self), *choices(self, x, y)]
-        return self._chosen("where", nodes, broadcast_shape("where", *[n.shape for n in nodes]))
+        return self._chosen(nodes, broadcast_shape("where", *[n.shape for n in nodes]))
 
-    def _chosen(self, name: str, nodes: Sequence[Node], shape: Shape) -> Self:
-        same_device(name, nodes)
+    def _chosen(self, nodes: Sequence[Node], shape: Shape) -> Self:
         wide = [broadcast_to(node, shape) for node in nodes]
         return self._new(build.elementwise(Op.WHERE, *wide))
 
@@ -408,7 +369,7 @@ class Elementwise(Methods):
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
         filled = self._operand(value, "masked_fill").cast(self.dtype).node
         nodes = [condition("masked_fill", mask), filled, self.node]
-        return self._chosen("masked_fill", nodes, shape)
+        return self._chosen(nodes, shape)
 
     def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
         """self limited to min … max; None leaves that side open. Keywords: min, max.
@@ -462,10 +423,7 @@ class Elementwise(Methods):
     __hash__ = object.__hash__
 
     def __truediv__(self, other: Any) -> Self:
-        return self._div(other, False)
-
-    def __rtruediv__(self, other: Any) -> Self:
-        return self._div(other, True)
+        return self._binary(Op.DIV, "div", other)
 
     def __rfloordiv__(self, other: Any) -> Self:
         return self._operand(other, "floor division").floor_divide(self)
@@ -476,4 +434,5 @@ class Elementwise(Methods):
     __radd__, __rsub__ = _reflected(Op.ADD, "add"), _reflected(Op.SUB, "sub")
     __rmul__, __rand__ = _reflected(Op.MUL, "mul"), _reflected(Op.AND, "bitwise_and")
     __ror__, __rxor__ = _reflected(Op.OR, "bitwise_or"), _reflected(Op.XOR, "bitwise_xor")
+    __rtruediv__ = _reflected(Op.DIV, "div")
     __rlshift__, __rrshift__ = _reflected(Op.SHL, "lshift"), _reflected(Op.SHR, "rshift")

@@ -12,7 +12,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
-from minigrad.tensor.broadcasting import Scalar
+from minigrad.tensor.broadcasting import Scalar, check_choice
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
@@ -226,7 +226,7 @@ class Functions(Methods):
         >>> Tensor([4.0]).reciprocal().tolist()
         [0.25]
         """
-        return self.__rtruediv__(1)
+        return self._binary(Op.DIV, "reciprocal", 1, True)
 
     def exp(self) -> Self:
         """eˣ.
@@ -349,7 +349,7 @@ class Functions(Methods):
             return (x - x.fmod(y) if x.dtype.kind == "i" else x).floor_divide(y)
         if rounding_mode is not None:
             raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
-        return self._div(other, False)
+        return self._binary(Op.DIV, "div", other)
 
     def fmod(self, other: Any) -> Self:
         """The remainder with the sign of the dividend (C's).
@@ -679,8 +679,7 @@ class Functions(Methods):
         x = self._as_float()
         if approximate == "tanh":
             return x._with_derivative(x * 0.5 * _tanh_gelu(x)[0], _tanh_gelu_rule)
-        if approximate != "none":
-            raise ValueError(f"gelu(approximate={approximate!r}): expected 'tanh' or 'none'")
+        check_choice("gelu", ("tanh", "none"), approximate=approximate)
         return x._with_derivative(x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1), _erf_gelu_rule)
 
     def quick_gelu(self) -> Self:
@@ -737,18 +736,14 @@ class Functions(Methods):
 
     def _in_place(self, name: str, result: Self) -> Self:
         """self, with the values of an in-place operation written to it."""
+        fits = result.shape == self.shape
+        if fits and _KINDS.index(result.dtype.kind) <= _KINDS.index(self.dtype.kind):
+            return self.assign(result)
         instead = f"x = x.{name[:-1]}(…)" if name.endswith("_") else f"x = x {name} …"
-        if result.shape != self.shape:
-            raise ShapeError(
-                f"in-place {name}: the result has shape {result.shape}, the tensor "
-                f"{self.shape}; write {instead} instead"
-            )
-        if _KINDS.index(result.dtype.kind) > _KINDS.index(self.dtype.kind):
-            raise DTypeError(
-                f"in-place {name}: the result is {result.dtype.name}, the tensor "
-                f"{self.dtype.name}; write {instead} instead"
-            )
-        return self.assign(result)
+        raise (DTypeError if fits else ShapeError)(
+            f"in-place {name}: the result is {result.dtype.name} {result.shape}, the tensor "
+            f"{self.dtype.name} {self.shape}; write {instead} instead"
+        )
 
     if not TYPE_CHECKING:  # to type checkers x += y is x = x + y
         (__iadd__, __isub__, __imul__, __itruediv__, __ifloordiv__, __imod__, __ipow__, __iand__,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from minigrad.dtype import ALL, DType, check_holds, convert, dtype_of, dtypes, named
+from minigrad.dtype import ALL, DType, check_holds, convert, dtype_of, dtypes, named, number_bytes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Integer, high
 
@@ -47,7 +47,7 @@ def read(data: Any, dtype: DType | None) -> HostArray:
 
 
 @cache
-def _known(dtype: Any) -> DType | None:
+def known(dtype: Any) -> DType | None:
     """What numpy's dtype is here; its name is slow to ask for."""
     return _BY_NAME.get(dtype.name)
 
@@ -62,7 +62,7 @@ def _read_array(data: Any) -> HostArray:
     array = np.asarray(data)
     if hasattr(data, "filled") and np.any(data.mask):
         raise DTypeError("Tensor(masked array): expected numbers everywhere, as x.filled(0) has")
-    dtype = _known(array.dtype)
+    dtype = known(array.dtype)
     if dtype is None:
         raise DTypeError(
             f"Tensor(array of {array.dtype}): expected bool, an integer or a float dtype "
@@ -112,8 +112,7 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
 def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:
     """Numbers as the bytes of a dtype, converted as CAST converts."""
     if dtype is dtypes.bfloat16:
-        rounded = array.array("f", [convert(value, dtype) for value in values]).tobytes()
-        return array.array("H", array.array("H", rounded)[1::2]).tobytes()
+        return b"".join([number_bytes(value, dtype) for value in values])
     form = f"{len(values)}{dtype.code}"
     try:
         return struct.pack(form, *values)

@@ -12,7 +12,7 @@ from operator import and_
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import BoundsError, DTypeError, ShapeError
+from minigrad.errors import BoundsError, DTypeError, ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, row_of, split_axis
 from minigrad.graph.node import Node, Shape, is_symbolic
@@ -370,10 +370,8 @@ class Indexing(Methods):
     def _rows_of(self, weight: Core, name: str) -> Self:
         """`embedding`, which messages call `name`."""
         if not self.dtype.is_int or weight.ndim != 2:
-            raise ShapeError(
-                f"embedding of {self.dtype.name} {self.shape} in a table of shape "
-                f"{weight.shape}; expected integers and a table (classes, width)"
-            )
+            what = f"{self.dtype.name} {self.shape} in a table of shape {weight.shape}"
+            raise misfit("embedding", "integers and a table (classes, width)", what)
         index = self._checked(weight.shape[0], name, "rows")
         return self._new(weight.node)._take_places({0: index}, 0, wraps=False)
 

@@ -8,12 +8,12 @@ from itertools import accumulate
 from typing import Any, Self
 
 from minigrad.dtype import promote
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import joined
 from minigrad.graph.node import is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
-from minigrad.tensor.broadcasting import axes_of, axis_of, check_ints, product, same_device
+from minigrad.tensor.broadcasting import Axis, axes_of, axis_of, check_ints, product, same_device
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -24,7 +24,7 @@ class Joining(Methods):
 
     __slots__ = ()
 
-    def cat(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+    def cat(self, *others: Any, dim: Axis = None, axis: Axis = None) -> Self:
         """Tensors one after the other along `dim` (0); their other extents are equal.
 
         Also `Tensor.cat([a, b], 1)`.
@@ -38,21 +38,17 @@ class Joining(Methods):
                 for d, (a, b) in enumerate(zip(tensor.shape, first.shape, strict=True))
                 if d != place
             ):
-                raise ShapeError(
-                    f"cat along dimension {place}: shapes {first.shape} and "
-                    f"{tensor.shape}; expected equal extents but for that dimension"
-                )
+                expected = "equal extents but for that dimension"
+                raise misfit(f"cat along dimension {place}", expected, first, tensor)
         many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)
         return first._new((build.cat if many else joined)([each.node for each in tensors], place))
 
-    def stack(self, *others: Any, dim: int | None = None, axis: int | None = None) -> Self:
+    def stack(self, *others: Any, dim: Axis = None, axis: Axis = None) -> Self:
         """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
         tensors, along = _joined_along("stack", self, others, dim, axis)
         for tensor in tensors:
             if tensor.shape != tensors[0].shape:
-                raise ShapeError(
-                    f"stack: shapes {tensors[0].shape} and {tensor.shape}; expected equal ones"
-                )
+                raise misfit("stack", "equal shapes", tensors[0], tensor)
         place = axis_of("stack", along, tensors[0].ndim + 1)
         wider: list[Self] = [tensor.unsqueeze(place) for tensor in tensors]
         return wider[0].cat(*wider[1:], dim=place)
@@ -62,16 +58,15 @@ class Joining(Methods):
         times = sequence(counts)
         check_ints("repeat", **{f"counts[{i}]": count for i, count in enumerate(times)})
         if len(times) < self.ndim:
-            raise ShapeError(
-                f"repeat{times} of a tensor of {self.ndim} dimensions: expected a count for each"
-            )
+            what = f"a tensor of {self.ndim} dimensions"
+            raise misfit(f"repeat{times}", "a count for each", what)
         shape = (1,) * (len(times) - self.ndim) + self.shape
         between = [e for extent in shape for e in (1, extent)]
         wide = [e for count, extent in zip(times, shape, strict=True) for e in (count, extent)]
         final = [extent * count for count, extent in zip(times, shape, strict=True)]
         return self._new(self.reshape(between).expand(wide).reshape(final).node)
 
-    def repeat_interleave(self, repeats: int, dim: int | None = None) -> Self:
+    def repeat_interleave(self, repeats: int, dim: Axis = None) -> Self:
         """Each element repeated; without `dim` those of the flat tensor."""
         if repeats < 0:
             raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
@@ -124,10 +119,8 @@ class Joining(Methods):
         axis = axis_of("chunk", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
-            raise ShapeError(
-                f"chunk({chunks}) along dimension {axis} of {self.shape}; expected a number "
-                "of chunks ≥ 1 and a dimension of known extent"
-            )
+            expected = "a number of chunks ≥ 1 and a dimension of known extent"
+            raise misfit(f"chunk({chunks}) along dimension {axis}", expected, self)
         return self.split(ceildiv(extent, chunks) if extent else [0] * chunks, axis)
 
     # --- by names of dimensions -------------------------------------------------------------
@@ -195,7 +188,7 @@ def _groups(pattern: str, side: str) -> list[list[str]]:
 
 
 def _joined_along(
-    name: str, first: Any, others: tuple[Any, ...], dim: int | None, axis: int | None
+    name: str, first: Any, others: tuple[Any, ...], dim: Axis, axis: Axis
 ) -> tuple[list[Any], int]:
     """The tensors that are joined, in one dtype, and along which dimension.
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Scalar, axis_of, check_share
+from minigrad.tensor.broadcasting import Axis, Scalar, axis_of, check_share
 from minigrad.tensor.core import Core
 from minigrad.tensor.templates import templated
 
@@ -36,7 +36,7 @@ class Loss(Composed):
 
     def cross_entropy(
         self, target: Core, reduction: str = "mean", label_smoothing: Scalar = 0.0,
-        ignore_index: int = -100, *, axis: int | None = None,
+        ignore_index: int = -100, *, axis: Axis = None,
     ) -> Self:  # fmt: skip
         """−log softmax(logits)[target], of logits (…, classes) or PyTorch's (batch, classes, …).
 
@@ -58,7 +58,7 @@ class Loss(Composed):
             target, ignore_index, label_smoothing, reduction
         )
 
-    def _class_axis(self, name: str, target: Core, axis: int | None) -> int:
+    def _class_axis(self, name: str, target: Core, axis: Axis) -> int:
         """Where the classes are: given, or −1 or 1, whichever fits the targets' shape alone."""
         if axis is not None:
             return axis_of(name, axis, self.ndim)
@@ -68,20 +68,14 @@ class Loss(Composed):
             last = target.shape == self.shape[:-1]
             second = target.shape == self.shape[:1] + self.shape[2:]
         if self.ndim > 2 and last and second:
-            raise ShapeError(
-                f"{name} of {self.shape} with targets {target.shape}: the classes may "
-                "be the second dimension or the last; expected axis=1 (PyTorch's) or axis=-1"
-            )
+            expected = "axis=1 (PyTorch's) or axis=-1, as the classes may be either"
+            raise misfit(name, expected, self, f"targets {target.shape}")
         return 1 if self.ndim > 2 and second else -1
 
     def _cross_entropy_of_probabilities(
         self, target: Core, reduction: str, label_smoothing: Scalar
     ) -> Self:
-        if target.shape != self.shape:
-            raise ShapeError(
-                f"cross_entropy of logits {self.shape} and probabilities "
-                f"{target.shape}: expected equal shapes"
-            )
+        self._check_same_shape("cross_entropy", target)
         x = self._wide()
         wanted = x._new(target.node) * (1 - label_smoothing)
         if label_smoothing:
@@ -119,10 +113,8 @@ class Loss(Composed):
     def _targets(self, name: str, target: Core, ignore_index: int) -> tuple[Self, Self]:
         """Of integers (…) beside self (…, classes): which class is each one's, and which count."""
         if not self.ndim or target.shape != self.shape[:-1]:
-            raise ShapeError(
-                f"{name} of {self.shape} and targets {target.shape}: expected (…, classes) and "
-                "integers of shape (…)"
-            )
+            expected = "(…, classes) and integers of shape (…)"
+            raise misfit(name, expected, self, f"targets {target.shape}")
         if not target.dtype.is_int:
             raise DTypeError(f"{name}: targets are {target.dtype.name}, expected integers")
         known = self._new(target.node)
@@ -132,7 +124,7 @@ class Loss(Composed):
 
     def nll_loss(
         self, target: Core, weight: Core | None = None, ignore_index: int = -100,
-        reduction: str = "mean", *, axis: int | None = None,
+        reduction: str = "mean", *, axis: Axis = None,
     ) -> Self:  # fmt: skip
         """−self[…, target], of log probabilities (…, classes); weight: one factor per class.
 
@@ -157,10 +149,8 @@ class Loss(Composed):
     def _check_same_shape(self, name: str, target: Core) -> None:
         """ShapeError where one would be repeated, as (4, 1) beside (4,) to 16 differences."""
         if target.shape != self.shape:
-            raise ShapeError(
-                f"{name} of {self.shape} and targets {target.shape}: expected equal "
-                "shapes; reshape or expand one of them"
-            )
+            expected = "equal shapes; reshape or expand one of them"
+            raise misfit(name, expected, self, f"targets {target.shape}")
 
     def mse_loss(self, target: Core, reduction: str = "mean") -> Self:
         """(self − target)², of equal shapes.

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         def _two(self, name: str, other: Any) -> tuple[Self, Self]: ...
 
         _two_floats = _two
-        _operand = _as_float = _div = floor_divide = mod = _with_derivative = _Declared._any
+        _operand = _as_float = _binary = floor_divide = mod = _with_derivative = _Declared._any
         mul = eq = ne = maximum = minimum = where = masked_fill = clip = _Declared._any
         isnan = isfinite = abs = square = sqrt = rsqrt = reciprocal = exp = log = _Declared._any
         cos = floor = _in_place = _Declared._any

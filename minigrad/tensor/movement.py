@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import check_holds
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, misfit
 from minigrad.graph import build, windows
 from minigrad.graph.axes import within
 from minigrad.graph.node import Shape
@@ -55,9 +55,7 @@ def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:
             mine.remove(extent)
     count, known = product(rest), product(mine)
     if not isinstance(known, int) or known == 0 or (count // known * known != count):
-        raise ShapeError(
-            f"reshape from {have} to {tuple(kept)}: no extent fits at the −1"
-        )
+        raise ShapeError(f"reshape from {have} to {tuple(kept)}: no extent fits at the −1")
     kept[place] = count // known
     return tuple(kept)
 
@@ -93,10 +91,8 @@ class Movement(Methods):
         start = axis_of("flatten", start_dim, self.ndim)
         end = axis_of("flatten", end_dim, self.ndim)
         if start > end:
-            raise ShapeError(
-                f"flatten({start_dim}, {end_dim}) of {self.shape}: expected the first "
-                "dimension before the last"
-            )
+            what = f"flatten({start_dim}, {end_dim})"
+            raise misfit(what, "the first dimension before the last", self)
         merged = product(self.shape[start : end + 1])
         return self.reshape(self.shape[:start] + (merged,) + self.shape[end + 1 :])
 
@@ -146,9 +142,7 @@ class Movement(Methods):
         )
         check_ints("expand", **{f"shape[{i}]": extent for i, extent in enumerate(kept)})
         if any(low(extent) < 0 for extent in kept):
-            raise ShapeError(
-                f"expand{kept} of shape {self.shape}: expected extents ≥ 0, −1 where one is"
-            )
+            raise misfit(f"expand{kept}", "extents ≥ 0, −1 where one is", self)
         return self._broadcast_to(kept)
 
     def _broadcast_to(self, shape: Shape) -> Self:
@@ -165,10 +159,8 @@ class Movement(Methods):
         given = sequence(order)
         axes = axes_of("permute", given, self.ndim)
         if len(axes) != self.ndim:
-            raise ShapeError(
-                f"permute({', '.join(map(str, given))}) of a tensor of {self.ndim} dimensions; "
-                "expected each dimension once"
-            )
+            what = f"permute({', '.join(map(str, given))})"
+            raise misfit(what, "each dimension once", f"a tensor of {self.ndim} dimensions")
         return self._view(lambda node: build.permute(node, axes))
 
     def transpose(self, dim0: int = 1, dim1: int | None = None) -> Self:
@@ -243,9 +235,9 @@ class Movement(Methods):
         return self._view(lambda node: build.shrink(node, pairs))
 
     def _too_few(self, name: str, given: Sequence[Any]) -> ShapeError:
-        said = f"{name}({', '.join(map(str, given))}) of {self.shape}"
         one = "(start, stop)" if name == "shrink" else "one"
-        return ShapeError(f"{said}: expected {one}, or None, for each dimension")
+        said = f"{name}({', '.join(map(str, given))})"
+        return misfit(said, f"{one}, or None, for each dimension", self)
 
     def pad(
         self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0
@@ -300,7 +292,7 @@ class Movement(Methods):
             )
         known = [pair for pair in pairs if all(isinstance(x, int) for x in pair)]
         if len(known) < self.ndim or any(isinstance(extent, Affine) for extent in self.shape):
-            raise ShapeError(f"pad(mode={mode!r}) of {self.shape}: expected plain ints")
+            raise misfit(f"pad(mode={mode!r})", "plain ints", self)
         amounts: list[tuple[int, int]] = known  # type: ignore[assignment]
         result = self
         if mode == "circular":  # what is cut off does not come back at the other end
@@ -343,10 +335,8 @@ class Movement(Methods):
         axis = axis_of("unfold", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
-            raise ShapeError(
-                f"unfold(dim={dim}, size={size}, step={step}) of {self.shape}: expected "
-                "0 < size <= extent and step > 0"
-            )
+            what = f"unfold(dim={dim}, size={size}, step={step})"
+            raise misfit(what, "0 < size <= extent and step > 0", self)
         return self._windows([(axis, size, step, 1)])
 
     def _windows(self, windows: Sequence[build.Window]) -> Self:
@@ -365,10 +355,8 @@ class Movement(Methods):
         rows, columns = x.shape[-2:]
         if isinstance(rows, Affine) or isinstance(columns, Affine):
             raise ShapeError(f"diagonal of symbolic dimensions of {self.shape}")
-        length = max(min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns), 0)
-        top, left = max(-offset, 0), max(offset, 0)
-        if length == 0:
-            return x._part(x.ndim - 2, 0, 0).reshape(x.shape[:-2] + (0,))
+        top, left = min(max(-offset, 0), rows), min(max(offset, 0), columns)
+        length = min(rows - top, columns - left)
         square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
         return square._view(lambda node: windows.diagonal(node, x.ndim - 2))
 

@@ -13,16 +13,16 @@ import threading
 from typing import Any, Self
 
 from minigrad.device import Device, watching
-from minigrad.dtype import DType, check_holds, dtype_of, dtypes
+from minigrad.dtype import DType, DTypeLike, check_holds, dtype_of, dtype_or, dtypes
 from minigrad.errors import DTypeError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.program import bytes_of
 from minigrad.tensor import hostdata, realization
-from minigrad.tensor.broadcasting import Scalar, check_share, show
+from minigrad.tensor.broadcasting import Scalar, check_share
 from minigrad.tensor.core import Core, stored
-from minigrad.tensor.creation import checked_shape, dtype_or
+from minigrad.tensor.creation import checked_shape
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
 
@@ -110,7 +110,7 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
         )
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
-        raise ShapeError(f"{name}{show(extents)}: expected a shape of plain ints")
+        raise ShapeError(f"{name}{extents}: expected a shape of plain ints")
     state = _state_of(Device.canonical(device or Device.DEFAULT))
     return state.draw(extents)  # type: ignore[arg-type]
 
@@ -121,9 +121,9 @@ def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
         high = (words[0] >> 5).cast(dtype)  # 27 bits
         low = (words[1] >> 6).cast(dtype)  # 26 bits
         return (high * 2.0**26 + low) * 2.0**-53
-    bits = {"float32": 24, "float16": 11, "bfloat16": 8}.get(dtype.name)
-    if bits is None:
+    if not dtype.is_float:
         raise DTypeError(f"random {dtype.name} numbers in 0 … 1: expected a float dtype")
+    bits = dtype.fraction + 1
     whole = (words[0] >> 32 - bits).cast(dtypes.int32)
     return (whole.cast(dtypes.float32) * 2.0**-bits).cast(dtype)
 
@@ -159,7 +159,7 @@ class Random(Methods):
 
     @classmethod
     def rand(
-        cls, *shape: Any, dtype: DType | str | None = None, device: str | None = None,
+        cls, *shape: Any, dtype: DTypeLike = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """Uniform in [0, 1); float32 unless dtype is given.
@@ -172,7 +172,7 @@ class Random(Methods):
 
     @classmethod
     def randn(
-        cls, *shape: Any, dtype: DType | str | None = None, device: str | None = None,
+        cls, *shape: Any, dtype: DTypeLike = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """Normal with mean 0 and variance 1 (Box and Muller 1958).
@@ -192,7 +192,7 @@ class Random(Methods):
 
     @classmethod
     def randint(
-        cls, *shape: Any, low: int = 0, high: int = 10, dtype: DType | str | None = None,
+        cls, *shape: Any, low: int = 0, high: int = 10, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """Integers in low … high − 1, int32 (or int64, to hold them) unless dtype is given.
@@ -201,9 +201,7 @@ class Random(Methods):
         [3, 3, 3, 3]
         """
         if not 0 < high - low <= 2**32:
-            raise ValueError(
-                f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²"
-            )
+            raise ValueError(f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²")
         wanted = dtype_or(dtype, dtype_of("randint", (low, high - 1)))
         if not wanted.is_int:
             raise DTypeError(f"randint(dtype={wanted.name}): expected an integer dtype")
@@ -230,7 +228,7 @@ class Random(Methods):
 
     @classmethod
     def uniform(
-        cls, *shape: Any, low: Scalar = 0.0, high: Scalar = 1.0, dtype: DType | str | None = None,
+        cls, *shape: Any, low: Scalar = 0.0, high: Scalar = 1.0, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
         """Uniform in [low, high).

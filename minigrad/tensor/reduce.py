@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes, resolve, sum_dtype
-from minigrad.errors import ShapeError
+from minigrad.dtype import DType, DTypeLike, dtype_or, dtypes, sum_dtype
+from minigrad.errors import misfit
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
-from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of
+from minigrad.tensor.broadcasting import Axes, Axis, Scalar, axes_of, axis_of
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found
 
@@ -36,16 +37,16 @@ class Reduce(Methods):
         return self._new(result)
 
     def _accumulate(
-        self, op: Op, name: str, axis: Axes, keepdim: bool, dtype: DType | str | None
+        self, how: Callable[..., Self], dtype: DTypeLike, op: Op, name: str, *given: Any
     ) -> Self:
-        """SUM or PROD in a dtype that holds it; half floats are accumulated in float32."""
-        result = sum_dtype(self.dtype) if dtype is None else resolve(dtype)
+        """`_reduce` or `_scanned` in a dtype that holds sums; half floats are added in float32."""
+        result = dtype_or(dtype, sum_dtype(self.dtype))
         wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
-        return self._reduce(op, name, build.cast(self.node, wide), axis, keepdim).cast(result)
+        return how(op, name, build.cast(self.node, wide), *given).cast(result)
 
     def sum(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
-        dtype: DType | str | None = None,
+        dtype: DTypeLike = None,
     ) -> Self:  # fmt: skip
         """Sum, of bool and signed ints in int64, of unsigned ones in uint64, else in self's dtype.
 
@@ -54,18 +55,18 @@ class Reduce(Methods):
         >>> Tensor([[1, 2], [3, 4]]).sum(1).tolist()
         [3, 7]
         """
-        return self._accumulate(Op.SUM, "sum", axis, keepdim, dtype)
+        return self._accumulate(self._reduce, dtype, Op.SUM, "sum", axis, keepdim)
 
     def prod(
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
-        dtype: DType | str | None = None,
+        dtype: DTypeLike = None,
     ) -> Self:  # fmt: skip
         """Product, in the dtype that `sum` has.
 
         >>> Tensor([2, 3]).prod().item()
         6
         """
-        return self._accumulate(Op.PROD, "prod", axis, keepdim, dtype)
+        return self._accumulate(self._reduce, dtype, Op.PROD, "prod", axis, keepdim)
 
     def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """The largest element; NaN wins. Equal ones share the gradient.
@@ -83,8 +84,7 @@ class Reduce(Methods):
         [1, 2]
         """
         self._check_not_empty("min", axis)
-        mirrored = self._mirrored()
-        return mirrored._reduce(Op.MAX, "min", mirrored.node, axis, keepdim)._mirrored()
+        return self._reduce(Op.MAX, "min", self._mirrored().node, axis, keepdim)._mirrored()
 
     def _mirrored(self) -> Self:
         """Every value such that the order is reversed (for integers −x − 1, which cannot wrap)."""
@@ -92,9 +92,7 @@ class Reduce(Methods):
 
     def _check_not_empty(self, name: str, axis: Axes) -> None:
         if any(self.shape[a] == 0 for a in axes_of(name, axis, self.ndim)):
-            raise ShapeError(
-                f"{name} of shape {self.shape} over no elements: expected at least one"
-            )
+            raise misfit(f"{name} over no elements", "at least one", self)
 
     def any(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """Whether an element is not 0; False over no elements.
@@ -199,9 +197,7 @@ class Reduce(Methods):
 
     # --- positions --------------------------------------------------------------------------------
 
-    def argmax(
-        self, axis: int | None = None, keepdim: bool = False, *, dim: int | None = None
-    ) -> Self:
+    def argmax(self, axis: Axis = None, keepdim: bool = False, *, dim: Axis = None) -> Self:
         """Position (int32) of the first largest element, or of the first NaN.
 
         Without an axis: position in the flat tensor. Of more than 2³¹ it is int64.
@@ -219,22 +215,23 @@ class Reduce(Methods):
             return self._constant(0, dtypes.default_int)
         found = x.eq(x.max(place, True)) | x.isnan()
         # the first one is the one with most elements from it to the end
-        shape = tuple(e if d == place else 1 for d, e in enumerate(self.shape))
         dtype = dtypes.int32 if high(self.shape[place]) <= dtypes.int32.maximum else dtypes.int64
-        ramp = build.reshape(build.iota(self.shape[place], self.raw.device, dtype), shape)
         extent = self._count(place, dtype)
-        behind = found.where(extent - self._new(ramp), 0)
+        behind = found.where(extent - self._numbered(place, dtype), 0)
         return extent - behind.max(place, keepdim)
 
-    def argmin(
-        self, axis: int | None = None, keepdim: bool = False, *, dim: int | None = None
-    ) -> Self:
+    def argmin(self, axis: Axis = None, keepdim: bool = False, *, dim: Axis = None) -> Self:
         """Position (int32) of the first smallest element, or of the first NaN.
 
         >>> Tensor([[1, 5], [3, 2]]).argmin(1).tolist()
         [0, 1]
         """
         return self._mirrored().argmax(axis, keepdim)
+
+    def _numbered(self, axis: int, dtype: DType = dtypes.int32) -> Self:
+        """0, 1, 2 … along an axis; the other dimensions are 1."""
+        shape = tuple(extent if d == axis else 1 for d, extent in enumerate(self.shape))
+        return self._new(build.reshape(build.iota(self.shape[axis], self.raw.device, dtype), shape))
 
     # --- exponentials -----------------------------------------------------------------------------
 
@@ -258,9 +255,7 @@ class Reduce(Methods):
         result = (x - top).exp().sum(axis, True).log() + top
         return result.sum(axis, keepdim).cast(self._float_dtype())  # of one each
 
-    def softmax(
-        self, axis: int = -1, dtype: DType | str | None = None, *, dim: int | None = None
-    ) -> Self:
+    def softmax(self, axis: int = -1, dtype: DTypeLike = None, *, dim: Axis = None) -> Self:
         """eˣ / Σ eˣ along an axis; half floats are computed in float32.
 
         >>> Tensor([0.0, 0.0]).softmax().tolist()
@@ -272,9 +267,7 @@ class Reduce(Methods):
         shares = powers * powers.sum(axis, True).reciprocal()
         return shares.cast(result)
 
-    def log_softmax(
-        self, axis: int = -1, dtype: DType | str | None = None, *, dim: int | None = None
-    ) -> Self:
+    def log_softmax(self, axis: int = -1, dtype: DTypeLike = None, *, dim: Axis = None) -> Self:
         """log of `softmax`, accurate where that underflows.
 
         >>> Tensor([3.0]).log_softmax().tolist()
@@ -283,12 +276,10 @@ class Reduce(Methods):
         shifted, result = self._below_top("log_softmax", axis, dtype)
         return (shifted - shifted.exp().sum(axis, True).log()).cast(result)
 
-    def _below_top(
-        self, name: str, axis: int, dtype: DType | str | None
-    ) -> tuple[Self, DType]:
+    def _below_top(self, name: str, axis: int, dtype: DTypeLike) -> tuple[Self, DType]:
         """`_shifted` in at least float32; and the dtype of the result, which may be given."""
         axis_of(name, axis, self.ndim)
-        result = self._float_dtype() if dtype is None else resolve(dtype)
+        result = dtype_or(dtype, self._float_dtype())
         return (self if dtype is None else self.cast(result))._wide()._shifted(axis), result
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
@@ -349,19 +340,13 @@ class Reduce(Methods):
 
     def _order(self, name: str, axis: int, descending: bool) -> tuple[int, Self]:
         """The axis, and the positions along it in sorted order."""
-        place = self._known_axis(name, axis)
+        place = axis_of(name, axis, self.ndim)
         if not self.ndim:
             return 0, self._constant(0, dtypes.int32)
         return place, self._new(build.sort(self._keys(descending).node, place))
 
-    def _known_axis(self, name: str, axis: int) -> int:
-        place = axis_of(name, axis, self.ndim)
-        if self.ndim and not isinstance(self.shape[place], int):
-            raise ShapeError(f"{name} along a symbolic dimension of {self.shape}")
-        return place
-
     def argsort(
-        self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
+        self, axis: int = -1, descending: bool = False, *, dim: Axis = None,
         stable: bool = True,
     ) -> Self:  # fmt: skip
         """Positions (int32) of the elements in sorted order; equal ones keep theirs.
@@ -374,7 +359,7 @@ class Reduce(Methods):
         return self._order("argsort", axis, descending)[1]
 
     def sort(
-        self, axis: int = -1, descending: bool = False, *, dim: int | None = None,
+        self, axis: int = -1, descending: bool = False, *, dim: Axis = None,
         stable: bool = True,
     ) -> Found[Self]:  # fmt: skip
         """The sorted elements, and their positions (int32): see `argsort`.
@@ -387,7 +372,7 @@ class Reduce(Methods):
 
     def topk(
         self, k: int, axis: int = -1, largest: bool = True, sorted: bool = True, *,
-        dim: int | None = None,
+        dim: Axis = None,
     ) -> Found[Self]:  # fmt: skip
         """The k largest (or smallest) elements and their positions (int32), best first.
 
@@ -400,10 +385,7 @@ class Reduce(Methods):
         place = axis_of("topk", axis, self.ndim)
         extent = self.shape[place] if self.ndim else 1
         if isinstance(extent, Affine) or not 0 <= k <= extent:
-            raise ShapeError(
-                f"topk({k}) along dimension {place} of shape {self.shape}; expected an "
-                f"int of 0 … {extent}"
-            )
+            raise misfit(f"topk({k}) along dimension {place}", f"an int of 0 … {extent}", self)
         if not self.ndim:
             found = Found(self.clone(), self._order("topk", 0, largest)[1])
             return found if k else Found(*(part.reshape(1)[:0] for part in found))
@@ -452,36 +434,27 @@ class Reduce(Methods):
 
     # --- running sums and extremes ----------------------------------------------------------
 
-    def _scanned(self, op: Op, name: str, axis: int) -> Self:
-        place = self._known_axis(name, axis)
-        return self._new(build.scan(op, self.node, place)) if self.ndim else self.clone()
+    def _scanned(self, op: Op, name: str, node: Node, axis: int) -> Self:
+        place = axis_of(name, axis, self.ndim)
+        return self._new(build.scan(op, node, place) if self.ndim else node)
 
-    def _running_sum(self, op: Op, name: str, axis: int, dtype: DType | str | None) -> Self:
-        result = sum_dtype(self.dtype) if dtype is None else resolve(dtype)
-        wide = dtypes.float32 if result.is_float and result.itemsize < 4 else result
-        return self.cast(wide)._scanned(op, name, axis).cast(result)
-
-    def cumsum(
-        self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
-    ) -> Self:
+    def cumsum(self, axis: int = 0, *, dim: Axis = None, dtype: DTypeLike = None) -> Self:
         """Sums of the elements up to each one, in the dtype that `sum` has.
 
         >>> Tensor([1, 2, 3]).cumsum().tolist()
         [1, 3, 6]
         """
-        return self._running_sum(Op.CUMSUM, "cumsum", axis, dtype)
+        return self._accumulate(self._scanned, dtype, Op.CUMSUM, "cumsum", axis)
 
-    def cumprod(
-        self, axis: int = 0, *, dim: int | None = None, dtype: DType | str | None = None
-    ) -> Self:
+    def cumprod(self, axis: int = 0, *, dim: Axis = None, dtype: DTypeLike = None) -> Self:
         """Products of the elements up to each one, in the dtype that `sum` has.
 
         >>> Tensor([1, 2, 3]).cumprod().tolist()
         [1, 2, 6]
         """
-        return self._running_sum(Op.CUMPROD, "cumprod", axis, dtype)
+        return self._accumulate(self._scanned, dtype, Op.CUMPROD, "cumprod", axis)
 
-    def cummax(self, axis: int = 0, *, dim: int | None = None) -> Found[Self]:
+    def cummax(self, axis: int = 0, *, dim: Axis = None) -> Found[Self]:
         """The largest element so far (NaN wins), and where the latest such stands (int32).
 
         >>> [x.tolist() for x in Tensor([1, 3, 2]).cummax()]
@@ -489,7 +462,7 @@ class Reduce(Methods):
         """
         return self._extremes("cummax", axis)
 
-    def cummin(self, axis: int = 0, *, dim: int | None = None) -> Found[Self]:
+    def cummin(self, axis: int = 0, *, dim: Axis = None) -> Found[Self]:
         """The smallest element so far (NaN wins), and where the latest such stands (int32).
 
         >>> [x.tolist() for x in Tensor([2, 1, 3]).cummin()]
@@ -499,7 +472,7 @@ class Reduce(Methods):
         return Found(values._mirrored(), places)
 
     def _extremes(self, name: str, axis: int) -> Found[Self]:
-        values = self._scanned(Op.CUMMAX, name, axis)
+        values = self._scanned(Op.CUMMAX, name, self.node, axis)
         if not self.ndim:
             return Found(values, self._constant(0, dtypes.int32))
         place = axis_of(name, axis, self.ndim)

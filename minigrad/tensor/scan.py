@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minigrad.device import Device
-from minigrad.errors import DTypeError, ScanError, ShapeError
+from minigrad.errors import DTypeError, ScanError, ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.batched import given
 from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import Node, is_symbolic
-from minigrad.tensor.broadcasting import show
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
-from minigrad.tensor.pytree import flatten, rebuild
-from minigrad.tensor.pytree import show as show_structure
+from minigrad.tensor.pytree import flatten, rebuild, show
 
 
 class Scanning(Methods):
@@ -65,8 +63,8 @@ class Scanning(Methods):
         (found, new), (_, outs) = _parts(after), _parts(out)
         if found != structure:
             raise ScanError(
-                f"Tensor.scan: the carry is {show_structure(structure)} before a step, and the "
-                f"function returned {show_structure(found)}; expected the same"
+                f"Tensor.scan: the carry is {show(structure)} before a step, and the "
+                f"function returned {show(found)}; expected the same"
             )
         for old, tensor in zip(carries, new, strict=True):
             _check_same(old, tensor)
@@ -97,7 +95,7 @@ def _count(arrays: Sequence[Core], length: int | None) -> int:
     lengths = {array.shape[0] for array in arrays} | ({length} - {None})
     if len(lengths) != 1:
         raise ShapeError(
-            f"Tensor.scan: xs of {', '.join(show(a.shape) for a in arrays)}"
+            f"Tensor.scan: xs of {', '.join(str(a.shape) for a in arrays)}"
             + (f" and length={length}" if length is not None else "")
             + "; expected one first extent, the number of steps"
         )
@@ -110,7 +108,7 @@ def _count(arrays: Sequence[Core], length: int | None) -> int:
 def _check_known(nodes: Sequence[Node]) -> None:
     for node in nodes:
         if is_symbolic(node.shape):
-            raise ShapeError(f"Tensor.scan of {show(node.shape)}: expected known extents")
+            raise misfit("Tensor.scan", "known extents", node)
 
 
 def _called(f: Callable[[Any, Any], Any], carry: Any, x: Any) -> tuple[Any, Any]:
@@ -125,15 +123,11 @@ def _called(f: Callable[[Any, Any], Any], carry: Any, x: Any) -> tuple[Any, Any]
 
 
 def _check_same(old: Node, tensor: Core) -> None:
-    if tensor.shape != old.shape:
-        raise ShapeError(
-            f"Tensor.scan: a carry of {show(old.shape)} comes out of a step as "
-            f"{show(tensor.shape)}; expected the same shape"
-        )
-    if tensor.dtype is not old.dtype:
-        raise DTypeError(
-            f"Tensor.scan: a carry of {old.dtype.name} comes out of a step as "
-            f"{tensor.dtype.name}; give it to scan as {tensor.dtype.name}, or cast it in the step"
+    before, after = (f"{one.dtype.name} {one.shape}" for one in (old, tensor))
+    if before != after:
+        raise (ShapeError if tensor.shape != old.shape else DTypeError)(
+            f"Tensor.scan: a carry of {before} comes out of a step as {after}; give it to scan as "
+            "that, or cast it in the step"
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import within
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import low
-from minigrad.tensor.broadcasting import axis_of
+from minigrad.tensor.broadcasting import axis_of, check_choice
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 
@@ -57,10 +57,9 @@ class Scattering(Methods):
             if d != axis
         )
         if not fits:
-            raise ShapeError(
-                f"{name} along dimension {axis}: tensor {self.shape}, index {shape}; "
-                "expected as many dimensions, and no larger extents but along that dimension"
-            )
+            expected = "as many dimensions, and no larger extents but along that dimension"
+            what = f"tensor {self.shape}, index {shape}"
+            raise misfit(f"{name} along dimension {axis}", expected, what)
         ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
         unit = f"elements of dimension {axis}"
         places = self._new(index.raw)._checked(self.shape[axis], name, unit, wraps=wraps)
@@ -90,8 +89,7 @@ class Scattering(Methods):
         self, name: str, dim: int, index: Core, src: Any, reduce: str | None = None
     ) -> Self:  # fmt: skip
         """`scatter`, which messages call `name`."""
-        if reduce not in (None, "add", "multiply"):
-            raise ValueError(f"scatter(reduce={reduce!r}): expected None, 'add' or 'multiply'")
+        check_choice("scatter", (None, "add", "multiply"), reduce=reduce)
         axis, part, places, values = self._updates(name, dim, index, src)
         if reduce is not None:
             op = Op.SCATTER_ADD if reduce == "add" else Op.SCATTER_PROD
@@ -120,10 +118,7 @@ class Scattering(Methods):
         >>> Tensor([1, 4]).scatter_reduce(0, Tensor([0, 1]), Tensor([9, 2]), "amax").tolist()
         [9, 4]
         """
-        if reduce not in REDUCTIONS:
-            raise ValueError(
-                f"scatter_reduce(reduce={reduce!r}): expected one of {', '.join(REDUCTIONS)}"
-            )
+        check_choice("scatter_reduce", REDUCTIONS, reduce=reduce)
         if reduce == "amin":  # the smallest is what is the largest of these
             mirrored = self._operand(src).cast(self.dtype)._mirrored()
             largest = self._mirrored().scatter_reduce(
@@ -154,16 +149,13 @@ class Scattering(Methods):
         if values.ndim != index.ndim or any(
             low(have - want) < 0 for have, want in zip(values.shape, index.shape, strict=True)
         ):
-            raise ShapeError(
-                f"{name}: index {index.shape} and src {values.shape}; expected a src "
-                "of as many dimensions with at least these extents"
-            )
+            expected = "a src of as many dimensions with at least these extents"
+            raise misfit(name, expected, f"index {index.shape}", f"src {values.shape}")
         return axis, part, places, values.shrink([(0, extent) for extent in index.shape])
 
     def _scattered(self, op: Op, places: Self, values: Self, axis: int) -> Self:
         """One of `SCATTERS`; half floats are combined in float32."""
-        half = self.dtype.is_float and self.dtype.itemsize < 4
-        base, given = (self.float(), values.float()) if half else (self, values)
+        base, given = (self._wide(), values._wide()) if self.dtype.is_float else (self, values)
         result = self._new(build.scatter(op, base.node, places.node, given.node, axis))
         return result.cast(self.dtype)
 

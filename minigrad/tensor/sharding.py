@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from minigrad.errors import DeviceError, ShapeError
+from minigrad.errors import DeviceError, ShapeError, misfit
 from minigrad.graph.node import Node, Op
 from minigrad.graph.partition import Plan, without_barriers
 from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
-from minigrad.tensor.broadcasting import axis_of
+from minigrad.tensor.broadcasting import Axis, axis_of
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import no_grad
@@ -23,9 +23,7 @@ class Sharding(Methods):
 
     __slots__ = ()
 
-    def shard(
-        self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: int | None = None
-    ) -> Self:
+    def shard(self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: Axis = None) -> Self:
         """The same values, divided among the devices of a mesh; gradients flow through.
 
         spec: which axes of the mesh divide which dimension, as P("dp", None); without it every
@@ -38,7 +36,7 @@ class Sharding(Methods):
         return self._placed(*self._divided("shard", mesh, spec, axis))
 
     def shard_(
-        self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: int | None = None,
+        self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: Axis = None,
         stored: str | None = None,
     ) -> Self:  # fmt: skip
         """Divide this tensor itself, now, with its gradient: for parameters. See `shard`.
@@ -101,14 +99,11 @@ class Sharding(Methods):
 
     def _like(self, name: str, other: Any) -> Layout | None:
         if other.shape != self.shape:
-            raise ShapeError(
-                f"{name}: a tensor of {tuple(self.shape)} like one of {tuple(other.shape)}; "
-                "expected equal shapes"
-            )
+            raise misfit(name, "equal shapes", self, other)
         return layout_of(other.raw)
 
     def _divided(
-        self, name: str, mesh: Mesh | Sequence[str], spec: P | None, axis: int | None
+        self, name: str, mesh: Mesh | Sequence[str], spec: P | None, axis: Axis
     ) -> tuple[str, Dims]:
         """The mesh's name, and the digits of the dimensions."""
         if isinstance(mesh, str) or not isinstance(mesh, Mesh | Sequence):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from minigrad.dtype import DType
+from minigrad.dtype import DTypeLike
 from minigrad.errors import ShapeError
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
@@ -201,7 +201,7 @@ class Spellings(Composed):
         """
         return self.new_full(sequence(size), 1, **options)
 
-    def new_tensor(self, data: Any, *, dtype: DType | str | None = None) -> Self:
+    def new_tensor(self, data: Any, *, dtype: DTypeLike = None) -> Self:
         """A tensor of data; dtype and device of self unless given.
 
         >>> Tensor([1.5]).new_tensor([2]).tolist()

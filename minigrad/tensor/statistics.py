@@ -6,14 +6,18 @@ import math
 import sys
 from typing import Any, Self
 
-from minigrad.dtype import DType, dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.dtype import DTypeLike, dtypes
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_share
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_choice, check_share
 from minigrad.tensor.core import Core
 from minigrad.tensor.random import _draw
 from minigrad.tensor.results import Found
+
+# How `quantile` finds an element: between two, or how it rounds their rank.
+INTERPOLATIONS = {"linear": "", "lower": "floor", "higher": "ceil", "midpoint": "",
+                  "nearest": "round"}  # fmt: skip
 
 
 class Statistics(Composed):
@@ -83,7 +87,7 @@ class Statistics(Composed):
         axis = axis_of("kthvalue", dim, self.ndim)
         extent = self._known_shape()[axis] if self.ndim else 1
         if not 1 <= k <= extent:
-            raise ShapeError(f"kthvalue({k}) of {self.shape}: expected 1 … {extent}")
+            raise misfit(f"kthvalue({k})", f"1 … {extent}", self)
         order = self.argsort(axis)
         place = order._part(axis, k - 1, k) if self.ndim else order
         return self._picked("kthvalue", dim, keepdim, place)
@@ -119,9 +123,7 @@ class Statistics(Composed):
         """
         if not self.dtype.is_float:
             raise DTypeError(f"quantile of {self.dtype.name}: expected floats; use .float()")
-        if interpolation not in ("linear", "lower", "higher", "midpoint", "nearest"):
-            raise ValueError(f"quantile(interpolation={interpolation!r}): expected 'linear', "
-                             "'lower', 'higher', 'midpoint' or 'nearest'")  # fmt: skip
+        check_choice("quantile", INTERPOLATIONS, interpolation=interpolation)
         for share in q if isinstance(q, (list, tuple)) else [q]:
             if not hasattr(share, "shape"):
                 check_share("quantile", q=share)
@@ -133,9 +135,8 @@ class Statistics(Composed):
         dtype = None if isinstance(q, Core) else lines.dtype  # which half floats have no ranks in
         share = type(self)(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
         rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
-        if interpolation in ("lower", "higher", "nearest"):
-            turn = {"lower": "floor", "higher": "ceil", "nearest": "round"}[interpolation]
-            rank = getattr(rank, turn)()
+        turn = INTERPOLATIONS[interpolation]
+        rank = getattr(rank, turn)() if turn else rank
         low, high = (lines[..., place.int()] for place in (rank.floor(), rank.ceil()))
         part = rank - rank.floor()
         if interpolation == "midpoint":
@@ -251,14 +252,11 @@ class Statistics(Composed):
         >>> Tensor([1, 3, 5]).searchsorted(Tensor([3, 4])).tolist()
         [1, 2]
         """
-        if side not in (None, "left", "right"):
-            raise ValueError(f"searchsorted(side={side!r}): expected 'left' or 'right'")
+        check_choice("searchsorted", ("left", "right"), side=side or "left")
         wanted = self._operand(values)
         if not self.ndim or (self.ndim > 1 and self.shape[:-1] != wanted.shape[:-1]):
-            raise ShapeError(
-                f"searchsorted of {wanted.shape} in {self.shape}: expected a sorted "
-                "vector, or equal leading dimensions"
-            )
+            expected = "a sorted vector, or equal leading dimensions"
+            raise misfit("searchsorted", expected, f"{wanted.shape} in {self.shape}")
         line = self if sorter is None else self.gather(-1, sorter)
         extent = self._known_shape()[-1]
         flat = wanted.flatten() if self.ndim == 1 else wanted
@@ -300,7 +298,7 @@ class Statistics(Composed):
         [[2.0, 4.0], [4.0, 8.0]]
         """
         if self.ndim > 2:
-            raise ShapeError(f"cov of {self.shape}: expected (variables, observations)")
+            raise misfit("cov", "(variables, observations)", self)
         rows = self if self.ndim == 2 else self.reshape((1, -1))
         away = rows - rows.mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
@@ -330,7 +328,7 @@ class Statistics(Composed):
 
     def norm(
         self, p: Scalar | str | None = 2, dim: Axes = None, keepdim: bool = False, *,
-        dtype: DType | str | None = None,
+        dtype: DTypeLike = None,
     ) -> Self:  # fmt: skip
         """(Σ |x|^p)^(1/p) over dim; p as for `normalize`, or "fro", which is 2.
 
@@ -347,9 +345,7 @@ class Statistics(Composed):
     # --- draws from given weights -----------------------------------------------------------
 
     @classmethod
-    def randperm(
-        cls, n: int, *, dtype: DType | str | None = None, device: str | None = None
-    ) -> Self:  # fmt: skip
+    def randperm(cls, n: int, *, dtype: DTypeLike = None, device: str | None = None) -> Self:
         """0 … n − 1 in a random order, each order as likely as any other; int32.
 
         >>> Tensor.randperm(3).sort()[0].tolist()
@@ -401,10 +397,7 @@ class Statistics(Composed):
 
     def _check_draws(self, count: int, replacement: bool) -> None:
         if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):
-            raise ShapeError(
-                f"multinomial of weights of shape {self.shape}; expected (categories,) or "
-                "(rows, categories)"
-            )
+            raise misfit("multinomial", "weights (categories,) or (rows, categories)", self)
         if self.dtype.is_bool:
             raise DTypeError("multinomial of bool weights: expected numbers; use .float()")
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]

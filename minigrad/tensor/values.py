@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device
 from minigrad.dtype import named
-from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError
+from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError, misfit
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
@@ -117,18 +117,14 @@ class Values(Methods):
             only: Scalar = node.arg.first()
             return only
         if self.numel() != 1 and numel(self._known_shape()) != 1:
-            raise ShapeError(
-                f"item() of a tensor of shape {self.shape}: expected one element; "
-                "use .tolist()"
-            )
+            raise misfit("item()", "one element; use .tolist()", self)
         value: Scalar = hostdata.unpack(self._bytes(), self.dtype)[0]
         return value
 
     def __bool__(self) -> bool:
         if numel(self._known_shape()) != 1:
             raise ShapeError(
-                f"the truth of a tensor of shape {self.shape} is ambiguous; "
-                "use .any() or .all()"
+                f"the truth of a tensor of shape {self.shape} is ambiguous; use .any() or .all()"
             )
         return bool(self.item())
 
@@ -206,12 +202,7 @@ class Values(Methods):
         return _restore, (type(self), state, self._requires_grad, self.grad)
 
 
-def _restore(
-    cls: type[Core],
-    state: tuple[bytes, tuple[int, ...], str, str],
-    requires_grad: bool | None,
-    grad: Core | None,
-) -> Core:
+def _restore(cls: type[Core], state: Any, requires_grad: bool | None, grad: Core | None) -> Core:
     """What pickle and deepcopy call; a missing device becomes the default one."""
     raw, shape, dtype, device = state
     try:

@@ -161,7 +161,7 @@ MISTAKES = {
     "gather shape": (lambda: A.gather(0, Tensor([0])), ShapeError, r"\(2, 3\), index \(1,\)"),
     "scatter src": (lambda: A.scatter(0, I32, A[:1]), ShapeError, r"\(2, 3\) and src \(1, 3\)"),
     "scatter reduce": (lambda: A.scatter(0, I32, A, reduce="max"), ValueError, "'multiply'"),
-    "scatter_reduce": (lambda: A.scatter_reduce(0, I32, A, "max"), ValueError, "amax, amin"),
+    "scatter_reduce": (lambda: A.scatter_reduce(0, I32, A, "max"), ValueError, "'amax' or 'amin'"),
     "mask": (lambda: A[Tensor([True, False, True])], BoundsError, r"\(3,\).*\(2, 3\)"),
     "masked_select": (lambda: A.masked_select(B.bool()), ShapeError, r"\(2, 3\) and \(4, 5\)"),
     "take": (lambda: A.take(A), DTypeError, r"float32.*\.int\(\)"),
