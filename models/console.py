@@ -114,6 +114,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one sentence, without the list of all flags."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=Help, **options)
+
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help shows all flags)\n")

@@ -336,18 +336,15 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(given)
     console.apply_common_flags(flags)
     said = console.given_flags(parser(), given)
-    if flags.command == "sample":
-        chat.sample_command(flags)
-    elif flags.command == "chat":
-        chat.chat_command(flags)
-    elif flags.command == "inspect":
-        look_inside.inspect_command(flags)
-    elif flags.command == "serve":
+    if flags.command == "serve":
         from minigrad.models import server  # which needs what others do not
 
         server.serve_command(flags)
-    elif flags.command == "quantize":
-        weights_quantize.quantize_command(flags)
+    elif flags.command != "train":
+        others = {"sample": chat.sample_command, "chat": chat.chat_command,
+                  "inspect": look_inside.inspect_command,
+                  "quantize": weights_quantize.quantize_command}  # fmt: skip
+        others[flags.command](flags)
     elif flags.resume is None:
         launch(flags, said)
     else:

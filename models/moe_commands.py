@@ -53,8 +53,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
         description="Train a GPT whose feed-forward networks are mixtures of experts, and print "
-        "how many tokens go to each expert, and what a dense model of the same active size costs.",
-        formatter_class=console.Help,
+        "how many tokens go to each expert, and what a dense model of the same active size costs."
     )
     add, whole = result.add_argument, console.positive_int
     add_basics(result, layers=2, steps=200)

@@ -254,8 +254,7 @@ def show_networks(
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="How long training takes on many devices over which network.",
-        formatter_class=console.Help,
+        description="How long training takes on many devices over which network."
     )
     add, number, whole = result.add_argument, console.positive_float, console.positive_int
     add_machine_flags(result)

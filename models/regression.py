@@ -225,8 +225,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="Fit a line by gradient descent and draw how it gets there.",
-        formatter_class=console.Help,
+        description="Fit a line by gradient descent and draw how it gets there."
     )
     add, whole = result.add_argument, console.positive_int
     add("--points", type=whole, default=200,

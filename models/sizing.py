@@ -328,8 +328,7 @@ def add_machine_flags(command: argparse.ArgumentParser) -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="How large a model is: parameters, memory, flops, devices, days.",
-        formatter_class=console.Help,
+        description="How large a model is: parameters, memory, flops, devices, days."
     )
     add = result.add_argument
     add_machine_flags(result)

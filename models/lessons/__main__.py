@@ -72,8 +72,7 @@ def serve(folder: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Build the site, and serve it where that is wanted."""
     parser = console.Parser(
-        description="Build the lessons: one page for each section of the article, and contents.",
-        formatter_class=console.Help,
+        description="Build the lessons: one page for each section of the article, and contents."
     )
     add = parser.add_argument
     add("--out", metavar="DIR", help="where the site goes; with --serve it may be left out")
