@@ -68,12 +68,9 @@ def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
     more = {name: getattr(flags, name) for name in
             ("dropout", "key_heads", "experts", "active", "precision")}  # fmt: skip
     shape = (flags.layers, flags.heads, flags.dim, flags.context, vocabulary)
-    try:
-        if flags.architecture == "llama":  # SwiGLU has a third matrix: as many parameters as 4·dim
-            return llama(*shape, feed_forward=-(-8 * flags.dim // 3 // 32) * 32, tied=True, **more)
-        return GPTConfig(*shape, **more)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    if flags.architecture == "llama":  # SwiGLU has a third matrix: as many parameters as 4·dim
+        return llama(*shape, feed_forward=-(-8 * flags.dim // 3 // 32) * 32, tied=True, **more)
+    return GPTConfig(*shape, **more)
 
 
 def make_plan(flags: argparse.Namespace) -> TrainingPlan:

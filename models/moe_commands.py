@@ -102,13 +102,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def plan_of(flags: argparse.Namespace, vocabulary: int) -> tuple[GPTConfig, TrainingPlan]:
     """The model and its training; InputError where they do not fit one another."""
-    try:
-        config = GPTConfig(
-            flags.layers, flags.heads, flags.dim, flags.context, vocabulary,
-            experts=flags.experts, active=flags.active, balance=flags.balance,
-        )  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    config = GPTConfig(
+        flags.layers, flags.heads, flags.dim, flags.context, vocabulary,
+        experts=flags.experts, active=flags.active, balance=flags.balance,
+    )  # fmt: skip
     check(config, {"ep": flags.ep})
     if flags.batch % flags.ep:
         raise InputError(f"--batch {flags.batch} cannot be cut into {flags.ep} equal parts")

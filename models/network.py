@@ -314,11 +314,8 @@ def main(arguments: Sequence[str]) -> None:
     if flags.pp == 1 and idle:
         raise InputError(f"--{min(idle)} does nothing without --pp: give --pp 2 as well")
     layout = layout_of(flags)
-    try:
-        config = GPTConfig.preset(flags.model)
-        layout.check(config)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    config = GPTConfig.preset(flags.model)
+    layout.check(config)
     networks = list(NETWORKS)
     if flags.bandwidth is not None:
         networks.append(Network("yours", flags.bandwidth, flags.latency or 1e-5))
