@@ -13,7 +13,7 @@ from typing import Any
 
 from minigrad import Tensor
 from minigrad.errors import MinigradError
-from minigrad.models import bpe, chat, checkpoint, console, look_inside, weights_quantize
+from minigrad.models import bpe, chat, console, look_inside, weights_quantize
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import (
@@ -179,7 +179,7 @@ def train_command(
     metrics and pictures, and talks.
     """
     speaks = is_first() if is_divided(flags) else rank is None or rank.is_first
-    say = print if speaks else _say_nothing
+    say = console.speaker(speaks)
     begun = begin(flags, earlier, rank, speaks)
     model, run = begun.model, begun.run
     describe(flags, begun, say)
@@ -208,7 +208,7 @@ def train_command(
 
 def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: bool) -> None:
     """Do all steps and save; Stopped where a signal ends them, and how to go on."""
-    say, run, path = print if speaks else _say_nothing, begun.run, Path(flags.checkpoint)
+    say, run, path = console.speaker(speaks), begun.run, Path(flags.checkpoint)
     division, remembered = run.division, what_is_remembered(flags)
     with Interruption() as interruption:
 
@@ -249,16 +249,13 @@ def what_is_remembered(flags: argparse.Namespace) -> dict[str, Any]:
 def check_files(flags: argparse.Namespace) -> None:
     """InputError where what is written could not be, or would replace what is read."""
     path = Path(flags.checkpoint)
-    checkpoint.check_writable(path)
+    console.require("safetensors")
+    console.check_writable(path)
     picture = path.with_suffix(".png")
     read = {f"--{name}": getattr(flags, name) for name in ("text", "weights")}
     written = {"--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
                "--trace": flags.trace, "--explain": flags.explain}  # fmt: skip
     console.check_apart(read, written)
-
-
-def _say_nothing(*_: object, **__: object) -> None:
-    """What other ranks than the first have to say."""
 
 
 def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None = None) -> None:

@@ -85,10 +85,6 @@ def train(model: GPT, windows: Windows, run: TrainingRun, watch: Windows | None)
     return times[len(times) // 2] if times else 0.0
 
 
-def _say_nothing(*_: object) -> None:
-    """What other ranks than the first have to say."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """Train, print, compare."""
     flags = parser().parse_args(arguments)
@@ -118,7 +114,7 @@ def plan_of(flags: argparse.Namespace, vocabulary: int) -> tuple[GPTConfig, Trai
 
 def compare(flags: argparse.Namespace) -> None:
     """Train a mixture of experts, and a dense model for comparison."""
-    say = print if is_first() else _say_nothing
+    say = console.speaker(is_first())
     text = load_text(flags.text)
     tokenizer = CharacterTokenizer.of(text)
     training, validation = split(tokenizer.encode_array(text))

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 from minigrad import Tensor, nn
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import neuron
-from minigrad.models.checkpoint import check_writable
-from minigrad.models.console import require
+from minigrad.models.console import check_writable, require
 from minigrad.models.digits import DIGITS, Digits
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 from minigrad.models.metrics import Metrics
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
@@ -48,10 +47,8 @@ def check_picture(path: str | None) -> None:
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a PNG whole or not at all; InputError where the place cannot be written."""
-    try:
+    with failing_as(f"cannot write the picture {path}"):
         nn.state.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    except OSError as error:
-        raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from None
 
 
 def whole_steps(axis: Any) -> None:
