@@ -24,6 +24,7 @@ from minigrad.graph.node import Node
 from minigrad.nn import optim
 from minigrad.runtimes import cpu
 from minigrad.schedule import schedule
+from minigrad.settings import having
 
 # Functions that make nodes for the sake of others, and the variable that holds the one.
 FOLLOWED: dict[CodeType, str] = {
@@ -107,12 +108,8 @@ class Origins:
             if made.age not in known and get_ident() == thread:
                 known[made.age] = self._look(made, sys._getframe(3), top)
 
-        before = node._interned
-        node._interned = _Watched(before, note)
-        try:
+        with having(node, _interned=_Watched(node._interned, note)):
             yield
-        finally:
-            node._interned = before
 
     def of(self, made: Node) -> Origin | None:
         """Where a node comes from in the user's program; of its gradient, the lines of the way."""
