@@ -14,7 +14,8 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
@@ -132,6 +133,19 @@ def put(name: str, value: int | str) -> None:
     getenv(name)
     thread.values[name] = value
     thread.settle()
+
+
+@contextmanager
+def having(owner: Any, **attributes: Any) -> Iterator[None]:
+    """Let an object have other attributes for the time of a `with` block."""
+    before = {name: getattr(owner, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 class Context:

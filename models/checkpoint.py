@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import operator
-import os
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from minigrad import Tensor, nn
 from minigrad.dtype import named
 from minigrad.errors import MinigradError
 from minigrad.models.console import require
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 
 CHECKSUM, PARTS = "crc32", "parts"  # in the metadata
 
@@ -40,29 +39,15 @@ def plain_shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(operator.index(extent) for extent in tensor.shape)  # type: ignore[arg-type]
 
 
-def check_writable(path: Path) -> None:
-    """InputError where a file could not be written: better now than after hours of training."""
-    require("safetensors")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {folder}")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InputError(f"cannot write {path}: permission denied")
-
-
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write whole or not at all; an earlier file stays as it was where writing fails.
 
     Parts of an earlier one go, once nothing names them any more.
     """
     require("safetensors")
-    try:
+    with failing_as(f"cannot write {path}"):
         with_sum = {**metadata, CHECKSUM: checksum(tensors, metadata)}
         nn.state.safe_save(dict(tensors), path, with_sum)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     kept = metadata.get(PARTS, "")
     folder = folder_of_parts(path)
     with suppress(OSError):

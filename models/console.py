@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from minigrad import Device, Tensor, explain
 from minigrad.collective import Group
 from minigrad.errors import MinigradError
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 from minigrad.models.interrupt import Stopped
 from minigrad.models.metrics import shown
 from minigrad.runtimes.host import memory_bytes
@@ -114,6 +114,9 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one sentence, without the list of all flags."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=Help, **options)
+
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help shows all flags)\n")
@@ -154,6 +157,17 @@ def check_apart(
         if place in known and name in written:
             raise InputError(f"{name} and {known[place]} are both {path}: give them other names")
         known[place] = name
+
+
+def check_writable(path: Path) -> None:
+    """InputError where a file could not be written: better now than after hours of training."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {folder}")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise InputError(f"cannot write {path}: permission denied")
 
 
 def check_fits(nbytes: float, what: str, advice: str) -> None:
@@ -229,6 +243,11 @@ def check_device_of_ranks(ranks: int) -> None:
         )
 
 
+def speaker(speaks: bool) -> Callable[..., None]:
+    """`print`; or what says nothing, as other ranks than the first do."""
+    return print if speaks else lambda *_, **__: None
+
+
 def refuse_trace(path: str | None, flags: str) -> None:
     """InputError where a trace of one device is asked for: replayed steps record no kernels."""
     if path is not None:
@@ -258,16 +277,9 @@ def explain_step(
     ranks: Group | None = None,
 ) -> None:  # fmt: skip
     """Write the page of a training step; as another rank than the first, only take part."""
-    folder = Path(path).resolve().parent
-    if not folder.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {folder}")
-    if Path(path).is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    try:
-        with Tensor.train():
-            explain(step, *args, out=path if speaks else None, values=values, ranks=ranks)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    check_writable(Path(path))
+    with failing_as(f"cannot write {path}"), Tensor.train():
+        explain(step, *args, out=path if speaks else None, values=values, ranks=ranks)
     if speaks:
         print(f"{path} explains a step: open it in a browser")
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 
 
 def package_folder(package: str, install: str) -> Path:
@@ -35,10 +35,8 @@ def read_text(path: Path) -> str:
 
 def read_bytes(path: Path) -> bytes:
     """All bytes of a file; InputError where it cannot be read."""
-    try:
+    with failing_as(f"cannot read {path}"):
         return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_json(path: Path, missing: Any = None) -> dict[str, Any]:

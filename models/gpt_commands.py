@@ -13,7 +13,7 @@ from typing import Any
 
 from minigrad import Tensor
 from minigrad.errors import MinigradError
-from minigrad.models import bpe, chat, checkpoint, console, look_inside, weights_quantize
+from minigrad.models import bpe, chat, console, look_inside, weights_quantize
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import (
@@ -57,7 +57,7 @@ Earlier = tuple[GPT, Tokenizer, Resumable | None]
 def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
     """The tokenizer that --tokenizer names."""
     if flags.tokenizer == "gpt2":
-        return bpe.GPT2Tokenizer()
+        return bpe.gpt2()
     if flags.tokenizer == "bpe":
         return bpe.learn(text, flags.vocabulary)
     return CharacterTokenizer.of(text)
@@ -68,12 +68,9 @@ def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
     more = {name: getattr(flags, name) for name in
             ("dropout", "key_heads", "experts", "active", "precision")}  # fmt: skip
     shape = (flags.layers, flags.heads, flags.dim, flags.context, vocabulary)
-    try:
-        if flags.architecture == "llama":  # SwiGLU has a third matrix: as many parameters as 4·dim
-            return llama(*shape, feed_forward=-(-8 * flags.dim // 3 // 32) * 32, tied=True, **more)
-        return GPTConfig(*shape, **more)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    if flags.architecture == "llama":  # SwiGLU has a third matrix: as many parameters as 4·dim
+        return llama(*shape, feed_forward=-(-8 * flags.dim // 3 // 32) * 32, tied=True, **more)
+    return GPTConfig(*shape, **more)
 
 
 def make_plan(flags: argparse.Namespace) -> TrainingPlan:
@@ -182,7 +179,7 @@ def train_command(
     metrics and pictures, and talks.
     """
     speaks = is_first() if is_divided(flags) else rank is None or rank.is_first
-    say = print if speaks else _say_nothing
+    say = console.speaker(speaks)
     begun = begin(flags, earlier, rank, speaks)
     model, run = begun.model, begun.run
     describe(flags, begun, say)
@@ -211,7 +208,7 @@ def train_command(
 
 def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: bool) -> None:
     """Do all steps and save; Stopped where a signal ends them, and how to go on."""
-    say, run, path = print if speaks else _say_nothing, begun.run, Path(flags.checkpoint)
+    say, run, path = console.speaker(speaks), begun.run, Path(flags.checkpoint)
     division, remembered = run.division, what_is_remembered(flags)
     with Interruption() as interruption:
 
@@ -252,16 +249,13 @@ def what_is_remembered(flags: argparse.Namespace) -> dict[str, Any]:
 def check_files(flags: argparse.Namespace) -> None:
     """InputError where what is written could not be, or would replace what is read."""
     path = Path(flags.checkpoint)
-    checkpoint.check_writable(path)
+    console.require("safetensors")
+    console.check_writable(path)
     picture = path.with_suffix(".png")
     read = {f"--{name}": getattr(flags, name) for name in ("text", "weights")}
     written = {"--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
                "--trace": flags.trace, "--explain": flags.explain}  # fmt: skip
     console.check_apart(read, written)
-
-
-def _say_nothing(*_: object, **__: object) -> None:
-    """What other ranks than the first have to say."""
 
 
 def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None = None) -> None:
@@ -336,18 +330,15 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(given)
     console.apply_common_flags(flags)
     said = console.given_flags(parser(), given)
-    if flags.command == "sample":
-        chat.sample_command(flags)
-    elif flags.command == "chat":
-        chat.chat_command(flags)
-    elif flags.command == "inspect":
-        look_inside.inspect_command(flags)
-    elif flags.command == "serve":
+    if flags.command == "serve":
         from minigrad.models import server  # which needs what others do not
 
         server.serve_command(flags)
-    elif flags.command == "quantize":
-        weights_quantize.quantize_command(flags)
+    elif flags.command != "train":
+        others = {"sample": chat.sample_command, "chat": chat.chat_command,
+                  "inspect": look_inside.inspect_command,
+                  "quantize": weights_quantize.quantize_command}  # fmt: skip
+        others[flags.command](flags)
     elif flags.resume is None:
         launch(flags, said)
     else:

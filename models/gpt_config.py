@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from minigrad.models.errors import InputError
+
 CHOICES = {
     "positions": ("learned", "rotary"),
     "norm": ("layer", "rms"),
@@ -18,7 +20,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT. ValueError where the numbers do not fit one another."""
+    """The shape of a GPT. InputError where the numbers do not fit one another."""
 
     layers: int = 4
     heads: int = 4
@@ -64,53 +66,53 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "dim", "context", "vocabulary", "active"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 1")
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1")
         for name in ("key_heads", "feed_forward", "experts", "head_width", "window", "shared"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected at least 0")
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least 0")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 known = " or ".join(choices)
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected {known}")
+                raise InputError(f"{name} is {getattr(self, name)!r}: expected {known}")
         if self.dim % self.heads and not self.head_width:
-            raise ValueError(f"{self.dim} dims cannot be shared evenly by {self.heads} heads")
+            raise InputError(f"{self.dim} dims cannot be shared evenly by {self.heads} heads")
         if self.heads % self.key_value_heads:
-            raise ValueError(
+            raise InputError(
                 f"{self.key_heads} heads of keys cannot serve {self.heads} of queries evenly"
             )
         if self.positions == "rotary" and not 0 < self.turned <= self.width:
-            raise ValueError(f"rotary_share is {self.rotary_share}: expected 0 … 1, above 0")
+            raise InputError(f"rotary_share is {self.rotary_share}: expected 0 … 1, above 0")
         if self.positions == "rotary" and self.turned % 2:
-            raise ValueError(f"heads of {self.turned} dims cannot rotate in pairs")
+            raise InputError(f"heads of {self.turned} dims cannot rotate in pairs")
         if self.rotary_factors and len(self.rotary_factors) != self.turned // 2:
-            raise ValueError(
+            raise InputError(
                 f"rotary_factors are {len(self.rotary_factors)}: expected {self.turned // 2}, one "
                 "for each pair"
             )
         if self.layer_kinds and (
             len(self.layer_kinds) != self.layers or set(self.layer_kinds) - set("fsn")
         ):
-            raise ValueError(
+            raise InputError(
                 f"layer_kinds is {self.layer_kinds!r}: expected {self.layers} letters f, s or n"
             )
         if "s" in self.layer_kinds and not self.window:
-            raise ValueError("layer_kinds has sliding layers: expected a window above 0")
+            raise InputError("layer_kinds has sliding layers: expected a window above 0")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
+            raise InputError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
         for name in ("balance", "router_z", "local_base", "attention_scale", "attention_cap",
                      "logit_cap"):  # fmt: skip
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} is {getattr(self, name)}: expected 0 or more")
+                raise InputError(f"{name} is {getattr(self, name)}: expected 0 or more")
         factors = {f"rotary_factors[{i}]": factor for i, factor in enumerate(self.rotary_factors)}
         for name in ("epsilon", "rotary_base", "rotary_gain", "embedding_scale"):
             factors[name] = getattr(self, name)
         for name, factor in factors.items():
             if not (math.isfinite(factor) and factor > 0):
-                raise ValueError(f"{name} is {factor}: expected a number above 0")
+                raise InputError(f"{name} is {factor}: expected a number above 0")
         if self.experts and self.activation not in ("gelu", "swiglu"):
-            raise ValueError(f"activation is {self.activation!r}: experts have gelu or swiglu")
+            raise InputError(f"activation is {self.activation!r}: experts have gelu or swiglu")
         if self.experts and self.active > self.experts:
-            raise ValueError(f"{self.active} of {self.experts} experts cannot be active")
+            raise InputError(f"{self.active} of {self.experts} experts cannot be active")
 
     @property
     def hidden(self) -> int:
@@ -143,12 +145,12 @@ class GPTConfig:
 
     @classmethod
     def preset(cls, name: str) -> GPTConfig:
-        """A published shape, e.g. "gpt2"; ValueError lists the known names."""
+        """A published shape, e.g. "gpt2"; InputError lists the known names."""
         try:
             return PRESETS[name]
         except KeyError:
             known = ", ".join(PRESETS)
-            raise ValueError(f"unknown preset {name!r}; known presets: {known}") from None
+            raise InputError(f"unknown preset {name!r}; known presets: {known}") from None
 
 
 def llama(

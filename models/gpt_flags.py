@@ -41,23 +41,15 @@ def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentPars
     """
     top = console.Parser(
         description="Train a GPT on text, let one write or talk, or look inside. "
-        "Without a command: train.",
-        formatter_class=console.Help,
+        "Without a command: train."
     )
     names = f"{{{','.join(COMMANDS)}}}"
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
-    chosen = {
-        name: commands.add_parser(name, help=text, description=f"{text.capitalize()}.",
-                                  formatter_class=console.Help)
-        for name, text in COMMANDS.items()
-    }  # fmt: skip
-    _train(chosen["train"])
-    chosen["train"].set_defaults(**(remembered or {}))
-    _sample(chosen["sample"])
-    _chat(chosen["chat"])
-    _inspect(chosen["inspect"])
-    _quantize(chosen["quantize"])
-    _serve(chosen["serve"])
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        FLAGS[name](command)
+        console.add_common_flags(command)
+    commands.choices["train"].set_defaults(**(remembered or {}))
     return top
 
 
@@ -129,7 +121,6 @@ def _train(command: argparse.ArgumentParser) -> None:
         help="of the layers at each stage, for --schedule interleaved")  # fmt: skip
     add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
     console.add_explain(add)
-    console.add_common_flags(command)
 
 
 def _sample(command: argparse.ArgumentParser) -> None:
@@ -165,7 +156,6 @@ def _drawing(command: argparse.ArgumentParser, tokens: int, temperature: float) 
     add("--context-policy", choices=POLICIES, default="roll",
         help="where the context is full: forget the oldest part, or end with an error")  # fmt: skip
     add("--keep", type=console.natural_int, default=0, help="first tokens that are never forgotten")
-    console.add_common_flags(command)
 
 
 def _inspect(command: argparse.ArgumentParser) -> None:
@@ -179,7 +169,6 @@ def _inspect(command: argparse.ArgumentParser) -> None:
     add("--picture", metavar="F.png", default="attention.png", help="where the picture goes")
     add("--tokens", type=console.positive_int, default=16, help="timed with and without cache")
     add("--context", type=console.positive_int, default=2048, help="tokens it sees, at most")
-    console.add_common_flags(command)
 
 
 def _quantize(command: argparse.ArgumentParser) -> None:
@@ -191,7 +180,6 @@ def _quantize(command: argparse.ArgumentParser) -> None:
         "multiple of 256 a type that is near")  # fmt: skip
     add("--pure", action="store_true", help="one type for all matrices whose rows allow it")
     add("--overwrite", action="store_true", help="replace OUT")
-    console.add_common_flags(command)
 
 
 def _serve(command: argparse.ArgumentParser) -> None:
@@ -211,4 +199,7 @@ def _serve(command: argparse.ArgumentParser) -> None:
     add("--max-body", type=whole, default=1 << 20, help="bytes of a request, at most")
     add("--api-key", help="what a request must carry as Authorization: Bearer …")
     add("--drain", type=whole, default=60, help="seconds that SIGTERM gives begun requests")
-    console.add_common_flags(command)
+
+
+FLAGS = {"train": _train, "sample": _sample, "chat": _chat, "inspect": _inspect,
+         "quantize": _quantize, "serve": _serve}  # fmt: skip

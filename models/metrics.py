@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from minigrad import nn
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 
 KEYS = ("step", "loss", "val_loss", "lr", "tokens_per_s", "elapsed_s")
 ABSURD = 1e6  # nats; e to the power of that has no meaning
@@ -27,27 +28,23 @@ class Metrics:
         self.file: IO[str] | None = None
         self.path = path
         if path is not None:
-            try:
+            with self._writing():
                 if history:
                     _cut(Path(path), {line["step"]: line["loss"] for line in history})
                 mode = "a" if history else "w"
                 self.file = Path(path).open(mode, encoding="utf-8")  # noqa: SIM115
-            except OSError as error:
-                raise self._failed(error) from None
 
-    def _failed(self, error: OSError) -> InputError:
-        return InputError(f"cannot write --metrics {self.path}: {error.strerror or error}")
+    def _writing(self) -> AbstractContextManager[None]:
+        return failing_as(f"cannot write --metrics {self.path}")
 
     def __enter__(self) -> Metrics:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is not None:
-            try:
+            # what could not be written before is tried again
+            with self._writing() if error is None else suppress(OSError):
                 self.file.close()
-            except OSError as failure:  # what could not be written before is tried again
-                if error is None:
-                    raise self._failed(failure) from None
 
     def record(self, **figures: Any) -> None:
         """One training step."""
@@ -56,11 +53,9 @@ class Metrics:
         if self.file is not None:
             # JSON has no NaN; a loss that is none was taken, and is no number
             plain = {k: str(v) if v in _NO_NUMBERS or v != v else v for k, v in line.items()}
-            try:
+            with self._writing():
                 self.file.write(json.dumps(plain, allow_nan=False) + "\n")
                 self.file.flush()
-            except OSError as error:
-                raise self._failed(error) from None
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """(steps, values) where the figure `key` was taken."""

@@ -334,8 +334,7 @@ def train(
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="Train a network of 784-16-16-10 neurons on handwritten digits.",
-        formatter_class=console.Help,
+        description="Train a network of 784-16-16-10 neurons on handwritten digits."
     )
     add = result.add_argument
     add(

@@ -31,6 +31,7 @@ from minigrad.graph.node import Node
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.precision import of_gradient, product
 from minigrad.nn.layers import uniform
+from minigrad.settings import having
 
 BLOCK_ROWS = 128  # of one expert's tokens, over which the packing of its matrices pays
 
@@ -73,11 +74,9 @@ _open = _Open()
 @contextmanager
 def recording() -> Iterator[list[Routing]]:
     """Within it, what each router decides is added to the list, in order."""
-    before, _open.records = _open.records, []
-    try:
-        yield _open.records
-    finally:
-        _open.records = before
+    records: list[Routing] = []
+    with having(_open, records=records):
+        yield records
 
 
 def _one_hot(index: Tensor, classes: int) -> Tensor:

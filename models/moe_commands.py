@@ -53,8 +53,7 @@ def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
         description="Train a GPT whose feed-forward networks are mixtures of experts, and print "
-        "how many tokens go to each expert, and what a dense model of the same active size costs.",
-        formatter_class=console.Help,
+        "how many tokens go to each expert, and what a dense model of the same active size costs."
     )
     add, whole = result.add_argument, console.positive_int
     add_basics(result, layers=2, steps=200)
@@ -86,10 +85,6 @@ def train(model: GPT, windows: Windows, run: TrainingRun, watch: Windows | None)
     return times[len(times) // 2] if times else 0.0
 
 
-def _say_nothing(*_: object) -> None:
-    """What other ranks than the first have to say."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """Train, print, compare."""
     flags = parser().parse_args(arguments)
@@ -103,13 +98,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def plan_of(flags: argparse.Namespace, vocabulary: int) -> tuple[GPTConfig, TrainingPlan]:
     """The model and its training; InputError where they do not fit one another."""
-    try:
-        config = GPTConfig(
-            flags.layers, flags.heads, flags.dim, flags.context, vocabulary,
-            experts=flags.experts, active=flags.active, balance=flags.balance,
-        )  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    config = GPTConfig(
+        flags.layers, flags.heads, flags.dim, flags.context, vocabulary,
+        experts=flags.experts, active=flags.active, balance=flags.balance,
+    )  # fmt: skip
     check(config, {"ep": flags.ep})
     if flags.batch % flags.ep:
         raise InputError(f"--batch {flags.batch} cannot be cut into {flags.ep} equal parts")
@@ -122,7 +114,7 @@ def plan_of(flags: argparse.Namespace, vocabulary: int) -> tuple[GPTConfig, Trai
 
 def compare(flags: argparse.Namespace) -> None:
     """Train a mixture of experts, and a dense model for comparison."""
-    say = print if is_first() else _say_nothing
+    say = console.speaker(is_first())
     text = load_text(flags.text)
     tokenizer = CharacterTokenizer.of(text)
     training, validation = split(tokenizer.encode_array(text))

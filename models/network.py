@@ -31,7 +31,7 @@ from minigrad.models.network_model import (
     predict,
 )
 from minigrad.models.parallel.schedules import SCHEDULES
-from minigrad.models.pictures import check_picture, pyplot_without_window, save_figure
+from minigrad.models.pictures import check_picture, new_figure, save_figure
 from minigrad.models.sizing import (
     ITEMSIZE,
     add_machine_flags,
@@ -157,8 +157,8 @@ def show_sensitivity(
 
 def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path) -> None:
     """A picture: the idle share of each way by bandwidth and by latency."""
-    pyplot = pyplot_without_window()
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
+    figure = new_figure(11, 4)
+    axes = figure.subplots(1, 2, sharey=True)
     base = NETWORKS[1]
     faster = [replace(base, bandwidth=10 ** (8 + step / 8)) for step in range(33)]
     later = [replace(base, latency=10 ** (-6 + step / 8)) for step in range(33)]
@@ -177,9 +177,7 @@ def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path)
     axes[0].set_ylabel("idle share of a step")
     axes[0].legend()
     figure.suptitle(f"{FEW} devices, {TOKENS:,} tokens a step, nothing hidden; {base.name}")
-    figure.tight_layout()
     save_figure(figure, path)
-    pyplot.close(figure)
     print(f"\npicture {path}")
 
 
@@ -256,8 +254,7 @@ def show_networks(
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="How long training takes on many devices over which network.",
-        formatter_class=console.Help,
+        description="How long training takes on many devices over which network."
     )
     add, number, whole = result.add_argument, console.positive_float, console.positive_int
     add_machine_flags(result)
@@ -317,11 +314,8 @@ def main(arguments: Sequence[str]) -> None:
     if flags.pp == 1 and idle:
         raise InputError(f"--{min(idle)} does nothing without --pp: give --pp 2 as well")
     layout = layout_of(flags)
-    try:
-        config = GPTConfig.preset(flags.model)
-        layout.check(config)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    config = GPTConfig.preset(flags.model)
+    layout.check(config)
     networks = list(NETWORKS)
     if flags.bandwidth is not None:
         networks.append(Network("yours", flags.bandwidth, flags.latency or 1e-5))

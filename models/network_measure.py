@@ -96,8 +96,7 @@ class EndedBySignals(Interruption):
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `measure`."""
-    result = console.Parser(prog="network.py measure", description=__doc__,
-                            formatter_class=console.Help)  # fmt: skip
+    result = console.Parser(prog="network.py measure", description=__doc__)
     add, whole = result.add_argument, console.positive_int
     add("--ranks", type=int, choices=(2, 3, 4), default=2, help="namespaces, with a rank each")
     add("--kinds", nargs="+", metavar="KIND", help="some of dp zero3 sp tp tp+sp gpipe 1f1b "

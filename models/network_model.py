@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from minigrad.graph.partition import GATHERED_PART
+from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.parallel.schedules import COSTS, Wire, length, make_table, simulate
 from minigrad.models.sizing import flops_per_token, parameters
@@ -113,15 +114,15 @@ class Layout:
         return " · ".join(words) or "one device"
 
     def check(self, config: GPTConfig) -> None:
-        """ValueError where a model cannot be shared so."""
+        """InputError where a model cannot be shared so."""
         if self.ep > 1 and (not config.experts or config.experts % self.ep):
-            raise ValueError(f"{config.experts} experts cannot be cut into {self.ep} parts")
+            raise InputError(f"{config.experts} experts cannot be cut into {self.ep} parts")
         if config.layers < self.pp * self.pieces:
-            raise ValueError(f"{config.layers} layers cannot be cut into {self.pp * self.pieces}")
+            raise InputError(f"{config.layers} layers cannot be cut into {self.pp * self.pieces}")
         if config.heads % self.tp:
-            raise ValueError(f"{config.heads} heads cannot be cut into {self.tp} parts")
+            raise InputError(f"{config.heads} heads cannot be cut into {self.tp} parts")
         if self.tokens and self.tp == 1:
-            raise ValueError("tokens between matrices are divided over tp: it must be above 1")
+            raise InputError("tokens between matrices are divided over tp: it must be above 1")
         if self.pp > 1:
             make_table(self.schedule, self.pp, self.micro, self.pp * self.pieces)
 

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 from minigrad import Tensor, nn
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import neuron
-from minigrad.models.checkpoint import check_writable
-from minigrad.models.console import require
+from minigrad.models.console import check_writable, require
 from minigrad.models.digits import DIGITS, Digits
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 from minigrad.models.metrics import Metrics
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
@@ -32,10 +31,9 @@ class Perceptron(Protocol):
         ...
 
 
-def pyplot_without_window() -> Any:
-    """`matplotlib.pyplot`; InputError where it is not installed."""
-    require("matplotlib").use("Agg")
-    return require("matplotlib.pyplot")
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches, of no window; InputError where it is not installed."""
+    return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def check_picture(path: str | None) -> None:
@@ -43,16 +41,14 @@ def check_picture(path: str | None) -> None:
     if path is not None:
         if Path(path).suffix.lower() != ".png":
             raise InputError(f"--picture {path}: a picture is a PNG, so its name must end in .png")
-        pyplot_without_window()
+        require("matplotlib")
         check_writable(Path(path))
 
 
 def save_figure(figure: Any, path: Path) -> None:
     """Write a PNG whole or not at all; InputError where the place cannot be written."""
-    try:
+    with failing_as(f"cannot write the picture {path}"):
         nn.state.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
-    except OSError as error:
-        raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from None
 
 
 def whole_steps(axis: Any) -> None:
@@ -95,12 +91,11 @@ def draw_losses(axes: Any, metrics: Metrics) -> None:
 
 def save_curves(metrics: Metrics, path: Path, title: str) -> None:
     """A PNG of the loss curves."""
-    pyplot = pyplot_without_window()
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
+    axes = figure.subplots()
     draw_losses(axes, metrics)
     axes.set_title(title)
     save_figure(figure, path)
-    pyplot.close(figure)
 
 
 def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) -> None:
@@ -108,15 +103,13 @@ def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) ->
 
     The first layer must take images of 28 × 28; InputError where the file cannot be written.
     """
-    pyplot = pyplot_without_window()
-    figure = pyplot.figure(figsize=(14, 8), layout="constrained")
+    figure = new_figure(14, 8)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
     draw_weights(left, model.layers[0].weight.numpy()[:16], silent(model, digits))
     upper, lower = right.subfigures(2, 1)
     draw_way(upper, model, digits)
     draw_losses(lower.subplots(), metrics)
     save_figure(figure, path)
-    pyplot.close(figure)
 
 
 def silent(model: Perceptron, digits: Digits) -> list[bool]:
@@ -159,12 +152,10 @@ def draw_way(figure: Any, model: Perceptron, digits: Digits) -> None:
 
 def draw_neuron(path: Path) -> None:
     """A PNG: what the signals add up to, against the threshold, and how activations answer."""
-    pyplot = pyplot_without_window()
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    total = draw_sum(left)
-    draw_activations(right, total)
+    figure = new_figure(11, 4.5)
+    left, right = figure.subplots(1, 2)
+    draw_activations(right, draw_sum(left))
     save_figure(figure, path)
-    pyplot.close(figure)
 
 
 def draw_sum(axes: Any) -> float:
@@ -226,9 +217,9 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     """
     import numpy as np
 
-    pyplot = pyplot_without_window()
     size = min(3 + 0.35 * len(names), 16)
-    figure, axes = pyplot.subplots(figsize=(size + 1, size), layout="constrained")
+    figure = new_figure(size + 1, size)
+    axes = figure.subplots()
     others = weights[1:] if len(weights) > 1 else weights
     scale = require("matplotlib.colors").PowerNorm(0.5, 0, max(float(others.max()), 1e-9))
     later = np.triu(np.ones(weights.shape, bool), 1)
@@ -245,4 +236,3 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     axes.set_title(title)
     figure.colorbar(image, ax=axes, label="share", format=lambda share, _: f"{100 * share:.3g}%")
     save_figure(figure, path)
-    pyplot.close(figure)

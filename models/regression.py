@@ -178,8 +178,8 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
     """A PNG: the points and the line, each path over the loss surface, noise by batch size."""
     import numpy as np
 
-    pyplot = pictures.pyplot_without_window()
-    figure, axes = pyplot.subplots(2, 3, figsize=(14, 9), layout="constrained")
+    figure = pictures.new_figure(14, 9)
+    axes = figure.subplots(2, 3)
     k0, k1 = best(data)
     grid0, grid1 = np.meshgrid(np.linspace(k0 - 4, k0 + 4, 81), np.linspace(k1 - 5, k1 + 5, 81))
     surface = mean_square_error(grid0, grid1, data)
@@ -220,14 +220,12 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
     scatter.set_ylabel("distance from the whole gradient")
     scatter.legend()
     pictures.save_figure(figure, path)
-    pyplot.close(figure)
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="Fit a line by gradient descent and draw how it gets there.",
-        formatter_class=console.Help,
+        description="Fit a line by gradient descent and draw how it gets there."
     )
     add, whole = result.add_argument, console.positive_int
     add("--points", type=whole, default=200,

@@ -328,8 +328,7 @@ def add_machine_flags(command: argparse.ArgumentParser) -> None:
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="How large a model is: parameters, memory, flops, devices, days.",
-        formatter_class=console.Help,
+        description="How large a model is: parameters, memory, flops, devices, days."
     )
     add = result.add_argument
     add_machine_flags(result)
@@ -349,10 +348,7 @@ def main(arguments: Sequence[str]) -> None:
     changes = {name: getattr(flags, name) for name in
                ("layers", "heads", "dim", "context", "vocabulary", "experts")
                if getattr(flags, name) is not None}  # fmt: skip
-    try:
-        config = replace(GPTConfig.preset(flags.model), **changes)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    config = replace(GPTConfig.preset(flags.model), **changes)
     if flags.utilization > 1:
         raise InputError(f"--utilization is {flags.utilization}: expected at most 1")
     machine = Machine(flags.device_memory, flags.peak, flags.utilization, flags.devices)

@@ -10,6 +10,7 @@ import ctypes
 import math
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -144,6 +145,12 @@ def usable_threads() -> int:
     count = len(processors()) or os.cpu_count() or 1
     quota = cpu_quota(_CGROUPS, _read(Path("/proc/self/cgroup")))
     return max(1, min(count, quota))
+
+
+def described() -> str:
+    """The processor as its maker calls it, or its architecture, and how many threads we may use."""
+    found = re.search(r"^model name\s*: (.*)", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return f"{found[1] if found else platform.machine()}, {usable_threads()} threads"
 
 
 def processors() -> list[int]:

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from minigrad.settings import having
 
 
 def run(**variables: str) -> subprocess.CompletedProcess[str]:
@@ -30,3 +33,11 @@ def test_what_is_nothing_alike_is_somebody_elses() -> None:
 def test_a_setting_that_is_no_number_is_refused() -> None:
     said = run(MINIGRAD_DEBUG="abc").stderr
     assert "SettingError: MINIGRAD_DEBUG='abc': expected a whole number" in said
+
+
+def test_attributes_for_the_time_of_a_block() -> None:
+    owner = SimpleNamespace(a=1, b=2)
+    with pytest.raises(KeyError), having(owner, a=3):
+        assert (owner.a, owner.b) == (3, 2)
+        raise KeyError
+    assert (owner.a, owner.b) == (1, 2)

@@ -6,7 +6,6 @@ import base64
 import html
 import json
 import os
-import platform
 import re
 import time
 import zlib
@@ -26,7 +25,7 @@ from minigrad.explain.values import First, Values
 from minigrad.graph.canonical import Canonical
 from minigrad.graph.node import Op
 from minigrad.runtimes.cpu_limits import limits
-from minigrad.runtimes.host import usable_threads
+from minigrad.runtimes.host import described
 from minigrad.settings import flag, say
 from minigrad.tensor import Tensor
 
@@ -105,7 +104,7 @@ class Data:
         files = sorted({place[0] for stack in self.stacks for place in stack})
         number = {name: place for place, name in enumerate(files)}
         return {
-            "what": self.what, "when": time.strftime("%-d %B %Y, %H:%M"), "machine": _machine(),
+            "what": self.what, "when": time.strftime("%-d %B %Y, %H:%M"), "machine": described(),
             "captured": self.seen.captured, "steps": self.seen.steps,
             "seconds": self.seen.round.seconds, "busy": self.seen.round.busy,
             "plain": sorted(self.seen.plain), "apart": self.seen.apart, "kernels": kernels,
@@ -188,14 +187,6 @@ def _checked(rows: Sequence[tuple[str, float, float]], story: Story) -> Any:
 def _packed(text: str) -> str:
     """For `inflated` in page.js."""
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
-
-
-def _machine() -> str:
-    found = None
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        found = re.search(r"^model name\s*: (.*)", path.read_text(), re.MULTILINE)
-    return f"{found[1] if found else platform.machine()}, {usable_threads()} threads"
 
 
 def _source(name: str, wanted: set[int]) -> dict[str, Any]:

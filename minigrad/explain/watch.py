@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -22,7 +22,7 @@ from minigrad.graph.conversions import group_name
 from minigrad.jit.jitted import Jitted
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
-from minigrad.settings import flag
+from minigrad.settings import flag, having
 from minigrad.tensor import Tensor, realization
 from minigrad.tensor.pytree import flatten
 
@@ -111,11 +111,8 @@ class _Part:
             if look is not None:
                 look.ran(len(rows) - 1)
 
-        program.timeline.record = record
-        try:
+        with having(program.timeline, record=record):
             made.run(buffers, variables)
-        finally:
-            program.timeline.record = before
 
 
 def _check_device(name: str) -> None:
@@ -129,14 +126,9 @@ def _check_device(name: str) -> None:
             )
 
 
-@contextmanager
-def _programs(found: Programs) -> Iterator[None]:
+def _programs(found: Programs) -> AbstractContextManager[None]:
     """Let this thread find its programs there: the process's are what it would run without us."""
-    before, program.timeline.programs = program.timeline.programs, found
-    try:
-        yield
-    finally:
-        program.timeline.programs = before
+    return having(program.timeline, programs=found)
 
 
 class Watched(Programs):

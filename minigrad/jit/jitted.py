@@ -70,7 +70,7 @@ from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
-from minigrad.settings import thread
+from minigrad.settings import having, thread
 from minigrad.tensor import Tensor, realization, views
 from minigrad.tensor.live_tensors import all_holders, of_this_thread
 from minigrad.tensor.noted import Noted, capturing
@@ -370,11 +370,8 @@ def _left_behind(
 def _logged() -> Iterator[list[int]]:
     """Note what data the host gives to tensors."""
     log: list[int] = []
-    before, watching.log = watching.log, log
-    try:
+    with having(watching, log=log):
         yield log
-    finally:
-        watching.log = before
 
 
 def _part(result: Any, known: set[int]) -> Any:

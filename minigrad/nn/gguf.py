@@ -49,6 +49,9 @@ class Value:
     plain: Any
 
 
+Content = tuple[dict[str, Value], dict[str, Tensor | Quantized]]  # metadata, tensors
+
+
 class _Reader:
     """Takes values from an open file; GGUFError where it ends too early."""
 
@@ -125,9 +128,7 @@ def gguf_load(
     return {key: value.plain for key, value in metadata.items()}, tensors
 
 
-def gguf_read(
-    path: str | os.PathLike[str], device: str | None = None
-) -> tuple[dict[str, Value], dict[str, Tensor | Quantized]]:
+def gguf_read(path: str | os.PathLike[str], device: str | None = None) -> Content:
     """`gguf_load` with the types that metadata have in the file."""
     first, *rest = files = parts_of(Path(path))
     metadata, tensors = _load(first, device)
@@ -167,9 +168,7 @@ def parts_of(path: Path) -> list[Path]:
     return [path.parent / name for name in names]
 
 
-def _load(
-    path: Path, device: str | None
-) -> tuple[dict[str, Value], dict[str, Tensor | Quantized]]:
+def _load(path: Path, device: str | None) -> Content:
     """One file."""
     with path.open("rb") as file:
         try:
@@ -178,9 +177,7 @@ def _load(
             raise GGUFError(f"{path} is no GGUF file that can be read: {error}") from None
 
 
-def _read(
-    reader: _Reader, device: str | None
-) -> tuple[dict[str, Value], dict[str, Tensor | Quantized]]:
+def _read(reader: _Reader, device: str | None) -> Content:
     if reader.take(4, "the magic") != b"GGUF":
         raise GGUFError("it does not begin with GGUF")
     version = reader.number("<I", "the version")

@@ -6,13 +6,14 @@ import inspect
 import math
 import threading
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from minigrad.errors import ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer
+from minigrad.settings import having
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_names, fit, kind_of
 from minigrad.tensor.broadcasting import check_share
@@ -27,18 +28,13 @@ class _Blank(threading.local):
 _blank = _Blank()
 
 
-@contextmanager
-def blank() -> Iterator[None]:
+def blank() -> AbstractContextManager[None]:
     """Layers that this thread makes meanwhile have zeros where they would draw random numbers.
 
     For whoever sets the parameters himself: nothing is drawn, and zeros cost nothing before
     somebody looks at them.
     """
-    before, _blank.wanted = _blank.wanted, True
-    try:
-        yield
-    finally:
-        _blank.wanted = before
+    return having(_blank, wanted=True)
 
 
 def uniform(shape: tuple[int, ...], inputs: float) -> Tensor:

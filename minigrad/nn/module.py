@@ -114,17 +114,14 @@ def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def get_parameters(model: Any) -> list[Tensor]:
-    """The tensors of a model that may be trained: each once, without those marked False.
+    """The tensors of a model that may be trained, without those marked False.
+
+    Each once, where it comes first, as PyTorch's and `Module.parameters` have them.
 
     Of plain objects that is every float tensor, also one that nobody marked; a warning names these
     where others are marked, as a mask is beside layers: mark it with `nn.Parameter` or `nn.buffer`.
     """
-    unique = {
-        id(value): (name, value, kind)
-        for name, value, kind in reversed([*walk(model)])
-        if isinstance(value, Tensor)
-    }
-    found = [*reversed(unique.values())]
+    found = _once(walk(model), Tensor)
     warn_of_unmarked(found, 4)
     return [
         tensor

@@ -11,6 +11,7 @@ from minigrad.graph import build
 from minigrad.graph.batched import given
 from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import Node, is_symbolic
+from minigrad.settings import having
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.modes import modes
@@ -52,14 +53,11 @@ class Scanning(Methods):
         _check_known([*state, *(tensor.node for tensor in arrays)])
         carries = [given(node.dtype, node.shape, node.device) for node in state]
         elements = [given(a.dtype, a.shape[1:], a.raw.device) for a in arrays]
-        modes.describing = True
-        try:
+        with having(modes, describing=True):
             after, out = _called(
                 f, rebuild(init, map(cls._of, carries).__next__),
                 rebuild(xs, map(cls._of, elements).__next__),
             )  # fmt: skip
-        finally:
-            modes.describing = False
         (found, new), (_, outs) = _parts(after), _parts(out)
         if found != structure:
             raise ScanError(

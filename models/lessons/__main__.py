@@ -22,7 +22,7 @@ from types import ModuleType
 
 from minigrad import Tensor
 from minigrad.models import console
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 from minigrad.models.lessons import render
 from minigrad.models.lessons.page import Page
 
@@ -72,8 +72,7 @@ def serve(folder: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Build the site, and serve it where that is wanted."""
     parser = console.Parser(
-        description="Build the lessons: one page for each section of the article, and contents.",
-        formatter_class=console.Help,
+        description="Build the lessons: one page for each section of the article, and contents."
     )
     add = parser.add_argument
     add("--out", metavar="DIR", help="where the site goes; with --serve it may be left out")
@@ -89,11 +88,9 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--only {max(flags.only)}: there are {known} lessons")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(flags.out or temporary)
-        try:
+        with failing_as(f"cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             build(folder, flags.quick, flags.only)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
         if flags.serve:
             serve(folder)
 

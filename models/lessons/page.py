@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import inspect
 import math
@@ -167,8 +166,7 @@ def alone(lesson: Callable[[Page], None]) -> NoReturn:
     """Run one lesson in the terminal, as `python models/lessons/01_neuron.py` does."""
 
     def main(arguments: Sequence[str]) -> None:
-        parser = console.Parser(description=str(inspect.getmodule(lesson).__doc__),
-                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        parser = console.Parser(description=str(inspect.getmodule(lesson).__doc__))
         parser.add_argument("--quick", action="store_true", help="smaller models, fewer sizes")
         lesson(Page(quick=parser.parse_args(arguments).quick))
 

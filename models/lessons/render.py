@@ -7,7 +7,6 @@ import html
 import io
 import json
 import keyword
-import platform
 import re
 import shutil
 import textwrap
@@ -22,7 +21,7 @@ from typing import Any
 from minigrad import Device
 from minigrad.models.console import require
 from minigrad.models.lessons.page import Page, shown
-from minigrad.runtimes.host import usable_threads
+from minigrad.runtimes.host import described
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE / "assets"
@@ -53,18 +52,6 @@ class Lesson:
     def file(self) -> str:
         """The name of its page."""
         return f"{self.name}.html"
-
-
-def machine() -> str:
-    """Which machine computes, in words."""
-    found = re.search(r"^model name\s*: (.*)", _cpuinfo(), re.MULTILINE)
-    name = found[1] if found else platform.machine()
-    return f"{name}, {usable_threads()} threads, device {Device.DEFAULT}"
-
-
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
 
 
 def prose(text: str) -> str:
@@ -196,8 +183,9 @@ def _filled(template: str, title: str, quick: bool, **values: Any) -> str:
     environment.filters["points"] = _points
     environment.tests["figure"] = FIGURE.fullmatch
     moment = time.strftime("%-d %B %Y, %H:%M %Z")
+    machine = f"{described()}, device {Device.DEFAULT}"
     found: str = environment.get_template(template).render(
-        title=title, site=SITE, quick=quick, moment=moment, machine=machine(), **values
+        title=title, site=SITE, quick=quick, moment=moment, machine=machine, **values
     )
     return found
 

@@ -17,7 +17,6 @@ from minigrad.models.parallel.agreement import Agreement, Headers
 from minigrad.models.parallel.faults import Activity
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.timeline import Timeline
-from minigrad.runtimes import cpu_memory
 from minigrad.settings import DEFAULTS, getenv, put
 
 
@@ -208,7 +207,7 @@ class RankGroup:
             if len(sent) == 1:
                 ring.permute(members, sent[0].address, target, nbytes, what.place)
                 return
-            with _Scratch(nbytes) as joined:
+            with ring.Scratch(nbytes) as joined:
                 ring.join(sent, joined, size)
                 ring.permute(members, joined, target, nbytes, what.place)
         elif kind == "all_gather":
@@ -222,7 +221,7 @@ class RankGroup:
             ranks, count = members.size, result.count * members.size
             parts = [Piece(one.address + one.count // ranks * rank * size, one.count // ranks)
                      for rank in range(ranks) for one in sent]  # fmt: skip
-            with _Scratch(count * size) as copy:
+            with ring.Scratch(count * size) as copy:
                 ring.join(parts, copy, size)
                 start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
                 ctypes.memmove(target, copy + start * size, nbytes)
@@ -265,17 +264,3 @@ class Seat:
         """Leave the groups."""
         collective.leave(self.device, [*self.groups.values()])
         self.progress.close()
-
-
-class _Scratch:
-    """Memory for the time of a `with` block."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
-
-    def __enter__(self) -> int:
-        self.address = cpu_memory.allocate(self.nbytes)
-        return self.address
-
-    def __exit__(self, *_: object) -> None:
-        cpu_memory.free(self.address, self.nbytes)

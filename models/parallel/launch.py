@@ -23,7 +23,7 @@ from minigrad.models.parallel.mesh_device import World, world
 from minigrad.models.parallel.timeline import Timeline, of_rank, own
 from minigrad.models.parallel.tracing import traced
 from minigrad.runtimes.host import usable_threads
-from minigrad.settings import DEFAULTS, flag, getenv, put
+from minigrad.settings import DEFAULTS, flag, getenv, having, put
 from minigrad.tensor import live_tensors
 
 
@@ -143,10 +143,9 @@ def _seat(
 def _evict(seat: Seat, number: int | None) -> None:
     """Let a rank take part in nothing any more; in its own thread, or for one that hangs."""
     seat.close()
-    before, live_tensors.rank.number = live_tensors.rank.number, number
-    # what a failed run has left in the frames of its exception must not exchange in the next
-    live_tensors.abandon(_exchanges)
-    live_tensors.rank.number = before
+    with having(live_tensors.rank, number=number):
+        # what a failed run has left in the frames of its exception must not exchange in the next
+        live_tensors.abandon(_exchanges)
 
 
 def _leave(evictions: list[Callable[[], None]]) -> None:

@@ -152,10 +152,7 @@ def pipeline(
     if layers < count:
         raise InputError(f"{layers} layers cannot be cut into {count} pieces: give more --layers, "
                          "or fewer --pp or --pieces")  # fmt: skip
-    try:
-        table = make_table(schedule, stages, micro, count)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    table = make_table(schedule, stages, micro, count)
     cut, sizes = cut_layers(table, model.config)
     named = nn.state.get_state_dict(model)
     if tokens:

@@ -18,7 +18,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Layout, axes_of, local_shape, whole
 from minigrad.models import checkpoint
 from minigrad.models.checkpoint import plain_shape
-from minigrad.models.errors import InputError
+from minigrad.models.errors import InputError, failing_as
 from minigrad.models.parallel.mesh_device import MeshMemory, World, runtime_of
 
 Entry = dict[str, Any]
@@ -43,10 +43,9 @@ def save(
             entries[key], own[key] = entry, _part(tensor)
     failure = None
     try:
-        folder.mkdir(exist_ok=True)
+        with failing_as(f"cannot write {folder}"):
+            folder.mkdir(exist_ok=True)
         checkpoint.save(folder / name, own, {})
-    except OSError as error:
-        failure = f"cannot write {folder}: {error.strerror or error}"
     except InputError as error:
         failure = str(error)
     gathered = everybody.gather((name, entries, failure))

@@ -45,6 +45,7 @@ from minigrad.models.parallel.schedules import (
 )
 from minigrad.models.parallel.training import Divided
 from minigrad.runtimes.host import usable_threads
+from minigrad.settings import having
 from minigrad.tensor import live_tensors
 
 NUMBERS, SHARED, DATA = 1, 2, 3  # tags of messages
@@ -342,11 +343,8 @@ class Pipeline(Divided):
 
         def run(number: int) -> None:
             stage = self.here[number]
-            live_tensors.rank.devices = stage.devices
-            try:
+            with having(live_tensors.rank, devices=stage.devices):
                 found[number] = action(stage)
-            finally:
-                live_tensors.rank.devices = frozenset()
 
         failed = self._team.run(run, self._exchange.fail)
         if failed is not None:

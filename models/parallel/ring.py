@@ -43,6 +43,20 @@ class Arithmetic(Protocol):
         ...
 
 
+class Scratch:
+    """Memory for the time of a `with` block, which gives its address."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def __enter__(self) -> int:
+        self.address = cpu_memory.allocate(self.nbytes)
+        return self.address
+
+    def __exit__(self, *_: object) -> None:
+        cpu_memory.free(self.address, self.nbytes)
+
+
 def spans(count: int, parts: int) -> list[tuple[int, int]]:
     """(start, stop) of each of so many parts of 0 … count − 1, as even as can be."""
     return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
@@ -75,7 +89,6 @@ def _walk(
     incoming = [(k, p) for k, chunk in enumerate((*reduced, *gathered))
                 for p in _pieces(chunk, itemsize)]  # fmt: skip
     last_step, adding = len(reduced) + len(gathered) - 1, len(reduced)
-    scratch = cpu_memory.allocate(AHEAD * PIECE) if reduced else 0
     # A complete chunk may come while its unfinished form seems to be on its way still: but it
     # could not be complete if that had not arrived.
     sent: list[Any] = []
@@ -91,7 +104,7 @@ def _walk(
     def send(offset: int, count: int) -> None:
         sent.append(transport.isend(after, address + offset, count * itemsize, TAG))
 
-    try:
+    with Scratch(AHEAD * PIECE if reduced else 0) as scratch:
         for piece in _pieces(first, itemsize):
             send(*piece)
         for number in range(min(AHEAD, len(incoming))):
@@ -108,9 +121,6 @@ def _walk(
             if number + AHEAD < len(incoming):
                 post(number + AHEAD)
         transport.wait(sent)
-    finally:
-        if scratch:
-            cpu_memory.free(scratch, AHEAD * PIECE)
 
 
 TAG = 0  # of all messages of an exchange: they arrive in order
@@ -166,16 +176,13 @@ def _swap(
     Both begin with rank 0's numbers: which NaN, and of a maximum which zero, depends on the order.
     """
     other, nbytes = 1 - transport.rank, count * dtype.itemsize
-    scratch = cpu_memory.allocate(nbytes)
-    try:
+    with Scratch(nbytes) as scratch:
         coming = transport.irecv(other, scratch, nbytes, TAG)
         transport.wait([coming, transport.isend(other, address, nbytes, TAG)])
         first, second = (address, scratch) if other else (scratch, address)
         arithmetic.combine(how, dtype, first, second, count, 1 / 2 if how == "mean" else 1.0)
         if first != address:
             ctypes.memmove(address, first, nbytes)
-    finally:
-        cpu_memory.free(scratch, nbytes)
 
 
 def ring_reduce_scatter(

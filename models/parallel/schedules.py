@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from minigrad.models.errors import InputError
+
 # What can be done with a piece and a micro-batch, and how long it takes in units of a forward pass.
 # backward: both gradients, that of the piece's input and those of its weights.
 FORWARD, BACKWARD, INPUT, WEIGHTS = "forward", "backward", "input", "weights"
@@ -48,17 +50,17 @@ Table = list[list[Task]]
 def make_table(schedule: str, stages: int, micro: int, pieces: int) -> Table:
     """What each stage does, in order, with so many micro-batches and pieces of the model.
 
-    ValueError where there is no such table.
+    InputError where there is no such table.
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        raise InputError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if stages < 1 or micro < 1:
-        raise ValueError(f"{stages} stages, {micro} micro-batches: expected at least 1 of each")
+        raise InputError(f"{stages} stages, {micro} micro-batches: expected at least 1 of each")
     if pieces % stages or (pieces != stages and schedule != "interleaved"):
-        raise ValueError(f"{schedule} of {pieces} pieces at {stages} stages: expected "
+        raise InputError(f"{schedule} of {pieces} pieces at {stages} stages: expected "
                          f"{'a multiple' if schedule == 'interleaved' else 'as many'}")  # fmt: skip
     if schedule == "interleaved" and micro % stages:
-        raise ValueError(f"interleaved with {micro} micro-batches at {stages} stages: expected a "
+        raise InputError(f"interleaved with {micro} micro-batches at {stages} stages: expected a "
                          "multiple")  # fmt: skip
     if schedule == "zb":
         return [_zero_bubble(stage, stages, micro) for stage in range(stages)]

@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 from minigrad import nn, program
 from minigrad.models.parallel.schedules import LETTERS, Task, Timed, line_of
+from minigrad.settings import having
 
 # Rows of a rank, by what an event is.
 PROGRAM, EXCHANGES = "program", "exchanges"
@@ -58,15 +59,9 @@ class Timeline:
 
     def kernels(self) -> AbstractContextManager[None]:
         """Record those that this thread runs in the block."""
-        return NOTHING if self.zero is None else self._kernels()
-
-    @contextmanager
-    def _kernels(self) -> Iterator[None]:
-        before, program.timeline.record = program.timeline.record, self.kernel
-        try:
-            yield
-        finally:
-            program.timeline.record = before
+        if self.zero is None:
+            return NOTHING
+        return having(program.timeline, record=self.kernel)
 
     def span(self, name: str, what: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
         """Record how long the block takes."""

@@ -19,6 +19,8 @@ from minigrad.models.mlp import MLP
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -28,7 +30,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def keep(figure: Any, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            figure.canvas.draw()
+            FigureCanvasAgg(figure).draw()
         figures.append(figure)
 
     monkeypatch.setattr(pictures, "save_figure", keep)

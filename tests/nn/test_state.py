@@ -40,6 +40,7 @@ def test_names(on_device):
     params = state.get_parameters(model)
     assert len(params) == 7, "tied once, without the one marked False"
     assert all(p is not model.count for p in params)
+    assert params[0] is model.table.weight, "tied ones stand where they come first"
     assert list(state.get_state_dict([model.table], "a")) == ["a.0.weight"]
 
 
