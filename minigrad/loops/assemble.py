@@ -28,6 +28,7 @@ from minigrad.loops.build import combine, in_pieces, lanes_loop, put, unrolled
 from minigrad.loops.nest import (
     Loop,
     Loops,
+    Made,
     MatrixProduct,
     Nest,
     Prefetch,
@@ -62,15 +63,9 @@ RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see in_
 OPERATIONS_A_BYTE = 16
 
 
-def assemble(
-    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
-    vectors: float | None = None,
-) -> Nest:  # fmt: skip
-    """Wrap a parallel loop into a Nest, with long sums in levels.
-
-    operations, vectors (instructions): of the whole kernel, where these are known.
-    """
-    loop = in_levels(loop, target)
+def assemble(kernel: Kernel, made: Made, target: Target) -> Nest:
+    """Wrap what a recipe made of a kernel into a Nest, with long sums in levels."""
+    loop = in_levels(made.loop, target)
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
     computed = list(expr.walk(*nest.expressions(loop)))
@@ -81,17 +76,20 @@ def assemble(
             places.append((array, offset))
             size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
             offset += ceildiv(size, LINE) * LINE
-    traffic = cost.traffic(kernel, arrays)
+    traffic, operations, vectors = cost.traffic(kernel, arrays), made.operations, made.vectors
     if operations is None:
         operations = cost.operations(kernel)
     if vectors is None:
         vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
-    return Nest(
+    result = Nest(
         kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, operations, traffic, target, _sharing(loop, computed, target)),
-        operations, round(vectors), traffic,
+        cost.flops(kernel) if made.products else operations, round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
+    most, few, many = made.runs
+    least = few if operations <= most * traffic else many
+    return in_long_runs(result, least) if least else result
 
 
 def _check(
@@ -170,12 +168,7 @@ def vectors_of(operations: int, target: Target) -> float:
     return operations / max(target.vector_bytes // 4, 1)
 
 
-def memory_bound(nest: Nest, operations: int = OPERATIONS_A_BYTE) -> bool:
-    """Whether a kernel waits for memory: with at most so many operations for each byte."""
-    return nest.operations <= operations * nest.traffic
-
-
-def in_long_runs(nest: Nest, least: int = 1) -> Nest:
+def in_long_runs(nest: Nest, least: int) -> Nest:
     """The same with chunks that are long enough for the memory, but at least about so many.
 
     A core that goes on where it was reads faster than one that begins elsewhere. (Two cores of Zen

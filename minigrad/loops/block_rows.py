@@ -36,7 +36,6 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
-from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import enough_lanes, fix_rows
 from minigrad.loops.block_plan import (
     WORDS,
@@ -55,7 +54,7 @@ from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
 from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows
-from minigrad.loops.nest import Loop, Nest, Statement, Statements, Store, Stores, loop_over
+from minigrad.loops.nest import Loop, Made, Statement, Statements, Store, Stores, loop_over
 from minigrad.loops.prefetch import Place
 from minigrad.loops.product import multiply_add
 from minigrad.loops.registers import computes
@@ -72,8 +71,8 @@ WRITTEN_OUT = 8  # terms of a product across: 8 columns have a line or more of t
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
-def block_rows(kernel: Kernel, target: Target) -> Nest:
-    """The loop nest of a kernel of kind "block_rows"."""
+def block_rows(kernel: Kernel, target: Target) -> Made:
+    """The loops of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
     extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
     block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
@@ -107,7 +106,7 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
         nested = build.flat_loop([outer, run], (*early, inner))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
-    return assemble(kernel, nested, target, *_work(kernel.rows, plan, target))
+    return Made(nested, *_work(kernel.rows, plan, target))
 
 
 def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:

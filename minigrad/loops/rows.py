@@ -30,7 +30,7 @@ from math import gcd, prod
 
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_bound
+from minigrad.loops.assemble import MOST_CHUNKS, OPERATIONS_A_BYTE
 from minigrad.loops.axes import (
     indices,
     merge,
@@ -50,7 +50,7 @@ from minigrad.loops.build import (
 from minigrad.loops.nest import (
     Loop,
     Loops,
-    Nest,
+    Made,
     Statement,
     Statements,
     Store,
@@ -84,7 +84,7 @@ from minigrad.target import Target
 BLOCK_ROWS = 16
 
 
-def rows(kernel: Kernel, target: Target) -> Nest:
+def rows(kernel: Kernel, target: Target) -> Made:
     """Row after row, or vectors of rows."""
     count = kernel.rows
     if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
@@ -105,8 +105,7 @@ def rows(kernel: Kernel, target: Target) -> Nest:
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    nest = assemble(kernel, s.nest, target)
-    return in_long_runs(nest) if memory_bound(nest) else nest
+    return Made(s.parallelize(), runs=(OPERATIONS_A_BYTE, 1, 0))
 
 
 def _delayed(
@@ -352,7 +351,7 @@ ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 lines that lie together in memory
 
 
-def row_vectors(kernel: Kernel, target: Target) -> Nest:
+def row_vectors(kernel: Kernel, target: Target) -> Made:
     """Neighbours along the last of the axes that make up a row's number, a vector at a time.
 
     A vector, or a block of sums, ends where the neighbours do, so that no index is divided lane by
@@ -394,8 +393,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Nest:
     if columns or not xs:
         s.prefetch(x, asked_for)
     s.vectorize(x, width, None if columns else LANE)
-    s.parallelize(*xs)
-    return assemble(kernel, s.nest, target)
+    return Made(s.parallelize(*xs))
 
 
 def _along_rows(kernel: Kernel) -> bool:
