@@ -65,7 +65,7 @@ OPERATIONS_A_BYTE = 16
 
 def assemble(kernel: Kernel, made: Made, target: Target) -> Nest:
     """Wrap what a recipe made of a kernel into a Nest, with long sums in levels."""
-    loop = in_levels(made.loop, target)
+    loop, stages = in_levels(made.loop, target), kernel.stages
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
     computed = list(expr.walk(*nest.expressions(loop)))
@@ -76,15 +76,13 @@ def assemble(kernel: Kernel, made: Made, target: Target) -> Nest:
             places.append((array, offset))
             size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
             offset += ceildiv(size, LINE) * LINE
-    traffic, operations, vectors = cost.traffic(kernel, arrays), made.operations, made.vectors
-    if operations is None:
-        operations = cost.operations(kernel)
-    if vectors is None:
-        vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
+    traffic, operations = cost.traffic(stages, arrays), made.operations or cost.operations(stages)
+    vectors = made.vectors or cost.vectors(kernel, target, _products_at_once(loop, computed))
     result = Nest(
         kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, operations, traffic, target, _sharing(loop, computed, target)),
-        cost.flops(kernel) if made.products else operations, round(vectors), traffic,
+        cost.operations(stages, loads=False) if made.products else operations,
+        round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
     most, few, many = made.runs

@@ -33,7 +33,7 @@ from minigrad.graph.shapes import flatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import in_levels
-from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, summands
+from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
 from minigrad.loops.nest import (
     Loop,
@@ -226,5 +226,5 @@ def _naive(
         begin, *more = reduction(Op.SUM, total, (), terms)
         body = [begin, *loops_over(sums.reduced, [*body, *more])]
     others = kernel.stages[1 + (sums.array != dots.array) :]
-    stores = epilogue(kernel, (sums, *others), {sums.array: total}, sums.axes)
+    stores = inline_stages((sums, *others), kernel.stored, sums.axes, {sums.array: total})
     return [*body, Stores(tuple(stores))]

@@ -73,15 +73,16 @@ SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of eac
 
 def elementwise(kernel: Kernel, target: Target) -> Made | None:
     """All stages at once, element by element, in registers; None where they are not alike."""
-    if not _same_elements(kernel):
+    stages = kernel.stages
+    if not _same_elements(stages, kernel.rows):
         return None
-    axes, stores = _without_remainders(*_with_long_last(*elements(kernel)))
+    axes, stores = _without_remainders(*_with_long_last(*elements(stages, kernel.stored)))
     axes = axes or [make_axis("i", 0, 1)]
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     assert axis is not None
     stores = [
-        replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
+        replace(s, streaming=streams(s.array, stages, target, exprs, axis.variable))
         for s in stores
     ]
     outer = [a for a in axes if a != axis]
@@ -199,12 +200,12 @@ def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Lo
     return s.parallelize(*xs)
 
 
-def _same_elements(kernel: Kernel) -> bool:
+def _same_elements(stages: Sequence[Stage], rows: Integer) -> bool:
     """Whether all stages of a kernel of rows have the same elements, so that there are no rows."""
-    if len(kernel.stages) == 1:
-        return kernel.stages[0].op is None
-    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
-    return same and all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
+    if len(stages) == 1:
+        return stages[0].op is None
+    same = all(s.op is None and s.size == high(rows) for s in stages)
+    return same and all(isinstance(a.extent, int) for s in stages for a in s.axes[1:])
 
 
 def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:

@@ -297,7 +297,7 @@ def _prepared(kernel: Kernel) -> tuple[tuple[Store, ...], list[Sum], list[Expr]]
         return None
     totals = [expr.register(f"sum{n}", one.body.dtype) for n, one in enumerate(sums)]
     groups = sums[0].batch, sums[0].m, sums[0].n, *(one.k for one in sums)
-    stores, (batch, m, n, *ks), places = in_few_axes(kernel, totals, groups)
+    stores, (batch, m, n, *ks), places = in_few_axes(kernel.stages, kernel.stored, totals, groups)
     moved = [
         Sum(expr.substitute_in(one.body, places),
             tuple(expr.substitute_in(e, places) for e in one.vectors), batch, m, n, k)

@@ -202,11 +202,13 @@ ONCE = make_axis("e", 0, 1)
 VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
-def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
-    """Work-items for each row of a kernel, a power of two; 1 where rows are short."""
+def row_items(
+    stages: Sequence[Stage], rows: Integer, group: Group, share: int = SHARE
+) -> int:
+    """Work-items for each row of stages, a power of two; 1 where rows are short."""
     length = 1
-    for stage in kernel.stages:
-        inner = stage.axes[prefix_length(stage, kernel.rows) :]
+    for stage in stages:
+        inner = stage.axes[prefix_length(stage, rows) :]
         for axes in (inner, stage.reduced):
             length = max(length, size_of(axes))
     if length < SHORT_ROW:
@@ -220,16 +222,16 @@ def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
 
     None where a work-item does one: where rows are short, or neighbours and enough of them.
     """
-    group, count = target.group, high(kernel.rows)
+    group, rows, stages = target.group, kernel.rows, kernel.stages
     if group is None:
         return None
-    items = row_items(kernel, group)
-    beside = count > 1 and runs_along_rows(kernel.stages, kernel.rows, target)
-    if items == 1 or beside and count >= group.items * group.units:
+    items = row_items(stages, rows, group)
+    beside = high(rows) > 1 and runs_along_rows(stages, rows, target)
+    if items == 1 or beside and high(rows) >= group.items * group.units:
         return None
-    row = make_axis("r", 0, kernel.rows)
-    stages = build.kept_inside(kernel, row.index, local=group.local_bytes // KEPT)
-    stages = [merge_stage(stage) for stage in stages]
+    row, local = make_axis("r", 0, rows), group.local_bytes // KEPT
+    inside = build.kept_inside(stages, kernel.stored, rows, row.index, local=local)
+    stages = tuple(merge_stage(stage) for stage in inside)
     return _shared(stages, [{} for _ in stages], items, [row])
 
 
@@ -239,14 +241,15 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Made | None:
         return None
     kernel = products_before_readers(kernel)
     extent = neighbours(kernel)
-    widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
+    stages, stored, rows = kernel.stages, kernel.stored, kernel.rows
+    widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
-    block = Rows(kernel.rows, extent, width, 1)
-    stages = [fix_rows(stage, kernel.rows, block.whole) for stage in kernel.stages]
-    bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
-    stages = build.kept_inside(kernel, block.whole, width, block.lane, local)
-    items = max(row_items(kernel, target.group, 1), 32)
-    return _shared(stages, bounds, items, [block.outer, block.number], block)
+    block, local = Rows(rows, extent, width, 1), target.group.local_bytes // KEPT
+    fixed = [fix_rows(stage, rows, block.whole) for stage in stages]
+    bounds = mask_bounds(fixed, block, stored)
+    inside = build.kept_inside(stages, stored, rows, block.whole, width, block.lane, local)
+    items = max(row_items(stages, rows, target.group, 1), 32)
+    return _shared(inside, bounds, items, [block.outer, block.number], block)
 
 
 def _shared(

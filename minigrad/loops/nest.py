@@ -265,15 +265,15 @@ class Nest:
 class Made:
     """What a recipe makes of a kernel: its parallel loop, and what it knows of all the work.
 
-    operations, vectors: see `Nest`; None: those of the kernel's stages. products: multiply-adds,
+    operations, vectors: see `Nest`; 0: those of the kernel's stages. products: multiply-adds,
     many of which share each load, so that reports count no loads. runs: (operations, few, many):
     chunks are long runs of memory, of which there are at least `few` where no more operations are
     done for each byte, else at least `many`; 0 of them: chunks are as those of other kernels.
     """
 
     loop: Loop
-    operations: int | None = None
-    vectors: float | None = None
+    operations: int = 0
+    vectors: float = 0
     products: bool = False
     runs: tuple[int, int, int] = (0, 0, 0)
 

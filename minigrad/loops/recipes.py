@@ -47,7 +47,7 @@ Recipe = Callable[[Kernel, Target], Made | None]  # None: it is not for this ker
 def lower(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a kernel, by the first recipe that is for it."""
     kernel = kept_as_bits(kernel)
-    target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel))
+    target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel.stages))
     by_kind: dict[str, tuple[Recipe, ...]] = {
         "rows": (elementwise, gpu_rows, gemv, rows),
         "contraction": (gpu_gemm, shared_lanes, gemv, gemm),
