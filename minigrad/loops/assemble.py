@@ -1,4 +1,4 @@
-"""The last step of every recipe: arguments, scratch places, grain and estimates of a nest.
+"""What becomes of every recipe's loops: arguments, scratch places, grain and estimates of a nest.
 
 Long sums are put in levels: sums of blocks, which are summed in blocks, and so on. A sum that grows
 one term after another loses digits: each term is rounded to the sum's last place, and equal terms
