@@ -32,6 +32,7 @@ from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.contraction import terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, before_readers
 from minigrad.target import Target
 
@@ -41,17 +42,19 @@ MOST_TILE_OPERATIONS = 24
 COSTLY = 8  # of one operation: a division (see COST in expr.py), a root or a math function
 
 
-def products_before_readers(
-    stages: Sequence[Stage], stored: Container[Array]
-) -> Sequence[Stage]:
+def products_before_readers(kernel: Kernel) -> Kernel:
     """Every product moved directly before the first stage that reads it, to share its step."""
-    products = (stage.array for stage in stages if stage.contraction is not None)
-    return before_readers(stages, [array for array in products if array not in stored])
+    late = [
+        stage.array for stage in kernel.stages
+        if stage.contraction is not None and stage.array not in kernel.stored
+    ]  # fmt: skip
+    return replace(kernel, stages=tuple(before_readers(kernel.stages, late)))
 
 
-def neighbours(first: Stage, rows: Integer) -> int:
+def neighbours(kernel: Kernel) -> int:
     """How many rows follow one another: the last of the axes that make up a row's number."""
-    return first.axes[prefix_length(first, rows) - 1].count
+    first = kernel.stages[0]
+    return first.axes[prefix_length(first, kernel.rows) - 1].count
 
 
 def rounded_once(
@@ -388,21 +391,19 @@ def _in_memory(pair: Expr) -> Expr | None:
 
 
 class BlockSums:
-    """The sums of a kernel of blocks, which `stages` are, for one number of the outer axis.
+    """The sums of a kernel of blocks, for one number of the outer axis.
 
     stages: what a row adds to each, by array, with the row as what is reduced. Sums that only their
     ends read are in scratch memory. stored: the arrays that the kernel's loops store to.
     """
 
-    def __init__(
-        self, stages: Sequence[Stage], stored: frozenset[Array], outer: Axis, row: Axis,
-        target: Target,
-    ) -> None:  # fmt: skip
+    def __init__(self, kernel: Kernel, outer: Axis, row: Axis, target: Target) -> None:
         self.target = target
         self.stages: dict[Array, Stage] = {}
         self.ends: list[Stage] = []
+        stages = (stage for stage in kernel.stages if stage.array in kernel.sums)
         summed = sorted(stages, key=lambda stage: stage.op is None)
-        inside = kept_inside(summed, stored, outer.extent, outer.index, prefix="all_")
+        inside = kept_inside(summed, kernel.stored, outer.extent, outer.index, prefix="all_")
         for stage, kept in zip(summed, inside, strict=True):
             if stage.op is None:
                 self.ends.append(kept)
@@ -410,7 +411,7 @@ class BlockSums:
             (reduced,) = stage.reduced
             body = expr.substitute_in(kept.body, {reduced.variable: row.index})
             self.stages[stage.array] = replace(kept, reduced=(row,), body=body)
-        self.stored = stored.union(stage.array for stage in self.stages.values())
+        self.stored = kernel.stored.union(stage.array for stage in self.stages.values())
 
     def clear(self) -> list[Statement]:
         """Zeros, to which blocks add."""

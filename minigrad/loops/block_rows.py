@@ -63,7 +63,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, LINE, Target
 
 MOST_ROWS = 16  # of a block
@@ -73,23 +73,20 @@ MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a
 
 def block_rows(kernel: Kernel, target: Target) -> Made:
     """The loops of a kernel of kind "block_rows"."""
-    count, summed = kernel.rows, kernel.sums
-    stages = products_before_readers(kernel.stages, kernel.stored)
-    multiplied = [stage for stage in stages if stage.contraction is not None]
-    extent, height = neighbours(stages[0], count), 1 << (target.tile_rows.bit_length() - 1)
-    block = Rows(count, extent, _block_width(multiplied, target, extent), height)
+    kernel = products_before_readers(kernel)
+    extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
+    block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
     outer, number, row = block.outer, block.number, block.row.variable
-    later = _later(multiplied, {stage.array for stage in stages}, outer, target)
-    own = [stage for stage in stages if stage.array in summed]
-    sums = BlockSums(own, kernel.stored, outer, block.row, target)
+    later = _later(kernel, outer, target)
+    sums = BlockSums(kernel, outer, block.row, target)
     fixed = {
-        stage: sums.stages.get(stage.array) or fix_rows(stage, count, block.whole)
-        for stage in stages if stage.op is not None or stage.array not in summed
+        stage: sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
+        for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
     }  # fmt: skip
-    products = {fixed[stage].array for stage in multiplied}
-    rounded = rounded_once([*fixed.values()], products, sums.stored, target)
-    plan = BlockPlan(rounded, products, block, sums.stored)
-    run, blocks = _run(block, together=bool(summed))
+    products = {one.array for stage, one in fixed.items() if stage.contraction is not None}
+    stages = rounded_once([*fixed.values()], products, sums.stored, target)
+    plan = BlockPlan(stages, products, block, sums.stored)
+    run, blocks = _run(kernel, block)
     early: list[Statement] = []  # copies for several blocks
     body: list[Statement] = []
     for step in plan.steps:
@@ -103,23 +100,23 @@ def block_rows(kernel: Kernel, target: Target) -> Made:
         else:
             body += [*copies, loop]
     inner = blocks.around(tuple(body))
-    if summed:
+    if kernel.sums:
         nested = build.flat_loop([outer], (*sums.clear(), *early, inner, *sums.finish()))
     elif early:
         nested = build.flat_loop([outer, run], (*early, inner))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
-    return Made(nested, *_work(count, plan, target))
+    return Made(nested, *_work(kernel.rows, plan, target))
 
 
-def _run(block: Rows, together: bool) -> tuple[Axis, Loop]:
+def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:
     """Blocks for which an operand is copied once: the axis of such runs, a run's loop over blocks.
 
-    together: all of them, as where blocks add to sums, which one thread does.
+    Where blocks add to sums, one thread does all of them.
     """
     count, number = block.number.count, block.number.variable
     each = min(max(count * block.outer.most // ENOUGH_TASKS, 1), MOST_BLOCKS)
-    if together:
+    if kernel.sums:
         return make_axis("run", 0, 1), Loop(number, 0, (count,), ())
     run = make_axis("run", 0, ceildiv(count, each))
     stops = build.least(run.index * each + each, count)
@@ -141,15 +138,14 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
     return work, vectors
 
 
-def _later(
-    products: Sequence[Stage], made: set[Array], outer: Axis, target: Target
-) -> dict[Atom, Integer]:
+def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
     """Where operands lie that are asked for: at the next number of the outer axis.
 
     Where a training step left them, heads' rows are short and far apart, and no processor guesses
     them. Nothing is asked for where it would push out of the second cache what is needed first.
-    made: the arrays that this kernel makes, which are never asked for.
     """
+    products = [stage for stage in kernel.stages if stage.contraction is not None]
+    made = {stage.array for stage in kernel.stages}
     read = {array for stage in products for array in stage.reads} - made
     each = sum(array.size * array.dtype.itemsize for array in read) // outer.most
     fits = outer.most > 1 and 4 * each <= target.l2
@@ -167,12 +163,12 @@ def _elements(
     return count
 
 
-def _block_width(products: Sequence[Stage], target: Target, rows: int) -> int:
+def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
     """Rows of a block: two registers of the widest product, one where there are few rows.
 
     Half of what a block computes on a causal mask's diagonal is in vain: so it has no more than 16.
     """
-    lanes = min(target.lanes(stage.body.dtype) for stage in products)
+    lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
     return min(2 * lanes, MOST_ROWS) if rows > lanes else enough_lanes(lanes, rows)
 
 

@@ -239,9 +239,9 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Made | None:
     """A work-group for each block of rows in which products take part."""
     if target.group is None:
         return None
-    stored, rows = kernel.stored, kernel.rows
-    stages = products_before_readers(kernel.stages, stored)
-    extent = neighbours(stages[0], rows)
+    kernel = products_before_readers(kernel)
+    extent = neighbours(kernel)
+    stages, stored, rows = kernel.stages, kernel.stored, kernel.rows
     widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
     block, local = Rows(rows, extent, width, 1), target.group.local_bytes // KEPT
