@@ -74,7 +74,7 @@ def block_rows(kernel: Kernel, target: Target) -> Made:
     kernel = products_before_readers(kernel)
     extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
     block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
-    outer, number, row = block.outer, block.number, block.row.variable
+    outer, number = block.outer, block.number
     sums = BlockSums(kernel, outer, block.row, target)
     fixed = {
         stage: sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
@@ -89,13 +89,7 @@ def block_rows(kernel: Kernel, target: Target) -> Made:
     for step in plan.steps:
         s = Step(plan, step, target).schedule(blocks)
         early += s.body[:-1]
-        *copies, loop = loop_over(number.variable, s.body).body
-        before = body[-1] if body and not copies else None
-        rows = [one for one in (before, loop) if isinstance(one, Loop) and one.variable == row]
-        if len(rows) == 2:
-            body[-1] = rows[0].around((*rows[0].body, *rows[1].body))
-        else:
-            body += [*copies, loop]
+        body += loop_over(number.variable, s.body).body
     inner = blocks.around(tuple(body))
     if kernel.sums:
         nested = build.flat_loop([outer], (*sums.clear(), *early, inner, *sums.finish()))
