@@ -24,7 +24,7 @@ from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
-from minigrad.loops.build import combine, in_pieces, lanes_loop, put, unrolled
+from minigrad.loops.build import combine, in_pieces, lanes_loop, put
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -287,7 +287,8 @@ def _ends(
             width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
             first, last = (lanes_loop(each, width, (one,)) for one in (first, last))
         elif each.count > 1:
-            first, last = (unrolled(each, (one,)) for one in (first, last))
+            span = 0, (each.count,)
+            first, last = (Loop(each.variable, *span, (one,), "unroll") for one in (first, last))
         # what is cleared outside of vector loops is known to outlive one of their iterations
         if place.lanes is not None and place.lanes not in lanes:
             last = Loop(place.lanes, 0, (place.width,), (last,), "lanes", place.width)

@@ -89,11 +89,6 @@ def serial_loop(axis: Axis, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
-def unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
-    """A loop over an axis that is written out."""
-    return Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")
-
-
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
 
 

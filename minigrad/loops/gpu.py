@@ -202,13 +202,11 @@ ONCE = make_axis("e", 0, 1)
 VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
-def row_items(
-    stages: Sequence[Stage], rows: Integer, group: Group, share: int = SHARE
-) -> int:
-    """Work-items for each row of stages, a power of two; 1 where rows are short."""
+def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
+    """Work-items for each row of a kernel, a power of two; 1 where rows are short."""
     length = 1
-    for stage in stages:
-        inner = stage.axes[prefix_length(stage, rows) :]
+    for stage in kernel.stages:
+        inner = stage.axes[prefix_length(stage, kernel.rows) :]
         for axes in (inner, stage.reduced):
             length = max(length, size_of(axes))
     if length < SHORT_ROW:
@@ -225,7 +223,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
     group, rows, stages = target.group, kernel.rows, kernel.stages
     if group is None:
         return None
-    items = row_items(stages, rows, group)
+    items = row_items(kernel, group)
     beside = high(rows) > 1 and runs_along_rows(stages, rows, target)
     if items == 1 or beside and high(rows) >= group.items * group.units:
         return None
@@ -248,7 +246,7 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Made | None:
     fixed = [fix_rows(stage, rows, block.whole) for stage in stages]
     bounds = mask_bounds(fixed, block, stored)
     inside = build.kept_inside(stages, stored, rows, block.whole, width, block.lane, local)
-    items = max(row_items(stages, rows, target.group, 1), 32)
+    items = max(row_items(kernel, target.group, 1), 32)
     return _shared(inside, bounds, items, [block.outer, block.number], block)
 
 

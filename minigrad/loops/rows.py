@@ -24,7 +24,7 @@ speed.)
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
@@ -92,7 +92,7 @@ def rows(kernel: Kernel, target: Target) -> Made:
     row = make_axis("r", 0, count)
     passes = row_passes(kept_inside(stages, stored, count, row.index), stored)
     for one in passes:
-        _vectorize(one, stages, stored, target)
+        _vectorize(one, kernel, target)
     s = Schedule(loops_over([row], [statement for one in passes for statement in one.loops()]))
     for one in passes:
         if one.axis is not None:
@@ -300,9 +300,7 @@ def _overwrites(writer: Stage, one: Pass) -> bool:
     )
 
 
-def _vectorize(
-    one: Pass, stages: Sequence[Stage], stored: Container[Array], target: Target
-) -> None:
+def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
     """Let vectors run along one of the axes of a pass."""
     first, bodies = one.stages[0], [stage.body for stage in one.stages]
     positions = [stage.position for stage in one.stages]
@@ -319,8 +317,8 @@ def _vectorize(
         one.width = min(one.width, target.lanes(bodies[0].dtype))
     one.streaming = frozenset(
         stage.array for stage in one.stages
-        if stage.op is None and stage.array in stored
-        and streams(stage.array, stages, target, [stage.body], axis.variable)
+        if stage.op is None and stage.array in kernel.stored
+        and streams(stage.array, kernel.stages, target, [stage.body], axis.variable)
     )  # fmt: skip
 
 
@@ -359,11 +357,10 @@ def row_vectors(kernel: Kernel, target: Target) -> Made:
     A vector, or a block of sums, ends where the neighbours do, so that no index is divided lane by
     lane; where they are few or all there are, it does not.
     """
-    stages, count = kernel.stages, kernel.rows
-    length = _neighbours(stages, count)
-    columns = length is not None and _are_columns(stages, count, length, target)
+    stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
+    columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(stages[0].array.dtype)
-    most = least if _along_rows(stages, count) else target.most_lanes
+    most = least if _along_rows(kernel) else target.most_lanes
     axes = [make_axis("r", 0, count)]
     row: Integer = axes[0].index
     if length is not None and (columns or high(count) > length >= least):
@@ -402,11 +399,11 @@ def row_vectors(kernel: Kernel, target: Target) -> Made:
     return Made(s.parallelize(*xs))
 
 
-def _along_rows(stages: Sequence[Stage], rows: Integer) -> bool:
+def _along_rows(kernel: Kernel) -> bool:
     """Whether something is read along a row, and not across rows: then squares are transposed."""
-    made = {stage.array for stage in stages}
-    for stage in stages:
-        inner = (*stage.axes[prefix_length(stage, rows) :], *stage.reduced)
+    made = {stage.array for stage in kernel.stages}
+    for stage in kernel.stages:
+        inner = (*stage.axes[prefix_length(stage, kernel.rows) :], *stage.reduced)
         read = [load.index for load in stage.loads if load.array not in made]
         if size_of(inner) > MOST_WRITTEN_OUT and any(
             coefficient(index, axis.variable) == 1 for index in read for axis in inner
@@ -415,17 +412,17 @@ def _along_rows(stages: Sequence[Stage], rows: Integer) -> bool:
     return False
 
 
-def _neighbours(stages: Sequence[Stage], rows: Integer) -> int | None:
+def _neighbours(kernel: Kernel) -> int | None:
     """How many rows follow each other in every stage: the last of the axes that make up a row's
     number, with those before it that every index walks through as if they were one. None: all of
     them do, and their number varies.
     """
     lengths: list[Integer] = []
-    for stage in stages:
-        leading = stage.axes[: prefix_length(stage, rows)]
+    for stage in kernel.stages:
+        leading = stage.axes[: prefix_length(stage, kernel.rows)]
         used = indices(stage.exprs(), [stage.position, *stage.guard])
         lengths.append(merge(leading, used)[0][-1].extent)
-    if not isinstance(rows, int) and all(length == rows for length in lengths):
+    if not isinstance(kernel.rows, int) and all(length == kernel.rows for length in lengths):
         return None
     return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
 
@@ -477,17 +474,15 @@ def _unrolled(loop: Loop, around: Loops) -> Statements | None:
 # ---- sums of columns ----
 
 
-def _are_columns(
-    stages: Sequence[Stage], rows: Integer, length: int, target: Target
-) -> bool:
+def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
     """Whether all stages have one element per row, of `length` neighbouring rows, many sums.
 
     As many columns as a few registers hold have their sums there.
     """
     return (
-        length > 4 * target.lanes(stages[0].array.dtype)
-        and all(prefix_length(s, rows) == len(s.axes) for s in stages)
-        and any(s.op and s.iterations >= LEAST_LENGTH * s.size for s in stages)
+        length > 4 * target.lanes(kernel.stages[0].array.dtype)
+        and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
+        and any(s.op and s.iterations >= LEAST_LENGTH * s.size for s in kernel.stages)
     )
 
 
