@@ -1,4 +1,4 @@
-"""The last step of every recipe: arguments, scratch places, grain and estimates of a nest.
+"""What becomes of every recipe's loops: arguments, scratch places, grain and estimates of a nest.
 
 Long sums are put in levels: sums of blocks, which are summed in blocks, and so on. A sum that grows
 one term after another loses digits: each term is rounded to the sum's last place, and equal terms
@@ -24,10 +24,11 @@ from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
-from minigrad.loops.build import combine, in_pieces, lanes_loop, put, unrolled
+from minigrad.loops.build import combine, in_pieces, lanes_loop, put
 from minigrad.loops.nest import (
     Loop,
     Loops,
+    Made,
     MatrixProduct,
     Nest,
     Prefetch,
@@ -62,15 +63,9 @@ RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see in_
 OPERATIONS_A_BYTE = 16
 
 
-def assemble(
-    kernel: Kernel, loop: Loop, target: Target, operations: int | None = None,
-    vectors: float | None = None,
-) -> Nest:  # fmt: skip
-    """Wrap a parallel loop into a Nest, with long sums in levels.
-
-    operations, vectors (instructions): of the whole kernel, where these are known.
-    """
-    loop = in_levels(loop, target)
+def assemble(kernel: Kernel, made: Made, target: Target) -> Nest:
+    """Wrap what a recipe made of a kernel into a Nest, with long sums in levels."""
+    loop, stages = in_levels(made.loop, target), kernel.stages
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
     computed = list(expr.walk(*nest.expressions(loop)))
@@ -81,17 +76,18 @@ def assemble(
             places.append((array, offset))
             size = array.size * max(array.dtype.itemsize, 4 if array.dtype.is_float else 1)
             offset += ceildiv(size, LINE) * LINE
-    traffic = cost.traffic(kernel, arrays)
-    if operations is None:
-        operations = cost.operations(kernel)
-    if vectors is None:
-        vectors = cost.vectors(kernel, target, _products_at_once(loop, computed))
-    return Nest(
+    traffic, operations = cost.traffic(stages, arrays), made.operations or cost.operations(stages)
+    vectors = made.vectors or cost.vectors(kernel, target, _products_at_once(loop, computed))
+    result = Nest(
         kernel.kind, loop, tuple(arrays), tuple(symbols), tuple(places), offset,
         grain_of(loop, operations, traffic, target, _sharing(loop, computed, target)),
-        operations, round(vectors), traffic,
+        cost.operations(stages, loads=False) if made.products else operations,
+        round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
     )  # fmt: skip
+    most, few, many = made.runs
+    least = few if operations <= most * traffic else many
+    return in_long_runs(result, least) if least else result
 
 
 def _check(
@@ -170,12 +166,7 @@ def vectors_of(operations: int, target: Target) -> float:
     return operations / max(target.vector_bytes // 4, 1)
 
 
-def memory_bound(nest: Nest, operations: int = OPERATIONS_A_BYTE) -> bool:
-    """Whether a kernel waits for memory: with at most so many operations for each byte."""
-    return nest.operations <= operations * nest.traffic
-
-
-def in_long_runs(nest: Nest, least: int = 1) -> Nest:
+def in_long_runs(nest: Nest, least: int) -> Nest:
     """The same with chunks that are long enough for the memory, but at least about so many.
 
     A core that goes on where it was reads faster than one that begins elsewhere. (Two cores of Zen
@@ -296,7 +287,8 @@ def _ends(
             width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
             first, last = (lanes_loop(each, width, (one,)) for one in (first, last))
         elif each.count > 1:
-            first, last = (unrolled(each, (one,)) for one in (first, last))
+            span = 0, (each.count,)
+            first, last = (Loop(each.variable, *span, (one,), "unroll") for one in (first, last))
         # what is cleared outside of vector loops is known to outlive one of their iterations
         if place.lanes is not None and place.lanes not in lanes:
             last = Loop(place.lanes, 0, (place.width,), (last,), "lanes", place.width)

@@ -403,8 +403,7 @@ class BlockSums:
         self.ends: list[Stage] = []
         stages = (stage for stage in kernel.stages if stage.array in kernel.sums)
         summed = sorted(stages, key=lambda stage: stage.op is None)
-        whole = replace(kernel, stages=tuple(summed), rows=outer.extent)
-        inside = kept_inside(whole, outer.index, prefix="all_")
+        inside = kept_inside(summed, kernel.stored, outer.extent, outer.index, prefix="all_")
         for stage, kept in zip(summed, inside, strict=True):
             if stage.op is None:
                 self.ends.append(kept)

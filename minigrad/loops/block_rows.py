@@ -29,14 +29,13 @@ all three kinds are split, peeled, sunk and unrolled as those of any product (se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import build
-from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import enough_lanes, fix_rows
 from minigrad.loops.block_plan import (
     WORDS,
@@ -55,30 +54,27 @@ from minigrad.loops.build import Bounds
 from minigrad.loops.cost import choose_nr, vectors_each
 from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows
-from minigrad.loops.nest import Loop, Nest, Statement, Statements, Store, Stores, loop_over
-from minigrad.loops.prefetch import Place
+from minigrad.loops.nest import Loop, Made, Statement, Statements, Store, Stores, loop_over
 from minigrad.loops.product import multiply_add
-from minigrad.loops.registers import computes
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
-from minigrad.target import ENOUGH_TASKS, LINE, Target
+from minigrad.target import ENOUGH_TASKS, Target
 
 MOST_ROWS = 16  # of a block
-WRITTEN_OUT = 8  # terms of a product across: 8 columns have a line or more of them
+WRITTEN_OUT = 8  # terms of a product across, whose loop then takes a few of its instructions
 MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
 
 
-def block_rows(kernel: Kernel, target: Target) -> Nest:
-    """The loop nest of a kernel of kind "block_rows"."""
+def block_rows(kernel: Kernel, target: Target) -> Made:
+    """The loops of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
     extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
     block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
-    outer, number, row = block.outer, block.number, block.row.variable
-    later = _later(kernel, outer, target)
+    outer, number = block.outer, block.number
     sums = BlockSums(kernel, outer, block.row, target)
     fixed = {
         stage: sums.stages.get(stage.array) or fix_rows(stage, kernel.rows, block.whole)
@@ -91,15 +87,9 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
     early: list[Statement] = []  # copies for several blocks
     body: list[Statement] = []
     for step in plan.steps:
-        s = Step(plan, step, target, later).schedule(blocks)
+        s = Step(plan, step, target).schedule(blocks)
         early += s.body[:-1]
-        *copies, loop = loop_over(number.variable, s.body).body
-        before = body[-1] if body and not copies else None
-        rows = [one for one in (before, loop) if isinstance(one, Loop) and one.variable == row]
-        if len(rows) == 2:
-            body[-1] = rows[0].around((*rows[0].body, *rows[1].body))
-        else:
-            body += [*copies, loop]
+        body += loop_over(number.variable, s.body).body
     inner = blocks.around(tuple(body))
     if kernel.sums:
         nested = build.flat_loop([outer], (*sums.clear(), *early, inner, *sums.finish()))
@@ -107,7 +97,7 @@ def block_rows(kernel: Kernel, target: Target) -> Nest:
         nested = build.flat_loop([outer, run], (*early, inner))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
-    return assemble(kernel, nested, target, *_work(kernel.rows, plan, target))
+    return Made(nested, *_work(kernel.rows, plan, target))
 
 
 def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:
@@ -139,20 +129,6 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
     return work, vectors
 
 
-def _later(kernel: Kernel, outer: Axis, target: Target) -> dict[Atom, Integer]:
-    """Where operands lie that are asked for: at the next number of the outer axis.
-
-    Where a training step left them, heads' rows are short and far apart, and no processor guesses
-    them. Nothing is asked for where it would push out of the second cache what is needed first.
-    """
-    products = [stage for stage in kernel.stages if stage.contraction is not None]
-    made = {stage.array for stage in kernel.stages}
-    read = {array for stage in products for array in stage.reads} - made
-    each = sum(array.size * array.dtype.itemsize for array in read) // outer.most
-    fits = outer.most > 1 and 4 * each <= target.l2
-    return {outer.variable: outer.index + 1} if fits else {}
-
-
 def _elements(
     axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer]
 ) -> int:
@@ -177,16 +153,10 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
 
 
 class Step:
-    """The loops of one step: naive ones, and what makes them fast.
+    """The loops of one step: naive ones, and what makes them fast."""
 
-    later: variables and what they are at the place for which memory is asked in time; empty: it is
-    not asked.
-    """
-
-    def __init__(
-        self, plan: BlockPlan, numbers: Sequence[int], target: Target, later: Mapping[Atom, Integer]
-    ) -> None:
-        self.plan, self.numbers, self.target, self.later = plan, numbers, target, later
+    def __init__(self, plan: BlockPlan, numbers: Sequence[int], target: Target) -> None:
+        self.plan, self.numbers, self.target = plan, numbers, target
         self.block, self.number = plan.block, numbers[0]
         self.head, self.bounds = plan.stages[self.number], plan.bounds[self.number]
         inside = frozenset(plan.stages[n].array for n in numbers)
@@ -292,37 +262,17 @@ class Step:
 
         What lies otherwise than it is read is copied, and what would be converted again and again.
         """
-        axis, k, row = self.head.axes[-1].variable, read.ks[-1], self.block.row.variable
-        other = read.other
+        axis, k, other = self.head.axes[-1].variable, read.ks[-1], read.other
         if other.op is Op.CAST and len(self.head.axes) == len(read.ks) == 1:
             wide = {k.variable: self.target.lanes(other.dtype)}
             s.stage("other", None, [axis, k.variable], None, f"other{self.number}", wide)
-            other = s.operands["other"]
         if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
             self._pack_rows(s, read)
 
-        turn, each = k.variable, 1
-        whole = self._bounds_of_k(read)[k.variable] == (0, k.count)
+        turn, whole = k.variable, self._bounds_of_k(read)[k.variable] == (0, k.count)
         if whole and k.count > WRITTEN_OUT and k.count % WRITTEN_OUT == 0:
-            each = WRITTEN_OUT
-            turn = s.split(k.variable, each, "ks", computing=True)
-
-        def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
-            if not computes(loop):
-                return ()
-            tile, found = loop_over(axis, loop.body), list[Place]()
-            words = tile.trips * each  # of a turn: a tile of columns is read in order
-            for operand in (other, read.own):
-                nbytes = sum(load.dtype.itemsize for load in expr.loads(operand))
-                for n in range(0, words, max(LINE // max(nbytes, 1), 1)):
-                    number = turn.index * words + n
-                    place = tile.start + number // k.count
-                    start = self.block.start + place
-                    there = {axis: place, k.variable: number % k.count, row: start}
-                    found += self._hints(operand, there)
-            return tuple(found)
-
-        self._tiles(s, read, axis, self.block.height, ahead, turn)
+            turn = s.split(k.variable, WRITTEN_OUT, "ks", computing=True)
+        self._tiles(s, read, axis, self.block.height, turn)
 
     def _along(self, s: Schedule, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
@@ -333,10 +283,7 @@ class Step:
         side = outer.pop() if self.sums else self.block.row
         width = choose_nr(self.target, self.head.body.dtype, axis.count)
         s.vectorize(axis.variable, width)
-        hints = [] if self.sums else self._hints(read.other, {})
         if read.pairs:
-            lines = range(0, axis.count, LINE // read.other.args[0].dtype.itemsize)
-            hints = [hint for n in lines for hint in self._hints(read.other, {axis.variable: n})]
             s.stage("other", None, [k.variable, axis.variable], None, f"other{self.number}")
             if self.sums:
                 order, name = [side.variable, k.variable], f"panel{self.number}"
@@ -344,13 +291,8 @@ class Step:
             else:
                 self._pack_rows(s, read)
         s.reorder(*(x.variable for x in (*outer, axis, side)), computing=True)
-
-        def ahead(loop: Loop, around: Around) -> tuple[Place, ...]:
-            copies = number not in around
-            return tuple(hints) if copies == bool(read.pairs) else ()
-
         height = min(self.block.height, self.block.width)
-        self._tiles(s, read, side.variable, height, ahead, k.variable)
+        self._tiles(s, read, side.variable, height, k.variable)
 
     def _pack_rows(self, s: Schedule, read: Operands) -> None:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
@@ -359,18 +301,14 @@ class Step:
         layout, name = [(ks, None), ((row,), width)], f"panel{self.number}"
         s.stage("own", at, [row, *ks], layout, name, {row: width}, transpose=lanes)
 
-    def _tiles(
-        self, s: Schedule, read: Operands, x: Atom, height: int,
-        ahead: Callable[[Loop, Around], tuple[Place, ...]], turn: Atom,
-    ) -> None:  # fmt: skip
+    def _tiles(self, s: Schedule, read: Operands, x: Atom, height: int, turn: Atom) -> None:
         """Tiles along x in registers; where a shortcut fails, they are summed as they are meant.
 
-        turn: of a loop along k, the last one or that around it, in which memory is asked.
+        turn: of a loop along k, the last one, or that around it where it is written out.
         """
         tile, k = s.split(x, height, "t", computing=True), read.ks[-1].variable
         s.peel(tile, x)
         s.sink(x)
-        s.prefetch(turn, ahead)
         if (tried := self.plan.tried.get(self.head.array)) is not None:
             terms = expr.substitute_in(self.bodies[self.number], self.at)
             if read.pairs is not None:  # two of them at once, as a dot has them
@@ -386,13 +324,3 @@ class Step:
             s.unroll(k, "ku", computing=True)
         s.unroll(x, "u", computing=True)
         s.simplify()
-
-    def _hints(self, operand: Expr, at: Mapping[Atom, Integer]) -> list[Place]:
-        """The places at which memory is asked for an operand; at: what variables are there."""
-        later, loads = self.later, expr.loads(operand)
-        return [
-            (load.array, substitute(substitute(load.index, at), later))
-            for load in (loads[:1] if operand.op is Leaf.WORD else loads)
-            if later and load.array.space == "buffer" and not load.guard
-            and not expr.values_in(load.index)
-        ]  # fmt: skip

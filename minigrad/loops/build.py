@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
@@ -24,26 +24,29 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.byte_dots import added_to
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
 
-def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
+def inline_stages(
+    stages: Sequence[Stage], stored: Container[Array], axes: Sequence[Axis],
+    results: Mapping[Array, Expr] | None = None,
+) -> list[Store]:  # fmt: skip
     """The stores of stages that all have the elements of `axes`, each in terms of these axes.
 
     What a stage reads of the stages before it is its own element, whose value takes the load's
-    place.
+    place. results: what stands for those that are sums.
     """
     place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
     made: dict[Array, Expr] = {}
-    stores = []
+    stores: list[Store] = []
 
     def own_element(e: Expr) -> Expr | None:
         return made.get(e.array) if e.op is Leaf.LOAD else None
 
-    for stage in kernel.stages:
-        body, position, guard = stage.body, stage.position, stage.guard
+    for stage in stages:
+        position, guard = stage.position, stage.guard
+        body = (results or {}).get(stage.array, stage.body)
         if tuple(stage.axes) != tuple(axes):
             values = places_along(stage.axes, place)
             body = expr.substitute_in(body, values)
@@ -54,20 +57,9 @@ def inline_stages(kernel: Kernel, axes: Sequence[Axis]) -> list[Store]:
                 position = substitute(position, values)
                 guard = expr.restrict((), [substitute(c, values) for c in guard])
         made[stage.array] = body = expr.rebuild(body, own_element)
-        if stage.array in kernel.stored:
+        if stage.array in stored:
             stores.append(Store(stage.array, position, body, guard))
     return stores
-
-
-def epilogue(
-    kernel: Kernel, stages: Sequence[Stage], results: Mapping[Array, Expr], axes: Sequence[Axis]
-) -> list[Store]:
-    """The stores of stages, in which results stand for those that are sums."""
-    made = [
-        replace(stage, op=None, reduced=(), body=results[stage.array])
-        if stage.array in results else stage for stage in stages
-    ]  # fmt: skip
-    return inline_stages(replace(kernel, stages=tuple(made)), axes)
 
 
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
@@ -75,10 +67,12 @@ def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -
     return list(map(substitution(values).store, stores)) if values else list(stores)
 
 
-def elements(kernel: Kernel) -> tuple[list[Axis], list[Store]]:
+def elements(
+    stages: Sequence[Stage], stored: Container[Array]
+) -> tuple[list[Axis], list[Store]]:
     """Axes, as few as will do, and the stores of one element, of stages that have the same."""
-    main = max(kernel.stages, key=lambda stage: len(stage.axes))
-    stores = inline_stages(kernel, main.axes)
+    main = max(stages, key=lambda stage: len(stage.axes))
+    stores = inline_stages(stages, stored, main.axes)
     used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
     axes, values = merge(main.axes, used)
     return list(axes), substitute_stores(stores, values)
@@ -93,11 +87,6 @@ def lanes_loop(axis: Axis, width: int, body: Statements) -> Loop:
 def serial_loop(axis: Axis, body: Statements) -> Loop:
     """A plain loop over an axis."""
     return Loop(axis.variable, 0, (axis.extent,), body)
-
-
-def unrolled(axis: Axis, body: Sequence[Statement]) -> Loop:
-    """A loop over an axis that is written out."""
-    return Loop(axis.variable, 0, (axis.count,), tuple(body), "unroll")
 
 
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
@@ -235,21 +224,21 @@ def with_places(statement: Statement, move: Move, everywhere: bool = False) -> S
 
 
 def kept_inside(
-    kernel: Kernel, row: Integer, width: int = 1, lane: Integer = 0, local: int = 0,
-    prefix: str = "x", registers: bool = False,
+    stages: Sequence[Stage], stored: Container[Array], rows: Integer, row: Integer, width: int = 1,
+    lane: Integer = 0, local: int = 0, prefix: str = "x", registers: bool = False,
 ) -> list[Stage]:  # fmt: skip
-    """The stages with their rows fixed, where what stays inside the kernel is in scratch memory.
+    """Stages with their rows fixed, where what is not stored is in scratch memory.
 
     `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
     memory, of which the smallest values get some first. prefix: of the names of what is kept.
     registers: whether what is one value for each row is in a register.
     """
-    stages = [fix_rows(stage, kernel.rows, row) for stage in kernel.stages]
+    stages = [fix_rows(stage, rows, row) for stage in stages]
     arrays: dict[Array, Array] = {}
     sizes: dict[Array, int] = {}
-    kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in kernel.stored]
+    kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in stored]
     for number, stage in sorted(kept, key=lambda one: one[1].size):
-        sizes[stage.array] = stage.size // high(kernel.rows)
+        sizes[stage.array] = stage.size // high(rows)
         space, dtype = "scratch", stage.array.dtype
         size = max(sizes[stage.array] * width, 1)
         nbytes = size * max(dtype.itemsize, 4)

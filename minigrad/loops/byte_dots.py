@@ -32,14 +32,14 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
-from minigrad.loops.assemble import assemble, in_levels, in_long_runs, memory_bound
-from minigrad.loops.build import epilogue, lanes_loop, loops_over, reduction, summands
+from minigrad.loops.assemble import in_levels
+from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
 from minigrad.loops.nest import (
     Loop,
+    Made,
     Matrix,
     MatrixProduct,
-    Nest,
     Statement,
     Statements,
     Store,
@@ -65,8 +65,8 @@ LEAST_IN_SQUARES = 16
 SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
 
 
-def byte_dots(kernel: Kernel, target: Target) -> Nest:
-    """The loop nest of a product with a quantized matrix."""
+def byte_dots(kernel: Kernel, target: Target) -> Made:
+    """The loops of a product with a quantized matrix."""
     first, *others = kernel.stages
     sums = others[0] if others and others[0].op is Op.SUM else first
     alone = in_words(first)
@@ -103,10 +103,8 @@ def byte_dots(kernel: Kernel, target: Target) -> Nest:
             s.insert(sums.reduced[-1].variable, squares.products)
             s.insert(tiles[-1], squares.unpacked)
         s.unroll(rows, "u")
-    s.parallelize(*tiles)
-    nest = assemble(kernel, s.nest, target)
     # of what computes more threads can have a part, in chunks half as long
-    return in_long_runs(nest, FEW_TASKS if memory_bound(nest, OPERATIONS_A_BYTE) else ENOUGH_TASKS)
+    return Made(s.parallelize(*tiles), runs=(OPERATIONS_A_BYTE, FEW_TASKS, ENOUGH_TASKS))
 
 
 def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:
@@ -228,5 +226,5 @@ def _naive(
         begin, *more = reduction(Op.SUM, total, (), terms)
         body = [begin, *loops_over(sums.reduced, [*body, *more])]
     others = kernel.stages[1 + (sums.array != dots.array) :]
-    stores = epilogue(kernel, (sums, *others), {sums.array: total}, sums.axes)
+    stores = inline_stages((sums, *others), kernel.stored, sums.axes, {sums.array: total})
     return [*body, Stores(tuple(stores))]

@@ -61,31 +61,27 @@ SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, i
 
 
 
-def operations(kernel: Kernel) -> int:
-    """Evaluations of all bodies times what one costs, loads included."""
-    return sum(
-        stage.iterations * (expr.operations(stage.body) + (stage.op is not None))
-        for stage in kernel.stages
-    )
+def operations(stages: Iterable[Stage], loads: bool = True) -> int:
+    """Evaluations of all bodies times what one costs, a multiply-add two.
 
-
-def flops(kernel: Kernel) -> int:
-    """Arithmetic of a kernel whose loads feed many multiply-adds each: two for a multiply-add."""
+    loads: they count, and so do casts; not where each load feeds many multiply-adds.
+    """
     total = 0
-    for stage in kernel.stages:
-        inner = [e for e in expr.walk(stage.body) if e.args and e.op is not Op.CAST]
-        total += stage.iterations * (sum(expr.cost(e.op) for e in inner) + (stage.op is not None))
+    for stage in stages:
+        counted = (e for e in expr.walk(stage.body) if loads or e.args and e.op is not Op.CAST)
+        each = sum(expr.cost(e.op) for e in counted) + (stage.op is not None)
+        total += stage.iterations * each
     return total
 
 
-def is_brief(kernel: Kernel) -> bool:
+def is_brief(stages: Sequence[Stage]) -> bool:
     """Whether a kernel whose sizes vary takes far longer to compile than to run a thousand times.
 
     Its code is short then: tiles of few rows, vectors of one register, all of them under a mask.
     """
-    axes = [axis for stage in kernel.stages for axis in (*stage.axes, *stage.reduced)]
+    axes = [axis for stage in stages for axis in (*stage.axes, *stage.reduced)]
     varies = any(not isinstance(axis.extent, int) for axis in axes)
-    return varies and flops(kernel) <= BRIEF_OPERATIONS
+    return varies and operations(stages, loads=False) <= BRIEF_OPERATIONS
 
 
 def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
@@ -126,11 +122,11 @@ def vectors_each(stage: Stage, target: Target) -> float:
     return total
 
 
-def traffic(kernel: Kernel, arrays: Iterable[Array]) -> int:
-    """Bytes of `arrays` that a kernel reads and writes: of a gather's table, the rows taken."""
+def traffic(stages: Iterable[Stage], arrays: Iterable[Array]) -> int:
+    """Bytes of `arrays` that stages read and write: of a gather's table, the rows taken."""
     read: Counter[Array] = Counter()
     written: Counter[Array] = Counter()
-    for stage in kernel.stages:
+    for stage in stages:
         extents = {
             a.variable: a.extent for a in (*stage.axes, *stage.reduced, *stage.initial_axes)
         }

@@ -21,7 +21,6 @@ from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
-from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import (
     LEAST_LANES,
     NEIGHBOURS,
@@ -43,7 +42,7 @@ from minigrad.loops.build import (
     streams,
     substitute_stores,
 )
-from minigrad.loops.nest import Loop, Nest, Statement, Statements, Store, Stores
+from minigrad.loops.nest import Loop, Made, Statement, Statements, Store, Stores
 from minigrad.loops.parts import in_parts
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
@@ -72,33 +71,32 @@ TILE = 64  # elements of a tile along vectors: four lines of float32
 SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of each
 
 
-def elementwise(kernel: Kernel, target: Target) -> Nest | None:
+def elementwise(kernel: Kernel, target: Target) -> Made | None:
     """All stages at once, element by element, in registers; None where they are not alike."""
-    if not _same_elements(kernel):
+    stages = kernel.stages
+    if not _same_elements(stages, kernel.rows):
         return None
-    axes, stores = _without_remainders(*_with_long_last(*elements(kernel)))
+    axes, stores = _without_remainders(*_with_long_last(*elements(stages, kernel.stored)))
     axes = axes or [make_axis("i", 0, 1)]
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     assert axis is not None
     stores = [
-        replace(s, streaming=streams(s.array, kernel.stages, target, exprs, axis.variable))
+        replace(s, streaming=streams(s.array, stages, target, exprs, axis.variable))
         for s in stores
     ]
     outer = [a for a in axes if a != axis]
     across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if target.group is not None:
-        s = _by_items([*outer, axis], stores, target.group)
-    elif across is not None:
-        s = _in_tiles(outer, axis, across, stores, target)
-    else:
-        s = _in_rows(outer, axis, stores, target)
-    return assemble(kernel, s.nest, target)
+        return Made(_by_items([*outer, axis], stores, target.group))
+    if across is not None:
+        return Made(_in_tiles(outer, axis, across, stores, target))
+    return Made(_in_rows(outer, axis, stores, target))
 
 
 def _in_rows(
     outer: Sequence[Axis], axis: Axis, stores: Sequence[Store], target: Target
-) -> Schedule:
+) -> Loop:
     """Vectors along an axis, of which threads share the rows, or parts of few long ones."""
     x, xs, exprs = axis.variable, [a.variable for a in outer], [store.value for store in stores]
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
@@ -111,13 +109,12 @@ def _in_rows(
         s.distinguish(x, lambda loop: in_parts(loop, outer, lanes))
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
-    s.parallelize(*xs)
-    return s
+    return s.parallelize(*xs)
 
 
 def _in_tiles(
     outer: Sequence[Axis], axis: Axis, across: Axis, stores: Sequence[Store], target: Target
-) -> Schedule:
+) -> Loop:
     """Tiles of vectors along one axis, for what lies along another, which are transposed.
 
     A tile is low, and the next one lies beside it: a cache line of which it stores a part is still
@@ -135,8 +132,7 @@ def _in_tiles(
     s.reorder(*xs, x, y)
     s.vectorize(x, lanes)
     s.transpose(y, lanes)
-    s.parallelize(*xs)
-    return s
+    return s.parallelize(*xs)
 
 
 def _with_long_last(
@@ -180,7 +176,7 @@ def _without_remainders(
     return result, substitute_stores(stores, values)
 
 
-def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Schedule:
+def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Loop:
     """Neighbours in memory by neighbouring work-items, of as many elements as one can load.
 
     An axis inside that varies is counted to its bound, so that the order stays.
@@ -201,16 +197,15 @@ def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Sc
         s.vectorize(x, ITEM_LANES)
     else:
         xs.append(x)
-    s.parallelize(*xs)
-    return s
+    return s.parallelize(*xs)
 
 
-def _same_elements(kernel: Kernel) -> bool:
+def _same_elements(stages: Sequence[Stage], rows: Integer) -> bool:
     """Whether all stages of a kernel of rows have the same elements, so that there are no rows."""
-    if len(kernel.stages) == 1:
-        return kernel.stages[0].op is None
-    same = all(s.op is None and s.size == high(kernel.rows) for s in kernel.stages)
-    return same and all(isinstance(a.extent, int) for s in kernel.stages for a in s.axes[1:])
+    if len(stages) == 1:
+        return stages[0].op is None
+    same = all(s.op is None and s.size == high(rows) for s in stages)
+    return same and all(isinstance(a.extent, int) for s in stages for a in s.axes[1:])
 
 
 def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
@@ -249,7 +244,7 @@ def _following(
     return [a.variable for a in outer if all(coefficient(i, a.variable) in short for i in runs)][:1]
 
 
-def scatter(kernel: Kernel, target: Target) -> Nest:
+def scatter(kernel: Kernel, target: Target) -> Made:
     """base, then one addition after another, in order: deterministic, parallel over the rest."""
     (stage,) = kernel.stages
     assert stage.initial is not None
@@ -284,8 +279,7 @@ def scatter(kernel: Kernel, target: Target) -> Nest:
     ):  # updates in order for a block of places, not for one that comes from as many lines
         xs[-1] = s.split(last.variable, max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1), "b")
         s.sink(last.variable, computing=False)
-    s.parallelize(*xs)
-    return assemble(kernel, s.nest, target)
+    return Made(s.parallelize(*xs))
 
 
 def _additions(
@@ -306,7 +300,7 @@ def _additions(
     return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
 
 
-def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
+def gpu_scatter(kernel: Kernel, target: Target) -> Made | None:
     """The same on a GPU: all in order, by every work-item for its part of the places only.
 
     All updates are looked at for each part, so the parts are no more than keep the device busy.
@@ -323,8 +317,7 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Nest | None:
         return None
     part, body = cut
     s = Schedule(loops_over([part, *fixed, *moving], body))
-    s.parallelize(part.variable, *(axis.variable for axis in fixed))
-    return assemble(kernel, s.nest, target)
+    return Made(s.parallelize(part.variable, *(axis.variable for axis in fixed)))
 
 
 def _in_parts(
@@ -367,7 +360,7 @@ def _parts_to_fill(stage: Stage, target: Target) -> int:
 BLOCK_TERMS = 128
 
 
-def scan(kernel: Kernel, target: Target) -> Nest:
+def scan(kernel: Kernel, target: Target) -> Made:
     """A running reduction; vectors run along the last kept axis where that is contiguous."""
     (stage,) = kernel.stages
     (along,) = stage.reduced
@@ -378,8 +371,7 @@ def scan(kernel: Kernel, target: Target) -> Nest:
         width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
         s.vectorize(xs[-1], width)
         xs = xs[: len(xs) - (width > 1)]
-    s.parallelize(*xs)
-    return assemble(kernel, s.nest, target)
+    return Made(s.parallelize(*xs))
 
 
 def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
@@ -414,7 +406,7 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     return (*start, loop)
 
 
-def distribute(kernel: Kernel, target: Target) -> Nest:
+def distribute(kernel: Kernel, target: Target) -> Made:
     """One pass of a counting sort: each row's next free places stand in scratch memory."""
     (stage,) = kernel.stages
     assert stage.initial is not None
@@ -431,4 +423,4 @@ def distribute(kernel: Kernel, target: Target) -> Nest:
             Store(next_free, stage.position, place + 1),
         )),
     )  # fmt: skip
-    return assemble(kernel, flat_loop(stage.axes, body), target)
+    return Made(flat_loop(stage.axes, body))

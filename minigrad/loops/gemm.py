@@ -39,16 +39,15 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
-from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, loops_over, put
 from minigrad.loops.cost import SQUARE, Plan, row_stride
 from minigrad.loops.nest import (
     Fold,
     Loop,
+    Made,
     Matrix,
     MatrixProduct,
-    Nest,
     Prefetch,
     Statement,
     loop_over,
@@ -76,12 +75,11 @@ from minigrad.target import LINE, Target
 ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
 
 
-def gemm(kernel: Kernel, target: Target) -> Nest:
-    """The loop nest of a product and its elementwise epilogue."""
+def gemm(kernel: Kernel, target: Target) -> Made:
+    """The loops of a product and its elementwise epilogue."""
     problem = with_dynamic_bounds(prepare(kernel))
     problem, plan = planned(problem, target)
-    nest = assemble(kernel, tiled(problem, plan, target).nest, target)
-    return replace(nest, operations=cost.flops(kernel))
+    return Made(tiled(problem, plan, target), products=True)
 
 
 def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
@@ -96,7 +94,7 @@ def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
     return problem, cost.plan_of(problem, target)
 
 
-def tiled(problem: Problem, plan: Plan, target: Target) -> Schedule:
+def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
     """A product in tiles, with copies of what they cannot read as it lies."""
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = Schedule(problem.naive(), left=problem.left, right=problem.right)
@@ -131,8 +129,7 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Schedule:
             if plan.packs_right and not plan.kc and (part := part_of_image(problem)):
                 within_image(s, problem, plan, around, panel, part)
             s.simplify()
-    s.parallelize(*outer, columns, task)
-    return s
+    return s.parallelize(*outer, columns, task)
 
 
 def in_registers(

@@ -23,11 +23,9 @@ from dataclasses import dataclass, replace
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv, high
-from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import loops_over, reduction
-from minigrad.loops.cost import flops
-from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, expressions
+from minigrad.loops.nest import Loop, Made, Statement, Store, Stores, expressions
 from minigrad.loops.prefetch import Place, from_memory
 from minigrad.loops.product import in_few_axes
 from minigrad.loops.transforms import Schedule
@@ -74,8 +72,8 @@ class Sum:
         return [load for load in expr.loads(self.body) if not n.isdisjoint(load.variables)]
 
 
-def gemv(kernel: Kernel, target: Target) -> Nest | None:
-    """The loop nest of a kernel that sums products with a few vectors; None where it is none.
+def gemv(kernel: Kernel, target: Target) -> Made | None:
+    """The loops of a kernel that sums products with a few vectors; None where it is none.
 
     None too for a device that sees scalars only: it wants many small iterations, not long blocks;
     and where code is to be short.
@@ -114,8 +112,7 @@ def gemv(kernel: Kernel, target: Target) -> Nest | None:
             over = [a.variable for a in axes]
             s.stage(copy, None, over, None, copy, {over[-1]: width})
         (_add_rows if by_rows else _add_columns)(s, sums, axis.variable, target)
-    s.parallelize(*xs)
-    return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
+    return Made(s.parallelize(*xs), products=True)
 
 
 def _summed(sums: Sequence[Sum], totals: Sequence[Expr]) -> list[Statement]:
@@ -300,7 +297,7 @@ def _prepared(kernel: Kernel) -> tuple[tuple[Store, ...], list[Sum], list[Expr]]
         return None
     totals = [expr.register(f"sum{n}", one.body.dtype) for n, one in enumerate(sums)]
     groups = sums[0].batch, sums[0].m, sums[0].n, *(one.k for one in sums)
-    stores, (batch, m, n, *ks), places = in_few_axes(kernel, totals, groups)
+    stores, (batch, m, n, *ks), places = in_few_axes(kernel.stages, kernel.stored, totals, groups)
     moved = [
         Sum(expr.substitute_in(one.body, places),
             tuple(expr.substitute_in(e, places) for e in one.vectors), batch, m, n, k)

@@ -37,13 +37,11 @@ from minigrad.graph.shapes import iterations
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
-from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import fix_rows, merge_stage, places_along
 from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
-from minigrad.loops.cost import flops
 from minigrad.loops.mask_bounds import Rows, mask_bounds
-from minigrad.loops.nest import Barrier, Loop, Nest, Statement, Statements, Store, written
+from minigrad.loops.nest import Barrier, Loop, Made, Statement, Statements, Store, written
 from minigrad.loops.product import Problem, prepare, strides
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
@@ -57,8 +55,8 @@ from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 PAD = 4  # elements between the rows of a local array, so that they begin in different banks
 
 
-def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
-    """The loop nest of a product and its elementwise epilogue, for work-groups.
+def gpu_gemm(kernel: Kernel, target: Target) -> Made | None:
+    """The loops of a product and its elementwise epilogue, for work-groups.
 
     None where there is nothing to make tiles of: all rows or columns are a varying number; and
     where it may have to be computed twice.
@@ -72,10 +70,10 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Nest | None:
         return None
     m, n, batches = (size_of(axes) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.total.dtype)
-    return replace(assemble(kernel, tiled(problem, tile).nest, target), operations=flops(kernel))
+    return Made(tiled(problem, tile), products=True)
 
 
-def tiled(problem: Problem, tile: Tile) -> Schedule:
+def tiled(problem: Problem, tile: Tile) -> Loop:
     """A tile of the results for a work-group, a part of it in the registers of each work-item."""
     padded, item = in_whole_tiles(problem, tile), make_axis("item", 0, tile.items)
     m, n, deep = padded.row.variable, padded.column.variable, padded.k[-1].variable
@@ -107,9 +105,9 @@ def tiled(problem: Problem, tile: Tile) -> Schedule:
     s.unroll(m, "u")
     s.unroll(v, "v")
     s.bind(item, groups[-1], i, j)
-    s.parallelize(*groups)
-    s.simplify()
-    return s
+    with s.inside(groups[-1]):
+        s.simplify()
+    return s.parallelize(*groups)
 
 
 def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DType) -> Tile:
@@ -217,44 +215,45 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def gpu_rows(kernel: Kernel, target: Target) -> Nest | None:
+def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
     """A work-group for each row.
 
     None where a work-item does one: where rows are short, or neighbours and enough of them.
     """
-    group, count = target.group, high(kernel.rows)
+    group, rows, stages = target.group, kernel.rows, kernel.stages
     if group is None:
         return None
     items = row_items(kernel, group)
-    beside = count > 1 and runs_along_rows(kernel.stages, kernel.rows, target)
-    if items == 1 or beside and count >= group.items * group.units:
+    beside = high(rows) > 1 and runs_along_rows(stages, rows, target)
+    if items == 1 or beside and high(rows) >= group.items * group.units:
         return None
-    row = make_axis("r", 0, kernel.rows)
-    stages = build.kept_inside(kernel, row.index, local=group.local_bytes // KEPT)
-    stages = [merge_stage(stage) for stage in stages]
-    return _shared(kernel, stages, [{} for _ in stages], items, [row], target)
+    row, local = make_axis("r", 0, rows), group.local_bytes // KEPT
+    inside = build.kept_inside(stages, kernel.stored, rows, row.index, local=local)
+    stages = tuple(merge_stage(stage) for stage in inside)
+    return _shared(stages, [{} for _ in stages], items, [row])
 
 
-def gpu_block_rows(kernel: Kernel, target: Target) -> Nest | None:
+def gpu_block_rows(kernel: Kernel, target: Target) -> Made | None:
     """A work-group for each block of rows in which products take part."""
     if target.group is None:
         return None
     kernel = products_before_readers(kernel)
     extent = neighbours(kernel)
-    widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in kernel.stages)))
+    stages, stored, rows = kernel.stages, kernel.stored, kernel.rows
+    widest = max(e.dtype.itemsize for e in expr.walk(*(s.body for s in stages)))
     width = next(w for w in (8, 4, 2, 1) if extent % w == 0 and w * widest <= VECTOR_BYTES)
-    block = Rows(kernel.rows, extent, width, 1)
-    stages = [fix_rows(stage, kernel.rows, block.whole) for stage in kernel.stages]
-    bounds, local = mask_bounds(stages, block, kernel.stored), target.group.local_bytes // KEPT
-    stages = build.kept_inside(kernel, block.whole, width, block.lane, local)
+    block, local = Rows(rows, extent, width, 1), target.group.local_bytes // KEPT
+    fixed = [fix_rows(stage, rows, block.whole) for stage in stages]
+    bounds = mask_bounds(fixed, block, stored)
+    inside = build.kept_inside(stages, stored, rows, block.whole, width, block.lane, local)
     items = max(row_items(kernel, target.group, 1), 32)
-    return _shared(kernel, stages, bounds, items, [block.outer, block.number], target, block)
+    return _shared(inside, bounds, items, [block.outer, block.number], block)
 
 
 def _shared(
-    kernel: Kernel, stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]], items: int,
-    axes: Sequence[Axis], target: Target, rows: Rows | None = None,
-) -> Nest:  # fmt: skip
+    stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]], items: int,
+    axes: Sequence[Axis], rows: Rows | None = None,
+) -> Made:  # fmt: skip
     """Stage after stage, with barriers between: a group's work-items share each of them.
 
     axes: of groups. rows: those of a block, which are done at once.
@@ -278,8 +277,7 @@ def _shared(
             kept = []
         s.share(name, item, *(kept or [ONCE.variable]))
     s.bind(item, axes[-1].variable)
-    s.parallelize(*(axis.variable for axis in axes))
-    return assemble(kernel, s.nest, target)
+    return Made(s.parallelize(*(axis.variable for axis in axes)))
 
 
 def _stage(stage: Stage, number: int, bounds: Mapping[Atom, Bounds], items: int) -> Statements:

@@ -261,6 +261,23 @@ class Nest:
         return stop
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a recipe makes of a kernel: its parallel loop, and what it knows of all the work.
+
+    operations, vectors: see `Nest`; 0: those of the kernel's stages. products: multiply-adds,
+    many of which share each load, so that reports count no loads. runs: (operations, few, many):
+    chunks are long runs of memory, of which there are at least `few` where no more operations are
+    done for each byte, else at least `many`; 0 of them: chunks are as those of other kernels.
+    """
+
+    loop: Loop
+    operations: int = 0
+    vectors: float = 0
+    products: bool = False
+    runs: tuple[int, int, int] = (0, 0, 0)
+
+
 def whole_vectors(loop: Loop) -> bool:
     """Whether a lanes loop never has a rest: its start and stops are multiples of its step."""
     return all(divides(x, loop.step) for x in (loop.start, *loop.stops))

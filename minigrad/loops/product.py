@@ -15,7 +15,7 @@ of the masks. Loaded numbers may be anything: they are clamped to what the loops
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
@@ -24,15 +24,22 @@ from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
 from minigrad.loops.axes import indices, merge
-from minigrad.loops.build import combine, epilogue, guard_loads, loops_over, put, substitute_stores
+from minigrad.loops.build import (
+    combine,
+    guard_loads,
+    inline_stages,
+    loops_over,
+    put,
+    substitute_stores,
+)
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.contraction import Contraction, as_byte, terms_of
-from minigrad.schedule.expr import Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import identity
+from minigrad.schedule.stage import Stage, identity
 
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns, or rows
 
@@ -108,7 +115,9 @@ def prepare(kernel: Kernel) -> Problem:
     total = expr.register("tile", stage.body.dtype)
     # each group alone: the merged stage's extents may be none that it would be a product with
     groups = (found.batch, found.m, found.n, found.k)
-    stores, (batch, m, n, k), values = in_few_axes(kernel, [total], groups, found.shared)
+    stores, (batch, m, n, k), values = in_few_axes(
+        kernel.stages, kernel.stored, [total], groups, found.shared
+    )
     if found.shared:
         batch, m, n = batch[:-1], (*m, *n), batch[-1:]
     left, right, terms = found.left, found.right, None
@@ -123,16 +132,17 @@ def prepare(kernel: Kernel) -> Problem:
 
 
 def in_few_axes(
-    kernel: Kernel, totals: Sequence[Expr], groups: Sequence[tuple[Axis, ...]], known: bool = False
-) -> tuple[tuple[Store, ...], list[tuple[Axis, ...]], dict[Atom, Integer]]:
-    """The stores of a kernel of sums, in which `totals` stand for them, along merged axes.
+    stages: Sequence[Stage], stored: Container[Array], totals: Sequence[Expr],
+    groups: Sequence[tuple[Axis, ...]], known: bool = False,
+) -> tuple[tuple[Store, ...], list[tuple[Axis, ...]], dict[Atom, Integer]]:  # fmt: skip
+    """The stores of stages, in which `totals` stand for those that are sums, along merged axes.
 
     groups: of axes, each of which is merged alone (see `merge`). Also what they become, and what
     their variables are along those.
     """
-    sums = [stage for stage in kernel.stages if stage.op is not None]
+    sums = [stage for stage in stages if stage.op is not None]
     results = {stage.array: total for stage, total in zip(sums, totals, strict=True)}
-    stores = epilogue(kernel, kernel.stages, results, sums[0].axes)
+    stores = inline_stages(stages, stored, sums[0].axes, results)
     values = [*(stage.body for stage in sums), *(store.value for store in stores)]
     used = indices(values, [store.index for store in stores])
     merged = [merge(axes, used, known) for axes in groups]

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from minigrad.loops import cost
+from minigrad.loops.assemble import assemble
 from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.block_rows import block_rows
 from minigrad.loops.byte_dots import byte_dots
@@ -34,19 +35,19 @@ from minigrad.loops.elementwise import distribute, elementwise, gpu_scatter, sca
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
 from minigrad.loops.gpu import gpu_block_rows, gpu_gemm, gpu_rows
-from minigrad.loops.nest import Nest
+from minigrad.loops.nest import Made, Nest
 from minigrad.loops.rows import rows
 from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
-Recipe = Callable[[Kernel, Target], Nest | None]  # None: it is not for this kernel
+Recipe = Callable[[Kernel, Target], Made | None]  # None: it is not for this kernel
 
 
 def lower(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a kernel, by the first recipe that is for it."""
     kernel = kept_as_bits(kernel)
-    target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel))
+    target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel.stages))
     by_kind: dict[str, tuple[Recipe, ...]] = {
         "rows": (elementwise, gpu_rows, gemv, rows),
         "contraction": (gpu_gemm, shared_lanes, gemv, gemm),
@@ -55,4 +56,4 @@ def lower(kernel: Kernel, target: Target) -> Nest:
         "scan": (scan,), "distribute": (distribute,), "dots": (byte_dots,),
     }  # fmt: skip
     made = (recipe(kernel, target) for recipe in by_kind[kernel.kind])
-    return next(nest for nest in made if nest is not None)
+    return assemble(kernel, next(one for one in made if one is not None), target)

@@ -30,7 +30,7 @@ from math import gcd, prod
 
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.assemble import MOST_CHUNKS, assemble, in_long_runs, memory_bound
+from minigrad.loops.assemble import MOST_CHUNKS, OPERATIONS_A_BYTE
 from minigrad.loops.axes import (
     indices,
     merge,
@@ -50,7 +50,7 @@ from minigrad.loops.build import (
 from minigrad.loops.nest import (
     Loop,
     Loops,
-    Nest,
+    Made,
     Statement,
     Statements,
     Store,
@@ -84,13 +84,13 @@ from minigrad.target import Target
 BLOCK_ROWS = 16
 
 
-def rows(kernel: Kernel, target: Target) -> Nest:
+def rows(kernel: Kernel, target: Target) -> Made:
     """Row after row, or vectors of rows."""
-    count = kernel.rows
-    if target.vector_bytes and high(count) > 1 and runs_along_rows(kernel.stages, count, target):
+    stages, stored, count = kernel.stages, kernel.stored, kernel.rows
+    if target.vector_bytes and high(count) > 1 and runs_along_rows(stages, count, target):
         return row_vectors(kernel, target)
     row = make_axis("r", 0, count)
-    passes = row_passes(kept_inside(kernel, row.index), kernel.stored)
+    passes = row_passes(kept_inside(stages, stored, count, row.index), stored)
     for one in passes:
         _vectorize(one, kernel, target)
     s = Schedule(loops_over([row], [statement for one in passes for statement in one.loops()]))
@@ -105,8 +105,7 @@ def rows(kernel: Kernel, target: Target) -> Nest:
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    nest = assemble(kernel, s.nest, target)
-    return in_long_runs(nest) if memory_bound(nest) else nest
+    return Made(s.parallelize(), runs=(OPERATIONS_A_BYTE, 1, 0))
 
 
 def _delayed(
@@ -352,15 +351,15 @@ ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 lines that lie together in memory
 
 
-def row_vectors(kernel: Kernel, target: Target) -> Nest:
+def row_vectors(kernel: Kernel, target: Target) -> Made:
     """Neighbours along the last of the axes that make up a row's number, a vector at a time.
 
     A vector, or a block of sums, ends where the neighbours do, so that no index is divided lane by
     lane; where they are few or all there are, it does not.
     """
-    count, length = kernel.rows, _neighbours(kernel)
+    stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     columns = length is not None and _are_columns(kernel, length, target)
-    least = target.lanes(kernel.stages[0].array.dtype)
+    least = target.lanes(stages[0].array.dtype)
     most = least if _along_rows(kernel) else target.most_lanes
     axes = [make_axis("r", 0, count)]
     row: Integer = axes[0].index
@@ -368,13 +367,16 @@ def row_vectors(kernel: Kernel, target: Target) -> Nest:
         axes = [make_axis("p", 0, count // length), make_axis("c", 0, length)]
         row = axes[0].index * length + axes[1].index
     x, xs = axes[-1].variable, [axis.variable for axis in axes[:-1]]
-    bodies = [stage.body for stage in kernel.stages]
+    bodies = [stage.body for stage in stages]
     width = size = min(vector_width(target, bodies, axes[-1].extent, True), most)
-    body = _row(kernel, row, 1 if columns else width)
+    lanes = 1 if columns else width
+    lane = LANE.index if lanes > 1 else 0
+    inside = kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)
+    body = [made for one in row_passes(inside, kernel.stored) for made in one.loops()]
     s = Schedule(loops_over(axes, body if columns else _written_out(body, width)))
     if columns:
         assert length is not None
-        sums = sum(stage.op is not None for stage in kernel.stages)
+        sums = sum(stage.op is not None for stage in stages)
         size = _block_size(high(count) // length, length, width, target.l1 // 4 // sums)
     if xs:
         xs.append(s.split(x, size, "b"))
@@ -394,8 +396,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Nest:
     if columns or not xs:
         s.prefetch(x, asked_for)
     s.vectorize(x, width, None if columns else LANE)
-    s.parallelize(*xs)
-    return assemble(kernel, s.nest, target)
+    return Made(s.parallelize(*xs))
 
 
 def _along_rows(kernel: Kernel) -> bool:
@@ -424,13 +425,6 @@ def _neighbours(kernel: Kernel) -> int | None:
     if not isinstance(kernel.rows, int) and all(length == kernel.rows for length in lengths):
         return None
     return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
-
-
-def _row(kernel: Kernel, row: Integer, width: int) -> list[Statement]:
-    """Pass after pass for `width` rows."""
-    lane = LANE.index if width > 1 else 0
-    stages = kept_inside(kernel, row, width, lane, registers=True)
-    return [made for one in row_passes(stages, kernel.stored) for made in one.loops()]
 
 
 def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:

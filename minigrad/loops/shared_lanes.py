@@ -16,11 +16,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from minigrad.graph.substitution import coefficient
-from minigrad.loops.assemble import assemble
 from minigrad.loops.axes import enough_lanes, overlap
 from minigrad.loops.build import substitute_stores
-from minigrad.loops.cost import cut, flops
-from minigrad.loops.nest import Nest
+from minigrad.loops.cost import cut
+from minigrad.loops.nest import Made
 from minigrad.loops.product import Problem, prepare
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule.axis import Axis, make_axis
@@ -31,8 +30,8 @@ from minigrad.target import Target
 MOST_WRITTEN_OUT = 8  # places of a window that are written out, so that tiles share their loads
 
 
-def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
-    """The loop nest of such a product, and its elementwise epilogue; None where it is none."""
+def shared_lanes(kernel: Kernel, target: Target) -> Made | None:
+    """The loops of such a product, and its elementwise epilogue; None where it is none."""
     product = kernel.stages[0].product
     if product is None or not target.vector_bytes:
         return None
@@ -65,8 +64,7 @@ def shared_lanes(kernel: Kernel, target: Target) -> Nest | None:
         for axis, prefix in zip(inner, "uw", strict=False):
             s.unroll(axis, prefix)
         s.simplify()
-    s.parallelize(*(a for a in outer if a not in inner), vectors)
-    return replace(assemble(kernel, s.nest, target), operations=flops(kernel))
+    return Made(s.parallelize(*(a for a in outer if a not in inner), vectors), products=True)
 
 
 def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:

@@ -417,15 +417,15 @@ class Schedule:
         self.body = nest.map_loops(self.body, without)
 
     @_step
-    def parallelize(self, *xs: Atom) -> None:
+    def parallelize(self, *xs: Atom) -> Loop:
         """The outermost loops, each directly inside the one before, as one that threads share.
 
         One of a symbolic extent comes first; further ones stay inside. Without any, the only loop
-        that there is stays the outermost one.
+        that there is stays the outermost one. Gives that loop.
         """
         body, axes = self.body, list[Axis]()
         if not xs and len(body) == 1 and isinstance(body[0], Loop):
-            return
+            return body[0]
         for x in xs:
             (loop,) = body
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
@@ -434,7 +434,9 @@ class Schedule:
         # of positions in an array only the first dimension may be symbolic
         symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]
         plain = [axis for axis in axes if isinstance(axis.extent, int)]
-        self.body = (flat_loop([*symbolic[:1], *plain], loops_over(symbolic[1:], body)),)
+        parallel = flat_loop([*symbolic[:1], *plain], loops_over(symbolic[1:], body))
+        self.body = (parallel,)
+        return parallel
 
     # ---- work-items ----
 
@@ -590,13 +592,6 @@ class Schedule:
         self._change(x, change)
 
     # ---- tools ----
-
-    @property
-    def nest(self) -> Loop:
-        """The parallel loop."""
-        (loop,) = self.body
-        assert isinstance(loop, Loop)
-        return loop
 
     def trips(self, x: Atom) -> int:
         """Iterations of the first loop over a variable, at most."""

@@ -23,7 +23,7 @@ from minigrad.errors import CompileError
 from minigrad.loops import cost, recipes
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import flat_loop
-from minigrad.loops.nest import Fold, Loop, Nest, Store, loops_in, walk
+from minigrad.loops.nest import Fold, Loop, Made, Store, loops_in, walk
 from minigrad.loops.recipes import lower
 
 
@@ -83,15 +83,15 @@ def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {
         name: function for name, function in vars(recipes).items()
         if inspect.isfunction(function) and function is not lower
-        and function.__annotations__.get("return") in ("Nest", "Nest | None")
+        and function.__annotations__.get("return") in ("Made", "Made | None")
     }  # fmt: skip
     used = set()
 
-    def noted(name: str, function: Callable[..., Nest | None]) -> Callable[..., Nest | None]:
-        def recipe(*given: Any) -> Nest | None:
-            nest = function(*given)
-            used.update([name] if nest else [])
-            return nest
+    def noted(name: str, function: Callable[..., Made | None]) -> Callable[..., Made | None]:
+        def recipe(*given: Any) -> Made | None:
+            made = function(*given)
+            used.update([name] if made else [])
+            return made
 
         return recipe
 
@@ -132,7 +132,7 @@ def test_a_recipe_that_forgets_something(wrong: Callable[[Loop], Loop], message:
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_product"])[0], GOLDEN).kernels
     nest = lower(kernel, GOLDEN)
     with pytest.raises(CompileError, match=message):
-        assemble(kernel, wrong(nest.parallel), GOLDEN)
+        assemble(kernel, Made(wrong(nest.parallel)), GOLDEN)
 
 
 def test_a_recipe_that_keeps_nothing_at_hand() -> None:
@@ -140,7 +140,7 @@ def test_a_recipe_that_keeps_nothing_at_hand() -> None:
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_softmax"])[0], GOLDEN).kernels
     loop = flat_loop([], tuple(Store(stage.array, 0, stage.body) for stage in kernel.stages))
     with pytest.raises(CompileError, match="in memory: expected a register"):
-        assemble(kernel, loop, GOLDEN)
+        assemble(kernel, Made(loop), GOLDEN)
 
 
 def test_a_difference_is_seen() -> None:
