@@ -135,7 +135,7 @@ class Aligned(Rule):
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
         """See the class."""
-        nothing = ((),) * node.ndim
+        nothing: Dims = ((),) * node.ndim
         parts = [
             (source, _along(self.after(node, one.dims), axes, nothing))
             for source, one, axes in zip(node.src, given, _apart(node), strict=True)
