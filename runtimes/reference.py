@@ -19,6 +19,7 @@ from minigrad.collective import Exchange
 from minigrad.device import Buffer, Runtime
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError, MinigradError
+from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
 from minigrad.graph.node import Node, Shape, topological
@@ -80,16 +81,23 @@ def _function_of(op: Op) -> Callable[..., Any]:
     itself; and a shift by a count beyond the width, as a negative one is, leaves 0, or the sign.
     """
     facts = op.facts
-    if facts.formula and "u" in facts.kinds:  # whole numbers, which are exact
-        return facts.formula
-    if facts.numpy:
-        function: Callable[..., Any] = getattr(np, facts.numpy)
-    else:
-        assert facts.scalar is not None
-        function = np.vectorize(facts.scalar, otypes=[np.float64])
+    if not facts.numpy:
+        return lambda *operands: _by_formula(op, operands)
+    function: Callable[..., Any] = getattr(np, facts.numpy)
     if facts.formula:  # in float64, rounded once: what a comparison shows is the device's error
         return lambda *operands: function(*(x.astype(np.float64) for x in operands))
     return function
+
+
+def _by_formula(op: Op, operands: Sequence[Array]) -> Array:
+    """In float64, too; or of uint32, where it is exact."""
+    dtype = dtypes.float64 if "f" in op.facts.kinds else dtypes.uint32
+    nodes = [build.buffer(n, dtype, x.shape, "REF") for n, x in enumerate(operands)]
+    formula: Any = op.facts.formula
+    root: Node = formula(*nodes)
+    given = [x.astype(_NUMPY[dtype]) for x in operands]
+    (found,) = _compute(topological([root]), [root], lambda x: given[x.arg], Frame({}, wide=False))
+    return found
 
 
 def _elementwise(node: Node, src: Sequence[Array], frame: Frame) -> Array:

@@ -47,8 +47,7 @@ class Elementwise:
     gives bools.
 
     scalar: the operation on plain numbers, by which constants are folded; None is left to devices.
-    numpy: its name there; without one, the reference computes the scalar function. If there is a
-    formula, the reference computes in float64.
+    numpy: its name there; without one, the reference computes the formula, in float64.
 
     neutral: the second operand that changes nothing, a number or the name of one of a dtype.
 
@@ -115,10 +114,13 @@ def _function(
     )
 
 
+def _left_to_devices(*operands: Any) -> Any:
+    """The scalar function of what is not computed of constants either."""
+
+
 def _word_of_a_hash(number: int) -> Elementwise:
-    """Left to devices, constants too."""
     return Elementwise(
-        4, "u", scalar=lambda *words: None, cost=110,
+        4, "u", scalar=_left_to_devices, cost=110,
         formula=lambda *given: threefry.words(*given)[number],
     )  # fmt: skip
 
@@ -242,10 +244,10 @@ class Op(Enum):
         lambda g, y, x: g * ((-(x * x)).operation("exp") * (2.0 / math.sqrt(math.pi))), 30,
     )
     LGAMMA = "lgamma", _function(  # ln |Γ(x)|
-        gamma.lgamma, gamma.lgamma_of, lambda g, y, x: g * x.operation("digamma"), 160
+        gamma.lgamma, _left_to_devices, lambda g, y, x: g * x.operation("digamma"), 160
     )
     DIGAMMA = "digamma", _function(  # its derivative
-        gamma.digamma, gamma.digamma_of, lambda g, y, x: g * gamma.trigamma(x), 130
+        gamma.digamma, _left_to_devices, lambda g, y, x: g * gamma.trigamma(x), 130
     )
     FLOOR = "floor", _rounding(math.floor, "floor", "floor", "floor")
     CEIL = "ceil", _rounding(math.ceil, "ceil", "ceil", "ceil")

@@ -69,7 +69,8 @@ class Rule:
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The node on local operands, for a result with these digits."""
-        return build.rebuild(node, src)
+        shape = local_shape(node.shape, dims) if node.op in build.SHAPED else None
+        return build.rebuild(node, src, shape)
 
 
 class Leaf(Rule):
@@ -88,39 +89,82 @@ class Leaf(Rule):
         return emit.convert(here, node.shape, whole(node.ndim), Layout(dims))
 
 
-class Identity(Rule):
-    """CONTIGUOUS, and the base of what moves elements: digits that survive, sums as they are."""
+def _apart(node: Node) -> Sequence[Sequence[int]]:
+    """Of each operand the dimensions that are not the result's: reduced, addressed, repeated."""
+    op, arg = node.op, node.arg
+    if op in REDUCTIONS or op is Op.FLIP:
+        return [arg]
+    if op in SCANS or op is Op.SORT:
+        return [(arg,)]
+    if op is Op.WINDOW:
+        return [[axis for axis, *_ in arg]]
+    if op is Op.EXPAND:
+        pairs = zip(node.src[0].shape, node.shape, strict=True)
+        return [[axis for axis, (one, many) in enumerate(pairs) if one != many]]
+    if op is Op.GATHER:
+        return [(arg,), ()]
+    return [(), (arg,), (arg,)] if op in SCATTERS else [()] * len(node.src)
 
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """Where the operand is, as far as the result can be there."""
-        (one,) = given
-        return Choice(Layout(self.after(node, one.dims), one.partial), (one.partial,))
+
+def _summed(node: Node) -> Sequence[int]:
+    """The operands that may be divided there: then each device has a term of a sum."""
+    if node.op is Op.SCATTER_ADD:
+        return (2, 1) if node.src[0].known() == 0 else ()
+    adds = node.op is Op.SUM and node.dtype.kind != "b"
+    return (0,) if adds or node.op in (Op.MAX, Op.GATHER) else ()
+
+
+class Aligned(Rule):
+    """Dimensions of the result are those of the operands, with their digits, but for `_apart`.
+
+    Where operands differ the heaviest one's digits count, and those of the others that go with
+    them. A sum may stay partial where the operation is linear in it.
+    """
 
     def after(self, node: Node, dims: Dims) -> Dims:
-        """The operand's digits that are left in the result."""
+        """The digits that an operand's become."""
         return dims
 
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The same digits, where they are left."""
-        before = dims[: node.src[0].ndim]
-        return [before] * len(node.src) if self.after(node, before) == dims else None
+    def fits(self, node: Node, axis: int, digits: Digits) -> bool:
+        """Whether the result can have some digits where its operands have them."""
+        return True
 
-    def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
-        """The same operation, to the local shape."""
-        is_shaped = node.op in build.SHAPED
-        return build.rebuild(node, src, local_shape(node.shape, dims) if is_shaped else None)
-
-
-class Elementwise(Identity):
-    """The heaviest operand's digits, and those of the others that go with them."""
+    def _fitting(self, node: Node, dims: Dims) -> Dims:
+        pairs = enumerate(dims)
+        return tuple(d if d and self.fits(node, axis, d) else () for axis, d in pairs)
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """A sum may stay partial where the operation is linear in it."""
-        parts = [(source, one.dims) for source, one in zip(node.src, given, strict=True)]
-        dims = plan.join(node.shape, parts)
-        sums = [one.partial - axes_of(dims) for one in given]
-        left, needs = _linear(node, sums)
-        return Choice(Layout(dims, left), tuple(needs))
+        """See the class."""
+        nothing: Dims = ((),) * node.ndim
+        parts = [
+            (source, _along(self.after(node, one.dims), axes, nothing))
+            for source, one, axes in zip(node.src, given, _apart(node), strict=True)
+        ]
+        dims = self._fitting(node, plan.join(node.shape, parts))
+        inner, used = [*nothing], axes_of(dims)
+        for place in _summed(node):
+            for axis in _apart(node)[place]:
+                more = (d for d in given[place].dims[axis] if d.axis not in used)
+                inner[axis] = joined(node.src[place].shape[axis], inner[axis], more)
+            used |= axes_of(inner)
+        left, needs = _linear(node, [one.partial - used for one in given])
+        if node.op is not Op.MAX:  # which is exchanged at once
+            left |= axes_of(inner)
+        return Choice(Layout(dims, left), tuple(needs), tuple(inner))
+
+    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
+        """The result's digits, where it can have them, and the inner ones."""
+        if self._fitting(node, dims) != dims:
+            return None
+        pairs = zip(node.src, _apart(node), strict=True)
+        return [_along(dims[: source.ndim], axes, inner) for source, axes in pairs]
+
+
+# Sums of the first operand are sums of the result.
+_LINEAR = frozenset({
+    Op.NEG, Op.CONTIGUOUS, Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
+    Op.GATHER, Op.SUM, Op.CUMSUM,
+})  # fmt: skip
 
 
 def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], list[frozenset[str]]]:
@@ -129,11 +173,12 @@ def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], lis
     nothing = (NONE, [NONE] * len(sums))
     if kind == "b" or not any(sums):
         return nothing
-    if op is Op.NEG or (op is Op.CAST and kind == "f" == node.src[0].dtype.kind):
-        return sums[0], sums
-    if op in (Op.ADD, Op.SUB):  # a whole is a sum, too, of which one device has all
-        both = sums[0] | sums[1]
-        return both, [both, both]
+    first, *others = sums
+    if op in _LINEAR or (op is Op.CAST and kind == "f" == node.src[0].dtype.kind):
+        return first, [first, *(NONE for _ in others)]
+    if op in (Op.ADD, Op.SUB, Op.CAT):  # a whole is a sum, too, of which one device has all
+        both = first.union(*others)
+        return both, [both] * len(sums)
     if op is Op.MUL:
         left, right = sums[0] - sums[1], sums[1] - sums[0]
         return left | right, [left, right]
@@ -143,10 +188,12 @@ def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], lis
         zero = [node.src[place].known() == 0 for place in (1, 2)]
         both = sums[2] if zero[0] else sums[1] if zero[1] else sums[1] & sums[2]
         return both, [NONE, *(NONE if is_zero else both for is_zero in zero)]
+    if op is Op.SCATTER_ADD and _summed(node):
+        return sums[2], [NONE, NONE, sums[2]]
     return nothing
 
 
-class Marked(Identity):
+class Marked(Aligned):
     """MARK: where somebody said."""
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
@@ -163,7 +210,7 @@ class Marked(Identity):
         return src[0]
 
 
-class Reshape(Identity):
+class Reshape(Aligned):
     """A digit of one dimension is one of the position, and so of a dimension that has it whole."""
 
     def after(self, node: Node, dims: Dims) -> Dims:
@@ -176,7 +223,7 @@ class Reshape(Identity):
         return [before] if complete else None
 
 
-class Permute(Identity):
+class Permute(Aligned):
     """Digits go with their dimensions."""
 
     def after(self, node: Node, dims: Dims) -> Dims:
@@ -188,24 +235,11 @@ class Permute(Identity):
         return [tuple(dims[node.arg.index(axis)] for axis in range(node.ndim))]
 
 
-class Expand(Identity):
-    """What is repeated may be divided anyhow."""
-
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """No digits where there was one element."""
-        same = [a == b for a, b in zip(node.src[0].shape, node.shape, strict=True)]
-        return [tuple(d if keeps else () for d, keeps in zip(dims, same, strict=True))]
-
-
-class Aligned(Identity):
+class Ends(Aligned):
     """PAD and SHRINK: digits stay where ends are cut off, or put on, between their periods."""
 
-    def after(self, node: Node, dims: Dims) -> Dims:
+    def fits(self, node: Node, axis: int, digits: Digits) -> bool:
         """See the class."""
-        pairs = enumerate(dims)
-        return tuple(digits if self._fits(node, axis, digits) else () for axis, digits in pairs)
-
-    def _fits(self, node: Node, axis: int, digits: Digits) -> bool:
         extent, step = node.src[0].shape[axis], period(digits)
         return node.shape[axis] == extent or (extent % step == 0 and all(
             isinstance(amount, int) and amount % step == 0 for amount in node.arg[axis]
@@ -223,45 +257,21 @@ class Aligned(Identity):
         return build.rebuild(node, src, pairs)
 
 
-class Cat(Rule):
+class Cat(Aligned):
     """Each device joins its parts of the pieces: along the axis if digits begin anew with each."""
 
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """Sums stay partial: a whole is a sum, too, of which one device has all."""
-        parts = [(source, one.dims) for source, one in zip(node.src, given, strict=True)]
-        dims = list(plan.join(node.shape, parts))
-        if not self._fits(node, dims[node.arg]):
-            dims[node.arg] = ()
-        left = NONE.union(*(one.partial for one in given)) - axes_of(dims)
-        left = NONE if node.dtype.kind == "b" else left
-        return Choice(Layout(tuple(dims), left), (left,) * len(given))
-
-    def _fits(self, node: Node, digits: Digits) -> bool:
-        step = period(digits)
-        return all(not numel(x.shape[node.arg : node.arg + 1]) % step for x in node.src)
-
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The same digits, where they begin anew."""
-        return [dims] * len(node.src) if self._fits(node, dims[node.arg]) else None
+    def fits(self, node: Node, axis: int, digits: Digits) -> bool:
+        """See the class."""
+        extents = [numel(x.shape[axis : axis + 1]) for x in node.src] if axis == node.arg else []
+        return all(extent % period(digits) == 0 for extent in extents)
 
 
-class Along(Identity):
+class Along(Aligned):
     """FLIP, WINDOW, SORT and running reductions want the axes along which they go as a whole."""
 
-    def after(self, node: Node, dims: Dims) -> Dims:
-        """Those of the others; a window's own dimensions are new."""
-        kept = _along(dims, self._axes(node), ((),) * node.ndim)
-        return kept + ((),) * (node.ndim - len(kept))
-
-    def _axes(self, node: Node) -> Sequence[int]:
-        if node.op is Op.WINDOW:
-            return [axis for axis, *_ in node.arg]
-        return node.arg if node.op is Op.FLIP else (node.arg,)
-
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """Sums stay partial in what is linear."""
-        partials = given[0].partial if node.op in (Op.FLIP, Op.WINDOW, Op.CUMSUM) else NONE
-        return Choice(Layout(self.after(node, given[0].dims), partials), (partials,))
+    def fits(self, node: Node, axis: int, digits: Digits) -> bool:
+        """Along the others; a window's own dimensions are new."""
+        return axis < node.src[0].ndim and axis not in _apart(node)[0]
 
 
 def _without_padding(
@@ -273,6 +283,7 @@ def _without_padding(
     ramp = build.iota(period(digits), emit.device)
     own = emit.convert(ramp, ramp.shape, whole(1), Layout((digits,)))
     return spread(own.less(extent), x.shape, (axis,)).where(x, instead)
+
 
 def _own_indices(emit: Converter, index: Node, extent: Any, digits: Digits) -> Node:
     """Indices into a whole axis as indices into this device's part; −1 for another's."""
@@ -289,20 +300,8 @@ def _own_indices(emit: Converter, index: Node, extent: Any, digits: Digits) -> N
     return mine.where(value, -1)
 
 
-class Reduction(Rule):
+class Reduction(Aligned):
     """A sum over a divided dimension is a partial sum; a maximum is exchanged at once."""
-
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """inner: the digits of what is reduced."""
-        (one,), nothing = given, ((),) * node.ndim
-        adds = node.op is Op.SUM and node.dtype.kind != "b"
-        inner = _along(nothing, node.arg if adds or node.op is Op.MAX else (), one.dims)
-        dims, needs = _along(one.dims, node.arg, nothing), one.partial if adds else NONE
-        return Choice(Layout(dims, needs | axes_of(inner) if adds else NONE), (needs,), inner)
-
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The result's digits, and the inner ones."""
-        return [_along(dims, node.arg, inner)]
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The reduction of what is here, without what lies beyond the end."""
@@ -316,23 +315,8 @@ class Reduction(Rule):
         return emit.exchange("all_reduce", axes_of(inner), x, "max")
 
 
-class Gather(Rule):
+class Gather(Aligned):
     """Along a divided axis each device reads what it has, and 0 elsewhere: a partial sum."""
-
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """inner: the digits of the array along the axis."""
-        (x, index), axes, nothing = given, (node.arg,), ((),) * node.ndim
-        across = _along(x.dims, axes, nothing)
-        dims = plan.join(node.shape, [(node.src[0], across), (node.src[1], index.dims)])
-        inner = _along(nothing, axes, x.dims)
-        if not axes_of(inner).isdisjoint(axes_of(dims)):
-            inner = nothing
-        left = x.partial - axes_of(dims)
-        return Choice(Layout(dims, left | axes_of(inner)), (left, NONE), inner)
-
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The result's digits, and the array's own along the axis."""
-        return [_along(dims, (node.arg,), inner), dims]
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """Indices count from where the device's part begins."""
@@ -340,30 +324,8 @@ class Gather(Rule):
         return build.gather(src[0], index, node.arg)
 
 
-class Scatter(Rule):
+class Scatter(Aligned):
     """Each device writes to what it has; from divided sources into zeros it is a partial sum."""
-
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """inner: the digits of what is written, along the axis."""
-        (base, index, x), axis, nothing = given, node.arg, ((),) * node.ndim
-        is_zero = node.op is Op.SCATTER_ADD and node.src[0].known() == 0
-        across = [_along(one.dims, (axis,), nothing) for one in (index, x)]
-        dims = plan.join(node.shape, [*zip(node.src, (base.dims, *across), strict=True)])
-        inner: Dims = nothing
-        if is_zero:
-            digits: Digits = ()
-            extent, used = node.src[2].shape[axis], axes_of(dims)
-            for one in (x, index):
-                digits = joined(extent, digits, (d for d in one.dims[axis] if d.axis not in used))
-                used |= axes_of((digits,))
-            inner = _along(nothing, (axis,), (digits,) * node.ndim)
-        left = x.partial - axes_of(dims) - axes_of(inner) if is_zero else NONE
-        return Choice(Layout(dims, left | axes_of(inner)), (NONE, NONE, left), inner)
-
-    def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The result's digits; those of what is written along the axis."""
-        written = _along(dims, (node.arg,), inner)
-        return [dims, written, written]
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """Indices count from where the device's part begins; beyond the end nothing is written."""
@@ -377,14 +339,14 @@ class Scatter(Rule):
 
 
 RULES: dict[Op, Rule] = {
-    **dict.fromkeys(ELEMENTWISE, Elementwise()),
+    **dict.fromkeys((*ELEMENTWISE, Op.CONTIGUOUS, Op.EXPAND), Aligned()),
     **dict.fromkeys(REDUCTIONS, Reduction()),
     **dict.fromkeys((*SCANS, Op.SORT, Op.FLIP, Op.WINDOW), Along()),
-    **dict.fromkeys((Op.PAD, Op.SHRINK), Aligned()),
+    **dict.fromkeys((Op.PAD, Op.SHRINK), Ends()),
     **dict.fromkeys(MADE_ANYWHERE, Leaf()),
     **dict.fromkeys(SCATTERS, Scatter()),
-    Op.RESHAPE: Reshape(), Op.PERMUTE: Permute(), Op.EXPAND: Expand(), Op.GATHER: Gather(),
-    Op.CONTIGUOUS: Identity(), Op.MARK: Marked(), Op.CAT: Cat(),
+    Op.RESHAPE: Reshape(), Op.PERMUTE: Permute(), Op.GATHER: Gather(),
+    Op.MARK: Marked(), Op.CAT: Cat(),
 }  # fmt: skip
 _WHOLE = Rule()
 

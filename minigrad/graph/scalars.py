@@ -1,7 +1,6 @@
 """Elementwise operations on plain numbers, as every device computes them.
 
-A result is not yet rounded to a dtype, nor wrapped. Constants are folded with these functions; for
-what numpy has no word for, they are also what the reference device computes.
+A result is not yet rounded to a dtype, nor wrapped. Constants are folded with these functions.
 """
 
 from __future__ import annotations

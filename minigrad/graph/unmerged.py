@@ -187,10 +187,6 @@ def _with_pairs(node: Node, x: Node) -> Node:
             pairs.append(pair)
         else:
             pairs += [(0, 0 if node.op is Op.PAD else part) for part in parts]
-    shape, order = _split(node.shape), _order(_split(node.shape))
-    if order and order == _order(x.shape):
-        made = build.rebuild(node, [_fronted(x)], [pairs[axis] for axis in order])
-        return _natural(made, shape)
     return build.rebuild(node, [x], pairs)
 
 

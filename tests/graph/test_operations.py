@@ -22,7 +22,7 @@ CASTS = (Op.CAST, Op.BITCAST)  # their results' dtypes are arguments, so each ro
 def test_the_facts_of_an_operation_are_whole(op: Op) -> None:
     facts = op.facts
     assert facts.kinds and set(facts.kinds) <= set("fiub") and facts.cost > 0
-    assert hasattr(np, facts.numpy) if facts.numpy else facts.scalar or op in CASTS
+    assert hasattr(np, facts.numpy) if facts.numpy else facts.formula or op in CASTS
     assert len(facts.gradient) in (0, facts.arity)
     silent = facts.flat or facts.compares or op is Op.BITCAST
     assert bool(facts.gradient) != silent or "f" not in facts.kinds
