@@ -71,8 +71,9 @@ def types(extra: Sequence[str]) -> bool:
 # from these, the longest first: the short ones fill up what is left in the end.
 OTHERS = "others"
 PORTIONS = (
-    "tests/parallel", "tests/property", OTHERS, "tests/models", "tests/lessons tests/explain",
-    "tests/schedule tests/opencl tests/nn",
+    "tests/parallel", "tests/property", "tests/tensor", "tests/models",
+    "tests/lessons tests/explain", "tests/loops tests/render tests/runtimes",
+    "tests/schedule tests/opencl tests/nn", OTHERS,
 )  # fmt: skip
 
 
