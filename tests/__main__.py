@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import skips  # beside this file
@@ -66,29 +67,54 @@ def types(extra: Sequence[str]) -> bool:
         )
 
 
-# What one of two processes tests, so that both cores have work; it takes about half of the time.
-HALF = ("tests/property", "tests/opencl", "tests/parallel", "tests/schedule", "tests/nn")
+# Folders that one process of pytest tests, OTHERS all that lies in none of them. Two processes take
+# from these, the longest first: the short ones fill up what is left in the end.
+OTHERS = "others"
+PORTIONS = (
+    "tests/parallel", "tests/property", "tests/tensor", "tests/models",
+    "tests/lessons tests/explain", "tests/loops tests/render tests/runtimes",
+    "tests/schedule tests/opencl tests/nn", OTHERS,
+)  # fmt: skip
 
 
-def side_by_side(others: Sequence[str], half: Sequence[str], **variables: str) -> bool:
-    """Two processes of pytest; what the second says is printed when both have ended."""
+def whole(portion: str) -> list[str]:
+    """What pytest is given for all tests of a portion."""
+    if portion != OTHERS:
+        return portion.split()
+    return [f"--ignore={folder}" for folder in " ".join(PORTIONS).split()]
+
+
+def portion_of(node: str) -> str:
+    """Where a test belongs."""
+    return next((one for one in PORTIONS if node.startswith(tuple(one.split()))), OTHERS)
+
+
+def side_by_side(given: Mapping[str, Sequence[str]], **variables: str) -> bool:
+    """Run pytest with what is given for each portion, two at a time, so that both cores have work.
+
+    What each says is printed when it has ended.
+    """
     environment = {**os.environ, **variables}
-    with tempfile.TemporaryFile("w+") as report:
-        second = subprocess.Popen(
-            command("pytest", "-q", *half), cwd=ROOT, stdout=report, env=environment
-        )
-        good = call(["pytest", "-q", *others], ROOT, **variables)
-        good = second.wait() == 0 and good
-        report.seek(0)
-        print(f"== meanwhile {' and '.join(HALF)}:\n{report.read()}", flush=True)
-    return good
+
+    def test(portion: str) -> bool:
+        with tempfile.TemporaryFile("w+") as said:
+            done = subprocess.run(
+                command("pytest", "-q", *given[portion]), cwd=ROOT, env=environment,
+                stdout=said, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            said.seek(0)
+            print(f"== {portion}:\n{said.read()}\n", end="", flush=True)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(2) as both:
+        return all(list(both.map(test, given)))
 
 
 def tests(extra: Sequence[str]) -> bool:
-    """Every test below tests/, against the installed package: all of them in two processes."""
+    """Every test below tests/, against the installed package."""
     if extra:
         return call(["pytest", *extra], ROOT)
-    return side_by_side([f"--ignore={folder}" for folder in HALF], HALF)
+    return side_by_side({portion: whole(portion) for portion in PORTIONS})
 
 
 def skipped(extra: Sequence[str]) -> bool:
@@ -102,12 +128,12 @@ def skipped(extra: Sequence[str]) -> bool:
     again = Path(f"{file}.again")
     again.unlink(missing_ok=True)
     variables = {skips.VARIABLE: str(again)}
-    half = [node for node in nodes if node.startswith(HALF)]
-    others = [node for node in nodes if not node.startswith(HALF)]
-    if half and others and not extra:
-        good = side_by_side(others, half, **variables)
+    given = {portion: [node for node in nodes if portion_of(node) == portion]
+             for portion in PORTIONS}  # fmt: skip
+    if extra:
+        good = not nodes or call(["pytest", *extra, *nodes], ROOT, **variables)
     else:
-        good = not nodes or call(["pytest", *(extra or ["-q"]), *nodes], ROOT, **variables)
+        good = side_by_side({name: some for name, some in given.items() if some}, **variables)
     wrong = [(node, why) for node, why in skips.read(again) if not skips.lacks_hardware(why)]
     for node, why in wrong:
         print(f"still skipped, and not for missing hardware: {node}: {why}")

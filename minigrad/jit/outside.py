@@ -27,6 +27,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
+from minigrad.graph.node import Node
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
@@ -34,6 +35,7 @@ from minigrad.tensor.noted import Noted, changes
 from minigrad.tensor.pytree import Same
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_CLOSED = (*_PLAIN, Tensor, Node)  # in which nothing changes, or is looked at elsewhere
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a container that are
 _MOST = 1 << 12  # values that are
@@ -388,7 +390,7 @@ class _Walk:
         if not (known or isinstance(value, ModuleType | type)):
             self.read.setdefault(place, _Read(value, label, part, near=near))
         key = (id(value), use, uses)
-        if key not in self.seen and not isinstance(value, (*_PLAIN, Tensor)):
+        if key not in self.seen and not isinstance(value, _CLOSED):
             self.seen.add(key)
             self.todo.append(lambda: self._inside(value, place, label, use, uses))
 
