@@ -5,6 +5,9 @@ NaN too: x + 0.0 is not x (−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0
 every device has anyway are used. A sum or a product over axes is taken in any order, which may
 overflow on the way in one and not in another; and where it is zero, that has either sign. So has
 the maximum or minimum of zeros of unlike sign.
+
+What devices' compilers see as well is left to them (x + −y, x + 2 + 3), and to lowering what an
+index says anyway (a part of what was repeated, or of an array with zeros around it).
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node
 from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
-from minigrad.graph.symbolic import Affine, high, low
+from minigrad.graph.symbolic import Affine
 
 RULES: dict[Op, list[Rule]] = {}  # those of an operation, in the order of their priority
 
@@ -77,43 +80,6 @@ def neutral(node: Node) -> Node | None:
     return x if number is not None and _is(y, number) else None
 
 
-@on(Op.ADD)
-def add_negated(node: Node) -> Node | None:
-    """x + −y → x − y, −x + y → y − x."""
-    x, y = node.src
-    if y.op is Op.NEG:
-        return x - y.src[0]
-    return y - x.src[0] if x.op is Op.NEG else None
-
-
-@on(Op.SUB)
-def subtract_constant(node: Node) -> Node | None:
-    """x − c → x + −c, for integers."""
-    x, y = node.src
-    return x + -int(y.arg) if node.dtype.is_int and y.op is Op.CONST else None
-
-
-@on(Op.MUL, Op.XOR)
-def invert(node: Node) -> Node | None:
-    """x · −1 → −x, but for bools; x ^ −1 → ~x."""
-    x, y = node.src
-    if not _is(y, -1) or (node.op is Op.MUL and node.dtype.is_bool):
-        return None
-    return -x if node.op is Op.MUL else ~x
-
-
-@on(Op.ADD, Op.MUL)
-def join_constants(node: Node) -> Node | None:
-    """(x + a) + b → x + (a + b) and (x·a)·b → x·(a·b), for integers."""
-    inner, outer = node.src
-    if node.dtype.is_float or outer.op is not Op.CONST or inner.op is not node.op:
-        return None
-    if inner.src[1].op is not Op.CONST:
-        return None
-    both = node.op.facts.fold([inner.src[1].arg, outer.arg])
-    return None if both is None else elementwise(node.op, inner.src[0], outer.constant(both))
-
-
 @on(Op.DIV)
 def divide_by_power_of_two(node: Node) -> Node | None:
     """x / 4.0 → x · 0.25, where the reciprocal is exact and normal (x / 1.0 → x)."""
@@ -124,13 +90,6 @@ def divide_by_power_of_two(node: Node) -> Node | None:
     if abs(exponent) > (13 if node.dtype.name == "float16" else 125):
         return None
     return x * (1.0 / float(y.arg))
-
-
-@on(Op.NEG, Op.NOT)
-def undo(node: Node) -> Node | None:
-    """−(−x) → x, ~(~x) → x; −(x − y) stays (its zero has a sign)."""
-    inner = node.src[0]
-    return inner.src[0] if inner.op is node.op else None
 
 
 @on(Op.WHERE)
@@ -287,28 +246,6 @@ def pad_of_nothing(node: Node) -> Node | None:
 
 
 @on(Op.SHRINK)
-def shrink_of_pad(node: Node) -> Node | None:
-    """What was padded and cut off again, dimension by dimension, where it is all inside."""
-    inner = node.src[0]
-    if inner.op is not Op.PAD:
-        return None
-    x = inner.src[0]
-    cut, amounts, changed = [], [], False
-    for (start, stop), (before, after), extent in zip(node.arg, inner.arg, x.shape, strict=True):
-        inside = low(start - before) >= 0 and high(stop - (before + extent)) <= 0
-        if inside:
-            cut.append((start - before, stop - before))
-            amounts.append((0, 0))
-            changed |= before != 0 or after != 0
-        elif (start, stop) == (0, inner.shape[len(cut)]):
-            cut.append((0, extent))
-            amounts.append((before, after))
-        else:
-            return None
-    return build.pad(build.shrink(x, cut), amounts) if changed else None
-
-
-@on(Op.SHRINK)
 def shrink_of_cat(node: Node) -> Node | None:
     """Only the pieces that it shows."""
     joined = node.src[0]
@@ -329,20 +266,6 @@ def shrink_of_cat(node: Node) -> Node | None:
     if len(parts) == len(joined.src) and node.shape != parts[0].shape:
         return None  # less of each, by no less
     return build.cat(parts, axis)
-
-
-@on(Op.SHRINK)
-def shrink_of_expand(node: Node) -> Node | None:
-    """Repeat only as often as is kept."""
-    inner = node.src[0]
-    if inner.op is not Op.EXPAND:
-        return None
-    x = inner.src[0]
-    ranges = [
-        (0, 1) if extent == 1 and long != 1 else pair
-        for pair, extent, long in zip(node.arg, x.shape, inner.shape, strict=True)
-    ]
-    return build.expand(build.shrink(x, ranges), node.shape)
 
 
 @on(*SCATTERS)

@@ -227,8 +227,8 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
         if args[1] is args[2]:
             return args[1]
         test, yes, no = args
-        if dtype.is_bool and (yes.known(), no.known()) == (True, False):
-            return test
+        if dtype.is_bool and no.known() is False:
+            return apply(Op.AND, (test, yes), dtype)
         if yes.op is Op.WHERE and yes.args[0] is test:
             return apply(op, (test, yes.args[1], no), dtype)
         if no.op is Op.WHERE and no.args[0] is test:

@@ -65,19 +65,10 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
 
 def _conditions(test: Expr) -> list[Affine] | None:
     """What must be ≥ 0 for a test to hold, None where that is not all it asks."""
-    found: list[Affine] = []
-    stack = [test]
-    while stack:
-        e = stack.pop()
-        if e.op is Op.AND:
-            stack.extend(e.args)
-        elif e.op is Op.WHERE and e.args[2].op is Op.CONST and not e.args[2].value:
-            stack.extend(e.args[:2])
-        elif compared := conditions_of(e):
-            found.extend(compared)
-        elif not (e.op is Op.CONST and e.value):
-            return None
-    return found
+    if test.op is Op.AND:
+        left, right = map(_conditions, test.args)
+        return None if left is None or right is None else right + left
+    return list(conditions_of(test)) or None
 
 
 def _range(

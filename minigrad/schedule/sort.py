@@ -76,29 +76,23 @@ def _by_counting(keys: Node, axis: int) -> Node:
 
 def _by_radix(keys: Node) -> Node:
     """The permutation of each row of keys (rows, length)."""
-    order: Node | None = None
+    order = along(keys, 1)
     for low in range(0, keys.dtype.bits, 32):  # 64-bit keys: by their lower halves, then the upper
         half = keys.cast(dtypes.uint64) >> low if low else keys.cast(dtypes.uint64)
         part = half.cast(dtypes.uint32)
-        if order is not None:
-            part = build.gather(part, order, 1)
+        if low:  # stored, as each is read twice, by which it would be gathered twice
+            part = build.contiguous(build.gather(part, order, 1))
         order = _passes(part, order, min(keys.dtype.bits, 32))
-    assert order is not None
     return order
 
 
-def _passes(keys: Node, order: Node | None, bits: int) -> Node:
+def _passes(keys: Node, order: Node, bits: int) -> Node:
     """Stable order by 32-bit keys of which `bits` are used; `order` says what they stand for."""
     rows, length = (int(extent) for extent in keys.shape)  # type: ignore[arg-type]
     chunks = ceildiv(length, SORT_CHUNK)
     chunk = ceildiv(length, chunks)
     shape = (rows, chunks * chunk)
-    first = order is None
-    if order is None:
-        order = along(build.const(0, dtypes.int32, (rows, length), keys.device), 1)
     packed = keys.cast(dtypes.uint64) << 32 | order.cast(dtypes.uint64)
-    if not first:  # each read twice, by which a gather would be done twice, element by element
-        packed = build.contiguous(packed)
     if shape[1] != length:  # what fills the last chunk comes behind all keys
         filled = pad_along(packed, 1, 0, shape[1] - length)
         packed = along(filled, 1).less(length).where(filled, 2**64 - 1)

@@ -273,27 +273,18 @@ def _cases() -> list[tuple[str, Node]]:
     for dtype in NUMBERS:
         x, y = _leaf(0, dtype), _leaf(1, dtype)
         case(s.neutral, _sub(x, _c(0, dtype)))
-        case(s.invert, _mul(x, _c(-1, dtype)))
-        case(s.undo, _neg(_neg(x)))
-        case(s.add_negated, _add(x, _neg(y)))
-        case(s.add_negated, _add(_neg(x), y))
     x, y = _leaf(0, F16), _leaf(1, F16)
     for power in (1.0, 4.0, -0.5, 2.0**12, 2.0**-14):
         case(s.divide_by_power_of_two, _div(x, _c(power, F16)))
     for dtype in INTEGERS:
         x, y = _leaf(0, dtype), _leaf(1, dtype)
-        case(s.subtract_constant, _sub(x, _c(dtype.maximum, dtype)))
-        case(s.join_constants, _add(_add(x, _c(100, dtype)), _c(101, dtype)))
-        case(s.join_constants, _mul(_mul(x, _c(100, dtype)), _c(101, dtype)))
         case(s.neutral, _idiv(x, _c(1, dtype)))
         for op in (Op.SHL, Op.SHR):
             case(s.neutral, elementwise(op, x, _c(0, dtype)))
     for dtype in BITS:
         x = _leaf(0, dtype)
-        case(s.undo, _not(_not(x)))
         for op, value in ((Op.AND, -1), (Op.OR, 0), (Op.XOR, 0)):
             case(s.neutral, elementwise(op, x, _c(value, dtype)))
-        case(s.invert, elementwise(Op.XOR, x, _c(-1, dtype)))
     kinds = (BOOL, I8, U8, dtypes.int16, dtypes.uint16, dtypes.int32)
     for start, middle, end in itertools.product(kinds, repeat=3):
         if len({start, middle, end}) == 3:

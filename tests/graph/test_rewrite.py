@@ -95,9 +95,8 @@ def test_a_rule_may_make_much():
 def test_deep_graph():
     node = leaf(0, dtypes.int32)
     for _ in range(20_000):
-        node = elementwise(Op.ADD, elementwise(Op.NEG, elementwise(Op.NEG, node)),
-                           number(1, dtypes.int32))  # fmt: skip
-    assert one(node) is elementwise(Op.ADD, leaf(0, dtypes.int32), number(20_000, dtypes.int32))
+        node = elementwise(Op.ADD, elementwise(Op.MUL, node, whole(1)), whole(0))
+    assert one(node) is leaf(0, dtypes.int32)
 
 
 # --- what becomes what ---------------------------------------------------------------------------
@@ -122,30 +121,15 @@ BECOMES = {
     "x - 0": (elementwise(Op.SUB, X, number(0.0)), X),
     "x * 1": (elementwise(Op.MUL, X, number(1.0)), X),
     "1 * x": (elementwise(Op.MUL, number(1.0), X), X),
-    "x * -1": (elementwise(Op.MUL, X, number(-1.0)), elementwise(Op.NEG, X)),
     "x / 1": (elementwise(Op.DIV, X, number(1.0)), X),
     "x / 4": (elementwise(Op.DIV, X, number(4.0)), elementwise(Op.MUL, X, number(0.25))),
-    "x + -y": (elementwise(Op.ADD, X, elementwise(Op.NEG, Y)), elementwise(Op.SUB, X, Y)),
-    "-x + y": (elementwise(Op.ADD, elementwise(Op.NEG, X), Y), elementwise(Op.SUB, Y, X)),
-    "--x": (elementwise(Op.NEG, elementwise(Op.NEG, X)), X),
     "max(x, -inf)": (elementwise(Op.MAXIMUM, X, number(-math.inf)), X),
     "2 + 3": (elementwise(Op.ADD, number(2.0), number(3.0)), number(5.0)),
     "int x + 0": (elementwise(Op.ADD, N, whole(0)), N),
-    "int x - 3": (elementwise(Op.SUB, N, whole(3)), elementwise(Op.ADD, N, whole(-3))),
-    "int x + 2 + 3": (
-        elementwise(Op.ADD, elementwise(Op.ADD, whole(2), N), whole(3)),
-        elementwise(Op.ADD, N, whole(5)),
-    ),
-    "int x * 2 * 3": (
-        elementwise(Op.MUL, elementwise(Op.MUL, N, whole(2)), whole(3)),
-        elementwise(Op.MUL, N, whole(6)),
-    ),
     "int x // 1": (elementwise(Op.IDIV, N, whole(1)), N),
     "x & ~0": (elementwise(Op.AND, N, whole(-1)), N),
     "x | 0": (elementwise(Op.OR, N, whole(0)), N),
-    "x ^ ~0": (elementwise(Op.XOR, N, whole(-1)), elementwise(Op.NOT, N)),
     "x << 0": (elementwise(Op.SHL, N, whole(0)), N),
-    "~~x": (elementwise(Op.NOT, elementwise(Op.NOT, N)), N),
     "bool x & true": (elementwise(Op.AND, B, truth(True)), B),
     "where(true, x, y)": (elementwise(Op.WHERE, truth(True), X, Y), X),
     "where(false, x, y)": (elementwise(Op.WHERE, truth(False), X, Y), Y),
@@ -218,14 +202,6 @@ BECOMES = {
         ), X,
     ),
     "pad of pad": (build.pad(build.pad(X, ((1, 0),)), ((2, 3),)), build.pad(X, ((3, 3),))),
-    "shrink of pad": (build.shrink(build.pad(X, ((1, 2),)), ((1, 4),)), X),
-    "shrink of pad inside": (
-        build.shrink(build.pad(X, ((1, 2),)), ((2, 4),)), build.shrink(X, ((1, 3),))
-    ),
-    "shrink of expand": (
-        build.shrink(build.expand(leaf(0, shape=(1, 3)), (9, 3)), ((2, 4), (1, 3))),
-        build.expand(build.shrink(leaf(0, shape=(1, 3)), ((0, 1), (1, 3))), (2, 2)),
-    ),
     "bfloat16 of moved float32 of bfloat16": (
         build.cast(
             build.expand(build.reshape(build.cast(H, dtypes.float32), (3, 1)), (3, 2)),
@@ -273,7 +249,6 @@ STAYS = {
         Op.SUM, build.expand(leaf(0, dtypes.bfloat16, (1,)), (257,)), (0,)
     ),
     "shrink of cat across": build.shrink(build.cat([X, X, X], 0), ((1, 8),)),
-    "shrink of pad across": build.shrink(build.pad(X, ((1, 2),)), ((0, 2),)),
 }
 
 
@@ -286,8 +261,6 @@ def test_symbolic_shapes():
     length = Variable("length", 1, 7).bind(3)
     x = leaf(0, shape=(1, 7))
     part = build.shrink(x, ((0, 1), (0, length)))
-    padded = build.pad(part, ((0, 0), (2, 7 - length)))
-    assert one(build.shrink(padded, ((0, 1), (2, 2 + length)))) is part
     spread = build.expand(build.reshape(part, (1, 1, length)), (4, 1, length))
     total = one(build.reduce(Op.SUM, spread, (0, 2)))
     assert total.op is Op.MUL and integer(length, {}) == 3

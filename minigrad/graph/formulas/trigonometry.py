@@ -13,17 +13,21 @@ by an identity, and what that rounds off is carried along where it would show.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from minigrad.dtype import dtypes
 from minigrad.graph.numeric import Numeric, exact_product, exact_sum, exact_sum_ordered, horner
 
 # 2/π = 0.a2f9…, 1280 bits.
-_TWO_OVER_PI = int(
-    "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1"
-    "921cfe1deb1cb129a73ee88235f52ebb4484e99c7026b45f7e413991d639835339f49c845f8bbdf9283b1ff897ff"
-    "de05980fef2f118b5a0a6d1f6d367ecf27cb09b74f463f669e5fea2d7527bac7ebe5f17b3d0739f78a5292ea6bfb"
-    "5fb11f8d5d0856033046fc7b6babf0cfbc209af4361d",
-    16,
+_TWO_OVER_PI = Fraction(
+    int(
+        "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1"
+        "921cfe1deb1cb129a73ee88235f52ebb4484e99c7026b45f7e413991d639835339f49c845f8bbdf9283b1ff897ff"
+        "de05980fef2f118b5a0a6d1f6d367ecf27cb09b74f463f669e5fea2d7527bac7ebe5f17b3d0739f78a5292ea6bfb"
+        "5fb11f8d5d0856033046fc7b6babf0cfbc209af4361d",
+        16,
+    ),
+    1 << 1280,
 )
 _HALF_PI = 1.5707963267948966
 # π/2 as a sum: all but the last have at most 33 bits, so that 20 more leave a product exact.
@@ -38,6 +42,25 @@ _SIN = (-0.16666652262210846, 0.008332005701959133, -0.0001949392753886059)
 _COS = (0.04166664183139801, -0.001388711971230805, 2.441016295051668e-05)
 
 
+def _window(skipped: int) -> tuple[float, float, float]:
+    """2/π without the multiples of 4·2^−skipped, as a sum of three float64.
+
+    The first two have 29 and 28 significant bits, so that their products with a float32 are exact.
+    """
+    rest = _TWO_OVER_PI * (1 << skipped)
+    rest -= 4 * round(rest / 4)
+    first = Fraction(round(rest * (1 << 27)), 1 << 27)
+    second = Fraction(round((rest - first) * (1 << 55)), 1 << 55)
+    third = rest - first - second
+    scale = Fraction(1, 1 << skipped)
+    return float(first * scale), float(second * scale), float(third * scale)
+
+
+# From 2^50 on a float32 is a multiple of 2^27, from 2^76 on of 2^53, from 2^102 on of 2^79.
+_BANDS = ((2.0**50, _window(0)), (2.0**76, _window(27)), (2.0**102, _window(53)))
+_LAST_BAND = _window(79)
+
+
 def _near_turns(wide: Numeric) -> tuple[Numeric, Numeric, Numeric]:
     """The number n of quarter turns in a float64 below `_NEAR`, as an int64 and as a float64; what
     the first part of π/2 leaves of them.
@@ -45,6 +68,22 @@ def _near_turns(wide: Numeric) -> tuple[Numeric, Numeric, Numeric]:
     shifted = wide * (1 / _HALF_PI) + _SHIFT
     turns = shifted - _SHIFT
     return shifted.bits_as(dtypes.int64), turns, turns * -_HALF_PI_PARTS[0] + wide
+
+
+def _quarter_turns(x: Numeric) -> tuple[Numeric, Numeric]:
+    """(n, r) with x = (n + 4k)·π/2 + r, |r| ≤ 1.03·π/4: an int32 and a float32, of a float32."""
+    size, _ = x.split_sign()
+    parts = [x.constant(c, dtypes.float64) for c in _LAST_BAND]
+    for limit, window in reversed(_BANDS):
+        within = size.less(limit)
+        parts = [within.where(c, part) for c, part in zip(window, parts, strict=True)]
+    wide = x.cast(dtypes.float64)
+    first = wide * parts[0] + _SHIFT
+    rest = wide * parts[1] + (wide * parts[0] - (first - _SHIFT))  # exact up to its own rounding
+    second = rest + _SHIFT
+    turns = wide * parts[2] + (rest - (second - _SHIFT))
+    n = first.bits_as(dtypes.int64) + second.bits_as(dtypes.int64)
+    return n.cast(dtypes.int32), (turns * _HALF_PI).cast(dtypes.float32)
 
 
 def _on_circle(
@@ -61,18 +100,19 @@ def _on_circle(
 
 
 def _circle(x: Numeric, quarter: int) -> Numeric:
-    """sin(x + quarter·π/2) in float32, whose argument is reduced in float64."""
+    """sin(x + quarter·π/2) in float32."""
 
     def at(n: Numeric, r: Numeric) -> Numeric:
-        r = r.cast(dtypes.float32)
         z = r * r
         along = r * (z * horner(z, _SIN)) + r
         across = z * (z * horner(z, _COS) - 0.5) + 1.0
-        return _on_circle(x, quarter, n.cast(dtypes.int32), along, across, 2.0**-13)
+        return _on_circle(x, quarter, n, along, across, 2.0**-13)
 
-    wide = x.cast(dtypes.float64)
-    n, turns, rest = _near_turns(wide)
-    return _is_far(x).rarely(at(*_far_double(wide)[:2]), at(n, turns * -_HALF_PI_PARTS[1] + rest))
+    n, turns, rest = _near_turns(x.cast(dtypes.float64))
+    r = turns * -_HALF_PI_PARTS[1] + rest
+    return _is_far(x).rarely(
+        at(*_quarter_turns(x)), at(n.cast(dtypes.int32), r.cast(dtypes.float32))
+    )
 
 
 def _is_far(x: Numeric) -> Numeric:
@@ -82,10 +122,10 @@ def _is_far(x: Numeric) -> Numeric:
 
 # --- float64 -------------------------------------------------------------------------------------
 
-# The reduction that is right for every x. The period is to a float64 of 2^1000 what a grain of sand
-# is to the universe, and some float64 lie within 2^-60 of a multiple of π/2, so 2/π is needed to
-# 1,150 bits, and its product with the argument to 170. Sums and products therefore carry their
-# rounding errors along as second numbers. (float32 would need less, but there it is rare.)
+# The same reduction with more digits. The period is to a float64 of 2^1000 what a grain of sand is
+# to the universe, and some float64 lie within 2^-60 of a multiple of π/2, so 2/π is needed to 1,150
+# bits, and its product with the argument to 170. Sums and products therefore carry their rounding
+# errors along as second numbers.
 
 _HALF_PI_DOUBLE = (1.5707963267948966, 6.123233995736766e-17)
 _SIN_DOUBLE = (
@@ -99,7 +139,7 @@ _COS_DOUBLE = (
 
 # Word i holds the bits of 2/π with the weights 2^(1−24i) … 2^(−46−24i), as an integer: each word
 # overlaps the next by half, and every other one follows on.
-_WORDS = [_TWO_OVER_PI >> (1280 - 46 - 24 * i) & (1 << 48) - 1 for i in range(48)]
+_WORDS = [int(_TWO_OVER_PI * (1 << (46 + 24 * i))) % (1 << 48) for i in range(48)]
 
 
 def _four_words(band: Numeric) -> list[Numeric]:
