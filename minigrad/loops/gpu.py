@@ -105,9 +105,9 @@ def tiled(problem: Problem, tile: Tile) -> Loop:
     s.unroll(m, "u")
     s.unroll(v, "v")
     s.bind(item, groups[-1], i, j)
-    with s.inside(groups[-1]):
-        s.simplify()
-    return s.parallelize(*groups)
+    s.parallelize(*groups)
+    s.simplify()
+    return s.parallelize()  # which there is already
 
 
 def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DType) -> Tile:
