@@ -144,6 +144,12 @@ def test_their_results(of: str, channels: int, extent: int, stride: int) -> None
     agree(convolution(of, 2, channels, extent, 40, stride))
 
 
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_their_results_in_wide_tiles(of: str, stride: int) -> None:
+    agree(convolution(of, 2, 64, 32 * stride, 64, stride), "wide tiles")
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_kernel_of_one_pixel_multiplies_images_as_they_lie(stride: int) -> None:
     """No image is arranged: with a stride, its pixels are put side by side only."""
