@@ -72,6 +72,7 @@ class Target:
     registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
     that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
     of a nest may have, over however many registers; tile_lanes: one of a product's tile;
+    tile_vectors: registers of a row of that tile, where there are rows and columns enough;
     fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
     products of two pairs of bfloat16 to a float32 (AVX512-BF16). byte_dots: whether one adds
     those of four pairs of bytes to an int32 (AVX512-VNNI). matrices: whether there are registers of
@@ -89,6 +90,7 @@ class Target:
     l3: int = 0
     most_lanes: int = 64
     tile_lanes: int = 64
+    tile_vectors: int = 2
     fold_lanes: int = 128
     bfloat16_dots: bool = False
     byte_dots: bool = False

@@ -55,6 +55,7 @@ LEAST_PANELS = 4
 # Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
 # a little longer than one, both a third of what 14 take.
 SMALL_TILES = (4, 1)
+LEAST_FULL = 16  # wide tiles compute at most a sixteenth of all columns in vain
 # Operations of a kernel, at the largest size, that takes some microseconds at most.
 BRIEF_OPERATIONS = 1 << 20
 SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
@@ -260,7 +261,7 @@ def others(best: Plan, problem: Problem) -> Iterator[Plan]:
 def _cut_up(problem: Problem, target: Target) -> Plan:
     """`plan_of` of as many rows as there typically are."""
     column, rows = problem.column, problem.row.typical
-    nr = choose_nr(target, problem.total.dtype, column.count)
+    nr = tile_columns(problem, target)
     awkward = left_is_awkward(problem, target)
     crowded = not awkward and rows_compete(problem)
     mr = choose_mr(target, rows, nr, problem.total.dtype, CROWDED if crowded else 0)
@@ -443,6 +444,20 @@ def choose_nr(target: Target, dtype: DType, columns: int) -> int:
     return enough_lanes(lanes, columns)
 
 
+def tile_columns(problem: Problem, target: Target) -> int:
+    """Columns of a product's tile: as many as the target would like, or as `choose_nr` has it.
+
+    The former where few of them are computed in vain, there are more rows than the other tile has,
+    and a panel stays in a quarter of the second cache, from which each tile reads it.
+    """
+    dtype, columns = problem.total.dtype, problem.column.count
+    nr = choose_nr(target, dtype, columns)
+    wide = min(target.tile_vectors * target.lanes(dtype), target.tile_lanes)
+    near = problem.depth * wide * dtype.itemsize <= target.l2 // 4
+    enough = problem.row.typical > target.tile_rows and -columns % wide <= columns // LEAST_FULL
+    return wide if nr < wide < 2 * columns and near and enough and not target.brief else nr
+
+
 def choose_mr(target: Target, rows: int, nr: int, dtype: DType, bound: int = 0) -> int:
     """Rows of a tile: as many as the registers hold, about the same number in every tile.
 
@@ -450,6 +465,8 @@ def choose_mr(target: Target, rows: int, nr: int, dtype: DType, bound: int = 0) 
     tile of fewer rows would be as much code again. `bound`: at most that many, if it is not 0.
     """
     lanes = target.lanes(dtype)
+    if nr > 2 * lanes:  # rows are few: one less for all would be more to load than a last tile
+        return cut(rows, 1, (target.registers - 2) * lanes // nr - 1)
     least = 4 * CHAINS * lanes // max(nr, lanes)
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
     if target.brief:

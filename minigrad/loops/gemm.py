@@ -354,10 +354,11 @@ class TileHints:
             and load.array.space == "buffer" and not expr.values_in(load.index)
         ]  # fmt: skip
         # along what, and how far, rows of `left` are asked for ahead: those of a short loop are
-        # asked for where the next tile of these rows begins (the next row of an image)
+        # asked for where the next tile of these rows begins (the next row of an image), but what
+        # follows them where several images, too large for the second cache, are read in turn
         self.later: tuple[Atom, int] | None = None
         if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
-            if self.deep:
+            if self.deep or len(shared) > 1 and terms > 2 * self.line:
                 self.later = self.k, 2 * self.line
             elif shared and coefficient_of(self.left, shared[-1]) and terms > self.line:
                 self.later = shared[-1], 1

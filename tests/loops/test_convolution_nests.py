@@ -48,11 +48,19 @@ def product_of(build: Build) -> Nest:
     return nests_of(build)[1]
 
 
-@pytest.mark.parametrize("channels, extent, stride", [(64, 56, 1), (64, 56, 2), (32, 28, 1)])
-def test_the_next_row_of_an_image_is_asked_for(channels: int, extent: int, stride: int) -> None:
-    """Few channels are no long loop over k, whose own rows could be asked for."""
-    nest = product_of(convolution("forward", 8, channels, extent, 64, stride))
-    pixels = stride * (extent + 2) * channels  # from one row of tiles to the next
+@pytest.mark.parametrize("channels, extent, stride, out, follows", [
+    (64, 56, 1, 64, False), (64, 56, 2, 64, False), (32, 28, 1, 64, False),
+    (128, 28, 2, 256, True),
+])  # fmt: skip
+def test_the_next_row_of_an_image_is_asked_for(
+    channels: int, extent: int, stride: int, out: int, follows: bool
+) -> None:
+    """Few channels are no long loop over k, whose own rows could be asked for.
+
+    But what follows them is, where all images are read for one panel after the other.
+    """
+    nest = product_of(convolution("forward", 8, channels, extent, out, stride))
+    pixels = 32 if follows else stride * (extent + 2) * channels
     found = list(walk(nest.parallel))
     (hint,) = (one for one in found if isinstance(one, Prefetch))
     (load,) = {
@@ -142,6 +150,12 @@ def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
 @pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2), (80, 9, 1)])
 def test_their_results(of: str, channels: int, extent: int, stride: int) -> None:
     agree(convolution(of, 2, channels, extent, 40, stride))
+
+
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_their_results_in_wide_tiles(of: str, stride: int) -> None:
+    agree(convolution(of, 2, 64, 32 * stride, 64, stride), "wide tiles")
 
 
 @pytest.mark.parametrize("stride", [1, 2])

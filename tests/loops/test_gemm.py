@@ -268,7 +268,7 @@ def deep_windows(inputs: Inputs) -> list[Node]:
     return [g.reduce(Op.SUM, g.elementwise(Op.MUL, left, right), [0, 2, 3])]
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", [*MACHINES, "wide tiles"])
 @pytest.mark.parametrize("name", CASES)
 def test_products(name: str, machine: str) -> None:
     agree(CASES[name], machine, 5)
@@ -548,6 +548,18 @@ def test_tiles_divide_the_rows(rows: int, tile: int) -> None:
     problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
     found = [plan_of(problem, target_of(name)).mr for name in ("avx512", "avx2")]
     assert found == [tile, ceildiv(rows, ceildiv(rows, 6))]
+
+
+@pytest.mark.parametrize("rows, depth, columns, tile", [
+    (96, 1000, 128, (6, 64)), (40, 1000, 1000, (6, 64)), (96, 1100, 128, (12, 32)),
+    (14, 40, 128, (14, 32)), (96, 40, 96, (12, 32)), (96, 40, 32, (12, 32)),
+])  # fmt: skip
+def test_wide_tiles(rows: int, depth: int, columns: int, tile: tuple[int, int]) -> None:
+    """Not of panels that are large, of few rows, or with many columns in vain."""
+    graph = graph_of(lambda inputs: [product(inputs(rows, depth), inputs(depth, columns))])[0]
+    problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
+    plan = plan_of(problem, target_of("wide tiles"))
+    assert (plan.mr, plan.nr) == tile
 
 
 def test_rows_that_are_not_equally_far_apart_are_packed() -> None:

@@ -61,6 +61,7 @@ SPECIAL = {
     "amx bytes": (
         replace(GOLDEN, byte_dots=True, matrices=True), "sapphirerapids", "amx-int8"
     ),
+    "wide tiles": (replace(GOLDEN, tile_vectors=4), "x86-64-v4", "avx512f"),
     # caches so small that everything comes from memory, and is asked for before it is read
     "tiny caches": (replace(GOLDEN, l2=1 << 10), "x86-64-v4", "avx512f"),
 }
