@@ -78,7 +78,7 @@ if TYPE_CHECKING:
         def _float_dtype(self) -> DType: ...
 
         sum = max = any = mean = softmax = _count = _mirrored = _wide = _Declared._any
-        cumsum = argsort = _Declared._any
+        cumsum = argsort = _check_not_empty = _Declared._any
 
         # creation.py, random.py, indexing.py, scattering.py
         @classmethod

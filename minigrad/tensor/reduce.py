@@ -234,6 +234,7 @@ class Reduce(Methods):
         >>> Tensor([[1, 5], [3, 2]]).argmin(1).tolist()
         [0, 1]
         """
+        self._check_not_empty("argmin", axis)
         return self._mirrored().argmax(axis, keepdim)
 
     # --- exponentials -----------------------------------------------------------------------------
