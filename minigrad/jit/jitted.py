@@ -225,7 +225,7 @@ class Jitted(Generic[P, R]):
         capture.keywords = self._keywords(kwargs)
         before = Snapshot()
         host = HostWatch(self.name, before)
-        watch = Watch(self.function, self.instance, before.knows)
+        watch = Watch(self.function, self.instance)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = host
         capturing[get_ident()] = noted = Noted()

@@ -13,7 +13,7 @@ from operator import is_not
 from typing import Any
 
 from minigrad.errors import JitError
-from minigrad.jit.reading import PLAIN, Read, Walk, Watch
+from minigrad.jit.reading import PLAIN, Mark, Read, Walk, Watch
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
@@ -51,7 +51,7 @@ class Outside:
         walk = Walk(watch.before.instance, elsewhere={
             id(link()): was for attribute, link, was in self.noted if attribute == "_settings"
         })  # fmt: skip
-        for ran in watch.ran.values():
+        for ran in watch.ran():
             walk.of(ran)
         if walk.refused:
             raise JitError(
@@ -113,7 +113,8 @@ class Outside:
         for place, (before, label, _, test) in self.read.items():
             try:
                 now = eval(place, self.names)
-                now = {"items": list, "pairs": dict}.get(test, lambda same: same)(now)
+                if test != "is not" and isinstance(before, list | dict):
+                    now = type(before)(now)
             except _MISSING:
                 now = _GONE
             if now is before or _equal(now, before):
@@ -162,15 +163,18 @@ class Outside:
                 continue
             now, pairs = read.value, []
             if test == "is not":
-                moved[f"at{id(was)}"] = f"at{id(now)}"
                 pairs = [(was, now)]
-            elif test == "items":
+            elif isinstance(was, list):
                 pairs = [*zip(was, now, strict=False)]
-            elif test == "pairs":
+            elif isinstance(was, dict):
                 pairs = [(was[key], now[key]) for key in was if key in now]
+            if isinstance(was, Mark):
+                moved[f"at{was.number}"] = f"at{id(now)}"
             for old, new in pairs:
-                is_read = isinstance(old, Tensor) and old.raw.arg in memory
-                if old is not new and (is_read or isinstance(old, PLAIN) and not _equal(old, new)):
+                tensor = old() if isinstance(old, weakref.ref) else None
+                if tensor is not None and tensor is not new and tensor.raw.arg in memory:
+                    self._refuse_replaced(repr(label))
+                if isinstance(old, PLAIN) and old is not new and not _equal(old, new):
                     self._refuse_replaced(repr(label))
 
     def _refuse_replaced(self, what: str) -> None:

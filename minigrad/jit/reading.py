@@ -17,6 +17,7 @@ import gc
 import inspect
 import os
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from minigrad.tensor import Tensor, realization
+from minigrad.undisturbed import undisturbed
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
@@ -37,7 +39,8 @@ _ADDING = ("append", "extend", "add", "update", "insert")
 _BY_TEXT = {"getattr", "attrgetter", "vars", "__dict__", "globals"}  # for these, strings are names
 _LIBRARIES = {"minigrad", "numpy", "torch"}  # nobody rebinds what is theirs
 _STANDARD = os.path.dirname(os.__file__)  # where Python's own modules are
-_GONE, _NEW = object(), object()  # no value; one that the step has made itself
+_ALIKE: Collection[Any] = (object.__eq__, str.__eq__)  # nothing equals what differs by these
+_GONE = object()
 
 
 class Read(NamedTuple):
@@ -65,62 +68,64 @@ class _Use(NamedTuple):
 
 
 class _Ran(NamedTuple):
-    """Code that ran. names: its globals; functions: those that have it; own: objects among its
-    arguments, by their names; first: in the first one.
+    """Code that ran. names: its globals; functions: those that have it; own: objects in its
+    arguments, by their names.
     """
 
     code: CodeType
     names: dict[str, Any]
     functions: Sequence[FunctionType]
     own: Mapping[str, Sequence[Any]]
-    first: Sequence[Any]
+
+
+class Mark(NamedTuple):
+    """Stands for an object that is not held."""
+
+    number: int
 
 
 class Watch:
     """Notes which functions of the user's run while a step is captured, and what they find.
 
-    What the step makes itself is nothing that it reads; of that, only the classes count. knows:
-    whether a tensor is from before.
+    What the step makes itself is nothing that it reads; of that, only the classes count. It is not
+    held meanwhile, as tensors may be in it.
     """
 
-    def __init__(
-        self, step: Any, instance: Callable[[], Any] | None, knows: Callable[[Tensor], bool]
-    ) -> None:
-        self._knows = knows
+    def __init__(self, step: Any, instance: Callable[[], Any] | None) -> None:
         functions = [*_functions_of(step)] or [*_functions_of(type(step).__call__)]
         self.step = functions[-1].__code__ if functions else None  # which a library may have
-        self.ran: dict[tuple[int, ...], _Ran] = {}
-        self.before = Walk(instance, self._keep)
-        # lest an id come back; tensors may go meanwhile
-        self._alive = [one for one in gc.get_objects() if type(one) not in (Tensor, FrameType)]
-        self._old = {*map(id, self._alive)}
-        self._frozen = gc.get_freeze_count()  # others, which are not listed
-        for one in [*functions, *self._alive]:
-            if type(one) is FunctionType:
-                self.before.found(one)
+        self.before = Walk(instance, notes=True)
+        for function in functions:
+            self.before.found(function)
+        self._ran: dict[tuple[int, ...], _Ran] = {}
+        # young objects: lest an id come back, they stay; tensors may go
+        self._known = [one for one in _young() if type(one) not in (Tensor, FrameType)]
+        self._new = set[int]()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """While the step runs. A debugger that watches, too, is told what it would be."""
-        previous = sys.gettrace()
-
-        def called(frame: FrameType, event: str, argument: Any) -> Any:
-            if event == "call":
-                own = frame.f_code is self.step
-                if own or not _is_of_library(frame.f_globals.get("__name__")):
-                    self._note(frame)
-            if previous is None:
-                return None
+        self._previous = sys.gettrace()
+        with undisturbed():  # what is new stays young
+            sys.settrace(self._called)
             try:
-                return previous(frame, event, argument)
+                yield
             finally:
-                sys.settrace(called)  # some put themselves there
+                sys.settrace(self._previous)
+                self._new = {*map(id, _young())}.difference(map(id, self._known))
+                self._known.clear()  # it is among them
 
-        sys.settrace(called)
+    def _called(self, frame: FrameType, event: Any, argument: Any) -> Any:
+        if event == "call":
+            own = frame.f_code is self.step
+            if own or not _is_of_library(frame.f_globals.get("__name__")):
+                self._note(frame)
+        if self._previous is None:
+            return None
         try:
-            yield
+            return self._previous(frame, event, argument)
         finally:
-            sys.settrace(previous)
+            sys.settrace(self._called)  # some put themselves there
 
     def _note(self, frame: FrameType) -> None:
         outer: FrameType | None = frame
@@ -129,70 +134,69 @@ class Watch:
                 return
             outer = outer.f_back
         code, values = frame.f_code, frame.f_locals
-        self._listed = set[int]()
         functions = [
-            one for one in self.before.functions.get(id(code), {}).values()
+            one for one in self.before.functions.get(id(code), ())
             if all(_content(cell) is values.get(name, _GONE) for name, cell in _cells(one))
         ]  # fmt: skip
-        defaults = [one.__defaults__ or () for one in functions]
-        defaults += [(*(one.__kwdefaults__ or {}).values(),) for one in functions]
-        fixed = [*chain(*defaults)]
         count = code.co_argcount + code.co_kwonlyargcount
         for flag in (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS):
             count += bool(code.co_flags & flag)
-        names = code.co_varnames[:count]
-        if not functions:  # the step has made it
-            names += code.co_freevars
-        own = {name: [*self._objects(values[name], fixed)] for name in names if name in values}
-        own = {name: found for name, found in own.items() if found}
+        names = code.co_varnames[:count] + (() if functions else code.co_freevars)
+        own = {name: [*_objects(values[name])] for name in names if name in values}
         key = (id(code), *(id(value) for found in own.values() for value in found))
-        if key not in self.ran:
-            first = own.get(code.co_varnames[0], ()) if code.co_argcount else ()
-            self.ran[key] = _Ran(code, frame.f_globals, functions, own, first)
-            self.before.of(self.ran[key])
+        if key not in self._ran:
+            self.before.of(_Ran(code, frame.f_globals, functions, own))
+            links = {name: [*map(self._link, found)] for name, found in own.items()}
+            self._ran[key] = _Ran(code, frame.f_globals, functions, links)
 
-    def _keep(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value if self._knows(value) else _NEW
-        return value if self._is_old(value) or not gc.is_tracked(value) else _NEW
+    def ran(self) -> Iterator[_Ran]:
+        """What ran, with the objects from before, and the classes of others."""
+        inner = {id(part) for one in self._ran.values() for part in one.code.co_consts}
+        unknown = [one.code for one in self._ran.values() if not one.functions]
+        unknown = [code for code in unknown if code.co_freevars and id(code) not in inner]
+        for function in gc.get_referrers(*unknown) if unknown else ():
+            if isinstance(function, FunctionType) and id(function) not in self._new:
+                self.before.found(function)
+        for code, names, functions, links in self._ran.values():
+            own = {name: [self._old(*link) for link in found] for name, found in links.items()}
+            if not functions:
+                functions = [
+                    one for one in self.before.functions.get(id(code), ())
+                    if all(any(_content(cell) is value for value in own[name])
+                           for name, cell in _cells(one) if own.get(name))
+                ]  # fmt: skip
+            yield _Ran(code, names, functions, own)
 
-    def _is_old(self, value: Any) -> bool:
-        if id(value) in self._old or not self._frozen or not gc.is_tracked(value):
-            return id(value) in self._old
-        self._listed = self._listed or {*map(id, gc.get_objects())}
-        return id(value) not in self._listed  # it is frozen
+    def _link(self, value: Any) -> tuple[Callable[[], Any], type]:
+        """How to find an object if it is still there, and its class."""
+        try:
+            return weakref.ref(value), type(value)
+        except TypeError:  # it has __slots__, or is of Python's own
+            is_new = id(value) in {*map(id, _young())}.difference(map(id, self._known))
+            return functools.partial(lambda same: same, None if is_new else value), type(value)
 
-    def _objects(self, value: Any, fixed: Sequence[Any] = ()) -> Iterator[Any]:
-        """What an argument gives of before. fixed: values of defaults, which are."""
-        if isinstance(value, (*PLAIN, Tensor)):
-            return
-        if self._is_old(value) or any(value is one for one in fixed):
-            yield value
-        elif type(value) in (list, tuple, dict):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from self._objects(item)
-        elif not is_library(type(value)):
-            yield type(value)
+    def _old(self, link: Callable[[], Any], kind: type) -> Any:
+        value = link()
+        return kind if value is None or id(value) in self._new else value
 
 
 class Walk:
     """Finds what code that ran reads. instance: a weak reference to what the step is a method of.
 
-    keep: gives what may be kept of a value. elsewhere: attributes that are looked at in another
-    way, by the ids of what has them. names: what the expressions refer to; read: by these; refused:
-    what could not be compared.
+    elsewhere: attributes that are looked at in another way, by the ids of what has them. notes:
+    it holds nothing that could be in the way, but a `Mark` of objects, and links to tensors. names:
+    what the expressions refer to; read: by these; refused: what could not be compared.
     """
 
     def __init__(
-        self, instance: Callable[[], Any] | None, keep: Callable[[Any], Any] = lambda value: value,
+        self, instance: Callable[[], Any] | None, notes: bool = False,
         elsewhere: Mapping[int, Collection[str]] | None = None,
     ) -> None:  # fmt: skip
-        self.instance, self.keep, self.elsewhere = instance, keep, elsewhere or {}
+        self.instance, self.notes, self.elsewhere = instance, notes, elsewhere or {}
         self.names: dict[str, Any] = {}
         self.read: dict[str, Read] = {}
         self.refused: list[str] = []
-        # by the ids of their codes, and their own
-        self.functions: dict[int, dict[int, FunctionType]] = {}
+        self.functions: dict[int, weakref.WeakSet[FunctionType]] = {}  # by the ids of their codes
         self._labels: dict[int, str] = {}
         self._uses: dict[tuple[CodeType, frozenset[str]], tuple[_Use, ...]] = {}
         self._seen = set[tuple[Any, ...]]()
@@ -210,7 +214,7 @@ class Walk:
                 self._put(function, f".{name}", getattr(function, name), label)
             if (options := function.__kwdefaults__) is not None:
                 self._put(options, "", {**options}, f"{function.__name__}.__kwdefaults__", "pairs")
-        for value in ran.first:
+        for value in ran.own.get(ran.code.co_varnames[0], ()) if ran.code.co_argcount else ():
             self._defined(value, ran.code)
         for use in uses:
             if use.of is None:
@@ -220,13 +224,13 @@ class Walk:
 
     def found(self, function: FunctionType) -> None:
         """A function that may run."""
-        self.functions.setdefault(id(function.__code__), {})[id(function)] = function
+        self.functions.setdefault(id(function.__code__), weakref.WeakSet()).add(function)
 
     def _variable(self, ran: _Ran, use: _Use, uses: tuple[_Use, ...]) -> None:
         """Of a name: an argument's, a cell's, a global one, or that of a module to import."""
         name = use.name
         cells = [cell for one in ran.functions for own, cell in _cells(one) if own == name]
-        for value in ran.own.get(name, ()):
+        for value in chain(ran.own.get(name, ()), *(_default(one, name) for one in ran.functions)):
             self._reach(value, self._labels.get(id(value), name), use, uses)
         for cell in cells:
             self._value(cell, ".cell_contents", _content(cell), name, use, uses)
@@ -242,15 +246,21 @@ class Walk:
         if self.instance is not None and value is self.instance():
             self.names[name] = self.instance
             return f"{name}()"
-        self.names[name] = value
+        if not self.notes:
+            self.names[name] = value
         return name
+
+    def _kept(self, value: Any) -> Any:
+        if not self.notes or isinstance(value, (*PLAIN, Iterator)):
+            return value
+        return value._link if isinstance(value, Tensor) else Mark(id(value))
 
     def _put(
         self, owner: Any, here: str, value: Any, label: str, test: str = "is not"
     ) -> None:
         """Note what an expression reads from an owner."""
         name = self._named(owner)
-        value = self.keep(value) if test == "is not" else value
+        value = self._kept(value) if test == "is not" else value
         self.read.setdefault(f"{name}{here}", Read(value, label, name, test))
         if len(self.read) > _MOST:
             self.refused.append(f"more than {_MOST} values")
@@ -267,7 +277,7 @@ class Walk:
         """Of what is in a value. use: of its name; uses: of the code that reads it."""
         key = id(value), use, id(uses)
         has_nothing = isinstance(value, (*PLAIN, Tensor)) or is_library(value)
-        if not has_nothing and key not in self._seen and self.keep(value) is value:
+        if not has_nothing and key not in self._seen:
             self._seen.add(key)
             self._named(value)  # and kept, lest another take its id
             self._labels.setdefault(id(value), label)
@@ -279,7 +289,6 @@ class Walk:
         for function in _functions_of(value):
             self.found(function)
         standard = is_library(kind) and kind.__module__.partition(".")[0] not in _LIBRARIES
-        container = list | tuple | dict | set | frozenset | deque
         if isinstance(value, bytearray):
             self._bytes(value, "[:]", len(value), label)
         elif hasattr(kind, "tobytes"):
@@ -294,7 +303,7 @@ class Walk:
             self._reach(value.keywords, label, use, uses)
         elif hasattr(kind, "cache_info"):
             self._cached(value, label, use, uses)
-        elif isinstance(value, container) or (
+        elif isinstance(value, (list, tuple, dict, set, frozenset, deque)) or (
             standard and isinstance(value, Mapping | Sequence | Set) and kind is not range
         ):
             if not use.adds:
@@ -315,14 +324,16 @@ class Walk:
         if len(value) > _LONGEST:
             self.refused.append(f"{label!r}, a {type(value).__name__} of {len(value):,} items")
             return
-        if isinstance(value, Mapping):
-            items: dict[Any, Any] = {**value}
-            kept = {key: self.keep(item) for key, item in items.items()}
-            self._put(value, "", kept, label, "pairs")
-        else:
-            items = dict(enumerate(value))
-            if not isinstance(value, tuple | frozenset):
-                self._put(value, "", [*map(self.keep, value)], label, "items")
+        by_key = isinstance(value, Mapping)
+        items: dict[Any, Any] = {**value} if by_key else dict(enumerate(value))
+        kept = {key: self._kept(item) for key, item in items.items()}
+        items_differ, kinds = "pairs" if by_key else "items", {*map(type, items.values())}
+        if by_key:
+            kinds |= {*map(type, items)}
+        if type(value) in (dict, list) and all(kind.__eq__ in _ALIKE for kind in kinds):
+            items_differ = "!="
+        if not isinstance(value, tuple | frozenset):
+            self._put(value, "", kept if by_key else [*kept.values()], label, items_differ)
         for key, item in items.items():
             inner = f"{label}[{repr(key) if isinstance(key, PLAIN) else '…'}]"
             self._reach(item, inner, _Use(None, ""), uses)
@@ -330,7 +341,7 @@ class Walk:
     def _cached(self, value: Any, label: str, use: _Use, uses: tuple[_Use, ...]) -> None:
         """Of a function that keeps results: what it would read, and what is in the results."""
         for function in _functions_of(value):
-            ran = _Ran(function.__code__, function.__globals__, (function,), {}, ())
+            ran = _Ran(function.__code__, function.__globals__, (function,), {})
             self._todo.append(functools.partial(self.of, ran))
         for found in gc.get_referents(value):
             if found is not vars(value):
@@ -355,9 +366,9 @@ class Walk:
             here = getattr(value, name, _GONE)  # a slot may be empty
             self._value(value, f".{name}", here, shown, use, uses)
         else:
-            self._dispatched(value if is_class else type(value), name, shown)
+            of_user = self._dispatched(value if is_class else type(value), name, shown)
             overrides = hasattr(value, "__dict__") and not hasattr(type(found), "__set__")
-            if not is_class and overrides and id(value) not in self.elsewhere:
+            if of_user and not is_class and overrides and id(value) not in self.elsewhere:
                 self._put(value, f".__dict__.get({name!r})", None, shown)
 
     def _defined(self, value: Any, code: CodeType) -> None:
@@ -374,11 +385,12 @@ class Walk:
                     self._put(value, ".__class__", kind, f"{label}.__class__")
                 return
 
-    def _dispatched(self, kind: type, name: str, label: str) -> None:
-        """Of a method, a property or the like that a class has by a name."""
+    def _dispatched(self, kind: type, name: str, label: str) -> bool:
+        """Of a method, a property or the like that a class has by a name; whether it is a user's.
+        """
         owner = next((owner for owner in kind.__mro__ if name in vars(owner)), None)
         if owner is None or is_library(owner):
-            return
+            return False
         found = vars(owner)[name]
         for function in _functions_of(found):
             self.found(function)
@@ -386,6 +398,7 @@ class Walk:
             self._put(kind, f".{name}", found, label)
         else:
             self._put(owner, f".__dict__[{name!r}]", found, label)
+        return True
 
 
 def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
@@ -430,6 +443,28 @@ def _functions_of(value: Any) -> Iterator[FunctionType]:
             value = value.func
         else:
             value = inspect.getattr_static(value, "__wrapped__", None)
+
+
+def _young() -> Iterator[Any]:
+    """Objects that no collection of garbage but those of the youngest has seen."""
+    return chain(gc.get_objects(generation=0), gc.get_objects(generation=1))
+
+
+def _objects(value: Any) -> Iterator[Any]:
+    """The objects of an argument: those in lists and the like, which whoever has these reads."""
+    if isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _objects(item)
+    elif not isinstance(value, (*PLAIN, Tensor)):
+        yield value
+
+
+def _default(function: FunctionType, name: str) -> Sequence[Any]:
+    """What an argument is unless it is given."""
+    code, given = function.__code__, function.__defaults__ or ()
+    by_place = dict(zip(code.co_varnames[: code.co_argcount][::-1], given[::-1], strict=False))
+    every = {**by_place, **(function.__kwdefaults__ or {})}
+    return [every[name]] if name in every else []
 
 
 def _cells(function: FunctionType) -> Iterable[tuple[str, Any]]:
