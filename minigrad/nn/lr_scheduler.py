@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import convert, dtypes
 from minigrad.errors import StateError
 from minigrad.hints import names_of
-from minigrad.nn.module import check_names_and_tensors
+from minigrad.tensor.arguments import checked
 
 _NOTHING = 1e-12  # a factor by which nothing can be divided
 
@@ -59,6 +60,12 @@ class _Factors:
         self._given = [_single(group["lr"]) for group in groups]
         self.step()
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Arguments of those of this module are of the kinds that are written there."""
+        super().__init_subclass__(**options)
+        if cls.__module__ == __name__:
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
     def _first(self, group: Any) -> float:
         """What is multiplied by the factor of step 0."""
         first: float = group["lr"]
@@ -97,12 +104,19 @@ class _Factors:
 
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        check_names_and_tensors("load_state_dict", state)
+        expected = "expected what a scheduler's state_dict() gave"
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict of a {type(state).__name__}: {expected}")
         if missing := [name for name in self.state_dict() if name not in state]:
+            raise StateError(f"load_state_dict: missing {missing}; {expected}")
+        rates, steps = state["base_lrs"], state["last_epoch"]
+        several = isinstance(rates, Sequence) and len(rates) == len(self.base_lrs)
+        if not (several and isinstance(steps, int) and all(isinstance(r, Real) for r in rates)):
             raise StateError(
-                f"load_state_dict: missing {missing}; expected what a scheduler's state_dict() gave"
+                f"load_state_dict: base_lrs {rates!r}, last_epoch {steps!r}; {expected}, of "
+                f"{len(self.base_lrs)} groups"
             )
-        self.base_lrs, self.last_epoch = list(state["base_lrs"]), state["last_epoch"] - 1
+        self.base_lrs, self.last_epoch = list(rates), steps - 1
         self._given = [_single(group["lr"]) for group in self.optimizer.param_groups]
         self.step()
 
@@ -132,7 +146,7 @@ class LinearLR(_Factors):
 
     def __init__(
         self, optimizer: Any, start_factor: float = 1 / 3, end_factor: float = 1.0,
-        total_iters: int = 5, last_epoch: int = -1,
+        total_iters: float = 5, last_epoch: int = -1,
     ) -> None:  # fmt: skip
         if not (0 < start_factor <= 1 and 0 <= end_factor <= 1 and total_iters >= 1):
             raise ValueError(
@@ -164,7 +178,8 @@ class MultiStepLR(_Factors):
     def __init__(
         self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        if not isinstance(milestones, Sequence):
+        known = isinstance(milestones, Sequence)
+        if not known or not all(isinstance(step, Real) for step in milestones):
             raise TypeError(f"MultiStepLR(milestones={milestones!r}): expected a list of steps")
         at = sorted(milestones)
         super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step), last_epoch)
@@ -181,7 +196,7 @@ class CosineAnnealingLR(_Factors):
     """Half a cosine from the first learning rate to eta_min in T_max steps, and back again."""
 
     def __init__(
-        self, optimizer: Any, T_max: int, eta_min: float = 0.0, last_epoch: int = -1
+        self, optimizer: Any, T_max: float, eta_min: float = 0.0, last_epoch: int = -1
     ) -> None:
         if T_max < 1:
             raise ValueError(f"CosineAnnealingLR(T_max={T_max}): expected steps ≥ 1")

@@ -122,11 +122,11 @@ def checked(
     """The function, which refuses an argument of another kind than its annotation's.
 
     words: other names of its arguments, see `_words_of`. first: what stands first is a tensor, of
-    whatever annotation (of a method that is called on a tensor it is one). sizes: it is a layer's
-    __init__, and ints are ≥ 0.
+    whatever annotation (of a method that is called on a tensor it is one). sizes: ints are ≥ 0.
     """
     words = words or {}
     named = function.__qualname__.rpartition(".")[2]
+    makes = named == "__init__"  # an object, whose class messages name
     positional, others, said = _parameters(function)
     names = (*positional, *others)
     # a device may be several, as a tuple: whoever looks for it says what is wrong
@@ -145,7 +145,7 @@ def checked(
         types = tuple(map(type, args))
         if types in known and not kwargs:
             return function(*args)
-        title = type(args[0]).__name__ if sizes else named
+        title = type(args[0]).__name__ if makes else named
         by_type = True
         for place, (value, (name, kind)) in enumerate(zip(args, places, strict=False)):
             if kind is not None and type(value) not in kind.plain:
@@ -171,7 +171,7 @@ def checked(
         try:
             return function(*args, **kwargs)
         except TypeError:  # where Python's own words say less
-            check_names(title if sizes else function.__qualname__, function, kwargs)
+            check_names(title if makes else function.__qualname__, function, kwargs)
             raise
 
     return call if words or any(kind for _, kind in [*places, *kinds.items()]) else function

@@ -226,6 +226,7 @@ class Reduce(Methods):
         >>> Tensor([[1, 5], [3, 2]]).argmin(1).tolist()
         [0, 1]
         """
+        self._check_not_empty("argmin", axis)
         return self._mirrored().argmax(axis, keepdim)
 
     def _numbered(self, axis: int, dtype: DType = dtypes.int32) -> Self:

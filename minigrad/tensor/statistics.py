@@ -102,8 +102,11 @@ class Statistics(Composed):
             found = self.flatten().median(0)
             return found.reshape((1,) * self.ndim) if keepdim else found
         axis = axis_of("median", dim, self.ndim)
-        if not self.ndim or 0 in self.shape:
-            return self.max(axis, keepdim) if self.ndim else self.clone()
+        if not self.ndim:
+            return self.clone()
+        self._check_not_empty("median", axis)
+        if 0 in self.shape:
+            return self.max(axis, keepdim)
         values, extent = self.sort(axis)[0], self._known_shape()[axis]
         middle, last = (values._part(axis, n - 1, n) for n in ((extent + 1) // 2, extent))
         value = last.isnan().where(last, middle)  # which are sorted last

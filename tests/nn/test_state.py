@@ -208,10 +208,12 @@ NO_STATES = {
 
 @pytest.mark.parametrize("kind", NO_STATES)
 def test_what_is_no_state(kind):
-    expected = "expected a dict of names and tensors"
+    expected, how = "expected a dict of names and tensors", r"; nn\.state\.safe_load\(path\) gives"
+    if kind == "scheduler":  # whose state has no tensors
+        expected, how = r"expected what a scheduler's state_dict\(\) gave", ""
     for given, words in (
         (None, f"a NoneType: {expected}"), ([1], f"a list: {expected}"),
-        ("a.pt", rf"a str: {expected}; nn\.state\.safe_load\(path\) gives one"),
+        ("a.pt", rf"a str: {expected}{how}"),
     ):  # fmt: skip
         with pytest.raises(TypeError, match=f"of {words}"):
             NO_STATES[kind](nn.Linear(1, 1), given)
@@ -224,3 +226,23 @@ def test_a_factor_that_is_no_function():
     optimizer = nn.optim.SGD(nn.Linear(1, 1).parameters())
     with pytest.raises(TypeError, match=r"LambdaLR of 3: expected a function"):
         nn.optim.lr_scheduler.LambdaLR(optimizer, 3)
+
+
+def test_a_scheduler_of_wrong_numbers():
+    rates, optimizer = nn.optim.lr_scheduler, nn.optim.SGD(nn.Linear(1, 1).parameters())
+    for make, words in (
+        (lambda: rates.ExponentialLR(optimizer, "a"), r"ExponentialLR\(gamma='a'\): expected a n"),
+        (lambda: rates.StepLR(optimizer, None), r"StepLR\(step_size=None\): expected an int"),
+        (lambda: rates.StepLR(optimizer, 1, gamma="a"), r"StepLR\(gamma='a'\): expected a number"),
+        (lambda: rates.MultiStepLR(optimizer, ["a"]), r"MultiStepLR\(milestones=\['a'\]\): exp"),
+        (lambda: rates.LinearLR(optimizer, "a"), r"LinearLR\(start_factor='a'\): expected a num"),
+        (lambda: rates.CosineAnnealingLR(optimizer, "a"), r"CosineAnnealingLR\(T_max='a'\): exp"),
+        (lambda: rates.LambdaLR(optimizer, abs, "a"), r"LambdaLR\(last_epoch='a'\): expected an"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=words):
+            make()
+    scheduler = rates.CosineAnnealingLR(optimizer, T_max=2.5, last_epoch=-1)
+    for wrong in ({"base_lrs": 3}, {"base_lrs": [1.0, 2.0]}, {"last_epoch": None},
+                  {"base_lrs": ["a"]}):  # fmt: skip
+        with pytest.raises(StateError, match=r"expected what .* gave, of 1 groups"):
+            scheduler.load_state_dict({**scheduler.state_dict(), **wrong})

@@ -47,6 +47,8 @@ MISTAKES = {
     "softmax axis": (lambda: A.softmax(5), ShapeError, "axis 5"),
     "max of nothing": (lambda: Tensor.zeros(0).max(), ShapeError, "no elements"),
     "argmax of nothing": (lambda: Tensor.zeros(2, 0).argmax(1), ShapeError, "no elements"),
+    "argmin of nothing": (lambda: Tensor.zeros(0).argmin(), ShapeError, "argmin of shape"),
+    "median of nothing": (lambda: Tensor.zeros(0).median(), ShapeError, "median of shape"),
     "reshape None": (lambda: I32.reshape(-1, None, 1, None), ShapeError, "None keeps"),
     "shrink few": (lambda: A.shrink([(0, 1)]), ShapeError, "each dimension"),
     "shrink, one": (lambda: A.shrink([(0, 1), (3,)]), ShapeError, r"\(start, stop\), or None"),
