@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
-from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Runtime
 from minigrad.dtype import DType, number_of
@@ -210,10 +209,13 @@ class CpuProgram:
         held, taken = self._memory(variables) if self._held else NOTHING
         try:
             addresses = [buffer.handle or buffer.memory for buffer in buffers]
-            words = (
-                map(addresses.__getitem__, self._slots) if self._slots
-                else self._words(addresses, held, variables)
-            )  # fmt: skip
+            words = [addresses[where] for where in self._slots] if self._slots else [
+                addresses[where] if kind == "slot"
+                else held[where] if kind == "held"
+                else where if kind == "number"
+                else variables[where]
+                for kind, where in self.sources
+            ]  # fmt: skip
             with self._lock:
                 # Only who has interrupted this very run (a signal's handler) finds it running:
                 # it puts everything back as it was.
@@ -235,18 +237,6 @@ class CpuProgram:
             for address, nbytes in taken:
                 cpu_memory.free(address, nbytes)
         GlobalCounters.ran(len(self.kernels), operations, traffic)
-
-    def _words(
-        self, addresses: Sequence[int], held: Sequence[int], variables: Mapping[str, int]
-    ) -> list[Any]:
-        """The arguments of all kernels, in order."""
-        return [
-            addresses[where] if kind == "slot"
-            else held[where] if kind == "held"
-            else where if kind == "number"
-            else variables[where]
-            for kind, where in self.sources
-        ]  # fmt: skip
 
     def threads_of(self, number: int) -> int:
         """How many threads a kernel has work for."""
