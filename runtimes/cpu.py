@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
-from typing import Any
 
 from minigrad.device import Buffer, Call, Replay, Runtime
 from minigrad.dtype import DType, number_of
@@ -213,10 +212,13 @@ class CpuProgram:
         held, taken = self._memory(variables) if self._held else NOTHING
         try:
             addresses = [buffer.handle or buffer.memory for buffer in buffers]
-            found: Mapping[str, Any] = {"slot": addresses, "held": held, "symbol": variables}
-            words = map(addresses.__getitem__, self._slots) if self._slots else [
-                where if kind == "number" else found[kind][where] for kind, where in self.sources
-            ]
+            words = [addresses[where] for where in self._slots] if self._slots else [
+                addresses[where] if kind == "slot"
+                else held[where] if kind == "held"
+                else where if kind == "number"
+                else variables[where]
+                for kind, where in self.sources
+            ]  # fmt: skip
             with self._lock:
                 # Only who has interrupted this very run (a signal's handler) finds it running:
                 # it puts everything back as it was.

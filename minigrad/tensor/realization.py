@@ -14,8 +14,7 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
-from operator import attrgetter
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from threading import get_ident
 from types import MappingProxyType
 
@@ -322,9 +321,6 @@ def _whole(node: Node) -> Node:
     return node
 
 
-_RAW: Callable[[Holder], Node] = attrgetter("raw")
-
-
 class _Plan:
     """The roots of one program.
 
@@ -348,7 +344,7 @@ class _Plan:
         owner: Holder | None = None,
     ) -> None:
         self.wanted, self.owner, self.given_targets = wanted, owner, tuple(targets)
-        self.roots: dict[Node, None] = dict.fromkeys(map(_RAW, wanted))
+        self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
         self.writes: list[Node] = []  # among the order
