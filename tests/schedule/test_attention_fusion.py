@@ -16,7 +16,7 @@ from minigrad.graph.substitution import variables
 from minigrad.loops.nest import Loop, Nest, Statement, Store, walk
 from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
-from minigrad.schedule.expr import Array, Leaf
+from minigrad.schedule.expr import Leaf
 from minigrad.schedule.schedule import Schedule
 from minigrad.target import FEW_TASKS
 
@@ -263,30 +263,6 @@ def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
     (first,) = [kernel for kernel in plan.kernels if kernel.sums]
     assert len(plan.kernels) > 1 and all(kernel.kind != "contraction" for kernel in plan.kernels)
     assert sum(stage.op is None and stage.array in first.sums for stage in first.stages) >= 2
-
-
-def attention_nests(length: int) -> list[Nest]:
-    """Attention and its gradients, two heads of 16, for the golden target."""
-
-    def build(inputs: Inputs) -> list[Node]:
-        q, k, v, seed = (inputs(2, length, 16) for _ in range(4))
-        result = attend(q, k, v)
-        return [result, *filter(None, gradient([result], [seed], [q, k, v]))]
-
-    kernels = plan_of(build).kernels
-    assert {kernel.kind for kernel in kernels} == {"block_rows"}
-    return [lower(kernel, GOLDEN) for kernel in kernels]
-
-
-def test_the_next_head_is_asked_for_unless_it_is_large() -> None:
-    """Every operand that a product reads of memory; without pushing out what is read now."""
-
-    def asked(nest: Nest) -> set[Array]:
-        return {array for loop in loops_in(nest.parallel) for array, _ in loop.prefetch}
-
-    for nest in attention_nests(128):
-        assert {array.name for array in asked(nest)} == {"s0", "s1", "s2", "s3"}
-    assert not any(map(asked, attention_nests(2048)))
 
 
 def dots_of(length: int, width: int) -> list[set[str]]:
