@@ -587,7 +587,7 @@ def test_nodes_are_not_looked_into(on_device, monkeypatch):
         put(self, owner, here, *more)
 
     monkeypatch.setattr(Walk, "_put", noted)
-    step = jit(lambda x: x + sum(len(other.src) + 1 for others in nodes.values() for other in others))
+    step = jit(lambda x: x + sum(len(one.src) + 1 for some in nodes.values() for one in some))
     raises_after(step, lambda: nodes[node].pop(), "whose contents have changed")
     assert read and ".src" not in read
 
