@@ -18,8 +18,8 @@ PACKAGES = [
 EXTRAS = {
     # progress bars and tables in the terminal, pictures, checkpoints, templates of chats
     "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4", "jinja2>=3.1.6"],
-    # tokens learned from a text, and files of tokenizers of other kinds than ours
-    "tokens": ["tokenizers>=0.20"],
+    # GPT-2's tokens; tokens learned from a text, and files of tokenizers of other kinds than ours
+    "tokens": ["tiktoken>=0.7", "tokenizers>=0.20"],
     # a server of OpenAI's protocol
     "serve": ["starlette>=0.40", "uvicorn>=0.30", "httptools>=0.6"],
     # PoCL, OpenCL on the CPU, where the system has no OpenCL platform of its own
@@ -36,7 +36,7 @@ EXTRAS = {
     # the lessons' pages in a browser, which is Debian's chromium with chromium-driver
     "browser": ["selenium>=4.25"],
     # what results and speed are compared with, and a second opinion on types
-    "compare": ["torch>=2.4", "pyright>=1.1", "tiktoken>=0.7"],
+    "compare": ["torch>=2.4", "pyright>=1.1"],
 }  # fmt: skip
 
 setup(

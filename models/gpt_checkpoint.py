@@ -119,8 +119,8 @@ def tokenizer_of(text: str) -> Tokenizer:
     try:
         stored: Any = json.loads(text)
         kind = stored["kind"]
-        if kind == "gpt2":  # of earlier versions, which stored no more of it
-            return bpe.gpt2()
+        if kind == "gpt2":
+            return bpe.GPT2Tokenizer()
         if kind == "bpe":
             return bpe.BytePairTokenizer.from_json(stored)
         if kind == "sentencepiece":

@@ -57,7 +57,7 @@ Earlier = tuple[GPT, Tokenizer, Resumable | None]
 def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
     """The tokenizer that --tokenizer names."""
     if flags.tokenizer == "gpt2":
-        return bpe.gpt2()
+        return bpe.GPT2Tokenizer()
     if flags.tokenizer == "bpe":
         return bpe.learn(text, flags.vocabulary)
     return CharacterTokenizer.of(text)

@@ -116,7 +116,7 @@ def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
             RecursionError) as error:  # fmt: skip
         raise InputError(f"{folder}: its tokenizer is none that is known here: {error}") from None
     if facts.get("model_type") == "gpt2" and facts.get("vocab_size") == 50257:
-        return bpe.gpt2()
+        return bpe.gpt2_merges()
     raise InputError(f"{folder} has no tokenizer: no tokenizer.json, nor vocab.json and merges.txt")
 
 

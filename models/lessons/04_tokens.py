@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad.models.bpe import BytePairTokenizer, gpt2
+from minigrad.models.bpe import BytePairTokenizer, gpt2_merges
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.tokenizer import CharacterTokenizer
 
@@ -52,7 +52,7 @@ def lesson(page: Page) -> None:
         `t` and `h` become `th`, later `th` and `e` become `the`. Common words end up as one token,
         rare ones as several, and nothing is ever unknown. This is **byte pair encoding**.
     """)
-    tokenizer = gpt2()
+    tokenizer = gpt2_merges()
     page.check("GPT-3's vocabulary is 256 bytes, 50,000 merged pairs, and a mark for the end",
                len(tokenizer) == 256 + len(tokenizer.merges) + 1 == 50_257,
                f"{len(tokenizer):,} tokens")  # fmt: skip
