@@ -1,4 +1,4 @@
-"""While a program is made, Python looks for garbage among the youngest objects only.
+"""While a program is made, Python looks for garbage among young objects only.
 
 Making a program makes many objects that live as long as that takes: to look through all of them for
 cycles, again and again, took an eighth of the time for a GPT of 48 layers. That is a setting of the
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 
 from minigrad.locks import held_over_forks
 
-NEVER = 1 << 30  # collections of younger objects before one of older ones
+NEVER = 1 << 30  # collections of younger objects before one of all
 
 _lock = held_over_forks()
 _makers = 0  # threads that make a program now
-_usual = [0, 0]  # how many such collections come before while there are none
+_usual = 0  # how many such collections come before one of all while there are none
 
 
 @contextmanager
@@ -27,8 +27,8 @@ def undisturbed() -> Iterator[None]:
     global _makers, _usual
     with _lock:
         if _makers == 0:
-            young, *_usual = gc.get_threshold()
-            gc.set_threshold(young, NEVER, NEVER)
+            young, middle, _usual = gc.get_threshold()
+            gc.set_threshold(young, middle, NEVER)
         _makers += 1
     try:
         yield
@@ -43,7 +43,7 @@ def _leave(count: int) -> None:
     if _makers:  # a child of a fork may have none any more
         _makers -= count
         if _makers == 0:
-            gc.set_threshold(gc.get_threshold()[0], *_usual)
+            gc.set_threshold(*gc.get_threshold()[:2], _usual)
 
 
 def _in_child() -> None:

@@ -26,14 +26,11 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a number or a string that is passed, or an attribute of an object that is | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
-| the same of what runs in a call: operators, layers in a list, what is inherited | `JitError` |
-| such a function, method or class, where another is put | `JitError` |
 | an iterator that has such a name | `JitError` in call 2 |
 | one that the step itself sets to another number (`self.t += 1`) | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module, where another is put | `JitError` |
-| what is in containers (also in others) or an array of such a name | `JitError` |
-| a container of more than 4,096 items or an array of more than 64 KiB | `JitError` in call 2 |
+| what is in lists, dicts (also in others) or an array (up to 64 KiB) of such a name | `JitError` |
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
 | another option of an optimizer (`momentum = x`) | `JitError` |
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
@@ -69,7 +66,6 @@ from minigrad.jit.capture import (
     take_gradients,
 )
 from minigrad.jit.outside import Outside
-from minigrad.jit.reading import Watch
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
@@ -222,18 +218,19 @@ class Jitted(Generic[P, R]):
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
+        named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
+        outside = Outside(self.name, self.function, self.instance, named, Noted())
+        outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         before = Snapshot()
-        host = HostWatch(self.name, before)
-        watch = Watch(self.function, self.instance)
+        watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
-        watching.watch = host
+        watching.watch = watch
         capturing[get_ident()] = noted = Noted()
         failed = True
         try:
             with recorded_calls() as calls, _logged() as data:
-                with watch.watching():
-                    result = self.function(*args, **kwargs)
+                result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
                 others = objects(found)
@@ -253,20 +250,18 @@ class Jitted(Generic[P, R]):
             )
         call = _Called(called_with, found, data, calls)
         self._compare(self._called[key], call)
-        capture.outside = Outside(self.name, watch, noted)
-        leaves_given = [own for own, new in zip(tensors, given, strict=True) if own is new]
-        capture.outside.refuse_given(leaves_given)
+        capture.outside = Outside(self.name, self.function, self.instance, named, noted)
         if capture.outside.differentiates:
             capture.leaves = [tensor._requires_grad for tensor in tensors]
         take_gradients(capture, before, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
-        capture.outside.refuse_changes(watch.before.read, capture.read)
-        del watch  # and the tensors that it saw
+        capture.outside.refuse_changes(outside, capture.read)
+        del outside  # and the tensors that it read
         capture.result = template(result)
         links = _left_behind(capture, results, tensors, given)
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
-        known = set(host.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
+        known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
         for holders in leaves(self.name, calls, known):
             capture.outside.mourn(holders)
         if call.changed:  # by what may have happened once
@@ -275,6 +270,17 @@ class Jitted(Generic[P, R]):
             self._replays[key] = straight(capture) or capture.serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
+
+    def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The arguments that are neither tensors, containers, nor plain values, by their names."""
+        try:
+            first = () if self.instance is None else (None,)
+            bound = inspect.signature(self.function).bind(*first, *args, **kwargs)
+        except (TypeError, ValueError):  # the call says what is wrong
+            return {}
+        parts = {name: flatten(value, [], {}) for name, value in bound.arguments.items()}
+        return {name: bound.arguments[name] for name, part in parts.items()
+                if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
 
     def _keywords(self, kwargs: Any) -> Sequence[str]:
         """The names of arguments whose order says nothing: the function has a place for each."""

@@ -1,46 +1,79 @@
-"""Whether what a step reads besides its arguments is still what it was when it was captured.
+"""What a captured function reads besides its arguments, and whether that is still the same.
 
-A replay runs no Python, so it looks at each value that the step's code read (`reading.py`): whether
-it is the same object, or, of what a container has, whether these are.
+A replay runs no Python, so it looks whether what the function's code reads is what it was. Where
+that begins is known: cells of its closure, globals, `self`, and arguments that are objects. From
+there on objects are walked through: the items of containers, and the attributes that the code reads
+right behind the name of such a value (`model.scale`, `self.rate`, `Config.rate`), or behind
+something of which it is not known what that is (`layer.scale` in a loop over layers). Functions of
+Python that are found so are walked through, too: methods, properties, what calls and loops run
+(`__call__`, `__iter__`), what decorators wrap, contents of defaults, and what modules run that were
+called. What a library reads on the way is not seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
+import inspect
+import os
+import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from io import IOBase
-from operator import is_not
-from typing import Any
+from itertools import pairwise
+from operator import methodcaller
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
-from minigrad.jit.reading import PLAIN, Mark, Read, Walk, Watch
+from minigrad.graph.node import Node
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
 from minigrad.tensor.noted import Noted, changes
 from minigrad.tensor.pytree import Same
 
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_CLOSED = (*_PLAIN, Tensor, Node)  # in which nothing changes, or is looked at elsewhere
+_LARGEST = 1 << 16  # bytes of an array that are compared in every call
+_LONGEST = 256  # items of a container that are
+_MOST = 1 << 12  # values that are
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
+_VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
+_ADDING = ("append", "extend", "add", "update", "insert")
+_IMPLIED = {  # instructions → the methods that they run of what is not Python's own
+    "CALL": "__call__", "CALL_KW": "__call__", "CALL_FUNCTION_EX": "__call__",
+    "GET_ITER": "__iter__", "BINARY_SUBSCR": "__getitem__", "BEFORE_WITH": "__enter__",
+}  # fmt: skip
+_LIBRARIES = {"minigrad", "numpy", "torch"}  # nobody rebinds what is theirs
+_STANDARD = os.path.dirname(os.__file__)  # where Python's own modules are
 _MISSING = (AttributeError, LookupError, ValueError)  # from an expression whose name is gone
-_GONE = object()
-_TESTS = {  # whether what an expression, the first, gives is another than a value, the second
-    "is not": "{0} is not {1}",
-    "!=": "{0} != {1}",
-    "items": "len({0}) != len({1}) or any(map(is_not, {0}, {1}))",
-    "pairs": (
-        "len({0}) != len({1}) or any(map(is_not, {0}, {1})) "
-        "or any(map(is_not, {0}.values(), {1}.values()))"
-    ),
-}
+
+
+class _Read(NamedTuple):
+    """A value that is read. label: what it is called; part: whether it is in a container; test: how
+    another is told from it; near: an expression of it, where what it is in is the same.
+    """
+
+    value: Any
+    label: str
+    part: bool = False
+    test: str = "is not"
+    near: str = ""
 
 
 class Outside:
-    """The values that a step reads from outside, as they are now.
+    """The values that a function reads from outside, as they are now.
 
-    watch: saw what ran. noted: attributes that other code read on the way. differs: a quick look,
-    in every call.
+    instance: gives what a method's `self` is. given: arguments that are objects, by their names.
+    noted: attributes that other code read on the way. differs: a quick look, in every call.
     """
 
-    def __init__(self, name: str, watch: Watch, noted: Noted) -> None:
+    def __init__(
+        self, name: str, function: Any, instance: Callable[[], Any] | None,
+        given: Mapping[str, Any], noted: Noted,
+    ) -> None:  # fmt: skip
         self.name = name
         # an attribute that was noted, whose it is, what it was
         self.noted = [
@@ -48,16 +81,8 @@ class Outside:
             for (_, attribute), link in noted.items()
             if link is not None and link() is not None
         ]
-        walk = Walk(watch.before.instance, elsewhere={
-            id(link()): was for attribute, link, was in self.noted if attribute == "_settings"
-        })  # fmt: skip
-        for ran in watch.ran():
-            walk.of(ran)
-        if walk.refused:
-            raise JitError(
-                f"{name} reads {walk.refused[0]}: too much to look in every call whether it is the "
-                "same; pass what it needs of it as an argument (a Tensor where it changes)"
-            )
+        modules = {link: was for attribute, link, was in self.noted if attribute == "_settings"}
+        walk = _Walk(function, instance, given, modules)
         self.names, self.read = walk.names, walk.read
         # whether it was looked at which tensors are to have a gradient; and whether None is another
         # than False for these, as nobody said True
@@ -71,12 +96,11 @@ class Outside:
     def _look(self) -> Callable[[], bool]:
         """Written out, as it costs a replay of a microsecond or two what it costs."""
         names = self.names
-        names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": _MISSING,
-                  "is_not": is_not}  # fmt: skip
+        names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": _MISSING}
         tests = ["gone", *["changes != seen"][: len(self.noted)]]
         for number, (place, read) in enumerate(self.read.items()):
             names[f"value{number}"] = read.value
-            tests.append(_TESTS[read.test].format(place, f"value{number}"))
+            tests.append(f"{read.near or place} {read.test} value{number}")
         text = (
             f"def differs():\n    try:\n        return {' or '.join(tests)}\n"
             "    except MISSING:\n        return True\n"
@@ -110,16 +134,14 @@ class Outside:
                 "(was another put in its place, as in layer.weight = …?): a replay would read the "
                 "old one for ever; write with .assign(), or .reset()"
             )
-        for place, (before, label, _, test) in self.read.items():
+        for place, (before, label, part, *_) in self.read.items():
             try:
                 now = eval(place, self.names)
-                if test != "is not" and isinstance(before, list | dict):
-                    now = type(before)(now)
             except _MISSING:
                 now = _GONE
             if now is before or _equal(now, before):
                 continue
-            if test != "is not":
+            if part:
                 whole, *_ = label.partition("[")
                 raise JitError(
                     f"{self.name} reads {whole!r}, whose contents have changed since it was "
@@ -143,38 +165,23 @@ class Outside:
                     "could not tell the two apart; pass a .clone(), or do not pass it"
                 )
 
-    def refuse_changes(self, before: Mapping[str, Read], memory: Collection[Any]) -> None:
-        """JitError where the step has itself changed what it reads.
+    def refuse_changes(self, before: Outside, memory: Collection[Any]) -> None:
+        """JitError where the step has itself changed what it reads, since `before`.
 
-        before: that, as it was. memory: what a replay reads the values of; a tensor that it does
-        not read may be replaced.
+        memory: what a replay reads the values of; a tensor that it does not read may be replaced.
         """
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
-        moved: dict[str, str] = {}  # from objects to those that stand in their place
-        for place, (was, label, owner, test) in before.items():
+        for place, (was, label, _, test, _) in before.read.items():
             if isinstance(was, Iterator) and not isinstance(was, IOBase):
                 raise JitError(
                     f"{self.name} reads {label!r}, an iterator, of which a replay would take "
                     "nothing: call next() outside, and pass what it gives"
                 )
-            read = self.read.get(moved.get(owner, owner) + place[len(owner) :])
-            if read is None:  # no longer, or it is looked at in another way
-                continue
-            now, pairs = read.value, []
-            if test == "is not":
-                pairs = [(was, now)]
-            elif isinstance(was, list):
-                pairs = [*zip(was, now, strict=False)]
-            elif isinstance(was, dict):
-                pairs = [(was[key], now[key]) for key in was if key in now]
-            if isinstance(was, Mark):
-                moved[f"at{was.number}"] = f"at{id(now)}"
-            for old, new in pairs:
-                tensor = old() if isinstance(old, weakref.ref) else None
-                if tensor is not None and tensor is not new and tensor.raw.arg in memory:
-                    self._refuse_replaced(repr(label))
-                if isinstance(old, PLAIN) and old is not new and not _equal(old, new):
+            new = self.read.get(place, before.read[place]).value
+            if was is not new and test == "is not":
+                is_read = isinstance(was, Tensor) and was.raw.arg in memory
+                if is_read or isinstance(was, _PLAIN) and not _equal(was, new):
                     self._refuse_replaced(repr(label))
 
     def _refuse_replaced(self, what: str) -> None:
@@ -218,6 +225,257 @@ class Outside:
         self.seen[0] = count
 
 
+_GONE = object()
+
+
+class _Use(NamedTuple):
+    """A name that code reads. of: what it is an attribute of, "" where nobody knows what that is;
+    None for a variable. called: it is a method's; adds: what has it is only added to.
+    """
+
+    of: str | None
+    name: str
+    called: bool = False
+    adds: bool = False
+
+
+def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
+    """What code reads, and functions in it. known: its cells, and arguments that are looked at."""
+    of = ""
+    for step, after in pairwise(dis.get_instructions(code)):
+        kind, name = step.opname, step.argval
+        name = name[-1] if isinstance(name, tuple) and name else name
+        adds = after.opname in _ATTRIBUTE and after.argval in _ADDING
+        if kind in _ATTRIBUTE:
+            # since Python 3.12 a bit says whether it is called
+            bit = sys.version_info >= (3, 12) and bool((step.arg or 0) & 1)
+            called = kind == "LOAD_METHOD" or bit
+            yield _Use(of, name, called, adds)
+        elif kind == "LOAD_GLOBAL" or (kind.startswith(_VARIABLE) and name in known):
+            yield _Use(None, name, adds=adds)
+        else:
+            if kind in _IMPLIED:
+                yield _Use("", _IMPLIED[kind], called=True)
+            name = ""
+        of = name
+    if "super" in code.co_names:  # which takes the first argument, and does not say so
+        yield _Use(None, code.co_varnames[0])
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _uses(constant, {*known}.intersection(constant.co_freevars))
+        elif isinstance(constant, str) and "getattr" in code.co_names:
+            yield _Use("", constant)
+
+
+class _Walk:
+    """Finds what a step reads. instance: gives its `self`; given: objects that it is given.
+    modules: those that it called, and the attributes of each that are looked at elsewhere.
+
+    names: what the expressions refer to.
+    """
+
+    def __init__(
+        self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any],
+        modules: Mapping[weakref.ref[Any], Collection[str]],
+    ) -> None:  # fmt: skip
+        self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
+        self.read: dict[str, _Read] = {}  # by the expression that gives it
+        self.seen = set[tuple[Any, ...]]()
+        self.uses: dict[tuple[CodeType, frozenset[str]], tuple[_Use, ...]] = {}
+        self.todo: list[Callable[[], None]] = []
+        self.called = set[int]()  # ids of objects whose `__call__` was walked through
+        self.elsewhere = {id(link()): names for link, names in modules.items()}
+        is_function = isinstance(step, FunctionType | MethodType | functools.partial)
+        if not is_function and inspect.getattr_static(step, "__wrapped__", None) is None:
+            step = MethodType(type(step).__call__, step)
+        own = {name: self._named(value) for name, value in given.items()}
+        self._function(step, own, "" if instance is None else f"{self._named(instance)}()")
+        self._finish()
+        for link in modules:
+            kind = type(link())
+            if id(link()) not in self.called:
+                self._function(kind.__call__, {}, f"{self._named(link)}()", kind.__name__)
+                self._finish()
+
+    def _finish(self) -> None:
+        for one in self.todo:  # which grows meanwhile
+            one()
+        self.todo.clear()  # they hold this object, and what was found, as it holds them
+
+    def _named(self, value: Any) -> str:
+        name = f"at{id(value)}"
+        self.names[name] = value
+        return name
+
+    def _function(
+        self, function: Any, own: Mapping[str, str], first: str = "", label: str = ""
+    ) -> None:
+        """Of a function, and of those that it wraps. own: expressions of its arguments; first: of
+        the first one; label: what this is called.
+        """
+        while function is not None:
+            if isinstance(function, MethodType):
+                first, function = self._named(function.__self__), function.__func__
+            if isinstance(function, functools.partial):
+                own = {**self._before(function.func, function.args, function.keywords), **own}
+                function = function.func
+                continue
+            if isinstance(function, FunctionType):
+                self._code(function, own, first, label)
+            function = inspect.getattr_static(function, "__wrapped__", None)
+
+    def _before(
+        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, str]:
+        """Expressions of arguments that are no plain values: given before, or defaults."""
+        try:
+            signature = inspect.signature(function, follow_wrapped=False)
+            found = signature.bind_partial(*args, **kwargs).arguments
+        except (TypeError, ValueError):  # the call says what is wrong
+            return {}
+        defaults = {name: one.default for name, one in signature.parameters.items()
+                    if one.default is not one.empty}  # fmt: skip
+        return {name: self._named(value) for name, value in {**defaults, **found}.items()
+                if not isinstance(value, (*_PLAIN, Tensor))}  # fmt: skip
+
+    def _code(self, function: FunctionType, own: Mapping[str, str], first: str, label: str) -> None:
+        """Of a function's own code. For the arguments see `_function`."""
+        if _is_library(function) and (self.seen or "__wrapped__" in vars(function)):
+            return  # the step itself may be of a library
+        code, globals_ = function.__code__, function.__globals__
+        if function.__defaults__ or function.__kwdefaults__:
+            own = {**self._before(function, (), {}), **own}
+        if first and code.co_argcount:
+            own = {**own, code.co_varnames[0]: first}
+        key = (id(function), *own.values())
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        found = code, frozenset((*own, *cells))  # of a method of many objects: looked at once
+        if found not in self.uses:
+            self.uses[found] = tuple(dict.fromkeys(_uses(*found)))
+        uses = self.uses[found]
+        for use in uses:
+            name = use.name
+            if use.of is None and name in own:
+                shown = label if label and own[name] == first else name
+                self._value(own[name], shown, use, uses, known=True)
+            elif use.of is None and name in cells:
+                self._value(f"{self._named(cells[name])}.cell_contents", name, use, uses)
+            elif use.of is None and name in globals_:
+                self._value(f"{self._named(globals_)}[{name!r}]", name, use, uses)
+        if "super" in code.co_names and "__class__" in cells:
+            bases = cells["__class__"].cell_contents.__mro__[1:]
+            for name in (use.name for use in uses if use.of is not None):
+                method = next((vars(base)[name] for base in bases if name in vars(base)), None)
+                self._function(method, {}, first, label)
+
+    def _value(
+        self, place: str, label: str, use: _Use, uses: tuple[_Use, ...], part: bool = False,
+        known: bool = False, near: str = "", value: Any = _GONE,
+    ) -> None:  # fmt: skip
+        """Of what an expression gives. use: of its name; uses: of the function that reads it.
+
+        part: it is in a container. known: nobody can put another in its place. near: see `_Read`.
+        value: what it gives, if that is at hand.
+        """
+        try:
+            value = eval(place, self.names) if value is _GONE else value
+        except _MISSING:  # a cell that is empty yet
+            return
+        library = _is_library(value) and "__wrapped__" not in vars(value)
+        if library or len(self.read) >= _MOST:
+            return
+        if not (known or isinstance(value, ModuleType | type)):
+            self.read.setdefault(place, _Read(value, label, part, near=near))
+        key = (id(value), use, uses)
+        if key not in self.seen and not isinstance(value, _CLOSED):
+            self.seen.add(key)
+            self.todo.append(lambda: self._inside(value, place, label, use, uses))
+
+    def _inside(
+        self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
+    ) -> None:
+        """Of what a function reads, and of what is in a container or an object."""
+        self._function(value, {})
+        if isinstance(value, list | tuple | deque | dict | set):
+            if not use.adds and len(value) <= _LONGEST:
+                self._items(value, place, label, uses)
+        elif inspect.getattr_static(value, "tobytes", None) and not isinstance(value, type):
+            if getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
+                contents = _Read(value.tobytes(), label, True, "!=")
+                self.read.setdefault(f"array_bytes({place})", contents)
+        for other in uses:
+            if other.of in (use.name, ""):
+                self._attribute(value, place, label, other, uses)
+
+    def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
+        """Of a container."""
+        if isinstance(value, list | tuple | deque):
+            items = [(repr(number), number, item) for number, item in enumerate(value)]
+            self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
+        else:
+            items = [(self._named(key), key, item) for key, item in
+                     (value.items() if isinstance(value, dict) else ())]  # fmt: skip
+            ids = _Read([*map(id, value)], label, True, "!=")
+            self.read.setdefault(f"[*map(id, {place})]", ids)
+        for name, key, item in items:
+            inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
+            near = self._near(value, place, f"[{name}]")
+            self._value(
+                f"{place}[{name}]", inner, _Use(None, ""), uses, part=True, near=near, value=item
+            )
+
+    def _attribute(
+        self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
+    ) -> None:
+        """Of what an object has by a name, of itself or of its class; a property calls a method."""
+        name = use.name
+        if name in _IMPLIED.values() and isinstance(value, type):  # it is of its instances
+            return
+        if name == "__call__":
+            self.called.add(id(value))
+        found = inspect.getattr_static(value, name, _GONE)
+        is_own = name in getattr(value, "__dict__", ())
+        if is_own and name in self.elsewhere.get(id(value), ()):
+            own = vars(value)[name]
+            if isinstance(own, _PLAIN) or id(own) in self.elsewhere:
+                return
+        if found is _GONE:
+            found = inspect.getattr_static(value, "__getattr__", _GONE)
+        found = found.fget if isinstance(found, property) else found
+        takes_it = isinstance(found, classmethod) or not isinstance(value, type)
+        first = place if takes_it and not isinstance(found, staticmethod) else ""
+        found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
+        if isinstance(found, FunctionType) and (not is_own or isinstance(value, type)):
+            self.todo.append(lambda: self._function(found, {}, first, label))
+        elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
+            if found is not _GONE and (callable(found) or not use.called):
+                here = f".__dict__[{name!r}]" if is_own else f".{name}"
+                near, inner = self._near(value, place, here), f"{label}.{name}"
+                self._value(place + here, inner, use, uses, near=near)
+
+    def _near(self, value: Any, place: str, here: str) -> str:
+        """Of what is in a value: from that on, if it is looked at whether that is the same one."""
+        return self._named(value) + here if place in self.read else ""
+
+
+def _is_library(value: Any) -> bool:
+    """Whether it is a module, a class or a function of minigrad's or of a library."""
+    if not isinstance(value, ModuleType | type | FunctionType):
+        return False
+    if isinstance(value, FunctionType):  # a decorator has given it another's __module__
+        name = value.__globals__.get("__name__")
+    else:
+        name = value.__name__ if isinstance(value, ModuleType) else value.__module__
+    first = (name or "").partition(".")[0]
+    if first not in sys.stdlib_module_names:
+        return first in _LIBRARIES
+    file = getattr(sys.modules.get(first), "__file__", None)  # the user's may have such a name
+    return file is None or file.startswith(_STANDARD)
+
+
 def _equal(one: Any, other: Any) -> bool:
     """Whether plain values, or containers of such, are the same."""
     if type(one) is not type(other):
@@ -226,9 +484,9 @@ def _equal(one: Any, other: Any) -> bool:
         return _equal([*one.items()], [*other.items()])
     if isinstance(one, list | tuple):
         pairs = list(zip(one, other, strict=False))
-        alike = len(one) == len(other)
+        alike = len(one) == len(other) <= _LONGEST
         return alike and all(a is b or _equal(a, b) for a, b in pairs)
-    return isinstance(one, (*PLAIN, set)) and repr(one) == repr(other)  # 0.0 is not −0.0
+    return isinstance(one, (*_PLAIN, set)) and repr(one) == repr(other)  # 0.0 is not −0.0
 
 
 def _show(value: Any, is_new: bool = False) -> str:
