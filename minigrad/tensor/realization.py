@@ -152,7 +152,8 @@ def settle_readers() -> None:
     """Realize live tensors that read memory: whatever is written next, they are as they were.
 
     But not those of another thread that need a write of its own. Views stay lazy, and follow their
-    bases. One that reads only a random state gets a copy of that.
+    bases. One that reads only a random state gets a copy of that. Where nothing waits to be written
+    gradients still find what they were computed from, marked or not: nobody asked for memory.
     """
     with lock:
         lazy = [h for h in not_captured(_readable(lazy_holders())) if views.base_of(h) is None]
@@ -162,7 +163,16 @@ def settle_readers() -> None:
             order, (node for node in order if node.op is BUFFER and node not in _companions)
         )
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
+        graphs = {} if waits else {h.raw: holders(h.raw) for h in wanted if h.raw.dtype.is_float}
+        stopped = {h for same in graphs.values() for h in same if h.stopped}
     _settle(wanted)
+    for graph, same in graphs.items():
+        flowing = {h.raw for h in same if h not in stopped and h.raw.op is BUFFER}
+        for buffer in flowing:
+            if not saved_graphs.has_history(buffer):
+                saved_graphs.record({buffer: graph}, {})
+    for holder in stopped:
+        holder.stopped = saved_graphs.has_history(holder.raw)
     for state in states:
         _compute([], {state}, _companions[state]())
     views.align()

@@ -292,3 +292,21 @@ def test_nobody_looks_at_the_first_results(on_device):
     for _ in range(3):
         step(Tensor([1.0, 2.0]))
     same(step(Tensor([3.0, 4.0])), model(Tensor([3.0, 4.0])).numpy())
+
+
+def test_a_capture_leaves_lazy_tensors_their_way_back(on_device):
+    """A capture gives all readers of memory theirs; gradients by tensors that nobody marked stay.
+
+    (They ended there: the gradient of x³ was x² where a step had been captured in between.)
+    """
+    step, a = jit(lambda x: (x * 2).realize()), Tensor([1.0, 2.0]).realize()
+    for _ in range(4):
+        x = Tensor([3.0, 4.0])
+        y = x * x
+        with Tensor.no_grad():
+            stopped = x * x
+        step(a)
+        assert (y * x).sum().gradient(x)[0].tolist() == [27.0, 48.0]
+        assert (stopped * x).sum().gradient(x)[0].tolist() == [9.0, 16.0]
+        y.square().sum().backward()
+        assert x.grad.tolist() == [108.0, 256.0]
