@@ -14,7 +14,7 @@ from typing import Any
 
 from minigrad.cache import digest
 from minigrad.compile import Rendered, code_of, schedule_of
-from minigrad.device import Buffer, Call, Replay, Runtime, undecided
+from minigrad.device import Buffer, Runtime, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
@@ -34,7 +34,7 @@ from minigrad.runtimes.opencl_devices import (
 )
 from minigrad.runtimes.opencl_memory import Pool
 from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
-from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
+from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram
 from minigrad.runtimes.report import show_times
 from minigrad.settings import flag
 from minigrad.target import Target
@@ -236,10 +236,6 @@ class OpenCL(Runtime):
                 while len(self._kernels) > MOST_KERNELS:
                     self._kernels.popitem(last=False)
             return OpenCLProgram(self, made, built)
-
-    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
-        """The programs of a captured step, one after the other: none waits for the device."""
-        return OpenCLReplay(self, calls, arguments)
 
     def kernel(self, program: Any, name: str) -> Any:
         """A kernel object of what the driver has built. DeviceError where it has no such kernel."""
