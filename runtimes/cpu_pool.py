@@ -71,7 +71,7 @@ class Area:
 
     def __init__(self, nbytes: int, guarded: bool = False) -> None:
         self.nbytes = nbytes
-        self.address = (cpu_memory.allocate_exact if guarded else cpu_memory.reserve)(nbytes)
+        self.address = (cpu_memory.allocate_guarded if guarded else cpu_memory.reserve)(nbytes)
         self._release = cpu_memory.free if guarded else cpu_memory.release
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
