@@ -17,7 +17,6 @@ import ctypes
 import errno
 import mmap
 import os
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -239,8 +238,7 @@ def map_pages(size: int) -> int | None:
     if address > start:
         _munmap(start, address - start)
     _munmap(address + size, start + HUGE_PAGE - address)
-    if sys.platform == "linux":
-        _madvise(address, size, mmap.MADV_HUGEPAGE)  # advice: the system may not follow it
+    _madvise(address, size, mmap.MADV_HUGEPAGE)  # advice: the system may not follow it
     return address
 
 
