@@ -85,12 +85,12 @@ class CPU(Runtime):
     def allocate(self, nbytes: int) -> int:
         """The address of memory: 64-byte aligned, or under GUARD right before a guard."""
         guards = thread.values["GUARD"]
-        return cpu_memory.allocate_exact(nbytes) if guards else cpu_memory.allocate(nbytes)
+        return cpu_memory.allocate_guarded(nbytes) if guards else cpu_memory.allocate(nbytes)
 
     def allocate_zeros(self, nbytes: int) -> int:
         """Like `allocate`, full of zeros."""
         if flag("GUARD"):
-            return cpu_memory.allocate_exact(nbytes, filler=0)
+            return cpu_memory.allocate_guarded(nbytes, filler=0)
         return cpu_memory.allocate_zeros(nbytes)
 
     def free(self, memory: int, nbytes: int) -> None:
@@ -306,7 +306,7 @@ class GuardedProgram(CpuProgram):
 
     def _memory(self, variables: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int]]]:
         sizes = [most(one.nbytes, variables) for one in self._held]
-        blocks = [(cpu_memory.allocate_exact(nbytes), nbytes) for nbytes in sizes]
+        blocks = [(cpu_memory.allocate_guarded(nbytes), nbytes) for nbytes in sizes]
         return [address for address, _ in blocks], blocks
 
     def _walk(self) -> None:

@@ -32,7 +32,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from minigrad.cache import digest, open_cache
-from minigrad.runtimes.host import architecture_name
+from minigrad.errors import DeviceError
+from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.runtimes.native import translate
 
@@ -77,12 +78,12 @@ GROUP_BITS = 2 * INDEX_BITS
 # the next field.
 MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 
-# Numbers of system calls: futex, sched_setaffinity.
+# Numbers of Linux's system calls: futex, sched_setaffinity.
 _CALLS = {"x86_64": (202, 203), "aarch64": (98, 122)}
 _PAUSES = {"x86_64": "pause", "aarch64": "yield"}
 
-# In the language of native.py. `_wait` and `_wake` (a futex, if there is one) and `_keep_apart` are
-# added below.
+# In the language of native.py. 128 and 129 are FUTEX_WAIT and FUTEX_WAKE of one process
+# (FUTEX_PRIVATE_FLAG).
 _DRIVER = """
 def run_table(table, count, pool, scratch):
     end, owner, interrupted = table + count * LAUNCH_BYTES, 0, 0
@@ -240,10 +241,7 @@ def patch(i, end, args, scratch):
     while i < end:
         store(words + 8 * load(places + 8 * i), load(values + 8 * load(sources + 8 * i)))
         i += 1
-"""
 
-# 128 and 129: FUTEX_WAIT and FUTEX_WAKE of one process (FUTEX_PRIVATE_FLAG).
-_LINUX = """
 def _wait(at, value):
     syscall(FUTEX, at, 128, value, 0, 0, 0)
 
@@ -269,18 +267,6 @@ def _tell_workers(pool, word, bit):
         store(word, load(word) ^ bit)
 """
 
-# Where there is no futex, sleeping is giving the processor to others for a moment.
-_ELSEWHERE = """
-def _wait(at, value):
-    sched_yield()
-
-def _wake(at, count):
-    return 0
-
-def _keep_apart(pool):
-    return 0
-"""
-
 
 @cache
 def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
@@ -293,23 +279,25 @@ def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).
     Tests let threads spin less, so that they sleep often.
     """
-    text = driver_text(architecture_name(), sys.platform, spins)
-    return compiled("driver", text, FUNCTIONS)
+    return compiled("driver", driver_text(host().architecture, spins), FUNCTIONS)
 
 
-def driver_text(architecture: str, system: str, spins: int) -> str:
-    """LLVM IR of the driver for a processor and an operating system (as sys.platform)."""
+def driver_text(architecture: str, spins: int) -> str:
+    """LLVM IR of the driver for a processor with Linux. DeviceError where there is no such one."""
+    if architecture not in _CALLS or sys.platform != "linux":
+        raise DeviceError(
+            f"the device CPU on {sys.platform}, {architecture}: expected Linux on one of "
+            f"{', '.join(_CALLS)}; choose the device REF"
+        )
     constants = {**globals(), "SPINS": spins}
-    calls = _CALLS.get(architecture) if system == "linux" else None
-    if calls is not None:
-        constants["FUTEX"], constants["SET_AFFINITY"] = calls
-    return native_ir(_DRIVER + (_ELSEWHERE if calls is None else _LINUX), constants, architecture)
+    constants["FUTEX"], constants["SET_AFFINITY"] = _CALLS[architecture]
+    return native_ir(_DRIVER, constants, architecture)
 
 
 def native_ir(text: str, constants: Mapping[str, object], architecture: str = "") -> str:
     """LLVM IR of a text in the language of native.py; what is no number is no constant."""
     numbers = {name: value for name, value in constants.items() if isinstance(value, int)}
-    return translate(text, numbers, _PAUSES.get(architecture or architecture_name(), ""))
+    return translate(text, numbers, _PAUSES[architecture or host().architecture])
 
 
 def compiled(kind: str, ir_text: str, names: Sequence[str]) -> tuple[dict[str, int], object]:

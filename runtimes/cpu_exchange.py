@@ -83,18 +83,16 @@ def watched(run: Run, pool: Pool, programs: Sequence[Exchanges]) -> Run:
         return run
 
     def run_and_look(table: int, count: int, scratch_bytes: int) -> None:
-        interruption: KeyboardInterrupt | None = None
         try:
             run(table, count, scratch_bytes)
-        except KeyboardInterrupt as error:
-            interruption = error
+        except KeyboardInterrupt:
+            if all(exchanges.error is None for exchanges in some):
+                raise
         for exchanges in some:
             failed, exchanges.error = exchanges.error, None
             if failed is not None:
                 pool.forget_interrupt()
                 raise failed
-        if interruption is not None:
-            raise interruption
 
     return run_and_look
 

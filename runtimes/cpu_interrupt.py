@@ -109,5 +109,4 @@ def _after_fork() -> None:
     _watcher = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

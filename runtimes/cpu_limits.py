@@ -68,12 +68,6 @@ class Limits:
         return nbytes / best
 
 
-@cache
-def limits(count: int) -> Limits:
-    """What so many threads can do; measured at the first call."""
-    return measured_limits(count)
-
-
 def measured_limits(count: int = 0) -> Limits:
     """The limits of so many threads now, or of as many as programs have, which takes some 0.4 s.
 
@@ -102,6 +96,9 @@ def measured_limits(count: int = 0) -> Limits:
     finally:
         cpu_memory.release(address, SIZES[-1])
         pool.close()
+
+
+limits = cache(measured_limits)  # those of the first call
 
 
 def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0) -> float:

@@ -17,7 +17,6 @@ import ctypes
 import errno
 import mmap
 import os
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -239,8 +238,7 @@ def map_pages(size: int) -> int | None:
     if address > start:
         _munmap(start, address - start)
     _munmap(address + size, start + HUGE_PAGE - address)
-    if sys.platform == "linux":
-        _madvise(address, size, mmap.MADV_HUGEPAGE)  # advice: the system may not follow it
+    _madvise(address, size, mmap.MADV_HUGEPAGE)  # advice: the system may not follow it
     return address
 
 
@@ -323,18 +321,15 @@ def free(address: int, nbytes: int) -> None:
     _blocks.give(address, size_class(nbytes))
 
 
-def allocate_guarded(nbytes: int, alignment: int = 16, filler: int = POISON) -> int:
-    """Memory of its own between two unreadable pages, as far to the right as alignment allows.
+def allocate_guarded(nbytes: int, filler: int = POISON) -> int:
+    """Memory of its own between two unreadable pages, whose last byte is the last one before them.
 
-    It holds the byte `filler`. An access behind the end ends the process; with an `alignment` (a
-    power of two) that divides nbytes, from the first byte on. What lies before the block is checked
-    when it is freed.
+    It holds the byte `filler`. An access behind the end ends the process; what lies before the
+    block is checked when it is freed. nbytes is a multiple of an element's size, so that the
+    address is one, too.
     """
-    if nbytes < 0 or alignment < 1 or alignment & (alignment - 1) or alignment > PAGE:
-        raise ValueError(
-            f"cannot allocate {nbytes} bytes aligned to {alignment}: expected 0 or more bytes "
-            f"and a power of two up to {PAGE}"
-        )
+    if nbytes < 0:
+        raise ValueError(f"cannot allocate {nbytes} bytes: expected 0 or more")
     data = max((nbytes + PAGE - 1) & -PAGE, PAGE)
     length = data + 2 * PAGE
     start = _map_anywhere(length)
@@ -344,7 +339,7 @@ def allocate_guarded(nbytes: int, alignment: int = 16, filler: int = POISON) -> 
     for page in (start, start + length - PAGE):
         if _mprotect(page, PAGE, _PROT_NONE):
             raise OSError(ctypes.get_errno(), "mprotect failed: cannot guard a buffer")
-    address = (start + PAGE + data - nbytes) & -alignment
+    address = start + PAGE + data - nbytes
     if filler != POISON:
         ctypes.memset(address, filler, nbytes)
     _guarded[address] = (start, length, nbytes)
@@ -352,23 +347,13 @@ def allocate_guarded(nbytes: int, alignment: int = 16, filler: int = POISON) -> 
     return address
 
 
-def allocate_exact(nbytes: int, filler: int = POISON) -> int:
-    """Guarded memory whose last byte is the last one before the unreadable page.
-
-    nbytes is a multiple of an element's size, so that the address is one, too.
-    """
-    return allocate_guarded(nbytes, min(nbytes & -nbytes, PAGE) or ALIGNMENT, filler)
-
-
 def _free_guarded(address: int) -> None:
-    """Unmap a guarded block, and complain if something wrote beside it."""
+    """Unmap a guarded block, and complain if something wrote before it."""
     start, length, nbytes = _guarded.pop(address)
     before = bytes(view(start + PAGE, address - start - PAGE))
-    behind = bytes(view(address + nbytes, start + length - PAGE - address - nbytes))
     _munmap(start, length)
-    for name, rest in (("before the beginning", before), ("behind the end", behind)):
-        if rest.count(POISON) != len(rest):
-            raise BoundsError(f"a kernel wrote {name} of a buffer of {nbytes} bytes")
+    if before.count(POISON) != len(before):
+        raise BoundsError(f"a kernel wrote before the beginning of a buffer of {nbytes} bytes")
 
 
 def view(address: int, nbytes: int) -> memoryview:

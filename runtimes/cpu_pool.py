@@ -71,7 +71,7 @@ class Area:
 
     def __init__(self, nbytes: int, guarded: bool = False) -> None:
         self.nbytes = nbytes
-        self.address = (cpu_memory.allocate_exact if guarded else cpu_memory.reserve)(nbytes)
+        self.address = (cpu_memory.allocate_guarded if guarded else cpu_memory.reserve)(nbytes)
         self._release = cpu_memory.free if guarded else cpu_memory.release
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -264,5 +264,4 @@ def _after_fork() -> None:
 
 
 atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

@@ -38,7 +38,7 @@ _CGROUPS = Path("/sys/fs/cgroup")
 class Host:
     """One machine. Cache sizes in bytes: l1 and l2 of one core, l3 that several may share.
 
-    architecture is "x86_64", "aarch64" or what `platform.machine()` says otherwise;
+    architecture is "x86_64" or "aarch64", as `platform.machine()` says;
     features are LLVM's names ("avx512f", "neon") of what the processor has.
     """
 
@@ -50,12 +50,6 @@ class Host:
     l1: int
     l2: int
     l3: int
-
-
-def architecture_name() -> str:
-    """`platform.machine()`, with one spelling per architecture."""
-    machine = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
 def vector_shape(architecture: str, features: frozenset[str]) -> tuple[int, int]:
@@ -72,7 +66,7 @@ def host() -> Host:
     """The machine that this process runs on; asked for once."""
     import llvmlite.binding as llvm
 
-    architecture = architecture_name()
+    architecture = platform.machine()
     features = frozenset(name for name, has in llvm.get_host_cpu_features().items() if has)
     vector_bytes, vector_registers = vector_shape(architecture, features)
     sizes = cache_sizes(_CPUS / "cpu0" / "cache")
@@ -96,7 +90,7 @@ def may_use_matrices() -> bool:
     Its threads, and processes that it forks, have it too. Linux refuses it, for instance, to a
     process with a signal stack that could not hold the registers.
     """
-    if sys.platform != "linux" or architecture_name() != "x86_64":
+    if platform.machine() != "x86_64":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _MATRIX_DATA) == 0)
@@ -142,9 +136,8 @@ def threads() -> int:
 @cache
 def usable_threads() -> int:
     """Processors that this process may really use, at least 1."""
-    count = len(processors()) or os.cpu_count() or 1
     quota = cpu_quota(_CGROUPS, _read(Path("/proc/self/cgroup")))
-    return max(1, min(count, quota))
+    return max(1, min(len(processors()), quota))
 
 
 def described() -> str:
@@ -154,8 +147,8 @@ def described() -> str:
 
 
 def processors() -> list[int]:
-    """Numbers of the processors on which the calling thread may run; none where nobody tells."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    """Numbers of the processors on which the calling thread may run."""
+    return sorted(os.sched_getaffinity(0))
 
 
 def cpu_quota(root: Path, membership: str) -> int:

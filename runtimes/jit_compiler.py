@@ -8,7 +8,6 @@ threads may generate code at once.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ held_over_forks(llvm.ffi.lib._lock._lock)
 # Generating code takes most of the time, and nothing else looks at the module meanwhile: it is done
 # past llvmlite's lock, by as many threads as there are processors, and by who waits for them, each
 # with one of these locks for forks.
-MOST_THREADS = min(len(processors()) or os.cpu_count() or 1, 8)
+MOST_THREADS = min(len(processors()), 8)
 _FREE: SimpleQueue[Any] = SimpleQueue()
 for _ in range(MOST_THREADS + 1):
     _FREE.put(held_over_forks())

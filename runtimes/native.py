@@ -41,7 +41,6 @@ _FUNCTIONS = {
     "copy": ("memcpy", "i64", "i64, i64, i64"),
     "syscall": ("syscall", "i64", "i64, ..."),
     "sched_getcpu": ("sched_getcpu", "i32", ""),
-    "sched_yield": ("sched_yield", "i32", ""),
 }
 # Python 3.11 and 3.12 take the depth of another thread's text for their own, where one collects
 # garbage meanwhile and lets the other run: "AST constructor recursion depth mismatch".

@@ -14,10 +14,11 @@ from typing import Any
 
 from minigrad.cache import digest
 from minigrad.compile import Rendered, code_of, schedule_of
-from minigrad.device import Buffer, Call, Replay, Runtime, undecided
+from minigrad.device import Buffer, Runtime, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.interned import kept
 from minigrad.graph.symbolic import ceildiv, high
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
@@ -33,8 +34,8 @@ from minigrad.runtimes.opencl_devices import (
     opencl,
 )
 from minigrad.runtimes.opencl_memory import Pool
-from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, kept
-from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram, OpenCLReplay
+from minigrad.runtimes.opencl_pocl import calm_llvm, check_pocl, where_kept
+from minigrad.runtimes.opencl_program import Kernel, Launch, OpenCLProgram
 from minigrad.runtimes.report import show_times
 from minigrad.settings import flag
 from minigrad.target import Target
@@ -85,7 +86,6 @@ class OpenCL(Runtime):
         self.target = Target(0, 16, 32 << 10, 512 << 10, group=self.group)
         self._options = self._build_options()
         self._kernels: OrderedDict[str, Kernel] = OrderedDict()  # by key, the longest unused first
-        self._timed: Any = None
         self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
         self._checks = Checks(name)
 
@@ -214,13 +214,11 @@ class OpenCL(Runtime):
                 f"{self.label} failed while {what}: {error}; other devices are not concerned"
             ) from None
 
+    @kept
     def timed_queue(self) -> Any:
         """A second queue whose events carry times; nothing else runs while it is in use."""
-        if self._timed is None:
-            cl = opencl()
-            properties = cl.command_queue_properties.PROFILING_ENABLE
-            self._timed = cl.CommandQueue(self.context, self.device, properties)
-        return self._timed
+        properties = opencl().command_queue_properties.PROFILING_ENABLE
+        return opencl().CommandQueue(self.context, self.device, properties)
 
     def compile(self, graph: Graph) -> OpenCLProgram:
         """Schedule a graph and build its kernels."""
@@ -237,13 +235,10 @@ class OpenCL(Runtime):
                     self._kernels.popitem(last=False)
             return OpenCLProgram(self, made, built)
 
-    def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
-        """The programs of a captured step, one after the other: none waits for the device."""
-        return OpenCLReplay(self, calls, arguments)
-
     def kernel(self, program: Any, name: str) -> Any:
         """A kernel object of what the driver has built. DeviceError where it has no such kernel."""
-        with self.doing(f"looking for the kernel {name!r} in what it has built{kept(self.device)}"):
+        where = where_kept(self.device)
+        with self.doing(f"looking for the kernel {name!r} in what it has built{where}"):
             return opencl().Kernel(program, name)
 
     def launch(self, launches: Sequence[Launch]) -> None:
@@ -255,7 +250,7 @@ class OpenCL(Runtime):
         if level:
             self.synchronize()
         enqueue = cl.enqueue_nd_range_kernel
-        queue = self.timed_queue() if level else self.queue
+        queue = self.timed_queue if level else self.queue
         events = [
             [enqueue(queue, one.kernel, n, (one.code.group,), at) for n, at in one.code.pieces]
             for one in launches

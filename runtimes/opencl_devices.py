@@ -182,5 +182,4 @@ def _after_fork() -> None:
     _inherited = _used
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)

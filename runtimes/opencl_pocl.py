@@ -54,7 +54,7 @@ def folder_of_pocl() -> str:
     return "/tmp/pocl/kcache"
 
 
-def kept(device: Any) -> str:
+def where_kept(device: Any) -> str:
     """For messages: where a device keeps what it has built, if it is one of PoCL's."""
     if not is_pocl(device):
         return ""

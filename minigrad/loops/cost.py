@@ -447,15 +447,16 @@ def choose_nr(target: Target, dtype: DType, columns: int) -> int:
 def tile_columns(problem: Problem, target: Target) -> int:
     """Columns of a product's tile: as many as the target would like, or as `choose_nr` has it.
 
-    The former where few of them are computed in vain, there are more rows than the other tile has,
-    and a panel stays in a quarter of the second cache, from which each tile reads it.
+    The former where there are vectors, few columns are computed in vain, there are more rows than
+    the other tile has, and a panel stays in a quarter of the second cache, from which each tile
+    reads it.
     """
     dtype, columns = problem.total.dtype, problem.column.count
     nr = choose_nr(target, dtype, columns)
     wide = min(target.tile_vectors * target.lanes(dtype), target.tile_lanes)
     near = problem.depth * wide * dtype.itemsize <= target.l2 // 4
     enough = problem.row.typical > target.tile_rows and -columns % wide <= columns // LEAST_FULL
-    return wide if nr < wide < 2 * columns and near and enough and not target.brief else nr
+    return wide if 1 < nr < wide < 2 * columns and near and enough and not target.brief else nr
 
 
 def choose_mr(target: Target, rows: int, nr: int, dtype: DType, bound: int = 0) -> int:

@@ -90,7 +90,7 @@ class _Emitter(MemoryEmitter):
         # Others learn that a chunk is done by a flag, which streaming stores might arrive after.
         fence = ["  fence seq_cst"] if self.streams else []
         body = [*entry.lines, *fence]
-        if self.matrices.used:
+        if self.matrices.numbers:
             declared, begin, release = self.matrices.configured()
             self.declarations.add(declared)
             body = [begin, *body, release]

@@ -397,26 +397,21 @@ _WORD = 4  # bytes of an element, whichever it is
 
 
 class MatrixRegisters:
-    """The matrix registers of a kernel: how many rows each has, and bytes of a row."""
+    """The matrix registers of a kernel, in `numbers` by use, rows and bytes of a row."""
 
     def __init__(self) -> None:
-        self._numbers: dict[tuple[str, int, int, int], int] = {}
+        self.numbers: dict[tuple[str, int, int, int], int] = {}
 
     def number(self, what: str, place: int, rows: int, nbytes: int) -> int:
         """The register for part `place` of an operand of that shape: always the same."""
-        return self._numbers.setdefault((what, place, rows, nbytes), len(self._numbers))
-
-    @property
-    def used(self) -> bool:
-        """Whether there are any."""
-        return bool(self._numbers)
+        return self.numbers.setdefault((what, place, rows, nbytes), len(self.numbers))
 
     def configured(self) -> tuple[str, str, str]:
         """What a module declares, and how its function begins and ends.
 
         Palette 1, 64 bytes and 16 rows for each register at most: see Intel's manual at LDTILECFG.
         """
-        shapes = [shape[2:] for shape in self._numbers]
+        shapes = [shape[2:] for shape in self.numbers]
         if len(shapes) > REGISTERS:
             raise CompileError(f"LLVM renderer: {len(shapes)} matrix registers of {REGISTERS}")
         name = "@matrices." + ".".join(f"{rows}x{nbytes}" for rows, nbytes in shapes)

@@ -621,6 +621,14 @@ def test_reports_count_flops() -> None:
         assert nest.operations == 2 * rows * depth * columns
 
 
+def test_a_target_without_vectors_has_tiles_of_one_column() -> None:
+    def build(inputs: Inputs) -> list[Node]:
+        return [product(inputs(64, 48), inputs(48, 32))]
+
+    (kernel,) = schedule_of(graph_of(build)[0], GOLDEN).kernels
+    assert plan_of(prepare(kernel), replace(GOLDEN, vector_bytes=0)).nr == 1
+
+
 def test_a_wrong_value_is_seen() -> None:
     ones = np.ones(3, np.float32)
     assert difference(ones + np.float32(1e-3), ones, NEAR) is not None

@@ -42,7 +42,7 @@ define void @copy(i64 %begin, i64 %end, ptr %args, ptr %scratch) {{
 }}
 '''
 addresses, keep = host_compiler().compile(text, ["copy"])
-source, target = cpu_memory.allocate_exact(4 * length), cpu_memory.allocate_exact(4 * length)
+source, target = cpu_memory.allocate_guarded(4 * length), cpu_memory.allocate_guarded(4 * length)
 ctypes.memset(source, 0, 4 * length)
 args = (ctypes.c_int64 * 2)(source, target)
 table = (Launch * 1)(Launch(addresses["copy"], ctypes.addressof(args), 1, 1, 0))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from minigrad.runtimes import half_ir
-from minigrad.runtimes.host import architecture_name
+from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import Compiler, undefined_symbols
 
-pytestmark = pytest.mark.skipif(architecture_name() != "x86_64", reason="an x86 matter")
+pytestmark = pytest.mark.skipif(host().architecture != "x86_64", reason="an x86 matter")
 
 CONVERT = """
 define void @convert(i64 %count, ptr %from, ptr %to) {
