@@ -204,7 +204,8 @@ def _divisor(b: Builder, y: Value) -> str:
     (Its code generator takes 0 / 0 for 0 where it knows both, as of lanes that a mask leaves out,
     and drops the select that puts a 0 there: LLVM 22, TargetLowering::SimplifyDemandedVectorElts.)
     """
-    if y.lanes == 1 or not y.text.startswith("%"):
+    zero = literal(0, register_type(y.dtype), y.lanes)
+    if y.lanes == 1 or not y.text.startswith("%") and y.text != zero:
         return y.text
     return b.call(f"llvm.arithmetic.fence.{suffix(y.type)}", y.type, [y.typed])
 
