@@ -166,11 +166,11 @@ def settle_readers() -> None:
         graphs = {} if waits else {h.raw: holders(h.raw) for h in wanted if h.raw.dtype.is_float}
         stopped = {h for same in graphs.values() for h in same if h.stopped}
     _settle(wanted)
-    for graph, same in graphs.items():
-        flowing = {h.raw for h in same if h not in stopped and h.raw.op is BUFFER}
-        for buffer in flowing:
-            if not saved_graphs.has_history(buffer):
-                saved_graphs.record({buffer: graph}, {})
+    saved_graphs.record({
+        holder.raw: graph for graph, same in graphs.items() for holder in same
+        if holder not in stopped and holder.raw.op is BUFFER
+        and not saved_graphs.has_history(holder.raw)
+    }, {})  # fmt: skip
     for holder in stopped:
         holder.stopped = saved_graphs.has_history(holder.raw)
     for state in states:
