@@ -152,8 +152,9 @@ def settle_readers() -> None:
     """Realize live tensors that read memory: whatever is written next, they are as they were.
 
     But not those of another thread that need a write of its own. Views stay lazy, and follow their
-    bases. One that reads only a random state gets a copy of that. Where nothing waits to be written
-    gradients still find what they were computed from, marked or not: nobody asked for memory.
+    bases. One that reads only a random state gets a copy of that. Where they read nothing that
+    waits to be written, gradients still find what they were computed from, marked or not: nobody
+    asked for memory.
     """
     with lock:
         lazy = [h for h in not_captured(_readable(lazy_holders())) if views.base_of(h) is None]
@@ -163,7 +164,12 @@ def settle_readers() -> None:
             order, (node for node in order if node.op is BUFFER and node not in _companions)
         )
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
-        graphs = {} if waits else {h.raw: holders(h.raw) for h in wanted if h.raw.dtype.is_float}
+        writes = filter(_is_waiting, order)  # what reads what they write cannot be computed again
+        moving = depending(order, [node for write in writes for node in (write, write.src[0])])
+        graphs = {
+            h.raw: holders(h.raw) for h in wanted
+            if h.raw.dtype.is_float and h.raw not in moving
+        }  # fmt: skip
         stopped = {h for same in graphs.values() for h in same if h.stopped}
     _settle(wanted)
     saved_graphs.record({

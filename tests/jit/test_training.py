@@ -300,11 +300,13 @@ def test_a_capture_leaves_lazy_tensors_their_way_back(on_device):
     (They ended there: the gradient of x³ was x² where a step had been captured in between.)
     """
     step, a = jit(lambda x: (x * 2).realize()), Tensor([1.0, 2.0]).realize()
+    written = Tensor([0.0, 0.0]).realize()
     for _ in range(4):
         x = Tensor([3.0, 4.0])
         y = x * x
         with Tensor.no_grad():
             stopped = x * x
+        written += 1  # waits, and is nothing to them
         step(a)
         assert (y * x).sum().gradient(x)[0].tolist() == [27.0, 48.0]
         assert (stopped * x).sum().gradient(x)[0].tolist() == [9.0, 16.0]
