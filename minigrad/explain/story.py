@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
-from threading import get_ident
 from typing import Any
 
 from minigrad.device import Buffer, Device
@@ -34,39 +32,27 @@ from minigrad.schedule.show import label, show
 from minigrad.schedule.sort import expand_sorts
 from minigrad.schedule.split import split_reductions
 from minigrad.schedule.stage import Stage
-from minigrad.settings import Context, flag
+from minigrad.settings import Context, flag, having
 
 MOST = 4  # kernels that refused a stage, of which a sentence tells
 NOWHERE = Origin()
 
 
-class Decisions:
+class Decisions(fuse.Watcher):
     """Why stages share no kernel: a watcher of `fuse.cluster`. by_array: of each stage's first."""
 
     def __init__(self) -> None:
-        self.thread = get_ident()
         self.by_array: dict[Array, list[tuple[Array, str]]] = {}
         self._refused: list[tuple[Array, str]] = []
 
     def refused(self, home: Cluster, why: str) -> None:
         """See `fuse.Watcher`."""
-        if get_ident() == self.thread and home.stages:
+        if home.stages:
             self._refused.append((home.stages[0].array, why))
 
     def settled(self, stage: Stage, home: Cluster) -> None:
         """See `fuse.Watcher`."""
-        if get_ident() == self.thread:
-            self.by_array[stage.array], self._refused = self._refused, []
-
-
-@contextmanager
-def _among(watchers: list[Any], one: Any) -> Iterator[None]:
-    """Let one be told, too, meanwhile."""
-    watchers.append(one)
-    try:
-        yield
-    finally:
-        watchers.remove(one)
+        self.by_array[stage.array], self._refused = self._refused, []
 
 
 class Codes:
@@ -86,13 +72,12 @@ class Codes:
         return self._numbers[key]
 
     def _made(self, kernel: Kernel) -> dict[str, Any]:
-        thread, steps = get_ident(), list[str]()
+        steps = list[str]()
 
         def see(step: str, body: tuple[Statement, ...]) -> None:
-            if get_ident() == thread:
-                steps.append(f"{step}\n{show_statements(body)}")
+            steps.append(f"{step}\n{show_statements(body)}")
 
-        with _among(transforms.watchers, see):
+        with having(transforms.watching, see=see):
             nest = lower(kernel, self.kernels.target)
         text = self.kernels.render(nest)
         return {
@@ -122,7 +107,7 @@ class Story:
             simple = self._simplified(graph.roots)
             unsorted = self._pass("expand_sorts", simple, lambda: expand_sorts(simple))
             roots = self._pass("split_reductions", unsorted, lambda: split_reductions(unsorted))
-            with _among(fuse.watchers, self.decisions):
+            with having(fuse.watching, watcher=self.decisions):
                 self.plan: Schedule = self._pass(
                     "schedule", roots, lambda: schedule(graph, roots, target, bool(flag("FUSE")))
                 )

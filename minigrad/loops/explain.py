@@ -94,7 +94,7 @@ def main() -> None:
     target = Target(given.vectors, 32 if given.vectors == 64 else 16, 1 << 15, 1 << 20)
     if given.gpu:
         target = replace(target, vector_bytes=0, group=Group(256, 48 << 10, 4))
-    transforms.watchers.append(partial(see, target))
+    transforms.watching.see = partial(see, target)
     root, inputs = make(given.extents, given.transposed)
     graph = Graph((root,), (inputs,), inputs + 1, (), DEVICE)
     for kernel in schedule(graph, simplify(graph.roots), target).kernels:

@@ -19,6 +19,7 @@ does `python -m minigrad.loops.explain`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,7 +52,13 @@ Change = Callable[[Loop, Around], Statements]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-watchers: list[Callable[[str, Statements], None]] = []  # who sees each step: see explain.py
+class _Watching(threading.local):
+    """see: who is shown each step that this thread makes (`explain.py`)."""
+
+    see: Callable[[str, Statements], None] | None = None
+
+
+watching = _Watching()
 
 
 def _step(method: Callable[P, T]) -> Callable[P, T]:
@@ -626,8 +633,8 @@ class Schedule:
             words += [f"{key}={_word(arg)}" for key, arg in named.items()]
             return f"{name}({', '.join(words)})" if words else name
 
-        for watcher in watchers:
-            watcher(text(), self.whole())
+        if watching.see is not None:
+            watching.see(text(), self.whole())
         report(4, lambda: f"{text()}\n{nest.show_statements(self.whole())}")
 
 

@@ -8,8 +8,9 @@ with nothing but the row passing between them. The question asked of each read i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, variables
@@ -34,8 +35,11 @@ MOST_PARTS = 8  # of one array: those of long joins share the code of one kernel
 LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
 
 
-class Watcher(Protocol):
-    """Who sees which stages join which kernels, and why not others: see `minigrad/explain/`."""
+class Watcher:
+    """Who sees which stages join which kernels, and why not others: see `minigrad/explain/`.
+
+    This one does nothing about it.
+    """
 
     def refused(self, home: Cluster, why: str) -> None:
         """The stage that is next to settle does not join this kernel."""
@@ -44,13 +48,18 @@ class Watcher(Protocol):
         """A stage has joined a kernel, which may be its own."""
 
 
-watchers: list[Watcher] = []
+class _Watching(threading.local):
+    """watcher: of the kernels that this thread plans."""
+
+    watcher = Watcher()
+
+
+watching = _Watching()
 
 
 def _no(home: Cluster, why: str) -> frozenset[Integer]:
     """No rows under which a stage may join a kernel."""
-    for watcher in watchers:
-        watcher.refused(home, why)
+    watching.watcher.refused(home, why)
     return frozenset()
 
 
@@ -203,8 +212,7 @@ def cluster(
                 if way is not None and _may_join(candidate, stage, producers, waits):
                     home, fit = candidate, way
                     break
-        for watcher in watchers:
-            watcher.settled(stage, home)
+        watching.watcher.settled(stage, home)
         clusters.setdefault(home, len(clusters))
         home.add(fit)
         if fit.sums or not home.sums.isdisjoint(read):

@@ -6,6 +6,7 @@ import contextlib
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from inspect import cleandoc
@@ -647,6 +648,16 @@ def test_explain_shows_what_steps_bring() -> None:
     assert {"split", "reorder", "stage", "unroll", "kernel contraction"} <= set(cycles)
 
 
+def test_who_watches_sees_what_its_own_thread_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(transforms.watching, "see", lambda step, body: seen.append(step))
+    other = threading.Thread(target=lambda: product().split(m, 2, "t"))
+    other.start()
+    other.join()
+    product().split(n, 3, "p")
+    assert [step for step in seen if step.startswith("split")] == ["split(n0, 3, p)"]
+
+
 @pytest.mark.parametrize(("given", "code", "words"), [
     ("columns 100 200", 0, "s0[c0 + 200·k0]"),
     ("columns 100", 2, "columns: expected 2 numbers from 1 on, got [100]"),
@@ -656,7 +667,7 @@ def test_explain_sums_of_columns_and_wrong_numbers(
     given: str, code: int, words: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(transforms, "watchers", [])
+    monkeypatch.setattr(transforms, "watching", transforms._Watching())
     monkeypatch.setattr(sys, "argv", ["explain", *given.split()])
     with pytest.raises(SystemExit) if code else contextlib.nullcontext():
         explain.main()

@@ -87,7 +87,7 @@ simplify"""
 def steps_of(monkeypatch, *roots):
     """What recipes do, step by step."""
     found = []
-    monkeypatch.setattr(transforms, "watchers", [lambda step, body: found.append(step)])
+    monkeypatch.setattr(transforms.watching, "see", lambda step, body: found.append(step))
     nests(*roots)
     return "\n".join(found[1:])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import numpy as np
 import pytest
 
@@ -10,9 +12,11 @@ from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule import expr
+from minigrad.schedule import fuse as fusion
 from minigrad.schedule.fuse import MOST_ARRAYS
 from minigrad.schedule.materialize import DEEPEST
 from minigrad.schedule.schedule import Schedule
+from minigrad.schedule.stage import Stage
 
 from .agreement import agree
 from .programs import (
@@ -78,6 +82,22 @@ def test_two_layers_are_two_kernels() -> None:
     plan = plan_of(mlp)
     assert [kernel.kind for kernel in plan.kernels] == ["contraction"] * 2
     assert plan.arena_bytes == 32 * 40 * 4
+
+
+def test_who_watches_sees_what_its_own_thread_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Watcher(fusion.Watcher):
+        def settled(self, stage: Stage, home: fusion.Cluster) -> None:
+            seen.append(stage.array.name)
+
+    monkeypatch.setattr(fusion.watching, "watcher", Watcher())
+    other = Thread(target=plan_of, args=(PROGRAMS["row_softmax"],))
+    other.start()
+    other.join()
+    assert not seen
+    stages = [stage for k in plan_of(PROGRAMS["gelu_linear"]).kernels for stage in k.stages]
+    assert seen == [stage.array.name for stage in stages]
 
 
 def test_a_residual_joins_its_product() -> None:
