@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -46,6 +47,12 @@ def held_over_forks(lock: threading.RLock | None = None) -> threading.RLock:
     lock = lock or threading.RLock()
     _held.append(lock)
     return lock
+
+
+def in_child(function: Callable[[], object]) -> None:
+    """Have a function called in the child of each fork, which has the thread alone that forked."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
 
 
 def _before_fork() -> None:

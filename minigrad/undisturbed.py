@@ -8,11 +8,10 @@ whole process, changed no longer than needed.
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from minigrad.locks import held_over_forks
+from minigrad.locks import held_over_forks, in_child
 
 NEVER = 1 << 30  # collections of younger objects before one of all
 
@@ -51,5 +50,4 @@ def _in_child() -> None:
     _leave(_makers)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+in_child(_in_child)

@@ -8,6 +8,7 @@ run: the addresses of the call's buffers go into the table's arguments; one nati
 from __future__ import annotations
 
 import ctypes
+import platform
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_driver import FLAG_BESIDE
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE, check_host
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan
@@ -42,7 +43,8 @@ MOST_PLACES = 64  # arenas that a program keeps planned, one for each of its siz
 
 
 def open_device(name: str) -> CPU:
-    """The runtime of a device "CPU", "CPU:1", …"""
+    """The runtime of a device "CPU", "CPU:1", … DeviceError where this machine has none."""
+    check_host(platform.machine())
     return CPU(name)
 
 

@@ -282,13 +282,18 @@ def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     return compiled("driver", driver_text(host().architecture, spins), FUNCTIONS)
 
 
-def driver_text(architecture: str, spins: int) -> str:
-    """LLVM IR of the driver for a processor with Linux. DeviceError where there is no such one."""
+def check_host(architecture: str) -> None:
+    """DeviceError where there is no driver for such processors under the system that runs."""
     if architecture not in _CALLS or sys.platform != "linux":
         raise DeviceError(
             f"the device CPU on {sys.platform}, {architecture}: expected Linux on one of "
             f"{', '.join(_CALLS)}; choose the device REF"
         )
+
+
+def driver_text(architecture: str, spins: int) -> str:
+    """LLVM IR of the driver for a processor with Linux. DeviceError as `check_host`."""
+    check_host(architecture)
     constants = {**globals(), "SPINS": spins}
     constants["FUTEX"], constants["SET_AFFINITY"] = _CALLS[architecture]
     return native_ir(_DRIVER, constants, architecture)

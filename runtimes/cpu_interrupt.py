@@ -12,14 +12,13 @@ does), and on other threads, to which Python does not deliver signals.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
 from functools import partial
 
-from minigrad.locks import new_lock
+from minigrad.locks import in_child, new_lock
 from minigrad.runtimes.cpu_pool import Pool
 
 # Operations and bytes from which a program is long: a millisecond at best, and a third of a second
@@ -109,4 +108,4 @@ def _after_fork() -> None:
     _watcher = None
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)

@@ -17,6 +17,7 @@ import ctypes
 import errno
 import mmap
 import os
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,17 +40,18 @@ LARGEST_SHARING = SHARED // 8  # above, size classes are whole huge pages
 POISON = 0xFF  # what guarded memory holds at first: NaN as a float, −1 as an integer
 _KEEP = 1 << 30  # idle bytes that are always kept, unless the machine is small
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
-_mmap.restype = ctypes.c_void_p
-_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
-                  ctypes.c_long]  # fmt: skip
-_munmap = _libc.munmap
-_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_madvise = _libc.madvise
-_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-_mprotect = _libc.mprotect
-_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+if sys.platform != "win32":  # where OpenCL wants the sizes of blocks from here, and no more
+    _libc = ctypes.CDLL(None, use_errno=True)
+    _mmap = _libc.mmap
+    _mmap.restype = ctypes.c_void_p
+    _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                      ctypes.c_long]  # fmt: skip
+    _munmap = _libc.munmap
+    _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    _madvise = _libc.madvise
+    _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    _mprotect = _libc.mprotect
+    _mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _memoryview_at = ctypes.pythonapi.PyMemoryView_FromMemory
 _memoryview_at.restype = ctypes.py_object
 _memoryview_at.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]

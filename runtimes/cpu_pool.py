@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import os
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minigrad.graph.symbolic import Affine, Integer
-from minigrad.locks import new_lock
+from minigrad.locks import in_child, new_lock
 from minigrad.runtimes import cpu_driver, cpu_memory, host
 from minigrad.runtimes.cpu_driver import LAUNCH_FIELDS
 
@@ -264,4 +263,4 @@ def _after_fork() -> None:
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)

@@ -147,7 +147,9 @@ def described() -> str:
 
 
 def processors() -> list[int]:
-    """Numbers of the processors on which the calling thread may run."""
+    """Numbers of the processors on which the calling thread may run: all, where nobody can tell."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [*range(os.cpu_count() or 1)]
     return sorted(os.sched_getaffinity(0))
 
 

@@ -5,12 +5,11 @@ pyopencl is imported here only, when a device is opened: `import minigrad` does 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from minigrad.errors import DeviceError
-from minigrad.locks import new_lock
+from minigrad.locks import in_child, new_lock
 from minigrad.runtimes.opencl_pocl import POCL, choose_loops, is_too_old, trouble_with_folder
 from minigrad.settings import getenv
 from minigrad.target import CPU_TILES, TILES, Group
@@ -182,4 +181,4 @@ def _after_fork() -> None:
     _inherited = _used
 
 
-os.register_at_fork(after_in_child=_after_fork)
+in_child(_after_fork)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from threading import get_ident
 from typing import Any
 
 from minigrad.graph.node import Node
+from minigrad.locks import in_child
 
 
 class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
@@ -23,8 +23,7 @@ class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
 
 capturing: dict[int, Noted] = {}  # threads that capture a step now → what that has told
 changes = [0]  # how often an attribute was written that code notes
-if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
-    os.register_at_fork(after_in_child=capturing.clear)
+in_child(capturing.clear)
 
 
 def note(owner: Any, attribute: str, written: bool = False) -> None:

@@ -6,13 +6,13 @@ nobody takes a lock. Who must wait steps back meanwhile, and gets its turn in th
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Set
 from threading import get_ident
 from typing import Any, TypeVar
 
 from minigrad.device import Buffer
+from minigrad.locks import in_child
 from minigrad.tensor.live_tensors import lock, rank
 
 T = TypeVar("T")
@@ -24,9 +24,8 @@ Turn = tuple[Callable[[Any], Touched], Any]
 under_way: dict[int, Turn] = {}  # by threads
 waiting: dict[int, Turn] = {}  # the same, who came first first; changed under the lock only
 _changed = threading.Condition(lock)
-if hasattr(os, "register_at_fork"):  # a child has the thread alone that forked
-    os.register_at_fork(after_in_child=under_way.clear)
-    os.register_at_fork(after_in_child=waiting.clear)
+in_child(under_way.clear)
+in_child(waiting.clear)
 
 
 def during(turn: Turn, work: Callable[[], T]) -> T:
