@@ -213,6 +213,7 @@ class Jitted(Generic[P, R]):
         called_with = _given(args, kwargs)
         realization.settle_readers()
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
+        realization.settle_writes()
         realization.settle_before(frozenset(), self._called[key].used)
         given = copies(self.name, tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
@@ -235,7 +236,7 @@ class Jitted(Generic[P, R]):
                 found = flatten(result, results, dict(values))
                 others = objects(found)
                 realization.realize([*results, *before.left_behind()])
-                realization.settle_before(frozenset())
+                realization.settle_writes()
             failed = False
         finally:
             del capturing[get_ident()]

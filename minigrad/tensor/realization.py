@@ -31,6 +31,7 @@ from minigrad.program import recording
 from minigrad.tensor import saved_graphs, turns, views
 from minigrad.tensor.live_tensors import (
     Holder,
+    held_among,
     holders,
     lazy_holders,
     lazy_links,
@@ -96,14 +97,14 @@ def accompany(buffer: Node, holder: Holder) -> None:
     buffer.arg.steady = True
 
 
-def realize(tensors: Iterable[Holder]) -> None:
-    """Give every tensor memory that holds its value."""
-    plan = _compute(tensors)
+def realize(tensors: Iterable[Holder], unasked: bool = False) -> None:
+    """Give every tensor memory that holds its value. unasked: see `_Plan`."""
+    plan = _compute(tensors, unasked=unasked)
     if plan is not None:
         roots = plan.roots
         moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in roots]
         if moved:  # another thread computed what they depend on
-            realize(moved)
+            realize(moved, unasked)
 
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
@@ -122,83 +123,59 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
         holder._point(buffer)
 
 
-def settle_before(written: Container[Buffer], read: Container[Buffer] = ()) -> None:
+def settle_before(written: Container[Buffer], read: Container[Buffer]) -> None:
     """Realize what must be before a step: who reads what it writes, and writes to what it reads.
 
-    And all writes of this thread that wait: those of another one, which may go on meanwhile, are
-    its own business elsewhere. Views of `written` memory stay lazy, and follow it. Who reads a
-    random state that has no waiting write has a copy already. Of what is recorded, only this
-    thread's tensors are a part.
+    Views of `written` memory stay lazy, and follow it. Who reads a random state that has no waiting
+    write has a copy already.
     """
     with lock:
         following = views.align(written)
         lazy = not_captured(_readable(lazy_holders()))
-        order, waits, mine = _waits_and_mine(lazy)
-        reads = depending(order, (
+        order = topological([holder.raw for holder in lazy])
+        wanted = depending(order, (
             node for node in order
-            if (node.op is BUFFER and node.arg in written and node not in _companions)
-            or (_is_waiting(node) and node.src[0].arg in read)
+            if node.op is BUFFER and node.arg in written and node not in _companions
         ))  # fmt: skip
-        anyone = recording.calls is None
-        wanted = [
-            holder for holder in lazy
-            if (anyone and holder.raw in reads or holder in mine and holder.raw in waits)
-            and id(holder._link) not in following
-        ]  # fmt: skip
-    _settle(wanted)
+        wanted.update(n for n in order if _is_waiting(n) and n.src[0].arg in read)
+    _settle([h for h in lazy if h.raw in wanted and id(h._link) not in following])
+
+
+def settle_writes() -> None:
+    """Carry out the writes of this thread that wait."""
+    _settle([h for h in of_this_thread(_readable(lazy_holders())) if _is_waiting(h.raw)])
 
 
 def settle_readers() -> None:
     """Realize live tensors that read memory: whatever is written next, they are as they were.
 
     But not those of another thread that need a write of its own. Views stay lazy, and follow their
-    bases. One that reads only a random state gets a copy of that. Where they read nothing that
-    waits to be written, gradients still find what they were computed from, marked or not: nobody
-    asked for memory.
+    bases. One that reads only a random state gets a copy of that.
     """
     with lock:
         lazy = [h for h in not_captured(_readable(lazy_holders())) if views.base_of(h) is None]
-        order, waits, mine = _waits_and_mine(lazy)
+        order, mine = topological([holder.raw for holder in lazy]), {*of_this_thread(lazy)}
+        waits = depending(order, filter(_is_waiting, order))
         states = [node for node in order if node in _companions]
         reads = depending(
             order, (node for node in order if node.op is BUFFER and node not in _companions)
         )
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
-        writes = filter(_is_waiting, order)  # what reads what they write cannot be computed again
-        moving = depending(order, [node for write in writes for node in (write, write.src[0])])
-        graphs = {
-            h.raw: holders(h.raw) for h in wanted
-            if h.raw.dtype.is_float and h.raw not in moving
-        }  # fmt: skip
-        stopped = {h for same in graphs.values() for h in same if h.stopped}
-    _settle(wanted)
-    saved_graphs.record({
-        holder.raw: graph for graph, same in graphs.items() for holder in same
-        if holder not in stopped and holder.raw.op is BUFFER
-        and not saved_graphs.has_history(holder.raw)
-    }, {})  # fmt: skip
-    for holder in stopped:
-        holder.stopped = saved_graphs.has_history(holder.raw)
+    _settle(wanted, unasked=True)
     for state in states:
         _compute([], {state}, _companions[state]())
     views.align()
 
 
-def _settle(wanted: Sequence[Holder]) -> None:
+def _settle(wanted: Sequence[Holder], unasked: bool = False) -> None:
     """Realize tensors, one by one where a variable is bound to several values in them."""
     try:
-        realize(wanted)
+        realize(wanted, unasked)
     except MinigradError:
         raise
     except ValueError:  # no single program has it
         for holder in wanted:
-            realize([holder])
-
-
-def _waits_and_mine(lazy: Sequence[Holder]) -> tuple[list[Node], set[Node], set[Holder]]:
-    """The nodes below lazy tensors, those that need a waiting write, and this thread's tensors."""
-    order = topological([holder.raw for holder in lazy])
-    return order, depending(order, filter(_is_waiting, order)), {*of_this_thread(lazy)}
+            realize([holder], unasked)
 
 
 def separate(node: Node, owners: Container[int]) -> None:
@@ -221,8 +198,9 @@ def _copied(node: Node) -> Node:
 
 
 def _compute(
-    wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None
-) -> _Plan | None:
+    wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
+    unasked: bool = False,
+) -> _Plan | None:  # fmt: skip
     """Plan and compute, after what other threads are at now that must be before.
 
     Gives the plan, if there is need of one: what another thread captures is computed by that alone.
@@ -234,11 +212,11 @@ def _compute(
             given = not_captured(wanted) if capturing else wanted
             lazy = [holder for holder in given if holder.raw.op is not BUFFER]
             if lazy or targets:
-                plan = _Plan(lazy, targets, owner)
+                plan = _Plan(lazy, targets, owner, unasked)
                 under_way[me] = _Plan.touched, plan
                 while (len(under_way) > 1 or waiting) and turns.must_wait((_Plan.touched, plan)):
                     lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
-                    plan = _Plan(lazy, targets, owner)
+                    plan = _Plan(lazy, targets, owner, unasked)
         if plan is not None:
             _run(plan)
     finally:
@@ -343,9 +321,13 @@ class _Plan:
     roots: what to compute, as the tensors know it; values: the same for the program, without
     writes that a later one has replaced. targets: BUFFERs that are about to be overwritten. copies:
     those of them that have other readers than their owner → the root that saves their value.
+    unasked: nobody asked for what is wanted to be in memory, so gradients by leaves that nobody
+    marked find their way back through it, too.
     """
 
     tracked: Set[Node] = frozenset()
+    free: Set[Node] = frozenset()  # leaves that nobody marked, where these count
+    wanting: Set[Node] = frozenset()  # what depends on others
     kept: Sequence[Node] = ()
     lost: Sequence[tuple[Node, Node]] = ()  # root, a leaf that its gradient would need
     below: Sequence[Node] = ()  # what new readers need, and the order does not have yet
@@ -358,8 +340,10 @@ class _Plan:
         wanted: Sequence[Holder],
         targets: Iterable[Node] = (),
         owner: Holder | None = None,
+        unasked: bool = False,
     ) -> None:
         self.wanted, self.owner, self.given_targets = wanted, owner, tuple(targets)
+        self.unasked = unasked
         self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
@@ -371,7 +355,7 @@ class _Plan:
         while size != len(self.roots):
             size = len(self.roots)
             self._extend()
-            may_flow = self.targets or self.marked or saved_graphs.recorded
+            may_flow = self.targets or self.marked or saved_graphs.recorded or unasked
             if size == len(self.roots) and may_flow:
                 self._save_for_backward()
         values = list(self.roots)
@@ -501,40 +485,64 @@ class _Plan:
         """
         self.tracked, self.kept, self.lost = set(), [], []
         leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
-        if not (leaves or self.marked or saved_graphs.recorded):
+        if not (leaves or self.marked or saved_graphs.recorded or self.unasked):
             return
-        tracked = {*self.marked, *leaves}
         order = self.order if saved_graphs.recorded else ()
-        tracked.update([node for node in order if node.op is BUFFER and has_history(node)])
-        lost = tracked if leaves == tracked else set(leaves)
-        apart, track, untracked = tracked.isdisjoint, tracked.add, Op.BITCAST
-        for node in self.order:
-            if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
-                if node not in self.marked:
-                    track(node)
-                    if lost is not tracked and not lost.isdisjoint(node.src):
-                        lost.add(node)
-        self.tracked = tracked
+        known = [node for node in order if node.op is BUFFER and has_history(node)]
+        start = {*self.marked, *leaves, *known}
+        self.wanting = wanting = self._reached(self.order, start)
+        lost = wanting
+        if start != leaves:
+            lost = self._reached(filter(wanting.__contains__, self.order if leaves else ()), leaves)
+        self.tracked = tracked = self._with_free() if self.unasked else wanting
         flowing = [
             root
             for root in self.roots
             if root in tracked
-            and root.op is not Op.ASSIGN
             and root not in self.marked
+            and root not in self.free
             and any(not holder.stopped for holder in holders(root))
         ]
         self.kept = [root for root in flowing if root not in lost]
         leaf = next((target for target in self.targets if target in leaves), None)
         self.lost = [(root, leaf) for root in flowing if leaf is not None and root in lost]
         stale = depending(self.order, self.targets) if self.kept and self.targets else set()
-        for node in topological([root for root in self.kept if root in stale]):
+        saved = {*self.marked, *self.free}  # below which nothing is computed again
+        for node in topological([root for root in self.kept if root in stale], saved):
             if node in tracked and node.op is not Op.BUFFER:
                 for source in node.src[1:] if node.op is Op.ASSIGN else node.src:
-                    if source in stale and source not in tracked:
+                    if source in stale and (source not in tracked or source in self.free):
                         if source.op is Op.BUFFER:
                             self._copy(source)
                         else:
                             self.roots.setdefault(source)
+
+    def _reached(
+        self, order: Iterable[Node], leaves: Set[Node], free: set[Node] | None = None
+    ) -> set[Node]:
+        """What depends on leaves, these included; and on `free` ones, of which those stay that do
+        not depend on a leaf themselves.
+        """
+        reached, free = set(leaves), set() if free is None else free
+        apart, reach, untracked = reached.isdisjoint, reached.add, Op.BITCAST
+        for node in order:
+            if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
+                if node not in self.marked:
+                    reach(node)
+                    free.discard(node)
+            elif node in free:
+                reach(node)
+        return reached
+
+    def _with_free(self) -> set[Node]:
+        """What depends on any leaf: also on those that nobody marked."""
+        known = saved_graphs.valid(self.order)
+        self.free = free = {
+            node for node in held_among(self.order)
+            if node.dtype.is_float and node not in self.targets and node not in known
+            and any(holder._requires_grad is None for holder in holders(node))
+        }  # fmt: skip
+        return self._reached(self.order, {*self.wanting, *known}, free)
 
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
@@ -548,12 +556,11 @@ class _Plan:
             for holder in holders(target):
                 if holder is not self.owner:
                     holder._point(made[copied])
-        for root in self.roots if self.targets else ():
-            if _is_waiting(root):
-                saved_graphs.overwritten(root.src[0])
-                del _waiting[id(root.src[0])]
-        if self.kept or self.lost:
-            self._record(made)
+        written = [root.src[0] for root in self.roots if _is_waiting(root)] if self.targets else []
+        for target in written:
+            del _waiting[id(target)]
+        if self.kept or self.lost or written:
+            self._record(made, written)
         for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
             if holder.raw.op is CONST:
                 holder._point(made[holder.raw])
@@ -593,13 +600,15 @@ class _Plan:
         _replace([holder for holder in lazy if holder.raw in busy], writes)
         return [holder for holder in lazy if holder.raw not in busy]
 
-    def _record(self, made: dict[Node, Node]) -> None:
+    def _record(self, made: dict[Node, Node], written: Sequence[Node]) -> None:
         """Keep the graphs of the roots that were chosen for it."""
-        saved = {n: b for n, b in made.items() if n not in self.tracked or wants_gradient(n)}
+        saved = {n: b for n, b in made.items()
+                 if n not in self.tracked or n in self.free or wants_gradient(n)}  # fmt: skip
         for target, copied in self.copies.items():
             saved[target] = made[copied]
         known = self.order if len(self.roots) == 1 else None
-        if self.kept:
-            saved_graphs.record({made[root]: root for root in self.kept}, saved, known)
+        graphs = {made[root]: root for root in self.kept}
+        free = {made[root] for root in self.kept if root not in self.wanting}
+        saved_graphs.record(graphs, saved, known, written, free)
         for root, leaf in self.lost:
             saved_graphs.lose(_whole(made[root]), leaf)

@@ -29,11 +29,13 @@ _written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  
 @dataclass(frozen=True)
 class _History:
     """node: the expanded graph; since: the last write before it was made: it is void if a buffer
-    that it reads was written later. lost: what it would have needed, if it never was a history.
+    that it reads was written later. marked: it leads to a marked leaf; void, any other is none.
+    lost: what it would have needed, if it never was a history.
     """
 
     node: Node
     since: int
+    marked: bool = True
     lost: Node | None = None
 
 
@@ -59,14 +61,20 @@ def see_through(
 
 def has_history(node: Node) -> bool:
     """Whether a BUFFER's value depends on a marked leaf."""
-    return bool(recorded) and node in _histories
+    history = _histories.get(node) if recorded else None
+    return history is not None and history.marked
+
+
+def valid(order: Iterable[Node]) -> set[Node]:
+    """The BUFFERs of an order that have a history, leading to any leaf, which is not void."""
+    nodes = [node for node in order if node.op is BUFFER] if recorded else []
+    found = {node: history for node in nodes if (history := _histories.get(node)) is not None}
+    return found.keys() - dict(_overwritten(found))
 
 
 def overwritten(node: Node) -> None:
     """Note that the memory of a BUFFER node was written."""
-    global _latest
-    _latest = _written[node.arg] = next(_writes)
-    _histories.pop(node, None)
+    record({}, {}, written=[node])
 
 
 def replayed(written: Iterable[Buffer]) -> None:
@@ -80,31 +88,40 @@ def replayed(written: Iterable[Buffer]) -> None:
 
 
 def record(
-    graphs: Mapping[Node, Node], saved: Mapping[Node, Node], order: Sequence[Node] | None = None
-) -> None:
+    graphs: Mapping[Node, Node], saved: Mapping[Node, Node], order: Sequence[Node] | None = None,
+    written: Iterable[Node] = (), free: Container[Node] = (),
+) -> None:  # fmt: skip
     """Keep graphs as the histories of buffers; `saved` maps parts of them to buffers of their own.
 
     graphs: by the BUFFER that has their value. order: `topological` of them, if that is known.
+    written: BUFFERs whose memory was written then: a graph that reads one follows the history that
+    it had before. free: those of `graphs` that lead to no marked leaf.
     Never raises: a value that depends on one whose history is void has a void history.
     """
+    global _latest
+    for node in written:
+        _latest = _written[node.arg] = next(_writes)
     wholes = replaced(list(graphs.values()), saved)
     same = wholes == list(graphs.values())
     nodes, found = _with_histories(wholes, order if same else None)
-    void = next(_overwritten(found), None)
-    if void is not None and len(graphs) > 1:
-        for buffer, graph in graphs.items():
-            record({buffer: graph}, saved)
-    elif void is not None:
-        lose(next(iter(graphs)), void[1])
-    else:
-        for buffer, node in zip(graphs, nodes, strict=True):
-            _histories[buffer] = _History(node, _latest)
+    void, lost = dict(_overwritten(found)), dict[Node, Node]()
+    for buffer, graph in zip(graphs, wholes, strict=True) if void else ():
+        for node in _with_histories([graph])[1]:
+            if node in void:
+                lost.setdefault(buffer, void[node])
+    for node in written:
+        _histories.pop(node, None)
+    for buffer, node in zip(graphs, nodes, strict=True):
+        if buffer in lost:
+            lose(buffer, lost[buffer])
+        else:
+            _histories[buffer] = _History(node, _latest, buffer not in free)
 
 
 def lose(buffer: Node, source: Node) -> None:
     """Note that the value of `buffer` has a gradient that needs `source` as it was, and is not."""
     nothing = const(0.0, buffer.dtype, buffer.shape, buffer.device)
-    _histories[buffer] = _History(nothing, _latest, source)
+    _histories[buffer] = _History(nothing, _latest, lost=source)
 
 
 def expand(
@@ -122,7 +139,7 @@ def expand(
         raise GradientError(
             f"the gradient of a realized tensor of shape {show(node.shape)} needs a tensor of "
             f"shape {show(source.shape)} that was overwritten in place since (by an optimizer's "
-            "step or assign); call backward() before the update"
+            "step or assign); call backward() before the update, or .detach() what is kept after it"
         )
     return expanded, {history.node: buffer for buffer, history in found.items()}
 
@@ -173,4 +190,7 @@ def _with_histories(
             if node in flowing and node.op not in (Op.BITCAST, ASSIGN):
                 flowing.update(source for source in node.src if source.dtype.is_float)
         found = {node: history for node, history in found.items() if node in flowing}
+        free = {node: history for node, history in found.items() if not history.marked}
+        for node, _ in list(_overwritten(free)):
+            del found[node]
     return replaced(roots, {node: history.node for node, history in found.items()}), found

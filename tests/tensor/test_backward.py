@@ -264,6 +264,83 @@ def test_writes_to_non_leaves_pass_gradients(on_device):
     assert x.grad.tolist() == [3 + 2 * 15, 0]
 
 
+def added(x, look):
+    total = Tensor(0.0)
+    for factor in (1, 2, 3):
+        total += (x * factor).sum()
+        look(total)
+    return total
+
+
+def parts(x, look):
+    total = Tensor([0.0, 0.0])
+    total[0] = x.square().sum()
+    look(total)
+    total[1] = total[0] * 3
+    look(total)
+    return total.sum()
+
+
+def by_a_view(x, look):
+    y = look(x * x)
+    look(y[1:]).mul_(3)
+    return look(y).sum() + y[1]
+
+
+def read_before(x, look):
+    total = look(x * 3)
+    square = total * total
+    total.assign(Tensor([9.0, 9.0]))
+    look(total)
+    return square.sum()
+
+
+def all_of_it(x, look):
+    total = Tensor([0.0, 0.0])
+    total += x * 3
+    y = total * 2
+    total += x
+    z = total * total
+    for one in (z, total, y):
+        look(one)
+    return (y + z + total).sum()
+
+
+def of_the_host(x, look):
+    total = look(x * 3)
+    square = total * total
+    total.set_data([1.0, 1.0])
+    return look(square).sum()
+
+
+IN_PLACE = {added: [6, 6], parts: [8, 16], by_a_view: [2, 24], read_before: [18, 36],
+            all_of_it: [42, 74], of_the_host: [18, 36]}  # fmt: skip
+
+
+@pytest.mark.parametrize("look", [lambda t: t, Tensor.realize, lambda t: (repr(t), t)[1]])
+@pytest.mark.parametrize("write", IN_PLACE)
+def test_results_that_are_written_in_place_keep_their_history(write, look, on_device):
+    """(`print(loss)` between `loss += …` and `backward` took the gradient.)"""
+    x = leaf([1, 2])
+    write(x, look).backward()
+    assert x.grad.tolist() == IN_PLACE[write]
+
+
+def test_a_state_written_in_place_is_detached_before_its_leaves_change(on_device):
+    x, state, kept = leaf([1, 2]), Tensor([0.0, 0.0]).realize(), Tensor([0.0, 0.0]).realize()
+    optimizer = nn.optim.SGD([x], lr=0.5)
+    for number in range(3):
+        optimizer.zero_grad()
+        state.assign(state.detach() + x * x)
+        kept += x
+        state.sum().backward()
+        assert x.grad.tolist() == (x * 2).tolist()
+        optimizer.step()
+        if number:
+            with pytest.raises(GradientError, match=r"overwritten.*\.detach\(\)"):
+                (x * kept).sum().backward()
+
+
 def test_gradient_of_gradient(on_device):
     x = leaf([1.0, 2.0])
     (first,) = (x**4).sum().gradient(x)
