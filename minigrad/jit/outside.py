@@ -18,8 +18,8 @@ import inspect
 import os
 import sys
 import weakref
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import UserDict, UserList, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from io import IOBase
 from itertools import pairwise
 from operator import methodcaller
@@ -37,14 +37,20 @@ from minigrad.tensor.pytree import Same
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CLOSED = (*_PLAIN, Tensor, Node)  # in which nothing changes, or is looked at elsewhere
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
-_LONGEST = 256  # items of a container that are
-_MOST = 1 << 12  # values that are
+_LONGEST = 256  # items of a container that are looked into
+_MOST_IDS = 1 << 13  # of a longer one of which it is looked whether they are the same: 0.1 ms
+_MOST = 1 << 12  # values that are compared
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
 _ADDING = ("append", "extend", "add", "update", "insert")
 _IMPLIED = {  # instructions → the methods that they run of what is not Python's own
     "CALL": "__call__", "CALL_KW": "__call__", "CALL_FUNCTION_EX": "__call__",
     "GET_ITER": "__iter__", "BINARY_SUBSCR": "__getitem__", "BEFORE_WITH": "__enter__",
+    "CONTAINS_OP": "__contains__", "UNARY_NEGATIVE": "__neg__",
+}  # fmt: skip
+_OPERATORS = {
+    "+": "add__", "-": "sub__", "*": "mul__", "/": "truediv__", "//": "floordiv__", "%": "mod__",
+    "**": "pow__", "@": "matmul__", "&": "and__", "|": "or__", "^": "xor__",
 }  # fmt: skip
 _LIBRARIES = {"minigrad", "numpy", "torch"}  # nobody rebinds what is theirs
 _STANDARD = os.path.dirname(os.__file__)  # where Python's own modules are
@@ -256,6 +262,9 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
         else:
             if kind in _IMPLIED:
                 yield _Use("", _IMPLIED[kind], called=True)
+            word = _OPERATORS.get(step.argrepr.rstrip("=")) if kind == "BINARY_OP" else None
+            for way in ("__", "__r", "__i") if word else ():
+                yield _Use("", f"{way}{word}", called=True)
             name = ""
         of = name
     if "super" in code.co_names:  # which takes the first argument, and does not say so
@@ -267,6 +276,9 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
             yield _Use("", constant)
 
 
+_CALLED = _Use("", "__call__", called=True)
+
+
 class _Walk:
     """Finds what a step reads. instance: gives its `self`; given: objects that it is given.
     modules: those that it called, and the attributes of each that are looked at elsewhere.
@@ -276,7 +288,7 @@ class _Walk:
 
     def __init__(
         self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any],
-        modules: Mapping[weakref.ref[Any], Collection[str]],
+        modules: Mapping[weakref.ref[Any], Mapping[str, Any]],
     ) -> None:  # fmt: skip
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by the expression that gives it
@@ -291,11 +303,15 @@ class _Walk:
         own = {name: self._named(value) for name, value in given.items()}
         self._function(step, own, "" if instance is None else f"{self._named(instance)}()")
         self._finish()
-        for link in modules:
+        for link, settings in modules.items():
             kind = type(link())
             if id(link()) not in self.called:
                 self._function(kind.__call__, {}, f"{self._named(link)}()", kind.__name__)
-                self._finish()
+            for name, layer in settings.items() if _is_library(kind) else ():
+                if isinstance(layer, Same) and not isinstance(layer.value, weakref.ref):
+                    place, label = self._named(layer.value), f"{kind.__name__}.{name}"
+                    self._value(place, label, _CALLED, (_CALLED,), known=True)
+            self._finish()
 
     def _finish(self) -> None:
         for one in self.todo:  # which grows meanwhile
@@ -400,8 +416,12 @@ class _Walk:
         """Of what a function reads, and of what is in a container or an object."""
         self._function(value, {})
         if isinstance(value, list | tuple | deque | dict | set):
-            if not use.adds and len(value) <= _LONGEST:
+            if not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
+        elif isinstance(value, UserDict | UserList):
+            self._value(f"{place}.data", label, use, uses, part=True)
+        elif isinstance(value, bytearray):
+            self.read.setdefault(f"bytes({place})", _Read(bytes(value), label, True, "!="))
         elif inspect.getattr_static(value, "tobytes", None) and not isinstance(value, type):
             if getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
                 contents = _Read(value.tobytes(), label, True, "!=")
@@ -412,14 +432,17 @@ class _Walk:
 
     def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
         """Of a container."""
-        if isinstance(value, list | tuple | deque):
+        if len(value) > _LONGEST:  # only which they are
+            whole = f"{place}.values()" if isinstance(value, dict) else place
+            self._ids(whole, value.values() if isinstance(value, dict) else value, label)
+            items = []
+        elif isinstance(value, list | tuple | deque):
             items = [(repr(number), number, item) for number, item in enumerate(value)]
             self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
         else:
             items = [(self._named(key), key, item) for key, item in
                      (value.items() if isinstance(value, dict) else ())]  # fmt: skip
-            ids = _Read([*map(id, value)], label, True, "!=")
-            self.read.setdefault(f"[*map(id, {place})]", ids)
+            self._ids(place, value, label)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
@@ -427,13 +450,19 @@ class _Walk:
                 f"{place}[{name}]", inner, _Use(None, ""), uses, part=True, near=near, value=item
             )
 
+    def _ids(self, place: str, values: Iterable[Any], label: str) -> None:
+        ids = _Read([*map(id, values)], label, True, "!=")
+        self.read.setdefault(f"[*map(id, {place})]", ids)
+
     def _attribute(
         self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
     ) -> None:
         """Of what an object has by a name, of itself or of its class; a property calls a method."""
         name = use.name
-        if name in _IMPLIED.values() and isinstance(value, type):  # it is of its instances
-            return
+        if name.startswith("__") and isinstance(value, type):  # it is of its instances
+            if name != "__call__":
+                return
+            name = "__init__"
         if name == "__call__":
             self.called.add(id(value))
         found = inspect.getattr_static(value, name, _GONE)
@@ -449,6 +478,10 @@ class _Walk:
         first = place if takes_it and not isinstance(found, staticmethod) else ""
         found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
         if isinstance(found, FunctionType) and (not is_own or isinstance(value, type)):
+            kind = value if isinstance(value, type) else type(value)
+            if not _is_library(found) and getattr(kind, name, None) is found:  # another may be put
+                inner = f"{kind.__name__}.{name}"
+                self.read.setdefault(f"{self._named(kind)}.{name}", _Read(found, inner))
             self.todo.append(lambda: self._function(found, {}, first, label))
         elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
             if found is not _GONE and (callable(found) or not use.called):

@@ -7,7 +7,7 @@ import functools
 import itertools
 import os
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict, UserDict, UserList, deque
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -118,7 +118,9 @@ def test_attributes_that_are_rebound(on_device):
 
 CONTAINERS = {
     "list": ([2.0, 3.0], 9.0), "dict": ({0: 2.0, 1: 3.0}, 9.0), "array": (np.array([2.0]), 9.0),
-    "tensors": ([1.5], Tensor),
+    "tensors": ([1.5], Tensor), "long list": ([2.0] * 300, 9.0),
+    "long dict": (dict.fromkeys(range(300), 2.0), 9.0), "bytes": (bytearray([2]), 9),
+    "UserDict": (UserDict({0: 2.0}), 9.0), "UserList": (UserList([2.0]), 9.0),
 }  # fmt: skip
 
 
@@ -466,6 +468,18 @@ class Scaled:
             raise AttributeError(name)
         return self.scale
 
+    def __rmul__(self, x):
+        return x * self.scale
+
+    def __isub__(self, x):
+        return x * -self.scale
+
+    def __neg__(self):
+        return self.scale
+
+    def __contains__(self, x):
+        return self.scale == 2.0
+
     kept = [2.0]  # noqa: RUF012
 
     @staticmethod
@@ -515,7 +529,20 @@ def entered(given, x):
         return x * scale
 
 
+def decreased(given, x):
+    given -= x
+    return given
+
+
 IMPLIED = {
+    "an operator": lambda given: lambda x: x.tanh() + 3.0 * given,
+    "an operator in place": lambda given: lambda x: decreased(given, x),
+    "a sign": lambda given: lambda x: x * -given,
+    "a member": lambda given: lambda x: x * (2.0 if 1 in given else 1.0),
+    "in a Sequential": lambda given: (lambda m: lambda x: m(x))(nn.Sequential(nn.Tanh(), given)),
+    "a function in it": lambda given: (lambda m: lambda x: m(x))(
+        nn.Sequential(nn.Tanh(), lambda x: x * given.scale)
+    ),
     "called": lambda given: lambda x: given(x),
     "called in a list": lambda given: (lambda layers: lambda x: sum(f(x) for f in layers))([given]),
     "inherited": lambda given: lambda x: given(x),
@@ -564,6 +591,32 @@ def test_a_dict_whose_items_are_attributes(on_device):
     for number in range(4):
         found = step(Tensor([1.0, number]), own)
         assert type(found) is OrderedDict and found["a"].tolist() == [6.0, 8.0 * number]
+
+
+class Made:
+    """A class of which a step makes an object; what it does may be another function later."""
+
+    base = 2.0
+
+    def __init__(self):
+        self.scale = Made.base
+
+    def scaled(self, x):
+        return x * self.scale
+
+    @staticmethod
+    def more(x):
+        return x * 2
+
+
+def test_classes_of_what_is_made_inside(on_device, monkeypatch):
+    step = jit(lambda x: Made().scaled(x))
+    raises_after(step, lambda: monkeypatch.setattr(Made, "base", 3.0), r"'Made\.base'")
+    other = functools.partial(monkeypatch.setattr, Made, "scaled", lambda self, x: x + 1)
+    raises_after(step, other, r"'Made\.scaled', which was <function Made\.scaled")
+    step, made = jit(lambda x: made.more(x)), Made()
+    other = functools.partial(monkeypatch.setattr, Made, "more", staticmethod(lambda x: x * 5))
+    raises_after(step, other, r"'Made\.more', which was")
 
 
 class Config:
