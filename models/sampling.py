@@ -61,7 +61,8 @@ def _numbers_of(settings: Sampling, vocabulary: int) -> list[float]:
     """Temperature, k, p and penalty; float32 has room for the ids of 16 million tokens."""
     if settings.temperature == 0:  # the likeliest one, of equals the first
         return [1.0, 1, 1.0, settings.repetition_penalty]
-    return [max(settings.temperature, NEVER), settings.top_k or vocabulary + 1,
+    temperature = min(max(settings.temperature, NEVER), 1 / NEVER)  # ∞/∞ would be NaN
+    return [temperature, settings.top_k or vocabulary + 1,
             settings.top_p or 1.0, settings.repetition_penalty]  # fmt: skip
 
 
@@ -140,7 +141,8 @@ def _tokens(
         logits = seen.where(smaller, logits)
     if "draw" not in steps:
         return logits.argmax(-1)
-    distance = (logits.max(-1, keepdim=True) - logits).contiguous()
+    # (of zeros the largest may be −0.0, and −0.0 − 0.0 has the sign bit)
+    distance = (logits.max(-1, keepdim=True) - logits).abs().contiguous()
     weights = (-distance / temperature).exp().contiguous()
     share = _share(counters)
     if not steps & {"top_k", "top_p"}:

@@ -6,14 +6,13 @@ whose whole has the highest score; what is no token then becomes its bytes.
 
 from __future__ import annotations
 
-import heapq
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minigrad.models.errors import InputError
-from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special
+from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special, merged
 
 SPACE = "▁"
 BYTE = 6  # a kind of token in a GGUF file
@@ -49,35 +48,17 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _ordinary(self, text: str) -> list[int]:
         """Merge from the highest score down; of equals the first."""
-        pieces = list((SPACE if self.prefix else "") + text.replace(" ", SPACE))
-        after = [*range(1, len(pieces)), -1]
-        before = [-1, *range(len(pieces) - 1)]
-        heap: list[tuple[float, int, int, str]] = []
+        characters = (SPACE if self.prefix else "") + text.replace(" ", SPACE)
 
-        def offer(left: int) -> None:
-            right = after[left] if left >= 0 else -1
-            if left >= 0 and right >= 0:
-                whole = pieces[left] + pieces[right]
-                if whole in self._ids:
-                    heapq.heappush(heap, (-self.scores[self._ids[whole]], left, right, whole))
+        def known(left: str, right: str) -> tuple[float, str] | None:
+            number = self._ids.get(left + right)
+            return None if number is None else (-self.scores[number], left + right)
 
-        for place in range(len(pieces)):
-            offer(place)
-        while heap:
-            _, left, right, whole = heapq.heappop(heap)
-            if after[left] != right or pieces[left] + pieces[right] != whole or not pieces[left]:
-                continue  # one of them was merged meanwhile
-            pieces[left], pieces[right] = whole, ""
-            after[left], after[right] = after[right], -1
-            if after[left] >= 0:
-                before[after[left]] = left
-            offer(before[left])
-            offer(left)
         ids: list[int] = []
-        for piece in pieces:
+        for piece in merged(characters, known):
             if piece in self._ids:
                 ids.append(self._ids[piece])
-            elif piece:
+            else:
                 data = piece.encode("utf-8", "surrogatepass")
                 ids += [self._bytes[byte] for byte in data if byte in self._bytes]
         return ids

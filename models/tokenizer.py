@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import heapq
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from minigrad.models.errors import InputError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 
+Part = TypeVar("Part", int, str)
 CONTROL, OWN = 3, 4  # kinds of tokens in a GGUF file: special ones, and the user's own
 
 
@@ -94,6 +96,42 @@ def cut(text: str, names: Iterable[str]) -> list[str]:
     """A text cut at names of tokens, which are pieces of their own; of several the longest."""
     found = sorted(map(re.escape, names), key=len, reverse=True)
     return re.split(f"({'|'.join(found)})", text) if found else [text]
+
+
+def merged(
+    word: Sequence[Part], known: Callable[[Part, Part], tuple[float, Part] | None]
+) -> list[Part]:
+    """A word's parts, joined: always the neighbours of the lowest rank, of equals the first ones.
+
+    known: rank and whole of two neighbours; None where they stay apart. n parts take n · log n.
+    """
+    parts = list(word)
+    after, before = [*range(1, len(parts)), -1], [-1, *range(len(parts) - 1)]
+    heap: list[tuple[float, int, int, Part]] = []
+
+    def offer(left: int) -> None:
+        right = after[left] if left >= 0 else -1
+        found = known(parts[left], parts[right]) if right >= 0 else None
+        if found is not None:
+            heapq.heappush(heap, (found[0], left, right, found[1]))
+
+    for place in range(len(parts)):
+        offer(place)
+    while heap:
+        rank, left, right, whole = heapq.heappop(heap)
+        if after[left] != right or known(parts[left], parts[right]) != (rank, whole):
+            continue  # one of them was joined meanwhile
+        parts[left] = whole
+        after[left], after[right] = after[right], -1
+        if after[left] >= 0:
+            before[after[left]] = left
+        offer(before[left])
+        offer(left)
+    found, place = list[Part](), 0 if parts else -1
+    while place >= 0:
+        found.append(parts[place])
+        place = after[place]
+    return found
 
 
 def looks_special(name: str) -> bool:

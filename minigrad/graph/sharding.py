@@ -230,7 +230,7 @@ class P(tuple[object, ...]):
                 if axis in used:
                     raise ShapeError(f"{self!r} has the axis {axis!r} twice; expected it once")
                 used.add(axis)
-            axes = tuple(axis for axis in axes if sizes[axis] > 1)
+            axes = tuple(axis for axis in axes if sizes[axis] > 1 and extent != 0)
             if axes and not isinstance(extent, int):
                 raise ShapeError(f"{self!r} divides a dimension of {extent}; expected a plain int")
             ways = prod(sizes[axis] for axis in axes)
@@ -254,11 +254,13 @@ class Blocks(NamedTuple):
 
 
 def show(shape: Shape, layout: Layout | None, dtype: str) -> str:
-    """As text: float32[64@dp, 784], and + Σtp where it is a sum over tp still."""
+    """As text: float32[64@dp, 784], 96@3×tp of 3 blocks, + Σtp where it is a sum over tp still."""
     dims: Dims = layout.dims if layout is not None else ((),) * len(shape)
     words = []
     for extent, digits in zip(shape, dims, strict=True):
         names = ",".join(digit.axis for digit in digits)
-        words.append(f"{extent}@{names}" if digits else str(extent))
+        count = extent // period(digits)
+        blocks = f"{count}×" if digits and isinstance(count, int) and count > 1 else ""
+        words.append(f"{extent}@{blocks}{names}" if digits else str(extent))
     partial = f" + Σ{','.join(sorted(layout.partial))}" if layout and layout.partial else ""
     return f"{dtype}[{', '.join(words)}]{partial}"

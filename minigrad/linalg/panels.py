@@ -18,6 +18,7 @@ from minigrad.jit import jit
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import broadcast_shape
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.sharding import layout_of
 
 PANEL = 16  # columns: a vector of 512 bits has 16 float32
 
@@ -35,8 +36,9 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
     with no_grad():
         given = [value.contiguous() for value in values]
         given[0].realize(*given[1:])
-        known = tuple((value.shape, value.dtype) for value in given)
-        call = _captured(function, given[0].device, known, tuple(numbers.items()))
+        # on a mesh a program is for one layout
+        known = tuple((value.shape, value.dtype, layout_of(value.raw)) for value in given)
+        call = _captured(function, given[0].raw.device, known, tuple(numbers.items()))
         return call(*given)
 
 
@@ -44,8 +46,8 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
 def _captured(
     function: Function, device: str, known: Any, numbers: tuple[tuple[str, int], ...]
 ) -> Function:
-    leading = broadcast_shape("linalg", *(shape[:-2] for shape, _ in known))
-    batch, dtype = numel(leading), reduce(promote, [dtype for _, dtype in known])
+    leading = broadcast_shape("linalg", *(shape[:-2] for shape, *_ in known))
+    batch, dtype = numel(leading), reduce(promote, [dtype for _, dtype, _ in known])
 
     def flat(value: Tensor) -> Tensor:
         matrix = value.shape[-2:]

@@ -23,6 +23,7 @@ from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import note, replaces
 from minigrad.tensor.pytree import Same
+from minigrad.tensor.sharding import layout_of
 
 
 class Kind(IntEnum):
@@ -492,7 +493,8 @@ class Module:
         place = None if device is None else Device.canonical(device)
         kinds = (Kind.PARAMETER, Kind.BUFFER, Kind.TRANSIENT, Kind.LOOSE)
         found = [tensor for _, tensor, _ in self._tensors(kinds, "", True)]
-        moved = [_move(t, place or t.device, wanted if t.dtype.is_float else None) for t in found]
+        moved = [_move(tensor, place, wanted if tensor.dtype.is_float else None)
+                 for tensor in found]  # fmt: skip
         for module in self.modules() if any(moved) else ():
             note(module, "_moves", written=True)
             object.__setattr__(module, "_moves", module._moves + 1)
@@ -519,18 +521,25 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *lines]) + "\n)"
 
 
-def _move(tensor: Tensor, device: str, dtype: DType | None) -> bool:
-    """Let a tensor stand for its values elsewhere or in another dtype, by way of the host."""
-    wanted = dtype or tensor.dtype
-    if wanted is tensor.dtype and device == tensor.device:
+def _move(tensor: Tensor, place: str | None, dtype: DType | None) -> bool:
+    """Let a tensor stand for its values elsewhere or in another dtype, by way of the host.
+
+    On a mesh it stays divided as it was.
+    """
+    wanted, before = dtype or tensor.dtype, tensor.raw
+    device = place or before.device
+    if wanted is tensor.dtype and device == before.device:
         return False
     shape = [extent for extent in tensor.shape if isinstance(extent, int)]
     if len(shape) != tensor.ndim:
         raise ShapeError(f"Module.to: a tensor of shape {tensor.shape}; expected plain extents")
     data = tensor.detach().cast(wanted)._bytes()
     views.leave(tensor)
+    layout = layout_of(before) if device == before.device else None
     tensor._point(stored(data, wanted, shape, device))
     tensor.grad = None
+    if layout is not None:
+        tensor._move(device, layout)
     return True
 
 

@@ -158,7 +158,7 @@ def parts_of_index(path: Path) -> dict[Path, list[str]]:
         raise ValueError(f"safe_load: {path} has no weight_map, which says where each tensor is")
     parts: dict[Path, list[str]] = {}
     for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not file or Path(file).name != file:
             raise ValueError(f"safe_load: {path} names {file!r}, expected a file beside it")
         parts.setdefault(path.parent / file, []).append(name)
     return parts

@@ -12,6 +12,7 @@ from minigrad.graph.partition import Plan, without_barriers
 from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
+from minigrad.tensor import views
 from minigrad.tensor.broadcasting import Axis, axis_of
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
@@ -41,6 +42,8 @@ class Sharding(Methods):
     ) -> Self:  # fmt: skip
         """Divide this tensor itself, now, with its gradient: for parameters. See `shard`.
 
+        Views of it show it there; a view is a tensor of its own from then on.
+
         stored: one more axis, which divides what is stored. Who computes with it has it gathered,
         where the axis divides something else there (ZeRO and FSDP: a batch); a dimension that can
         be divided evenly is found, and if there is none the tensor stays as it is.
@@ -68,7 +71,9 @@ class Sharding(Methods):
                     memory = made.raw.arg.memory
                     if layout.stored and memory.layout is not None:
                         memory.layout = replace(memory.layout, stored=layout.stored)
+                    views.leave(tensor)
                     tensor._point(made.raw)
+                    views.written(tensor)
         return self
 
     def shard_like(self, other: Core) -> Self:

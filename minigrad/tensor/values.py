@@ -18,6 +18,7 @@ from minigrad.tensor import hostdata, turns
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.sharding import layout_of
 
 MANY, EDGE = 1000, 3  # elements from which on a repr shows so many at each end; numpy's defaults
 
@@ -199,18 +200,21 @@ class Values(Methods):
         return hostdata.text(wide.numpy(), EDGE if many else MANY)
 
     def __reduce__(self) -> Any:
-        state = (bytes(self._bytes()), self._known_shape(), self.dtype.name, self.raw.device)
+        data, where = bytes(self._bytes()), (self.raw.device, layout_of(self.raw))
+        state = (data, self._known_shape(), self.dtype.name, *where)
         return _restore, (type(self), state, self._requires_grad, self.grad)
 
 
-def _restore(cls: type[Core], state: Any, requires_grad: bool | None, grad: Core | None) -> Core:
+def _restore(cls: type[Core], state: Any, requires_grad: bool | None, grad: Core | None) -> Any:
     """What pickle and deepcopy call; a missing device becomes the default one."""
-    raw, shape, dtype, device = state
+    raw, shape, dtype, device, layout = state
     try:
         node = stored(raw, named(dtype), shape, device)
     except (DeviceError, ImportError):
-        node = stored(raw, named(dtype), shape, Device.DEFAULT)
-    result = cls._of(node)
+        node, layout = stored(raw, named(dtype), shape, Device.DEFAULT), None
+    result: Any = cls._of(node)
+    if layout is not None:
+        result._move(device, layout)
     result.made, result._requires_grad, result.grad = True, requires_grad, grad
     return result
 

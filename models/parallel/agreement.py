@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.collective import Addition
 from minigrad.graph.collective import Collective
-from minigrad.models.parallel.faults import RankError
+from minigrad.models.parallel.faults import ADVICE, RankError
 
 if TYPE_CHECKING:
     from minigrad.models.parallel.group import Members
 
 HEADER = struct.Struct("q 8s 24s 88s")  # which exchange, digest of all, verb, what
-ADVICE = "all ranks must make the same exchanges in the same order"
 
 
 @lru_cache(maxsize=1024)

@@ -10,6 +10,8 @@ from minigrad.errors import DeviceError
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import heard
 
+ADVICE = "all ranks must make the same exchanges in the same order"
+
 
 class RankError(DeviceError):
     """A rank raised, died or hangs: the parallel program cannot go on.
@@ -87,15 +89,19 @@ def culprit(signs: Mapping[int, Sign], silence: Mapping[int, float], patience: f
     if not any(sign.seconds > patience for sign in waiting):
         return None
     behind = {rank: sign for rank, sign in signs.items() if sign.state != "waiting"}
+    longest = max(sign.seconds for sign in waiting)
+    limit = f"(MINIGRAD_PATIENCE={patience:g}; 0 waits for ever)"
+    if not behind and all(sign.seconds > patience for sign in waiting):
+        made = ", ".join(f"rank {rank} made {sign.exchanges}" for rank, sign in signs.items())
+        return f"all ranks wait, for {longest:.0f} s, of exchanges {made}: {ADVICE} {limit}"
     if not behind:
         furthest = max(sign.exchanges for sign in waiting)
         behind = {rank: sign for rank, sign in signs.items() if sign.exchanges < furthest} or {
             rank: sign for rank, sign in signs.items() if sign.seconds > patience
         }
     rank, sign = min(behind.items(), key=lambda item: item[1].exchanges)
-    longest = max(other.seconds for other in waiting)
     what = "has ended" if sign.state == "ended" else "hangs"
     return (
         f"rank {rank} {what}: it made {sign.exchanges} exchanges, and the others have waited for "
-        f"{longest:.0f} s for its next (MINIGRAD_PATIENCE={patience:g}; 0 waits for ever)"
+        f"{longest:.0f} s for its next {limit}"
     )

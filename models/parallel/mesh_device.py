@@ -166,8 +166,8 @@ class MeshRuntime:
     # --- memory -----------------------------------------------------------------------------------
 
     def allocate(self, nbytes: int) -> MeshMemory:
-        """Memory that a program, or `copy_in`, is going to fill."""
-        return MeshMemory()
+        """Memory that a program, or `copy_in`, is going to fill; nobody does where it is none."""
+        return MeshMemory() if nbytes else self.allocate_zeros(0)
 
     def allocate_zeros(self, nbytes: int) -> MeshMemory:
         """Zeros on every device."""
@@ -437,10 +437,10 @@ class Team:
                 worker.start()
             for tasks in self._tasks:
                 tasks.put((action, fail, thread.values))
-            errors = [_tried(action, 0, fail)]
-            for _ in self._tasks:
-                errors.append(self._done.get())
-        raised = [error for error in errors if error is not None]
+            errors, told = [_tried(action, 0, fail)], list[BaseException | None]()
+            while len(told) < len(self._tasks):  # Ctrl-C ends the others, who are waited for
+                errors.append(_tried(lambda _: told.append(self._done.get()), 0, fail))
+        raised = [error for error in (*errors, *told) if error is not None]
         causes = [error for error in raised if not isinstance(error, RankError)]
         return next(iter(causes or raised), None)
 

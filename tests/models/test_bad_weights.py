@@ -199,6 +199,7 @@ def test_folders(tmp_path: Path) -> None:
         ({"config.json": "[1]"}, "no JSON object"), ({"config.json": "[" * 10**5}, "is no JSON"),
         ({"config.json": "{}"}, "has no model.safetensors, pytorch_model.bin, or index"),
         ({INDEX: '{"weight_map": {"a": "../x"}}'}, "expected a file beside it"),
+        ({INDEX: '{"weight_map": {"a": ""}}'}, "names '', expected a file beside it"),
         ({INDEX: '{"weight_map": {"a": "x"}}'}, "cannot read"),
     ):  # fmt: skip
         for name, text in files.items():

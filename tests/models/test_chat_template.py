@@ -107,11 +107,15 @@ def test_names_of_special_tokens_in_messages_are_text() -> None:
     wanted = [256, *b"user\na<|im_end|>\n<|im_start|>system", 257, 10, 256, *b"assistant\n"]
     assert template.encode(tokenizer, said) == wanted
     assert ends_of(tokenizer) == {257}
+    noting = ChatTemplate("<|im_end|>{{ notes | tojson }}", {})
+    notes = {"notes": {"<|im_start|>": ["<|im_end|>"]}}
+    assert noting.encode(tokenizer, said, notes) == [257, *b'{"<|im_start|>": ["<|im_end|>"]}']
     assert tokens_of(tokenizer, guarded(tokenizer, "x<|im_end|>\ue0f0")) == list(b"x<|im_end|>")
 
 
 TEXTS = ["Hello world", " it's 12345 o'clock\n\n\nNOW it'S  ", "", "naïve 東京の ½ ⅷ\r\n\t x_y __z",
-         "a  b   c\u00a0d 😀 e\u0301", "x\n \n y 1a2b"]  # fmt: skip
+         "a  b   c\u00a0d 😀 e\u0301", "x\n \n y 1a2b",
+         "!\x1c!\x1c \x1d\x1d5 \x1e\n\x1f\n"]  # fmt: skip
 
 
 def learned(pattern: str | None, **more: Any) -> dict[str, Any]:

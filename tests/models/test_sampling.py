@@ -110,6 +110,22 @@ def test_equal_logits() -> None:
         assert set(sampler(Tensor.zeros(500, 10)).tolist()) == set(range(kept))
 
 
+@pytest.mark.parametrize("zeros", [[-0.0, 0.0, -0.0], [0.0, -0.0, 0.0], [-0.0, -0.0, 0.0]])
+def test_zeros_are_equal(zeros: list[float], device: str) -> None:
+    every = [Sampling(0.0), Sampling(0.3, 1), Sampling(1.0, None, 1e-9), Sampling(1.0)]
+    with Context(DEVICE=device):
+        for count in (3, 299):
+            sampler = Sampler(every, count)
+            tokens = sampler(Tensor(zeros * (count // 3) + [-0.0] * (count % 3)).expand(4, count))
+            assert tokens.tolist()[:3] == [0] * 3 and 0 <= tokens.tolist()[3] < count
+
+
+def test_the_highest_temperature_draws_nothing_impossible() -> None:
+    sampler = Sampler([Sampling(float("inf"))] * 200, 3)
+    tokens = sampler(Tensor([-float("inf"), 0.0, 9.0]).expand(200, 3)).tolist()
+    assert set(tokens) == {1, 2} and 60 < tokens.count(1) < 140
+
+
 def test_large_logits_do_not_overflow() -> None:
     sampler = Sampler([Sampling(1.0), Sampling(1.0, 3, 0.9)] * 50, 3)
     logits = Tensor([1e30, -1e30, 1e30]).expand(100, 3)

@@ -105,6 +105,18 @@ def test_a_rank_that_ends_too_early_is_named() -> None:
         run(uneven, 2, patience=0.5)
 
 
+def test_ranks_that_wait_for_different_exchanges() -> None:
+    """None of them hangs; of two groups of the same ranks neither hears what the other does."""
+
+    def crossed(rank: Rank) -> None:
+        for group in (rank.dp, rank.world)[:: 1 - 2 * rank.number]:
+            all_reduce(Tensor([1.0]), group).realize()
+
+    sentence = "all ranks wait, for . s, of exchanges rank 0 made 1, rank 1 made 1: all ranks must"
+    with pytest.raises(RankError, match=sentence):
+        run(crossed, 2, patience=0.5)
+
+
 def test_a_pause_of_all_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-Z and fg, a suspended job: a watch that ticks late forgives what it could not see."""
 

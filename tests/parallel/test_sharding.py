@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import threading
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,12 +17,13 @@ import numpy as np
 import pytest
 from devices import devices_of_ranks, exchanges
 
-from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, nn
+from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, linalg, nn
 from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
 from minigrad.models import checkpoint, gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.parallel.layouts import pipeline
+from minigrad.models.parallel.mesh_device import Team
 
 from .programs import Program
 from .ranks import LIMIT, on_mesh
@@ -243,6 +246,62 @@ def test_pickles_and_copies(pair: Mesh) -> None:
         assert Tensor.arange(3).device == pair.devices
 
 
+def test_copies_stay_divided(pair: Mesh) -> None:
+    layer = nn.Linear(4, 6)
+    for tensor in (layer.weight, layer.bias):
+        tensor._point(tensor.to(pair.devices[0]).realize().raw)
+    layer.weight.shard_(pair, P(Blocks("dp", 3)), stored=None)
+    layer.bias.shard_(pair, stored="dp")
+    wanted = [layer.weight.sharding, layer.bias.sharding]
+    assert wanted == ["float32[6@3×dp, 4]", "float32[6@dp]"]
+    again = pickle.loads(pickle.dumps(layer))
+    nn.state.load_state_dict(again, nn.state.get_state_dict(layer))
+    for copied in (deepcopy(layer), again, deepcopy(layer).to(pair.name)):
+        assert [copied.weight.sharding, copied.bias.sharding] == wanted
+        assert copied.bias.raw.arg.memory.layout == layer.bias.raw.arg.memory.layout
+    layer.to(dtype="bfloat16")
+    assert layer.weight.sharding == "bfloat16[6@3×dp, 4]"
+    assert layer.to(pair.devices[0]).bias.sharding == "bfloat16[6]"
+
+
+def test_a_view_that_is_divided_is_a_tensor_of_its_own(pair: Mesh) -> None:
+    x = Tensor([1.0, 2.0, 3.0], device=pair.devices[0]).realize()
+    shown, divided = x[1:], x.detach().shard_(pair, P("dp"))
+    x += 1
+    assert divided.tolist() == [1, 2, 3] and divided.sharding == "float32[3@dp]"
+    x.shard_(pair, P("dp"))
+    x += 1
+    assert shown.tolist() == [4, 5] and shown.device == pair.devices
+    shown *= 2
+    assert x.tolist() == [3, 8, 10] and divided.tolist() == [1, 2, 3]
+
+
+def test_nothing_is_divided(pair: Mesh) -> None:
+    """Arrays without elements, given and found."""
+    nothing = Tensor.zeros(0, 4, device=pair.devices[0])
+    for spec in (P("dp"), P(None, "dp"), P(Blocks("dp", 2)), P()):
+        x = nothing.shard(pair, spec)
+        for result in (x, x.realize(), x + 1, (x.realize() + 1).clone()):
+            assert result.numpy().shape == (0, 4)
+        assert x.sum(0).tolist() == [0] * 4
+    x = Tensor.ones(4, 3, device=pair.devices[0]).shard(pair, P("dp"))
+    for result in (x[x[:, 0] > 1], x[Tensor([], dtype="int32", device=pair.name)], x[:0]):
+        assert (result * 2).numpy().shape == (0, 3)
+    assert (x > 1).nonzero().numpy().shape == (0, 2)
+
+
+def test_linear_algebra_takes_every_layout(mesh_of: Made) -> None:
+    """Also one after the other: its programs are kept, each for one mesh and layout."""
+    data = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    data = data @ data.T + 4 * np.eye(4, dtype=np.float32)
+    for mesh in (mesh_of(a=2, b=2), mesh_of(a=4), mesh_of(a=2)):
+        for spec in (P(), P("a"), P(None, "a"), P(Blocks("a", 2)) if "b" in mesh.sizes else P("a")):
+            x = Tensor(data, device=mesh.devices[0]).shard(mesh, spec)
+            for _ in range(3):  # the third one is replayed
+                found = linalg.cholesky(x)
+            np.testing.assert_allclose(found.numpy(), np.linalg.cholesky(data), rtol=1e-4)
+
+
 # --- a GPT on every layout ------------------------------------------------------------------------
 
 
@@ -303,6 +362,24 @@ def test_what_one_stage_raises_ends_all() -> None:
     made.here[2].pieces = {2: replace(pieces[2], forward=forward)}
     with pytest.raises(ShapeError, match="no such layer"):
         made.step(*next(batches()))
+
+
+def test_an_interrupt_leaves_nothing_behind() -> None:
+    """Ctrl-C while other devices are waited for: they are ended, and waited for."""
+    team, begun, ended = Team(2), threading.Event(), threading.Event()
+    told, main = list[int](), threading.get_ident()
+
+    def action(number: int) -> None:
+        if number == 0:
+            begun.set()
+        else:
+            begun.wait(LIMIT)
+            signal.pthread_kill(main, signal.SIGINT)
+            ended.wait(LIMIT)
+            told.append(number)
+
+    assert isinstance(team.run(action, lambda _: ended.set()), KeyboardInterrupt) and told == [1]
+    assert team.run(told.append, lambda _: None) is None and sorted(told) == [0, 1, 1]
 
 
 @pytest.mark.parametrize("names", [LAYOUTS, PIPELINES], ids=["meshes", "pipelines"])
