@@ -270,13 +270,11 @@ class Indexing(Methods):
     def _wrapped(self, index: Self, axis: int) -> Self:
         """An index array whose negative elements count from the end."""
         index = index._wide_index(high(self.shape[axis]))
-        if index.dtype.kind == "u":
-            return index
         return (index < 0).where(index + self._count(axis, index.dtype), index)
 
     def _wide_index(self, most: float = 0) -> Self:
-        """An index array in which so many positions have room."""
-        if most > dtypes.int32.maximum:
+        """A checked index array as signed integers, in which so many positions have room."""
+        if most > dtypes.int32.maximum or self.dtype in (dtypes.uint32, dtypes.uint64):
             return self.cast(dtypes.int64)
         return self.int() if self.dtype.itemsize < 4 else self
 
