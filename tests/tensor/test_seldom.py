@@ -113,3 +113,19 @@ def test_integers_uniform_around_zero() -> None:
     for drawn in (Tensor.uniform(4000, low=-2, high=2, dtype="int32"), written):
         found = drawn.numpy()
         assert all(850 < (found == number).sum() < 1150 for number in (-2, -1, 0, 1))
+
+
+@pytest.mark.parametrize("write", [
+    lambda x, v: x.masked_fill(Tensor([False, True]), v),
+    lambda x, v: x.index_fill(0, Tensor([1]), v),
+    lambda x, v: x.scatter(0, Tensor([1]), v),
+    lambda x, v: x[:1].pad((0, 1), value=v),
+    lambda x, v: x.index_put((Tensor([1]),), v),
+    lambda x, v: x.index_put((Tensor([1]),), v, accumulate=True),
+    lambda x, v: x.clone().fill_(v),
+])  # fmt: skip
+def test_a_number_that_is_written_is_rounded_once(write: Callable[..., Tensor]) -> None:
+    """A float goes to integers as it is, not by way of float32."""
+    for dtype, value in (("int64", 16777217.0), ("uint64", 1e19), ("int32", -123456789.0)):
+        x = Tensor([0, 0], dtype=dtype)
+        assert write(x, value)[1].item() == int(value)
