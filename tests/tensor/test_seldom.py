@@ -129,3 +129,9 @@ def test_a_number_that_is_written_is_rounded_once(write: Callable[..., Tensor]) 
     for dtype, value in (("int64", 16777217.0), ("uint64", 1e19), ("int32", -123456789.0)):
         x = Tensor([0, 0], dtype=dtype)
         assert write(x, value)[1].item() == int(value)
+
+
+def test_numbers_in_the_place_of_none_are_not_replaced_again() -> None:
+    x = Tensor([math.nan, math.inf, -math.inf, 2.0])
+    assert x.nan_to_num(math.inf, 5.0, 6.0).tolist() == [math.inf, 5.0, 6.0, 2.0]
+    assert x.nan_to_num(-math.inf, -math.inf, 6.0).tolist() == [-math.inf, -math.inf, 6.0, 2.0]
