@@ -135,3 +135,10 @@ def test_numbers_in_the_place_of_none_are_not_replaced_again() -> None:
     x = Tensor([math.nan, math.inf, -math.inf, 2.0])
     assert x.nan_to_num(math.inf, 5.0, 6.0).tolist() == [math.inf, 5.0, 6.0, 2.0]
     assert x.nan_to_num(-math.inf, -math.inf, 6.0).tolist() == [-math.inf, -math.inf, 6.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_digits_before_the_point(dtype: str) -> None:
+    """A thousand is no sum of rounded thousandths."""
+    x = Tensor([1000.0, 3000.0, 123456.0, 7000.0, -2500.0], dtype=dtype)
+    assert x.round(decimals=-3).tolist() == [1000.0, 3000.0, 123000.0, 7000.0, -2000.0]
