@@ -303,8 +303,9 @@ class Statistics(Composed):
         if self.ndim > 2:
             raise misfit("cov", "(variables, observations)", self)
         rows = self if self.ndim == 2 else self.reshape((1, -1))
-        away = rows - rows.mean(1, True)
+        away = rows._wide() - rows._wide().mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
+        shares = shares.cast(self._float_dtype())
         return shares.reshape(()) if rows.shape[0] == 1 else shares
 
     def diff(
@@ -342,8 +343,9 @@ class Statistics(Composed):
             raise ValueError(f"norm(p={p!r}): expected a number or 'fro'; linalg.matrix_norm "
                              "has 'nuc'")  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
-        x = self._as_float() if dtype is None else self.cast(dtype)
-        return x._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
+        x = self if dtype is None else self.cast(dtype)
+        found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
+        return found.cast(x._float_dtype())
 
     # --- draws from given weights -----------------------------------------------------------
 

@@ -296,6 +296,10 @@ def test_the_variance_of_single_numbers_less_one():
     assert np.isnan(np.asarray(xp.var(xp.ones(2), axis=(), correction=1))).all()
 
 
+def test_a_deviation_is_not_rounded_before_its_root():
+    assert float(xp.std(xp.asarray(np.array([0, 1000], np.float16)))) == 500
+
+
 def test_more_differences_than_elements(on_device):
     for n in range(4):
         found = xp.diff(xp.asarray([[1, 4], [2, 8]]), axis=1, n=n)

@@ -142,3 +142,32 @@ def test_digits_before_the_point(dtype: str) -> None:
     """A thousand is no sum of rounded thousandths."""
     x = Tensor([1000.0, 3000.0, 123456.0, 7000.0, -2500.0], dtype=dtype)
     assert x.round(decimals=-3).tolist() == [1000.0, 3000.0, 123000.0, 7000.0, -2000.0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_squares_of_half_floats_do_not_overflow(dtype: str) -> None:
+    x, tiny = Tensor([[300.0, 400.0]], dtype=dtype), Tensor([3e-5, 4e-5], dtype=dtype)
+    near: dict[str, Any] = {"rel": 2.0**-7}
+    assert x.norm().item() == 500.0 and x.norm(3).item() == pytest.approx(449.8, **near)
+    assert tiny.norm().item() == pytest.approx(5e-5, **near)
+    assert x.normalize().tolist()[0] == pytest.approx([0.6, 0.8], **near)
+    assert x.cosine_similarity(x).item() == pytest.approx(1.0, **near)
+    assert x.cdist(Tensor.zeros(1, 2, dtype=dtype)).item() == 500.0
+    assert x.pairwise_distance(Tensor.zeros(1, 2, dtype=dtype)).item() == 500.0
+    assert Tensor([0.0, 0.0], dtype=dtype).normalize(axis=0).tolist() == [0.0, 0.0]
+    wave = Tensor([200.0, -200.0] * 50, dtype=dtype)
+    assert wave.cov(correction=0).item() == pytest.approx(40000, **near)
+
+
+def test_a_mean_over_more_targets_than_a_half_float_counts() -> None:
+    logs = Tensor.full((70_000, 2), -0.5, dtype="float16")
+    assert logs.nll_loss(Tensor.zeros(70_000, dtype="int32")).item() == 0.5
+
+
+@pytest.mark.parametrize("p", [math.inf, -math.inf, -1])
+def test_of_no_elements_none_is_the_largest(p: float) -> None:
+    """As PyTorch and numpy: they raise, where a sum of nothing is 0."""
+    assert Tensor.zeros(0).norm(1).item() == Tensor.zeros(0).norm().item() == 0
+    with pytest.raises(ShapeError, match=r"norm\(.*\) over no elements"):
+        Tensor.zeros(2, 0).norm(p, 1)
+    assert Tensor.zeros(2, 0).norm(p, 0).shape == (0,)
