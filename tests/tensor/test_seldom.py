@@ -171,3 +171,12 @@ def test_of_no_elements_none_is_the_largest(p: float) -> None:
     with pytest.raises(ShapeError, match=r"norm\(.*\) over no elements"):
         Tensor.zeros(2, 0).norm(p, 1)
     assert Tensor.zeros(2, 0).norm(p, 0).shape == (0,)
+
+
+def test_ramps_of_large_numbers() -> None:
+    """How many there are is exact, and integers that come of floats are float64's."""
+    assert Tensor.arange(0, 2**53 + 1, 2**53).tolist() == [0, 2**53]
+    assert Tensor.arange(2**62 + 1, 0, -(2**61)).tolist() == [2**62 + 1, 2**61 + 1, 1]
+    assert Tensor.arange(2.0**24, 2.0**24 + 3, dtype="int64").tolist() == [
+        2**24, 2**24 + 1, 2**24 + 2
+    ]  # fmt: skip
