@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
-from minigrad.errors import ShapeError
+from minigrad.errors import DomainError, ShapeError
 
 ONE: list[tuple[Callable[[Tensor], Any], Any]] = [
     (lambda x: x.softmax(), 1.0),
@@ -180,3 +180,20 @@ def test_ramps_of_large_numbers() -> None:
     assert Tensor.arange(2.0**24, 2.0**24 + 3, dtype="int64").tolist() == [
         2**24, 2**24 + 1, 2**24 + 2
     ]  # fmt: skip
+
+
+def test_counts_do_not_wrap() -> None:
+    ones = Tensor([1, 1, 1])
+    assert ones.bincount(Tensor([200, 200, 100], dtype="uint8")).tolist() == [0, 500]
+    assert ones.bincount(Tensor([True, True, True])).tolist() == [0, 3]
+    assert Tensor.ones(300, dtype="uint8").histc(2, 0, 3).tolist() == [300, 0]
+    assert Tensor([True, False, True]).histc(2, 0, 1).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_histogram_between_bounds_that_are_none(value: float) -> None:
+    for dtype in ("float16", "float32", "float64"):
+        x = Tensor([1.0, value], dtype=dtype)
+        assert x.histc(2, 0, 2).tolist() == [0, 1]
+        with pytest.raises(DomainError, match=r"histc: .* no bound"):
+            x.histc(2).tolist()
