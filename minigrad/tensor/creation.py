@@ -282,7 +282,7 @@ class Creation(Methods):
         if self.ndim < 2:
             raise misfit("tril/triu", "at least 2 dimensions", self)
         rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
-        return self.arange(self.shape[-1], device=self.raw.device) <= rows + diagonal
+        return self.arange(self.shape[-1], device=self.raw.device) - rows <= diagonal
 
     def tril(self, diagonal: int = 0) -> Self:
         """Zeros above a diagonal of the last two dimensions.

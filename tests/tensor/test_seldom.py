@@ -197,3 +197,10 @@ def test_a_histogram_between_bounds_that_are_none(value: float) -> None:
         assert x.histc(2, 0, 2).tolist() == [0, 1]
         with pytest.raises(DomainError, match=r"histc: .* no bound"):
             x.histc(2).tolist()
+
+
+def test_triangles_whose_diagonal_is_far_away() -> None:
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    for far in (2**31 - 1, 2**40):
+        assert x.tril(far).tolist() == x.triu(-far).tolist() == x.tolist()
+        assert not x.tril(-far).any().item() and not x.triu(far).any().item()
