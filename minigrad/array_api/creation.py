@@ -121,7 +121,7 @@ def eye(
         raise ValueError(f"eye({n_rows}, {n_cols}): expected extents from 0 on")
     rows = Tensor.arange(n_rows, device=device).unsqueeze(1)
     columns = Tensor.arange(n_rows if n_cols is None else n_cols, device=device)
-    return Array._of((rows + k).eq(columns).cast(dtype or kinds.DEFAULT_FLOAT))
+    return Array._of((columns - rows).eq(k).cast(dtype or kinds.DEFAULT_FLOAT))
 
 
 def meshgrid(*arrays: Array, indexing: str = "xy") -> list[Array]:

@@ -97,7 +97,8 @@ def reshape(x: Array, /, shape: tuple[int, ...], *, copy: bool | None = None) ->
 
 def roll(x: Array, /, shift: Any, *, axis: Any = None) -> Array:
     """Elements moved along axes, those that fall out coming in at the other end."""
-    return Array._of(x._tensor.roll(shift, axis))
+    shifts = [shift] * len(axis) if isinstance(shift, int) and isinstance(axis, tuple) else shift
+    return Array._of(x._tensor.roll(shifts, axis))
 
 
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:

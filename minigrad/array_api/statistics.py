@@ -51,14 +51,19 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
 
 def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: Any = False) -> Array:
     """The mean square distance from the mean, over N − correction."""
-    _check("var", kinds.FLOATING, x)
-    axes = axes_of("var", axis, x.ndim, 0)
-    return Array._of(x._tensor.var(axes, correction=correction, keepdim=keepdims))
+    return _spread("var", x, axis, correction, keepdims)
+
+
+def _spread(name: str, x: Array, axis: Axis, correction: float, keepdims: Any) -> Array:
+    _check(name, kinds.FLOATING, x)
+    found = getattr(x._tensor, name)
+    axes = axes_of(name, axis, x.ndim, 0)
+    return Array._of(found(axes, correction=correction, keepdim=keepdims))
 
 
 def std(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: Any = False) -> Array:
     """The square root of `var`."""
-    return Array._of(var(x, axis=axis, correction=correction, keepdims=keepdims)._tensor.sqrt())
+    return _spread("std", x, axis, correction, keepdims)
 
 
 def any(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:

@@ -104,8 +104,8 @@ class Arithmetic(Composed):
         infinity = self._operand(math.inf)
         most = (infinity._bits() - 1).bitcast(self.dtype)  # the largest finite number
         result = self.isnan().where(nan, self)
-        result = result.eq(math.inf).where(most if posinf is None else posinf, result)
-        return result.eq(-math.inf).where(-most if neginf is None else neginf, result)
+        result = self.eq(math.inf).where(most if posinf is None else posinf, result)
+        return self.eq(-math.inf).where(-most if neginf is None else neginf, result)
 
     def isneginf(self) -> Self:
         """True where self is −∞.

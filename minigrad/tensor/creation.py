@@ -174,14 +174,16 @@ class Creation(Methods):
             ramp = ramp if begin == 0 else ramp + first
             wanted = dtype_or(dtype, dtypes.default_int)
             return cls._made(ramp.cast(wanted).node, requires_grad)
-        count = max(math.ceil((end - begin) / step), 0)
-        ends = [begin, begin + max(count - 1, 0) * step]
         floats = any(isinstance(x, float) for x in (begin, end, step))
+        steps = math.ceil((end - begin) / step) if floats else -((begin - end) // step)
+        count = max(steps, 0)
+        ends = [begin, begin + max(count - 1, 0) * step]
         default = dtypes.default_float if floats else dtype_of("arange", ends)
         wanted = _numeric("arange", dtype, default)
         check_holds("arange", wanted, *ends)
         ints = wanted.is_int and not floats
-        wide = wanted if ints or wanted is dtypes.float64 else dtypes.float32
+        exact = dtypes.float64 if wanted.is_int else dtypes.float32
+        wide = wanted if ints or wanted is dtypes.float64 else exact
         number = dtypes.int32 if count <= dtypes.int32.maximum else dtypes.int64
         ramp = cls._of(build.iota(count, where, wanted if ints else number)).cast(wide)
         # as consts of that dtype: a step of −1 wraps in an unsigned one, and so do the sums, back
@@ -280,7 +282,7 @@ class Creation(Methods):
         if self.ndim < 2:
             raise misfit("tril/triu", "at least 2 dimensions", self)
         rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
-        return self.arange(self.shape[-1], device=self.raw.device) <= rows + diagonal
+        return self.arange(self.shape[-1], device=self.raw.device) - rows <= diagonal
 
     def tril(self, diagonal: int = 0) -> Self:
         """Zeros above a diagonal of the last two dimensions.

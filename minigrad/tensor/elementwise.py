@@ -345,6 +345,13 @@ class Elementwise(Methods):
             return self._new(build.const(other, dtype, (), self.raw.device))
         return other if isinstance(other, type(self)) else type(self)(other, device=self.raw.device)
 
+    def _filling(self, value: Any, name: str = "a number") -> Self:
+        """What is written to parts of self, in its dtype: a number, a tensor, or data."""
+        if isinstance(value, (bool, int, float)):  # which need not pass through float32
+            check_holds(name, self.dtype, value)
+            return self._new(build.const(value, self.dtype, (), self.raw.device))
+        return self._operand(self._data(value)).cast(self.dtype)
+
     # --- choices ----------------------------------------------------------------------------------
 
     def where(self, x: Any, y: Any) -> Self:
@@ -367,7 +374,7 @@ class Elementwise(Methods):
         [9, 2]
         """
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
-        filled = self._operand(value, "masked_fill").cast(self.dtype).node
+        filled = self._filling(value, "masked_fill").node
         nodes = [condition("masked_fill", mask), filled, self.node]
         return self._chosen(nodes, shape)
 

@@ -188,8 +188,10 @@ class Functions(Methods):
                 raise DTypeError(f"round({decimals}) of {self.dtype.name}: use .float() first")
             return self.clone()
         if decimals:
-            wide = self._wide() * 10.0**decimals
-            return (wide.round() / 10.0**decimals).cast(self.dtype)
+            power = 10.0 ** abs(decimals)  # whose reciprocal is rounded
+            wide = self._wide()
+            whole = (wide * power if decimals > 0 else wide / power).round()
+            return (whole / power if decimals > 0 else whole * power).cast(self.dtype)
         return self._unary(Op.ROUND)
 
     __round__ = round

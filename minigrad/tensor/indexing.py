@@ -87,8 +87,7 @@ class Indexing(Methods):
         wide = self._leading(mask)
         until = mask.detach().flatten().int().cumsum(0).realize()
         rest = self.shape[mask.ndim :]
-        rows = self._operand(self._data(value)).cast(self.dtype)
-        rows = rows._broadcast_to((int(until[-1].item()), *rest))
+        rows = self._filling(value)._broadcast_to((int(until[-1].item()), *rest))
         place = (until - 1).reshape((-1, *(1 for _ in rest)))._broadcast_to((*until.shape, *rest))
         return wide.where(rows._at(0, place).reshape(self.shape), self)
 
@@ -270,13 +269,11 @@ class Indexing(Methods):
     def _wrapped(self, index: Self, axis: int) -> Self:
         """An index array whose negative elements count from the end."""
         index = index._wide_index(high(self.shape[axis]))
-        if index.dtype.kind == "u":
-            return index
         return (index < 0).where(index + self._count(axis, index.dtype), index)
 
     def _wide_index(self, most: float = 0) -> Self:
-        """An index array in which so many positions have room."""
-        if most > dtypes.int32.maximum:
+        """A checked index array as signed integers, in which so many positions have room."""
+        if most > dtypes.int32.maximum or self.dtype in (dtypes.uint32, dtypes.uint64):
             return self.cast(dtypes.int64)
         return self.int() if self.dtype.itemsize < 4 else self
 
@@ -297,9 +294,7 @@ class Indexing(Methods):
         """self with the elements at index arrays replaced; of equal places the last wins."""
         order, rows, flat = self._plan_places(arrays)
         rest = rows.shape[1:]
-        is_number = isinstance(value, (bool, int, float))
-        given = self._operand(value if is_number else self._data(value)).cast(self.dtype)
-        given = given._broadcast_to(rest[:place] + flat.shape + rest[place:])
+        given = self._filling(value)._broadcast_to(rest[:place] + flat.shape + rest[place:])
         back = list(range(place, place + flat.ndim)) + list(range(place))
         given = given.permute(*back, *range(place + flat.ndim, given.ndim))
         count = product(flat.shape)

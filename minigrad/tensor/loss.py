@@ -144,7 +144,9 @@ class Loss(Composed):
         else:
             factor = counts.where(is_target.where(self._new(weight.node), 0).sum(-1), 0)
         losses = -(factor.ne(0).where(picked, 0) * factor)
-        return losses.sum() / factor.sum() if reduction == "mean" else losses._reduced(reduction)
+        if reduction != "mean":
+            return losses._reduced(reduction)
+        return (losses._wide().sum() / factor._wide().sum()).cast(losses.dtype)
 
     def _check_same_shape(self, name: str, target: Core) -> None:
         """ShapeError where one would be repeated, as (4, 1) beside (4,) to 16 differences."""

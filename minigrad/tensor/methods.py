@@ -64,10 +64,10 @@ if TYPE_CHECKING:
         def _two(self, name: str, other: Any) -> tuple[Self, Self]: ...
 
         _two_floats = _two
-        _operand = _as_float = _binary = floor_divide = mod = _with_derivative = _Declared._any
-        mul = eq = ne = maximum = minimum = where = masked_fill = clip = _Declared._any
-        isnan = isfinite = abs = square = sqrt = rsqrt = reciprocal = exp = log = _Declared._any
-        cos = floor = _in_place = _Declared._any
+        _operand = _filling = _as_float = _binary = floor_divide = mod = _Declared._any
+        _with_derivative = mul = eq = ne = maximum = minimum = where = _Declared._any
+        masked_fill = clip = isnan = isfinite = abs = square = sqrt = rsqrt = _Declared._any
+        reciprocal = exp = log = cos = floor = _in_place = _Declared._any
 
         # movement.py, joining.py
         reshape = flatten = unsqueeze = expand = _broadcast_to = permute = _Declared._any

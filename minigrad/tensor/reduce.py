@@ -293,17 +293,20 @@ class Reduce(Methods):
         1.0
         """
         axis_of("normalize", axis, self.ndim)
-        x = self._as_float()
-        return x / x._norm(p, axis, True).maximum(eps)
+        x = self._wide()
+        return (x / x._norm(p, axis, True).maximum(eps)).cast(self._float_dtype())
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
+        """Of floats of at least 32 bits: the powers of others overflow, or are 0."""
         if not isinstance(p, (int, float)):
             raise TypeError(f"a norm of p={p!r}: expected a number")
         if p == 0:
             return self.ne(0).sum(axis, keepdim, dtype=self.dtype)
-        if 0 in self.shape or p == 2:
+        if p == 2:
             return self.square().sum(axis, keepdim)._root()
         size = self.abs()
+        if p < 0 or p == float("inf"):
+            self._check_not_empty(f"norm({p})", axis)
         if abs(p) == float("inf"):
             return size.max(axis, keepdim) if p > 0 else size.min(axis, keepdim)
         # where p < 1 the power has no derivative at 0; so there it is a constant

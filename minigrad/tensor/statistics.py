@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any, Self
 
-from minigrad.dtype import DTypeLike, dtypes
+from minigrad.dtype import DTypeLike, dtypes, sum_dtype
 from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
@@ -205,7 +205,7 @@ class Statistics(Composed):
         return ~found if invert else found
 
     def bincount(self, weights: Core | None = None, minlength: int = 0) -> Self:
-        """How often each of 0, 1, … occurs in a vector of integers ≥ 0, or its summed weights.
+        """How often each of 0, 1, … occurs in a vector of integers ≥ 0, or its weights' `sum`.
 
         The result is as long as the largest element asks for, which the host reads, and minlength.
 
@@ -218,14 +218,15 @@ class Statistics(Composed):
         if minlength < 0:
             raise ValueError(f"bincount(minlength={minlength}): expected 0 or more")
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
-        dtype = dtypes.int64 if weights is None else weights.dtype
+        dtype = dtypes.int64 if weights is None else sum_dtype(weights.dtype)
         given = self.ones_like(dtype=dtype) if weights is None else weights
         return self.zeros(length, dtype=dtype, device=self.raw.device).scatter_add(0, self, given)
 
     def histc(self, bins: int = 100, min: Scalar = 0, max: Scalar = 0) -> Self:
-        """How many elements lie in each of equal bins from min to max, in self's dtype.
+        """How many elements lie in each of equal bins from min to max, in the dtype of `sum`.
 
-        Equal bounds mean those of self. What lies outside is not counted.
+        Equal bounds mean those of self, which must be finite (DomainError, when that is computed).
+        What lies outside is not counted.
 
         >>> Tensor([1.0, 2.0, 1.0]).histc(4, 0, 3).tolist()
         [0.0, 2.0, 1.0, 0.0]
@@ -234,13 +235,20 @@ class Statistics(Composed):
             raise ValueError(f"histc({bins}, {min}, {max}): expected bins ≥ 1 and min ≤ max")
         x = self.flatten().detach()
         x = x._wide() if self.dtype.is_float else x.cast(dtypes.float64)
-        low, high = (x.min(), x.max()) if min == max else (x._operand(min), x._operand(max))
+        low, high = x._operand(min), x._operand(max)
+        if min == max:
+            most = sys.float_info.max
+            ends = (end.cast(dtypes.float64) for end in (x.min(), x.max()))
+            low, high = (
+                end._within("histc", "no bound", "finite elements", -most, most).cast(x.dtype)
+                for end in ends
+            )
         alike = low.eq(high)
         low, high = alike.where(low - 1, low), alike.where(high + 1, high)
         place = ((x - low) * bins / (high - low)).floor().int()
         inside = (x >= low) & (x <= high)
-        empty = self.zeros(bins, dtype=self.dtype, device=self.raw.device)
-        return empty.scatter_add(0, place.clip(0, bins - 1), inside.cast(self.dtype))
+        empty = self.zeros(bins, dtype=sum_dtype(self.dtype), device=self.raw.device)
+        return empty.scatter_add(0, place.clip(0, bins - 1), inside)
 
     def searchsorted(
         self, values: Any, *, right: bool = False, side: str | None = None,
@@ -303,8 +311,9 @@ class Statistics(Composed):
         if self.ndim > 2:
             raise misfit("cov", "(variables, observations)", self)
         rows = self if self.ndim == 2 else self.reshape((1, -1))
-        away = rows - rows.mean(1, True)
+        away = rows._wide() - rows._wide().mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
+        shares = shares.cast(self._float_dtype())
         return shares.reshape(()) if rows.shape[0] == 1 else shares
 
     def diff(
@@ -342,8 +351,9 @@ class Statistics(Composed):
             raise ValueError(f"norm(p={p!r}): expected a number or 'fro'; linalg.matrix_norm "
                              "has 'nuc'")  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
-        x = self._as_float() if dtype is None else self.cast(dtype)
-        return x._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
+        x = self if dtype is None else self.cast(dtype)
+        found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
+        return found.cast(x._float_dtype())
 
     # --- draws from given weights -----------------------------------------------------------
 

@@ -105,6 +105,7 @@ CALLS = [
     ("squeeze", (FLOATS[None], 0), {}), ("moveaxis", (np.zeros((2, 3, 4)), 0, -1), {}),
     ("permute_dims", (np.zeros((2, 3, 4)), (2, 0, 1)), {}), ("reshape", (FLOATS, (2, 6)), {}),
     ("roll", (FLOATS, 2), {}), ("roll", (FLOATS, (1, 2)), {"axis": (0, 1)}),
+    ("roll", (FLOATS, 2), {"axis": (0, 1)}),
     ("tile", (FLOATS, (2, 1, 2)), {}), ("repeat", (FLOATS, 3), {"axis": 1}),
     ("repeat", (FLOATS, np.array([2, 0, 1])), {"axis": 0}), ("flip", (FLOATS,), {"axis": 0}),
     ("take", (FLOATS, np.array([2, 0])), {"axis": 0}), ("diff", (FLOATS,), {"axis": 0, "n": 2}),
@@ -294,6 +295,10 @@ def test_copies_of_arrays():
 
 def test_the_variance_of_single_numbers_less_one():
     assert np.isnan(np.asarray(xp.var(xp.ones(2), axis=(), correction=1))).all()
+
+
+def test_a_deviation_is_not_rounded_before_its_root():
+    assert float(xp.std(xp.asarray(np.array([0, 1000], np.float16)))) == 500
 
 
 def test_more_differences_than_elements(on_device):

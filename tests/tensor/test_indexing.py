@@ -52,6 +52,9 @@ KEYS = [
     (slice(-2, None), slice(None, -1), slice(-100, 100)),
     ROW.astype(np.int8),
     ROW[:2].astype(np.uint8),
+    (ROW[:2].astype(np.uint32), ROW[1:]),
+    (ROW[:2].astype(np.uint64), slice(None), ROW[1:]),
+    (ROW[:2].astype(np.uint64), ROW[:2].astype(np.uint32)),
     np.int64(2),
 ]
 

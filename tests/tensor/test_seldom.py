@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
-from minigrad.errors import ShapeError
+from minigrad.errors import DomainError, ShapeError
 
 ONE: list[tuple[Callable[[Tensor], Any], Any]] = [
     (lambda x: x.softmax(), 1.0),
@@ -113,3 +113,94 @@ def test_integers_uniform_around_zero() -> None:
     for drawn in (Tensor.uniform(4000, low=-2, high=2, dtype="int32"), written):
         found = drawn.numpy()
         assert all(850 < (found == number).sum() < 1150 for number in (-2, -1, 0, 1))
+
+
+@pytest.mark.parametrize("write", [
+    lambda x, v: x.masked_fill(Tensor([False, True]), v),
+    lambda x, v: x.index_fill(0, Tensor([1]), v),
+    lambda x, v: x.scatter(0, Tensor([1]), v),
+    lambda x, v: x[:1].pad((0, 1), value=v),
+    lambda x, v: x.index_put((Tensor([1]),), v),
+    lambda x, v: x.index_put((Tensor([1]),), v, accumulate=True),
+    lambda x, v: x.clone().fill_(v),
+])  # fmt: skip
+def test_a_number_that_is_written_is_rounded_once(write: Callable[..., Tensor]) -> None:
+    """A float goes to integers as it is, not by way of float32."""
+    for dtype, value in (("int64", 16777217.0), ("uint64", 1e19), ("int32", -123456789.0)):
+        x = Tensor([0, 0], dtype=dtype)
+        assert write(x, value)[1].item() == int(value)
+
+
+def test_numbers_in_the_place_of_none_are_not_replaced_again() -> None:
+    x = Tensor([math.nan, math.inf, -math.inf, 2.0])
+    assert x.nan_to_num(math.inf, 5.0, 6.0).tolist() == [math.inf, 5.0, 6.0, 2.0]
+    assert x.nan_to_num(-math.inf, -math.inf, 6.0).tolist() == [-math.inf, -math.inf, 6.0, 2.0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_digits_before_the_point(dtype: str) -> None:
+    """A thousand is no sum of rounded thousandths."""
+    x = Tensor([1000.0, 3000.0, 123456.0, 7000.0, -2500.0], dtype=dtype)
+    assert x.round(decimals=-3).tolist() == [1000.0, 3000.0, 123000.0, 7000.0, -2000.0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_squares_of_half_floats_do_not_overflow(dtype: str) -> None:
+    x, tiny = Tensor([[300.0, 400.0]], dtype=dtype), Tensor([3e-5, 4e-5], dtype=dtype)
+    near: dict[str, Any] = {"rel": 2.0**-7}
+    assert x.norm().item() == 500.0 and x.norm(3).item() == pytest.approx(449.8, **near)
+    assert tiny.norm().item() == pytest.approx(5e-5, **near)
+    assert x.normalize().tolist()[0] == pytest.approx([0.6, 0.8], **near)
+    assert x.cosine_similarity(x).item() == pytest.approx(1.0, **near)
+    assert x.cdist(Tensor.zeros(1, 2, dtype=dtype)).item() == 500.0
+    assert x.pairwise_distance(Tensor.zeros(1, 2, dtype=dtype)).item() == 500.0
+    assert Tensor([0.0, 0.0], dtype=dtype).normalize(axis=0).tolist() == [0.0, 0.0]
+    wave = Tensor([200.0, -200.0] * 50, dtype=dtype)
+    assert wave.cov(correction=0).item() == pytest.approx(40000, **near)
+
+
+def test_a_mean_over_more_targets_than_a_half_float_counts() -> None:
+    logs = Tensor.full((70_000, 2), -0.5, dtype="float16")
+    assert logs.nll_loss(Tensor.zeros(70_000, dtype="int32")).item() == 0.5
+
+
+@pytest.mark.parametrize("p", [math.inf, -math.inf, -1])
+def test_of_no_elements_none_is_the_largest(p: float) -> None:
+    """As PyTorch and numpy: they raise, where a sum of nothing is 0."""
+    assert Tensor.zeros(0).norm(1).item() == Tensor.zeros(0).norm().item() == 0
+    with pytest.raises(ShapeError, match=r"norm\(.*\) over no elements"):
+        Tensor.zeros(2, 0).norm(p, 1)
+    assert Tensor.zeros(2, 0).norm(p, 0).shape == (0,)
+
+
+def test_ramps_of_large_numbers() -> None:
+    """How many there are is exact, and integers that come of floats are float64's."""
+    assert Tensor.arange(0, 2**53 + 1, 2**53).tolist() == [0, 2**53]
+    assert Tensor.arange(2**62 + 1, 0, -(2**61)).tolist() == [2**62 + 1, 2**61 + 1, 1]
+    assert Tensor.arange(2.0**24, 2.0**24 + 3, dtype="int64").tolist() == [
+        2**24, 2**24 + 1, 2**24 + 2
+    ]  # fmt: skip
+
+
+def test_counts_do_not_wrap() -> None:
+    ones = Tensor([1, 1, 1])
+    assert ones.bincount(Tensor([200, 200, 100], dtype="uint8")).tolist() == [0, 500]
+    assert ones.bincount(Tensor([True, True, True])).tolist() == [0, 3]
+    assert Tensor.ones(300, dtype="uint8").histc(2, 0, 3).tolist() == [300, 0]
+    assert Tensor([True, False, True]).histc(2, 0, 1).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_histogram_between_bounds_that_are_none(value: float) -> None:
+    for dtype in ("float16", "float32", "float64"):
+        x = Tensor([1.0, value], dtype=dtype)
+        assert x.histc(2, 0, 2).tolist() == [0, 1]
+        with pytest.raises(DomainError, match=r"histc: .* no bound"):
+            x.histc(2).tolist()
+
+
+def test_triangles_whose_diagonal_is_far_away() -> None:
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    for far in (2**31 - 1, 2**40):
+        assert x.tril(far).tolist() == x.triu(-far).tolist() == x.tolist()
+        assert not x.tril(-far).any().item() and not x.triu(far).any().item()
