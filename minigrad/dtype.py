@@ -10,7 +10,7 @@ import struct
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
-from math import inf
+from math import ceil, inf
 from typing import NoReturn
 
 from minigrad.errors import DTypeError, RangeError
@@ -269,6 +269,19 @@ def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
         (value,) = read(data)
     found: int | float | bool = value
     return found
+
+
+def below(limit: float, dtype: DType) -> int | float:
+    """The largest number of an integer or float dtype that is smaller than a finite limit."""
+    if dtype.is_int:
+        return ceil(limit) - 1
+    near = convert(limit, dtype)
+    if near < limit:
+        return near
+    bits = int.from_bytes(number_bytes(near, dtype), sys.byteorder)
+    # magnitudes are ordered as their bits; what follows 0 is the smallest one with a sign
+    bits = bits + (1 if near < 0 else -1) if near else (1 << (dtype.bits - 1)) + 1
+    return number_of(bits.to_bytes(dtype.itemsize, sys.byteorder), dtype)
 
 
 def number_bytes(value: int | float | bool, dtype: DType) -> bytes:

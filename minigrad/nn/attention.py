@@ -100,7 +100,7 @@ class MultiheadAttention(Layer):
         if attn_mask is not None:
             whole = attn_mask.ndim == 3
             masks.append(attn_mask.unflatten(0, (-1, self.num_heads)) if whole else attn_mask)
-        elif is_causal:
+        if is_causal:
             masks.append(Tensor.ones(queries, keys, dtype="bool", device=q.device).triu(1))
         if padding is not None:
             masks.append(padding.reshape(-1, 1, 1, keys))

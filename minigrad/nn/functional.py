@@ -209,11 +209,12 @@ def rms_norm(
 ) -> Tensor:  # fmt: skip
     """x over the root of its mean square over the last dimensions; then ·weight.
 
-    eps: the distance from 1 to the next number of x's dtype unless given.
+    eps: unless given, the distance from 1 to the next number of the dtype that this is computed in,
+    which is at least float32.
     """
     axes = _last("rms_norm", x, normalized_shape)
     _check_factors("rms_norm", x.shape[axes[0] :], weight)
-    return x.rmsnorm(axes, 2.0**-x._float_dtype().fraction if eps is None else eps, weight)
+    return x.rmsnorm(axes, 2.0**-x._wide().dtype.fraction if eps is None else eps, weight)
 
 
 def group_norm(
@@ -327,18 +328,21 @@ def cross_entropy(
     if weight is None:
         return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
     _check_factors("cross_entropy", x.shape[axis : axis + 1], weight)
-    weighted = x.log_softmax(axis).movedim(axis, -1) * weight
+    weighted = x._wide().log_softmax(axis).movedim(axis, -1) * weight  # sums beyond float16
     share = label_smoothing / int(x.size(axis))
     if target.dtype.is_float:
         wanted = target.movedim(axis, -1) * (1 - label_smoothing) + share
-        return (-weighted * wanted).sum(-1)._reduced(reduction)
+        losses = (-weighted * wanted).sum(-1)
+        return losses._reduced(reduction).cast(x._float_dtype())
     is_target, counts = weighted._targets("cross_entropy", target, ignore_index)
     others = weighted * share if label_smoothing else 0.0
     terms = is_target.where(weighted * (1 - label_smoothing + share), others)
     losses = counts.where(-terms.sum(-1), 0)
-    if reduction != "mean":
-        return losses._reduced(reduction)
-    return losses.sum() / counts.where(is_target.where(weight, 0).sum(-1), 0).sum()
+    if reduction == "mean":
+        total = losses.sum() / counts.where(is_target.where(weight._wide(), 0).sum(-1), 0).sum()
+    else:
+        total = losses._reduced(reduction)
+    return total.cast(x._float_dtype())
 
 
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
@@ -375,8 +379,9 @@ def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float 
     if not delta > 0:
         raise ValueError(f"huber_loss(delta={delta}): expected a number > 0")
     x._check_same_shape("huber_loss", target)
-    size = (x - target).abs()
-    losses = (size < delta).where(size.square() * 0.5, (size - delta / 2) * delta)
+    away = x - target
+    size = away.abs()  # whose derivative at 0 is 0, so its square's second one would be, too
+    losses = (size < delta).where(away.square() * 0.5, (size - delta / 2) * delta)
     return losses._reduced(reduction)
 
 
@@ -397,8 +402,8 @@ def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool 
     if log_target:
         losses = target.exp() * (target - x)
     else:
-        some = target > 0
-        losses = some.where(target * (some.where(target, 1).log() - x), 0)
+        none = target.eq(0)
+        losses = none.where(0, target * (none.where(1, target).log() - x))
     if reduction == "batchmean":
         return losses.sum() / int(x.size(0))
     return losses._reduced(reduction)
@@ -427,7 +432,7 @@ def margin_ranking_loss(
     """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
     x1._check_same_shape("margin_ranking_loss", x2)
     x1._check_same_shape("margin_ranking_loss", target)
-    return (-target * (x1 - x2) + margin).relu()._reduced(reduction)
+    return (-target * (x1 - x2) + margin).clip(0)._reduced(reduction)
 
 
 def triplet_margin_loss(
@@ -444,7 +449,7 @@ def triplet_margin_loss(
     if swap:
         away = away.minimum(positive.pairwise_distance(negative, p, eps))
     near = anchor.pairwise_distance(positive, p, eps)
-    return (near - away + margin).relu()._reduced(reduction)
+    return (near - away + margin).clip(0)._reduced(reduction)
 
 
 check_functions(globals(), "minigrad.tensor", first=True)

@@ -53,8 +53,8 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Uniform in [a, b)."""
-    drawn = Tensor.uniform(*tensor.shape, low=a, high=b, device=tensor.device)
-    return _filled(tensor, drawn)
+    options: Any = {"dtype": tensor.dtype, "device": tensor.device}
+    return _filled(tensor, Tensor.uniform(*tensor.shape, low=a, high=b, **options))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

@@ -189,15 +189,20 @@ class FunctionLayer(Layer):
 
 
 def _layers(
-    *functions: Any, inputs: int = 1, only: str = "", inplace: bool = False
+    *functions: Any, inputs: int = 1, only: str = "", last: str = "", inplace: bool = False
 ) -> list[type[FunctionLayer]]:
-    """Layers of functions. inputs: how many tensors a call gives. only: the one option."""
-    return [_layer(function, inputs, only, inplace) for function in functions]
+    """Layers of functions. inputs: how many tensors a call gives. only: the one option. last: an
+    option that is the last one of the layer.
+    """
+    return [_layer(function, inputs, only, last, inplace) for function in functions]
 
 
-def _layer(function: Any, inputs: int, only: str, inplace: bool) -> type[FunctionLayer]:
+def _layer(
+    function: Any, inputs: int, only: str, last: str, inplace: bool
+) -> type[FunctionLayer]:
     options = list(inspect.signature(function).parameters.values())[inputs:]
     options = [option for option in options if only in ("", option.name)]
+    options.sort(key=lambda option: option.name == last)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     if inplace:
         options.append(inspect.Parameter("inplace", kind, default=False))
@@ -241,7 +246,7 @@ BCEWithLogitsLoss, PoissonNLLLoss, CosineSimilarity, PairwiseDistance = _layers(
 MarginRankingLoss, TripletMarginLoss = _layers(
     F.margin_ranking_loss, F.triplet_margin_loss, inputs=3
 )
-MaxPool1d, MaxPool2d, MaxPool3d = _layers(*F.max_pools)
+MaxPool1d, MaxPool2d, MaxPool3d = _layers(*F.max_pools, last="ceil_mode")
 AvgPool1d, AvgPool2d, AvgPool3d = _layers(*F.avg_pools)
 AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d = _layers(*F.adaptive_avg_pools)
 AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d = _layers(*F.adaptive_max_pools)

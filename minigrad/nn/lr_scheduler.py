@@ -30,7 +30,9 @@ class _Factors:
 
     least: a part of it that is not multiplied. base_lrs: the learning rates at a factor of 1, which
     are others where somebody has changed those of the groups since the last step: another
-    scheduler, or the user. last_epoch: steps taken before, less one.
+    scheduler, or the user. last_epoch: steps taken before, less one. A scheduler that begins later
+    (last_epoch ≥ 0) counts from the learning rates with which the optimizers were made: those that
+    they have now may be loaded ones, which have changed by these steps.
     """
 
     def __init__(
@@ -55,10 +57,14 @@ class _Factors:
                 f"{type(self).__name__}: {len(self.factors)} functions for {len(groups)} groups"
             )
         self.least = least
-        self.base_lrs: list[float] = [self._first(group) for group in groups]
+        later = last_epoch >= 0
+        found = [g.optimizer.lr_at_first if later else g["lr"] for g in groups]
+        self.base_lrs: list[float] = [*map(self._first, groups, found)]
         self.last_epoch = last_epoch
         self._given = [_single(group["lr"]) for group in groups]
         self.step()
+        for group in groups if later else ():  # one more that begins later changes them
+            group.optimizer.lr_at_first = group["lr"]
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Arguments of those of this module are of the kinds that are written there."""
@@ -66,11 +72,10 @@ class _Factors:
         if cls.__module__ == __name__:
             cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
 
-    def _first(self, group: Any) -> float:
-        """What is multiplied by the factor of step 0."""
-        first: float = group["lr"]
-        vars(group.optimizer).setdefault("initial_lr", first)
-        return first
+    def _first(self, group: Any, lr: float) -> float:
+        """What is multiplied by the factor of step 0, of the learning rate that was found."""
+        vars(group.optimizer).setdefault("initial_lr", lr)
+        return lr
 
     def step(self) -> None:
         """Go on to the next step; call it after `optimizer.step()`."""
@@ -133,8 +138,8 @@ class LambdaLR(_Factors):
     ) -> None:  # fmt: skip
         super().__init__(optimizer, lr_lambda, last_epoch)
 
-    def _first(self, group: Any) -> float:
-        first: float = vars(group.optimizer).setdefault("initial_lr", group["lr"])
+    def _first(self, group: Any, lr: float) -> float:
+        first: float = vars(group.optimizer).setdefault("initial_lr", lr)
         return first
 
     def _rebased(self, place: int, lr: float) -> float:

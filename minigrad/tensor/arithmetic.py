@@ -15,6 +15,7 @@ from minigrad.tensor.core import Core
 
 def _atan2_rule(g: Any, value: Any, y: Any, x: Any) -> Sequence[Any]:
     length = y.hypot(x)  # whose square may be too large or too small
+    length = length.eq(0).where(1, length)
     return [g * (x / length) / length, -g * (y / length) / length]
 
 
@@ -177,7 +178,7 @@ class Arithmetic(Composed):
     def atan2(self, other: Any) -> Self:
         """The angle of the point (other, self) in −π … π; zeros have IEEE 754's signs.
 
-        Its gradient at (0, 0) is NaN, as PyTorch's: there is none.
+        Its gradient at (0, 0) counts as 0, as PyTorch's: there is none.
 
         >>> round(Tensor([1.0]).atan2(Tensor([-1.0])).item(), 4)
         2.3562

@@ -69,8 +69,9 @@ def _copysign_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
 @templated
 def _softmax_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
     """The softmax of two; a half of each where they are equal, be they infinite."""
-    shares = (x.eq(y).where(0.5, (d.exp() + 1).reciprocal()) for d in (y - x, x - y))
-    return [g * share for share in shares]
+    both = (y - x, x - y)
+    away = ((x.eq(y) & d.isnan()).where(0.0, d) for d in both)  # the slope stays where they meet
+    return [g * (d.exp() + 1).reciprocal() for d in away]
 
 
 _KINDS = "buif"  # bool < integers < floats: an in-place result may not rise in this order
@@ -87,7 +88,7 @@ def _tanh_gelu(x: Any) -> tuple[Any, Any]:
     left where it is small.
     """
     u = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
-    small = (-u.abs()).tanh() + 1
+    small = (u < 0).where(u, -u).tanh() + 1  # with the slope of the right-hand side at 0
     large = 2 - small
     return (u < 0).where(small, large), small * large
 

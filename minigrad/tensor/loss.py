@@ -129,12 +129,12 @@ class Loss(Composed):
         """−self[…, target], of log probabilities (…, classes); weight: one factor per class.
 
         (batch, classes, …) and axis as for `cross_entropy`; entries equal to ignore_index do not
-        count, and BoundsError where another is no class.
+        count, and BoundsError where another is no class. Computed in at least float32.
 
         >>> Tensor([[-1.0, -2.0]]).nll_loss(Tensor([1])).item()
         2.0
         """
-        x = self.movedim(self._class_axis("nll_loss", target, axis), -1)
+        x = self._wide().movedim(self._class_axis("nll_loss", target, axis), -1)
         is_target, counts = x._targets("nll_loss", target, ignore_index)
         picked = is_target.where(x, 0).sum(-1)
         if weight is None:
@@ -142,11 +142,12 @@ class Loss(Composed):
         elif weight.shape != x.shape[-1:]:
             raise ShapeError(f"nll_loss: a weight of {weight.shape}; expected {x.shape[-1:]}")
         else:
-            factor = counts.where(is_target.where(self._new(weight.node), 0).sum(-1), 0)
+            each = self._new(weight.node)._wide()
+            factor = counts.where(is_target.where(each, 0).sum(-1), 0)
         losses = -(factor.ne(0).where(picked, 0) * factor)
-        if reduction != "mean":
-            return losses._reduced(reduction)
-        return (losses._wide().sum() / factor._wide().sum()).cast(losses.dtype)
+        mean = reduction == "mean"
+        result = losses.sum() / factor.sum() if mean else losses._reduced(reduction)
+        return result.cast(self._float_dtype())
 
     def _check_same_shape(self, name: str, target: Core) -> None:
         """ShapeError where one would be repeated, as (4, 1) beside (4,) to 16 differences."""

@@ -300,8 +300,8 @@ class Movement(Methods):
             amounts = [(max(b, 0), max(a, 0)) for b, a in amounts]
         for axis, (b, a) in enumerate(amounts):
             n: int = result.shape[axis]  # type: ignore[assignment]
-            limit = n - 1 if mode == "reflect" else n if mode == "circular" else max(b, a)
-            if max(b, a) > limit or (n == 0 and max(b, a) > 0):
+            limit = n - 1 if mode == "reflect" else n if mode == "circular" or not n else max(b, a)
+            if max(b, a) > max(limit, 0):
                 raise ShapeError(
                     f"pad(mode={mode!r}) by {max(b, a)} of dimension {axis} with extent {n}: "
                     f"expected at most {max(limit, 0)}"

@@ -13,7 +13,7 @@ import threading
 from typing import Any, Self
 
 from minigrad.device import Device, watching
-from minigrad.dtype import DType, DTypeLike, check_holds, dtype_of, dtype_or, dtypes
+from minigrad.dtype import DType, DTypeLike, below, check_holds, dtype_of, dtype_or, dtypes
 from minigrad.errors import DTypeError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -231,7 +231,7 @@ class Random(Methods):
         cls, *shape: Any, low: Scalar = 0.0, high: Scalar = 1.0, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Uniform in [low, high).
+        """Uniform in [low, high), also where a dtype has few digits; of integers whole numbers.
 
         >>> Tensor.uniform(2, low=1.0, high=1.0).tolist()
         [1.0, 1.0]
@@ -239,11 +239,14 @@ class Random(Methods):
         if not low <= high:
             raise ValueError(f"uniform(low={low}, high={high}): expected low ≤ high")
         wanted = dtype_or(dtype, dtypes.default_float)
-        wide = wanted if wanted is dtypes.float64 else dtypes.float32
-        node = (cls.rand(*shape, dtype=wide, device=device) * (high - low) + low).node
+        wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
+        drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low
         if wanted.is_int:  # a cast would be towards 0
-            node = cls._of(node).floor().node
-        return cls._made(build.cast(node, wanted), requires_grad, drawn=True)
+            drawn = drawn.floor()
+        drawn = drawn.cast(wanted)
+        if low < high and not wanted.is_bool:  # what was rounded may be `high`
+            drawn = drawn.minimum(below(high, wanted))
+        return cls._made(drawn.node, requires_grad, drawn=True)
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:

@@ -6,8 +6,8 @@ import math
 import sys
 from typing import Any, Self
 
-from minigrad.dtype import DTypeLike, dtypes, sum_dtype
-from minigrad.errors import DTypeError, ShapeError, misfit
+from minigrad.dtype import DTypeLike, dtype_or, dtypes, sum_dtype
+from minigrad.errors import DTypeError, RangeError, ShapeError, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_choice, check_share
@@ -95,6 +95,8 @@ class Statistics(Composed):
     def median(self, dim: int | None = None, keepdim: bool = False) -> Self:
         """The middle elements, of two the smaller one (PyTorch's values); NaN wins.
 
+        Of equal ones the first takes the gradient.
+
         >>> Tensor([3, 1, 2, 4]).median().item()
         2
         """
@@ -153,6 +155,8 @@ class Statistics(Composed):
 
     def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
         """The most frequent elements along dim, of several the smallest, and where the last is.
+
+        Each NaN counts once, and is larger than all numbers.
 
         >>> [x.item() for x in Tensor([3, 1, 3, 2]).mode()]
         [3, 2]
@@ -359,17 +363,22 @@ class Statistics(Composed):
 
     @classmethod
     def randperm(cls, n: int, *, dtype: DTypeLike = None, device: str | None = None) -> Self:
-        """0 … n − 1 in a random order, each order as likely as any other; int32.
+        """0 … n − 1 in a random order, each order as likely as any other; int32, or in a dtype.
+
+        RangeError for one that does not hold all of them.
 
         >>> Tensor.randperm(3).sort()[0].tolist()
         [0, 1, 2]
         """
         if n < 0:
             raise ShapeError(f"randperm({n}): expected an int ≥ 0")
+        wanted = dtype_or(dtype, dtypes.int32)
+        if n - 1 > (1 << (wanted.fraction + 1) if wanted.is_float else wanted.maximum):
+            raise RangeError(f"randperm({n}) in {wanted.name}: expected a dtype that holds {n - 1}")
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
         keys = (first.cast(dtypes.uint64) << 32) | second.cast(dtypes.uint64)
         order = keys.argsort(0)  # int32
-        return cls._made((order if dtype is None else order.cast(dtype)).node, None, drawn=True)
+        return cls._made(order.cast(wanted).node, None, drawn=True)
 
     def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:
         """Positions (int32) drawn with probabilities in proportion to the weights in self.

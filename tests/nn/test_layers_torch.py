@@ -39,6 +39,8 @@ LAYERS = {
     "GLU()": (3, 4),
     "PReLU()": (3, 4), "PReLU(3)": (2, 3, 4), "Dropout2d()": (2, 3, 4, 4),
     "MaxPool1d(2)": (2, 3, 7), "MaxPool3d(2, padding=1)": (2, 3, 4, 5, 4),
+    "MaxPool2d(2, 3, 1, 1, False, True)": (2, 3, 6, 6),  # ceil_mode is the last one
+    "Conv1d(2, 3, 3, padding=1, padding_mode='reflect')": (0, 2, 5),
     "AvgPool1d(2, padding=1)": (2, 3, 7),
     "AvgPool3d(2)": (2, 4, 5, 4),
     "AdaptiveAvgPool1d(3)": (2, 3, 7),
@@ -83,7 +85,7 @@ def filled(theirs, ours, generator, training=False):
 def close(found, wanted, what=""):
     """What cancels to nearly 0 is as exact as the largest of what it was summed of."""
     wanted = wanted.detach().numpy()
-    atol = 2e-5 * max(1.0, np.abs(wanted).max())
+    atol = 2e-5 * np.abs(wanted).max(initial=1.0)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=2e-4, atol=atol, err_msg=what)
 
 
@@ -199,6 +201,16 @@ def test_attention(kind, options, on_device):
     (mine[0] * mine[0]).sum().backward()
     (wanted[0] * wanted[0]).sum().backward()
     gradients_are_close(ours, theirs)
+    if "attn_mask" in masks:  # both say what is not seen
+        future = np.triu(np.ones((4, 4), bool), 1)
+        joined = np.where(future, -np.inf, masks["attn_mask"]) if kind in ("added", "mixed") else (
+            masks["attn_mask"] | future)  # fmt: skip
+        both, one = (
+            ours(*map(Tensor, inputs), is_causal=causal,
+                 **{k: Tensor(v) for k, v in {**masks, "attn_mask": mask}.items()})[0].numpy()
+            for causal, mask in ((True, masks["attn_mask"]), (False, joined))
+        )  # fmt: skip
+        np.testing.assert_allclose(both, one, rtol=1e-4, atol=1e-5)
     if kind == "causal":
         causal, nothing = ours(*map(Tensor, inputs), need_weights=False, is_causal=True)
         close(causal, wanted[0])
@@ -284,6 +296,58 @@ def test_losses(name, options, kind, reduction, on_device):
     loss.sum().backward()
     wanted.sum().backward()
     close(mx.grad, tx.grad)
+
+
+BENT = {  # by operands whose differences are 0, a margin and a threshold
+    "margin_ranking_loss": {"margin": 0.5}, "triplet_margin_loss": {"margin": 0.5, "p": 1},
+    "huber_loss": {"delta": 0.5}, "smooth_l1_loss": {"beta": 2.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_losses_where_they_bend(name, on_device):
+    """First derivatives, and second ones of those that are smooth there."""
+    first, second = [[0.5, 1.0, 0.0, -0.5]], [[0.5, 0.5, 0.5, -1.0]]
+    smooth = name in ("huber_loss", "smooth_l1_loss")
+    values = [first, second] if smooth else [first, second, first]
+    leaf, *others = (torch.tensor(v, requires_grad=True) for v in values)
+    wanted = getattr(torch.nn.functional, name)(leaf, *others, **BENT[name], reduction="sum")
+    (slope,) = torch.autograd.grad(wanted, leaf, create_graph=True)
+    mine, *rest = (Tensor(v, requires_grad=True) for v in values)
+    (found,) = getattr(F, name)(mine, *rest, **BENT[name], reduction="sum").gradient(mine)
+    close(found, slope)
+    if smooth:
+        (curve,) = torch.autograd.grad(slope.square().sum(), leaf)
+        close(found.square().sum().gradient(mine)[0], curve)
+
+
+def test_a_target_that_is_nan_or_negative(on_device):
+    """Is none of kl_div's, which does not count it as 0."""
+    target = [0.0, 0.5, float("nan"), -1.0]
+    found = F.kl_div(Tensor([-1.0] * 4), Tensor(target), reduction="none")
+    wanted = torch.nn.functional.kl_div(torch.tensor([-1.0] * 4), torch.tensor(target),
+                                        reduction="none")  # fmt: skip
+    close(found, wanted)
+
+
+@pytest.mark.parametrize("weight", [False, True])
+def test_means_of_more_than_float16_counts(weight, on_device):
+    """Sums of losses, and how many they are, may be beyond 65,504."""
+    x = Tensor([[-4.0, -3.0]], dtype="float16").expand(70_000, 2)
+    target, factors = Tensor.zeros(70_000, dtype="int32"), Tensor([1.0, 2.0], dtype="float16")
+    given = factors if weight else None
+    assert F.nll_loss(x, target, given).item() == 4
+    even = np.float16(np.log(1 + np.e))
+    for wanted in (target, Tensor([[1.0, 0.0]], dtype="float16").expand(70_000, 2)):
+        loss = F.cross_entropy(x, wanted, given)
+        assert loss.dtype.name == "float16" and abs(loss.item() - even) < 2e-3
+
+
+def test_rms_norm_of_small_half_floats(on_device):
+    """Without an eps it is that of float32, in which both compute."""
+    x = np.array([[1e-3, 2e-3]], np.float16)
+    wanted = torch.nn.functional.rms_norm(torch.tensor(x), (2,))
+    close(F.rms_norm(Tensor(x), 2), wanted)
 
 
 def test_losses_of_wrong_shapes():

@@ -136,6 +136,39 @@ def test_schedulers_that_begin_later(name):
     assert later.get_last_lr() == begun.get_last_lr() and later.last_epoch == 4
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_that_go_on_from_what_was_saved(name):
+    """The optimizer has the learning rate of the steps taken then, and decays by them once."""
+    make = getattr(optim.lr_scheduler, name)
+    optimizer, other, loaded = (optim.SGD([Tensor([1.0])], lr=0.5) for _ in range(3))
+    first, goes_on = (make(each, *SCHEDULERS[name]) for each in (optimizer, other))
+    for _ in range(4):
+        first.step()
+        goes_on.step()
+    loaded.load_state_dict({n: Tensor(t.numpy()) for n, t in optimizer.state_dict().items()})
+    later = [make(each, *SCHEDULERS[name], last_epoch=3) for each in (loaded, optimizer)]
+    for _ in range(4):
+        for each in later:
+            np.testing.assert_allclose(each.get_last_lr(), goes_on.get_last_lr(), rtol=1e-6)
+            np.testing.assert_allclose(each.optimizer.lr.item(), other.lr.item(), rtol=1e-6)
+            each.step()
+        goes_on.step()
+
+
+def test_two_schedulers_that_begin_later():
+    """Of an optimizer that is new: each decays by all of its steps."""
+    make, groups = optim.lr_scheduler, [{"params": [Tensor([1.0])], "lr": 0.5}]
+    rates = []
+    for last in (-1, 3):
+        optimizer = optim.SGD(groups)
+        both = [make.StepLR(optimizer, 3, 0.5, last), make.ExponentialLR(optimizer, 0.9, last)]
+        for _ in range(3 - last):
+            for scheduler in both:
+                scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(*rates, rtol=1e-6)
+
+
 @pytest.mark.parametrize("first", SCHEDULERS)
 @pytest.mark.parametrize("second", SCHEDULERS)
 def test_two_schedulers_of_one_optimizer(first, second):

@@ -263,6 +263,40 @@ def test_remainders_of_negative_zero(device: str) -> None:
     assert got[:4].tolist() == [0, 0, 0, 0] and np.isnan(got[4])
 
 
+SECOND: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "gelu": (lambda x: x.gelu("tanh"), lambda x: 0.5 * x * (1 + mpmath.tanh(
+        mpmath.sqrt(2 / mpmath.pi) * (x + 0.044715 * x**3)))),
+    "logaddexp": (lambda x, y: x.logaddexp(y), lambda x, y: mpmath.log(mpmath.e**x + mpmath.e**y)),
+    "pow": (lambda x, y: (x + 2) ** y, lambda x, y: (x + 2) ** y),
+    "softplus": (lambda x: x.softplus(), lambda x: mpmath.log(1 + mpmath.e**x)),
+    "sigmoid": (lambda x: x.sigmoid(), lambda x: 1 / (1 + mpmath.e**-x)),
+    "hypot": (lambda x, y: (x - 2).hypot(y), lambda x, y: mpmath.sqrt((x - 2) ** 2 + y**2)),
+    "sinh": (lambda x: x.sinh(), mpmath.sinh), "asinh": (lambda x: x.asinh(), mpmath.asinh),
+    "atanh": (lambda x: (x * 0.5).atanh(), lambda x: mpmath.atanh(x * 0.5)),
+    "expm1": (lambda x: x.expm1(), mpmath.expm1), "cosh": (lambda x: x.cosh(), mpmath.cosh),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [0.0, -0.0, 1.0])
+@pytest.mark.parametrize("name", SECOND)
+def test_second_derivatives_where_formulas_change(name: str, at: float, device: str) -> None:
+    """Of functions that are smooth there: by each operand and by two, all of one value."""
+    function, exact = SECOND[name]
+    count = 2 if name in ("logaddexp", "pow", "hypot") else 1
+    places = [Tensor(at, dtype="float64", device=device, requires_grad=True) for _ in range(count)]
+    for n, first in enumerate(function(*places).gradient(*places)):
+        for m, second in enumerate(first.gradient(*places)):
+            orders = tuple((i == n) + (i == m) for i in range(count))
+            wanted = float(mpmath.diff(exact, (at,) * count, orders))
+            np.testing.assert_allclose(second.item(), wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_the_angle_of_nothing(device: str) -> None:
+    """Has gradients of 0, as PyTorch's."""
+    places = [Tensor([0.0, -0.0], device=device, requires_grad=True) for _ in range(2)]
+    assert [g.tolist() for g in places[0].atan2(places[1]).sum().gradient(*places)] == [[0, 0]] * 2
+
+
 @pytest.mark.parametrize("y, x", [(1e-25, 1e-25), (3e25, 1e25), (-1.0, 2.0)])
 def test_gradient_of_an_angle(y: float, x: float, device: str) -> None:
     """Also of points so far out, or so near 0, that their square is ∞ or 0."""

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from minigrad import Context, GlobalCounters, Tensor, dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad import Context, GlobalCounters, Tensor, dtypes, nn
+from minigrad.errors import DTypeError, RangeError, ShapeError
 from minigrad.graph.node import topological
 from minigrad.tensor import realization
 from minigrad.tensor.random import threefry
@@ -208,6 +208,33 @@ def test_half_floats_stay_below_one(on_device):
         x = Tensor.rand(20_000, dtype=dtype).float().numpy()
         assert x.max() < 1
         assert abs(x.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 2.0), (-2.0, -1.0), (-0.1, 0.1)])
+def test_uniform_numbers_stay_below_their_end(low, high, dtype, on_device):
+    Tensor.manual_seed(0)
+    written, filled = (Tensor.zeros(20_000, dtype=dtype).contiguous() for _ in range(2))
+    for x in (Tensor.uniform(20_000, low=low, high=high, dtype=dtype), written.uniform_(low, high),
+              nn.init.uniform_(filled, low, high)):  # fmt: skip
+        found = x.cast("float64").numpy()
+        assert found.max() < high and abs(found.mean() - (low + high) / 2) < 0.02
+
+
+@pytest.mark.parametrize("low", [0, 1_000_000, 2**24, 2**31 - 4, -(2**31)])
+def test_uniform_integers_far_out(low, on_device):
+    Tensor.manual_seed(0)
+    for x in (Tensor.uniform(4000, low=low, high=low + 3, dtype="int32"),
+              Tensor.zeros(4000, dtype="int32").contiguous().uniform_(low, low + 3)):  # fmt: skip
+        counts = np.bincount(x.numpy().astype(np.int64) - low)
+        assert len(counts) == 3 and (abs(counts - 4000 / 3) < 150).all()
+
+
+def test_orders_that_a_dtype_does_not_hold():
+    for n, dtype in ((300, "int8"), (257, "uint8"), (3000, "float16"), (3, "bool")):
+        with pytest.raises(RangeError, match=f"a dtype that holds {n - 1}"):
+            Tensor.randperm(n, dtype=dtype)
+    assert (np.sort(Tensor.randperm(256, dtype="uint8").numpy()) == np.arange(256)).all()
 
 
 def test_randint(on_device):

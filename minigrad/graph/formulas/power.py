@@ -109,12 +109,13 @@ def power(x: Numeric, y: Numeric) -> Numeric:
 def by_base(g: Numeric, z: Numeric, x: Numeric, y: Numeric) -> Numeric:
     """The gradient by x of z = xʸ: g·y·xʸ⁻¹, and 0 where y is 0.
 
-    The exponent is taken as 1 where it is 0, so that no x makes 0·∞ of it; masking the result
-    would leave that NaN to the second derivative.
+    The exponent is taken as 1 where it is 0 and x would make 0·∞ of it; masking the result would
+    leave that NaN to the second derivative, and taking it as 1 for all x a wrong one.
     """
     exponent = y.known()
     if exponent is None:
-        safe = y.equals(0.0).where(1.0, y)
+        awkward = y.equals(0.0) & ~(x.less(0.0) | x.more(0.0))
+        safe = awkward.where(1.0, y)
         return g * (y * x.operation("pow", safe - 1.0))
     if exponent == 0:
         return z.constant(0.0)
