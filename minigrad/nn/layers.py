@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from minigrad.errors import ShapeError
+from minigrad.errors import misfit
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer
 from minigrad.settings import having
@@ -58,9 +58,7 @@ class Linear(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
         if x.shape[-1:] != self.weight.shape[1:]:
-            raise ShapeError(
-                f"Linear of {x.shape}: expected (…, {self.weight.shape[1]}), the layer's inputs"
-            )
+            raise misfit("Linear", f"(…, {self.weight.shape[1]}), the layer's inputs", x)
         return _linear(x, self.weight, self.bias)
 
 

@@ -16,7 +16,7 @@ from minigrad.nn import lr_scheduler
 from minigrad.nn.module import _forget_gradients, check_names_and_tensors, load_state_dict
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
-from minigrad.tensor.broadcasting import check_flag
+from minigrad.tensor.broadcasting import check_choice, check_flag
 from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import note
 from minigrad.tensor.templates import templated
@@ -533,10 +533,7 @@ class Muon(Optimizer):
         eps: float = 1e-7, ns_steps: int = 5, adjust_lr_fn: str | None = None,
         ns_dtype: DType = dtypes.bfloat16,
     ) -> None:  # fmt: skip
-        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
-            raise ValueError(
-                f"Muon(adjust_lr_fn={adjust_lr_fn!r}): expected 'original' or 'match_rms_adamw'"
-            )
+        check_choice("Muon", (None, "original", "match_rms_adamw"), adjust_lr_fn=adjust_lr_fn)
         if not 0 <= momentum < 1:
             raise ValueError(f"Muon(momentum={momentum}): expected 0 … 1, without 1")
         super().__init__(
