@@ -13,7 +13,12 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of, put_hints
 from minigrad.nn import lr_scheduler
-from minigrad.nn.module import _forget_gradients, check_names_and_tensors, load_state_dict
+from minigrad.nn.module import (
+    _forget_gradients,
+    _Training,
+    check_names_and_tensors,
+    load_state_dict,
+)
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_choice, check_flag
@@ -56,7 +61,7 @@ class ParamGroup(Mapping[str, Any]):
         return len(self.names)
 
 
-class Steps:
+class Steps(_Training):
     """What an optimizer and a group of them do to all of their `params`.
 
     _parts: the optimizers, by what their names in a state begin with.
