@@ -13,7 +13,7 @@ from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
 from minigrad.tensor.broadcasting import Axes, Axis, Scalar, axes_of, axis_of
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.results import Found
+from minigrad.tensor.results import Found, warn_of_no_pair
 
 # Keys of a row, and of them for each that `topk` takes, from which on it looks at the largest of
 # blocks first: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 … 16,384 on two cores).
@@ -74,6 +74,7 @@ class Reduce(Methods):
         >>> Tensor([[1, 5], [3, 2]]).max(1).tolist()
         [5, 3]
         """
+        warn_of_no_pair("max", axis)
         self._check_not_empty("max", axis)
         return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
 
@@ -83,6 +84,7 @@ class Reduce(Methods):
         >>> Tensor([[1, 5], [3, 2]]).min(1).tolist()
         [1, 2]
         """
+        warn_of_no_pair("min", axis)
         self._check_not_empty("min", axis)
         return self._reduce(Op.MAX, "min", self._mirrored().node, axis, keepdim)._mirrored()
 
