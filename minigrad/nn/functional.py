@@ -190,7 +190,7 @@ def _check_factors(name: str, wanted: Shape, *given: Tensor | None) -> None:
     """ShapeError for weights and biases that would be repeated."""
     for tensor in given:
         if tensor is not None and tensor.shape != wanted:
-            raise misfit(f"{name} with a weight or bias", str(wanted), tensor)
+            raise misfit(f"{name}: a weight or bias", str(wanted), tensor)
 
 
 def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:

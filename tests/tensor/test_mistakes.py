@@ -92,7 +92,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "expected (5, 5)",
     ),
     "layer_norm of one weight": (
-        lambda: F.layer_norm(X, (3,), _zeros(1)), ShapeError, "a weight or bias of (1,); expected",
+        lambda: F.layer_norm(X, (3,), _zeros(1)), ShapeError, "a weight or bias of (1,): expected",
     ),
     "rms_norm of one weight": (lambda: F.rms_norm(X, (3,), _zeros(1)), ShapeError, "expected (3,)"),
     "group_norm of one bias": (
