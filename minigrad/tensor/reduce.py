@@ -12,6 +12,7 @@ from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
 from minigrad.tensor.broadcasting import Axes, Axis, Scalar, axes_of, axis_of
+from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found, warn_of_no_pair
 
@@ -68,22 +69,26 @@ class Reduce(Methods):
         """
         return self._accumulate(self._reduce, dtype, Op.PROD, "prod", axis, keepdim)
 
-    def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The largest element; NaN wins. Equal ones share the gradient.
+    def max(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """The largest element; NaN wins. Equal ones share the gradient. Of a tensor `maximum`.
 
         >>> Tensor([[1, 5], [3, 2]]).max(1).tolist()
         [5, 3]
         """
+        if isinstance(axis, Core):
+            return self.maximum(axis)  # type: ignore[no-any-return]
         warn_of_no_pair("max", axis)
         self._check_not_empty("max", axis)
         return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
 
-    def min(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The smallest element; NaN wins. Equal ones share the gradient.
+    def min(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """The smallest element; NaN wins. Equal ones share the gradient. Of a tensor `minimum`.
 
         >>> Tensor([[1, 5], [3, 2]]).min(1).tolist()
         [1, 2]
         """
+        if isinstance(axis, Core):
+            return self.minimum(axis)  # type: ignore[no-any-return]
         warn_of_no_pair("min", axis)
         self._check_not_empty("min", axis)
         return self._reduce(Op.MAX, "min", self._mirrored().node, axis, keepdim)._mirrored()
