@@ -167,6 +167,8 @@ class Optimizer(Steps):
         **options: Any,
     ) -> None:  # fmt: skip
         _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__} of a tensor: expected several, or one as [x]")
         if not isinstance(params, Iterable):
             raise TypeError(f"{type(self).__name__}: expected tensors; {hint('optim.Adam(model)')}")
         self.params = list({id(tensor): tensor for tensor in params}.values())
@@ -607,13 +609,14 @@ def _one_minus_power(base: float, t: Tensor) -> Tensor:
     return -(t * (math.log(base) if base else -math.inf)).expm1()
 
 
-def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint 2-norm is at most max_norm; gives the norm before.
 
     Lazy: it becomes part of the program of the next step.
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm(max_norm={max_norm}): expected a number ≥ 0")
+    params = [params] if isinstance(params, Tensor) else params
     with Tensor.no_grad():
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:

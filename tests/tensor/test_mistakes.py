@@ -154,6 +154,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ShapeError, "batch_first is False",
     ),
     "an optimizer of no leaf": (lambda: optim.Adam([LEAF * 2]), GradientError, "computed from"),
+    "an optimizer of a tensor": (lambda: optim.SGD(_leaf()), TypeError, "as [x]"),
     "an optimizer of a copy": (lambda: optim.SGD([LEAF.clone()]), GradientError, "detach()"),
     "betas of one": (lambda: optim.Adam([_leaf()], betas=0.9), TypeError, "expected two numbers"),  # type: ignore[arg-type]
     "dropout of a text": (lambda: X.dropout("a"), TypeError, "dropout(p='a')"),  # type: ignore[arg-type]
