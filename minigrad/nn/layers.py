@@ -95,7 +95,8 @@ class Embedding(Layer):
         if embeddings.ndim != 2:
             raise misfit("Embedding.from_pretrained", "a matrix", embeddings)
         with blank():
-            made = cls(*embeddings._known_shape(), padding_idx)
+            rows, width = embeddings._known_shape()
+            made = cls(rows, width, padding_idx)
         made.weight = Parameter(embeddings)
         made.weight.requires_grad = not freeze
         return made

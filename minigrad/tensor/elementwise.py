@@ -356,7 +356,7 @@ class Elementwise(Methods):
         [1, 0]
         """
         if x is None and y is None:
-            return self.nonzero(as_tuple=True)  # type: ignore[no-any-return]
+            return self.nonzero(as_tuple=True)
         nodes = [condition("where", self), *choices(self, x, y)]
         return self._chosen(nodes, broadcast_shape("where", *[n.shape for n in nodes]))
 

@@ -76,7 +76,7 @@ class Reduce(Methods):
         [5, 3]
         """
         if isinstance(axis, Core):
-            return self.maximum(axis)  # type: ignore[no-any-return]
+            return self.maximum(axis)
         warn_of_no_pair("max", axis)
         self._check_not_empty("max", axis)
         return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
@@ -88,7 +88,7 @@ class Reduce(Methods):
         [1, 2]
         """
         if isinstance(axis, Core):
-            return self.minimum(axis)  # type: ignore[no-any-return]
+            return self.minimum(axis)
         warn_of_no_pair("min", axis)
         self._check_not_empty("min", axis)
         return self._reduce(Op.MAX, "min", self._mirrored().node, axis, keepdim)._mirrored()
