@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, misfit
 from minigrad.nn import functional as F
 from minigrad.nn.containers import ModuleList
 from minigrad.nn.layers import Dropout, Linear, uniform
@@ -28,10 +28,8 @@ class MultiheadAttention(Layer):
         batch_first: bool = False,
     ) -> None:  # fmt: skip
         if num_heads < 1 or embed_dim % num_heads:
-            raise ShapeError(
-                f"MultiheadAttention({embed_dim}, {num_heads}): expected heads that divide the "
-                "dimensions"
-            )
+            given = f"{embed_dim} dimensions", f"{num_heads} heads"
+            raise misfit("MultiheadAttention", "heads that divide the dimensions", *given)
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.batch_first = batch_first
         # Glorot's bound, √(6/(inputs + outputs)), of all three as one
@@ -72,15 +70,12 @@ class MultiheadAttention(Layer):
         """What the heads get of (batch, length, width) each."""
         for x in (q, k, v):
             if x.ndim != 3 or x.shape[-1] != self.embed_dim:
-                raise ShapeError(
-                    f"MultiheadAttention of {x.shape}: expected three dimensions, or two without a "
-                    f"batch, the last {self.embed_dim}"
-                )
+                expected = f"three dimensions, or two without a batch, the last {self.embed_dim}"
+                raise misfit("MultiheadAttention", expected, x)
         if not q.shape[0] == k.shape[0] == v.shape[0]:
-            raise ShapeError(
-                f"MultiheadAttention of batches of {q.shape[0]}, {k.shape[0]} and {v.shape[0]}: "
-                f"expected equal ones; batch_first is {self.batch_first}"
-            )
+            expected = f"equal ones; batch_first is {self.batch_first}"
+            batches = (x.shape[0] for x in (q, k, v))
+            raise misfit("MultiheadAttention of batches", expected, *batches)
         weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]
@@ -128,9 +123,7 @@ class MultiheadAttention(Layer):
                     "key is not seen, as in (mask == 0), or floats that are added"
                 )
             if mask is not None and mask.shape not in shapes:
-                raise ShapeError(
-                    f"MultiheadAttention: {name} has shape {mask.shape}; expected {shapes[0]}"
-                )
+                raise misfit(f"MultiheadAttention with {name}", str(shapes[0]), mask)
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """What each query takes of each key (batch, heads, queries, keys)."""

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from minigrad.errors import ShapeError
+from minigrad.errors import misfit
 from minigrad.nn.layers import uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
+from minigrad.tensor.broadcasting import check_choice
 from minigrad.tensor.convolution import (
     Numbers,
     Padding,
@@ -37,10 +38,8 @@ class _Kernel(Layer):
     ) -> None:  # fmt: skip
         name = type(self).__name__
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ShapeError(
-                f"{name}({in_channels}, {out_channels}, groups={groups}): expected channels that "
-                "the groups divide"
-            )
+            channels = f"{in_channels} and {out_channels} channels"
+            raise misfit(f"{name}(groups={groups})", "channels that the groups divide", channels)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.kernel_size = tuple(per_dimension(name, "kernel_size", kernel_size, self.spatial))
@@ -73,10 +72,7 @@ class _Convolution(_Kernel):
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation)
         super().__init__(*sizes, groups, bias)
         modes = ("zeros", "reflect", "replicate", "circular")
-        if padding_mode not in modes:
-            raise ValueError(
-                f"{type(self).__name__}(padding_mode={padding_mode!r}): expected {', '.join(modes)}"
-            )
+        check_choice(type(self).__name__, modes, padding_mode=padding_mode)
         self.padding_mode = padding_mode
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -147,10 +143,8 @@ class _TransposedConvolution(_Kernel):
         more = [want - have for want, have in zip(output_size[-n:], least, strict=True)]
         if any(not 0 <= m < s for m, s in zip(more, steps, strict=True)):
             most = [have + s - 1 for have, s in zip(least, steps, strict=True)]
-            raise ShapeError(
-                f"{name} of {x.shape} with output_size {tuple(output_size)}: expected "
-                f"{least} … {most}"
-            )
+            given = f"{x.shape} with output_size {tuple(output_size)}"
+            raise misfit(name, f"{least} … {most}", given)
         return more
 
 

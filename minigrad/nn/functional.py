@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, misfit
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
@@ -61,10 +61,8 @@ def _pools(spatial: int) -> tuple[Pool, Pool]:
 
 def _check_space(name: str, x: Tensor, spatial: int) -> None:
     if x.ndim not in (spatial + 1, spatial + 2):
-        raise ShapeError(
-            f"{name} of {x.shape}: expected (batch, channels, *space), or without the batch, with "
-            f"{spatial} spatial dimensions"
-        )
+        expected = f"(batch, channels, *space), or no batch, with {spatial} spatial dimensions"
+        raise misfit(name, expected, x)
 
 
 def _adaptive(spatial: int, kind: str) -> Pool:
@@ -157,7 +155,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Whole channels (…, channels, height, width) are 0 with probability p, where training."""
     if x.ndim < 3:
-        raise ShapeError(f"dropout2d of {x.shape}: expected (…, channels, height, width)")
+        raise misfit("dropout2d", "(…, channels, height, width)", x)
     return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
@@ -192,14 +190,14 @@ def _check_factors(name: str, wanted: Shape, *given: Tensor | None) -> None:
     """ShapeError for weights and biases that would be repeated."""
     for tensor in given:
         if tensor is not None and tensor.shape != wanted:
-            raise ShapeError(f"{name}: a weight or bias of {tensor.shape}; expected {wanted}")
+            raise misfit(f"{name}: a weight or bias", str(wanted), tensor)
 
 
 def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
     """The axes of the last dimensions, which must have this shape."""
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
-        raise ShapeError(f"{name} of {x.shape}: expected the last dimensions to be {shape}")
+        raise misfit(name, f"the last dimensions to be {shape}", x)
     return tuple(range(-len(shape), 0))
 
 
@@ -223,10 +221,8 @@ def group_norm(
 ) -> Tensor:  # fmt: skip
     """Normalization over groups of channels and all of space; then ·weight + bias per channel."""
     if x.ndim < 2 or num_groups < 1 or x.size(1) % num_groups:
-        raise ShapeError(
-            f"group_norm of {x.shape} with {num_groups} groups: expected groups that divide the "
-            "channels, dimension 1"
-        )
+        expected = "groups that divide the channels, dimension 1"
+        raise misfit(f"group_norm(num_groups={num_groups})", expected, x)
     _check_factors("group_norm", x.shape[1:2], weight, bias)
     parts = x._wide().unflatten(1, (num_groups, -1))
     y = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
@@ -268,9 +264,7 @@ def _move_statistics(
     """Move running statistics, if there are any, by a share to those of a batch."""
     new, spread, count = found
     if isinstance(count, int) and count < 2:
-        raise ShapeError(
-            f"BatchNorm in training over {count} element per channel: expected at least two"
-        )
+        raise misfit("BatchNorm in training", "at least two", f"{count} element per channel")
     if mean is not None and var is not None:
         with Tensor.no_grad():
             number = count.detach() if isinstance(count, Tensor) else count
@@ -292,7 +286,7 @@ def instance_norm(
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     count = math.prod(x._known_shape()[2:])
     if count < 2:
-        raise ShapeError(f"instance_norm of {x.shape}: expected more than one element in space")
+        raise misfit("instance_norm", "more than one element in space", x)
     if running_mean is not None and running_var is not None:
         wide, space = x.detach()._wide(), tuple(range(2, x.ndim))
         found = wide.mean(space).mean(0), wide._mean_square(space).mean(0), count
@@ -348,7 +342,7 @@ def cross_entropy(
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     weighted = losses if weight is None else losses * weight
     if weighted.shape != losses.shape:
-        raise ShapeError(f"a weight of {weight.shape} for losses {losses.shape}")  # type: ignore[union-attr]
+        raise misfit("a weight", f"one that broadcasts to the losses, {losses.shape}", weight)
     return weighted._reduced(reduction)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minigrad.errors import ShapeError
+from minigrad.errors import misfit
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import check_choice
 
 _GAINS = {"tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
 _LINEAR = ("linear", "sigmoid", *(f"conv{kind}{n}d" for n in "123" for kind in ("", "_transpose")))
@@ -87,10 +88,8 @@ def _erfinv(y: Tensor) -> Tensor:
 def _fans(tensor: Tensor) -> tuple[int, int]:
     """Inputs and outputs of one element: of a linear layer, or of a convolution."""
     if tensor.ndim < 2:
-        raise ShapeError(
-            f"a fan of a tensor of shape {tensor.shape}: expected a weight of at least two "
-            "dimensions; use zeros_, normal_ or uniform_ for a bias"
-        )
+        expected = "at least two dimensions; use zeros_, normal_ or uniform_ for a bias"
+        raise misfit("a fan", expected, tensor)
     outputs, inputs, *kernel = tensor._known_shape()
     return inputs * math.prod(kernel), outputs * math.prod(kernel)
 
@@ -107,8 +106,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 
 def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"kaiming_(mode={mode!r}): expected 'fan_in' or 'fan_out'")
+    check_choice("kaiming_", ("fan_in", "fan_out"), mode=mode)
     fan = _fans(tensor)[mode == "fan_out"]
     return calculate_gain(nonlinearity, a) / math.sqrt(fan)
 
@@ -131,7 +129,7 @@ def kaiming_normal_(
 def eye_(tensor: Tensor) -> Tensor:
     """The identity, of a matrix."""
     if tensor.ndim != 2:
-        raise ShapeError(f"eye_ of a tensor of shape {tensor.shape}: expected a matrix")
+        raise misfit("eye_", "a matrix", tensor)
     return _filled(tensor, Tensor.eye(*tensor._known_shape(), device=tensor.device))
 
 
@@ -141,9 +139,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     Dimensions after the first count as one.
     """
     if tensor.ndim < 2:
-        raise ShapeError(
-            f"orthogonal_ of a tensor of shape {tensor.shape}: expected at least two dimensions"
-        )
+        raise misfit("orthogonal_", "at least two dimensions", tensor)
     rows, *others = tensor._known_shape()
     columns = math.prod(others)
     with Tensor.no_grad():

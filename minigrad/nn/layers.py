@@ -8,11 +8,11 @@ import threading
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from minigrad.errors import ShapeError
+from minigrad.errors import misfit
 from minigrad.nn import functional as F
-from minigrad.nn.module import Layer
+from minigrad.nn.module import Layer, Parameter
 from minigrad.settings import having
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_names, fit, kind_of
@@ -58,9 +58,7 @@ class Linear(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
         if x.shape[-1:] != self.weight.shape[1:]:
-            raise ShapeError(
-                f"Linear of {x.shape}: expected (…, {self.weight.shape[1]}), the layer's inputs"
-            )
+            raise misfit("Linear", f"(…, {self.weight.shape[1]}), the layer's inputs", x)
         return _linear(x, self.weight, self.bias)
 
 
@@ -88,6 +86,20 @@ class Embedding(Layer):
             rows = Tensor.arange(num_embeddings).unsqueeze(1)
             with Tensor.no_grad():
                 self.weight.assign(rows.eq(self.padding_idx).where(0.0, self.weight))
+
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None
+    ) -> Self:
+        """A table of these rows (num_embeddings, embedding_dim); it is trained unless freeze."""
+        if embeddings.ndim != 2:
+            raise misfit("Embedding.from_pretrained", "a matrix", embeddings)
+        with blank():
+            rows, width = embeddings._known_shape()
+            made = cls(rows, width, padding_idx)
+        made.weight = Parameter(embeddings)
+        made.weight.requires_grad = not freeze
+        return made
 
     def __call__(self, index: Tensor) -> Tensor:
         """Integers (…) → (…, embedding_dim); BoundsError where one is no row."""

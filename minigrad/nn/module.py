@@ -33,7 +33,7 @@ class Kind(IntEnum):
     BUFFER = 1  # saved
     TRANSIENT = 2  # a buffer that is not saved
     PLAIN = 3  # an attribute of a Module that was registered as neither
-    LOOSE = 4  # in a plain object or list, and unmarked: trained and saved
+    LOOSE = 4  # in a plain object, or a list of none's, and unmarked: trained and saved
 
 
 _SAVED = (Kind.PARAMETER, Kind.BUFFER, Kind.LOOSE)
@@ -68,24 +68,31 @@ def walk(model: Any, prefix: str = "") -> Iterator[Member]:
     """A model and all that is in it, by dotted names, in the order of definition.
 
     What has several names is found under each; an object that contains itself is visited once
-    along a path.
+    along a path. What a Module holds in lists is to it what an attribute of its own would be, and
+    nothing is looked at that trains it.
     """
     kind = _BY_MARK[model.requires_grad] if isinstance(model, Tensor) else Kind.LOOSE
-    stack: list[tuple[str, Any, Kind, frozenset[int]]] = [
-        (prefix.rstrip("."), model, kind, frozenset())
+    stack: list[tuple[str, Any, Kind, frozenset[int], tuple[type, ...]]] = [
+        (prefix.rstrip("."), model, kind, frozenset(), _OPAQUE)
     ]
     while stack:
-        name, value, kind, above = stack.pop()
+        name, value, kind, above, opaque = stack.pop()
         if isinstance(value, Tensor):
             yield name, value, kind
-        elif id(value) not in above and not isinstance(value, _OPAQUE):
+        elif id(value) not in above and not isinstance(value, opaque):
             yield name, value, kind
             path = above | {id(value)}
-            inner = [
-                (f"{name}.{key}" if name else key, item, kind, path)
-                for key, item, kind in members(value)
-            ]
+            opaque = (*_OPAQUE, _Training) if isinstance(value, Module) else opaque
+            listed = kind is Kind.PLAIN and isinstance(value, (Mapping, list, tuple))
+            inner = []
+            for key, item, own in members(value):
+                own = Kind.PLAIN if listed and own is Kind.LOOSE else own
+                inner.append((f"{name}.{key}" if name else key, item, own, path, opaque))
             stack.extend(reversed(inner))
+
+
+class _Training:
+    """What trains a module, as optimizers do: no part of one that holds it."""
 
 
 _OPAQUE = (ModuleType, FunctionType, str, bytes, int, float)  # have no parameters
@@ -281,9 +288,10 @@ class Module:
     Attributes register themselves, lists and plain objects of modules too: a tensor marked by
     `Parameter` or requires_grad=True is a parameter, one by `buffer` or requires_grad=False a
     buffer, and they stay what they were when a value replaces them or they are frozen. Other
-    tensors are neither, as in PyTorch. A module is in training mode at birth. While it is called,
-    `Tensor.training` is its mode, so that functions and plain classes in it follow. A module that
-    is assigned to another and has no mode yet (the layers of this package) takes the other's.
+    tensors, in lists too, are neither, as in PyTorch. A module is in training mode at birth. While
+    it is called, `Tensor.training` is its mode, so that functions and plain classes in it follow. A
+    module that is assigned to another and has no mode yet (the layers of this package) takes the
+    other's.
     """
 
     _training: bool | None = True  # None: as Tensor.training says

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from minigrad.dtype import dtypes
-from minigrad.errors import ShapeError
+from minigrad.errors import misfit
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer, buffer
 from minigrad.tensor import Tensor, realization
@@ -20,10 +20,8 @@ def _check_channels(layer: Layer, x: Tensor, channels: int, spatial: tuple[int, 
     """ShapeError for other channels, or other than so many dimensions after them, if given."""
     if x.ndim < 2 or x.shape[1] != channels or (spatial and x.ndim - 2 not in spatial):
         space = " or ".join(f"{n} spatial dimensions" if n else "none" for n in spatial)
-        raise ShapeError(
-            f"{type(layer).__name__} of {x.shape}: expected (batch, {channels}, …)"
-            f"{f' with {space}' if space else ''}"
-        )
+        expected = f"(batch, {channels}, …){f' with {space}' if space else ''}"
+        raise misfit(type(layer).__name__, expected, x)
 
 
 def _one(value: float, shape: int | tuple[int, ...], wanted: bool = True) -> Tensor | None:
@@ -89,9 +87,8 @@ class GroupNorm(_Norm):
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
     ) -> None:
         if num_groups < 1 or num_channels % num_groups:
-            raise ShapeError(
-                f"GroupNorm({num_groups}, {num_channels}): expected groups that divide the channels"
-            )
+            given = f"{num_groups} groups", f"{num_channels} channels"
+            raise misfit("GroupNorm", "groups that divide the channels", *given)
         self.num_groups, self.num_channels = num_groups, num_channels
         self.eps, self.affine = eps, affine
         self.weight = _one(1.0, num_channels, affine)

@@ -13,10 +13,15 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
 from minigrad.hints import hint, names_of, put_hints
 from minigrad.nn import lr_scheduler
-from minigrad.nn.module import _forget_gradients, check_names_and_tensors, load_state_dict
+from minigrad.nn.module import (
+    _forget_gradients,
+    _Training,
+    check_names_and_tensors,
+    load_state_dict,
+)
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
-from minigrad.tensor.broadcasting import check_flag
+from minigrad.tensor.broadcasting import check_choice, check_flag
 from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import note
 from minigrad.tensor.templates import templated
@@ -56,7 +61,7 @@ class ParamGroup(Mapping[str, Any]):
         return len(self.names)
 
 
-class Steps:
+class Steps(_Training):
     """What an optimizer and a group of them do to all of their `params`.
 
     _parts: the optimizers, by what their names in a state begin with.
@@ -162,6 +167,8 @@ class Optimizer(Steps):
         **options: Any,
     ) -> None:  # fmt: skip
         _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__} of a tensor: expected several, or one as [x]")
         if not isinstance(params, Iterable):
             raise TypeError(f"{type(self).__name__}: expected tensors; {hint('optim.Adam(model)')}")
         self.params = list({id(tensor): tensor for tensor in params}.values())
@@ -536,10 +543,7 @@ class Muon(Optimizer):
         eps: float = 1e-7, ns_steps: int = 5, adjust_lr_fn: str | None = None,
         ns_dtype: DType = dtypes.bfloat16,
     ) -> None:  # fmt: skip
-        if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
-            raise ValueError(
-                f"Muon(adjust_lr_fn={adjust_lr_fn!r}): expected 'original' or 'match_rms_adamw'"
-            )
+        check_choice("Muon", (None, "original", "match_rms_adamw"), adjust_lr_fn=adjust_lr_fn)
         if not 0 <= momentum < 1:
             raise ValueError(f"Muon(momentum={momentum}): expected 0 … 1, without 1")
         super().__init__(
@@ -608,13 +612,14 @@ def _one_minus_power(base: float, t: Tensor) -> Tensor:
     return -(t * (math.log(base) if base else -math.inf)).expm1()
 
 
-def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Tensor:
+def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint 2-norm is at most max_norm; gives the norm before.
 
     Lazy: it becomes part of the program of the next step.
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm(max_norm={max_norm}): expected a number ≥ 0")
+    params = [params] if isinstance(params, Tensor) else params
     with Tensor.no_grad():
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 from minigrad.device import Device
 from minigrad.dtype import dtypes
-from minigrad.errors import ShapeError
+from minigrad.errors import misfit
 from minigrad.settings import flag
 from minigrad.tensor import Tensor
 from minigrad.tensor.templates import templated
@@ -156,9 +156,7 @@ class Quantized:
         """x·Wᵀ: (…, columns) → (…, rows), float32."""
         rows, columns = self.shape
         if x.shape[-1] != columns:
-            raise ShapeError(
-                f"product of {x.shape} with a matrix {self.shape}: expected (…, {columns})"
-            )
+            raise misfit(f"product with a matrix {self.shape}", f"(…, {columns})", x)
         count = math.prod(x._known_shape()) // columns
         result = _product(x.float().reshape(count, columns), self.kind, self.digits, *self.parts())
         return result[:, :rows].reshape(*x.shape[:-1], rows)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, misfit
 from minigrad.graph.node import Shape
 from minigrad.nn.layers import blank, uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_names
-from minigrad.tensor.broadcasting import check_share
+from minigrad.tensor.broadcasting import check_choice, check_share
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -59,11 +59,11 @@ class _Cell(Layer):
         """Of all gates (…, gates·hidden): what comes from x, and what from the hidden state."""
         name = type(self).__name__
         if x.shape[-1:] != (self.input_size,):
-            raise ShapeError(f"{name} of {x.shape}: expected (…, {self.input_size})")
+            raise misfit(name, f"(…, {self.input_size})", x)
         wanted = (*x.shape[:-1], self.hidden_size)
         for part in (hidden, *more):
             if part.shape != wanted:
-                raise ShapeError(f"{name} with a state of {part.shape}: expected {wanted}")
+                raise misfit(f"{name} with a state", str(wanted), part)
         by_x = x.linear(self.weight_ih.T, self.bias_ih)
         return by_x, hidden.linear(self.weight_hh.T, self.bias_hh)
 
@@ -121,8 +121,7 @@ class RNNCell(_Cell):
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh"
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"RNNCell(nonlinearity={nonlinearity!r}): expected 'tanh' or 'relu'")
+        check_choice("RNNCell", ("tanh", "relu"), nonlinearity=nonlinearity)
         super().__init__(input_size, hidden_size, bias)
         self.nonlinearity = nonlinearity
 
@@ -183,10 +182,8 @@ class _Recurrent(Layer):
     def _check_state(self, state: tuple[Tensor, ...], batch: Shape) -> None:
         wanted = (self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size)
         if any(part.shape != wanted for part in state):
-            raise ShapeError(
-                f"{type(self).__name__} with a state of {', '.join(str(p.shape) for p in state)}: "
-                f"expected {' and '.join(self.cell.kept)} of {wanted}"
-            )
+            expected = f"{' and '.join(self.cell.kept)} of {wanted}"
+            raise misfit(f"{type(self).__name__} with a state", expected, *state)
 
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.
@@ -195,10 +192,9 @@ class _Recurrent(Layer):
         ·directions, batch, hidden_size), for an LSTM a pair of these; zeros if not given.
         """
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
-            raise ShapeError(
-                f"{type(self).__name__} of {x.shape}: expected (length, batch, {self.input_size}),"
-                f" or (batch, length, {self.input_size}) with batch_first"
-            )
+            n = self.input_size
+            expected = f"(length, batch, {n}), or (batch, length, {n}) with batch_first"
+            raise misfit(type(self).__name__, expected, x)
         time = 1 if self.batch_first and x.ndim == 3 else 0
         given = None if state is None else parts_of(self, state, self.cell.kept)
         if given is not None:

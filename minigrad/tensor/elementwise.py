@@ -354,12 +354,16 @@ class Elementwise(Methods):
 
     # --- choices ----------------------------------------------------------------------------------
 
-    def where(self, x: Any, y: Any) -> Self:
+    def where(self, x: Any = None, y: Any = None) -> Self:
         """x where self (bool) is true, y elsewhere; x and y broadcast and promote.
+
+        Without both it is nonzero(as_tuple=True).
 
         >>> Tensor([True, False]).where(Tensor([1, 2]), 0).tolist()
         [1, 0]
         """
+        if x is None and y is None:
+            return self.nonzero(as_tuple=True)
         nodes = [condition("where", self), *choices(self, x, y)]
         return self._chosen(nodes, broadcast_shape("where", *[n.shape for n in nodes]))
 

@@ -90,7 +90,7 @@ if TYPE_CHECKING:
         def arange(cls, *given: Any, **options: Any) -> Self: ...
 
         _checked = _within = dropout = _wrapped = _wide_index = _at = _Declared._any
-        _last_written = _Declared._any
+        _last_written = nonzero = _Declared._any
 
 else:
     Methods = object

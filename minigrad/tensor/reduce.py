@@ -12,8 +12,9 @@ from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
 from minigrad.tensor.broadcasting import Axes, Axis, Scalar, axes_of, axis_of
+from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.results import Found
+from minigrad.tensor.results import Found, warn_of_no_pair
 
 # Keys of a row, and of them for each that `topk` takes, from which on it looks at the largest of
 # blocks first: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 … 16,384 on two cores).
@@ -68,21 +69,27 @@ class Reduce(Methods):
         """
         return self._accumulate(self._reduce, dtype, Op.PROD, "prod", axis, keepdim)
 
-    def max(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The largest element; NaN wins. Equal ones share the gradient.
+    def max(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """The largest element; NaN wins. Equal ones share the gradient. Of a tensor `maximum`.
 
         >>> Tensor([[1, 5], [3, 2]]).max(1).tolist()
         [5, 3]
         """
+        if isinstance(axis, Core):
+            return self.maximum(axis)
+        warn_of_no_pair("max", axis)
         self._check_not_empty("max", axis)
         return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
 
-    def min(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The smallest element; NaN wins. Equal ones share the gradient.
+    def min(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
+        """The smallest element; NaN wins. Equal ones share the gradient. Of a tensor `minimum`.
 
         >>> Tensor([[1, 5], [3, 2]]).min(1).tolist()
         [1, 2]
         """
+        if isinstance(axis, Core):
+            return self.minimum(axis)
+        warn_of_no_pair("min", axis)
         self._check_not_empty("min", axis)
         return self._reduce(Op.MAX, "min", self._mirrored().node, axis, keepdim)._mirrored()
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dis
+import sys
+import warnings
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
+
+from minigrad.hints import hint
 
 T = TypeVar("T")  # Tensor, or array_api's Array
 
@@ -59,3 +64,24 @@ def _missing(result: Any, name: str) -> NoReturn:
 
 for _kind in (Found, QRResult, SVDResult, EighResult, SlogdetResult):
     _kind.__getattr__ = _missing  # type: ignore[union-attr]
+
+
+_TAKES_A_PART = dis.opmap["LOAD_CONST"], dis.opmap["BINARY_SUBSCR"]
+
+
+def warn_of_no_pair(name: str, dim: Any) -> None:
+    """Warn where `name`, which calls this, is x.max(dim)[0] or [1] in the user's line.
+
+    PyTorch's max gives a pair there; here it would silently be a row of the values.
+    """
+    frame = sys._getframe(3)  # whoever called the method, which checks its arguments first
+    if not isinstance(dim, int) or frame.f_globals.get("__name__", "").startswith("minigrad."):
+        return
+    code, place = frame.f_code.co_code, frame.f_lasti + 2
+    while code[place] == 0:  # the interpreter's caches of the call
+        place += 2
+    if (code[place], code[place + 2]) == _TAKES_A_PART:
+        part = frame.f_code.co_consts[code[place + 1]]
+        if part in (0, 1):
+            said = f"{name}({dim})[{part}] is row {part} of the values"
+            warnings.warn(f"{said}; {hint('v, i, j = x.max(1)')}", stacklevel=4)

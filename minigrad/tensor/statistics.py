@@ -13,7 +13,7 @@ from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_choice, check_share
 from minigrad.tensor.core import Core
 from minigrad.tensor.random import _draw
-from minigrad.tensor.results import Found
+from minigrad.tensor.results import Found, warn_of_no_pair
 
 # How `quantile` finds an element: between two, or how it rounds their rank.
 INTERPOLATIONS = {"linear": "", "lower": "floor", "higher": "ceil", "midpoint": "",
@@ -103,6 +103,7 @@ class Statistics(Composed):
         if dim is None:
             found = self.flatten().median(0)
             return found.reshape((1,) * self.ndim) if keepdim else found
+        warn_of_no_pair("median", dim)
         axis = axis_of("median", dim, self.ndim)
         if not self.ndim:
             return self.clone()

@@ -244,6 +244,18 @@ def test_embedding_with_padding(on_device):
     gradients_are_close(ours, theirs)
 
 
+def test_embedding_of_given_vectors(on_device):
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    for options in ({}, {"freeze": False, "padding_idx": 1}):
+        ours = nn.Embedding.from_pretrained(Tensor(rows), **options)
+        theirs = tnn.Embedding.from_pretrained(torch.tensor(rows), **options)
+        assert repr(ours) == repr(theirs) and ours.weight.tolist() == theirs.weight.tolist()
+        assert ours.weight.requires_grad is theirs.weight.requires_grad
+        assert len(list(ours.parameters())) == 1 and [*ours.state_dict()] == ["weight"]
+    with pytest.raises(ShapeError, match="a matrix"):
+        nn.Embedding.from_pretrained(Tensor([1.0]))
+
+
 def draws(kind, generator):
     """Inputs and targets that fit a kind of loss."""
     logits = generator.standard_normal((5, 4, 3)).astype(np.float32)

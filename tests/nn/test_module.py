@@ -46,9 +46,46 @@ class Plain:
         return self.drop(x)
 
 
+class Agent(nn.Module):
+    def __init__(self):
+        self.body = nn.Linear(2, 1)
+        self.state, self.saved = (Tensor.zeros(1, 2), Tensor.zeros(1, 2)), {"log_probs": []}
+        self.optimizer = nn.optim.Adam(self.parameters(), lr=0.1)
+        self.schedules = [nn.optim.lr_scheduler.StepLR(self.optimizer, 3)]
+
+
 def drops(model, shape=(8, 4)):
     x = Tensor.ones(*shape)
     return (model(x).numpy() != model(x).numpy()).any()
+
+
+def test_what_trains_a_module_is_no_part_of_it(on_device):
+    """An optimizer that it holds is neither saved nor a buffer; of plain objects it is, as ever."""
+    agent = Agent()
+    assert [*agent.state_dict()] == ["body.weight", "body.bias"] and not [*agent.buffers()]
+    agent.load_state_dict(nn.Linear(2, 1).state_dict(prefix="body."))
+    agent.to(dtype="float16")
+    assert agent.optimizer.lr.dtype is dtypes.float32
+    saved = nn.state.get_state_dict({"agent": agent, "optimizer": agent.optimizer})
+    assert "optimizer.moments.exp_avg.0" in saved and "agent.optimizer.t" not in saved
+
+
+def test_tensors_in_lists_of_a_module_are_as_its_attributes(on_device):
+    """States and what an episode has left are no parameters; what is marked is, as ever."""
+    agent = Agent()
+    assert len([*agent.parameters()]) == 2
+    agent.rows = [Tensor.rand(2)]
+    with pytest.warns(UserWarning, match=r"rows\.0 is a plain Tensor and is neither"):
+        assert len([*agent.parameters()]) == 2
+    del agent.rows
+    agent.state = nn.LSTM(2, 2)(Tensor.ones(1, 2))[1]
+    agent.saved["log_probs"].append(agent.body(Tensor.ones(1, 2)).sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nn.optim.Adam(agent.parameters())
+        assert len(nn.state.get_parameters(agent)) == 2 and len(agent.state_dict()) == 2
+    agent.rows = [nn.Parameter(Tensor.ones(2)), {"mask": nn.buffer(Tensor.ones(2))}]
+    assert [*agent.state_dict()][2:] == ["rows.0", "rows.1.mask"]
 
 
 def test_names_and_kinds(on_device):

@@ -389,6 +389,7 @@ def test_clip_grad_norm(on_device):
     np.testing.assert_allclose(b.grad.numpy(), [[0.8]], rtol=1e-5)
     assert abs(optim.clip_grad_norm([a, b], 10.0).item() - 1) < 1e-5
     np.testing.assert_allclose(a.grad.numpy(), [0.6, 0], rtol=1e-5)
+    assert abs(optim.clip_grad_norm(b, 0.4).item() - 0.8) < 1e-6 and b.grad.item() < 0.4
 
 
 def test_tied_parameters_count_once(on_device):

@@ -133,6 +133,10 @@ FAMILIES = {
         !k[1].nonzero()
         !k[0].nonzero(as_tuple=True)
         !k[1].nonzero(as_tuple=True)
+        !(x > 0).where() :: torch.where(x > 0)
+        !k.where()[0] :: torch.where(k)[0]
+        x.max(y)
+        x.min(v)
     """,
     "labels that count for nothing by default": """
         x.cross_entropy(ign) :: F.cross_entropy(x, ign)

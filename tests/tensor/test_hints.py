@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,23 @@ def test_unpacking() -> None:
     start, *rest = Tensor([1, 2, 3])
     assert len(rest) == 2 and start.item() == 1
     assert [x.item() for x in Tensor([1, 2])] == [1, 2]
+
+
+def test_a_pair_that_is_none() -> None:
+    """PyTorch's x.max(1)[0] warns; what means a row of the values does not."""
+    x = Tensor([[1.0, 5.0, 2.0], [7.0, 2.0, 3.0]])
+    for call in (
+        lambda: x.max(1)[0], lambda: x.max(dim=1, keepdim=True)[1], lambda: Tensor.max(x, 1)[1],
+        lambda: x.exp().min(-1)[0], lambda: x.median(0)[1],
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match=r"\)\[.\] is row .*max_with_indices"):
+            call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values, rows = x.max(1), [x.max(1)]
+        assert values[0].item() == rows[0][0].item() == x.amax(1)[0].item() == 5
+        assert x.max(0)[2].item() == 3 and x.max_with_indices(1)[1].tolist() == [1, 0]
+        assert nn.functional.adaptive_max_pool1d(x, 1)[0].item() == 5
 
 
 def test_data_is_a_memoryview() -> None:

@@ -92,7 +92,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "expected (5, 5)",
     ),
     "layer_norm of one weight": (
-        lambda: F.layer_norm(X, (3,), _zeros(1)), ShapeError, "a weight or bias of (1,); expected",
+        lambda: F.layer_norm(X, (3,), _zeros(1)), ShapeError, "a weight or bias of (1,): expected",
     ),
     "rms_norm of one weight": (lambda: F.rms_norm(X, (3,), _zeros(1)), ShapeError, "expected (3,)"),
     "group_norm of one bias": (
@@ -154,6 +154,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ShapeError, "batch_first is False",
     ),
     "an optimizer of no leaf": (lambda: optim.Adam([LEAF * 2]), GradientError, "computed from"),
+    "an optimizer of a tensor": (lambda: optim.SGD(_leaf()), TypeError, "as [x]"),
     "an optimizer of a copy": (lambda: optim.SGD([LEAF.clone()]), GradientError, "detach()"),
     "betas of one": (lambda: optim.Adam([_leaf()], betas=0.9), TypeError, "expected two numbers"),  # type: ignore[arg-type]
     "dropout of a text": (lambda: X.dropout("a"), TypeError, "dropout(p='a')"),  # type: ignore[arg-type]
