@@ -156,7 +156,7 @@ def realize(
         failures += found
     elif found:
         raise found.pop()  # nor may this frame keep it, which it keeps
-    return [made.get(root, root) for root in roots]
+    return list(map(made.get, roots, roots))
 
 
 def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:

@@ -130,6 +130,7 @@ NUMBERED = frozenset({
 })  # fmt: skip
 
 _OTHER = NUMBERED - SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
+_SYMBOLIC = frozenset({Affine})
 
 
 def cells_of(node: Node) -> tuple[Cell, ...]:
@@ -252,8 +253,10 @@ def canonicalize(
                 if op is Op.CHECK:
                     checks.append(node)
         number[node] = len(rows)
-        rows.append((op, node.dtype, arg, *map(number_of, node.src)))
-    if Affine in map(type, cells):
+        sources = node.src
+        rows.append((op, node.dtype, arg, *map(number_of, sources)) if sources
+                    else (op, node.dtype, arg))  # fmt: skip
+    if not _SYMBOLIC.isdisjoint(map(type, cells)):
         cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
     targets = []
     new = len(inputs)

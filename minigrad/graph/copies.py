@@ -66,6 +66,21 @@ def as_rows(nodes: Sequence[Node], kept: Set[Node]) -> Iterator[tuple[list[Node]
             yield some, stacked(some) if whole is None else whole
 
 
+def made_as_rows(
+    nodes: Iterable[Node], kept: Iterable[Node]
+) -> Iterator[tuple[list[Node], Node]]:
+    """Those of them that were computed together before, and their rows (len, …).
+
+    kept: nodes of which something else depends.
+    """
+    by_age = {node.age: node for node in nodes}
+    apart = {node.age for node in kept}
+    for first in list(by_age.values()):
+        known = _known.get(first)
+        if known is not None and by_age.keys() >= {*known[0]} and known[1].isdisjoint(apart):
+            yield [by_age.pop(age) for age in known[0]], known[2]
+
+
 def stacked(nodes: Sequence[Node]) -> Node:
     """Nodes of one shape as the rows of an array (len, …)."""
     return build.cat([build.reshape(node, (1, *node.shape)) for node in nodes], 0)
@@ -199,11 +214,11 @@ class _Kinds:
         self._numbers: dict[Any, int] = {}
 
     def together(self, nodes: Sequence[Node], split: Split) -> Together:
-        """The nodes by kind. Nobody looks for kinds where all of one form are copies."""
+        """The nodes by kind. Nobody looks for kinds where all of one form are copies, or few."""
         found: Together = []
         for some in split(nodes, map(_form, nodes)):
             whole = self._rows(some)
-            if whole is not None or len(some) == 1:
+            if whole is not None or len(some) <= MANY:
                 found.append((some, whole))
             else:
                 found += [(few, self._rows(few)) for few in split(some, self._of(some))]

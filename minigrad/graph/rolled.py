@@ -7,7 +7,7 @@ somebody wants of each step becomes rows of an array.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -36,7 +36,7 @@ def without_copies(
     """
     given = list(roots)
     on_mesh = any(root.device in meshes for root in given)
-    made = given if on_mesh else [_known_without_copies(root, kept) for root in given]
+    made = given if on_mesh else [made_without_copies(root, kept) for root in given]
     if order is None or made != given:
         order = topological(made)
     if on_mesh:
@@ -57,8 +57,12 @@ def without_copies(
 _less: WeakKeyDictionary[Node, tuple[Node, Set[Node]]] = WeakKeyDictionary()
 
 
-def _known_without_copies(root: Node, kept: Set[Node]) -> Node:
-    less, apart = _less.get(root, (root, kept))
+def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
+    """What `without_copies` has made of a root before; the root itself where it has not."""
+    known = _less.get(root)
+    if known is None:
+        return root
+    less, apart = known
     # What is younger than the root is nothing that it needs.
     return less if all(node in apart or node.age > root.age for node in kept) else root
 

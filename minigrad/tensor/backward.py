@@ -126,7 +126,7 @@ class Backward(Composed):
         Gives self's node, which another thread may realize meanwhile, and `topological` of it.
         """
         node = self.node
-        order = realization.walked(node)
+        order = topological([node])
         tensors = [holder for node in held_among(order) for holder in holders(node)]
         if not any(t._requires_grad for t in tensors) and not any(
             saved_graphs.has_history(node) for node in order

@@ -14,18 +14,17 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Sequence, Set
 from threading import get_ident
-from types import MappingProxyType
 
 from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
-from minigrad.graph.copies import MANY, as_rows, unstacked
+from minigrad.graph.copies import MANY, as_rows, made_as_rows, unstacked
 from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, depending, make, topological
 from minigrad.graph.rewrite import replaced
-from minigrad.graph.rolled import without_copies
+from minigrad.graph.rolled import made_without_copies, without_copies
 from minigrad.graph.shapes import numel
 from minigrad.program import recording
 from minigrad.tensor import saved_graphs, turns, views
@@ -52,17 +51,6 @@ _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
 # The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
 _copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
-# The root of a large graph that was walked for its gradient → the nodes below, sources first.
-_below: weakref.WeakKeyDictionary[Node, list[Node]] = weakref.WeakKeyDictionary()
-LARGE = 1024  # nodes of a graph whose order is kept: of fewer it is found again in 0.3 ms
-
-
-def walked(root: Node) -> list[Node]:
-    """`topological([root])`, which a plan soon needs if the root reads what is overwritten next."""
-    order = topological([root])
-    if len(order) > LARGE:
-        _below[root] = order[:-1]
-    return order
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -323,6 +311,8 @@ class _Plan:
     those of them that have other readers than their owner → the root that saves their value.
     unasked: nobody asked for what is wanted to be in memory, so gradients by leaves that nobody
     marked find their way back through it, too.
+    parts: readers → as parts of what is computed. serves: what is computed in the place of a
+    reader, or of several, which are its rows → these.
     """
 
     tracked: Set[Node] = frozenset()
@@ -330,10 +320,6 @@ class _Plan:
     wanting: Set[Node] = frozenset()  # what depends on others
     kept: Sequence[Node] = ()
     lost: Sequence[tuple[Node, Node]] = ()  # root, a leaf that its gradient would need
-    below: Sequence[Node] = ()  # what new readers need, and the order does not have yet
-    parts: Mapping[Node, Node] = MappingProxyType({})  # readers → as parts of what is computed
-    rows: Sequence[tuple[list[Node], Node]] = ()  # other readers, and what has them as rows
-    wholes: Sequence[Node] = ()  # what is computed in their place
 
     def __init__(
         self,
@@ -351,6 +337,8 @@ class _Plan:
         self.marked: set[Node] = set()  # leaves, and what else was marked
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.readers: set[Node] = set()  # roots only because they read a target
+        self.parts: dict[Node, Node] = {}
+        self.serves: dict[Node, list[Node]] = {}
         size = -1
         while size != len(self.roots):
             size = len(self.roots)
@@ -366,7 +354,7 @@ class _Plan:
         self.alone = dict(zip(self.roots, values, strict=True))
         if len(self.order) > 2 * MANY:
             self._without_copies()
-            values = [*self.alone.values(), *self.wholes]
+            values = list(self.alone.values())
         self.values = values
         self.same = values == list(self.roots)  # whose order is known
 
@@ -377,9 +365,7 @@ class _Plan:
 
     def _extend(self) -> None:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
-        new = topological(self.roots, (*self.order, *self.below) if self.below else self.order)
-        if self.below:
-            new, self.below = [*self.below, *new], ()
+        new = topological(self.roots, self.order)
         self.order += new
         self.marked.update(leaves_among(new))
         for node in new:
@@ -408,40 +394,50 @@ class _Plan:
         """Live tensors that read a target other than through a root, or stand for one."""
         states = [target for target in self.targets if target in _companions]
         others = self.targets.keys() - set(states)
-        readers, self.below = self._readers(lazy_holders(), others) if others else ((), ())
-        for node in readers:
+        readers = self._readers(lazy_holders(), others) if others else {}
+        for node, served in readers.items():
             if node not in self.roots:
                 self.roots[node] = None
                 self.readers.add(node)
+            if served != [node]:
+                self.serves[node] = served
         for state in states:
-            reads, _ = self._readers(lazy_since(_copied_until.get(state, 0)), {state})
-            if reads:
+            if self._readers(lazy_since(_copied_until.get(state, 0)), {state}):
                 self._copy(state)
         for target in self.targets:
             if any(holder is not self.owner for holder in holders(target)):
                 self._copy(target)
 
-    def _readers(
-        self, tensors: Sequence[Holder], targets: Set[Node]
-    ) -> tuple[Sequence[Node], Sequence[Node]]:
-        """The nodes of those tensors that read a target other than through a root.
-
-        And what they need that the order does not have, where no other tensor needs such.
-        """
-        lazy = [holder.raw for holder in _readable(tensors) if holder is not self.owner]
-        known, below = set(self.order), list[Node]()
-        for nodes in [_below.get(node, ()) for node in lazy] if _below else ():
-            below += [node for node in nodes if node not in known]
-            known.update(nodes)
-        below += topological(lazy, known)
-        others = set(lazy).intersection(below)
+    def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> dict[Node, list[Node]]:
+        """What is `_lazy` of those tensors, and reads a target other than through a root."""
+        lazy = self._lazy([holder for holder in _readable(tensors) if holder is not self.owner])
         reads = set(targets)
         apart, roots = reads.isdisjoint, self.roots
-        for node in (*self.order, *below):
+        for node in (*self.order, *topological(lazy, self.order)):
             if not apart(node.src) and node not in roots:
                 reads.add(node)
-        found = [node for node in lazy if node in reads]
-        return found, below if reads.issuperset(others) else ()
+        return {node: served for node, served in lazy.items() if node in reads}
+
+    def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:
+        """What to compute for tensors → their nodes that it serves.
+
+        That is the node itself; or what was made of it, or has it and others as rows, where a loss
+        was asked for its gradient before: all its copies are more than all else of a plan.
+        """
+        nodes = dict.fromkeys([holder.raw for holder in tensors])
+        if recording.calls is not None:
+            return {node: [node] for node in nodes}
+        kept = {*self.marked, *(holder.raw for holder in tensors if holder._requires_grad)}
+        found: dict[Node, list[Node]] = {}
+        for copies, whole in made_as_rows(nodes, {*kept, *self.roots}):
+            found[whole] = copies
+            for node in copies:
+                del nodes[node]
+        for node in nodes:
+            if node not in found:
+                less = node if node in self.roots else made_without_copies(node, kept)
+                found[node if less in found else less] = [node]
+        return found
 
     def _copy(self, target: Node) -> None:
         """Save the value of a BUFFER that is about to be overwritten."""
@@ -456,24 +452,23 @@ class _Plan:
         """
         kept = {*self.kept, *self.marked}
         many = len(self.readers) > MANY and recording.calls is None
-        readers = {root for root in self.readers if root not in kept} if many else set()
+        readers = self.readers - kept - self.serves.keys() if many else set()
         alike = [root for root, value in self.alone.items() if root in readers and value is root]
-        rows = list(as_rows(alike, kept))
-        for copies, _ in rows:
+        for copies, whole in as_rows(alike, kept):
             for root in copies:
                 del self.alone[root]
-        values = [*self.alone.values(), *(whole for _, whole in rows)]
-        known = values == list(self.roots)
-        values, _ = without_copies(values, self.order if known else None, self.marked)
-        self.alone = dict(zip(self.alone, values, strict=False))
-        wholes = values[len(self.alone) :]
-        self.rows = [(copies, whole) for (copies, _), whole in zip(rows, wholes, strict=True)]
-        parts = {r: x for r, x in self.alone.items() if r in readers
-                 and _whole(x) is not x and _whole(x).op is not BUFFER}  # fmt: skip
-        for root in parts:
-            del self.alone[root]
-        self.parts = parts
-        self.wholes = list(dict.fromkeys((*map(_whole, parts.values()), *wholes)))
+            self.alone[whole], self.serves[whole] = whole, copies
+        values = list(self.alone.values())
+        known = self.order if values == list(self.roots) else None
+        values, _ = without_copies(values, known, self.marked)
+        self.alone = dict(zip(self.alone, values, strict=True))
+        for root in [root for root in self.alone if root in readers]:
+            value = self.alone[root]
+            whole = _whole(value)
+            if whole is not value and whole.op is not BUFFER:
+                del self.alone[root]
+                self.parts[root] = value
+                self.alone.setdefault(whole, whole)
 
     # -- histories ---------------------------------------------------------------------------------
 
@@ -501,11 +496,13 @@ class _Plan:
             if root in tracked
             and root not in self.marked
             and root not in self.free
-            and any(not holder.stopped for holder in holders(root))
+            and any(not h.stopped for one in self._standing(root) for h in holders(one))
         ]
         self.kept = [root for root in flowing if root not in lost]
         leaf = next((target for target in self.targets if target in leaves), None)
         self.lost = [(root, leaf) for root in flowing if leaf is not None and root in lost]
+        for root in self.kept if self.serves else ():  # each has a history of its own
+            self.roots.update(dict.fromkeys(self.serves.pop(root, ())))
         stale = depending(self.order, self.targets) if self.kept and self.targets else set()
         saved = {*self.marked, *self.free}  # below which nothing is computed again
         for node in topological([root for root in self.kept if root in stale], saved):
@@ -544,14 +541,18 @@ class _Plan:
         }  # fmt: skip
         return self._reached(self.order, {*self.wanting, *known}, free)
 
+    def _standing(self, root: Node) -> list[Node]:
+        """A root, and the readers in whose place it is computed."""
+        return [root, *self.serves.get(root, ())]
+
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
-        made = dict(zip(self.alone, buffers, strict=False))
-        if self.wholes:
-            wholes = dict(zip(self.wholes, buffers[len(self.alone) :], strict=True))
-            made |= zip(self.parts, replaced(list(self.parts.values()), wholes), strict=True)
-            for copies, whole in self.rows:
-                made |= zip(copies, unstacked(wholes[whole]), strict=True)
+        made = dict(zip(self.alone, buffers, strict=True))
+        if self.parts:
+            made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
+        for whole, served in self.serves.items():
+            rows = unstacked(made[whole]) if len(served) > 1 else [made[whole]]
+            made |= zip(served, rows, strict=True)
         for target, copied in self.copies.items():
             for holder in holders(target):
                 if holder is not self.owner:
@@ -567,7 +568,8 @@ class _Plan:
         for root in self.roots:
             if root.op is CONST:
                 del made[root]
-        kept = {*self.kept, *dict(self.lost)} if self.kept or self.lost else ()
+        kept = {one for root in (*self.kept, *dict(self.lost)) for one in self._standing(root)
+                } if self.kept or self.lost else ()  # fmt: skip
         for root, buffer in made.items():
             for holder in not_captured(holders(root)) if capturing else holders(root):
                 holder._point(buffer)
@@ -610,5 +612,5 @@ class _Plan:
         graphs = {made[root]: root for root in self.kept}
         free = {made[root] for root in self.kept if root not in self.wanting}
         saved_graphs.record(graphs, saved, known, written, free)
-        for root, leaf in self.lost:
-            saved_graphs.lose(_whole(made[root]), leaf)
+        for buffer, leaf in {_whole(made[root]): leaf for root, leaf in self.lost}.items():
+            saved_graphs.lose(buffer, leaf)

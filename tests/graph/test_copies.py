@@ -177,6 +177,33 @@ def test_who_is_overwritten_leaves_what_it_was(on_device):
         waiting[3].backward()
 
 
+@pytest.mark.parametrize("what", ["leaf", "scale"])
+def test_who_was_asked_for_a_gradient_is_overwritten(on_device, what):
+    """Their copies are known as rows by then; each keeps its value, and its way back or none."""
+    w, scale = Tensor([2.0, 3.0], requires_grad=True), Tensor([1.0, 0.5]).realize()
+    waiting = [(w * scale * float(n)).exp2().sum() for n in range(12)]
+    with Tensor.no_grad():
+        constant = (w * scale * 3.0).exp2().sum()  # the node of a tensor that is none
+    loss = sum(one * float(n + 1) for n, one in enumerate(waiting))
+    loss.backward()
+    with Tensor.no_grad():
+        (w if what == "leaf" else scale).assign(Tensor([0.0, 0.0])).realize()
+    values = [4.0**n + 2.0 ** (1.5 * n) for n in range(12)]
+    np.testing.assert_allclose([one.item() for one in waiting], values, rtol=1e-5)
+    np.testing.assert_allclose(loss.item(), sum(values * np.arange(1, 13)), rtol=1e-5)
+    assert constant.item() == waiting[3].item()
+    other = Tensor([1.0], requires_grad=True)
+    (constant * other).sum().backward()
+    assert other.grad.item() == constant.item()
+    for tensor in (waiting[3], loss) if what == "leaf" else ():
+        with pytest.raises(GradientError, match="overwritten in place"):
+            tensor.backward()
+    if what == "scale":
+        (found,) = waiting[3].gradient(w)
+        expected = np.log(2) * 3 * np.array([4.0**3, 2.0**4.5 / 2])
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
 def test_random_copies(on_device):
     """Random functions of one array and one number that vary, and two that do not."""
     for seed in range(20):
