@@ -66,7 +66,8 @@ for _kind in (Found, QRResult, SVDResult, EighResult, SlogdetResult):
     _kind.__getattr__ = _missing  # type: ignore[union-attr]
 
 
-_TAKES_A_PART = dis.opmap["LOAD_CONST"], dis.opmap["BINARY_SUBSCR"]
+_TAKES_A_PART = [dis.opmap["LOAD_CONST"], dis.opmap.get("BINARY_SUBSCR")]
+_FAR = 24  # bytes after a call's own, in which its caches lie (at most 8) and two instructions
 
 
 def warn_of_no_pair(name: str, dim: Any) -> None:
@@ -77,11 +78,10 @@ def warn_of_no_pair(name: str, dim: Any) -> None:
     frame = sys._getframe(3)  # whoever called the method, which checks its arguments first
     if not isinstance(dim, int) or frame.f_globals.get("__name__", "").startswith("minigrad."):
         return
-    code, place = frame.f_code.co_code, frame.f_lasti + 2
-    while code[place] == 0:  # the interpreter's caches of the call
-        place += 2
-    if (code[place], code[place + 2]) == _TAKES_A_PART:
-        part = frame.f_code.co_consts[code[place + 1]]
+    code = frame.f_code.co_code[frame.f_lasti + 2 :][:_FAR]
+    steps = [step for step in zip(code[::2], code[1::2], strict=True) if step[0]]
+    if [kind for kind, _ in steps[:2]] == _TAKES_A_PART:
+        part = frame.f_code.co_consts[steps[0][1]]
         if part in (0, 1):
             said = f"{name}({dim})[{part}] is row {part} of the values"
             warnings.warn(f"{said}; {hint('v, i, j = x.max(1)')}", stacklevel=4)

@@ -80,6 +80,7 @@ def test_a_pair_that_is_none() -> None:
         assert values[0].item() == rows[0][0].item() == x.amax(1)[0].item() == 5
         assert x.max(0)[2].item() == 3 and x.max_with_indices(1)[1].tolist() == [1, 0]
         assert nn.functional.adaptive_max_pool1d(x, 1)[0].item() == 5
+        assert eval("x.max(1)", {"x": x}).shape == (2,)  # where the call is the code's last
 
 
 def test_data_is_a_memoryview() -> None:
