@@ -5,9 +5,10 @@ that begins is known: cells of its closure, globals, `self`, and arguments that 
 there on objects are walked through: the items of containers, and the attributes that the code reads
 right behind the name of such a value (`model.scale`, `self.rate`, `Config.rate`), or behind
 something of which it is not known what that is (`layer.scale` in a loop over layers). Functions of
-Python that are found so are walked through, too: methods, properties, what calls and loops run
-(`__call__`, `__iter__`), what decorators wrap, contents of defaults, and what modules run that were
-called. What a library reads on the way is not seen, unless it says so by `note`.
+Python that are found so are walked through, too: methods, properties, what calls, loops and
+operators run (`__call__`, `__iter__`, `__add__`, `__init__` of what is made), what decorators wrap,
+contents of defaults, and what modules run that were called. What a library reads on the way is not
+seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
 from minigrad.graph.node import Node
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, saved_graphs
 from minigrad.tensor.broadcasting import show as shape_of
-from minigrad.tensor.live_tensors import Holder
+from minigrad.tensor.live_tensors import REPLAYED, Holder
 from minigrad.tensor.noted import Noted, changes
 from minigrad.tensor.pytree import Same
 
@@ -38,7 +39,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CLOSED = (*_PLAIN, Tensor, Node)  # in which nothing changes, or is looked at elsewhere
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a container that are looked into
-_MOST_IDS = 1 << 13  # of a longer one of which it is looked whether they are the same: 0.1 ms
+_MOST_IDS = 1 << 11  # of a longer one of which it is looked whether they are the same (0.2 ms)
 _MOST = 1 << 12  # values that are compared
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
@@ -199,8 +200,14 @@ class Outside:
     def check_mark(self, tensor: Tensor, mark: bool | None) -> None:
         """JitError where a tensor is to have a gradient, and was not in the capture, or reversely.
 
-        mark: its requires_grad then.
+        mark: its requires_grad then. Nor may a gradient be asked for what a tensor came from.
         """
+        if saved_graphs.has_history(tensor.raw) or tensor.stopped == REPLAYED:
+            raise JitError(
+                f"{self.name} differentiates, and is given a tensor of shape "
+                f"{shape_of(tensor.raw.shape)} that was computed from leaves: a replay would give "
+                "these no gradient; compute it inside the step, or pass .detach()"
+            )
         now = tensor._requires_grad
         if now is not mark and (self.unmarked or bool(now) is not bool(mark)):
             raise JitError(
