@@ -43,7 +43,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 
 Fixed: as it was in the captured call, which is the third where the first two computed with other
 numbers of the same arguments. Lists longer than 256 are not looked into: up to 2,048 it is seen
-which objects are in them. Views in a result are tensors of their own, from the first call on;
+which objects they have. Views in a result are tensors of their own, from the first call on;
 to leaves that nobody marked no gradient flows through a result, either.
 """
 

@@ -20,7 +20,7 @@ import os
 import sys
 import weakref
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from io import IOBase
 from itertools import pairwise
 from operator import methodcaller
@@ -39,7 +39,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CLOSED = (*_PLAIN, Tensor, Node)  # in which nothing changes, or is looked at elsewhere
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a container that are looked into
-_MOST_IDS = 1 << 11  # of a longer one of which it is looked whether they are the same (0.2 ms)
+_MOST_IDS = 1 << 11  # of a longer one of which it is seen whether they are the same (0.2 ms)
 _MOST = 1 << 12  # values that are compared
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
@@ -439,27 +439,21 @@ class _Walk:
 
     def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
         """Of a container."""
-        if len(value) > _LONGEST:  # only which they are
-            whole = f"{place}.values()" if isinstance(value, dict) else place
-            self._ids(whole, value.values() if isinstance(value, dict) else value, label)
-            items = []
-        elif isinstance(value, list | tuple | deque):
+        long = len(value) > _LONGEST
+        if isinstance(value, list | tuple | deque) and not long:
             items = [(repr(number), number, item) for number, item in enumerate(value)]
             self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
         else:
             items = [(self._named(key), key, item) for key, item in
-                     (value.items() if isinstance(value, dict) else ())]  # fmt: skip
-            self._ids(place, value, label)
+                     (value.items() if isinstance(value, dict) and not long else ())]  # fmt: skip
+            ids = _Read([*map(id, value)], label, True, "!=")
+            self.read.setdefault(f"[*map(id, {place})]", ids)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
             self._value(
                 f"{place}[{name}]", inner, _Use(None, ""), uses, part=True, near=near, value=item
             )
-
-    def _ids(self, place: str, values: Iterable[Any], label: str) -> None:
-        ids = _Read([*map(id, values)], label, True, "!=")
-        self.read.setdefault(f"[*map(id, {place})]", ids)
 
     def _attribute(
         self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
