@@ -20,6 +20,7 @@ from minigrad.jit.replay import Capture, Output, Source
 from minigrad.program import recording
 from minigrad.tensor import Tensor, realization, saved_graphs
 from minigrad.tensor.live_tensors import (
+    REPLAYED,
     Holder,
     all_holders,
     holders,
@@ -226,8 +227,10 @@ def sort(
                     raise JitError(f"{capture.name} returns one piece of memory as two shapes")
                 outputs.add(memory)
                 fresh[node] = len(capture.outputs)
-                known, stopped = signature(tensor, dict(values)), saved_graphs.has_history(node)
-                capture.outputs.append(Output(known, known.form, tensor.stopped or stopped))
+                known, stopped = signature(tensor, dict(values)), tensor.stopped
+                if saved_graphs.has_history(node):
+                    stopped = stopped or REPLAYED
+                capture.outputs.append(Output(known, known.form, stopped))
             source = Source("fresh", fresh[node])
         capture.sources.append(source)
     devices = {memory.device for memory in used} or {Device.DEFAULT}

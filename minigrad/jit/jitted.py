@@ -23,6 +23,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a tensor of other extents that is passed | nothing: it has a capture of its own |
 | a leaf that is passed and gets a gradient | gives each its own `.grad` |
 | `requires_grad` of a tensor that it differentiates | `JitError` |
+| a tensor computed from leaves that is passed, where it differentiates | `JitError` in call 2 |
 | a number or a string that is passed, or an attribute of an object that is | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
@@ -30,16 +31,20 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | one that the step itself sets to another number (`self.t += 1`) | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module, where another is put | `JitError` |
-| what is in lists, dicts (also in others) or an array (up to 64 KiB) of such a name | `JitError` |
+| what is in lists, dicts (also in others), arrays (up to 64 KiB) of such a name | `JitError` |
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
 | another option of an optimizer (`momentum = x`) | `JitError` |
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
+| a method of a user's class, where another is put | `JitError` |
+| a gradient that should flow through a result | `GradientError` in `backward` |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
 | a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
 | numbers from elsewhere (files, the clock, `random`) | `JitError` in call 3 if new in each; fixed |
 
 Fixed: as it was in the captured call, which is the third where the first two computed with other
-numbers of the same arguments. Views in a result are tensors of their own, from the first call on.
+numbers of the same arguments. Lists longer than 256 are not looked into: up to 2,048 it is seen
+which objects they have. Views in a result are tensors of their own, from the first call on;
+to leaves that nobody marked no gradient flows through a result, either.
 """
 
 from __future__ import annotations
@@ -257,6 +262,8 @@ class Jitted(Generic[P, R]):
         take_gradients(capture, before, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.outside.refuse_changes(outside, capture.read)
+        for tensor, mark in zip(tensors, capture.leaves, strict=False):
+            capture.outside.check_mark(tensor, mark)
         del outside  # and the tensors that it read
         capture.result = template(result)
         links = _left_behind(capture, results, tensors, given)

@@ -5,9 +5,10 @@ that begins is known: cells of its closure, globals, `self`, and arguments that 
 there on objects are walked through: the items of containers, and the attributes that the code reads
 right behind the name of such a value (`model.scale`, `self.rate`, `Config.rate`), or behind
 something of which it is not known what that is (`layer.scale` in a loop over layers). Functions of
-Python that are found so are walked through, too: methods, properties, what calls and loops run
-(`__call__`, `__iter__`), what decorators wrap, contents of defaults, and what modules run that were
-called. What a library reads on the way is not seen, unless it says so by `note`.
+Python that are found so are walked through, too: methods, properties, what calls, loops and
+operators run (`__call__`, `__iter__`, `__add__`, `__init__` of what is made), what decorators wrap,
+contents of defaults, and what modules run that were called. What a library reads on the way is not
+seen, unless it says so by `note`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import sys
 import weakref
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from io import IOBase
 from itertools import pairwise
 from operator import methodcaller
@@ -28,9 +29,9 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
 from minigrad.graph.node import Node
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, saved_graphs
 from minigrad.tensor.broadcasting import show as shape_of
-from minigrad.tensor.live_tensors import Holder
+from minigrad.tensor.live_tensors import REPLAYED, Holder
 from minigrad.tensor.noted import Noted, changes
 from minigrad.tensor.pytree import Same
 
@@ -38,7 +39,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CLOSED = (*_PLAIN, Tensor, Node)  # in which nothing changes, or is looked at elsewhere
 _LARGEST = 1 << 16  # bytes of an array that are compared in every call
 _LONGEST = 256  # items of a container that are looked into
-_MOST_IDS = 1 << 13  # of a longer one of which it is looked whether they are the same: 0.1 ms
+_MOST_IDS = 1 << 11  # of a longer one of which it is seen whether they are the same (0.2 ms)
 _MOST = 1 << 12  # values that are compared
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
@@ -199,8 +200,14 @@ class Outside:
     def check_mark(self, tensor: Tensor, mark: bool | None) -> None:
         """JitError where a tensor is to have a gradient, and was not in the capture, or reversely.
 
-        mark: its requires_grad then.
+        mark: its requires_grad then. Nor may a gradient be asked for what a tensor came from.
         """
+        if saved_graphs.has_history(tensor.raw) or tensor.stopped == REPLAYED:
+            raise JitError(
+                f"{self.name} differentiates, and is given a tensor of shape "
+                f"{shape_of(tensor.raw.shape)} that was computed from leaves: a replay would give "
+                "these no gradient; compute it inside the step, or pass .detach()"
+            )
         now = tensor._requires_grad
         if now is not mark and (self.unmarked or bool(now) is not bool(mark)):
             raise JitError(
@@ -432,27 +439,21 @@ class _Walk:
 
     def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
         """Of a container."""
-        if len(value) > _LONGEST:  # only which they are
-            whole = f"{place}.values()" if isinstance(value, dict) else place
-            self._ids(whole, value.values() if isinstance(value, dict) else value, label)
-            items = []
-        elif isinstance(value, list | tuple | deque):
+        long = len(value) > _LONGEST
+        if isinstance(value, list | tuple | deque) and not long:
             items = [(repr(number), number, item) for number, item in enumerate(value)]
             self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
         else:
             items = [(self._named(key), key, item) for key, item in
-                     (value.items() if isinstance(value, dict) else ())]  # fmt: skip
-            self._ids(place, value, label)
+                     (value.items() if isinstance(value, dict) and not long else ())]  # fmt: skip
+            ids = _Read([*map(id, value)], label, True, "!=")
+            self.read.setdefault(f"[*map(id, {place})]", ids)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
             self._value(
                 f"{place}[{name}]", inner, _Use(None, ""), uses, part=True, near=near, value=item
             )
-
-    def _ids(self, place: str, values: Iterable[Any], label: str) -> None:
-        ids = _Read([*map(id, values)], label, True, "!=")
-        self.read.setdefault(f"[*map(id, {place})]", ids)
 
     def _attribute(
         self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]

@@ -25,12 +25,12 @@ from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 class Output(NamedTuple):
     """A tensor of the result that gets a fresh buffer in every replay.
 
-    stopped: a replay keeps no history, so no gradient can flow through its results.
+    stopped: as a tensor's: a replay keeps no history, so no gradient can flow through its results.
     """
 
     known: Signature
     form: Form
-    stopped: bool
+    stopped: bool | str
 
 
 class Source(NamedTuple):

@@ -92,7 +92,7 @@ _GRADIENTS = """\
 _TENSOR = """\
         result{n} = new(Tensor)
         result{n}._grad = result{n}._origin = result{n}._family = result{n}._requires_grad = None
-        result{n}.made, result{n}.stopped = False, {stopped}
+        result{n}.made, result{n}.stopped = False, {stopped!r}
 """
 _FILE_KEPT = """\
         if kept{n} is None:
@@ -124,6 +124,7 @@ def straight(capture: Capture) -> Serve | None:
         "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
         "tell": turns.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
+        "has_history": saved_graphs.has_history,
         "written": capture.written, "gradients": capture.gradients, "held": capture.held,
         "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
@@ -162,6 +163,9 @@ def straight(capture: Capture) -> Serve | None:
         given="".join(f"given{n}, " for n in inputs),
         differs=" or ".join([f"given{n}.form is not form{n}" for n in inputs] + [
             f"unbind(variable{place}, values) != unbound{place}" for place in variables
+        ] + [
+            f"tensor{n}.stopped == {live_tensors.REPLAYED!r} or histories and has_history(given{n})"
+            for n, _ in enumerate(capture.leaves)
         ] + [
             f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
             f"{'not ' * bool(mark)}tensor{n}._requires_grad"

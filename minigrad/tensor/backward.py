@@ -59,7 +59,8 @@ class Backward(Composed):
         else:
             raise GradientError(
                 f"backward of a tensor of shape {self.shape}: it depends on no float leaf "
-                "that takes a gradient (was it detached, or computed inside no_grad? does nobody "
+                "that takes a gradient (was it detached, or computed inside no_grad? did somebody "
+                "look at it before, while no leaf was marked requires_grad=True? does nobody "
                 "hold the leaf any more, as after w = w - lr * w.grad? Write "
                 "`with Tensor.no_grad(): w -= lr * w.grad`)"
             )
@@ -166,8 +167,8 @@ def _may_be_leaves(
             note(holder, "_requires_grad")
             if holder._requires_grad:
                 marked.setdefault(node, []).append(holder)
-            elif holder._requires_grad is None and (holder.made or node.op is Op.BUFFER):
-                if node.dtype.is_float:
+            elif holder._requires_grad is None and node.dtype.is_float:
+                if holder.made or (node.op is Op.BUFFER and node is not order[-1]):
                     others.setdefault(node, []).append(holder)
     return [some for some in (marked, others) if some]
 

@@ -18,7 +18,7 @@ from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
 from minigrad.hints import present
 from minigrad.mesh import mesh_of
-from minigrad.tensor import hostdata, realization, views
+from minigrad.tensor import hostdata, realization, saved_graphs, views
 from minigrad.tensor.broadcasting import (
     axis_of,
     broadcast_to,
@@ -29,7 +29,7 @@ from minigrad.tensor.broadcasting import (
     stop,
     write_through,
 )
-from minigrad.tensor.live_tensors import Holder, enter_alone, holders
+from minigrad.tensor.live_tensors import REPLAYED, Holder, enter_alone, holders
 from minigrad.tensor.modes import modes, no_grad, train
 from minigrad.tensor.noted import note
 
@@ -179,7 +179,13 @@ class Core(Holder, metaclass=_TensorType):
     @property
     def node(self) -> Node:
         """The node to compute with: a barrier where no gradient may flow."""
-        return stop(self.raw) if self.stopped and modes.gradients else self.raw
+        if not (self.stopped and modes.gradients):
+            return self.raw
+        if self.stopped == REPLAYED:  # now somebody may ask for a gradient
+            saved_graphs.lose(self.raw, self.raw)
+            self.stopped = False
+            return self.raw
+        return stop(self.raw)
 
     @property
     def shape(self) -> Shape:

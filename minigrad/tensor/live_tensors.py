@@ -44,10 +44,14 @@ class _Rank(threading.local):
 rank = _Rank()
 
 
+REPLAYED = "replayed"
+
+
 class Holder:
     """What the engine knows of a tensor.
 
-    raw: the node whose value it is. stopped: no gradient flows from it to its sources.
+    raw: the node whose value it is. stopped: no gradient flows from it to its sources; REPLAYED
+    where one should, and cannot.
     requires_grad: True for a leaf that wants a gradient, False for one that must have none, None
     where nobody said. _origin: how it came to be, for a view; _family: its views, if it had any
     (see `views`).
@@ -55,7 +59,7 @@ class Holder:
 
     __slots__ = ("raw", "stopped", "_requires_grad", "_origin", "_family", "_link", "__weakref__")
     raw: Node
-    stopped: bool
+    stopped: bool | str
     _requires_grad: bool | None
     _origin: Any
     _family: Any

@@ -485,10 +485,9 @@ class _Plan:
         order = self.order if saved_graphs.recorded else ()
         known = [node for node in order if node.op is BUFFER and has_history(node)]
         start = {*self.marked, *leaves, *known}
-        self.wanting = wanting = self._reached(self.order, start)
-        lost = wanting
-        if start != leaves:
-            lost = self._reached(filter(wanting.__contains__, self.order if leaves else ()), leaves)
+        lost = set(leaves) if start != leaves else set[Node]()
+        self.wanting = wanting = self._reached(start, lost)
+        lost = lost if start != leaves else wanting
         self.tracked = tracked = self._with_free() if self.unasked else wanting
         flowing = [
             root
@@ -515,18 +514,19 @@ class _Plan:
                             self.roots.setdefault(source)
 
     def _reached(
-        self, order: Iterable[Node], leaves: Set[Node], free: set[Node] | None = None
+        self, leaves: Set[Node], lost: set[Node], free: Set[Node] = frozenset()
     ) -> set[Node]:
-        """What depends on leaves, these included; and on `free` ones, of which those stay that do
-        not depend on a leaf themselves.
+        """What depends on leaves, also on `free` ones, these included. What depends on `lost` ones
+        is added to those.
         """
-        reached, free = set(leaves), set() if free is None else free
-        apart, reach, untracked = reached.isdisjoint, reached.add, Op.BITCAST
-        for node in order:
+        reached, marked, untracked = set(leaves), self.marked, Op.BITCAST
+        apart, reach = reached.isdisjoint, reached.add
+        for node in self.order:
             if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
-                if node not in self.marked:
+                if node not in marked:
                     reach(node)
-                    free.discard(node)
+                    if lost and not lost.isdisjoint(node.src):
+                        lost.add(node)
             elif node in free:
                 reach(node)
         return reached
@@ -534,12 +534,15 @@ class _Plan:
     def _with_free(self) -> set[Node]:
         """What depends on any leaf: also on those that nobody marked."""
         known = saved_graphs.valid(self.order)
-        self.free = free = {
+        free = {
             node for node in held_among(self.order)
             if node.dtype.is_float and node not in self.targets and node not in known
             and any(holder._requires_grad is None for holder in holders(node))
         }  # fmt: skip
-        return self._reached(self.order, {*self.wanting, *known}, free)
+        reached = self._reached({*self.wanting, *known}, set(), free)
+        flows = {node for node in free if node.op is not Op.BITCAST and reached & {*node.src}}
+        self.free = free - flows  # what depends on others is no leaf
+        return reached
 
     def _standing(self, root: Node) -> list[Node]:
         """A root, and the readers in whose place it is computed."""

@@ -82,9 +82,10 @@ def replayed(written: Iterable[Buffer]) -> None:
     global _latest
     _latest = next(_writes)
     _written.update(dict.fromkeys(written, _latest))
-    for node in list(_histories):
-        if _written.get(node.arg) == _latest:
-            del _histories[node]
+    for link in list(recorded):  # at once: another thread may record meanwhile
+        node = link()
+        if node is not None and _written.get(node.arg) == _latest:
+            _histories.pop(node, None)
 
 
 def record(
@@ -136,6 +137,12 @@ def expand(
     """
     expanded, found = _with_histories(roots, order, older)
     for node, source in _overwritten(found):
+        own = _histories.get(source)
+        if own is not None and own.lost is source:
+            raise GradientError(
+                f"a tensor of shape {show(source.shape)} is the result of a replay of @jit: it "
+                "has no way back; call backward() inside the step, or .detach() what that returns"
+            )
         raise GradientError(
             f"the gradient of a realized tensor of shape {show(node.shape)} needs a tensor of "
             f"shape {show(source.shape)} that was overwritten in place since (by an optimizer's "

@@ -243,8 +243,53 @@ def test_no_gradient_flows_through_a_replay(on_device):
         step(Tensor([3.0, 4.0])).backward()
         assert w.grad.tolist() == [3, 4]
     loss = step(Tensor([3.0, 4.0]))
-    with pytest.raises(GradientError):
+    with pytest.raises(GradientError, match="result of a replay"):
         loss.backward()
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+def test_a_gradient_that_should_flow_through_a_replay_is_refused(on_device, written_out):
+    """Where other ways lead to the leaf, too: it got the gradient of these alone."""
+    w, mean = Tensor([1.0, 2.0], requires_grad=True), Tensor([0.0, 0.0])
+    step = jit(lambda x: w * x if written_out else {"a": w * x})
+    for number in range(6):
+        w.grad, found = None, step(Tensor([3.0, 4.0]))
+        found = found if written_out else found["a"]
+        mean = (mean * 0.5 + found).realize()
+        assert (found * 2).tolist() == [6, 16]
+        for result in (found, found[:1] + 1, mean):
+            if number > 1:
+                with pytest.raises(GradientError, match=r"result of a replay .* \.detach"):
+                    (result * w).sum().backward()
+        if number < 2:
+            (found * w).sum().backward()
+            assert w.grad.tolist() == [6, 16]
+        w.grad = None
+        (found.detach() * w).sum().backward()
+        assert w.grad.tolist() == [3, 8]
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_arguments_that_were_computed_from_leaves(on_device, lazy):
+    """A replay would go back to what they were computed from when it was captured."""
+    inner, outer = (Tensor([value], requires_grad=True) for value in (2.0, 3.0))
+
+    @jit
+    def step(x):
+        inner.grad = outer.grad = None
+        (x * outer).sum().backward()
+
+    given = [Tensor([float(number)]).realize() for number in range(8)]
+    features = (lambda x: inner * x) if lazy else jit(lambda x: inner * x)
+    step(features(given[0]))
+    with pytest.raises(JitError, match=r"computed from leaves: .* pass \.detach\(\)"):
+        step(features(given[1]))
+    step.reset()
+    for x in given:
+        step(features(x).detach())
+        assert outer.grad.tolist() == [2 * x.item()] and inner.grad is None
+    with pytest.raises(JitError, match="computed from leaves"):
+        step(features(given[2]))
 
 
 # ---- random numbers ------------------------------------------------------------------------------

@@ -43,6 +43,20 @@ def test_every_leaf_where_none_is_marked(on_device):
     assert y.grad is None
 
 
+def test_what_was_looked_at_has_no_way_back_where_no_leaf_is_marked(on_device):
+    x = Tensor([1.0, 2.0])
+    loss = x.square().sum()
+    loss.item()
+    with pytest.raises(GradientError, match="look at it before, while no leaf was marked"):
+        loss.backward()
+    assert loss.grad is None
+    loss.square().backward()  # it is a leaf by now
+    assert loss.grad.item() == 10
+    alone = Tensor(3.0).realize()
+    alone.backward()
+    assert alone.grad.item() == 1
+
+
 def test_a_leaf_written_between_its_uses(on_device):
     """All that was computed from it counts, before the write and after, for both methods."""
     w, x = leaf([3]), leaf([5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from minigrad import Tensor, jit
 from minigrad.graph.node import topological
-from minigrad.tensor import backward
+from minigrad.tensor import backward, saved_graphs
 
 THREADS = 6
 
@@ -224,3 +225,27 @@ def test_a_replay_that_writes_and_readers(way: str, device: str) -> None:
 
     assert all(together(work))
     assert state.min().item() == state.max().item() == 153
+
+
+def test_histories_that_come_while_a_replay_ends_others(on_device):
+    """It looks through all there are: RuntimeError, as they were others the next moment."""
+    leaf = Tensor([1.0], requires_grad=True)
+    kept = [leaf * number for number in range(2, 300)]
+    Tensor.realize(*kept)
+    node, interval = kept[0].raw, sys.getswitchinterval()
+
+    def record():
+        for _ in range(20_000):
+            saved_graphs.lose(node, node)
+            saved_graphs.overwritten(node)
+
+    thread = threading.Thread(target=record)
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive():
+            saved_graphs.replayed([])
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+    assert all(saved_graphs.has_history(one.raw) for one in kept[1:])
