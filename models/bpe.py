@@ -125,7 +125,7 @@ class BytePairTokenizer(Tokenizer):
         new = set(words) - known.keys()
         if len(known) + len(new) > CACHED_WORDS:
             known, new = {}, set(words)
-        known.update({w: self._merged(w.encode("utf-8", "surrogatepass")) for w in new})
+        known.update({word: self._merged(word.encode()) for word in new})
         self._words = known
         return list(chain.from_iterable(map(known.__getitem__, words)))
 

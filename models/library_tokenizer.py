@@ -14,7 +14,7 @@ from typing import Any
 
 from minigrad.models.bpe import bytes_of
 from minigrad.models.console import require
-from minigrad.models.tokenizer import Tokenizer
+from minigrad.models.tokenizer import Tokenizer, mended
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -52,12 +52,12 @@ class LibraryTokenizer(Tokenizer):
 
         special: names of special tokens in it mean those tokens.
         """
-        return list((self.tokenizer if special else self.blind).encode(text).ids)
+        return list((self.tokenizer if special else self.blind).encode(mended(text)).ids)
 
     def encode_bare(self, text: str, special: bool = False) -> list[int]:
         """`encode` without what is put before each text."""
         chosen = self.tokenizer if special else self.blind
-        return list(chosen.encode(text, add_special_tokens=False).ids)
+        return list(chosen.encode(mended(text), add_special_tokens=False).ids)
 
     def _ordinary(self, text: str) -> list[int]:
         return self.encode_bare(text)

@@ -59,8 +59,7 @@ class SentencePieceTokenizer(Tokenizer):
             if piece in self._ids:
                 ids.append(self._ids[piece])
             else:
-                data = piece.encode("utf-8", "surrogatepass")
-                ids += [self._bytes[byte] for byte in data if byte in self._bytes]
+                ids += [self._bytes[byte] for byte in piece.encode() if byte in self._bytes]
         return ids
 
     def _bytes_of(self, number: int) -> bytes:

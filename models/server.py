@@ -77,6 +77,7 @@ class Server:
         middleware: Any = require("starlette.middleware")
         trusted: Any = require("starlette.middleware.trustedhost")
         self.responses: Any = require("starlette.responses")
+        self.gone: Any = require("starlette.requests").ClientDisconnect
         self.engine, self.tokenizer, self.name, self.limits = engine, tokenizer, name, limits
         self.started, self.no_template = int(time.time()), ""
         self.template: ChatTemplate | None = None
@@ -186,11 +187,14 @@ class Server:
         if kind != "application/json":
             raise Refused(f"the content type is {kind!r}: expected application/json", status=415)
         raw = bytearray()
-        async for part in request.stream():
-            raw += part
-            if len(raw) > self.limits.body:
-                raise Refused(f"the body has more than {self.limits.body} bytes", status=413,
-                              code="request_too_large")  # fmt: skip
+        try:
+            async for part in request.stream():
+                raw += part
+                if len(raw) > self.limits.body:
+                    raise Refused(f"the body has more than {self.limits.body} bytes", status=413,
+                                  code="request_too_large")  # fmt: skip
+        except self.gone:
+            raise Refused("the client has closed the request", status=499) from None
         body = read_body(bytes(raw))
         if body.get("model") is not None:
             self._check_name(body["model"])

@@ -53,7 +53,7 @@ class Tokenizer(ABC):
         """`encode` without the first token."""
         known = {**self.always, **self.special} if special else self.always
         ids: list[int] = []
-        for piece in cut(text, known):
+        for piece in cut(mended(text), known):
             if piece in known:
                 ids.append(known[piece])
             elif piece:
@@ -96,6 +96,14 @@ def cut(text: str, names: Iterable[str]) -> list[str]:
     """A text cut at names of tokens, which are pieces of their own; of several the longest."""
     found = sorted(map(re.escape, names), key=len, reverse=True)
     return re.split(f"({'|'.join(found)})", text) if found else [text]
+
+
+def mended(text: str) -> str:
+    """A text without halves of characters, as bytes of a command line that are no UTF-8 are read.
+
+    Two that belong together are a character, others the replacement character (as in tiktoken).
+    """
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def merged(
@@ -188,6 +196,7 @@ class CharacterTokenizer(Tokenizer):
         """`encode` for long texts: an int32 array of shape (len(text),)."""
         import numpy as np
 
+        text = mended(text)
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         known = np.array([ord(character) for character in self.vocabulary], np.uint32)
         ids = np.searchsorted(known, points).astype(np.int32)

@@ -7,6 +7,7 @@ run the same script, and has one device. The devices meet in groups, one for eac
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import sys
 import threading
@@ -117,7 +118,7 @@ class MeshRuntime:
 
     def _join(self) -> None:
         """Let the devices meet."""
-        mesh, ranks = self.mesh, world()
+        mesh, ranks, self._process = self.mesh, world(), os.getpid()
         if ranks is not None:
             members = _members(mesh, ranks.size)
             if ranks.rank not in members:
@@ -141,6 +142,12 @@ class MeshRuntime:
 
     def each(self, action: Callable[[int], None]) -> None:
         """Do something on all devices of this process at once; raises what one of them raises."""
+        with self._lock:
+            if self._process != os.getpid() and self.exchange is not None:
+                # the threads that do the exchanges have stayed in the parent
+                for device in self.local:
+                    collective.leave(device.device, [*device.groups.values()])
+                self._join()
 
         def run(number: int) -> None:
             with self.local[number].timeline.kernels():
@@ -411,13 +418,19 @@ def runtime_of(mesh: Mesh) -> MeshRuntime:
 
 
 class Team:
-    """A thread for each device, or stage, but the first one, which is the caller's."""
+    """A thread for each device, or stage, but the first one, which is the caller's.
+
+    They start with the first call, and anew after a fork.
+    """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size, self._lock = size, new_lock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._tasks: list[queue.SimpleQueue[Any]] = []
         self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        self._lock = new_lock()
+        self._process = os.getpid()
 
     def run(
         self, action: Callable[[int], None], fail: Callable[[BaseException], None]
@@ -427,6 +440,8 @@ class Team:
             action(0)
             return None
         with self._lock:
+            if self._process != os.getpid():
+                self._begin()
             while len(self._tasks) < self.size - 1:
                 tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
                 self._tasks.append(tasks)

