@@ -347,7 +347,7 @@ class Arranging(Composed):
         count = index.numel()
         shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
         places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
-        values = self._operand(source) if isinstance(source, Core) else self._filling(source)
+        values = self._operand(source) if isinstance(source, Core) else self._filling(source, name)
         if values.ndim and (values.ndim != self.ndim or values.shape != shape):
             raise ShapeError(f"{name} of {values.shape}: expected {shape}")
         return axis, places.expand(shape), values.expand(shape)
@@ -402,7 +402,7 @@ class Arranging(Composed):
             return copy
         every = self.arange(self.numel(), device=self.raw.device).reshape(self.shape)
         places = every[tuple(indices)]
-        added = self._filling(values).expand(places.shape).flatten()
+        added = self._filling(values, "index_put").expand(places.shape).flatten()
         flat = self.flatten().scatter_add(0, places.flatten(), added)
         return flat.reshape(self.shape)
 

@@ -345,7 +345,12 @@ class Elementwise(Methods):
             return self._new(build.const(other, dtype, (), self.raw.device))
         return other if isinstance(other, type(self)) else type(self)(other, device=self.raw.device)
 
-    def _filling(self, value: Any, name: str = "a number") -> Self:
+    def _wider(self, *others: Any) -> Self:
+        """The first of others in the dtype that all have together with self."""
+        given = [self._operand(other) for other in others]
+        return given[0].cast(promote(self.dtype, *(other.dtype for other in given)))
+
+    def _filling(self, value: Any, name: str) -> Self:
         """What is written to parts of self, in its dtype: a number, a tensor, or data."""
         if isinstance(value, (bool, int, float)):  # which need not pass through float32
             check_holds(name, self.dtype, value)

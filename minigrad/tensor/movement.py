@@ -261,7 +261,7 @@ class Movement(Methods):
         check_holds("pad", self.dtype, value)
         padded = build.pad(result.node, amounts)
         if value != 0 and padded is not result.node:
-            whole = self._filling(value)._broadcast_to(padded.shape)
+            whole = self._filling(value, "pad")._broadcast_to(padded.shape)
             padded = within(result.node, amounts, whole.node)
         return self._new(padded)
 
