@@ -43,8 +43,7 @@ class Arithmetic(Composed):
         >>> Tensor([1.0]).addcmul(Tensor([2.0]), Tensor([3.0]), value=0.5).tolist()
         [4.0]
         """
-        product: Self = self._operand(tensor1) * tensor2
-        return self.add(product, alpha=value)
+        return self.add(self._wider(tensor1, tensor2) * tensor2, alpha=value)
 
     def addcdiv(self, tensor1: Any, tensor2: Any, *, value: Scalar = 1) -> Self:
         """self + value·tensor1/tensor2.
@@ -52,8 +51,7 @@ class Arithmetic(Composed):
         >>> Tensor([1.0]).addcdiv(Tensor([6.0]), Tensor([3.0]), value=0.5).tolist()
         [2.0]
         """
-        quotient: Self = self._operand(tensor1) / tensor2
-        return self.add(quotient, alpha=value)
+        return self.add(self._wider(tensor1, tensor2) / tensor2, alpha=value)
 
     # --- choices and limits -----------------------------------------------------------------------
 

@@ -128,7 +128,7 @@ class Elementwise(Methods):
         >>> Tensor([1, 2]).add(10).tolist()
         [11, 12]
         """
-        return self._binary(Op.ADD, "add", other if alpha == 1 else self._operand(other) * alpha)
+        return self._binary(Op.ADD, "add", other if alpha == 1 else self._wider(other) * alpha)
 
     def sub(self, other: Any, *, alpha: Scalar = 1) -> Self:
         """self − alpha·other.
@@ -136,7 +136,7 @@ class Elementwise(Methods):
         >>> Tensor([1, 2]).sub(Tensor([1, 1]), alpha=2).tolist()
         [-1, 0]
         """
-        return self._binary(Op.SUB, "sub", other if alpha == 1 else self._operand(other) * alpha)
+        return self._binary(Op.SUB, "sub", other if alpha == 1 else self._wider(other) * alpha)
 
     def mul(self, other: Any) -> Self:
         """self · other (for bool tensors: and).

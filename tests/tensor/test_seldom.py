@@ -204,3 +204,15 @@ def test_triangles_whose_diagonal_is_far_away() -> None:
     for far in (2**31 - 1, 2**40):
         assert x.tril(far).tolist() == x.triu(-far).tolist() == x.tolist()
         assert not x.tril(-far).any().item() and not x.triu(far).any().item()
+
+
+def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
+    """As in PyTorch: bytes beside floats do not wrap before they are floats."""
+    x, byte = Tensor([1.0]), Tensor([100], dtype="uint8")
+    assert x.add(byte, alpha=3).tolist() == [301.0] and x.sub(byte, alpha=3).tolist() == [-299.0]
+    assert Tensor([1]).add(byte, alpha=3).tolist() == [301]
+    assert x.addcmul(byte, byte, value=2).tolist() == [20001.0]
+    assert Tensor([1]).addcmul(byte, byte).tolist() == [10001]
+    third = Tensor([3.0], dtype="bfloat16")
+    assert x.addcdiv(x.bfloat16(), third).item() == pytest.approx(4 / 3, rel=1e-6)
+    assert Tensor([10], dtype="uint8").lerp(Tensor([5], dtype="uint8"), 0.5).tolist() == [7.5]
