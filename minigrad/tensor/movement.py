@@ -104,6 +104,8 @@ class Movement(Methods):
         """
         axis = axis_of("unflatten", dim, self.ndim, 0)
         parts = _completed((self.shape[axis],), sequence((sizes,)))
+        if product(parts) != self.shape[axis]:  # which no elements at all would hide
+            raise misfit(f"unflatten({dim}, {sizes})", f"a product of {self.shape[axis]}", self)
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:

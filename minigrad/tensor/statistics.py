@@ -215,6 +215,8 @@ class Statistics(Composed):
         if self.ndim != 1 or not self.dtype.is_int:
             raise DTypeError(f"bincount of {self.dtype.name} {self.shape}: expected a vector "
                              "of integers")  # fmt: skip
+        if weights is not None and weights.shape != self.shape:
+            raise misfit("bincount", "a weight for each", self, f"weights {weights.shape}")
         if minlength < 0:
             raise ValueError(f"bincount(minlength={minlength}): expected 0 or more")
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)

@@ -216,3 +216,12 @@ def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
     third = Tensor([3.0], dtype="bfloat16")
     assert x.addcdiv(x.bfloat16(), third).item() == pytest.approx(4 / 3, rel=1e-6)
     assert Tensor([10], dtype="uint8").lerp(Tensor([5], dtype="uint8"), 0.5).tolist() == [7.5]
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"bincount.*\(2,\) and weights \(3,\).*a weight for each"):
+        Tensor([1, 1]).bincount(Tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(ShapeError, match=r"pad_to\(2,\) of \(3,\).*shrink_to"):
+        Tensor([1, 2, 3]).pad_to(2)
+    with pytest.raises(ShapeError, match=r"unflatten\(0, \(2, 5\)\) of \(2, 0\).*a product of 2"):
+        Tensor.zeros(2, 0).unflatten(0, (2, 5))
