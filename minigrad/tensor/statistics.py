@@ -331,7 +331,7 @@ class Statistics(Composed):
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         result, *more = [part for part in (prepend, self, append) if part is not None]
         result = result.cat(*more, dim=axis) if more else result
-        for _ in range(n):
+        for _ in range(min(n, result._known_shape()[axis])):  # after which nothing is left
             extent = result._known_shape()[axis]
             first, last = min(extent, 1), max(extent - 1, 0)
             high, low = result._part(axis, first, extent), result._part(axis, 0, last)

@@ -225,3 +225,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         Tensor([1, 2, 3]).pad_to(2)
     with pytest.raises(ShapeError, match=r"unflatten\(0, \(2, 5\)\) of \(2, 0\).*a product of 2"):
         Tensor.zeros(2, 0).unflatten(0, (2, 5))
+
+
+def test_more_differences_than_anybody_waits_for() -> None:
+    assert Tensor([1, 4, 9]).diff(2**40).shape == (0,)
