@@ -370,7 +370,7 @@ class Arithmetic(Composed):
         >>> Tensor([[1]]).addmm(Tensor([[2]]), Tensor([[3]])).tolist()
         [[7]]
         """
-        product: Self = mat1._times("addmm", mat2, 2, 2)
+        product: Self = self._wider(mat1, mat2)._times("addmm", mat2, 2, 2)
         product = product if alpha == 1 else product * alpha
         return product if beta == 0 else (self if beta == 1 else self * beta) + product
 
@@ -384,7 +384,7 @@ class Arithmetic(Composed):
         """
         if min(self.ndim, x2.ndim) < 2 or self.shape[-1] != x2.shape[-1]:
             raise misfit("cdist", "(…, m, d) and (…, n, d)", self, x2)
-        away: Any = self.unsqueeze(-2) - x2.unsqueeze(-3)
+        away: Any = self._as_float().unsqueeze(-2) - x2.unsqueeze(-3)
         return away.norm(p, -1)  # type: ignore[no-any-return]
 
     def cosine_similarity(self, x2: Any, dim: int = 1, eps: Scalar = 1e-8) -> Self:
@@ -405,5 +405,5 @@ class Arithmetic(Composed):
         >>> Tensor([[3.0, 4.0]]).pairwise_distance(Tensor([[0.0, 0.0]])).round().tolist()
         [5.0]
         """
-        away: Any = self - x2 + eps
+        away: Any = self._as_float() - x2 + eps
         return away.norm(p, -1, keepdim)  # type: ignore[no-any-return]

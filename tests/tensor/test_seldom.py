@@ -11,6 +11,7 @@ import pytest
 
 from minigrad import Tensor
 from minigrad.errors import DomainError, ShapeError
+from minigrad.nn import functional as F
 
 ONE: list[tuple[Callable[[Tensor], Any], Any]] = [
     (lambda x: x.softmax(), 1.0),
@@ -229,3 +230,16 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 def test_more_differences_than_anybody_waits_for() -> None:
     assert Tensor([1, 4, 9]).diff(2**40).shape == (0,)
+
+
+def test_distances_of_bytes_do_not_wrap() -> None:
+    low, high = Tensor([[0, 3]], dtype="uint8"), Tensor([[200, 1]], dtype="uint8")
+    assert low.mse_loss(high).item() == 20002 and F.l1_loss(low, high).item() == 101
+    assert F.huber_loss(low, high, "none").tolist() == [[199.5, 1.5]]
+    assert F.margin_ranking_loss(low, high, Tensor([[1, -1]])).item() == 101
+    assert low.cdist(high, 1).tolist() == [[202]]
+    assert low.pairwise_distance(high, 1, 0.0).tolist() == [202]
+    loss = low.binary_crossentropy_logits(Tensor([[0.0, 0.0]]))
+    assert loss.item() == pytest.approx(1.8709, rel=1e-4)
+    row = Tensor([[100]], dtype="uint8")
+    assert Tensor([[0.5]]).addmm(row, row).tolist() == [[10000.5]]
