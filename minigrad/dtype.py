@@ -283,3 +283,14 @@ def number_bytes(value: int | float | bool, dtype: DType) -> bytes:
     if bits & 0x7F800000 != 0x7F800000:  # it is finite: to nearest, and of two to the even one
         bits += 0x7FFF + (bits >> 16 & 1)
     return struct.pack("H", bits >> 16)
+
+
+def below(value: float, dtype: DType) -> float:
+    """The largest number of a float dtype that is less than a number."""
+    found = convert(value, dtype)
+    if found < value:
+        return found
+    top = 1 << (dtype.bits - 1)  # floats of one sign are in the order of their bits
+    bits = int.from_bytes(number_bytes(found, dtype), sys.byteorder)
+    before = top | 1 if found == 0 else bits - 1 if found > 0 else bits + 1
+    return number_of(before.to_bytes(dtype.itemsize, sys.byteorder), dtype)

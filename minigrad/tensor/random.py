@@ -13,7 +13,7 @@ import threading
 from typing import Any, Self
 
 from minigrad.device import Device, watching
-from minigrad.dtype import DType, DTypeLike, check_holds, dtype_of, dtype_or, dtypes
+from minigrad.dtype import DType, DTypeLike, below, check_holds, dtype_of, dtype_or, dtypes
 from minigrad.errors import DTypeError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -243,7 +243,10 @@ class Random(Methods):
         node = (cls.rand(*shape, dtype=wide, device=device) * (high - low) + low).node
         if wanted.is_int:  # a cast would be towards 0
             node = cls._of(node).floor().node
-        return cls._made(build.cast(node, wanted), requires_grad, drawn=True)
+        drawn = cls._of(build.cast(node, wanted))
+        if wanted.is_float and low < high:  # to which rounding may have led
+            drawn = drawn.minimum(below(high, wanted))
+        return cls._made(drawn.node, requires_grad, drawn=True)
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:

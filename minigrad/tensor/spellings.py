@@ -96,8 +96,8 @@ class Spellings(Composed):
         >>> Tensor([5.0]).uniform_().item() < 1
         True
         """
-        drawn = self.uniform(self.shape, low=a, high=b, device=self.raw.device)
-        return self.assign(drawn.floor() if self.dtype.is_int else drawn)
+        drawn = self.uniform(self.shape, low=a, high=b, dtype=self.dtype, device=self.raw.device)
+        return self.assign(drawn)
 
     def normal_(self, mean: Scalar = 0.0, std: Scalar = 1.0) -> Self:
         """Replace its elements by random ones, normal with this mean and deviation.
