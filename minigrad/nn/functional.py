@@ -364,16 +364,14 @@ def binary_cross_entropy_with_logits(
 
 def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """|x − target|, of equal shapes."""
-    x._check_same_shape("l1_loss", target)
-    return (x - target).abs()._reduced(reduction)
+    return x._away("l1_loss", target).abs()._reduced(reduction)
 
 
 def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """d²/2 of differences d up to delta, beyond it delta·(|d| − delta/2) (Huber 1964)."""
     if not delta > 0:
         raise ValueError(f"huber_loss(delta={delta}): expected a number > 0")
-    x._check_same_shape("huber_loss", target)
-    away = x - target
+    away = x._away("huber_loss", target)
     size = away.abs()  # whose derivative at 0 is 0, so its square's second one would be, too
     losses = (size < delta).where(away.square() * 0.5, (size - delta / 2) * delta)
     return losses._reduced(reduction)
@@ -424,9 +422,9 @@ def margin_ranking_loss(
     x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:
     """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
-    x1._check_same_shape("margin_ranking_loss", x2)
-    x1._check_same_shape("margin_ranking_loss", target)
-    return (-target * (x1 - x2) + margin).clip(0)._reduced(reduction)
+    away = x1._away("margin_ranking_loss", x2)
+    away._check_same_shape("margin_ranking_loss", target)
+    return (-target * away + margin).clip(0)._reduced(reduction)
 
 
 def triplet_margin_loss(

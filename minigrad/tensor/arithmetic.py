@@ -44,8 +44,7 @@ class Arithmetic(Composed):
         >>> Tensor([1.0]).addcmul(Tensor([2.0]), Tensor([3.0]), value=0.5).tolist()
         [4.0]
         """
-        product: Self = self._operand(tensor1) * tensor2
-        return self.add(product, alpha=value)
+        return self.add(self._wider(tensor1, tensor2) * tensor2, alpha=value)
 
     def addcdiv(self, tensor1: Any, tensor2: Any, *, value: Scalar = 1) -> Self:
         """self + value·tensor1/tensor2.
@@ -53,8 +52,7 @@ class Arithmetic(Composed):
         >>> Tensor([1.0]).addcdiv(Tensor([6.0]), Tensor([3.0]), value=0.5).tolist()
         [2.0]
         """
-        quotient: Self = self._operand(tensor1) / tensor2
-        return self.add(quotient, alpha=value)
+        return self.add(self._wider(tensor1, tensor2) / tensor2, alpha=value)
 
     # --- choices and limits -----------------------------------------------------------------------
 
@@ -373,7 +371,7 @@ class Arithmetic(Composed):
         >>> Tensor([[1]]).addmm(Tensor([[2]]), Tensor([[3]])).tolist()
         [[7]]
         """
-        product: Self = mat1._times("addmm", mat2, 2, 2)
+        product: Self = self._wider(mat1, mat2)._times("addmm", mat2, 2, 2)
         product = product if alpha == 1 else product * alpha
         return product if beta == 0 else (self if beta == 1 else self * beta) + product
 
@@ -387,7 +385,7 @@ class Arithmetic(Composed):
         """
         if min(self.ndim, x2.ndim) < 2 or self.shape[-1] != x2.shape[-1]:
             raise misfit("cdist", "(…, m, d) and (…, n, d)", self, x2)
-        away: Any = self.unsqueeze(-2) - x2.unsqueeze(-3)
+        away: Any = self._as_float().unsqueeze(-2) - x2.unsqueeze(-3)
         return away.norm(p, -1)  # type: ignore[no-any-return]
 
     def cosine_similarity(self, x2: Any, dim: int = 1, eps: Scalar = 1e-8) -> Self:
@@ -408,5 +406,5 @@ class Arithmetic(Composed):
         >>> Tensor([[3.0, 4.0]]).pairwise_distance(Tensor([[0.0, 0.0]])).round().tolist()
         [5.0]
         """
-        away: Any = self - x2 + eps
+        away: Any = self._as_float() - x2 + eps
         return away.norm(p, -1, keepdim)  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError, misfit
-from minigrad.graph.symbolic import Affine, Integer
+from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axis, Scalar, axes_of, axis_of, broadcast_shape
 from minigrad.tensor.core import Core
@@ -304,7 +304,7 @@ class Arranging(Composed):
     # --- tinygrad's -------------------------------------------------------------------------------
 
     def pad_to(self, *shape: Any) -> Self:
-        """Zeros behind the elements up to a shape; None keeps an extent.
+        """Zeros behind the elements up to a larger shape; None keeps an extent.
 
         >>> Tensor([1, 2]).pad_to(3).tolist()
         [1, 2, 0]
@@ -313,7 +313,10 @@ class Arranging(Composed):
         if len(wanted) != self.ndim:
             raise self._too_few("pad_to", wanted)
         pairs = zip(self.shape, wanted, strict=True)
-        return self.pad([None if want is None else (0, want - have) for have, want in pairs])
+        behind = [0 if want is None else want - have for have, want in pairs]
+        if any(low(more) < 0 for more in behind):
+            raise misfit(f"pad_to{wanted}", "no smaller extents; shrink_to cuts", self)
+        return self.pad([(0, more) for more in behind])
 
     def shrink_to(self, *shape: Any) -> Self:
         """The first elements along each dimension, of a smaller shape; None keeps an extent.
@@ -347,7 +350,7 @@ class Arranging(Composed):
         count = index.numel()
         shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
         places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
-        values = self._operand(source) if isinstance(source, Core) else self._filling(source)
+        values = self._operand(source) if isinstance(source, Core) else self._filling(source, name)
         if values.ndim and (values.ndim != self.ndim or values.shape != shape):
             raise ShapeError(f"{name} of {values.shape}: expected {shape}")
         return axis, places.expand(shape), values.expand(shape)
@@ -402,7 +405,7 @@ class Arranging(Composed):
             return copy
         every = self.arange(self.numel(), device=self.raw.device).reshape(self.shape)
         places = every[tuple(indices)]
-        added = self._filling(values).expand(places.shape).flatten()
+        added = self._filling(values, "index_put").expand(places.shape).flatten()
         flat = self.flatten().scatter_add(0, places.flatten(), added)
         return flat.reshape(self.shape)
 

@@ -128,7 +128,7 @@ class Elementwise(Methods):
         >>> Tensor([1, 2]).add(10).tolist()
         [11, 12]
         """
-        return self._binary(Op.ADD, "add", other if alpha == 1 else self._operand(other) * alpha)
+        return self._binary(Op.ADD, "add", other if alpha == 1 else self._wider(other) * alpha)
 
     def sub(self, other: Any, *, alpha: Scalar = 1) -> Self:
         """self − alpha·other.
@@ -136,7 +136,7 @@ class Elementwise(Methods):
         >>> Tensor([1, 2]).sub(Tensor([1, 1]), alpha=2).tolist()
         [-1, 0]
         """
-        return self._binary(Op.SUB, "sub", other if alpha == 1 else self._operand(other) * alpha)
+        return self._binary(Op.SUB, "sub", other if alpha == 1 else self._wider(other) * alpha)
 
     def mul(self, other: Any) -> Self:
         """self · other (for bool tensors: and).
@@ -345,7 +345,12 @@ class Elementwise(Methods):
             return self._new(build.const(other, dtype, (), self.raw.device))
         return other if isinstance(other, type(self)) else type(self)(other, device=self.raw.device)
 
-    def _filling(self, value: Any, name: str = "a number") -> Self:
+    def _wider(self, *others: Any) -> Self:
+        """The first of others in the dtype that all have together with self."""
+        given = [self._operand(other) for other in others]
+        return given[0].cast(promote(self.dtype, *(other.dtype for other in given)))
+
+    def _filling(self, value: Any, name: str) -> Self:
         """What is written to parts of self, in its dtype: a number, a tensor, or data."""
         if isinstance(value, (bool, int, float)):  # which need not pass through float32
             check_holds(name, self.dtype, value)

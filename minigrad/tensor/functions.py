@@ -444,12 +444,13 @@ class Functions(Methods):
         return close | (x.isnan() & y.isnan()) if equal_nan else close
 
     def lerp(self, end: Any, weight: Any) -> Self:
-        """self + weight·(end − self).
+        """self + weight·(end − self), in floats.
 
         >>> Tensor([1.0]).lerp(Tensor([3.0]), 0.5).tolist()
         [2.0]
         """
-        return self + (self._operand(end) - self).mul(weight)
+        x, y = self._two_floats("lerp", end)
+        return x + (y - x).mul(weight)
 
     def sign(self) -> Self:
         """−1, 0 or 1; NaN for NaN.

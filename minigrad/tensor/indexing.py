@@ -87,7 +87,7 @@ class Indexing(Methods):
         wide = self._leading(mask)
         until = mask.detach().flatten().int().cumsum(0).realize()
         rest = self.shape[mask.ndim :]
-        rows = self._filling(value)._broadcast_to((int(until[-1].item()), *rest))
+        rows = self._filling(value, "x[…] = v")._broadcast_to((int(until[-1].item()), *rest))
         place = (until - 1).reshape((-1, *(1 for _ in rest)))._broadcast_to((*until.shape, *rest))
         return wide.where(rows._at(0, place).reshape(self.shape), self)
 
@@ -294,7 +294,8 @@ class Indexing(Methods):
         """self with the elements at index arrays replaced; of equal places the last wins."""
         order, rows, flat = self._plan_places(arrays)
         rest = rows.shape[1:]
-        given = self._filling(value)._broadcast_to(rest[:place] + flat.shape + rest[place:])
+        given = self._filling(value, "x[…] = v")
+        given = given._broadcast_to(rest[:place] + flat.shape + rest[place:])
         back = list(range(place, place + flat.ndim)) + list(range(place))
         given = given.permute(*back, *range(place + flat.ndim, given.ndim))
         count = product(flat.shape)

@@ -155,14 +155,19 @@ class Loss(Composed):
             expected = "equal shapes; reshape or expand one of them"
             raise misfit(name, expected, self, f"targets {target.shape}")
 
+    def _away(self, name: str, target: Core) -> Self:
+        """self − target, of equal shapes, in floats: a difference of bytes would wrap."""
+        self._check_same_shape(name, target)
+        x, y = self._two_floats(name, target)
+        return x - y
+
     def mse_loss(self, target: Core, reduction: str = "mean") -> Self:
-        """(self − target)², of equal shapes.
+        """(self − target)², of equal shapes, in floats.
 
         >>> Tensor([1.0]).mse_loss(Tensor([3.0])).item()
         4.0
         """
-        self._check_same_shape("mse_loss", target)
-        return (self - target).square()._reduced(reduction)
+        return self._away("mse_loss", target).square()._reduced(reduction)
 
     def binary_crossentropy(self, target: Core, reduction: str = "mean") -> Self:
         """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100.
@@ -192,7 +197,7 @@ class Loss(Composed):
         """
         self._check_same_shape("binary_crossentropy_logits", target)
         wanted = self._new(target.node)
-        yes, no = self.logsigmoid(), (-self).logsigmoid()
+        yes, no = self.logsigmoid(), (-self._as_float()).logsigmoid()
         if pos_weight is not None:
             yes = yes * pos_weight
             self._check_same_shape("binary_crossentropy_logits with pos_weight", yes)

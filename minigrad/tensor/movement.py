@@ -104,6 +104,8 @@ class Movement(Methods):
         """
         axis = axis_of("unflatten", dim, self.ndim, 0)
         parts = _completed((self.shape[axis],), sequence((sizes,)))
+        if product(parts) != self.shape[axis]:  # which no elements at all would hide
+            raise misfit(f"unflatten({dim}, {sizes})", f"a product of {self.shape[axis]}", self)
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
@@ -261,7 +263,7 @@ class Movement(Methods):
         check_holds("pad", self.dtype, value)
         padded = build.pad(result.node, amounts)
         if value != 0 and padded is not result.node:
-            whole = self._filling(value)._broadcast_to(padded.shape)
+            whole = self._filling(value, "pad")._broadcast_to(padded.shape)
             padded = within(result.node, amounts, whole.node)
         return self._new(padded)
 

@@ -223,8 +223,8 @@ class Random(Methods):
         """
         if not std >= 0:
             raise ValueError(f"normal(std={std}): expected a standard deviation ≥ 0")
-        drawn = cls.randn(checked_shape("normal", shape), **options) * std + mean
-        return cls._made(drawn.node, requires_grad, drawn=True)
+        drawn = (cls.randn(checked_shape("normal", shape), **options) * std + mean).node
+        return cls._made(drawn, requires_grad, drawn=True)
 
     @classmethod
     def uniform(
@@ -246,7 +246,9 @@ class Random(Methods):
         drawn = drawn.cast(wanted)
         if low < high and not wanted.is_bool:  # what was rounded may be `high`
             drawn = drawn.minimum(below(high, wanted))
-        return cls._made(drawn.node, requires_grad, drawn=True)
+        node = drawn.node
+        del drawn  # a leaf that nobody else has may stay lazy
+        return cls._made(node, requires_grad, drawn=True)
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:

@@ -120,7 +120,7 @@ class Scattering(Methods):
         """
         check_choice("scatter_reduce", REDUCTIONS, reduce=reduce)
         if reduce == "amin":  # the smallest is what is the largest of these
-            mirrored = self._filling(src)._mirrored()
+            mirrored = self._filling(src, "scatter_reduce")._mirrored()
             largest = self._mirrored().scatter_reduce(
                 dim, index, mirrored, "amax", include_self=include_self
             )
@@ -143,7 +143,7 @@ class Scattering(Methods):
     def _updates(self, name: str, dim: int, index: Core, src: Any) -> tuple[int, Self, Self, Self]:
         """Axis, the part of self that is written to, the places, and what goes there."""
         axis, part, places = self._addressed(name, dim, index)
-        values = self._filling(src)
+        values = self._filling(src, name)
         if isinstance(src, (bool, int, float)):
             return axis, part, places, values._broadcast_to(index.shape)
         if values.ndim != index.ndim or any(

@@ -96,8 +96,8 @@ class Spellings(Composed):
         >>> Tensor([5.0]).uniform_().item() < 1
         True
         """
-        dtype, device = self.dtype, self.raw.device
-        return self.assign(self.uniform(self.shape, low=a, high=b, dtype=dtype, device=device))
+        drawn = self.uniform(self.shape, low=a, high=b, dtype=self.dtype, device=self.raw.device)
+        return self.assign(drawn)
 
     def normal_(self, mean: Scalar = 0.0, std: Scalar = 1.0) -> Self:
         """Replace its elements by random ones, normal with this mean and deviation.

@@ -220,6 +220,8 @@ class Statistics(Composed):
         if self.ndim != 1 or not self.dtype.is_int:
             raise DTypeError(f"bincount of {self.dtype.name} {self.shape}: expected a vector "
                              "of integers")  # fmt: skip
+        if weights is not None and weights.shape != self.shape:
+            raise misfit("bincount", "a weight for each", self, f"weights {weights.shape}")
         if minlength < 0:
             raise ValueError(f"bincount(minlength={minlength}): expected 0 or more")
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
@@ -334,7 +336,7 @@ class Statistics(Composed):
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
         result, *more = [part for part in (prepend, self, append) if part is not None]
         result = result.cat(*more, dim=axis) if more else result
-        for _ in range(n):
+        for _ in range(min(n, result._known_shape()[axis])):  # after which nothing is left
             extent = result._known_shape()[axis]
             first, last = min(extent, 1), max(extent - 1, 0)
             high, low = result._part(axis, first, extent), result._part(axis, 0, last)

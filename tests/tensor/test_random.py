@@ -138,6 +138,18 @@ def test_distributions(on_device, dtype):
     assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_rounding_does_not_lead_to_the_end_of_an_interval(dtype):
+    """Of bfloat16, one number in 512 would be 1, which has no −log(1 − u)."""
+    Tensor.manual_seed(23)
+    for low, high in ((0.0, 1.0), (1.0, 2.0), (-3.0, -1.0), (0.0, 0.1), (-1.0, 0.0)):
+        drawn = Tensor.uniform(20_000, low=low, high=high, dtype=dtype)
+        written = Tensor.zeros(20_000, dtype=dtype).contiguous().uniform_(low, high)
+        for values in (drawn.double().numpy(), written.double().numpy()):
+            assert (values < high).all() and values.max() > low + (high - low) * 0.9
+    assert Tensor.uniform(2, low=1.0, high=1.0, dtype=dtype).tolist() == [1.0, 1.0]
+
+
 def chi_square(counts, expected):
     """In standard deviations of the chi-square distribution, which is nearly normal here."""
     value = ((counts - expected) ** 2 / expected).sum()

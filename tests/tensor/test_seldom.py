@@ -11,6 +11,7 @@ import pytest
 
 from minigrad import Tensor
 from minigrad.errors import DomainError, ShapeError
+from minigrad.nn import functional as F
 
 ONE: list[tuple[Callable[[Tensor], Any], Any]] = [
     (lambda x: x.softmax(), 1.0),
@@ -204,3 +205,41 @@ def test_triangles_whose_diagonal_is_far_away() -> None:
     for far in (2**31 - 1, 2**40):
         assert x.tril(far).tolist() == x.triu(-far).tolist() == x.tolist()
         assert not x.tril(-far).any().item() and not x.triu(far).any().item()
+
+
+def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
+    """As in PyTorch: bytes beside floats do not wrap before they are floats."""
+    x, byte = Tensor([1.0]), Tensor([100], dtype="uint8")
+    assert x.add(byte, alpha=3).tolist() == [301.0] and x.sub(byte, alpha=3).tolist() == [-299.0]
+    assert Tensor([1]).add(byte, alpha=3).tolist() == [301]
+    assert x.addcmul(byte, byte, value=2).tolist() == [20001.0]
+    assert Tensor([1]).addcmul(byte, byte).tolist() == [10001]
+    third = Tensor([3.0], dtype="bfloat16")
+    assert x.addcdiv(x.bfloat16(), third).item() == pytest.approx(4 / 3, rel=1e-6)
+    assert Tensor([10], dtype="uint8").lerp(Tensor([5], dtype="uint8"), 0.5).tolist() == [7.5]
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"bincount.*\(2,\) and weights \(3,\).*a weight for each"):
+        Tensor([1, 1]).bincount(Tensor([1.0, 2.0, 3.0]))
+    with pytest.raises(ShapeError, match=r"pad_to\(2,\) of \(3,\).*shrink_to"):
+        Tensor([1, 2, 3]).pad_to(2)
+    with pytest.raises(ShapeError, match=r"unflatten\(0, \(2, 5\)\) of \(2, 0\).*a product of 2"):
+        Tensor.zeros(2, 0).unflatten(0, (2, 5))
+
+
+def test_more_differences_than_anybody_waits_for() -> None:
+    assert Tensor([1, 4, 9]).diff(2**40).shape == (0,)
+
+
+def test_distances_of_bytes_do_not_wrap() -> None:
+    low, high = Tensor([[0, 3]], dtype="uint8"), Tensor([[200, 1]], dtype="uint8")
+    assert low.mse_loss(high).item() == 20002 and F.l1_loss(low, high).item() == 101
+    assert F.huber_loss(low, high, "none").tolist() == [[199.5, 1.5]]
+    assert F.margin_ranking_loss(low, high, Tensor([[1, -1]])).item() == 101
+    assert low.cdist(high, 1).tolist() == [[202]]
+    assert low.pairwise_distance(high, 1, 0.0).tolist() == [202]
+    loss = low.binary_crossentropy_logits(Tensor([[0.0, 0.0]]))
+    assert loss.item() == pytest.approx(1.8709, rel=1e-4)
+    row = Tensor([[100]], dtype="uint8")
+    assert Tensor([[0.5]]).addmm(row, row).tolist() == [[10000.5]]
