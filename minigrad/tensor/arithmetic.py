@@ -225,7 +225,8 @@ class Arithmetic(Composed):
         """
         shape = () if weight.numel() == 1 else (-1, *(1 for _ in self.shape[2:]))
         slopes = self._new(weight.node).reshape(shape)
-        return (self > 0).where(self, self * slopes)
+        # an infinity above 0 has no part in the slopes' gradient, not 0·∞ either
+        return (self > 0).where(self, self.clip(max_=0) * slopes)
 
     def threshold(self, threshold: Scalar, value: Scalar) -> Self:
         """x above a threshold, else a value.
