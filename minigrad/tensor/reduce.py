@@ -293,8 +293,8 @@ class Reduce(Methods):
         1.0
         """
         axis_of("normalize", axis, self.ndim)
-        x = self._as_float()
-        return x / x._norm(p, axis, True).maximum(eps)
+        x = self._wide()
+        return (x / x._norm(p, axis, True).maximum(eps)).cast(self._float_dtype())
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
         if not isinstance(p, (int, float)):

@@ -306,9 +306,10 @@ class Statistics(Composed):
         """
         if self.ndim > 2:
             raise misfit("cov", "(variables, observations)", self)
-        rows = self if self.ndim == 2 else self.reshape((1, -1))
+        rows = (self if self.ndim == 2 else self.reshape((1, -1)))._wide()
         away = rows - rows.mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
+        shares = shares.cast(self._float_dtype())
         return shares.reshape(()) if rows.shape[0] == 1 else shares
 
     def diff(
@@ -347,7 +348,8 @@ class Statistics(Composed):
                              "has 'nuc'")  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self._as_float() if dtype is None else self.cast(dtype)
-        return x._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
+        p = 2 if p is None or isinstance(p, str) else p
+        return x._wide()._norm(p, axes, keepdim).cast(x.dtype)  # squares are soon beyond float16
 
     # --- draws from given weights -----------------------------------------------------------
 
