@@ -126,12 +126,10 @@ class MultiheadAttention(Layer):
                 raise misfit(f"MultiheadAttention with {name}", str(shapes[0]), mask)
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """What each query takes of each key (batch, heads, queries, keys)."""
-        scores: Tensor = q @ k.transpose(-1, -2) * int(q.size(-1)) ** -0.5
-        if mask is not None:
-            bools = mask.dtype.is_bool
-            scores = mask.where(scores, float("-inf")) if bools else scores + mask
-        return scores.softmax(-1)
+        """What each query takes of each key (batch, heads, queries, keys): of values of one key."""
+        keys = int(k.size(-2))
+        each = Tensor.eye(keys, dtype=q.dtype, device=q.device).expand((*k.shape[:-1], keys))
+        return q.scaled_dot_product_attention(k, each, mask)
 
 
 class TransformerEncoderLayer(Layer):

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, Self, TypeVar
 
 from minigrad.hints import missing
-from minigrad.nn.module import Layer, Member, Module, Parameter, members
+from minigrad.nn.module import Kind, Layer, Member, Module, Parameter, members
 from minigrad.tensor import Tensor
 from minigrad.tensor.noted import note
 from minigrad.tensor.pytree import Same
@@ -124,6 +124,11 @@ class ParameterList(_List[Tensor]):
 
     def _item(self, item: Any) -> Tensor:
         return Parameter(item)
+
+    def _members(self) -> Iterator[Member]:
+        held = {id(item) for item in self._items.values()}  # parameters, also when they are frozen
+        for name, item, kind in super()._members():
+            yield name, item, Kind.PARAMETER if id(item) in held else kind
 
 
 class Sequential(_List[Function]):

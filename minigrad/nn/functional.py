@@ -372,9 +372,8 @@ def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float 
     if not delta > 0:
         raise ValueError(f"huber_loss(delta={delta}): expected a number > 0")
     away = x._away("huber_loss", target)
-    size = away.abs()  # whose derivative at 0 is 0, so its square's second one would be, too
-    losses = (size < delta).where(away.square() * 0.5, (size - delta / 2) * delta)
-    return losses._reduced(reduction)
+    near = away.hardtanh(-delta, delta)
+    return (near * (away - near * 0.5))._reduced(reduction)
 
 
 def smooth_l1_loss(x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:

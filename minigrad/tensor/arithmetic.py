@@ -21,7 +21,7 @@ def _atan2_rule(g: Any, value: Any, y: Any, x: Any) -> Sequence[Any]:
 
 def _hypot_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
     length = value.eq(0).where(1, value)
-    return [g * x / length, g * y / length]
+    return [g * (x / length), g * (y / length)]
 
 
 class Arithmetic(Composed):
@@ -223,7 +223,8 @@ class Arithmetic(Composed):
         """
         shape = () if weight.numel() == 1 else (-1, *(1 for _ in self.shape[2:]))
         slopes = self._new(weight.node).reshape(shape)
-        return (self > 0).where(self, self * slopes)
+        # an infinity above 0 has no part in the slopes' gradient, not 0·∞ either
+        return (self > 0).where(self, self.clip(max_=0) * slopes)
 
     def threshold(self, threshold: Scalar, value: Scalar) -> Self:
         """x above a threshold, else a value.
@@ -396,7 +397,8 @@ class Arithmetic(Composed):
         """
         x, y = self._two("cosine_similarity", x2)
         axis_of("cosine_similarity", dim, x.ndim)
-        return (x.normalize(2, dim, eps) * y.normalize(2, dim, eps)).sum(dim)
+        one, other = (each._wide().normalize(2, dim, eps) for each in (x, y))
+        return (one * other).sum(dim).cast(x._float_dtype())
 
     def pairwise_distance(
         self, x2: Any, p: Scalar = 2, eps: Scalar = 1e-6, keepdim: bool = False

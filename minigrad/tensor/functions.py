@@ -96,8 +96,8 @@ def _tanh_gelu(x: Any) -> tuple[Any, Any]:
 @templated
 def _tanh_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     above, slope = _tanh_gelu(x)
-    inside = (x * x * (3 * 0.044715) + 1) * (0.5 * math.sqrt(2 / math.pi))
-    return [g * (above * 0.5 + x * slope * inside)]
+    part, factor = x * slope, 0.5 * math.sqrt(2 / math.pi)  # part is 0 long before x² overflows
+    return [g * (above * 0.5 + (part + part * x * x * (3 * 0.044715)) * factor)]
 
 
 @templated

@@ -317,8 +317,8 @@ class Statistics(Composed):
         """
         if self.ndim > 2:
             raise misfit("cov", "(variables, observations)", self)
-        rows = self if self.ndim == 2 else self.reshape((1, -1))
-        away = rows._wide() - rows._wide().mean(1, True)
+        rows = (self if self.ndim == 2 else self.reshape((1, -1)))._wide()
+        away = rows - rows.mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
         shares = shares.cast(self._float_dtype())
         return shares.reshape(()) if rows.shape[0] == 1 else shares

@@ -219,6 +219,15 @@ def test_attention(kind, options, on_device):
         close(ours(*map(Tensor, single))[0], theirs(*map(torch.tensor, single))[0])
 
 
+def test_weights_of_a_query_that_sees_nothing(on_device):
+    """Are zeros, as its result is before out_proj."""
+    layer, x = nn.MultiheadAttention(8, 2, batch_first=True), Tensor.ones(1, 3, 8)
+    hidden = Tensor([[False, False, False], [True, True, True], [False, True, True]])
+    result, weights = layer(x, x, x, attn_mask=hidden)
+    np.testing.assert_allclose(weights.tolist(), [[[1 / 3] * 3, [0.0] * 3, [1.0, 0, 0]]], rtol=1e-6)
+    np.testing.assert_allclose(result[0, 1].numpy(), layer.out_proj.bias.numpy(), rtol=1e-6)
+
+
 def test_attention_that_is_asked_wrongly():
     with pytest.raises(ShapeError, match="heads that divide"):
         nn.MultiheadAttention(8, 3)
@@ -331,6 +340,21 @@ def test_losses_where_they_bend(name, on_device):
     if smooth:
         (curve,) = torch.autograd.grad(slope.square().sum(), leaf)
         close(found.square().sum().gradient(mine)[0], curve)
+
+
+def test_slopes_beyond_all_numbers(on_device):
+    """An infinite difference, or input, gives a finite slope, and leaves the others theirs."""
+    x = [float("inf"), float("-inf"), 0.25, -3.0]
+    found = []
+    for library, functions, tensor in ((nn, F, Tensor), (tnn, torch.nn.functional, torch.tensor)):
+        leaf, layer = tensor(x, requires_grad=True), library.PReLU()
+        zeros = tensor([0.0] * 4)
+        (functions.huber_loss(leaf, zeros, reduction="sum", delta=0.5)
+         + functions.smooth_l1_loss(leaf, zeros, reduction="sum")).backward()  # fmt: skip
+        layer(tensor([[x[0], x[2], x[3]]])).sum().backward()
+        found += [leaf.grad, layer.weight.grad]
+    for ours, theirs in zip(found[:2], found[2:], strict=True):
+        close(ours, theirs)
 
 
 def test_a_target_that_is_nan_or_negative(on_device):

@@ -292,6 +292,15 @@ def test_containers(on_device):
     assert list(named) == ["b"] and not any(name.startswith("a.") for name in named.state_dict())
 
 
+def test_a_list_of_parameters_is_frozen_and_trained_again():
+    net = nn.Module()
+    net.weights = nn.ParameterList([Tensor.ones(2), Tensor.zeros(2)])
+    net.requires_grad_(False)
+    assert [name for name, _ in net.named_parameters()] == ["weights.0", "weights.1"]
+    assert not list(net.buffers()) and list(net.state_dict()) == ["weights.0", "weights.1"]
+    assert all(weight.requires_grad for weight in net.requires_grad_(True).parameters())
+
+
 def test_any_name_of_an_attribute_counts():
     """Also those that containers of this package have inside."""
     net = nn.Module()

@@ -198,6 +198,22 @@ def test_norms(p: float, device: str) -> None:
     np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), rtol=2e-5, atol=1e-6)
 
 
+def test_half_floats_whose_squares_are_beyond_float16(device: str) -> None:
+    """Norms, distances, covariances and slopes are those of float32, rounded."""
+    rows = [[300.0, -400.0, 500.0], [400.0, 300.0, -250.0]]
+
+    def found(dtype: str) -> list[Any]:
+        x = Tensor(rows, dtype=dtype, device=device, requires_grad=True)
+        y = x.flip(1)
+        values = [x.norm(), x.norm(3, 1), x.normalize(), x.cosine_similarity(y), x.cdist(y),
+                  x.pairwise_distance(y), (x / 8).cov(), x.gelu(), x.hypot(y)]  # fmt: skip
+        slopes = [v.sum().gradient(x)[0] for v in values]
+        return [v.float().numpy() for v in (*values, *slopes)]
+
+    for half, single in zip(found("float16"), found("float32"), strict=True):
+        np.testing.assert_allclose(half, single, rtol=4e-3, atol=4e-3 * np.abs(single).max())
+
+
 def test_the_deviation_of_equal_numbers(device: str) -> None:
     """0, as PyTorch's, along any axes, and in what is made of it."""
     for axis in (None, 0, 1):
