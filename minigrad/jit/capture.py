@@ -89,8 +89,9 @@ class HostWatch:
             return
         raise JitError(
             f"{self.name} reads a value inside a captured step (.item(), .numpy(), .tolist(), "
-            "print, a branch on a tensor, how many are true in x[mask] or nonzero, or a copy to "
-            "another device): a replay would not; return the tensor and read it outside"
+            "print, a branch on a tensor, a size as of x[mask], nonzero or bincount, a scheduler's "
+            "step, or a copy to another device): a replay would not; return the tensor and read it "
+            "outside"
         )
 
     def writes(self, buffer: Buffer) -> None:

@@ -39,7 +39,8 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a gradient that should flow through a result | `GradientError` in `backward` |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
 | a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
-| numbers from elsewhere (files, the clock, `random`) | `JitError` in call 3 if new in each; fixed |
+| numbers that `random` or numpy's global generator draws | `JitError` in call 2 |
+| numbers from elsewhere (files, the clock) | `JitError` in call 3 if new in each; fixed |
 
 Fixed: as it was in the captured call, which is the third where the first two computed with other
 numbers of the same arguments. Lists longer than 256 are not looked into: up to 2,048 it is seen
@@ -70,6 +71,7 @@ from minigrad.jit.capture import (
     sort,
     take_gradients,
 )
+from minigrad.jit.draws import generators, refuse_draws
 from minigrad.jit.outside import Outside
 from minigrad.jit.replay import Capture, OtherExtents, Source
 from minigrad.jit.replay_codegen import Serve, straight
@@ -228,7 +230,7 @@ class Jitted(Generic[P, R]):
         capture.keywords = self._keywords(kwargs)
         outside = Outside(self.name, self.function, self.instance, named, Noted())
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
-        before = Snapshot()
+        before, drawn = Snapshot(), generators()
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
@@ -256,6 +258,7 @@ class Jitted(Generic[P, R]):
             )
         call = _Called(called_with, found, data, calls)
         self._compare(self._called[key], call)
+        refuse_draws(self.name, drawn)
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
         if capture.outside.differentiates:
             capture.leaves = [tensor._requires_grad for tensor in tensors]

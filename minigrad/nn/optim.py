@@ -81,7 +81,9 @@ class Steps(_Training):
         gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
         """
         name = type(self).__name__
-        check_flag(f"{name}.step", "forget", forget)  # no closure of PyTorch's
+        if callable(forget):
+            raise TypeError(f"{name}.step of a closure: {hint('optimizer.step(print)')}")
+        check_flag(f"{name}.step", "forget", forget)
         layer = modes.unsaid and modes.unsaid()
         modes.unsaid = None
         if layer is not None and layer._training is None and not modes.training:

@@ -39,8 +39,9 @@ def safe_save(
     check_names_and_tensors("safe_save", tensors)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            what = f"{name!r} is a {type(tensor).__name__}"
-            raise TypeError(f"safe_save: {what}, expected a tensor; Tensor(…) makes one")
+            what, nested = f"{name!r} is a {type(tensor).__name__}", isinstance(tensor, Mapping)
+            how = "get_state_dict(…) gives its tensors names" if nested else "Tensor(…) makes one"
+            raise TypeError(f"safe_save: {what}, expected a tensor; {how}")
     if "__metadata__" in tensors:
         raise ValueError("safe_save: the format has text under __metadata__: rename the tensor")
     if tensors:

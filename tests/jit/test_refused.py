@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -107,6 +109,40 @@ def test_reading_inside(on_device, name):
             captured(Tensor([1.0, 2.0]))
     assert not captured.captured
     assert Tensor([1.0]).item() == 1.0
+
+
+DRAWS = {
+    "a branch": lambda x, kept: x * 2 if random.random() < 0.5 else x + 1,
+    "a choice of tensors": lambda x, kept: x + random.choice(kept),
+    "numpy's": lambda x, kept: x + kept[np.random.randint(2)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_numbers_that_a_replay_would_not_draw(on_device, name):
+    """As teacher forcing does; equal draws in the first two calls leave no other trace."""
+    kept = [Tensor([0.0, 1.0]), Tensor([2.0, 3.0])]
+    step = jit(lambda x: DRAWS[name](x, kept))
+    first = random.getstate(), np.random.get_state()
+    for _ in range(2):
+        random.setstate(first[0])
+        np.random.set_state(first[1])
+        try:
+            step(Tensor([1.0, 2.0]))
+        except JitError as error:
+            assert "random: a replay would use the same numbers for ever" in str(error)
+            break
+    else:
+        pytest.fail("nothing was said")
+    stop, other = Event(), Thread(target=lambda: stop.wait())
+    other.start()
+    try:
+        with pytest.warns(UserWarning, match="if it was not another thread") as seen:
+            step(Tensor([1.0, 2.0]))
+        assert seen[0].filename == __file__
+    finally:
+        stop.set()
+        other.join()
 
 
 def test_methods_of_objects_that_cannot_be_referred_to():

@@ -220,6 +220,8 @@ def test_what_is_no_state(kind):
     wrong, words = (TypeError, "'a' is a int") if kind == "file" else (StateError, "missing")
     with pytest.raises(wrong, match=words):
         NO_STATES[kind](nn.Linear(1, 1), {"a": 1})
+    with pytest.raises(TypeError, match=r"'model' is a dict, .* get_state_dict\(…\) gives"):
+        state.safe_save({"model": nn.Linear(1, 1).state_dict(), "epoch": 1}, "none")
 
 
 def test_a_factor_that_is_no_function():

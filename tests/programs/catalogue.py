@@ -57,6 +57,17 @@ def _text(place: Path) -> None:
         (place / f"{name}.txt").write_text("\n".join(lines) + "\n", "utf-8")
 
 
+def _papers(place: Path) -> None:
+    """Cora's two files: papers with their words and subject, and who cites whom."""
+    folder = place / "cora"
+    folder.mkdir()
+    draw = np.random.default_rng(6)
+    words, subjects = draw.integers(0, 2, (300, 60)), draw.integers(0, 5, 300)
+    rows = [f"{n} {' '.join(map(str, words[n]))} subject{subjects[n]}" for n in range(300)]
+    (folder / "cora.content").write_text("\n".join(rows), "utf-8")
+    np.savetxt(folder / "cora.cites", draw.integers(0, 300, (900, 2)), "%d")
+
+
 PROGRAMS = {
     **{
         f"makemore {kind}": Program(
@@ -94,6 +105,17 @@ PROGRAMS = {
         "examples/reinforcement_learning", "reinforce", "reinforce.py", "",
         r"^policy = Policy\(\)$", r"^    optimizer\.step\(\)$",
         given="policy", loss="policy_loss", draws=r"^    state = torch\.from_numpy.*$",
+    ),
+    "forward-forward": Program(
+        "examples/mnist_forward_forward", "forward_forward", "main.py", "",
+        r"^    net = Net\(\[784, 500, 500\]\)$", r"^            self\.opt\.step\(\)$",
+        given="nn.ModuleList(net.layers)",
+        sizes=(("x, y = x.to(device), y.to(device)", "x, y = x[:256].flatten(1), y[:256]"),),
+    ),
+    "gat": Program(
+        "examples/gat", "gat", "main.py", "", r"^    \)\.to\(device\)$",
+        r"^    optimizer\.step\(\)$", given="gat_net", data=_papers,
+        sizes=(("idx[:1200], idx[1200:1600], idx[1600:]", "idx[:60], idx[60:100], idx[100:]"),),
     ),
     "diffusion U-Net": Program(
         "Conditional_Diffusion_MNIST", "diffusion_unet", "script.py", "",

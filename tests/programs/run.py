@@ -156,7 +156,8 @@ def stand_ins() -> dict[str, Any]:
     tqdm = types.SimpleNamespace(tqdm=lambda items: Bar(items))
     return {
         "torchvision": vision, "torchvision.datasets": vision.datasets, "tqdm": tqdm,
-        "torchvision.utils": nothing, "torch.utils.tensorboard": nothing, "matplotlib": nothing,
+        "torchvision.utils": nothing, "torchvision.transforms": nothing, "matplotlib": nothing,
+        "torch.utils.tensorboard": nothing,
         "matplotlib.pyplot": nothing, "matplotlib.animation": nothing,
     }  # fmt: skip
 

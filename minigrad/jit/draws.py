@@ -1,0 +1,35 @@
+"""Random numbers of Python's and numpy's: a replay would not draw them anew."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+import warnings
+
+from minigrad.errors import JitError
+
+# Modules whose functions draw from one generator of all threads, and what gives its state.
+_DRAWING = {"random": "getstate", "numpy.random": "get_state"}
+
+
+def generators() -> dict[str, bytes]:
+    """The states of these generators, of the modules that somebody has imported."""
+    loaded = {name: sys.modules[name] for name in _DRAWING if name in sys.modules}
+    return {name: pickle.dumps(getattr(loaded[name], _DRAWING[name])()) for name in loaded}
+
+
+def refuse_draws(name: str, before: dict[str, bytes]) -> None:
+    """JitError where the step `name` has drawn from one of them since; a warning where that may
+    have been another thread.
+    """
+    drawn = [module for module, state in generators().items() if state != before.get(module, state)]
+    if drawn:
+        said = (
+            f"{name} draws from {' and '.join(drawn)}: a replay would use the same numbers for "
+            "ever; draw outside and pass them as arguments, or use Tensor.rand"
+        )
+        running = (t for t in threading.enumerate() if not t.name.startswith("minigrad "))
+        if set(running) <= {threading.current_thread()}:
+            raise JitError(said)
+        warnings.warn(f"{said}, if it was not another thread", stacklevel=5)
