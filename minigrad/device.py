@@ -292,7 +292,7 @@ class Buffer:
     def memory(self) -> Any:
         """The runtime's handle, allocated at first use."""
         if self.handle is None:
-            self.handle = Device[self.device].allocate(self.nbytes)
+            self.handle = Device[self.device].allocate(self.size * self.dtype.itemsize)
         return self.handle
 
     @property

@@ -21,6 +21,8 @@ from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import (
     BUFFER,
+    CONST,
+    RESHAPE,
     Node,
     Op,
     depending,
@@ -156,7 +158,7 @@ def realize(
         failures += found
     elif found:
         raise found.pop()  # nor may this frame keep it, which it keeps
-    return list(map(made.get, roots, roots))
+    return [made.get(root, root) for root in roots]
 
 
 def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
@@ -165,8 +167,9 @@ def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
     order: what they need.
     """
     joined: dict[Node, Node] = {}
+    cat = Op.CAT
     for node in order:
-        if node.op is Op.CAT and len(node.src) > MANY and node.device not in meshes:
+        if node.op is cat and len(node.src) > MANY and node.device not in meshes:
             memory = _joined(node, joined)
             if memory is not None:
                 joined[node] = buffer(memory, node.dtype, node.shape, node.device)
@@ -180,16 +183,17 @@ def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:
     """
     pieces = []
     for x in node.src:
-        while x.op is Op.RESHAPE:
+        while x.op is RESHAPE:
             x = x.src[0]
         pieces.append(known.get(x, x))
     apart = any(extent != 1 for extent in node.shape[: node.arg])
     if apart or is_symbolic(node.shape) or any(nbytes(x) > MOST_BYTES for x in pieces):
         return None
     memory = Buffer(node.device, node.dtype, numel(node.shape))
-    if all(x.op is Op.BUFFER for x in pieces):
+    ops = set(map(_OP, pieces))
+    if ops == {BUFFER}:
         memory.join([x.arg for x in pieces])
-    elif all(x.op is Op.CONST for x in pieces):
+    elif ops == {CONST}:
         memory.copy_in(b"".join(number_bytes(x.arg, x.dtype) * numel(x.shape) for x in pieces))
     else:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError
-from minigrad.graph.node import CONST, Node, Shape, device_of, is_symbolic, make
+from minigrad.graph.node import CONST, EXPAND, RESHAPE, Node, Shape, device_of, is_symbolic, make
 from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
@@ -151,18 +151,24 @@ def reshape(x: Node, shape: Shape) -> Node:
     if not _same_elements(x.shape, shape):
         moved = " (symbolic dimensions can move past 1s only)" if is_symbolic(shape) else ""
         raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ{moved}")
-    return _moved(Op.RESHAPE, x, shape)
+    return _moved(RESHAPE, x, shape)
 
 
 def permute(x: Node, order: Sequence[int]) -> Node:
     """out.shape[i] = x.shape[order[i]]."""
     order = tuple(order)
-    if sorted(order) != list(range(x.ndim)):
-        raise ShapeError(f"permute {order} of an array of {x.ndim} dimensions")
-    if order == tuple(range(x.ndim)):
-        return x
-    shape = tuple(x.shape[axis] for axis in order)
-    return _moved(Op.PERMUTE, x, shape, order)
+    shape = _permuted(x.shape, order)
+    return x if shape is None else _moved(Op.PERMUTE, x, shape, order)
+
+
+@lru_cache(maxsize=1 << 12)
+def _permuted(shape: Shape, order: Sequence[int]) -> Shape | None:
+    """The shape in another order; None where that is the same."""
+    if sorted(order) != list(range(len(shape))):
+        raise ShapeError(f"permute {order} of an array of {len(shape)} dimensions")
+    if order == tuple(range(len(shape))):
+        return None
+    return tuple(shape[axis] for axis in order)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -178,7 +184,7 @@ def expand(x: Node, shape: Shape) -> Node:
         return x
     if not grows(x.shape, shape):
         raise ShapeError(f"expand from {x.shape} to {shape}: only dimensions of 1 can grow")
-    return _moved(Op.EXPAND, x, shape)
+    return _moved(EXPAND, x, shape)
 
 
 def pad(x: Node, amounts: Sequence[tuple[Integer, Integer]]) -> Node:
@@ -397,7 +403,7 @@ def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
     return make(Op.CUSTOM, value.dtype, value.shape, src, rule, device_of(Op.CUSTOM, src))
 
 
-SHAPED = frozenset({Op.RESHAPE, Op.EXPAND})  # whose argument is the shape of the result
+SHAPED = frozenset({RESHAPE, EXPAND})  # whose argument is the shape of the result
 # What makes an operation of its sources and its argument; `make` does for others.
 _MAKERS: dict[Op, Callable[..., Node]] = {
     **{op: partial(elementwise, op) for op in ELEMENTWISE},

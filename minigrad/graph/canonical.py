@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.build import SHAPED
-from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, make, needed
+from minigrad.graph.node import ASSIGN, BUFFER, CHECK, CONST, CUSTOM, Node, Op, make, needed
 from minigrad.graph.sharding import Layout, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
@@ -138,29 +138,29 @@ def cells_of(node: Node) -> tuple[Cell, ...]:
     structure. Of SHRINK and PAD instead: start and length, before and after, of each dimension.
     """
     op = node.op
+    if op is CONST and not node.dtype.is_bool:
+        value = struct.pack("<d", node.arg) if node.dtype.is_float else int(node.arg)
+        return (*node.shape, value)
     if op is Op.SHRINK:
         return tuple(x for start, stop in node.arg for x in (start, stop - start))
     if op is Op.PAD:
         return tuple(amount for pair in node.arg for amount in pair)
-    if op is Op.CHECK:
+    if op is CHECK:
         return (node.arg.extent,)
     if op is Op.VARIABLE:
         return (node.arg,)
-    if op is Op.ASSIGN:
+    if op is ASSIGN:
         return () if node.arg is None else (node.arg,)
-    if op is Op.CONST and not node.dtype.is_bool:
-        value = struct.pack("<d", node.arg) if node.dtype.is_float else int(node.arg)
-        return (*node.shape, value)
     return node.shape
 
 
 def _structure_of(node: Node) -> Any:
     """What a node with cells is besides these, its dtype and its sources."""
-    if node.op is Op.CONST and node.dtype.is_bool:
+    if node.op is CONST and node.dtype.is_bool:
         return (node.ndim, bool(node.arg))
-    if node.op is Op.ASSIGN:
+    if node.op is ASSIGN:
         return node.arg is None
-    return replace(node.arg, extent=0) if node.op is Op.CHECK else node.ndim
+    return replace(node.arg, extent=0) if node.op is CHECK else node.ndim
 
 
 def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
@@ -227,11 +227,10 @@ def canonicalize(
     number: dict[Node, int] = {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
-    rows: list[Any] = []
+    rows: list[Any] = []  # of each node its op, dtype, argument, and where its sources' begin
     cells: list[Cell] = []
     numbers: dict[int, int] = {}  # of its exchanges
     checks: list[Node] = []
-    number_of = number.__getitem__
     for node in order:
         op, arg = node.op, node.arg
         if op is BUFFER:
@@ -241,7 +240,7 @@ def canonicalize(
             arg = len(node.shape)
             cells += node.shape
         elif op in _OTHER:
-            if op is Op.CUSTOM or (op is Op.CHECK and not checked):
+            if op is CUSTOM or (op is CHECK and not checked):
                 number[node] = number[node.src[0]]
                 continue
             if op is Op.COLLECTIVE:
@@ -250,12 +249,12 @@ def canonicalize(
             else:
                 arg = _structure_of(node)
                 cells += cells_of(node)
-                if op is Op.CHECK:
+                if op is CHECK:
                     checks.append(node)
         number[node] = len(rows)
-        sources = node.src
-        rows.append((op, node.dtype, arg, *map(number_of, sources)) if sources
-                    else (op, node.dtype, arg))  # fmt: skip
+        rows += (op, node.dtype, arg)
+        for source in node.src:
+            rows.append(number[source])
     if not _SYMBOLIC.isdisjoint(map(type, cells)):
         cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
     targets = []
@@ -266,11 +265,11 @@ def canonicalize(
         else:
             targets.append(new)
             new += 1
-    wanted = tuple(map(number_of, roots))
+    wanted = tuple([number[root] for root in roots])
     device = roots[0].device
     layouts = tuple(x.memory.layout for x in inputs) if device in meshes else ()
     structure = (tuple(rows), wanted, tuple(targets), device, layouts)
-    return Canonical(
+    return tuple.__new__(Canonical, (
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
         tuple(checks), layouts,
-    )  # fmt: skip
+    ))  # fmt: skip

@@ -10,6 +10,7 @@ small arrays that nobody wants a gradient of; the order in which a sum adds chan
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import chain, groupby
 from operator import attrgetter, itemgetter
@@ -31,6 +32,7 @@ MANY = 8  # so many copies share a kernel as they are: more are computed togethe
 # longer than all that is saved, and would need the memory of all copies at once.
 MOST_BYTES = 1 << 16
 LEAVES = (BUFFER, CONST)
+_JOINS = (Op.RESHAPE, Op.CAT)
 _VARYING = frozenset({*LEAVES, Op.SHRINK})  # whose arg may be another in each copy
 # What has no form for many values at once, or must be done as often as somebody wrote it.
 SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
@@ -136,9 +138,7 @@ def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node,
             yield node, list(node.src)
     if max(depth.values(), default=0) < MANY:
         return
-    uses = dict.fromkeys(order, 0)
-    for used in (*roots, *(source for node in order for source in node.src)):
-        uses[used] += 1
+    uses = Counter(chain(roots, chain.from_iterable(map(_SOURCES, order))))
     inner = {s for node in depth for s in node.src if s in depth and uses[s] == 1}
     for head in depth:
         if head not in inner and depth[head] >= MANY:
@@ -153,15 +153,14 @@ def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node,
 
 def is_leaf(node: Node) -> bool:
     """Whether nothing is computed: memory, a number, or a join of such."""
-    return node.op in LEAVES or (node.op in (Op.RESHAPE, Op.CAT) and all(map(is_leaf, node.src)))
+    return node.op in LEAVES or (node.op in _JOINS and all(map(is_leaf, node.src)))
 
 
 def computed(order: Iterable[Node]) -> Iterator[Node]:
     """The nodes of a topological order that are no leaves."""
     leaves: set[Node] = set()
     for node in order:
-        joins = node.op is Op.RESHAPE or node.op is Op.CAT
-        if node.op in LEAVES or (joins and leaves.issuperset(node.src)):
+        if node.op in LEAVES or (node.op in _JOINS and leaves.issuperset(node.src)):
             leaves.add(node)
         else:
             yield node

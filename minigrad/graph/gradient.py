@@ -92,10 +92,10 @@ def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
 
     order: `topological(outputs)`.
     """
-    found = set(outputs)
+    found, cat = set(outputs), Op.CAT
     for node in reversed(order):
-        if node in found:
-            all_flow = node.op.facts.flat or node.op is Op.CAT  # of which one rule is as another
+        if node.src and node in found:
+            all_flow = node.op.facts.flat or node.op is cat  # of which one rule is as another
             rules = repeat(True) if all_flow else rules_of(node)
             for source, rule in zip(node.src, rules, strict=False):
                 if rule and source.dtype.is_float:

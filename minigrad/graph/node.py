@@ -96,7 +96,7 @@ class Node(Numeric):
 # For what is done once for each node: to look up a member of an Enum takes Python 3.11 as long as a
 # call of a function.
 BUFFER, CONST, ASSIGN, WHERE = Op.BUFFER, Op.CONST, Op.ASSIGN, Op.WHERE
-CUSTOM = Op.CUSTOM
+CUSTOM, CHECK, RESHAPE, EXPAND = Op.CUSTOM, Op.CHECK, Op.RESHAPE, Op.EXPAND
 
 ages = itertools.count()
 _interned: Interned[Node] = Interned()
@@ -133,7 +133,7 @@ def form_of(dtype: DType, shape: Shape, device: str) -> Form:
 
 def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) -> Node:
     """An array filled with one number."""
-    return make(Op.CONST, dtype, tuple(shape), (), value, device)
+    return make(CONST, dtype, tuple(shape), (), value, device)
 
 
 def elementwise(op: Op, *src: Node) -> Node:
@@ -163,8 +163,8 @@ def cast(x: Node, dtype: DType) -> Node:
     """x converted to dtype."""
     if x.dtype is dtype:
         return x
-    if x.op is Op.CONST:
-        return make(Op.CONST, dtype, x.shape, (), x.arg, x.device)
+    if x.op is CONST:
+        return make(CONST, dtype, x.shape, (), x.arg, x.device)
     return make(Op.CAST, dtype, x.shape, (x,), dtype, x.device)
 
 
@@ -217,7 +217,7 @@ def in_order(
         elif item not in done:
             add(item)
             needs = below(item)
-            if has_all(needs):
+            if not needs or has_all(needs):
                 append(item)
             else:
                 push(item)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -77,7 +78,7 @@ def rolled(
     if sum(1 for _ in islice(computed(order), LEAST_NODES)) < LEAST_NODES:
         return list(roots)
     nodes = [node for node in order if node.op not in LEAVES]
-    nodes.sort(key=lambda node: node.age)
+    nodes.sort(key=attrgetter("age"))
     for start, period, length in _periods(_signatures(nodes)):
         third = range(start + 2 * period, start + 3 * period)
         if any(_has_other_weights(nodes[at], nodes[at + period]) for at in third):

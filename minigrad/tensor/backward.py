@@ -11,7 +11,7 @@ from minigrad.errors import GradientError
 from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import BUFFER, Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.hints import hint
@@ -168,7 +168,7 @@ def _may_be_leaves(
             if holder._requires_grad:
                 marked.setdefault(node, []).append(holder)
             elif holder._requires_grad is None and node.dtype.is_float:
-                if holder.made or (node.op is Op.BUFFER and node is not order[-1]):
+                if holder.made or (node.op is BUFFER and node is not order[-1]):
                     others.setdefault(node, []).append(holder)
     return [some for some in (marked, others) if some]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
@@ -29,7 +30,16 @@ from minigrad.tensor.broadcasting import (
     stop,
     write_through,
 )
-from minigrad.tensor.live_tensors import REPLAYED, Holder, enter_alone, holders
+from minigrad.tensor.live_tensors import (
+    REPLAYED,
+    Holder,
+    Link,
+    enter_alone,
+    file,
+    forget,
+    holders,
+    lock,
+)
 from minigrad.tensor.modes import modes, no_grad, train
 from minigrad.tensor.noted import note
 
@@ -149,8 +159,12 @@ class Core(Holder, metaclass=_TensorType):
         self._requires_grad, self.stopped = None, not modes.gradients
         if is_new:
             enter_alone(self, node)
-        else:
-            self._enter(node)
+            return
+        self.raw = node
+        self._link = link = Link(self, forget)
+        link.thread = get_ident()
+        with lock:
+            file(self, node)
 
     @classmethod
     def _of(cls, node: Node) -> Self:

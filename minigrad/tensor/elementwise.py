@@ -13,13 +13,13 @@ from minigrad.tensor.broadcasting import Scalar, broadcast_shape, broadcast_to, 
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Method, Methods
 
+# Of these eager code makes most; see `node.BUFFER`.
+ADD, SUB, MUL, DIV = Op.ADD, Op.SUB, Op.MUL, Op.DIV
 _DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # whole numbers of integers
 
 
 def _common(name: str, x: Node, y: Node) -> list[Node]:
     """Two nodes broadcast and promoted to one shape and dtype."""
-    if x.dtype is y.dtype and x.shape == y.shape:
-        return [x, y]
     shape, dtype = broadcast_shape(name, x.shape, y.shape), promote(x.dtype, y.dtype)
     return [broadcast_to(build.cast(node, dtype), shape) for node in (x, y)]
 
@@ -83,7 +83,9 @@ class Elementwise(Methods):
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:
             tensor = other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
-            pair = _common(name, mine, tensor.node)
+            pair = [mine, tensor.node]
+            if mine.dtype is not pair[1].dtype or mine.shape != pair[1].shape:
+                pair = _common(name, *pair)
         return pair[::-1] if reverse else pair
 
     def _floats(self, name: str, other: Any, reverse: bool) -> list[Node]:
@@ -105,7 +107,7 @@ class Elementwise(Methods):
         return self._new(x), self._new(y)
 
     def _binary(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
-        pair = self._floats if op is Op.DIV else self._pair
+        pair = self._floats if op is DIV else self._pair
         return self._new(build.elementwise(op, *pair(name, other, reverse)))
 
     def _compare(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
@@ -128,7 +130,7 @@ class Elementwise(Methods):
         >>> Tensor([1, 2]).add(10).tolist()
         [11, 12]
         """
-        return self._binary(Op.ADD, "add", other if alpha == 1 else self._wider(other) * alpha)
+        return self._binary(ADD, "add", other if alpha == 1 else self._wider(other) * alpha)
 
     def sub(self, other: Any, *, alpha: Scalar = 1) -> Self:
         """self − alpha·other.
@@ -136,7 +138,7 @@ class Elementwise(Methods):
         >>> Tensor([1, 2]).sub(Tensor([1, 1]), alpha=2).tolist()
         [-1, 0]
         """
-        return self._binary(Op.SUB, "sub", other if alpha == 1 else self._wider(other) * alpha)
+        return self._binary(SUB, "sub", other if alpha == 1 else self._wider(other) * alpha)
 
     def mul(self, other: Any) -> Self:
         """self · other (for bool tensors: and).
@@ -144,7 +146,7 @@ class Elementwise(Methods):
         >>> Tensor([1, 2]).mul(3).tolist()
         [3, 6]
         """
-        return self._binary(Op.MUL, "mul", other)
+        return self._binary(MUL, "mul", other)
 
     def floor_divide(self, other: Any) -> Self:
         """self // other, rounded down; of integers, by 0 in a tensor it is 0, as numpy's.
@@ -439,7 +441,7 @@ class Elementwise(Methods):
     __hash__ = object.__hash__
 
     def __truediv__(self, other: Any) -> Self:
-        return self._binary(Op.DIV, "div", other)
+        return self._binary(DIV, "div", other)
 
     def __rfloordiv__(self, other: Any) -> Self:
         return self._operand(other, "floor division").floor_divide(self)

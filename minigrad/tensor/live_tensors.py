@@ -15,7 +15,7 @@ from itertools import compress
 from threading import get_ident
 from typing import Any
 
-from minigrad.graph.node import BUFFER, Node, Op, ages
+from minigrad.graph.node import BUFFER, Node, ages
 from minigrad.locks import held_over_forks
 from minigrad.tensor.noted import capturing
 
@@ -63,21 +63,16 @@ class Holder:
     _requires_grad: bool | None
     _origin: Any
     _family: Any
-
-    def _enter(self, node: Node) -> None:
-        """Stand for `node` for the first time."""
-        self.raw = node
-        self._link = link = Link(self, _forget)
-        link.thread = get_ident()
-        with lock:
-            _file(self, node)
+    _link: Link
 
     def _point(self, node: Node) -> None:
         """Stand for another node from now on."""
         with lock:
             _unfile(self._link)
             self.raw = node
-            _file(self, node)
+            file(self, node)
+            if self._link.__callback__ is None:
+                _mourn(self)
 
 
 class Link(weakref.ref[Holder]):
@@ -119,14 +114,13 @@ clock = _Clock()
 clock.lazies = 0
 
 
-def _file(holder: Holder, node: Node) -> None:
+def file(holder: Holder, node: Node) -> None:
+    """Let a holder with a link be found by its node. The lock is held."""
     number, link = id(node), holder._link
     link.node_id, link.device = number, node.device
     filed = by_node.setdefault(number, link)
     if filed is not link:
         _join(number, filed, link)
-    if link.__callback__ is None:
-        _mourn(holder)
     if node.op is not BUFFER or holder._origin is not None:
         _lazy[id(link)] = link
         link.filed = next(ages)
@@ -183,13 +177,13 @@ def _mourn(holder: Holder) -> None:
     """See to it that the death of a tensor is noticed, whose link does not do so itself."""
     link = holder._link
     if not hasattr(link, "death"):
-        link.death = weakref.ref(holder, lambda _: _forget(link))
+        link.death = weakref.ref(holder, lambda _: forget(link))
 
 
 def enter_alone(holder: Holder, node: Node) -> None:
-    """`holder._enter(node)` for a BUFFER node that nobody else can know."""
+    """Let a holder stand for a BUFFER node that nobody else can know."""
     holder.raw = node
-    holder._link = link = Link(holder, _forget)
+    holder._link = link = Link(holder, forget)
     link.node_id, link.device = id(node), node.device
     by_node[id(node)] = link
 
@@ -203,7 +197,8 @@ def stay_alone(node: Node) -> None:
     weakref.finalize(node, by_node.pop, id(node), None).atexit = False
 
 
-def _forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+def forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+    """The tensor of a link is gone."""
     if ending():  # modules are taken apart: their tables are gone
         return
     try:
@@ -257,7 +252,7 @@ def lazy_holders() -> list[Holder]:
     """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
         alive = _alive([*_lazy.values()])
-        return [holder for holder in alive if holder.raw.op is not Op.BUFFER]
+        return [holder for holder in alive if holder.raw.op is not BUFFER]
 
 
 def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
@@ -280,7 +275,7 @@ def lazy_since(age: int) -> list[Holder]:
             if link.filed < age:  # and so were all before it, and their nodes
                 break
             holder = link() if rank.knows(link.device) else None
-            if holder is not None and holder.raw.op is not Op.BUFFER and holder.raw.age >= age:
+            if holder is not None and holder.raw.op is not BUFFER and holder.raw.age >= age:
                 found.append(holder)
     return found[::-1]
 

@@ -296,9 +296,12 @@ def _is_waiting(node: Node) -> bool:
     return node.op is ASSIGN and _waiting.get(id(node.src[0])) is node
 
 
+_PARTS = (Op.RESHAPE, Op.SHRINK)
+
+
 def _whole(node: Node) -> Node:
     """What a node is a part of."""
-    while node.op in (Op.RESHAPE, Op.SHRINK):
+    while node.op in _PARTS:
         node = node.src[0]
     return node
 
@@ -424,7 +427,7 @@ class _Plan:
         That is the node itself; or what was made of it, or has it and others as rows, where a loss
         was asked for its gradient before: all its copies are more than all else of a plan.
         """
-        nodes = dict.fromkeys([holder.raw for holder in tensors])
+        nodes = {holder.raw: None for holder in tensors}
         if recording.calls is not None:
             return {node: [node] for node in nodes}
         kept = {*self.marked, *(holder.raw for holder in tensors if holder._requires_grad)}
@@ -556,10 +559,10 @@ class _Plan:
         for whole, served in self.serves.items():
             rows = unstacked(made[whole]) if len(served) > 1 else [made[whole]]
             made |= zip(served, rows, strict=True)
-        for target, copied in self.copies.items():
+        for target in self.copies if self.targets else ():
             for holder in holders(target):
                 if holder is not self.owner:
-                    holder._point(made[copied])
+                    holder._point(made[self.copies[target]])
         written = [root.src[0] for root in self.roots if _is_waiting(root)] if self.targets else []
         for target in written:
             del _waiting[id(target)]
@@ -578,8 +581,8 @@ class _Plan:
                 holder._point(buffer)
                 if holder.stopped and root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
-        for target, copied in self.copies.items():
-            made[target] = made[copied]
+        if self.copies:
+            made |= {target: made[copied] for target, copied in self.copies.items()}
         if made and lazy_links:
             ages_of = [_copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
             lazy = self._replace_writes(not_captured(lazy_since(min(ages_of))), made)
