@@ -33,12 +33,13 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "PATIENCE": 60,  # seconds until a rank that keeps others waiting counts as hung; 0: never
     "GUARD": 0,  # 1: unreadable pages behind every buffer
     "INT8": -1,  # bytes of vectors' numbers in products with quantized matrices; 0: float32
+    "WINOGRAD": 1,  # 0: convolutions are the sums that they stand for, in more time
     "BOUNDS": 1,  # 0: an index out of range reads 0 or writes nothing, and nobody says so
 })  # fmt: skip
 
 # What decides, besides its arguments, which program a function runs. A captured step is only
 # replayed where all of it is as it was: these settings, and the modes that `state_that` is told.
-DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS", "TUNE")
+DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS", "TUNE", "WINOGRAD")
 
 
 def _from_environment() -> dict[str, int | str]:

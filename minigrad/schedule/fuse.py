@@ -31,7 +31,7 @@ SMALL = 1 << 15
 # Arrays of a kernel, beyond which no stage joins it: LLVM takes a second for a thousand, and forty
 # for four thousand.
 MOST_ARRAYS = 256
-MOST_PARTS = 8  # of one array: those of long joins share the code of one kernel instead
+MOST_PARTS = 16  # of one array: those of long joins share the code of one kernel instead
 LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
 
 

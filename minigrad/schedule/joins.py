@@ -8,12 +8,14 @@ ASSIGN to some rows is such a piece, too: of the array that it is assigned to.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from operator import add
 
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op, Shape, make
+from minigrad.graph.node import Node, Op, Shape, make, topological
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.symbolic import Integer, var
@@ -22,7 +24,7 @@ from minigrad.schedule.stage import Stage
 
 @dataclass(frozen=True)
 class Part:
-    """Where a piece belongs: its place among those of a CAT, and its first index along the axis.
+    """Where a piece belongs: its place among those of a CAT, and its first index along each axis.
 
     cat: the number of the CAT in its program; shape: that of the whole. Of rows of a result cat is
     ROWS, and place the slot.
@@ -31,31 +33,48 @@ class Part:
     cat: int
     place: int
     shape: Shape
-    axis: int
-    start: Integer
+    first: tuple[Integer, ...]
 
 
 ROWS = -1  # in the place of a CAT's number: rows of a result, which the program does not read
 
 
 def with_parts(roots: Sequence[Node]) -> list[Node]:
-    """The roots with a Part of its own for each piece of each CAT, and for rows of a result."""
+    """The roots with a Part of its own for each piece of each CAT, and for rows of a result.
+
+    The pieces of a CAT that nobody but a CAT reads are pieces of that.
+    """
     numbers = count()
+    uses = Counter(source for node in topological(roots) for source in node.src)
+    uses.update(roots)
 
     def remake(node: Node, src: list[Node]) -> Node:
         if node.op is Op.CAT:
-            number, start = next(numbers), 0
-            for place, piece in enumerate(src):
-                src[place] = _piece(piece, Part(number, place, node.shape, node.arg, start))
+            number, pieces, start = next(numbers), list[Node](), 0
+            for old, piece in zip(node.src, src, strict=True):
+                first = _along(node, node.arg, start)
+                inner = [(piece, first)]
+                if old.op is Op.CAT and uses[old] == 1:
+                    inner = [(one.src[0], tuple(map(add, first, one.arg.first)))
+                             for one in piece.src]  # fmt: skip
+                for one, at in inner:
+                    pieces.append(_piece(one, Part(number, len(pieces), node.shape, at)))
                 start += numel(piece.shape[node.arg : node.arg + 1])
+            src = pieces
         elif node.op is Op.ASSIGN and node.arg is not None:
             target = node.src[0]
-            return _piece(src[1], Part(ROWS, target.arg, target.shape, 0, node.arg))
+            first = _along(target, 0, node.arg)
+            return _piece(src[1], Part(ROWS, target.arg, target.shape, first))
         if node.op in (Op.CAT, Op.CONTIGUOUS):  # with its own argument, and all of its pieces
             return make(node.op, node.dtype, node.shape, tuple(src), node.arg, node.device)
         return rebuild(node, src)
 
     return remade(roots, remake)
+
+
+def _along(node: Node, axis: int, start: Integer) -> tuple[Integer, ...]:
+    """The index of a place along one axis, 0 along others."""
+    return tuple(start if other == axis else 0 for other in range(node.ndim))
 
 
 def _piece(x: Node, part: Part) -> Node:
@@ -69,7 +88,7 @@ def placed(stage: Stage, part: Part) -> Stage:
     axes = iter(stage.axes)
     for extent in stage.shape:
         index.append(0 if extent == 1 else next(axes).index)
-    start = flatten([part.start if axis == part.axis else 0 for axis in range(len(index))], extents)
+    start = flatten(part.first, extents)
     return replace(stage, position=flatten(index, extents) + start, start=start)
 
 

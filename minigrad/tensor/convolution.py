@@ -4,7 +4,8 @@ A convolution is Σ over k and c of window(x)[b, y, k, c]·w[k, c, o], seen thro
 recipe of contractions computes it, and its two gradients, without an array of windows in memory.
 Channels are the last dimension inside: then each of the three products has vectors along channels.
 Only images of which each channel has a small kernel of its own stay as they are, as groups of one:
-to arrange them would take longer than to compute.
+to arrange them would take longer than to compute. Where 3 × 3 kernels have fewer products than the
+sum has terms, these are computed (`winograd.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from minigrad.graph.build import Window
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.graph.windows import overlap_add
+from minigrad.settings import flag
+from minigrad.tensor import winograd
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import check_choice, same_device, whole
 from minigrad.tensor.contraction import accumulator
@@ -67,6 +70,12 @@ class Convolution(Composed):
         pair per dimension; "valid" (none) or "same" (the result has x's extents; stride 1). Half
         floats are multiplied and added in float32. Result: (b, out, *space′) in the common dtype.
 
+        Plain 3 × 3 convolutions of float32 and float64 between enough channels (64, say) multiply
+        sums of pixels with sums of weights, 16 times where there are 36 products (`winograd.py`).
+        Rounding differs then: by two or three times as much; and where x has an infinity or a NaN,
+        all results of a tile of 2 × 2 may be NaN, one pixel further than the sum's own. With
+        MINIGRAD_WINOGRAD=0 each result is its sum.
+
         >>> Tensor.ones(1, 3, 8, 8).conv2d(Tensor.ones(4, 3, 3, 3)).shape
         (1, 4, 6, 6)
         """
@@ -86,6 +95,13 @@ class Convolution(Composed):
             raise _too_small("conv2d", self, pairs, kernel, gaps)
         dtype = promote(self.dtype, weight.dtype)
         wide = x.cast(accumulator(dtype))
+        space = [(n + sum(pair) - d * (k - 1) - 1) // s + 1
+                 for (n, pair, k, d), s in zip(sizes, steps, strict=True)]  # fmt: skip
+        plain = groups == max(*steps, *gaps) == 1 and dtype.is_float and wide.dtype is dtype
+        if plain and flag("WINOGRAD") and winograd.pays(kernel, space, x.shape[0], inner, out):
+            factors = self._new(weight.node).cast(dtype)
+            result = winograd.convolved(wide, factors, pairs, space).unsqueeze(-2)
+            return result._channels_second(bias, dtype, batched)
         own = inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
             space[-1] >= LEAST_WIDTH * steps[-1]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from schedule.agreement import agree
 from schedule.machine import MACHINES, compiler_of, target_of
 from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
 
-from minigrad import Tensor
+from minigrad import Context, Tensor
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Node
 from minigrad.graph.substitution import substitute, variables
@@ -18,6 +19,13 @@ from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
+
+
+@pytest.fixture(autouse=True)
+def sums() -> Iterator[None]:
+    """Convolutions as the sums that they are, not by fewer products."""
+    with Context(WINOGRAD=0):
+        yield
 
 
 def convolution(

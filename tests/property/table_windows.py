@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from minigrad.graph.symbolic import ceildiv
+from minigrad.tensor import winograd
 
 from .inputs import FLOATS
 from .layouts import Shape
@@ -37,6 +38,12 @@ def _conv(x: Any, w: Any, b: Any = 0, stride: Any = 1, padding: Any = 0, dilatio
         result += np.einsum("bgc...,goc->bgo...", x[(..., *cut)], w[(..., *place)])
     result = result.reshape(result.shape[0], groups * w.shape[1], *out)
     return result + np.reshape(b, (-1, *(1 for _ in out)))
+
+
+def _by_fewer_products(x: Any, w: Any, b: Any, padding: Any) -> Any:
+    """A convolution with 3 × 3, as it is computed where there are many channels."""
+    space = [n + sum(pair) - 2 for n, pair in zip(x.shape[2:], padding, strict=True)]
+    return winograd.convolved(x, w, padding, space).movedim(-1, 1) + b.reshape(-1, 1, 1)
 
 
 def _conv_transpose(x: Any, w: Any, b: Any = 0, stride: Any = 1, padding: Any = 0,
@@ -76,6 +83,11 @@ _CONV = [
     _plan((1, 2, 4, 5, 6), (3, 2, 2, 3, 2), 3, padding=1, stride=(1, 2, 1)),
     _plan((0, 2, 5), (3, 2, 2), 3),
 ]
+_FILTERED = [
+    Plan(((2, 17, 8, 6), (20, 17, 3, 3), (20,)), {"padding": ((1, 1), (1, 1))}),
+    Plan(((1, 3, 7, 9), (2, 3, 3, 3), (2,)), {"padding": ((0, 2), (1, 0))}),
+]
+
 _TRANSPOSED = [
     _plan((2, 3, 5), (3, 4, 3), 4, stride=2, output_padding=1),
     _plan((2, 3, 4, 5), (3, 17, 3, 3), 17, padding=1),
@@ -106,6 +118,14 @@ def _draw_conv(draw: Any, transposed: bool = False) -> Plan:
         weight = (groups * outer, inner, *kernel)
     x = (draw(st.integers(1, 2)), groups * inner, *space)
     return Plan((x, weight, (groups * outer,)), options)
+
+
+def _draw_filter(draw: Any) -> Plan:
+    batch, inner, outer = (draw(st.integers(1, most)) for most in (2, 9, 9))
+    ends = st.integers(0, 2)
+    pairs = tuple((draw(ends), draw(ends)) for _ in range(2))
+    space = tuple(draw(st.integers(max(3 - sum(pair), 1), 9)) for pair in pairs)
+    return Plan(((batch, inner, *space), (outer, inner, 3, 3), (outer,)), {"padding": pairs})
 
 
 def _padded_windows(x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
@@ -246,6 +266,9 @@ def _resample_row(mode: str, **options: Any) -> Operation:
 WINDOWS = [
     Operation("conv2d", method("conv2d"), _conv, drawn(_CONV, _draw_conv),
               dtypes=(*FLOATS, "int32"), tolerance=SUMMED, differentiable=True, special=False),
+    Operation("conv2d by fewer products", _by_fewer_products, _conv, drawn(_FILTERED, _draw_filter),
+              dtypes=("float32", "float64"), tolerance=SUMMED, differentiable=True, special=False,
+              methods=("conv2d",)),
     Operation("conv_transpose2d", method("conv_transpose2d"), _conv_transpose,
               drawn(_TRANSPOSED, lambda draw: _draw_conv(draw, True)),
               dtypes=(*FLOATS, "int32"), tolerance=SUMMED, differentiable=True, special=False),

@@ -45,7 +45,25 @@ def twice(inputs: Inputs) -> list[Node]:
     return [g.cat([x, x, y, x], 0), g.cat([x, x, y, y], 1), g.cat([x, y, x, x], 0)]
 
 
-@pytest.mark.parametrize("build", [of_inputs, of_results, of_one, in_place, twice])
+def grid(inputs: Inputs) -> list[Node]:
+    """Rows of pieces, joined twice: each is a piece of the whole."""
+    x, y = inputs(6, 8), inputs(6, 8)
+    rows = [[softmax(x, 1), y, mul(x, 2.0)], [ew(Op.TANH, y), add(x, y), x]]
+    joined = [g.cat([g.reshape(piece, (6, 1, 8, 1)) for piece in row], 3) for row in rows]
+    return [g.cat(joined, 1)]
+
+
+def read_between(inputs: Inputs) -> list[Node]:
+    """A join that is read by more than a join, one twice by the same."""
+    x, y = inputs(6, 8), inputs(6, 8)
+    row, other = g.cat([softmax(x, 1), y], 1), g.cat([add(x, y), x], 1)
+    return [g.cat([row, other, other], 0), total(row, 0)]
+
+
+PROGRAMS = [of_inputs, of_results, of_one, in_place, twice, grid, read_between]
+
+
+@pytest.mark.parametrize("build", PROGRAMS)
 def test_programs(build) -> None:
     compare(build, {0: 0} if build is in_place else {}, build.__name__)
 
@@ -55,6 +73,12 @@ def test_a_piece_is_stored_by_the_kernel_that_computes_it() -> None:
     stored = [{(array.whole or array).name for array in kernel.stored} for kernel in plan.kernels]
     assert set(map(len, stored)) == {1} and stored[-1] == {"o3"} and stored[0] == {"o2"}
     assert plan.arena_bytes == 0
+
+
+def test_pieces_of_a_grid_are_stored_once() -> None:
+    plan = plan_of(grid)
+    stored = {(array.whole or array).name for kernel in plan.kernels for array in kernel.stored}
+    assert stored == {"o2"} and plan.arena_bytes == 0
 
 
 def test_equal_pieces_share_code(cpu: str) -> None:
