@@ -113,7 +113,7 @@ def merged(
 
     known: rank and whole of two neighbours; None where they stay apart. n parts take n · log n.
     """
-    parts = list(word)
+    parts: list[Part] = list(word)
     after, before = [*range(1, len(parts)), -1], [-1, *range(len(parts) - 1)]
     heap: list[tuple[float, int, int, Part]] = []
 
