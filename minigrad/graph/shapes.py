@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minigrad.graph.symbolic import Integer, high, total
+from minigrad.graph.symbolic import Integer, high, weighted
 
 
 def strides_of(shape: Sequence[Integer]) -> tuple[int, ...]:
@@ -34,7 +34,7 @@ def iterations(extents: Sequence[Integer]) -> Integer:
 
 def flatten(index: Sequence[Integer], shape: Sequence[Integer]) -> Integer:
     """Row-major position of `index` in an array of `shape`."""
-    return total(i * stride for i, stride in zip(index, strides_of(shape), strict=True))
+    return weighted(0, zip(index, strides_of(shape), strict=True))
 
 
 def unflatten(position: Integer, shape: Sequence[Integer]) -> tuple[Integer, ...]:

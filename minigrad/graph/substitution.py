@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from minigrad.graph.symbolic import Affine, Atom, Integer, low, total
+from minigrad.graph.symbolic import Affine, Atom, Integer, low, weighted
 
 
 def substitute(
@@ -18,32 +18,41 @@ def substitute(
     """
     if isinstance(x, int) or _variables(x).isdisjoint(values):
         return x
-    parts: list[Integer] = [x.constant]
+    inside = _variables(x)
+    known = tuple([item for item in values.items() if item[0] in inside])
+    return _substituted(x, known, in_loaded)
+
+
+@lru_cache(maxsize=1 << 16)
+def _substituted(x: Affine, known: tuple[tuple[Atom, Integer], ...], in_loaded: bool) -> Integer:
+    """The same, by what is replaced: whole vectors and what is left of them ask alike."""
+    values = dict(known)
+    parts: list[tuple[Integer | Atom, int]] = []
     for atom, factor in x.terms:
-        new = values.get(atom)
+        new: Integer | Atom | None = values.get(atom)
         if new is None:
             in_value = atom.kind == "value" and in_loaded
             new = atom.payload.substitute_atom(atom, values) if in_value else _with_inner(
                 atom, lambda inner: substitute(inner, values, in_loaded)
             )
-        parts.append(new * factor)
-    return total(parts)
+        parts.append((new, factor))
+    return weighted(x.constant, parts)
 
 
 def replace_values(x: Integer, new: Callable[[Any], Integer]) -> Integer:
     """x with every `value` atom, at any depth, replaced by what `new` makes of its payload."""
     if isinstance(x, int):
         return x
-    return total((x.constant, *(factor * (
+    return weighted(x.constant, ((
         new(atom.payload) if atom.kind == "value"
-        else _with_inner(atom, lambda inner: replace_values(inner, new))
-    ) for atom, factor in x.terms)))  # fmt: skip
+        else _with_inner(atom, lambda inner: replace_values(inner, new)), factor,
+    ) for atom, factor in x.terms))  # fmt: skip
 
 
-def _with_inner(atom: Atom, new: Callable[[Affine], Integer]) -> Integer:
+def _with_inner(atom: Atom, new: Callable[[Affine], Integer]) -> Integer | Atom:
     """The quotient or remainder of something new; others as they are."""
     if atom.inner is None:
-        return atom.index
+        return atom
     inner = new(atom.inner)
     return inner // atom.divisor if atom.kind == "div" else inner % atom.divisor
 
@@ -52,7 +61,7 @@ def replace_atoms(x: Integer, values: Mapping[Atom, Integer]) -> Integer:
     """x with some of its own atoms replaced, not those inside of them."""
     if isinstance(x, int):
         return x
-    return total((x.constant, *(values.get(atom, atom.index) * c for atom, c in x.terms)))
+    return weighted(x.constant, ((values.get(atom, atom), c) for atom, c in x.terms))
 
 
 def variables(x: Integer) -> frozenset[Atom]:

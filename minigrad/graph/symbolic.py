@@ -233,8 +233,10 @@ def _build(constant: int, terms: dict[Atom, int]) -> Integer:
     With q = x // d, a remainder x % d *is* x − d·q. Written without remainders, equal sums have
     equal terms; which remainders are then put back depends on those terms alone.
     """
-    if any(atom.inner is not None for atom in terms):
-        constant, terms = _with_remainders(*_without_remainders(constant, terms))
+    for atom in terms:
+        if atom.inner is not None:
+            constant, terms = _with_remainders(*_without_remainders(constant, terms))
+            break
     items = [(atom, c) for atom, c in terms.items() if c]
     if not items:
         return constant
@@ -377,23 +379,24 @@ def _depth(atom: Atom) -> int:
     return 0 if atom.inner is None else 1 + max(_depth(part) for part, _ in atom.inner.terms)
 
 
-def total(parts: Iterable[Integer]) -> Integer:
-    """Σ parts."""
-    constant = 0
+def weighted(constant: int, parts: Iterable[tuple[Integer | Atom, int]]) -> Integer:
+    """constant + Σ factor·part."""
     terms: dict[Atom, int] = {}
-    for part in parts:
-        if isinstance(part, int):
-            constant += part
-            continue
-        constant += part.constant
-        for atom, coefficient in part.terms:
-            terms[atom] = terms.get(atom, 0) + coefficient
+    for part, factor in parts:
+        if isinstance(part, Atom):
+            terms[part] = terms.get(part, 0) + factor
+        elif isinstance(part, int):
+            constant += part * factor
+        else:
+            constant += part.constant * factor
+            for atom, c in part.terms:
+                terms[atom] = terms.get(atom, 0) + c * factor
     return _build(constant, terms) if terms else constant
 
 
 @lru_cache(maxsize=1 << 16)
 def _add(x: Affine, y: Affine) -> Integer:
-    return total((x, y))
+    return weighted(0, ((x, 1), (y, 1)))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -517,7 +520,7 @@ def where_small(x: Integer, extent: int) -> dict[Atom, Integer]:
         return {}
     y, d = atom.inner, atom.divisor
     assert y is not None
-    rest = total(part.index * ((c + d // 2) % d - d // 2) for part, c in y.terms)
+    rest = weighted(0, ((part, (c + d // 2) % d - d // 2) for part, c in y.terms))
     for near in (rest + y.constant % d, rest + y.constant % d - d):
         if low(near) >= extent - d and high(near) < d:
             quotient = _as_atom(y // d)

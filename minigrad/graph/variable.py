@@ -8,7 +8,7 @@ from operator import index
 from typing import Any, SupportsIndex
 
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, total, var
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, var, weighted
 
 
 class Variable:
@@ -140,11 +140,11 @@ def of_data(data: Any) -> Integer:
     if isinstance(data, int):
         return data
     constant, terms = data
-    parts: list[Integer] = [int(constant)]
+    parts: list[tuple[Integer, int]] = []
     for c, kind, name, inner, divisor, least, greatest in terms:
         if kind == "var":
-            parts.append(var(name, least, greatest) * c)
+            parts.append((var(name, least, greatest), c))
         else:
             whole = of_data(inner)
-            parts.append((whole // divisor if kind == "div" else whole % divisor) * c)
-    return total(parts)
+            parts.append((whole // divisor if kind == "div" else whole % divisor, c))
+    return weighted(int(constant), parts)

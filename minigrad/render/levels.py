@@ -16,7 +16,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf, operands
+from minigrad.schedule.expr import Array, Expr, Leaf
 
 L = TypeVar("L", bound="Level")
 V = TypeVar("V")
@@ -172,7 +172,7 @@ class Levels(Generic[L, V]):
         if found is None:
             own = e.op is Leaf.LOAD and e.array in self.writable
             found = frozenset((e.array,)) if own else frozenset()
-            for operand in e.args or operands(e):
+            for operand in e.operands:
                 found |= self.changing(operand)
             self._changing[e] = found
         return found
@@ -210,7 +210,7 @@ class Levels(Generic[L, V]):
 
     def needed(self, e: Expr) -> tuple[Expr, ...]:
         """What has to be known before a value is emitted."""
-        return operands(e)
+        return e.operands
 
     def kept(self, root: Expr) -> V:
         """A value that a store does not change."""

@@ -22,7 +22,7 @@ from minigrad.render import levels
 from minigrad.render.levels import Level, fits_32_bits, stride
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Guard, Leaf, operands
+from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 
 INDENT = "    "
 LONGEST = 160  # letters of an expression that is not given a name for its length
@@ -273,7 +273,7 @@ class Emitter(levels.Levels[Level, str]):
         root = self.expand(root)
         if root not in self.memo:
             order = [e for e in expr.walk(root) if e not in self.memo]
-            outer, self.uses = self.uses, Counter(x for e in order for x in operands(e))
+            outer, self.uses = self.uses, Counter(x for e in order for x in e.operands)
             for e in order:
                 if e.op is Op.SUB and e.dtype.is_float:
                     # C may merge a product with the rest of its statement; x·y − max(x·y) would be

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
@@ -81,20 +82,22 @@ Guard = tuple[Affine, ...]
 
 
 class Expr(Numeric):
-    """One scalar operation. `indices`: those in a leaf, guards included; `variables`: the loop
-    variables that its value depends on.
+    """One scalar operation. `operands`: what it is computed from, `args` or the values inside a
+    leaf's indices; `indices`: those in a leaf, guards included; `variables`: the loop variables
+    that its value depends on.
 
     What else it has depends on its op: CONST a `value`; LOAD `array`, `index` and `guard`; INDEX
     and CONDITION an `index`.
     """
 
     __slots__ = (
-        "op", "dtype", "args", "value", "array", "index", "guard", "indices", "variables", "_loads",
-        "__weakref__",
+        "op", "dtype", "args", "operands", "value", "array", "index", "guard", "indices",
+        "variables", "_loads", "__weakref__",
     )  # fmt: skip
     op: Op | Leaf
     dtype: DType
     args: tuple[Expr, ...]
+    operands: tuple[Expr, ...]
     value: int | float | bool
     array: Array
     index: Integer
@@ -160,9 +163,10 @@ def _make(
     if expr is None:
         expr = Expr()
         expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
-        expr.indices = ()
+        expr.indices = fields.get("indices", ())
         for name, value in fields.items():
             setattr(expr, name, value)
+        expr.operands = args or tuple([e for x in expr.indices for e in values_in(x)])
         expr.variables = _variables_of(expr)
         expr = _interned.settle(key, expr)
     return expr
@@ -277,16 +281,10 @@ def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:
 
 def walk(*roots: Expr) -> list[Expr]:
     """All distinct expressions below roots, operands first (loads inside indices included)."""
-    return in_order(roots, _below)
+    return in_order(roots, _operands)
 
 
-def _below(expr: Expr) -> tuple[Expr, ...]:
-    return expr.args or (operands(expr) if expr.indices else ())
-
-
-def operands(expr: Expr) -> tuple[Expr, ...]:
-    """What a value is computed from: arguments, or the values inside a leaf's indices."""
-    return expr.args or tuple([inside for x in expr.indices for inside in values_in(x)])
+_operands: Callable[[Expr], tuple[Expr, ...]] = attrgetter("operands")
 
 
 def values_in(x: Integer) -> tuple[Expr, ...]:
@@ -329,7 +327,7 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
         if expr.args:
-            args = tuple(new[arg] for arg in expr.args)
+            args = tuple([new[arg] for arg in expr.args])
             if args == expr.args:
                 new[expr] = expr
             else:
@@ -355,7 +353,7 @@ def replace_in(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
 
 def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
     """A leaf whose indices take the new values of the expressions inside them."""
-    if all(new[inside] is inside for inside in operands(leaf)):
+    if all(new[inside] is inside for inside in leaf.operands):
         return leaf
 
     return with_indices(leaf, lambda x: replace_values(x, lambda e: value_of(new[e])))
@@ -367,9 +365,12 @@ def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
         return root
 
     # rebuild has been inside loaded values already
-    return rebuild(
-        root, lambda leaf: with_indices(leaf, lambda x: substitute(x, values, in_loaded=False))
-    )
+    def moved(leaf: Expr) -> Expr | None:
+        if leaf.variables.isdisjoint(values):
+            return None
+        return with_indices(leaf, lambda x: substitute(x, values, in_loaded=False))
+
+    return rebuild(root, moved)
 
 
 def show(root: Expr) -> str:

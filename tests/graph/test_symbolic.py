@@ -28,7 +28,7 @@ from minigrad.graph.substitution import (
     substitute,
     variables,
 )
-from minigrad.graph.symbolic import Affine, Atom, ceildiv, high, low, total, var, where_small
+from minigrad.graph.symbolic import Affine, Atom, ceildiv, high, low, var, weighted, where_small
 from minigrad.graph.variable import Variable, evaluate, rebind, unbind
 
 RANGES = {"i": (0, 5), "j": (0, 2), "k": (-3, 3), "n": (1, 4)}
@@ -102,7 +102,8 @@ def test_arithmetic(x):
 def test_sums_are_canonical(x, y):
     """The order of additions leaves no trace; what is taken away again is gone."""
     a, b = x.symbol, y.symbol
-    assert a + b == b + a == total([a, b]) == total([b, a])
+    assert a + b == b + a == weighted(0, [(a, 1), (b, 1)]) == weighted(0, [(b, 1), (a, 1)])
+    assert a * 3 - b * 2 + 5 == weighted(5, [(a, 3), (b, -2)])
     assert hash(a + b) == hash(b + a) and repr(a + b) == repr(b + a)
     assert a + b - b == a
     assert a - a == 0
@@ -120,7 +121,7 @@ def test_a_remainder_joins_in_any_order():
             for place, part in enumerate(order):
                 grown = partial + part
                 assert grown - part == partial and grown - partial == part
-                assert grown == total(order[: place + 1])
+                assert grown == weighted(0, [(one, 1) for one in order[: place + 1]])
                 partial = grown
         assert quotient * d + rest == x
 
@@ -129,7 +130,7 @@ def test_positions_keep_their_quotients_and_remainders():
     """What is divided again must show what does not carry."""
     n, m = var("n", 0, 700), var("m", 0, 700)
     quarter, carried = n // 4, n // 32
-    digits = total([carried * 1, quarter % 8 * 100, n % 4 * 7])
+    digits = weighted(0, [(carried, 1), (quarter % 8, 100), (n % 4, 7)])
     assert repr(digits) == "(n // 32) + 100·((n // 4) % 8) + 7·(n % 4)"
     assert repr(n % 4 + n % 6 * 2) == "(n % 4) + 2·(n % 6)"
     both = (quarter + m) % 3 + n % 4 * 2
@@ -468,8 +469,7 @@ def test_replace_values():
 
 
 def test_bounds_of_sums_with_many_terms():
-    parts = [var(f"v{n}", -n, n + 1) * (-1) ** n * (n + 1) for n in range(6)]
-    x = total(parts) + 4
+    x = weighted(4, [(var(f"v{n}", -n, n + 1), (-1) ** n * (n + 1)) for n in range(6)])
     corners = itertools.product(*((-n, n + 1) for n in range(6)))
     values = [evaluate(x, {f"v{n}": v for n, v in enumerate(corner)}) for corner in corners]
     assert (low(x), high(x)) == (min(values), max(values))
