@@ -30,12 +30,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 from minigrad.cache import digest, open_cache
 from minigrad.errors import DeviceError
+from minigrad.runtimes import native
 from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import host_compiler
-from minigrad.runtimes.native import translate
 
 # One launch of a table: five 64-bit integers.
 LAUNCH_BYTES = 40
@@ -81,6 +82,8 @@ MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 # Numbers of Linux's system calls: futex, sched_setaffinity.
 _CALLS = {"x86_64": (202, 203), "aarch64": (98, 122)}
 _PAUSES = {"x86_64": "pause", "aarch64": "yield"}
+
+Source = tuple[str, dict[str, int], str]  # a text in the language of native.py, constants, pause
 
 # In the language of native.py. 128 and 129 are FUTEX_WAIT and FUTEX_WAKE of one process
 # (FUTEX_PRIVATE_FLAG).
@@ -279,11 +282,11 @@ def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).
     Tests let threads spin less, so that they sleep often.
     """
-    return compiled("driver", driver_text(host().architecture, spins), FUNCTIONS)
+    return compiled("driver", driver_source(host().architecture, spins), FUNCTIONS)
 
 
-def driver_text(architecture: str, spins: int) -> str:
-    """LLVM IR of the driver for a processor with Linux. DeviceError where there is no such one."""
+def driver_source(architecture: str, spins: int) -> Source:
+    """The driver for a processor with Linux. DeviceError where there is no such one."""
     if architecture not in _CALLS or sys.platform != "linux":
         raise DeviceError(
             f"the device CPU on {sys.platform}, {architecture}: expected Linux on one of "
@@ -291,21 +294,27 @@ def driver_text(architecture: str, spins: int) -> str:
         )
     constants = {**globals(), "SPINS": spins}
     constants["FUTEX"], constants["SET_AFFINITY"] = _CALLS[architecture]
-    return native_ir(_DRIVER, constants, architecture)
+    return source_of(_DRIVER, constants, architecture)
 
 
-def native_ir(text: str, constants: Mapping[str, object], architecture: str = "") -> str:
-    """LLVM IR of a text in the language of native.py; what is no number is no constant."""
+def source_of(text: str, constants: Mapping[str, object], architecture: str = "") -> Source:
+    """What `translate` takes: of constants, what is no number is none."""
     numbers = {name: value for name, value in constants.items() if isinstance(value, int)}
-    return translate(text, numbers, _PAUSES[architecture or host().architecture])
+    return text, numbers, _PAUSES[architecture or host().architecture]
 
 
-def compiled(kind: str, ir_text: str, names: Sequence[str]) -> tuple[dict[str, int], object]:
-    """Addresses of functions by name, and what keeps them alive; from the disk if known there."""
+def compiled(kind: str, source: Source, names: Sequence[str]) -> tuple[dict[str, int], object]:
+    """Addresses of functions by name, and what keeps them alive; from the disk if known there.
+
+    Known by their source and the translator's: to translate the driver takes 5 ms of each process.
+    """
     compiler, disk = host_compiler(), open_cache()
-    key = digest(kind, compiler.key, ir_text)
+    try:
+        key = digest(kind, compiler.key, Path(native.__file__).read_bytes(), repr(source))
+    except OSError:
+        disk = None  # an edited translator could not be told from another: nothing is kept
     entry = disk.read(key) if disk is not None else None
-    code = entry[1] if entry is not None else compiler.object_code(ir_text)
+    code = entry[1] if entry is not None else compiler.object_code(native.translate(*source))
     if disk is not None and entry is None:
         disk.write(key, {}, code)
     return compiler.load(code, names)

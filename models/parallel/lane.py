@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from minigrad.collective import Addition
-from minigrad.runtimes.cpu_driver import compiled, native_ir
+from minigrad.runtimes.cpu_driver import compiled, source_of
 
 ROOM = 1 << 17  # bytes of a piece: some of them fit in L2
 HEAD = 128  # bytes before the areas: how many pieces a rank has put there
@@ -106,5 +106,5 @@ class Lane:
 @cache
 def _native() -> tuple[Any, object]:
     """The function, and what keeps it alive."""
-    addresses, code = compiled("lane", native_ir(_LANE, globals()), ["go_on"])
+    addresses, code = compiled("lane", source_of(_LANE, globals()), ["go_on"])
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(addresses["go_on"]), code

@@ -14,11 +14,12 @@ import pytest
 from bench.pool_stress import stress
 
 from minigrad.errors import DeviceError
-from minigrad.runtimes import cpu_driver
+from minigrad.runtimes import cpu_driver, native
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_BESIDE, LAUNCH_BYTES
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.host import processors
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
+from minigrad.runtimes.native import translate
 from minigrad.settings import Context
 
 # Kernels take (begin, end, args, scratch). `record` writes down where chunks begin and end, in
@@ -416,13 +417,13 @@ def test_workers_keep_off_the_callers_processor(kernels: dict[str, int]) -> None
 def test_the_driver_is_valid_ir_everywhere(architecture: str) -> None:
     import llvmlite.binding as llvm
 
-    text = cpu_driver.driver_text(architecture, 2000)
+    text = translate(*cpu_driver.driver_source(architecture, 2000))
     llvm.parse_assembly(text, llvm.create_context()).verify()
 
 
 def test_processors_of_other_kinds_are_refused() -> None:
     with pytest.raises(DeviceError, match="riscv64: expected Linux on one of x86_64, aarch64"):
-        cpu_driver.driver_text("riscv64", 2000)
+        cpu_driver.driver_source("riscv64", 2000)
 
 
 def test_the_driver_is_compiled_once_for_all_processes(
@@ -431,5 +432,13 @@ def test_the_driver_is_compiled_once_for_all_processes(
     with Context(CACHE=str(tmp_path / "kept")):
         new = cpu_driver.driver.__wrapped__(spins=7)[0]
         monkeypatch.setattr(Compiler, "object_code", lambda self, text: pytest.fail("compiled"))
+        monkeypatch.setattr(native, "translate", lambda *source: pytest.fail("translated"))
         again = cpu_driver.driver.__wrapped__(spins=7)[0]
+        with pytest.raises(pytest.fail.Exception, match="translated"):
+            cpu_driver.driver.__wrapped__(spins=8)
+        (tmp_path / "edited.py").touch()
+        for edited in ("edited.py", "none.py"):
+            monkeypatch.setattr(native, "__file__", str(tmp_path / edited))
+            with pytest.raises(pytest.fail.Exception, match="translated"):
+                cpu_driver.driver.__wrapped__(spins=7)
     assert new.keys() == again.keys() and all(again.values())
