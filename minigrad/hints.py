@@ -5,7 +5,6 @@ Errors end in what to type. The file is read when the first one is raised.
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -47,7 +46,9 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
         return AttributeError(f"{owner} has no {name!r} here: {how}", name=name)
     if owner == "minigrad" and hasattr(sys.modules["minigrad.tensor"].Tensor, name):
         return AttributeError(f"minigrad has no {name!r} here: Tensor.{name}", name=name)
-    alike = difflib.get_close_matches(name, known, 3)
+    from difflib import get_close_matches
+
+    alike = get_close_matches(name, known, 3)
     more = f"; there is {', '.join(alike)}" if alike else ""
     return AttributeError(f"{owner} has no {name!r}{more}", name=name)
 

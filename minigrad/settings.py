@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
@@ -115,6 +114,8 @@ def _say_what_is_ignored() -> None:
     for variable in os.environ:
         name = variable.removeprefix("MINIGRAD_")
         if name != variable and name not in DEFAULTS:
+            from difflib import get_close_matches
+
             for alike in get_close_matches(name, DEFAULTS, 1, cutoff=0.7):
                 say(f"minigrad: {variable} is no setting, and ignored; there is MINIGRAD_{alike}")
 

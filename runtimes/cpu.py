@@ -28,7 +28,6 @@ from minigrad.runtimes.cpu_driver import FLAG_BESIDE
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan
-from minigrad.runtimes.cpu_limits import limits
 from minigrad.runtimes.cpu_pool import Pool, Table, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
@@ -290,6 +289,8 @@ class CpuProgram:
         measured = record or (lambda label, start, end: seconds.append(end - start))
         run_recorded([code.label for code in codes], run_one, measured)
         if record is None:
+            from minigrad.runtimes.cpu_limits import limits  # which compiles
+
             best = limits(self.pool.threads) if level >= 2 else None
             show_times(codes, seconds, level, best=best)
 

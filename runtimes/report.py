@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from minigrad.graph.symbolic import high
-from minigrad.loops.nest import Nest
 from minigrad.settings import say
 
 if TYPE_CHECKING:
+    from minigrad.loops.nest import Nest
     from minigrad.runtimes.cpu_kernels import KernelCode
     from minigrad.runtimes.cpu_limits import Limits
 

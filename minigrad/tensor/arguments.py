@@ -60,6 +60,7 @@ KINDS = {
 }  # fmt: skip
 
 
+@functools.cache
 def kind_of(annotation: Any) -> Kind | None:
     """What an annotation stands for, if it is known here."""
     plain = str(annotation).removesuffix(" | None")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device
@@ -163,6 +162,8 @@ class Values(Methods):
         >>> "<svg" in Tensor([1.0, 2.0, 4.0])._repr_html_()
         True
         """
+        from html import escape
+
         readable, text = self._content()
         picture = hostdata.histogram(self.numpy()) if readable else ""
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minigrad import Context, Tensor
-from minigrad.runtimes import cpu, cpu_limits
+from minigrad.runtimes import cpu_limits
 from minigrad.runtimes.cpu_limits import limits
 from minigrad.runtimes.host import host, threads
 from minigrad.runtimes.jit_compiler import Compiler
@@ -56,7 +56,7 @@ def test_the_report_compares_with_as_many_threads(monkeypatch: pytest.MonkeyPatc
         asked.append(count)
         return cpu_limits.Limits(1.0, 1.0, ((1, 1.0),), ((1, 1.0),))
 
-    monkeypatch.setattr(cpu, "limits", known)
+    monkeypatch.setattr(cpu_limits, "limits", known)
     for count in (1, 2):
         with Context(THREADS=count, DEBUG=2):  # a device gets its threads when it is first used
             (Tensor([[1.0, 2.0]], device=f"CPU:{9 + count}") * 3).sum(1).realize()

@@ -13,21 +13,18 @@ by an identity, and what that rounds off is carried along where it would show.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 from minigrad.dtype import dtypes
 from minigrad.graph.numeric import Numeric, exact_product, exact_sum, exact_sum_ordered, horner
 
-# 2/π = 0.a2f9…, 1280 bits.
-_TWO_OVER_PI = Fraction(
-    int(
-        "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1"
-        "921cfe1deb1cb129a73ee88235f52ebb4484e99c7026b45f7e413991d639835339f49c845f8bbdf9283b1ff897ff"
-        "de05980fef2f118b5a0a6d1f6d367ecf27cb09b74f463f669e5fea2d7527bac7ebe5f17b3d0739f78a5292ea6bfb"
-        "5fb11f8d5d0856033046fc7b6babf0cfbc209af4361d",
-        16,
-    ),
-    1 << 1280,
+_BITS = 1280
+# 2/π = 0.a2f9…, so many bits.
+_TWO_OVER_PI = int(
+    "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1"
+    "921cfe1deb1cb129a73ee88235f52ebb4484e99c7026b45f7e413991d639835339f49c845f8bbdf9283b1ff897ff"
+    "de05980fef2f118b5a0a6d1f6d367ecf27cb09b74f463f669e5fea2d7527bac7ebe5f17b3d0739f78a5292ea6bfb"
+    "5fb11f8d5d0856033046fc7b6babf0cfbc209af4361d",
+    16,
 )
 _HALF_PI = 1.5707963267948966
 # π/2 as a sum: all but the last have at most 33 bits, so that 20 more leave a product exact.
@@ -42,18 +39,19 @@ _SIN = (-0.16666652262210846, 0.008332005701959133, -0.0001949392753886059)
 _COS = (0.04166664183139801, -0.001388711971230805, 2.441016295051668e-05)
 
 
-def _window(skipped: int) -> tuple[float, float, float]:
+def _window(skipped: int) -> tuple[float, ...]:
     """2/π without the multiples of 4·2^−skipped, as a sum of three float64.
 
     The first two have 29 and 28 significant bits, so that their products with a float32 are exact.
     """
-    rest = _TWO_OVER_PI * (1 << skipped)
-    rest -= 4 * round(rest / 4)
-    first = Fraction(round(rest * (1 << 27)), 1 << 27)
-    second = Fraction(round((rest - first) * (1 << 55)), 1 << 55)
-    third = rest - first - second
-    scale = Fraction(1, 1 << skipped)
-    return float(first * scale), float(second * scale), float(third * scale)
+    one, parts = 1 << _BITS, []
+    rest = ((_TWO_OVER_PI << skipped) + 2 * one) % (4 * one) - 2 * one
+    for bits in (27, 55, _BITS):
+        unit = one >> bits
+        part = (rest + unit // 2) // unit * unit
+        parts.append(part / (one << skipped))
+        rest -= part
+    return tuple(parts)
 
 
 # From 2^50 on a float32 is a multiple of 2^27, from 2^76 on of 2^53, from 2^102 on of 2^79.
