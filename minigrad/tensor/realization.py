@@ -489,7 +489,7 @@ class _Plan:
         known = [node for node in order if node.op is BUFFER and has_history(node)]
         start = {*self.marked, *leaves, *known}
         lost = set(leaves) if start != leaves else set[Node]()
-        self.wanting = wanting = self._reached(start, lost)
+        self.wanting = wanting = saved_graphs.tracked(self.order, self.marked, start, lost)
         lost = lost if start != leaves else wanting
         self.tracked = tracked = self._with_free() if self.unasked else wanting
         flowing = [
@@ -516,24 +516,6 @@ class _Plan:
                         else:
                             self.roots.setdefault(source)
 
-    def _reached(
-        self, leaves: Set[Node], lost: set[Node], free: Set[Node] = frozenset()
-    ) -> set[Node]:
-        """What depends on leaves, also on `free` ones, these included. What depends on `lost` ones
-        is added to those.
-        """
-        reached, marked, untracked = set(leaves), self.marked, Op.BITCAST
-        apart, reach = reached.isdisjoint, reached.add
-        for node in self.order:
-            if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
-                if node not in marked:
-                    reach(node)
-                    if lost and not lost.isdisjoint(node.src):
-                        lost.add(node)
-            elif node in free:
-                reach(node)
-        return reached
-
     def _with_free(self) -> set[Node]:
         """What depends on any leaf: also on those that nobody marked."""
         known = saved_graphs.valid(self.order)
@@ -542,10 +524,11 @@ class _Plan:
             if node.dtype.is_float and node not in self.targets and node not in known
             and any(holder._requires_grad is None for holder in holders(node))
         }  # fmt: skip
-        reached = self._reached({*self.wanting, *known}, set(), free)
-        flows = {node for node in free if node.op is not Op.BITCAST and reached & {*node.src}}
+        leaves = {*self.wanting, *known}
+        tracked = saved_graphs.tracked(self.order, self.marked, leaves, set(), free)
+        flows = {node for node in free if node.op is not Op.BITCAST and tracked & {*node.src}}
         self.free = free - flows  # what depends on others is no leaf
-        return reached
+        return tracked
 
     def _standing(self, root: Node) -> list[Node]:
         """A root, and the readers in whose place it is computed."""

@@ -1,7 +1,8 @@
 """How realized tensors came to be, so that `backward` still works after `item()` or `print`.
 
 Realizing replaces a node by the BUFFER that holds its value. Where the value depends on a marked
-leaf, the graph that computed it is kept beside the BUFFER, for as long as somebody holds that. A
+leaf, the graph that computed it is kept beside the BUFFER, for as long as somebody holds that. So
+it is where a captured step has realized what nobody asked for, marked or not, until it is void. A
 history is stored expanded: it reaches back to leaves, never to a BUFFER with a history of its own.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +87,28 @@ def replayed(written: Iterable[Buffer]) -> None:
         node = link()
         if node is not None and _written.get(node.arg) == _latest:
             _histories.pop(node, None)
+
+
+def tracked(
+    order: Iterable[Node], marked: Set[Node], leaves: Set[Node], lost: set[Node],
+    free: Set[Node] = frozenset(),
+) -> set[Node]:  # fmt: skip
+    """The nodes of an order that have a gradient by leaves, or by `free` ones; these included.
+
+    marked: nodes that are leaves, whatever they depend on. What depends on `lost` ones is added to
+    those.
+    """
+    found, untracked = set(leaves), Op.BITCAST
+    apart, track = found.isdisjoint, found.add
+    for node in order:
+        if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
+            if node not in marked:
+                track(node)
+                if lost and not lost.isdisjoint(node.src):
+                    lost.add(node)
+        elif node in free:
+            track(node)
+    return found
 
 
 def record(
