@@ -243,10 +243,10 @@ class Random(Methods):
         drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low
         if wanted.is_int:  # a cast would be towards 0
             drawn = drawn.floor()
-        drawn = drawn.cast(wanted)
+        node = drawn.cast(wanted).node  # no tensor but the result stands for the last one
         if low < high and not wanted.is_bool:  # what was rounded may be `high`
-            drawn = drawn.minimum(below(high, wanted))
-        return cls._made(drawn.node, requires_grad, drawn=True)
+            node = cls._of(node).minimum(below(high, wanted)).node
+        return cls._made(node, requires_grad, drawn=True)
 
     @classmethod
     def scaled_uniform(cls, *shape: Any, **options: Any) -> Self:
