@@ -243,11 +243,9 @@ class Random(Methods):
         drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low
         if wanted.is_int:  # a cast would be towards 0
             drawn = drawn.floor()
-        drawn = drawn.cast(wanted)
+        node = drawn.cast(wanted).node  # no tensor but the result stands for the last one
         if low < high and not wanted.is_bool:  # what was rounded may be `high`
-            drawn = drawn.minimum(below(high, wanted))
-        node = drawn.node
-        del drawn  # a leaf that nobody else has may stay lazy
+            node = cls._of(node).minimum(below(high, wanted)).node
         return cls._made(node, requires_grad, drawn=True)
 
     @classmethod
