@@ -117,7 +117,21 @@ class Elementwise(Methods):
         ):
             truth = op is Op.NE or (op in (Op.LT, Op.LE) and (other > 0) is not reverse)
             return self._new(build.const(truth, dtypes.bool, self.shape, self.raw.device))
+        if isinstance(other, Core) and self.dtype.is_int and other.dtype.is_int:
+            if promote(self.dtype, other.dtype).is_float:
+                return self._compare_signs(op, name, other, reverse)
         return self._binary(op, name, other, reverse)
+
+    def _compare_signs(self, op: Op, name: str, other: Any, reverse: bool) -> Self:
+        """uint64 and signed integers, which no dtype holds together, as exactly as numpy does."""
+        signed, is_left = (self, not reverse) if self.dtype.kind == "i" else (other, reverse)
+        mine, its = (
+            x.clip(0).cast(dtypes.uint64) if x is signed else x for x in (self, other)
+        )  # fmt: skip
+        result, negative = mine._binary(op, name, its, reverse), signed < 0
+        if op is Op.NE or (is_left and op is not Op.EQ):  # it is less than all others
+            return result | negative
+        return result & ~negative
 
     def _as_float(self) -> Self:
         return self if self.dtype.is_float else self.cast(dtypes.default_float)

@@ -80,7 +80,7 @@ FAMILIES = {
         b ** 2
         d[0, 0].quantile(0.3, 0, True)
         (h * 2000).round(decimals=2)
-        (a // 2).char().histc(8, 0, 100) :: (a // 2).float().histc(8, 0, 100).char()
+        (a // 2).char().histc(8, 0, 100) :: (a // 2).float().histc(8, 0, 100).long()
         linalg.diagonal(t)
         len(x[:, :0].chunk(3, 1)) + x[0] :: 3 + x[0]
         x.to(d)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -243,3 +244,17 @@ def test_distances_of_bytes_do_not_wrap() -> None:
     assert loss.item() == pytest.approx(1.8709, rel=1e-4)
     row = Tensor([[100]], dtype="uint8")
     assert Tensor([[0.5]]).addmm(row, row).tolist() == [[10000.5]]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+def test_comparisons_of_uint64_with_signed_integers_are_exact(dtype: str) -> None:
+    """As numpy's: by way of float32, 2²⁴ + 1 would be 2²⁴, and 2⁶³ less than none."""
+    large = [2**24, 2**24 + 1, 2**63 - 1] if dtype != "int8" else [127]
+    x = np.array([-1, 0, 5, -128, *large[: 2 if dtype == "int32" else 3]], dtype)
+    y = np.array([0, 5, 2**24, 2**24 + 1, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)[:, None]
+    for compare in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge):
+        for a, b in ((x, y), (y, x)):
+            expected = [[compare(int(p), int(q)) for p, q in zip(*row, strict=True)]
+                        for row in zip(*np.broadcast_arrays(a, b), strict=True)]  # fmt: skip
+            assert compare(Tensor(a), Tensor(b)).tolist() == expected
+    assert not Tensor([2**24 + 1], dtype="uint64").equal(Tensor([2**24], dtype="int64"))
