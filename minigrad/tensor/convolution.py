@@ -18,6 +18,7 @@ from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.build import Window
 from minigrad.graph.node import Shape
+from minigrad.graph.sharding import meshes
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.graph.windows import overlap_add
 from minigrad.settings import flag
@@ -98,6 +99,8 @@ class Convolution(Composed):
         space = [(n + sum(pair) - d * (k - 1) - 1) // s + 1
                  for (n, pair, k, d), s in zip(sizes, steps, strict=True)]  # fmt: skip
         plain = groups == max(*steps, *gaps) == 1 and dtype.is_float and wide.dtype is dtype
+        # (devices of a mesh would exchange 16 products of a tile, not its four results)
+        plain = plain and self.raw.device not in meshes
         if plain and flag("WINOGRAD") and winograd.pays(kernel, space, x.shape[0], inner, out):
             factors = self._new(weight.node).cast(dtype)
             result = winograd.convolved(wide, factors, pairs, space).unsqueeze(-2)
