@@ -75,7 +75,7 @@ class Convolution(Composed):
         sums of pixels with sums of weights, 16 times where there are 36 products (`winograd.py`).
         Rounding differs then: by two or three times as much; and where x has an infinity or a NaN,
         all results of a tile of 2 × 2 may be NaN, one pixel further than the sum's own. With
-        MINIGRAD_WINOGRAD=0 each result is its sum.
+        MINIGRAD_WINOGRAD=0, and on a mesh, each result is its sum.
 
         >>> Tensor.ones(1, 3, 8, 8).conv2d(Tensor.ones(4, 3, 3, 3)).shape
         (1, 4, 6, 6)
