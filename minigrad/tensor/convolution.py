@@ -18,6 +18,7 @@ from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.build import Window
 from minigrad.graph.node import Shape
+from minigrad.graph.sharding import meshes
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.graph.windows import overlap_add
 from minigrad.settings import flag
@@ -74,7 +75,7 @@ class Convolution(Composed):
         sums of pixels with sums of weights, 16 times where there are 36 products (`winograd.py`).
         Rounding differs then: by two or three times as much; and where x has an infinity or a NaN,
         all results of a tile of 2 × 2 may be NaN, one pixel further than the sum's own. With
-        MINIGRAD_WINOGRAD=0 each result is its sum.
+        MINIGRAD_WINOGRAD=0, and on a mesh, each result is its sum.
 
         >>> Tensor.ones(1, 3, 8, 8).conv2d(Tensor.ones(4, 3, 3, 3)).shape
         (1, 4, 6, 6)
@@ -98,6 +99,8 @@ class Convolution(Composed):
         space = [(n + sum(pair) - d * (k - 1) - 1) // s + 1
                  for (n, pair, k, d), s in zip(sizes, steps, strict=True)]  # fmt: skip
         plain = groups == max(*steps, *gaps) == 1 and dtype.is_float and wide.dtype is dtype
+        # (devices of a mesh would exchange 16 products of a tile, not its four results)
+        plain = plain and self.raw.device not in meshes
         if plain and flag("WINOGRAD") and winograd.pays(kernel, space, x.shape[0], inner, out):
             factors = self._new(weight.node).cast(dtype)
             result = winograd.convolved(wide, factors, pairs, space).unsqueeze(-2)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor, Variable, jit, nn
+from minigrad import Context, Device, Mesh, P, Tensor, Variable, jit, nn
 from minigrad.graph.symbolic import var
 from minigrad.settings import having
 from minigrad.tensor import winograd
@@ -142,6 +142,22 @@ def test_only_plain_convolutions_of_floats(reference: str) -> None:
             given = [one.cast(dtype).to(reference) for one in (x, weight)]
             given[0].conv2d(given[1], **options).realize()
     assert not calls
+
+
+def test_devices_of_a_mesh_exchange_results(reference: str) -> None:
+    """Sums over channels that are divided, not the products of which results are made."""
+    sent = []
+    for number in (0, 1):
+        with Context(DEVICE=reference, WINOGRAD=number):
+            mesh = Mesh(d=2)
+            shapes = (8, 64, 12, 12), (64, 64, 3, 3)
+            x, weight = (Tensor.ones(shape).shard(mesh, P(None, "d")) for shape in shapes)
+            Tensor.realize(x, weight)
+            before = Device[mesh.name].bytes_sent
+            loss = x.conv2d(weight, padding=1).square().sum()
+            Tensor.realize(*loss.gradient(x, weight))
+            sent.append(Device[mesh.name].bytes_sent - before)
+    assert sent[0] == sent[1] > 0
 
 
 def test_batches_of_any_size(on_device: str) -> None:
