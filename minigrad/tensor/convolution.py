@@ -73,10 +73,10 @@ class Convolution(Composed):
 
         Plain 3 × 3 convolutions of float32 and float64 between enough channels (64, say) multiply
         sums of pixels with sums of weights, 16 times where there are 36 products (`winograd.py`).
-        Rounding differs then: by two or three times as much; and where x has an infinity or a NaN,
-        all results of a tile of 2 × 2 may be NaN, one pixel further than the sum's own. Sums of
-        pixels are four times x, and are kept for the weight's gradient. With MINIGRAD_WINOGRAD=0,
-        and on a mesh, each result is its sum.
+        Rounding differs then: it is two or three times as much, of the largest pixel of a tile of
+        2 × 2 results, and where one of its pixels is an infinity or NaN, all of them may be NaN:
+        one pixel further than the sum's own. Sums of pixels are four times x, and are kept for the
+        weight's gradient. With MINIGRAD_WINOGRAD=0, and on a mesh, each result is its sum.
 
         >>> Tensor.ones(1, 3, 8, 8).conv2d(Tensor.ones(4, 3, 3, 3)).shape
         (1, 4, 6, 6)
