@@ -423,7 +423,7 @@ def margin_ranking_loss(
     """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
     away = x1._away("margin_ranking_loss", x2)
     away._check_same_shape("margin_ranking_loss", target)
-    return (-target * away + margin).clip(0)._reduced(reduction)
+    return (margin - away * target).clip(0)._reduced(reduction)
 
 
 def triplet_margin_loss(
