@@ -301,7 +301,8 @@ class Reduce(Methods):
         """
         axis_of("normalize", axis, self.ndim)
         x = self._wide()
-        return (x / x._norm(p, axis, True).maximum(eps)).cast(self._float_dtype())
+        length = x._norm(2 if 0 in self.shape else p, axis, True)  # which divides nothing then
+        return (x / length.maximum(eps)).cast(self._float_dtype())
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
         """Of floats of at least 32 bits: the powers of others overflow, or are 0."""
