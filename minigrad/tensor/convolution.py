@@ -97,14 +97,14 @@ class Convolution(Composed):
             raise _too_small("conv2d", self, pairs, kernel, gaps)
         dtype = promote(self.dtype, weight.dtype)
         wide = x.cast(accumulator(dtype))
-        space = [(n + sum(pair) - d * (k - 1) - 1) // s + 1
-                 for (n, pair, k, d), s in zip(sizes, steps, strict=True)]  # fmt: skip
+        extents = [(n + sum(pair) - d * (k - 1) - 1) // s + 1
+                   for (n, pair, k, d), s in zip(sizes, steps, strict=True)]  # fmt: skip
         plain = groups == max(*steps, *gaps) == 1 and dtype.is_float and wide.dtype is dtype
         # (devices of a mesh would exchange 16 products of a tile, not its four results)
         plain = plain and self.raw.device not in meshes
-        if plain and flag("WINOGRAD") and winograd.pays(kernel, space, x.shape[0], inner, out):
+        if plain and flag("WINOGRAD") and winograd.pays(kernel, extents, x.shape[0], inner, out):
             factors = self._new(weight.node).cast(dtype)
-            result = winograd.convolved(wide, factors, pairs, space).unsqueeze(-2)
+            result = winograd.convolved(wide, factors, pairs, extents).unsqueeze(-2)
             return result._channels_second(bias, dtype, batched)
         own = inner == 1 and out == groups and prod(kernel) <= MOST_PLACES and (
             space[-1] >= LEAST_WIDTH * steps[-1]

@@ -169,7 +169,8 @@ def test_batches_of_any_size(compiled: str) -> None:
 
         captured = jit(step)
         for batch in (4, 2, 7):
-            x = Tensor(np.random.default_rng(batch).standard_normal((batch, 128, 9, 10), np.float32))
+            draw = np.random.default_rng(batch)
+            x = Tensor(draw.standard_normal((batch, 128, 9, 10), np.float32))
             with Context(WINOGRAD=0):
                 want = [one.numpy() for one in step(x.realize())]
             for found in (step(x), captured(x)):

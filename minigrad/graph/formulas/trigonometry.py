@@ -137,7 +137,7 @@ _COS_DOUBLE = (
 
 # Word i holds the bits of 2/π with the weights 2^(1−24i) … 2^(−46−24i), as an integer: each word
 # overlaps the next by half, and every other one follows on.
-_WORDS = [int(_TWO_OVER_PI * (1 << (46 + 24 * i))) % (1 << 48) for i in range(48)]
+_WORDS = [(_TWO_OVER_PI << (46 + 24 * i) >> _BITS) % (1 << 48) for i in range(48)]
 
 
 def _four_words(band: Numeric) -> list[Numeric]:
