@@ -202,7 +202,8 @@ class Outside:
 
         mark: its requires_grad then. Nor may a gradient be asked for what a tensor came from.
         """
-        if saved_graphs.has_history(tensor.raw) or tensor.stopped == REPLAYED:
+        wanting = not tensor.stopped and saved_graphs.has_history(tensor.raw)
+        if wanting or tensor.stopped == REPLAYED:
             raise JitError(
                 f"{self.name} differentiates, and is given a tensor of shape "
                 f"{shape_of(tensor.raw.shape)} that was computed from leaves: a replay would give "

@@ -164,7 +164,8 @@ def straight(capture: Capture) -> Serve | None:
         differs=" or ".join([f"given{n}.form is not form{n}" for n in inputs] + [
             f"unbind(variable{place}, values) != unbound{place}" for place in variables
         ] + [
-            f"tensor{n}.stopped == {live_tensors.REPLAYED!r} or histories and has_history(given{n})"
+            f"tensor{n}.stopped == {live_tensors.REPLAYED!r}"
+            f" or histories and not tensor{n}.stopped and has_history(given{n})"
             for n, _ in enumerate(capture.leaves)
         ] + [
             f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
