@@ -126,10 +126,14 @@ class MultiheadAttention(Layer):
                 raise misfit(f"MultiheadAttention with {name}", str(shapes[0]), mask)
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """What each query takes of each key (batch, heads, queries, keys): of values of one key."""
-        keys = int(k.size(-2))
-        each = Tensor.eye(keys, dtype=q.dtype, device=q.device).expand((*k.shape[:-1], keys))
-        return q.scaled_dot_product_attention(k, each, mask)
+        """What each query takes of each key (batch, heads, queries, keys): 0 if it sees none."""
+        scores: Tensor = q @ k.transpose(-1, -2) * int(q.size(-1)) ** -0.5
+        if mask is None:
+            return scores.softmax(-1)
+        lowest = float("-inf")
+        scores = mask.where(scores, lowest) if mask.dtype.is_bool else scores + mask
+        sees = scores.max(-1, keepdim=True).ne(lowest)
+        return sees.where(sees.where(scores, 0).softmax(-1), 0)
 
 
 class TransformerEncoderLayer(Layer):
