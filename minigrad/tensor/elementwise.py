@@ -385,6 +385,8 @@ class Elementwise(Methods):
         """
         if x is None and y is None:
             return self.nonzero(as_tuple=True)
+        if x is None or y is None:
+            raise TypeError("where: expected values for both, where(x, y), or none")
         nodes = [condition("where", self), *choices(self, x, y)]
         return self._chosen(nodes, broadcast_shape("where", *[n.shape for n in nodes]))
 

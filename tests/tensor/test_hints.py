@@ -65,6 +65,12 @@ def test_unpacking() -> None:
     assert [x.item() for x in Tensor([1, 2])] == [1, 2]
 
 
+def test_where_takes_two_values_or_none() -> None:
+    for given in ((1,), (None, 1), (1, None)):
+        with pytest.raises(TypeError, match=r"both, where\(x, y\), or none"):
+            Tensor([True]).where(*given)
+
+
 def test_a_pair_that_is_none() -> None:
     """PyTorch's x.max(1)[0] warns; what means a row of the values does not."""
     x = Tensor([[1.0, 5.0, 2.0], [7.0, 2.0, 3.0]])
