@@ -23,10 +23,10 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.build import kept_inside, lanes_loop, loops_over, with_loads
-from minigrad.loops.cost import choose_nr
+from minigrad.loops.cost import SQUARE, choose_nr
 from minigrad.loops.mask_bounds import Rows, mask_bounds, outside, places_in, with_makers
 from minigrad.loops.nest import Statement, Store, divides
-from minigrad.loops.product import word
+from minigrad.loops.product import as_bfloat16, word
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.contraction import terms_of
@@ -93,6 +93,17 @@ def rounded_once(
     return result
 
 
+def in_squares(kernel: Kernel, rows: int, target: Target) -> bool:
+    """Whether matrix registers are to multiply: bfloat16 in all products, in whole squares."""
+    products = [(one, one.contraction) for one in kernel.stages if one.contraction is not None]
+    return target.matrices and rows % SQUARE == 0 and all(
+        in_pairs(stage, target) and len(stage.reduced) == 1
+        and all(divides(axis.extent, SQUARE) for axis in (*stage.axes[-2:], *stage.reduced))
+        and as_bfloat16(parts.left) is not None and as_bfloat16(parts.right) is not None
+        for stage, parts in products
+    )  # fmt: skip
+
+
 def _is_short(body: Expr) -> bool:
     costly = any(expr.cost(e.op) >= COSTLY for e in expr.walk(body))
     return not costly and expr.operations(body) <= MOST_TILE_OPERATIONS
@@ -127,6 +138,7 @@ class BlockPlan:
         stored: frozenset[Array],
     ) -> None:  # fmt: skip
         self.block, self.stored = block, stored
+        self.squares = block.width == SQUARE
         stages, self.tried = with_shortcuts(stages, products, stored)
         self.stages = stages
         self.products = {n for n, stage in enumerate(stages) if stage.array in products}
@@ -360,18 +372,19 @@ def as_pairs(
     along: its vectors lie along the columns.
     """
     stage, block, k = plan.stages[number], plan.block, plain.ks[-1]
-    even = all(divides(x, 2) for x in plan.bounds[number][k.variable])
+    whole = 2 * WORDS if plan.squares else 2
+    even = all(divides(x, whole) for x in plan.bounds[number][k.variable])
     if not even or not in_pairs(stage, target) or not along and block.width % WORDS:
         return plain
     two = make_axis("kp", 0, k.count // 2)
     own, other = word(plain.own, k, two), word(plain.other, k, two)
     sums = block.row in stage.reduced
-    if along and (len(stage.axes) != 1 + sums or len(stage.reduced) > 1):
+    if (along or plan.squares) and (len(stage.axes) != 1 + sums or len(stage.reduced) > 1):
         return plain
     if sums and any(load.array.space == "buffer" for load in expr.loads(plain.own)):
         return plain  # whole blocks are copied, and behind the last row there may be nothing
     if not along and other is not None:
-        other = _in_memory(other)
+        other = _in_memory(other) or (other if plan.squares else None)
     if own is None or other is None:
         return plain
     return Operands(own, other, (*plain.ks[:-1], two), k)

@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
@@ -44,6 +45,7 @@ from minigrad.loops.block_plan import (
     Operands,
     as_pairs,
     column,
+    in_squares,
     last_axis,
     neighbours,
     products_before_readers,
@@ -51,15 +53,15 @@ from minigrad.loops.block_plan import (
     with_values,
 )
 from minigrad.loops.build import Bounds
-from minigrad.loops.cost import choose_nr, vectors_each
+from minigrad.loops.cost import SQUARE, choose_nr, row_stride, vectors_each
 from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows
 from minigrad.loops.nest import Loop, Made, Statement, Statements, Store, Stores, loop_over
-from minigrad.loops.product import multiply_add
+from minigrad.loops.product import LANE, multiply_add
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, Target
@@ -72,8 +74,11 @@ MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a
 def block_rows(kernel: Kernel, target: Target) -> Made:
     """The loops of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
-    extent, height = neighbours(kernel), 1 << (target.tile_rows.bit_length() - 1)
-    block = Rows(kernel.rows, extent, _block_width(kernel, target, extent), height)
+    extent = neighbours(kernel)
+    width, height = _block_width(kernel, target, extent), _tile_height(target)
+    if in_squares(kernel, extent, target):
+        width = height = SQUARE
+    block = Rows(kernel.rows, extent, width, height)
     outer, number = block.outer, block.number
     sums = BlockSums(kernel, outer, block.row, target)
     fixed = {
@@ -124,7 +129,8 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
         count = high(rows) * sum(_elements(axes, plan.bounds[n], end) for end in ends) // 2
         alone, product = 1 / target.lanes(stage.body.dtype), n in plan.products
         work += count * (2 if product else expr.operations(stage.body))
-        alone /= 2 if n in plan.in_pairs else 1
+        if n in plan.in_pairs:  # matrix registers do 16 vectors' work (see assemble.py)
+            alone /= WORDS if plan.squares else 2
         vectors += count * (alone if product else vectors_each(stage, target))
     return work, vectors
 
@@ -149,6 +155,10 @@ def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
     return min(2 * lanes, MOST_ROWS) if rows > lanes else enough_lanes(lanes, rows)
 
 
+def _tile_height(target: Target) -> int:
+    return 1 << (target.tile_rows.bit_length() - 1)
+
+
 # ---- the loops of a step ----
 
 
@@ -163,7 +173,9 @@ class Step:
         self.bodies = {n: plan.reading(plan.stages[n].body, inside) for n in numbers}
         self.sums = self.block.row in self.head.reduced  # over the rows of the block
         self.read = plan.operands(self.number)
-        self.along = self.sums or self.read is not None and self._only_stores(self.read.other)
+        stores = self.read is not None and self._only_stores(self.read.other)
+        self.turned = stores and not self.sums and plan.squares  # its columns are stored as rows
+        self.along = self.sums or stores and not plan.squares
         self.at: dict[Atom, Integer] = {}  # where a row lies in its block, if it is no lane
         if self.along and self.block.width > 1:
             self.at[only_atom(self.block.lane)] = self.block.row.index - self.block.start
@@ -171,6 +183,7 @@ class Step:
             own = expr.substitute_in(self.read.own, self.at)
             self.read = as_pairs(replace(self.read, own=own), plan, self.number, target, self.along)
             plan.in_pairs |= {self.number} if self.read.pairs else set()
+        self.squares = plan.squares and self.read is not None and self.read.pairs is not None
 
     def _only_stores(self, other: Expr) -> bool:
         """Whether the results of its product go to memory only, in rows that suit vectors."""
@@ -263,16 +276,23 @@ class Step:
         What lies otherwise than it is read is copied, and what would be converted again and again.
         """
         axis, k, other = self.head.axes[-1].variable, read.ks[-1], read.other
-        if other.op is Op.CAST and len(self.head.axes) == len(read.ks) == 1:
-            wide = {k.variable: self.target.lanes(other.dtype)}
-            s.stage("other", None, [axis, k.variable], None, f"other{self.number}", wide)
+        lanes, name = self.target.lanes(other.dtype), f"other{self.number}"
+        if other.op is Leaf.WORD:
+            near = all(coefficient(load.index, axis) == 1 for load in expr.loads(other))
+            wide = {axis if near else k.variable: lanes}
+            layout = [((axis,), None), ((k.variable,), row_stride(k.most, 4))]
+            order = [axis, k.variable]
+            s.stage("other", None, order, layout, name, wide, transpose=lanes if near else 0)
+        elif other.op is Op.CAST and len(self.head.axes) == len(read.ks) == 1:
+            wide = {k.variable: lanes}
+            s.stage("other", None, [axis, k.variable], None, name, wide)
         if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
             self._pack_rows(s, read)
 
         turn, whole = k.variable, self._bounds_of_k(read)[k.variable] == (0, k.count)
-        if whole and k.count > WRITTEN_OUT and k.count % WRITTEN_OUT == 0:
+        if whole and k.count > WRITTEN_OUT and k.count % WRITTEN_OUT == 0 and not self.squares:
             turn = s.split(k.variable, WRITTEN_OUT, "ks", computing=True)
-        self._tiles(s, read, axis, self.block.height, turn)
+        self._tiles(s, read, axis, turn)
 
     def _along(self, s: Schedule, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
@@ -282,17 +302,17 @@ class Step:
         (*outer, axis), k, number = self.head.axes, read.ks[-1], self.block.number.variable
         side = outer.pop() if self.sums else self.block.row
         width = choose_nr(self.target, self.head.body.dtype, axis.count)
-        s.vectorize(axis.variable, width)
         if read.pairs:
-            s.stage("other", None, [k.variable, axis.variable], None, f"other{self.number}")
+            order, wide = [k.variable, axis.variable], {axis.variable: width}
+            s.stage("other", None, order, None, f"other{self.number}", wide)
             if self.sums:
                 order, name = [side.variable, k.variable], f"panel{self.number}"
                 s.stage("own", number, order, None, name, flat=WORDS)
             else:
                 self._pack_rows(s, read)
+        s.vectorize(axis.variable, width, LANE if self.squares else None)
         s.reorder(*(x.variable for x in (*outer, axis, side)), computing=True)
-        height = min(self.block.height, self.block.width)
-        self._tiles(s, read, side.variable, height, k.variable)
+        self._tiles(s, read, side.variable, k.variable)
 
     def _pack_rows(self, s: Schedule, read: Operands) -> None:
         """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
@@ -301,14 +321,19 @@ class Step:
         layout, name = [(ks, None), ((row,), width)], f"panel{self.number}"
         s.stage("own", at, [row, *ks], layout, name, {row: width}, transpose=lanes)
 
-    def _tiles(self, s: Schedule, read: Operands, x: Atom, height: int, turn: Atom) -> None:
+    def _tiles(self, s: Schedule, read: Operands, x: Atom, turn: Atom) -> None:
         """Tiles along x in registers; where a shortcut fails, they are summed as they are meant.
 
         turn: of a loop along k, the last one, or that around it where it is written out.
         """
+        height = SQUARE if self.squares else _tile_height(self.target)
+        if self.along:
+            height = min(height, self.block.width)
         tile, k = s.split(x, height, "t", computing=True), read.ks[-1].variable
         s.peel(tile, x)
         s.sink(x)
+        if self.turned:
+            s.transpose(x, self.target.lanes(self.head.body.dtype))
         if (tried := self.plan.tried.get(self.head.array)) is not None:
             terms = expr.substitute_in(self.bodies[self.number], self.at)
             if read.pairs is not None:  # two of them at once, as a dot has them
@@ -320,7 +345,12 @@ class Step:
                 scale = expr.substitute_in(self.plan.reading(scale), self.at)
             first = read.ks[0].variable if len(read.ks) > 1 else turn
             s.insert(first, lambda loop, _: again(loop, x, terms, scale), behind=True)
-        if turn != k:
-            s.unroll(k, "ku", computing=True)
-        s.unroll(x, "u", computing=True)
+        if self.squares:
+            names = ("own", "other") if self.along else ("other", "own")
+            ks = [one.variable for one in read.ks]
+            s.tensorize(tile, x, ks, *names, dtypes.bfloat16, dtypes.bfloat16)
+        else:
+            if turn != k:
+                s.unroll(k, "ku", computing=True)
+            s.unroll(x, "u", computing=True)
         s.simplify()

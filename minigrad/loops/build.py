@@ -158,7 +158,8 @@ class Change:
             return replace(one, index=at(one.index))
         if isinstance(one, MatrixProduct):
             total, left, right = (replace(m, index=at(m.index)) for m in one.matrices)
-            return replace(one, total=total, left=left, right=right)
+            depths = tuple(map(at, one.depths))
+            return replace(one, total=total, left=left, right=right, depths=depths)
         return one
 
     def store(self, one: Store) -> Store:

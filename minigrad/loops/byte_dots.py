@@ -182,7 +182,7 @@ class Squares:
             left = Matrix(vector.array, substitute(vector.index, at), pitch)
             right = Matrix(self.panel, self.panel_at, LANES)
             found.append(MatrixProduct(
-                Matrix(square, 0, LANES), left, right, rows.trips, LANES, self.deep,
+                Matrix(square, 0, LANES), left, right, rows.trips, LANES, (self.deep,),
                 dtypes.int8, dtypes.uint8,
             ))  # fmt: skip
         return found

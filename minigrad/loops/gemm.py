@@ -41,13 +41,11 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, loops_over, put
-from minigrad.loops.cost import SQUARE, Plan, row_stride
+from minigrad.loops.cost import Plan, row_stride
 from minigrad.loops.nest import (
     Fold,
     Loop,
     Made,
-    Matrix,
-    MatrixProduct,
     Prefetch,
     Statement,
     loop_over,
@@ -123,7 +121,10 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
         if plan.packs_right:
             stage_right(s, problem, plan, around, panel, ks, target)
         if plan.squares:
-            in_squares(s, problem, tile)
+            m = problem.row.variable
+            s.sink(m)
+            of, by = (words.args[0].dtype for words in (problem.left, problem.right))
+            s.tensorize(tile, m, ks, "left", "right", of, by)
         else:
             in_registers(s, problem, plan, tile, panel, ks, shared, target)
             if plan.packs_right and not plan.kc and (part := part_of_image(problem)):
@@ -201,20 +202,6 @@ def within_image(
         return (inner.around((loop_over(n, inner.body).around(steps),)),)
 
     s.insert(around, look)
-
-
-def in_squares(s: Schedule, problem: Problem, tile: Atom) -> None:
-    """The sums of each tile in matrix registers, which leave them in scratch memory."""
-    left, right = (s.operands[name].array for name in ("left", "right"))
-    of, by = (words.args[0].dtype for words in (problem.left, problem.right))
-    depth = right.size // SQUARE
-    pitch = row_stride(depth, left.dtype.itemsize)
-    square = Array("square", problem.total.dtype, SQUARE * SQUARE, "scratch")
-    product = MatrixProduct(
-        Matrix(square, 0, SQUARE), Matrix(left, tile.index * (SQUARE * pitch), pitch),
-        Matrix(right, 0, SQUARE), SQUARE, SQUARE, depth, of, by,
-    )  # fmt: skip
-    s.tensorize(tile, product, square)
 
 
 def tiles_overlap(problem: Problem, plan: Plan) -> bool:

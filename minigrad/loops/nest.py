@@ -113,7 +113,8 @@ class MatrixProduct(Base):
 
     Elements of left and right are words of neighbours along k, of dtypes `of` and `by`: two
     bfloat16, with a total in float32, or four int8 or uint8, with a total in int32 that wraps.
-    rows and columns are at most 32; depth, in words, is a multiple of 16, or less than that.
+    rows and columns are at most 32; the depth, in words, is the least of `depths`: multiples of 16,
+    or one number below that. Where places depend on the lanes of a vector loop, the first is meant.
     """
 
     total: Matrix
@@ -121,7 +122,7 @@ class MatrixProduct(Base):
     right: Matrix
     rows: int
     columns: int
-    depth: int
+    depths: tuple[Integer, ...]
     of: DType
     by: DType
 
@@ -133,7 +134,8 @@ class MatrixProduct(Base):
     def parts(self) -> Parts:
         """See `Base`."""
         places = tuple(matrix.index for matrix in self.matrices)
-        return (), places, (self.left.array, self.right.array), (self.total.array,)
+        read = self.left.array, self.right.array
+        return (), (*places, *self.depths), read, (self.total.array,)
 
 
 @dataclass(frozen=True)

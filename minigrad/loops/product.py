@@ -182,7 +182,7 @@ def in_words(problem: Problem, multiple: int = 1) -> Problem | None:
 
 def word(operand: Expr, k: Axis, words: Axis) -> Expr | None:
     """Neighbours along k as a word: two of what is bfloat16, in memory or rounded; four bytes."""
-    narrow = as_byte(operand) if operand.dtype.is_int else _as_bfloat16(operand)
+    narrow = as_byte(operand) if operand.dtype.is_int else as_bfloat16(operand)
     if narrow is None:
         return None
     count = 4 // narrow.dtype.itemsize
@@ -194,7 +194,8 @@ def word(operand: Expr, k: Axis, words: Axis) -> Expr | None:
     return expr.apply(Leaf.WORD, tuple(parts), dtypes.uint32)
 
 
-def _as_bfloat16(operand: Expr) -> Expr | None:
+def as_bfloat16(operand: Expr) -> Expr | None:
+    """What is bfloat16 of an operand, in memory or rounded to it; None where nothing is."""
     while operand.op is Op.CAST and operand.dtype is not dtypes.bfloat16:
         operand = operand.args[0]
     rounded = operand.op is Op.CAST and operand.args[0].dtype is dtypes.float32

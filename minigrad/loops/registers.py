@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from minigrad.dtype import DType
 from minigrad.graph.node import Op
 from minigrad.graph.operations import REPEATED
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops import nest
 from minigrad.loops.build import Change, combine, least, put, with_places
-from minigrad.loops.nest import Fold, Loop, Statement, Statements, Store
+from minigrad.loops.nest import Fold, Loop, Matrix, MatrixProduct, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr
@@ -151,6 +152,40 @@ def moved(leaf: Statements, places: Mapping[Array, Expr]) -> Statements:
         return (place, slot) if new is None else (new.array, new.index)
 
     return (*begin, *(with_places(one, move) if places_of else one for one in leaf), *end)
+
+
+def in_squares(
+    body: Statements, around: Mapping[Atom, Loop], x: Atom, ks: Sequence[Atom],
+    operands: tuple[Expr, Expr], dtypes: tuple[DType, DType],
+) -> Statements:  # fmt: skip
+    """What follows the loops over ks in a body, and instead of these a product: see `tensorize`.
+
+    Its sums are in scratch memory, where registers were: row after row, all lanes of each.
+    """
+    at = next(n for n, one in enumerate(body) if isinstance(one, Loop) and one.variable == ks[0])
+    sums = [nest.loop_over(k, body[at:]) for k in ks]
+    (register,) = nest.written(sums[0])
+    assert register.lanes is not None
+    lane = around[register.lanes].lane
+    assert lane is not None
+    begin = {one.variable: one.start for one in (*sums, nest.loop_over(x, sums[0].body))}
+    inner, width = numel([one.trips for one in sums[1:]]), register.width
+    depths = tuple((stop - sums[0].start) * inner for stop in sums[0].stops)
+    square = Array("square", register.dtype, register.size * width, "scratch")
+
+    def matrix(load: Expr, along: Atom) -> Matrix:
+        pitch = coefficient(load.index, along)
+        assert pitch is not None, "rows are as far from each other"
+        return Matrix(load.array, substitute(load.index, begin), pitch)
+
+    left, right = matrix(operands[0], x), matrix(operands[1], ks[-1])
+    total = Matrix(square, 0, width)
+    product = MatrixProduct(total, left, right, register.size, width, depths, *dtypes)
+
+    def move(place: Array, slot: Integer) -> tuple[Array, Integer]:
+        return (square, slot * width + lane.index) if place == register else (place, slot)
+
+    return (product, *(with_places(one, move) for one in body[at + 1 :]))
 
 
 def renamed(

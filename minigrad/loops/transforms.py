@@ -27,6 +27,7 @@ from functools import wraps
 from itertools import takewhile
 from typing import ParamSpec, TypeVar
 
+from minigrad.dtype import DType
 from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
@@ -337,19 +338,22 @@ class Schedule:
         self.body = (Loop(block.variable, 0, (block.extent,), tuple(body)),)
 
     @_step
-    def tensorize(self, x: Atom, product: Statement, result: Array) -> None:
-        """What is summed in each iteration over x, by one statement that leaves it in an array."""
+    def tensorize(
+        self, tile: Atom, x: Atom, ks: Sequence[Atom], left: str, right: str, of: DType, by: DType
+    ) -> None:
+        """What loops over ks, and over x in these, add to the registers of each iteration over
+        tile, by a product of matrix registers. Those of x become scratch memory.
+
+        left, right: the operands, copied or as they lie, whose words of dtypes `of` and `by` are
+        neighbours along the last k and along the lanes.
+        """
+        operands = self.operands[left], self.operands[right]
 
         def change(loop: Loop, around: Around) -> Statements:
-            (rows,) = loop.body
-            assert isinstance(rows, Loop)
-            (register,) = (array for array in nest.written(rows) if array.in_registers)
-            assert register.lanes is not None
-            place = _counted(rows) * register.width + _counted(around[register.lanes])
-            stores = registers.moved(rows.body[-1:], {register: expr.load(result, place)})
-            return (loop.around((product, replace(rows, body=stores))),)
+            inside = registers.in_squares(loop.body, around, x, ks, operands, (of, by))
+            return (loop.around(inside),)
 
-        self._change(x, change, computing=True)
+        self._change(tile, change, computing=True)
 
     @_step
     def unroll(self, x: Atom, prefix: str, computing: bool = False) -> None:

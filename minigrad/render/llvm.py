@@ -123,9 +123,7 @@ class _Emitter(MemoryEmitter):
         """Emit a loop of any kind."""
         start, stop = "%begin", "%end"
         if not parallel:
-            start, stop = self.scalar(loop.start), self.scalar(loop.stops[0])
-            for other in loop.stops[1:]:
-                stop = self.minimum(stop, self.scalar(other))
+            start, stop = self.scalar(loop.start), self.least(loop.stops)
         if is_number(start) and is_number(stop) and int(start) >= int(stop):
             return
         if loop.kind == "lanes":

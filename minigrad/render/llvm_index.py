@@ -4,7 +4,7 @@ scalars, vectors, pointers and conditions; which lanes of a vector count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -314,6 +314,10 @@ class IndexEmitter(levels.Levels[Level, Value]):
     def maximum(self, a: str, b: str) -> str:
         """The larger of two i64."""
         return self._choose("sgt", a, b)
+
+    def least(self, indices: Sequence[Integer]) -> str:
+        """The smallest of some indices, as i64 text."""
+        return reduce(self.minimum, map(self.scalar, indices))
 
     def _choose(self, test: str, a: str, b: str) -> str:
         if is_number(a) and is_number(b):

@@ -19,7 +19,7 @@ from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Matrix, MatrixProduct, Nest, Store
 from minigrad.render import llvm_values as values
-from minigrad.render.llvm_index import IndexEmitter
+from minigrad.render.llvm_index import IndexEmitter, is_number
 from minigrad.render.llvm_values import Builder, Value, memory_type, vector_type
 from minigrad.schedule.expr import Array, Expr, Leaf
 
@@ -439,10 +439,13 @@ def emit_matrix_product(
     these shall not (hint T1).
     """
     rows, columns = _parts(product.rows), _parts(product.columns)
-    deep = min(product.depth, SIDE)
+    depth = emitter.least(product.depths)
+    deep = min(int(depth), SIDE) if is_number(depth) else SIDE
     signs = "".join("s" if dtype.kind == "i" else "u" for dtype in (product.of, product.by))
     multiply = f"tdpb{signs}d" if product.of.is_int else "tdpbf16ps"
-    total, left, right = (emitter.pointer(m.array, m.index) for m in product.matrices)
+    total, left, right = (
+        emitter.pointer(m.array, emitter.at_base(m.index)) for m in product.matrices
+    )
     number = registers.number
     lefts = [number("left", at, count, _WORD * deep) for at, count in rows]
     rights = [number("right", at, deep, _WORD * count) for at, count in columns]
@@ -463,8 +466,8 @@ def emit_matrix_product(
 
     for register, _, _ in quarters:
         do("tilezero", f"i8 {register}")
-    alone = deep == product.depth
-    steps = nullcontext("0") if alone else emitter.iterations("0", str(product.depth), deep, False)
+    alone, check = depth == str(deep), not is_number(depth)
+    steps = nullcontext("0") if alone else emitter.iterations("0", depth, deep, check)
     with steps as k:
         for register, (at, _) in zip(rights, columns, strict=True):
             move("tileloadd64", register, product.right, right, k, str(at))

@@ -17,7 +17,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
-from minigrad.loops.nest import Loop, Store, Stores, expressions
+from minigrad.loops.nest import Loop, Store, Stores, divides, expressions
 from minigrad.render.llvm_index import Lanes, is_number
 from minigrad.render.llvm_memory import MemoryEmitter
 from minigrad.render.llvm_values import Builder, Value, broadcast, join, shuffled
@@ -44,12 +44,13 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
 
 
 def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
-    """Only of loops that are written out, of whose blocks it is known how long they are."""
+    """Only where it is known how long blocks are: in loops that are written out, or of whole ones.
+    """
     items = [one for s in loop.body for one in (s.items if isinstance(s, Stores) else (s,))]
     read = {load.array for load in expr.loads(*expressions(loop))}
     return [
         one for one in items
-        if loop.kind == "unroll"
+        if (loop.kind == "unroll" or _in_whole_blocks(emitter, loop))
         and isinstance(one, Store)
         and not one.guard
         and not one.array.dtype.is_bool
@@ -106,21 +107,28 @@ def emit_transposed(
             with emitter.straight(loop.changes):
                 _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
         return
-    if _by_halves(emitter, loop, loads, length):
+    if loads and _by_halves(emitter, loop, loads, length):
         length //= 2
     known = loop.stops[0] - loop.start if len(loop.stops) == 1 else None
     iterations = str(known) if isinstance(known, int) else emitter.minus(stop, start)
     most = emitter.maximum(iterations, "0")
-    count = emitter.computed("and", int.__and__, most, str(length - 1))
+    count = "0"
+    if not _in_whole_blocks(emitter, loop):
+        count = emitter.computed("and", int.__and__, most, str(length - 1))
     whole = emitter.minus(stop, count) if count != "0" else stop
     if most != count:
         check = not is_number(most)
         with emitter.iterations(start, whole, length, check, loop.changes) as first:
-            _block(emitter, loop, loads, first, str(length), length)
+            _block(emitter, loop, loads, first, str(length), length, stores)
     if count != "0":
         length = _short(int(count)) if is_number(count) else length
         with emitter.where_above(count, 0, loop.changes):
             _block(emitter, loop, loads, whole, count, length)
+
+
+def _in_whole_blocks(emitter: MemoryEmitter, loop: Loop) -> bool:
+    length = min(loop.transpose, emitter.width())
+    return all(divides(stop - loop.start, length) for stop in loop.stops)
 
 
 def _by_halves(

@@ -67,6 +67,6 @@ def test_few_rows_are_dots() -> None:
         nest = lower(kernel, amx)
         found = [one for one in walk(nest.parallel) if isinstance(one, MatrixProduct)]
         assert len(found) == wanted and ("tdpbsud" in render(nest)) == bool(wanted)
-        assert {one.depth for one in found} <= {8}
+        assert {one.depths for one in found} <= {(8,)}
     plain = replace(amx, matrices=False)
     assert "tdpb" not in render(lower(kernel, plain))

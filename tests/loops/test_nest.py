@@ -107,7 +107,7 @@ EVERY: list[Statement] = [
     Stores((Store(OUT, A, ONE), Store(LEFT, B, ONE))), Barrier(),
     Fold(REGISTER, Op.SUM, OTHER, A), Prefetch(OUT, A),
     MatrixProduct(
-        Matrix(OUT, A, 4), Matrix(LEFT, B, 4), Matrix(RIGHT, C, 4), 16, 16, 16, HALF, HALF
+        Matrix(OUT, A, 4), Matrix(LEFT, B, 4), Matrix(RIGHT, C, 4), 16, 16, (A, 16), HALF, HALF
     ),
     Loop(make_axis("i", 0, 4).variable, A, (B, C), (Barrier(),)),
 ]  # fmt: skip

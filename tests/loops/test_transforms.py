@@ -22,7 +22,6 @@ from minigrad.loops.nest import (
     Barrier,
     Loop,
     Loops,
-    Matrix,
     MatrixProduct,
     Prefetch,
     Statements,
@@ -588,13 +587,34 @@ def test_tensorize_leaves_the_stores() -> None:
     schedule.vectorize(n, 8, LANE)
     schedule.reorder(n, m)
     tiles = schedule.split(m, 3, "t")
-    square = Array("square", dtypes.float32, 24, "scratch")
-    places = [Matrix(Array(name, dtypes.float32, 30), 0, 5) for name in ("left", "right")]
-    product_of = MatrixProduct(Matrix(square, 0, 8), *places, 3, 8, 5, dtypes.int8, dtypes.int8)
-    schedule.tensorize(tiles, product_of, square)
+    schedule.sink(m)
+    schedule.tensorize(tiles, m, [k], "left", "right", dtypes.int8, dtypes.uint8)
     text = show_statements(schedule.whole())
-    assert "square[0 …] = left[0 …] · right[0 …]" in text and "k0" not in text
+    assert "square[0 …] = left[15·t0 …] · right[n0 …]" in text and "k0" not in text
     assert "out[8·m0 + n0] = square[lane0 + 8·m0 - 24·t0]" in text
+    (product_of,) = [one for one in walk(*schedule.whole()) if isinstance(one, MatrixProduct)]
+    assert (product_of.rows, product_of.columns, product_of.depths) == (3, 8, (5,))
+    assert [matrix.pitch for matrix in product_of.matrices] == [8, 5, 8]
+
+
+def test_a_tensorized_sum_over_two_axes_ends_where_the_first_one_does() -> None:
+    outer, rows, last = make_axis("o", 0, 4), make_axis("m", 0, 6), var("last", 0, 3)
+    total = expr.register("total", dtypes.float32)
+    place = outer.index * 5 + K.index
+    left = expr.load(Array("left", dtypes.float32, 120), rows.index * 20 + place)
+    right = expr.load(Array("right", dtypes.float32, 160), place * 8 + N.index)
+    inner = loops_over([K], [put(total, total + left * right)])
+    sums = Loop(outer.variable, 1, (4, last + 1), inner)
+    out = Store(Array("out", dtypes.float32, 48), rows.index * 8 + N.index, total)
+    body = [put(total, expr.const(0.0, dtypes.float32)), sums, out]
+    schedule = Schedule(loops_over([rows, N], body), left=left, right=right)
+    schedule.vectorize(n, 8, LANE)
+    schedule.reorder(n, m)
+    tile = schedule.split(m, 6, "t")
+    schedule.sink(m)
+    schedule.tensorize(tile, m, [outer.variable, k], "left", "right", dtypes.int8, dtypes.int8)
+    (found,) = [one for one in walk(*schedule.whole()) if isinstance(one, MatrixProduct)]
+    assert found.depths == (15, last * 5) and found.left.index == 5
 
 
 def test_a_loop_is_part_of_the_next_rows() -> None:

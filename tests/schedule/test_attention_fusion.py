@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from minigrad.graph import build as g
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
 from minigrad.graph.substitution import variables
-from minigrad.loops.nest import Loop, Nest, Statement, Store, walk
+from minigrad.loops.nest import Loop, MatrixProduct, Nest, Statement, Store, walk
 from minigrad.loops.recipes import lower
+from minigrad.render.llvm import render
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule.expr import Leaf
 from minigrad.schedule.schedule import Schedule
@@ -265,14 +267,23 @@ def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
     assert sum(stage.op is None and stage.array in first.sums for stage in first.stages) >= 2
 
 
-def dots_of(length: int, width: int) -> list[set[str]]:
-    """The tiles that dots add to, of attention and of its gradient in bfloat16."""
+@lru_cache
+def in_halves(length: int, keys: int, width: int, last: int = 0) -> Build:
+    """Attention and its gradients in bfloat16; heads lie side by side in memory, as in a GPT."""
 
     def build(inputs: Inputs) -> list[Node]:
-        q, k, v, seed = (inputs(8, length, width, dtype=dtypes.bfloat16) for _ in range(4))
-        result = attend(q, k, v)
-        return [result, *filter(None, gradient([result], [seed], [q, k, v]))]
+        counts = (length, keys, keys, length)
+        wide = [inputs(2, count, 4, width, dtype=dtypes.bfloat16) for count in counts]
+        q, k, v, seed = (g.permute(x, (0, 2, 1, 3)) for x in wide)
+        result = attend(q, k, v, last=last)
+        return [result, *filter(None, gradient([result], [seed], wide[:3]))]
 
+    return build
+
+
+def dots_of(length: int, width: int) -> list[set[str]]:
+    """The tiles that dots add to, of attention and of its gradient in bfloat16."""
+    build = in_halves(length, length, width)
     target = replace(GOLDEN, bfloat16_dots=True)
     nests = [lower(kernel, target) for kernel in plan_of(build).kernels]
     return [
@@ -288,6 +299,29 @@ def test_products_of_bfloat16_are_dots() -> None:
     assert [len(tiles) for tiles in dots_of(128, 32)] == [6]
     assert [len(tiles) for tiles in dots_of(129, 32)] == [2]
     assert [len(tiles) for tiles in dots_of(128, 8)] == [2]
+
+
+def test_products_of_bfloat16_are_in_matrix_registers() -> None:
+    """Where all of them have whole squares of 32; then nothing is read or written one by one."""
+    amx = replace(GOLDEN, matrices=True)
+    for length, width, count in ((128, 32, 6), (128, 96, 6), (128, 48, 0), (112, 32, 0)):
+        (kernel,) = plan_of(in_halves(length, length, width)).kernels
+        nest = lower(kernel, amx)
+        found = [one for one in walk(nest.parallel) if isinstance(one, MatrixProduct)]
+        assert len(found) == count, (length, width)
+        text = render(nest)
+        assert not count or "scatter" not in text and "gather" not in text
+
+
+# Queries, keys, width, and how many more keys than its own number a query sees.
+WHOLE_SQUARES = [(64, 64, 64, 0), (96, 160, 32, 64), (160, 160, 96, 160), (32, 288, 32, 250)]
+
+
+@pytest.mark.parametrize("machine", ["amx", "avx512bf16"])
+@pytest.mark.parametrize("sizes", WHOLE_SQUARES)
+def test_squares_of_bfloat16(sizes: tuple[int, int, int, int], machine: str) -> None:
+    """Causal and not, whole blocks of keys masked; also where the host has no such registers."""
+    agree(in_halves(*sizes), machine)
 
 
 def test_keys_are_copied_once_for_several_blocks() -> None:

@@ -188,17 +188,18 @@ def test_what_a_mask_excludes_reaches_nobody(kind, length, extreme, device):
 
 
 @pytest.mark.parametrize("kind", MASKS)
-def test_nor_in_bfloat16(kind, device):
-    check_hidden(kind, 160, np.nan, device, dtypes.bfloat16)
+@pytest.mark.parametrize("depth", [DEPTH, 32])  # of 32 in matrix registers, where there are such
+def test_nor_in_bfloat16(kind, depth, device):
+    check_hidden(kind, 160, np.nan, device, dtypes.bfloat16, depth)
 
 
-def check_hidden(kind, length, extreme, device, dtype):
+def check_hidden(kind, length, extreme, device, dtype, depth=DEPTH):
     generator = np.random.default_rng(length)
     seen = seen_by(kind, length, generator)
     given = {None: seen, "bool": seen, "float": np.where(seen, 0.5, -np.inf)}
     for spoiled in range(4):  # q, k, v, and the gradient of the result
         for place in (length // 2, length - 1):
-            arrays = [generator.standard_normal((length, DEPTH)).astype(np.float32) for _ in "qkvg"]
+            arrays = [generator.standard_normal((length, depth)).astype(np.float32) for _ in "qkvg"]
             arrays[spoiled][place, 3] = extreme
             q, k, v, seed = (Tensor(x, device=device).cast(dtype) for x in arrays)
             arrays = [x.float().numpy() for x in (q, k, v, seed)]
