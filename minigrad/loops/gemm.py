@@ -235,12 +235,12 @@ def stage_left(
         s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond)
         return
     layout = [((tile, m), None), (ks, row_stride(depth, operand.dtype.itemsize))]
-    along, wide = ks[-1], lanes
+    along, wide, turn = ks[-1], lanes, 0
     if plan.squares:  # words, of which whole registers are copied
-        along = m if 1 in apart else along
+        along, turn = (m, lanes) if 1 in apart else (along, 0)
     elif s.trips(along) >= 2 * lanes:
         wide = 2 * lanes
-    s.stage("left", None, [tile, m, *ks], layout, "left", {along: wide})
+    s.stage("left", None, [tile, m, *ks], layout, "left", {along: wide}, transpose=turn)
 
 
 def stage_right(
