@@ -10,7 +10,9 @@ thread does all of a head's blocks, so they are added in one order.
 Products of bfloat16 are dots of words, each two neighbours along k. What columns have along k lies
 so in memory. All else is copied: the rows' operand as every product across has it copied, what is
 in scratch memory with two columns, or two rows, in a word, and the other operand of a product
-along, row after row, for several blocks at once.
+along, row after row, for several blocks at once. Where matrix registers multiply such words, blocks
+have 32 rows and bounds are multiples of 32; of products across, the columns are rows of the left
+operand, and what is copied of them lies column after column.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ What is summed over the rows of all blocks (the gradients of keys and values) gr
                            for rows: tile[column] += x[column, row] · other[row, lanes]
                            all[column] += tile[column]
 
+Matrix registers compute products across, and those that are summed over rows (see block_plan.py).
+
 Each step of that is naive loops over rows, columns and k, and a schedule of its own: the tiles of
 all three kinds are split, peeled, sunk and unrolled as those of any product (see gemm.py).
 """

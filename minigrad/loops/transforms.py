@@ -4,6 +4,7 @@
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
     sink                                 a loop goes inside of others; what is beside gets its own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
+    tensorize                            what is summed, by matrix registers
     bind, share                          iterations for the work-items of a group
     count                                a loop from 0, which may go outside of those around it
     stage                                a copy of an operand, in the order in which it is read

@@ -342,6 +342,19 @@ def test_pairs_are_used() -> None:
         assert "dpbf16ps" not in render(lower(kernel, replace(dots, bfloat16_dots=False)))
 
 
+def test_columns_are_copied_to_matrix_registers_by_squares() -> None:
+    """Not word by word, where rows of the left operand are no neighbours; those at the end, too."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        turned = [transpose(halves(inputs, 70, 40)), transpose(rounded(inputs, 70, 40))]
+        return [product(left, wide(halves(inputs, 70, 132))) for left in map(wide, turned)]
+
+    amx = replace(target_of("amx"), l2=1 << 21)
+    for kernel in schedule_of(graph_of(build)[0], amx).kernels:
+        text = render(lower(kernel, amx))
+        assert "tdpbf16ps" in text and "scatter" not in text
+
+
 def test_matrices_are_used() -> None:
     """Where there are matrix registers, unless their copies would not fit into a cache."""
     amx = replace(target_of("amx"), l2=1 << 21)

@@ -268,13 +268,17 @@ def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
 
 
 @lru_cache
-def in_halves(length: int, keys: int, width: int, last: int = 0) -> Build:
-    """Attention and its gradients in bfloat16; heads lie side by side in memory, as in a GPT."""
+def in_halves(length: int, keys: int, width: int, last: int = 0, rounds: bool = False) -> Build:
+    """Attention and its gradients in bfloat16; heads lie side by side in memory, as in a GPT.
+
+    rounds: operands are float32 in memory, rounded where they are read.
+    """
+    dtype = dtypes.float32 if rounds else dtypes.bfloat16
 
     def build(inputs: Inputs) -> list[Node]:
         counts = (length, keys, keys, length)
-        wide = [inputs(2, count, 4, width, dtype=dtypes.bfloat16) for count in counts]
-        q, k, v, seed = (g.permute(x, (0, 2, 1, 3)) for x in wide)
+        wide = [inputs(2, count, 4, width, dtype=dtype) for count in counts]
+        q, k, v, seed = (g.permute(g.cast(x, dtypes.bfloat16), (0, 2, 1, 3)) for x in wide)
         result = attend(q, k, v, last=last)
         return [result, *filter(None, gradient([result], [seed], wide[:3]))]
 
@@ -304,22 +308,26 @@ def test_products_of_bfloat16_are_dots() -> None:
 def test_products_of_bfloat16_are_in_matrix_registers() -> None:
     """Where all of them have whole squares of 32; then nothing is read or written one by one."""
     amx = replace(GOLDEN, matrices=True)
-    for length, width, count in ((128, 32, 6), (128, 96, 6), (128, 48, 0), (112, 32, 0)):
-        (kernel,) = plan_of(in_halves(length, length, width)).kernels
-        nest = lower(kernel, amx)
+    cases = (128, 32, False, 6), (128, 96, True, 6), (128, 48, False, 0), (112, 32, False, 0)
+    for length, width, rounds, count in cases:
+        kernels = plan_of(in_halves(length, length, width, rounds=rounds)).kernels
+        nest = lower(kernels[0], amx)
         found = [one for one in walk(nest.parallel) if isinstance(one, MatrixProduct)]
         assert len(found) == count, (length, width)
         text = render(nest)
         assert not count or "scatter" not in text and "gather" not in text
 
 
-# Queries, keys, width, and how many more keys than its own number a query sees.
-WHOLE_SQUARES = [(64, 64, 64, 0), (96, 160, 32, 64), (160, 160, 96, 160), (32, 288, 32, 250)]
+# Queries, keys, width, how many more keys than its own number a query sees, whether all is rounded.
+WHOLE_SQUARES = [
+    (64, 64, 64, 0, False), (96, 160, 32, 64, False), (160, 160, 96, 160, False),
+    (32, 288, 32, 250, False), (96, 96, 32, 0, True),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("machine", ["amx", "avx512bf16"])
 @pytest.mark.parametrize("sizes", WHOLE_SQUARES)
-def test_squares_of_bfloat16(sizes: tuple[int, int, int, int], machine: str) -> None:
+def test_squares_of_bfloat16(sizes: tuple[int, int, int, int, bool], machine: str) -> None:
     """Causal and not, whole blocks of keys masked; also where the host has no such registers."""
     agree(in_halves(*sizes), machine)
 
