@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -20,7 +20,6 @@ import llvmlite.binding as llvm
 from minigrad.errors import CompileError
 from minigrad.graph.interned import kept
 from minigrad.locks import held_over_forks
-from minigrad.runtimes import half_ir
 from minigrad.runtimes.host import host, processors
 
 # Code reaches its constants relative to the instruction: no address is loaded first. That bears
@@ -34,6 +33,10 @@ _CALLS_BY_TABLE = """
 !llvm.module.flags = !{!999999}
 !999999 = !{i32 7, !"RtLibUseGOT", i32 1}
 """
+
+# The compiler's own library, which a process may not contain. LLVM calls its functions where an x86
+# has no instructions (F16C) for what becomes float16; it has them from GCC 12 on.
+_OF_COMPILERS = "libgcc_s.so.1"
 
 _SYMBOL_TABLE = 2  # SHT_SYMTAB of the ELF specification
 _SYMBOL_BYTES = 24  # sizeof(Elf64_Sym)
@@ -103,16 +106,7 @@ class Compiler:
         """Check a module now; gives what generates its code, on any thread."""
         with _lock:
             module = self._checked(ir_text)
-
-        def generate() -> bytes:
-            code = self._generated(module)
-            if half_ir.FUNCTIONS.isdisjoint(undefined_symbols(code)):
-                return code
-            with _lock:
-                whole = self._checked(ir_text + half_ir.DEFINITIONS)
-            return self._generated(whole)
-
-        return generate
+        return partial(self._generated, module)
 
     def _generated(self, module: Any) -> bytes:
         """The object file of a module."""
@@ -145,6 +139,9 @@ class Compiler:
             engine = llvm.create_mcjit_compiler(_no_code(), machine, True)
             # Generating no code from an empty module would take longer than all the rest.
             engine.remove_module(_no_code())
+            if not all(map(llvm.address_of_symbol, wanted)):
+                with suppress(RuntimeError):  # which says below what is missing
+                    llvm.load_library_permanently(_OF_COMPILERS)
             # LLVM would end the process over a symbol that nobody defines.
             lacking = [name for name in wanted if not llvm.address_of_symbol(name)]
             if lacking:

@@ -90,8 +90,6 @@ class Elementwise:
         try:
             value: int | float | bool | None = self.scalar(*values)
         except (ValueError, OverflowError):
-            if not self.formula:
-                raise
             return None
         return value
 

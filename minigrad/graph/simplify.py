@@ -19,9 +19,10 @@ from typing import Any
 from minigrad.dtype import DType, convert
 from minigrad.graph import build
 from minigrad.graph.build import elementwise
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, is_symbolic
 from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
+from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine
 
 RULES: dict[Op, list[Rule]] = {}  # those of an operation, in the order of their priority
@@ -198,16 +199,13 @@ def _repeated(node: Node, x: Node, count: int) -> Node | None:
 def reduce_constant(node: Node) -> Node | None:
     """SUM of n times c → n·c, MAX of c → c; over no elements the identity."""
     x = node.src[0]
-    count = 1
-    for axis in node.arg:
-        extent = x.shape[axis]
-        if isinstance(extent, Affine):
-            return None
-        count *= extent
-    if count == 0:
+    extents = [x.shape[axis] for axis in node.arg]
+    if 0 in extents:
         identity = {Op.SUM: 0, Op.PROD: 1, Op.MAX: node.dtype.minimum}[node.op]
         return node.constant(identity)
-    return _repeated(node, node.constant(x.arg), count) if x.op is Op.CONST else None
+    if x.op is not Op.CONST or is_symbolic(tuple(extents)):
+        return None
+    return _repeated(node, node.constant(x.arg), numel(extents))
 
 
 @on(*REDUCTIONS)

@@ -103,9 +103,7 @@ def only_atom(x: Integer) -> Atom:
 
 def proven_nonnegative(x: Integer) -> bool:
     """True where x ≥ 0 follows from the ranges, symbolic extents included."""
-    for _ in range(8):
-        if low(x) >= 0:
-            return True
+    while low(x) < 0:
         if isinstance(x, int):
             return False
         for atom, c in x.terms:  # a variable with a symbolic extent: i ≤ extent − 1
@@ -114,4 +112,4 @@ def proven_nonnegative(x: Integer) -> bool:
                 break
         else:
             return False
-    return False
+    return True

@@ -33,14 +33,8 @@ class _Views:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.written = {stage.array: n for n, stage in enumerate(kernel.stages)}
-        self.read: dict[Array, list[int]] = {}  # by which stages
-        self.fixed: set[Array] = set()  # read to find the place of a scatter
-        for n, stage in enumerate(kernel.stages):
-            for array in stage.reads:
-                self.read.setdefault(array, []).append(n)
-            places = [e for x in (stage.position, *stage.guard) for e in expr.values_in(x)]
-            self.fixed.update(load.array for load in expr.loads(*places))
+        self.written = {stage.array for stage in kernel.stages}
+        self.read = {array for stage in kernel.stages for array in stage.reads}
         self.stored: dict[Array, Array] = {}  # what this kernel writes as bits
 
     def changed(self) -> Kernel:
@@ -50,13 +44,10 @@ class _Views:
         return replace(self.kernel, stages=stages, stored=stored)
 
     def _stage(self, stage: Stage) -> Stage:
-        array, number = stage.array, self.written[stage.array]
-        body, bits = self._rewritten(stage.body)
+        array, (body, bits) = stage.array, self._rewritten(stage.body)
         initial = None if stage.initial is None else self._rewritten(stage.initial)[0]
-        readers = self.read.get(array, ())
-        later = array not in self.fixed and all(n > number for n in readers)
-        if bits is not None and stage.op is None and later:
-            if not readers or any(e.op is Op.BITCAST for e in expr.walk(stage.body)):
+        if bits is not None and stage.op is None:
+            if array not in self.read or any(e.op is Op.BITCAST for e in expr.walk(stage.body)):
                 self.stored[array] = array = view(array)
                 body = bits
         return replace(stage, array=array, body=body, initial=initial)

@@ -19,7 +19,7 @@ from itertools import pairwise
 from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops.axes import (
     LEAST_LANES,
@@ -192,7 +192,8 @@ def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Lo
     s, (*xs, x) = Schedule(loops_over(order, body)), (a.variable for a in order)
     enough = size_of(axes) >= ITEM_LANES * group.items * group.units * FILL
     narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*(one.value for one in stores)))
-    if enough and narrow and isinstance(axis.extent, int) and axis.extent % ITEM_LANES == 0:
+    known = isinstance(axes[-1].extent, int)  # else there is a loop inside, whose end varies
+    if enough and narrow and known and axis.count % ITEM_LANES == 0:
         xs.append(s.split(x, ITEM_LANES, "v"))
         s.vectorize(x, ITEM_LANES)
     else:
@@ -258,8 +259,7 @@ def scatter(kernel: Kernel, target: Target) -> Made:
     if (
         last is not None
         and all(isinstance(axis.extent, int) for axis in stage.axes)
-        and coefficient(stage.position, xs[-1]) == 1
-        and all(xs[-1] not in variables(c) for c in stage.guard)
+        and coefficient(stage.position, xs[-1]) == 1  # so no guard, of what it holds, varies
     ):
         width = vector_width(target, [stage.body], last.extent, True)
         passes_by = streams(stage.array, (), target, [stage.initial], last.variable)
@@ -328,7 +328,7 @@ def _in_parts(
     if len(stage.initial_axes) != 1 or len(found) != 1:
         return None
     (along,), ((place, _),) = stage.initial_axes, found
-    if not isinstance(along.extent, int) or coefficient(stage.position, place) is None:
+    if not isinstance(along.extent, int):
         return None
     parts = min(most, along.extent // LEAST_PART)
     if parts < 2:

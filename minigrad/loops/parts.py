@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from minigrad.dtype import dtypes
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops.nest import Loop, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -115,12 +115,8 @@ def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]
     first, stop = part
     inside = make_axis("part", 0, stop - first)  # whose range decides conditions
 
-    def unread(e: Expr) -> Expr | None:
-        never = e.op is Leaf.LOAD and any(high(c) < 0 for c in e.guard)
-        return expr.const(0, e.dtype) if never else None
-
     def known(e: Expr) -> Expr:
-        there = expr.rebuild(expr.substitute_in(e, {variable: inside.index + first}), unread)
+        there = expr.substitute_in(e, {variable: inside.index + first})
         return expr.substitute_in(there, {inside.variable: variable.index - first})
 
     return [replace(store, value=known(store.value)) for store in stores]

@@ -97,10 +97,8 @@ class Levels(Generic[L, V]):
 
     def pinned(self, item: Array) -> int:
         """The innermost open level whose statements change an array or register."""
-        for number in range(len(self.levels) - 1, -1, -1):
-            if item in self.levels[number].changes:
-                return number
-        return 0
+        inside = (n for n, level in enumerate(self.levels) if item in level.changes)
+        return max(inside, default=0)
 
     def remember(
         self, key: object, value: V, level: int, depends: Iterable[Array] = ()

@@ -121,27 +121,15 @@ class MemoryEmitter(IndexEmitter):
             return Value(here.line(f"bitcast {kind} {text} to <{lanes} x i32>"), e.dtype, lanes)
         if rounded:
             return self._rounded(parts, lanes)
-        if neighbours and step != 1 and not any(part.guard for part in parts):
-            kind = vector_type("i32", lanes)
-            text = self._gather(kind, array, index, lanes, size, self.mask())
-            return Value(text, e.dtype, lanes)
-        # a load that is the same in all lanes is one scalar
-        widths = [self.lanes_of(part) for part in parts]
-        texts = [self._bits(part, width) for part, width in zip(parts, widths, strict=True)]
+        texts = [self._bits(part, lanes) for part in parts]
         here, scalar = self.builder(), memory_type(array.dtype)
-        if min(widths) == lanes > 1:
+        if lanes > 1:
             text = in_turn(here, texts, scalar, lanes)
             text = here.line(f"bitcast <{count * lanes} x {scalar}> {text} to <{lanes} x i32>")
             return Value(text, e.dtype, lanes)
-        words = []
-        for n, (text, width) in enumerate(zip(texts, widths, strict=True)):
-            short, long = vector_type(scalar, width), vector_type("i32", width)
-            wide = Value(here.line(f"zext {short} {text} to {long}"), e.dtype, width)
-            wide = values.broadcast(here, wide, lanes)
-            bits = values.literal(8 * size * n, "i32", lanes)
-            words.append(here.line(f"shl {wide.typed}, {bits}"))
-        kind = vector_type("i32", lanes)
-        text = reduce(lambda x, y: here.line(f"or {kind} {x}, {y}"), words)
+        wide = [here.line(f"zext {scalar} {text} to i32") for text in texts]  # of all lanes
+        moved = [here.line(f"shl i32 {text}, {8 * size * n}") for n, text in enumerate(wide)]
+        text = reduce(lambda x, y: here.line(f"or i32 {x}, {y}"), moved)
         return Value(text, e.dtype, lanes)
 
     def _rounded(self, parts: Sequence[Expr], lanes: int) -> Value:

@@ -7,14 +7,13 @@ where they are fewer. Scratch memory of a work-item is private; of a group it is
 buffer, which comes as the last argument. Vectors of neighbouring elements that provably begin at a
 multiple of their length are read and written as one word.
 
-A lanes loop of 2, 4 or 8 iterations is computed all at once, by vectors of a work-item; one of more
-than one vector is a plain loop, which needs no registers of several lanes.
+A lanes loop of 2, 4 or 8 iterations is computed all at once, by vectors of a work-item.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 
 from minigrad.graph.substitution import proven_nonnegative
@@ -166,11 +165,6 @@ class GroupsEmitter(Emitter):
             return
         start = bare(self.index(loop.start, kind))
         stop = bare(_least([self.index(stop, kind) for stop in loop.stops], kind))
-        first, last = parse(start), parse(stop)
-        if first is not None and last is not None and first + loop.step >= last:
-            if first < last:
-                self.once(loop, first)
-            return
         if not stop.replace("_", "").isalnum():
             name = self.number("stop")
             self.line(f"const {kind} {name} = {stop};")
@@ -184,13 +178,9 @@ class GroupsEmitter(Emitter):
 
     def _lanes(self, loop: Loop) -> None:
         (stop, *others) = loop.stops
-        if others or stop - loop.start != loop.step:
-            if loop.lane is not None:
-                raise self.unexpected("a lanes loop of more than one vector")
-            self._serial(replace(loop, kind="serial", step=1))
-            return
         vector = Vector(loop.variable, loop.lane, Words(self.language, loop.step), loop.start)
-        if loop.step not in WIDTHS or not all(_takes(vector, inner) for inner in loop.body):
+        is_one = loop.step in WIDTHS and not others and stop - loop.start == loop.step
+        if not is_one or not all(_takes(vector, inner) for inner in loop.body):
             raise self.unexpected(f"a lanes loop of step {loop.step} that is no vector's")
         self.vector = vector
         self._iteration(loop)

@@ -178,10 +178,8 @@ def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
         return load(leaf.array, new(leaf.index), restrict((), map(new, leaf.guard)))
     if leaf.op is Leaf.INDEX:
         return index(new(leaf.index), leaf.dtype)
-    if leaf.op is Leaf.CONDITION:
-        test = new(leaf.index)
-        return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
-    return leaf
+    test = new(leaf.index)
+    return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
 
 
 def _variables_of(expr: Expr) -> frozenset[Atom]:
@@ -235,8 +233,6 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
             return apply(Op.AND, (test, yes), dtype)
         if yes.op is Op.WHERE and yes.args[0] is test:
             return apply(op, (test, yes.args[1], no), dtype)
-        if no.op is Op.WHERE and no.args[0] is test:
-            return apply(op, (test, yes, no.args[2]), dtype)
     if op is Op.CAST and args[0].dtype is dtype:
         return args[0]
     if op is Op.AND and dtype.is_bool:

@@ -68,7 +68,7 @@ def freeing_early(
                 del left[array][member]
             near = [left[array] for one in (member, *able) for array in reads[one]]
             for some in (*([one] for one in able), *(some for some in near if len(some) <= FEW)):
-                if not any(missing[one] or one in result for one in some) and pays(some):
+                if not any(missing[one] for one in some) and pays(some):
                     held += some
             if member.kind == "exchange" or not exchanges:
                 early, held = early + sorted(held, key=fills.__getitem__), []

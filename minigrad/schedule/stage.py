@@ -198,8 +198,6 @@ def build(node: Node, lowering: Lowering) -> Stage:
     reduced, inner = _axes("k", source.shape, along)
     index = _both(outer, inner)
     position = flatten(index if node.op in SCANS else outer, node.shape)
-    if not numel(source.shape):  # nothing to reduce: the identity
-        return Stage(array, node.shape, kept, (), None, identity(node.op, node.dtype), position)
     body = lowering.value(source, index)
     return Stage(array, node.shape, kept, reduced, node.op, body, position)
 

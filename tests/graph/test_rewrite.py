@@ -267,6 +267,8 @@ def test_symbolic_shapes():
     assert one(build.permute(part, (1, 0))) is build.reshape(part, (length, 1))
     repeated = build.reduce(Op.SUM, build.expand(leaf(1, shape=(1,)), (length,)), (0,))
     assert one(repeated) is repeated
+    nothing = build.reduce(Op.SUM, leaf(1, shape=(length, 0)), (0, 1))
+    assert one(nothing) is number(0.0, shape=(1, 1))
     joined = build.shrink(build.cat([leaf(0, shape=(3,)), leaf(1, shape=(5,))], 0), ((0, length),))
     assert one(joined) is joined
 

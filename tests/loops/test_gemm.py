@@ -323,11 +323,20 @@ def rounded_pairs(inputs: Inputs) -> list[Node]:
     return [product(x, y), product(a, b), mixed, product(x, transpose(rounded(inputs, 140, 75)))]
 
 
+def repeated_pairs(inputs: Inputs) -> list[Node]:
+    """Columns that repeat, so that words are alike in all lanes, or half of each; and windows."""
+    x = halves(inputs, 33, 1, 2)
+    left = g.reshape(g.expand(x, (33, 32, 2)), (33, 64))
+    odd = g.shrink(left, [(0, 33), (0, 63)])
+    windows = g.window(halves(inputs, 200), ((0, 35, 3, 1),))
+    return [product(wide(x), wide(halves(inputs, x.shape[1], 130))) for x in (left, odd, windows)]
+
+
 @pytest.mark.parametrize("machine", ["amx", "avx512bf16", "avx512", "avx2"])
-@pytest.mark.parametrize(
-    "build",
-    [plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares, rounded_pairs],
-)
+@pytest.mark.parametrize("build", [
+    plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares, rounded_pairs,
+    repeated_pairs,
+])  # fmt: skip
 def test_bfloat16(build: Build, machine: str) -> None:
     """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
     agree(build, machine)

@@ -208,6 +208,29 @@ def test_places_that_are_loaded_are_read_lane_by_lane(first):
     same(lambda x, at: x[at] * 2, first, numbers(50), places)
 
 
+def numbers_of(x):
+    return Tensor.arange(x.shape[0], device=x.device)
+
+
+LARGE = {  # enough for vectors of each work-item
+    "zeros around": lambda x: x.pad((3, 5)) * 2,
+    "zeros around what is across": lambda x: x.reshape(-1, 3).T.reshape(-1).pad((1, 3)),
+    "numbers across": lambda x: x + numbers_of(x).reshape(3, -1).T.reshape(-1),
+}
+
+
+@pytest.mark.parametrize("make", LARGE.values(), ids=LARGE)
+def test_vectors_of_what_is_not_in_a_row(first, make):
+    same(make, first, numbers(3 << 18))
+
+
+def test_a_last_dimension_that_varies(first):
+    data, n = numbers(64, 1 << 12), Variable("n", 1, 1 << 12)
+    for count in (1, 1003, 1 << 12):
+        part = Tensor(data, device=first)[:, : n.bind(count)] * 2
+        np.testing.assert_array_equal(part.numpy(), data[:, :count] * 2)
+
+
 def test_what_is_no_vector_is_refused(monkeypatch):
     (nest,) = nests(product(9, 16, 9))
     monkeypatch.setattr("minigrad.render.opencl_groups._takes", lambda *given: False)
@@ -272,7 +295,7 @@ def test_symbolic_sizes(first):
                 part = x.shrink(((0, n), (0, 50)))
                 results.append((name, [
                     part.sum(0).numpy(), (part.T @ part).numpy(), (part @ w).sum(0).numpy(),
-                    (part.exp().sum()).numpy(),
+                    (part.exp().sum()).numpy(), part.softmax(1).numpy(),
                 ]))  # fmt: skip
     half = len(results) // 2
     for (_, got), (_, wanted) in zip(results[:half], results[half:], strict=True):
