@@ -42,6 +42,7 @@ from .sharded import (
     staged,
 )
 
+pytestmark = pytest.mark.usefixtures("brief")
 Made = Callable[..., Mesh]
 SMALL = "--layers 2 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
 
