@@ -52,6 +52,7 @@ from minigrad.models.train import TrainingPlan, TrainingRun, finish, parameter_c
 from minigrad.models.utilization import utilization
 
 Earlier = tuple[GPT, Tokenizer, Resumable | None]
+SHOWN = 500  # tokens of what a training has learned, in its end
 
 
 def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
@@ -202,7 +203,7 @@ def train_command(
         prompt = "\n" if "\n" in begun.text else begun.text[0]
         tokens = begun.tokenizer.encode(prompt)
         trained, _ = load_checkpoint(GPT, path)  # all of it, however it was divided
-        write(trained, begun.tokenizer, tokens, 500, Sampling(0.8), flags.seed)
+        write(trained, begun.tokenizer, tokens, SHOWN, Sampling(0.8), flags.seed)
         print(f"\ncheckpoint {path}\nloss curves {picture}")
 
 

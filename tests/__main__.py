@@ -68,12 +68,13 @@ def types(extra: Sequence[str]) -> bool:
 
 
 # Folders that one process of pytest tests, OTHERS all that lies in none of them. Two processes take
-# from these, the longest first: the short ones fill up what is left in the end.
+# from these, the longest first (the lessons, where there is a browser): the short ones fill up what
+# is left in the end.
 OTHERS = "others"
 PORTIONS = (
-    "tests/parallel", "tests/property", "tests/tensor", "tests/models",
-    "tests/lessons tests/explain", "tests/loops tests/render tests/runtimes",
-    "tests/schedule tests/opencl tests/nn", OTHERS,
+    "tests/parallel", "tests/property", "tests/lessons", "tests/loops tests/render tests/runtimes",
+    "tests/models", "tests/tensor", "tests/schedule tests/opencl", OTHERS, "tests/nn",
+    "tests/explain",
 )  # fmt: skip
 
 

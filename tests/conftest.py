@@ -71,6 +71,15 @@ def cpu() -> str:
     return CPU
 
 
+@pytest.fixture(scope="module")
+def brief() -> Iterator[None]:
+    """Trainings of a GPT show little of what they have learned: 500 tokens take longer than they do
+    where a context is short. test_gpt.py looks at them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("minigrad.models.gpt_commands.SHOWN", 8)
+        yield
+
+
 @pytest.fixture
 def on_device(device: str):
     """The device as the default of the thread: for tests that name no device at each tensor."""

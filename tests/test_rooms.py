@@ -69,10 +69,25 @@ def room(module: str) -> int:
     raise AssertionError(f"{module} lives in no room: add it to ROOMS")
 
 
-def imports(module: str, path: Path, source: str) -> Iterator[tuple[str, int]]:
-    """(module, line) of all that is imported, at the top or inside functions."""
+def statements(tree: ast.AST, run: bool) -> Iterator[ast.AST]:
+    """All statements; run: without what an import never runs, for type checkers or a script."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        never = run and isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "TYPE_CHECKING", "__name__ == '__main__'"
+        )  # fmt: skip
+        for field in ("body", "orelse", "finalbody", "handlers", "cases")[never:]:
+            waiting += getattr(node, field, ())
+
+
+def imports(
+    module: str, path: Path, source: str, run: bool = False
+) -> Iterator[tuple[str, int]]:
+    """(module, line) of all that is imported, at the top or inside functions; run: see above."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
+    for node in statements(ast.parse(source), run):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
@@ -126,19 +141,10 @@ def test_what_is_no_breach(source: str) -> None:
     assert not breaches("minigrad.graph.node", place, source)
 
 
-class _Run(ast.NodeTransformer):
-    """Leaves out what an import of a file never runs: what is for type checkers or a script."""
-
-    def visit_If(self, node: ast.If) -> Any:
-        self.generic_visit(node)
-        test = ast.unparse(node.test)
-        return node.orelse if test in ("TYPE_CHECKING", "__name__ == '__main__'") else node
-
-
 def run_imports(module: str, path: Path, source: str) -> set[str]:
     """Our modules that a module imports when it or a function of it runs."""
-    run = ast.unparse(_Run().visit(ast.parse(source)))
-    return {target for target, _ in imports(module, path, run) if target in MODULES}
+    found = imports(module, path, source, run=True)
+    return {target for target, _ in found if target in MODULES}
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:

@@ -34,6 +34,7 @@ from minigrad.settings import Context
 
 from .test_chat import talker
 
+pytestmark = pytest.mark.usefixtures("brief")
 WORDS = "to be, or not to be: that is the question.\n" * 60
 SMALL = ["--text", "text.txt", "--layers", "1", "--heads", "2", "--dim", "16", "--context", "8",
          "--batch", "2", "--steps", "3"]  # fmt: skip

@@ -27,6 +27,7 @@ from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun, evenly, finish, validate
 from minigrad.models.utilization import utilization
 
+pytestmark = pytest.mark.usefixtures("brief")
 TINY = GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=11)
 IDS = np.random.default_rng(0).integers(0, 11, 400).astype(np.int32)
 SMALL = ("--layers", "1", "--heads", "2", "--dim", "16", "--context", "8", "--batch", "2")

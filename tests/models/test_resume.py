@@ -25,6 +25,7 @@ from minigrad.models.text import Windows
 from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun, finish
 
+pytestmark = pytest.mark.usefixtures("brief")
 SCRIPT = Path(__file__).resolve().parents[2] / "models" / "gpt.py"
 TINY = GPTConfig(layers=1, heads=2, dim=16, context=8, vocabulary=11, dropout=0.2)
 PLAN = TrainingPlan(steps=20, batch=4, warmup=4, validate_every=7, validation_windows=8,

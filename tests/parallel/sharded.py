@@ -46,6 +46,10 @@ PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
     "1f1b × sp": (2, {"dp": 1, "tp": 2}, "1f1b", 4, 1, 0, True),
     "1f1b × zero 3": (2, {"dp": 2}, "1f1b", 2, 1, 3, False),
 }  # fmt: skip
+# What processes try, where nothing but the messages differs: each kind of exchange among two and
+# among four, of one axis and of two; four stages, and the first after the last, in each order.
+OVER_MPI = ("sp", "ep", "dp × tp", "zero 3 × tp", "zero 3 × ep",
+            "1f1b", "interleaved × dp", "zb × tp", "1f1b × zero 3")  # fmt: skip
 
 
 def config_of(layout: str) -> GPTConfig:
@@ -195,8 +199,7 @@ def over_mpi(names: Iterable[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     folder, *names = sys.argv[1:]
-    if folder:
-        save_in_parts(Path(folder))
+    save_in_parts(Path(folder))
     result = over_mpi(names)
     from mpi4py import MPI
 

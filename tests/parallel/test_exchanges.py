@@ -28,7 +28,7 @@ from minigrad.runtimes.jit_compiler import Compiler
 from minigrad.settings import Context
 
 from . import cases
-from .ranks import LIMIT, on_ranks, packed, start
+from .ranks import LIMIT, alone, on_ranks, packed, start
 
 KINDS = ("local", "mpi")
 
@@ -61,7 +61,7 @@ def test_two_ranks_add_in_memory_that_they_share() -> None:
 def test_ranks_of_other_machines_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")
     monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")  # signs of life that nobody took, among results
-    (first, sent, wrong), (second, _, also) = on_ranks("mpi", cases.shared, 2, 11)
+    (((first, sent, wrong), (second, _, also)),) = alone(Mesh(2), (cases.shared, 11))
     assert first == second and not wrong and not also
     assert sent != 3 * len(first)
 
@@ -206,7 +206,7 @@ def test_different_exchanges_are_an_error(name: str) -> None:
 @pytest.mark.parametrize("name", ["dtype", "far"])
 def test_different_exchanges_of_processes_end_all(name: str) -> None:
     _, _, size, sentence = cases.DIFFERENT[name]
-    process = start(["-m", "parallel.ranks", packed(cases.different, Mesh(size), name)], size)
+    process = start(["-m", "parallel.ranks", packed(Mesh(size), (cases.different, name))], size)
     _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 1 and sentence in errors, errors
 

@@ -34,6 +34,7 @@ from .sharded import (
     DEEP,
     LAYOUTS,
     MIXED,
+    OVER_MPI,
     PIPELINES,
     batches,
     config_of,
@@ -41,6 +42,7 @@ from .sharded import (
     staged,
 )
 
+pytestmark = pytest.mark.usefixtures("brief")
 Made = Callable[..., Mesh]
 SMALL = "--layers 2 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
 
@@ -421,10 +423,16 @@ def test_the_child_of_a_fork_has_threads_of_its_own() -> None:
     assert done.stdout == "[0, 0, 0, 0, 0] 1.0\n", done.stderr
 
 
-@pytest.mark.parametrize("names", [LAYOUTS, PIPELINES], ids=["meshes", "pipelines"])
-def test_the_same_over_mpi(names: dict[str, Any]) -> None:
-    """One job of four ranks runs all layouts; every rank finds the same."""
-    for found in on_mesh("parallel.sharded", 4, "", *names):
+@pytest.fixture(scope="module")
+def over_mpi(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """One job of four ranks: where it has saved models, and what each rank found of layouts."""
+    folder = tmp_path_factory.mktemp("parts")
+    return folder, on_mesh("parallel.sharded", 4, str(folder), *OVER_MPI)
+
+
+def test_the_same_over_mpi(over_mpi: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Every rank finds what one device does."""
+    for found in over_mpi[1]:
         for layout, part in found.items():
             expected = alone(config_of(layout), "sgd")
             count = len(part["losses"])
@@ -434,11 +442,11 @@ def test_the_same_over_mpi(names: dict[str, Any]) -> None:
             assert part.get("planned", part["formula"]) == part["sent"], layout
 
 
-def test_models_are_saved_in_parts_over_mpi(tmp_path: Path) -> None:
+def test_models_are_saved_in_parts_over_mpi(over_mpi: tuple[Path, Any]) -> None:
     """Which one process loads."""
-    on_mesh("parallel.sharded", 4, str(tmp_path))
+    folder, _ = over_mpi
     for name, config in (("mixture", MIXED), ("zero", CONFIG), ("stages", DEEP)):
-        tensors, metadata = checkpoint.load(tmp_path / name)
+        tensors, metadata = checkpoint.load(folder / name)
         Tensor.manual_seed(1)
         expected = nn.state.get_state_dict(GPT(config))
         if name == "stages":  # what an optimizer keeps, too: of all stages, once
@@ -446,10 +454,10 @@ def test_models_are_saved_in_parts_over_mpi(tmp_path: Path) -> None:
         assert metadata == {"name": name} and tensors.keys() == expected.keys()
         for key, tensor in tensors.items():
             assert np.array_equal(tensor.numpy(), expected[key].numpy()), (name, key)
-        written = sorted(checkpoint.folder_of_parts(tmp_path / name).iterdir())
+        written = sorted(checkpoint.folder_of_parts(folder / name).iterdir())
         assert len(written) == 4  # not those of the first time
-        checkpoint.save(tmp_path / name, {}, {})
-        assert not checkpoint.folder_of_parts(tmp_path / name).exists()
+        checkpoint.save(folder / name, {}, {})
+        assert not checkpoint.folder_of_parts(folder / name).exists()
 
 
 @pytest.mark.parametrize("parts", [

@@ -17,6 +17,7 @@ from minigrad.models.parallel import Rank, run, timeline
 from . import cases
 from .ranks import LIMIT, start
 
+pytestmark = pytest.mark.usefixtures("brief")
 TRACED = """
 import sys
 from minigrad.models.parallel import run

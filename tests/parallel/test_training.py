@@ -20,6 +20,7 @@ from minigrad.models.parallel import Rank, SequenceParallel, run
 from . import cases
 from .ranks import LIMIT, on_ranks, start
 
+pytestmark = pytest.mark.usefixtures("brief")
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = "--steps 50 --layers 2 --dim 32 --heads 2 --context 16 --batch 8 --seed 3"
 

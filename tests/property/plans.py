@@ -36,10 +36,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Plans:
-    """Edge plans, and a strategy for all the others."""
+    """Edge plans, and a strategy for all the others; new: whether it draws any but the edges."""
 
     edges: tuple[Plan, ...]
     random: st.SearchStrategy[Plan]
+    new: bool = True
 
 
 def _small_enough(shape: Shape) -> bool:
@@ -103,7 +104,7 @@ def with_choices(plans: Plans, choices: Sequence[Mapping[str, Any]]) -> Plans:
 
 def fixed(*plans: Plan) -> Plans:
     """Nothing but these plans."""
-    return Plans(plans, st.sampled_from(plans))
+    return Plans(plans, st.sampled_from(plans), new=False)
 
 
 def drawn(edges: Sequence[Plan], draw: Callable[..., Plan]) -> Plans:

@@ -74,6 +74,8 @@ def _check(rows: list[tuple[str, str, bool]], changes: dict[str, np.ndarray], de
             comparison.add(number, *row)
         comparison.finish()
         return
+    if device == REFERENCE:
+        pytest.skip("PyTorch is not installed")
     found = []
     for name in (device, REFERENCE):
         with Context(DEVICE=name):

@@ -14,18 +14,19 @@ def _distance_from_identity(q: np.ndarray) -> float:
 
 
 def _matrix(kind: str) -> np.ndarray:
+    """Of two shapes, as a program is compiled for each."""
     generator = np.random.default_rng(5)
     if kind == "zero":
-        return np.zeros((4, 3))
+        return np.zeros((5, 3))
     if kind == "rank 1":
         return np.outer(np.arange(1.0, 6), [1.0, -2.0, 0.5])
     if kind == "graded":
         return generator.normal(size=(8, 8)) * 10.0 ** -np.arange(0, 16, 2)
     if kind == "huge":
-        return generator.normal(size=(5, 5)) * 1e200
+        return generator.normal(size=(8, 8)) * 1e200
     if kind == "equal singular values":
-        return np.linalg.qr(generator.normal(size=(6, 6)))[0]
-    return np.vander(np.linspace(0, 1, 7))
+        return np.linalg.qr(generator.normal(size=(8, 8)))[0]
+    return np.vander(np.linspace(0, 1, 8))
 
 
 KINDS = ["zero", "rank 1", "graded", "huge", "equal singular values", "vandermonde"]
