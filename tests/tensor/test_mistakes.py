@@ -335,6 +335,46 @@ REFUSED = {
     "Context(DEVICE=5)": "DEVICE=5: expected a text",
     "Tensor.train('yes').__enter__()": "Tensor.train('yes'): expected True or False",
     "setattr(Tensor, 'training', 1)": "Tensor.train(1): expected True or False",
+    # layers, and what holds them
+    "nn.Linear(3, 2)(None)": "Linear of a NoneType: modules take tensors",
+    "nn.Linear(4, 2)(nn.LSTM(3, 4)(Y))": "model(pair[0]) of what an LSTM gives",
+    "HEADS(Y, Y, 5)": "MultiheadAttention: the value is a int, expected a tensor",
+    "HEADS(Y, Y, Y, need_weights='no')": "MultiheadAttention(need_weights='no'): expected True or",
+    "nn.TransformerEncoderLayer(4, 2)(Y, 5)": "the src_mask is a int, expected a tensor",
+    "nn.TransformerEncoderLayer(4, 2, activation=5)": "expected 'relu', 'gelu' or a function",
+    "nn.TransformerEncoder(5, 2)": "ModuleList of 5: expected layers or functions",
+    "nn.ModuleList(nn.ReLU())": "ModuleList of ReLU(): expected a list",
+    "nn.ModuleList([nn.ReLU])": "ModuleList of the class ReLU: expected a layer, as ReLU(…)",
+    "nn.ModuleDict({'a': 5})": "ModuleDict of 5: expected layers",
+    "nn.Module().add_module('a', 5)": "add_module of 5: expected layers",
+    "nn.Module().zero_grad('no')": "zero_grad(set_to_none='no'): expected True or False",
+    "nn.Module().requires_grad_(0)": "requires_grad_(requires_grad=0): expected True or False",
+    "nn.Module().parameters(5)": "parameters(recurse=5): expected True or False",
+    "nn.state.get_parameters(nn.Linear)": "get_parameters of Linear: expected a model",
+    "nn.state.get_state_dict(None)": "get_state_dict of None: expected a model",
+    "nn.ReLU(X)": "ReLU: the inplace is a minigrad.tensor.Tensor, expected True or False",
+    "nn.LayerNorm(3, eps=-1.0)": "LayerNorm(eps=-1.0): expected a number ≥ 0",
+    "nn.BatchNorm2d(3, float('nan'))": "BatchNorm2d(eps=nan): expected a number ≥ 0",
+    "nn.Embedding.from_pretrained([[1.0]])": "the embeddings is a list, expected a tensor",
+    "nn.Embedding.from_pretrained(X, freeze='no')": "from_pretrained(freeze='no'): expected True",
+    "F.linear(X, X[0])": "linear of (2, 3), weight (3,): expected a weight (out, in)",
+    # losses
+    "F.cross_entropy(X, X, ignore_index=1)": "of probabilities: expected integer targets",
+    "F.cross_entropy(X, X, X[0], ignore_index=1)": "of probabilities: expected integer targets",
+    "F.cross_entropy(X, Tensor([0, 1]), X[0], label_smoothing=2.0)": "or share, in 0 … 1",
+    "F.cross_entropy(X, _zeros(2, 1), X[0])": "expected equal shapes",
+    "F.triplet_margin_loss(X, X, X, -1.0)": "(margin=-1.0): expected a number > 0",
+    # optimizers
+    "optim.SGD([LEAF], momentum='a')": "SGD(momentum='a'): expected a number",
+    "optim.SGD([LEAF], momentum=0.9, nesterov='no')": "SGD(nesterov='no'): expected True or False",
+    "optim.Adam([LEAF], betas=(0.9, 'a'))": "betas (0.9, a): expected each in 0 … 1",
+    "optim.AdamW([LEAF], decoupled=0)": "AdamW(decoupled=0): expected True or False",
+    "optim.Muon([LEAF], ns_steps=1.5)": "Muon(ns_steps=1.5): expected an int",
+    "optim.OptimizerGroup([_sgd()])": "OptimizerGroup(list): expected optimizers, one after the",
+    "setattr(_sgd(), 'momentum', -1)": "SGD(momentum=-1): expected a number ≥ 0",
+    "optim.clip_grad_norm(nn.ReLU(), 1.0)": "got a ReLU; Adam(model.parameters())",
+    "optim.clip_grad_norm([5], 1.0)": "clip_grad_norm: expected tensors, got a int",
+    "nn.schedule.Schedule(_sgd(), abs, 'a')": "Schedule(step='a'): expected an int",
 }
 
 
@@ -446,6 +486,9 @@ def test_what_is_near_goes_on_working() -> None:
     assert nn.Sequential(len)([1, 2]) == 2 and nn.Identity()(5) == 5  # type: ignore[arg-type,list-item,comparison-overlap]
     assert F.layer_norm(X, 3).shape == X.shape and X.transpose(1).shape == (3, 2)
     assert X.matmul(X.T, "float64").dtype.name == "float64"
+    assert nn.PReLU(init=0)(X - 1).tolist() == X.tolist()  # an int, of which no float was made
+    assert nn.ModuleList([None, nn.ReLU()])[0] is None and X.diff(0, prepend=X).shape == (2, 3)
+    assert (X > 0).diff(prepend=X + 0.5).tolist() == [[0.0, 0.0, -0.5, 0.0, 0.0]] * 2
     assert X.tensordot(X, [0, 0]).shape == (3, 3)  # type: ignore[list-item]
     assert nn.RNN(3, 4)(_zeros(5, 3), _zeros(1, 4))[0].shape == (5, 4)
 
