@@ -295,7 +295,7 @@ class Arranging(Composed):
         """
         r = upscale_factor
         if r < 1 or self.ndim < 3 or self.shape[-3] % (r * r):
-            expected = "a factor r ≥ 1 and (…, channels, height, width), channels a multiple of r²"
+            expected = f"r ≥ 1, (…, channels, height, width), channels a multiple of {r * r}"
             raise misfit(f"pixel_shuffle({r})", expected, self)
         return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
 
@@ -307,7 +307,7 @@ class Arranging(Composed):
         """
         r = downscale_factor
         if r < 1 or self.ndim < 3 or self.shape[-2] % r or self.shape[-1] % r:
-            expected = "a factor r ≥ 1 and (…, channels, height, width), both multiples of r"
+            expected = f"r ≥ 1, (…, channels, height, width), both multiples of {r}"
             raise misfit(f"pixel_unshuffle({r})", expected, self)
         return self.rearrange("... c (h p) (w q) -> ... (c p q) h w", p=r, q=r)
 

@@ -48,7 +48,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "a pair as a tensor": (lambda: X.sort(1).shape, AttributeError, "take .values or .indices"),
     "a mesh of a name": (
-        lambda: Mesh("CPU", dp=1), DeviceError, "Mesh('CPU'): expected devices, as (\"CPU\",",  # type: ignore[arg-type]
+        lambda: Mesh("dp", dp=1), DeviceError, "Mesh('dp'): expected devices, as (",
     ),
     "a mesh of no devices": (lambda: Mesh([], dp=1), DeviceError, "expected devices"),
     "a mesh of True": (lambda: Mesh(dp=True), DeviceError, "expected a whole number"),
@@ -321,8 +321,8 @@ REFUSED = {
     "X.rearrange('a (b c) -> a b c', c=None)": "rearrange(c=None): expected an int",
     "X.unflatten(1, None)": "unflatten(sizes=None): expected several ints, as (2, 3)",
     "X.unflatten(1, 3)": "unflatten(sizes=3): expected several ints",
-    "IMAGE.pixel_shuffle(0)": "expected a factor r ≥ 1",
-    "IMAGE.pixel_unshuffle(3)": "expected a factor r ≥ 1 and (…, channels, height, width), both",
+    "IMAGE.pixel_shuffle(0)": "expected r ≥ 1",
+    "IMAGE.pixel_unshuffle(3)": "(…, channels, height, width), both multiples of 3",
     "Tensor.from_bytes(bytes(4), 1, 'float32')": "from_bytes(shape=1): expected several ints",
     "Tensor.from_bytes(bytes(4), (1,), 3)": "3 is no dtype",
     "Tensor.scan(None, X, X)": "Tensor.scan of None: expected a function f(carry, x) first",
@@ -330,7 +330,7 @@ REFUSED = {
     "Variable(5, 1, 2)": "expected a plain identifier",
     "Variable('n', 1.5, 3)": "expected whole numbers, 0 <= minimum <= maximum",
     "Variable('n', 1, None)": "expected whole numbers",
-    "X.shard(('CPU', 'CPU:1'), P(0))": "P(0): expected names of axes, as P(\"dp\", None)",
+    "X.shard(Mesh(dp=2), P(0))": "P(0): expected names of axes, as P(\"dp\", None)",
     "Context(DEBUG='x')": "DEBUG='x': expected a whole number",
     "Context(DEVICE=5)": "DEVICE=5: expected a text",
     "Tensor.train('yes').__enter__()": "Tensor.train('yes'): expected True or False",
