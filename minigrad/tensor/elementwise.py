@@ -405,15 +405,17 @@ class Elementwise(Methods):
         nodes = [condition("masked_fill", mask), filled, self.node]
         return self._chosen(nodes, shape)
 
-    def clip(self, min: Any = None, max: Any = None) -> Self:
-        """self limited to min … max; None leaves that side open.
+    def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
+        """self limited to min … max; None leaves that side open. Keywords: min, max.
 
         >>> Tensor([1, 5, 9]).clip(3, 7).tolist()
         [3, 5, 7]
         """
-        low, high = min, max
-        if low is None and high is None:
-            raise TypeError("clip(): expected min, max, or both")
+        low, high = named_bounds.pop("min", min_), named_bounds.pop("max", max_)
+        twice = low is not min_ is not None or high is not max_ is not None
+        if named_bounds or twice or (low is None and high is None):
+            given = ", ".join(named_bounds)
+            raise TypeError(f"clip({given}): expected min, max, or both, each once")
         if type(low) is int and low < self.dtype.minimum:
             low = None  # all integers of this dtype are larger
         if type(high) is int and high > self.dtype.maximum:

@@ -291,7 +291,7 @@ REFUSED = {
     "Tensor.stack(None, dim=0)": "stack of a NoneType: expected tensors",
     "Tensor.hstack([])": "expected tensors",
     # what was taken, and changed nothing or repeated something
-    "X.clip(9, min=0.0)": "multiple values for argument 'min'",
+    "X.clip(9, min=0.0)": "expected min, max, or both, each once",
     "X.hardtanh(2.0, 1.0)": "hardtanh(2.0, 1.0): expected min_val ≤ max_val",
     "X.hardtanh(float('nan'))": "expected min_val ≤ max_val",
     "X.isclose(X, -1.0)": "isclose(rtol=-1.0): expected a number ≥ 0",
