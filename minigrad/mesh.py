@@ -40,8 +40,10 @@ class Mesh:
         if not axes:
             raise DeviceError("Mesh() has no axes: name them with their sizes, as Mesh(dp=2, tp=2)")
         for axis, size in axes.items():
-            if not isinstance(size, int) or size < 1:
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise DeviceError(f"Mesh({axis}={size!r}): expected a whole number of at least 1")
+        if devices is not None and not (isinstance(devices, (tuple, list)) and devices):
+            raise DeviceError(f"Mesh({devices!r}): expected devices, as (\"CPU\", \"CPU:1\")")
         self.sizes: Sizes = dict(axes)
         self.size = prod(axes.values())
         kind = Device.DEFAULT if devices is None else Device.canonical(devices[0])

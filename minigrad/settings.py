@@ -130,9 +130,17 @@ def report(level: int, text: Callable[[], str]) -> None:
         say(text())
 
 
+def _check(name: str, value: object) -> None:
+    """KeyError for a name that is no setting, SettingError for a value of another kind."""
+    kind = type(getenv(name))
+    if not isinstance(value, kind):
+        expected = {int: "a whole number", str: "a text"}[kind]
+        raise SettingError(f"{name}={value!r}: expected {expected}")
+
+
 def put(name: str, value: int | str) -> None:
     """Change a setting of this thread for good (scripts use it for `--device` and `--debug`)."""
-    getenv(name)
+    _check(name, value)
     thread.values[name] = value
     thread.settle()
 
@@ -154,8 +162,8 @@ class Context:
     """Change settings inside a `with` block: `with Context(DEBUG=2, FUSE=0): …`."""
 
     def __init__(self, **changes: int | str) -> None:
-        for name in changes:
-            getenv(name)
+        for name, value in changes.items():
+            _check(name, value)
         self.changes = changes
         self.saved: list[dict[str, int | str]] = []
 

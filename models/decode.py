@@ -16,6 +16,7 @@ from minigrad import Tensor, Variable, jit
 from minigrad.errors import BoundsError
 from minigrad.graph.symbolic import Integer
 from minigrad.models.sampling import Sampler, Sampling
+from minigrad.tensor.broadcasting import check_ints
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT, Attention
@@ -262,8 +263,14 @@ def generate(
 
     Prompts of one length are read together.
     """
-    given: list[Any] = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-    single = not given or not hasattr(given[0], "__len__")
+    count, seed, keep = check_ints("generate", max_new_tokens=count, seed=seed, keep=keep)
+    if count < 0:
+        raise ValueError(f"generate(max_new_tokens={count}): expected 0 or more")
+    if isinstance(stop, str) or not isinstance(stop, Collection):
+        raise TypeError(f"generate(stop={stop!r}): expected a collection of tokens, as {{2}}")
+    given: Any = ids.tolist() if isinstance(ids, Tensor) else ids
+    given = list(given) if isinstance(given, Iterable) else given
+    single = not isinstance(given, list) or not given or not hasattr(given[0], "__len__")
     rows = [check_ids(row, model.config.vocabulary) for row in ([given] if single else given)]
     groups: dict[int, list[int]] = {}
     for number, row in enumerate(rows):

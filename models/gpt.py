@@ -25,6 +25,7 @@ from typing import Any, cast
 from minigrad import Tensor, dtypes, nn
 from minigrad.device import Device
 from minigrad.dtype import named
+from minigrad.errors import misfit
 from minigrad.graph.symbolic import high
 from minigrad.models import console, decode, moe, precision
 from minigrad.models.decode import Cache, Prompt, Start
@@ -250,6 +251,8 @@ class GPT:
 
     def embed(self, ids: Tensor, start: Start = 0) -> Tensor:
         """Vectors of tokens, and of their positions if those are learned: (batch, length, dim)."""
+        if not isinstance(ids, Tensor) or ids.ndim != 2:
+            raise misfit("GPT", "a tensor of integers (batch, length)", ids)
         length = ids.shape[1]
         if not isinstance(start, Tensor) and high(start + length) > self.config.context:
             raise ValueError(f"{length} tokens are more than the model's context of "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigrad.models.errors import InputError
+from minigrad.tensor.arguments import check_fields
 
 CHOICES = {
     "positions": ("learned", "rotary"),
@@ -64,6 +65,7 @@ class GPTConfig:
     precision: str = "float32"  # in which products are taken; parameters stay as they are
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("layers", "heads", "dim", "context", "vocabulary", "active"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: expected at least 1")

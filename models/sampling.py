@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from minigrad import Tensor
+from minigrad.tensor.arguments import check_fields
 from minigrad.tensor.random import threefry
 
 NEVER = 1e-30  # a temperature below makes the likeliest certain
@@ -36,6 +37,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.temperature >= 0:
             raise ValueError(f"temperature is {self.temperature}: expected 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:

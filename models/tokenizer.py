@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import heapq
 import json
+import operator
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -78,6 +79,10 @@ class Tokenizer(ABC):
         """The UTF-8 that one id stands for, which may be a part of a character; InputError where
         there is no such token.
         """
+        try:
+            number = operator.index(number)
+        except TypeError:
+            raise TypeError(f"a token is {number!r:.80}: expected a whole number") from None
         if number >= 0:
             with suppress(LookupError):
                 return self._bytes_of(number)
@@ -103,6 +108,8 @@ def mended(text: str) -> str:
 
     Two that belong together are a character, others the replacement character (as in tiktoken).
     """
+    if not isinstance(text, str):
+        raise TypeError(f"a tokenizer's text is {text!r:.80}: expected a str")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

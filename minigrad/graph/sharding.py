@@ -221,7 +221,8 @@ class P(tuple[object, ...]):
         for extent, entry in zip(shape, (*self, *(None,) * (len(shape) - len(self))), strict=True):
             names, count = entry if isinstance(entry, Blocks) else (entry, 1)
             axes = () if names is None else (names,) if isinstance(names, str) else names
-            assert isinstance(axes, tuple) or axes == ()
+            if not isinstance(axes, tuple):
+                raise ShapeError(f"{self!r}: expected names of axes, as P(\"dp\", None)")
             for axis in axes:
                 if axis not in sizes:
                     known = ", ".join(map(repr, sizes))

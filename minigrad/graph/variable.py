@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from numbers import Integral
 from operator import index
 from typing import Any, SupportsIndex
 
@@ -19,14 +20,17 @@ class Variable:
     """
 
     def __init__(self, name: str, minimum: int, maximum: int) -> None:
-        if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
+        plain = isinstance(name, str) and name.isascii() and name.isidentifier()
+        if not plain or name.startswith("_"):
             raise ValueError(
                 f"Variable({name!r}): expected a plain identifier as name, of the letters a … z, "
                 "A … Z, digits, and _, which is not first"
             )
-        if minimum < 0 or maximum < minimum:
+        bounds = (minimum, maximum)
+        if not all(isinstance(end, Integral) for end in bounds) or not 0 <= minimum <= maximum:
             raise ValueError(
-                f"Variable({name!r}, {minimum}, {maximum}): expected 0 <= minimum <= maximum"
+                f"Variable({name!r}, {minimum}, {maximum}): expected whole numbers, "
+                "0 <= minimum <= maximum"
             )
         self.name, self.minimum, self.maximum = name, minimum, maximum
         # loops' variables end in a digit (i0, k1: see schedule/axis.py), and none of a user's may

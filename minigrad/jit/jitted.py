@@ -106,6 +106,8 @@ class Jitted(Generic[P, R]):
     def __init__(
         self, function: Callable[P, R], instance: Callable[[], Any] | None = None
     ) -> None:
+        if not callable(function):
+            raise TypeError(f"jit of {function!r}: expected a function of tensors")
         self.function, self.instance, self.owner = function, instance, None
         self._called: dict[int, _Called] = {}  # the call before a capture's, by the thread's key
         self._replays: dict[int, Serve] = {}  # how its capture is served, by the thread's key

@@ -13,6 +13,7 @@ from minigrad.nn.layers import Dropout, Linear, uniform
 from minigrad.nn.module import Layer, Parameter
 from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import checked
 
 
 class MultiheadAttention(Layer):
@@ -38,6 +39,7 @@ class MultiheadAttention(Layer):
         self.out_proj = Linear(embed_dim, embed_dim, bias)
         self.out_proj.bias = Parameter(Tensor.zeros(embed_dim)) if bias else None
 
+    @checked
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
         need_weights: bool = True, attn_mask: Tensor | None = None,
@@ -148,7 +150,8 @@ class TransformerEncoderLayer(Layer):
         batch_first: bool = False, norm_first: bool = False, bias: bool = True,
     ) -> None:  # fmt: skip
         known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
-        if isinstance(activation, str) and activation not in known:
+        chosen = known.get(activation) if isinstance(activation, str) else activation
+        if not callable(chosen):
             raise ValueError(
                 f"TransformerEncoderLayer(activation={activation!r}): expected 'relu', 'gelu' or a "
                 "function of a Tensor"
@@ -160,10 +163,10 @@ class TransformerEncoderLayer(Layer):
         self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias)
         self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias)
         self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
-        self.activation: Callable[[Tensor], Tensor]
-        self.activation = known[activation] if isinstance(activation, str) else activation
+        self.activation = chosen
         self.norm_first = norm_first
 
+    @checked
     def __call__(
         self, src: Tensor, src_mask: Tensor | None = None,
         src_key_padding_mask: Tensor | None = None, is_causal: bool = False,
@@ -196,6 +199,7 @@ class TransformerEncoder(Layer):
         self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
         self.num_layers, self.norm = num_layers, norm
 
+    @checked
     def __call__(
         self, src: Tensor, mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,

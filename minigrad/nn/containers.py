@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, Self, TypeVar
 
 from minigrad.hints import missing
-from minigrad.nn.module import Kind, Layer, Member, Module, Parameter, members
+from minigrad.nn.module import Kind, Layer, Member, Module, Parameter, checked_part, members
 from minigrad.tensor import Tensor
 from minigrad.tensor.noted import note
 from minigrad.tensor.pytree import Same
@@ -62,7 +62,7 @@ class _Container(Layer):
 
     def _item(self, item: Any) -> Any:
         """What is held for an item that is given."""
-        return item
+        return item if item is None else checked_part(type(self).__name__, item)
 
     register_module = add_module
 
@@ -72,6 +72,8 @@ class _List(_Container, MutableSequence[_T]):
 
     def __init__(self, items: Iterable[_T] = ()) -> None:
         self._items = {}
+        if not isinstance(items, Iterable):
+            raise TypeError(f"{type(self).__name__} of {items!r}: expected a list")
         self.extend(items)
 
     @property
@@ -147,13 +149,8 @@ class Sequential(_List[Function]):
             else:
                 self.extend(layer if isinstance(layer, (list, tuple)) else [layer])  # type: ignore[list-item]
 
-    def _item(self, item: Any) -> Function:
-        if not callable(item):
-            raise TypeError(f"Sequential of {item!r}: expected layers or functions of a tensor")
-        if isinstance(item, type):
-            name = item.__name__
-            raise TypeError(f"Sequential of the class {name}: expected a layer, as {name}(…)")
-        return item  # type: ignore[no-any-return]
+    def _item(self, item: Any) -> Any:
+        return checked_part("Sequential", item)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Module):

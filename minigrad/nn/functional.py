@@ -16,6 +16,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import check_share
 from minigrad.tensor.convolution import Numbers, Padding, per_dimension
 
 Pool = Callable[..., Any]
@@ -116,6 +117,8 @@ scaled_dot_product_attention = Tensor.scaled_dot_product_attention
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b: (…, in), (out, in), (out,) → (…, out). `Tensor.linear` takes Wᵀ."""
+    if weight.ndim != 2:
+        raise misfit("linear", "a weight (out, in)", f"{x.shape}, weight {weight.shape}")
     return x.linear(weight.transpose(), bias)
 
 
@@ -294,6 +297,12 @@ def instance_norm(
     return group_norm(x, x.size(1), weight, bias, eps)
 
 
+def _check_above_0(name: str, **given: float) -> None:
+    for what, value in given.items():
+        if not value > 0:
+            raise ValueError(f"{name}({what}={value}): expected a number > 0")
+
+
 def _classes(x: Tensor) -> int:
     return 1 if x.ndim > 1 else 0
 
@@ -319,12 +328,14 @@ def cross_entropy(
     each class, by whose sum means are divided if targets are integers.
     """
     axis = _classes(x)
-    if weight is None:
+    if weight is None or ignore_index != -100 and target.dtype.is_float:
         return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
     _check_factors("cross_entropy", x.shape[axis : axis + 1], weight)
+    check_share("cross_entropy", label_smoothing=label_smoothing)
     weighted = x._wide().log_softmax(axis).movedim(axis, -1) * weight  # sums beyond float16
     share = label_smoothing / int(x.size(axis))
     if target.dtype.is_float:
+        x._check_same_shape("cross_entropy", target)
         wanted = target.movedim(axis, -1) * (1 - label_smoothing) + share
         losses = (-weighted * wanted).sum(-1)
         return losses._reduced(reduction).cast(x._float_dtype())
@@ -369,8 +380,7 @@ def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
 
 def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """d²/2 of differences d up to delta, beyond it delta·(|d| − delta/2) (Huber 1964)."""
-    if not delta > 0:
-        raise ValueError(f"huber_loss(delta={delta}): expected a number > 0")
+    _check_above_0("huber_loss", delta=delta)
     away = x._away("huber_loss", target)
     near = away.hardtanh(-delta, delta)
     return (near * (away - near * 0.5))._reduced(reduction)
@@ -434,6 +444,7 @@ def triplet_margin_loss(
 
     In p-norms over the last dimension; swap: the smaller distance of the two to the negative.
     """
+    _check_above_0("triplet_margin_loss", margin=margin)
     anchor._check_same_shape("triplet_margin_loss", positive)
     anchor._check_same_shape("triplet_margin_loss", negative)
     away = anchor.pairwise_distance(negative, p, eps)

@@ -15,7 +15,7 @@ from minigrad.nn import functional as F
 from minigrad.nn.module import Layer, Parameter
 from minigrad.settings import having
 from minigrad.tensor import Tensor
-from minigrad.tensor.arguments import check_names, fit, kind_of
+from minigrad.tensor.arguments import check_names, checked, fit, kind_of
 from minigrad.tensor.broadcasting import check_share
 from minigrad.tensor.templates import templated
 
@@ -88,6 +88,7 @@ class Embedding(Layer):
                 self.weight.assign(rows.eq(self.padding_idx).where(0.0, self.weight))
 
     @classmethod
+    @checked
     def from_pretrained(
         cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None
     ) -> Self:
@@ -151,7 +152,7 @@ class PReLU(Layer):
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:
         self.num_parameters = num_parameters
-        self.weight = Tensor.full((num_parameters,), init, requires_grad=True)
+        self.weight = Tensor.full((num_parameters,), float(init), requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
@@ -217,7 +218,7 @@ def _layer(
     options.sort(key=lambda option: option.name == last)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     if inplace:
-        options.append(inspect.Parameter("inplace", kind, default=False))
+        options.append(inspect.Parameter("inplace", kind, default=False, annotation="bool"))
     options = [o.replace(kind=kind) for o in options] if only else options
     text = f"The layer of `{function.__name__}`. {inspect.getdoc(function)}".partition("\n>>>")[0]
     body = {"__doc__": text, "__module__": __name__, "function": staticmethod(function),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minigrad.dtype import convert, dtypes
 from minigrad.errors import StateError
 from minigrad.hints import names_of
-from minigrad.tensor.arguments import checked
+from minigrad.tensor.arguments import check_functions
 
 _NOTHING = 1e-12  # a factor by which nothing can be divided
 
@@ -65,12 +65,6 @@ class _Factors:
         self.step()
         for group in groups if later else ():  # one more that begins later changes them
             group.optimizer.lr_at_first = group["lr"]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Arguments of those of this module are of the kinds that are written there."""
-        super().__init_subclass__(**options)
-        if cls.__module__ == __name__:
-            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
 
     def _first(self, group: Any, lr: float) -> float:
         """What is multiplied by the factor of step 0, of the learning rate that was found."""
@@ -183,9 +177,6 @@ class MultiStepLR(_Factors):
     def __init__(
         self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        known = isinstance(milestones, Sequence)
-        if not known or not all(isinstance(step, Real) for step in milestones):
-            raise TypeError(f"MultiStepLR(milestones={milestones!r}): expected a list of steps")
         at = sorted(milestones)
         super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step), last_epoch)
 
@@ -211,6 +202,8 @@ class CosineAnnealingLR(_Factors):
             eta_min,
         )
 
+
+check_functions(globals())
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

@@ -18,7 +18,6 @@ from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.hints import hint, present, put_hints
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
-from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import note, replaces
@@ -107,6 +106,23 @@ def _once(found: Iterable[Member], kind: type) -> list[Member]:
     return [*first.values()]
 
 
+def _check_model(name: str, model: Any) -> None:
+    """TypeError for what has no tensors whatever it is, as a class in place of its object."""
+    if model is None or isinstance(model, (type, *_OPAQUE)):
+        what = getattr(model, "__name__", repr(model))
+        raise TypeError(f"{name} of {what:.60}: expected a model, or tensors in a list or dict")
+
+
+def checked_part(name: str, part: Any) -> Any:
+    """A layer or function of a tensor, as it is; TypeError for anything else."""
+    if isinstance(part, type):
+        kind = part.__name__
+        raise TypeError(f"{name} of the class {kind}: expected a layer, as {kind}(…)")
+    if not callable(part):
+        raise TypeError(f"{name} of {part!r}: expected layers or functions of a tensor")
+    return part
+
+
 def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
     """All tensors of a model by dotted names ("layers.0.weight"), in the order of definition.
 
@@ -114,6 +130,7 @@ def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
     weights) stands under each; an object that contains itself is visited once along a path. Of an
     `nn.Module` its parameters and the buffers that are saved, as PyTorch's.
     """
+    _check_model("get_state_dict", model)
     return {
         name: value
         for name, value, kind in walk(model, prefix)
@@ -129,6 +146,7 @@ def get_parameters(model: Any) -> list[Tensor]:
     Of plain objects that is every float tensor, also one that nobody marked; a warning names these
     where others are marked, as a mask is beside layers: mark it with `nn.Parameter` or `nn.buffer`.
     """
+    _check_model("get_parameters", model)
     found = _once(walk(model), Tensor)
     warn_of_unmarked(found, 4)
     return [
@@ -380,7 +398,7 @@ class Module:
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Hold a module (or None)."""
-        setattr(self, name, module)
+        setattr(self, name, module if module is None else checked_part("add_module", module))
 
     register_module = add_module
 
@@ -458,7 +476,6 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Put it and all modules below it into training mode, or into evaluation mode."""
-        check_flag("train", "mode", mode)
         for module in self.modules():
             module.training = mode
         return self
@@ -552,6 +569,9 @@ def _move(tensor: Tensor, place: str | None, dtype: DType | None) -> bool:
 
 
 put_hints("Module", Module)
+for _name, _method in [*vars(Module).items()]:
+    if isinstance(_method, FunctionType) and not _name.startswith("_"):
+        setattr(Module, _name, checked(_method))
 
 
 class Layer(Module):
@@ -561,7 +581,8 @@ class Layer(Module):
     """
 
     _training = None
-    _refused: tuple[type, ...] = (int, float, bool, list, str)  # what it is called with by mistake
+    # what it is called with by mistake: an LSTM gives a pair, a forward without return None
+    _refused: tuple[type, ...] = (int, float, bool, list, tuple, str, type(None))
     # what the repr says: values, then values by their names, then those that are not as here
     _sizes: ClassVar[tuple[str, ...]] = ()
     _named: ClassVar[tuple[str, ...]] = ()

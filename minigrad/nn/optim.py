@@ -171,17 +171,11 @@ class Optimizer(Steps):
         _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__} of a tensor: expected several, or one as [x]")
-        if not isinstance(params, Iterable):
-            raise TypeError(f"{type(self).__name__}: expected tensors; {hint('optim.Adam(model)')}")
-        self.params = list({id(tensor): tensor for tensor in params}.values())
+        given = _several(type(self).__name__, params)
+        self.params = list({id(tensor): tensor for tensor in given}.values())
         if not self.params:
-            raise ValueError(f"{type(self).__name__}: no parameters were given")
+            raise ValueError(f"{type(self).__name__}: no parameters were given; expected tensors")
         for tensor in self.params:
-            if not isinstance(tensor, Tensor):
-                raise TypeError(
-                    f"{type(self).__name__}: expected tensors, got a {type(tensor).__name__}; "
-                    f"{hint('optim.Adam(model)')}"
-                )
             if tensor.requires_grad is None and tensor._descends_from_leaves():
                 raise GradientError(
                     f"{type(self).__name__}: a tensor of shape {tensor.shape} was computed from "
@@ -215,6 +209,7 @@ class Optimizer(Steps):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self).get("options", ()):
+            _check_numbers(self, **{name: value} if name in _NUMBERS else {})
             note(self, name, written=True)
         super().__setattr__(name, value)
 
@@ -400,7 +395,7 @@ class AdamW(Optimizer):
     rule: Rule = staticmethod(_adam)
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float | Betas = 0.9,
         b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.01,
         betas: Betas | None = None, decoupled: bool = True,
     ) -> None:  # fmt: skip
@@ -414,7 +409,7 @@ class Adam(AdamW):
     """Adam (Kingma and Ba 2015); weight_decay is added to the gradient."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float | Betas = 0.9,
         b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
         betas: Betas | None = None,
     ) -> None:  # fmt: skip
@@ -481,7 +476,7 @@ class LAMB(Optimizer):
     rule: Rule = staticmethod(_lamb)
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float = 0.9,
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float | Betas = 0.9,
         b2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.0,
         betas: Betas | None = None,
     ) -> None:  # fmt: skip
@@ -565,12 +560,15 @@ class OptimizerGroup(Steps):
     """Several optimizers, one for each kind of parameters, that step in one program."""
 
     def __init__(self, *optimizers: Optimizer) -> None:
-        if not optimizers:
-            raise ValueError("OptimizerGroup: no optimizers were given")
+        if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
+            kinds = ", ".join(type(one).__name__ for one in optimizers)
+            raise TypeError(f"OptimizerGroup({kinds}): expected optimizers, one after the other")
         self.optimizers = list(optimizers)
         self.params = [param for optimizer in optimizers for param in optimizer.params]
         if len({id(param) for param in self.params}) < len(self.params):
-            raise ValueError("OptimizerGroup: a parameter belongs to two optimizers")
+            raise ValueError(
+                "OptimizerGroup: a parameter belongs to two optimizers; expected each in one group"
+            )
 
     def __repr__(self) -> str:
         return f"OptimizerGroup({', '.join(map(repr, self.optimizers))})"
@@ -583,6 +581,18 @@ class OptimizerGroup(Steps):
 
     def _parts(self) -> Mapping[str, Optimizer]:
         return {f"{i}.": optimizer for i, optimizer in enumerate(self.optimizers)}
+
+
+def _several(name: str, params: Any) -> list[Tensor]:
+    """Tensors in a list; TypeError for anything else."""
+    given = [*params] if isinstance(params, Iterable) else [params]
+    for tensor in given:
+        if not isinstance(tensor, Tensor):
+            what = type(tensor).__name__
+            raise TypeError(
+                f"{name}: expected tensors, got a {what}; {hint('optim.Adam(model)')}"
+            )
+    return given
 
 
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
@@ -598,13 +608,13 @@ def _check_nesterov(optimizer: Optimizer, nesterov: bool, momentum: float) -> No
         raise ValueError(f"{name}(nesterov=True, momentum={momentum}): expected momentum > 0")
 
 
-def _checked(b1: float, b2: float, betas: Betas | None) -> Betas:
+def _checked(b1: Any, b2: float, betas: Betas | None) -> Betas:
     if isinstance(b1, (tuple, list)):
         raise TypeError(f"b1={b1}: expected a number; a pair is given as betas={b1}")
     if betas is not None and not (isinstance(betas, (tuple, list)) and len(betas) == 2):
         raise TypeError(f"betas={betas}: expected two numbers, as (0.9, 0.999)")
     first, second = (b1, b2) if betas is None else betas
-    if not (0 <= first < 1 and 0 <= second < 1):
+    if not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in (first, second)):
         raise ValueError(f"betas ({first}, {second}): expected each in 0 … 1, without 1")
     return first, second
 
@@ -621,7 +631,7 @@ def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm(max_norm={max_norm}): expected a number ≥ 0")
-    params = [params] if isinstance(params, Tensor) else params
+    params = [params] if isinstance(params, Tensor) else _several("clip_grad_norm", params)
     with Tensor.no_grad():
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:

@@ -6,6 +6,7 @@ Arguments may go by other libraries' names, too.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +42,10 @@ def _are_ints(value: Any) -> bool:
     return _is_int(value) or isinstance(value, (tuple, list, range)) and all(map(_is_int, value))
 
 
+def _is_list_of_ints(value: Any) -> bool:
+    return _are_ints(value) and not _is_int(value)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (Real, Affine, Core))
 
@@ -50,6 +55,7 @@ _NUMBER = Kind(frozenset({float, int, bool}), _is_number, "a number")
 _INT = Kind(frozenset({int}), _is_int, "an int")
 _AXES = Kind(frozenset({int}), _are_ints, "an int or several")
 _FLAG = Kind(frozenset({bool}), lambda value: False, "True or False")
+_EPS = Kind(frozenset(), lambda eps: isinstance(eps, Real) and float(eps) >= 0, "a number ≥ 0")
 _SIZE = Kind(frozenset(), lambda value: _is_int(value) and value >= 0, "an int ≥ 0")
 KINDS = {
     "int": _INT, "Axis": _INT, "Integer": _INT, "bool": _FLAG, "builtins.bool": _FLAG,
@@ -57,6 +63,7 @@ KINDS = {
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
     "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[int] | None": _AXES,
     "int | Sequence[Integer]": _AXES,
+    "Sequence[int]": Kind(frozenset(), _is_list_of_ints, "several ints, as (2, 3)"),
 }  # fmt: skip
 
 
@@ -73,8 +80,7 @@ def kind_of(annotation: Any) -> Kind | None:
 def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
     """The value, whole numbers of other kinds as ints; TypeError where it is of another kind."""
     if kind.fits(value):
-        several = kind.fits is _are_ints and not _is_int(value)
-        return tuple(map(whole, value)) if several else whole(value)
+        return tuple(map(whole, value)) if isinstance(value, (tuple, list, range)) else whole(value)
     if hasattr(type(value), "instead"):
         raise TypeError(f"{title}: {value.instead()}")
     home, what = type(value).__module__, type(value).__name__
@@ -84,7 +90,10 @@ def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
         said = f"{title}: the {'input' if name == 'self' else name} is a {what}, "
     else:
         said = f"{title}({name}={shown}): "
-    wrong = ShapeError if kind is _SIZE and _is_int(value) else TypeError
+    wrong: type[Exception] = TypeError
+    if isinstance(value, Real) and not isinstance(value, bool):
+        wrong = ShapeError if kind is _SIZE and _is_int(value) else wrong
+        wrong = ValueError if kind is _EPS else wrong
     raise wrong(f"{said}expected {kind.words}")
 
 
@@ -94,6 +103,12 @@ def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> 
         kind = kinds.get(name)
         if kind is not None and type(value) not in kind.plain:
             given[name] = fitted(title, name, value, kind)
+
+
+def check_fields(made: Any) -> None:
+    """TypeError for a field of a dataclass's object that is of another kind than its annotation."""
+    kinds = {field.name: kind_of(str(field.type)) for field in dataclasses.fields(made)}
+    fit(type(made).__name__, kinds, dict(vars(made)))
 
 
 def check_names(title: str, function: Callable[..., Any], given: Iterable[str]) -> None:
@@ -118,26 +133,31 @@ def _parameters(function: Any) -> tuple[Sequence[str], Sequence[str], Mapping[st
 
 def checked(
     function: Callable[..., Any], words: Mapping[str, str] | None = None, *, first: bool = False,
-    sizes: bool = False,
+    owner: type | None = None, sizes: bool = False,
 ) -> Callable[..., Any]:  # fmt: skip
     """The function, which refuses an argument of another kind than its annotation's.
 
     words: other names of its arguments, see `_words_of`. first: what stands first is a tensor, of
-    whatever annotation (of a method that is called on a tensor it is one). sizes: ints are ≥ 0.
+    whatever annotation. owner: the class whose method it is, which may be called with something
+    else, as Tensor.isin([1], x) is. sizes: ints are ≥ 0, as are numbers called eps.
     """
     words = words or {}
     named = function.__qualname__.rpartition(".")[2]
-    makes = named == "__init__"  # an object, whose class messages name
+    makes = named in ("__init__", "__call__")  # of an object, whose class messages name
     positional, others, said = _parameters(function)
     names = (*positional, *others)
     # a device may be several, as a tuple: whoever looks for it says what is wrong
     kinds = {name: None if name == "device" else kind_of(said.get(name)) for name in names}
     if sizes:
         kinds |= {name: _SIZE for name in names if said.get(name) == "int"}
+        kinds |= {name: _EPS for name in names if name.endswith("eps")}
     kinds |= {word: kinds.get(meant) for word, meant in words.items() if word not in kinds}
     places = [(name, kinds[name]) for name in positional]
     if first:
         places[:1] = [(names[0] if names else "input", _TENSOR)]
+    wanted = words or any(kind for _, kind in [*places, *kinds.items()])
+    if owner is not None:
+        places[:1] = [("self", _TENSOR._replace(plain=frozenset({owner})))]
 
     known: set[tuple[type, ...]] = set()  # of arguments that fit whatever their values are
 
@@ -175,15 +195,21 @@ def checked(
             check_names(title if makes else function.__qualname__, function, kwargs)
             raise
 
-    return call if words or any(kind for _, kind in [*places, *kinds.items()]) else function
+    return call if wanted else function
 
 
 def check_functions(names: dict[str, Any], *homes: str, first: bool = False) -> None:
-    """Let the public functions among a module's names, defined in it or in `homes`, do so."""
+    """Let the public functions and classes among a module's names, from it or `homes`, do so."""
     for name, value in list(names.items()):
-        if isinstance(value, FunctionType) and not name.startswith("_"):
-            if value.__module__ in (names["__name__"], *homes):
-                names[name] = checked(value, first=first)
+        if name.startswith("_") or value.__class__ not in (FunctionType, type):
+            continue
+        if value.__module__ not in (names["__name__"], *homes):
+            continue
+        made = vars(value).get("__init__")
+        if isinstance(value, FunctionType):
+            names[name] = checked(value, first=first)
+        elif made is not None and not hasattr(made, "__wrapped__"):
+            type.__setattr__(value, "__init__", checked(made))
 
 
 def _words_of(name: str, function: Any) -> dict[str, str]:
@@ -202,7 +228,9 @@ def check_methods(kind: type) -> None:
         for name, method in list(vars(family).items()):
             function = getattr(method, "__func__", method)
             if hasattr(function, "__code__") and not name.startswith("_"):
-                checking = checked(function, _words_of(name, function))
+                several = function.__code__.co_flags & inspect.CO_VARARGS  # cat takes a list, too
+                own = kind if function is method and not several else None
+                checking = checked(function, _words_of(name, function), owner=own)
                 if checking is not function:
                     form = type(method) if function is not method else (lambda f: f)
                     setattr(kind, name, form(checking))

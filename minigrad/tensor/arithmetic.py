@@ -222,9 +222,11 @@ class Arithmetic(Composed):
         [-1.0, 3.0]
         """
         shape = () if weight.numel() == 1 else (-1, *(1 for _ in self.shape[2:]))
+        if weight.numel() not in (1, *self.shape[1:2]):
+            raise misfit("prelu", "one slope, or one for each channel", self, weight)
         slopes = self._new(weight.node).reshape(shape)
         # an infinity above 0 has no part in the slopes' gradient, not 0·∞ either
-        return (self > 0).where(self, self.clip(max_=0) * slopes)
+        return (self > 0).where(self, self.clip(max=0) * slopes)
 
     def threshold(self, threshold: Scalar, value: Scalar) -> Self:
         """x above a threshold, else a value.
@@ -345,10 +347,12 @@ class Arithmetic(Composed):
         >>> Tensor([1, 0, 0]).cross(Tensor([0, 1, 0])).tolist()
         [0, 0, 1]
         """
+        other = self._operand(other)
         x, y = self._two("cross", other)
         axis = axis_of("cross", dim, x.ndim, 0)
-        if x.shape[axis] != 3:
-            raise misfit(f"cross along dimension {axis}", "extent 3", x)
+        fits = (each.shape[axis - x.ndim :] for each in (self, other))
+        if any(len(shape) != x.ndim - axis or shape[0] != 3 for shape in fits):
+            raise misfit(f"cross along dimension {dim}", "extent 3 of both", self, other)
         return x.roll(-1, axis) * y.roll(-2, axis) - x.roll(-2, axis) * y.roll(-1, axis)
 
     def matrix_power(self, n: int) -> Self:
@@ -374,7 +378,10 @@ class Arithmetic(Composed):
         """
         product: Self = self._wider(mat1, mat2)._times("addmm", mat2, 2, 2)
         product = product if alpha == 1 else product * alpha
-        return product if beta == 0 else (self if beta == 1 else self * beta) + product
+        if beta == 0:
+            return product
+        added = self._broadcast_to(product.shape)
+        return (added if beta == 1 else added * beta) + product
 
     # --- distances --------------------------------------------------------------------------------
 

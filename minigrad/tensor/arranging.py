@@ -10,7 +10,14 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Axis, Scalar, axes_of, axis_of, broadcast_shape
+from minigrad.tensor.broadcasting import (
+    Axis,
+    Scalar,
+    axes_of,
+    axis_of,
+    broadcast_shape,
+    check_ints,
+)
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence, tensors_in
 
@@ -108,7 +115,7 @@ class Arranging(Composed):
         >>> Tensor([[1, 2], [3, 4]]).rot90().tolist()
         [[2, 4], [1, 3]]
         """
-        if not isinstance(dims, (tuple, list)) or len(dims) != 2:
+        if len(dims) != 2:
             raise ShapeError(f"rot90(dims={dims}): expected two dimensions")
         first, second = axes_of("rot90", dims, self.ndim)
         turned = self if k % 2 == 0 else self.transpose(first, second)
@@ -287,8 +294,8 @@ class Arranging(Composed):
         (1, 1, 4, 4)
         """
         r = upscale_factor
-        if self.ndim < 3 or self.shape[-3] % (r * r):
-            expected = f"(…, channels, height, width), channels a multiple of {r * r}"
+        if r < 1 or self.ndim < 3 or self.shape[-3] % (r * r):
+            expected = f"r ≥ 1, (…, channels, height, width), channels a multiple of {r * r}"
             raise misfit(f"pixel_shuffle({r})", expected, self)
         return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
 
@@ -299,6 +306,9 @@ class Arranging(Composed):
         (1, 4, 2, 2)
         """
         r = downscale_factor
+        if r < 1 or self.ndim < 3 or self.shape[-2] % r or self.shape[-1] % r:
+            expected = f"r ≥ 1, (…, channels, height, width), both multiples of {r}"
+            raise misfit(f"pixel_unshuffle({r})", expected, self)
         return self.rearrange("... c (h p) (w q) -> ... (c p q) h w", p=r, q=r)
 
     # --- tinygrad's -------------------------------------------------------------------------------
@@ -313,6 +323,7 @@ class Arranging(Composed):
         if len(wanted) != self.ndim:
             raise self._too_few("pad_to", wanted)
         pairs = zip(self.shape, wanted, strict=True)
+        check_ints("pad_to", **{f"shape[{d}]": n for d, n in enumerate(wanted) if n is not None})
         behind = [0 if want is None else want - have for have, want in pairs]
         if any(low(more) < 0 for more in behind):
             raise misfit(f"pad_to{wanted}", "no smaller extents; shrink_to cuts", self)
@@ -351,7 +362,7 @@ class Arranging(Composed):
         shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
         places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
         values = self._operand(source) if isinstance(source, Core) else self._filling(source, name)
-        if values.ndim and (values.ndim != self.ndim or values.shape != shape):
+        if values.shape != shape and (values.ndim or isinstance(source, Core)):
             raise ShapeError(f"{name} of {values.shape}: expected {shape}")
         return axis, places.expand(shape), values.expand(shape)
 
@@ -425,13 +436,12 @@ class Arranging(Composed):
         """`take_along_dim`, under another name in messages."""
         if indices.ndim != self.ndim:
             raise misfit(name, "indices of as many dimensions", f"{self.shape} at {indices.shape}")
+        shapes = [(*x.shape[:axis], 1, *x.shape[axis + 1 :]) for x in (self, indices)]
+        common = broadcast_shape(name, *shapes)
         x, places = (
-            value.expand([
-                other if d != axis and extent == 1 else extent
-                for d, (extent, other) in enumerate(zip(value.shape, like.shape, strict=True))
-            ])
-            for value, like in ((self, indices), (self._new(indices.node), self))
-        )  # fmt: skip
+            value.expand((*common[:axis], *value.shape[axis : axis + 1], *common[axis + 1 :]))
+            for value in (self, self._new(indices.node))
+        )
         return x._gather(name, axis, places, True)
 
     def masked_scatter(self, mask: Core, source: Core) -> Self:

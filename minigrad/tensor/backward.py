@@ -7,17 +7,16 @@ from functools import reduce
 from itertools import chain
 from typing import Any, Self
 
-from minigrad.errors import GradientError
+from minigrad.errors import GradientError, misfit
 from minigrad.graph import build
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import BUFFER, Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
-from minigrad.hints import hint
+from minigrad.hints import table
 from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import broadcast_to
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
@@ -43,7 +42,8 @@ class Backward(Composed):
         """
         for name in unknown:
             given = {"create_graph": "True", "inputs": "[x]"}.get(name, "True")
-            raise TypeError(hint(f"loss.backward({name}={given})"))
+            how = table().get(f"loss.backward({name}={given})", "expected gradient=, or nothing")
+            raise TypeError(f"backward({name}=…): {how}")
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
         older = realization.rewritten(order)
@@ -119,7 +119,9 @@ class Backward(Composed):
                     "reduce it, e.g. with .sum(), or pass gradient= of its shape"
                 )
             return build.const(1.0, self.dtype, self.shape, self.raw.device)
-        return broadcast_to(build.cast(gradient.node, self.dtype), self.shape, "gradient=")
+        if gradient.shape != self.shape:
+            raise misfit("gradient=", f"{self.shape}, as what is differentiated", gradient)
+        return build.cast(gradient.node, self.dtype)
 
     def _settle_unmarked(self) -> tuple[Node, Sequence[Node]]:
         """Carry out waiting writes to tensors that nobody marked, so that these are leaves.

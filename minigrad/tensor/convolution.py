@@ -254,12 +254,6 @@ class Convolution(Composed):
         [[[[1.0, 1.0], [1.0, 1.0]]]]
         """
         plan = _Plan("max_pool2d", self, kernel_size, stride, padding, dilation, ceil_mode)
-        for (before, after), k, d in zip(plan.pairs, plan.kernel, plan.gaps, strict=True):
-            if 2 * max(before, after) > d * (k - 1) + 1:
-                raise ShapeError(
-                    f"max_pool2d(padding={plan.pairs}): expected at most half the kernel "
-                    f"{tuple(plan.kernel)}"
-                )
         windows = plan.windows(self, self.dtype.minimum)
         best = windows.max(tuple(range(-plan.spatial, 0)))
         return (best, plan.places(self, windows, best)) if return_indices else best
@@ -520,6 +514,9 @@ class _Plan:
             self.space, self.pairs, self.kernel, self.steps, self.gaps, strict=True
         ):
             reach = d * (k - 1) + 1
+            if 2 * max(before, after) > reach:
+                raise ShapeError(f"{name}(padding={self.pairs}): expected at most half the kernel "
+                                 f"{tuple(self.kernel)}")  # fmt: skip
             free = n + before + after - reach
             count = (ceildiv(free, s) if ceil_mode else free // s) + 1
             if ceil_mode and (count - 1) * s >= n + before:

@@ -115,6 +115,7 @@ class Core(Holder, metaclass=_TensorType):
         >>> Tensor.from_bytes(bytes([1, 2]), (2,), Tensor([1], dtype="uint8").dtype).tolist()
         [1, 2]
         """
+        dtype = resolve(dtype)
         if len(data) != numel(shape) * dtype.itemsize:
             raise ShapeError(
                 f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}; "

@@ -412,8 +412,10 @@ class Elementwise(Methods):
         [3, 5, 7]
         """
         low, high = named_bounds.pop("min", min_), named_bounds.pop("max", max_)
-        if named_bounds or (low is None and high is None):
-            raise TypeError(f"clip({', '.join(named_bounds)}): expected min, max, or both")
+        twice = low is not min_ is not None or high is not max_ is not None
+        if named_bounds or twice or (low is None and high is None):
+            given = ", ".join(named_bounds)
+            raise TypeError(f"clip({given}): expected min, max, or both, each once")
         if type(low) is int and low < self.dtype.minimum:
             low = None  # all integers of this dtype are larger
         if type(high) is int and high > self.dtype.maximum:

@@ -437,6 +437,9 @@ class Functions(Methods):
         [True]
         """
         x, y = self._two("isclose", other)
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not isinstance(value, Core) and not value >= 0:
+                raise ValueError(f"isclose({name}={value}): expected a number ≥ 0")
         if not x.dtype.is_float:  # whose differences may wrap
             x, y = x.cast(dtypes.float64), y.cast(dtypes.float64)
         near = (x - y).abs() <= y.abs() * rtol + atol
@@ -734,6 +737,9 @@ class Functions(Methods):
         >>> Tensor([-9.0, 0.5]).hardtanh().tolist()
         [-1.0, 0.5]
         """
+        if not isinstance(min_val, Core) and not isinstance(max_val, Core):
+            if not min_val <= max_val:
+                raise ValueError(f"hardtanh({min_val}, {max_val}): expected min_val ≤ max_val")
         return (self >= max_val).where(max_val, (self <= min_val).where(min_val, self))
 
     # --- in place ---------------------------------------------------------------------------------

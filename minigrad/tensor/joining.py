@@ -155,6 +155,7 @@ class Joining(Methods):
                 f"rearrange {pattern!r} with {sizes}: expected the same names on both sides, each "
                 "once, and sizes of these names"
             )
+        check_ints("rearrange", **sizes)
         extents: dict[str, Any] = dict(sizes)
         for group, extent in zip(before, self.shape, strict=True):
             open_ = [name for name in group if name not in extents]
@@ -207,6 +208,8 @@ def _joined_along(
             f"{name}([a, b, …], dim)"
         )
     kind = type(listed[0])
+    if not isinstance(listed[0], Core):
+        raise TypeError(f"{name} of a {kind.__name__}: expected tensors")
     tensors = [tensor if isinstance(tensor, kind) else kind(tensor) for tensor in listed]
     same_device("cat", [tensor.raw for tensor in tensors])
     dtype = promote(*(tensor.dtype for tensor in tensors))

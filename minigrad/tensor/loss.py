@@ -52,6 +52,9 @@ class Loss(Composed):
         place = self._class_axis("cross_entropy", target, axis)
         logits = self.movedim(place, -1)
         if target.dtype.is_float:
+            if ignore_index != -100:
+                raise DTypeError(f"cross_entropy(ignore_index={ignore_index}) of probabilities: "
+                                 "expected integer targets")  # fmt: skip
             wanted = self._new(target.node).movedim(place if target.ndim == self.ndim else -1, -1)
             return logits._cross_entropy_of_probabilities(wanted, reduction, label_smoothing)
         return logits.sparse_categorical_crossentropy(

@@ -30,6 +30,8 @@ class _Modes(threading.local):
 
     def train(self, mode: bool) -> None:
         """Behave as in training from now on, or not."""
+        if not isinstance(mode, bool):
+            raise TypeError(f"Tensor.train({mode!r}): expected True or False")
         self.training = mode
         state_that("training", mode)
 

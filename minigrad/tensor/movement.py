@@ -29,7 +29,7 @@ def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
 def tensors_in(name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
     """Tensors that a method takes as f(a, b) and f([a, b]); TypeError for anything else."""
     found = sequence(given)
-    for each in found:
+    for each in found or (given,):
         if not isinstance(each, Core):
             raise TypeError(f"{name} of a {type(each).__name__}: expected tensors")
     return found
@@ -229,8 +229,9 @@ class Movement(Methods):
         >>> Tensor([1, 2, 3]).shrink([(1, 3)]).tolist()
         [2, 3]
         """
-        if len(ranges) != self.ndim or not all(map(_is_range, ranges)):
-            raise self._too_few("shrink", ranges)
+        several = isinstance(ranges, (tuple, list))
+        if not several or len(ranges) != self.ndim or not all(map(_is_range, ranges)):
+            raise self._too_few("shrink", ranges if several else [ranges])
         both = zip(ranges, self.shape, strict=True)
         pairs = [(0, extent) if pair is None else pair for pair, extent in both]
         check_ints("shrink", **{f"ranges[{d}]": n for d, pair in enumerate(pairs) for n in pair})

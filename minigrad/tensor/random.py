@@ -236,8 +236,8 @@ class Random(Methods):
         >>> Tensor.uniform(2, low=1.0, high=1.0).tolist()
         [1.0, 1.0]
         """
-        if not low <= high:
-            raise ValueError(f"uniform(low={low}, high={high}): expected low ≤ high")
+        if not 0 <= high - low < math.inf:
+            raise ValueError(f"uniform(low={low}, high={high}): expected finite low ≤ high")
         wanted = dtype_or(dtype, dtypes.default_float)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
         drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low

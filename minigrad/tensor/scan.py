@@ -44,6 +44,8 @@ class Scanning(Methods):
         >>> Tensor.scan(lambda c, x: (c + x, c * x), Tensor(0), Tensor([1, 2, 3]))[1].tolist()
         [0, 2, 9]
         """
+        if not callable(f):
+            raise TypeError(f"Tensor.scan of {f!r}: expected a function f(carry, x) first")
         (structure, starts), (_, arrays) = _parts(init), _parts(xs)
         count = _count(arrays, length)
         state = [tensor.node for tensor in starts]

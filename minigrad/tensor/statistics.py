@@ -140,6 +140,9 @@ class Statistics(Composed):
         lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]._wide()
         dtype = None if isinstance(q, Core) else lines.dtype  # which half floats have no ranks in
         share = type(self)(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
+        if share.ndim > 1:
+            raise misfit("quantile", "q to be a number or a vector", share)
+        share = share._within("quantile", "no share", "0 … 1") if isinstance(q, Core) else share
         rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
         turn = INTERPOLATIONS[interpolation]
         rank = getattr(rank, turn)() if turn else rank
@@ -238,8 +241,8 @@ class Statistics(Composed):
         >>> Tensor([1.0, 2.0, 1.0]).histc(4, 0, 3).tolist()
         [0.0, 2.0, 1.0, 0.0]
         """
-        if bins < 1 or min > max:
-            raise ValueError(f"histc({bins}, {min}, {max}): expected bins ≥ 1 and min ≤ max")
+        if bins < 1 or not 0 <= max - min < math.inf:
+            raise ValueError(f"histc({bins}, {min}, {max}): expected bins ≥ 1 and finite min ≤ max")
         x = self.flatten().detach()
         x = x._wide() if self.dtype.is_float else x.cast(dtypes.float64)
         low, high = x._operand(min), x._operand(max)
@@ -270,7 +273,7 @@ class Statistics(Composed):
         >>> Tensor([1, 3, 5]).searchsorted(Tensor([3, 4])).tolist()
         [1, 2]
         """
-        check_choice("searchsorted", ("left", "right"), side=side or "left")
+        check_choice("searchsorted", (None, "left", "right"), side=side)
         wanted = self._operand(values)
         if not self.ndim or (self.ndim > 1 and self.shape[:-1] != wanted.shape[:-1]):
             expected = "a sorted vector, or equal leading dimensions"
@@ -334,13 +337,15 @@ class Statistics(Composed):
         axis = axis_of("diff", dim, self.ndim, 0)
         if n < 0:
             raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
+        if not n:
+            return self.clone()
         result, *more = [part for part in (prepend, self, append) if part is not None]
         result = result.cat(*more, dim=axis) if more else result
         for _ in range(min(n, result._known_shape()[axis])):  # after which nothing is left
             extent = result._known_shape()[axis]
             first, last = min(extent, 1), max(extent - 1, 0)
             high, low = result._part(axis, first, extent), result._part(axis, 0, last)
-            result = high.ne(low) if self.dtype.is_bool else high - low
+            result = high.ne(low) if result.dtype.is_bool else high - low
         return self.clone() if result is self else result
 
     # --- norms ------------------------------------------------------------------------------------

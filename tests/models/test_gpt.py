@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,6 +338,35 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--seed" in capsys.readouterr().out
         chosen = gpt_commands.parser()._subparsers._group_actions[0].choices[command]
         assert all(action.help for action in chosen._actions)
+
+
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "a share of a layer": (lambda: GPTConfig(layers=1.5), "GPTConfig(layers=1.5): expected an int"),  # type: ignore[arg-type]
+    "a bias of text": (lambda: GPTConfig(bias="no"), "GPTConfig(bias='no'): expected True or"),  # type: ignore[arg-type]
+    "no tokens": (lambda: GPT(TINY)(Tensor([1, 2])), "GPT of (2,): expected a tensor of integers"),
+    "a text": (lambda: GPT(TINY)("hello"), "GPT of hello: expected a tensor"),  # type: ignore[arg-type]
+    "half a token": (lambda: _drawn(max_new_tokens=2.5), "generate(max_new_tokens=2.5): expected"),
+    "fewer than none": (lambda: _drawn(max_new_tokens=-1), "(max_new_tokens=-1): expected 0 or"),
+    "a seed of text": (lambda: _drawn(seed="a"), "generate(seed='a'): expected an int"),
+    "a stop of one": (lambda: _drawn(stop=5), "generate(stop=5): expected a collection"),
+    "a prompt of one": (lambda: _drawn(ids=5), "a prompt is 5: expected whole numbers"),
+    "k of a half": (lambda: _drawn(top_k=2.5), "Sampling(top_k=2.5): expected an int"),
+    "hot": (lambda: _drawn(temperature="hot"), "Sampling(temperature='hot'): expected a number"),
+    "a text of 5": (lambda: CharacterTokenizer("ab").encode(5), "text is 5: expected a str"),  # type: ignore[arg-type]
+    "a text as tokens": (lambda: CharacterTokenizer("ab").decode("a"), "a token is 'a': expected"),  # type: ignore[arg-type]
+}
+
+
+def _drawn(**options: Any) -> list[int]:
+    return list(GPT(TINY).generate(**{"ids": [1], "max_new_tokens": 1, **options}))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_program_gives_wrongly(name: str) -> None:
+    """Python told of something inside, or nothing was said."""
+    call, words = WRONG[name]
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        call()
 
 
 def test_in_mixed_precision_a_bias_has_the_rounded_gradient() -> None:
