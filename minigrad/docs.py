@@ -37,10 +37,7 @@ def names_of(place: Any) -> list[str]:
 
 def entry(name: str, value: Any) -> str:
     """One name: how it is called, and its docstring."""
-    try:
-        signature = str(inspect.signature(value)).replace("'", "") if callable(value) else ""
-    except (TypeError, ValueError):
-        signature = ""
+    signature = str(inspect.signature(value)).replace("'", "") if callable(value) else ""
     text, mark, example = (inspect.getdoc(value) or "").partition("\n>>> ")
     if mark:  # as a block of code
         text = f"{text}\n```python\n>>> {example}\n```"

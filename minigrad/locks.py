@@ -51,8 +51,7 @@ def held_over_forks(lock: threading.RLock | None = None) -> threading.RLock:
 
 def in_child(function: Callable[[], object]) -> None:
     """Have a function called in the child of each fork, which has the thread alone that forked."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=function)
+    os.register_at_fork(after_in_child=function)
 
 
 def _before_fork() -> None:
@@ -83,5 +82,4 @@ def _in_child() -> None:
     _after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

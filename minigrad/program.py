@@ -13,7 +13,7 @@ from operator import attrgetter
 
 from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil, spoiled, undecided
 from minigrad.dtype import dtypes, number_bytes
-from minigrad.errors import BoundsError, DeviceError, MinigradError
+from minigrad.errors import BoundsError, MinigradError
 from minigrad.failure import failure_of
 from minigrad.graph.build import buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, numbers_of
@@ -120,17 +120,15 @@ _PREPARED = frozenset({Op.CAT, Op.CUSTOM, Op.COPY, Op.LOOP, Op.CHECK})  # see `r
 
 
 def realize(
-    roots: Sequence[Node],
-    failures: list[MinigradError] | None = None,
-    order: Sequence[Node] | None = None,
+    roots: Sequence[Node], failures: list[MinigradError], order: Sequence[Node] | None = None
 ) -> list[Node]:
     """Compute nodes; gives, for each, the BUFFER node that holds its value.
 
     An ASSIGN root is written to its target's memory, after every read of the old value in this
     call. Nodes on several devices may be mixed.
 
-    Raises BoundsError where an index is out of range; or adds it to `failures`, where these are
-    given: then the nodes whose value it concerns cannot be read. order: `topological(roots)`.
+    Where an index is out of range a BoundsError is added to `failures`, and the nodes whose value
+    it concerns cannot be read. order: `topological(roots)`.
     """
     if order is None:
         order = needed(roots)
@@ -149,15 +147,10 @@ def realize(
         if root.op is not BUFFER:
             by_device.setdefault(root.device, {})[root] = None
     checked = bool(operations) and Op.CHECK in operations and flag("BOUNDS") != 0
-    found: list[MinigradError] = []
     made: dict[Node, Node] = {}
     for group in by_device.values():
         known = order if len(group) == len(roots) else None
-        made |= _run([*group], checked, found, known)
-    if failures is not None:
-        failures += found
-    elif found:
-        raise found.pop()  # nor may this frame keep it, which it keeps
+        made |= _run([*group], checked, failures, known)
     return [made.get(root, root) for root in roots]
 
 
@@ -298,7 +291,7 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
     return frozenset(one.arg for some in sources for one in some if one.op is Op.BUFFER)
 
 
-def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> list[Node]:
+def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Node]:
     """Realize roots that depend on COPYs and LOOPs: what the first of these need is computed, they
     run, and what they gave takes their place, until none is left.
 
@@ -330,10 +323,8 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError] | None) -> l
                 new[node] = _copied(node, read[node.src[0]])
             else:
                 new.update(_run_loop(node, read, results.get(node, ()), found))
-        if found and failures is None:
-            raise found.pop()
         if found:
-            failures += found  # type: ignore[operator]
+            failures += found
             return [_lost(root, new.get(root), str(found[0])) for root in roots]
     return realize(replaced(roots, new), failures)
 
@@ -391,10 +382,3 @@ def _run_loop(
                 return steps.results
         unwritten -= first
     return steps.results
-
-
-def bytes_of(node: Node) -> bytearray:
-    """The bytes of a BUFFER node, row-major, on the host."""
-    if node.op is not Op.BUFFER:
-        raise DeviceError(f"bytes_of expects a realized node, got {node!r}")
-    return node.arg.copy_out()  # type: ignore[no-any-return]

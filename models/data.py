@@ -39,10 +39,10 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def read_json(path: Path, missing: Any = None) -> dict[str, Any]:
-    """The object in a JSON file, or `missing` where there is none; InputError for others."""
-    if missing is not None and not path.is_file():
-        return dict(missing)
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, an empty one where there is none; InputError for others."""
+    if not path.is_file():
+        return {}
     text = read_text(path)
     try:
         values: Any = json.loads(text)

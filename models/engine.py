@@ -218,7 +218,7 @@ class Engine:
         best = max(range(len(shared)), key=shared.__getitem__)
         slot = best if shared[best] and best in self.idle else self.idle[0]
         self.idle.remove(slot)
-        if shared[best] > (shared[slot] if slot == best else 0):
+        if slot != best and shared[best]:
             self.slots.copy(best, slot, shared[best])
         request.read = request.shared = shared[best]
         self.known[slot] = head[: shared[best]]

@@ -66,12 +66,13 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("layers", "heads", "dim", "context", "vocabulary", "active"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1")
-        for name in ("key_heads", "feed_forward", "experts", "head_width", "window", "shared"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least 0")
+        least = dict.fromkeys(("layers", "heads", "dim", "context", "vocabulary", "active"), 1)
+        least |= dict.fromkeys(("key_heads", "feed_forward", "experts", "head_width", "window",
+                                "shared", "balance", "router_z", "local_base", "attention_scale",
+                                "attention_cap", "logit_cap"), 0)  # fmt: skip
+        for name, number in least.items():
+            if not number <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least {number}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 known = " or ".join(choices)
@@ -101,15 +102,11 @@ class GPTConfig:
             raise InputError("layer_kinds has sliding layers: expected a window above 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
-        for name in ("balance", "router_z", "local_base", "attention_scale", "attention_cap",
-                     "logit_cap"):  # fmt: skip
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} is {getattr(self, name)}: expected 0 or more")
         factors = {f"rotary_factors[{i}]": factor for i, factor in enumerate(self.rotary_factors)}
         for name in ("epsilon", "rotary_base", "rotary_gain", "embedding_scale"):
             factors[name] = getattr(self, name)
         for name, factor in factors.items():
-            if not (math.isfinite(factor) and factor > 0):
+            if not 0 < factor < math.inf:
                 raise InputError(f"{name} is {factor}: expected a number above 0")
         if self.experts and self.activation not in ("gelu", "swiglu"):
             raise InputError(f"activation is {self.activation!r}: experts have gelu or swiglu")

@@ -79,7 +79,7 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
     With the chat template beside it, and the tokens that end an answer.
     """
     tokenizer = _bare_hub_tokenizer(folder, facts)
-    told = read_json(folder / "tokenizer_config.json", missing={})
+    told = read_json(folder / "tokenizer_config.json")
     template: Any = told.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
@@ -92,7 +92,7 @@ def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
              for name, value in names.items()}  # fmt: skip
     tokenizer.names = {name: value for name, value in plain.items() if isinstance(value, str)}
     ends = [tokenizer.special.get(tokenizer.names.get("eos_token", ""))]
-    for source in (facts, read_json(folder / "generation_config.json", missing={})):
+    for source in (facts, read_json(folder / "generation_config.json")):
         given = source.get("eos_token_id")
         ends += given if isinstance(given, list) else [given]
     tokenizer.ends = {end for end in ends if type(end) is int}
@@ -108,10 +108,11 @@ def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
             return _of_json(json.loads(read_text(whole)))
         if vocabulary.is_file() and merges.is_file():
             ids: Any = json.loads(read_text(vocabulary))
-            lines = [line for line in read_text(merges).split("\n") if line]
+            lines = [line for line in read_text(merges).split("\n")
+                     if line and not line.startswith("#version")]  # fmt: skip
             tokens = sorted(ids, key=ids.__getitem__)
             special = [ids[token] for token in tokens if token.startswith("<|")]
-            return bpe.from_shown(tokens, lines[lines[0].startswith("#version") :], "gpt2", special)
+            return bpe.from_shown(tokens, lines, "gpt2", special)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError,
             RecursionError) as error:  # fmt: skip
         raise InputError(f"{folder}: its tokenizer is none that is known here: {error}") from None

@@ -115,7 +115,7 @@ def read_source(path: Path) -> Source:
         tensors, text = _read_tensors(path)
         if "config" in text and "tokenizer" in text:
             return Source("own", tensors, text)
-        return Source("hub", tensors, read_json(path.parent / "config.json", missing={}))
+        return Source("hub", tensors, read_json(path.parent / "config.json"))
     except ValueError as error:  # of a GGUF file, or an index
         raise InputError(str(error)) from None
     except OSError as error:
@@ -123,7 +123,7 @@ def read_source(path: Path) -> Source:
 
 
 def _read_folder(folder: Path) -> Source:
-    """config.json and one file of weights, or several and their index."""
+    """One file of weights, or several and their index, and config.json; or GGUF files."""
     facts = read_json(folder / "config.json")
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"

@@ -141,17 +141,15 @@ class Origins:
 
     def of(self, made: Node) -> Origin | None:
         """Where a node comes from in the user's program; of its gradient, the lines of the way."""
-        age, seen, phase = made.age, set[int](), "forward"
-        while age not in seen:
-            seen.add(age)
-            found = self._find(age)
-            if found is None:
-                return None
-            phase = found.phase if phase == "forward" else phase
-            if found.made_for < 0 or found.made_for in seen or self._find(found.made_for) is None:
-                return Origin(found.stack, found.module, phase)
-            age = found.made_for
-        return None
+        found, seen = self._find(made.age), {made.age}
+        phase = "forward" if found is None else found.phase
+        while found is not None and found.made_for not in seen:
+            seen.add(found.made_for)
+            other = self._find(found.made_for)
+            if other is None:
+                break
+            found, phase = other, other.phase if phase == "forward" else phase
+        return found and Origin(found.stack, found.module, phase)
 
     def _find(self, age: int) -> Origin | None:
         found = self.known.get(age)

@@ -19,10 +19,10 @@ from minigrad.explain.origins import Origins
 from minigrad.graph.canonical import Canonical, Graph
 from minigrad.graph.collective import exchange
 from minigrad.graph.conversions import group_name
-from minigrad.jit.jitted import Jitted
+from minigrad.jit.jitted import EXPLAINED, Jitted
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
-from minigrad.settings import flag, having
+from minigrad.settings import flag, having, state_that
 from minigrad.tensor import Tensor, realization
 from minigrad.tensor.pytree import flatten
 
@@ -158,10 +158,12 @@ class Watched(Programs):
     def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
         """A step, kernel by kernel."""
         self.round = current = Round(time.perf_counter(), look)
+        state_that(EXPLAINED, True)
         try:
             step()
-            _synchronize()
+            Device.synchronize()
         finally:
+            state_that(EXPLAINED, False)
             self.round = None
         current.seconds = time.perf_counter() - current.start
         return current
@@ -171,7 +173,7 @@ class Watched(Programs):
         with _programs(program.programs):
             start = time.perf_counter()
             step()
-            _synchronize()
+            Device.synchronize()
             return time.perf_counter() - start
 
 
@@ -256,6 +258,7 @@ def run(
         plain = partial(_realized, step, *args)
         if captured:  # with no capture yet
             again = Jitted(step.function, step.instance)
+            again.explained = True
         again = partial(_realized, again, *args)
         first = 2 if captured and not step.captured else 1
         for _ in range(first):
@@ -315,11 +318,6 @@ def _apart(one: Round, plain: Sequence[float], captured: bool) -> float:
     differ together from the time of a step that nobody looked at: a share of it.
     """
     return (one.busy if captured else one.seconds) / median(plain) - 1
-
-
-def _synchronize() -> None:
-    for runtime in list(Device.opened.values()):
-        runtime.synchronize()
 
 
 def _aligned(

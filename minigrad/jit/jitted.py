@@ -83,6 +83,7 @@ from minigrad.tensor.live_tensors import all_holders, of_this_thread
 from minigrad.tensor.noted import Noted, capturing
 from minigrad.tensor.pytree import Signature, flatten, objects, rebuild, show, signature, template
 
+EXPLAINED = "explained"  # the mode of a thread that looks on while a step runs
 MOST_OTHERS = 16  # sets of extents that a step keeps captures for, besides the first
 
 P = ParamSpec("P")
@@ -99,9 +100,11 @@ class Jitted(Generic[P, R]):
 
     owner: of a method, its instance, which lives as long as this object. What is captured for an
     instance is known to all objects that stand for its method, and does not keep it alive.
+    explained: whether it is the step itself where one is explained, of which others are a part.
     """
 
     __slots__ = ("owner", "__dict__", "__weakref__")
+    explained = False
 
     def __init__(
         self, function: Callable[P, R], instance: Callable[[], Any] | None = None
@@ -192,7 +195,8 @@ class Jitted(Generic[P, R]):
 
     def _prepare(self, args: Any, kwargs: Any) -> R:
         """The first call, which runs as it is, or the second."""
-        if recording.calls is not None:  # inside another step: be part of it
+        inside = recording.calls is not None or EXPLAINED in thread.unusual
+        if inside and not self.explained:  # another step: be part of it
             return self.function(*args, **kwargs)
         key = thread.key
         with self._lock:

@@ -18,7 +18,6 @@ from minigrad.errors import DTypeError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
-from minigrad.program import bytes_of
 from minigrad.tensor import hostdata, realization
 from minigrad.tensor.broadcasting import Scalar, check_share
 from minigrad.tensor.core import Core, stored
@@ -58,7 +57,8 @@ class _State:
         """The state, read by the host."""
         mesh = Device.meshes.get(self.device) if self.fresh else None
         first = None if mesh is None else _states.devices.get(mesh.devices[0])
-        return bytes_of((first or self).tensor.realize().raw)
+        data: bytearray = (first or self).tensor.realize().raw.arg.copy_out()
+        return data
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Node, Node]:
         """Two random words for each element of an array."""

@@ -174,7 +174,7 @@ def separate(node: Node, owners: Container[int]) -> None:
         if id(holder._link) not in owners and views.base_of(holder) is None
     ]
     if others:
-        (copied,) = program.realize([_copied(node)])
+        (copied,) = program.realize([_copied(node)], [])
         for holder in others:
             holder._point(copied)
             views.written(holder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device
@@ -13,7 +12,7 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
 from minigrad.hints import hint
-from minigrad.program import bytes_of, recording
+from minigrad.program import recording
 from minigrad.tensor import hostdata, turns
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core, stored
@@ -70,7 +69,7 @@ class Values(Methods):
         self.realize()
         while (node := self.raw).op is not Op.BUFFER:  # another thread has written meanwhile
             self.realize()
-        data = turns.during((_read, node), partial(bytes_of, node))
+        data = turns.during((_read, node), node.arg.copy_out)
         return hostdata.crop(data, self.shape, self._known_shape(), self.dtype.itemsize)
 
     def numpy(self) -> Any:

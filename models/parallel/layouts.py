@@ -112,24 +112,18 @@ def divide_experts(model: Any, mesh: Mesh) -> None:
 
 def _by_place(x: Tensor) -> Tensor:
     """An array (groups, places, …): where it belongs."""
-    mesh = Device.meshes.get(x.raw.device)
-    if mesh is None:
-        return x
+    mesh = Device.meshes[x.raw.device]
     return x.shard(mesh, P(*(axis if axis in mesh.sizes else None for axis in ("dp", "ep"))))
 
 
 def _gather_tokens(x: Tensor) -> Tensor:
-    mesh = Device.meshes.get(x.raw.device)
-    if mesh is None:
-        return x
+    mesh = Device.meshes[x.raw.device]
     return x.shard(mesh, _rows(x, mesh, "tp")).shard(mesh, _rows(x, mesh))
 
 
 def _scatter_tokens(x: Tensor) -> Tensor:
     """Of a sum that is not taken yet; its gradient is gathered."""
-    mesh = Device.meshes.get(x.raw.device)
-    if mesh is None:
-        return x
+    mesh = Device.meshes[x.raw.device]
     rows = _rows(x, mesh).dims(x.shape, mesh.sizes, mesh.name)
     return Tensor._of(mark(x.node, rows, is_open=True)).shard(mesh, _rows(x, mesh, "tp"))
 

@@ -72,6 +72,21 @@ CASES: dict[str, Make] = {
     "tile by −1": lambda: xp.tile(z(3), (-1,)),
     "outer of a matrix": lambda: linalg.outer(z(3, 4), z(3)),
     "outer of a number": lambda: linalg.outer(z(), z(3)),
+    "flip along a float": lambda: xp.flip(z(3), axis=0.0),  # type: ignore[arg-type]
+    "squeeze of 3": lambda: xp.squeeze(z(3), axis=0),
+    "nonzero of a number": lambda: xp.nonzero(z()),
+    "T of a vector": lambda: z(3).T,
+    "a stream": lambda: z(3).to_device("CPU", stream=1),
+    "a float as an index": lambda: [1, 2][z()],
+    "iteration over a number": lambda: iter(z()),
+    "floats into integers": lambda: ints(1, 2).__setitem__(0, z()),
+    "integers that become floats": lambda: ints(1, 2).__iadd__(z(2)),
+    "integers that become more": lambda: ints(1, 2).__iadd__(ints([1, 2], [3, 4])),
+    "sin of a number": lambda: xp.sin(1.0),  # type: ignore[arg-type]
+    "iinfo of floats": lambda: xp.iinfo(xp.float32),
+    "finfo of integers": lambda: xp.finfo(xp.int8),
+    "finfo of a text": lambda: xp.finfo("float32"),
+    "isdtype of an unknown kind": lambda: xp.isdtype(xp.int8, "text"),
     "where between numbers": lambda: xp.where(xp.asarray(FLAGS), 1.0, 2.0),
 }
 

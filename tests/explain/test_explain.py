@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import re
 import weakref
@@ -23,6 +24,7 @@ from minigrad.errors import DeviceError, MinigradError
 from minigrad.explain import modules
 from minigrad.explain import page as page_module
 from minigrad.explain.origins import FOLLOWED, Origins
+from minigrad.explain.watch import Timed
 from minigrad.graph import node
 from minigrad.models import gpt_commands, moe_commands
 from minigrad.models.errors import InputError
@@ -203,10 +205,30 @@ def test_it_leaves_nothing_behind(cpu: str, tmp_path: Path) -> None:
     assert node._interned is table and program.programs is known
     link = weakref.ref(net)
     del step, net
-    import gc
-
     gc.collect()
     assert link() is None
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_a_step_calls_captured_ones(calls: int, cpu: str, tmp_path: Path) -> None:
+    """Their kernels are shown, and they are as they were: no program is run that looks on."""
+    x = Tensor.rand(8, 8, device=cpu).realize()
+
+    @jit
+    def inner(x: Tensor) -> Tensor:
+        return (x @ x).realize()
+
+    for _ in range(calls):
+        inner(x)
+    before = {id(one) for one in gc.get_objects() if isinstance(one, Timed)}
+    explain(lambda: inner(x) + 1, out=tmp_path / "page.html", rounds=1)
+    data = data_of(tmp_path / "page.html")
+    product, _ = data["kernels"]
+    assert "return (x @ x).realize()" in lines_of(data, product)
+    assert all(np.array_equal(inner(x).numpy(), (x @ x).numpy()) for _ in range(3))
+    gc.collect()
+    left = [one for one in gc.get_objects() if isinstance(one, Timed) and id(one) not in before]
+    assert inner.captured and not left
 
 
 def test_followed_functions_have_their_variables() -> None:

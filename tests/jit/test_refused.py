@@ -168,6 +168,22 @@ def test_zeros_made_inside(on_device):
         assert step(Tensor([1.0, 2.0, number])).tolist() == [1.0, 2.0, number]
 
 
+def test_gradients_of_an_input_are_not_added_up(on_device):
+    @jit
+    def step(x):
+        loss = (x * x).sum()
+        loss.backward()
+        return loss
+
+    x = Tensor([3.0])
+    step(x)
+    with pytest.raises(JitError, match="adds to the gradient of input 0"):
+        step(x)
+    for _ in range(3):
+        x.grad = None
+        assert (step(x).item(), x.grad.item()) == (9, 6)
+
+
 def test_host_writes_inside(on_device):
     known = Tensor([1.0]).realize()
 
@@ -193,6 +209,20 @@ def test_host_writes_inside(on_device):
     first_written.ready = True
     with pytest.raises(JitError, match="writes data of the host"):
         first_written(Tensor([1.0]))
+
+    lazy = Tensor.ones(1) * 3  # a constant, of which nothing was computed yet
+
+    @jit
+    def given_memory(x):
+        if given_memory.ready:
+            lazy.assign(x)
+        return x + 1
+
+    given_memory.ready = False
+    given_memory(Tensor([1.0]))
+    given_memory.ready = True
+    with pytest.raises(JitError, match=r"writes to a tensor of shape \(1,\) that has no memory"):
+        given_memory(Tensor([1.0]))
 
     @jit
     def seeded(x):

@@ -195,7 +195,8 @@ INDEX = "model.safetensors.index.json"
 
 def test_folders(tmp_path: Path) -> None:
     for files, message in (
-        ({}, "cannot read"), ({"config.json": "{"}, "is no JSON"),
+        ({}, "has no model.safetensors, pytorch_model.bin, or index"),
+        ({"config.json": "{"}, "is no JSON"),
         ({"config.json": "[1]"}, "no JSON object"), ({"config.json": "[" * 10**5}, "is no JSON"),
         ({"config.json": "{}"}, "has no model.safetensors, pytorch_model.bin, or index"),
         ({INDEX: '{"weight_map": {"a": "../x"}}'}, "expected a file beside it"),

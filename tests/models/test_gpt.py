@@ -146,7 +146,18 @@ def test_too_long_an_input(model: GPT) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"heads": 3}, "128 dims cannot be shared evenly by 3 heads"), ({"layers": 0}, "layers is 0"),
-     ({"vocabulary": -1}, "vocabulary is -1"), ({"dropout": 1.0}, "dropout is 1.0")],
+     ({"vocabulary": -1}, "vocabulary is -1"), ({"dropout": 1.0}, "dropout is 1.0"),
+     ({"key_heads": -1}, "key_heads is -1: expected at least 0"),
+     ({"balance": float("nan")}, "balance is nan: expected at least 0"),
+     ({"logit_cap": float("inf")}, "logit_cap is inf"), ({"norm": "none"}, "norm is 'none'"),
+     ({"key_heads": 3}, "3 heads of keys cannot serve 4 of queries"),
+     ({"positions": "rotary", "rotary_share": 0.0}, "rotary_share is 0.0: expected 0 … 1, above 0"),
+     ({"positions": "rotary", "head_width": 5}, "heads of 5 dims cannot rotate in pairs"),
+     ({"positions": "rotary", "rotary_factors": (1.0,)}, "are 1: expected 16, one for each pair"),
+     ({"layer_kinds": "fs"}, "'fs': expected 4 letters"), ({"layer_kinds": "fffs"}, "sliding"),
+     ({"epsilon": 0.0}, "epsilon is 0.0: expected a number above 0"),
+     ({"experts": 2, "activation": "geglu"}, "activation is 'geglu': experts have gelu or swiglu"),
+     ({"experts": 2, "active": 3}, "3 of 2 experts cannot be active")],
 )  # fmt: skip
 def test_a_config_that_does_not_fit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -156,6 +156,21 @@ def test_short_prompts_are_read_in_one_turn() -> None:
     assert read == [[64, 0, 0, 0], [79, 19, 9, 0], [79, 19, 9, 16]] and said == [0, 3, 7]
 
 
+def test_a_beginning_is_copied_from_a_slot_that_is_busy() -> None:
+    made = Engine(strong_model(), 2, CONTEXT)
+    begin = [35 + n % 50 for n in range(70)]
+    callers = [Caller([*begin, last], 20) for last in (40, 41)]
+    for caller in callers:
+        made.submit(caller.request)
+        made._turn()
+    while not all(caller.done.is_set() for caller in callers):
+        made._turn()
+    assert [caller.request.shared for caller in callers] == [0, 64]
+    for caller, last in zip(callers, (40, 41), strict=True):
+        wanted = made.slots.model.generate([*begin, last], 20, temperature=0)
+        assert caller.tokens() == list(wanted)
+
+
 def test_the_queue_is_bounded_and_the_cancelled_leave_it(engine: Engine) -> None:
     callers = [Caller([65], 200) for _ in range(SLOTS + QUEUE)]
     for caller in callers:

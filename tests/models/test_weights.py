@@ -30,6 +30,7 @@ from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
+from minigrad.models.gpt_checkpoint import save_checkpoint
 from minigrad.models.gpt_config import llama
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.tokenizer import Tokenizer
@@ -354,3 +355,36 @@ def test_smollm2_in_fewer_bits(smollm2: tuple[GPT, Tokenizer], tmp_path: Path) -
     model, tokenizer = load_model(path, context=128)
     new = list(model.generate(tokenizer.encode("The capital of France is"), 3, temperature=0))
     assert tokenizer.decode(new).startswith(" Paris")
+
+
+def test_folders_of_weights(tmp_path: Path) -> None:
+    """Without config.json where the shape is told otherwise; tokenizers of two files."""
+    facts = {**LLAMA, "vocab_size": 28}
+    save_folder(tmp_path, random_llama(np.random.default_rng(7), facts), facts)
+    tokens = {**{chr(65 + n): n for n in range(26)}, "AB": 26, "<|endoftext|>": 27}
+    (tmp_path / "vocab.json").write_text(json.dumps(tokens))
+    ids = Tensor([[1, 2, 3]])
+    for merges, wanted in (("#version: 0.2\nA B\n", [26, 0]), ("", [0, 1, 0])):
+        (tmp_path / "merges.txt").write_text(merges)
+        model, tokenizer = load_model(tmp_path)
+        assert tokenizer.encode("ABA") == wanted and tokenizer.special == {"<|endoftext|>": 27}
+    (tmp_path / "config.json").unlink()
+    same = GPT.from_pretrained(tmp_path, config=model.config)
+    np.testing.assert_array_equal(same(ids).numpy(), model(ids).numpy())
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        GPT.from_pretrained(tmp_path)
+    save_checkpoint(tmp_path / "own.safetensors", model, tokenizer)
+    again = GPT.from_pretrained(tmp_path / "own.safetensors")
+    np.testing.assert_array_equal(again(ids).numpy(), model(ids).numpy())
+
+
+def test_a_folder_of_gguf(tmp_path: Path) -> None:
+    facts = {**LLAMA, "vocab_size": 32}
+    save_folder(tmp_path / "hub", random_llama(np.random.default_rng(8), facts), facts)
+    stored = {"model": {"type": "BPE", "vocab": {chr(65 + n): n for n in range(26)}, "merges": []},
+              "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}  # fmt: skip
+    (tmp_path / "hub" / "tokenizer.json").write_text(json.dumps(stored))
+    (tmp_path / "gguf").mkdir()
+    quantize_file(tmp_path / "hub", tmp_path / "gguf" / "m.gguf", "Q8_0")
+    model, tokenizer = load_model(tmp_path / "gguf")
+    assert len(tokenizer) == 32 and model.config.layers == facts["num_hidden_layers"]

@@ -19,7 +19,7 @@ from minigrad.graph.build import elementwise
 from minigrad.graph.node import Op
 from minigrad.graph.symbolic import var
 from minigrad.graph.variable import Variable
-from minigrad.program import bytes_of, realize
+from minigrad.program import realize
 from minigrad.runtimes.reference import MEANING, evaluate, numpy_dtype
 
 DEVICE = REFERENCE
@@ -36,8 +36,8 @@ def array(values, dtype):
 
 def compute(node):
     """The value of a node, through the whole path: canonical graph, program, buffers."""
-    (result,) = realize([node])
-    raw = np.frombuffer(bytes_of(result), numpy_dtype(node.dtype))
+    (result,) = realize([node], [])
+    raw = np.frombuffer(result.arg.copy_out(), numpy_dtype(node.dtype))
     return raw.reshape(node.shape)
 
 
@@ -167,10 +167,10 @@ def test_symbolic_shapes_are_stored_with_the_strides_of_their_bounds():
     x = build.buffer(memory, dtypes.int32, (2, length), DEVICE)
     doubled = elementwise(Op.ADD, x, x)
     total = build.reduce(Op.SUM, x, (1,))
-    spread, summed = realize([doubled, total])
-    stored = np.frombuffer(bytes_of(spread), np.int32).reshape(2, 4)
+    spread, summed = realize([doubled, total], [])
+    stored = np.frombuffer(spread.arg.copy_out(), np.int32).reshape(2, 4)
     assert stored[:, :3].tolist() == [[0, 2, 4], [8, 10, 12]]
-    assert np.frombuffer(bytes_of(summed), np.int32).tolist() == [3, 15]
+    assert np.frombuffer(summed.arg.copy_out(), np.int32).tolist() == [3, 15]
     padded = build.pad(build.reshape(x, (2, length, 1)), ((0, 0), (0, 4 - length), (0, 0)))
     assert compute(padded).tolist() == [[[0], [1], [2], [0]], [[4], [5], [6], [0]]]
     nothing = Variable("length", 0, 4).bind(0)
@@ -202,27 +202,27 @@ def test_one_program_serves_every_value_of_a_variable():
 def test_a_program_reads_its_inputs_before_it_writes():
     x, y = array([1.0, 2.0], dtypes.float32), array([3.0, 4.0], dtypes.float32)
     difference = elementwise(Op.SUB, x, y)
-    results = realize([build.assign(x, y), build.assign(y, x), difference])
+    results = realize([build.assign(x, y), build.assign(y, x), difference], [])
     assert results[0] is x and results[1] is y
     assert compute(x).tolist() == [3, 4] and compute(y).tolist() == [1, 2]
     assert compute(results[2]).tolist() == [-2, -2]
-    realize([build.assign(x, build.flip(x, (0,)))])
+    realize([build.assign(x, build.flip(x, (0,)))], [])
     assert compute(x).tolist() == [4, 3]
 
 
 def test_a_result_does_not_share_memory_with_its_source():
     x = array([1.0, 2.0, 3.0], dtypes.float32)
-    (part,) = realize([build.shrink(x, ((1, 3),))])
-    realize([build.assign(x, elementwise(Op.NEG, x))])
+    (part,) = realize([build.shrink(x, ((1, 3),))], [])
+    realize([build.assign(x, elementwise(Op.NEG, x))], [])
     assert compute(part).tolist() == [2, 3]
 
 
 def test_contiguous_and_copy():
     x = array([1.0, 2.0], dtypes.float32)
     other = build.copy(elementwise(Op.NEG, build.contiguous(build.flip(x, (0,)))), f"{DEVICE}:1")
-    (there,) = realize([elementwise(Op.ADD, other, other)])
+    (there,) = realize([elementwise(Op.ADD, other, other)], [])
     assert there.device == f"{DEVICE}:1"
-    assert np.frombuffer(bytes_of(there), np.float32).tolist() == [-4, -2]
+    assert np.frombuffer(there.arg.copy_out(), np.float32).tolist() == [-4, -2]
 
 
 def test_memory():

@@ -172,6 +172,7 @@ def test_repr(on_device):
     assert str(matrix) == f"<Tensor (2, 2) int32 on {on_device}:\n[[1, 2],\n [3, 4]]>"
     assert repr(Tensor(2.5, dtype="bfloat16")).endswith("bfloat16 on " + on_device + ": 2.5>")
     assert repr(Tensor.zeros(0)).endswith(": []>")
+    assert ": unreadable, x[…]: index 5 at" in repr(Tensor([1, 2])[Tensor([5])])
 
 
 def test_repr_of_many(on_device):
@@ -229,6 +230,13 @@ def test_pickle_and_deepcopy(on_device, clone):
         y += 1
     assert x.tolist() == [[1, 2]]
     assert y.tolist() == [[2, 3]]
+
+
+def test_a_pickle_from_a_device_that_is_not_here(on_device):
+    """It comes to the default one."""
+    stored = pickle.dumps(Tensor([1.0, 2.0])).replace(on_device.encode(), b"X" * len(on_device))
+    clone = pickle.loads(stored)
+    assert (clone.device, clone.tolist()) == (on_device, [1.0, 2.0])
 
 
 def test_zeros_take_memory_when_somebody_looks(on_device):

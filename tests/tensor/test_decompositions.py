@@ -173,6 +173,23 @@ def test_systems_in_a_captured_step(on_device):
     assert abs(first.item() + 1 / 4) < 1e-12 and abs(second.item() - 2 / 8) < 1e-12
 
 
+def test_gradients_of_systems(device: str) -> None:
+    generator = np.random.default_rng(5)
+    a, b, weights = (generator.normal(size=(2, 4, n)) for n in (4, 3, 3))
+    x, y, w = (Tensor(array, device=device) for array in (a, b, weights))
+    by_x, by_y = (linalg.solve(x, y) * w).sum().gradient(x, y)
+    wanted = np.linalg.solve(np.swapaxes(a, 1, 2), weights)
+    np.testing.assert_allclose(by_y.numpy(), wanted, rtol=1e-9)
+    by_a = -wanted @ np.swapaxes(np.linalg.solve(a, b), 1, 2)
+    np.testing.assert_allclose(by_x.numpy(), by_a, rtol=1e-9)
+    definite, other = (m @ np.swapaxes(m, 1, 2) for m in generator.normal(size=(2, 2, 4, 4)))
+    z, v = Tensor(definite, device=device), Tensor(a, device=device)
+    (by_z,) = (linalg.cholesky(z) * v).sum().gradient(z)
+    step = 1e-6 * other
+    up, down = (np.linalg.cholesky(definite + sign * step) * a for sign in (1, -1))
+    np.testing.assert_allclose((by_z.numpy() * step).sum(), (up - down).sum() / 2, rtol=1e-6)
+
+
 def test_systems_of_several_panels(device: str) -> None:
     """More columns than a panel has, a number that it does not divide; rows must be exchanged."""
     generator = np.random.default_rng(7)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from devices import CPU, OTHER
 
-from minigrad import Tensor, Variable, nn
+from minigrad import Tensor, Variable, linalg, nn
 from minigrad.errors import (
     BoundsError,
     DeviceError,
@@ -206,6 +206,31 @@ MISTAKES = {
     "betas": (lambda: nn.optim.Adam([Tensor([1.0])], b1=2), ValueError, "0 … 1"),
     "parameters": (lambda: nn.optim.SGD([3]), TypeError, "int"),
     "state dict": (lambda: nn.state.load_state_dict(nn.Linear(2, 2), {}), KeyError, "weight"),
+    "tensordot": (lambda: A.tensordot(B, 1), ShapeError, r"\(2, 3\) and \(4, 5\).*equal extents"),
+    "hsplit": (lambda: A.hsplit(2), ShapeError, r"hsplit\(2\).*\(2, 3\).*a part of 3"),
+    "cat along two": (lambda: Tensor.cat((A, A), 0, axis=1), TypeError, r"\[1, 0\]; expected one"),
+    "mask without dimensions": (lambda: A[Tensor(True)], BoundsError, "0-d mask.*where"),
+    "heads": (
+        lambda: IMAGE.scaled_dot_product_attention(IMAGE[:, :2], IMAGE[:, :2], enable_gqa=True),
+        ShapeError, "3 query heads and 2 key heads",
+    ),
+    "nothing is left": (
+        lambda: IMAGE.conv_transpose2d(Tensor.zeros(3, 4, 3, 3), padding=4), ShapeError, "nothing",
+    ),
+    "interpolate nothing": (lambda: IMAGE[..., :0].interpolate(2), ShapeError, "no elements"),
+    "searchsorted": (lambda: A.searchsorted(B), ShapeError, r"\(4, 5\) in \(2, 3\).*a sorted"),
+    "buffer": (lambda: Tensor(memoryview(bytes(8)).cast("P")), DTypeError, "'P'.*plain number"),
+    "solve": (lambda: linalg.solve(B[:, :4], A), ShapeError, r"\(2, 3\).*as many rows"),
+    "norm over three": (lambda: linalg.norm(IMAGE[0], 2), ShapeError, r"\(0, 1, 2\).*one, or two"),
+    "matrix_norm": (lambda: linalg.matrix_norm(A, 3), ValueError, r"ord=3.*'nuc'"),
+    "learning rates": (
+        lambda: nn.optim.SGD([Tensor([1.0])], lr=Tensor([1.0, 2.0])), ShapeError, "one float32",
+    ),
+    "no optimizers": (lambda: nn.optim.OptimizerGroup(), ValueError, "no optimizers"),
+    "nothing to clip": (
+        lambda: nn.optim.clip_grad_norm([Tensor([1.0])], 1.0), GradientError, "no parameter has",
+    ),
+    "warm-up": (lambda: nn.schedule.linear_warmup(1.0, -1), ValueError, "warmup=-1.*≥ 0"),
     "from_bytes": (lambda: Tensor.from_bytes(b"abc", (1,), A.dtype), ShapeError, "expected 4"),
 }
 

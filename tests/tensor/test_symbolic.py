@@ -127,7 +127,9 @@ def test_what_is_behind_the_bound_value_is_not_there(on_device):
 
 
 def test_what_symbolic_dimensions_cannot_do(on_device):
-    x = Tensor(K)[0, 0, : Variable("n", 1, 16).bind(4)]
+    n = Variable("n", 1, 16).bind(4)
+    x = Tensor(K)[0, 0, :n]
+    place, image = Tensor([0]), Tensor.ones(1, 2, 16, 16)[:, :, :n]
     with pytest.raises(ShapeError, match="can move past 1s only"):
         x.reshape(-1, x.shape[0])
     for operation in (
@@ -137,6 +139,13 @@ def test_what_symbolic_dimensions_cannot_do(on_device):
         lambda: x.cumsum(0),
         lambda: x[::2],
         lambda: x.flip(0),
+        lambda: x[place, place],
+        lambda: x.diagonal(),
+        lambda: x.pad(((1, 1), (0, 0)), mode="reflect"),
+        lambda: x.T.scaled_dot_product_attention(x.T, x.T),
+        lambda: image.conv2d(Tensor.ones(2, 2, 3, 3)),
+        lambda: Tensor.rand(n),
+        lambda: Tensor.scan(lambda carry, row: (carry, row), place, x),
     ):
         with pytest.raises(ShapeError):
             operation()
