@@ -37,6 +37,10 @@ from minigrad.graph.symbolic import Integer, ceildiv
 Name = tuple[str, int]
 LARGE = 1 << 20  # products from which on several sums are better than one with zeros
 MOST_WOVEN = 4  # remainders whose sums are chosen from as they are put together
+# How far apart neighbours of a value may be written, because others come between them: a line of
+# memory is read and written so many times then. To put parts together later is to write and read
+# each once, and then to write the whole.
+INTERLEAVED = 2
 
 
 class _Product:
@@ -264,16 +268,19 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:
     """A sum of its own for each remainder f of i by the steps, over the j that it has only.
 
-    Sums of products are written one after the other, each with the places of windows last: so lie
-    images. A few products without a sum before, each channel's own, are put together at once.
+    Sums of products are written with the places of windows last: so lie images. There they are in
+    turn where neighbours are near, else one sum after the other. A few products without a sum
+    before, each channel's own, are put together at once.
     """
     strided = [part for part in split if part.step > 1]
     steps = tuple(part.step for part in strided)
     woven = numel(steps) <= MOST_WOVEN and all(kind != "sum" for kind, _ in product.names)
-    slid = [("x", part.axis) for part in split]
-    between = [("f", part.axis) for part in strided]
-    apart = [*between, *(name for name in order if name not in between + slid), *slid]
-    ways = [order.index(name) for name in apart]
+    between, slid = ([(kind, part.axis) for part in some]
+                     for kind, some in (("f", strided), ("x", split)))  # fmt: skip
+    rest = [name for name in order if name not in between + slid]
+    in_turn = [name for name in order if name in between + slid]
+    lies = [*rest, *in_turn] if steps[-1] <= INTERLEAVED else [*between, *rest, *slid]
+    ways = [order.index(name) for name in lies]
     pieces: list[Node] = []
     for remainders in itertools.product(*(range(step) for step in steps)):
         piece = _Product(list(product.factors), list(product.names), list(product.extents))
@@ -294,10 +301,10 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
     if woven:
         return _woven(pieces, [order.index(name) for name in between], steps)
     pieces = [build.permute(piece, ways) for piece in pieces]
-    pieces = [build.reshape(piece, (1, *piece.shape[len(between) :])) for piece in pieces]
-    joined = build.cat(pieces, 0)
-    joined = build.reshape(joined, (*steps, *joined.shape[1:]))
-    return build.permute(joined, [ways.index(place) for place in range(len(ways))])
+    for name, step in zip(reversed(between), reversed(steps), strict=True):
+        turns = [pieces[n : n + step] for n in range(0, len(pieces), step)]
+        pieces = [build.cat(turn, lies.index(name)) for turn in turns]
+    return build.permute(pieces[0], [ways.index(place) for place in range(len(ways))])
 
 
 def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) -> Node:

@@ -12,6 +12,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
+from minigrad.schedule.layout import is_near
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
@@ -100,7 +101,7 @@ def unit_stride_axis(
     best: Axis | None = None
     best_rank = (False, 0)
     for axis in axes:
-        score = sum(2 for x in positions if coefficient(x, axis.variable) == 1)
+        score = sum(2 for x in positions if is_near(coefficient(x, axis.variable)))
         for load in expr.loads(*exprs):
             stride = coefficient(load.index, axis.variable)
             score += 1 if stride == 1 else -1 if _jumps(load.index, axis.variable, stride) else 0

@@ -22,6 +22,7 @@ from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import IndexEmitter, is_number
 from minigrad.render.llvm_values import Builder, Value, memory_type, vector_type
 from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.layout import is_near
 
 CACHE_LINE = 64  # bytes
 MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
@@ -57,6 +58,9 @@ class MemoryEmitter(IndexEmitter):
         value = values.broadcast(here, value, width)
         mask = self.both(self.mask(), guard, width)
         kind, size = vector_type(memory_type(array.dtype), width), array.dtype.itemsize
+        if stride != 1 and is_near(stride):
+            self._store_apart(statement, value, mask)
+            return
         if stride != 1:
             text = values.to_memory(here, value)
             pointers = self.pointers(array, statement.index, width)
@@ -75,6 +79,25 @@ class MemoryEmitter(IndexEmitter):
             size, how = alignment(statement, width), ", !nontemporal !0"
             self.declarations.add("!0 = !{i32 1}")
         here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
+
+    def _store_apart(self, statement: Store, value: Value, mask: str | None) -> None:
+        """Write lanes between other elements, by a mask: a scatter would write one by one."""
+        here, array, width = self.builder(), statement.array, value.lanes
+        step, scalar = self.lane_stride(statement.index), memory_type(array.dtype)
+        assert step is not None
+        count, known = step * width, values.known_flags(mask, width)
+        lanes = [n // step if n % step == 0 else None for n in range(count)]
+        if known is not None:
+            own = values.flags(n is not None and known[n] for n in lanes)
+        else:
+            assert mask is not None
+            places = (width if n is None else n for n in lanes)
+            own = here.shuffle(f"<{width} x i1>", mask, places, "zeroinitializer")
+        pointer = self.pointer(array, self.at_base(statement.index))
+        spread = ("poison" if n is None else n for n in lanes)
+        text = here.shuffle(vector_type(scalar, width), values.to_memory(here, value), spread)
+        kind = vector_type(scalar, count)
+        self._masked_store(kind, text, pointer, own, count, array.dtype.itemsize)
 
     def _masked_store(
         self, kind: str, text: str, pointer: str, mask: str, width: int, size: int

@@ -23,6 +23,7 @@ from minigrad.render.llvm_memory import MemoryEmitter
 from minigrad.render.llvm_values import Builder, Value, broadcast, join, shuffled
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
+from minigrad.schedule.layout import is_near
 
 SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
 HALF = 32  # bytes of half a vector
@@ -57,7 +58,7 @@ def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
         and one.array not in read
         and (emitter.mask() is None or emitter.counting())
         and emitter.lane_stride(one.index) not in (None, 0, 1)
-        and coefficient(one.index, loop.variable) == 1
+        and is_near(coefficient(one.index, loop.variable))
         and not expr.values_in(one.index)
     ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from minigrad.graph.shapes import flatten, unflatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Affine, Atom, Integer, high
+from minigrad.graph.windows import INTERLEAVED
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -112,10 +113,15 @@ def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
     inner = list(product.axes[-1:])
     if across and product.product is not None:
         inner += [row for row in product.product.m[-1:] if row.most >= LEAST_ROWS]
-    if all(coefficient(position, axis.variable) != 1 for axis in inner):
+    if not any(is_near(coefficient(position, axis.variable)) for axis in inner):
         return stage
     body = expr.substitute_in(stage.body, values)
     return replace(stage, axes=product.axes, body=body, position=position)
+
+
+def is_near(step: int | None) -> bool:
+    """Whether vectors are stored whole where neighbours are so many elements apart."""
+    return step in range(1, INTERLEAVED + 1)
 
 
 def as_read(product: Stage, readers: Sequence[Stage]) -> Order | None:

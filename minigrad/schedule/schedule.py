@@ -19,12 +19,14 @@ from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
+from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import MEMORY_COST, choose
 from minigrad.schedule.order import after_needs, freeing_early
 from minigrad.schedule.partial_writes import part_written
 from minigrad.schedule.stage import ALONE, Stage, Stages
 from minigrad.target import LINE, Target
 
+_SHOWING = (Op.RESHAPE, Op.PERMUTE)  # what shows all elements of something, each once
 Source = tuple[str, Any]  # where an argument of a kernel comes from: of which kind, and which one
 
 
@@ -93,7 +95,7 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
     """
     distinct = _distinct_roots(roots)
     pairs = zip(distinct, roots, strict=True)
-    asked = {found: root for found, root in pairs if root.op is Op.RESHAPE}
+    asked = {found: root for found, root in pairs if root.op in _SHOWING}
     roots = with_parts(distinct)
     recomputed: frozenset[Node] = frozenset()
     stored: frozenset[Node] = frozenset()
@@ -122,15 +124,15 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
     """Every root a node of its own, and none a BUFFER, so that each has one array to go to.
 
-    A RESHAPE of what is an array of its own anyway is in memory as that is.
+    What shows in its order what is an array of its own anyway is in memory as that is.
     """
     result: list[Node] = []
     for root in roots:
-        inner = root
-        while inner.op is Op.RESHAPE and not is_symbolic((*inner.shape, *inner.src[0].shape)):
-            inner = inner.src[0]
-        if inner.op in REDUCTIONS or inner.op in SCANS or inner.op in SCATTERS:
-            root = inner
+        (*others, inner), places, index = shown(root, _SHOWING)
+        own = inner.op in (*REDUCTIONS, *SCANS, *SCATTERS, Op.CAT)
+        if own and not any(is_symbolic(node.shape) for node in (*others, inner)):
+            alike = flatten(index, inner.shape) == flatten(places, root.shape)
+            root = inner if alike else root
         while root.op is Op.BUFFER or root in result:
             root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), None, root.device)
         result.append(root)

@@ -213,11 +213,36 @@ def test_weights_are_arranged_once_for_all_remainders_of_a_strided_gradient() ->
     """Each of four products packs its part of them along the sums; two see rows of zeros."""
     build = convolution("input", 8, 64, 28, 128, 2)
     kinds = [kernel.kind for kernel in plan_of(build).kernels]
-    assert kinds == ["rows", "rows", *["contraction"] * 4, "rows"]
+    assert kinds == ["rows", "rows", *["contraction"] * 4]
     loops = [[one for one in walk(nest.parallel) if isinstance(one, Loop)]
              for nest in nests_of(build)]  # fmt: skip
     assert sum(any(expr.values_in(one.start) for one in found) for found in loops) == 2
     assert all(any(one.transpose for one in found) for found in loops[1:6])
+
+
+@pytest.mark.parametrize("extent", [28, 29, 31])
+def test_what_a_strided_gradient_is_made_of_is_stored_in_turn(extent: int) -> None:
+    """Each product stores every second pixel of every second row, by vectors with a mask."""
+    build = convolution("input", 8, 64, extent, 128, 2)
+    products = [nest for nest in nests_of(build) if nest.name == "contraction"]
+    assert len(products) == 4
+    assert not any("scatter" in render(nest) for nest in products)
+    # (one that is not all of the pieces is put together from them)
+    whole = plan_of(build).kernels[-1].kind == "contraction"
+    assert whole is (extent % 2 == 0)
+    agree(build)
+
+
+@pytest.mark.parametrize("stride", [(2, 1), (1, 2), (2, 3), (3, 2)])
+def test_results_that_are_stored_in_turn(stride: tuple[int, int]) -> None:
+    """With neighbours side by side, every second one, or too far apart for that."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = Tensor._of(inputs(2, 40, 9, 19)), Tensor._of(inputs(40, 48, 4, 4))
+        bias = Tensor._of(inputs(48))
+        return [x.conv_transpose2d(w, bias, stride=stride, padding=1).node]
+
+    agree(build)
 
 
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.float64])

@@ -22,6 +22,7 @@ from minigrad.graph import build as g
 from minigrad.graph.axes import joined
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
+from minigrad.graph.windows import INTERLEAVED
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.render.llvm_memory import MOST_VECTORS
@@ -232,3 +233,28 @@ def test_columns_of_several_groups_fill_a_vector(of: str) -> None:
     text = convolved(32, 8, 3, of, stride=1)
     assert "fadd contract <16 x float>" in text
     assert "fadd contract <4 x float>" not in text
+
+
+def pieces(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Build:
+    """Rows of arrays in turn, each of which is stored `stride` elements apart."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = [g.reshape(inputs(rows, dtype=dtype), (rows, 1)) for _ in range(stride)]
+        return [g.cat([ew(Op.NEG, one) for one in x], 1)]
+
+    return build
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("rows", [7, 16, ROWS])
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16, dtypes.int8, dtypes.float64],
+                         ids=lambda dtype: dtype.name)  # fmt: skip
+def test_every_second_element_is_stored(machine: str, rows: int, dtype: DType) -> None:
+    for stride in (2, 3):
+        agree(pieces(stride, dtype, rows), machine, tolerance=EXACT)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_what_is_stored_nearby_is_no_scatter(stride: int) -> None:
+    text = text_of(pieces(stride))
+    assert ("masked.scatter" in text) is (stride > INTERLEAVED)
