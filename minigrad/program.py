@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from operator import attrgetter
 
 from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil, spoiled, undecided
 from minigrad.dtype import dtypes, number_bytes
@@ -22,6 +21,7 @@ from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import (
     BUFFER,
     CONST,
+    OPS,
     RESHAPE,
     Node,
     Op,
@@ -115,8 +115,8 @@ class _Counters:
 GlobalCounters = _Counters()
 
 
-_OP = attrgetter("op")
-_PREPARED = frozenset({Op.CAT, Op.CUSTOM, Op.COPY, Op.LOOP, Op.CHECK})  # see `realize`
+_STAGED = frozenset({Op.COPY, Op.LOOP})
+_PREPARED = _STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # see `realize`
 
 
 def realize(
@@ -133,14 +133,15 @@ def realize(
     if order is None:
         order = needed(roots)
     operations: Set[Op] = frozenset()
-    if not _PREPARED.isdisjoint(map(_OP, order)):
-        operations = _PREPARED.intersection(map(_OP, order))
+    if not _PREPARED.isdisjoint(map(OPS, order)):
+        operations = _PREPARED.intersection(map(OPS, order))
         if Op.CAT in operations and recording.calls is None:
             given, roots = list(roots), _with_joins(roots, order)
             order = order if roots == given else needed(roots)
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
-        if Op.COPY in operations or Op.LOOP in operations:
+        if not _STAGED.isdisjoint(operations):
+            roots = without_rules(roots) if Op.CUSTOM in operations else roots
             return _in_stages(roots, failures)
     by_device: dict[str, dict[Node, None]] = {}
     for root in roots:
@@ -183,7 +184,7 @@ def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:
     if apart or is_symbolic(node.shape) or any(nbytes(x) > MOST_BYTES for x in pieces):
         return None
     memory = Buffer(node.device, node.dtype, numel(node.shape))
-    ops = set(map(_OP, pieces))
+    ops = set(map(OPS, pieces))
     if ops == {BUFFER}:
         memory.join([x.arg for x in pieces])
     elif ops == {CONST}:
@@ -298,13 +299,13 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
     Writes in place are made at the end, so that nothing is written where something before them
     fails or is interrupted.
     """
-    roots, found = without_rules(roots), list[MinigradError]()
+    found: list[MinigradError] = []
     stages: list[list[Node]] = []  # the COPYs and LOOPs that run after as many others
     behind: dict[Node, int] = {}  # node → how many of these it waits for, one after the other
     results: dict[Node, list[Node]] = {}  # of each LOOP
     for node in in_order(roots, _read_of):
         behind[node] = stage = max([behind[source] for source in _read_of(node)], default=0)
-        if node.op in (Op.COPY, Op.LOOP):
+        if node.op in _STAGED:
             if stage == len(stages):
                 stages.append([])
             stages[stage].append(node)

@@ -12,14 +12,34 @@ a graph, in the order of its nodes; without them it is a *structure*, which grap
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain, compress, count
+from operator import not_
 from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.build import SHAPED
-from minigrad.graph.node import ASSIGN, BUFFER, CHECK, CONST, CUSTOM, Node, Op, make, needed
+from minigrad.graph.node import (
+    ARGS,
+    ASSIGN,
+    BUFFER,
+    CHECK,
+    CONST,
+    CUSTOM,
+    DEVICES,
+    DTYPES,
+    OPS,
+    SHAPES,
+    SOURCES,
+    Node,
+    Op,
+    make,
+    needed,
+    number_key,
+    picked,
+)
 from minigrad.graph.sharding import Layout, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
@@ -129,7 +149,10 @@ NUMBERED = frozenset({
     Op.ASSIGN,
 })  # fmt: skip
 
-_OTHER = NUMBERED - SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
+_OTHER = NUMBERED | {Op.COLLECTIVE}  # whose numbers are cells, or whose arg is not structure
+_CUSTOM = frozenset({CUSTOM})
+_LEAVES = frozenset({BUFFER, CONST})
+_SHOWN = _CUSTOM | {CHECK}  # what is its source, in a structure
 _SYMBOLIC = frozenset({Affine})
 
 
@@ -139,8 +162,7 @@ def cells_of(node: Node) -> tuple[Cell, ...]:
     """
     op = node.op
     if op is CONST and not node.dtype.is_bool:
-        value = struct.pack("<d", node.arg) if node.dtype.is_float else int(node.arg)
-        return (*node.shape, value)
+        return (*node.shape, number_key(node.arg, node.dtype))
     if op is Op.SHRINK:
         return tuple(x for start, stop in node.arg for x in (start, stop - start))
     if op is Op.PAD:
@@ -155,12 +177,12 @@ def cells_of(node: Node) -> tuple[Cell, ...]:
 
 
 def _structure_of(node: Node) -> Any:
-    """What a node with cells is besides these, its dtype and its sources."""
+    """What a node with cells is besides these, its dtype, its dimensions and its sources."""
     if node.op is CONST and node.dtype.is_bool:
-        return (node.ndim, bool(node.arg))
+        return bool(node.arg)
     if node.op is ASSIGN:
         return node.arg is None
-    return replace(node.arg, extent=0) if node.op is CHECK else node.ndim
+    return replace(node.arg, extent=0) if node.op is CHECK else None
 
 
 def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
@@ -224,37 +246,35 @@ def canonicalize(
     """
     if order is None:
         order = needed(roots)
-    number: dict[Node, int] = {}
+    made, ops = order, tuple(map(OPS, order))
+    shown = _CUSTOM if checked else _SHOWN
+    if not shown.isdisjoint(ops):
+        made = list(compress(order, map(not_, map(shown.__contains__, ops))))
+        ops = tuple(map(OPS, made))
+    number = dict(zip(made, count(), strict=False))
+    for node in picked(order, shown) if made is not order else ():
+        number[node] = number[node.src[0]]
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
-    rows: list[Any] = []  # of each node its op, dtype, argument, and where its sources' begin
+    args = list(map(ARGS, made))
     cells: list[Cell] = []
     numbers: dict[int, int] = {}  # of its exchanges
     checks: list[Node] = []
-    for node in order:
-        op, arg = node.op, node.arg
+    for place, node in compress(enumerate(made), map(_OTHER.__contains__, ops)):
+        op = node.op
         if op is BUFFER:
-            arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
+            args[place] = inputs.setdefault(node.arg, len(inputs))
             cells += node.shape
-        elif op in SHAPED:  # most of them
-            arg = len(node.shape)
+        elif op in SHAPED:
             cells += node.shape
-        elif op in _OTHER:
-            if op is CUSTOM or (op is CHECK and not checked):
-                number[node] = number[node.src[0]]
-                continue
-            if op is Op.COLLECTIVE:
-                numbers = numbers or exchange_numbers(order)
-                arg = (replace(arg, number=numbers[arg.number]), node.shape)
-            else:
-                arg = _structure_of(node)
-                cells += cells_of(node)
-                if op is CHECK:
-                    checks.append(node)
-        number[node] = len(rows)
-        rows += (op, node.dtype, arg)
-        for source in node.src:
-            rows.append(number[source])
+        elif op is Op.COLLECTIVE:
+            numbers = numbers or exchange_numbers(order)
+            args[place] = replace(node.arg, number=numbers[node.arg.number]), node.shape
+        else:
+            args[place] = _structure_of(node)
+            cells += cells_of(node)
+            if op is CHECK:
+                checks.append(node)
     if not _SYMBOLIC.isdisjoint(map(type, cells)):
         cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
     targets = []
@@ -268,8 +288,30 @@ def canonicalize(
     wanted = tuple([number[root] for root in roots])
     device = roots[0].device
     layouts = tuple(x.memory.layout for x in inputs) if device in meshes else ()
-    structure = (tuple(rows), wanted, tuple(targets), device, layouts)
+    structure = (
+        ops, tuple(map(len, map(SHAPES, made))), tuple(args), *_dtypes_and_sources(made, number),
+        wanted, tuple(targets), device, layouts,
+    )  # fmt: skip
     return tuple.__new__(Canonical, (
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
         tuple(checks), layouts,
     ))  # fmt: skip
+
+
+def _dtypes_and_sources(order: Sequence[Node], number: Mapping[Node, int]) -> tuple[Any, ...]:
+    """Of the nodes of an order, for a key. number: that of each node."""
+    sources = list(map(SOURCES, order))
+    numbers = tuple(map(number.__getitem__, chain.from_iterable(sources)))
+    return tuple(map(DTYPES, order)), tuple(map(len, sources)), numbers
+
+
+def exact(order: Sequence[Node], marked: Iterable[Node]) -> tuple[Any, ...]:
+    """A key of all nodes of an order and of which are marked; equal ones differ in memory alone."""
+    ops, args = tuple(map(OPS, order)), list(map(ARGS, order))
+    for place, node in compress(enumerate(order), map(_LEAVES.__contains__, ops)):
+        args[place] = None if node.op is BUFFER else number_key(node.arg, node.dtype)
+    number = dict(zip(order, count(), strict=False))
+    return (
+        ops, tuple(map(SHAPES, order)), tuple(args), *_dtypes_and_sources(order, number),
+        tuple(map(DEVICES, order)), tuple(map(number.__getitem__, marked)),
+    )  # fmt: skip

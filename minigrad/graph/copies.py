@@ -21,7 +21,7 @@ from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import part_along, row_of, split_axis, spread
 from minigrad.graph.batched import batch, rows, sum_of_rows
-from minigrad.graph.node import BUFFER, CONST, INDEX, Node, Op, Shape, topological
+from minigrad.graph.node import BUFFER, CONST, INDEX, SOURCES, Node, Op, Shape, picked, topological
 from minigrad.graph.operations import REDUCTIONS
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
@@ -33,6 +33,7 @@ MANY = 8  # so many copies share a kernel as they are: more are computed togethe
 MOST_BYTES = 1 << 16
 LEAVES = (BUFFER, CONST)
 _JOINS = (Op.RESHAPE, Op.CAT)
+_OF_MANY = frozenset({Op.ADD, Op.CAT})
 _VARYING = frozenset({*LEAVES, Op.SHRINK})  # whose arg may be another in each copy
 # What has no form for many values at once, or must be done as often as somebody wrote it.
 SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
@@ -130,15 +131,14 @@ def _of_parts(head: Node, parts: Sequence[Node], kinds: _Kinds) -> Node | None:
 def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node, list[Node]]]:
     """Sums and joins of many, none of them inside of another sum, with what they are of."""
     depth: dict[Node, int] = {}
-    add, cat = Op.ADD, Op.CAT
-    for node in order:
-        if node.op is add:
+    for node in picked(order, _OF_MANY):
+        if node.op is Op.ADD:
             depth[node] = 1 + max([depth.get(source, 0) for source in node.src])
-        elif node.op is cat and len(node.src) > MANY and not is_leaf(node):
+        elif len(node.src) > MANY and not is_leaf(node):
             yield node, list(node.src)
     if max(depth.values(), default=0) < MANY:
         return
-    uses = Counter(chain(roots, chain.from_iterable(map(_SOURCES, order))))
+    uses = Counter(chain(roots, chain.from_iterable(map(SOURCES, order))))
     inner = {s for node in depth for s in node.src if s in depth and uses[s] == 1}
     for head in depth:
         if head not in inner and depth[head] >= MANY:
@@ -172,13 +172,13 @@ def _form(node: Node) -> Any:
 
 
 # Of many nodes: not a call of Python for each.
-_OWN, _SOURCES = attrgetter("op", "dtype", "shape"), attrgetter("src")
+_OWN = attrgetter("op", "dtype", "shape")
 
 
 def _are_alike(nodes: Sequence[Node]) -> bool:
     """Whether all have one form."""
     own = list(map(_OWN, nodes))
-    return own.count(own[0]) == len(own) and len(set(map(len, map(_SOURCES, nodes)))) == 1
+    return own.count(own[0]) == len(own) and len(set(map(len, map(SOURCES, nodes)))) == 1
 
 
 def _is_large(node: Node) -> bool:
@@ -289,7 +289,7 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
         elif one.op is not Op.SHRINK and [node.arg for node in nodes].count(one.arg) < count:
             return None
         else:
-            stack += zip(*map(_SOURCES, nodes), strict=True)
+            stack += zip(*map(SOURCES, nodes), strict=True)
     if is_leaf(first) or first in same:
         return None
     given = same | new.keys()

@@ -19,7 +19,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, GradientError, ShapeError
 from minigrad.graph import build, collective, operations
 from minigrad.graph.axes import pad_along, part_along
-from minigrad.graph.node import Node, is_symbolic, topological
+from minigrad.graph.node import Node, is_symbolic, reading, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.scans import along, cummax_rule, cumprod_rule, cumsum_rule
 from minigrad.graph.shapes import numel
@@ -121,9 +121,8 @@ def _check(outputs: Sequence[Node], seeds: Sequence[Node]) -> None:
 def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
     """The float nodes that depend on a target."""
     active = {target for target in targets if target.dtype.is_float}
-    apart = active.isdisjoint
-    for node in order:
-        if not apart(node.src) and node.dtype.is_float:
+    for node in reading(order, active):
+        if node.dtype.is_float:
             active.add(node)
     return active
 

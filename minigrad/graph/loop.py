@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
@@ -64,13 +65,16 @@ class Loop:
         """What is computed in a step: next and outs, without gradient rules."""
         return without_rules([*self.next, *self.outs])
 
+    @kept
+    def used(self) -> list[bool]:
+        """Which of a LOOP's sources its steps need (and not only gradients of theirs)."""
+        found = set(topological(self.body))
+        needed = [one in found for one in (*self.elements, *self.constants)]
+        return [True] * len(self.carries) + needed
+
     def read(self, node: Node) -> list[Node]:
-        """Those of a LOOP's sources that its steps need (and not only gradients of theirs)."""
-        used = set(topological(self.body))
-        stands = (*self.elements, *self.constants)
-        sources = node.src[len(self.carries) :]
-        needed = [source for one, source in zip(stands, sources, strict=True) if one in used]
-        return [*node.src[: len(self.carries)], *needed]
+        """Those sources."""
+        return [*compress(node.src, self.used)]
 
     def gradient(self, node: Node, given_for: Mapping[Node, Node]) -> list[Node | None]:
         """The gradients of a LOOP's sources, of those of its RESULTs."""

@@ -18,7 +18,7 @@ from minigrad.graph.axes import row_of
 from minigrad.graph.batched import stand_in
 from minigrad.graph.copies import LEAVES, MANY, SINGLE, computed, nbytes, parts, rows_of, together
 from minigrad.graph.loop import Looped, Step
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.node import OPS, Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
 
@@ -75,10 +75,12 @@ def rolled(
 
     order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
     """
-    if sum(1 for _ in islice(computed(order), LEAST_NODES)) < LEAST_NODES:
-        return list(roots)
     nodes = [node for node in order if node.op not in LEAVES]
     nodes.sort(key=attrgetter("age"))
+    if not any(_periods(list(map(OPS, nodes)))):  # of most graphs no more is asked
+        return list(roots)
+    if sum(1 for _ in islice(computed(order), LEAST_NODES)) < LEAST_NODES:
+        return list(roots)
     for start, period, length in _periods(_signatures(nodes)):
         third = range(start + 2 * period, start + 3 * period)
         if any(_has_other_weights(nodes[at], nodes[at + period]) for at in third):
@@ -112,7 +114,7 @@ def _signatures(nodes: Sequence[Node]) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def _periods(signs: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _periods(signs: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
     """Where a sequence begins to repeat itself, after how many each time, and for how many.
 
     That is most of it, and so has the middle in it.

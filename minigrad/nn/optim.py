@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, ShapeError
+from minigrad.graph.build import cast
 from minigrad.hints import hint, names_of, put_hints
 from minigrad.nn import lr_scheduler
 from minigrad.nn.module import (
@@ -254,8 +255,8 @@ class Optimizer(Steps):
                 **self._options_of(param),
             )
             for moment, value in zip(moments, moved, strict=True):
-                moment.assign(value)
-            param.assign(new)
+                moment._write(cast(value.node, moment.dtype))
+            param._write(cast(new.node, param.dtype))
         moments = [tensors[i] for tensors in self.moments.values() for i in places]
         return [*counts, *(self.params[i] for i in places), *moments]
 

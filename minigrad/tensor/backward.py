@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence, Set
 from functools import reduce
 from itertools import chain
 from typing import Any, Self
 
 from minigrad.errors import GradientError, misfit
 from minigrad.graph import build
+from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
-from minigrad.graph.node import BUFFER, Node, Op, topological
+from minigrad.graph.node import BUFFER, Node, Op, is_watched, picked, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import without_copies
 from minigrad.hints import table
+from minigrad.settings import thread
 from minigrad.tensor import realization, saved_graphs
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.core import Core
@@ -22,6 +25,7 @@ from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.noted import note
+from minigrad.tensor.templates import Template
 
 
 class Backward(Composed):
@@ -52,9 +56,8 @@ class Backward(Composed):
             order = topological([output])
             older = realization.rewritten(order)
         for candidates in _may_be_leaves(order, back, older):
-            (joined,), known = without_copies([output], order, candidates.keys())
-            leaves = {n: candidates[n] for n in reached([joined], known) if n in candidates}
-            if leaves:
+            found = _gradients(output, seed, order, candidates.keys())
+            if found:
                 break
         else:
             raise GradientError(
@@ -64,12 +67,9 @@ class Backward(Composed):
                 "hold the leaf any more, as after w = w - lr * w.grad? Write "
                 "`with Tensor.no_grad(): w -= lr * w.grad`)"
             )
-        found = node_gradient([joined], [seed], list(leaves), known)
         with no_grad():
-            grads = replaced([g for g in found if g is not None], back)
-            with_gradient = [some for some, g in zip(leaves.values(), found, strict=True) if g]
-            for tensors, node in zip(with_gradient, grads, strict=True):
-                for tensor in tensors:
+            for leaf, node in zip(found, replaced(list(found.values()), back), strict=True):
+                for tensor in candidates[leaf]:
                     _add_gradient(tensor, node)
         return self
 
@@ -173,6 +173,55 @@ def _may_be_leaves(
                 if holder.made or (node.op is BUFFER and node is not order[-1]):
                     others.setdefault(node, []).append(holder)
     return [some for some in (marked, others) if some]
+
+
+# Forms of graphs (see `exact`) → how they are differentiated once more. Of those that were so once
+# only hashes are kept: what is another one each time, as batches of many sizes are, has no second.
+# And links to what has a hash of its own, which may be that of another one after its end.
+_forms: dict[Any, Template] = {}
+_once: dict[int, list[weakref.ref[Any]]] = {}
+_OWN_HASH = frozenset({Op.CUSTOM, Op.LOOP, Op.COLLECTIVE})  # whose arg has one
+MOST_FORMS, MOST_ONCE = 32, 1 << 12
+MOST_NODES = 2048  # larger graphs are mostly loops, of another length each time
+
+
+def _gradients(
+    output: Node, seed: Node, order: Sequence[Node], candidates: Set[Node]
+) -> dict[Node, Node]:
+    """Those candidates that an output depends on, and their gradients.
+
+    order: `topological([output])`. What was differentiated twice is so by a template, as each step
+    of a training asks for the same.
+    """
+    known = seed.known() == 1 and len(order) <= MOST_NODES and not is_watched()
+    form = (thread.key, exact(order, candidates)) if known else None
+    template = _forms.get(form)
+    if template is not None:
+        made = template.made(order)
+        half = len(made) // 2
+        return dict(zip(made[:half], made[half:], strict=True))  # type: ignore[arg-type]
+    (joined,), left = without_copies([output], order, candidates)
+    leaves = [node for node in reached([joined], left) if node in candidates]
+    parts = zip(leaves, node_gradient([joined], [seed], leaves, left), strict=True)
+    found = {leaf: part for leaf, part in parts if part is not None}
+    if known and joined is output:
+        _keep(form, order, found)
+    return found
+
+
+def _keep(form: Any, order: Sequence[Node], found: Mapping[Node, Node]) -> None:
+    """Keep how a graph was differentiated, if it is not the first of its form."""
+    number, own = hash(form), [node.arg for node in picked(order, _OWN_HASH)]
+    if [link() for link in _once.get(number, ())] != own or number not in _once:
+        if len(_once) >= MOST_ONCE:
+            _once.clear()
+        _once[number] = [weakref.ref(arg) for arg in own]
+        return
+    template = Template(order, [*found, *found.values()])
+    if not template.own:
+        if len(_forms) >= MOST_FORMS:
+            _forms.clear()
+        _forms[form] = template
 
 
 def _add_gradient(leaf: Core, node: Node) -> None:

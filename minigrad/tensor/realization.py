@@ -22,7 +22,20 @@ from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.copies import MANY, as_rows, made_as_rows, unstacked
-from minigrad.graph.node import ASSIGN, BUFFER, CONST, Node, Op, ages, depending, make, topological
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    CONST,
+    Node,
+    Op,
+    ages,
+    depending,
+    make,
+    needed_among,
+    picked,
+    reading,
+    topological,
+)
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import made_without_copies, without_copies
 from minigrad.graph.shapes import numel
@@ -45,6 +58,7 @@ from minigrad.tensor.noted import capturing
 from minigrad.tensor.saved_graphs import has_history, see_through
 from minigrad.tensor.turns import Touched, under_way, waiting
 
+_MEMORY = frozenset({BUFFER, ASSIGN})
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 _waiting: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 # BUFFER node → the tensor whose waiting write goes along with whoever reads it (random states).
@@ -219,8 +233,7 @@ def _compute(
 def _run(plan: _Plan) -> None:
     if plan.roots:
         failures: list[MinigradError] = []
-        order = plan.order if plan.same else None
-        buffers = program.realize(plan.values, failures, order)
+        buffers = program.realize(plan.values, failures, plan.known)
         with lock:
             plan.settle(buffers)
         if failures:
@@ -283,7 +296,7 @@ def _lose_readers(target: Node, owner: Holder) -> None:
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     """The nodes of an order that were a leaf's value before the write to it that waits."""
     older: dict[Node, list[Holder]] = {}
-    for node in [n for n in order if n.op is BUFFER or n.op is ASSIGN] if _waiting else ():
+    for node in picked(order, _MEMORY) if _waiting else ():
         write = _waiting.get(id(node if node.op is BUFFER else node.src[0]))
         if write is not None and write is not node:
             leaves = [holder for holder in holders(write) if holder._requires_grad]
@@ -336,7 +349,8 @@ class _Plan:
         self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
-        self.writes: list[Node] = []  # among the order
+        self.waits: dict[Node, Node] = {}  # target → the write to it that waits, of the order
+        self.replaced: set[Node] = set()  # writes that a later one has replaced
         self.marked: set[Node] = set()  # leaves, and what else was marked
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.readers: set[Node] = set()  # roots only because they read a target
@@ -350,16 +364,16 @@ class _Plan:
             if size == len(self.roots) and may_flow:
                 self._save_for_backward()
         values = list(self.roots)
-        if self.writes:
-            values = see_through(values, {w for w in self.writes if not _is_waiting(w)})
+        if self.replaced:
+            values = see_through(values, self.replaced)
             # what is memory of others then may be overwritten in this very program
             values = [_copied(value) if value.op is BUFFER else value for value in values]
         self.alone = dict(zip(self.roots, values, strict=True))
+        self.known: Sequence[Node] | None = self.order if values == list(self.roots) else None
         if len(self.order) > 2 * MANY:
             self._without_copies()
             values = list(self.alone.values())
         self.values = values
-        self.same = values == list(self.roots)  # whose order is known
 
     def touched(self) -> Touched:
         """Memory that is written and that is read."""
@@ -370,28 +384,26 @@ class _Plan:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
         new = topological(self.roots, self.order)
         self.order += new
-        self.marked.update(leaves_among(new))
-        for node in new:
-            op = node.op
-            if op is BUFFER:
-                steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
-                companion = _companions.get(node) if steady else None
+        leaves = leaves_among(new)
+        self.marked.update(leaves)
+        self.roots.update(dict.fromkeys([leaf for leaf in leaves if leaf.op is not BUFFER]))
+        for node in picked(new, _MEMORY):
+            if node.op is ASSIGN:
+                if _is_waiting(node):
+                    self.roots.setdefault(node)
+                    self.waits[node.src[0]] = node
+                else:
+                    self.replaced.add(node)
+            elif getattr(node.arg, "steady", False):  # a source of a loop has no memory
+                companion = _companions.get(node)
                 owner = companion() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
-            elif op is ASSIGN:
-                self.writes.append(node)
-                if node in self.marked or _is_waiting(node):
-                    self.roots.setdefault(node)
-            elif node in self.marked:
-                self.roots.setdefault(node)
-        if not (self.given_targets or self.writes):
-            return
-        waiting = [root.src[0] for root in self.roots if _is_waiting(root)]
-        targets = dict.fromkeys((*self.given_targets, *waiting))
-        if targets != self.targets:
-            self.targets = targets
-            self._add_readers()
+        if self.waits or self.given_targets:
+            targets = dict.fromkeys((*self.given_targets, *self.waits))
+            if targets != self.targets:
+                self.targets = targets
+                self._add_readers()
 
     def _add_readers(self) -> None:
         """Live tensors that read a target other than through a root, or stand for one."""
@@ -415,9 +427,8 @@ class _Plan:
         """What is `_lazy` of those tensors, and reads a target other than through a root."""
         lazy = self._lazy([holder for holder in _readable(tensors) if holder is not self.owner])
         reads = set(targets)
-        apart, roots = reads.isdisjoint, self.roots
-        for node in (*self.order, *topological(lazy, self.order)):
-            if not apart(node.src) and node not in roots:
+        for node in reading((*self.order, *topological(lazy, self.order)), reads):
+            if node not in self.roots:
                 reads.add(node)
         return {node: served for node, served in lazy.items() if node in reads}
 
@@ -463,7 +474,7 @@ class _Plan:
             self.alone[whole], self.serves[whole] = whole, copies
         values = list(self.alone.values())
         known = self.order if values == list(self.roots) else None
-        values, _ = without_copies(values, known, self.marked)
+        values, self.known = without_copies(values, known, self.marked)
         self.alone = dict(zip(self.alone, values, strict=True))
         for root in [root for root in self.alone if root in readers]:
             value = self.alone[root]
@@ -472,6 +483,8 @@ class _Plan:
                 del self.alone[root]
                 self.parts[root] = value
                 self.alone.setdefault(whole, whole)
+        if self.parts:
+            self.known = needed_among(self.known, self.alone.values())
 
     # -- histories ---------------------------------------------------------------------------------
 
@@ -482,7 +495,10 @@ class _Plan:
         lost: depends on a marked leaf that is about to be overwritten; no history is possible.
         """
         self.tracked, self.kept, self.lost = set(), [], []
-        leaves = {t for t in self.targets if wants_gradient(_waiting.get(id(t), t))}
+        waits = self.waits
+        leaves = {t for t, write in waits.items() if write in self.marked}
+        others = (t for t in self.given_targets if t not in waits)
+        leaves.update(t for t in others if wants_gradient(_waiting.get(id(t), t)))
         if not (leaves or self.marked or saved_graphs.recorded or self.unasked):
             return
         order = self.order if saved_graphs.recorded else ()

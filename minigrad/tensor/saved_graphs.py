@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, picked, reading, topological
 from minigrad.graph.rewrite import remade, replaced
 from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import leaves_among, wants_gradient
 
+_MEMORY, _WRITES = frozenset({BUFFER}), frozenset({ASSIGN})
 _writes = itertools.count(1)
 _latest = 0  # the number of the last write
 _written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  # by which last
@@ -60,16 +61,21 @@ def see_through(
     )  # fmt: skip
 
 
+def _known(order: Collection[Node]) -> dict[Node, _History]:
+    """The histories of the BUFFERs of an order."""
+    nodes = picked(order, _MEMORY) if recorded else ()
+    return {node: history for node in nodes if (history := _histories.get(node)) is not None}
+
+
 def has_history(node: Node) -> bool:
     """Whether a BUFFER's value depends on a marked leaf."""
     history = _histories.get(node) if recorded else None
     return history is not None and history.marked
 
 
-def valid(order: Iterable[Node]) -> set[Node]:
+def valid(order: Collection[Node]) -> set[Node]:
     """The BUFFERs of an order that have a history, leading to any leaf, which is not void."""
-    nodes = [node for node in order if node.op is BUFFER] if recorded else []
-    found = {node: history for node in nodes if (history := _histories.get(node)) is not None}
+    found = _known(order)
     return found.keys() - dict(_overwritten(found))
 
 
@@ -90,7 +96,7 @@ def replayed(written: Iterable[Buffer]) -> None:
 
 
 def tracked(
-    order: Iterable[Node], marked: Set[Node], leaves: Set[Node], lost: set[Node],
+    order: Collection[Node], marked: Set[Node], leaves: Set[Node], lost: set[Node],
     free: Set[Node] = frozenset(),
 ) -> set[Node]:  # fmt: skip
     """The nodes of an order that have a gradient by leaves, or by `free` ones; these included.
@@ -98,16 +104,12 @@ def tracked(
     marked: nodes that are leaves, whatever they depend on. What depends on `lost` ones is added to
     those.
     """
-    found, untracked = set(leaves), Op.BITCAST
-    apart, track = found.isdisjoint, found.add
-    for node in order:
-        if not apart(node.src) and node.dtype.is_float and node.op is not untracked:
-            if node not in marked:
-                track(node)
-                if lost and not lost.isdisjoint(node.src):
-                    lost.add(node)
-        elif node in free:
-            track(node)
+    found, untracked = {*leaves, *free}, Op.BITCAST
+    for node in reading(order, found):
+        if node.dtype.is_float and node.op is not untracked and node not in marked:
+            found.add(node)
+            if lost and not lost.isdisjoint(node.src):
+                lost.add(node)
     return found
 
 
@@ -202,18 +204,12 @@ def _with_histories(
     """
     if order is None:
         order = topological(roots)
-    writes = {
-        n for n in order if n.op is ASSIGN and n not in older and not wants_gradient(n)
-    }  # fmt: skip
+    writes = {n for n in picked(order, _WRITES) if n not in older and not wants_gradient(n)}
     if writes:  # a leaf stays the node that it is, also where it waits to be written itself
         kept = {*leaves_among(order), *(node for node in order if node in older)}
         roots = see_through(roots, writes, kept)
         order = topological(roots)
-    found = {
-        node: history
-        for node in (order if recorded else ())
-        if node.op is BUFFER and (history := _histories.get(node)) is not None
-    }
+    found = _known(order)
     if found:
         flowing = set(roots)
         for node in reversed(order):

@@ -51,23 +51,18 @@ class _Nameless(tuple[str, int]):
         raise _OwnData
 
 
-class _Template:
-    """The nodes between a function's sources and its results, sources before users.
+class Template:
+    """The nodes between some sources and what is made of them, sources before users.
 
     Each has its op, dtype, shape, arg and device, and where its sources stand among the values:
-    the function's sources, the kept nodes, and the nodes before it.
+    the sources, the kept nodes, and the nodes before it. own: what is made that belongs to one call
+    alone, of which there can be no template.
     """
 
-    def __init__(self, sources: Sequence[Node], found: Any) -> None:
-        self.several = isinstance(found, (tuple, list))
-        given = [None if x is None else x.node for x in (found if self.several else [found])]
-        del found  # by whom no tensor may be kept, see `_traced`
-        results = [node for node in given if node is not None]
-        order = topological(results)
-        own = [node for node in order if node.op in _OWN and node not in sources]
-        if own and all(node.op is Op.BUFFER and node.age > sources[0].age for node in own):
-            raise _OwnData
-        assert not own, own
+    def __init__(self, sources: Sequence[Node], made: Sequence[Node | None]) -> None:
+        results = [node for node in made if node is not None]
+        order = topological(results, sources)
+        self.own = [node for node in order if node.op in _OWN]
         depends = depending(order, sources)
         inner = [node for node in order if node in depends and node.src]
         used = {*results, *(source for node in inner for source in node.src)}
@@ -77,15 +72,14 @@ class _Template:
             (n.op, n.dtype, n.shape, _getter([place[s] for s in n.src]), n.arg, n.device)
             for n in inner
         ]
-        self.places = [None if node is None else place[node] for node in given]
+        self.places = [None if node is None else place[node] for node in made]
 
-    def results(self, sources: Sequence[Node], kind: Any) -> Any:
-        """The function's results for other sources, as tensors of a kind."""
+    def made(self, sources: Sequence[Node]) -> list[Node | None]:
+        """The same of other sources."""
         values = [*sources, *self.kept]
         for op, dtype, shape, src_of, arg, device in self.steps:
             values.append(make(op, dtype, shape, src_of(values), arg, device))
-        found = tuple([None if at is None else kind(values[at]) for at in self.places])
-        return found if self.several else found[0]
+        return [None if at is None else values[at] for at in self.places]
 
 
 def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
@@ -102,7 +96,7 @@ def templated(function: F) -> F:
     It must depend on nothing else, draw nothing, and check no values. It gives a tensor, or a tuple
     or list of such, some of which may be None.
     """
-    known: dict[Any, _Template] = {}
+    known: dict[Any, tuple[Template, bool]] = {}  # and whether there are several results
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -132,13 +126,20 @@ def templated(function: F) -> F:
                 template = known[form] = _traced(function, args, options, nodes)
         if template is None:
             return function(*args, **options)
-        return template.results(nodes, kind)
+        made, several = template[0].made(nodes), template[1]
+        found = tuple([None if node is None else kind(node) for node in made])
+        return found if several else found[0]
 
     return call  # type: ignore[return-value]
 
 
-def _traced(function: Any, args: Any, options: Any, nodes: Sequence[Node]) -> _Template:
-    """The template of a function for arguments, some of which are tensors of these nodes."""
+def _traced(
+    function: Any, args: Any, options: Any, nodes: Sequence[Node]
+) -> tuple[Template, bool]:
+    """The template of a function for arguments, some of which are tensors of these nodes.
+
+    And whether it gives several results.
+    """
     sources = [
         build.buffer(_Nameless(("a source", at)), node.dtype, node.shape, node.device)
         for at, node in enumerate(nodes)
@@ -151,7 +152,14 @@ def _traced(function: Any, args: Any, options: Any, nodes: Sequence[Node]) -> _T
         _tracing.add(get_ident())
         try:
             found = function(*new[: len(args)], **dict(zip(options, new[len(args) :], strict=True)))
-            return _Template(sources, found)
+            several = isinstance(found, (tuple, list))
+            given = [None if x is None else x.node for x in (found if several else [found])]
         finally:
             _tracing.discard(get_ident())
             del new, found
+    template = Template(sources, given)
+    own = template.own
+    if own and all(node.op is Op.BUFFER and node.age > sources[0].age for node in own):
+        raise _OwnData
+    assert not own, own
+    return template, several
