@@ -7,7 +7,6 @@ the difference, as of a loaded int64 that is anything.
 
 from __future__ import annotations
 
-from minigrad.dtype import dtypes
 from minigrad.graph.operations import Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.schedule import expr
@@ -37,7 +36,7 @@ def _as_index(e: Expr) -> Integer | None:
     """An integer expression as a sum of loop variables and loaded values, if it is one."""
     if not e.dtype.is_int:
         return None
-    if e.op is Leaf.LOAD and e.dtype is not dtypes.uint64:
+    if e.op is Leaf.LOAD:
         return expr.value_of(e)
     if e.op is Op.CONST:
         return int(e.value)
