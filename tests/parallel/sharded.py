@@ -46,10 +46,10 @@ PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
     "1f1b × sp": (2, {"dp": 1, "tp": 2}, "1f1b", 4, 1, 0, True),
     "1f1b × zero 3": (2, {"dp": 2}, "1f1b", 2, 1, 3, False),
 }  # fmt: skip
-# What processes try, where nothing but the messages differs: each kind of exchange among two and
-# among four, of one axis and of two; four stages, and the first after the last, in each order.
-OVER_MPI = ("sp", "ep", "dp × tp", "zero 3 × tp", "zero 3 × ep",
-            "1f1b", "interleaved × dp", "zb × tp", "1f1b × zero 3")  # fmt: skip
+# What processes try, as nothing but the messages differs: these have every kind of exchange (and
+# dtype, size of group, one array or several) and of message between stages that the others have.
+OVER_MPI = ("zero 3", "sp", "dp × tp", "dp × sp", "zero 3 × tp", "ep", "ep × tp", "zero 3 × ep",
+            "interleaved", "interleaved × dp", "zb × tp", "1f1b × zero 3")  # fmt: skip
 
 
 def config_of(layout: str) -> GPTConfig:
