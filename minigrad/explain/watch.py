@@ -60,7 +60,7 @@ class Round:
 
 
 class Timed:
-    """A program that is run kernel by kernel while a `Round` is on, on each of its devices.
+    """A program that is run kernel by kernel, on each of its devices: in a `Round`.
 
     call: the first that it was made for. latest: the one that asked for it last.
     """
@@ -75,12 +75,10 @@ class Timed:
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
-        current = self.watched.round
         self.watched.ran.append((self.latest, self))
         self.rows = [[] for _ in self.parts]
         self._whole.run(buffers, variables)
-        if current is not None:
-            current.programs.append((self, self.rows))
+        self.watched.round.programs.append((self, self.rows))
 
 
 class _Part:
@@ -93,9 +91,6 @@ class _Part:
         """See `minigrad.device.Program`."""
         timed, made = self.timed, self.timed.parts[self.number]
         current = timed.watched.round
-        if current is None:
-            made.run(buffers, variables)
-            return
         rows, before = timed.rows[self.number], program.timeline.record
         look = None if self.number else current.look
         labels = [kernel.code.label for kernel in made.kernels]
@@ -141,7 +136,7 @@ class Watched(Programs):
         super().__init__(MOST_PROGRAMS)
         self.made: dict[Any, Timed] = {}
         self.ran: list[tuple[Canonical, Timed]] = []
-        self.round: Round | None = None
+        self.round: Round
 
     def find(
         self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
@@ -164,7 +159,6 @@ class Watched(Programs):
             Device.synchronize()
         finally:
             state_that(EXPLAINED, False)
-            self.round = None
         current.seconds = time.perf_counter() - current.start
         return current
 

@@ -76,7 +76,7 @@ CASES: dict[str, Make] = {
     "squeeze of 3": lambda: xp.squeeze(z(3), axis=0),
     "nonzero of a number": lambda: xp.nonzero(z()),
     "T of a vector": lambda: z(3).T,
-    "a stream": lambda: z(3).to_device("CPU", stream=1),
+    "a stream": lambda: z(3).to_device(z(3).device, stream=1),
     "a float as an index": lambda: [1, 2][z()],
     "iteration over a number": lambda: iter(z()),
     "floats into integers": lambda: ints(1, 2).__setitem__(0, z()),

@@ -125,6 +125,8 @@ def test_as_in_tinygrad(pair: Mesh) -> None:
     expected[1:3, 2] = 0
     np.testing.assert_array_equal(y.numpy(), expected)
     np.testing.assert_array_equal(y.shard_like(z).numpy(), expected)
+    assert x.to(y).device == x.to(y.device).device == devices
+    assert y.shard_like(x).device == devices[0] and x.shard_like(x) is x
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 7])
