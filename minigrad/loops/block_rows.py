@@ -304,6 +304,7 @@ class Step:
         (*outer, axis), k, number = self.head.axes, read.ks[-1], self.block.number.variable
         side = outer.pop() if self.sums else self.block.row
         width = choose_nr(self.target, self.head.body.dtype, axis.count)
+        width = SQUARE if self.squares else width
         if read.pairs:
             order, wide = [k.variable, axis.variable], {axis.variable: width}
             s.stage("other", None, order, None, f"other{self.number}", wide)

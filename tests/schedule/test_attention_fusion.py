@@ -280,7 +280,8 @@ def in_halves(length: int, keys: int, width: int, last: int = 0, rounds: bool = 
         wide = [inputs(2, count, 4, width, dtype=dtype) for count in counts]
         q, k, v, seed = (g.permute(g.cast(x, dtypes.bfloat16), (0, 2, 1, 3)) for x in wide)
         result = attend(q, k, v, last=last)
-        return [result, *filter(None, gradient([result], [seed], wide[:3]))]
+        found = [result, *filter(None, gradient([result], [seed], wide[:3]))]
+        return [g.cast(x, dtypes.bfloat16) for x in found]  # what they are rounded to anyway
 
     return build
 
