@@ -175,6 +175,16 @@ def warn_of_unmarked(found: list[Member], depth: int) -> None:
         )
 
 
+def tensors_of(name: str, params: Any) -> list[Tensor]:
+    """Several tensors, as a list; TypeError for anything else, as a model is."""
+    given = [*params] if isinstance(params, Iterable) else [params]
+    for tensor in given:
+        if not isinstance(tensor, Tensor):
+            what = f"{name}: expected tensors, got a {type(tensor).__name__}"
+            raise TypeError(f"{what}; {hint('optim.Adam(model)')}")
+    return given
+
+
 def check_names_and_tensors(title: str, state: Any) -> None:
     """TypeError where a state is no dict, as a path is none."""
     if not isinstance(state, Mapping):

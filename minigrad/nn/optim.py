@@ -19,6 +19,7 @@ from minigrad.nn.module import (
     _Training,
     check_names_and_tensors,
     load_state_dict,
+    tensors_of,
 )
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
@@ -172,7 +173,7 @@ class Optimizer(Steps):
         _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
         if isinstance(params, Tensor):
             raise TypeError(f"{type(self).__name__} of a tensor: expected several, or one as [x]")
-        given = _several(type(self).__name__, params)
+        given = tensors_of(type(self).__name__, params)
         self.params = list({id(tensor): tensor for tensor in given}.values())
         if not self.params:
             raise ValueError(f"{type(self).__name__}: no parameters were given; expected tensors")
@@ -567,9 +568,7 @@ class OptimizerGroup(Steps):
         self.optimizers = list(optimizers)
         self.params = [param for optimizer in optimizers for param in optimizer.params]
         if len({id(param) for param in self.params}) < len(self.params):
-            raise ValueError(
-                "OptimizerGroup: a parameter belongs to two optimizers; expected each in one group"
-            )
+            raise ValueError("OptimizerGroup: a parameter belongs to two optimizers, expected one")
 
     def __repr__(self) -> str:
         return f"OptimizerGroup({', '.join(map(repr, self.optimizers))})"
@@ -582,18 +581,6 @@ class OptimizerGroup(Steps):
 
     def _parts(self) -> Mapping[str, Optimizer]:
         return {f"{i}.": optimizer for i, optimizer in enumerate(self.optimizers)}
-
-
-def _several(name: str, params: Any) -> list[Tensor]:
-    """Tensors in a list; TypeError for anything else."""
-    given = [*params] if isinstance(params, Iterable) else [params]
-    for tensor in given:
-        if not isinstance(tensor, Tensor):
-            what = type(tensor).__name__
-            raise TypeError(
-                f"{name}: expected tensors, got a {what}; {hint('optim.Adam(model)')}"
-            )
-    return given
 
 
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
@@ -632,7 +619,7 @@ def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_grad_norm(max_norm={max_norm}): expected a number ≥ 0")
-    params = [params] if isinstance(params, Tensor) else _several("clip_grad_norm", params)
+    params = [params] if isinstance(params, Tensor) else tensors_of("clip_grad_norm", params)
     with Tensor.no_grad():
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:
