@@ -361,7 +361,7 @@ class Emitter(levels.Levels[Level, str]):
             return words.gathered([self.condition(x)], dtypes.bool)
         kind = kind_of(vector.at(x, words.width - 1))
         if step is not None and kind == "int":
-            numbers = words.iota(self.index(x, kind), step, kind)
+            numbers = words.iota(self.index(x, kind), step)
             if e.op is Leaf.CONDITION:
                 return f"({numbers} >= (int{words.width})(0))"
             return words.cast(numbers, dtypes.int32, e.dtype)

@@ -188,11 +188,10 @@ class Words:
         text = f"{name}.s{number}"
         return f"({text} != 0)" if dtype.is_bool else text
 
-    def iota(self, base: str, factor: int, kind: str) -> str:
-        """base, base + factor, … as a vector of ints or longs."""
-        suffix = "L" if kind == "long" else ""
-        steps = ", ".join(f"{factor * lane}{suffix}" for lane in range(self.width))
-        return f"(({kind}{self.width})({bare(base)}) + ({kind}{self.width})({steps}))"
+    def iota(self, base: str, factor: int) -> str:
+        """base, base + factor, … as a vector of ints."""
+        steps = ", ".join(f"{factor * lane}" for lane in range(self.width))
+        return f"((int{self.width})({bare(base)}) + (int{self.width})({steps}))"
 
     # ---- memory ----
 

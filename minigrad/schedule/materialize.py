@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 
-from minigrad.graph.node import Node, Shape, beneath
+from minigrad.graph.node import Node, beneath
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
@@ -182,15 +182,10 @@ def _moved(node: Node) -> Node | None:
 def selects_slices(node: Node) -> bool:
     """Whether a GATHER takes large parts as they are, each by a single number."""
     slices = numel(node.shape) // max(numel((node.shape[node.arg],)), 1)
-    others = (uses for axis, uses in enumerate(varies(node.src[1])) if axis != node.arg)
+    uses = enumerate(zip(varies(node.src[1]), node.shape, strict=True))
     return slices >= SLICE and not any(
-        uses and extent != 1
-        for uses, extent in zip(others, _without(node.shape, node.arg), strict=True)
+        used and extent != 1 for axis, (used, extent) in uses if axis != node.arg
     )
-
-
-def _without(shape: Shape, axis: int) -> Shape:
-    return shape[:axis] + shape[axis + 1 :]
 
 
 def is_loaded_mask(node: Node) -> bool:

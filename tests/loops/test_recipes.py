@@ -16,10 +16,12 @@ import pytest
 from property.compare import difference
 from schedule.agreement import NEAR, agree
 from schedule.machine import GOLDEN, MACHINES
-from schedule.programs import PROGRAMS, graph_of
+from schedule.programs import PROGRAMS, Inputs, add, ew, graph_of, mul, total
 
 from minigrad.compile import schedule_of
 from minigrad.errors import CompileError
+from minigrad.graph import build as g
+from minigrad.graph.node import Node, Op
 from minigrad.loops import cost, recipes
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import flat_loop
@@ -70,6 +72,19 @@ def test_sums_of_columns_share_passes() -> None:
     loops = loops_in((lower(kernel, GOLDEN).parallel,))
     passes = [one for one in loops if one.kind == "serial" and one.trips == 90]
     assert len(passes) == 2
+
+
+def test_sums_of_what_vectors_and_a_matrix_make_together() -> None:
+    """Additive attention, Σ w·tanh(a + b): not a sum of products, for all that few rows read b."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        a, b, w = inputs(4, 1, 32), inputs(1, 64, 32), inputs(32)
+        added = add(*(g.expand(x, (4, 64, 32)) for x in (a, b)))
+        return [total(mul(ew(Op.TANH, added), w), 2)]
+
+    agree(build)
+    (kernel,) = schedule_of(graph_of(build)[0], GOLDEN).kernels
+    assert recipes.gemv(kernel, GOLDEN) is None
 
 
 # Recipes of kernels that no program here has: property/ and opencl/ run them.

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+from property.compare import EXACT
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
@@ -18,6 +19,7 @@ from minigrad.loops.nest import Loop, MatrixProduct, Nest, Statement, Store, wal
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.runtimes.reference import evaluate
+from minigrad.schedule.attention_fusion import DEPTH
 from minigrad.schedule.expr import Leaf
 from minigrad.schedule.schedule import Schedule
 from minigrad.target import FEW_TASKS
@@ -131,6 +133,30 @@ def test_a_deep_product_is_not_computed_twice(depth: int) -> None:
 
     assert kinds(plan_of(maxima))[0] == "contraction"
     assert kinds(plan_of(lambda inputs: maxima(inputs)[:1])) == ["block_rows"]
+
+
+def test_values_too_wide_for_a_block_of_rows() -> None:
+    """Scores and weights are stored, for products as ever."""
+    for width, fused in ((DEPTH, True), (DEPTH + 1, False)):
+        plan = check(lambda i, width=width: [attend(*heads(i, 2), i(3, ROWS, width))])
+        assert (kinds(plan) == ["block_rows"]) == fused
+
+
+def test_rounded_weights_that_a_sum_reads_too() -> None:
+    """The sum is of rounded ones, like the product: of whole numbers all else is exact."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        halves = [inputs(2, ROWS, 16, dtype=dtypes.bfloat16) for _ in range(3)]
+        q, k, v = (g.cast(x, dtypes.float32) for x in halves)
+        scores = product(q, transpose(k))
+        below = ew(Op.SUB, scores, g.reduce(Op.MAX, scores, [2]))
+        weights = g.cast(g.cast(below, dtypes.bfloat16), dtypes.float32)
+        return [product(weights, v), total(weights, 2)]
+
+    inputs = graph_of(build)[1]
+    whole = {slot: np.rint(8 * x).astype(x.dtype) for slot, x in values_for(inputs, 1).items()}
+    agree(build, values=whole, tolerance=EXACT)
+    assert kinds(plan_of(build)) == ["block_rows"]
 
 
 def test_one_row_is_no_block() -> None:
