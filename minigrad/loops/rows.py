@@ -13,7 +13,8 @@ instead of 1.5.)
 With vectors along it, the stages of a row share as few passes over it as they can. Softmax is
 three: the maximum; the exponentials with their sum; the quotients. A stage joins the first pass
 after all that it waits for (the result of a reduction is known when its pass ends, a value of the
-own element at once), and takes such values from registers.
+own element at once), and takes such values from registers. Sums over windows are computed in tiles:
+a few rows of an image at once, which share what they read; of a gradient by weight some places.
 
 With vectors across neighbouring rows, each lane does a row, in the same passes, and what is one
 value for a row is in a register. Sums of long columns are in scratch memory, a block of columns
@@ -47,6 +48,7 @@ from minigrad.loops.build import (
     streams,
     substitute_statement,
 )
+from minigrad.loops.cost import cut
 from minigrad.loops.nest import (
     Loop,
     Loops,
@@ -97,15 +99,30 @@ def rows(kernel: Kernel, target: Target) -> Made:
     for one in passes:
         if one.axis is not None:
             s.vectorize(one.axis.variable, one.width)
-            s.sink(*one.tile, into=one.axis.variable)
-        for n, x in enumerate(one.tile):
-            s.unroll(x, f"{x.name}u{n}_")
+            _tile(s, one)
     for axis, places in prefetches(passes, row, target).items():
         s.prefetch(axis.variable, tuple(places))
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
     return Made(s.parallelize(), runs=(OPERATIONS_A_BYTE, 1, 0))
+
+
+def _tile(s: Schedule, one: Pass) -> None:
+    """Let the sums of a tile share what they read: its loops go inside those of the sums."""
+    assert one.axis is not None
+    xs = [axis.variable for axis, _ in one.tile]
+    for axis, size in one.tile:
+        if size < axis.count:
+            piece = s.split(axis.variable, size, f"{axis.variable.name}t")
+            if one.window is not None:  # all columns of rows, then the next rows
+                s.reorder(piece, one.axis.variable, axis.variable)
+            s.peel(piece, axis.variable)
+    s.sink(*xs, into=() if one.window is not None else one.axis.variable)
+    if one.window is not None:
+        s.unroll(one.window.variable, "w", computing=True)
+    for n, x in enumerate(xs):
+        s.unroll(x, f"{x.name}u{n}_")
 
 
 def _delayed(
@@ -135,6 +152,10 @@ def _delayed(
 # ---- passes over a row ----
 
 
+# Vectors side by side in a tile of sums over windows, and places of these along which its rows
+# share what they read, all written out. Registers hold a row's sums and what was read for them.
+ROW_VECTORS, MOST_DOWN = 2, 8
+LEAST_TERMS = 16  # of a sum that does not just wait for memory: nine take 1.05 times as long so
 MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands
 
 
@@ -145,8 +166,9 @@ class Pass:
     values: of elements that stages of one loop read of one another, which their bodies have instead
     of loads. operations: of an element, to tell which pass takes longest. number: of the first
     stage; kept: the arrays that have more than a register. axis: of vectors, of so many lanes
-    (width); tile: variables of few elements that are summed up at once, for they share what they
-    read; streaming: the arrays that pass by the cache.
+    (width); tile: axes of which some places, so many, are summed up at once, for they share what
+    they read; window: of the sums, the axis along which rows of a tile do; streaming: the arrays
+    that pass by the cache.
     """
 
     shared: Axis | None
@@ -157,7 +179,8 @@ class Pass:
     kept: frozenset[Array] = frozenset()
     axis: Axis | None = None
     width: int = 1
-    tile: tuple[Atom, ...] = ()
+    tile: tuple[tuple[Axis, int], ...] = ()
+    window: Axis | None = None
     streaming: frozenset[Array] = frozenset()
 
     @property
@@ -311,10 +334,18 @@ def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
     one.stages = [_over(stage, along, axis) for stage in one.stages]
     bodies, reduces = [s.body for s in one.stages], any(axis in s.reduced for s in one.stages)
     one.width = vector_width(target, bodies, axis.extent, reduces, axis.variable)
-    for n, few in enumerate(_sharing_loads(one.stages[0], target) if reduces else ()):
+    lanes = target.lanes(bodies[0].dtype)
+    if one.shared is None and not reduces and (found := _rows_of_window(one.stages[0], axis)):
+        few, window = found
+        rows = cut(few.count, 1, (target.registers - 2) // (2 * ROW_VECTORS))
+        new, one.window = (make_axis(f"{name}{one.number}_", 0, old.extent)
+                           for name, old in (("t", few), ("j", window)))  # fmt: skip
+        one.stages = [_over(_over(one.stages[0], few, new), window, one.window)]
+        one.tile, one.width = ((new, rows),), min(one.width, ROW_VECTORS * lanes)
+    for n, (few, size) in enumerate(_sharing_loads(one.stages[0], target) if reduces else ()):
         new = make_axis(f"t{one.number}_", n, few.extent)
-        one.stages, one.tile = [_over(one.stages[0], few, new)], (*one.tile, new.variable)
-        one.width = min(one.width, target.lanes(bodies[0].dtype))
+        one.stages, one.tile = [_over(one.stages[0], few, new)], (*one.tile, (new, size))
+        one.width = min(one.width, lanes)
     one.streaming = frozenset(
         stage.array for stage in one.stages
         if stage.op is None and stage.array in kernel.stored
@@ -322,22 +353,37 @@ def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
     )  # fmt: skip
 
 
-def _sharing_loads(stage: Stage, target: Target) -> tuple[Axis, ...]:
-    """The last axes of a stage whose few sums read, in part, the same: places of a window.
+def _sharing_loads(stage: Stage, target: Target) -> tuple[tuple[Axis, int], ...]:
+    """The last axes of a stage, and how much of them, whose sums read in part the same: places of
+    a window.
 
     (Nothing else: a tile is summed in another order, and rows of products are the same for all.)
     """
-    found: tuple[Axis, ...] = ()
+    found: tuple[tuple[Axis, int], ...] = ()
+    room = target.registers - 4
     for axis in reversed(stage.axes):
-        known = isinstance(axis.extent, int)
-        if not known or size_of((axis, *found)) > target.registers - 6:
+        if not isinstance(axis.extent, int) or room < 2:
             break
-        found = (axis, *found)
-    shared = any(
-        overlap(load.index, one, k)
-        for load in expr.loads(stage.body) for one in found for k in stage.reduced
-    )  # fmt: skip
-    return found if shared else ()
+        size = cut(axis.extent, 1, room)
+        found, room = ((axis, size), *found), room // size if size == axis.extent else 0
+    return found if any(_overlap(stage, one, k) for one, _ in found for k in stage.reduced) else ()
+
+
+def _rows_of_window(stage: Stage, along: Axis) -> tuple[Axis, Axis] | None:
+    """An axis beside that of the vectors along which sums read, in part, the same, and that of
+    their terms: the few places of a window.
+    """
+    long = stage.op is not None and size_of(stage.reduced) >= LEAST_TERMS
+    for axis in reversed(stage.axes if long else ()):
+        for k in stage.reduced:
+            few = isinstance(axis.extent, int) and k.extent in range(2, MOST_DOWN + 1)
+            if axis != along and few and _overlap(stage, axis, k):
+                return axis, k
+    return None
+
+
+def _overlap(stage: Stage, one: Axis, other: Axis) -> bool:
+    return any(overlap(load.index, one, other) for load in expr.loads(stage.body))
 
 
 # ---- vectors across rows ----

@@ -35,11 +35,10 @@ Pairs = list[tuple[int, int]]
 
 _LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
 MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
-# Of a convolution of each channel by itself: places of a kernel (so many sums of its gradient are
-# in registers), and columns of the result, of which vectors are made. Measured on Zen 4, all three
-# ways together: 3 × 3 takes 0.3 … 0.45 of the time with channels last, also with 7 columns, 5 × 5
-# takes 0.5 … 0.85, 7 × 7 1.25 times as long.
-MOST_PLACES, LEAST_WIDTH = 25, 7
+# Of a convolution of each channel by itself: places of a kernel, and columns of the result, which
+# vectors are made of. Measured, each way: 3 × 3 takes 0.3 … 0.45 of the time with channels last,
+# also with 7 columns, 5 × 5 0.5 … 0.85 (Zen 4), 7 × 7 0.2 … 0.7 (Emerald Rapids).
+MOST_PLACES, LEAST_WIDTH = 49, 7
 # Channels of a group that fill a vector: then a group is an image of its own. Others are computed
 # several together, and lie beside each other.
 VECTOR = 16

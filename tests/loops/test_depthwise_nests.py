@@ -40,7 +40,7 @@ def nest_of(build: Build, machine: str = "avx512") -> Nest:
     return lower(plan_of(build).kernels[0], target_of(machine))
 
 
-@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("size", [2, 3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("of", ["forward", "input", "weight"])
 def test_images_are_never_copied_in_memory(of: str, stride: int, size: int) -> None:
@@ -60,7 +60,19 @@ def test_places_of_a_window_are_summed_at_once() -> None:
         sums = {one.array.size for one in walk(nest.parallel) if isinstance(one, Store)}
         assert size**2 in sums, nest
     nest = nest_of(convolution("weight", 1, 7))
-    assert not any(isinstance(one, Store) and one.array.size == 49 for one in walk(nest.parallel))
+    sums = {one.array.size for one in walk(nest.parallel) if isinstance(one, Store)}
+    assert {4 * 7, 3 * 7} <= sums, nest
+
+
+@pytest.mark.parametrize("machine, rows", [("avx512", 7), ("avx2", 3)])
+@pytest.mark.parametrize("of", ["forward", "input"])
+@pytest.mark.parametrize("size", [4, 7])
+def test_rows_of_an_image_share_what_they_read(of: str, size: int, machine: str, rows: int) -> None:
+    """What is written out: each row of a tile at each place of a window down."""
+    nest = nest_of(convolution(of, 1, size), machine)
+    found = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
+    inner = [loop for loop in found if loop.stops == (size,) and isinstance(loop.body[0], Loop)]
+    assert (size, rows) in {(size, loop.body[0].trips) for loop in inner}, nest
 
 
 def test_two_gradients_of_one_kernel() -> None:

@@ -14,7 +14,11 @@ WIDE: list[dict[str, Any]] = [
     {"shape": (2, 5, 9, 37), "kernel": (3, 3), "padding": 1},
     {"shape": (2, 5, 9, 37), "kernel": (3, 3), "stride": 2, "padding": 1},
     {"shape": (2, 3, 8, 40), "kernel": (2, 3), "stride": (1, 2), "dilation": (2, 1)},
+    {"shape": (2, 5, 17, 23), "kernel": (7, 7), "padding": 3},
+    {"shape": (2, 3, 20, 33), "kernel": (7, 5), "stride": 2, "padding": 2},
+    {"shape": (2, 3, 14, 20), "kernel": (10, 2), "padding": (4, 1)},
     {"shape": (3, 7, 65), "kernel": (4,), "padding": 3},
+    {"shape": (2, 3, 90), "kernel": (31,), "padding": 15},
     {"shape": (1, 4, 5, 6, 19), "kernel": (2, 2, 2), "padding": ((1, 0), (0, 1), (2, 1))},
 ]
 
