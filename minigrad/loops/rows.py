@@ -13,7 +13,8 @@ instead of 1.5.)
 With vectors along it, the stages of a row share as few passes over it as they can. Softmax is
 three: the maximum; the exponentials with their sum; the quotients. A stage joins the first pass
 after all that it waits for (the result of a reduction is known when its pass ends, a value of the
-own element at once), and takes such values from registers.
+own element at once), and takes such values from registers. Sums over windows are computed in tiles:
+a few rows of an image at once, which share what they read; of a gradient by weight some places.
 
 With vectors across neighbouring rows, each lane does a row, in the same passes, and what is one
 value for a row is in a register. Sums of long columns are in scratch memory, a block of columns
@@ -153,7 +154,7 @@ def _delayed(
 
 # Vectors side by side in a tile of sums over windows, and places of these along which its rows
 # share what they read, all written out. Registers hold a row's sums and what was read for them.
-ROW_VECTORS, MOST_PLACES = 2, 8
+ROW_VECTORS, MOST_DOWN = 2, 8
 LEAST_TERMS = 16  # of a sum that does not just wait for memory: nine take 1.05 times as long so
 MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands
 
@@ -375,7 +376,7 @@ def _rows_of_window(stage: Stage, along: Axis) -> tuple[Axis, Axis] | None:
     long = stage.op is not None and size_of(stage.reduced) >= LEAST_TERMS
     for axis in reversed(stage.axes if long else ()):
         for k in stage.reduced:
-            few = isinstance(axis.extent, int) and k.extent in range(2, MOST_PLACES + 1)
+            few = isinstance(axis.extent, int) and k.extent in range(2, MOST_DOWN + 1)
             if axis != along and few and _overlap(stage, axis, k):
                 return axis, k
     return None
