@@ -12,11 +12,10 @@ a graph, in the order of its nodes; without them it is a *structure*, which grap
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, compress, count
-from operator import not_
 from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
@@ -38,7 +37,6 @@ from minigrad.graph.node import (
     make,
     needed,
     number_key,
-    picked,
 )
 from minigrad.graph.sharding import Layout, meshes
 from minigrad.graph.symbolic import Affine, Integer
@@ -149,10 +147,8 @@ NUMBERED = frozenset({
     Op.ASSIGN,
 })  # fmt: skip
 
-_OTHER = NUMBERED | {Op.COLLECTIVE}  # whose numbers are cells, or whose arg is not structure
-_CUSTOM = frozenset({CUSTOM})
+_OTHER = NUMBERED - SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
 _LEAVES = frozenset({BUFFER, CONST})
-_SHOWN = _CUSTOM | {CHECK}  # what is its source, in a structure
 _SYMBOLIC = frozenset({Affine})
 
 
@@ -177,12 +173,12 @@ def cells_of(node: Node) -> tuple[Cell, ...]:
 
 
 def _structure_of(node: Node) -> Any:
-    """What a node with cells is besides these, its dtype, its dimensions and its sources."""
+    """What a node with cells is besides these, its dtype and its sources."""
     if node.op is CONST and node.dtype.is_bool:
-        return bool(node.arg)
+        return (node.ndim, bool(node.arg))
     if node.op is ASSIGN:
         return node.arg is None
-    return replace(node.arg, extent=0) if node.op is CHECK else None
+    return replace(node.arg, extent=0) if node.op is CHECK else node.ndim
 
 
 def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
@@ -246,35 +242,37 @@ def canonicalize(
     """
     if order is None:
         order = needed(roots)
-    made, ops = order, tuple(map(OPS, order))
-    shown = _CUSTOM if checked else _SHOWN
-    if not shown.isdisjoint(ops):
-        made = list(compress(order, map(not_, map(shown.__contains__, ops))))
-        ops = tuple(map(OPS, made))
-    number = dict(zip(made, count(), strict=False))
-    for node in picked(order, shown) if made is not order else ():
-        number[node] = number[node.src[0]]
+    number: dict[Node, int] = {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
-    args = list(map(ARGS, made))
+    rows: list[Any] = []  # of each node its op, dtype, argument, and where its sources' begin
     cells: list[Cell] = []
     numbers: dict[int, int] = {}  # of its exchanges
     checks: list[Node] = []
-    for place, node in compress(enumerate(made), map(_OTHER.__contains__, ops)):
-        op = node.op
+    for node in order:
+        op, arg = node.op, node.arg
         if op is BUFFER:
-            args[place] = inputs.setdefault(node.arg, len(inputs))
+            arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
             cells += node.shape
-        elif op in SHAPED:
+        elif op in SHAPED:  # most of them
+            arg = len(node.shape)
             cells += node.shape
-        elif op is Op.COLLECTIVE:
-            numbers = numbers or exchange_numbers(order)
-            args[place] = replace(node.arg, number=numbers[node.arg.number]), node.shape
-        else:
-            args[place] = _structure_of(node)
-            cells += cells_of(node)
-            if op is CHECK:
-                checks.append(node)
+        elif op in _OTHER:
+            if op is CUSTOM or (op is CHECK and not checked):
+                number[node] = number[node.src[0]]
+                continue
+            if op is Op.COLLECTIVE:
+                numbers = numbers or exchange_numbers(order)
+                arg = (replace(arg, number=numbers[arg.number]), node.shape)
+            else:
+                arg = _structure_of(node)
+                cells += cells_of(node)
+                if op is CHECK:
+                    checks.append(node)
+        number[node] = len(rows)
+        rows += (op, node.dtype, arg)
+        for source in node.src:
+            rows.append(number[source])
     if not _SYMBOLIC.isdisjoint(map(type, cells)):
         cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
     targets = []
@@ -288,21 +286,11 @@ def canonicalize(
     wanted = tuple([number[root] for root in roots])
     device = roots[0].device
     layouts = tuple(x.memory.layout for x in inputs) if device in meshes else ()
-    structure = (
-        ops, tuple(map(len, map(SHAPES, made))), tuple(args), *_dtypes_and_sources(made, number),
-        wanted, tuple(targets), device, layouts,
-    )  # fmt: skip
+    structure = (tuple(rows), wanted, tuple(targets), device, layouts)
     return tuple.__new__(Canonical, (
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
         tuple(checks), layouts,
     ))  # fmt: skip
-
-
-def _dtypes_and_sources(order: Sequence[Node], number: Mapping[Node, int]) -> tuple[Any, ...]:
-    """Of the nodes of an order, for a key. number: that of each node."""
-    sources = list(map(SOURCES, order))
-    numbers = tuple(map(number.__getitem__, chain.from_iterable(sources)))
-    return tuple(map(DTYPES, order)), tuple(map(len, sources)), numbers
 
 
 def exact(order: Sequence[Node], marked: Iterable[Node]) -> tuple[Any, ...]:
@@ -311,7 +299,9 @@ def exact(order: Sequence[Node], marked: Iterable[Node]) -> tuple[Any, ...]:
     for place, node in compress(enumerate(order), map(_LEAVES.__contains__, ops)):
         args[place] = None if node.op is BUFFER else number_key(node.arg, node.dtype)
     number = dict(zip(order, count(), strict=False))
+    sources = list(map(SOURCES, order))
     return (
-        ops, tuple(map(SHAPES, order)), tuple(args), *_dtypes_and_sources(order, number),
+        ops, tuple(map(SHAPES, order)), tuple(args), tuple(map(DTYPES, order)),
+        tuple(map(len, sources)), tuple(map(number.__getitem__, chain.from_iterable(sources))),
         tuple(map(DEVICES, order)), tuple(map(number.__getitem__, marked)),
     )  # fmt: skip

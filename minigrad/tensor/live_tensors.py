@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 from threading import get_ident
 from typing import Any
@@ -225,18 +225,18 @@ def holders(node: Node) -> list[Holder]:
 
 def wants_gradient(node: Node) -> bool:
     """Whether a live tensor that stands for `node` was marked as a leaf."""
-    return True in [holder._requires_grad for holder in holders(node)]
+    return bool(leaves_among((node,)))
 
 
-def held_among(nodes: Collection[Node]) -> Iterator[Node]:
+def held_among(nodes: Sequence[Node]) -> Iterator[Node]:
     """Those for which a tensor stands: of a graph, few."""
     return compress(nodes, map(by_node.__contains__, map(id, nodes)))
 
 
-def leaves_among(nodes: Collection[Node]) -> list[Node]:
+def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """Those for which a live tensor stands that was marked as a leaf."""
     look, found = by_node.get, []  # for each eager operation: no calls of functions
-    for node in held_among(nodes):
+    for node in nodes:
         filed = look(id(node))
         if filed is None:
             continue

@@ -384,21 +384,24 @@ class _Plan:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
         new = topological(self.roots, self.order)
         self.order += new
-        leaves = leaves_among(new)
-        self.marked.update(leaves)
-        self.roots.update(dict.fromkeys([leaf for leaf in leaves if leaf.op is not BUFFER]))
-        for node in picked(new, _MEMORY):
-            if node.op is ASSIGN:
-                if _is_waiting(node):
-                    self.roots.setdefault(node)
-                    self.waits[node.src[0]] = node
-                else:
-                    self.replaced.add(node)
-            elif getattr(node.arg, "steady", False):  # a source of a loop has no memory
-                companion = _companions.get(node)
+        self.marked.update(leaves_among(new))
+        for node in new:
+            op = node.op
+            if op is BUFFER:
+                steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
+                companion = _companions.get(node) if steady else None
                 owner = companion() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
+            elif op is ASSIGN:
+                if _is_waiting(node):
+                    self.waits[node.src[0]] = node
+                else:
+                    self.replaced.add(node)
+                if node in self.marked or node not in self.replaced:
+                    self.roots.setdefault(node)
+            elif node in self.marked:
+                self.roots.setdefault(node)
         if self.waits or self.given_targets:
             targets = dict.fromkeys((*self.given_targets, *self.waits))
             if targets != self.targets:
