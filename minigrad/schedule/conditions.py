@@ -1,16 +1,18 @@
 """Masks as conditions: the sums of loop variables and loaded numbers that are ≥ 0 where they hold.
 
 Sums here are of whole numbers without bounds. Where one of the mask's own could pass the bounds of
-its dtype, which wraps, it is no condition.
+its dtype, which wraps, it is no condition; nor where a kernel's index, of 64 bits, could not hold
+the difference, as of a loaded int64 that is anything.
 """
 
 from __future__ import annotations
 
-from minigrad.dtype import dtypes
 from minigrad.graph.operations import Op
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
+
+BEYOND = 1 << 62  # half of an index of 64 bits: who makes a bound of a condition adds some to it
 
 
 def conditions_of(e: Expr) -> tuple[Affine, ...]:
@@ -25,7 +27,8 @@ def conditions_of(e: Expr) -> tuple[Affine, ...]:
         less, more = (_as_index(arg) for arg in (reversed(test.args) if negated else test.args))
         if less is not None and more is not None:
             difference = more - less - int((test.op is Op.LT) != negated)
-            return (difference,) if isinstance(difference, Affine) else ()
+            held = low(difference) > -BEYOND and high(difference) < BEYOND
+            return (difference,) if held and isinstance(difference, Affine) else ()
     return ()
 
 
@@ -33,7 +36,7 @@ def _as_index(e: Expr) -> Integer | None:
     """An integer expression as a sum of loop variables and loaded values, if it is one."""
     if not e.dtype.is_int:
         return None
-    if e.op is Leaf.LOAD and e.dtype is not dtypes.uint64:
+    if e.op is Leaf.LOAD:
         return expr.value_of(e)
     if e.op is Op.CONST:
         return int(e.value)

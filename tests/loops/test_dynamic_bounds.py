@@ -23,7 +23,7 @@ from schedule.programs import (
 )
 
 from minigrad.compile import schedule_of
-from minigrad.dtype import dtypes
+from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.loops.nest import show
@@ -46,8 +46,8 @@ def masked(condition: Node, x: Node) -> Node:
     return ew(Op.WHERE, condition, x, zero)
 
 
-def iota(like: Node, shape: tuple[int, ...], axis: int) -> Node:
-    return wide(g.iota(shape[axis], like.device), shape, axis)
+def iota(like: Node, shape: tuple[int, ...], axis: int, dtype: DType = INT) -> Node:
+    return wide(g.iota(shape[axis], like.device, dtype), shape, axis)
 
 
 def segments(rows: int, groups: int, width: int, columns: int) -> Build:
@@ -70,16 +70,20 @@ def segments(rows: int, groups: int, width: int, columns: int) -> Build:
     return build
 
 
-def only_stops(inputs: Inputs) -> list[Node]:
+def only_stops(dtype: DType) -> Build:
     """One bound."""
-    stop, left, right = inputs(3, dtype=INT), inputs(90, 40), inputs(90, 70)
 
-    def theirs(x: Node) -> Node:
-        shape = (3, *x.shape)
-        inside = ew(Op.LE, iota(x, shape, 1), wide(stop, shape, 0))
-        return masked(inside, g.expand(g.reshape(x, (1, *x.shape)), shape))
+    def build(inputs: Inputs) -> list[Node]:
+        stop, left, right = inputs(3, dtype=dtype), inputs(90, 40), inputs(90, 70)
 
-    return [batched(g.permute(theirs(left), (0, 2, 1)), theirs(right))]
+        def theirs(x: Node) -> Node:
+            shape = (3, *x.shape)
+            inside = ew(Op.LE, iota(x, shape, 1, dtype), wide(stop, shape, 0))
+            return masked(inside, g.expand(g.reshape(x, (1, *x.shape)), shape))
+
+        return [batched(g.permute(theirs(left), (0, 2, 1)), theirs(right))]
+
+    return build
 
 
 def some_rows(rows: int, depth: int, columns: int, bend: Callable[[Node], Node]) -> Build:
@@ -108,7 +112,8 @@ def batched(x: Node, y: Node) -> Node:
 CASES: dict[str, Build] = {
     "segments": segments(100, 4, 40, 70),
     "segments, k cut": segments(9000, 3, 40, 132),
-    "only stops": only_stops,
+    "only stops": only_stops(INT),
+    "only stops of 64 bits": only_stops(dtypes.int64),
     "rows": some_rows(100, 64, 80, lambda x: x),
     "rows, epilogue": some_rows(37, 64, 80, gelu),
     "rows, k cut": some_rows(60, 4500, 132, lambda x: x),
@@ -120,7 +125,7 @@ def check(name: str, machine: str, numbers: Callable[[int], Any]) -> None:
     _, inputs = graph_of(CASES[name])
     values = values_for(inputs, 1)
     for value in values.values():
-        if value.dtype == np.int32:
+        if value.dtype.kind == "i":
             value[...] = numbers(value.size)
     agree(CASES[name], machine, values=values)
 
@@ -139,6 +144,12 @@ def test_any_numbers(name: str, data: st.DataObject) -> None:
     """Beyond every extent too: nothing outside is read, and the result is that of the masks."""
     numbers = st.integers(-5, 110) | st.sampled_from(EXTREMES)
     check(name, "avx2", lambda n: data.draw(st.lists(numbers, min_size=n, max_size=n)))
+
+
+@pytest.mark.parametrize("number", [-(2**63), -(2**63) + 1, 2**63 - 2, 2**63 - 1])
+def test_numbers_to_which_an_index_of_64_bits_cannot_add(number: int) -> None:
+    """They wrapped: of i ≤ 2⁶³ − 1 nothing was left."""
+    check("only stops of 64 bits", "avx2", lambda count: [number, 30, number])
 
 
 @pytest.mark.parametrize(("name", "loaded"), [
