@@ -24,8 +24,11 @@ CONVERTED = (dtypes.float16, dtypes.bfloat16)
 
 def kept_as_bits(kernel: Kernel) -> Kernel:
     """The kernel with uint16 in place of every float of two bytes that is not computed with."""
-    arrays = {array for stage in kernel.stages for array in (stage.array, *stage.reads)}
-    return _Views(kernel).changed() if any(a.dtype in CONVERTED for a in arrays) else kernel
+    has_some = any(
+        stage.array.dtype in CONVERTED or any(e.dtype in CONVERTED for e in expr.walk(stage.body))
+        for stage in kernel.stages
+    )
+    return _Views(kernel).changed() if has_some else kernel
 
 
 class _Views:

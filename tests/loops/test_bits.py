@@ -37,6 +37,11 @@ def to_the_other(new: Inputs, dtype: DType) -> list[Node]:
     return [g.bitcast(floats(new, dtype), F16 if dtype is BF16 else BF16)]
 
 
+def between_integers(new: Inputs, dtype: DType) -> list[Node]:
+    """Moved as floats, while memory knows of integers only."""
+    return [g.bitcast(transpose(g.bitcast(new(256, 256, dtype=U16), dtype)), I16)]
+
+
 def copy(new: Inputs, dtype: DType) -> list[Node]:
     return [g.contiguous(transpose(floats(new, dtype)))]
 
@@ -64,7 +69,8 @@ def also_computed(new: Inputs, dtype: DType) -> list[Node]:
 
 
 PROGRAMS: list[Callable[[Inputs, DType], list[Node]]] = [
-    from_integers, to_integers, to_the_other, copy, padded, chosen, negated, also_computed
+    from_integers, to_integers, to_the_other, between_integers, copy, padded, chosen, negated,
+    also_computed,
 ]  # fmt: skip
 
 
