@@ -10,7 +10,7 @@ import pytest
 from minigrad import Context, GlobalCounters, Tensor, dtypes, nn
 from minigrad.errors import DTypeError, RangeError, ShapeError
 from minigrad.graph.node import topological
-from minigrad.tensor import realization
+from minigrad.tensor import plan
 from minigrad.tensor.random import threefry
 
 
@@ -351,7 +351,7 @@ def test_a_draw_looks_at_nothing_that_is_older_than_the_draw_before(on_device, m
         looked_at[-1] += len(order)
         return order
 
-    monkeypatch.setattr(realization, "topological", counting)
+    monkeypatch.setattr(plan, "topological", counting)
     waiting = []
     for _ in range(40):
         looked_at.append(0)

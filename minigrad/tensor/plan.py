@@ -1,0 +1,391 @@
+"""What is computed together: the roots of one program, and what becomes of tensors after it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence, Set
+
+from minigrad.device import spoiled
+from minigrad.graph.copies import MANY, as_rows, made_as_rows, unstacked
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    CONST,
+    Node,
+    Op,
+    ages,
+    depending,
+    make,
+    needed_among,
+    reading,
+    topological,
+)
+from minigrad.graph.rewrite import replaced
+from minigrad.graph.rolled import made_without_copies, without_copies
+from minigrad.program import recording
+from minigrad.tensor import saved_graphs
+from minigrad.tensor.live_tensors import (
+    Holder,
+    held_among,
+    holders,
+    lazy_holders,
+    lazy_links,
+    lazy_since,
+    leaves_among,
+    not_captured,
+    wants_gradient,
+)
+from minigrad.tensor.noted import capturing
+from minigrad.tensor.saved_graphs import has_history, see_through
+from minigrad.tensor.turns import Touched, under_way
+
+_MEMORY = frozenset({BUFFER, ASSIGN})
+_PARTS = (Op.RESHAPE, Op.SHRINK)
+# id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
+pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
+# BUFFER node → the tensor whose waiting write goes along with whoever reads it (random states).
+companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
+# The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
+copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+
+
+def copy_of(node: Node) -> Node:
+    """Its value in other memory."""
+    return make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device)
+
+
+def readable(lazy: Sequence[Holder]) -> Sequence[Holder]:
+    """Those that read no memory which a failed program was to write: nobody else need wait."""
+    lost: set[Node] = set()
+    for node in topological([holder.raw for holder in lazy]) if spoiled else ():
+        sources = node.src[1:] if node.op is Op.ASSIGN else node.src
+        if (id(node.arg) in spoiled and node.op is Op.BUFFER) or not lost.isdisjoint(sources):
+            lost.add(node)
+    return [holder for holder in lazy if holder.raw not in lost] if lost else lazy
+
+
+def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
+    """Let lazy tensors depend on other nodes; a write that waits goes on waiting."""
+    nodes = replaced([holder.raw for holder in lazy], by)
+    for holder, node in zip(lazy, nodes, strict=True):
+        if node is not holder.raw:
+            if is_waiting(holder.raw):
+                pending[id(node.src[0])] = node
+            holder._point(node)
+
+
+def is_waiting(node: Node) -> bool:
+    """Whether it is a write that nobody has carried out yet, the newest to its memory."""
+    return node.op is ASSIGN and pending.get(id(node.src[0])) is node
+
+
+def whole_of(node: Node) -> Node:
+    """What a node is a part of."""
+    while node.op in _PARTS:
+        node = node.src[0]
+    return node
+
+
+class Plan:
+    """The roots of one program.
+
+    roots: what to compute, as the tensors know it; values: the same for the program, without
+    writes that a later one has replaced. targets: BUFFERs that are about to be overwritten. copies:
+    those of them that have other readers than their owner → the root that saves their value.
+    unasked: nobody asked for what is wanted to be in memory, so gradients by leaves that nobody
+    marked find their way back through it, too.
+    parts: readers → as parts of what is computed. serves: what is computed in the place of a
+    reader, or of several, which are its rows → these.
+    """
+
+    tracked: Set[Node] = frozenset()
+    free: Set[Node] = frozenset()  # leaves that nobody marked, where these count
+    wanting: Set[Node] = frozenset()  # what depends on others
+    kept: Sequence[Node] = ()
+    lost: Sequence[tuple[Node, Node]] = ()  # root, a leaf that its gradient would need
+
+    def __init__(
+        self,
+        wanted: Sequence[Holder],
+        targets: Iterable[Node] = (),
+        owner: Holder | None = None,
+        unasked: bool = False,
+    ) -> None:
+        self.wanted, self.owner, self.given_targets = wanted, owner, tuple(targets)
+        self.unasked = unasked
+        self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
+        self.copies: dict[Node, Node] = {}
+        self.order: list[Node] = []
+        self.waits: dict[Node, Node] = {}  # target → the write to it that waits, of the order
+        self.replaced: set[Node] = set()  # writes that a later one has replaced
+        self.marked: set[Node] = set()  # leaves, and what else was marked
+        self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
+        self.readers: set[Node] = set()  # roots only because they read a target
+        self.parts: dict[Node, Node] = {}
+        self.serves: dict[Node, list[Node]] = {}
+        size = -1
+        while size != len(self.roots):
+            size = len(self.roots)
+            self._extend()
+            may_flow = self.targets or self.marked or saved_graphs.recorded or unasked
+            if size == len(self.roots) and may_flow:
+                self._save_for_backward()
+        values = list(self.roots)
+        if self.replaced:
+            values = see_through(values, self.replaced)
+            # what is memory of others then may be overwritten in this very program
+            values = [copy_of(value) if value.op is BUFFER else value for value in values]
+        self.alone = dict(zip(self.roots, values, strict=True))
+        self.known: Sequence[Node] | None = self.order if values == list(self.roots) else None
+        if len(self.order) > 2 * MANY:
+            self._without_copies()
+            values = list(self.alone.values())
+        self.values = values
+
+    def touched(self) -> Touched:
+        """Memory that is written and that is read."""
+        read = {node.arg for node in self.order if node.op is BUFFER}
+        return {target.arg for target in self.targets}, read
+
+    def _extend(self) -> None:
+        """Add waiting writes, random states, and parameters that are read, and other readers."""
+        new = topological(self.roots, self.order)
+        self.order += new
+        self.marked.update(leaves_among(new))
+        for node in new:
+            op = node.op
+            if op is BUFFER:
+                steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
+                companion = companions.get(node) if steady else None
+                owner = companion() if companion is not None else None
+                if owner is not None and owner.raw.op is Op.ASSIGN:
+                    self.roots.setdefault(owner.raw)
+            elif op is ASSIGN:
+                if is_waiting(node):
+                    self.waits[node.src[0]] = node
+                else:
+                    self.replaced.add(node)
+                if node in self.marked or node not in self.replaced:
+                    self.roots.setdefault(node)
+            elif node in self.marked:
+                self.roots.setdefault(node)
+        if self.waits or self.given_targets:
+            targets = dict.fromkeys((*self.given_targets, *self.waits))
+            if targets != self.targets:
+                self.targets = targets
+                self._add_readers()
+
+    def _add_readers(self) -> None:
+        """Live tensors that read a target other than through a root, or stand for one."""
+        states = [target for target in self.targets if target in companions]
+        others = self.targets.keys() - set(states)
+        readers = self._readers(lazy_holders(), others) if others else {}
+        for node, served in readers.items():
+            if node not in self.roots:
+                self.roots[node] = None
+                self.readers.add(node)
+            if served != [node]:
+                self.serves[node] = served
+        for state in states:
+            if self._readers(lazy_since(copied_until.get(state, 0)), {state}):
+                self._copy(state)
+        for target in self.targets:
+            if any(holder is not self.owner for holder in holders(target)):
+                self._copy(target)
+
+    def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> dict[Node, list[Node]]:
+        """What is `_lazy` of those tensors, and reads a target other than through a root."""
+        lazy = self._lazy([holder for holder in readable(tensors) if holder is not self.owner])
+        reads = set(targets)
+        for node in reading((*self.order, *topological(lazy, self.order)), reads):
+            if node not in self.roots:
+                reads.add(node)
+        return {node: served for node, served in lazy.items() if node in reads}
+
+    def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:
+        """What to compute for tensors → their nodes that it serves.
+
+        That is the node itself; or what was made of it, or has it and others as rows, where a loss
+        was asked for its gradient before: all its copies are more than all else of a plan.
+        """
+        nodes = {holder.raw: None for holder in tensors}
+        if recording.calls is not None:
+            return {node: [node] for node in nodes}
+        kept = {*self.marked, *(holder.raw for holder in tensors if holder._requires_grad)}
+        found: dict[Node, list[Node]] = {}
+        for copies, whole in made_as_rows(nodes, {*kept, *self.roots}):
+            found[whole] = copies
+            for node in copies:
+                del nodes[node]
+        for node in nodes:
+            if node not in found:
+                less = node if node in self.roots else made_without_copies(node, kept)
+                found[node if less in found else less] = [node]
+        return found
+
+    def _copy(self, target: Node) -> None:
+        """Save the value of a BUFFER that is about to be overwritten."""
+        if target not in self.copies:
+            self.copies[target] = copied = copy_of(target)
+            self.roots.setdefault(copied)
+
+    def _without_copies(self) -> None:
+        """Let what loops in Python have left be computed together.
+
+        That may be a list of readers, too, perhaps for nobody: they become parts of arrays.
+        """
+        kept = {*self.kept, *self.marked}
+        many = len(self.readers) > MANY and recording.calls is None
+        readers = self.readers - kept - self.serves.keys() if many else set()
+        alike = [root for root, value in self.alone.items() if root in readers and value is root]
+        for copies, whole in as_rows(alike, kept):
+            for root in copies:
+                del self.alone[root]
+            self.alone[whole], self.serves[whole] = whole, copies
+        values = list(self.alone.values())
+        known = self.order if values == list(self.roots) else None
+        values, self.known = without_copies(values, known, self.marked)
+        self.alone = dict(zip(self.alone, values, strict=True))
+        for root in [root for root in self.alone if root in readers]:
+            value = self.alone[root]
+            whole = whole_of(value)
+            if whole is not value and whole.op is not BUFFER:
+                del self.alone[root]
+                self.parts[root] = value
+                self.alone.setdefault(whole, whole)
+        if self.parts:
+            self.known = needed_among(self.known, self.alone.values())
+
+    # -- histories ---------------------------------------------------------------------------------
+
+    def _save_for_backward(self) -> None:
+        """Decide which roots keep a history, and store what such a history could not recompute.
+
+        tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
+        lost: depends on a marked leaf that is about to be overwritten; no history is possible.
+        """
+        self.tracked, self.kept, self.lost = set(), [], []
+        waits = self.waits
+        leaves = {t for t, write in waits.items() if write in self.marked}
+        others = (t for t in self.given_targets if t not in waits)
+        leaves.update(t for t in others if wants_gradient(pending.get(id(t), t)))
+        if not (leaves or self.marked or saved_graphs.recorded or self.unasked):
+            return
+        order = self.order if saved_graphs.recorded else ()
+        known = [node for node in order if node.op is BUFFER and has_history(node)]
+        start = {*self.marked, *leaves, *known}
+        lost = set(leaves) if start != leaves else set[Node]()
+        self.wanting = wanting = saved_graphs.tracked(self.order, self.marked, start, lost)
+        lost = lost if start != leaves else wanting
+        self.tracked = tracked = self._with_free() if self.unasked else wanting
+        flowing = [
+            root
+            for root in self.roots
+            if root in tracked
+            and root not in self.marked
+            and root not in self.free
+            and any(not h.stopped for one in self._standing(root) for h in holders(one))
+        ]
+        self.kept = [root for root in flowing if root not in lost]
+        leaf = next((target for target in self.targets if target in leaves), None)
+        self.lost = [(root, leaf) for root in flowing if leaf is not None and root in lost]
+        for root in self.kept if self.serves else ():  # each has a history of its own
+            self.roots.update(dict.fromkeys(self.serves.pop(root, ())))
+        stale = depending(self.order, self.targets) if self.kept and self.targets else set()
+        saved = {*self.marked, *self.free}  # below which nothing is computed again
+        for node in topological([root for root in self.kept if root in stale], saved):
+            if node in tracked and node.op is not Op.BUFFER:
+                for source in node.src[1:] if node.op is Op.ASSIGN else node.src:
+                    if source in stale and (source not in tracked or source in self.free):
+                        if source.op is Op.BUFFER:
+                            self._copy(source)
+                        else:
+                            self.roots.setdefault(source)
+
+    def _with_free(self) -> set[Node]:
+        """What depends on any leaf: also on those that nobody marked."""
+        known = saved_graphs.valid(self.order)
+        free = {
+            node for node in held_among(self.order)
+            if node.dtype.is_float and node not in self.targets and node not in known
+            and any(holder._requires_grad is None for holder in holders(node))
+        }  # fmt: skip
+        leaves = {*self.wanting, *known}
+        tracked = saved_graphs.tracked(self.order, self.marked, leaves, set(), free)
+        flows = {node for node in free if node.op is not Op.BITCAST and tracked & {*node.src}}
+        self.free = free - flows  # what depends on others is no leaf
+        return tracked
+
+    def _standing(self, root: Node) -> list[Node]:
+        """A root, and the readers in whose place it is computed."""
+        return [root, *self.serves.get(root, ())]
+
+    def settle(self, buffers: Sequence[Node]) -> None:
+        """Point tensors to what was computed."""
+        made = dict(zip(self.alone, buffers, strict=True))
+        if self.parts:
+            made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
+        for whole, served in self.serves.items():
+            rows = unstacked(made[whole]) if len(served) > 1 else [made[whole]]
+            made |= zip(served, rows, strict=True)
+        for target in self.copies if self.targets else ():
+            for holder in holders(target):
+                if holder is not self.owner:
+                    holder._point(made[self.copies[target]])
+        written = [root.src[0] for root in self.roots if is_waiting(root)] if self.targets else []
+        for target in written:
+            del pending[id(target)]
+        if self.kept or self.lost or written:
+            self._record(made, written)
+        for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
+            if holder.raw.op is CONST:
+                holder._point(made[holder.raw])
+        for root in self.roots:
+            if root.op is CONST:
+                del made[root]
+        kept = {one for root in (*self.kept, *dict(self.lost)) for one in self._standing(root)
+                } if self.kept or self.lost else ()  # fmt: skip
+        for root, buffer in made.items():
+            for holder in not_captured(holders(root)) if capturing else holders(root):
+                holder._point(buffer)
+                if holder.stopped and root not in kept and not wants_gradient(buffer):
+                    holder.stopped = False
+        if self.copies:
+            made |= {target: made[copied] for target, copied in self.copies.items()}
+        if made and lazy_links:
+            ages_of = [copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
+            lazy = self._replace_writes(not_captured(lazy_since(min(ages_of))), made)
+            if lazy:
+                replace_in(lazy, made)
+        for target in self.targets:
+            if target in companions:
+                copied_until[target] = next(ages)
+
+    def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
+        """The lazy tensors that depend on nothing which another thread computes now.
+
+        The others keep its writes as they are, of which one that is remade would be made twice.
+        """
+        others = [
+            root for _, plan in under_way.copy().values() if isinstance(plan, Plan)
+            if plan is not self for root in plan.roots
+        ]  # fmt: skip
+        if not (others and lazy):
+            return lazy
+        busy = depending(topological([holder.raw for holder in lazy]), others)
+        writes = {node: buffer for node, buffer in made.items() if node.op is ASSIGN}
+        replace_in([holder for holder in lazy if holder.raw in busy], writes)
+        return [holder for holder in lazy if holder.raw not in busy]
+
+    def _record(self, made: dict[Node, Node], written: Sequence[Node]) -> None:
+        """Keep the graphs of the roots that were chosen for it."""
+        saved = {n: b for n, b in made.items()
+                 if n not in self.tracked or n in self.free or wants_gradient(n)}  # fmt: skip
+        for target, copied in self.copies.items():
+            saved[target] = made[copied]
+        known = self.order if len(self.roots) == 1 else None
+        graphs = {made[root]: root for root in self.kept}
+        free = {made[root] for root in self.kept if root not in self.wanting}
+        saved_graphs.record(graphs, saved, known, written, free)
+        for buffer, leaf in {whole_of(made[root]): leaf for root, leaf in self.lost}.items():
+            saved_graphs.lose(buffer, leaf)
