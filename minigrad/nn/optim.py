@@ -199,8 +199,7 @@ class Optimizer(Steps):
         else:
             self._lr = self._number(lr)
         # for a scheduler that begins later
-        number = lr.item() if isinstance(lr, Tensor) else convert(lr, dtypes.float32)
-        self.lr_at_first = _short(number)
+        self.lr_at_first = _short(self._lr.item())
         # Steps taken: by each parameter, in one tensor for those that took equally many.
         self.t = self._number(0.0)
         self.counts = [self.t] * len(self.params)

@@ -226,7 +226,7 @@ MISTAKES = {
     "learning rates": (
         lambda: nn.optim.SGD([Tensor([1.0])], lr=Tensor([1.0, 2.0])), ShapeError, "one float32",
     ),
-    "no optimizers": (lambda: nn.optim.OptimizerGroup(), ValueError, "no optimizers"),
+    "no optimizers": (lambda: nn.optim.OptimizerGroup(), TypeError, "expected optimizers"),
     "nothing to clip": (
         lambda: nn.optim.clip_grad_norm([Tensor([1.0])], 1.0), GradientError, "no parameter has",
     ),
