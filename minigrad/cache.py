@@ -214,6 +214,8 @@ def _prepare(name: str) -> str:
     """Make the folder if need be; why it must not be used, or an empty text."""
     if not os.path.isabs(name):
         return "there is no home folder; name a folder in MINIGRAD_CACHE"
+    if not hasattr(os, "geteuid"):
+        return "this system does not tell whose files are whose"
     try:
         os.makedirs(name, mode=0o700, exist_ok=True)
         status = os.stat(name)

@@ -51,7 +51,8 @@ def held_over_forks(lock: threading.RLock | None = None) -> threading.RLock:
 
 def in_child(function: Callable[[], object]) -> None:
     """Have a function called in the child of each fork, which has the thread alone that forked."""
-    os.register_at_fork(after_in_child=function)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
 
 
 def _before_fork() -> None:
@@ -82,4 +83,5 @@ def _in_child() -> None:
     _after_fork()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

@@ -207,7 +207,12 @@ def _divisor(b: Builder, y: Value) -> str:
     zero = literal(0, register_type(y.dtype), y.lanes)
     if y.lanes == 1 or not y.text.startswith("%") and y.text != zero:
         return y.text
-    return b.call(f"llvm.arithmetic.fence.{suffix(y.type)}", y.type, [y.typed])
+    return fenced(b, y.type, y.text)
+
+
+def fenced(b: Builder, kind: str, text: str) -> str:
+    """The same vector, of which LLVM's code generator does not know how it was computed."""
+    return b.call(f"llvm.arithmetic.fence.{suffix(kind)}", kind, [f"{kind} {text}"])
 
 
 def _remainder(b: Builder, x: Value, y: Value) -> str:

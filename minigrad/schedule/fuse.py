@@ -154,8 +154,10 @@ class Waits:
                 lifted += [(user, level + 1) for user in users]
 
     def reaches(self, start: Iterable[Cluster], goal: Cluster) -> bool:
-        """Whether a cluster of `start`, none of which is `goal`, needs it, directly or not."""
+        """Whether a cluster of `start` is or needs `goal`, directly or not."""
         seen = set(start)
+        if goal in seen:
+            return True
         stack, levels, least = list(seen), self.levels, self.levels[goal]
         while stack:
             item = stack.pop()

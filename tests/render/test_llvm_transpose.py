@@ -56,6 +56,23 @@ def test_values(machine: str, shape: tuple[int, int], dtype: DType) -> None:
     agree(across(rows, columns, dtype), machine, values={0: x, 1: y}, tolerance=EXACT)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", (dtypes.float32, dtypes.float64), ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("shape", [(31, 17), (14, 9), (15, 33)], ids=str)
+def test_signs_where_one_lane_counts(
+    machine: str, dtype: DType, shape: tuple[int, int]
+) -> None:
+    """LLVM 22 took another column's for the last one, of float64."""
+    rows, columns = shape
+    x = ((np.arange(rows * columns) * 37 % 64) - 31.5).reshape(columns, rows)
+
+    def build(inputs: Inputs) -> list[Node]:
+        turned = g.permute(inputs(columns, rows, dtype=dtype), (1, 0))
+        return [ew(Op.NEG, turned)]
+
+    agree(build, machine, values={0: x.astype(numpy_dtype(dtype))}, tolerance=EXACT)
+
+
 def text_of(build: Build) -> str:
     """The IR of the first kernel."""
     return render(lower(schedule_of(graph_of(build)[0], GOLDEN).kernels[0], GOLDEN))
