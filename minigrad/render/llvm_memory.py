@@ -106,7 +106,7 @@ class MemoryEmitter(IndexEmitter):
         known = values.known_flags(mask, width)
         if known is not None and sum(known) == 1:
             # LLVM 22 merges a truncation into a store of one lane, and then writes 32 bits of it.
-            # Of one lane of −x or |x|, where all of x are one lane of y, it may take y's first.
+            # Of one lane of −x, where all of x are one lane of y, it may take y's first.
             lane = known.index(True)
             scalar = kind.strip("<>").partition(" x ")[2]
             if not scalar.startswith("i"):
