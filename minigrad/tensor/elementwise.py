@@ -421,7 +421,7 @@ class Elementwise(Methods):
         if type(high) is int and high > self.dtype.maximum:
             high = None
         check_holds("clip", self.dtype, low, high)
-        # outside the range nothing depends on self; at a bound the gradient passes (as in PyTorch)
+        # outside the range nothing depends on self; at a bound the gradient passes
         result = self
         if low is not None:
             result = (result < low)._or_nan(low).where(low, result)
