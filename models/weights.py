@@ -72,12 +72,15 @@ def load_pretrained(
     a folder of these (model.safetensors, or shards and their index), or what models/gpt.py saved.
     dtype ("float32") converts all weights, which also dequantizes; otherwise they stay as they are
     in the file, or nearly as small (`quantized.py`). context: fewer positions than the file allows,
-    as keys and values take memory for all of them.
+    as keys and values take memory for all of them. What models/gpt.py saved takes no such argument.
     """
     source = read_source(Path(path))
     if source.kind == "own":
         from minigrad.models.gpt_checkpoint import training_of
 
+        given = {"config": config, "dtype": dtype, "context": context}
+        if names := [name for name, value in given.items() if value is not None]:
+            raise InputError(f"{path} is what models/gpt.py saved: expected no {', '.join(names)}")
         return training_of(kind, Path(path), source.tensors, source.facts)[0]
     return model_of(kind, source, path, config, dtype, context)
 

@@ -376,6 +376,8 @@ def test_folders_of_weights(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "own.safetensors", model, tokenizer)
     again = GPT.from_pretrained(tmp_path / "own.safetensors")
     np.testing.assert_array_equal(again(ids).numpy(), model(ids).numpy())
+    with pytest.raises(InputError, match=r"models/gpt\.py saved: expected no dtype, context"):
+        GPT.from_pretrained(tmp_path / "own.safetensors", dtype="float16", context=2)
 
 
 def test_a_folder_of_gguf(tmp_path: Path) -> None:
