@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from devices import REFERENCE
+from wrong_arguments import CALLS
 
-from minigrad import Mesh, Tensor, jit, nn
+from minigrad import Context, Mesh, P, Tensor, Variable, jit, nn
 from minigrad.errors import AxisError, DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
@@ -286,10 +287,14 @@ REFUSED = {
 }
 
 
+REFUSED |= CALLS
+NAMES = globals() | {"Context": Context, "P": P, "Variable": Variable}
+
+
 @pytest.mark.parametrize("call", REFUSED)
 def test_a_message_says_what_was_expected(call: str) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(REFUSED[call])):
-        eval(call)
+        eval(call, NAMES)
 
 
 # Calls with a float or a text where an int belongs: what the message shows.

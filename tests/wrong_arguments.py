@@ -1,33 +1,11 @@
-"""Arguments that a generator tried in turn for all public names: each raises, and says why.
+"""Calls with arguments that a generator tried in turn for all public names → why each raises.
 
-They gave an answer (something was repeated, or ignored), or told of something inside.
+They gave an answer (something was repeated, or ignored), or told of something inside. The names are
+those of `tensor/test_mistakes.py`.
 """
 
 from __future__ import annotations
 
-import re
-
-import pytest
-
-from minigrad import Context, Mesh, P, Tensor, Variable, jit, nn
-from minigrad.nn import functional as F
-from minigrad.nn import optim
-
-
-def _zeros(*shape: int) -> Tensor:
-    return Tensor.zeros(*shape)
-
-
-def _sgd() -> optim.SGD:
-    return optim.SGD([Tensor([1.0, 2.0])], lr=0.1)
-
-
-NAMES = {
-    "Context": Context, "F": F, "Mesh": Mesh, "P": P, "Tensor": Tensor, "Variable": Variable,
-    "jit": jit, "nn": nn, "optim": optim, "_zeros": _zeros, "_sgd": _sgd,
-    "X": _zeros(2, 3), "Y": _zeros(5, 2, 3), "IMAGE": _zeros(1, 1, 4, 4),
-    "LEAF": Tensor([1.0, 2.0], requires_grad=True), "HEADS": nn.MultiheadAttention(3, 1),
-}  # fmt: skip
 CALLS = {
     # called on the class, with something else than a tensor
     "Tensor.var_mean([1.0, 2.0])": "var_mean: the input is a list, expected a tensor",
@@ -122,9 +100,3 @@ CALLS = {
     "optim.clip_grad_norm([5], 1.0)": "clip_grad_norm: expected tensors, got a int",
     "nn.schedule.Schedule(_sgd(), abs, 'a')": "Schedule(step='a'): expected an int",
 }
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_wrong_argument_raises(call: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=re.escape(CALLS[call])):
-        eval(call, NAMES)
