@@ -140,7 +140,7 @@ class BlockPlan:
         stored: frozenset[Array],
     ) -> None:  # fmt: skip
         self.block, self.stored = block, stored
-        self.squares = block.width == SQUARE
+        self.squares = block.width == SQUARE  # other blocks have fewer rows: MOST_ROWS
         stages, self.tried = with_shortcuts(stages, products, stored)
         self.stages = stages
         self.products = {n for n, stage in enumerate(stages) if stage.array in products}
