@@ -417,6 +417,10 @@ def runtime_of(mesh: Mesh) -> MeshRuntime:
 # --- threads --------------------------------------------------------------------------------------
 
 
+_LOOK = 1.0  # seconds: Python sees a signal that comes just before a wait when that ends
+_RUNNING = object()  # stands for what a device's action raised, or None, until it has ended
+
+
 class Team:
     """A thread for each device, or stage, but the first one, which is the caller's.
 
@@ -429,7 +433,7 @@ class Team:
 
     def _begin(self) -> None:
         self._tasks: list[queue.SimpleQueue[Any]] = []
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()  # something to wait for
         self._process = os.getpid()
 
     def run(
@@ -450,24 +454,33 @@ class Team:
                     name=f"minigrad device {len(self._tasks)}",
                 )  # fmt: skip
                 worker.start()
+            ends: list[Any] = [_RUNNING] * self.size
             for tasks in self._tasks:
-                tasks.put((action, fail, thread.values))
-            errors, told = [_tried(action, 0, fail)], list[BaseException | None]()
-            while len(told) < len(self._tasks):  # Ctrl-C ends the others, who are waited for
-                errors.append(_tried(lambda _: told.append(self._done.get()), 0, fail))
-        raised = [error for error in (*errors, *told) if error is not None]
+                tasks.put((action, fail, thread.values, ends))
+            ends[0] = _tried(action, 0, fail)
+            # Ctrl-C ends the others, who are waited for. It may come when `get` has taken an item
+            # already: so items only wake, and `ends` says who has ended.
+            interrupts = []
+            while _RUNNING in ends:
+                interrupts.append(_tried(self._wait, 0, fail))
+        raised = [error for error in (*interrupts, *ends) if error is not None]
         causes = [error for error in raised if not isinstance(error, RankError)]
         return next(iter(causes or raised), None)
+
+    def _wait(self, number: int) -> None:
+        with suppress(queue.Empty):
+            self._ended.get(timeout=_LOOK)
 
     def _work(self, number: int, tasks: queue.SimpleQueue[Any]) -> None:
         known: dict[str, Any] | None = None
         while True:
-            action, fail, values = tasks.get()
+            action, fail, values, ends = tasks.get()
             if known != values:
                 known = dict(values)
                 for name, value in known.items():
                     put(name, value)
-            self._done.put(_tried(action, number, fail))
+            ends[number] = _tried(action, number, fail)
+            self._ended.put(None)
 
 
 def _tried(

@@ -393,6 +393,28 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
     assert team.run(told.append, lambda _: None) is None and sorted(told) == [0, 1, 1]
 
 
+def test_an_interrupt_as_another_device_ends() -> None:
+    """Ctrl-C between what wakes the first device and its taking note of it: it does not wait on."""
+    team, ended = Team(2), list[BaseException | None]()
+    waiting = team._ended
+
+    class Late:
+        put = waiting.put
+
+        def get(self, timeout: float) -> None:
+            waiting.get(timeout=timeout)
+            team._ended = waiting
+            raise KeyboardInterrupt
+
+    team._ended = Late()
+    running = threading.Thread(
+        target=lambda: ended.append(team.run(lambda _: None, lambda _: None)), daemon=True
+    )
+    running.start()
+    running.join(LIMIT)
+    assert [type(error) for error in ended] == [KeyboardInterrupt]
+
+
 FORKS = """
 import os, threading
 from minigrad import Mesh, P, Tensor, jit
