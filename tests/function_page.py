@@ -187,10 +187,9 @@ def page() -> str:
     same = {n for s, names in spaces.items() if s.startswith("torch") for n in names if here(s, n)}
     parts = [
         "# Where PyTorch's and tinygrad's functions are\n",
-        "Written by `python tests/function_page.py`.",
-        "[differences.md](differences.md) has what differs in meaning.\n",
+        "Written by `python tests/function_page.py`.\n",
         f"Of PyTorch's names {len(same)} are here, each counted once. Those in a list that are not",
-        "in the table below it mean the same here.\n",
+        "in the table below it mean the same here, but for [differences](differences.md).\n",
     ]
     for space, names in spaces.items():
         found = [name for name in names if here(space, name)]
