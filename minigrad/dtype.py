@@ -98,7 +98,7 @@ DTypeLike = DType | str | None  # what `dtype=` takes: see `resolve`; None for a
 
 
 class _Table(type):
-    """A class whose entries cannot be set anew."""
+    """A class whose entries cannot be replaced."""
 
     def __setattr__(cls, name: str, value: object = None) -> NoReturn:
         raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")

@@ -79,7 +79,7 @@ timeline = _Timeline()
 
 
 class _Counters:
-    """What was done so far: kernels, operations, bytes. `GlobalCounters.reset()` starts anew.
+    """What was done so far: kernels, operations, bytes. `GlobalCounters.reset()` sets all to 0.
 
     global_ops and global_mem are what the loop nests say (operations, bytes read and written).
     programs_scheduled, kernels_lowered, kernels_rendered and kernels_compiled count the steps from

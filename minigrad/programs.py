@@ -130,7 +130,7 @@ class Programs:
 
         may_pad: whether it may copy the call's arrays to others (a step that is captured has none).
         """
-        # A structure describes a whole graph, so that hashing it is dear: it is looked up once.
+        # A structure describes a whole graph, so hashing it is expensive: it is looked up once.
         values = thread.values
         key = (call.structure, values["FUSE"], values["GUARD"], values["TUNE"])
         family = self._families.get(key)

@@ -104,7 +104,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
-        if default is None or isinstance(default, bool) or not str(default).strip():
+        if default in (None, []) or isinstance(default, bool) or not str(default).strip():
             return action.help
         if isinstance(default, float):
             return f"{action.help} (default: %(default)g)"
@@ -269,7 +269,7 @@ def add_explain(add: Callable[..., Any]) -> None:
 def check_explain(flags: argparse.Namespace) -> None:
     """InputError where values are wanted, but no page."""
     if flags.explain_values and flags.explain is None:
-        raise InputError("--explain-values goes with --explain F.html: which file shall it be?")
+        raise InputError("--explain-values goes with --explain F.html: which file is it to be?")
 
 
 def explain_step(

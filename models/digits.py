@@ -145,7 +145,7 @@ def _idx_pair(folder: Path, part: str) -> Digits:
 
 
 def idx_digits(folder: str) -> tuple[Digits, Digits]:
-    """(training, validation) of the four IDX files of MNIST, Fashion-MNIST and their kin.
+    """(training, validation) of the four IDX files of MNIST, Fashion-MNIST and the like.
 
     Looks for train-images-idx3-ubyte, train-labels-idx1-ubyte, and t10k-…, also with .gz; and for
     names.txt, ten lines, where labels are other things than digits (and not Fashion-MNIST's).

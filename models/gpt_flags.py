@@ -46,7 +46,8 @@ def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentPars
     names = f"{{{','.join(COMMANDS)}}}"
     commands = top.add_subparsers(dest="command", required=True, metavar=names)
     for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        about = f"{text[0].upper()}{text[1:]}."
+        command = commands.add_parser(name, help=text, description=about)
         FLAGS[name](command)
         console.add_common_flags(command)
     commands.choices["train"].set_defaults(**(remembered or {}))

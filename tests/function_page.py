@@ -40,7 +40,7 @@ DIFFERENT = {
     "data": "`x.detach()`; `x.data()` is a memoryview",
     "numpy": "a copy", "to": "a device or a dtype", "size": "a tuple",
     "unique": "without `dim`",
-    "frexp": "`x.abs().log2().floor()` is the exponent",
+    "frexp": "`x.abs().log2().floor() + 1` is the exponent",
     "trapz": "`((x[1:] + x[:-1]) * dx / 2).sum()`",
     "tensor": "`Tensor(data)`", "as_tensor": "`Tensor(data)`", "asarray": "`Tensor(data)`",
     "from_numpy": "`Tensor(array)`, or `Tensor.from_dlpack`", "from_file": "`nn.state.safe_load`",
@@ -54,7 +54,7 @@ DIFFERENT = {
     "is_grad_enabled": "`Tensor.no_grad`", "set_num_threads": "`MINIGRAD_THREADS`",
     "get_num_threads": "`MINIGRAD_THREADS`", "result_type": "`(x + y).dtype`",
     "promote_types": "`(x + y).dtype`", "can_cast": "`x.cast(dtype)` converts all",
-    "combinations": "`x[Tensor.triu_indices(n, n, 1)]`", "unravel_index": "`i // n`, `i % n`",
+    "combinations": "`x[Tensor.triu_indices(n, n, 1).T]`", "unravel_index": "`i // n`, `i % n`",
     "broadcast_shapes": "`Tensor.broadcast_tensors`", "erfc": "`1 - x.erf()`",
     "erfc_": "`1 - x.erf()`",
     "nonzero_static": "`x.nonzero(size=n)`", "sum_to_size": "`x.sum(axes, keepdim=True)`",
@@ -64,7 +64,7 @@ DIFFERENT = {
     "resolve_conj": "x itself: all dtypes are real", "resolve_neg": "x itself",
     "is_conj": "False: all dtypes are real", "is_neg": "False: all dtypes are real",
     "imag": "`x.zeros_like()`: all dtypes are real",
-    "float_power_": "`x.copy_(x.float_power(y))`", "log_normal_": "`x.normal_(…).exp_()`",
+    "float_power_": "`x.copy_(x.double() ** y)`", "log_normal_": "`x.normal_(…).exp_()`",
     "new_empty_strided": "`x.new_empty`", "empty_strided": "`Tensor.empty`",
     "empty_permuted": "`Tensor.empty`", "resize_as_": "`x = x.reshape(y.shape)`",
     "retains_grad": "`loss.gradient(x)`", "is_shared": "`Tensor.from_dlpack` shares memory",
@@ -187,10 +187,9 @@ def page() -> str:
     same = {n for s, names in spaces.items() if s.startswith("torch") for n in names if here(s, n)}
     parts = [
         "# Where PyTorch's and tinygrad's functions are\n",
-        "Written by `python tests/function_page.py`.",
-        "[differences.md](differences.md) has what differs in meaning.\n",
+        "Written by `python tests/function_page.py`.\n",
         f"Of PyTorch's names {len(same)} are here, each counted once. Those in a list that are not",
-        "in the table below it mean the same here.\n",
+        "in the table below it mean the same here, but for [differences](differences.md).\n",
     ]
     for space, names in spaces.items():
         found = [name for name in names if here(space, name)]

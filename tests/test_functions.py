@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
-from function_page import PAGE, PLACES, absent, here, namespaces, otherwise, page
+from function_page import DIFFERENT, PAGE, PLACES, absent, here, namespaces, otherwise, page
 
-from minigrad import docs
+from minigrad import Tensor, docs, linalg, nn
 
 
 def test_the_page_is_as_written() -> None:
@@ -23,6 +24,13 @@ def test_every_name_is_here_or_said_why_not() -> None:
         if not (here(space, name) or otherwise(space, name) or absent(name))
     ]  # fmt: skip
     assert not open_ends
+
+
+def test_what_is_typed_instead_exists() -> None:
+    owners = {"x": Tensor, "Tensor": Tensor, "F": nn.functional, "nn": nn, "linalg": linalg}
+    for name, text in DIFFERENT.items():
+        for owner, typed in re.findall(r"\b(x|Tensor|F|nn|linalg)\.(\w+)", text):
+            assert hasattr(owners[owner], typed), f"{name}: {text}"
 
 
 def test_the_page_from_docstrings(tmp_path: Path) -> None:

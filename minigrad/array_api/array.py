@@ -151,7 +151,7 @@ class Array:
         if not kinds.can_cast(given.dtype, self.dtype):
             raise TypeError(
                 f"writing {given.dtype.name} into an array of {self.dtype.name}: "
-                "use astype to say how they shall be converted"
+                "use astype to say how they are to be converted"
             )
         self._tensor[_key(key)] = given._tensor
 

@@ -1,6 +1,6 @@
 """The exchanges of one device's program in their order, small ones joined.
 
-Each exchange has a price beside its bytes: ranks must agree upon it, and wait for each other. Those
+Each exchange has a price beside its bytes: ranks must agree on it, and wait for each other. Those
 of one kind and group go together where nothing that is made next waits for the first of them. What
 comes first, and what can wait, is told by depths: how many nodes are made before, one after the
 other. So gradients go while the backward pass still makes others, whatever the order of the roots.

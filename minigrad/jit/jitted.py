@@ -10,7 +10,7 @@
 The first call runs as it is (and compiles). The second is captured: every program that it runs is
 recorded, with its buffers. From the third call on nothing of the function is run again: the
 recorded programs are, on the call's inputs, and into fresh buffers for its outputs. Inputs of other
-extents (another batch size) begin anew: one call as it is, one that is captured; from the third
+extents (another batch size) begin again: one call as it is, one that is captured; from the third
 size on nothing is compiled for them (`graph/general.py`). Tensors that
 the function updates in place stay in their memory; so do values that it leaves behind in objects
 (a parameter's `.grad`), which each replay renews.

@@ -198,7 +198,7 @@ class Outside:
         )
 
     def check_mark(self, tensor: Tensor, mark: bool | None) -> None:
-        """JitError where a tensor is to have a gradient, and was not in the capture, or reversely.
+        """JitError where a tensor is to have a gradient and had none in the capture, or vice versa.
 
         mark: its requires_grad then. Nor may a gradient be asked for what a tensor came from.
         """

@@ -178,7 +178,7 @@ def straight(capture: Capture) -> Serve | None:
         text.append(_GRADIENTS)
     text += [*filed, f"        return {_result(capture)}\n"]
     exec(compile("".join(text), f"<replay of {capture.name}>", "exec"), names)
-    serve: Serve = names.pop("serve")  # lest the two keep each other alive
+    serve: Serve = names.pop("serve")  # or the two would keep each other alive
     return serve
 
 

@@ -8,6 +8,7 @@
     distribute    one pass of a sort (see elementwise.py)
     gemm          a matrix product, in register tiles (see gemm.py)
     gemv          a matrix times a vector, or a few (see gemv.py)
+    shared_lanes  a product whose operands share their last axis (see shared_lanes.py)
     block_rows    rows in which products take part, several at a time (see block_rows.py)
     byte_dots     a product with a quantized matrix (see byte_dots.py)
 

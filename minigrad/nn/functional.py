@@ -430,7 +430,7 @@ def poisson_nll_loss(
 def margin_ranking_loss(
     x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:
-    """max(0, margin − target·(x1 − x2)): target 1 where x1 shall be larger, −1 where x2."""
+    """max(0, margin − target·(x1 − x2)): target 1 where x1 is to be larger, −1 where x2."""
     away = x1._away("margin_ranking_loss", x2)
     away._check_same_shape("margin_ranking_loss", target)
     return (margin - away * target).clip(0)._reduced(reduction)

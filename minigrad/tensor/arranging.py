@@ -23,7 +23,7 @@ from minigrad.tensor.movement import sequence, tensors_in
 
 
 class Arranging(Composed):
-    """Views, but for what joins or repeats."""
+    """Parts and other orders are views, as in `Movement`; all else is a tensor of its own."""
 
     __slots__ = ()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
-from minigrad.errors import AxisError, GradientError, ShapeError
+from minigrad.errors import AxisError, GradientError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
@@ -145,6 +145,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def _fill(self, raw: bytes | bytearray) -> None:
         """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
+        self._check_own()
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
         if target.op is Op.BUFFER and views.writable(self) is None:
             realization.overwrite(self, target, raw)
@@ -453,6 +454,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def _write(self, node: Node) -> None:
         """Replace its values by a node's of its shape and dtype, and those of all its views."""
+        self._check_own()
         base = views.writable(self)
         if base is not None:
             assert isinstance(base, Core)
@@ -466,6 +468,15 @@ class Core(Holder, metaclass=_TensorType):
         if self.raw.op is not Op.BUFFER and not self._requires_grad:
             self.stopped = not modes.gradients
         views.written(self)
+
+    def _check_own(self) -> None:
+        """ScanError where a step that `Tensor.scan` describes writes to what was there before."""
+        start = modes.describing
+        if start is not None and getattr(self._link, "filed", self.raw.age) < start:
+            raise ScanError(
+                "Tensor.scan: a step writes in place to a tensor from outside, which would be done "
+                "once, and not in each step; let its values be a part of the carry"
+            )
 
     def _value_node(self, value: Any) -> Node:
         """What is written by `assign`: a number, a tensor, or data."""

@@ -48,7 +48,7 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
 
 
 class Creation(Methods):
-    """Constructors. All take dtype=, device= and requires_grad=.
+    """Constructors, which take dtype=, device= and requires_grad=; grids, one-hot rows, triangles.
 
     What they give is lazy, and a constant for `backward` unless requires_grad=True.
     """

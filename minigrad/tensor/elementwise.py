@@ -25,7 +25,7 @@ def _common(name: str, x: Node, y: Node) -> list[Node]:
 
 
 def condition(name: str, x: Core) -> Node:
-    """The node of a condition: numbers are none, lest x.where(mask, y) be taken for our order."""
+    """The node of a condition: numbers are none, as x.where(mask, y) would look like ours."""
     if not isinstance(x, Core) or not x.dtype.is_bool:
         given = x.dtype.name if isinstance(x, Core) else repr(x)
         raise DTypeError(

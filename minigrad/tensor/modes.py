@@ -18,14 +18,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 class _Modes(threading.local):
     """training, gradients: to be read at will, and to be changed by the methods.
 
-    describing: whether a function runs to show what a step of `Tensor.scan` is. unsaid: gives a
+    describing: the age of nodes from which on a function shows what a step of `Tensor.scan` is;
+    None where none does. unsaid: gives a
     layer that did not train, because nobody has said that it should, if it is still there.
     """
 
     def __init__(self) -> None:
         self.training = False
         self.gradients = True
-        self.describing = False
+        self.describing: int | None = None
         self.unsaid: Callable[[], Any] | None = None
 
     def train(self, mode: bool) -> None:

@@ -30,7 +30,7 @@ TENSOR = _Place()
 
 
 class Same:
-    """An object of which only the identity counts; it is kept alive, lest another take its id."""
+    """An object of which only the identity counts; kept alive, so that no other takes its id."""
 
     __slots__ = ("value",)
 

@@ -103,7 +103,7 @@ def _state_of(device: str) -> _State:
 
 
 def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, Node]:
-    if modes.describing:
+    if modes.describing is not None:
         raise ScanError(
             f"{name} in the function that Tensor.scan was given: it is called once, and each step "
             "would have the same numbers; draw them outside, for all steps, and pass them in xs"
@@ -135,7 +135,7 @@ class Random(Methods):
 
     @staticmethod
     def manual_seed(seed: int = 0) -> None:
-        """Start the random numbers of this thread anew, on every device.
+        """Start the random numbers of this thread again, on every device.
 
         Each thread begins with seed 0: threads that are to draw different numbers need seeds.
         """

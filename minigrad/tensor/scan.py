@@ -10,7 +10,7 @@ from minigrad.errors import DTypeError, ScanError, ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.batched import given
 from minigrad.graph.loop import Looped, Step
-from minigrad.graph.node import Node, is_symbolic
+from minigrad.graph.node import Node, ages, is_symbolic
 from minigrad.settings import having
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
@@ -50,12 +50,12 @@ class Scanning(Methods):
         count = _count(arrays, length)
         state = [tensor.node for tensor in starts]
         devices = {tensor.raw.device for tensor in (*starts, *arrays)}
-        if modes.describing or not devices.isdisjoint(Device.meshes) or count == 0:
+        if modes.describing is not None or not devices.isdisjoint(Device.meshes) or count == 0:
             return _one_by_one(f, init, xs, arrays, count, reverse)
         _check_known([*state, *(tensor.node for tensor in arrays)])
         carries = [given(node.dtype, node.shape, node.device) for node in state]
         elements = [given(a.dtype, a.shape[1:], a.raw.device) for a in arrays]
-        with having(modes, describing=True):
+        with having(modes, describing=next(ages)):
             after, out = _called(
                 f, rebuild(init, map(cls._of, carries).__next__),
                 rebuild(xs, map(cls._of, elements).__next__),

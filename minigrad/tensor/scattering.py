@@ -19,7 +19,7 @@ REDUCTIONS = {"sum": Op.SCATTER_ADD, "prod": Op.SCATTER_PROD, "mean": Op.SCATTER
 
 
 class Scattering(Methods):
-    """`gather`, `scatter` and their kin; index and values are tensors of as many dimensions."""
+    """`gather`, `scatter` and the like; index and values are tensors of as many dimensions."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Tensors that the devices of a mesh share: `shard` and its kin."""
+"""Tensors that the devices of a mesh share: `shard` and its like."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def lesson(page: Page) -> None:
     with Tensor.no_grad():
         without = model.unembed(model.features(Tensor([ids]))[:, -1]).numpy()[0]
     apart = float(np.abs(with_cache - without).max())
-    page.check("with what was kept, the logits are those of reading everything anew", apart < 1e-2,
+    page.check("with what was kept, the logits are those of reading everything again", apart < 1e-2,
                f"they differ by at most {apart:.1e}")  # fmt: skip
 
     page.say("""
@@ -60,7 +60,7 @@ def lesson(page: Page) -> None:
              for n in lengths]  # fmt: skip
     page.chart("time for one more token", "tokens before it", "milliseconds",
                {"with the cache": [(n, t[0]) for n, t in zip(lengths, times, strict=True)],
-                "reading all anew": [(n, t[1]) for n, t in zip(lengths, times, strict=True)]})
+                "reading all again": [(n, t[1]) for n, t in zip(lengths, times, strict=True)]})
 
     page.say("""
         What it costs: memory. Each layer keeps a key and a value of each token, so
@@ -84,8 +84,8 @@ def lesson(page: Page) -> None:
     page.table(["model", "layers", "heads", "width", "context", "cache of one request"], rows)
 
     page.say("""
-        Set the sliders to a model of today: a million tokens of context are dear. This is why newer
-        models let several heads share keys and values, as SmolLM2 does.
+        Set the sliders to a model of today: a million tokens of context are expensive. This is why
+        newer models let several heads share keys and values, as SmolLM2 does.
     """)
     page.widget("cache", "Size of the cache: move layers, heads, width and context.",
                 {"layers": gpt3.layers, "heads": gpt3.key_value_heads, "width": gpt3.width,

@@ -77,8 +77,8 @@ def lesson(page: Page) -> None:
 
     page.say(f"""
         Now each of them is doubled (the activation function is exchanged), one after the other, and
-        the model learns anew, {plan.steps} steps each time. The **loss** is on text that it did not
-        learn from; a difference of some hundredths may be chance.
+        the model learns from the start, {plan.steps} steps each time. The **loss** is on text that
+        it did not learn from; a difference of some hundredths may be chance.
     """)
     base = train(start, plan)
     runs = {name: train(config, other) for name, (_, _, config, other) in changed.items()}

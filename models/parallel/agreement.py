@@ -3,7 +3,7 @@
 Else an all-reduce of int32 here and of float32 there would be garbage without a word. Each rank
 tells the next one in the ring, in a message of a few bytes beside the first piece of data; whoever
 is told something else raises, which ends all ranks. Where data come from another rank than the one
-before, that rank's word is waited for, too. So what is complete was agreed upon by all.
+before, that rank's word is waited for, too. So all have agreed on what is complete.
 """
 
 from __future__ import annotations

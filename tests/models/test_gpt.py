@@ -20,6 +20,7 @@ from minigrad.models import gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, Attention, GPTConfig
 from minigrad.models.gpt_checkpoint import load_checkpoint, save_checkpoint
+from minigrad.models.gpt_flags import COMMANDS
 from minigrad.models.metrics import KEYS, Metrics
 from minigrad.models.precision import product
 from minigrad.models.text import Windows
@@ -343,10 +344,11 @@ def test_the_script_trains_and_writes(tmp_path: Path, device: str) -> None:
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "sample", "chat", "inspect"):
+    for command, text in COMMANDS.items():
         with pytest.raises(SystemExit):
             gpt_commands.main([command, "--help"])
-        assert "--seed" in capsys.readouterr().out
+        said = " ".join(capsys.readouterr().out.split())
+        assert "--seed" in said and text[1:] in said  # names keep their capitals
         chosen = gpt_commands.parser()._subparsers._group_actions[0].choices[command]
         assert all(action.help for action in chosen._actions)
 

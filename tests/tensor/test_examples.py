@@ -1,29 +1,33 @@
-"""The examples that `help` shows of Tensor's methods give what they say."""
+"""The examples that `help` shows give what they say, all that are in the package."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minigrad import Mesh, P, Tensor
+import minigrad
+from minigrad import Mesh, P, Tensor, linalg
 
 
 def _documented() -> dict[str, str]:
-    """Docstrings with an example, by method, second names left out."""
+    """Docstrings with an example, by name, second names left out."""
     found: dict[str, str] = {}
-    for family in Tensor.__mro__[:-1]:
-        for name, value in vars(family).items():
+    for owner in (linalg, *Tensor.__mro__[:-1]):
+        for name, value in vars(owner).items():
             function: Any = getattr(value, "fget", None) or getattr(value, "__func__", value)
             text = getattr(function, "__doc__", None) or ""
             if ">>>" in text and getattr(function, "__name__", name) == name:
-                found[name] = text
+                found[f"linalg.{name}" if owner is linalg else name] = text
     return found
 
 
 EXAMPLES = _documented()
+NAMES = {"Tensor": Tensor, "Mesh": Mesh, "P": P, **{n: getattr(linalg, n) for n in linalg.__all__}}
 
 
 # Modes and state, and what is said in a sentence.
@@ -47,7 +51,15 @@ def test_every_method_has_an_example() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example(name: str, on_device: None) -> None:
-    names = {"Tensor": Tensor, "Mesh": Mesh, "P": P}
-    example = doctest.DocTestParser().get_doctest(EXAMPLES[name], names, name, None, 0)
+    example = doctest.DocTestParser().get_doctest(EXAMPLES[name], dict(NAMES), name, None, 0)
     report: list[str] = []
     assert doctest.DocTestRunner().run(example, out=report.append).failed == 0, "".join(report)
+
+
+def test_no_example_is_left_out() -> None:
+    """Whatever docstring of the package has one is among those above."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for path in Path(minigrad.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            text = (ast.get_docstring(node, clean=False) or "") if isinstance(node, kinds) else ""
+            assert ">>> " not in text or text in EXAMPLES.values(), f"{path}: {text}"

@@ -349,3 +349,32 @@ def test_refusals() -> None:
     with pytest.raises(ScanError, match="kept from there"):
         kept[0].realize()
     kept.clear()
+
+
+def test_what_is_written_from_inside(device: str) -> None:
+    """What was there before a step may not be written, as that would be done once; its own may."""
+    x = Tensor.ones(3, 2, device=device)
+    in_memory = Tensor.zeros(2, device=device).contiguous().realize()
+    for outside in (in_memory, Tensor.ones(2, device=device) - 1, in_memory[:1]):
+        for write in (
+            lambda t: t.add_(1), lambda t: t.assign(2), lambda t: t.set_data([3.0] * t.shape[0]),
+            lambda t: t.detach().assign(4), lambda t: t.__setitem__(0, 5.0),
+        ):  # fmt: skip
+
+            def step(c: Tensor, e: Tensor, t: Tensor = outside, do: Any = write) -> Any:
+                do(t)
+                return c + e, None
+
+            with pytest.raises(ScanError, match="from outside"):
+                Tensor.scan(step, Tensor.zeros(2, device=device), x)
+    assert in_memory.tolist() == [0.0, 0.0]
+
+    def own(c: Tensor, e: Tensor) -> Any:
+        new = c * 1
+        new[0] = e[0]
+        fixed = Tensor.zeros(2, device=device)
+        fixed[1] = 1.0
+        return new + fixed, None
+
+    last, _ = Tensor.scan(own, Tensor.zeros(2, device=device), x)
+    assert last.tolist() == [1.0, 3.0]

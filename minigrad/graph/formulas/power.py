@@ -79,7 +79,7 @@ def _magnitude_double(size: Numeric, y: Numeric) -> Numeric:
     head, low = _logarithm_double(size)
     head = size.less(inf).where(head, size)  # NaN too
     head = size.equals(0.0).where(-inf, head)
-    y = y.at_least(-1e30).at_most(1e30)  # log₂ 1 times an infinite y shall be 0
+    y = y.at_least(-1e30).at_most(1e30)  # log₂ 1 times an infinite y is to be 0
     product, error = exact_product(head, y)
     error = error + low * y
     exponent = product.at_least(DOUBLE.exp2_range[0]).at_most(DOUBLE.exp2_range[1])
