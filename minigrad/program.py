@@ -321,7 +321,8 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
         for node in first if not found else ():
             read = {source: new[_written(source)] for source in _read_of(node)}
             if node.op is Op.COPY:
-                new[node] = _copied(node, read[node.src[0]])
+                (source,) = realize([read[node.src[0]]], found)  # a LOOP's last carry is a part
+                new[node] = _copied(node, source)
             else:
                 new.update(_run_loop(node, read, results.get(node, ()), found))
         if found:

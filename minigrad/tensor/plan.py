@@ -338,7 +338,7 @@ class Plan:
         if self.kept or self.lost or written:
             self._record(made, written)
         for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
-            if holder.raw.op is CONST:
+            if holder.raw.op is CONST and holder.raw in made:  # not written meanwhile
                 holder._point(made[holder.raw])
         for root in self.roots:
             if root.op is CONST:

@@ -117,8 +117,8 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
 def settle_before(written: Container[Buffer], read: Container[Buffer]) -> None:
     """Realize what must be before a step: who reads what it writes, and writes to what it reads.
 
-    Views of `written` memory stay lazy, and follow it. Who reads a random state that has no waiting
-    write has a copy already.
+    Views of `written` memory stay lazy, and follow it, also where their base waited to be written.
+    Who reads a random state that has no waiting write has a copy already.
     """
     with lock:
         following = views.align(written)
@@ -130,6 +130,7 @@ def settle_before(written: Container[Buffer], read: Container[Buffer]) -> None:
         ))  # fmt: skip
         wanted.update(n for n in order if is_waiting(n) and n.src[0].arg in read)
     _settle([h for h in lazy if h.raw in wanted and id(h._link) not in following])
+    views.align(written)
 
 
 def settle_writes() -> None:

@@ -141,10 +141,11 @@ def written(base: Holder) -> None:
 
 
 def leave(view: Holder) -> None:
-    """Let a view be a tensor of its own."""
+    """Let a view be a tensor of its own: one more that stands for its node."""
     if view._origin is not None:
         view._origin.family.views.pop(id(view._link), None)
         view._origin = None
+        view._point(view.raw)
 
 
 def same(view: Holder, other: Holder) -> bool:

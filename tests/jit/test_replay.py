@@ -277,6 +277,33 @@ def test_memory_that_another_step_writes_as_an_input(on_device):
         assert double(total).tolist() == [2.0 * number] * 3
 
 
+def test_a_view_that_the_first_call_gives_away_is_no_part_of_what_a_replay_writes(on_device):
+    def double(x):
+        x *= 2
+
+    step = captured(double, one(0))
+    for view in (lambda x: x.detach(), lambda x: x[:]):
+        x = one(1)
+        kept = jit(view)(x)
+        step(x)
+        assert (kept.tolist(), x.tolist()) == ([1.0] * 3, [2.0] * 3)
+
+
+def test_views_follow_a_replay_that_writes_what_waited_to_be_written(on_device):
+    x = Tensor([1.0, 2.0, 3.0]).realize()
+    tail, back = x[1:], x.flip(0)
+
+    def function(y):
+        x.assign(x + y)
+
+    step = captured(function, Tensor([0.0]))
+    for _ in range(3):
+        x *= 2
+        step(Tensor([1.0]))
+        assert tail.tolist() == x.tolist()[1:] and back.tolist() == x.tolist()[::-1]
+    assert x.tolist() == [15.0, 23.0, 31.0]
+
+
 def test_draws_from_before_are_not_replayed(device):
     def draws(between):
         Tensor.manual_seed(3)

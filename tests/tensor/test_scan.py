@@ -202,6 +202,13 @@ def test_inside_another(device: str) -> None:
     assert outs.flatten().tolist() == [0, *np.cumsum(np.arange(12))[:-1]]
 
 
+def test_copies_to_another_device(device: str, other: str) -> None:
+    start, xs = Tensor([1.0, 2.0], device=device), Tensor([[3.0], [4.0]], device=device)
+    last, outs = Tensor.scan(lambda c, x: (c + x, c), start, xs)
+    assert last.to(other).tolist() == [8.0, 9.0]
+    assert outs.to(other).tolist() == [[1.0, 2.0], [4.0, 5.0]]
+
+
 def test_writes_in_between(device: str) -> None:
     """Two loops around a write in place, all in one realization: each reads what was there."""
     x = Tensor([1.0, 2.0], device=device).realize()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import Tensor, jit
+from minigrad import Tensor, jit, program
 from minigrad.graph.node import topological
 from minigrad.tensor import backward, saved_graphs
 
@@ -102,6 +102,22 @@ def test_a_loss_that_another_thread_realizes_meanwhile(
     monkeypatch.setattr(backward, "topological", order_of)
     loss.backward()
     assert leaf.grad is not None and leaf.grad.tolist() == [2.0, 4.0]
+
+
+def test_a_tensor_that_another_thread_fills_meanwhile(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was to be computed is a constant by then."""
+    lazy = Tensor([1.0, 2.0], device=device) * 2
+    compute = program.realize
+
+    def realize(*given: Any) -> Any:
+        made = compute(*given)
+        lazy.fill_(7)
+        return made
+
+    monkeypatch.setattr(program, "realize", realize)
+    assert lazy.tolist() == [7.0, 7.0]
 
 
 def test_steps_that_are_captured_beside_others(device: str) -> None:
