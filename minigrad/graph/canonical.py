@@ -178,7 +178,7 @@ def _structure_of(node: Node) -> Any:
         return (node.ndim, bool(node.arg))
     if node.op is ASSIGN:
         return node.arg is None
-    return replace(node.arg, extent=0) if node.op is CHECK else node.ndim
+    return node.arg.structure if node.op is CHECK else node.ndim
 
 
 def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:

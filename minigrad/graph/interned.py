@@ -39,11 +39,12 @@ class Interned(dict[Any, _Link[T]]):
         """The living object of a key: `made`, if there is no other meanwhile."""
         link = _Link(made, self._forget)
         link.key = key
-        while True:
-            known = self.setdefault(key, link)()
-            if known is not None:
-                return known
+        while (known := self.setdefault(key, link)) is not link:
+            other = known()
+            if other is not None:
+                return other
             _remove_dead_weakref(self, key)
+        return made
 
 
 class kept(Generic[T]):

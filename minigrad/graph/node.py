@@ -228,7 +228,7 @@ def in_order(
     """Items and all that is below them, which comes first; without what is known."""
     order: list[T] = []  # list[T]() would take as long as five nodes
     done = set(known)
-    add, has_all, append = done.add, done.issuperset, order.append
+    add, append = done.add, order.append
     path: list[tuple[Any, Iterator[T]]] = []  # items that wait, and what else each is for
     above: Any = None
     rest = iter(items)
@@ -237,12 +237,11 @@ def in_order(
             if item not in done:
                 add(item)
                 needs = below(item)
-                if has_all(needs):
-                    append(item)
-                else:
+                if needs:
                     path.append((above, rest))
                     above, rest = item, iter(needs)
                     break
+                append(item)
         else:
             if not path:
                 return order

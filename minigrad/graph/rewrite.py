@@ -85,8 +85,17 @@ def remade(
 
 
 def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
-    """The roots with some of the nodes they need replaced; replacements are taken as they are."""
-    return remade(roots, rebuild, by) if by else list(roots)
+    """The roots with some of the nodes they need replaced; replacements are taken as they are.
+
+    What is older than all of `by` needs none of them, and is not looked at.
+    """
+    if not by:
+        return list(roots)
+    new, oldest = dict(by), min([node.age for node in by])
+    for node in in_order(roots, lambda node: node.src if node.age > oldest else (), by):
+        if node.age > oldest:
+            new[node] = rebuild(node, [new.get(source, source) for source in node.src])
+    return [new.get(root, root) for root in roots]
 
 
 def without_rules(roots: Sequence[Node]) -> list[Node]:

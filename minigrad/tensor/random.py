@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import lru_cache
 from typing import Any, Self
 
 from minigrad.device import Device, watching
@@ -18,7 +19,7 @@ from minigrad.errors import DTypeError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
-from minigrad.tensor import hostdata, realization
+from minigrad.tensor import hostdata, realization, templates
 from minigrad.tensor.broadcasting import Scalar, check_share
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.creation import checked_shape
@@ -32,6 +33,16 @@ def threefry(key: tuple[Node, Node], counter: tuple[Node, Node]) -> tuple[Node, 
     """Two random words of each pair of counter words; all are uint32 of one shape."""
     words = (*key, *counter)
     return build.elementwise(Op.THREEFRY_LOW, *words), build.elementwise(Op.THREEFRY_HIGH, *words)
+
+
+@lru_cache(maxsize=templates.MOST)
+def _words(shape: tuple[int, ...], device: str) -> templates.Template:
+    """How a state gives two random words for each element of an array."""
+    state = build.buffer("a state", _WORD, (3,), device)
+    words = [build.expand(build.shrink(state, [(i, i + 1)]), (numel(shape),)) for i in range(3)]
+    index = build.iota(numel(shape), device, _WORD)
+    pair = threefry((words[0], words[1]), (index, words[2]))
+    return templates.Template([state], [build.reshape(word, shape) for word in pair])
 
 
 class _State:
@@ -70,12 +81,10 @@ class _State:
         # The state is stored for each draw, so that the kernels that draw are equal: with the draw
         # number as a constant in them, each layer's dropout would be compiled on its own.
         state = build.contiguous(self._advanced()) if self.drawn else self.buffer
-        words = [build.expand(build.shrink(state, [(i, i + 1)]), (numel(shape),)) for i in range(3)]
-        index = build.iota(numel(shape), self.device, _WORD)
-        pair = threefry((words[0], words[1]), (index, words[2]))
+        first, second = _words(shape, self.device).made([state])
         self.drawn += 1
         realization.write(self.tensor, self._advanced())
-        return build.reshape(pair[0], shape), build.reshape(pair[1], shape)
+        return first, second
 
     def _advanced(self) -> Node:
         """The state after the draws since the buffer was last advanced."""

@@ -399,9 +399,16 @@ class Statistics(Composed):
         [1]
         """
         self._check_draws(num_samples, replacement)
+        rows, categories = (1, *self.shape)[-2:]
+        shape = (rows, num_samples if replacement else categories)
+        words = map(self._new, _draw("multinomial", shape, self.raw.device))
+        drawn = self._positions(*words, num_samples, replacement)
+        return self._made(drawn.node, None, drawn=True)
+
+    def _positions(self, first: Self, second: Self, count: int, replacement: bool) -> Self:
+        """What `multinomial` gives for these random words."""
         rows = self._weights()
-        shape = (rows.shape[0], num_samples) if replacement else rows.shape
-        share = self._unit(*_draw("multinomial", shape, self.raw.device))
+        share = self._unit(first.node, second.node)
         if replacement:  # the first category whose running sum exceeds that part of the total
             until = rows.cumsum(1)
             total = until[:, -1:]
@@ -410,9 +417,8 @@ class Statistics(Composed):
             drawn = place.minimum((until < total).sum(-1, keepdim=True, dtype="int32"))
         else:  # the shortest of waiting times of these rates (Efraimidis and Spirakis 2006)
             times = -share.log() / rows
-            several = num_samples > 1
-            drawn = times.topk(num_samples, 1, False)[1] if several else times.argmin(1, True)
-        return self._made((drawn.squeeze(0) if self.ndim == 1 else drawn).node, None, drawn=True)
+            drawn = times.topk(count, 1, False)[1] if count > 1 else times.argmin(1, True)
+        return drawn.squeeze(0) if self.ndim == 1 else drawn
 
     def _weights(self) -> Self:
         """(rows, categories) in float64, each ≥ 0 and in each row one > 0."""

@@ -16,20 +16,25 @@ from threading import get_ident
 from typing import Any, TypeVar
 
 from minigrad.graph import build
-from minigrad.graph.node import CONST, Node, Op, depending, make, topological
+from minigrad.graph.node import CHECK, CONST, Node, Op, depending, make, topological
 from minigrad.graph.sharding import meshes
 from minigrad.settings import thread
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import lock
 
 MOST = 256  # forms of a function; then it begins anew
-_OWN = frozenset({Op.BUFFER, Op.ASSIGN, Op.CHECK})  # of one call: memory, draws, lines of a user
-# Methods that are a handful of nodes or more. Those that draw or check indices cannot be here.
+# Templates that nobody used again, less those that somebody did: from then on a form must come
+# twice. To make one takes as long as the function itself; sizes that are new in each call have no
+# second use.
+MOST_UNUSED = 8
+_OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call: memory, draws
+# Methods that are a handful of nodes or more. Those that draw cannot be here.
 TEMPLATED = (
     "matmul", "__matmul__", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp",
     "layernorm", "rmsnorm", "batchnorm", "relu", "gelu", "silu", "sigmoid", "softplus",
     "leaky_relu", "elu", "conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d", "argmax",
-    "argmin", "_keys",
+    "argmin", "_keys", "cross_entropy", "gather",
+    "_positions",
 )
 F = TypeVar("F", bound=Callable[..., Any])
 _tracing: set[int] = set()  # threads that make a template: of all that is called meanwhile, too
@@ -56,8 +61,10 @@ class Template:
 
     Each has its op, dtype, shape, arg and device, and where its sources stand among the values:
     the sources, the kept nodes, and the nodes before it. own: what is made that belongs to one call
-    alone, of which there can be no template.
+    alone, of which there can be no template. used: whether it was used again.
     """
+
+    used = False
 
     def __init__(self, sources: Sequence[Node], made: Sequence[Node | None]) -> None:
         results = [node for node in made if node is not None]
@@ -78,6 +85,8 @@ class Template:
         """The same of other sources."""
         values = [*sources, *self.kept]
         for op, dtype, shape, src_of, arg, device in self.steps:
+            if op is CHECK:
+                arg = arg.here()
             values.append(make(op, dtype, shape, src_of(values), arg, device))
         return [None if at is None else values[at] for at in self.places]
 
@@ -96,10 +105,13 @@ def templated(function: F) -> F:
     It must depend on nothing else, draw nothing, and check no values. It gives a tensor, or a tuple
     or list of such, some of which may be None.
     """
-    known: dict[Any, tuple[Template, bool]] = {}  # and whether there are several results
+    # Each with whether there are several results; None: of a form that came once.
+    known: dict[Any, tuple[Template, bool] | None] = {}
+    unused = 0
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
+        nonlocal unused
         nodes: list[Node] = []
         kind: Any = None
         key: list[Any] = [thread.key]
@@ -122,8 +134,16 @@ def templated(function: F) -> F:
         if template is None and get_ident() not in _tracing:
             if len(known) >= MOST:
                 known.clear()
-            with suppress(_OwnData):
-                template = known[form] = _traced(function, args, options, nodes)
+                unused = 0
+            if unused < MOST_UNUSED or form in known:
+                with suppress(_OwnData):
+                    template = known[form] = _traced(function, args, options, nodes)
+                    unused += 1
+            else:
+                known[form] = None
+        elif template is not None and not template[0].used:
+            template[0].used = True
+            unused -= 2
         if template is None:
             return function(*args, **options)
         made, several = template[0].made(nodes), template[1]

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from minigrad import Tensor
-from minigrad.errors import ShapeError
+from minigrad.errors import BoundsError, ShapeError
+from minigrad.graph.bounds import users_line
 from minigrad.graph.node import Op, topological
 from minigrad.nn import optim
 from minigrad.tensor import templates
 from minigrad.tensor.live_tensors import lazy_holders, lock
 from minigrad.tensor.templates import TEMPLATED, templated
 
+WORDS = [[1 << n for n in range(6)]] * 4
 ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
     "matmul": [((6, 3),), ((6,),)],
     "__matmul__": [((6, 3),), ((6,),)],
@@ -26,13 +28,18 @@ ARGUMENTS: dict[str, list[tuple[Any, ...]]] = {
     "avg_pool2d": [(), (2,)],
     "max_pool2d": [(), (2,)],
     "_keys": [(False,), (True,)],
+    "cross_entropy": [([0, 1, 5, -100],)],
+    "gather": [(1, [[0, 1], [1, 0], [2, 2], [5, 3]])],
+    "_positions": [(WORDS, WORDS, 1, False), (WORDS, WORDS, 2, False), (WORDS, WORDS, 6, True)],
 }
 SHAPES = {"conv2d": (2, 2, 5, 5), "conv_transpose2d": (2, 2, 5, 5)}
 SHAPES |= dict.fromkeys(("avg_pool2d", "max_pool2d"), (2, 2, 6, 6))
 
 
 def tensors(given: Any) -> Any:
-    """Shapes of more than one number as tensors, the rest as it is (axes are of two)."""
+    """Lists, and shapes of more than one number, as tensors; the rest as it is (axes are of two)."""
+    if isinstance(given, list):
+        return Tensor(given, dtype="uint32" if given is WORDS else None)
     is_shape = isinstance(given, tuple) and given != (0, 1)
     return Tensor.rand(given).realize() if is_shape else given
 
@@ -108,6 +115,34 @@ def test_a_function_that_raises_does_so_each_time() -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="matmul"):
             x.matmul(x)
+
+
+def test_what_a_template_checks_is_told_at_the_line_of_its_call() -> None:
+    x, line = Tensor.rand(2, 3).realize(), users_line()[1]
+    for number in range(3):
+        wrong = x.gather(1, Tensor([[9 + number], [0]]))
+        with pytest.raises(BoundsError, match=f"index {9 + number} .*py:{line + 2}"):
+            wrong.realize()
+    with pytest.raises(BoundsError, match=f"py:{line + 6}"):
+        x.gather(1, Tensor([[13], [0]])).realize()
+
+
+def test_forms_that_come_once_get_no_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "MOST_UNUSED", 3)
+    runs = []
+
+    def double(x: Tensor) -> Tensor:
+        runs.append(x.raw.arg)
+        return x * 2
+
+    doubled = templated(double)
+    for size in range(1, 9):
+        doubled(Tensor.rand(size).realize())
+    assert [isinstance(arg, tuple) for arg in runs] == [True] * 3 + [False] * 5
+    for _ in range(4):  # the second time they do, and whoever uses these again brings others some
+        doubled(Tensor.rand(8).realize())
+    doubled(Tensor.rand(9).realize())
+    assert [isinstance(arg, tuple) for arg in runs[8:]] == [True, True]
 
 
 def test_forms_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
