@@ -101,8 +101,7 @@ def getenv(name: str, default: Any = None) -> Any:
 
 def flag(name: str) -> int:
     """Current value of an integer setting."""
-    value = thread.values.get(name)
-    return value if type(value) is int else int(getenv(name))
+    return int(thread.values[name])
 
 
 def say(text: str) -> None:

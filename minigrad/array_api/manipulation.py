@@ -136,10 +136,10 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
         expected = f"one number, or {x.shape[axis]}, one for each part along axis {axis}"
         raise misfit("repeat", expected, f"{x.shape} by counts of shape {repeats.shape}")
     counts = repeats._tensor
-    if x.shape[axis] and int(counts.min().item()) < 0:
-        raise ValueError(f"repeat by {int(counts.min().item())}: expected numbers from 0 on")
     if not x.shape[axis]:
         return x
+    if int(counts.min().item()) < 0:
+        raise ValueError(f"repeat by {int(counts.min().item())}: expected numbers from 0 on")
     ends = counts.cumsum(0)  # element i of the result comes from the first part that ends after i
     total = int(ends[-1].item())
     places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1, dtype="int32")

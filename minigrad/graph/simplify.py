@@ -237,9 +237,9 @@ def permute_of_ones(node: Node) -> Node | None:
     return build.reshape(x, node.shape) if long == sorted(long) else None
 
 
-@on(Op.PAD)
-def pad_of_nothing(node: Node) -> Node | None:
-    """Zeros around an array without elements are zeros."""
+@on(Op.PAD, Op.GATHER)
+def read_of_nothing(node: Node) -> Node | None:
+    """Zeros around an array without elements, or in the place of any of them, are zeros."""
     return node.constant(0) if 0 in node.src[0].shape else None
 
 

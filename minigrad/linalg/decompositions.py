@@ -41,7 +41,7 @@ def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
     wide = x._wide()
     count = m if mode == "complete" else min(m, n)
     q, r = at_once(householder, wide, count=count) if numel(x.shape) else empty(wide, count)
-    if modes.gradients and numel(x.shape) and count <= n:
+    if numel(x.shape) and count <= n:
         q, r = with_gradients(wide, (q, r), qr, _qr_gradient)
     return QRResult(q.cast(x.dtype), r.cast(x.dtype))
 

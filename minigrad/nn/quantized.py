@@ -257,8 +257,7 @@ def _product(x: Tensor, kind: Kind, digits: int, *parts: Tensor) -> Tensor:
 def _pieces(quants: Tensor, bits: int) -> list[Tensor]:
     """The integers of bytes: as many parts of a group as a byte has of them."""
     mask, last = (1 << bits) - 1, 8 - bits
-    parts = [(quants >> place if place else quants) & mask for place in range(0, last, bits)]
-    return [*parts, quants >> last if last else quants]
+    return [*(quants >> place & mask for place in range(0, last, bits)), quants >> last]
 
 
 def _digits_on(device: str) -> int:

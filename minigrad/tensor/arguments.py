@@ -58,11 +58,10 @@ _FLAG = Kind(frozenset({bool}), lambda value: False, "True or False")
 _EPS = Kind(frozenset(), lambda eps: isinstance(eps, Real) and float(eps) >= 0, "a number ≥ 0")
 _SIZE = Kind(frozenset(), lambda value: _is_int(value) and value >= 0, "an int ≥ 0")
 KINDS = {
-    "int": _INT, "Axis": _INT, "Integer": _INT, "bool": _FLAG, "builtins.bool": _FLAG,
+    "int": _INT, "Axis": _INT, "Integer": _INT, "bool": _FLAG,
     "float": _NUMBER, "Scalar": _NUMBER, "Core": _TENSOR, "Tensor": _TENSOR, "Self": _TENSOR,
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
-    "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[int] | None": _AXES,
-    "int | Sequence[Integer]": _AXES,
+    "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[Integer]": _AXES,
     "Sequence[int]": Kind(frozenset(), _is_list_of_ints, "several ints, as (2, 3)"),
 }  # fmt: skip
 
@@ -71,7 +70,7 @@ KINDS = {
 def kind_of(annotation: Any) -> Kind | None:
     """What an annotation stands for, if it is known here."""
     plain = str(annotation).removesuffix(" | None")
-    kind = KINDS.get(annotation) or KINDS.get(plain)
+    kind = KINDS.get(plain)
     if kind is None or (plain == annotation and annotation not in ("Axis", "Axes")):
         return kind
     return kind._replace(plain=kind.plain | {NoneType})
@@ -175,8 +174,6 @@ def checked(
                 args = (*args[:place], value, *args[place + 1 :])
         if by_type:
             known.add(types)
-        if not kwargs:
-            return function(*args)
         fit(title, kinds, kwargs)
         for word in kwargs.keys() & words.keys():
             value, meant = kwargs.pop(word), words[word]

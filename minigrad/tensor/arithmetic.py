@@ -112,7 +112,7 @@ class Arithmetic(Composed):
         >>> Tensor([float("-inf"), 1.0]).isneginf().tolist()
         [True, False]
         """
-        return self.eq(-math.inf) if self.dtype.is_float else self.ne(self)
+        return self.eq(-math.inf)
 
     def isposinf(self) -> Self:
         """True where self is ∞.
@@ -120,7 +120,7 @@ class Arithmetic(Composed):
         >>> Tensor([float("inf"), 1.0]).isposinf().tolist()
         [True, False]
         """
-        return self.eq(math.inf) if self.dtype.is_float else self.ne(self)
+        return self.eq(math.inf)
 
     def signbit(self) -> Self:
         """True where the sign is minus, that of −0 included.

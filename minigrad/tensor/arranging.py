@@ -455,5 +455,6 @@ class Arranging(Composed):
         wide = self._new(mask.node)._broadcast_to(self.shape)
         number = wide.flatten().cumsum(0, dtype=dtypes.int32) - 1
         flat = self._new(source.node).cast(self.dtype).flatten()
-        values = flat._gather("masked_scatter", 0, wide.flatten().where(number, 0))
+        given = (flat.shape[0], "masked_scatter", "elements of its source")
+        values = flat._at(0, wide.flatten().where(number, -1)._checked(*given, ignored=-1))
         return wide.where(values.reshape(self.shape), self)

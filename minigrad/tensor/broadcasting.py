@@ -37,17 +37,11 @@ def product(shape: Sequence[Integer]) -> Integer:
     return functools.reduce(operator.mul, shape, 1)
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def broadcast_shape(name: str, *shapes: Shape) -> Shape:
     """The common shape of numpy's rule: aligned at the right, a 1 stretches."""
-    if len(set(shapes)) < 2:
-        return shapes[0] if shapes else ()
-    return _broadcast_shape(name, shapes)
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _broadcast_shape(name: str, shapes: Sequence[Shape]) -> Shape:
     result: list[Integer] = []
-    for position in range(1, max((len(shape) for shape in shapes), default=0) + 1):
+    for position in range(1, max(map(len, shapes)) + 1):
         extents = [shape[-position] for shape in shapes if len(shape) >= position]
         wide = next((extent for extent in extents if extent != 1), 1)
         if any(extent != wide and extent != 1 for extent in extents):

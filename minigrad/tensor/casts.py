@@ -18,8 +18,8 @@ def _resized(node: Node, wanted: DType) -> Node:
     old, new = node.dtype.unsigned, wanted.unsigned
     wide, narrow = max(old, new, key=lambda d: d.bits), min(old, new, key=lambda d: d.bits)
     count = wide.itemsize // narrow.itemsize
-    last = node.shape[-1] if node.ndim else 0
-    if not node.ndim or not isinstance(last, int) or (new is wide and last % count):
+    last = node.shape[-1] if node.ndim else None
+    if not isinstance(last, int) or (new is wide and last % count):
         expected = f"a last dimension{f' divisible by {count}' if new is wide else ''}"
         raise misfit(f"bitcast from {node.dtype.name} to {wanted.name}", expected, node)
     bits, axis = build.bitcast(node, old), node.ndim - 1

@@ -130,8 +130,7 @@ class Contraction(Methods):
             kept = [n for n in every if n in wanted and (n in names or n in more)]
             order = kept + [n for n in every if n not in wanted]
             result = _align(names, result, order) * _align(more, factor, order)
-            if len(order) > len(kept):
-                result = result.sum(tuple(range(len(kept), len(order))), dtype=wide)
+            result = result.sum(tuple(range(len(kept), len(order))), dtype=wide)
             names = kept
         result = _align(names, result, output).expand([extents[name] for name in output])
         return result.cast(dtype)
@@ -184,9 +183,6 @@ class Contraction(Methods):
         wide = accumulator(result_dtype)
         all_half = {self.dtype, key.dtype, value.dtype} == {dtypes.bfloat16}
         half = dtypes.bfloat16 if all_half else None
-        if attn_mask is None and not is_causal and half is None:
-            scores = self.matmul(key.transpose(-1, -2), wide) * factor
-            return scores.softmax(-1).dropout(dropout_p).matmul(value, result_dtype)
         q, keys, values = self.cast(wide), key.cast(wide), value.cast(wide)
         seen, added = self._seen(key, attn_mask, is_causal)
         scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor
@@ -405,8 +401,6 @@ def _summed(
     """An operand, summed over what neither the result nor another operand names."""
     used = {*wanted, *(name for more, _ in others for name in more)}
     axes = tuple(axis for axis, name in enumerate(names) if name not in used)
-    if not axes:
-        return names, tensor
     return [n for n in names if n in used], tensor.sum(axes, dtype=tensor.dtype)
 
 

@@ -235,10 +235,7 @@ class Convolution(Composed):
         plan = _Plan("avg_pool2d", self, kernel_size, stride, padding, dilation, ceil_mode)
         x = self._wide()
         total: Self = plan.windows(x, 0).sum(tuple(range(-plan.spatial, 0)))
-        whole = count_include_pad and plan.beyond == plan.pairs
-        equal = whole or all(pair == (0, 0) for pair in plan.beyond)
-        total = total / (prod(plan.kernel) if equal else plan.counted(x, count_include_pad))
-        return total.cast(self._float_dtype())
+        return (total / plan.counted(x, count_include_pad)).cast(self._float_dtype())
 
     def max_pool2d(
         self, kernel_size: Numbers = 2, stride: Numbers | None = None, *, padding: Padding = 0,
@@ -289,8 +286,8 @@ class Convolution(Composed):
         x = self if mode.startswith("nearest") else self._wide()
         for i in reversed(range(spatial)):  # neighbours first, while there are few
             x = x._along(2 + i, extents[i], scales[i], mode, align_corners)
-        if not self.dtype.is_float and x is not self:
-            x = x if x.dtype is self.dtype else (x + 0.5).floor()  # halves upwards, as PyTorch's
+        if not self.dtype.is_float and x.dtype.is_float:
+            x = (x + 0.5).floor()  # halves upwards, as PyTorch's
         return x.cast(self.dtype)
 
     def _resized(
@@ -475,11 +472,11 @@ def padding_pairs(
         return [(n // 2, n - n // 2) for n in both]
     given: list[Any] = list(padding) if isinstance(padding, Sequence) else [padding] * spatial
     given = [tuple(map(whole, n)) if isinstance(n, Sequence) else whole(n) for n in given]
-    if len(given) == 1 and spatial > 1 and isinstance(given[0], int):
+    if len(given) == 1 and isinstance(given[0], int):
         given *= spatial
-    if len(given) == 2 * spatial and all(isinstance(n, int) for n in given):
+    if len(given) == 2 * spatial:
         given = [(given[i], given[i + 1]) for i in range(0, 2 * spatial, 2)][::-1]
-    pairs = [tuple(n) if isinstance(n, (tuple, list)) else (n, n) for n in given]
+    pairs = [n if isinstance(n, tuple) else (n, n) for n in given]
     if len(pairs) != spatial or any(
         len(pair) != 2 or any(type(n) is not int or n < 0 for n in pair) for pair in pairs
     ):
@@ -518,9 +515,9 @@ class _Plan:
                                  f"{tuple(self.kernel)}")  # fmt: skip
             free = n + before + after - reach
             count = (ceildiv(free, s) if ceil_mode else free // s) + 1
-            if ceil_mode and (count - 1) * s >= n + before:
+            if (count - 1) * s >= n + before:
                 count -= 1
-            if free < 0 and not (ceil_mode and count > 0):
+            if count < 1:
                 raise _too_small(name, x, self.pairs, self.kernel, self.gaps)
             self.beyond.append((before, max(after, (count - 1) * s + reach - n - before)))
 

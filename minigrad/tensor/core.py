@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
-from minigrad.errors import AxisError, GradientError, ScanError, ShapeError
+from minigrad.errors import GradientError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
@@ -332,9 +332,7 @@ class Core(Holder, metaclass=_TensorType):
         """
         if dim is None:
             return self.shape
-        if not self.ndim:
-            raise AxisError(f"size({dim}) of a tensor without dimensions; use .numel()")
-        return self.shape[axis_of("size", dim, self.ndim)]
+        return self.shape[axis_of("size", dim, self.ndim, 0)]
 
     def nbytes(self) -> Integer:
         """Number of bytes of its elements.

@@ -266,7 +266,7 @@ class Creation(Methods):
         >>> Tensor([0, 2]).one_hot(3).tolist()
         [[1, 0, 0], [0, 0, 1]]
         """
-        if isinstance(num_classes, int) and num_classes == -1 and not self.dtype.is_float:
+        if num_classes == -1 and not self.dtype.is_float:
             num_classes = int(self.max().item()) + 1
         if self.dtype.is_float or low(num_classes) < 0:
             raise DTypeError(

@@ -342,8 +342,6 @@ class Elementwise(Methods):
         >>> Tensor([1.0, float("inf")]).isinf().tolist()
         [False, True]
         """
-        if not self.dtype.is_float:
-            return self.ne(self)
         return self.eq(float("inf")) | self.eq(float("-inf"))
 
     def isfinite(self) -> Self:

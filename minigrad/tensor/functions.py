@@ -349,7 +349,7 @@ class Functions(Methods):
             x, y = self._two("truncated division", other)
             if x.dtype.is_float:
                 return (x / y).trunc()
-            return (x - x.fmod(y) if x.dtype.kind == "i" else x).floor_divide(y)
+            return (x - x.fmod(y)).floor_divide(y)
         if rounding_mode is not None:
             raise ValueError(f"div(rounding_mode={rounding_mode!r}): expected 'floor' or 'trunc'")
         return self._binary(Op.DIV, "div", other)
@@ -363,8 +363,6 @@ class Functions(Methods):
         x, y = self._two("fmod", other)
         if not x.dtype.is_float:
             rest = x.mod(y)
-            if x.dtype.kind != "i":
-                return rest
             return (rest.ne(0) & ((x < 0) ^ (y < 0))).where(rest - y, rest)
         rest = (x < 0).where(-x, x).mod((y < 0).where(-y, y))
         # −0 − 0 is −0
@@ -461,8 +459,6 @@ class Functions(Methods):
         >>> Tensor([-3, 0]).sign().tolist()
         [-1, 0]
         """
-        if self.dtype.kind in "bu":
-            return self.ne(0).cast(self.dtype)
         signs = (self > 0).where(1, (self < 0).where(-1, 0)).cast(self.dtype)
         if not self.dtype.is_float:
             return signs

@@ -37,8 +37,6 @@ def read(data: Any, dtype: DType | None) -> HostArray:
         dtype = dtype or dtype_of("Tensor(…)", (data,))
         check_holds("Tensor(…)", dtype, data)
         return pack((data,), dtype), (), dtype
-    if kind in (list, tuple):
-        return _read_nested(data, dtype)
     if hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
         return _read_array(data)
     if isinstance(data, (bytes, bytearray, memoryview, array.array)):

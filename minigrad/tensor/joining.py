@@ -90,11 +90,10 @@ class Joining(Methods):
             extent = result.shape[axis]
             if isinstance(extent, Affine):
                 raise ShapeError(f"roll along a symbolic dimension of {self.shape}")
-            cut = -amount % extent if extent else 0
-            if cut:
-                head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
-                result = tail.cat(head, dim=axis)
-        return self._new(self.node) if result is self else result
+            cut = -amount % max(extent, 1)
+            head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
+            result = tail.cat(head, dim=axis)
+        return self._new(result.node)
 
     def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[Self, ...]:
         """Parts along `dim`: each of one size (the last may be smaller), or of the given sizes."""

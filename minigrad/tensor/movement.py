@@ -86,8 +86,6 @@ class Movement(Methods):
         >>> Tensor([[1, 2], [3, 4]]).flatten().tolist()
         [1, 2, 3, 4]
         """
-        if not self.ndim:
-            return self.reshape(1)
         start = axis_of("flatten", start_dim, self.ndim)
         end = axis_of("flatten", end_dim, self.ndim)
         if start > end:
@@ -114,12 +112,8 @@ class Movement(Methods):
         >>> Tensor([[1, 2]]).squeeze().tolist()
         [1, 2]
         """
-        if dim is None:
-            return self.reshape(tuple(e for e in self.shape if e != 1))
-        axis = axis_of("squeeze", dim, self.ndim)
-        if not self.ndim or self.shape[axis] != 1:
-            return self._view(lambda node: node)
-        return self.reshape(self.shape[:axis] + self.shape[axis + 1 :])
+        axes = axes_of("squeeze", dim, self.ndim)
+        return self.reshape(tuple(e for d, e in enumerate(self.shape) if d not in axes or e != 1))
 
     def unsqueeze(self, dim: int) -> Self:
         """With a new dimension of extent 1 at `dim`.
@@ -263,7 +257,7 @@ class Movement(Methods):
         amounts = [(b if low(b) > 0 else 0, a if high(a) > 0 else 0) for b, a in pairs]
         check_holds("pad", self.dtype, value)
         padded = build.pad(result.node, amounts)
-        if value != 0 and padded is not result.node:
+        if value != 0:
             whole = self._filling(value, "pad")._broadcast_to(padded.shape)
             padded = within(result.node, amounts, whole.node)
         return self._new(padded)

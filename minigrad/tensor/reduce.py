@@ -216,7 +216,7 @@ class Reduce(Methods):
             flat = self.flatten().argmax(0)
             return flat.reshape((1,) * self.ndim) if keepdim else flat
         self._check_not_empty("argmax", axis)
-        x = self.int() if self.dtype.is_bool else self.detach()
+        x = self.detach()
         place = axis_of("argmax", axis, self.ndim)
         if not self.ndim:
             return self._constant(0, dtypes.default_int)
@@ -288,7 +288,7 @@ class Reduce(Methods):
         """`_shifted` in at least float32; and the dtype of the result, which may be given."""
         axis_of(name, axis, self.ndim)
         result = dtype_or(dtype, self._float_dtype())
-        return (self if dtype is None else self.cast(result))._wide()._shifted(axis), result
+        return self.cast(result)._wide()._shifted(axis), result
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
         """self over its p-norm along an axis, which counts as at least eps.

@@ -59,8 +59,7 @@ class Sharding(Methods):
                     f"shard_(stored={stored!r}): expected another axis of {where} than {spec!r} has"
                 )
             dims = stored_dims(self.shape, dims, stored, sizes)
-        storing = frozenset({stored}) & axes_of(dims) if stored is not None else frozenset()
-        return self._move(where, Layout(dims, stored=storing))
+        return self._move(where, Layout(dims, stored=axes_of(dims) & {stored}))
 
     def _move(self, where: str, layout: Layout) -> Self:
         """Divide this tensor itself, and its gradient."""

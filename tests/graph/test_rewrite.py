@@ -196,6 +196,10 @@ BECOMES = {
         build.shrink(leaf(0, shape=(9,)), ((3, 6),)),
     ),
     "pad of nothing": (build.pad(build.shrink(X, ((1, 1),)), ((2, 3),)), number(0.0, shape=(5,))),
+    "gather from nothing": (
+        build.gather(build.shrink(X, ((1, 1),)), number(0, dtypes.int32, (4,)), 0),
+        number(0.0, shape=(4,)),
+    ),
     "scatter of nothing": (
         build.scatter_add(
             X, number(0, dtypes.int32, (0,)), build.shrink(X, ((1, 1),)), 0

@@ -62,6 +62,8 @@ CONSTANTS = [
          [{}], methods=("arange",)),
     made("linspace", lambda n: Tensor.linspace(-1, 3, n), lambda n: np.linspace(-1, 3, n),
          _LENGTHS, tolerance=Tolerance(ulps=2, scale=2)),
+    made("linspace of ints", lambda: Tensor.linspace(0, 2**31 - 1, 6, dtype="int32"),
+         lambda: np.linspace(0, 2**31 - 1, 6), [{}], "int32", methods=("linspace",)),
     made("eye", lambda n, m: Tensor.eye(n, m), lambda n, m: np.eye(n, m),
          [{"n": n, "m": m} for n, m in ((0, 0), (1, 1), (3, 5), (17, 16), (33, 33))]),
 ]  # fmt: skip

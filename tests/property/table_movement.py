@@ -241,7 +241,8 @@ MOVES = [
              lambda x, mode, amounts: _padded_by_rule(x, amounts, mode),
              [((5, 9), {"mode": mode, "amounts": ((2, 1), (0, 3))})
               for mode in ("reflect", "replicate", "circular")] +
-             [((5, 9), {"mode": "circular", "amounts": ((-2, 1), (3, -4))})], methods=("pad",)),
+             [((5, 9), {"mode": "circular", "amounts": ((-2, 1), (3, -4))}),
+              ((2, 3), {"mode": "replicate", "amounts": ((5, 0), (0, 4))})], methods=("pad",)),
     movement("flip", lambda x, axes: x.flip(axes), lambda x, axes: np.flip(x, axes),
              [((9,), {"axes": (0,)}), ((3, 0, 2), {"axes": (0, 2)}), ((5, 33), {"axes": (-1,)})],
              _flip),

@@ -243,6 +243,8 @@ def test_over_no_elements(device: str) -> None:
 
 def test_integers_stay_integers(device: str) -> None:
     """interpolate of uint8 is uint8, halves rounded up and beyond its ends saturated."""
+    near = Tensor([[[0, 10, 20]]], dtype="uint8", device=device).interpolate(scale_factor=1.1)
+    assert near.tolist() == [[[0, 0, 10]]]  # places 0, 1, 2 over 1.1, as many as there were
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     values = np.random.default_rng(2).integers(0, 256, (1, 2, 4, 5)).astype(np.uint8)
     for mode, most in (("nearest", 0), ("bilinear", 1), ("bicubic", 1)):

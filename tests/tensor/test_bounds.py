@@ -183,8 +183,18 @@ def test_the_first_of_several() -> None:
 def test_no_indices_and_no_elements() -> None:
     none = Tensor([], dtype="int32").realize()
     assert _table()[none].shape == (0, 2) and _table()[none].tolist() == []
-    with pytest.raises(BoundsError, match="no index at all"):
-        Tensor.zeros(0, 2).realize()[Tensor([0]).realize()].tolist()
+    for empty in (Tensor.zeros(0, 2).realize(), Tensor.zeros(0, 2).realize().cumsum(0)):
+        with pytest.raises(BoundsError, match="no index at all"):
+            empty[Tensor([0]).realize()].tolist()
+
+
+def test_a_mask_takes_no_more_than_there_is() -> None:
+    x, none = _table(), Tensor([]).realize()
+    assert x.masked_scatter(x < 0, none).tolist() == x.tolist()
+    with pytest.raises(BoundsError, match="masked_scatter: index 0 at .* no index at all"):
+        x.masked_scatter(x > 4, none).tolist()
+    with pytest.raises(BoundsError, match="masked_scatter: index 1 at .* 1 elements"):
+        x.masked_scatter(x > 3, Tensor([7.0]).realize()).tolist()
 
 
 def test_known_constants_raise_at_once() -> None:

@@ -26,6 +26,7 @@ ONE: list[tuple[Callable[[Tensor], Any], Any]] = [
     (lambda x: x.mode(), (3.0, 0)),
     (lambda x: x.median(0), 3.0),
     (lambda x: x.median(), 3.0),
+    (lambda x: x.quantile(0.5, 0, keepdim=True), 3.0),
     (lambda x: x.cumsum(0), 3.0),
     (lambda x: x.cumprod(0), 3.0),
     (lambda x: x.cummax(0), (3.0, 0)),
@@ -53,6 +54,9 @@ def test_along_a_dimension_that_is_none() -> None:
         with pytest.raises(ShapeError, match=f"{call.__name__}.*1"):
             call(Tensor(3.0), 1)
     assert [part.shape for part in Tensor(3.0).topk(0)] == [(0,), (0,)]
+    assert [part.shape for part in Tensor([[3.0]]).topk(0)] == [(1, 0), (1, 0)]
+    with pytest.raises(ShapeError, match="flatten: axis 1"):
+        Tensor(3.0).flatten(1)
 
 
 def test_gradient_along_no_dimension() -> None:
