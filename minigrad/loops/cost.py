@@ -24,7 +24,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import enough_lanes
-from minigrad.loops.nest import Loop, Statement, Store, walk_with_loops
+from minigrad.loops.nest import Loop, Statement, Store, divides, walk_with_loops
 from minigrad.loops.product import Problem, distance, strides
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -367,22 +367,26 @@ def rows_of_block(rows: int, mr: int, wanted: int) -> int:
     return ceildiv(rows, pieces * mr) * mr
 
 
-def blocks_of(problem: Problem, most_rows: int, most_columns: int) -> tuple[int, int]:
+def blocks_of(
+    problem: Problem, most_rows: int, most_columns: int, least: int = LEAST_ROWS,
+    copies_left: bool = True,
+) -> tuple[int, int]:  # fmt: skip
     """Into how many blocks rows and columns are cut: tasks that threads can share, few copies.
 
     Each block of rows copies all columns, each of columns all rows. Panels whose columns lie along
     k are transposed, which takes twice as long; so do rows that are neighbours, as each vector
     goes to another tile (a product of bfloat16, Aᵀ·B, took 1.02 … 1.07 of the time).
+    least: rows and columns of a block. copies_left: rows that are not transposed are copied.
     """
     extents = problem.row.typical, problem.column.count
     fewest = ceildiv(extents[0], most_rows), ceildiv(extents[1], most_columns)
     ways = product(*(
-        range(few, max(few, min(n // LEAST_ROWS, few + FEW_TASKS)) + 1)
+        range(few, max(few, min(n // least, few + FEW_TASKS)) + 1)
         for n, few in zip(extents, fewest, strict=True)
     ))  # fmt: skip
     k, m, n = (axes[-1].variable for axes in (problem.k, problem.m, problem.n))
     of_right = 2 if distance(problem.right, k) < distance(problem.right, n) else 1
-    of_left = 2 if distance(problem.left, m) < distance(problem.left, k) else 1
+    of_left = 2 if distance(problem.left, m) < distance(problem.left, k) else int(copies_left)
 
     def cost(way: tuple[int, ...]) -> tuple[int, bool, int]:
         rows, columns = way
@@ -511,9 +515,30 @@ def plan_amx(problem: Problem, target: Target) -> Plan | None:
     most = max(target.l2 // 2 // (4 * problem.depth) // SQUARE, of_bytes)
     if rows < SQUARE // 2 or columns < few or most == 0:
         return None
-    squares, panels = ceildiv(rows, SQUARE), ceildiv(columns, SQUARE)
-    blocks = ceildiv(squares, most)
-    column_blocks = ceildiv(FEW_TASKS, problem.batches * blocks)
-    column_blocks = max(min(column_blocks, panels // LEAST_PANELS), 1)
-    mc, nc = ceildiv(squares, blocks) * SQUARE, ceildiv(panels, column_blocks) * SQUARE
-    return Plan(SQUARE, SQUARE, mc, nc, True, True, squares=True)
+    direct = lies_in_words(problem)
+    least = LEAST_PANELS * SQUARE
+    blocks, column_blocks = blocks_of(problem, most * SQUARE, columns, least, not direct)
+    mc, nc = (
+        ceildiv(ceildiv(extent, SQUARE), count) * SQUARE
+        for extent, count in ((rows, blocks), (columns, column_blocks))
+    )
+    return Plan(SQUARE, SQUARE, mc, nc, not direct, True, squares=True)
+
+
+def lies_in_words(problem: Problem) -> bool:
+    """Whether the left operand's rows lie in memory as matrix registers read them.
+
+    That is whole squares of rows, each of words side by side, at distances of lines but not pages.
+    """
+    operand, row = problem.left, problem.row
+    loads = operand.args
+    if len(problem.k) > 1 or not divides(row.extent, SQUARE):
+        return False
+    plain = all(e.op is Leaf.LOAD and not e.guard for e in loads)
+    if not plain or any(e.index != loads[0].index + n for n, e in enumerate(loads)):
+        return False
+    first, size = loads[0], loads[0].dtype.itemsize
+    step, pitch = (coefficient(first.index, x.variable) for x in (problem.k[0], row))
+    if step != len(loads) or pitch is None or pitch * size % LINE:
+        return False
+    return pitch * size % PAGE != 0

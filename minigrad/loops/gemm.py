@@ -123,6 +123,9 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
         if plan.squares:
             m = problem.row.variable
             s.sink(m)
+            hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
+            if hints.behind:
+                s.insert(tile, hints.all_behind)
             of, by = (words.args[0].dtype for words in (problem.left, problem.right))
             s.tensorize(tile, m, ks, "left", "right", of, by)
         else:
@@ -383,6 +386,11 @@ class TileHints:
             rows = [hint for load in self.behind for hint in self._columns(load, {self.m: row})]
             hints.append(Loop(one.variable, 0, (each,), tuple(rows), "unroll"))
         return hints
+
+    def all_behind(self, loop: Loop, around: Around) -> list[Statement]:
+        """Before a square's product: what is read behind it."""
+        lines = tuple(hint for load in self.behind for hint in self._columns(load, {}))
+        return [replace(loop_over(self.m, loop.body), body=lines)]
 
     def next_row(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k, a pixel: the lines of the one below."""

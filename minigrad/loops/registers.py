@@ -159,6 +159,7 @@ def in_squares(
     operands: tuple[Expr, Expr], dtypes: tuple[DType, DType],
 ) -> Statements:  # fmt: skip
     """What follows the loops over ks in a body, and instead of these a product: see `tensorize`.
+    Hints before them stay.
 
     Its sums are in scratch memory, where registers were: row after row, all lanes of each.
     """
@@ -173,10 +174,11 @@ def in_squares(
     depths = tuple((stop - sums[0].start) * inner for stop in sums[0].stops)
     square = Array("square", register.dtype, register.size * width, "scratch")
 
-    def matrix(load: Expr, along: Atom) -> Matrix:
+    def matrix(e: Expr, along: Atom) -> Matrix:
+        load, count = (e.args[0], len(e.args)) if e.args else (e, 1)
         pitch = coefficient(load.index, along)
-        assert pitch is not None, "rows are as far from each other"
-        return Matrix(load.array, substitute(load.index, begin), pitch)
+        assert pitch is not None and pitch % count == 0, "rows are as far from each other"
+        return Matrix(load.array, substitute(load.index, begin), pitch // count)
 
     left, right = matrix(operands[0], x), matrix(operands[1], ks[-1])
     total = Matrix(square, 0, width)
@@ -185,7 +187,8 @@ def in_squares(
     def move(place: Array, slot: Integer) -> tuple[Array, Integer]:
         return (square, slot * width + lane.index) if place == register else (place, slot)
 
-    return (product, *(with_places(one, move) for one in body[at + 1 :]))
+    hints = (one for one in body[:at] if not nest.written(one))
+    return (*hints, product, *(with_places(one, move) for one in body[at + 1 :]))
 
 
 def renamed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -310,6 +311,15 @@ def many_squares(inputs: Inputs) -> list[Node]:
     return [add(product(left, wide(g.shrink(y, [(5, 338), (0, 270)]))), 1.0), batch]
 
 
+def lying_pairs(inputs: Inputs) -> list[Node]:
+    """Rows as matrix registers read them: alone, a part of longer ones, and in a batch."""
+    y, more = halves(inputs, 64, 150), inputs(96, 150)
+    part = g.shrink(halves(inputs, 64, 160), [(0, 64), (32, 96)])
+    batch = product(wide(halves(inputs, 3, 64, 96)), wide(halves(inputs, 3, 96, 160)))
+    first = add(product(wide(halves(inputs, 96, 64)), wide(y)), more)
+    return [first, product(wide(part), wide(y)), batch]
+
+
 def rounded(inputs: Inputs, *shape: int) -> Node:
     """float32 in memory that a product takes as bfloat16."""
     return wide(g.cast(inputs(*shape), dtypes.bfloat16))
@@ -334,8 +344,8 @@ def repeated_pairs(inputs: Inputs) -> list[Node]:
 
 @pytest.mark.parametrize("machine", ["amx", "avx512bf16", "avx512", "avx2"])
 @pytest.mark.parametrize("build", [
-    plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares, rounded_pairs,
-    repeated_pairs,
+    plain_pairs, turned_pairs, squares_of_pairs, deep_pairs, many_squares, lying_pairs,
+    rounded_pairs, repeated_pairs,
 ])  # fmt: skip
 def test_bfloat16(build: Build, machine: str) -> None:
     """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
@@ -362,6 +372,42 @@ def test_columns_are_copied_to_matrix_registers_by_squares() -> None:
     for kernel in schedule_of(graph_of(build)[0], amx).kernels:
         text = render(lower(kernel, amx))
         assert "tdpbf16ps" in text and "scatter" not in text
+
+
+def test_rows_are_copied_to_squares_only_where_they_do_not_lie_so() -> None:
+    """Not beside pages, which share the lines of the first cache, nor where words are apart."""
+
+    def apart(inputs: Inputs) -> list[Node]:
+        y = halves(inputs, 64, 150)
+        lefts = [halves(inputs, 64, 2048), halves(inputs, 64, 72), halves(inputs, 70, 64)]
+        parts = [g.shrink(x, [(0, x.shape[0]), (0, 64)]) for x in lefts]
+        return [product(wide(x), wide(y)) for x in (*parts, transpose(halves(inputs, 64, 64)))]
+
+    amx = target_of("amx")
+    for build, copied in ((lying_pairs, False), (apart, True)):
+        for kernel in schedule_of(graph_of(build)[0], amx).kernels:
+            scratch = {array.name for array, _ in lower(kernel, amx).scratch}
+            assert scratch == {"panel", "square"} | ({"left"} if copied else set())
+
+
+def test_what_is_read_behind_a_square_is_asked_for_before() -> None:
+    amx = target_of("amx")
+    kernel, *_ = schedule_of(graph_of(lying_pairs)[0], amx).kernels
+    text = show(lower(kernel, amx))
+    assert text.count("prefetch") == 2 and text.index("prefetch") < text.index("square[0 …] =")
+
+
+def test_each_operand_has_one_matrix_register() -> None:
+    """So that of the eight some are free: four parts of a square are a way with five loads."""
+    amx = target_of("amx")
+    kernel, *_ = schedule_of(graph_of(lying_pairs)[0], amx).kernels
+    lines = [line.strip() for line in render(lower(kernel, amx)).split("\n")]
+    loads = [line.partition("i8 ")[2][0] for line in lines if "tileload" in line and "call" in line]
+    products = [line for line in lines if "call void @llvm.x86.tdpbf16ps" in line]
+    sums, lefts, rights = zip(*(re.findall(r"i8 (\d)", line) for line in products), strict=True)
+    whole = slice(0, 4)
+    assert len(set(sums[whole])) == 4 and len({*lefts[whole], *rights[whole]}) == 2
+    assert len(loads) % 5 == 0 and len(set(loads[:5])) == 2
 
 
 def test_matrices_are_used() -> None:
