@@ -168,7 +168,7 @@ def computed(order: Iterable[Node]) -> Iterator[Node]:
 
 def _form(node: Node) -> Any:
     """What copies have in common but for their arguments."""
-    return node.op, node.dtype, node.shape, len(node.src)
+    return node.op, node.dtype, node.shape, node.device, len(node.src)
 
 
 # Of many nodes: not a call of Python for each.
@@ -281,11 +281,9 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
         elif not _are_alike(nodes):
             return None
         elif is_leaf(one):
-            if one.op not in LEAVES and not all(map(is_leaf, nodes)):
+            if not all(map(is_leaf, nodes)):
                 return None
             new[one] = stacked(nodes)
-        elif not one.src:
-            return None
         elif one.op is not Op.SHRINK and [node.arg for node in nodes].count(one.arg) < count:
             return None
         else:

@@ -71,11 +71,12 @@ def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
 def rolled(
     roots: Sequence[Node], order: Sequence[Node], kept: Set[Node] = frozenset()
 ) -> list[Node]:
-    """The roots with the longest loop, if there is one, as a LOOP.
+    """The roots with the longest loop, if there is one, as a LOOP: on the device of the last root.
 
     order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
     """
-    nodes = [node for node in order if node.op not in LEAVES]
+    device = roots[-1].device
+    nodes = [node for node in order if node.op not in LEAVES and node.device == device]
     nodes.sort(key=attrgetter("age"))
     if not any(_periods(list(map(OPS, nodes)))):  # of most graphs no more is asked
         return list(roots)

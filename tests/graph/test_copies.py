@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from devices import OTHER
 
 from minigrad import GlobalCounters, Tensor, nn
 from minigrad.errors import BoundsError, GradientError
@@ -234,6 +235,34 @@ def test_random_copies(on_device):
         np.testing.assert_allclose(
             total, alone.sum(0), rtol=1e-4, atol=1e-4 * scale, err_msg=str(seed)
         )
+
+
+def test_copies_on_two_devices(on_device):
+    """Readers of what is overwritten on both."""
+    drawn = np.random.default_rng(3).standard_normal((12, 4)).astype(np.float32)
+    there = [Tensor(drawn, device=device).realize() for device in (on_device, OTHER)]
+    readers = [x[n].exp() * 2.0 for x in there for n in range(12)]
+    Tensor.realize(*(x.assign(x + 1.0) for x in there))
+    for n, reader in enumerate(readers):
+        np.testing.assert_allclose(reader.numpy(), np.exp(drawn[n % 12]) * 2, rtol=1e-5)
+
+
+def test_a_sum_of_columns(on_device):
+    x = Tensor(np.random.default_rng(2).standard_normal((5, 12)).astype(np.float32)).realize()
+    total = sum(x[:, n] for n in range(12))
+    assert size(merged(total)) < size(total.node)
+    np.testing.assert_allclose(total.numpy(), x.numpy().sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("of", [
+    lambda x, odd: x.flip(0) if odd else x.flip(1),  # by another argument
+    lambda x, odd: Tensor.cat(x[:1] * 2.0, *([x[1:] * 2.0] if odd else [x[1:2] * 2.0, x[2:]])),
+], ids=["argument", "sources"])  # fmt: skip
+def test_what_differs_in_one_thing_is_no_copy(on_device, of):
+    xs = rows(12, 3, 3)
+    values = [of(x, n % 2).exp() for n, x in enumerate(xs)]
+    alone = [of(x, n % 2).exp().numpy() for n, x in enumerate(xs)]
+    np.testing.assert_allclose(sum(values).numpy(), np.sum(alone, 0), rtol=1e-5)
 
 
 def test_what_is_large_stays_apart(on_device):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from devices import OTHER
 
 from minigrad import GlobalCounters, Tensor, nn
 from minigrad.graph.node import Node, Op, topological
@@ -260,3 +261,19 @@ def test_powers_of_long_integers(on_device, dtype):
     exponents = np.array([1, 2**61 + 1, 4, 3, 0], dtype)
     found = Tensor(x) ** (Tensor(exponents) % 5)
     assert np.array_equal(found.numpy(), x ** (exponents % np.array(5, dtype)))
+
+
+def test_loops_on_two_devices(on_device):
+    """Side by side, as one loop in Python makes them."""
+    xs, state, w = array(60, 3, 4), array(3, 4, seed=1), array(4, 4, seed=2) * 0.3
+    there = [[Tensor(x, device=device) for x in (xs, w, state)] for device in (on_device, OTHER)]
+    for n in range(60):
+        for one in there:
+            x, weight, h = one
+            one[2] = (h @ weight * 0.5 + x[n]).tanh() + h * 0.25
+    found = [h for *_, h in there]
+    Tensor.realize(*found)
+    for x in xs:
+        state = np.tanh(state @ w * 0.5 + x) + state * 0.25
+    for h in found:
+        np.testing.assert_allclose(h.numpy(), state, rtol=1e-4, atol=1e-5)
