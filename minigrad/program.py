@@ -147,7 +147,7 @@ def realize(
     for root in roots:
         if root.op is not BUFFER:
             by_device.setdefault(root.device, {})[root] = None
-    checked = bool(operations) and Op.CHECK in operations and flag("BOUNDS") != 0
+    checked = Op.CHECK in operations and flag("BOUNDS") != 0
     made: dict[Node, Node] = {}
     for group in by_device.values():
         known = order if len(group) == len(roots) else None

@@ -91,7 +91,7 @@ def batch(node: Node, src: Sequence[Node]) -> Node:
         return build.custom(src[0], src[1:], _Rows(node))
     if op in _LATER:
         return build.rebuild(node, src, _LATER[op](node.arg, full[0]))
-    if op in (Op.CAST, Op.BITCAST, Op.CONTIGUOUS) or op.facts.arity:
+    if op is Op.CONTIGUOUS or op.facts.arity:
         return build.rebuild(node, src)
     raise ScanError(f"{op.value} cannot be repeated for many values at once")
 

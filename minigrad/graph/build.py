@@ -225,8 +225,6 @@ def _cut(shape: Shape, ranges: Sequence[tuple[Integer, Integer]]) -> Shape | Non
 
 def flip(x: Node, axes: Sequence[int]) -> Node:
     """Reverse the order along axes."""
-    if not axes:
-        return x
     axes = tuple(sorted(set(axes)))
     if any(not 0 <= axis < x.ndim for axis in axes):
         raise ShapeError(f"flip: axes {axes} of an array of {x.ndim} dimensions")
@@ -317,8 +315,6 @@ def window(x: Node, windows: Sequence[Window]) -> Node:
     if len({axis for axis, *_ in windows}) < len(windows):
         raise ShapeError(f"window {windows}: an axis twice; expected each once")
     full = (*shape, *(size for _, size, _, _ in windows))
-    if not windows:
-        return x
     return _moved(Op.WINDOW, x, full, windows)
 
 

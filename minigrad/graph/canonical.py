@@ -125,8 +125,6 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
         roots = []
         for root in self.roots:
             value = new[root]
-            if value.op is Op.BUFFER:  # a CHECK of one
-                value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
             while value.op is Op.ASSIGN and value.arg is None:  # all of its target
                 value = value.src[1]
             roots.append(value)
@@ -187,7 +185,7 @@ def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
         return unbind(arg, values)
     if isinstance(arg, Check):
         return replace(arg, extent=unbind(arg.extent, values))
-    if isinstance(arg, tuple) and arg and isinstance(arg[0], tuple):
+    if isinstance(arg, tuple) and isinstance(arg[0], tuple):
         return tuple(tuple(unbind(x, values) for x in pair) for pair in arg)
     return arg
 

@@ -226,8 +226,7 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
     extent = x.shape[axis]
     size = 1 << max(high(extent) - 1, 0).bit_length()
     level = pad_along(x, axis, 0, size - extent)
-    if level is not x:
-        level = pad_along(x.constant(True, dtypes.bool), axis, 0, size - extent).where(level, 1.0)
+    level = pad_along(x.constant(True, dtypes.bool), axis, 0, size - extent).where(level, 1.0)
     halves: list[tuple[Node, Node]] = []
     while size > 1:
         size //= 2

@@ -58,7 +58,5 @@ class kept(Generic[T]):
         self.__doc__ = compute.__doc__
 
     def __get__(self, one: Any, owner: type) -> T:
-        if one is None:
-            return self  # type: ignore[return-value]
         value = one.__dict__[self._name] = self._compute(one)
         return value

@@ -205,7 +205,7 @@ def device_of(op: Op, src: Sequence[Node]) -> str:
     """The device of all sources."""
     device = src[0].device
     for node in src:
-        if node.device is not device and node.device != device:
+        if node.device != device:
             raise DeviceError(
                 f"{op.value}: tensors are on {device} and {node.device}; "
                 f"move one with .to({device!r})"

@@ -20,7 +20,7 @@ from typing import Any
 from minigrad.graph import build
 from minigrad.graph.buckets import BUCKET, in_buckets
 from minigrad.graph.conversions import Converter, Sent
-from minigrad.graph.node import Node, Op, Shape, make, topological
+from minigrad.graph.node import Node, Op, Shape, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT
 from minigrad.graph.partition_rules import MADE_ANYWHERE, Choice, rule_of
 from minigrad.graph.rewrite import remade
@@ -334,12 +334,7 @@ def partition(plan: Plan, mesh: str, device: str) -> Partitioned:
     emitter = Emitter(plan, mesh, device)
     pairs = zip(plan.roots, plan.wanted, strict=True)
     layouts = tuple(wanted or Layout(plan.kept[root].dims) for root, wanted in pairs)
-    roots = []
-    for root, layout in zip(plan.roots, layouts, strict=True):
-        value = emitter.value(root, layout)
-        if value.op is Op.BUFFER:
-            value = make(Op.CONTIGUOUS, value.dtype, value.shape, (value,), None, value.device)
-        roots.append(value)
+    roots = [emitter.value(*pair) for pair in zip(plan.roots, layouts, strict=True)]
     new, sent = in_buckets(roots, emitter.sent)
     if flag("DEBUG") >= 3:
         for number, one in enumerate(sent):

@@ -7,6 +7,7 @@ somebody wants of each step becomes rows of an array.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
 from operator import attrgetter
@@ -18,7 +19,7 @@ from minigrad.graph.axes import row_of
 from minigrad.graph.batched import stand_in
 from minigrad.graph.copies import LEAVES, MANY, SINGLE, computed, nbytes, parts, rows_of, together
 from minigrad.graph.loop import Looped, Step
-from minigrad.graph.node import OPS, Node, Op, topological
+from minigrad.graph.node import DEVICES, OPS, Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
 
@@ -71,11 +72,12 @@ def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
 def rolled(
     roots: Sequence[Node], order: Sequence[Node], kept: Set[Node] = frozenset()
 ) -> list[Node]:
-    """The roots with the longest loop, if there is one, as a LOOP: on the device of the last root.
+    """The roots with the longest loop, if there is one, as a LOOP.
 
-    order: `topological(roots)`. kept: nodes of which something else depends, which stay apart.
+    It is looked for on the device of most nodes. order: `topological(roots)`. kept: nodes of which
+    something else depends, which stay apart.
     """
-    device = roots[-1].device
+    ((device, _),) = Counter(map(DEVICES, order)).most_common(1)
     nodes = [node for node in order if node.op not in LEAVES and node.device == device]
     nodes.sort(key=attrgetter("age"))
     if not any(_periods(list(map(OPS, nodes)))):  # of most graphs no more is asked

@@ -40,12 +40,9 @@ def flatten(index: Sequence[Integer], shape: Sequence[Integer]) -> Integer:
 def unflatten(position: Integer, shape: Sequence[Integer]) -> tuple[Integer, ...]:
     """Inverse of `flatten`."""
     index: list[Integer] = []
-    strides = strides_of(shape)
-    for axis, (extent, stride) in enumerate(zip(shape, strides, strict=True)):
-        part = position // stride
+    for axis, (extent, stride) in enumerate(zip(shape, strides_of(shape), strict=True)):
+        part = 0 if extent == 1 else position // stride
         index.append(part if axis == 0 else part % max(high(extent), 1))
-        if isinstance(extent, int) and extent == 1:
-            index[-1] = 0
     return tuple(index)
 
 

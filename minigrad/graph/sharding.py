@@ -120,7 +120,7 @@ def stored(shape: Shape, dims: Dims, axis: str, sizes: Sizes) -> Dims:
         last = digits[-1].stride if digits else extent
         if ways > 1 and isinstance(last, int) and last % ways == 0 and last > 1:
             more = (*digits, Digit(axis, last // ways, ways))
-            if are_valid(extent, more) and not is_padded(extent, more):
+            if not is_padded(extent, more):
                 return (*dims[:at], more, *dims[at + 1 :])
     return dims
 
@@ -153,7 +153,7 @@ def reshaped(old: Shape, dims: Dims, new: Shape) -> tuple[Dims, bool]:
             first = stride * step
             last = first * ways
             for at, other in enumerate(steps):
-                if first % other == 0 and other * _known(new[at]) % last == 0 and last > other:
+                if first % other == 0 and other * _known(new[at]) % last == 0:
                     found[at].append(Digit(axis, first // other, ways))
                     break
             else:

@@ -23,7 +23,6 @@ from minigrad.graph.node import Node, is_symbolic
 from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine
 
 RULES: dict[Op, list[Rule]] = {}  # those of an operation, in the order of their priority
 
@@ -69,7 +68,7 @@ def fold_constants(node: Node) -> Node | None:
 def constant_second(node: Node) -> Node | None:
     """2 + x → x + 2, so that the other rules look at one side only."""
     x, y = node.src
-    return elementwise(node.op, y, x) if x.op is Op.CONST and y.op is not Op.CONST else None
+    return elementwise(node.op, y, x) if x.op is Op.CONST else None  # two are folded before
 
 
 @on(*(op for op in BINARY if op.facts.neutral is not None))
@@ -85,7 +84,7 @@ def neutral(node: Node) -> Node | None:
 def divide_by_power_of_two(node: Node) -> Node | None:
     """x / 4.0 → x · 0.25, where the reciprocal is exact and normal (x / 1.0 → x)."""
     x, y = node.src
-    if y.op is not Op.CONST or not math.isfinite(y.arg) or abs(math.frexp(y.arg)[0]) != 0.5:
+    if y.op is not Op.CONST or abs(math.frexp(y.arg)[0]) != 0.5:  # ∞ and NaN, too
         return None
     exponent = math.frexp(y.arg)[1]
     if abs(exponent) > (13 if node.dtype.name == "float16" else 125):
@@ -187,8 +186,8 @@ def two_as_one(node: Node) -> Node | None:
 
 
 def _repeated(node: Node, x: Node, count: int) -> Node | None:
-    """The reduction of `count` ≥ 1 equal elements x, if it is one cheap and exact operation."""
-    if node.op is Op.MAX or node.dtype.is_bool or count == 1:
+    """The reduction of `count` equal elements x, if it is one cheap and exact operation."""
+    if node.op is Op.MAX or node.dtype.is_bool:
         return x
     if node.op is not Op.SUM or (node.dtype.is_float and convert(count, node.dtype) != count):
         return None
@@ -217,7 +216,7 @@ def reduce_expanded(node: Node) -> Node | None:
     x, shape, count, axes = expanded.src[0], list(expanded.shape), 1, []
     for axis in node.arg:
         extent = shape[axis]
-        if x.shape[axis] == 1 and isinstance(extent, int) and extent > 1:
+        if x.shape[axis] == 1 and isinstance(extent, int):
             shape[axis], count = 1, count * extent
         else:
             axes.append(axis)
@@ -251,7 +250,7 @@ def shrink_of_cat(node: Node) -> Node | None:
     if joined.op is not Op.CAT or 0 in node.shape:
         return None
     first, last = node.arg[axis]
-    if isinstance(first, Affine) or isinstance(last, Affine):
+    if is_symbolic((first, last)):
         return None
     parts = []
     for piece in joined.src:
@@ -261,7 +260,7 @@ def shrink_of_cat(node: Node) -> Node | None:
             ranges = [*node.arg[:axis], inside, *node.arg[axis + 1 :]]
             parts.append(build.shrink(piece, ranges))
         start = stop
-    if len(parts) == len(joined.src) and node.shape != parts[0].shape:
+    if len(parts) == len(joined.src):
         return None  # less of each, by no less
     return build.cat(parts, axis)
 

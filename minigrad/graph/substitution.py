@@ -107,7 +107,7 @@ def proven_nonnegative(x: Integer) -> bool:
         if isinstance(x, int):
             return False
         for atom, c in x.terms:  # a variable with a symbolic extent: i ≤ extent − 1
-            if c < 0 and atom.kind == "var" and isinstance(atom.payload, Affine):
+            if c < 0 and isinstance(atom.payload, Affine):
                 x = x + (atom.payload - 1 - atom.index) * c
                 break
         else:

@@ -367,7 +367,7 @@ def _remainders_beside(terms: Mapping[Atom, int]) -> list[_Remainder]:
                 candidates.append((other.divisor, other.index))
         for taken, x in candidates:
             d = quotient.divisor // taken
-            if d > 1 and all(c % d for _, c in x.terms):
+            if all(c % d for _, c in x.terms):
                 key = (-_depth(quotient), quotient.divisor, -taken, quotient.sort_key)
                 found.append((key, _remainder(Atom("mod", "", 0, d - 1, x, d))))
     return [remainder for _, remainder in sorted(found, key=lambda pair: pair[0])]
@@ -435,7 +435,8 @@ def _split(x: Affine, d: int) -> tuple[int, Integer, Integer] | None:
 
     So (20·i + 4·j + k) // 40 is i // 2 where 4·j + k stays below 20.
     """
-    for g in sorted({gcd(c, d) for _, c in x.terms} - {1}, reverse=True):
+    factors = [c for _, c in x.terms]
+    for g in sorted({gcd(d, *factors), *(gcd(d, c) for c in factors)} - {1}, reverse=True):
         inner = {atom: c for atom, c in x.terms if c % g}
         rest = _build(x.constant % g, inner)
         if low(rest) >= 0 and high(rest) < g:
@@ -458,10 +459,6 @@ def _smaller(x: Affine, d: int) -> tuple[Integer, int, Integer, Integer]:
     if whole == high(rest) // d:
         return quotient + whole, d, 0, rest - whole * d
     assert isinstance(rest, Affine)
-    common = gcd(d, *(c for _, c in rest.terms))
-    if common > 1:
-        inner = _build(rest.constant // common, {a: c // common for a, c in rest.terms})
-        return quotient, common, inner, rest.constant % common
     split = _split(rest, d)
     return (quotient, *split) if split is not None else (quotient, 1, rest, 0)
 

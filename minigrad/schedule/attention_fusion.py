@@ -103,8 +103,7 @@ class Chains:
         if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not stage.row_major:
             return False
         if stage.op is None:
-            orders = self._orders(stage, stage.axes) or {}
-            return bool(orders) and all(self.members[a].size == stage.size for a in orders)
+            return bool(self._orders(stage, stage.axes))
         parts = stage.contraction
         if parts is None or len(parts.m) != 1 or len(parts.n) != 1:
             return False
@@ -214,7 +213,7 @@ class Chains:
             stage = relayout(stage, tuple(order), stage.array)
             outer = list(stage.axes[: len(outer)])
         last = outer[-1].extent
-        if not isinstance(last, int) or last < LEAST or not _plain_behind([*outer, *stage.axes]):
+        if not isinstance(last, int) or last < LEAST or not _plain_behind(stage.axes):
             return None
         orders = self._orders(stage, (*outer, *stage.reduced))
         if orders is None or not self._have_rows(orders.items(), len(outer)):

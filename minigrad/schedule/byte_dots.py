@@ -69,7 +69,7 @@ def _word(e: Expr, k: Atom, first: Integer) -> Expr | None:
             return None
         shifted = expr.apply(Op.SHR, (word, expr.const(count, word.dtype)), word.dtype)
         return expr.apply(Op.AND, (shifted, _four(255 >> count)), word.dtype)
-    if e.op not in (Op.AND, Op.OR, Op.XOR) or e.dtype.itemsize > 1:
+    if e.op not in (Op.AND, Op.OR, Op.XOR):
         return None
     left, right = (_word(arg, k, first) for arg in e.args)
     if left is None or right is None:
@@ -96,7 +96,7 @@ def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
     """
     words = in_words(dots)
     reads = [load for load in expr.loads(sums.body) if load.array == dots.array]
-    if words is None or sums.op is not Op.SUM or not sums.body.dtype.is_float or not reads:
+    if words is None or sums.op is not Op.SUM or not sums.body.dtype.is_float:
         return None
     axes = [make_axis("d", number, axis.extent) for number, axis in enumerate(words.reduced)]
     inner: dict[Atom, Integer] = {

@@ -229,7 +229,7 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
         if args[1] is args[2]:
             return args[1]
         test, yes, no = args
-        if dtype.is_bool and no.known() is False:
+        if no.known() is False:
             return apply(Op.AND, (test, yes), dtype)
         if yes.op is Op.WHERE and yes.args[0] is test:
             return apply(op, (test, yes.args[1], no), dtype)
@@ -357,7 +357,7 @@ def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
 
 def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
     """root with loop variables replaced."""
-    if not values or root.variables.isdisjoint(values):
+    if root.variables.isdisjoint(values):
         return root
 
     # rebuild has been inside loaded values already
@@ -385,7 +385,7 @@ def show(root: Expr) -> str:
         else:
             args = [text[arg] for arg in expr.args]
             symbol = expr.op.facts.symbol if isinstance(expr.op, Op) else ""
-            if symbol and len(args) == 2:
+            if symbol:
                 text[expr] = f"({args[0]} {symbol} {args[1]})"
             else:
                 name = expr.dtype.name if expr.op is Op.CAST else expr.op.value

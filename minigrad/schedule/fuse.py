@@ -253,7 +253,7 @@ def _delays(
     kernel of the loss's rows.)
     """
     return stage.iterations <= SMALL and any(
-        need not in producers and not waits.reaches(producers, need) for need in sibling.needs
+        not waits.reaches(producers, need) for need in sibling.needs
     )
 
 
@@ -382,7 +382,7 @@ def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
     rows = home.most_rows
     read = set(stage.reads)
     large = [home.made[a] for a in read if a in home.made and home.made[a].size != high(rows)]
-    if any(made.array in home.pulled.values() or made.reduced == () for made in large):
+    if any(made.reduced == () for made in large):
         return False
     if not read.isdisjoint(home.sums):  # it is computed at the end
         made = home.made.keys() & read

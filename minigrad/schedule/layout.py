@@ -54,10 +54,10 @@ def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
     """How to order the member's axes so that they are the reader's; None if it cannot be."""
     if load.guard:
         return None
-    places = {axis.index: place for place, axis in enumerate(axes)}
+    places: dict[Integer, int] = {axis.index: place for place, axis in enumerate(axes)}
     ranks = []
     for part, axis in zip(_parts(load, member), member.axes, strict=True):
-        place = places.get(part) if isinstance(part, Affine) else None
+        place = places.get(part)
         if place is None or axes[place].extent != axis.extent:
             return None
         ranks.append(place)

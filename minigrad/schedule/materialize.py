@@ -57,7 +57,7 @@ def choose(
             kept.discard(node)
             continue
         evaluations = sum(uses[node].values())
-        if node.op in _ALWAYS or depth[node] >= DEEPEST and depth[node] % DEEPEST == 0:
+        if node.op in _ALWAYS or depth[node] % DEEPEST == 0:
             kept.add(node)
         elif not fuse and node.op not in MOVEMENT and node.src:
             kept.add(node)
@@ -65,7 +65,7 @@ def choose(
             size = numel(node.shape)
             extra = evaluations - size
             many_leaves = leaves[node] > 1 and node.op in ELEMENTWISE and node not in seen_through
-            if extra > 0 and many_leaves and 2 * extra >= size:
+            if many_leaves and 2 * extra >= size:
                 kept.add(node)
             elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
                 if node not in recomputed and node not in seen_through:
@@ -95,7 +95,6 @@ def choose(
             node
             for node in order
             if node.op in ELEMENTWISE and below[node] > MEMORY_COST and leaves[node] == 1
-            and node not in kept
             and all(r.op in ELEMENTWISE and leaves[r] > 1 for r in readers.get(node, ()))
             and _belongs_to_its_source(node, plain, below, readers)
         )  # fmt: skip

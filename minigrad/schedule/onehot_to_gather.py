@@ -31,12 +31,12 @@ def picked(node: Node) -> Node:
     (axis,) = node.arg
     x = node.src[0]
     test, chosen, other = x.src
-    if test.op is not Op.EQ or node.dtype is not chosen.dtype or not is_zero(other):
+    if test.op is not Op.EQ or not is_zero(other):
         return node
     for counter, label in (test.src, test.src[::-1]):
         if _counts_along(counter, axis) and label.dtype.is_int and label.op is Op.EXPAND:
             inner = label.src[0]
-            if inner.shape[axis] == 1 and x.shape[axis] != 1:
+            if inner.shape[axis] == 1:
                 index = build.expand(inner, node.shape)
                 return build.gather(chosen, index, axis)
     return node

@@ -23,7 +23,7 @@ from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import MEMORY_COST, choose
 from minigrad.schedule.order import after_needs, freeing_early
 from minigrad.schedule.partial_writes import part_written
-from minigrad.schedule.stage import ALONE, Stage, Stages
+from minigrad.schedule.stage import Stage, Stages
 from minigrad.target import LINE, Target
 
 _SHOWING = (Op.RESHAPE, Op.PERMUTE)  # what shows all elements of something, each once
@@ -196,12 +196,12 @@ class _Plan:
         for node, stage in self.stages.items():
             if isinstance(node.arg, Part):
                 self.stages[node] = placed(stage, node.arg)
-        self.late = frozenset(self.arrays[node] for node in late)
-        partial = self._cut_to_parts(root for root, _ in targets)
+        alone = self._cut_to_parts(root for root, _ in targets)
+        alone |= {self.arrays[node] for node in late}
         in_blocks = fuse and target.has_block_rows
         self._order_results(target, in_blocks)
         self.chains = Chains(self.stages.values(), self.slots, in_blocks)
-        self.clusters, self.waits = cluster(self.chains, target, fuse, self.late | partial)
+        self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:
             for array in {a: None for stage in member.stages for a in stage.reads}:
@@ -222,7 +222,7 @@ class _Plan:
         for root in roots:
             array = self.arrays[root]
             old = self.inputs.get(self.slots[array])
-            if root in self.stages and old is not None and old != array:
+            if root in self.stages and old is not None:
                 part = part_written(self.stages[root], old)
                 if part is not None:
                     self.stages[root] = part
@@ -248,8 +248,7 @@ class _Plan:
             across = target.vector_bytes > 0 and not squares and array not in blocks
             for node, stage in zip(nodes, found, strict=True):
                 copied = node.op is Op.CONTIGUOUS or stage.array not in readers
-                ends = stage.op is None and copied
-                if ends:
+                if stage.op is None and copied:
                     self.stages[node] = in_order_of(stage, product, across)
             products = all(stage.contraction is not None for stage in found)
             order = as_read(product, found) if products and array not in self.slots else None
@@ -266,11 +265,8 @@ class _Plan:
         found: set[Node] = set()
         for node, saved in self.recomputable.items():
             array = self.arrays[node]
-            if node not in self.stages or array in self.slots or saved > MEMORY_COST:
-                continue
-            if array in self.chains.members:  # it never sees memory
-                continue
-            if self.readers.get(array, []) != [self.maker[array]]:
+            home = self.maker.get(array)  # None: it never sees memory
+            if home is not None and saved <= MEMORY_COST and self.readers.get(array) != [home]:
                 found.add(node)
         stack = list(found)
         while stack:  # what they are made of would be kept in their stead, for the same readers
@@ -285,13 +281,12 @@ class _Plan:
         unsafe = set()
         for array, slot in self.slots.items():
             old = self.inputs.get(slot)
-            if old is None or array == old or array not in self.maker or array in self.rows:
+            if old is None or array not in self.maker or array in self.rows:
                 continue
             writer = self.maker[array]
             for reader in self.readers.get(old, []):
                 if reader is writer:
-                    safe = _safe_in_place(writer, writer.most_rows, array, old)
-                    if array not in self.late and not safe:
+                    if not _safe_in_place(writer, writer.most_rows, array, old):
                         unsafe.add(slot)
                 elif self.waits.reaches([reader], writer):
                     unsafe.add(slot)
@@ -345,7 +340,7 @@ def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: A
     target = writer.stages[place]
     if target.op in SCATTERS:
         return _begins_as(target, old)
-    if target.op in ALONE or writer.kind == "block_rows":
+    if writer.kind == "block_rows":
         return False
     summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
     loads = (
@@ -392,7 +387,7 @@ def _begun_in_place(kernel: Kernel, places: Mapping[Array, Source]) -> Kernel:
     begin = stage.initial
     there = (
         begin is not None and begin.op is Leaf.LOAD and not begin.guard
-        and begin.index == stage.initial_position and begin.array.dtype is stage.array.dtype
+        and begin.index == stage.initial_position
         and places[begin.array.whole or begin.array] == places[stage.array]
     )  # fmt: skip
     return replace(kernel, stages=(replace(stage, in_place=there),))
@@ -479,11 +474,11 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
 def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array | None:
     """Of arrays that nobody needs after a kernel, one that a result may be written over."""
     own = {stage.array for stage in kernel.stages}
-    if array not in own or kernel.kind in ("exchange", "wait"):
+    if array not in own:
         return None
     read = {source for stage in kernel.stages for source in stage.reads}
     for old in dying:
-        fits = old in read and old not in own and old.size == array.size
+        fits = old in read and old.size == array.size
         if fits and _safe_in_place(kernel, kernel.rows, array, old):
             return old
     return None

@@ -138,7 +138,7 @@ def _blocks(node: Node) -> Node:
     cut = split_axis(pad_along(x, axis, 0, blocks * block - extent), axis, blocks, block)
     whole = build.reduce(reduction, cut, (axis + 1,))
     before = shift(build.scan(node.op, whole, axis), axis, identity(reduction, x.dtype).value)
-    step = STEPS[reduction][-1 if x.dtype.is_bool else 0]
+    step = STEPS[reduction][0]
     carried = elementwise(step, build.expand(before, cut.shape), cut)
     entering = along(cut, axis + 1).equals(0).where(carried, cut)
     done = merge_axes(build.scan(node.op, entering, axis + 1), axis)

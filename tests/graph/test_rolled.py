@@ -277,3 +277,14 @@ def test_loops_on_two_devices(on_device):
         state = np.tanh(state @ w * 0.5 + x) + state * 0.25
     for h in found:
         np.testing.assert_allclose(h.numpy(), state, rtol=1e-4, atol=1e-5)
+
+
+def test_a_first_step_of_two_states(on_device):
+    """What is one state in all others."""
+    xs, state, other = array(60, 3, 4), array(3, 4, seed=1), array(3, 4, seed=2)
+    x, h, g = Tensor(xs), Tensor(state), Tensor(other)
+    for n in range(60):
+        h = g = (h * 0.5 + x[n] - g.tanh() * 0.25).sin() * 1.5 + h * 0.125
+    for one in xs:
+        state = other = np.sin(state * 0.5 + one - np.tanh(other) * 0.25) * 1.5 + state * 0.125
+    np.testing.assert_allclose(h.numpy(), state, rtol=1e-4, atol=1e-4)

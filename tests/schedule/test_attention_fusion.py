@@ -195,6 +195,17 @@ def test_scores_without_a_maximum() -> None:
     assert kinds(check(plain)) == ["block_rows"]
 
 
+def test_scores_that_one_stage_reads_both_ways() -> None:
+    """Neither way is that of its rows alone."""
+
+    def symmetric(inputs: Inputs) -> list[Node]:
+        q, k, v = heads(inputs, 3)
+        scores = mul(product(q, transpose(k)), 0.1)
+        return [product(softmax(add(scores, transpose(scores)), 2), v)]
+
+    assert kinds(check(symmetric))[0] == "contraction"
+
+
 def tiles_in(nest: Nest) -> list[Loop]:
     """The loops over register tiles."""
     return [loop for loop in loops_in(nest.parallel) if loop.variable.name.startswith("t")]

@@ -150,7 +150,15 @@ def no_contractions() -> dict[str, tuple[Node, Inputs]]:
         x, y = i(5, 7, 3, 1), i(1, 7, 1, 9)
         return total(mul(g.expand(x, (5, 7, 3, 9)), g.expand(y, (5, 7, 3, 9))), 1, 2)
 
+    def over_a_number(i: Inputs) -> Node:
+        """What a mask leaves is added, too, if it is not 0."""
+        x, y, mask = i(5, 7, 1), i(1, 7, 9), i(5, 7, 1, dtype=dtypes.bool)
+        x, y, mask = (g.expand(one, (5, 7, 9)) for one in (x, y, mask))
+        terms = g.elementwise(Op.WHERE, mask, mul(x, y), x.constant(5.0))
+        return total(terms, 1)
+
     case("a sum of sums", sum_of_sum)
+    case("a mask over a number", over_a_number)
     case("a plain sum", lambda i: total(i(5, 7), 1))
     case("a product of equal shapes", lambda i: total(mul(i(5, 7), i(5, 7)), 1))
     case("an inner product", lambda i: product(i(1, 7), i(7, 1)))

@@ -66,9 +66,23 @@ def shuffled(inputs: Inputs) -> list[Node]:
     return [g.elementwise(Op.WHERE, ew(Op.LT, y, 0.0), mul(y, 2.0), x)]
 
 
+def partly_shuffled(inputs: Inputs) -> list[Node]:
+    """A part of which data decides."""
+    x, y = inputs(30, 20), inputs(30, 20)
+    inside = g.pad(g.const(True, dtypes.bool, (7, 20), DEVICE), [(3, 20), (0, 0)])
+    test = g.elementwise(Op.AND, inside, ew(Op.LT, y, 0.0))
+    return [g.elementwise(Op.WHERE, test, mul(y, 2.0), x)]
+
+
+def summed(inputs: Inputs) -> list[Node]:
+    """What is kept is added up, so nothing stays as it is: sums of all, which are copied then."""
+    x, new = inputs(30, 1), inputs(6, 7)
+    return [total(written(g.expand(x, (30, 7)), new, (4, 0)), 1)]
+
+
 CASES = {
     cache: 16, rectangle: 105, one_element: 1, own_elements: 280, read_too: 80,
-    from_elsewhere: 600, shuffled: 600,
+    from_elsewhere: 600, shuffled: 600, partly_shuffled: 600, summed: 30,
 }  # fmt: skip
 
 

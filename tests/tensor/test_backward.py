@@ -439,6 +439,14 @@ def test_a_loop_that_never_realizes(device: str) -> None:
     assert w.numpy() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_gradients_of_parts_along_two_axes(on_device):
+    x = Tensor(np.arange(16, dtype=np.float32).reshape(4, 4), requires_grad=True)
+    (x[:2, :2].square().sum() + (x[2:, 2:] * 3).sum()).backward()
+    expected = np.zeros((4, 4))
+    expected[:2, :2], expected[2:, 2:] = 2 * x.numpy()[:2, :2], 3
+    np.testing.assert_array_equal(x.grad.numpy(), expected)
+
+
 def test_gradients_of_a_matrix_that_two_products_share(on_device):
     generator = np.random.default_rng(4)
     x, y, g, h = (generator.random((3, 7, n), np.float32) for n in (4, 4, 33, 33))
