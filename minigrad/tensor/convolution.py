@@ -200,7 +200,7 @@ class Convolution(Composed):
 
     def _zeros_around(self, first: int, pairs: Pairs) -> Self:
         """Zeros around dimensions from the first on, stored: cheaper to read than conditions."""
-        if not any(before or after for before, after in pairs):
+        if not any(map(any, pairs)):
             return self
         others = [None] * (self.ndim - first - len(pairs))
         return self.pad([*[None] * first, *pairs, *others]).contiguous()
