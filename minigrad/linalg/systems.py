@@ -272,8 +272,7 @@ def svdvals(x: Tensor) -> Tensor:
 def _least(x: Tensor, values: Tensor, rtol: Any) -> Tensor:
     """What singular values must be above to count."""
     share = max(x._known_shape()[-2:]) * 2.0**-x.dtype.fraction if rtol is None else rtol
-    most = values.max(-1, True) if values.shape[-1] else values.sum(-1, True)
-    return most * (share.unsqueeze(-1) if isinstance(share, Tensor) else share)
+    return values._top(-1) * (share.unsqueeze(-1) if isinstance(share, Tensor) else share)
 
 
 def pinv(x: Tensor, *, rtol: Any = None) -> Tensor:

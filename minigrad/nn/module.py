@@ -16,7 +16,7 @@ from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.hints import hint, present, put_hints
-from minigrad.tensor import Tensor, views
+from minigrad.tensor import Tensor, realization, views
 from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
@@ -229,8 +229,7 @@ def load_state_dict(
             )
     with Tensor.no_grad():
         values = {name: value.cast(own[name].dtype) for name, value in values.items()}
-        if values:
-            Tensor.realize(*values.values())
+        realization.realize(values.values())
         for name, value in values.items():
             own[name]._fill(value._bytes())  # by the host: nothing is compiled
     return Names(missing, unexpected)

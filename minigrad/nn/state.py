@@ -23,7 +23,7 @@ from minigrad.nn.module import (
     load_state_dict,
 )
 from minigrad.nn.torch_file import torch_load
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, realization
 
 _NAMES = {f"{dtype.kind.upper()}{dtype.bits}": dtype for dtype in (*INTS, *FLOATS)}
 _NAMES |= {"BOOL": dtypes.bool, "F16": dtypes.float16, "BF16": dtypes.bfloat16}
@@ -44,8 +44,7 @@ def safe_save(
             raise TypeError(f"safe_save: {what}, expected a tensor; {how}")
     if "__metadata__" in tensors:
         raise ValueError("safe_save: the format has text under __metadata__: rename the tensor")
-    if tensors:
-        Tensor.realize(*tensors.values())
+    realization.realize(tensors.values())
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     whole = save(arrays, dict(metadata) if metadata else None)
     write_atomically(path, lambda file: file.write(whole))

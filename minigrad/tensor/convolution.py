@@ -200,7 +200,7 @@ class Convolution(Composed):
 
     def _zeros_around(self, first: int, pairs: Pairs) -> Self:
         """Zeros around dimensions from the first on, stored: cheaper to read than conditions."""
-        if not any(before or after for before, after in pairs):
+        if not any(map(any, pairs)):
             return self
         others = [None] * (self.ndim - first - len(pairs))
         return self.pad([*[None] * first, *pairs, *others]).contiguous()
@@ -234,8 +234,9 @@ class Convolution(Composed):
         """
         plan = _Plan("avg_pool2d", self, kernel_size, stride, padding, dilation, ceil_mode)
         x = self._wide()
-        total: Self = plan.windows(x, 0).sum(tuple(range(-plan.spatial, 0)))
-        return (total / plan.counted(x, count_include_pad)).cast(self._float_dtype())
+        total = plan.windows(x, 0).sum(tuple(range(-plan.spatial, 0)))
+        mean: Self = total / plan.counted(x, count_include_pad)
+        return mean.cast(self._float_dtype())
 
     def max_pool2d(
         self, kernel_size: Numbers = 2, stride: Numbers | None = None, *, padding: Padding = 0,

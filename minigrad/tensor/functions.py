@@ -602,10 +602,7 @@ class Functions(Methods):
         >>> Tensor([-1.0, 2.0]).relu().tolist()
         [0.0, 2.0]
         """
-        x = self.node
-        if x.dtype.is_bool:
-            return self.cast(dtypes.int32).relu()
-        return self._new(x.operation("le", 0).where(0, x))
+        return (self <= 0).where(0, self)
 
     def relu6(self) -> Self:
         """min(max(x, 0), 6); the derivative at 0 and 6 is 0.

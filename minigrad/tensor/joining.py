@@ -201,7 +201,7 @@ def _joined_along(
     if len(given) > 1:
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
     listed = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
-    if listed is first and (others or not first or not isinstance(listed[0], Core)):
+    if listed is first and (others or not first):
         raise TypeError(
             f"{name} of a list of {len(listed)} and {len(others)} more arguments; expected "
             f"{name}([a, b, …], dim)"

@@ -191,9 +191,9 @@ def test_no_indices_and_no_elements() -> None:
 def test_a_mask_takes_no_more_than_there_is() -> None:
     x, none = _table(), Tensor([]).realize()
     assert x.masked_scatter(x < 0, none).tolist() == x.tolist()
-    with pytest.raises(BoundsError, match="masked_scatter: index 0 at .* no index at all"):
+    with pytest.raises(BoundsError, match=r"masked_scatter: index 0 at .* no index at all"):
         x.masked_scatter(x > 4, none).tolist()
-    with pytest.raises(BoundsError, match="masked_scatter: index 1 at .* 1 elements"):
+    with pytest.raises(BoundsError, match=r"masked_scatter: index 1 at .* 1 elements"):
         x.masked_scatter(x > 3, Tensor([7.0]).realize()).tolist()
 
 

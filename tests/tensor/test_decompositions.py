@@ -231,6 +231,13 @@ def test_what_singular_values_say_of_matrices_without_elements(on_device):
             np.testing.assert_array_equal(one.numpy(), wanted)
 
 
+def test_singular_values_count_above_a_share_of_the_largest(on_device):
+    x = Tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.4]])
+    assert linalg.matrix_rank(x.expand(2, 3, 3), rtol=Tensor([0.5, 0.7])).tolist() == [2, 1]
+    inverse = [[1.0, 0.0, 0.0], [0.0, 1 / 0.6, 0.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(linalg.pinv(x, rtol=0.5).numpy(), inverse, rtol=1e-5, atol=1e-6)
+
+
 def test_narrow_floats_are_computed_in_float32(on_device):
     """What is lost is what the result's own digits cannot hold."""
     a = (np.random.default_rng(0).normal(size=(24, 24)) + 3 * np.eye(24)).astype(np.float16)

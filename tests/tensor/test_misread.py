@@ -189,6 +189,7 @@ def test_dtypes_of_sums() -> None:
     """By name as by object; what is no name raises."""
     x = Tensor([1, 2])
     assert x.sum(dtype="int8").dtype is dtypes.int8
+    assert Tensor([100, 100]).sum(dtype="int8").item() == 200 - 256  # no float of it would wrap
     assert x.cumsum(dtype="float32").dtype is dtypes.float32
     assert x.softmax(dtype="float64").dtype is dtypes.float64
     for call in (lambda: x.sum(dtype=""), lambda: x.prod(dtype=""), lambda: x.cumsum(dtype=""),

@@ -275,6 +275,7 @@ REFUSED = {
     "X.rearrange('a b -> ... a b')": "unexpected '...'",
     "X.rearrange('a b -> b a', c=1)": "sizes of these names",
     "X.pad((1, 1, 1, 1, 1, 1))": "one pair or None per dimension",
+    "X.reshape(-2, -3)": "extents ≥ 0 and at most one −1",
     "Tensor.einsum('ij->ijj', X)": "names a dimension twice",
     "Tensor.einsum('ii', X)": "2 and 3 of one operand",
     "Tensor.linspace(0, 1, -1)": "an int ≥ 0",

@@ -79,6 +79,12 @@ def test_of_unsigned() -> None:
     assert (Tensor(x) ** Tensor(y)).tolist() == (x**y).tolist()
 
 
+def test_powers_by_floats_are_floats() -> None:
+    for exponent in (1.0, 2.0, 3.0):
+        found = Tensor([2, 3]) ** exponent
+        assert found.dtype.is_float and found.tolist() == [2.0**exponent, 3.0**exponent]
+
+
 def test_bits_of_the_same_dtype() -> None:
     x = Tensor([1, 2])
     assert x.bitcast("int32") is x

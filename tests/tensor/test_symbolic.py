@@ -111,6 +111,8 @@ def test_a_first_symbolic_dimension_takes_others(on_device):
     np.testing.assert_allclose(flat.sum().item(), 2 * K[0, 0, :4].sum(), rtol=1e-5)
     again = flat.reshape(*x.shape)
     assert x.reshape(x.shape[0], -1, 2).numpy().tolist() == K[0, 0, :4].reshape(4, -1, 2).tolist()
+    halves = x.rearrange("rows (two half) -> rows half two", two=2).numpy()
+    assert halves.tolist() == K[0, 0, :4].reshape(4, 2, -1).swapaxes(1, 2).tolist()
     np.testing.assert_array_equal(x[1:].numpy(), K[0, 0, 1:4])
     np.testing.assert_array_equal(x[:-1].numpy(), K[0, 0, :3])
     np.testing.assert_allclose(again.sum(0).numpy(), 2 * K[0, 0, :4].sum(0), rtol=1e-5)
