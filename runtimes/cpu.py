@@ -25,7 +25,7 @@ from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_driver import FLAG_BESIDE, check_host
+from minigrad.runtimes.cpu_driver import FLAG_BESIDE, FLAG_IN_TURN, check_host
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan
@@ -38,6 +38,7 @@ from minigrad.schedule.schedule import place
 from minigrad.settings import flag, thread
 from minigrad.target import Target
 
+FLAGS = 0, FLAG_BESIDE, FLAG_BESIDE | FLAG_IN_TURN  # by how a kernel follows the one before
 MOST_PLACES = 64  # arenas that a program keeps planned, one for each of its sizes
 
 
@@ -168,9 +169,9 @@ class CpuProgram:
             (
                 self.exchanges.address(kernel.exchange, kernel.key == "exchange")
                 if kernel.exchange else kernel.address,
-                kernel.code.total, kernel.code.grain, start, FLAG_BESIDE if joined else 0,
+                kernel.code.total, kernel.code.grain, start, FLAGS[how],
             )
-            for kernel, start, joined in zip(self.kernels, starts, plan.beside, strict=False)
+            for kernel, start, how in zip(self.kernels, starts, plan.beside, strict=False)
         ]
         self._table = Table([0] * len(self.sources), self.launches)
         self._arguments, self._varying = self._table.words, self._table.varying

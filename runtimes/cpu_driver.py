@@ -1,10 +1,11 @@
 """The native driver of the CPU: walks a launch table and shares each launch among threads.
 
 A launch runs chunks of a kernel's parallel loop. Launches that do not depend on each other are a
-*group* (FLAG_BESIDE), whose chunks are numbered together: nobody waits between them. The thread
-that called publishes a group as one *share* for each thread: neighbouring chunks, so that a thread
-goes on in memory where it was, and runs the same chunks of a program each time. Who is done with
-its own share takes from the others'.
+*group* (FLAG_BESIDE), whose chunks are numbered together: nobody waits between them. Where they go
+in turn (FLAG_IN_TURN), a chunk is one of each launch, one after the other. The thread that called
+publishes a group as one *share* for each thread: neighbouring chunks, so that a thread goes on in
+memory where it was, and runs the same chunks of a program each time. Who is done with its own share
+takes from the others'.
 
 A share is a 64-bit *ticket* (the group's number, end, next index); whoever wants a chunk adds 1 to
 the ticket and learns from the old value, at one instant, which group it hit, whether there is a
@@ -44,6 +45,7 @@ LAUNCH_FIELDS = ("kernel", "args", "total", "grain", "flags")
 KERNEL, ARGS, TOTAL, GRAIN, FLAGS = range(0, LAUNCH_BYTES, 8)  # their places
 FLAG_ALONE = 1  # run on the calling thread: too short to share
 FLAG_BESIDE = 2  # need not wait for the launch before it, nor for what that need not wait for
+FLAG_IN_TURN = 4  # beside the launch before it, each chunk right after the same one of that
 
 # Byte offsets in a pool. What different threads write lies 128 bytes apart, because processors
 # fetch cache lines of 64 bytes in pairs.
@@ -64,8 +66,9 @@ MASK_BYTES = SHARES - MASK
 MASK_BITS = 8 * MASK_BYTES
 # Of a share: its ticket, a number of a group (16 bits), end (24), next index (24); then, as
 # integers of 64 bits, the address of the group's first launch, its number of chunks, and what
-# SHUFFLE was when it began; of its thread the address of its scratch area, and its system's number.
-TICKET, GROUP, CHUNKS, SEED, AREA, SYSTEM_NUMBER = range(0, 48, 8)
+# SHUFFLE was when it began; of its thread the address of its scratch area, and its system's number;
+# and where the group's launches end.
+TICKET, GROUP, CHUNKS, SEED, AREA, SYSTEM_NUMBER, END = range(0, 56, 8)
 SHARE_BYTES = 128
 
 FUNCTIONS = ("run_table", "replay", "worker", "stop_workers", "acquire", "release", "patch")
@@ -97,7 +100,8 @@ def run_table(table, count, pool, scratch):
             break
         group, chunks, alone = table, 0, load(table + FLAGS) & FLAG_ALONE
         while 1:
-            chunks += _chunks(table)
+            if table == group or not load(table + FLAGS) & FLAG_IN_TURN:
+                chunks += _chunks(table)
             table += LAUNCH_BYTES
             if table == end or not load(table + FLAGS) & FLAG_BESIDE:
                 break
@@ -106,9 +110,9 @@ def run_table(table, count, pool, scratch):
         # Whoever has the pool keeps it to the end of its table; others may get it later.
         if not alone and (owner or acquire(pool)):
             owner = 1
-            _run_shared(pool, group, chunks, scratch)
+            _run_shared(pool, group, table, chunks, scratch)
         else:
-            _run_alone(group, chunks, load(pool + SHUFFLE), scratch)
+            _run_alone(group, table, chunks, load(pool + SHUFFLE), scratch)
     if owner:
         release(pool)
     return interrupted
@@ -121,20 +125,26 @@ def _chunks(launch):
         return (load(launch + TOTAL) - 1) // max(load(launch + GRAIN), 1) + 1
 
 # All chunks on this thread, one call each: where chunks end must not depend on threads.
-def _run_alone(group, chunks, seed, scratch):
+def _run_alone(group, last, chunks, seed, scratch):
     i = 0
     while i < chunks:
-        _run_chunk(group, _permute(i, chunks, seed), scratch)
+        _run_chunk(group, last, _permute(i, chunks, seed), scratch)
         i += 1
 
-# A chunk by its number in the group that begins with a launch.
-def _run_chunk(launch, number, scratch):
+# A chunk by its number in the group that begins with a launch, and those of what goes in turn.
+def _run_chunk(launch, last, number, scratch):
     while number >= _chunks(launch):
         number, launch = number - _chunks(launch), launch + LAUNCH_BYTES
-    grain = max(load(launch + GRAIN), 1)
-    begin = number * grain
-    end = begin + min(grain, load(launch + TOTAL) - begin)
-    call(load(launch + KERNEL), begin, end, load(launch + ARGS), scratch)
+        while load(launch + FLAGS) & FLAG_IN_TURN:
+            launch += LAUNCH_BYTES
+    while 1:
+        grain = max(load(launch + GRAIN), 1)
+        begin = number * grain
+        end = begin + min(grain, load(launch + TOTAL) - begin)
+        call(load(launch + KERNEL), begin, end, load(launch + ARGS), scratch)
+        launch += LAUNCH_BYTES
+        if launch == last or not load(launch + FLAGS) & FLAG_IN_TURN:
+            break
 
 # A permutation of 0 ... n-1, chosen by seed (0: the identity). Odd multiples, additions and
 # shifted xors are bijections of the numbers below a power of two; walk until one is below n.
@@ -149,7 +159,7 @@ def _permute(i, n, seed):
                 break
     return i
 
-def _run_shared(pool, group, n, scratch):
+def _run_shared(pool, group, last, n, scratch):
     number, threads, done = load(pool + NUMBER) + 1, load(pool + THREADS), peek(pool + DONE)
     store(pool + NUMBER, number)
     store(pool + SHARES + AREA, scratch)
@@ -159,6 +169,7 @@ def _run_shared(pool, group, n, scratch):
         i, end = i - 1, begin
         share, begin = pool + SHARES + i * SHARE_BYTES, n * i // threads
         store(share + GROUP, group)
+        store(share + END, last)
         store(share + CHUNKS, n)
         store(share + SEED, load(pool + SHUFFLE))
         swap(share + TICKET, number << GROUP_BITS | end << INDEX_BITS | begin)
@@ -196,7 +207,7 @@ def _work(pool, number, threads):
             ticket = add(share + TICKET, 1)
         if ticket & INDEX_MASK < ticket >> INDEX_BITS & INDEX_MASK:
             chunk = _permute(ticket & INDEX_MASK, load(share + CHUNKS), load(share + SEED))
-            _run_chunk(load(share + GROUP), chunk, load(own + AREA))
+            _run_chunk(load(share + GROUP), load(share + END), chunk, load(own + AREA))
             mine += 1
         else:
             i, share = i + 1, share + SHARE_BYTES

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
-from minigrad.graph.symbolic import Integer, high
+from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.graph.variable import as_data, of_data
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters
@@ -97,13 +97,13 @@ class _MachineCode:
 class Plan:
     """A program: its kernels in order, the sources of each one's arguments, what these hold.
 
-    beside: which kernels need not wait for the one before (see `schedule/groups.py`).
+    beside: how each kernel follows the one before (see `schedule/groups.py`).
     """
 
     kernels: tuple[Kernel, ...]
     sources: tuple[tuple[Source, ...], ...]
     held: tuple[Held, ...]
-    beside: tuple[bool, ...]
+    beside: tuple[int, ...]
 
 
 def _is_exchange(step: Step) -> bool:
@@ -185,7 +185,7 @@ class Kernels:
             else _exchange(one[0], one[1], ExchangeCode.read(one[2]))
             for one in about["kernels"]
         )  # fmt: skip
-        joined = tuple(bool(one) for one in about["beside"])
+        joined = tuple(int(one) for one in about["beside"])
         if {len(sources), len(joined)} != {len(kernels)}:
             raise ValueError("not of one program")
         GlobalCounters.cache_hits += 1
@@ -207,7 +207,11 @@ class Kernels:
                 used = tuple(arrays[number] for number in kernel.code.arguments)
             kernels.append(kernel)
             sources.append(step.sources(places, used, kernel.code.symbols))
-        joined = beside(made.kernels, places, list(map(self._work, kernels)))
+        chunks = [
+            ceildiv(code.total, code.grain) if isinstance(code.total, int) else 0
+            for code in (kernel.code for kernel in kernels)
+        ]
+        joined = beside(made.kernels, places, list(map(self._work, kernels)), chunks)
         held = in_groups(made.held, joined)
         result = Plan(tuple(kernels), tuple(sources), held, tuple(joined))
         cache = self._cache()

@@ -2,7 +2,10 @@
 
 Between groups all threads wait for the last one of them, which costs the more the shorter kernels
 are. The gradients of a weight, of its bias and of the layer's input are a group, and so are the
-updates of an optimizer.
+updates of an optimizer. Kernels that write parts of one join do not meet either, but what they read
+and write is often near: as the products of a strided gradient, of which each writes every second
+pixel. So if they have as many chunks each, these go in turn: what one has brought into a cache is
+there for the next.
 """
 
 from __future__ import annotations
@@ -17,31 +20,47 @@ from minigrad.schedule.schedule import Held, Kernel, Source
 # What a kernel brings to its group: nothing but itself, work for one more thread, work for several;
 # or it is none that may be in one.
 SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -1
+# How it follows the one before: it waits for all of that, for nothing, or is beside it chunk by
+# chunk, each right after the same one.
+WAITS, BESIDE, IN_TURN = 0, 1, 2
 
 
 def beside(
-    kernels: Sequence[Kernel], places: Mapping[Array, Source], work: Sequence[int]
-) -> list[bool]:
-    """Which kernels need not wait for the one before, nor for what that is beside.
+    kernels: Sequence[Kernel], places: Mapping[Array, Source], work: Sequence[int],
+    chunks: Sequence[int],
+) -> list[int]:  # fmt: skip
+    """Of each kernel WAITS, BESIDE or IN_TURN.
 
-    None of a group writes to memory that another one touches, and there is work for two threads in
-    it. places: see `Schedule`; work: of each kernel SHORT, ALONE, SHARED or NEVER.
+    None of a group writes to memory that another one touches, but for parts of a join, and there is
+    work for two threads in it. places: see `Schedule`; work: of each kernel SHORT, ALONE, SHARED or
+    NEVER; chunks: how many it has (0: that varies).
     """
-    runs = list[list[int]]()
-    read, written = set[Source](), set[Source]()
-    for kernel, own in zip(kernels, work, strict=True):
+    runs = list[list[int]]()  # of a group, the work of each kernel
+    hows: list[int] = []
+    read, written = set[Source](), dict[Source, Array | None]()
+    joins_before, count_before = set[Array | None](), 0
+    for kernel, own, count in zip(kernels, work, chunks, strict=True):
         inside = {stage.array for stage in kernel.stages}.difference(kernel.stored)
         arrays = {array for stage in kernel.stages for array in stage.reads} - inside
-        reads, writes = (
-            {places[memory_of(array)] for array in some} for some in (arrays, kernel.stored)
-        )
+        reads = {places[memory_of(array)] for array in arrays}
+        writes = {places[memory_of(array)]: array.whole for array in kernel.stored}
+        again = any(p in written and (join is None or written[p] != join)
+                    for p, join in writes.items())  # fmt: skip
+        joins = {*writes.values()}
         waits = not runs or NEVER in (own, runs[-1][-1])
-        if waits or writes & (read | written) or reads & written:
-            read, written = set(), set()
+        if waits or again or not (read.isdisjoint(writes) and reads.isdisjoint(written)):
+            read, written = set(), {}
             runs.append([])
+        alike = 0 < count == count_before and joins == joins_before
+        hows.append(IN_TURN if alike and len(joins) == 1 and None not in joins else BESIDE)
         runs[-1].append(own)
         read, written = read | reads, written | writes
-    return [place > 0 and sum(run) >= SHARED for run in runs for place in range(len(run))]
+        joins_before, count_before = joins, count
+    places_in_runs = [(place, sum(run) >= SHARED) for run in runs for place in range(len(run))]
+    return [
+        how if place and shared else WAITS
+        for how, (place, shared) in zip(hows, places_in_runs, strict=True)
+    ]
 
 
 def memory_of(array: Array) -> Array:
@@ -50,7 +69,7 @@ def memory_of(array: Array) -> Array:
     return array.whole or array
 
 
-def in_groups(held: Sequence[Held], beside: Sequence[bool]) -> tuple[Held, ...]:
+def in_groups(held: Sequence[Held], beside: Sequence[int]) -> tuple[Held, ...]:
     """Memory with the first and the last group that need it, instead of the kernels."""
     number = list(accumulate(not joined for joined in beside))
     return tuple(replace(one, first=number[one.first], last=number[one.last]) for one in held)

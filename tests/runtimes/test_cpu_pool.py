@@ -15,7 +15,7 @@ from bench.pool_stress import stress
 
 from minigrad.errors import DeviceError
 from minigrad.runtimes import cpu_driver, native
-from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_BESIDE, LAUNCH_BYTES
+from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_BESIDE, FLAG_IN_TURN, LAUNCH_BYTES
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.host import processors
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
@@ -311,6 +311,39 @@ def test_groups_come_one_after_the_other(pool: Pool, kernels: dict[str, int]) ->
             assert sorted(first) == expected
         assert not found
     pool.shuffle(0)
+
+
+def test_chunks_of_launches_in_turn_follow_each_other(kernels: dict[str, int]) -> None:
+    """With one thread each right after its own; with several all of them, once.
+
+    Others of their group come before or after them.
+    """
+    flags = FLAG_BESIDE | FLAG_IN_TURN
+    sizes = [(8, 1), (16, 2), (24, 3)]
+    others = [(kernels["record"], 5, 1, 0)]
+    launches = [*others, *(
+        (kernels["record"], *size, flags if place else 0) for place, size in enumerate(sizes)
+    ), (kernels["record"], 4, 4, FLAG_BESIDE), *others]  # fmt: skip
+    first = chunks_of(5, 1)
+    in_turn = [chunk for turn in zip(*(chunks_of(*size) for size in sizes), strict=True)
+               for chunk in turn]  # fmt: skip
+    in_turn += chunks_of(4, 4)
+    alone, call = Pool(1), Call(*launches)
+    call.run(alone)
+    assert call.chunks() == [*first, *in_turn, *first]
+    pool = Pool(3)
+    for seed in range(5):
+        pool.shuffle(seed)
+        call = Call(*launches)
+        call.run(pool)
+        found = call.chunks()
+        assert sorted(found[:5]) == sorted(found[-5:]) == first
+        assert sorted(found[5:-5]) == sorted(in_turn)
+    one = Call((kernels["record"], 8, 1, flags), (kernels["record"], 16, 2, flags))
+    pool.run(ctypes.addressof(one.table), 1)
+    assert sorted(one.chunks()) == chunks_of(8, 1), "the launch behind the table must not run"
+    for each in (pool, alone):
+        each.close()
 
 
 def test_an_interrupt_ends_a_table_between_launches(pool: Pool, kernels: dict[str, int]) -> None:

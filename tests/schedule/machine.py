@@ -138,7 +138,7 @@ def run_nests(
     for array, slot in plan.slots.items():
         if slot in values and array.name.startswith("s"):
             _place(slots[slot].bytes, values[slot], _upper(graph, slot))
-    joined = beside(plan.kernels, plan.places(), [SHARED] * len(nests))
+    joined = beside(plan.kernels, plan.places(), [SHARED] * len(nests), [0] * len(nests))
     offsets, nbytes = plan_arena(in_groups(plan.held, joined))
     arena = Memory(nbytes)
     order = random.Random(seed)

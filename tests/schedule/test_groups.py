@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,17 +11,29 @@ from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
-from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups, memory_of
+from minigrad.schedule.groups import (
+    ALONE,
+    BESIDE,
+    IN_TURN,
+    NEVER,
+    SHARED,
+    SHORT,
+    WAITS,
+    beside,
+    in_groups,
+    memory_of,
+)
 from minigrad.schedule.schedule import Held, Schedule, place, plan_arena
 
 from .programs import PROGRAMS, Inputs, ew, mul, plan_of, product
 from .random_graphs import random_program
 
-Span = tuple[int, int, int]
+Span = tuple[int, int, int, str]  # block, begin, end, the join that it is a part of
 
 
-def groups_of(plan: Schedule, work: int = SHARED) -> list[bool]:
-    return beside(plan.kernels, plan.places(), [work] * len(plan.kernels))
+def groups_of(plan: Schedule, chunks: Sequence[int] = ()) -> list[int]:
+    count = len(plan.kernels)
+    return beside(plan.kernels, plan.places(), [SHARED] * count, chunks or [0] * count)
 
 
 def test_gradients_of_a_layer_are_a_group() -> None:
@@ -84,7 +97,7 @@ def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) ->
         return [g.reduce(Op.SUM, inputs(40, size), [0]) for size in range(10, 10 + len(work))]
 
     plan = plan_of(build)
-    assert beside(plan.kernels, plan.places(), work) == expected
+    assert beside(plan.kernels, plan.places(), work, [1] * len(work)) == expected
 
 
 def test_memory_is_needed_as_long_as_its_groups() -> None:
@@ -95,14 +108,51 @@ def test_memory_is_needed_as_long_as_its_groups() -> None:
     assert offsets == (0, 64, 0)
 
 
-def spans_of(plan: Schedule, joined: list[bool]) -> list[tuple[list[Span], list[Span]]]:
-    """Of each kernel the memory that it reads, and that it writes: its block, begin and end."""
+def test_parts_of_a_join_go_in_turn() -> None:
+    """Those that are cut alike; who reads the whole waits for all of them."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w, v = inputs(64, 48), inputs(48, 48), inputs(48, 48)
+        joined = g.cat([product(x, w), product(x, v), ew(Op.EXP, x)], 0)
+        return [product(w, v), product(joined, w)]
+
+    plan = plan_of(build)
+    parts = [any(array.whole for array in kernel.stored) for kernel in plan.kernels]
+    assert parts == [False, True, True, True, False]
+    assert groups_of(plan, [8, 8, 8, 8, 8]) == [WAITS, BESIDE, IN_TURN, IN_TURN, WAITS]
+    assert groups_of(plan, [8, 8, 8, 4, 8]) == [WAITS, BESIDE, IN_TURN, BESIDE, WAITS]
+    assert groups_of(plan) == [WAITS, BESIDE, BESIDE, BESIDE, WAITS], "chunks that vary"
+
+
+def test_parts_of_other_joins_wait_where_memory_is_the_same() -> None:
+    """A join lies where another one did, whose parts are read."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x, w = inputs(64, 48), inputs(48, 48)
+        joined = [g.cat([product(x, w), ew(Op.EXP, x), x], 0)]
+        for _ in range(3):
+            joined.append(g.cat([ew(Op.SIN, joined[-1]), product(x, w), x], 0))
+        return [product(joined[-1], w)]
+
+    plan = plan_of(build)
+    places = plan.places()
+    wrote: dict[object, object] = {}
+    for how, kernel in zip(groups_of(plan, [8] * len(plan.kernels)), plan.kernels, strict=True):
+        wrote = wrote if how else {}
+        for array in kernel.stored:
+            place = places[memory_of(array)]
+            assert wrote.setdefault(place, array.whole) == array.whole
+
+
+def spans_of(plan: Schedule, joined: list[int]) -> list[tuple[list[Span], list[Span]]]:
+    """Of each kernel the memory that it reads, and that it writes; of a part that of the whole."""
     offsets, _ = plan_arena(in_groups(plan.held, joined))
 
     def span(array: Array) -> Span:
+        join = array.whole.name if array.whole else ""
         array = array.whole or array
         block, begin = plan.slots.get(array, -1), offsets.get(array, 0)
-        return block, begin, begin + array.size * array.dtype.itemsize
+        return block, begin, begin + array.size * array.dtype.itemsize, join
 
     found = []
     for kernel in plan.kernels:
@@ -115,8 +165,8 @@ def spans_of(plan: Schedule, joined: list[bool]) -> list[tuple[list[Span], list[
 
 def meet(some: list[Span], others: list[Span]) -> bool:
     return any(
-        a == b and begin < stop and start < end
-        for a, begin, end in some for b, start, stop in others
+        a == b and begin < stop and start < end and not (join and join == other)
+        for a, begin, end, join in some for b, start, stop, other in others
     )  # fmt: skip
 
 
