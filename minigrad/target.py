@@ -70,13 +70,11 @@ class Target:
     """vector_bytes: width of a register (0: a device whose compiler sees scalars only).
 
     registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
-    that all cores share (0: stores never pass by the cache). most_lanes: elements that one vector
-    of a nest may have, over however many registers; tile_lanes: one of a product's tile;
-    tile_vectors: registers of a row of that tile, where there are rows and columns enough;
-    fold_lanes: one of a product's partial sums. bfloat16_dots: whether an instruction adds the
-    products of two pairs of bfloat16 to a float32 (AVX512-BF16). byte_dots: whether one adds
-    those of four pairs of bytes to an int32 (AVX512-VNNI). matrices: whether there are registers of
-    16 × 16 such words, and instructions that multiply them (AMX).
+    that all cores share (0: stores never pass by the cache). tile_vectors: registers of a row of a
+    product's tile, where there are rows and columns enough. bfloat16_dots: whether an instruction
+    adds the products of two pairs of bfloat16 to a float32 (AVX512-BF16). byte_dots: whether one
+    adds those of four pairs of bytes to an int32 (AVX512-VNNI). matrices: whether there are
+    registers of 16 × 16 such words, and instructions that multiply them (AMX).
     rows_ahead: bytes ahead that a matrix's rows are asked for when each is read once (0: they are
     not, as the processor guesses them better by itself).
     group: of OpenCL. brief: whether code is to be short rather than fast (`loops/cost.py`).
@@ -88,10 +86,7 @@ class Target:
     l1: int
     l2: int
     l3: int = 0
-    most_lanes: int = 64
-    tile_lanes: int = 64
     tile_vectors: int = 2
-    fold_lanes: int = 128
     bfloat16_dots: bool = False
     byte_dots: bool = False
     matrices: bool = False
@@ -116,11 +111,6 @@ class Target:
         A core whose L2 is smaller than 1 MiB finds the rest in L3, which beats memory, too.
         """
         return max(self.l2, 1 << 20) // 2 // 4
-
-    @property
-    def has_block_rows(self) -> bool:
-        """Whether there is a recipe for rows in which products take part."""
-        return self.group is not None or self.vector_bytes > 0
 
     @property
     def tile_rows(self) -> int:

@@ -58,7 +58,7 @@ def vector_shape(architecture: str, features: frozenset[str]) -> tuple[int, int]
         return 64, 32
     if architecture == "x86_64":
         return (32 if "avx" in features else 16), 16
-    return 16, 32 if architecture == "aarch64" else 16
+    return 16, 32
 
 
 @cache

@@ -242,10 +242,8 @@ def _object_of(machine: Any, module: Any) -> bytes:
 def undefined_symbols(object_bytes: bytes) -> list[str]:
     """Names that an ELF object (64 bits, little-endian) expects to find elsewhere.
 
-    Other formats give an empty list. CompileError for a file that is cut off or makes no sense.
+    CompileError for a file that is cut off or makes no sense.
     """
-    if object_bytes[:6] != b"\x7fELF\x02\x01":
-        return []
     try:
         (sections_at,) = struct.unpack_from("<Q", object_bytes, 0x28)
         section_size, count = struct.unpack_from("<HH", object_bytes, 0x3A)
@@ -263,7 +261,7 @@ def undefined_symbols(object_bytes: bytes) -> list[str]:
                         begin = headers[link][1] + name
                         end = object_bytes.index(b"\0", begin)
                         names.append(object_bytes[begin:end].decode())
-    except (struct.error, IndexError, ValueError):
+    except (struct.error, IndexError, OverflowError, ValueError):
         raise CompileError("a damaged object file: compile the kernel anew") from None
     return names
 

@@ -284,7 +284,7 @@ def _ends(
         first: Statement = put(more, identity(Op.SUM, part.dtype), everywhere)
         last: Statement = put(total, combine(Op.SUM, total, more), everywhere)
         if not place.in_registers:
-            width = max(min(target.most_lanes, 4 * target.lanes(place.dtype)), 1)
+            width = 4 * target.lanes(place.dtype)
             first, last = (lanes_loop(each, width, (one,)) for one in (first, last))
         elif each.count > 1:
             span = 0, (each.count,)

@@ -145,13 +145,12 @@ def vector_width(
     lanes = min(target.lanes(e.dtype) for e in inside or exprs)
     operations = sum(expr.cost(e.op) for e in inside)
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
-    if target.brief and not isinstance(extent, int):
-        copies = 1
-    most = min(target.most_lanes, extent if isinstance(extent, int) else target.most_lanes)
-    while copies > 1 and copies * lanes > most:
-        copies //= 2
     if isinstance(extent, int):
+        while copies > 1 and copies * lanes > extent:
+            copies //= 2
         lanes = enough_lanes(lanes, extent)
+    elif target.brief:
+        copies = 1
     return lanes * copies
 
 

@@ -178,11 +178,7 @@ class BlockPlan:
             return False
         if self.bounds[number][own.variable] != self.bounds[step[0]][first.variable]:
             return False
-        return all(
-            self._own(number, load)
-            and (self.maker[load.array].op is None or product and load.array == head.array)
-            for load in self._reads[number] if load.array in inside
-        )  # fmt: skip
+        return all(self._own(number, e) for e in self._reads[number] if e.array in inside)
 
     def _own(self, number: int, load: Expr) -> bool:
         """Whether a load of a stage reads the element at the stage's own column."""
@@ -397,8 +393,8 @@ def _in_memory(pair: Expr) -> Expr | None:
     first, second = pair.args
     if first.op is not Leaf.LOAD or first.guard or second.index != first.index + 1:
         return None
-    array, whole = first.array, first.array.of or first.array
-    view = replace(array, dtype=dtypes.uint32, size=array.size // 2, of=whole)
+    array = first.array
+    view = replace(array, dtype=dtypes.uint32, size=array.size // 2, of=array)
     return expr.load(view, first.index // 2) if divides(first.index, 2) else None
 
 

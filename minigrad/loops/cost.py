@@ -307,7 +307,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
     """The axes of rows before the last one, over which a task loops to make its packing pay."""
     found: list[Axis] = []
     for axis in reversed(m[:-1]):
-        if not isinstance(axis.extent, int) or axis.extent == 0 or rows >= MANY_ROWS:
+        if not isinstance(axis.extent, int) or rows >= MANY_ROWS:
             break
         if tasks // axis.extent < FEW_TASKS:
             break
@@ -444,7 +444,7 @@ def choose_nr(target: Target, dtype: DType, columns: int) -> int:
     if lanes == 1:
         return 1
     if columns > lanes:
-        return min(2 * lanes, target.tile_lanes)
+        return 2 * lanes
     return enough_lanes(lanes, columns)
 
 
@@ -457,7 +457,7 @@ def tile_columns(problem: Problem, target: Target) -> int:
     """
     dtype, columns = problem.total.dtype, problem.column.count
     nr = choose_nr(target, dtype, columns)
-    wide = min(target.tile_vectors * target.lanes(dtype), target.tile_lanes)
+    wide = target.tile_vectors * target.lanes(dtype)
     near = problem.depth * wide * dtype.itemsize <= target.l2 // 4
     enough = problem.row.typical > target.tile_rows and -columns % wide <= columns // LEAST_FULL
     return wide if 1 < nr < wide < 2 * columns and near and enough and not target.brief else nr
@@ -500,7 +500,7 @@ def row_stride(depth: int, itemsize: int) -> int:
     Rows whose distance is a multiple of a few kilobytes would all compete for the same few lines of
     the first-level cache.
     """
-    line = max(LINE // max(itemsize, 4), 1)
+    line = LINE // max(itemsize, 4)
     return (ceildiv(depth, line) | 1) * line
 
 

@@ -86,10 +86,9 @@ def elementwise(kernel: Kernel, target: Target) -> Made | None:
         for s in stores
     ]
     outer = [a for a in axes if a != axis]
-    across = _transposed_axis(outer, axis, exprs) if target.vector_bytes else None
     if target.group is not None:
         return Made(_by_items([*outer, axis], stores, target.group))
-    if across is not None:
+    if (across := _transposed_axis(outer, axis, exprs)) is not None:
         return Made(_in_tiles(outer, axis, across, stores, target))
     return Made(_in_rows(outer, axis, stores, target))
 
@@ -104,7 +103,7 @@ def _in_rows(
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
-    if outer and target.vector_bytes:
+    if outer:
         lanes = target.lanes(exprs[0].dtype)
         s.distinguish(x, lambda loop: in_parts(loop, outer, lanes))
     s.prefetch(x, further_along(axis, last, exprs, target))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom, ceildiv, high
+from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import loops_over, reduction
 from minigrad.loops.nest import Loop, Made, Statement, Store, Stores, expressions
@@ -86,7 +86,7 @@ def gemv(kernel: Kernel, target: Target) -> Made | None:
     axis = column or sums[0].n[-1]
     along = [] if column else [a for one in sums if (a := _neighbours([one], one.k))]
     lines = [column] if column else along
-    if any(not isinstance(a.extent, int) for a in (axis, *lines)):
+    if any(not isinstance(a.extent, int) for a in lines):
         return None
     if kernel.kind == "contraction" and all(a.count < SHORTEST_LINE for a in lines):
         return None
@@ -175,12 +175,11 @@ def _columns(
 ) -> int:
     """Columns of a block: long runs of each row, but enough blocks to share."""
     dtype = sums[0].body.dtype
-    size = max((load.array.dtype.itemsize for load in sums[0].of_matrix()), default=4)
+    size = max(load.array.dtype.itemsize for load in sums[0].of_matrix())
     wanted = ceildiv(axis.count, max(ENOUGH_TASKS // tasks, 1))
     most = min(LONGEST_RUN // size, HALF_OF_L1 // (sums[0].count * dtype.itemsize))
-    least = min(SHORTEST_RUN // size, most)
     step = 4 * target.lanes(dtype)
-    return ceildiv(min(max(wanted, least), most), step) * step
+    return ceildiv(min(max(wanted, SHORTEST_RUN // size), most), step) * step
 
 
 def _add_columns(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
@@ -192,7 +191,7 @@ def _add_columns(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> N
     pieces = [s.split(k, together, "q", computing=True) for k in ks]
     s.sink(*ms, n, into=pieces, space="scratch")
     s.reorder(n, *ms, computing=True)
-    s.vectorize(n, lanes * few if lanes > 1 else 1, computing=True)
+    s.vectorize(n, lanes * few, computing=True)
     s.vectorize(n, lanes)
     for piece, k in zip(pieces, ks, strict=True):
         s.peel(piece, k)
@@ -218,11 +217,11 @@ def _at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
     rows = 1
     if count > 1 and cached or CHAINS * row_bytes <= NEAR_BYTES:
         rows = max(min(most // (2 * count), CHAINS), 1)
-    depth = min(max(high(one.k[-1].extent), 1) for one in sums)
-    vectors = max(min(most // (rows * count), 8), 1)
-    while vectors > 1 and vectors * lanes > min(depth, target.fold_lanes):
+    depth = min(one.k[-1].most for one in sums)
+    vectors = min(most // (rows * count), 8)
+    while vectors > 1 and vectors * lanes > depth:
         vectors //= 2
-    return rows, lanes * (1 << (vectors.bit_length() - 1)) if lanes > 1 else 1
+    return rows, lanes * (1 << (vectors.bit_length() - 1))
 
 
 def _rows(sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: Target) -> int:
@@ -231,7 +230,7 @@ def _rows(sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: T
     steps = min(axis.count // max(ENOUGH_TASKS // tasks, 1) // rows, MOST_STEPS)
     nbytes = sum(_bytes(scale, axes) for scale, (_, *axes) in scales.values())
     fit = HALF_OF_L1 // max(nbytes * rows, 1)
-    return rows * max(min(max(steps, 1), fit), 1)
+    return rows * max(min(steps, fit), 1)
 
 
 def _add_rows(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
@@ -329,7 +328,7 @@ def _sum(stage: Stage) -> Sum | None:
     m = tuple(a for a in stage.axes if a.variable not in of_matrix)
     n = tuple(a for a in stage.axes if a.variable in of_matrix - by_vectors)
     count, length = (size_of(axes) for axes in (m, n))
-    if not n or count > MOST_VECTORS or length < 4 * count or length < LEAST_TERMS:
+    if count > MOST_VECTORS or length < 4 * count or length < LEAST_TERMS:
         return None
     if any(a.variable in by_matrix for a in m):
         return None

@@ -123,9 +123,9 @@ class Rows:
             if along is None or not variables(rest) <= known:
                 continue
             most = substitute(rest, {row: self.start + self.width - 1 if along > 0 else self.start})
-            if slope < 0 and stop == axis.extent and low(most) >= 0:
+            if slope < 0 and low(most) >= 0:
                 stop = (most + self.height) // self.height * self.height
-            if slope > 0 and first == 0 and high(-most) < axis.most:
+            if slope > 0 and high(-most) < axis.most:
                 least = -most // self.height
                 if low(least) >= 0:
                     first = least * self.height

@@ -22,7 +22,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops.axes import indices, merge
 from minigrad.loops.build import (
     combine,
@@ -103,7 +103,7 @@ class Problem(Contraction):
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
     """total + left·right; for words, with the sum of all products of their parts."""
-    if left.op is Leaf.WORD or total.dtype.is_float and left.dtype.is_int:
+    if left.op is Leaf.WORD:
         return expr.apply(Leaf.DOT, (left, right, total), total.dtype)
     return combine(Op.SUM, total, (left * right).cast(total.dtype))
 
@@ -281,8 +281,6 @@ def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer 
 
 def clamped(x: Integer, most: int) -> Integer:
     """x, but at least 0 and at most `most`."""
-    if low(x) >= 0 and high(x) <= most:
-        return x
     number = expr.index(x, dtypes.int64).operation("maximum", 0).operation("minimum", most)
     return expr.value_of(number, (0, most))
 

@@ -285,7 +285,7 @@ def _passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
     made: dict[Array, int] = {}  # the first pass in which all of an array is known
     for stage in stages:
         axes, first, shared = (*stage.axes, *stage.reduced), 0, None
-        if len(axes) == 1 and (stage.op is not None) == bool(stage.reduced):
+        if len(axes) == 1:
             shared = make_axis("k", 0, axes[0].extent)
             stage = _over(stage, axes[0], shared)
         for load in stage.loads:
@@ -406,7 +406,6 @@ def row_vectors(kernel: Kernel, target: Target) -> Made:
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(stages[0].array.dtype)
-    most = least if _along_rows(kernel) else target.most_lanes
     axes = [make_axis("r", 0, count)]
     row: Integer = axes[0].index
     if length is not None and (columns or high(count) > length >= least):
@@ -414,7 +413,9 @@ def row_vectors(kernel: Kernel, target: Target) -> Made:
         row = axes[0].index * length + axes[1].index
     x, xs = axes[-1].variable, [axis.variable for axis in axes[:-1]]
     bodies = [stage.body for stage in stages]
-    width = size = min(vector_width(target, bodies, axes[-1].extent, True), most)
+    width = size = vector_width(target, bodies, axes[-1].extent, True)
+    if _along_rows(kernel):
+        width = size = min(width, least)
     lanes = 1 if columns else width
     lane = LANE.index if lanes > 1 else 0
     inside = kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)

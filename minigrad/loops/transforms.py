@@ -31,7 +31,7 @@ from typing import ParamSpec, TypeVar
 from minigrad.dtype import DType
 from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import nest, registers
 from minigrad.loops.build import (
     flat_loop,
@@ -162,15 +162,11 @@ class Schedule:
 
             pieces = ceildiv(length, size)
             ends = [stop for stop in loop.stops if stop != pieces]
-            found: list[Statement] = []
-            if high(whole) > 0:
-                found.append(replace(loop, stops=least(*ends, whole), body=of(span)))
+            first = replace(loop, stops=least(*ends, whole), body=of(span))
             if span > size or not isinstance(rest, int):  # the last end where all does
-                found.append(replace(loop, start=whole, body=of(span, end)))
-            elif rest:
-                stops = least(whole + 1, *ends)
-                found.append(replace(loop, start=whole, stops=stops, body=of(rest)))
-            return tuple(found)
+                return first, replace(loop, start=whole, body=of(span, end))
+            stops = least(whole + 1, *ends)
+            return first, replace(loop, start=whole, stops=stops, body=of(rest))
 
         self._change(outer, change)
 
@@ -251,7 +247,6 @@ class Schedule:
                 groups[-1] = (*groups[-1], statement)
                 if isinstance(statement, Loop):
                     groups.append(())
-            groups = [group for group in groups if group]
             wrapped = registers.loops_of_their_own(loops, groups, "scratch", around)
             return tuple(one for group in groups for one in wrapped(group))
 
@@ -380,7 +375,7 @@ class Schedule:
 
         def change(loop: Loop, around: Around) -> Statements:
             count = nest.plain_count(loop)
-            if count is None or count == times or count % times:
+            if count is None or count % times:
                 return (loop,)
             piece, counts = in_pieces(loop, pieces, times)
             return (Loop(pieces.variable, 0, counts, (_from_zero(piece, prefix, "unroll"),)),)

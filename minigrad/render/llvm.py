@@ -274,7 +274,7 @@ class _Emitter(MemoryEmitter):
         slot = self._slot(array, statement.index)
         value = values.broadcast(here, value, lanes)
         mask = None if statement.everywhere else self.mask()
-        old = self.held(slot) if mask is not None and array.lanes is not None else None
+        old = self.held(slot) if mask is not None else None
         if old is not None:
             text = here.line(f"select <{lanes} x i1> {mask}, {value.typed}, {old.typed}")
             value = Value(text, array.dtype, lanes)

@@ -56,7 +56,6 @@ def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
         and not one.guard
         and not one.array.dtype.is_bool
         and one.array not in read
-        and (emitter.mask() is None or emitter.counting())
         and emitter.lane_stride(one.index) not in (None, 0, 1)
         and is_near(coefficient(one.index, loop.variable))
         and not expr.values_in(one.index)

@@ -424,10 +424,8 @@ class Emitter(levels.Levels[Level, str]):
         vector = self.vector
         if vector is None or width == 1 or array.dtype not in WORDS:
             return False
-        if width * array.dtype.itemsize > 32 or array.space == "scratch" and not self.nest.items:
-            return False
         rest = substitute(index, dict.fromkeys(vector.atoms, 0))
-        return divides(rest, width) and (rest == index or divides(vector.start, width))
+        return divides(rest, width) and divides(vector.start, width)
 
 
 def kind_of(x: Integer) -> str:

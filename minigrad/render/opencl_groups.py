@@ -225,9 +225,7 @@ class GroupsEmitter(Emitter):
         """Write a value, of all lanes at once where they are neighbours."""
         vector, array, root = self.vector, statement.array, self.expand(statement.value)
         index, guard = statement.index, statement.guard
-        if vector is None or (
-            self.words_of(root) is self.words and not any(map(vector.varies, (index, *guard)))
-        ):
+        if vector is None:
             self._store(array, index, guard, value, self.words)
             return
         guard = expr.restrict((), map(vector.same, guard))

@@ -311,7 +311,7 @@ class Words:
             return self._converted(f"({x} & 1)", kind)
         if before != kind:
             x = self._converted(x, kind)
-        return self._of_memory(self._bits(x, to), to) if to in NAMES and source is not to else x
+        return self._of_memory(self._bits(x, to), to) if to in NAMES else x
 
     def _bitcast(self, x: str, source: DType, to: DType) -> str:
         x, kind = self._bits(x, source), memory_type(to) + self.number

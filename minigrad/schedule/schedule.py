@@ -198,9 +198,8 @@ class _Plan:
                 self.stages[node] = placed(stage, node.arg)
         alone = self._cut_to_parts(root for root, _ in targets)
         alone |= {self.arrays[node] for node in late}
-        in_blocks = fuse and target.has_block_rows
-        self._order_results(target, in_blocks)
-        self.chains = Chains(self.stages.values(), self.slots, in_blocks)
+        self._order_results(target, fuse)
+        self.chains = Chains(self.stages.values(), self.slots, fuse)
         self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:

@@ -70,15 +70,16 @@ def segments(rows: int, groups: int, width: int, columns: int) -> Build:
     return build
 
 
-def only_stops(dtype: DType) -> Build:
-    """One bound."""
+def one_bound(dtype: DType, upper: bool = True) -> Build:
+    """Where a group's rows stop, or where they begin."""
 
     def build(inputs: Inputs) -> list[Node]:
-        stop, left, right = inputs(3, dtype=dtype), inputs(90, 40), inputs(90, 70)
+        bound, left, right = inputs(3, dtype=dtype), inputs(90, 40), inputs(90, 70)
 
         def theirs(x: Node) -> Node:
             shape = (3, *x.shape)
-            inside = ew(Op.LE, iota(x, shape, 1, dtype), wide(stop, shape, 0))
+            row, end = iota(x, shape, 1, dtype), wide(bound, shape, 0)
+            inside = ew(Op.LE, row, end) if upper else ew(Op.LE, end, row)
             return masked(inside, g.expand(g.reshape(x, (1, *x.shape)), shape))
 
         return [batched(g.permute(theirs(left), (0, 2, 1)), theirs(right))]
@@ -112,8 +113,9 @@ def batched(x: Node, y: Node) -> Node:
 CASES: dict[str, Build] = {
     "segments": segments(100, 4, 40, 70),
     "segments, k cut": segments(9000, 3, 40, 132),
-    "only stops": only_stops(INT),
-    "only stops of 64 bits": only_stops(dtypes.int64),
+    "only stops": one_bound(INT),
+    "only stops of 64 bits": one_bound(dtypes.int64),
+    "only firsts": one_bound(INT, upper=False),
     "rows": some_rows(100, 64, 80, lambda x: x),
     "rows, epilogue": some_rows(37, 64, 80, gelu),
     "rows, k cut": some_rows(60, 4500, 132, lambda x: x),

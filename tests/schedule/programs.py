@@ -552,6 +552,14 @@ def products_of_vectors(inputs: Inputs) -> list[Node]:
 
 
 @program
+def spread_of_rows(inputs: Inputs) -> list[Node]:
+    """Two sums with a vector, of which one needs the other."""
+    weights, x = inputs(64), inputs(40, 64)
+    middle = total(mul(x, weights), 1)
+    return [total(mul(ew(Op.SUB, x, middle), weights), 1)]
+
+
+@program
 def product_and_more(inputs: Inputs) -> list[Node]:
     """One product with several outputs, one of them transposed."""
     x, weight, other = inputs(33, 16), inputs(16, 40), inputs(40, 33)
