@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os.path
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Any, ClassVar, Self
 
 from minigrad.dtype import dtypes
@@ -42,17 +41,11 @@ class Check:
     line: tuple[str, int] = field(default=NO_LINE, compare=False)
 
     noun: ClassVar[str] = "index"
-    _counts: ClassVar[Callable[[Any], tuple[Any, ...]]] = attrgetter("wraps", "ignored", "name")
 
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """All of it that counts, but the extent."""
-        return (type(self), *self._counts(self))
-
-    def here(self) -> Self:
-        """The same at the user's line."""
+    def but(self, **fields: Any) -> Self:
+        """The same with other fields, in a tenth of the time of `dataclasses.replace`."""
         made = object.__new__(type(self))
-        vars(made).update(vars(self), line=users_line())
+        vars(made).update(vars(self), **fields)
         return made
 
     def allows(self, value: int, extent: int) -> bool:
@@ -101,7 +94,6 @@ class Interval(Check):
     most: float = 1.0
     expected: str = field(default="", compare=False)
     noun: ClassVar[str] = "value"
-    _counts = attrgetter("wraps", "ignored", "name", "least", "most")
 
     def allows(self, value: float, extent: int) -> bool:
         """Whether a value is in the interval."""

@@ -244,7 +244,7 @@ def undone(move: Node, x: Node) -> Node:
     So goes the gradient of a movement, and what is written through it.
     """
     shape, arg = move.src[0].shape, move.arg
-    if move.op is Op.RESHAPE:
+    if move.op is RESHAPE:
         return reshape(x, shape)
     if move.op is Op.PERMUTE:
         return permute(x, sorted(range(x.ndim), key=lambda axis: int(arg[axis])))

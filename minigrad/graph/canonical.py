@@ -15,23 +15,17 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import chain, compress, count
+from itertools import chain
 from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.build import SHAPED
 from minigrad.graph.node import (
-    ARGS,
     ASSIGN,
     BUFFER,
     CHECK,
     CONST,
     CUSTOM,
-    DEVICES,
-    DTYPES,
-    OPS,
-    SHAPES,
-    SOURCES,
     Node,
     Op,
     make,
@@ -146,7 +140,7 @@ NUMBERED = frozenset({
 })  # fmt: skip
 
 _OTHER = NUMBERED - SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
-_LEAVES = frozenset({BUFFER, CONST})
+COLLECTIVE = Op.COLLECTIVE
 _SYMBOLIC = frozenset({Affine})
 
 
@@ -154,20 +148,19 @@ def cells_of(node: Node) -> tuple[Cell, ...]:
     """The numbers of a node: its shape; a constant's value, too, but for a bool's, which is
     structure. Of SHRINK and PAD instead: start and length, before and after, of each dimension.
     """
-    op = node.op
-    if op is CONST and not node.dtype.is_bool:
+    if node.op is CONST and not node.dtype.is_bool:
         return (*node.shape, number_key(node.arg, node.dtype))
-    if op is Op.SHRINK:
-        return tuple(x for start, stop in node.arg for x in (start, stop - start))
-    if op is Op.PAD:
-        return tuple(amount for pair in node.arg for amount in pair)
-    if op is CHECK:
-        return (node.arg.extent,)
-    if op is Op.VARIABLE:
-        return (node.arg,)
-    if op is ASSIGN:
-        return () if node.arg is None else (node.arg,)
-    return node.shape
+    of_arg = _CELLS.get(node.op)
+    return node.shape if of_arg is None else of_arg(node.arg)
+
+
+_CELLS: dict[Op, Callable[[Any], tuple[Cell, ...]]] = {
+    Op.SHRINK: lambda arg: tuple([x for start, stop in arg for x in (start, stop - start)]),
+    Op.PAD: lambda arg: tuple(chain.from_iterable(arg)),
+    CHECK: lambda arg: (arg.extent,),
+    Op.VARIABLE: lambda arg: (arg,),
+    ASSIGN: lambda arg: () if arg is None else (arg,),
+}
 
 
 def _structure_of(node: Node) -> Any:
@@ -176,7 +169,7 @@ def _structure_of(node: Node) -> Any:
         return (node.ndim, bool(node.arg))
     if node.op is ASSIGN:
         return node.arg is None
-    return node.arg.structure if node.op is CHECK else node.ndim
+    return node.arg.but(extent=0) if node.op is CHECK else node.ndim
 
 
 def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
@@ -184,7 +177,7 @@ def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
     if isinstance(arg, Affine):
         return unbind(arg, values)
     if isinstance(arg, Check):
-        return replace(arg, extent=unbind(arg.extent, values))
+        return arg.but(extent=unbind(arg.extent, values))
     if isinstance(arg, tuple) and isinstance(arg[0], tuple):
         return tuple(tuple(unbind(x, values) for x in pair) for pair in arg)
     return arg
@@ -259,7 +252,7 @@ def canonicalize(
             if op is CUSTOM or (op is CHECK and not checked):
                 number[node] = number[node.src[0]]
                 continue
-            if op is Op.COLLECTIVE:
+            if op is COLLECTIVE:
                 numbers = numbers or exchange_numbers(order)
                 arg = (replace(arg, number=numbers[arg.number]), node.shape)
             else:
@@ -293,13 +286,16 @@ def canonicalize(
 
 def exact(order: Sequence[Node], marked: Iterable[Node]) -> tuple[Any, ...]:
     """A key of all nodes of an order and of which are marked; equal ones differ in memory alone."""
-    ops, args = tuple(map(OPS, order)), list(map(ARGS, order))
-    for place, node in compress(enumerate(order), map(_LEAVES.__contains__, ops)):
-        args[place] = None if node.op is BUFFER else number_key(node.arg, node.dtype)
-    number = dict(zip(order, count(), strict=False))
-    sources = list(map(SOURCES, order))
-    return (
-        ops, tuple(map(SHAPES, order)), tuple(args), tuple(map(DTYPES, order)),
-        tuple(map(len, sources)), tuple(map(number.__getitem__, chain.from_iterable(sources))),
-        tuple(map(DEVICES, order)), tuple(map(number.__getitem__, marked)),
-    )  # fmt: skip
+    number: dict[Node, int] = {}
+    rows: list[Any] = []
+    for node in order:
+        op, arg = node.op, node.arg
+        if op is BUFFER:
+            arg = None
+        elif op is CONST:
+            arg = number_key(arg, node.dtype)
+        number[node] = len(rows)
+        rows += (op, node.dtype, node.shape, arg, node.device)
+        for source in node.src:
+            rows.append(number[source])
+    return tuple(rows), tuple([number[node] for node in marked])

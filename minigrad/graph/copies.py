@@ -131,8 +131,9 @@ def _of_parts(head: Node, parts: Sequence[Node], kinds: _Kinds) -> Node | None:
 def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node, list[Node]]]:
     """Sums and joins of many, none of them inside of another sum, with what they are of."""
     depth: dict[Node, int] = {}
+    add = Op.ADD
     for node in picked(order, _OF_MANY):
-        if node.op is Op.ADD:
+        if node.op is add:
             depth[node] = 1 + max([depth.get(source, 0) for source in node.src])
         elif len(node.src) > MANY and not is_leaf(node):
             yield node, list(node.src)

@@ -279,7 +279,7 @@ def _remake(
             pairs = [(start, start + length) for start, length in pairs]
         return build.rebuild(node, src, pairs)
     if op is Op.CHECK:
-        return make(op, node.dtype, src[0].shape, src, replace(arg, extent=next(cells)), device)
+        return make(op, node.dtype, src[0].shape, src, arg.but(extent=next(cells)), device)
     if op is Op.VARIABLE:
         return make(op, node.dtype, (), (), next(cells), device)
     if op is Op.ASSIGN:

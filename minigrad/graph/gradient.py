@@ -129,17 +129,12 @@ def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
 
 def rules_of(node: Node) -> tuple[Rule | None, ...]:
     """A rule per source, None where nothing flows."""
-    rules = RULES.get(node.op)
+    op = node.op
+    rules = RULES.get(op)
     if rules is not None:
         return rules
-    if node.op is Op.COLLECTIVE:
-        sent: int = node.arg.payload
-        return (collective.gradient,) * sent
-    if node.op is Op.CAT:
-        return _cat_rules(node)
-    if node.op in (Op.LOOP, Op.RESULT):  # see `gradient`: all of a LOOP's at once
-        return (_same,) * len(node.src)
-    return _custom_rules(node) if node.op is Op.CUSTOM else ()
+    own = OWN_RULES.get(op)
+    return () if own is None else own(node)
 
 
 def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
@@ -341,6 +336,15 @@ def _scatter_prod(node: Node, g: Node) -> Node:
 
 def _same(node: Node, g: Node) -> Node:
     return g
+
+
+# Of what has as many rules as sources. Of a LOOP see `gradient`: all at once.
+OWN_RULES: dict[Op, Callable[[Node], tuple[Rule | None, ...]]] = {
+    Op.COLLECTIVE: lambda node: (collective.gradient,) * node.arg.payload,
+    Op.CAT: _cat_rules,
+    Op.CUSTOM: _custom_rules,
+    **dict.fromkeys((Op.LOOP, Op.RESULT), lambda node: (_same,) * len(node.src)),
+}
 
 
 def _elementwise(op: Op) -> tuple[Rule | None, ...]:

@@ -102,9 +102,7 @@ CUSTOM, CHECK, RESHAPE, EXPAND = Op.CUSTOM, Op.CHECK, Op.RESHAPE, Op.EXPAND
 _CUSTOM = frozenset({CUSTOM})
 
 # And for what is done with all nodes of a graph at once, by `map`: not a step of Python for each.
-OPS, DTYPES, SHAPES, ARGS, DEVICES = map(
-    attrgetter, ("op", "dtype", "shape", "arg", "device")
-)  # fmt: skip
+OPS: Callable[[Node], Op] = attrgetter("op")
 SOURCES: Callable[[Node], tuple[Node, ...]] = attrgetter("src")
 
 ages = itertools.count()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from minigrad.errors import CompileError
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op, in_order, topological
+from minigrad.graph.node import Node, Op, in_order
 
 Rule = Callable[[Node], Node | None]
 Rules = Mapping[Op, Sequence[Rule]]
@@ -71,16 +71,17 @@ def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
 
 def remade(
     roots: Iterable[Node], remake: Callable[[Node, list[Node]], Node],
-    by: Mapping[Node, Node] | None = None,
+    by: Mapping[Node, Node] | None = None, oldest: int = -1,
 ) -> list[Node]:  # fmt: skip
     """The roots with all nodes that they need made anew, sources before users.
 
     remake: of a node and what its sources have become. by: what some become; nothing is made of
-    what only these need.
+    what only these need. oldest: an age; what is older stays as it is.
     """
     new = dict(by or {})
-    for node in topological(roots, new):
-        new[node] = remake(node, [new[source] for source in node.src])
+    for node in in_order(roots, lambda node: node.src if node.age > oldest else (), new):
+        is_old = node.age <= oldest
+        new[node] = node if is_old else remake(node, [new[source] for source in node.src])
     return [new[root] for root in roots]
 
 
@@ -89,13 +90,7 @@ def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
 
     What is older than all of `by` needs none of them, and is not looked at.
     """
-    if not by:
-        return list(roots)
-    new, oldest = dict(by), min([node.age for node in by])
-    for node in in_order(roots, lambda node: node.src if node.age > oldest else (), by):
-        if node.age > oldest:
-            new[node] = rebuild(node, [new.get(source, source) for source in node.src])
-    return [new.get(root, root) for root in roots]
+    return remade(roots, rebuild, by, min([node.age for node in by])) if by else list(roots)
 
 
 def without_rules(roots: Sequence[Node]) -> list[Node]:

@@ -82,6 +82,7 @@ class _State:
         # number as a constant in them, each layer's dropout would be compiled on its own.
         state = build.contiguous(self._advanced()) if self.drawn else self.buffer
         first, second = _words(shape, self.device).made([state])
+        assert first is not None and second is not None
         self.drawn += 1
         realization.write(self.tensor, self._advanced())
         return first, second

@@ -25,7 +25,6 @@ from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
     Node,
-    Op,
     depending,
     picked,
     topological,
@@ -62,9 +61,9 @@ def write(holder: Holder, value: Node) -> None:
     if value is node:
         return
     holder._link.thread = get_ident()
-    target = node.src[0] if node.op is Op.ASSIGN else node
+    target = node.src[0] if node.op is ASSIGN else node
     watch = watching.watch
-    if target.op is not Op.BUFFER or (watch is not None and watch.borrows(holder)):
+    if target.op is not BUFFER or (watch is not None and watch.borrows(holder)):
         if watch is not None:
             watch.replaces(holder)
         holder._point(value)

@@ -401,8 +401,8 @@ class Statistics(Composed):
         self._check_draws(num_samples, replacement)
         rows, categories = (1, *self.shape)[-2:]
         shape = (rows, num_samples if replacement else categories)
-        words = map(self._new, _draw("multinomial", shape, self.raw.device))
-        drawn = self._positions(*words, num_samples, replacement)
+        first, second = map(self._new, _draw("multinomial", shape, self.raw.device))
+        drawn = self._positions(first, second, num_samples, replacement)
         return self._made(drawn.node, None, drawn=True)
 
     def _positions(self, first: Self, second: Self, count: int, replacement: bool) -> Self:

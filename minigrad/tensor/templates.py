@@ -16,8 +16,10 @@ from threading import get_ident
 from typing import Any, TypeVar
 
 from minigrad.graph import build
+from minigrad.graph.bounds import users_line
 from minigrad.graph.node import CHECK, CONST, Node, Op, depending, make, topological
 from minigrad.graph.sharding import meshes
+from minigrad.locks import in_child
 from minigrad.settings import thread
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import lock
@@ -37,7 +39,8 @@ TEMPLATED = (
     "_positions",
 )
 F = TypeVar("F", bound=Callable[..., Any])
-_tracing: set[int] = set()  # threads that make a template: of all that is called meanwhile, too
+_tracing: set[int] = set()  # threads inside of a function that makes a template, or could have one
+in_child(_tracing.clear)
 
 
 class _OwnData(Exception):
@@ -86,7 +89,7 @@ class Template:
         values = [*sources, *self.kept]
         for op, dtype, shape, src_of, arg, device in self.steps:
             if op is CHECK:
-                arg = arg.here()
+                arg = arg.but(line=users_line())
             values.append(make(op, dtype, shape, src_of(values), arg, device))
         return [None if at is None else values[at] for at in self.places]
 
@@ -141,6 +144,7 @@ def templated(function: F) -> F:
                     unused += 1
             else:
                 known[form] = None
+                return _inside(function, args, options)
         elif template is not None and not template[0].used:
             template[0].used = True
             unused -= 2
@@ -151,6 +155,15 @@ def templated(function: F) -> F:
         return found if several else found[0]
 
     return call  # type: ignore[return-value]
+
+
+def _inside(function: Any, args: Any, options: Any) -> Any:
+    """What a function gives, while no templates are made of what it calls."""
+    _tracing.add(get_ident())
+    try:
+        return function(*args, **options)
+    finally:
+        _tracing.discard(get_ident())
 
 
 def _traced(
@@ -169,13 +182,12 @@ def _traced(
         new = [value._new(next(left)) if isinstance(value, Core) else value
                for value in (*args, *options.values())]  # fmt: skip
         found: Any = None
-        _tracing.add(get_ident())
         try:
-            found = function(*new[: len(args)], **dict(zip(options, new[len(args) :], strict=True)))
+            found = _inside(function, new[: len(args)],
+                            dict(zip(options, new[len(args) :], strict=True)))  # fmt: skip
             several = isinstance(found, (tuple, list))
             given = [None if x is None else x.node for x in (found if several else [found])]
         finally:
-            _tracing.discard(get_ident())
             del new, found
     template = Template(sources, given)
     own = template.own

@@ -37,7 +37,7 @@ SHAPES |= dict.fromkeys(("avg_pool2d", "max_pool2d"), (2, 2, 6, 6))
 
 
 def tensors(given: Any) -> Any:
-    """Lists, and shapes of more than one number, as tensors; the rest as it is (axes are of two)."""
+    """Lists and shapes of more than one number as tensors, the rest as it is (axes are of two)."""
     if isinstance(given, list):
         return Tensor(given, dtype="uint32" if given is WORDS else None)
     is_shape = isinstance(given, tuple) and given != (0, 1)
