@@ -108,6 +108,28 @@ def test_history_keeps_the_dropout_mask(on_device):
     assert 300 < (x.grad.numpy() > 0).sum() < 700
 
 
+def test_a_value_that_is_read_while_its_leaf_waits_to_be_written(on_device):
+    """It is a value of the leaf as it was: what was in memory, or another that waited, too."""
+    cases = ((0, False, [2.0, 4.0]), (0, True, None), (1, False, None))
+    for writes_before, realized, wanted in cases:
+        w = Tensor([1.0, 2.0], requires_grad=True)
+        loss = (w * w).sum()
+        for number in range(writes_before + 1):
+            if number:
+                loss = (w * w).sum()
+            with Tensor.no_grad():
+                w += 1
+        assert loss.item() == (13.0 if writes_before else 5.0)
+        if realized:
+            w.realize()
+        if wanted is None:
+            with pytest.raises(GradientError, match="overwritten in place"):
+                loss.backward()
+        else:
+            loss.backward()
+        assert (None if w.grad is None else w.grad.tolist()) == wanted
+
+
 def test_history_of_overwritten_leaves_raises(on_device):
     x = leaf([1, 2])
     loss = (x * x).sum()
