@@ -25,6 +25,7 @@ from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.noted import note
+from minigrad.tensor.plan import rewritten
 from minigrad.tensor.templates import Template
 
 
@@ -50,11 +51,11 @@ class Backward(Composed):
             raise TypeError(f"backward({name}=…): {how}")
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
-        older = realization.rewritten(order)
+        older = rewritten(order)
         (output,), back = saved_graphs.expand([node], order, older)
         if output is not node:
             order = topological([output])
-            older = realization.rewritten(order)
+            older = rewritten(order)
         for candidates in _may_be_leaves(order, back, older):
             found = _gradients(output, seed, order, candidates.keys())
             if found:
@@ -88,7 +89,7 @@ class Backward(Composed):
         seed = self._seed(gradient)
         roots = [self.node, *(target.node for target in targets)]
         order = topological(roots)
-        older = realization.rewritten(order)
+        older = rewritten(order)
         nodes, back = saved_graphs.expand(roots, order, older)
         output, known = without_copies(nodes[:1], kept=set(nodes[1:]))
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
@@ -145,7 +146,7 @@ class Backward(Composed):
         """Whether it was computed from tensors that want a gradient."""
         try:
             order = topological([self.node])
-            roots, _ = saved_graphs.expand([self.node], order, realization.rewritten(order))
+            roots, _ = saved_graphs.expand([self.node], order, rewritten(order))
         except GradientError:  # they have been overwritten since
             return True
         nodes = reached(roots, topological(roots))

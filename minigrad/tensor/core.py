@@ -39,6 +39,7 @@ from minigrad.tensor.live_tensors import (
     forget,
     holders,
     lock,
+    wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
 from minigrad.tensor.noted import note
@@ -463,8 +464,10 @@ class Core(Holder, metaclass=_TensorType):
         realization.write(self, node)
         if self._requires_grad and self._shares_node():
             self._own_memory()
-        if self.raw.op is not Op.BUFFER and not self._requires_grad:
-            self.stopped = not modes.gradients
+        if not self._requires_grad:
+            now = self.raw  # memory that is another's may have a way back, as that
+            flows = now.op is not Op.BUFFER or saved_graphs.has_history(now) or wants_gradient(now)
+            self.stopped = flows and not modes.gradients
         views.written(self)
 
     def _check_own(self) -> None:

@@ -17,6 +17,7 @@ from minigrad.graph.node import (
     depending,
     make,
     needed_among,
+    picked,
     reading,
     topological,
 )
@@ -79,6 +80,18 @@ def is_waiting(node: Node) -> bool:
     return node.op is ASSIGN and pending.get(id(node.src[0])) is node
 
 
+def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
+    """The nodes of an order that were a leaf's value before the write to it that waits."""
+    older: dict[Node, list[Holder]] = {}
+    for node in picked(order, _MEMORY) if pending else ():
+        write = pending.get(id(node if node.op is BUFFER else node.src[0]))
+        if write is not None and write is not node:
+            leaves = [holder for holder in holders(write) if holder._requires_grad]
+            if leaves:
+                older[node] = leaves
+    return older
+
+
 def whole_of(node: Node) -> Node:
     """What a node is a part of."""
     while node.op in _PARTS:
@@ -119,6 +132,7 @@ class Plan:
         self.waits: dict[Node, Node] = {}  # target → the write to it that waits, of the order
         self.replaced: set[Node] = set()  # writes that a later one has replaced
         self.marked: set[Node] = set()  # leaves, and what else was marked
+        self.older: dict[Node, list[Holder]] = {}  # see `rewritten`
         self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
         self.readers: set[Node] = set()  # roots only because they read a target
         self.parts: dict[Node, Node] = {}
@@ -127,7 +141,8 @@ class Plan:
         while size != len(self.roots):
             size = len(self.roots)
             self._extend()
-            may_flow = self.targets or self.marked or saved_graphs.recorded or unasked
+            leaves = self.marked or self.older
+            may_flow = self.targets or leaves or saved_graphs.recorded or unasked
             if size == len(self.roots) and may_flow:
                 self._save_for_backward()
         values = list(self.roots)
@@ -152,6 +167,7 @@ class Plan:
         new = topological(self.roots, self.order)
         self.order += new
         self.marked.update(leaves_among(new))
+        self.older.update(rewritten(new))
         for node in new:
             op = node.op
             if op is BUFFER:
@@ -262,21 +278,24 @@ class Plan:
         """Decide which roots keep a history, and store what such a history could not recompute.
 
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
-        lost: depends on a marked leaf that is about to be overwritten; no history is possible.
+        lost: depends on a marked leaf that is about to be overwritten, or on a value that one never
+        had in memory; no history is possible.
         """
         self.tracked, self.kept, self.lost = set(), [], []
         waits = self.waits
         leaves = {t for t, write in waits.items() if write in self.marked}
         others = (t for t in self.given_targets if t not in waits)
         leaves.update(t for t in others if wants_gradient(pending.get(id(t), t)))
-        if not (leaves or self.marked or saved_graphs.recorded or self.unasked):
+        if not (leaves or self.marked or self.older or saved_graphs.recorded or self.unasked):
             return
         order = self.order if saved_graphs.recorded else ()
         known = [node for node in order if node.op is BUFFER and has_history(node)]
-        start = {*self.marked, *leaves, *known}
-        lost = set(leaves) if start != leaves else set[Node]()
+        start = {*self.marked, *leaves, *known, *self.older}
+        gone = {node: node.src[0] for node in self.older if node.op is ASSIGN}
+        gone.update((target, target) for target in self.targets if target in leaves)
+        lost = set(gone) if start != gone.keys() else set[Node]()
         self.wanting = wanting = saved_graphs.tracked(self.order, self.marked, start, lost)
-        lost = lost if start != leaves else wanting
+        lost = lost if start != gone.keys() else wanting
         self.tracked = tracked = self._with_free() if self.unasked else wanting
         flowing = [
             root
@@ -287,8 +306,7 @@ class Plan:
             and any(not h.stopped for one in self._standing(root) for h in holders(one))
         ]
         self.kept = [root for root in flowing if root not in lost]
-        leaf = next((target for target in self.targets if target in leaves), None)
-        self.lost = [(root, leaf) for root in flowing if leaf is not None and root in lost]
+        self.lost = [(root, next(iter(gone.values()))) for root in flowing if root in lost]
         for root in self.kept if self.serves else ():  # each has a history of its own
             self.roots.update(dict.fromkeys(self.serves.pop(root, ())))
         stale = depending(self.order, self.targets) if self.kept and self.targets else set()

@@ -22,11 +22,9 @@ from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import (
-    ASSIGN,
     BUFFER,
     Node,
     depending,
-    picked,
     topological,
 )
 from minigrad.graph.shapes import numel
@@ -51,8 +49,6 @@ from minigrad.tensor.plan import (
     replace_in,
 )
 from minigrad.tensor.turns import under_way, waiting
-
-_MEMORY = frozenset({BUFFER, ASSIGN})
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -255,17 +251,3 @@ def _lose_readers(target: Node, owner: Holder) -> None:
         for holder in holders(target):
             if holder is not owner:
                 holder._point(dead)
-
-
-def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
-    """The nodes of an order that were a leaf's value before the write to it that waits."""
-    older: dict[Node, list[Holder]] = {}
-    for node in picked(order, _MEMORY) if pending else ():
-        write = pending.get(id(node if node.op is BUFFER else node.src[0]))
-        if write is not None and write is not node:
-            leaves = [holder for holder in holders(write) if holder._requires_grad]
-            if leaves:
-                older[node] = leaves
-    return older
-
-

@@ -81,7 +81,7 @@ class Origin:
         self.before = before = source._origin
         self.step = step
         base = base_of(source)
-        if before is None or base is None:
+        if before is None or (base is None and not _sharers(source)):
             self.before, base = None, source
             if source._family is None:
                 source._family = Family(source)
@@ -90,7 +90,7 @@ class Origin:
             self.family = before.family
             stops = stops or before.stops
         self.stops = stops
-        self.base = base if base.raw.op in _IN_MEMORY else None
+        self.base = base if base is not None and base.raw.op in _IN_MEMORY else None
 
     def steps(self) -> list[Step]:
         """From the base to the view."""
@@ -118,15 +118,21 @@ def writable(view: Holder) -> Holder | None:
     origin: Origin | None = view._origin
     base = view._origin.family.renewed(type(view))
     while origin is not None and base is None:
-        for other in origin.family.living():
-            if other is not view and _overlap(_box(origin), _box(other._origin)):
-                raise ShapeError(
-                    f"in-place write to a view of shape {view.raw.shape} of a tensor that "
-                    f"is gone, while another view of it, of shape {other.raw.shape}, lives: "
-                    "write to a .clone(), or keep the tensor of which both are views"
-                )
+        for other in _sharers(view, origin):
+            raise ShapeError(
+                f"in-place write to a view of shape {view.raw.shape} of a tensor that "
+                f"is gone, while another view of it, of shape {other.raw.shape}, lives: "
+                "write to a .clone(), or keep the tensor of which both are views"
+            )
         origin = origin.family.origin
     return base
+
+
+def _sharers(view: Holder, origin: Origin | None = None) -> list[Holder]:
+    """Other views of a base that may show what this one does. origin: its, or its base's."""
+    origin = origin or view._origin
+    return [other for other in origin.family.living()
+            if other is not view and _overlap(_box(origin), _box(other._origin))]  # fmt: skip
 
 
 def written(base: Holder) -> None:

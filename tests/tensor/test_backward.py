@@ -108,6 +108,48 @@ def test_history_keeps_the_dropout_mask(on_device):
     assert 300 < (x.grad.numpy() > 0).sum() < 700
 
 
+def test_a_lazy_tensor_that_is_written_with_what_is_in_memory(on_device):
+    """A leaf, or a value that has a way back: gradients flow unless it was written in no_grad."""
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    for value in (w, (w * 1).realize()):
+        with Tensor.no_grad():
+            copy = w * 2
+        copy.assign(value)
+        constant = Tensor([0.0, 0.0]) + 0
+        with Tensor.no_grad():
+            constant.assign(value)
+        for tensor, wanted in ((copy, 3.0), (constant, 0.0)):
+            (gradient,) = (tensor * 3 + w).sum().gradient(w)
+            assert gradient.tolist() == [wanted + 1] * 2
+    plain = Tensor([0.0, 0.0]) + 0
+    with Tensor.no_grad():
+        plain.assign(Tensor([3.0, 4.0]))
+    plain.square().sum().backward()
+    assert plain.grad.tolist() == [6.0, 8.0]
+
+
+def test_a_value_that_is_read_while_its_leaf_waits_to_be_written(on_device):
+    """It is a value of the leaf as it was: what was in memory, or another that waited, too."""
+    cases = ((0, False, [2.0, 4.0]), (0, True, None), (1, False, None))
+    for writes_before, realized, wanted in cases:
+        w = Tensor([1.0, 2.0], requires_grad=True)
+        loss = (w * w).sum()
+        for number in range(writes_before + 1):
+            if number:
+                loss = (w * w).sum()
+            with Tensor.no_grad():
+                w += 1
+        assert loss.item() == (13.0 if writes_before else 5.0)
+        if realized:
+            w.realize()
+        if wanted is None:
+            with pytest.raises(GradientError, match="overwritten in place"):
+                loss.backward()
+        else:
+            loss.backward()
+        assert (None if w.grad is None else w.grad.tolist()) == wanted
+
+
 def test_history_of_overwritten_leaves_raises(on_device):
     x = leaf([1, 2])
     loss = (x * x).sum()

@@ -307,6 +307,25 @@ def test_turned_views_of_a_lazy_base_that_is_gone(on_device):
     assert left.tolist() == [[2, 6], [3, 7]] and right.tolist() == [[3, 2], [7, 6]]
 
 
+@pytest.mark.parametrize("realized", [False, True])
+def test_views_of_views_of_a_lazy_base_that_is_gone(on_device, realized):
+    """A view that was between two others may be gone, too."""
+    x = Tensor([1.0, 2.0, 3.0]) * 2
+    first, middle = x[0], x[None]
+    del x
+    whole = middle.permute(1, 0).flatten()
+    del middle
+    part = first.reshape(1)
+    if realized:
+        Tensor.realize(first, whole, part)
+        with pytest.raises(ShapeError, match="is gone"):
+            part.assign(0)
+    else:
+        part.assign(0)
+    left = 2.0 if realized else 0.0
+    assert (first.item(), whole.tolist(), part.tolist()) == (left, [left, 4.0, 6.0], [left])
+
+
 def test_a_lazy_base_is_not_kept(on_device):
     x = Tensor([1.0, 2]) * 3
     link, view = weakref.ref(x), x.reshape(2, 1)[:, 0]
