@@ -21,12 +21,7 @@ from minigrad import program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
-from minigrad.graph.node import (
-    BUFFER,
-    Node,
-    depending,
-    topological,
-)
+from minigrad.graph.node import ASSIGN, BUFFER, Node, depending, topological
 from minigrad.graph.shapes import numel
 from minigrad.tensor import saved_graphs, turns, views
 from minigrad.tensor.live_tensors import (
