@@ -256,6 +256,7 @@ class Jitted(Generic[P, R]):
             watching.watch = None
             if failed:
                 copy_back(calls, tensors, given)
+        before.keep_values(calls)
         del args, kwargs
         if others:
             raise JitError(

@@ -289,6 +289,26 @@ def test_a_view_that_the_first_call_gives_away_is_no_part_of_what_a_replay_write
         assert (kept.tolist(), x.tolist()) == ([1.0] * 3, [2.0] * 3)
 
 
+@pytest.mark.parametrize("share", [
+    lambda x: x.contiguous(), lambda x: (x * 0).assign(x), lambda x: (x * 0).realize().assign(x),
+    lambda x: x.detach().contiguous(), lambda x: x + 0, lambda x: x.contiguous().reshape(3, 1),
+])  # fmt: skip
+def test_who_shares_memory_with_what_a_capture_writes(on_device, share):
+    total = one(0)
+
+    @jit
+    def step(x):
+        total.assign(total + x)
+        return total.contiguous()
+
+    step(one(1))
+    kept = share(total)
+    for number in range(2, 5):
+        assert step(one(1)).tolist() == [number] * 3
+        assert kept.flatten().tolist() == [1.0] * 3
+    assert total.tolist() == [4.0] * 3
+
+
 def test_views_follow_a_replay_that_writes_what_waited_to_be_written(on_device):
     x = Tensor([1.0, 2.0, 3.0]).realize()
     tail, back = x[1:], x.flip(0)
