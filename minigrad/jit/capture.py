@@ -219,6 +219,9 @@ def sort(
     capture.read = frozenset(_read_first(calls) - set(places))
     capture.written = frozenset((made | written) - set(places))
     capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
+    capture.written_leaves = frozenset(
+        number for number in capture.written_inputs if tensors[number].requires_grad
+    )
     capture.check_memory(tensors)
     copy_back(calls, tensors, given)
     fresh: dict[Node, int] = {}

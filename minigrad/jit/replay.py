@@ -65,6 +65,7 @@ class Capture:
         self.written: frozenset[Buffer] = frozenset()
         self.read: frozenset[Buffer] = frozenset()  # what stays, and whose values it uses
         self.written_inputs: frozenset[int] = frozenset()
+        self.written_leaves: frozenset[int] = frozenset()  # those of which no gradient knows
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
@@ -206,7 +207,9 @@ class Capture:
         return tensors, values
 
     def check_memory(self, tensors: Sequence[Tensor]) -> None:
-        """JitError where the memory of an input that is written has another way to it, too."""
+        """JitError where the memory of an input that is written has another way to it, too;
+        GradientError where it is a leaf's, and was none in the capture.
+        """
         memories = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(memories):
             if memory in self.written or (number in self.written_inputs and memory in self.read):
@@ -217,6 +220,8 @@ class Capture:
                 )
         times = Counter(memories) if self.written_inputs else {}
         for number in self.written_inputs:
+            if number not in self.written_leaves:
+                tensors[number]._check_no_leaf()
             if times[memories[number]] > 1:
                 raise JitError(
                     f"{self.name} writes to input {number}, which is given twice in one call, "

@@ -443,13 +443,17 @@ class Core(Holder, metaclass=_TensorType):
         >>> Tensor([1, 2]).assign(5).tolist()
         [5, 5]
         """
+        self._check_no_leaf()
+        self._write(self._value_node(value))
+        return self
+
+    def _check_no_leaf(self) -> None:
+        """GradientError where what is written in place now would have had a gradient."""
         if self._requires_grad and modes.gradients:
             raise GradientError(
                 f"in-place write to a leaf of shape {show(self.shape)} that requires a gradient; "
                 "write inside `with Tensor.no_grad():`, or to a .clone()"
             )
-        self._write(self._value_node(value))
-        return self
 
     def _write(self, node: Node) -> None:
         """Replace its values by a node's of its shape and dtype, and those of all its views."""

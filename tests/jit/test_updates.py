@@ -11,6 +11,7 @@ import pytest
 from jit.arrays import data, same
 
 from minigrad import GlobalCounters, Tensor, Variable, jit, nn
+from minigrad.errors import GradientError
 from minigrad.jit import replay
 
 # ---- memory that the step updates ----------------------------------------------------------------
@@ -116,6 +117,23 @@ def test_set_data_between_replays(on_device):
     for number in range(1, 6):
         scale.set_data(float(number))
         assert step(Tensor([3.0])).item() == 3 * number
+
+
+def test_a_leaf_that_a_replay_would_write_to(on_device):
+    """Where the capture was given none: outside `no_grad` nothing writes to a leaf."""
+
+    @jit
+    def double(x):
+        x.assign(x * 2)
+
+    x, w = Tensor([1.0]).realize(), Tensor([1.0], requires_grad=True).realize()
+    for _ in range(3):
+        double(x)
+    with pytest.raises(GradientError, match="in-place write to a leaf of shape"):
+        double(w)
+    with Tensor.no_grad():
+        double(w)
+    assert (x.tolist(), w.tolist()) == ([8.0], [2.0])
 
 
 def test_what_is_left_behind_is_renewed(on_device):
