@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,23 @@ _NAMES = {f"{dtype.kind.upper()}{dtype.bits}": dtype for dtype in (*INTS, *FLOAT
 _NAMES |= {"BOOL": dtypes.bool, "F16": dtypes.float16, "BF16": dtypes.bfloat16}
 
 
+def _package(caller: str) -> Any:
+    """safetensors, which only those need who have such files."""
+    try:
+        import_module("safetensors.numpy")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{caller}: the package safetensors is not installed: run pip install safetensors"
+        ) from None
+    return import_module("safetensors")
+
+
 def safe_save(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a safetensors file, whole or not at all: an earlier file stays until then."""
-    from safetensors.numpy import save  # only those who save need the package
-
+    save = _package("safe_save").numpy.save
     check_names_and_tensors("safe_save", tensors)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -118,8 +129,7 @@ def _lives(process: int) -> bool:
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name; of all parts, if given their .index.json."""
-    from safetensors import SafetensorError, deserialize
-
+    package = _package("safe_load")
     result: dict[str, Tensor] = {}
     if os.fspath(path).endswith(".index.json"):
         parts = parts_of_index(Path(path))
@@ -131,10 +141,9 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
             result.update((name, found[name]) for name in names)
         return result
     where = Device.canonical(device or Device.DEFAULT)
-    read: Any = deserialize  # the package has no annotations
     try:
-        entries = read(Path(path).read_bytes())
-    except SafetensorError as error:
+        entries = package.deserialize(Path(path).read_bytes())
+    except package.SafetensorError as error:
         raise ValueError(f"safe_load: {path} is damaged, or no safetensors file: {error}") from None
     for name, entry in entries:
         dtype = _NAMES.get(entry["dtype"])
@@ -166,9 +175,7 @@ def parts_of_index(path: Path) -> dict[Path, list[str]]:
 
 def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The text that `safe_save` was given beside the tensors."""
-    from safetensors import safe_open
-
-    with safe_open(os.fspath(path), framework="np") as file:
+    with _package("safe_load_metadata").safe_open(os.fspath(path), framework="np") as file:
         return dict(file.metadata() or {})
 
 

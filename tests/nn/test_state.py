@@ -112,6 +112,15 @@ def test_a_name_that_the_format_keeps_is_refused(tmp_path):
         state.safe_save({"__metadata__": Tensor([1.0])}, tmp_path / "a.safetensors")
 
 
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.delitem(sys.modules, "safetensors.numpy", raising=False)
+    path = tmp_path / "a"
+    for call in (lambda: state.safe_save({}, path), lambda: state.safe_load(path)):
+        with pytest.raises(ModuleNotFoundError, match="safe_.*: run pip install safetensors"):
+            call()
+
+
 def test_reads_a_file_of_numpy(on_device, tmp_path):
     from safetensors.numpy import save_file
 
