@@ -117,7 +117,7 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "safetensors.numpy", raising=False)
     path = tmp_path / "a"
     for call in (lambda: state.safe_save({}, path), lambda: state.safe_load(path)):
-        with pytest.raises(ModuleNotFoundError, match="safe_.*: run pip install safetensors"):
+        with pytest.raises(ModuleNotFoundError, match=r"safe_.*: run pip install safetensors"):
             call()
 
 
