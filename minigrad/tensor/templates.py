@@ -35,8 +35,7 @@ TEMPLATED = (
     "matmul", "__matmul__", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp",
     "layernorm", "rmsnorm", "batchnorm", "relu", "gelu", "silu", "sigmoid", "softplus",
     "leaky_relu", "elu", "conv2d", "conv_transpose2d", "avg_pool2d", "max_pool2d", "argmax",
-    "argmin", "_keys", "cross_entropy", "gather",
-    "_positions",
+    "argmin", "_keys", "cross_entropy", "gather", "_positions",
 )
 F = TypeVar("F", bound=Callable[..., Any])
 _tracing: set[int] = set()  # threads inside of a function that makes a template, or could have one
@@ -105,7 +104,7 @@ def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
 def templated(function: F) -> F:
     """A function of tensors and hashable values that gives new tensors, which templates make.
 
-    It must depend on nothing else, draw nothing, and check no values. It gives a tensor, or a tuple
+    It must depend on nothing else, and draw nothing. It gives a tensor, or a tuple
     or list of such, some of which may be None.
     """
     # Each with whether there are several results; None: of a form that came once.
