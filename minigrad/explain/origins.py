@@ -31,9 +31,8 @@ FOLLOWED: dict[CodeType, str] = {
     function.__code__: name
     for function, name in (
         (gradient.gradient, "node"), (rewrite._step, "node"), (rewrite.remade, "node"),
-        (rewrite.replaced, "node"), (program._in_stages, "node"),
-        (canonical.Canonical.rewritten, "node"), (partition.Emitter.value, "node"),
-        (buckets.in_buckets, "node"),
+        (program._in_stages, "node"), (canonical.Canonical.rewritten, "node"),
+        (partition.Emitter.value, "node"), (buckets.in_buckets, "node"),
         (schedule._distinct_roots, "root"), (schedule._Plan.__init__, "root"),
     )
 }  # fmt: skip
