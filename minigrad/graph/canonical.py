@@ -24,6 +24,7 @@ from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
     CHECK,
+    COLLECTIVE,
     CONST,
     CUSTOM,
     Node,
@@ -106,7 +107,7 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
                 new[node] = new[node.src[0]]
                 continue
             src = tuple(new[source] for source in node.src)
-            if node.op is Op.COLLECTIVE:
+            if node.op is COLLECTIVE:
                 arg = replace(node.arg, number=numbers[node.arg.number])
             else:
                 arg = slots[node.arg] if node.op is Op.BUFFER else node.arg
@@ -139,8 +140,7 @@ NUMBERED = frozenset({
     Op.ASSIGN,
 })  # fmt: skip
 
-_OTHER = NUMBERED - SHAPED | {Op.CUSTOM, Op.COLLECTIVE}  # whose arg is not structure as it is
-COLLECTIVE = Op.COLLECTIVE
+_OTHER = NUMBERED - SHAPED | {CUSTOM, COLLECTIVE}  # whose arg is not structure as it is
 _SYMBOLIC = frozenset({Affine})
 
 
@@ -219,7 +219,7 @@ def numbers_of(call: Canonical) -> set[tuple[int, tuple[str, ...]]]:
 
 def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:
     """New numbers of the COLLECTIVEs among some nodes: 0, 1, … in the order of the old ones."""
-    found = sorted({node.arg.number for node in order if node.op is Op.COLLECTIVE})
+    found = sorted({node.arg.number for node in order if node.op is COLLECTIVE})
     return {number: place for place, number in enumerate(found)}
 
 

@@ -98,11 +98,13 @@ class Node(Numeric):
 # call of a function.
 BUFFER, CONST, ASSIGN, WHERE = Op.BUFFER, Op.CONST, Op.ASSIGN, Op.WHERE
 CUSTOM, CHECK, RESHAPE, EXPAND = Op.CUSTOM, Op.CHECK, Op.RESHAPE, Op.EXPAND
+COLLECTIVE = Op.COLLECTIVE
 
 _CUSTOM = frozenset({CUSTOM})
 
 # And for what is done with all nodes of a graph at once, by `map`: not a step of Python for each.
 OPS: Callable[[Node], Op] = attrgetter("op")
+DEVICES: Callable[[Node], str] = attrgetter("device")
 SOURCES: Callable[[Node], tuple[Node, ...]] = attrgetter("src")
 
 ages = itertools.count()

@@ -19,7 +19,7 @@ from minigrad.graph.axes import row_of
 from minigrad.graph.batched import stand_in
 from minigrad.graph.copies import LEAVES, MANY, SINGLE, computed, nbytes, parts, rows_of, together
 from minigrad.graph.loop import Looped, Step
-from minigrad.graph.node import OPS, Node, Op, topological
+from minigrad.graph.node import DEVICES, OPS, Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
 
@@ -77,7 +77,7 @@ def rolled(
     It is looked for on the device of most nodes. order: `topological(roots)`. kept: nodes of which
     something else depends, which stay apart.
     """
-    ((device, _),) = Counter(node.device for node in order).most_common(1)
+    ((device, _),) = Counter(map(DEVICES, order)).most_common(1)
     nodes = [node for node in order if node.op not in LEAVES and node.device == device]
     nodes.sort(key=attrgetter("age"))
     if not any(_periods(list(map(OPS, nodes)))):  # of most graphs no more is asked

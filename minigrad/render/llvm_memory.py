@@ -450,9 +450,9 @@ def emit_matrix_product(
     """The statement at the emitter's current level; the function begins and ends as above.
 
     One register has a part of the left operand and one of the right, in turn, so that four parts
-    take five loads instead of four. While its other thread works, a core has hardly more registers
-    than have values, and each load waits for one: a product takes 41 cycles, with two registers
-    for each operand 69; else 16 (Emerald Rapids).
+    take five loads instead of four. At times a load waits the longer the more registers have values
+    (Emerald Rapids; perhaps while somebody works on the core's other thread): then a product takes
+    41 cycles, with two registers for each operand 69; at other times 16 and 16.
 
     Deep rows of the left operand are read once for a panel, which stays in the first cache; so
     these shall not (hint T1).
