@@ -303,7 +303,8 @@ class Plan:
             if root in tracked
             and root not in self.marked
             and root not in self.free
-            and any(not h.stopped for one in self._standing(root) for h in holders(one))
+            and any(not h.stopped for one in self._standing(root) for h in holders(one)
+                    if h is not self.owner)
         ]
         self.kept = [root for root in flowing if root not in lost]
         self.lost = [(root, next(iter(gone.values()))) for root in flowing if root in lost]
@@ -335,8 +336,11 @@ class Plan:
         return tracked
 
     def _standing(self, root: Node) -> list[Node]:
-        """A root, and the readers in whose place it is computed."""
-        return [root, *self.serves.get(root, ())]
+        """A root, and what is computed in its place: readers, and memory of which it is a copy."""
+        found = [root, *self.serves.get(root, ())]
+        if self.copies and root.src and self.copies.get(root.src[0]) is root:
+            found.append(root.src[0])
+        return found
 
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
@@ -400,7 +404,8 @@ class Plan:
         saved = {n: b for n, b in made.items()
                  if n not in self.tracked or n in self.free or wants_gradient(n)}  # fmt: skip
         for target, copied in self.copies.items():
-            saved[target] = made[copied]
+            if target not in self.tracked:
+                saved[target] = made[copied]
         known = self.order if len(self.roots) == 1 else None
         graphs = {made[root]: root for root in self.kept}
         free = {made[root] for root in self.kept if root not in self.wanting}

@@ -161,6 +161,39 @@ def test_history_of_overwritten_leaves_raises(on_device):
         loss.backward()
 
 
+OVERWRITES = {
+    "assign": lambda x: x.assign(x * 0).realize(),
+    "assigned": lambda x: x.assign(Tensor([0.0, 0.0], device=x.device)).realize(),
+    "set_data": lambda x: x.set_data([0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("write", OVERWRITES)
+@pytest.mark.parametrize("beside", [False, True])
+def test_who_shares_memory_that_is_written_keeps_the_way_back(on_device, write, beside):
+    """`contiguous` of what is contiguous is the same memory until one of the two is written."""
+    w = leaf([1, 2]).realize()
+    x = (w * 2).realize()
+    y, z = x.contiguous(), x * x if beside else 0
+    with Tensor.no_grad():
+        OVERWRITES[write](x)
+    (y * y + z).sum().backward()
+    assert y.tolist() == [2, 4]
+    assert w.grad.tolist() == ([16, 32] if beside else [8, 16])
+
+
+@pytest.mark.parametrize("write", OVERWRITES)
+def test_who_shares_memory_with_a_leaf_that_is_written(on_device, write):
+    w = leaf([1, 2]).realize()
+    y = w.contiguous()
+    with Tensor.no_grad():
+        OVERWRITES[write](w)
+    assert y.tolist() == [1, 2]
+    with pytest.raises(GradientError, match="overwritten in place since"):
+        y.sum().backward()
+    assert w.grad is None
+
+
 READS = {
     "item": lambda t: t.sum().item(), "numpy": lambda t: t.numpy(), "tolist": lambda t: t.tolist(),
     "realize": lambda t: t.realize(), "print": repr, "float": lambda t: float(t.sum()),
