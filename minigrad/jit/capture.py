@@ -8,6 +8,7 @@ nothing else can be taken for them.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Collection, Sequence
 
@@ -222,6 +223,9 @@ def sort(
     capture.written_leaves = frozenset(
         number for number in capture.written_inputs if tensors[number].requires_grad
     )
+    capture.derived_inputs = {
+        number for number in capture.written_inputs if saved_graphs.has_history(given[number].raw)
+    }
     capture.check_memory(tensors)
     copy_back(calls, tensors, given)
     fresh: dict[Node, int] = {}
@@ -284,6 +288,8 @@ def _note_owners(capture: Capture) -> None:
             if id(holder.raw) not in capture.owners:
                 capture.written_nodes.append(holder.raw)
                 holder.raw.form = None  # as an input it needs a second look
+                if saved_graphs.has_history(holder.raw):
+                    capture.derived.append(holder.raw)
             capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
 
 
@@ -292,8 +298,8 @@ def copy_back(calls: Sequence[Call], tensors: Sequence[Tensor], given: Sequence[
     memory = {memory for call in calls for memory in call.written}
     changed = [number for number, clone in enumerate(given) if clone is not tensors[number]
                and (clone.raw.op is not Op.BUFFER or clone.raw.arg in memory)]  # fmt: skip
-    with no_grad():
-        for number in changed:
+    for number in changed:
+        with contextlib.nullcontext() if saved_graphs.has_history(given[number].raw) else no_grad():
             tensors[number].assign(given[number])
     realization.realize([tensors[number] for number in changed])
 

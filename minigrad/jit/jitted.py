@@ -24,6 +24,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | a leaf that is passed and gets a gradient | gives each its own `.grad` |
 | `requires_grad` of a tensor that it differentiates | `JitError` |
 | a tensor computed from leaves that is passed, where it differentiates | `JitError` in call 2 |
+| a leaf, or a tensor computed from leaves, elsewhere | nothing: it has a capture of its own |
 | a number or a string that is passed, or an attribute of an object that is | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
@@ -36,7 +37,7 @@ A replay runs no Python. What the function would do otherwise in a later call is
 | another option of an optimizer (`momentum = x`) | `JitError` |
 | a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
 | a method of a user's class, where another is put | `JitError` |
-| a gradient that should flow through a result | `GradientError` in `backward` |
+| a gradient that should flow through a result, or what it writes | `GradientError` in `backward` |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
 | a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
 | numbers that `random` or numpy's global generator draws | `JitError` in call 2 |
@@ -54,7 +55,7 @@ import functools
 import inspect
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -73,18 +74,19 @@ from minigrad.jit.capture import (
 )
 from minigrad.jit.draws import generators, refuse_draws
 from minigrad.jit.outside import Outside
-from minigrad.jit.replay import Capture, OtherExtents, Source
+from minigrad.jit.replay import Capture, OtherInputs, Source
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import having, thread
-from minigrad.tensor import Tensor, realization, views
+from minigrad.tensor import Tensor, realization, saved_graphs, views
 from minigrad.tensor.live_tensors import all_holders, of_this_thread
+from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import Noted, capturing
-from minigrad.tensor.pytree import Signature, flatten, objects, rebuild, show, signature, template
+from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
 EXPLAINED = "explained"  # the mode of a thread that looks on while a step runs
-MOST_OTHERS = 16  # sets of extents that a step keeps captures for, besides the first
+MOST_OTHERS = 16  # kinds of inputs that a step keeps captures for, besides the first
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,8 +116,8 @@ class Jitted(Generic[P, R]):
         self.function, self.instance, self.owner = function, instance, None
         self._called: dict[int, _Called] = {}  # the call before a capture's, by the thread's key
         self._replays: dict[int, Serve] = {}  # how its capture is served, by the thread's key
-        # the same for inputs of other extents, those that were used last at the end
-        self._others: dict[tuple[Signature, ...], Jitted[P, R]] = {}
+        # the same for other inputs, those that were used last at the end
+        self._others: dict[tuple[Hashable, ...], Jitted[P, R]] = {}
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
         functools.update_wrapper(self, function, updated=())  # whatever attributes it has
@@ -180,12 +182,12 @@ class Jitted(Generic[P, R]):
             return self._prepare(args, kwargs)
         try:
             return serve(args, kwargs)  # type: ignore[no-any-return]
-        except OtherExtents as other:
+        except OtherInputs as other:
             (inputs,) = other.args
         return self._for(inputs)(*args, **kwargs)
 
-    def _for(self, inputs: tuple[Signature, ...]) -> Jitted[P, R]:
-        """What serves inputs of other extents."""
+    def _for(self, inputs: tuple[Hashable, ...]) -> Jitted[P, R]:
+        """What serves other inputs (`OtherInputs`)."""
         with self._lock:
             found = self._others.pop(inputs, None) or Jitted(self.function, self.instance)
             self._others[inputs] = found
@@ -224,6 +226,7 @@ class Jitted(Generic[P, R]):
         structure = flatten((args, kwargs), tensors, values)
         self._refuse_arrays(structure)
         called_with = _given(args, kwargs)
+        led_back = [saved_graphs.leads_back(tensor) for tensor in tensors]
         realization.settle_readers()
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
         realization.settle_writes()
@@ -267,13 +270,14 @@ class Jitted(Generic[P, R]):
         self._compare(self._called[key], call)
         refuse_draws(self.name, drawn)
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
-        if capture.outside.differentiates:
-            capture.leaves = [tensor._requires_grad for tensor in tensors]
         take_gradients(capture, before, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.outside.refuse_changes(outside, capture.read)
-        for tensor, mark in zip(tensors, capture.leaves, strict=False):
-            capture.outside.check_mark(tensor, mark)
+        if capture.outside.differentiates or modes.gradients and capture.passes_gradients():
+            capture.marks = [tensor._requires_grad for tensor in tensors]
+            if capture.outside.differentiates:
+                capture.check_marks(tensors)
+            capture.led_back = led_back
         del outside  # and the tensors that it read
         capture.result = template(result)
         links = _left_behind(capture, results, tensors, given)

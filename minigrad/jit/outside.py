@@ -31,7 +31,7 @@ from minigrad.errors import JitError
 from minigrad.graph.node import Node
 from minigrad.tensor import Tensor, saved_graphs
 from minigrad.tensor.broadcasting import show as shape_of
-from minigrad.tensor.live_tensors import REPLAYED, Holder
+from minigrad.tensor.live_tensors import Holder
 from minigrad.tensor.noted import Noted, changes
 from minigrad.tensor.pytree import Same
 
@@ -94,7 +94,8 @@ class Outside:
         # whether it was looked at which tensors are to have a gradient; and whether None is another
         # than False for these, as nobody said True
         marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
-        self.differentiates, self.unmarked = bool(marks), not any(marks)
+        self.differentiates = bool(marks)
+        self.unmarked = self.differentiates and not any(marks)
         self.gone: list[str] = []  # shapes of tensors that the step read
         self.left, self.seen = noted.left, changes[:]
         self.links: list[weakref.ref[Holder]] = []
@@ -202,8 +203,7 @@ class Outside:
 
         mark: its requires_grad then. Nor may a gradient be asked for what a tensor came from.
         """
-        wanting = not tensor.stopped and saved_graphs.has_history(tensor.raw)
-        if wanting or tensor.stopped == REPLAYED:
+        if saved_graphs.leads_back(tensor):
             raise JitError(
                 f"{self.name} differentiates, and is given a tensor of shape "
                 f"{shape_of(tensor.raw.shape)} that was computed from leaves: a replay would give "

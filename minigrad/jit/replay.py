@@ -45,8 +45,10 @@ class Source(NamedTuple):
     what: Any
 
 
-class OtherExtents(Exception):
-    """The inputs of a call, its argument, have other extents than a capture's: one of their own."""
+class OtherInputs(Exception):
+    """The inputs of a call have other extents than a capture's, or gradients would flow to others
+    of them: they get a capture of their own. Its argument is what that is known by.
+    """
 
 
 class Capture:
@@ -69,7 +71,10 @@ class Capture:
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
-        self.leaves: list[bool | None] = []  # the inputs' requires_grad, where it differentiates
+        self.marks: list[bool | None] = []  # the inputs' requires_grad, where gradients may flow
+        self.led_back: list[bool] = []  # whether they were computed from leaves
+        self.derived: list[Node] = []  # what it writes that was computed from leaves
+        self.derived_inputs: set[int] = set()  # the same of inputs
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
         self.input_gradients: list[tuple[int, Tensor, bool]] = []  # the same of inputs
 
@@ -87,8 +92,7 @@ class Capture:
             self._settle(args, kwargs)
         tensors, values = self._check(args, kwargs)
         self.check_memory(tensors)
-        for tensor, mark in zip(tensors, self.leaves, strict=False):
-            self.outside.check_mark(tensor, mark)
+        self.check_marks(tensors)
         self._check_gradients(tensors)
         for place in self.held():  # who then gets a copy
             of, gradient, had = self.gradients[place]
@@ -100,6 +104,8 @@ class Capture:
         given = [tensor.raw for tensor in tensors]
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
         self._renew(tensors, nodes)
+        for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
+            saved_graphs.lose(node, node)
         results = self.results(tensors, nodes)
         for number in self.written_inputs:
             tensor = tensors[number]
@@ -201,10 +207,15 @@ class Capture:
                     f"with {found}; give it that, or .reset() before another kind of input"
                 )
         if given != self.inputs:
-            raise OtherExtents(given)
+            raise OtherInputs(given)
         if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
             realization.realize(tensors)
         return tensors, values
+
+    def passes_gradients(self) -> bool:
+        """Whether outside of `no_grad` gradients may flow through what it gives or writes."""
+        outputs = any(o.known.dtype.is_float and o.stopped is not True for o in self.outputs)
+        return outputs or bool(self.written_inputs or self.owners)
 
     def check_memory(self, tensors: Sequence[Tensor]) -> None:
         """JitError where the memory of an input that is written has another way to it, too;
@@ -228,6 +239,17 @@ class Capture:
                     "itself or as a view: a replay could not tell the two apart; pass a .clone() "
                     "of one"
                 )
+
+    def check_marks(self, tensors: Sequence[Tensor]) -> None:
+        """JitError, or OtherInputs, where gradients would flow to others than in the capture."""
+        if self.outside.differentiates:
+            for tensor, mark in zip(tensors, self.marks, strict=True):
+                self.outside.check_mark(tensor, mark)
+        elif self.marks:
+            marks = map(bool, (tensor._requires_grad for tensor in tensors))
+            now = [*marks, *map(saved_graphs.leads_back, tensors)]
+            if now != [*map(bool, self.marks), *self.led_back]:
+                raise OtherInputs((*self.inputs, *now))
 
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         """JitError where a gradient would be added to."""

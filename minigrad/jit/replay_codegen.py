@@ -124,7 +124,7 @@ def straight(capture: Capture) -> Serve | None:
         "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
         "tell": turns.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
-        "has_history": saved_graphs.has_history,
+        "has_history": saved_graphs.has_history, "replayed_result": live_tensors.REPLAYED,
         "written": capture.written, "gradients": capture.gradients, "held": capture.held,
         "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
@@ -164,13 +164,14 @@ def straight(capture: Capture) -> Serve | None:
         differs=" or ".join([f"given{n}.form is not form{n}" for n in inputs] + [
             f"unbind(variable{place}, values) != unbound{place}" for place in variables
         ] + [
-            f"tensor{n}.stopped == {live_tensors.REPLAYED!r}"
+            f"tensor{n}.stopped is not replayed_result" if led_back else
+            f"tensor{n}.stopped is replayed_result"
             f" or histories and not tensor{n}.stopped and has_history(given{n})"
-            for n, _ in enumerate(capture.leaves)
+            for n, led_back in enumerate(capture.led_back)
         ] + [
             f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
             f"{'not ' * bool(mark)}tensor{n}._requires_grad"
-            for n, mark in enumerate(capture.leaves)
+            for n, mark in enumerate(capture.marks)
         ]) or "False",
         handles=", ".join(handles),
     ))  # fmt: skip
@@ -197,6 +198,7 @@ def _is_plain(capture: Capture) -> bool:
         and all(source.kind == "fresh" for source in capture.sources)
         and len(set(places)) == len(places)
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
+        and not capture.derived
         and all(had for _, _, had in capture.gradients)
         # nor are results given before it is known whether an index was out of range
         and not (isinstance(capture.replay, CheckedReplay)

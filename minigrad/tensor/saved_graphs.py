@@ -20,7 +20,7 @@ from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, picked, reading, topological
 from minigrad.graph.rewrite import remade, replaced
 from minigrad.tensor.broadcasting import show
-from minigrad.tensor.live_tensors import leaves_among, wants_gradient
+from minigrad.tensor.live_tensors import REPLAYED, Holder, leaves_among, wants_gradient
 
 _MEMORY, _WRITES = frozenset({BUFFER}), frozenset({ASSIGN})
 _writes = itertools.count(1)
@@ -71,6 +71,11 @@ def has_history(node: Node) -> bool:
     """Whether a BUFFER's value depends on a marked leaf."""
     history = _histories.get(node) if recorded else None
     return history is not None and history.marked
+
+
+def leads_back(holder: Holder) -> bool:
+    """Whether a realized tensor was computed from a marked leaf, in a replay perhaps."""
+    return holder.stopped == REPLAYED or not holder.stopped and has_history(holder.raw)
 
 
 def valid(order: Collection[Node]) -> set[Node]:

@@ -269,6 +269,53 @@ def test_a_gradient_that_should_flow_through_a_replay_is_refused(on_device, writ
         assert w.grad.tolist() == [3, 8]
 
 
+GIVEN = {"leaf": lambda w: w, "lazy": lambda w: w * 1, "realized": lambda w: (w * 1).realize()}
+PASSED_ON = ["a result", "a result in a dict", "an input", "outside"]
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("through", PASSED_ON)
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_gradient_through_what_a_step_writes_or_gives(on_device, given, through, others):
+    """Of the first two calls with such an input it flows; of a replay `backward` refuses it.
+
+    others: calls before, with what no gradient would flow to: the replays of those know of none.
+    """
+    w, outside = Tensor([1.0, 2.0], requires_grad=True).realize(), Tensor([0.0, 0.0]).realize()
+
+    @jit
+    def step(x, y):
+        if through in ("an input", "outside"):
+            (y if through == "an input" else outside).assign(x * 2)
+            return x.sum()
+        return x * 2 if through == "a result" else {"a": x * 2}
+
+    for number in range(others + 4):
+        y = Tensor([0.0, 0.0]).realize()
+        result = step(Tensor([1.0, 2.0]).realize() if number < others else GIVEN[given](w), y)
+        found = {"a result": result, "an input": y, "outside": outside}.get(through)
+        found = result["a"] if found is None else found
+        w.grad = None
+        if number >= others + 2:
+            with pytest.raises(GradientError, match="result of a replay"):
+                (found * w).sum().backward()
+        else:
+            (found * w).sum().backward()
+            assert w.grad.tolist() == ([2, 4] if number < others else [4, 8])
+        assert found.tolist() == [2, 4]
+    with Tensor.no_grad():
+        step(w, y)
+
+
+def test_who_is_given_to_a_step_in_turn(on_device):
+    """A replay with plain numbers is one for which backward is not refused."""
+    w, step = Tensor([1.0, 2.0], requires_grad=True).realize(), jit(lambda x: x * 2)
+    for _ in range(4):
+        w.grad, _, plain = None, step(w), step(Tensor([1.0, 2.0]).realize())
+        (plain * w).sum().backward()
+        assert w.grad.tolist() == [2, 4]
+
+
 @pytest.mark.parametrize("lazy", [True, False])
 def test_arguments_that_were_computed_from_leaves(on_device, lazy):
     """A replay would go back to what they were computed from when it was captured."""
