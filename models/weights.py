@@ -96,9 +96,8 @@ def model_of(
     """The model of what was read, whose tensors are taken out; see `load_pretrained`."""
     try:
         found = config or config_of(source)
-        if context is not None and found.positions == "rotary":
-            found = replace(found, context=min(context, found.context))
-        return _build(kind, source, found, None if dtype is None else named(dtype))
+        positions = found.context if context is None else min(context, found.context)
+        return _build(kind, source, found, None if dtype is None else named(dtype), positions)
     except ValueError as error:
         colon = "" if str(error).startswith("is ") else ":"
         raise InputError(f"{path}{colon} {error}") from None
@@ -202,12 +201,16 @@ def _parts(source: Source, config: GPTConfig) -> Iterable[Part]:
 
 
 def _build(
-    kind: type[GPT], source: Source, config: GPTConfig, dtype: DType | None
+    kind: type[GPT], source: Source, config: GPTConfig, dtype: DType | None, positions: int
 ) -> GPT:
-    """A model of what was found; nothing is built before every name is known to be there."""
+    """A model of what was found, for so many of its positions; nothing is built before every name
+    is known to be there.
+    """
     parts = checked_parts(source, config)
-    model = kind(config, initialize=False)
+    model = kind(replace(config, context=positions), initialize=False)
     wanted = {name: plain_shape(t) for name, t in nn.state.get_state_dict(model).items()}
+    if "wpe.weight" in wanted:
+        wanted["wpe.weight"] = config.context, config.dim
     for part in parts:
         weights = [oriented(source.tensors.pop(name), name, part, config) for name in part.theirs]
         weight = _joined(weights, part, config.experts)
@@ -217,7 +220,10 @@ def _build(
                 f"{theirs} make {part.ours} of shape {tuple(weight.shape)}, but the config says "
                 f"{wanted[part.ours]}"
             )
-        _place(model, part.ours, _converted(weight, part, dtype))
+        weight = _converted(weight, part, dtype)
+        if isinstance(weight, Tensor) and part.ours == "wpe.weight":
+            weight = weight[:positions].clone().realize() if positions < len(weight) else weight
+        _place(model, part.ours, weight)
     return model
 
 

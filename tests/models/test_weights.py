@@ -357,6 +357,19 @@ def test_smollm2_in_fewer_bits(smollm2: tuple[GPT, Tokenizer], tmp_path: Path) -
     assert tokenizer.decode(new).startswith(" Paris")
 
 
+def test_fewer_positions_than_a_table_has(tmp_path: Path) -> None:
+    """Keys and values take memory for these alone."""
+    layers, _, *rest = GPT2
+    save_folder(tmp_path, random_gpt2(np.random.default_rng(1), layers, *rest), gpt2_facts(*GPT2))
+    whole, few = (GPT.from_pretrained(tmp_path, context=context) for context in (100, 8))
+    assert (whole.config.context, few.config.context) == (24, 8)
+    assert few.wpe.weight.shape == (8, 32)
+    ids = Tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    np.testing.assert_allclose(few(ids).numpy(), whole(ids).numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="context"):
+        GPT.from_pretrained(tmp_path, context=0)
+
+
 def test_folders_of_weights(tmp_path: Path) -> None:
     """Without config.json where the shape is told otherwise; tokenizers of two files."""
     facts = {**LLAMA, "vocab_size": 28}
