@@ -172,7 +172,9 @@ def straight(capture: Capture) -> Serve | None:
             f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
             f"{'not ' * bool(mark)}tensor{n}._requires_grad"
             for n, mark in enumerate(capture.marks)
-        ]) or "False",
+        ] + [
+            f"shared and not shared.isdisjoint(({''.join(f'id(given{n}), ' for n in inputs)}))"
+        ][: len(capture.marks)]) or "False",
         handles=", ".join(handles),
     ))  # fmt: skip
     if capture.gradients:

@@ -74,8 +74,12 @@ def has_history(node: Node) -> bool:
 
 
 def leads_back(holder: Holder) -> bool:
-    """Whether a realized tensor was computed from a marked leaf, in a replay perhaps."""
-    return holder.stopped == REPLAYED or not holder.stopped and has_history(holder.raw)
+    """Whether a realized tensor shares a marked leaf's memory, or was computed from one, in a
+    replay perhaps.
+    """
+    if holder.stopped or holder._requires_grad:
+        return holder.stopped == REPLAYED
+    return has_history(holder.raw) or wants_gradient(holder.raw)
 
 
 def valid(order: Collection[Node]) -> set[Node]:

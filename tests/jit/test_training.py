@@ -269,7 +269,8 @@ def test_a_gradient_that_should_flow_through_a_replay_is_refused(on_device, writ
         assert w.grad.tolist() == [3, 8]
 
 
-GIVEN = {"leaf": lambda w: w, "lazy": lambda w: w * 1, "realized": lambda w: (w * 1).realize()}
+GIVEN = {"leaf": lambda w: w, "lazy": lambda w: w * 1, "realized": lambda w: (w * 1).realize(),
+         "shared": lambda w: w.contiguous()}  # fmt: skip
 PASSED_ON = ["a result", "a result in a dict", "an input", "outside"]
 
 
