@@ -28,6 +28,7 @@ from minigrad.tensor.live_tensors import (
     of_this_thread,
 )
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.plan import described
 from minigrad.tensor.pytree import signature
 
 
@@ -58,6 +59,7 @@ class Snapshot:
         lazy = of_this_thread(lazy_holders())
         order = topological(holder.raw for holder in lazy)
         reads = depending(order, (node for node in order if node.op is Op.BUFFER))
+        reads -= described(order)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
     def keep_values(self, calls: Sequence[Call]) -> None:

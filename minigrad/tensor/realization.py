@@ -38,6 +38,7 @@ from minigrad.tensor.plan import (
     Plan,
     companions,
     copy_of,
+    described,
     is_waiting,
     pending,
     readable,
@@ -119,6 +120,7 @@ def settle_before(written: Container[Buffer], read: Container[Buffer]) -> None:
             if node.op is BUFFER and node.arg in written and node not in companions
         ))  # fmt: skip
         wanted.update(n for n in order if is_waiting(n) and n.src[0].arg in read)
+        wanted -= described(order)
     _settle([h for h in lazy if h.raw in wanted and id(h._link) not in following])
     views.align(written)
 
@@ -141,7 +143,7 @@ def settle_readers() -> None:
         states = [node for node in order if node in companions]
         reads = depending(
             order, (node for node in order if node.op is BUFFER and node not in companions)
-        )
+        ) - described(order)
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
     _settle(wanted, unasked=True)
     for state in states:
