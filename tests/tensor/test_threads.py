@@ -204,7 +204,7 @@ def test_modes_belong_to_a_thread(mode: str, device: str) -> None:
 
 @pytest.mark.parametrize("calls", [None, 0, 1, 2])
 def test_a_write_while_a_scan_is_described(calls: int | None, device: str) -> None:
-    """By itself, or a step's first call, its capture or a replay: the scan reads it as it is then."""
+    """By itself, or in a step: a first call, a capture, a replay. The scan reads what is new."""
     weights = Tensor(np.ones(3), device=device).realize()
 
     @jit
