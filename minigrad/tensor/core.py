@@ -148,7 +148,8 @@ class Core(Holder, metaclass=_TensorType):
         """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
         self._check_own()
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
-        if target.op is Op.BUFFER and views.writable(self) is None:
+        own = target.op is Op.BUFFER and not self._borrows(target)
+        if own and views.writable(self) is None:
             realization.overwrite(self, target, raw)
             views.written(self)
             return
@@ -473,6 +474,8 @@ class Core(Holder, metaclass=_TensorType):
             flows = now.op is not Op.BUFFER or saved_graphs.has_history(now) or wants_gradient(now)
             self.stopped = flows and not modes.gradients
         views.written(self)
+        if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lender is not None:
+            realization.realize([self])  # the host looks when it likes
 
     def _check_own(self) -> None:
         """ScanError where a step that `Tensor.scan` describes writes to what was there before."""

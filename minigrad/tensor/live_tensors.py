@@ -65,6 +65,11 @@ class Holder:
     _family: Any
     _link: Link
 
+    def _borrows(self, target: Node) -> bool:
+        """Whether the host knows a BUFFER's memory as another tensor's, so that it is not ours."""
+        lender = target.arg.lender
+        return lender is not None and lender is not self._link
+
     def _point(self, node: Node) -> None:
         """Stand for another node from now on."""
         with lock:

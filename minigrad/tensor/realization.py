@@ -55,7 +55,8 @@ def write(holder: Holder, value: Node) -> None:
     holder._link.thread = get_ident()
     target = node.src[0] if node.op is ASSIGN else node
     watch = watching.watch
-    if target.op is not BUFFER or (watch is not None and watch.borrows(holder)):
+    borrows = watch is not None and watch.borrows(holder)
+    if target.op is not BUFFER or borrows or holder._borrows(target):
         if watch is not None:
             watch.replaces(holder)
         holder._point(value)
