@@ -189,7 +189,7 @@ class Core(Holder, metaclass=_TensorType):
         result._start(step(self.raw if stops else self.node), origin=origin)
         origin.family.add(result)
         if stops or result.raw is self.raw:
-            result.stopped = stops or self.stopped
+            result.stopped = origin.stops or self.stopped
         return result
 
     # --- what it is -------------------------------------------------------------------------------
