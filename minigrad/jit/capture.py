@@ -9,7 +9,7 @@ nothing else can be taken for them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from minigrad.device import Buffer, Call, Device
 from minigrad.errors import JitError
@@ -187,13 +187,22 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def take_gradients(
-    capture: Capture, before: Snapshot,
+    capture: Capture, before: Snapshot, graded: Mapping[int, tuple[weakref.ref[Tensor], bool]],
     tensors: Sequence[Tensor], given: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    """Note the gradients that the step left at its inputs and elsewhere."""
+    """Note the gradients that the step left at its inputs and elsewhere, and those that it took.
+
+    graded: what had a gradient in the step, and whether what was there before did not matter.
+    """
     places = {id(clone): number for number, clone in enumerate(given)}
+    capture.forgotten = [
+        (of, anew) for link, anew in graded.values()
+        if (of := link()) is not None and of.grad is None and before.knows(of)
+        and id(of) not in places
+    ]  # fmt: skip
+    anew = {number for number, (_, matters_not) in graded.items() if matters_not}
     for of, gradient in before.new_gradients():
-        number, had = places.get(id(of), -1), before.had_gradient(of)
+        number, had = places.get(id(of), -1), before.had_gradient(of) or id(of) in anew
         if number < 0:
             capture.gradients.append((of, gradient, had))
             continue

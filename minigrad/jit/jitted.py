@@ -269,7 +269,7 @@ class Jitted(Generic[P, R]):
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
         if capture.outside.differentiates:
             capture.leaves = [tensor._requires_grad for tensor in tensors]
-        take_gradients(capture, before, tensors, given)
+        take_gradients(capture, before, noted.graded, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.outside.refuse_changes(outside, capture.read)
         for tensor, mark in zip(tensors, capture.leaves, strict=False):

@@ -72,6 +72,7 @@ class Capture:
         self.leaves: list[bool | None] = []  # the inputs' requires_grad, where it differentiates
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
         self.input_gradients: list[tuple[int, Tensor, bool]] = []  # the same of inputs
+        self.forgotten: list[tuple[Tensor, bool]] = []  # who has none after it, may there be one
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """One replay."""
@@ -238,6 +239,7 @@ class Capture:
                 "without being given it: a replay would not add the two; pass a .clone()"
             )
         new = [of for of, _, had in self.gradients if not had]
+        new += [of for of, had in self.forgotten if not had]
         new += [tensors[number] for number, *_, had in self.input_gradients if not had]
         if any(of.grad is not None for of in new):
             raise JitError(
@@ -250,6 +252,10 @@ class Capture:
         return [place for place, (of, gradient, _) in enumerate(self.gradients)
                 if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
+    def stale(self) -> bool:
+        """Whether there is a gradient that the step forgets, or would add to."""
+        return any(of._grad is not None for of, _ in self.forgotten)
+
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point what the step left behind to its newest value."""
         for link, source in self.renewed:
@@ -259,6 +265,8 @@ class Capture:
                 holder._point(nodes[source.what] if fresh else tensors[source.what].raw)
         for of, gradient, _ in self.gradients:
             of._grad = gradient
+        for of, _ in self.forgotten:
+            of._grad = None
         self.give_gradients(tensors)
 
     def give_gradients(self, tensors: Sequence[Tensor]) -> None:

@@ -42,7 +42,7 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.noted import note
+from minigrad.tensor.noted import grades, note
 
 
 class _TensorType(type):
@@ -254,6 +254,7 @@ class Core(Holder, metaclass=_TensorType):
                     f"x.grad = {given.dtype.name} {show(given.shape)} of a tensor of "
                     f"{self.dtype.name} {show(self.shape)}: expected the same shape and dtype"
                 )
+        grades(self, anew=True)
         self._grad = given
 
     @property

@@ -13,12 +13,14 @@ from minigrad.locks import in_child
 class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
     """Whose attributes code has read, by their ids and names; None for those that it wrote first.
 
-    left: the nodes of tensors in whose place it has put others.
+    left: the nodes of tensors in whose place it has put others. graded: tensors that got a gradient
+    or lost theirs, by their ids, and whether what they had before did not matter.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.left: list[Node] = []
+        self.graded: dict[int, tuple[weakref.ref[Any], bool]] = {}
 
 
 capturing: dict[int, Noted] = {}  # threads that capture a step now → what that has told
@@ -36,6 +38,13 @@ def note(owner: Any, attribute: str, written: bool = False) -> None:
     found = capturing.get(get_ident())
     if found is not None:
         found.setdefault((id(owner), attribute), None if written else weakref.ref(owner))
+
+
+def grades(tensor: Any, anew: bool) -> None:
+    """Tell a capture that goes on that a tensor gets another gradient, anew or one added to it."""
+    found = capturing.get(get_ident())
+    if found is not None:
+        found.graded.setdefault(id(tensor), (weakref.ref(tensor), anew))
 
 
 def replaces(node: Node) -> None:
