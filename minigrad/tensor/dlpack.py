@@ -13,7 +13,7 @@ from minigrad.device import Buffer, Device, about_to_read
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
-from minigrad.tensor import hostdata, views
+from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.basic import Composed
 
 CPU_MEMORY = 1  # kDLCPU
@@ -95,6 +95,7 @@ class DLPack(Composed):
         if self._borrows(self.raw):
             self._point(self.clone().raw)
             return self._shared_memory()
+        realization.separate(self.raw, {id(self._link)})  # the host writes to no other tensor
         buffer.lender = self._link
         return buffer
 

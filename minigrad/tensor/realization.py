@@ -170,11 +170,10 @@ def separate(node: Node, owners: Container[int]) -> None:
         for holder in holders(node)
         if id(holder._link) not in owners and views.base_of(holder) is None
     ]
-    if others:
-        (copied,) = program.realize([copy_of(node)], [])
-        for holder in others:
-            holder._point(copied)
-            views.written(holder)
+    for holder in others:
+        holder._point(copy_of(node))
+        views.written(holder)
+    realize(others)
 
 
 def _compute(

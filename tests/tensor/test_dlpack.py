@@ -77,6 +77,16 @@ def test_shared_memory_is_that_of_one_tensor(on_device, same, write):
         assert array.tolist() == ([1, 2] if shared else [2, 3]) and again.tolist() == [2, 3]
 
 
+@pytest.mark.parametrize("same", [Tensor, lambda x: x.contiguous(), lambda x: x.clone()])
+def test_the_host_writes_to_the_tensor_that_is_lent_only(on_device, same):
+    lender = Tensor([2.0, 3.0]).clone()
+    other, view = same(lender), lender[1:]
+    np.from_dlpack(lender)[1] = 5
+    shared = shares_memory(on_device)
+    assert other.tolist() == [2, 3] and lender.tolist() == [2, 5 if shared else 3]
+    assert view.tolist() == [5 if shared else 3]
+
+
 def test_who_shares_a_leafs_memory_and_is_lent_keeps_its_gradient(on_device):
     leaf = Tensor([2.0, 3.0], requires_grad=True)
     computed = (leaf * leaf).realize()
