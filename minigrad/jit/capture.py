@@ -62,19 +62,6 @@ class Snapshot:
         reads -= described(order)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
-    def keep_values(self, calls: Sequence[Call]) -> None:
-        """Let tensors from then that have memory which calls made have their own.
-
-        The step wrote to what they shared (`kept = x.contiguous()`), and saved their value: so it
-        does in each replay, of what is there then.
-        """
-        made = {memory for call in calls for memory in call.made}
-        alive = [holder for link in self._links.values() if (holder := link()) is not None]
-        for node in dict.fromkeys(holder.raw for holder in alive):
-            if node.op is Op.BUFFER and node.arg in made:
-                new = {id(one._link) for one in holders(node) if not self.knows(one)}
-                realization.separate(node, new)
-
     def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
         """Tensors from then whose `.grad` is another one now, from this thread, and that one."""
         return [
@@ -213,6 +200,8 @@ def take_gradients(
                 "set its .grad to None before the call"
             )
         capture.input_gradients.append((number, gradient, had))
+        capture.gradient_nodes.append(gradient.raw)
+        gradient.raw.arg.owner = False
 
 
 def sort(

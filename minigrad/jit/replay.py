@@ -71,7 +71,9 @@ class Capture:
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
         self.leaves: list[bool | None] = []  # the inputs' requires_grad, where it differentiates
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
-        self.input_gradients: list[tuple[int, Tensor, bool]] = []  # the same of inputs
+        # the same of inputs, and their memory, which others have in turn and may write to
+        self.input_gradients: list[tuple[int, Tensor, bool]] = []
+        self.gradient_nodes: list[Node] = []
         self.forgotten: list[tuple[Tensor, bool]] = []  # who has none after it, may there be one
 
     def serve(self, args: Any, kwargs: Any) -> Any:
@@ -84,7 +86,8 @@ class Capture:
         self.outside.check()
         kwargs = {name: kwargs[name] for name in self.keywords if name in kwargs} | kwargs
         lazies = bool(lazy_links) and clock.lazies != self.settled
-        if lazies or self.written_inputs or not shared.isdisjoint(self.owners):
+        written = self.written_inputs or self.input_gradients
+        if lazies or written or not shared.isdisjoint(self.owners):
             self._settle(args, kwargs)
         tensors, values = self._check(args, kwargs)
         self.check_memory(tensors)
@@ -177,6 +180,8 @@ class Capture:
             realization.settle_before(written, self.read)
         if not self.written_inputs:  # for these it is another matter each time
             self.settled = now
+        for (_, gradient, _), node in zip(self.input_gradients, self.gradient_nodes, strict=True):
+            gradient._point(node)
         held = [(node, self.owners[id(node)]) for node in self.written_nodes]
         held += [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
         for node, owners in held:

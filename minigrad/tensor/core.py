@@ -42,7 +42,7 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.noted import grades, note
+from minigrad.tensor.noted import grades, moves, note
 
 
 class _TensorType(type):
@@ -291,11 +291,28 @@ class Core(Holder, metaclass=_TensorType):
 
     def _become_leaf(self) -> None:
         """Take an identity of its own: equal nodes are one, and would be one leaf."""
-        views.leave(self)
-        if not self.made or self._shares_node():
+        if self._origin is not None:
+            self._leave_memory()
+            views.leave(self)
+        if self.raw.op is Op.ASSIGN and not self.made:
+            realization.realize([self])
+        node = self.raw
+        if node.op is Op.BUFFER and not saved_graphs.has_history(node) and not self._borrows(node):
+            realization.separate(node, {id(self._link)})
+        elif not self.made or self._shares_node():
             self._own_memory()
             views.written(self)
         self.stopped = False
+
+    def _leave_memory(self) -> None:
+        """What is to be done before it stands for other memory, and is no view any longer."""
+        base = views.base_of(self)
+        node = (self if base is None else base).raw
+        node = node.src[0] if node.op is Op.ASSIGN else node
+        if node.op is Op.BUFFER:
+            moves(node, self._link)
+            if node.arg.owner is self._link:
+                node.arg.owner = None
 
     def _shares_node(self) -> bool:
         return self.raw.op is Op.CONST or len(holders(self.raw)) > 1
@@ -306,6 +323,7 @@ class Core(Holder, metaclass=_TensorType):
         Zeros cost nothing before somebody looks at them.
         """
         node = self.raw
+        self._leave_memory()
         known = [extent for extent in node.shape if isinstance(extent, int)]
         if node.op is Op.CONST and len(known) == node.ndim:
             raw = hostdata.pack([node.arg], node.dtype)
@@ -475,7 +493,7 @@ class Core(Holder, metaclass=_TensorType):
             flows = now.op is not Op.BUFFER or saved_graphs.has_history(now) or wants_gradient(now)
             self.stopped = flows and not modes.gradients
         views.written(self)
-        if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lender is not None:
+        if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lent:
             realization.realize([self])  # the host looks when it likes
 
     def _check_own(self) -> None:

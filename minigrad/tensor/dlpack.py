@@ -96,7 +96,7 @@ class DLPack(Composed):
             self._point(self.clone().raw)
             return self._shared_memory()
         realization.separate(self.raw, {id(self._link)})  # the host writes to no other tensor
-        buffer.lender = self._link
+        buffer.owner, buffer.lent = self._link, True
         return buffer
 
     @classmethod
@@ -122,7 +122,7 @@ class DLPack(Composed):
             if memory is not None:
                 buffer = Buffer.borrow(Buffer(name, dtype, array.size), memory, (array,))
                 result = cls._of(build.buffer(buffer, dtype, array.shape, name))
-                result.made, buffer.lender = True, result._link
+                result.made, buffer.owner, buffer.lent = True, result._link, True
                 return result
         if copy is False and array.size:
             raise BufferError(

@@ -66,9 +66,9 @@ class Holder:
     _link: Link
 
     def _borrows(self, target: Node) -> bool:
-        """Whether the host knows a BUFFER's memory as another tensor's, so that it is not ours."""
-        lender = target.arg.lender
-        return lender is not None and lender is not self._link
+        """Whether a BUFFER's memory is known as another tensor's, so that this may not write it."""
+        owner = target.arg.owner
+        return bool(owner) and owner is not self._link
 
     def _point(self, node: Node) -> None:
         """Stand for another node from now on."""

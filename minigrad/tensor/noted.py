@@ -26,6 +26,10 @@ class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
 capturing: dict[int, Noted] = {}  # threads that capture a step now → what that has told
 changes = [0]  # how often an attribute was written that code notes
 in_child(capturing.clear)
+# BUFFER node → captured steps that read it → links of tensors as which they may know it, by ids
+readers: weakref.WeakKeyDictionary[Node, weakref.WeakKeyDictionary[Any, dict[int, Any]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def note(owner: Any, attribute: str, written: bool = False) -> None:
@@ -45,6 +49,13 @@ def grades(tensor: Any, anew: bool) -> None:
     found = capturing.get(get_ident())
     if found is not None:
         found.graded.setdefault(id(tensor), (weakref.ref(tensor), anew))
+
+
+def moves(node: Node, link: Any) -> None:
+    """Tell captured steps that a tensor stands for a BUFFER, or a part of it, no longer."""
+    for reader, known in list(readers.get(node, {}).items()):
+        if id(link) in known:
+            reader.lose(node)
 
 
 def replaces(node: Node) -> None:

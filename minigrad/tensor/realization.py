@@ -26,12 +26,14 @@ from minigrad.graph.shapes import numel
 from minigrad.tensor import saved_graphs, turns, views
 from minigrad.tensor.live_tensors import (
     Holder,
+    all_holders,
     holders,
     lazy_holders,
     lazy_links,
     lock,
     not_captured,
     of_this_thread,
+    shared,
 )
 from minigrad.tensor.noted import capturing
 from minigrad.tensor.plan import (
@@ -135,7 +137,8 @@ def settle_readers() -> None:
     """Realize live tensors that read memory: whatever is written next, they are as they were.
 
     But not those of another thread that need a write of its own. Views stay lazy, and follow their
-    bases. One that reads only a random state gets a copy of that.
+    bases, which are realized where a view was. One that reads only a random state gets a copy of
+    that.
     """
     with lock:
         lazy = [h for h in not_captured(readable(lazy_holders())) if views.base_of(h) is None]
@@ -146,6 +149,7 @@ def settle_readers() -> None:
             order, (node for node in order if node.op is BUFFER and node not in companions)
         ) - described(order)
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
+        wanted += of_this_thread(views.bases_of_copies())
     _settle(wanted, unasked=True)
     for state in states:
         _compute([], {state}, companions[state]())
@@ -174,6 +178,15 @@ def separate(node: Node, owners: Container[int]) -> None:
         holder._point(copy_of(node))
         views.written(holder)
     realize(others)
+
+
+def separate_all() -> None:
+    """Let no two tensors stand for one BUFFER: what a step reads or writes is then one's alone."""
+    for holder in all_holders() if shared else ():
+        if id(holder.raw) in shared and holder._origin is None:
+            owner = holder.raw.arg.owner
+            if owner is None or owner is holder._link or (owner and owner() is None):
+                separate(holder.raw, {id(holder._link)})
 
 
 def _compute(

@@ -265,6 +265,27 @@ def test_a_captured_update_of_what_another_step_is_given(on_device):
         assert w.numpy().tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("realized", [False, True])
+def test_a_gradient_of_a_given_leaf_that_is_changed_in_place(on_device, realized, kept):
+    """The next call gives the leaf a new one; who kept the old one has that."""
+    w, old = Tensor([1.0, 2.0], requires_grad=True), []
+
+    @jit
+    def gradients(w, x):
+        (w * w * x).sum().backward()
+
+    for number in range(5):
+        w.grad = None
+        gradients(w, Tensor([float(number), 1.0]))
+        w.grad.mul_(0.5)
+        if realized:
+            w.grad.realize()
+        old += [(w.grad, [number, 2])] if kept else []
+        assert w.grad.tolist() == [number, 2]
+    assert all(gradient.tolist() == value for gradient, value in old)
+
+
 def test_gradients_that_add_up_are_refused(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True)
 
