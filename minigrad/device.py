@@ -263,11 +263,14 @@ class Buffer:
 
     memory: where somebody has allocated it already. The device gets its memory back when the last
     reference to the buffer goes. handle: the runtime's handle, or None before it is needed. steady:
-    whether it is right whatever fails: a random state, which only counts.
+    whether it is right whatever fails: a random state, which only counts. owner: a weak reference
+    to the tensor as whose memory captured steps know it, or the host, to which it is then lent;
+    False where a step gives it to another one at each call.
     """
 
     __slots__ = (
-        "device", "dtype", "size", "number", "handle", "steady", "_borrowed", "__weakref__",
+        "device", "dtype", "size", "number", "handle", "steady", "owner", "lent", "_borrowed",
+        "__weakref__",
     )  # fmt: skip
 
     def __init__(self, device: str, dtype: DType, size: int, memory: Any = None) -> None:
@@ -275,6 +278,8 @@ class Buffer:
         self.number = next(_buffer_numbers)
         self.handle, self.steady = memory, False
         self._borrowed: Any = False
+        self.owner: Any = None
+        self.lent = False
 
     @classmethod
     def borrow(cls, like: Buffer, memory: Any, owner: object = True) -> Buffer:

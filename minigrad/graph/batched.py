@@ -21,7 +21,7 @@ class Given:
     """Stands for the memory of a value that is given later: in each step of a loop."""
 
     __slots__ = ("__weakref__",)
-    handle = None  # as of a `Buffer` that nobody has written
+    handle = owner = None  # as of a `Buffer` that nobody has written
 
     @property
     def memory(self) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from minigrad.device import Buffer, Call, Device
 from minigrad.errors import JitError
@@ -29,6 +29,7 @@ from minigrad.tensor.live_tensors import (
     of_this_thread,
 )
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.plan import described
 from minigrad.tensor.pytree import signature
 
 
@@ -59,20 +60,8 @@ class Snapshot:
         lazy = of_this_thread(lazy_holders())
         order = topological(holder.raw for holder in lazy)
         reads = depending(order, (node for node in order if node.op is Op.BUFFER))
+        reads -= described(order)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
-
-    def keep_values(self, calls: Sequence[Call]) -> None:
-        """Let tensors from then that have memory which calls made have their own.
-
-        The step wrote to what they shared (`kept = x.contiguous()`), and saved their value: so it
-        does in each replay, of what is there then.
-        """
-        made = {memory for call in calls for memory in call.made}
-        alive = [holder for link in self._links.values() if (holder := link()) is not None]
-        for node in dict.fromkeys(holder.raw for holder in alive):
-            if node.op is Op.BUFFER and node.arg in made:
-                new = {id(one._link) for one in holders(node) if not self.knows(one)}
-                realization.separate(node, new)
 
     def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
         """Tensors from then whose `.grad` is another one now, from this thread, and that one."""
@@ -186,13 +175,22 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def take_gradients(
-    capture: Capture, before: Snapshot,
+    capture: Capture, before: Snapshot, graded: Mapping[int, tuple[weakref.ref[Tensor], bool]],
     tensors: Sequence[Tensor], given: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    """Note the gradients that the step left at its inputs and elsewhere."""
+    """Note the gradients that the step left at its inputs and elsewhere, and those that it took.
+
+    graded: what had a gradient in the step, and whether what was there before did not matter.
+    """
     places = {id(clone): number for number, clone in enumerate(given)}
+    capture.forgotten = [
+        (of, anew) for link, anew in graded.values()
+        if (of := link()) is not None and of.grad is None and before.knows(of)
+        and id(of) not in places
+    ]  # fmt: skip
+    anew = {number for number, (_, matters_not) in graded.items() if matters_not}
     for of, gradient in before.new_gradients():
-        number, had = places.get(id(of), -1), before.had_gradient(of)
+        number, had = places.get(id(of), -1), before.had_gradient(of) or id(of) in anew
         if number < 0:
             capture.gradients.append((of, gradient, had))
             continue
@@ -203,6 +201,8 @@ def take_gradients(
                 "set its .grad to None before the call"
             )
         capture.input_gradients.append((number, gradient, had))
+        capture.gradient_nodes.append(gradient.raw)
+        gradient.raw.arg.owner = False
 
 
 def sort(

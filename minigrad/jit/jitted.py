@@ -231,6 +231,7 @@ class Jitted(Generic[P, R]):
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
         realization.settle_writes()
         realization.settle_before(frozenset(), self._called[key].used)
+        realization.separate_all()
         given = copies(self.name, tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
@@ -259,7 +260,6 @@ class Jitted(Generic[P, R]):
             watching.watch = None
             if failed:
                 copy_back(calls, tensors, given)
-        before.keep_values(calls)
         del args, kwargs
         if others:
             raise JitError(
@@ -270,7 +270,7 @@ class Jitted(Generic[P, R]):
         self._compare(self._called[key], call)
         refuse_draws(self.name, drawn)
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
-        take_gradients(capture, before, tensors, given)
+        take_gradients(capture, before, noted.graded, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.outside.refuse_changes(outside, capture.read)
         if capture.outside.differentiates or modes.gradients and capture.passes_gradients():
@@ -284,8 +284,11 @@ class Jitted(Generic[P, R]):
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
-        for holders in leaves(self.name, calls, known):
-            capture.outside.mourn(holders)
+        for sharers in leaves(self.name, calls, known):
+            owner = next(filter(before.knows, sharers), sharers[0])
+            if owner.raw.arg.owner is not False:
+                owner.raw.arg.owner = owner._link
+            capture.outside.mourn(sharers)
         if call.changed:  # by what may have happened once
             self._called[key] = call
         else:

@@ -32,7 +32,7 @@ from minigrad.graph.node import Node
 from minigrad.tensor import Tensor, saved_graphs
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
-from minigrad.tensor.noted import Noted, changes
+from minigrad.tensor.noted import Noted, changes, readers
 from minigrad.tensor.pytree import Same
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -117,6 +117,10 @@ class Outside:
         differs: Callable[[], bool] = names.pop("differs")
         return differs
 
+    def lose(self, node: Node) -> None:
+        """Note that a tensor that the step may have read has other memory from now on."""
+        self.gone.append(shape_of(node.shape))
+
     def mourn(self, tensors: Sequence[Holder]) -> None:
         """Note when the last of the tensors that stand for a BUFFER, which the step reads, is gone.
 
@@ -131,6 +135,10 @@ class Outside:
 
         links += [weakref.ref(tensor, forget) for tensor in tensors]
         self.links += links
+        known = {id(tensor._link): tensor._link for tensor in tensors}
+        for tensor in tensors:
+            known |= tensor._family.views if tensor._family is not None else {}
+        readers.setdefault(tensors[0].raw, weakref.WeakKeyDictionary())[self] = known
 
     def check(self) -> None:
         """JitError where a value is another one."""
@@ -139,8 +147,9 @@ class Outside:
         for shape in self.gone:
             raise JitError(
                 f"{self.name} reads a tensor of shape {shape} that is gone since it was captured "
-                "(was another put in its place, as in layer.weight = …?): a replay would read the "
-                "old one for ever; write with .assign(), or .reset()"
+                "(was another put in its place, as in layer.weight = …, or was what was computed "
+                "marked as a leaf?): a replay would read the old one for ever; write with "
+                ".assign(), or .reset()"
             )
         for place, (before, label, part, *_) in self.read.items():
             try:

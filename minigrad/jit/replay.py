@@ -76,7 +76,10 @@ class Capture:
         self.derived: list[Node] = []  # what it writes that was computed from leaves
         self.derived_inputs: set[int] = set()  # the same of inputs
         self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
-        self.input_gradients: list[tuple[int, Tensor, bool]] = []  # the same of inputs
+        # the same of inputs, and their memory, which others have in turn and may write to
+        self.input_gradients: list[tuple[int, Tensor, bool]] = []
+        self.gradient_nodes: list[Node] = []
+        self.forgotten: list[tuple[Tensor, bool]] = []  # who has none after it, may there be one
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """One replay."""
@@ -88,7 +91,8 @@ class Capture:
         self.outside.check()
         kwargs = {name: kwargs[name] for name in self.keywords if name in kwargs} | kwargs
         lazies = bool(lazy_links) and clock.lazies != self.settled
-        if lazies or self.written_inputs or not shared.isdisjoint(self.owners):
+        written = self.written_inputs or self.input_gradients
+        if lazies or written or not shared.isdisjoint(self.owners):
             self._settle(args, kwargs)
         tensors, values = self._check(args, kwargs)
         self.check_memory(tensors)
@@ -182,6 +186,8 @@ class Capture:
             realization.settle_before(written, self.read)
         if not self.written_inputs:  # for these it is another matter each time
             self.settled = now
+        for (_, gradient, _), node in zip(self.input_gradients, self.gradient_nodes, strict=True):
+            gradient._point(node)
         held = [(node, self.owners[id(node)]) for node in self.written_nodes]
         held += [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
         for node, owners in held:
@@ -260,6 +266,7 @@ class Capture:
                 "without being given it: a replay would not add the two; pass a .clone()"
             )
         new = [of for of, _, had in self.gradients if not had]
+        new += [of for of, had in self.forgotten if not had]
         new += [tensors[number] for number, *_, had in self.input_gradients if not had]
         if any(of.grad is not None for of in new):
             raise JitError(
@@ -272,6 +279,10 @@ class Capture:
         return [place for place, (of, gradient, _) in enumerate(self.gradients)
                 if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
+    def stale(self) -> bool:
+        """Whether there is a gradient that the step forgets, or would add to."""
+        return any(of._grad is not None for of, _ in self.forgotten)
+
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point what the step left behind to its newest value."""
         for link, source in self.renewed:
@@ -281,6 +292,8 @@ class Capture:
                 holder._point(nodes[source.what] if fresh else tensors[source.what].raw)
         for of, gradient, _ in self.gradients:
             of._grad = gradient
+        for of, _ in self.forgotten:
+            of._grad = None
         self.give_gradients(tensors)
 
     def give_gradients(self, tensors: Sequence[Tensor]) -> None:

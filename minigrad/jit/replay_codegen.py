@@ -126,11 +126,13 @@ def straight(capture: Capture) -> Serve | None:
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
         "has_history": saved_graphs.has_history, "replayed_result": live_tensors.REPLAYED,
         "written": capture.written, "gradients": capture.gradients, "held": capture.held,
+        "stale": capture.stale,
         "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    text = [_HEAD.format(held=" or held()" if capture.gradients else "")]
+    looks = [" or held()"][: len(capture.gradients)] + [" or stale()"][: len(capture.forgotten)]
+    text = [_HEAD.format(held="".join(looks))]
     filed = []
     for number, output in enumerate(capture.outputs):
         names[f"output{number}"] = output

@@ -42,7 +42,7 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.noted import note
+from minigrad.tensor.noted import grades, moves, note
 
 
 class _TensorType(type):
@@ -148,7 +148,8 @@ class Core(Holder, metaclass=_TensorType):
         """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
         self._check_own()
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
-        if target.op is Op.BUFFER and views.writable(self) is None:
+        own = target.op is Op.BUFFER and not self._borrows(target)
+        if own and views.writable(self) is None:
             realization.overwrite(self, target, raw)
             views.written(self)
             return
@@ -188,7 +189,7 @@ class Core(Holder, metaclass=_TensorType):
         result._start(step(self.raw if stops else self.node), origin=origin)
         origin.family.add(result)
         if stops or result.raw is self.raw:
-            result.stopped = stops or self.stopped
+            result.stopped = origin.stops or self.stopped
         return result
 
     # --- what it is -------------------------------------------------------------------------------
@@ -253,6 +254,7 @@ class Core(Holder, metaclass=_TensorType):
                     f"x.grad = {given.dtype.name} {show(given.shape)} of a tensor of "
                     f"{self.dtype.name} {show(self.shape)}: expected the same shape and dtype"
                 )
+        grades(self, anew=True)
         self._grad = given
 
     @property
@@ -289,11 +291,28 @@ class Core(Holder, metaclass=_TensorType):
 
     def _become_leaf(self) -> None:
         """Take an identity of its own: equal nodes are one, and would be one leaf."""
-        views.leave(self)
-        if not self.made or self._shares_node():
+        if self._origin is not None:
+            self._leave_memory()
+            views.leave(self)
+        if self.raw.op is Op.ASSIGN and not self.made:
+            realization.realize([self])
+        node = self.raw
+        if node.op is Op.BUFFER and not saved_graphs.has_history(node) and not self._borrows(node):
+            realization.separate(node, {id(self._link)})
+        elif not self.made or self._shares_node():
             self._own_memory()
             views.written(self)
         self.stopped = False
+
+    def _leave_memory(self) -> None:
+        """What is to be done before it stands for other memory, and is no view any longer."""
+        base = views.base_of(self)
+        node = (self if base is None else base).raw
+        node = node.src[0] if node.op is Op.ASSIGN else node
+        if node.op is Op.BUFFER:
+            moves(node, self._link)
+            if node.arg.owner is self._link:
+                node.arg.owner = None
 
     def _shares_node(self) -> bool:
         return self.raw.op is Op.CONST or len(holders(self.raw)) > 1
@@ -304,6 +323,7 @@ class Core(Holder, metaclass=_TensorType):
         Zeros cost nothing before somebody looks at them.
         """
         node = self.raw
+        self._leave_memory()
         known = [extent for extent in node.shape if isinstance(extent, int)]
         if node.op is Op.CONST and len(known) == node.ndim:
             raw = hostdata.pack([node.arg], node.dtype)
@@ -473,6 +493,8 @@ class Core(Holder, metaclass=_TensorType):
             flows = now.op is not Op.BUFFER or saved_graphs.has_history(now) or wants_gradient(now)
             self.stopped = flows and not modes.gradients
         views.written(self)
+        if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lent:
+            realization.realize([self])  # the host looks when it likes
 
     def _check_own(self) -> None:
         """ScanError where a step that `Tensor.scan` describes writes to what was there before."""

@@ -13,7 +13,7 @@ from minigrad.device import Buffer, Device, about_to_read
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError, DTypeError
 from minigrad.graph import build
-from minigrad.tensor import hostdata, views
+from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.basic import Composed
 
 CPU_MEMORY = 1  # kDLCPU
@@ -55,7 +55,8 @@ class DLPack(Composed):
         """A capsule through which another library sees this tensor's memory.
 
         Realizes it. The memory is shared where the device is a CPU and the tensor no view, and
-        copied in the host's otherwise, which `copy=False` forbids (BufferError).
+        copied in the host's otherwise, which `copy=False` forbids (BufferError). Who sees what is
+        written to shared memory: see `from_dlpack`.
         """
         if stream is not None:
             raise BufferError(f"__dlpack__(stream={stream!r}): the host has no streams; pass None")
@@ -78,26 +79,37 @@ class DLPack(Composed):
         return _lend(memory, self._known_shape(), self.dtype, max_version, copied)
 
     def _shared_memory(self) -> Buffer | None:
-        """The buffer that holds its elements in row-major order; None if the host can't read it."""
+        """The buffer that the host may read, in row-major order, and know as this tensor's, or
+        None.
+        """
         if any(not isinstance(extent, int) for extent in self.shape):
             return None
         while not self.is_realized():  # another thread may write meanwhile
             self.realize()
         buffer: Buffer = self.raw.arg
         about_to_read((buffer,))
-        runtime = Device[buffer.device]
         if not buffer.size:
             return buffer
-        return None if runtime.host_address(buffer.memory) is None else buffer
+        if Device[buffer.device].host_address(buffer.memory) is None:
+            return None
+        if self._borrows(self.raw):
+            self._point(self.clone().raw)
+            return self._shared_memory()
+        realization.separate(self.raw, {id(self._link)})  # the host writes to no other tensor
+        buffer.owner, buffer.lent = self._link, True
+        return buffer
 
     @classmethod
     def from_dlpack(cls, data: Any, *, device: str | None = None, copy: bool | None = None) -> Self:
         """A tensor of an array of another library (anything with `__dlpack__`).
 
-        Shares its memory, so that writes are seen on both sides, where `device` is a CPU and the
-        array is row-major without gaps, aligned to its elements and may be written. Copies
-        otherwise; copy=True always copies and copy=False raises BufferError instead of copying.
-        DTypeError for complex and other unknown elements.
+        Shares its memory, where `device` is a CPU and the array is row-major without gaps, aligned
+        to its elements and may be written. Copies otherwise; copy=True always copies and copy=False
+        raises BufferError instead of copying. DTypeError for complex and other unknown elements.
+
+        What is written to the tensor is in shared memory at once. What the host writes there all
+        see that is computed afterwards, lazy tensors from before, too; what was computed by then
+        keeps its values, also a view of the tensor that was.
 
         >>> Tensor.from_dlpack(Tensor([1, 2]).numpy()).tolist()
         [1, 2]
@@ -110,7 +122,7 @@ class DLPack(Composed):
             if memory is not None:
                 buffer = Buffer.borrow(Buffer(name, dtype, array.size), memory, (array,))
                 result = cls._of(build.buffer(buffer, dtype, array.shape, name))
-                result.made = True
+                result.made, buffer.owner, buffer.lent = True, result._link, True
                 return result
         if copy is False and array.size:
             raise BufferError(

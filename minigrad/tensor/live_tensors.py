@@ -65,6 +65,11 @@ class Holder:
     _family: Any
     _link: Link
 
+    def _borrows(self, target: Node) -> bool:
+        """Whether a BUFFER's memory is known as another tensor's, so that this may not write it."""
+        owner = target.arg.owner
+        return bool(owner) and owner is not self._link
+
     def _point(self, node: Node) -> None:
         """Stand for another node from now on."""
         with lock:

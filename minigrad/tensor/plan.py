@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable, Sequence, Set
 
 from minigrad.device import spoiled
+from minigrad.graph.batched import Given
 from minigrad.graph.copies import MANY, as_rows, made_as_rows, unstacked
 from minigrad.graph.node import (
     ASSIGN,
@@ -36,6 +37,7 @@ from minigrad.tensor.live_tensors import (
     not_captured,
     wants_gradient,
 )
+from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import capturing
 from minigrad.tensor.saved_graphs import has_history, see_through
 from minigrad.tensor.turns import Touched, under_way
@@ -63,6 +65,17 @@ def readable(lazy: Sequence[Holder]) -> Sequence[Holder]:
         if (id(node.arg) in spoiled and node.op is Op.BUFFER) or not lost.isdisjoint(sources):
             lost.add(node)
     return [holder for holder in lazy if holder.raw not in lost] if lost else lazy
+
+
+def described(order: Sequence[Node]) -> set[Node]:
+    """What depends on a value that a step of `Tensor.scan` is given: nobody can compute it.
+
+    It reads what is there when the steps run, if another thread writes meanwhile. But what this
+    thread overwrites while it describes a step is to be read first, which fails (ScanError).
+    """
+    if modes.describing is not None:
+        return set()
+    return depending(order, [n for n in picked(order, {BUFFER}) if isinstance(n.arg, Given)])
 
 
 def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
@@ -213,9 +226,11 @@ class Plan:
         """What is `_lazy` of those tensors, and reads a target other than through a root."""
         lazy = self._lazy([holder for holder in readable(tensors) if holder is not self.owner])
         reads = set(targets)
-        for node in reading((*self.order, *topological(lazy, self.order)), reads):
+        order = topological(lazy, self.order)
+        for node in reading((*self.order, *order), reads):
             if node not in self.roots:
                 reads.add(node)
+        reads -= described(order)
         return {node: served for node, served in lazy.items() if node in reads}
 
     def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:

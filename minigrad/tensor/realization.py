@@ -26,18 +26,21 @@ from minigrad.graph.shapes import numel
 from minigrad.tensor import saved_graphs, turns, views
 from minigrad.tensor.live_tensors import (
     Holder,
+    all_holders,
     holders,
     lazy_holders,
     lazy_links,
     lock,
     not_captured,
     of_this_thread,
+    shared,
 )
 from minigrad.tensor.noted import capturing
 from minigrad.tensor.plan import (
     Plan,
     companions,
     copy_of,
+    described,
     is_waiting,
     pending,
     readable,
@@ -54,7 +57,8 @@ def write(holder: Holder, value: Node) -> None:
     holder._link.thread = get_ident()
     target = node.src[0] if node.op is ASSIGN else node
     watch = watching.watch
-    if target.op is not BUFFER or (watch is not None and watch.borrows(holder)):
+    borrows = watch is not None and watch.borrows(holder)
+    if target.op is not BUFFER or borrows or holder._borrows(target):
         if watch is not None:
             watch.replaces(holder)
         holder._point(value)
@@ -119,6 +123,7 @@ def settle_before(written: Container[Buffer], read: Container[Buffer]) -> None:
             if node.op is BUFFER and node.arg in written and node not in companions
         ))  # fmt: skip
         wanted.update(n for n in order if is_waiting(n) and n.src[0].arg in read)
+        wanted -= described(order)
     _settle([h for h in lazy if h.raw in wanted and id(h._link) not in following])
     views.align(written)
 
@@ -132,7 +137,8 @@ def settle_readers() -> None:
     """Realize live tensors that read memory: whatever is written next, they are as they were.
 
     But not those of another thread that need a write of its own. Views stay lazy, and follow their
-    bases. One that reads only a random state gets a copy of that.
+    bases, which are realized where a view was. One that reads only a random state gets a copy of
+    that.
     """
     with lock:
         lazy = [h for h in not_captured(readable(lazy_holders())) if views.base_of(h) is None]
@@ -141,8 +147,9 @@ def settle_readers() -> None:
         states = [node for node in order if node in companions]
         reads = depending(
             order, (node for node in order if node.op is BUFFER and node not in companions)
-        )
+        ) - described(order)
         wanted = [h for h in lazy if h.raw in reads and (h in mine or h.raw not in waits)]
+        wanted += of_this_thread(views.bases_of_copies())
     _settle(wanted, unasked=True)
     for state in states:
         _compute([], {state}, companions[state]())
@@ -167,11 +174,19 @@ def separate(node: Node, owners: Container[int]) -> None:
         for holder in holders(node)
         if id(holder._link) not in owners and views.base_of(holder) is None
     ]
-    if others:
-        (copied,) = program.realize([copy_of(node)], [])
-        for holder in others:
-            holder._point(copied)
-            views.written(holder)
+    for holder in others:
+        holder._point(copy_of(node))
+        views.written(holder)
+    realize(others)
+
+
+def separate_all() -> None:
+    """Let no two tensors stand for one BUFFER: what a step reads or writes is then one's alone."""
+    for holder in all_holders() if shared else ():
+        if id(holder.raw) in shared and holder._origin is None:
+            owner = holder.raw.arg.owner
+            if owner is None or owner is holder._link or (owner and owner() is None):
+                separate(holder.raw, {id(holder._link)})
 
 
 def _compute(

@@ -70,6 +70,7 @@ class Sharding(Methods):
                     memory = made.raw.arg.memory
                     if layout.stored and memory.layout is not None:
                         memory.layout = replace(memory.layout, stored=layout.stored)
+                    tensor._leave_memory()
                     views.leave(tensor)
                     tensor._point(made.raw)
                     views.written(tensor)

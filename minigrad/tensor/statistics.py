@@ -246,7 +246,7 @@ class Statistics(Composed):
         x = self.flatten().detach()
         x = x._wide() if self.dtype.is_float else x.cast(dtypes.float64)
         low, high = x._operand(min), x._operand(max)
-        if min == max:
+        if min == max and 0 not in x.shape:
             most = sys.float_info.max
             ends = (end.cast(dtypes.float64) for end in (x.min(), x.max()))
             low, high = (

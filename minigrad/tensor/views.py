@@ -164,6 +164,12 @@ def same(view: Holder, other: Holder) -> bool:
     )  # fmt: skip
 
 
+def bases_of_copies() -> list[Holder]:
+    """The bases of views that were realized."""
+    copies = [view for view in lazy_views() if view.raw.op is Op.BUFFER]
+    return [base for view in copies if (base := base_of(view)) is not None]
+
+
 def align(memory: Container[Buffer] | None = None) -> set[int]:
     """Let views whose bases are in memory (in one of `memory`) read that; ids of their links."""
     found = set()

@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor, jit
+from minigrad import Context, Tensor, jit, nn
 from minigrad.errors import BoundsError, JitError
 from minigrad.tensor.live_tensors import by_node, holders
 
@@ -307,6 +307,62 @@ def test_who_shares_memory_with_what_a_capture_writes(on_device, share):
         assert step(one(1)).tolist() == [number] * 3
         assert kept.flatten().tolist() == [1.0] * 3
     assert total.tolist() == [4.0] * 3
+
+
+@pytest.mark.parametrize("write", [
+    lambda x: x.add_(5), lambda x: x.add_(5).realize(), lambda x: x.set_data([7.0] * 3),
+    lambda x: x.detach().assign(7),
+])  # fmt: skip
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+@pytest.mark.parametrize("share", [Tensor, lambda x: x.contiguous(), lambda x: (x * 0).assign(x)])
+def test_a_write_to_who_shares_memory_with_what_a_capture_reads(on_device, share, calls, write):
+    """Shared before a call, written after the capture: what was read keeps its memory."""
+    read = one(1).clone().realize()
+    step = jit(lambda x: x + read)
+    for number in range(4):
+        if number == calls:
+            kept = share(read)
+        step(one(1))
+    write(kept)
+    assert step(one(1)).tolist() == [2.0] * 3
+    read += 1
+    assert step(one(1)).tolist() == [3.0] * 3 and kept.tolist() in ([6.0] * 3, [7.0] * 3)
+
+
+@pytest.mark.parametrize(("make", "moves"), [
+    (lambda x: nn.Parameter(x * 2).requires_grad_(False), False),
+    (lambda x: (x * 2).realize().assign(x), False),
+    (lambda x: x.contiguous(), False),
+    (lambda x: x[1:], True),
+    (lambda x: (x.detach().requires_grad_() * 2).realize().detach(), True),
+    (lambda x: (x * 2).realize(), False),
+])  # fmt: skip
+def test_what_is_marked_after_a_capture_that_reads_it(on_device, make, moves):
+    """As a layer that is frozen at first: it keeps its memory, or the replay says so."""
+    given = one(1).clone().realize()
+    read = make(given)
+    step = jit(lambda x: x[: len(read)] + read)
+    for _ in range(3):
+        step(one(1))
+    read += 1
+    read.requires_grad_()
+    with Tensor.no_grad():
+        read.assign(7)
+    if moves:
+        with pytest.raises(JitError, match="gone since it was captured"):
+            step(one(1))
+    else:
+        assert step(one(1)).tolist() == [8.0] * len(read)
+
+
+@pytest.mark.parametrize("write", ["base", "view"])
+def test_a_view_of_what_was_not_computed_yet(on_device, write):
+    base = Tensor.arange(3) + 1.0  # reads no memory
+    view = base[1:]
+    view.realize()
+    step = captured(lambda x: x + view, Tensor([0.0, 0.0]))
+    (base if write == "base" else view).add_(5)
+    assert step(Tensor([0.0, 0.0])).tolist() == view.tolist() == [7.0, 8.0]
 
 
 def test_views_follow_a_replay_that_writes_what_waited_to_be_written(on_device):

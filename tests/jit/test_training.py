@@ -195,6 +195,55 @@ def test_each_leaf_has_its_own_where_the_step_forgets_the_one_before(on_device):
     assert first.grad.tolist() == [4.0, 2.0] and second.grad.tolist() == [6.0, 2.0]
 
 
+@pytest.mark.parametrize("given", ["by position", "by name"])
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("ends", ["zero_grad", "forget"])
+def test_a_gradient_from_elsewhere_that_a_step_forgets(on_device, begins, ends, given):
+    """It is gone after a replay, too; one that the step would have added to is refused."""
+    found = []
+    for captured in (True, False):
+        w, other = (Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+        optimizer = nn.optim.SGD([w, other], lr=0.5)
+
+        def step(x, w=w, optimizer=optimizer):
+            if begins:
+                optimizer.zero_grad()
+            loss = (w * x).sum()
+            loss.backward()
+            optimizer.step(forget=ends == "forget")
+            if ends == "zero_grad":
+                optimizer.zero_grad()
+            return loss
+
+        run, x = jit(step) if captured else step, Tensor([1.0, 1.0])
+        for number in range(5):
+            if number > 2 and (captured or begins):
+                (w * w * other).sum().backward()
+            if number > 2 and captured and not begins:
+                with pytest.raises(JitError, match="had no gradient, and now they have"):
+                    _ = run(x) if given == "by position" else run(x=x)
+                optimizer.zero_grad()
+            _ = run(x) if given == "by position" else run(x=x)
+            assert w.grad is None and other.grad is None
+        found.append(w.tolist())
+    assert found[0] == found[1]
+
+
+def test_a_step_that_begins_by_forgetting_may_be_captured_without_a_gradient(on_device):
+    w = Tensor([1.0], requires_grad=True)
+
+    @jit
+    def step(x):
+        w.grad = None
+        (w * x).sum().backward()
+
+    for number in range(5):
+        if number == 1:
+            w.grad = None
+        step(Tensor([float(number)]))
+        assert w.grad.tolist() == [number]
+
+
 def test_a_captured_update_of_what_another_step_is_given(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True).realize()
 
@@ -214,6 +263,27 @@ def test_a_captured_update_of_what_another_step_is_given(on_device):
         update()
         expected -= 0.5 * expected * [number, 1]
         assert w.numpy().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("realized", [False, True])
+def test_a_gradient_of_a_given_leaf_that_is_changed_in_place(on_device, realized, kept):
+    """The next call gives the leaf a new one; who kept the old one has that."""
+    w, old = Tensor([1.0, 2.0], requires_grad=True), []
+
+    @jit
+    def gradients(w, x):
+        (w * w * x).sum().backward()
+
+    for number in range(5):
+        w.grad = None
+        gradients(w, Tensor([float(number), 1.0]))
+        w.grad.mul_(0.5)
+        if realized:
+            w.grad.realize()
+        old += [(w.grad, [number, 2])] if kept else []
+        assert w.grad.tolist() == [number, 2]
+    assert all(gradient.tolist() == value for gradient, value in old)
 
 
 def test_gradients_that_add_up_are_refused(on_device):

@@ -45,6 +45,57 @@ def test_writes_are_seen_on_both_sides_of_shared_memory_only(device):
     assert tensor[1, 0].item() == 7 and given[1, 0] == (7 if shared else 0)
 
 
+def test_writes_are_made_at_once_as_the_tensor_may_go_before_somebody_looks(on_device):
+    given = np.zeros(3, np.float32)
+    tensor, lender = Tensor.from_dlpack(given), Tensor([1.0, 2.0])
+    lent = np.from_dlpack(lender)
+    tensor += 1
+    tensor[1:] = 5
+    lender[0] = 4
+    del tensor, lender
+    shared = shares_memory(on_device)
+    assert given.tolist() == ([1, 5, 5] if shared else [0, 0, 0])
+    assert lent.tolist() == ([4, 2] if shared else [1, 2])
+
+
+@pytest.mark.parametrize("write", [lambda x: x.add_(1), lambda x: x.set_data([3.0, 4.0])])
+@pytest.mark.parametrize(
+    "same", [Tensor, lambda x: x.contiguous(), lambda x: (x * 0).assign(x), lambda x: x + 0]
+)
+def test_shared_memory_is_that_of_one_tensor(on_device, same, write):
+    """A write to another one that stands for the same values is not seen by the host."""
+    given = np.array([2.0, 3.0], np.float32)
+    tensor, lender = Tensor.from_dlpack(given), Tensor([2.0, 3.0])
+    lent = np.from_dlpack(lender)
+    for one, array in ((tensor, given), (lender, lent)):
+        other = same(one)
+        write(other)
+        assert other.tolist() == [3, 4] and one.tolist() == array.tolist() == [2, 3]
+        again = np.from_dlpack(same(one))
+        one -= 1
+        shared = shares_memory(on_device)
+        assert array.tolist() == ([1, 2] if shared else [2, 3]) and again.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("same", [Tensor, lambda x: x.contiguous(), lambda x: x.clone()])
+def test_the_host_writes_to_the_tensor_that_is_lent_only(on_device, same):
+    lender = Tensor([2.0, 3.0]).clone()
+    other, view = same(lender), lender[1:]
+    np.from_dlpack(lender)[1] = 5
+    shared = shares_memory(on_device)
+    assert other.tolist() == [2, 3] and lender.tolist() == [2, 5 if shared else 3]
+    assert view.tolist() == [5 if shared else 3]
+
+
+def test_who_shares_a_leafs_memory_and_is_lent_keeps_its_gradient(on_device):
+    leaf = Tensor([2.0, 3.0], requires_grad=True)
+    computed = (leaf * leaf).realize()
+    same = computed.contiguous()
+    np.from_dlpack(computed)
+    np.from_dlpack(same)
+    assert same.sum().gradient(leaf)[0].tolist() == [4, 6]
+
+
 def test_what_cannot_be_shared_is_copied_or_refused(device):
     gaps = np.arange(10)[::2]
     fixed = np.arange(3)

@@ -358,6 +358,29 @@ def test_refusals() -> None:
     kept.clear()
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_is_kept_from_inside_is_nobodys_business(captured: bool, device: str) -> None:
+    """It cannot be read; but what it was made of may be written."""
+    x, w = Tensor.ones(3, 2, device=device), Tensor.ones(2, device=device).realize()
+    kept: dict[str, Tensor] = {}
+
+    def step(c: Tensor, e: Tensor) -> tuple[Tensor, None]:
+        kept["last"] = e * w
+        return c + kept["last"], None
+
+    def loop() -> Tensor:
+        last, _ = Tensor.scan(step, Tensor.zeros(2, device=device), x)
+        w.assign(w * 2)
+        return last
+
+    run = jit(loop) if captured else loop
+    for number in range(4):
+        assert run().tolist() == [3.0 * 2**number] * 2
+        assert w.tolist() == [2.0 ** (number + 1)] * 2
+    with pytest.raises(ScanError, match="kept from there"):
+        kept["last"].realize()
+
+
 def test_what_is_written_from_inside(device: str) -> None:
     """What was there before a step may not be written, as that would be done once; its own may."""
     x = Tensor.ones(3, 2, device=device)

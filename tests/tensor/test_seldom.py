@@ -117,6 +117,7 @@ def test_a_histogram_of_equal_numbers() -> None:
     """As PyTorch: from one below them to one above."""
     assert Tensor([2.0, 2.0]).histc(4).tolist() == [0, 0, 2, 0]
     assert Tensor([2.0, 2.0]).histc(1).tolist() == [2]
+    assert Tensor.zeros(2, 0).histc(2).tolist() == Tensor.zeros(0).histc(2, 1, 1).tolist() == [0, 0]
 
 
 def test_integers_uniform_around_zero() -> None:

@@ -202,6 +202,30 @@ def test_modes_belong_to_a_thread(mode: str, device: str) -> None:
     assert all(together(work))
 
 
+@pytest.mark.parametrize("calls", [None, 0, 1, 2])
+def test_a_write_while_a_scan_is_described(calls: int | None, device: str) -> None:
+    """By itself, or in a step: a first call, a capture, a replay. The scan reads what is new."""
+    weights = Tensor(np.ones(3), device=device).realize()
+
+    @jit
+    def double() -> Tensor:
+        return weights.assign(weights * 2).sum()
+
+    for _ in range(calls or 0):
+        double()
+
+    def body(carry: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        before = weights * x
+        write = double if calls is not None else lambda: weights.set_data(np.full(3, 2.0))
+        together(lambda number: number or write())
+        return carry + before, weights + carry
+
+    xs = Tensor(np.ones((2, 3)), device=device)
+    last, outs = Tensor.scan(body, Tensor(np.zeros(3), device=device), xs)
+    now = 2.0 ** ((calls or 0) + 1)
+    assert last.tolist() == [2 * now] * 3 and outs.tolist() == [[now] * 3, [2 * now] * 3]
+
+
 @pytest.mark.parametrize("way", ["straight", "general", "of another step"])
 def test_a_replay_that_writes_and_readers(way: str, device: str) -> None:
     """Who reads what a replay writes sees it as it was before a step or after, never in between.

@@ -388,6 +388,19 @@ def test_views_of_parameters_follow_the_optimizer(on_device, captured, realized)
         assert w.grad.tolist() == [1, 0, number]
 
 
+@pytest.mark.parametrize("show", [
+    lambda x: x[...], lambda x: x[:2], lambda x: x.reshape(2), lambda x: x.flatten(),
+    lambda x: x.permute(0), lambda x: x.expand(2), lambda x: x[1:],
+])  # fmt: skip
+def test_no_gradient_through_a_view_of_no_grad(on_device, show):
+    """Nor through one that shows all there is."""
+    leaf, other = (Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    with Tensor.no_grad():
+        view = show(leaf)
+    (view * other[: len(view)]).sum().backward()
+    assert leaf.grad is None and other.grad is not None
+
+
 def test_no_gradient_through_a_detached_view(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True)
     h = w * 3
