@@ -293,6 +293,7 @@ class Core(Holder, metaclass=_TensorType):
         if not self.made or self._shares_node():
             self._own_memory()
             views.written(self)
+            self.made = True  # once is enough, of what is frozen for a while
         self.stopped = False
 
     def _shares_node(self) -> bool:
