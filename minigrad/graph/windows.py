@@ -15,6 +15,7 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from minigrad.graph import build
 from minigrad.graph.axes import (
@@ -122,8 +123,36 @@ def overlap_add(
     part of each dimension that is wanted.
     """
     wanted = tuple((0, extent) for extent in shape) if ranges is None else tuple(ranges)
+    terms = [_added(term, windows, shape, wanted) for term in addends(g)]
+    result = reduce(Node.__add__, terms)
+    if ranges is None:
+        _origins[result] = g, tuple(windows), shape
+    return result
+
+
+def addends(node: Node) -> list[Node]:
+    """Terms that a node is the sum of, below movements and sums; itself if none is a product.
+
+    So are gradients of what is multiplied several times with other values: each product is one.
+    """
+    found: list[tuple[Node, list[Node]]] = []
+    stack: list[tuple[Node, list[Node]]] = [(node, [])]
+    while stack:
+        inner, above = stack.pop()
+        if inner.op is Op.ADD:
+            stack += [(source, above) for source in inner.src[::-1]]
+        elif inner.op in (Op.PERMUTE, Op.RESHAPE, Op.SUM):
+            stack.append((inner.src[0], [inner, *above]))
+        else:
+            found.append((inner, above))
+    if len(found) == 1 or all(inner.op is not Op.MUL for inner, _ in found):
+        return [node]
+    return [reduce(lambda x, step: build.rebuild(step, (x,)), above, term) for term, above in found]
+
+
+def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> Node:
+    """`overlap_add` of one term."""
     product = _factors(g, len(shape), windows)
-    origin = (g, tuple(windows), shape)
     # a single one needs no step, and overlaps none
     windows = [(a, size, size if g.shape[a] == 1 and gap == 1 else step, gap)
                for a, size, step, gap in windows]  # fmt: skip
@@ -165,10 +194,7 @@ def overlap_add(
     starts = [0 if axis in made else start for axis, (start, _) in enumerate(wanted)]
     stops = [b - a if axis in made else b for axis, (a, b) in enumerate(wanted)]
     total = build.reshape(total, tuple(merged))
-    result = build.shrink(_fitted(total, tuple(stops)), list(zip(starts, stops, strict=True)))
-    if ranges is None:
-        _origins[result] = origin
-    return result
+    return build.shrink(_fitted(total, tuple(stops)), list(zip(starts, stops, strict=True)))
 
 
 def cropped(g: Node, ranges: Ranges) -> Node:

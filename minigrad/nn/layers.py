@@ -162,8 +162,8 @@ class PReLU(Layer):
 class FunctionLayer(Layer):
     """A function of tensors; its other arguments are options, in their order, and attributes.
 
-    inplace is accepted where PyTorch has it: results are new tensors. weight and pos_weight are
-    buffers.
+    inplace, where PyTorch has it, writes the result to the input: a residual block that begins with
+    nn.ReLU(True) adds what that has left. weight and pos_weight are buffers.
     """
 
     function: ClassVar[Callable[..., Any]]
@@ -192,7 +192,7 @@ class FunctionLayer(Layer):
         """What the function gives."""
         options = {name: value for name, value in self._options().items() if name != "inplace"}
         result: Tensor = type(self).function(*inputs, **options)
-        return result
+        return inputs[0].copy_(result) if vars(self).get("inplace") else result
 
     def extra_repr(self) -> str:
         """The options, without what is off."""

@@ -7,6 +7,7 @@ stay in a cache. The cut depends on the shape only: so do the results, on any nu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import prod
 
 from minigrad.graph import build as graph_build
@@ -16,6 +17,7 @@ from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.windows import addends
 from minigrad.schedule.batch_last import batch_arranged
 from minigrad.schedule.materialize import (
     contraction_operands,
@@ -49,6 +51,22 @@ def _arranged(node: Node, src: Sequence[Node]) -> Node:
         return _scattered_onto(node)
     if node.op not in REDUCTIONS:
         return node
+    return reduce(Node.__add__, map(_reduced, _apart(node)))
+
+
+def _apart(node: Node) -> list[Node]:
+    """A SUM of large products that are added as a sum of each, and of what else is added."""
+    if node.src[0].op is not Op.ADD or not node.dtype.is_float:
+        return [node]
+    terms = addends(node)
+    products = [x for x in terms if contraction_operands(x) and numel(x.src[0].shape) >= LONG]
+    others = [x.src[0] for x in terms if x not in products]
+    if not products or not others:
+        return products or [node]
+    return [*products, graph_build.reduce(Op.SUM, reduce(Node.__add__, others), node.arg)]
+
+
+def _reduced(node: Node) -> Node:
     reduction, order = batch_arranged(node)
     return graph_build.permute(_split(reduction), order)
 

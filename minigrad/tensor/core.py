@@ -302,6 +302,7 @@ class Core(Holder, metaclass=_TensorType):
         elif not self.made or self._shares_node():
             self._own_memory()
             views.written(self)
+            self.made = True  # once is enough, of what is frozen for a while
         self.stopped = False
 
     def _leave_memory(self) -> None:

@@ -103,6 +103,21 @@ def test_the_gradient_of_a_convolution_is_one_sum(stride, monkeypatch):
     assert grad.shape == x.shape
 
 
+@pytest.mark.parametrize("outputs", [(5, 5, 5), (5, 4, 3)], ids=["same shape", "others"])
+def test_the_gradient_of_several_convolutions_is_a_sum_each(outputs):
+    """Of one image, as the branches of a block: none of them has an array of windows."""
+    x = Tensor.rand(2, 3, 9, 9).realize()
+    weights = [Tensor.rand(n, 3, 3, 3).realize() for n in outputs]
+    ys = [x.conv2d(w, padding=1) for w in weights]
+    seeds = [Tensor.rand(*y.shape).realize() for y in ys]
+    (grad,) = sum((y * s).sum() for y, s in zip(ys, seeds, strict=True)).gradient(x)
+    sums = [node for node in topological([grad.node]) if node.op is Op.SUM]
+    assert [sum_.src[0].op for sum_ in sums] == [Op.MUL] * len(outputs)
+    assert grad.shape == x.shape
+    alone = [y.gradient(x, gradient=s)[0] for y, s in zip(ys, seeds, strict=True)]
+    np.testing.assert_allclose(grad.numpy(), sum(alone).numpy(), rtol=1e-5)
+
+
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 1), (2, 0), (3, 1), (1, 3)])
 def test_cropped(start, end, by_remainder, reference):
     """A part of a sum of overlapping windows is made as such; every step meets every start."""

@@ -286,6 +286,28 @@ def test_a_gradient_of_a_given_leaf_that_is_changed_in_place(on_device, realized
     assert all(gradient.tolist() == value for gradient, value in old)
 
 
+def test_a_network_that_is_frozen_for_a_step(on_device):
+    """As a critic is in its generator's step; its parameters begin as computed ones."""
+    critic, generator = nn.LayerNorm(4), nn.Linear(4, 4)
+    optimizer = nn.optim.SGD(generator.parameters(), lr=0.1)
+
+    @jit
+    def step(x):
+        for parameter in critic.parameters():
+            parameter.requires_grad_(False)
+        optimizer.zero_grad()
+        loss = critic(generator(x)).square().mean()
+        loss.backward()
+        optimizer.step()
+        for parameter in critic.parameters():
+            parameter.requires_grad_(True)
+        return loss
+
+    for _ in range(4):
+        step(Tensor(data(5, 4)))
+    assert all(parameter.grad is None for parameter in critic.parameters())
+
+
 def test_gradients_that_add_up_are_refused(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True)
 

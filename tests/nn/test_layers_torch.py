@@ -150,6 +150,25 @@ def test_reprs(text):
     assert repr(made(text, nn)) == repr(made(text, tnn))
 
 
+@pytest.mark.parametrize("kind", ["ReLU", "LeakyReLU", "Hardswish", "SiLU"])
+def test_what_writes_to_its_input(kind, on_device):
+    """A block adds what its first layer has left of its input, with that one's gradient."""
+    generator = np.random.default_rng(13)
+    x, results = generator.standard_normal((3, 4)).astype(np.float32), []
+    w = generator.standard_normal((4, 4)).astype(np.float32)
+    for library, kinds in ((torch.tensor, tnn), (Tensor, nn)):
+        weight = library(w, requires_grad=True)
+        layer = getattr(kinds, kind)(inplace=True)
+        hidden = library(x) @ weight
+        out = hidden + 2 * layer(hidden)
+        out.square().sum().backward()
+        read = library(x)
+        assert layer(read) is read
+        results.append([out.detach(), weight.grad, hidden.detach(), read])
+    for theirs, ours in zip(*results, strict=True):
+        close(ours, theirs)
+
+
 @pytest.mark.parametrize("text", ["GRUCell(5, 4)", "RNNCell(5, 4)", "LSTMCell(5, 4)",
                                   "RNNCell(5, 4, False, 'relu')"])  # fmt: skip
 def test_cells(text, on_device):
