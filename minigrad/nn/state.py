@@ -140,7 +140,7 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
                 raise KeyError(f"safe_load: {path} says that {part.name} has {missing[:8]}")
             result.update((name, found[name]) for name in names)
         return result
-    where = Device.canonical(device or Device.DEFAULT)
+    where = Device.canonical(device)
     try:
         entries = package.deserialize(Path(path).read_bytes())
     except package.SafetensorError as error:
