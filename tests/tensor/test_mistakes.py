@@ -278,7 +278,7 @@ REFUSED = {
     "X.reshape(-2, -3)": "extents ≥ 0 and at most one −1",
     "Tensor.einsum('ij->ijj', X)": "names a dimension twice",
     "Tensor.einsum('ij.->ij', X)": "does not name the dimensions of an operand with 2",
-    "Tensor.einsum('...j->..j', X)": "output '.' is in no operand",
+    "Tensor.einsum('...j->.j', X)": "output '.' is in no operand",
     "Tensor.einsum('ii', X)": "2 and 3 of one operand",
     "Tensor.linspace(0, 1, -1)": "an int ≥ 0",
     "X[0].meshgrid(X[1], indexing='yx')": "'ij' or 'xy'",
