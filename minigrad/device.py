@@ -413,7 +413,7 @@ class _Devices:
 
     @DEFAULT.setter
     def DEFAULT(self, name: str) -> None:
-        put("DEVICE", self.canonical(name))
+        put("DEVICE", self._spell(name))
 
     def add_mesh(self, mesh: Any) -> None:
         """Let a mesh be a device, known by its name and by the tuple of its devices."""
@@ -424,11 +424,12 @@ class _Devices:
                 self.meshes[mesh.name], meshes[mesh.name] = mesh, mesh.sizes
                 self.opened[mesh.name] = runtime
 
-    def canonical(self, name: str) -> str:
+    def canonical(self, name: str | None) -> str:
         """One spelling per device: "cpu" and "CPU:0" are "CPU". DeviceError for unknown kinds.
 
-        A mesh, and the `.device` of a tensor on one, stand for the mesh's name.
+        A mesh, and the `.device` of a tensor on one, stand for the mesh's name; None for DEFAULT.
         """
+        name = self.DEFAULT if name is None else name
         known = self._spelled.get(name) if name.__class__ is str else None
         if known is None:
             known = self._spell(name)

@@ -68,13 +68,13 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Removes what was left beside it where a process was killed that saved to the same path.
     """
-    failure: Any = require("safetensors").SafetensorError
+    require("safetensors")
     nn.state.remove_leftovers(path)
     try:
         tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (failure, MinigradError, TypeError, ValueError) as error:
+    except (MinigradError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
     stored = metadata.pop(CHECKSUM, None)  # files of other programs have none
     if stored is not None and stored != checksum(tensors, metadata):

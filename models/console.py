@@ -24,6 +24,7 @@ from minigrad.models.metrics import shown
 from minigrad.runtimes.host import memory_bytes
 from minigrad.settings import put
 
+MOST_RANKS = 1024  # each is a thread, or a process, with a model of its own
 MOST = 10**18  # of whole numbers; of others its square. Products of what is more are infinite.
 
 
@@ -231,10 +232,12 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
 
 
 def check_device_of_ranks(ranks: int) -> None:
-    """InputError where several ranks were to be on devices that exchange nothing.
+    """InputError where several ranks were to be on devices that exchange nothing, or too many.
 
     Said before they begin: one that fails on its own device takes the others with it.
     """
+    if ranks > MOST_RANKS:
+        raise InputError(f"{ranks:,} ranks: expected at most {MOST_RANKS:,}")
     kind = Device.DEFAULT.partition(":")[0]
     if ranks > 1 and kind not in ("CPU", "REF"):
         raise InputError(

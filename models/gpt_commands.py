@@ -272,10 +272,10 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     flags.wanted, flags.checkpoint = flags.checkpoint, place_of_checkpoint(flags, given)
     if flags.lr is None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
-    if flags.pp > 1 and not flags.micro:
-        flags.micro = micro_batches(flags)
     if is_divided(flags):
         console.check_device_of_ranks(flags.dp * flags.ep * flags.tp * flags.pp)
+        if flags.pp > 1 and not flags.micro:
+            flags.micro = micro_batches(flags)
         with ending_all(), traced(flags.trace):
             train_command(flags, earlier)
         return

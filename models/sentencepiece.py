@@ -76,32 +76,34 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> SentencePieceTokenizer:
-        """Of what `to_json` wrote, already parsed."""
-        if not len(stored["tokens"]) == len(stored["scores"]) == len(stored["kinds"]):
-            raise ValueError("its tokens, scores and kinds differ in number")
-        return cls(stored["tokens"], stored["scores"], stored["kinds"], stored["prefix"],
-                   stored["first"])  # fmt: skip
+        """Of what `to_json` wrote, already parsed; InputError for something else."""
+        return _checked(stored["tokens"], stored["scores"], stored["kinds"],
+                        stored["prefix"] is not False, stored["first"])  # fmt: skip
 
 
-def of_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
-    """The tokenizer of the kind "llama" in a GGUF file's metadata; InputError where it is none."""
-    prefix = "tokenizer.ggml."
-    tokens, scores = metadata.get(prefix + "tokens"), metadata.get(prefix + "scores")
-    kinds = metadata.get(prefix + "token_type")
+def _checked(
+    tokens: Any, scores: Any, kinds: Any, prefix: bool, first: Any
+) -> SentencePieceTokenizer:
+    """The tokenizer of what a file says; InputError where its parts do not fit one another."""
     for values, kind in ((tokens, str), (scores, float), (kinds, int)):
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
             raise InputError("its tokenizer has no lists of tokens, scores and kinds")
-    assert isinstance(tokens, list) and isinstance(scores, list) and isinstance(kinds, list)
     byte = re.compile("<0x[0-9A-Fa-f]{2}>")
     fits = len(tokens) == len(scores) == len(kinds) and all(
         byte.fullmatch(token) for token, kind in zip(tokens, kinds, strict=False) if kind == BYTE
     )
     if not fits:
         raise InputError("its tokenizer's tokens, scores and kinds do not fit one another")
-    first = metadata.get(prefix + "bos_token_id")
-    wanted = metadata.get(prefix + "add_bos_token", True) is not False
     known = type(first) is int and 0 <= first < len(tokens)
-    return SentencePieceTokenizer(
-        tokens, scores, kinds, metadata.get(prefix + "add_space_prefix", True) is not False,
-        first if wanted and known else None,
+    return SentencePieceTokenizer(tokens, scores, kinds, prefix, first if known else None)
+
+
+def of_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
+    """The tokenizer of the kind "llama" in a GGUF file's metadata; InputError where it is none."""
+    prefix = "tokenizer.ggml."
+    told = (metadata.get(prefix + name) for name in ("tokens", "scores", "token_type"))
+    wanted = metadata.get(prefix + "add_bos_token", True) is not False
+    return _checked(
+        *told, metadata.get(prefix + "add_space_prefix", True) is not False,
+        metadata.get(prefix + "bos_token_id") if wanted else None,
     )  # fmt: skip

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar
 
 from minigrad.array_api import dtypes as kinds
+from minigrad.device import Device
 from minigrad.dtype import DType
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import KINDS, Kind
 
 
 class Array:
@@ -101,7 +104,7 @@ class Array:
         """The same values on another device."""
         if stream is not None:
             raise ValueError(f"to_device(stream={stream!r}): devices have no streams; pass None")
-        return self._of(self._tensor.to(device))
+        return self._of(self._tensor.to(Device.canonical(device)))
 
     def __repr__(self) -> str:
         return f"Array({self._tensor.tolist()}, dtype={self.dtype.name}, device={self.device!r})"
@@ -170,6 +173,14 @@ class Array:
         return _unary("~", kinds.INTEGER_OR_BOOL, self, Tensor.bitwise_not)
 
 
+KINDS["Array"] = Kind(frozenset({Array}), lambda value: False, "an array; asarray(…) makes one")
+KINDS["float | Array"] = Kind(
+    frozenset({float, int, Array}), lambda value: isinstance(value, Real), "a number or an array"
+)
+KINDS["Sequence[Array]"] = Kind(
+    frozenset(), lambda value: isinstance(value, (list, tuple)) and {*map(type, value)} <= {Array},
+    "arrays in a list",
+)  # fmt: skip
 Operation = Callable[[Any, Any], Any]
 Kinds = tuple[DType, ...]
 
@@ -187,6 +198,8 @@ def _key(key: Any) -> Any:
 
 def _scalar(value: Any, beside: Array) -> Array:
     """A Python number of the kind of the array beside it, in the dtype of that."""
+    if not isinstance(value, (bool, int, float)):
+        raise TypeError(f"a {type(value).__name__} beside an array: expected an array or a number")
     dtype = kinds.result_type(beside.dtype, value)
     if dtype.is_int and not dtype.minimum <= value <= dtype.maximum:
         raise OverflowError(f"{value} does not fit into {dtype.name}")
@@ -195,6 +208,8 @@ def _scalar(value: Any, beside: Array) -> Array:
 
 def _check(name: str, allowed: Kinds, *arrays: Array) -> None:
     for array in arrays:
+        if not isinstance(array, Array):
+            raise TypeError(f"{name}({type(array).__name__}): expected an array")
         if array.dtype not in allowed:
             raise TypeError(
                 f"{name} of an array of {array.dtype.name}: expected one of "
@@ -203,8 +218,6 @@ def _check(name: str, allowed: Kinds, *arrays: Array) -> None:
 
 
 def _unary(name: str, allowed: Kinds, x: Array, apply: Callable[[Any], Any]) -> Array:
-    if not isinstance(x, Array):
-        raise TypeError(f"{name}({type(x).__name__}): expected an array")
     _check(name, allowed, x)
     return Array._of(apply(x._tensor))
 

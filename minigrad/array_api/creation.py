@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from minigrad.array_api import dtypes as kinds
-from minigrad.array_api.array import Array
-from minigrad.dtype import DType
+from minigrad.array_api.array import Array, _check
+from minigrad.dtype import DType, DTypeLike, dtype_or
 from minigrad.tensor import Tensor, hostdata
-
-Shape = int | tuple[int, ...]
+from minigrad.tensor.arguments import check_functions
 
 
 def asarray(
-    obj: Any, /, *, dtype: DType | None = None, device: str | None = None, copy: bool | None = None
+    obj: Any, /, *, dtype: DTypeLike = None, device: str | None = None, copy: bool | None = None
 ) -> Array:
     """An array of numbers, nested sequences, another array, or anything with DLPack or `__array__`.
 
     Python ints give int64 and floats float32. copy=False raises ValueError where a copy is needed.
     """
     if isinstance(obj, Array):
-        found = astype(obj, dtype or obj.dtype, copy=bool(copy), device=device)
+        found = astype(obj, dtype_or(dtype, obj.dtype), copy=bool(copy), device=device)
         if copy is False and found is not obj:
             raise ValueError("asarray(copy=False): another dtype or device needs a copy")
         return found
@@ -29,7 +29,7 @@ def asarray(
             return Array._of(Tensor.from_dlpack(obj, device=device, copy=False))
         raise ValueError(f"asarray({type(obj).__name__}, copy=False): its values must be copied")
     obj = _plain(obj)
-    tensor = Tensor(obj, dtype=dtype or _default(obj), device=device)
+    tensor = Tensor(obj, dtype=_wanted(dtype, obj), device=device)
     return Array._of(tensor)
 
 
@@ -40,10 +40,10 @@ def _plain(obj: Any) -> Any:
     return obj._tensor.tolist() if isinstance(obj, Array) else obj
 
 
-def _default(obj: Any) -> DType | None:
-    """The dtype of Python numbers; None for an array, which keeps its own."""
-    if not isinstance(obj, (bool, int, float, list)):
-        return None
+def _wanted(dtype: DTypeLike, obj: Any) -> DTypeLike:
+    """dtype, or that of Python numbers; None for an array, which keeps its own."""
+    if dtype is not None or not isinstance(obj, (bool, int, float, list)):
+        return dtype
     *_, found = hostdata.read(obj, None)
     return kinds.DEFAULT_INTEGER if found is kinds.int32 else found
 
@@ -54,20 +54,20 @@ def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = Non
 
 
 def arange(
-    start: float, /, stop: float | None = None, step: float = 1, *, dtype: DType | None = None,
+    start: float, /, stop: float | None = None, step: float = 1, *, dtype: DTypeLike = None,
     device: str | None = None,
 ) -> Array:  # fmt: skip
     """start, start + step, … before stop."""
-    wanted = dtype or _default([start, step] if stop is None else [start, stop, step])
+    wanted = _wanted(dtype, [start, step] if stop is None else [start, stop, step])
     return Array._of(Tensor.arange(start, stop, step, dtype=wanted, device=device))
 
 
 def linspace(
-    start: float, stop: float, /, num: int, *, dtype: DType | None = None,
+    start: float, stop: float, /, num: int, *, dtype: DTypeLike = None,
     device: str | None = None, endpoint: bool = True,
 ) -> Array:  # fmt: skip
     """num numbers from start to stop, which is left out with endpoint=False."""
-    wanted = dtype or kinds.DEFAULT_FLOAT
+    wanted = dtype_or(dtype, kinds.DEFAULT_FLOAT)
     if num < 0:
         raise ValueError(f"linspace(num={num}): expected a number of elements from 0 on")
     steps = num if endpoint else num + 1
@@ -75,36 +75,42 @@ def linspace(
 
 
 def full(
-    shape: Shape, fill_value: Any, *, dtype: DType | None = None, device: str | None = None
-) -> Array:
+    shape: int | Sequence[int], fill_value: Any, *, dtype: DTypeLike = None,
+    device: str | None = None,
+) -> Array:  # fmt: skip
     """An array of one value."""
-    wanted = dtype or _default(fill_value)
+    wanted = _wanted(dtype, fill_value)
     return Array._of(Tensor.full(shape, fill_value, dtype=wanted, device=device))
 
 
-def zeros(shape: Shape, *, dtype: DType | None = None, device: str | None = None) -> Array:
+def zeros(
+    shape: int | Sequence[int], *, dtype: DTypeLike = None, device: str | None = None
+) -> Array:
     """An array of zeros, float32 unless told otherwise."""
-    return full(shape, 0, dtype=dtype or kinds.DEFAULT_FLOAT, device=device)
+    return full(shape, 0, dtype=dtype_or(dtype, kinds.DEFAULT_FLOAT), device=device)
 
 
-def ones(shape: Shape, *, dtype: DType | None = None, device: str | None = None) -> Array:
+def ones(
+    shape: int | Sequence[int], *, dtype: DTypeLike = None, device: str | None = None
+) -> Array:
     """An array of ones, float32 unless told otherwise."""
-    return full(shape, 1, dtype=dtype or kinds.DEFAULT_FLOAT, device=device)
+    return full(shape, 1, dtype=dtype_or(dtype, kinds.DEFAULT_FLOAT), device=device)
 
 
 def full_like(
-    x: Array, /, fill_value: Any, *, dtype: DType | None = None, device: str | None = None
+    x: Array, /, fill_value: Any, *, dtype: DTypeLike = None, device: str | None = None
 ) -> Array:
     """An array of one value in the shape of x."""
-    return full(x.shape, fill_value, dtype=dtype or x.dtype, device=device or x.device)
+    where = x.device if device is None else device
+    return full(x.shape, fill_value, dtype=dtype_or(dtype, x.dtype), device=where)
 
 
-def zeros_like(x: Array, /, *, dtype: DType | None = None, device: str | None = None) -> Array:
+def zeros_like(x: Array, /, *, dtype: DTypeLike = None, device: str | None = None) -> Array:
     """Zeros in the shape of x."""
     return full_like(x, 0, dtype=dtype, device=device)
 
 
-def ones_like(x: Array, /, *, dtype: DType | None = None, device: str | None = None) -> Array:
+def ones_like(x: Array, /, *, dtype: DTypeLike = None, device: str | None = None) -> Array:
     """Ones in the shape of x."""
     return full_like(x, 1, dtype=dtype, device=device)
 
@@ -113,7 +119,7 @@ empty, empty_like = zeros, zeros_like  # no particular values
 
 
 def eye(
-    n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: DType | None = None,
+    n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: DTypeLike = None,
     device: str | None = None,
 ) -> Array:  # fmt: skip
     """Ones on the k-th diagonal."""
@@ -121,13 +127,14 @@ def eye(
         raise ValueError(f"eye({n_rows}, {n_cols}): expected extents from 0 on")
     rows = Tensor.arange(n_rows, device=device).unsqueeze(1)
     columns = Tensor.arange(n_rows if n_cols is None else n_cols, device=device)
-    return Array._of((columns - rows).eq(k).cast(dtype or kinds.DEFAULT_FLOAT))
+    return Array._of((columns - rows).eq(k).cast(dtype_or(dtype, kinds.DEFAULT_FLOAT)))
 
 
 def meshgrid(*arrays: Array, indexing: str = "xy") -> list[Array]:
     """Coordinate arrays of vectors."""
     if not arrays:
         return []
+    _check("meshgrid", kinds.ALL, *arrays)
     tensors = [array._tensor for array in arrays]
     return [Array._of(t) for t in tensors[0].meshgrid(*tensors[1:], indexing=indexing)]
 
@@ -142,9 +149,14 @@ def triu(x: Array, /, *, k: int = 0) -> Array:
     return Array._of(x._tensor.triu(k))
 
 
-def astype(x: Array, dtype: DType, /, *, copy: bool = True, device: str | None = None) -> Array:
+def astype(
+    x: Array, dtype: DType | str, /, *, copy: bool = True, device: str | None = None
+) -> Array:
     """The values in another dtype."""
     if dtype is x.dtype and device in (None, x.device):
         return Array._of(x._tensor.clone()) if copy else x
-    tensor = x._tensor if device is None else x._tensor.to(device)
-    return Array._of(tensor.cast(dtype))
+    there = x if device is None else x.to_device(device)
+    return Array._of(there._tensor.cast(dtype))
+
+
+check_functions(globals())

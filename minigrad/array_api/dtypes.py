@@ -83,13 +83,15 @@ def finfo(type: Any, /) -> FloatLimits:
 
 def isdtype(dtype: DType, kind: Any) -> Any:
     """Whether a dtype is another, of a kind such as "integral", or of one of several."""
+    if not isinstance(dtype, DType):
+        raise TypeError(f"isdtype({dtype!r}): expected a dtype, as float32")
     if isinstance(kind, tuple):
         return any(isdtype(dtype, one) for one in kind)
     if isinstance(kind, str):
         if kind not in _KINDS:
             raise ValueError(f"isdtype(kind={kind!r}): expected one of {', '.join(_KINDS)}")
         return dtype in _KINDS[kind]
-    return dtype is kind
+    return dtype is _dtype_of(kind)
 
 
 def _combine(one: DType, other: DType) -> DType:
@@ -121,8 +123,9 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
 
 def can_cast(from_: Any, to: DType, /) -> Any:
     """Whether promotion may turn one dtype into another."""
+    one, other = _dtype_of(from_), _dtype_of(to)
     try:
-        return _combine(_dtype_of(from_), to) is to
+        return _combine(one, other) is other
     except TypeError:
         return False
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from minigrad.array_api import dtypes as kinds
-from minigrad.array_api.array import Array, Kinds, _binary, _scalar, _unary
+from minigrad.array_api.array import Array, Kinds, _binary, _check, _scalar, _unary
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 
 
 def _one(
@@ -78,6 +79,7 @@ def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
     for bound, nearer in ((min, Tensor.maximum), (max, Tensor.minimum)):
         if bound is not None:
             limit = bound if isinstance(bound, Array) else _scalar(bound, x)
+            _check("clip", kinds.NUMERIC, x, limit)
             tensor = nearer(tensor, limit._tensor.cast(x.dtype))
     return Array._of(tensor.clone() if tensor is x._tensor else tensor)
 
@@ -88,3 +90,4 @@ def where(condition: Array, x1: Any, x2: Any, /) -> Array:
 
 
 _named(globals())
+check_functions(globals())

@@ -14,8 +14,9 @@ from minigrad.array_api.array import Array, _binary, _check
 from minigrad.array_api.elementwise import _named, _two
 from minigrad.array_api.manipulation import _common_axis, matrix_transpose
 from minigrad.array_api.statistics import sum
-from minigrad.dtype import DType
-from minigrad.tensor.broadcasting import axes_of
+from minigrad.dtype import DTypeLike
+from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import Axes, axes_of
 from minigrad.tensor.results import EighResult, QRResult, SlogdetResult, SVDResult
 
 __all__ = [
@@ -50,13 +51,13 @@ def diagonal(x: Array, /, *, offset: int = 0) -> Array:
     return Array._of(x._tensor.diagonal(offset, -2, -1))
 
 
-def trace(x: Array, /, *, offset: int = 0, dtype: DType | None = None) -> Array:
+def trace(x: Array, /, *, offset: int = 0, dtype: DTypeLike = None) -> Array:
     """The sum of a diagonal of each matrix."""
     return sum(diagonal(x, offset=offset), axis=-1, dtype=dtype)
 
 
 def vector_norm(
-    x: Array, /, *, axis: int | tuple[int, ...] | None = None, keepdims: Any = False,
+    x: Array, /, *, axis: Axes = None, keepdims: bool = False,
     ord: float = 2,
 ) -> Array:  # fmt: skip
     """(Σ |x|^ord)^(1/ord); the largest |x| for inf, the smallest for -inf, a count for 0."""
@@ -64,9 +65,9 @@ def vector_norm(
     return Array._of(x._tensor.norm(ord, axes_of("vector_norm", axis, x.ndim, 0), keepdims))
 
 
-def matrix_norm(x: Array, /, *, keepdims: Any = False, ord: Any = "fro") -> Array:
+def matrix_norm(x: Array, /, *, keepdims: bool = False, ord: Any = "fro") -> Array:
     """Frobenius, nuclear ("nuc"), 1, 2, inf and their negatives."""
-    return Array._of(linalg.matrix_norm(x._tensor, ord, keepdim=bool(keepdims)))
+    return Array._of(linalg.matrix_norm(x._tensor, ord, keepdim=keepdims))
 
 
 def matrix_power(x: Array, n: int, /) -> Array:
@@ -82,9 +83,9 @@ def qr(x: Array, /, *, mode: str = "reduced") -> QRResult[Array]:
     return QRResult(*map(Array._of, x._tensor.qr(mode)))
 
 
-def svd(x: Array, /, *, full_matrices: Any = True) -> SVDResult[Array]:
+def svd(x: Array, /, *, full_matrices: bool = True) -> SVDResult[Array]:
     """x = U·diag(S)·Vh with S falling."""
-    return SVDResult(*map(Array._of, x._tensor.svd(full_matrices=bool(full_matrices))))
+    return SVDResult(*map(Array._of, x._tensor.svd(full_matrices=full_matrices)))
 
 
 def svdvals(x: Array, /) -> Array:
@@ -102,9 +103,9 @@ def eigvalsh(x: Array, /) -> Array:
     return eigh(x).eigenvalues
 
 
-def cholesky(x: Array, /, *, upper: Any = False) -> Array:
+def cholesky(x: Array, /, *, upper: bool = False) -> Array:
     """L with x = L·Lᵀ, or its transpose; NaN where x is not positive definite."""
-    return Array._of(linalg.cholesky(x._tensor, upper=bool(upper)))
+    return Array._of(linalg.cholesky(x._tensor, upper=upper))
 
 
 def solve(x1: Array, x2: Array, /) -> Array:
@@ -117,16 +118,16 @@ def inv(x: Array, /) -> Array:
     return Array._of(linalg.inv(x._tensor))
 
 
-def pinv(x: Array, /, *, rtol: Any = None) -> Array:
+def pinv(x: Array, /, *, rtol: float | Array | None = None) -> Array:
     """The Moore–Penrose inverse; singular values below rtol · the largest count as zero."""
     return Array._of(linalg.pinv(x._tensor, rtol=_plain(rtol)))
 
 
-def _plain(rtol: Any) -> Any:
+def _plain(rtol: float | Array | None) -> Any:
     return rtol._tensor if isinstance(rtol, Array) else rtol
 
 
-def matrix_rank(x: Array, /, *, rtol: Any = None) -> Array:
+def matrix_rank(x: Array, /, *, rtol: float | Array | None = None) -> Array:
     """How many singular values are above rtol · the largest."""
     rank = linalg.matrix_rank(x._tensor, rtol=_plain(rtol))
     return Array._of(rank.cast(kinds.DEFAULT_INTEGER))
@@ -143,3 +144,4 @@ def det(x: Array, /) -> Array:
 
 
 _named(globals())
+check_functions(globals())

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad.array_api.array import Array
-from minigrad.array_api.dtypes import result_type
+from minigrad.array_api import dtypes as kinds
+from minigrad.array_api.array import Array, _check
 from minigrad.errors import misfit
 from minigrad.tensor import Tensor
-from minigrad.tensor.broadcasting import axes_of, axis_of
+from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import Axes, axes_of, axis_of
 
 
 def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
@@ -30,11 +31,12 @@ def _check_integers(name: str, x: Array) -> None:
 
 def broadcast_arrays(*arrays: Array) -> list[Array]:
     """All arrays in the shape that they have together."""
+    _check("broadcast_arrays", kinds.ALL, *arrays)
     tensors = [array._tensor for array in arrays]
     return [Array._of(wide) for wide in Tensor.broadcast_tensors(*tensors)] if arrays else []
 
 
-def broadcast_to(x: Array, /, shape: tuple[int, ...]) -> Array:
+def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
     """x repeated along axes of extent 1 and new leading axes."""
     if min(shape, default=0) < 0:
         raise ValueError(f"broadcast_to: the shape {shape} has a negative extent")
@@ -50,7 +52,7 @@ def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
 
 
 def _promoted(arrays: Sequence[Array]) -> list[Tensor]:
-    dtype = result_type(*arrays)
+    dtype = kinds.result_type(*arrays)
     return [array._tensor.cast(dtype) for array in arrays]
 
 
@@ -59,7 +61,7 @@ def expand_dims(x: Array, /, axis: int = 0) -> Array:
     return Array._of(x._tensor.unsqueeze(axis))
 
 
-def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
+def squeeze(x: Array, /, axis: int | Sequence[int]) -> Array:
     """x without axes of extent 1."""
     axes = axes_of("squeeze", axis, x.ndim, 0)
     for one in axes:
@@ -69,12 +71,12 @@ def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
     return Array._of(x._tensor.reshape(kept))
 
 
-def flip(x: Array, /, *, axis: int | tuple[int, ...] | None = None) -> Array:
+def flip(x: Array, /, *, axis: Axes = None) -> Array:
     """x with the order of elements reversed along axes (all by default)."""
     return Array._of(x._tensor.flip(axes_of("flip", axis, x.ndim, 0)))
 
 
-def permute_dims(x: Array, /, axes: tuple[int, ...]) -> Array:
+def permute_dims(x: Array, /, axes: Sequence[int]) -> Array:
     """x with its axes in another order."""
     return Array._of(x._tensor.permute(*axes))
 
@@ -84,18 +86,18 @@ def matrix_transpose(x: Array, /) -> Array:
     return x.mT
 
 
-def moveaxis(x: Array, source: Any, destination: Any, /) -> Array:
+def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[int], /) -> Array:
     """x with axes moved to new places, the others in their order."""
     return Array._of(x._tensor.movedim(source, destination))
 
 
-def reshape(x: Array, /, shape: tuple[int, ...], *, copy: bool | None = None) -> Array:
+def reshape(x: Array, /, shape: Sequence[int], *, copy: bool | None = None) -> Array:
     """The same elements in another shape."""
     tensor = x._tensor.clone() if copy else x._tensor
     return Array._of(tensor.reshape(tuple(shape)))
 
 
-def roll(x: Array, /, shift: Any, *, axis: Any = None) -> Array:
+def roll(x: Array, /, shift: int | Sequence[int], *, axis: Axes = None) -> Array:
     """Elements moved along axes, those that fall out coming in at the other end."""
     shifts = [shift] * len(axis) if isinstance(shift, int) and isinstance(axis, tuple) else shift
     return Array._of(x._tensor.roll(shifts, axis))
@@ -113,9 +115,9 @@ def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:
     return tuple(map(Array._of, x._tensor.unbind(axis)))
 
 
-def tile(x: Array, repetitions: tuple[int, ...], /) -> Array:
+def tile(x: Array, repetitions: Sequence[int], /) -> Array:
     """x repeated along each axis."""
-    if not all(isinstance(times, int) and times >= 0 for times in repetitions):
+    if min(repetitions, default=0) < 0:
         raise ValueError(f"tile({repetitions}): expected whole numbers from 0 on")
     return Array._of(x._tensor.tile(repetitions))
 
@@ -167,3 +169,6 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast, as for `take`."""
     place = axis_of("take_along_axis", axis, x.ndim, 0)
     return Array._of(x._tensor._take_along("take_along_axis", indices._tensor, place))
+
+
+check_functions(globals())

@@ -7,98 +7,101 @@ from typing import Any, NamedTuple
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _check
 from minigrad.array_api.manipulation import concat
-from minigrad.dtype import DType
+from minigrad.dtype import DType, DTypeLike
 from minigrad.tensor import Tensor
-from minigrad.tensor.broadcasting import axes_of, axis_of
-
-Axis = int | tuple[int, ...] | None
+from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import Axes, axes_of, axis_of
 
 
 def _reduced(
-    name: str, allowed: tuple[DType, ...], x: Array, axis: Axis, keepdims: Any, **options: Any
+    name: str, allowed: tuple[DType, ...], x: Array, axis: Axes, keepdims: bool, **options: Any
 ) -> Array:
     _check(name, allowed, x)
     reduce = getattr(Tensor, name)
     return Array._of(reduce(x._tensor, axes_of(name, axis, x.ndim, 0), keepdims, **options))
 
 
-def sum(x: Array, /, *, axis: Axis = None, dtype: DType | None = None,
-        keepdims: Any = False) -> Array:  # fmt: skip
+def sum(x: Array, /, *, axis: Axes = None, dtype: DTypeLike = None,
+        keepdims: bool = False) -> Array:  # fmt: skip
     """The sum over axes; integers are added in 64 bits."""
     return _reduced("sum", kinds.NUMERIC, x, axis, keepdims, dtype=dtype)
 
 
-def prod(x: Array, /, *, axis: Axis = None, dtype: DType | None = None,
-         keepdims: Any = False) -> Array:  # fmt: skip
+def prod(x: Array, /, *, axis: Axes = None, dtype: DTypeLike = None,
+         keepdims: bool = False) -> Array:  # fmt: skip
     """The product over axes; integers are multiplied in 64 bits."""
     return _reduced("prod", kinds.NUMERIC, x, axis, keepdims, dtype=dtype)
 
 
-def max(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
+def max(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     """The largest element; NaN wins."""
     return _reduced("max", kinds.NUMERIC, x, axis, keepdims)
 
 
-def min(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
+def min(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     """The smallest element; NaN wins."""
     return _reduced("min", kinds.NUMERIC, x, axis, keepdims)
 
 
-def mean(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
+def mean(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     """The arithmetic mean."""
     return _reduced("mean", kinds.FLOATING, x, axis, keepdims)
 
 
-def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: Any = False) -> Array:
+def var(
+    x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
+) -> Array:
     """The mean square distance from the mean, over N − correction."""
     return _spread("var", x, axis, correction, keepdims)
 
 
-def _spread(name: str, x: Array, axis: Axis, correction: float, keepdims: Any) -> Array:
+def _spread(name: str, x: Array, axis: Axes, correction: float, keepdims: bool) -> Array:
     _check(name, kinds.FLOATING, x)
     found = getattr(x._tensor, name)
     axes = axes_of(name, axis, x.ndim, 0)
     return Array._of(found(axes, correction=correction, keepdim=keepdims))
 
 
-def std(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: Any = False) -> Array:
+def std(
+    x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
+) -> Array:
     """The square root of `var`."""
     return _spread("std", x, axis, correction, keepdims)
 
 
-def any(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
+def any(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     """Whether some element is not zero."""
     return _reduced("any", kinds.ALL, x, axis, keepdims)
 
 
-def all(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
+def all(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     """Whether no element is zero."""
     return _reduced("all", kinds.ALL, x, axis, keepdims)
 
 
-def count_nonzero(x: Array, /, *, axis: Axis = None, keepdims: Any = False) -> Array:
+def count_nonzero(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     """How many elements are not zero."""
     return sum(Array._of(x._tensor.ne(0).cast(kinds.int64)), axis=axis, keepdims=keepdims)
 
 
-def argmax(x: Array, /, *, axis: int | None = None, keepdims: Any = False) -> Array:
+def argmax(x: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
     """Where the largest element is, the first of equals; of the flat array with axis=None."""
     return _place("argmax", x, axis, keepdims)
 
 
-def argmin(x: Array, /, *, axis: int | None = None, keepdims: Any = False) -> Array:
+def argmin(x: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
     """Where the smallest element is, the first of equals; of the flat array with axis=None."""
     return _place("argmin", x, axis, keepdims)
 
 
-def _place(name: str, x: Array, axis: int | None, keepdims: Any) -> Array:
+def _place(name: str, x: Array, axis: int | None, keepdims: bool) -> Array:
     _check(name, kinds.NUMERIC, x)
     place = None if axis is None else axis_of(name, axis, x.ndim, 0)
     return Array._of(getattr(Tensor, name)(x._tensor, place, keepdims).cast(kinds.DEFAULT_INTEGER))
 
 
 def _cumulative(
-    name: str, x: Array, axis: int | None, dtype: DType | None, initial: Any, start: int
+    name: str, x: Array, axis: int | None, dtype: DTypeLike, initial: bool, start: int
 ) -> Array:
     _check(name, kinds.NUMERIC, x)
     if axis is None and x.ndim != 1:
@@ -113,14 +116,14 @@ def _cumulative(
     return concat([Array._of(first), result], axis=place)
 
 
-def cumulative_sum(x: Array, /, *, axis: int | None = None, dtype: DType | None = None,
-                   include_initial: Any = False) -> Array:  # fmt: skip
+def cumulative_sum(x: Array, /, *, axis: int | None = None, dtype: DTypeLike = None,
+                   include_initial: bool = False) -> Array:  # fmt: skip
     """Sums of all elements up to each one along an axis; with include_initial from 0 on."""
     return _cumulative("cumulative_sum", x, axis, dtype, include_initial, 0)
 
 
-def cumulative_prod(x: Array, /, *, axis: int | None = None, dtype: DType | None = None,
-                    include_initial: Any = False) -> Array:  # fmt: skip
+def cumulative_prod(x: Array, /, *, axis: int | None = None, dtype: DTypeLike = None,
+                    include_initial: bool = False) -> Array:  # fmt: skip
     """Products of all elements up to each one along an axis; with include_initial from 1 on."""
     return _cumulative("cumulative_prod", x, axis, dtype, include_initial, 1)
 
@@ -136,12 +139,12 @@ def diff(
     return Array._of(joined._tensor.diff(n, place))
 
 
-def sort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
+def sort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
     """Elements in order along an axis."""
     return Array._of(x._tensor.sort(axis_of("sort", axis, x.ndim, 0), descending)[0])
 
 
-def argsort(x: Array, /, *, axis: int = -1, descending: Any = False, stable: Any = True) -> Array:
+def argsort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
     """The indices that sort along an axis; equal elements keep their order."""
     order = x._tensor.sort(axis_of("argsort", axis, x.ndim, 0), descending)[1]
     return Array._of(order.cast(kinds.DEFAULT_INTEGER))
@@ -215,3 +218,6 @@ def unique_inverse(x: Array, /) -> UniqueInverse:
     """The distinct elements in order, and which of them each element of x is."""
     found = unique_all(x)
     return UniqueInverse(found.values, found.inverse_indices)
+
+
+check_functions(globals())

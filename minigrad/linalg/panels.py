@@ -16,7 +16,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv
 from minigrad.jit import jit
 from minigrad.tensor import Tensor
-from minigrad.tensor.broadcasting import broadcast_shape
+from minigrad.tensor.broadcasting import broadcast_shape, same_device
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.sharding import layout_of
 
@@ -33,6 +33,7 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
     (batch, rows, columns) in at least float32, and what it gives begins with the batch. Results are
     of the values' common dtype.
     """
+    same_device("linalg", [value.raw for value in values])
     with no_grad():
         given = [value.contiguous() for value in values]
         given[0].realize(*given[1:])

@@ -130,7 +130,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     [1.0, 0.5]
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
-    if right.shape[-2] != checked("solve", A, True)[-1]:
+    if right.shape[-2:-1] != checked("solve", A, True)[-1:]:
         raise misfit("solve", "as many rows", A, B)
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
@@ -269,13 +269,15 @@ def svdvals(x: Tensor) -> Tensor:
     return svd(x, False)[1]
 
 
-def _least(x: Tensor, values: Tensor, rtol: Any) -> Tensor:
+def _least(x: Tensor, values: Tensor, rtol: float | Tensor | None) -> Tensor:
     """What singular values must be above to count."""
     share = max(x._known_shape()[-2:]) * 2.0**-x.dtype.fraction if rtol is None else rtol
-    return values._top(-1) * (share.unsqueeze(-1) if isinstance(share, Tensor) else share)
+    if isinstance(share, Tensor):
+        share = share.expand(values.shape[:-1]).unsqueeze(-1)
+    return values._top(-1) * share
 
 
-def pinv(x: Tensor, *, rtol: Any = None) -> Tensor:
+def pinv(x: Tensor, *, rtol: float | Tensor | None = None) -> Tensor:
     """The Moore–Penrose inverse; singular values below rtol · the largest count as zero."""
     return _pseudo_inverse("pinv", x, rtol)[0]
 
@@ -289,7 +291,7 @@ def _pseudo_inverse(name: str, x: Tensor, rtol: Any) -> tuple[Tensor, Tensor, Te
     return (v.mT * inverse.unsqueeze(-2)).matmul(u.mT), kept.sum(-1), values
 
 
-def matrix_rank(x: Tensor, *, rtol: Any = None) -> Tensor:
+def matrix_rank(x: Tensor, *, rtol: float | Tensor | None = None) -> Tensor:
     """How many singular values are above rtol · the largest; int64."""
     values = svdvals(x)
     return (values > _least(x, values, rtol)).sum(-1)
@@ -301,7 +303,7 @@ def cond(x: Tensor) -> Tensor:
     return values.max(-1) / values.min(-1)
 
 
-def lstsq(A: Tensor, B: Tensor, rcond: Any = None) -> LstsqResult[Tensor]:
+def lstsq(A: Tensor, B: Tensor, rcond: float | Tensor | None = None) -> LstsqResult[Tensor]:
     """solution: y (…, n, k) with the least norm for which A·y is nearest to B.
 
     A (…, m, n), B (…, m, k), or (m,). residuals (…, k): the sums of squares of A·y − B, of any

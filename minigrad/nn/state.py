@@ -7,8 +7,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,16 @@ def _lives(process: int) -> bool:
     return True
 
 
+@contextmanager
+def _whole_file(caller: str, path: str | os.PathLike[str], package: Any) -> Iterator[None]:
+    """What the package says of a damaged file is a ValueError that names the file."""
+    try:
+        yield
+    except package.SafetensorError as error:
+        said = f"{caller}: {path} is damaged, or no safetensors file: {error}"
+        raise ValueError(said) from None
+
+
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name; of all parts, if given their .index.json."""
     package = _package("safe_load")
@@ -140,11 +150,9 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
                 raise KeyError(f"safe_load: {path} says that {part.name} has {missing[:8]}")
             result.update((name, found[name]) for name in names)
         return result
-    where = Device.canonical(device or Device.DEFAULT)
-    try:
+    where = Device.canonical(device)
+    with _whole_file("safe_load", path, package):
         entries = package.deserialize(Path(path).read_bytes())
-    except package.SafetensorError as error:
-        raise ValueError(f"safe_load: {path} is damaged, or no safetensors file: {error}") from None
     for name, entry in entries:
         dtype = _NAMES.get(entry["dtype"])
         if dtype is None:
@@ -175,7 +183,11 @@ def parts_of_index(path: Path) -> dict[Path, list[str]]:
 
 def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The text that `safe_save` was given beside the tensors."""
-    with _package("safe_load_metadata").safe_open(os.fspath(path), framework="np") as file:
+    package = _package("safe_load_metadata")
+    with (
+        _whole_file("safe_load_metadata", path, package),
+        package.safe_open(os.fspath(path), framework="np") as file,
+    ):
         return dict(file.metadata() or {})
 
 

@@ -316,7 +316,7 @@ def torch_load(path: str | os.PathLike[str], device: str | None = None) -> Any:
     nothing of this process changed. Also for one whose tensors together (views that repeat or share
     elements, each counted whole) are larger than twice the file and 64 MiB.
     """
-    where = Device.canonical(device or Device.DEFAULT)
+    where = Device.canonical(device)
     name = os.fspath(path)
     with open(path, "rb") as file:
         try:

@@ -59,7 +59,8 @@ _EPS = Kind(frozenset(), lambda eps: isinstance(eps, Real) and float(eps) >= 0, 
 _SIZE = Kind(frozenset(), lambda value: _is_int(value) and value >= 0, "an int ≥ 0")
 KINDS = {
     "int": _INT, "Axis": _INT, "Integer": _INT, "bool": _FLAG,
-    "float": _NUMBER, "Scalar": _NUMBER, "Core": _TENSOR, "Tensor": _TENSOR, "Self": _TENSOR,
+    "float": _NUMBER, "Scalar": _NUMBER, "float | Tensor": _NUMBER,
+    "Core": _TENSOR, "Tensor": _TENSOR, "Self": _TENSOR,
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
     "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[Integer]": _AXES,
     "Sequence[int]": Kind(frozenset(), _is_list_of_ints, "several ints, as (2, 3)"),

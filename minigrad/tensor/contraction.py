@@ -370,26 +370,26 @@ def _ratio(many: Any, few: Any) -> int:
 
 def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
     """Names of every operand's dimensions and of the result's; … becomes names of its own."""
-    text = equation.replace(" ", "").replace("...", ".")
+    text = equation.replace(" ", "").replace("...", "…")
     left, arrow, right = text.partition("->")
     parts = left.split(",")
     if len(parts) != len(ndims):
         raise ShapeError(f"einsum {equation!r}: {len(ndims)} operands for {len(parts)} terms")
-    batch = max((n - len(p) + 1 for p, n in zip(parts, ndims, strict=True) if "." in p), default=0)
+    batch = max((n - len(p) + 1 for p, n in zip(parts, ndims, strict=True) if "…" in p), default=0)
     dots = [f".{i}" for i in range(batch)]
     inputs: list[list[str]] = []
     for part, ndim in zip(parts, ndims, strict=True):
         spare = max(len(part) - 1 + batch - ndim, 0)  # of the batch dimensions that others have
-        names = [name for c in part for name in (dots[spare:] if c == "." else c)]
-        if not re.fullmatch(r"[a-zA-Z]*\.?[a-zA-Z]*", part) or len(names) != ndim:
+        names = [name for c in part for name in (dots[spare:] if c == "…" else c)]
+        if not re.fullmatch("[a-zA-Z]*…?[a-zA-Z]*", part) or len(names) != ndim:
             raise ShapeError(
-                f"einsum {equation!r}: term {part.replace('.', '...')!r} does not name the "
+                f"einsum {equation!r}: term {part.replace('…', '...')!r} does not name the "
                 f"dimensions of an operand with {ndim}"
             )
         inputs.append(names)
     if not arrow:
-        return inputs, dots + sorted(c for c in set(left) - {",", "."} if left.count(c) == 1)
-    output = [name for c in right for name in (dots if c == "." else c)]
+        return inputs, dots + sorted(c for c in set(left) - {",", "…"} if left.count(c) == 1)
+    output = [name for c in right for name in (dots if c == "…" else c)]
     if len(set(output)) != len(output):
         raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
     return inputs, output

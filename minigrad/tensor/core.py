@@ -90,7 +90,7 @@ class Core(Holder, metaclass=_TensorType):
         if isinstance(data, Core):
             node = data.node if device is None else build.copy(data.node, Device.canonical(device))
         elif isinstance(data, Affine):
-            node = build.variable(data, Device.canonical(device or Device.DEFAULT))
+            node = build.variable(data, Device.canonical(device))
         else:
             if type(data) in (list, tuple) and data and isinstance(data[0], Core):
                 if modes.gradients and data[0]._descends_from_leaves():
@@ -99,7 +99,7 @@ class Core(Holder, metaclass=_TensorType):
                         "Tensor.stack(them) keeps these", stacklevel=2
                     )  # fmt: skip
             raw, shape, found = hostdata.read(data, wanted)
-            node = stored(raw, found, shape, Device.canonical(device or Device.DEFAULT))
+            node = stored(raw, found, shape, Device.canonical(device))
             is_new = wanted is None or wanted is found
         self._start(node if wanted is None else build.cast(node, wanted), is_new)
         self.made = not isinstance(data, Core)
@@ -122,7 +122,7 @@ class Core(Holder, metaclass=_TensorType):
                 f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}; "
                 f"expected {numel(shape) * dtype.itemsize}"
             )
-        where = Device.canonical(device or Device.DEFAULT)
+        where = Device.canonical(device)
         result = cls._of(stored(data, dtype, shape, where))
         result.made = True
         return result
@@ -445,7 +445,7 @@ class Core(Holder, metaclass=_TensorType):
             return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):
             return self._placed(mesh_of(device).name, whole(self.ndim).dims)
-        name = Device.canonical(device or Device.DEFAULT)
+        name = Device.canonical(device)
         return self if name == self.raw.device else self._new(build.copy(self.node, name))
 
     def _placed(self, mesh: str, dims: Dims) -> Self:

@@ -76,7 +76,7 @@ class Creation(Methods):
         """
         extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
         _check_numbers("full", fill_value)
-        where = Device.canonical(device or Device.DEFAULT)
+        where = Device.canonical(device)
         if isinstance(fill_value, Affine):
             number = cls._of(build.variable(fill_value, where))
             filled = number.cast(dtype_or(dtype, dtypes.default_int))._broadcast_to(extents)
@@ -127,8 +127,9 @@ class Creation(Methods):
         >>> Tensor([1]).new_full((2,), 7).tolist()
         [7, 7]
         """
-        return self.full(size, fill_value, dtype=dtype_or(dtype, self.dtype),
-                         device=device or self.device, requires_grad=requires_grad)  # fmt: skip
+        where = self.device if device is None else device
+        return self.full(size, fill_value, dtype=dtype_or(dtype, self.dtype), device=where,
+                         requires_grad=requires_grad)  # fmt: skip
 
     def zeros_like(self, **options: Any) -> Self:
         """Zeros; shape, dtype and device of self.
@@ -163,7 +164,7 @@ class Creation(Methods):
         begin, end = (0, whole(start)) if stop is None else (whole(start), whole(stop))
         step = whole(step)
         _check_numbers("arange", begin, end, step)
-        where = Device.canonical(device or Device.DEFAULT)
+        where = Device.canonical(device)
         if step == 0:
             raise ValueError("arange with step 0: expected a step that is not 0")
         if isinstance(begin, Affine) or isinstance(end, Affine):

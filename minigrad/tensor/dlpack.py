@@ -114,7 +114,7 @@ class DLPack(Composed):
         >>> Tensor.from_dlpack(Tensor([1, 2]).numpy()).tolist()
         [1, 2]
         """
-        name = Device.canonical(device or Device.DEFAULT)
+        name = Device.canonical(device)
         array, dtype, writable = _consume(data)
         flags = array.flags
         if flags.c_contiguous and flags.aligned and writable and not copy and array.size:

@@ -22,6 +22,7 @@ _BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
     "L": named(f"uint{8 * struct.calcsize('L')}"),
 }  # fmt: skip
 _NUMBERS = (int, float, bool)  # and nothing derived of them: numpy's numbers have a dtype
+DEEPEST = 64  # levels of nested lists, as numpy's and PyTorch's
 SAMPLED, BINS = 1 << 16, 32  # numbers that a histogram counts, about, and its bars
 HostArray = tuple[bytes, tuple[int, ...], DType]
 
@@ -83,6 +84,10 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
     level: list[Any] = [data]
     shape: list[int] = []
     while any(isinstance(value, (list, tuple, range)) for value in level):
+        if len(shape) == DEEPEST:
+            raise ShapeError(
+                f"Tensor(nested list): it has more than {DEEPEST} levels, or contains itself"
+            )
         lengths = {len(x) if isinstance(x, (list, tuple, range)) else -1 for x in level}
         if len(lengths) > 1:
             found = sorted(n for n in lengths if n >= 0)

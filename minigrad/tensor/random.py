@@ -121,7 +121,7 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
         raise ShapeError(f"{name}{extents}: expected a shape of plain ints")
-    state = _state_of(Device.canonical(device or Device.DEFAULT))
+    state = _state_of(Device.canonical(device))
     return state.draw(extents)  # type: ignore[arg-type]
 
 

@@ -45,6 +45,7 @@ class Timed(NamedTuple):
 
 
 Table = list[list[Task]]
+MOST_TASKS = 1 << 17  # forward steps in a table: half a second, and 40 MB
 
 
 def make_table(schedule: str, stages: int, micro: int, pieces: int) -> Table:
@@ -56,6 +57,9 @@ def make_table(schedule: str, stages: int, micro: int, pieces: int) -> Table:
         raise InputError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     if stages < 1 or micro < 1:
         raise InputError(f"{stages} stages, {micro} micro-batches: expected at least 1 of each")
+    if pieces * micro > MOST_TASKS:
+        raise InputError(f"{micro:,} micro-batches of {pieces:,} pieces: expected at most "
+                         f"{MOST_TASKS:,} forward steps in all")  # fmt: skip
     if pieces % stages or (pieces != stages and schedule != "interleaved"):
         raise InputError(f"{schedule} of {pieces} pieces at {stages} stages: expected "
                          f"{'a multiple' if schedule == 'interleaved' else 'as many'}")  # fmt: skip

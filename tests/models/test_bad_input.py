@@ -169,6 +169,11 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no JSON": (texts(config="{"), "is no checkpoint of models/gpt.py"),
     "deep": (texts(config="[" * 100_000), "is no checkpoint of models/gpt.py"),
     "tokenizer": (texts(tokenizer="{}"), "the stored tokenizer is damaged"),
+    "pieces": (
+        texts(tokenizer=json.dumps({"kind": "sentencepiece", "tokens": ["a", 5], "prefix": True,
+                                    "scores": [0.0, 0.0], "kinds": [1, 1], "first": None})),
+        "the stored tokenizer is damaged: its tokenizer has no lists of tokens",
+    ),
     "fewer tokens": (
         texts(tokenizer=json.dumps({"kind": "character", "vocabulary": "abc"})),
         "3 tokens, a vocabulary of 11",

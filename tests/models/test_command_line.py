@@ -90,6 +90,9 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (GPT, [*NEW, "--active", "3"], "--active 3 does nothing without --experts"),
     (GPT, [*NEW, "--schedule", "zb"], "--schedule does nothing without --pp"),
     (GPT, [*NEW, "--pp", "2", "--layers", "4", "--pieces", "2"], "only --schedule interleaved"),
+    (GPT, [*NEW, "--dp", "1000000000000"], "1,000,000,000,000 ranks: expected at most 1,024"),
+    (GPT, [*NEW, "--sp", "1000000"], "1,000,000 ranks: expected at most 1,024"),
+    (GPT, [*NEW, "--pp", "1000000000000"], "1,000,000,000,000 ranks: expected at most 1,024"),
     (GPT, [*NEW, "--explain", "folder.png"], "cannot write folder.png: it is a folder"),
     (GPT, ["serve", "--port", "65536"], "--port is 65536: expected at most 65535"),
     (GPT, ["serve", "--api-key", ""], "--api-key is '', which no request can carry"),
@@ -130,6 +133,7 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (network, ["--bandwidth", "1e300GB/s"], "1e300 is more than 1e+36"),
     (sizing, ["--peak", "989"], "989 is 989 flop/s: give it with its unit, such as 989Gflop/s"),
     (network, ["--bandwidth", "50"], "50 is 50 B/s: give it with its unit, such as 50GB/s"),
+    (network, ["--pp", "2", "--micro", "1000000000000"], "expected at most 131,072 forward"),
     (network, ["--pieces", "2"], "--pieces does nothing without --pp: give --pp 2 as well"),
     (network, ["--latency", "1e-6"], "--latency is that of one more network: give its --bandwidth"),
 ]  # fmt: skip

@@ -146,6 +146,8 @@ def test_parts_with_an_index(on_device, tmp_path):
     (tmp_path / "1.safetensors").write_bytes(b"1234567")
     with pytest.raises(ValueError, match=r"safe_load: .*1\.safetensors is damaged"):
         state.safe_load(tmp_path / "1.safetensors")
+    with pytest.raises(ValueError, match=r"safe_load_metadata: .*1\.safetensors is damaged"):
+        state.safe_load_metadata(tmp_path / "1.safetensors")
 
 
 # ---- files that were made to do harm ----

@@ -167,7 +167,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "Dropout of a text": (lambda: nn.Dropout("a"), TypeError, "Dropout(p='a')"),  # type: ignore[arg-type]
     "log_softmax of 'a'": (lambda: X.log_softmax("a"), TypeError, "log_softmax(axis='a')"),  # type: ignore[arg-type]
     "a cosine along 5": (lambda: X.cosine_similarity(X, 5), IndexError, "cosine_similarity: axis"),
-    "lr='a'": (lambda: optim.SGD([_leaf()], lr="a"), ValueError, "expected a number ≥ 0"),  # type: ignore[arg-type]
+    "lr='a'": (lambda: optim.SGD([_leaf()], lr="a"), TypeError, "SGD(lr='a'): expected a number"),  # type: ignore[arg-type]
     "StepLR of 0": (lambda: scheduler.StepLR(_sgd(), 0), ValueError, "steps ≥ 1"),
     "StepLR of no optimizer": (lambda: scheduler.StepLR(3, 1), TypeError, "expected an optimizer"),
     "cosine over 0": (lambda: scheduler.CosineAnnealingLR(_sgd(), 0), ValueError, "T_max=0"),
@@ -277,6 +277,8 @@ REFUSED = {
     "X.pad((1, 1, 1, 1, 1, 1))": "one pair or None per dimension",
     "X.reshape(-2, -3)": "extents ≥ 0 and at most one −1",
     "Tensor.einsum('ij->ijj', X)": "names a dimension twice",
+    "Tensor.einsum('ij.->ij', X)": "does not name the dimensions of an operand with 2",
+    "Tensor.einsum('...j->.j', X)": "output '.' is in no operand",
     "Tensor.einsum('ii', X)": "2 and 3 of one operand",
     "Tensor.linspace(0, 1, -1)": "an int ≥ 0",
     "X[0].meshgrid(X[1], indexing='yx')": "'ij' or 'xy'",
@@ -292,6 +294,8 @@ REFUSED = {
 
 
 REFUSED |= CALLS
+OWN: list[object] = []
+OWN.append(OWN)
 NAMES = globals() | {"Context": Context, "P": P, "Variable": Variable}
 
 
