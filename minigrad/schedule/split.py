@@ -12,7 +12,7 @@ from math import prod
 
 from minigrad.graph import build as graph_build
 from minigrad.graph.axes import pad_along
-from minigrad.graph.node import Node, beneath
+from minigrad.graph.node import Node, beneath, in_order
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import numel
@@ -38,6 +38,7 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 DEEP = 3 << 10
 LEAST_TERMS = 16  # of an image, beside each sum of which a number for it in memory is nothing
 LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
+_IN_MEMORY = frozenset({Op.BUFFER, Op.CONTIGUOUS, Op.ASSIGN})
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
@@ -55,8 +56,12 @@ def _arranged(node: Node, src: Sequence[Node]) -> Node:
 
 
 def _apart(node: Node) -> list[Node]:
-    """A SUM of large products that are added as a sum of each, and of what else is added."""
-    if node.src[0].op is not Op.ADD or not node.dtype.is_float:
+    """A SUM of large products that are added as a sum of each, and of what else is added.
+
+    But not of what is made of whole numbers in memory, as quantized weights are: the terms share
+    these, and a row's sums would depend on how many rows there are.
+    """
+    if node.src[0].op is not Op.ADD or not node.dtype.is_float or _decodes(node.src[0]):
         return [node]
     terms = addends(node)
     products = [x for x in terms if contraction_operands(x) and numel(x.src[0].shape) >= LONG]
@@ -64,6 +69,12 @@ def _apart(node: Node) -> list[Node]:
     if not products or not others:
         return products or [node]
     return [*products, graph_build.reduce(Op.SUM, reduce(Node.__add__, others), node.arg)]
+
+
+def _decodes(node: Node) -> bool:
+    """Whether a value is computed from whole numbers."""
+    order = in_order([node], lambda x: () if x.op in _IN_MEMORY else x.src)
+    return any(x.op is Op.CAST and x.src[0].dtype.is_int for x in order)
 
 
 def _reduced(node: Node) -> Node:
