@@ -120,7 +120,7 @@ def prepare(kernel: Kernel) -> Problem:
     )
     if found.shared:
         batch, m, n = batch[:-1], (*m, *n), batch[-1:]
-    left, right, terms = found.left, found.right, None
+    left, right, terms = as_loaded(found.left), as_loaded(found.right), None
     if found.mask is not None:
         terms = expr.substitute_in(stage.body, values)
         if found.mask.variables <= left.variables:
@@ -203,21 +203,47 @@ def as_bfloat16(operand: Expr) -> Expr | None:
     return operand if plain else None
 
 
-def part_of_image(problem: Problem) -> tuple[Axis, Integer, Integer] | None:
-    """An axis of k, and from where to before where along it `left` reads an image, not the zeros
-    around it; the innermost is none, and all rows of a tile read the same part.
+def as_loaded(operand: Expr) -> Expr:
+    """A load that is masked by conditions of its own, as one that gives 0 where they fail."""
+    test, load = terms_of(operand)
+    if test is None or load.op is not Leaf.LOAD or _tests(test) != len(conditions_of(test)):
+        return operand
+    return load if set(conditions_of(test)) <= set(load.guard) else operand
+
+
+Part = tuple[Axis, Integer, Integer]  # an axis, and from where to before where along it
+
+
+def part_of_image(problem: Problem) -> tuple[Problem, Part | None]:
+    """The part of an axis of k along which `left` reads an image, not the zeros around it.
+
+    The innermost is none, and all rows of a tile read the same part. Also the problem without what
+    guards these reads then.
     """
     left, fixed = problem.left, {axis.variable for axis in problem.outer}
-    if left.op is not Leaf.LOAD or left.guard or not left.array.image or problem.ends:
-        return None
+    if left.op is not Leaf.LOAD or problem.ends or problem.needed is not None:
+        return problem, None
     places = unflatten(left.index, [extent for extent, _, _ in left.array.image])
     for place, (extent, start, stop) in zip(places, left.array.image, strict=True):
         for axis in problem.k[:-1]:
             step = coefficient(place, axis.variable) or 0
             rest = place - axis.index * step
             if step > 0 and (start, stop) != (0, extent) and variables(rest) <= fixed:
-                return axis, ceildiv(start - rest, step), ceildiv(stop - rest, step)
-    return None
+                part = axis, ceildiv(start - rest, step), ceildiv(stop - rest, step)
+                return problem, part
+    for axis in problem.k[:-1]:
+        inside, ends = expr.load(left.array, left.index), dict[bool, Integer]()
+        for condition in left.guard:
+            step = coefficient(condition, axis.variable) or 0
+            rest = condition - axis.index * step
+            if step and variables(rest) <= fixed and (step > 0) not in ends:
+                ends[step > 0] = ceildiv(-rest, step) if step > 0 else rest // -step + 1
+            else:
+                inside = guard_loads(inside, [condition])
+        if ends:
+            part = axis, ends.get(True, 0), ends.get(False, axis.count)
+            return replace(problem, left=inside), part
+    return problem, None
 
 
 # ---- bounds that are loaded ----
@@ -281,6 +307,8 @@ def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer 
 
 def clamped(x: Integer, most: int) -> Integer:
     """x, but at least 0 and at most `most`."""
+    if isinstance(x, int):
+        return min(max(x, 0), most)
     number = expr.index(x, dtypes.int64).operation("maximum", 0).operation("minimum", most)
     return expr.value_of(number, (0, most))
 
