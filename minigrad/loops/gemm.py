@@ -52,6 +52,7 @@ from minigrad.loops.nest import (
     loop_over,
     written,
 )
+from minigrad.loops.parts import edges
 from minigrad.loops.product import (
     LANE,
     Part,
@@ -95,11 +96,11 @@ def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
 
 def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
     """A product in tiles, with copies of what they cannot read as it lies."""
-    m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     part: Part | None = None
     if plan.packs_right and not (plan.kc or plan.squares):
         bounded, part = part_of_image(problem)
-        problem = problem if plan.packs_left else bounded
+        problem = replace(bounded, left=problem.left) if plan.packs_left else bounded
+    m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = Schedule(problem.naive(), left=problem.left, right=problem.right)
     s.vectorize(n, plan.nr, LANE)
     if tiles_overlap(problem, plan):
@@ -180,7 +181,7 @@ def in_registers(
         s.peel(panel, n)
     if any(load.guard for load in expr.loads(s.operands["left"])):
         for x in (tile, *ks):
-            s.edges(x)
+            s.distinguish(x, edges, computing=True)
 
 
 def tiles_overlap(problem: Problem, plan: Plan) -> bool:

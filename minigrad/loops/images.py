@@ -12,7 +12,7 @@ from minigrad.loops.axes import NEIGHBOURS
 from minigrad.loops.build import loops_over, put
 from minigrad.loops.cost import Plan
 from minigrad.loops.nest import Loop, Prefetch, Statement, loop_over, written
-from minigrad.loops.product import LANE, Part, Problem, clamped
+from minigrad.loops.product import LANE, Part, Problem
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -28,9 +28,8 @@ def within_image(
 
     For where it is not, a NaN for each column and place along the axis, or 0, is there to be added.
     """
-    axis, *ends = part
+    axis, start, stop = part
     n, dtype = problem.column.variable, problem.total.dtype
-    start, stop = (clamped(end, axis.count) for end in ends)
     s.bound(axis.variable, start, stop)
     axes = [make_axis("z", number, one.count) for number, one in enumerate(problem.k)]
     at = {one.variable: new.index for one, new in zip(problem.k, axes, strict=True)}
@@ -81,7 +80,8 @@ def hints_below(
     )  # fmt: skip
     turn: Integer = 0
     turns, line = 1, LINE // left.dtype.itemsize
-    each = 1 < step <= NEIGHBOURS and step < far  # of the tile's channels
+    # of the tile's channels, which are further apart than all rows
+    each = 0 < step <= NEIGHBOURS and step < far and far * (above[-1].most - 1) < across
     if each or across == 1 and 0 < step < far and not deep:
         below = around[-1]
     elif 0 < across <= NEIGHBOURS and 0 < row < step:

@@ -2,7 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
-    edges                                loops of their own where conditions may fail
+    distinguish                          loops of their own for parts (parts.py)
     sink                                 a loop goes inside of others; what is beside gets its own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
     tensorize                            what is summed, by matrix registers
@@ -26,13 +26,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from typing import ParamSpec, TypeVar
 
 from minigrad.dtype import DType
 from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, low
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import nest, registers
 from minigrad.loops.build import (
     flat_loop,
@@ -172,43 +172,11 @@ class Schedule:
         self._change(outer, change)
 
     @_step
-    def edges(self, x: Atom) -> None:
-        """Loops over x as up to three: of the middle one all conditions of what it loads hold.
-
-        One of a single iteration is none. Where that middle is empty, they stay.
-        """
-
-        def change(loop: Loop, around: Around) -> Statements:
-            loads = expr.loads(*nest.expressions(loop))
-            conditions = [c for load in loads for c in load.guard if coefficient(c, x)]
-            first, count = loop.start, nest.plain_count(loop)
-            if not conditions or not isinstance(first, int) or count is None:
-                return (loop,)
-            begin, stop = first, first + count
-            for condition in conditions:
-                step = coefficient(condition, x) or 0
-                least = low(condition - x.index * step)
-                if step > 0:
-                    begin = max(begin, ceildiv(-least, step))
-                else:
-                    stop = min(stop, least // -step + 1)
-            if begin >= stop:
-                return (loop,)
-            parts: list[Statement] = []
-            for start, end in pairwise(sorted({first, begin, stop, first + count})):
-                if end - start == 1:
-                    parts += [substitute_statement(one, {x: start}) for one in loop.body]
-                else:
-                    part = replace(loop, start=start, stops=(end,))
-                    parts.append(_from_zero(part, x.name, "serial"))
-            return tuple(parts)
-
-        self._change(x, change, computing=True)
-
-    @_step
-    def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
+    def distinguish(
+        self, x: Atom, parts: Callable[[Loop], Statements], computing: bool = False
+    ) -> None:
         """Loops over x, or what `parts` makes of them: see parts.py."""
-        self._change(x, lambda loop, _: parts(loop))
+        self._change(x, lambda loop, _: parts(loop), computing)
 
     @_step
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:

@@ -509,27 +509,6 @@ def test_what_it_makes(name: str) -> None:
     assert dedent(show_statements(schedule.whole())) == expected
 
 
-@pytest.mark.parametrize("before, after, conditions", [
-    (1, 1, [["w0 - 1"], [], ["-w0 + 1"]]), (3, 0, [["2·m00 + w0 - 3"], []]), (0, 0, [[]]),
-    (9, 9, [["2·m0 + w0 - 9", "-2·m0 - w0 + 3"]]),
-])  # fmt: skip
-def test_edges(before: int, after: int, conditions: list[list[str]]) -> None:
-    """Windows of three elements, with zeros around these: none is in the middle's conditions.
-
-    Where conditions hold for no window, there is one loop.
-    """
-    x, w = make_axis("m", 0, 6), make_axis("w", 0, 3)
-    place = x.index * 2 + w.index - before
-    guard = expr.restrict((), [place, 12 - after - before - place])
-    total = expr.register("total", dtypes.float32)
-    load = expr.load(Array("x", dtypes.float32, 13), place, guard)
-    s = Schedule(loops_over([x, w], [put(total, total + load)]))
-    s.edges(x.variable)
-    sums = [one for one in walk(*s.body) if isinstance(one, Store)]
-    found = [[str(c) for load in expr.loads(one.value) for c in load.guard] for one in sums]
-    assert found == conditions
-
-
 def test_tails_of_a_number_that_varies() -> None:
     rows = var("rows", 1, 24)
     x = make_axis("m", 0, rows).variable
