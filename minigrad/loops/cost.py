@@ -23,9 +23,9 @@ from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Atom, ceildiv
-from minigrad.loops.axes import enough_lanes
+from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.nest import Loop, Statement, Store, divides, walk_with_loops
-from minigrad.loops.product import Problem, distance, strides
+from minigrad.loops.product import Problem, distance, part_of_image
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -404,21 +404,26 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
 
     They walk along k, row beside row: far jumps, conversions and conditions would be paid for
     every panel again, as would rows that are not equally far apart, for each needs an address in
-    a register. Rows that are neighbours do where all of them stay in the second cache, or where a
-    step along k stays on the page.
+    a register. Rows that are near do where all of them stay in the second cache, or where a step
+    along k stays on the page; and elements of a row that are near. Conditions are not paid for
+    where most tiles, or most of k, meet them anyway.
     """
-    left, row = problem.left, problem.row
-    if left.op is not Leaf.LOAD or left.guard or coefficient(left.index, row.variable) is None:
+    left, row, k = problem.left, problem.row.variable, problem.k[-1].variable
+    if left.op is not Leaf.LOAD or coefficient(left.index, row) is None:
         return True
-    step = coefficient(left.index, problem.k[-1].variable)
-    if step == 1:
-        return False
-    depth = problem.depth
-    size = left.dtype.itemsize
-    near = depth * row.typical * size <= 3 * target.l2 // 4 or (
+    size, nr = left.dtype.itemsize, choose_nr(target, problem.total.dtype, problem.column.count)
+    if left.guard:
+        if not needs_packing(problem, nr, problem.row.typical):
+            return True
+        left = part_of_image(problem)[0].left
+        if not all(coefficient(c, row) or coefficient(c, k) for c in left.guard):
+            return True
+    apart, step = (coefficient(left.index, x) for x in (row, k))
+    near = problem.depth * problem.row.typical * size <= 3 * target.l2 // 4 or (
         step is not None and 0 < step * size <= STEP_BYTES
     )
-    return not (near and 1 in strides(left, row.variable))
+    steps = range(1, (NEIGHBOURS if len(problem.k) > 1 else 1) + 1)  # windows overlap, slices not
+    return not (step in steps or near and apart in steps)
 
 
 def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
@@ -453,13 +458,16 @@ def tile_columns(problem: Problem, target: Target) -> int:
 
     The former where there are vectors, few columns are computed in vain, there are more rows than
     the other tile has, and a panel stays in a quarter of the second cache, from which each tile
-    reads it.
+    reads it, and not a line of the left operand for each k, too.
     """
     dtype, columns = problem.total.dtype, problem.column.count
     nr = choose_nr(target, dtype, columns)
     wide = target.tile_vectors * target.lanes(dtype)
     near = problem.depth * wide * dtype.itemsize <= target.l2 // 4
     enough = problem.row.typical > target.tile_rows and -columns % wide <= columns // LEAST_FULL
+    far = distance(problem.left, problem.k[-1].variable) * dtype.itemsize > LINE
+    if far and not left_is_awkward(problem, target):
+        return nr
     return wide if 1 < nr < wide < 2 * columns and near and enough and not target.brief else nr
 
 

@@ -40,8 +40,9 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
-from minigrad.loops.build import Change, combine, loops_over, put
+from minigrad.loops.build import Change, combine, put
 from minigrad.loops.cost import Plan, row_stride
+from minigrad.loops.images import hints_below, within_image
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -51,10 +52,11 @@ from minigrad.loops.nest import (
     loop_over,
     written,
 )
+from minigrad.loops.parts import edges
 from minigrad.loops.product import (
     LANE,
+    Part,
     Problem,
-    clamped,
     distance,
     in_words,
     part_of_image,
@@ -64,8 +66,8 @@ from minigrad.loops.product import (
 )
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.axis import make_axis
+from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import LINE, Target
@@ -94,6 +96,10 @@ def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
 
 def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
     """A product in tiles, with copies of what they cannot read as it lies."""
+    part: Part | None = None
+    if plan.packs_right and not (plan.kc or plan.squares):
+        bounded, part = part_of_image(problem)
+        problem = replace(bounded, left=problem.left) if plan.packs_left else bounded
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = Schedule(problem.naive(), left=problem.left, right=problem.right)
     s.vectorize(n, plan.nr, LANE)
@@ -129,9 +135,9 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
             of, by = (words.args[0].dtype for words in (problem.left, problem.right))
             s.tensorize(tile, m, ks, "left", "right", of, by)
         else:
-            in_registers(s, problem, plan, tile, panel, ks, shared, target)
-            if plan.packs_right and not plan.kc and (part := part_of_image(problem)):
+            if part is not None:
                 within_image(s, problem, plan, around, panel, part)
+            in_registers(s, problem, plan, tile, panel, ks, shared, target)
             s.simplify()
     return s.parallelize(*outer, columns, task)
 
@@ -150,19 +156,19 @@ def in_registers(
     s.tails(m, cost.SMALL_TILES[target.brief:])
     s.sink(m)
     if plan.nr > 1 and isinstance(problem.k[-1].extent, int):
-        hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
+        trips = s.trips(ks[-1])
+        image = hints_below(s, problem, plan, shared, trips >= LEAST_FETCHED)
+        hints = TileHints(problem, plan, s.operands, tile, trips, shared, image)
         if hints.pay:
             lines = s.split(ks[-1], hints.line, "ko", computing=True)
             s.insert(lines, hints.seldom)
             if hints.deep:
                 s.insert(ks[-1], hints.often)
             ks = [*ks[:-1], lines, ks[-1]]
-        elif hints.below is not None:
-            s.insert(ks[-1], hints.next_row)
     if (terms := problem.terms) is not None:
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
     if plan.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
-        s.unroll_some(ks[-1], UNROLLED, "v")
+        ks = [*ks[:-1], s.unroll_some(ks[-1], UNROLLED, "v")]
     if plan.nr > 1:
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
@@ -173,38 +179,9 @@ def in_registers(
         s.unroll(m, "u")
     if not tiles_overlap(problem, plan):
         s.peel(panel, n)
-
-
-def within_image(
-    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom,
-    part: tuple[Axis, Integer, Integer],
-) -> None:  # fmt: skip
-    """Leave out what is multiplied by the zeros around images: x + 0·w is x where w is finite.
-
-    Whether all of a panel is finite is seen once, when it has been packed; if not, all is added.
-    """
-    axis, *ends = part
-    n, dtype = problem.column.variable, problem.total.dtype
-    lanes = expr.load(Array("infinite", dtype, 1, "registers", lanes=n, width=plan.nr))
-    found = expr.register("any_infinite", dtype)
-    panels = Array("infinite_panels", dtype, max(plan.panels, 1), "scratch")
-    place = expr.load(panels, panel.index if plan.panels > 1 else 0)
-    start, stop = (
-        place.differs(place).where(expr.const(whole, dtypes.int64), expr.index(end, dtypes.int64))
-        for whole, end in zip((0, axis.count), ends, strict=True)
-    )
-    s.bound(axis.variable, *(clamped(expr.value_of(end), axis.count) for end in (start, stop)))
-    clear = put(lanes, identity(Op.SUM, dtype), everywhere=True)
-    sums = loops_over(problem.k, [put(lanes, lanes + (s.operands["right"] * 0.0).cast(dtype))])
-    steps = (clear, *sums, Fold(found.array, Op.SUM, lanes.array), put(place, found))
-
-    def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
-        if not plan.panels:
-            return steps
-        inner = loop_over(panel, loop.body)
-        return (inner.around((loop_over(n, inner.body).around(steps),)),)
-
-    s.insert(around, look)
+    if any(load.guard for load in expr.loads(s.operands["left"])):
+        for x in (tile, *ks):
+            s.distinguish(x, edges, computing=True)
 
 
 def tiles_overlap(problem: Problem, plan: Plan) -> bool:
@@ -318,9 +295,9 @@ class TileHints:
 
     def __init__(
         self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom, terms: int,
-        shared: Sequence[Atom],
+        shared: Sequence[Atom], image: bool = False,
     ) -> None:  # fmt: skip
-        self.left, self.right = operands["left"], operands["right"]
+        self.left, self.right, self.image = operands["left"], operands["right"], image
         self.plan, right = plan, problem.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.WORD) else ()
         # tiles that read a panel, and the number of one; of a loop over one tile the variable goes
@@ -347,23 +324,19 @@ class TileHints:
         # asked for where the next tile of these rows begins (the next row of an image), but what
         # follows them where several images, too large for the second cache, are read in turn
         self.later: tuple[Atom, int] | None = None
-        if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1:
+        if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1 and not image:
             if self.deep or len(shared) > 1 and terms > 2 * self.line:
                 self.later = self.k, 2 * self.line
             elif shared and coefficient_of(self.left, shared[-1]) and terms > self.line:
                 self.later = shared[-1], 1
         behind = self.behind and terms >= LEAST_FETCHED_BEHIND
         self.pay = bool(self.deep or self.later or behind)
-        # a tile takes some channels of each pixel of images as they lie: what is below that pixel
-        apart = [coefficient_of(self.left, axis.variable) for axis in (problem.row, *problem.k)]
-        images = len(apart) > 2 and apart[0] == 1 and all(apart) and not plan.packs_left
-        self.below = problem.k[-2].variable if images else None
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
         """At every k: the operands' lines of some k later."""
         later = {self.k: self.k.index + self.line}
         hints = self._lines(self.right, later)
-        if coefficient_of(self.left, self.m) == 1:
+        if coefficient_of(self.left, self.m) == 1 and not self.image:
             first = {self.m: loop_over(self.m, loop.body).start}
             hints = self._lines(self.left, later | first) + hints
         return list(hints)
@@ -391,13 +364,6 @@ class TileHints:
         """Before a square's product: what is read behind it."""
         lines = tuple(hint for load in self.behind for hint in self._columns(load, {}))
         return [replace(loop_over(self.m, loop.body), body=lines)]
-
-    def next_row(self, loop: Loop, around: Around) -> list[Statement]:
-        """At every k, a pixel: the lines of the one below."""
-        assert self.below is not None
-        rows = loop_over(self.m, loop.body)
-        at = {self.m: rows.start, self.below: self.below.index + 1}
-        return list(self._columns(self.left, at, rows.trips))
 
     def _lines(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         """Hints at the lines of an operand's row of a tile or panel, at an index."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
@@ -120,7 +121,7 @@ def prepare(kernel: Kernel) -> Problem:
     )
     if found.shared:
         batch, m, n = batch[:-1], (*m, *n), batch[-1:]
-    left, right, terms = found.left, found.right, None
+    left, right, terms = as_loaded(found.left), as_loaded(found.right), None
     if found.mask is not None:
         terms = expr.substitute_in(stage.body, values)
         if found.mask.variables <= left.variables:
@@ -203,21 +204,54 @@ def as_bfloat16(operand: Expr) -> Expr | None:
     return operand if plain else None
 
 
-def part_of_image(problem: Problem) -> tuple[Axis, Integer, Integer] | None:
-    """An axis of k, and from where to before where along it `left` reads an image, not the zeros
-    around it; the innermost is none, and all rows of a tile read the same part.
+def as_loaded(operand: Expr) -> Expr:
+    """A load that is masked by conditions of its own, as one that gives 0 where they fail."""
+    test, load = terms_of(operand)
+    if test is None or load.op is not Leaf.LOAD or _tests(test) != len(conditions_of(test)):
+        return operand
+    return load if set(conditions_of(test)) <= set(load.guard) else operand
+
+
+Part = tuple[Axis, Integer, Integer]  # an axis, and from where to before where along it
+
+
+def part_of_image(problem: Problem) -> tuple[Problem, Part | None]:
+    """The part of an axis of k along which `left` reads an image, not the zeros around it.
+
+    The innermost is none, and all rows of a tile read the same part. Also the problem without what
+    guards these reads then; with one axis of k it gets another one, of a single iteration.
     """
     left, fixed = problem.left, {axis.variable for axis in problem.outer}
-    if left.op is not Leaf.LOAD or left.guard or not left.array.image or problem.ends:
-        return None
+    if left.op is not Leaf.LOAD or problem.ends or problem.needed is not None:
+        return problem, None
+    ends = [(start, stop) for _, start, stop in left.array.image]
     places = unflatten(left.index, [extent for extent, _, _ in left.array.image])
-    for place, (extent, start, stop) in zip(places, left.array.image, strict=True):
-        for axis in problem.k[:-1]:
-            step = coefficient(place, axis.variable) or 0
-            rest = place - axis.index * step
-            if step > 0 and (start, stop) != (0, extent) and variables(rest) <= fixed:
-                return axis, ceildiv(start - rest, step), ceildiv(stop - rest, step)
-    return None
+    inside = [c for x, (start, stop) in zip(places, ends, strict=True)
+              for c in (x - start, stop - 1 - x)]  # fmt: skip
+    ks = problem.k if len(problem.k) > 1 else (make_axis("once", 0, 1), *problem.k)
+    found: dict[Axis, dict[Affine, int]] = {}
+    for axis in ks[:-1]:
+        steps = {c: coefficient(c, axis.variable) or 0 for c in expr.restrict(left.guard, inside)}
+        own = {c: step for c, step in steps.items() if variables(c - axis.index * step) <= fixed}
+        found[axis] = own if isinstance(axis.extent, int) else {}
+    axis, steps = max(found.items(), key=lambda one: len(one[1]))
+    if not steps:
+        return problem, None
+    rests = [(c - axis.index * step, step) for c, step in steps.items()]
+    starts = [ceildiv(-rest, step) for rest, step in rests if step > 0]
+    # what does not depend on the axis is all or nothing
+    stops = [rest // -step + 1 if step else (rest + 1) * axis.count
+             for rest, step in rests if step <= 0]  # fmt: skip
+    start = clamped(_extreme("maximum", starts), axis.count) if starts else 0
+    stop = clamped(_extreme("minimum", stops), axis.count) if stops else axis.count
+    guard = tuple(c for c in left.guard if c not in steps)
+    left = expr.load(left.array, left.index, guard)
+    return replace(problem, left=left, k=ks), (axis, start, stop)
+
+
+def _extreme(name: str, xs: Sequence[Integer]) -> Integer:
+    numbers = (expr.index(x, dtypes.int64) for x in xs)
+    return expr.value_of(reduce(lambda a, b: a.operation(name, b), numbers))
 
 
 # ---- bounds that are loaded ----
@@ -281,6 +315,8 @@ def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer 
 
 def clamped(x: Integer, most: int) -> Integer:
     """x, but at least 0 and at most `most`."""
+    if isinstance(x, int):
+        return min(max(x, 0), most)
     number = expr.index(x, dtypes.int64).operation("maximum", 0).operation("minimum", most)
     return expr.value_of(number, (0, most))
 

@@ -2,6 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
+    distinguish                          loops of their own for parts (parts.py)
     sink                                 a loop goes inside of others; what is beside gets its own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
     tensorize                            what is summed, by matrix registers
@@ -171,9 +172,11 @@ class Schedule:
         self._change(outer, change)
 
     @_step
-    def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
+    def distinguish(
+        self, x: Atom, parts: Callable[[Loop], Statements], computing: bool = False
+    ) -> None:
         """Loops over x, or what `parts` makes of them: see parts.py."""
-        self._change(x, lambda loop, _: parts(loop))
+        self._change(x, lambda loop, _: parts(loop), computing)
 
     @_step
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:
@@ -366,10 +369,11 @@ class Schedule:
         self._change(x, change, computing)
 
     @_step
-    def unroll_some(self, x: Atom, times: int, prefix: str) -> None:
+    def unroll_some(self, x: Atom, times: int, prefix: str) -> Atom:
         """So many iterations of computing loops over x at once, where these are a multiple of it.
 
-        So what a loop itself takes, and to find where it reads, is done once for them.
+        So what a loop itself takes, and to find where it reads, is done once for them. Gives the
+        variable of the loops over so many.
         """
         pieces = make_axis(f"{prefix}s", 0, max(self.trips(x) // times, 1))
 
@@ -381,6 +385,7 @@ class Schedule:
             return (Loop(pieces.variable, 0, counts, (_from_zero(piece, prefix, "unroll"),)),)
 
         self._change(x, change, computing=True)
+        return pieces.variable
 
     @_step
     def count(self, x: Atom, prefix: str) -> Atom:

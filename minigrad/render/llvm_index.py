@@ -505,7 +505,9 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     def condition(self, x: Integer) -> Value:
         """Whether x ≥ 0, one i1 (or one a lane)."""
-        here = self.builder()
+        here, x = self.builder(), substitute(x, self.constants)
+        if low(x) >= 0:
+            return values.constant(True, dtypes.bool)
         if self.vectors.keys().isdisjoint(variables(x)):
             text = self.scalar(x)
             if is_number(text):

@@ -3,8 +3,9 @@
 A convolution is Σ over k and c of window(x)[b, y, k, c]·w[k, c, o], seen through movements, so the
 recipe of contractions computes it, and its two gradients, without an array of windows in memory.
 Channels are the last dimension inside: then each of the three products has vectors along channels.
-Only images of which each channel has a small kernel of its own stay as they are, as groups of one:
-to arrange them would take longer than to compute. Where 3 × 3 kernels have fewer products than the
+Images stay as they are where each channel has a small kernel of its own, as groups of one: to
+arrange them would take longer than to compute. So they do where a stride leaves few products for
+each of their elements (`graph/windows.py`). Where 3 × 3 kernels have fewer products than the
 sum has terms, these are computed (`winograd.py`).
 """
 
@@ -20,7 +21,7 @@ from minigrad.graph.build import Window
 from minigrad.graph.node import Shape
 from minigrad.graph.sharding import meshes
 from minigrad.graph.symbolic import Integer, ceildiv
-from minigrad.graph.windows import overlap_add
+from minigrad.graph.windows import overlap_add, reads_in_place
 from minigrad.settings import flag
 from minigrad.tensor import winograd
 from minigrad.tensor.basic import Composed
@@ -109,6 +110,8 @@ class Convolution(Composed):
             space[-1] >= LEAST_WIDTH * steps[-1]
         )
         apart = own or (groups > 1 and inner >= VECTOR)
+        lies = max(steps) > 1 == groups and spatial == 2 and wide.dtype is dtype
+        lies = lies and prod(kernel) > 1 and reads_in_place(inner, extents[-1])
         if prod(kernel) == 1 < max(steps) and not (own or any(map(any, pairs))):
             # what is not skipped, side by side: rows of a product
             kept = wide._windows(windows_of(2, kernel, steps, gaps))
@@ -121,7 +124,8 @@ class Convolution(Composed):
             result = result.reshape(wide.shape[0], out, *pixels).movedim(1, -1)
             return result.unsqueeze(-2)._channels_second(bias, dtype, batched)
         at = 2 + spatial if apart else 1 + spatial  # where those of the kernel come
-        padded = wide._channels_last(groups, apart)._zeros_around(at - spatial, pairs)
+        last = wide._channels_last(groups, apart)
+        padded = last._zeros_around(at - spatial, pairs, not lies)
         windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
         places = range(3 + spatial, 3 + 2 * spatial)
         windows = windows.permute(*range(at), *places, *range(at, 3 + spatial))
@@ -198,12 +202,13 @@ class Convolution(Composed):
         order = (1, *range(3, x.ndim)) if apart else (*range(3, x.ndim), 1)
         return x.permute(0, *order, 2)
 
-    def _zeros_around(self, first: int, pairs: Pairs) -> Self:
-        """Zeros around dimensions from the first on, stored: cheaper to read than conditions."""
+    def _zeros_around(self, first: int, pairs: Pairs, stored: bool) -> Self:
+        """Zeros around dimensions from the first on; stored: cheaper to read than conditions."""
         if not any(map(any, pairs)):
             return self
         others = [None] * (self.ndim - first - len(pairs))
-        return self.pad([*[None] * first, *pairs, *others]).contiguous()
+        padded = self.pad([*[None] * first, *pairs, *others])
+        return padded.contiguous() if stored else padded
 
     def _channels_second(self, bias: Core | None, dtype: Any, batched: bool) -> Self:
         """(b, *space, groups, o) plus bias → (b, groups·o, *space)."""

@@ -57,8 +57,8 @@ def product_of(build: Build) -> Nest:
 
 
 @pytest.mark.parametrize("channels, extent, stride, out, follows", [
-    (64, 56, 1, 64, False), (64, 56, 2, 64, False), (32, 28, 1, 64, False),
-    (128, 28, 2, 256, True),
+    (64, 56, 1, 64, False), (64, 22, 2, 64, False), (32, 28, 1, 64, False),
+    (128, 22, 2, 256, True),
 ])  # fmt: skip
 def test_the_next_row_of_an_image_is_asked_for(
     channels: int, extent: int, stride: int, out: int, follows: bool
@@ -129,10 +129,10 @@ def test_an_image_is_copied_row_by_row_where_a_row_stays_in_the_first_cache() ->
     assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 64
 
 
-@pytest.mark.parametrize("channels, stride, asks", [(64, 1, True), (64, 2, True), (256, 1, False)])
-def test_the_pixel_below_is_asked_for(channels: int, stride: int, asks: bool) -> None:
-    """Of a gradient by weight, where a tile reads some channels of images as they lie."""
-    build = convolution("weight", 8, channels, 28, channels, stride)
+@pytest.mark.parametrize("channels, asks", [(64, True), (256, False)])
+def test_the_pixel_below_is_asked_for(channels: int, asks: bool) -> None:
+    """Of a gradient by weight, where a tile reads some channels of images that were copied."""
+    build = convolution("weight", 8, channels, 28, channels)
     nest = next(nest for nest in nests_of(build) if nest.name == "contraction")
     found = list(walk(nest.parallel))
     hints = [one for one in found if isinstance(one, Prefetch)]
@@ -144,8 +144,7 @@ def test_the_pixel_below_is_asked_for(channels: int, stride: int, asks: bool) ->
             if load.array is hint.array
         )  # fmt: skip
         (row,) = (a for a in variables(load.index) - variables(hint.index))
-        first = substitute(load.index, {row: 0})
-        assert hint.index - first in (n * 16 + stride * 30 * channels for n in (0, 1))
+        assert hint.index - substitute(load.index, {row: row.high}) == 30 * channels
 
 
 @pytest.mark.parametrize("extent, whole", [(7, True), (5, False)])
@@ -188,13 +187,13 @@ def test_rows_of_zeros_around_images_are_left_out(of: str, channels: int, extent
     """A loop over places has bounds, which are loaded: all of it, where a panel is not finite."""
     nests = nests_of(convolution(of, 8, channels, extent, channels))
     loops = (one for nest in nests for one in walk(nest.parallel) if isinstance(one, Loop))
-    found = {one.variable for one in loops if expr.values_in(one.start)}
-    assert len(found) == 1
+    found = {one.variable.name[0] for one in loops if expr.values_in(one.start)}
+    assert found == {"k", "z"}  # and a loop that adds what a panel that is not finite gives
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("of", ["forward", "input", "weight"])
-@pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2)])
+@pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2), (16, 26, 2)])
 @pytest.mark.parametrize("number", [np.inf, np.nan])
 def test_zeros_around_images_meet_what_is_not_finite(
     machine: str, of: str, channels: int, extent: int, stride: int, number: float
@@ -213,11 +212,11 @@ def test_weights_are_arranged_once_for_all_remainders_of_a_strided_gradient() ->
     """Each of four products packs its part of them along the sums; two see rows of zeros."""
     build = convolution("input", 8, 64, 28, 128, 2)
     kinds = [kernel.kind for kernel in plan_of(build).kernels]
-    assert kinds == ["rows", "rows", *["contraction"] * 4]
+    assert kinds == ["rows", *["contraction"] * 4]
     loops = [[one for one in walk(nest.parallel) if isinstance(one, Loop)]
              for nest in nests_of(build)]  # fmt: skip
     assert sum(any(expr.values_in(one.start) for one in found) for found in loops) == 2
-    assert all(any(one.transpose for one in found) for found in loops[1:6])
+    assert all(any(one.transpose for one in found) for found in loops)
 
 
 @pytest.mark.parametrize("extent", [28, 29, 31])
@@ -231,6 +230,46 @@ def test_what_a_strided_gradient_is_made_of_is_stored_in_turn(extent: int) -> No
     whole = plan_of(build).kernels[-1].kind == "contraction"
     assert whole is (extent % 2 == 0)
     agree(build)
+
+
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+def test_images_of_a_strided_convolution_are_read_where_they_lie(of: str) -> None:
+    """No copy of them; rows outside are left out, and most loops have no condition on columns."""
+    build = convolution(of, 8, 64, 56, 128, 2)
+    others = [kernel for kernel in plan_of(build).kernels if kernel.kind == "rows"]
+    assert all(stage.size <= 128 * 64 * 9 for kernel in others for stage in kernel.stages)
+    *_, nest = (nest for nest in nests_of(build) if nest.name == "contraction")
+    sums = [one for one in walk(nest.parallel) if isinstance(one, Store) and one.array.in_registers]
+    loads = [load for one in sums for load in expr.loads(one.value) if load.array.space == "buffer"]
+    assert {len(load.guard) for load in loads} == {0, 1}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("stride, padding, dilation, kernel", [
+    ((2, 2), (1, 1, 1, 1), 1, (3, 3)), ((2, 2), (0, 0, 0, 0), 1, (3, 3)),
+    ((2, 1), (2, 3, 0, 4), 1, (4, 5)), ((1, 2), (0, 2, 3, 1), 1, (2, 3)),
+    ((3, 3), (1, 0, 2, 0), 1, (3, 2)), ((2, 2), (2, 2, 2, 2), 2, (3, 3)),
+    ((5, 6), (3, 3, 3, 3), 1, (7, 7)),
+])  # fmt: skip
+def test_results_of_images_that_are_read_where_they_lie(
+    machine: str, of: str, stride: tuple[int, int], padding: tuple[int, ...], dilation: int,
+    kernel: tuple[int, int],
+) -> None:  # fmt: skip
+    """Zeros on each side, or on none; steps that a tile's pixels are neighbours by, or are not."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        extents = [13 * step + 2 for step in stride]
+        x, w = inputs(2, 16, *extents), inputs(72, 16, *kernel)
+        image, weight = Tensor._of(x), Tensor._of(w)
+        options = {"stride": stride, "padding": padding, "dilation": dilation}
+        y = image.conv2d(weight, **options)
+        if of == "forward":
+            return [y.node]
+        seed = Tensor._of(inputs(*y.shape))
+        return [y.gradient(image if of == "input" else weight, gradient=seed)[0].node]
+
+    agree(build, machine)
 
 
 @pytest.mark.parametrize("stride", [(2, 1), (1, 2), (2, 3), (3, 2)])

@@ -1,0 +1,104 @@
+"""Images that a product reads where they lie: zeros around them are left out, hints follow rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minigrad.graph.node import Op
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.loops.axes import NEIGHBOURS
+from minigrad.loops.build import loops_over, put
+from minigrad.loops.cost import Plan
+from minigrad.loops.nest import Loop, Prefetch, Statement, loop_over, written
+from minigrad.loops.product import LANE, Part, Problem
+from minigrad.loops.transforms import Around, Schedule
+from minigrad.schedule import expr
+from minigrad.schedule.axis import make_axis
+from minigrad.schedule.expr import Array, Leaf
+from minigrad.schedule.stage import identity
+from minigrad.target import LINE
+
+
+def within_image(
+    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, part: Part
+) -> None:
+    """Leave out what is multiplied by the zeros around images: x + 0·w is x where w is finite.
+
+    For where it is not, a NaN for each column and place along the axis, or 0, is there to be added.
+    """
+    axis, start, stop = part
+    n, dtype = problem.column.variable, problem.total.dtype
+    s.bound(axis.variable, start, stop)
+    axes = [make_axis("z", number, one.count) for number, one in enumerate(problem.k)]
+    at = {one.variable: new.index for one, new in zip(problem.k, axes, strict=True)}
+    outer = axes.pop(problem.k.index(axis))
+    sums = expr.load(Array("zero", dtype, 1, "registers", lanes=n, width=plan.nr))
+    sizes = max(plan.panels, 1), outer.count, plan.nr
+    places = panel.index if plan.panels > 1 else 0, outer.index, LANE.index
+    zeros = expr.load(Array("zeros", dtype, numel(sizes), "scratch"), flatten(places, sizes))
+    times = expr.substitute_in((s.operands["right"] * 0.0).cast(dtype), at)
+    clear = put(sums, identity(Op.SUM, dtype), everywhere=True)
+    steps = [clear, *loops_over(axes, [put(sums, sums + times)]), put(zeros, sums)]
+
+    def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
+        seen = loops_over([outer], steps)
+        if not plan.panels:
+            return seen
+        inner = loop_over(panel, loop.body)
+        return (inner.around((loop_over(n, inner.body).around(seen),)),)
+
+    def add(loop: Loop, _: Around) -> list[Loop]:
+        (registers,) = written(loop)
+        total = expr.load(registers)
+        more = (put(total, total + zeros),)
+        ends = (0, start), (stop, outer.count)
+        return [Loop(outer.variable, a, (b,), more) for a, b in ends if a != b]
+
+    s.insert(problem.k[0].variable, add, behind=True)
+    s.insert(around, look)
+
+
+def hints_below(
+    s: Schedule, problem: Problem, plan: Plan, shared: Sequence[Atom], deep: bool
+) -> bool:
+    """Ask for what lies below the pixels that are read; whether `left` is such an image.
+
+    Where k runs over the channels of a tile's pixels, which are neighbours, that is the tile below:
+    for each of a kernel's columns another line. Where it runs over pixels, row after row, it is the
+    next row, of each of the tile's channels; or of those that lie side by side, at each pixel. (If
+    there are many, `deep`, they may be no image.)
+    """
+    left, m, k, above = problem.left, problem.row.variable, problem.k[-1], problem.k[-2:-1]
+    if left.op is not Leaf.LOAD or plan.packs_left:
+        return False
+    around = [axis.variable for axis in above]
+    across, step, far, row = (
+        coefficient(left.index, xs[-1]) or 0 if xs else 0
+        for xs in ([m], [k.variable], around, shared)
+    )  # fmt: skip
+    turn: Integer = 0
+    turns, line = 1, LINE // left.dtype.itemsize
+    # of the tile's channels, which are further apart than all rows
+    each = 0 < step <= NEIGHBOURS and step < far and far * (above[-1].most - 1) < across
+    if each or across == 1 and 0 < step < far and not deep:
+        below = around[-1]
+    elif 0 < across <= NEIGHBOURS and 0 < row < step:
+        below = shared[-1]
+        if 0 < far <= NEIGHBOURS:
+            turn, turns = above[-1].index, above[-1].count
+    else:
+        return False
+
+    def hints(loop: Loop, _: Around) -> list[Statement]:
+        rows = loop_over(m, loop.body)
+        last = {k.variable: k.most - 1} if each else {m: rows.start + rows.trips - 1}
+        end = substitute(left.index, last | {below: below.index + 1})
+        count = ceildiv(step * k.most if each else across * rows.trips, line)
+        places = (end - line * (turn + n) for n in range(0, count, turns))
+        lines = tuple(Prefetch(left.array, place) for place in places)
+        return [rows.around(lines)] if each else list(lines)
+
+    s.insert(below if each else k.variable, hints)
+    return True
