@@ -132,6 +132,7 @@ class dtypes(metaclass=_Table):
 
 
 put_hints("dtypes", dtypes)
+put_hints("DType", DType)
 ALL = tuple({one: None for one in vars(dtypes).values() if isinstance(one, DType)})
 _BY_NAME = {dtype.name: dtype for dtype in ALL}
 FLOATS = tuple(dtype for dtype in ALL if dtype.is_float)

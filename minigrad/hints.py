@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 # What names in the table stand for.
 OWNERS = {"x": "Tensor", "loss": "Tensor", "model": "Module", "optimizer": "Optimizer",
-          "F": "functional"}  # fmt: skip
+          "F": "functional", "dtype": "DType"}  # fmt: skip
 _answering: set[tuple[str, str]] = set()  # owners and names that only say what to type
 _ROW = re.compile(r"^\| `(.+?)` \| (.+) \|$", re.MULTILINE)
 

@@ -21,8 +21,19 @@ from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import part_along, row_of, split_axis, spread
 from minigrad.graph.batched import batch, rows, sum_of_rows
-from minigrad.graph.node import BUFFER, CONST, INDEX, SOURCES, Node, Op, Shape, picked, topological
-from minigrad.graph.operations import REDUCTIONS
+from minigrad.graph.node import (
+    BUFFER,
+    CONST,
+    INDEX,
+    SOURCES,
+    Node,
+    Op,
+    Shape,
+    beneath,
+    picked,
+    topological,
+)
+from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
@@ -36,7 +47,7 @@ _JOINS = (Op.RESHAPE, Op.CAT)
 _OF_MANY = frozenset({Op.ADD, Op.CAT})
 _VARYING = frozenset({*LEAVES, Op.SHRINK})  # whose arg may be another in each copy
 # What has no form for many values at once, or must be done as often as somebody wrote it.
-SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
+_SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
 
 
 def together(
@@ -104,6 +115,15 @@ def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
     if all(map(is_leaf, nodes)):
         return stacked(nodes) if _are_alike(nodes) and not _is_large(nodes[0]) else None
     return _rows(nodes, kept)
+
+
+def is_single(node: Node) -> bool:
+    """Whether each is computed by itself: as what has its value at once, and its gradient so, too.
+
+    (The solution of a system; a rule of such a CUSTOM may ask for numbers, which no step has.)
+    """
+    at_once = node.op is Op.CUSTOM and beneath(node.src[0], MOVEMENT).op is BUFFER
+    return at_once or node.op in _SINGLE
 
 
 def nbytes(node: Node) -> int:
@@ -277,7 +297,7 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
         known[one] = nodes
         if nodes.count(one) == count:
             same.add(one)
-        elif not kept.isdisjoint(nodes) or one.op in SINGLE or _is_large(one):
+        elif not kept.isdisjoint(nodes) or is_single(one) or _is_large(one):
             return None
         elif not _are_alike(nodes):
             return None

@@ -17,7 +17,16 @@ from weakref import WeakKeyDictionary
 from minigrad.errors import ScanError
 from minigrad.graph.axes import row_of
 from minigrad.graph.batched import stand_in
-from minigrad.graph.copies import LEAVES, MANY, SINGLE, computed, nbytes, parts, rows_of, together
+from minigrad.graph.copies import (
+    LEAVES,
+    MANY,
+    computed,
+    is_single,
+    nbytes,
+    parts,
+    rows_of,
+    together,
+)
 from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import DEVICES, OPS, Node, Op, topological
 from minigrad.graph.rewrite import replaced
@@ -154,7 +163,7 @@ class _Chain:
         self, roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]
     ) -> dict[Node, Node]:
         """What takes the place of each node that others need; raises _Unlike if it is no loop."""
-        if any(node in kept or node.op in SINGLE for node in self.inside):
+        if any(node in kept or is_single(node) for node in self.inside):
             raise _Unlike
         for place, nodes in enumerate(zip(*self.at, strict=True)):
             self._look(place, nodes, kept)

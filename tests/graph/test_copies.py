@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from devices import OTHER
 
-from minigrad import GlobalCounters, Tensor, nn
+from minigrad import GlobalCounters, Tensor, linalg, nn
 from minigrad.errors import BoundsError, GradientError
 from minigrad.graph.copies import MANY, as_rows, is_leaf, together
 from minigrad.graph.node import Node, topological
@@ -263,6 +263,29 @@ def test_what_differs_in_one_thing_is_no_copy(on_device, of):
     values = [of(x, n % 2).exp() for n, x in enumerate(xs)]
     alone = [of(x, n % 2).exp().numpy() for n, x in enumerate(xs)]
     np.testing.assert_allclose(sum(values).numpy(), np.sum(alone, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [
+    linalg.inv, lambda x: linalg.solve(x, Tensor.ones(3)), linalg.slogdet, linalg.det,
+    linalg.cholesky, linalg.eigh, linalg.svd, linalg.qr,
+])  # fmt: skip
+def test_what_is_computed_at_once_stays_apart(function, on_device):
+    """Its gradient asks for numbers: those of one matrix are not those of all."""
+    generator = np.random.default_rng(2)
+    halves = generator.standard_normal((MANY + 2, 3, 3)).astype(np.float32)
+    matrices = [Tensor(half @ half.T + np.eye(3, dtype=np.float32)) for half in halves]
+    found = []
+    for together_ in (True, False):
+        scale = Tensor([1.5], requires_grad=True)
+        terms = []
+        for matrix in matrices:
+            made = function(matrix * scale)
+            made = made if isinstance(made, tuple) else (made,)
+            terms.append(sum((part * part.abs()).sum() for part in made))
+        for loss in [sum(terms)] if together_ else terms:
+            loss.backward()
+        found.append(scale.grad.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_what_is_large_stays_apart(on_device):

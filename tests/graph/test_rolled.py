@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from devices import OTHER
 
-from minigrad import GlobalCounters, Tensor, nn
+from minigrad import GlobalCounters, Tensor, linalg, nn
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.rolled import LEAST_NODES, rolled, without_copies
 from minigrad.programs import programs
@@ -277,6 +277,27 @@ def test_loops_on_two_devices(on_device):
         state = np.tanh(state @ w * 0.5 + x) + state * 0.25
     for h in found:
         np.testing.assert_allclose(h.numpy(), state, rtol=1e-4, atol=1e-5)
+
+
+def test_systems_that_are_solved_in_each_step(on_device):
+    """The covariance of a Kalman filter: the gradient of a solution is one, which needs numbers."""
+
+    def filtered(noise, one, solve):
+        state, total = one, 0.0
+        for _ in range(40):
+            state = state * 0.9 + noise
+            state = state - state @ solve(state + one, state)
+            total = total + state.sum()
+        return total
+
+    noise = np.array([[0.3, 0.1], [0.1, 0.2]])
+    leaf = Tensor(noise.astype(np.float32), requires_grad=True)
+    filtered(leaf, Tensor.eye(2), linalg.solve).backward()
+    steps = 1e-6 * np.eye(4).reshape(4, 2, 2)
+    ends = [[filtered(noise + sign * step, np.eye(2), np.linalg.solve) for step in steps]
+            for sign in (1, -1)]  # fmt: skip
+    wanted = np.subtract(*ends).reshape(2, 2) / 2e-6
+    np.testing.assert_allclose(leaf.grad.numpy(), wanted, rtol=1e-4)
 
 
 def test_a_first_step_of_two_states(on_device):

@@ -24,7 +24,7 @@ def scope() -> dict[str, Any]:
         "dtypes": dtypes, "Device": Device, "nn": nn, "F": nn.functional, "optim": nn.optim,
         "model": nn.Linear(3, 2), "minigrad": minigrad, "linalg": minigrad.linalg,
         "optimizer": nn.optim.SGD([x]), "lr_scheduler": nn.optim.lr_scheduler,
-        "utils": nn.utils, "f": nn.functional.relu,
+        "utils": nn.utils, "dtype": dtypes.float32, "f": nn.functional.relu,
     }  # fmt: skip
 
 
