@@ -84,7 +84,7 @@ LARGEST = 1 << 31
 COMMON: dict[str, Callable[[str, Any], None]] = {
     "model": _text, "max_tokens": _whole(1, LARGEST), "temperature": _number(0, 2),
     "top_p": _number(0, 1), "top_k": _whole(1, LARGEST), "seed": _whole(-(1 << 63), (1 << 63) - 1),
-    "stop": _words, "stream": _flag, "stream_options": _options, "user": _anything,
+    "stop": _words, "stream": _flag, "stream_options": _options, "user": _text,
     "repetition_penalty": _number(0.01, 100),
 }  # fmt: skip
 FIELDS = {

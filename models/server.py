@@ -487,7 +487,7 @@ def serve_command(flags: argparse.Namespace) -> None:
     )  # fmt: skip
     try:
         socket = config.bind_socket()
-    except SystemExit:
+    except (SystemExit, TypeError, UnicodeError):  # two: a host that is no name
         raise InputError(
             f"cannot listen at {flags.host}:{flags.port}: is it in use, or another machine's?"
         ) from None

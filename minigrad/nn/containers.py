@@ -8,7 +8,16 @@ from itertools import chain
 from typing import Any, Self, TypeVar
 
 from minigrad.hints import missing
-from minigrad.nn.module import Kind, Layer, Member, Module, Parameter, checked_part, members
+from minigrad.nn.module import (
+    Kind,
+    Layer,
+    Member,
+    Module,
+    Parameter,
+    checked_name,
+    checked_part,
+    members,
+)
 from minigrad.tensor import Tensor
 from minigrad.tensor.noted import note
 from minigrad.tensor.pytree import Same
@@ -20,7 +29,7 @@ _T = TypeVar("_T")
 class _Container(Layer):
     """A layer of items that have names, by which they are attributes, too."""
 
-    _refused = ()
+    _refused = ("numpy", "torch")
     _items: dict[Any, Any]  # by name; the name of an item without one is its place, an int
 
     @property
@@ -57,6 +66,7 @@ class _Container(Layer):
 
     def add_module(self, name: str, module: Any) -> None:
         """Hold an item by a name, in the place of the one that has it or at the end."""
+        checked_name(f"{type(self).__name__}.add_module", name)
         known = {str(key): key for key in self._items}
         self._hold({**self._items, known.get(name, name): self._item(module)}.items())
 
@@ -173,6 +183,15 @@ class ModuleDict(_Container, MutableMapping[str, Any]):
     def __init__(self, modules: Any = ()) -> None:
         self._items = {}
         self.update(modules)
+
+    def update(self, modules: Any = (), /, **named: Any) -> None:  # type: ignore[override]
+        """Hold these: a dict, or pairs of a name and an item, and what has a name."""
+        try:
+            found = dict(modules, **named)
+        except (TypeError, ValueError):
+            said = f"ModuleDict of {modules!r:.60}: expected a dict of layers by their names"
+            raise TypeError(said) from None
+        super().update(found)
 
     def __getitem__(self, name: str) -> Any:
         note(self, "_settings")

@@ -21,6 +21,7 @@ from minigrad.graph.symbolic import ceildiv
 from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, quantized
 from minigrad.nn.quantized import Quantized
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q",
             11: "<q", 12: "<d"}  # fmt: skip
@@ -253,3 +254,6 @@ def _tensor(
         return Tensor.from_bytes(data, shape, dtype, device).requires_grad_(False)
     except (ShapeError, OverflowError) as error:
         raise GGUFError(f"the tensor {name!r} of shape {shape}: {error}") from None
+
+
+check_functions(globals())

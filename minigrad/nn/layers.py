@@ -135,7 +135,7 @@ class Dropout2d(Dropout):
 class Identity(Layer):
     """What it is given; arguments are accepted and not used."""
 
-    _refused = ()
+    _refused = ("numpy", "torch")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass

@@ -18,6 +18,7 @@ from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.hints import hint, present, put_hints
 from minigrad.tensor import Tensor, realization, views
 from minigrad.tensor.arguments import check_functions, checked
+from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import note, replaces
@@ -108,7 +109,8 @@ def _once(found: Iterable[Member], kind: type) -> list[Member]:
 
 def _check_model(name: str, model: Any) -> None:
     """TypeError for what has no tensors whatever it is, as a class in place of its object."""
-    if model is None or isinstance(model, (type, *_OPAQUE)):
+    holds = isinstance(model, (Tensor, Mapping, list, tuple)) or hasattr(model, "__dict__")
+    if not holds or isinstance(model, (type, *_OPAQUE)):  # an iterator holds none, either
         what = getattr(model, "__name__", repr(model))
         raise TypeError(f"{name} of {what:.60}: expected a model, or tensors in a list or dict")
 
@@ -121,6 +123,17 @@ def checked_part(name: str, part: Any) -> Any:
     if not callable(part):
         raise TypeError(f"{name} of {part!r}: expected layers or functions of a tensor")
     return part
+
+
+def checked_name(title: str, name: Any) -> str:
+    """A part's name, as it is; TypeError for what is no text, StateError for one that names of
+    tensors cannot be made of.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{title}({name!r:.60}): expected a name, as 'hidden'")
+    if not name or "." in name:
+        raise StateError(f"{title}({name!r}): expected a name without a dot, which is not empty")
+    return name
 
 
 def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -215,7 +228,7 @@ def load_state_dict(
             "model's own names, or strict=False"
         )
     given = {name: state[name] for name in own if name in state}
-    values = {n: v if isinstance(v, Tensor) else Tensor(v) for n, v in given.items()}
+    values = {name: _as_tensor(name, value) for name, value in given.items()}
     for name, value in values.items():
         target = own[name]
         if target.shape != value.shape:
@@ -235,8 +248,17 @@ def load_state_dict(
     return Names(missing, unexpected)
 
 
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        return value if isinstance(value, Tensor) else Tensor(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        what = f"load_state_dict: {name} is a {type(value).__name__}"
+        raise DTypeError(f"{what}, of which no tensor can be made: {error}") from None
+
+
 def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
     """Forget the gradients of tensors, or fill them with 0."""
+    check_flag("zero_grad", "set_to_none", set_to_none)
     for tensor in tensors:
         keeps = not set_to_none and tensor.grad is not None
         tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
@@ -274,8 +296,8 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(self, Layer):
             kind = type(args[0])
-            if kind in self._refused or kind.__module__ in ("numpy", "torch"):
-                home = "" if kind in self._refused else f"{kind.__module__}."
+            if kind.__module__ in self._refused:
+                home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
                 given = f"{type(self).__name__} of a {home}{kind.__name__}"
                 raise TypeError(f"{given}: {hint('model(a)')}")
         note(self, "_training")
@@ -398,15 +420,18 @@ class Module:
 
     def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
         """Hold a tensor (or None) that is not trained, and saved only if persistent."""
+        checked_name("register_buffer", name)
         self._registered()[name] = Kind.BUFFER if persistent else Kind.TRANSIENT
         setattr(self, name, None if tensor is None else buffer(tensor))
 
     def register_parameter(self, name: str, param: Tensor | None) -> None:
         """Hold a parameter (or None)."""
+        checked_name("register_parameter", name)
         setattr(self, name, None if param is None else Parameter(param))
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Hold a module (or None)."""
+        checked_name("add_module", name)
         setattr(self, name, module if module is None else checked_part("add_module", module))
 
     register_module = add_module
@@ -590,8 +615,9 @@ class Layer(Module):
     """
 
     _training = None
-    # what it is called with by mistake: an LSTM gives a pair, a forward without return None
-    _refused: tuple[type, ...] = (int, float, bool, list, tuple, str, type(None))
+    # homes of what it is called with by mistake: an LSTM gives a pair, a forward without return
+    # None
+    _refused: tuple[str, ...] = ("builtins", "numpy", "torch")
     # what the repr says: values, then values by their names, then those that are not as here
     _sizes: ClassVar[tuple[str, ...]] = ()
     _named: ClassVar[tuple[str, ...]] = ()

@@ -25,6 +25,7 @@ from minigrad.nn.module import (
 )
 from minigrad.nn.torch_file import torch_load
 from minigrad.tensor import Tensor, realization
+from minigrad.tensor.arguments import check_functions
 
 _NAMES = {f"{dtype.kind.upper()}{dtype.bits}": dtype for dtype in (*INTS, *FLOATS)}
 _NAMES |= {"BOOL": dtypes.bool, "F16": dtypes.float16, "BF16": dtypes.bfloat16}
@@ -191,6 +192,7 @@ def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
+check_functions(globals())
 __all__ = [
     "get_parameters", "get_state_dict", "gguf_load", "load_state_dict", "safe_load",
     "safe_load_metadata",

@@ -28,6 +28,7 @@ from minigrad.device import Device
 from minigrad.dtype import ALL, DType, dtypes
 from minigrad.errors import MinigradError
 from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 
 LONGEST = 1024  # bytes of an integer: arithmetic with longer ones takes time
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -332,3 +333,6 @@ def torch_load(path: str | os.PathLike[str], device: str | None = None) -> Any:
         except _DAMAGE as error:
             said = f"{type(error).__name__} {error}"[:200]
             raise TorchFileError(f"torch_load({name!r}): it is damaged: {said}") from None
+
+
+check_functions(globals())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import FunctionType, NoneType
@@ -46,6 +47,10 @@ def _is_list_of_ints(value: Any) -> bool:
     return _are_ints(value) and not _is_int(value)
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and {*map(type, [*value, *value.values()])} <= {str}
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (Real, Affine, Core))
 
@@ -61,6 +66,10 @@ KINDS = {
     "int": _INT, "Axis": _INT, "Integer": _INT, "bool": _FLAG,
     "float": _NUMBER, "Scalar": _NUMBER, "float | Tensor": _NUMBER,
     "Core": _TENSOR, "Tensor": _TENSOR, "Self": _TENSOR,
+    "str | os.PathLike[str]": Kind(
+        frozenset({str}), lambda value: isinstance(value, (str, os.PathLike)), "a path"
+    ),
+    "Mapping[str, str]": Kind(frozenset(), _is_texts, "a dict of texts"),
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
     "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[Integer]": _AXES,
     "Sequence[int]": Kind(frozenset(), _is_list_of_ints, "several ints, as (2, 3)"),

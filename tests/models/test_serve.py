@@ -487,7 +487,7 @@ MESSAGES = [{"role": "user", "content": "Hi"}]
     ({"tempreature": 1}, "tempreature", "unknown_parameter"),
     ({"temperature": 3}, "temperature", "invalid_value"),
     ({"temperature": True}, "temperature", "invalid_value"), ({"stop": 5}, "stop", "invalid_type"),
-    ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+    ({"max_tokens": 0}, "max_tokens", "invalid_value"), ({"user": 5}, "user", "invalid_type"),
     ({"max_tokens": 101}, "max_tokens", "invalid_value"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
     ({"model": "gpt-9"}, "model", "model_not_found"), ({"messages": []}, "messages", None),
@@ -618,11 +618,13 @@ def test_a_port_in_use_is_told_before_anything_is_compiled(
     save_checkpoint(tmp_path / "tiny.safetensors", strong_model(), tokenizer())
     monkeypatch.setattr(Engine, "start", lambda _: pytest.fail("it compiles"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        flags = parser().parse_args(["serve", "--checkpoint", str(tmp_path / "tiny.safetensors"),
-                                     "--port", port, "--slots", "1"])  # fmt: skip
-        with pytest.raises(InputError, match="cannot listen at"):
-            server_module.serve_command(flags)
+        places = [["--port", str(taken.getsockname()[1])], ["--host", "\udc80", "--port", "0"]]
+        for place in places:  # the second is what a name in another encoding is to Python
+            flags = parser().parse_args(["serve", "--checkpoint",
+                                         str(tmp_path / "tiny.safetensors"), "--slots", "1",
+                                         *place])  # fmt: skip
+            with pytest.raises(InputError, match="cannot listen at"):
+                server_module.serve_command(flags)
 
 
 def test_sigterm_lets_what_has_begun_end(tmp_path: Path) -> None:

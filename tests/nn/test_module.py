@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, dtypes, jit, nn
-from minigrad.errors import GradientError, JitError, ShapeError
+from minigrad.errors import GradientError, JitError, ShapeError, StateError
 
 
 class Block(nn.Module):
@@ -494,3 +494,16 @@ def test_a_captured_module(on_device):
     model.scale = 3.0
     with pytest.raises(JitError, match=r"calls a Scaled whose scale was 2\.0"):
         step(Tensor([1.0]))
+
+
+@pytest.mark.parametrize("name", ["", "a.b", 5, None])
+@pytest.mark.parametrize("method", ["register_buffer", "register_parameter", "add_module"])
+def test_a_name_of_which_none_can_be_made(method, name):
+    """A dot or an empty name made state dicts whose names say something else."""
+    part = nn.ReLU() if method == "add_module" else Tensor.ones(2)
+    error = StateError if isinstance(name, str) else TypeError
+    for module in (nn.Module(), nn.Sequential(nn.ReLU())):
+        before = list(vars(module))
+        with pytest.raises(error, match=rf"{method}\(.*\): expected a (name|string)"):
+            getattr(module, method)(name, part)
+        assert list(vars(module)) == before
