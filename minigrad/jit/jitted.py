@@ -230,8 +230,9 @@ class Jitted(Generic[P, R]):
         realization.settle_readers()
         # what waits from before, as a random state whose draws nobody kept, is no part of the step
         realization.settle_writes()
-        realization.settle_before(frozenset(), self._called[key].used)
-        realization.separate_all()
+        used = {*self._called[key].used}
+        realization.settle_before(frozenset(), used)
+        realization.separate_all(used.difference(tensor.raw.arg for tensor in tensors))
         given = copies(self.name, tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
@@ -284,12 +285,15 @@ class Jitted(Generic[P, R]):
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
+        doubtful = False
         for sharers in leaves(self.name, calls, known):
-            owner = next(filter(before.knows, sharers), sharers[0])
-            if owner.raw.arg.owner is not False:
-                owner.raw.arg.owner = owner._link
             capture.outside.mourn(sharers)
-        if call.changed:  # by what may have happened once
+            memory = sharers[0].raw.arg
+            if memory.owner is not False:
+                old = [h for h in sharers if before.knows(h) and h._origin is None]
+                memory.owner = (old or sharers)[0]._link
+                doubtful |= len(old) > 1
+        if call.changed or doubtful:  # by what may have happened once; whose memory it reads
             self._called[key] = call
         else:
             self._replays[key] = straight(capture) or capture.serve

@@ -303,6 +303,8 @@ class Core(Holder, metaclass=_TensorType):
             self._own_memory()
             views.written(self)
             self.made = True  # once is enough, of what is frozen for a while
+        if self.raw.op is Op.BUFFER:
+            self.raw.arg.owner = self._link
         self.stopped = False
 
     def _leave_memory(self) -> None:
@@ -470,6 +472,9 @@ class Core(Holder, metaclass=_TensorType):
 
     def _check_no_leaf(self) -> None:
         """GradientError where what is written in place now would have had a gradient."""
+        base = views.base_of(self)
+        if isinstance(base, Core) and not self._origin.stops:
+            base._check_no_leaf()
         if self._requires_grad and modes.gradients:
             raise GradientError(
                 f"in-place write to a leaf of shape {show(self.shape)} that requires a gradient; "

@@ -23,6 +23,8 @@ from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import ASSIGN, BUFFER, Node, depending, topological
 from minigrad.graph.shapes import numel
+from minigrad.program import recording
+from minigrad.settings import having
 from minigrad.tensor import saved_graphs, turns, views
 from minigrad.tensor.live_tensors import (
     Holder,
@@ -125,7 +127,7 @@ def settle_before(written: Container[Buffer], read: Container[Buffer]) -> None:
         wanted.update(n for n in order if is_waiting(n) and n.src[0].arg in read)
         wanted -= described(order)
     _settle([h for h in lazy if h.raw in wanted and id(h._link) not in following])
-    views.align(written)
+    views.align()  # their bases may have got other memory
 
 
 def settle_writes() -> None:
@@ -177,13 +179,13 @@ def separate(node: Node, owners: Container[int]) -> None:
     for holder in others:
         holder._point(copy_of(node))
         views.written(holder)
-    realize(others)
+    realize(others, unasked=True)
 
 
-def separate_all() -> None:
-    """Let no two tensors stand for one BUFFER: what a step reads or writes is then one's alone."""
+def separate_all(memory: Container[Buffer]) -> None:
+    """Let no two tensors stand for one BUFFER of some: it is then known whose a step reads."""
     for holder in all_holders() if shared else ():
-        if id(holder.raw) in shared and holder._origin is None:
+        if id(holder.raw) in shared and holder._origin is None and holder.raw.arg in memory:
             owner = holder.raw.arg.owner
             if owner is None or owner is holder._link or (owner and owner() is None):
                 separate(holder.raw, {id(holder._link)})
@@ -209,6 +211,8 @@ def _compute(
                 while (len(under_way) > 1 or waiting) and turns.must_wait((Plan.touched, plan)):
                     lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
                     plan = Plan(lazy, targets, owner, unasked)
+        if plan is not None and recording.calls is not None and _part_others(plan):
+            return _compute(lazy, targets, owner, unasked)
         if plan is not None:
             _run(plan)
     finally:
@@ -218,6 +222,23 @@ def _compute(
         if waiting:
             turns.tell()
     return plan
+
+
+def _part_others(plan: Plan) -> bool:
+    """While a step is captured: compute what other threads made of what the plan writes to.
+
+    It is no part of the step, whose replays would compute it anew. Gives whether there was any.
+    """
+    reading, same = ([h for node in nodes for h in holders(node)]
+                     for nodes in (plan.readers, plan.targets))  # fmt: skip
+    mine = {id(h._link) for h in of_this_thread([*reading, *same])}
+    if all(id(h._link) in mine for h in (*reading, *same)):
+        return False
+    with having(recording, calls=None):
+        realize([h for h in reading if id(h._link) not in mine])
+        for target in plan.targets:
+            separate(target, mine)
+    return True
 
 
 def _run(plan: Plan) -> None:

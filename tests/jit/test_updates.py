@@ -136,6 +136,41 @@ def test_a_leaf_that_a_replay_would_write_to(on_device):
     assert (x.tolist(), w.tolist()) == ([8.0], [2.0])
 
 
+@pytest.mark.parametrize("calls", [0, 1, 2])
+@pytest.mark.parametrize("show", [lambda x: x[1:], lambda x: x.flip(0)[:1], lambda x: x[:1].T])
+def test_a_part_of_a_leaf_that_a_step_would_write_to(on_device, show, calls):
+    """As a leaf; but what is detached may be written."""
+    step = jit(lambda x: x.assign(x * 2))
+    for _ in range(calls):
+        step(Tensor([1.0]).realize())
+    w = Tensor([1.0, 1.0], requires_grad=True).realize()
+    with pytest.raises(GradientError, match="in-place write to a leaf of shape"):
+        step(show(w))
+    assert w.tolist() == [1.0, 1.0]
+    step(show(w.detach()))
+    with Tensor.no_grad():
+        step(show(w))
+    assert sorted(w.tolist()) == [1.0, 4.0]
+
+
+def test_a_view_of_what_was_parted_from_what_a_replay_writes(on_device):
+    """A write that waits is made before the replay, and gives the view's base other memory."""
+
+    @jit
+    def step(x):
+        part = x[...]
+        part += 1
+        return part
+
+    given = Tensor([1.0]).realize()
+    for _ in range(3):
+        result = step(given)
+    given -= 1
+    view = result.reshape(1, 1)
+    step(result)
+    assert (given.tolist(), result.tolist(), view.tolist()) == ([3.0], [5.0], [[5.0]])
+
+
 def test_what_is_left_behind_is_renewed(on_device):
     state = SimpleNamespace()
 

@@ -269,6 +269,18 @@ def test_values_of_a_leaf_between_writes_that_wait(on_device, how):
     assert (first.tolist(), second.tolist(), w.tolist()) == ([2, 4], [6, 12], [2, 10])
 
 
+@pytest.mark.parametrize("same", [Tensor, lambda x: x.contiguous(), lambda x: (x * 0).assign(x)])
+def test_a_write_to_who_shares_memory_with_a_leaf_that_is_written(on_device, same):
+    """One does not go to the other's memory, and the way back is that of before both."""
+    x = leaf([1, 2])
+    y = same(x)
+    with Tensor.no_grad():
+        x.assign(x * 10)
+    y[0] = 5
+    (y * 3).sum().backward()
+    assert (x.grad.tolist(), x.tolist(), y.tolist()) == ([0, 3], [10, 20], [5, 2])
+
+
 def test_detach_and_no_grad(on_device):
     x = leaf([1, 2])
     (x * x.detach()).sum().backward()

@@ -226,6 +226,31 @@ def test_a_write_while_a_scan_is_described(calls: int | None, device: str) -> No
     assert last.tolist() == [2 * now] * 3 and outs.tolist() == [[now] * 3, [2 * now] * 3]
 
 
+def test_what_other_threads_make_while_a_step_is_captured(device: str) -> None:
+    """They read what it is about to write: their values are no part of the step."""
+    state = Tensor(np.zeros(3), device=device).realize()
+    found: list[tuple[int, list[Tensor]]] = []
+
+    def read(_: int) -> list[Tensor]:
+        written = Tensor(np.zeros(3), device=device)
+        written += state
+        return [state * 1, state.contiguous(), (state * 2).exp().log() / 2, written]
+
+    @jit
+    def step(x: Tensor) -> Tensor:
+        found.extend((len(found), tensors) for tensors in together(read)[:1])
+        state.assign(state + x)
+        return state.sum()
+
+    one = Tensor(np.ones(3), device=device)
+    for _ in range(4):
+        step(one)
+    assert len(found) == 2
+    for number, tensors in found:
+        for tensor in tensors:
+            assert np.allclose(tensor.numpy(), number)
+
+
 @pytest.mark.parametrize("way", ["straight", "general", "of another step"])
 def test_a_replay_that_writes_and_readers(way: str, device: str) -> None:
     """Who reads what a replay writes sees it as it was before a step or after, never in between.
