@@ -59,15 +59,15 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from minigrad.device import Call, watching
+from minigrad.device import Buffer, Call, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import (
     HostWatch,
     Snapshot,
+    claim,
     copies,
     copy_back,
-    leaves,
     sort,
     take_gradients,
 )
@@ -224,12 +224,7 @@ class Jitted(Generic[P, R]):
         structure = flatten((args, kwargs), tensors, values)
         self._refuse_arrays(structure)
         called_with = _given(args, kwargs)
-        realization.settle_readers()
-        # what waits from before, as a random state whose draws nobody kept, is no part of the step
-        realization.settle_writes()
-        used = {*self._called[key].used}
-        realization.settle_before(frozenset(), used)
-        realization.separate_all(used.difference(tensor.raw.arg for tensor in tensors))
+        _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
@@ -281,15 +276,7 @@ class Jitted(Generic[P, R]):
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
-        doubtful = False
-        for sharers in leaves(self.name, calls, known):
-            capture.outside.mourn(sharers)
-            memory = sharers[0].raw.arg
-            if memory.owner is not False:
-                old = [h for h in sharers if before.knows(h) and h._origin is None]
-                memory.owner = (old or sharers)[0]._link
-                doubtful |= len(old) > 1
-        if call.changed or doubtful:  # by what may have happened once; whose memory it reads
+        if not claim(capture, calls, known, before) or call.changed:  # by what may happen once
             self._called[key] = call
         else:
             self._replays[key] = straight(capture) or capture.serve
@@ -350,6 +337,17 @@ class Jitted(Generic[P, R]):
                 "does (count, draw, look at a clock) nor take a new number; compute it outside and "
                 "pass it as an argument, a Tensor, or a bound Variable where it is a size or place"
             )
+
+
+def _settle(used: set[Buffer], tensors: Sequence[Tensor]) -> None:
+    """Carry out what waits before a capture: it is no part of the step.
+
+    used: memory in the call before. tensors: the arguments, which the step is given copies of.
+    """
+    realization.settle_readers()
+    realization.settle_writes()  # also a random state whose draws nobody kept
+    realization.settle_before(frozenset(), used)
+    realization.separate_all(used.difference(tensor.raw.arg for tensor in tensors))
 
 
 class _Called:
