@@ -257,9 +257,9 @@ class Capture:
         return [place for place, (of, gradient, _) in enumerate(self.gradients)
                 if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
-    def stale(self) -> bool:
-        """Whether there is a gradient that the step forgets, or would add to."""
-        return any(of._grad is not None for of, _ in self.forgotten)
+    def stale(self) -> list[Tensor]:
+        """What has a gradient that the step forgets, or would add to."""
+        return [of for of, _ in self.forgotten if of._grad is not None]
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point what the step left behind to its newest value."""
