@@ -151,6 +151,22 @@ def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[S
     return found.values()
 
 
+def claim(capture: Capture, calls: Sequence[Call], known: set[Buffer], before: Snapshot) -> bool:
+    """Note as whose memory the step knows what it reads and writes besides `known` memory.
+
+    False where several tensors from before stand for some: whose it read is not known.
+    """
+    certain = True
+    for sharers in leaves(capture.name, calls, known):
+        capture.outside.mourn(sharers)
+        memory = sharers[0].raw.arg
+        if memory.owner is not False:
+            old = [one for one in sharers if before.knows(one) and one._origin is None]
+            memory.owner = (old or sharers)[0]._link
+            certain = certain and len(old) < 2
+    return certain
+
+
 def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Inputs with memory of their own, so that nothing else can be taken for them.
 

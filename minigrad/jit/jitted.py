@@ -60,15 +60,15 @@ from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from minigrad.device import Call, watching
+from minigrad.device import Buffer, Call, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import (
     HostWatch,
     Snapshot,
+    claim,
     copies,
     copy_back,
-    leaves,
     sort,
     take_gradients,
 )
@@ -81,7 +81,6 @@ from minigrad.program import recorded_calls, recording
 from minigrad.settings import having, thread
 from minigrad.tensor import Tensor, realization, saved_graphs, views
 from minigrad.tensor.live_tensors import all_holders, of_this_thread
-from minigrad.tensor.modes import modes
 from minigrad.tensor.noted import Noted, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
@@ -227,12 +226,7 @@ class Jitted(Generic[P, R]):
         self._refuse_arrays(structure)
         called_with = _given(args, kwargs)
         led_back = [saved_graphs.leads_back(tensor) for tensor in tensors]
-        realization.settle_readers()
-        # what waits from before, as a random state whose draws nobody kept, is no part of the step
-        realization.settle_writes()
-        used = {*self._called[key].used}
-        realization.settle_before(frozenset(), used)
-        realization.separate_all(used.difference(tensor.raw.arg for tensor in tensors))
+        _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
         inputs = tuple(signature(tensor, values) for tensor in given)
         capture = Capture(self.name, structure, inputs)
@@ -274,26 +268,14 @@ class Jitted(Generic[P, R]):
         take_gradients(capture, before, noted.graded, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
         capture.outside.refuse_changes(outside, capture.read)
-        if capture.outside.differentiates or modes.gradients and capture.passes_gradients():
-            capture.marks = [tensor._requires_grad for tensor in tensors]
-            if capture.outside.differentiates:
-                capture.check_marks(tensors)
-            capture.led_back = led_back
+        capture.note_marks(tensors, led_back)
         del outside  # and the tensors that it read
         capture.result = template(result)
         links = _left_behind(capture, results, tensors, given)
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
-        doubtful = False
-        for sharers in leaves(self.name, calls, known):
-            capture.outside.mourn(sharers)
-            memory = sharers[0].raw.arg
-            if memory.owner is not False:
-                old = [h for h in sharers if before.knows(h) and h._origin is None]
-                memory.owner = (old or sharers)[0]._link
-                doubtful |= len(old) > 1
-        if call.changed or doubtful:  # by what may have happened once; whose memory it reads
+        if not claim(capture, calls, known, before) or call.changed:  # by what may happen once
             self._called[key] = call
         else:
             self._replays[key] = straight(capture) or capture.serve
@@ -354,6 +336,17 @@ class Jitted(Generic[P, R]):
                 "does (count, draw, look at a clock) nor take a new number; compute it outside and "
                 "pass it as an argument, a Tensor, or a bound Variable where it is a size or place"
             )
+
+
+def _settle(used: set[Buffer], tensors: Sequence[Tensor]) -> None:
+    """Carry out what waits before a capture: it is no part of the step.
+
+    used: memory in the call before. tensors: the arguments, which the step is given copies of.
+    """
+    realization.settle_readers()
+    realization.settle_writes()  # also a random state whose draws nobody kept
+    realization.settle_before(frozenset(), used)
+    realization.separate_all(used.difference(tensor.raw.arg for tensor in tensors))
 
 
 class _Called:

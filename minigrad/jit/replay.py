@@ -19,6 +19,7 @@ from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, turns, views
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
+from minigrad.tensor.modes import modes
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
 
@@ -218,10 +219,17 @@ class Capture:
             realization.realize(tensors)
         return tensors, values
 
-    def passes_gradients(self) -> bool:
-        """Whether outside of `no_grad` gradients may flow through what it gives or writes."""
+    def note_marks(self, tensors: Sequence[Tensor], led_back: list[bool]) -> None:
+        """Note to which inputs gradients would flow, if they may through what it gives or writes;
+        JitError where the step differentiates, and one was computed from leaves.
+        """
         outputs = any(o.known.dtype.is_float and o.stopped is not True for o in self.outputs)
-        return outputs or bool(self.written_inputs or self.owners)
+        passes = outputs or self.written_inputs or self.owners
+        if self.outside.differentiates or (modes.gradients and passes):
+            self.marks = [tensor._requires_grad for tensor in tensors]
+            self.led_back = led_back
+        if self.outside.differentiates:
+            self.check_marks(tensors)
 
     def check_memory(self, tensors: Sequence[Tensor]) -> None:
         """JitError where the memory of an input that is written has another way to it, too;
@@ -279,9 +287,9 @@ class Capture:
         return [place for place, (of, gradient, _) in enumerate(self.gradients)
                 if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
-    def stale(self) -> bool:
-        """Whether there is a gradient that the step forgets, or would add to."""
-        return any(of._grad is not None for of, _ in self.forgotten)
+    def stale(self) -> list[Tensor]:
+        """What has a gradient that the step forgets, or would add to."""
+        return [of for of, _ in self.forgotten if of._grad is not None]
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point what the step left behind to its newest value."""

@@ -301,11 +301,11 @@ class Core(Holder, metaclass=_TensorType):
             realization.separate(node, {id(self._link)})
         elif not self.made or self._shares_node():
             self._own_memory()
-            views.written(self)
             self.made = True  # once is enough, of what is frozen for a while
         if self.raw.op is Op.BUFFER:
             self.raw.arg.owner = self._link
         self.stopped = False
+        views.written(self)  # also those that were realized while it was no leaf
 
     def _leave_memory(self) -> None:
         """What is to be done before it stands for other memory, and is no view any longer."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import compress
 from threading import get_ident
 from typing import Any
@@ -233,7 +233,7 @@ def wants_gradient(node: Node) -> bool:
     return bool(leaves_among((node,)))
 
 
-def held_among(nodes: Sequence[Node]) -> Iterator[Node]:
+def held_among(nodes: Collection[Node]) -> Iterator[Node]:
     """Those for which a tensor stands: of a graph, few."""
     return compress(nodes, map(by_node.__contains__, map(id, nodes)))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
+from itertools import compress
 
 from minigrad.device import spoiled
 from minigrad.graph.batched import Given
@@ -22,10 +23,11 @@ from minigrad.graph.node import (
     reading,
     topological,
 )
+from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import made_without_copies, without_copies
 from minigrad.program import recording
-from minigrad.tensor import saved_graphs
+from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
     Holder,
     held_among,
@@ -44,6 +46,10 @@ from minigrad.tensor.turns import Touched, under_way
 
 _MEMORY = frozenset({BUFFER, ASSIGN})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
+_CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
+FEW = 4  # nodes of an operation alone, on whose way nothing is computed
+# id of a node that a program computed and did not keep, though a tensor stood for it → the node.
+computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 # BUFFER node → the tensor whose waiting write goes along with whoever reads it (random states).
@@ -203,6 +209,25 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
+        if computed and recording.calls is None:
+            self._add_computed()
+
+    def _add_computed(self) -> None:
+        """Tensors whose values would be computed once more, or are made of such: of a loop in
+        Python that looks at something in each turn, all its turns so far.
+        """
+        known = compress(self.order, map(computed.__contains__, map(id, self.order)))
+        again = self._inside(depending(self.order, known))
+        if 0 < len(again) <= MANY:  # more are what a loop has left, and computed together
+            self.roots.update(dict.fromkeys(holder.raw for holder in again))
+            self.unasked = True
+
+    def _inside(self, nodes: Collection[Node]) -> list[Holder]:
+        """Who stands for some nodes whose values are computed and not kept, and is no view."""
+        return [
+            holder for node in held_among(nodes) if node.op not in _CHEAP and node not in self.roots
+            for holder in holders(node) if views.base_of(holder) is None
+        ]  # fmt: skip
 
     def _add_readers(self) -> None:
         """Live tensors that read a target other than through a root, or stand for one."""
@@ -360,6 +385,7 @@ class Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
         made = dict(zip(self.alone, buffers, strict=True))
+        inside = self._inside(self.order) if len(self.order) > FEW else []
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():
@@ -397,6 +423,8 @@ class Plan:
         for target in self.targets:
             if target in companions:
                 copied_until[target] = next(ages)
+        for holder in inside if recording.calls is None else ():
+            computed[id(holder.raw)] = holder.raw
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.

@@ -401,6 +401,18 @@ def test_no_gradient_through_a_view_of_no_grad(on_device, show):
     assert leaf.grad is None and other.grad is not None
 
 
+@pytest.mark.parametrize("make", [Tensor, lambda x: (Tensor(x) * 1).realize()])
+def test_a_view_that_was_realized_before_its_base_is_a_leaf(on_device, make):
+    base = make([1.0, 2.0])
+    twice, apart = base.expand(2, 2).flatten(), base.detach()[:1]
+    twice.realize(apart)
+    base.requires_grad_()
+    (twice * 3).sum().backward()
+    assert base.grad.tolist() == [6.0, 6.0]
+    with pytest.raises(GradientError):
+        apart.sum().backward()
+
+
 def test_no_gradient_through_a_detached_view(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True)
     h = w * 3
