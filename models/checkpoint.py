@@ -7,6 +7,7 @@ have written them (`parallel/parts.py`). `load` reads either, whatever it is loa
 from __future__ import annotations
 
 import json
+import math
 import operator
 import zlib
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if stored is not None and PARTS in metadata:
         try:
             tensors |= _joined(path, json.loads(metadata.pop(PARTS)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path} does not fit its parts: {error}") from None
     return tensors, metadata
 
@@ -99,13 +100,17 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
     found = {}
     for name, entry in index.items():
         dtype, shape = named(entry["dtype"]), tuple(entry["shape"])
-        array, taken = np.empty(shape, f"u{dtype.itemsize}"), np.zeros(shape, bool)
+        parts = []
         for file, dims in entry["parts"]:
             if Path(file).name != file:
                 raise ValueError(f"{file!r} is no name of a file")
             if file not in files:
                 files[file], _ = load(folder_of_parts(path) / file)
-            part = files[file].pop(name)
+            parts.append((file, dims, files[file].pop(name)))
+        if math.prod(shape) > sum(math.prod(plain_shape(part)) for *_, part in parts):
+            raise ValueError(f"the parts of {name} have fewer elements than its shape {shape}")
+        array, taken = np.empty(shape, f"u{dtype.itemsize}"), np.zeros(shape, bool)
+        for file, dims, part in parts:
             own = [np.arange(extent) for extent in shape]
             for at, digits in enumerate(dims):
                 for ways, stride, place in digits:

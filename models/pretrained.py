@@ -110,7 +110,7 @@ def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
             ids: Any = json.loads(read_text(vocabulary))
             lines = [line for line in read_text(merges).split("\n")
                      if line and not line.startswith("#version")]  # fmt: skip
-            tokens = sorted(ids, key=ids.__getitem__)
+            tokens = _by_id(ids)
             special = [ids[token] for token in tokens if token.startswith("<|")]
             return bpe.from_shown(tokens, lines, "gpt2", special)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError,
@@ -134,9 +134,7 @@ def _of_json(stored: Any) -> Tokenizer:
     if model.get("type") != "BPE" or other:
         return LibraryTokenizer(stored)
     ids = dict(model["vocab"]) | {token["content"]: token["id"] for token in added}
-    tokens = sorted(ids, key=ids.__getitem__)
-    if [ids[token] for token in tokens] != list(range(len(tokens))):
-        raise ValueError("its ids leave some out")
+    tokens = _by_id(ids)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     special = [token["id"] for token in added]
     whole = model.get("ignore_merges") is True
@@ -144,6 +142,14 @@ def _of_json(stored: Any) -> Tokenizer:
     first = _puts_first(stored)
     tokenizer.first = ids.get(first[0]) if first else None
     return tokenizer
+
+
+def _by_id(ids: Mapping[str, int]) -> list[str]:
+    """Tokens in the order of their ids; ValueError where these are not 0, 1, 2 …"""
+    tokens = sorted(ids, key=ids.__getitem__)
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        raise ValueError("its ids leave some out")
+    return tokens
 
 
 def _puts_first(stored: Any) -> list[str] | None:

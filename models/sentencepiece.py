@@ -101,9 +101,10 @@ def _checked(
 def of_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
     """The tokenizer of the kind "llama" in a GGUF file's metadata; InputError where it is none."""
     prefix = "tokenizer.ggml."
-    told = (metadata.get(prefix + name) for name in ("tokens", "scores", "token_type"))
     wanted = metadata.get(prefix + "add_bos_token", True) is not False
     return _checked(
-        *told, metadata.get(prefix + "add_space_prefix", True) is not False,
+        metadata.get(prefix + "tokens"), metadata.get(prefix + "scores"),
+        metadata.get(prefix + "token_type"),
+        metadata.get(prefix + "add_space_prefix", True) is not False,
         metadata.get(prefix + "bos_token_id") if wanted else None,
     )  # fmt: skip

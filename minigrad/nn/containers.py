@@ -184,7 +184,7 @@ class ModuleDict(_Container, MutableMapping[str, Any]):
         self._items = {}
         self.update(modules)
 
-    def update(self, modules: Any = (), /, **named: Any) -> None:  # type: ignore[override]
+    def update(self, modules: Any = (), /, **named: Any) -> None:
         """Hold these: a dict, or pairs of a name and an item, and what has a name."""
         try:
             found = dict(modules, **named)

@@ -381,6 +381,9 @@ def test_folders_of_weights(tmp_path: Path) -> None:
         (tmp_path / "merges.txt").write_text(merges)
         model, tokenizer = load_model(tmp_path)
         assert tokenizer.encode("ABA") == wanted and tokenizer.special == {"<|endoftext|>": 27}
+    (tmp_path / "vocab.json").write_text(json.dumps({**tokens, "<|endoftext|>": 29}))
+    with pytest.raises(InputError, match="its ids leave some out"):  # they were counted anew
+        load_model(tmp_path)
     (tmp_path / "config.json").unlink()
     same = GPT.from_pretrained(tmp_path, config=model.config)
     np.testing.assert_array_equal(same(ids).numpy(), model(ids).numpy())
