@@ -228,8 +228,7 @@ class Jitted(Generic[P, R]):
         led_back = [saved_graphs.leads_back(tensor) for tensor in tensors]
         _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
-        inputs = tuple(signature(tensor, values) for tensor in given)
-        capture = Capture(self.name, structure, inputs)
+        capture = Capture(self.name, structure, tuple(signature(t, values) for t in given))
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
@@ -256,11 +255,7 @@ class Jitted(Generic[P, R]):
             if failed:
                 copy_back(calls, tensors, given)
         del args, kwargs
-        if others:
-            raise JitError(
-                f"{self.name} returns a {type(others[0]).__name__}: a replay could not renew what "
-                "is in it; return tensors in lists, tuples and dicts"
-            )
+        self._refuse_objects(others)
         call = _Called(called_with, found, data, calls)
         self._compare(self._called[key], call)
         refuse_draws(self.name, drawn)
@@ -305,6 +300,13 @@ class Jitted(Generic[P, R]):
             raise JitError(
                 f"{self.name} is given a {type(arrays[0]).__name__}: a replay would not see what "
                 "is in it; pass Tensor(…)"
+            )
+
+    def _refuse_objects(self, others: Sequence[Any]) -> None:
+        if others:
+            raise JitError(
+                f"{self.name} returns a {type(others[0]).__name__}: a replay could not renew what "
+                "is in it; return tensors in lists, tuples and dicts"
             )
 
     def _compare(self, before: _Called, now: _Called) -> None:

@@ -161,7 +161,7 @@ class Plan:
             size = len(self.roots)
             self._extend()
             leaves = self.marked or self.older
-            may_flow = self.targets or leaves or saved_graphs.recorded or unasked
+            may_flow = self.targets or leaves or saved_graphs.recorded or self.unasked
             if size == len(self.roots) and may_flow:
                 self._save_for_backward()
         values = list(self.roots)

@@ -1,0 +1,110 @@
+"""Loops in Python that look at something in each turn: none computes the turns before once more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from minigrad import GlobalCounters, Tensor
+from minigrad.graph.node import topological
+
+TURNS = 8
+
+
+def numbers(*shape: int) -> Tensor:
+    return Tensor(np.random.default_rng(0).standard_normal(shape, np.float32)).realize()
+
+
+class Chain:
+    """A state that is made anew in each turn."""
+
+    def __init__(self) -> None:
+        self.h, self.x = Tensor.zeros(5), numbers(5)
+
+    def turn(self) -> float:
+        self.h = self.h * 0.5 + self.x
+        return self.h.sum().item()
+
+
+class OfLeaf(Chain):
+    def turn(self) -> float:
+        w = self.__dict__.setdefault("w", Tensor.ones(5, requires_grad=True))
+        self.h = self.h * 0.5 * w + self.x
+        return self.h.sum().item()
+
+
+class Drawn(Chain):
+    def turn(self) -> float:
+        self.h = self.h * 0.5 + Tensor.rand(5)
+        return self.h.sum().item()
+
+
+class Written(Chain):
+    """Memory that is filled place by place, and asked for a sum."""
+
+    def turn(self) -> float:
+        for place in range(5):
+            self.h[place] = self.x[place] * 2
+        return (self.h * 2).sum().item()
+
+
+class Means:
+    """k-means, as one writes it first."""
+
+    def __init__(self) -> None:
+        self.points = numbers(40, 3)
+        self.h = self.points[:4].realize()
+
+    def turn(self) -> float:
+        far = (self.points.unsqueeze(1) - self.h).square().sum(-1)
+        member = far.argmin(1).one_hot(4).cast("float32")
+        new = member.T @ self.points / member.sum(0).unsqueeze(1).maximum(1)
+        shift = (new - self.h).square().sum().item()
+        self.h = new
+        return shift
+
+
+@pytest.mark.parametrize("loop", [Chain, OfLeaf, Drawn, Written, Means])
+def test_a_turn_takes_what_the_first_ones_take(on_device, loop):
+    state, nodes, programs = loop(), [], []
+    for _ in range(TURNS):
+        before = GlobalCounters.programs_compiled
+        state.turn()
+        programs.append(GlobalCounters.programs_compiled - before)
+        nodes.append(len(topological([state.h.raw])))
+    assert not any(programs[4:]), programs
+    assert max(nodes[4:]) <= max(nodes[:2]), nodes
+
+
+def test_values_of_such_loops(on_device):
+    chain, want = Chain(), np.zeros(5, np.float32)
+    for _ in range(TURNS):
+        found, want = chain.turn(), want * 0.5 + chain.x.numpy()
+        assert found == pytest.approx(want.sum(), rel=1e-5)
+    written = Written()
+    for _ in range(TURNS):
+        assert written.turn() == pytest.approx(4 * written.x.numpy().sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_way_back_through_what_is_kept(on_device, marked):
+    """It is there as if nobody had looked, to leaves that nobody marked, too."""
+    found = []
+    for looks in (True, False):
+        w, h = Tensor([0.5, 2.0], requires_grad=marked or None), Tensor([1.0, 3.0])
+        for _ in range(TURNS):
+            h = h * w + 1
+            if looks:
+                assert h.sum().item() > 0
+        h.square().sum().backward()
+        found.append(w.grad.numpy())
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_what_many_turns_have_left_stays_as_it_is(on_device):
+    """It is computed together, or never."""
+    x = numbers(3)
+    kept = [x * number + 1 for number in range(20)]
+    for factor in (1.0, 2.0, 3.0):
+        assert (sum(kept[1:], kept[0]) * factor).sum().item() != 0
+    assert not any(one.is_realized() for one in kept)
