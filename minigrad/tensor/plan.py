@@ -50,6 +50,7 @@ _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
 FEW = 4  # nodes of an operation alone, on whose way nothing is computed
 # id of a node that a program computed and did not keep, though a tensor stood for it → the node.
 computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
+_computed = vars(computed)["data"]  # to be asked without a call of Python
 # id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
 pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 # BUFFER node → the tensor whose waiting write goes along with whoever reads it (random states).
@@ -209,14 +210,14 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if computed and recording.calls is None:
+        if _computed and recording.calls is None:
             self._add_computed()
 
     def _add_computed(self) -> None:
         """Tensors whose values would be computed once more, or are made of such: of a loop in
         Python that looks at something in each turn, all its turns so far.
         """
-        known = compress(self.order, map(computed.__contains__, map(id, self.order)))
+        known = compress(self.order, map(_computed.__contains__, map(id, self.order)))
         again = self._inside(depending(self.order, known))
         if 0 < len(again) <= MANY:  # more are what a loop has left, and computed together
             self.roots.update(dict.fromkeys(holder.raw for holder in again))
