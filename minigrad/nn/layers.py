@@ -111,24 +111,30 @@ class Embedding(Layer):
 
 
 class Dropout(Layer):
-    """In training, elements are 0 with probability p and divided by 1 − p otherwise."""
+    """In training, elements are 0 with probability p and divided by 1 − p otherwise.
+
+    inplace writes that to the input.
+    """
 
     _named = ("p",)
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         check_share(type(self).__name__, p=p)
-        self.p = p
+        self.p, self.inplace = p, inplace
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape."""
+        result = self._dropped(x)
+        return x.copy_(result) if self.inplace and result is not x else result
+
+    def _dropped(self, x: Tensor) -> Tensor:
         return x.dropout(self.p) if self.p and self._trains() else x
 
 
 class Dropout2d(Dropout):
     """`Dropout` of whole channels of images (…, channels, height, width)."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Same shape."""
+    def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout2d(x, self.p, self.p > 0 and self._trains())
 
 

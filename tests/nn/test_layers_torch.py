@@ -169,6 +169,14 @@ def test_what_writes_to_its_input(kind, on_device):
         close(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout2d])
+def test_dropout_that_writes_to_its_input(kind, on_device):
+    x = Tensor.ones(2, 3, 4, 5).realize()
+    layer = kind(0.5, inplace=True).train()
+    assert layer(x) is x and set(x.flatten().tolist()) == {0, 2}
+    assert layer.eval()(x) is x
+
+
 @pytest.mark.parametrize("text", ["GRUCell(5, 4)", "RNNCell(5, 4)", "LSTMCell(5, 4)",
                                   "RNNCell(5, 4, False, 'relu')"])  # fmt: skip
 def test_cells(text, on_device):
