@@ -110,7 +110,7 @@ class Capture:
         turns.during((self.touched, given), partial(self._launch, given, nodes, values))
         self._renew(tensors, nodes)
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
-            saved_graphs.lose(node, node)
+            saved_graphs.lose(node)
         results = self.results(tensors, nodes)
         for number in self.written_inputs:
             tensor = tensors[number]

@@ -200,7 +200,7 @@ class Core(Holder, metaclass=_TensorType):
         if not (self.stopped and modes.gradients):
             return self.raw
         if self.stopped == REPLAYED:  # now somebody may ask for a gradient
-            saved_graphs.lose(self.raw, self.raw)
+            saved_graphs.lose(self.raw)
             self.stopped = False
             return self.raw
         return stop(self.raw)

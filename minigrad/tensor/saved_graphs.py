@@ -32,13 +32,14 @@ _written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  
 class _History:
     """node: the expanded graph; since: the last write before it was made: it is void if a buffer
     that it reads was written later. marked: it leads to a marked leaf; void, any other is none.
-    lost: what it would have needed, if it never was a history.
+    lost: what it would have needed, if it never was a history; replayed: as a replay keeps none.
     """
 
     node: Node
     since: int
     marked: bool = True
     lost: Node | None = None
+    replayed: bool = False
 
 
 _histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionary()
@@ -153,10 +154,12 @@ def record(
             _histories[buffer] = _History(node, _latest, buffer not in free)
 
 
-def lose(buffer: Node, source: Node) -> None:
-    """Note that the value of `buffer` has a gradient that needs `source` as it was, and is not."""
+def lose(buffer: Node, source: Node | None = None) -> None:
+    """Note that the value of `buffer` has a gradient that needs `source` as it was, and is not; or
+    that a replay has computed it, which keeps no history.
+    """
     nothing = const(0.0, buffer.dtype, buffer.shape, buffer.device)
-    _histories[buffer] = _History(nothing, _latest, lost=source)
+    _histories[buffer] = _History(nothing, _latest, True, source or buffer, source is None)
 
 
 def expand(
@@ -172,7 +175,7 @@ def expand(
     expanded, found = _with_histories(roots, order, older)
     for node, source in _overwritten(found):
         own = _histories.get(source)
-        if own is not None and own.lost is source:
+        if own is not None and own.replayed:
             raise GradientError(
                 f"a tensor of shape {show(source.shape)} is the result of a replay of @jit: it "
                 "has no way back; call backward() inside the step, or .detach() what that returns"

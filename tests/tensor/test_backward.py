@@ -161,6 +161,16 @@ def test_history_of_overwritten_leaves_raises(on_device):
         loss.backward()
 
 
+def test_what_a_part_of_a_result_was_written_over_is_told(on_device):
+    w, a = leaf([1, 2]), Tensor([3.0, 4.0]).realize()
+    b = a * w.tanh()
+    a[1:] = b[:1]
+    b.realize()
+    a.realize()
+    with pytest.raises(GradientError, match="overwritten in place since"):
+        b.sum().backward()
+
+
 OVERWRITES = {
     "assign": lambda x: x.assign(x * 0).realize(),
     "assigned": lambda x: x.assign(Tensor([0.0, 0.0], device=x.device)).realize(),
