@@ -216,10 +216,12 @@ class Plan:
     def _add_computed(self) -> None:
         """Tensors whose values would be computed once more, or are made of such: of a loop in
         Python that looks at something in each turn, all its turns so far.
+
+        But many are what such a loop has left for later, and are computed together.
         """
-        known = compress(self.order, map(_computed.__contains__, map(id, self.order)))
-        again = self._inside(depending(self.order, known))
-        if 0 < len(again) <= MANY:  # more are what a loop has left, and computed together
+        known = [*compress(self.order, map(_computed.__contains__, map(id, self.order)))]
+        again = self._inside(depending(self.order, known)) if 0 < len(known) <= MANY else ()
+        if 0 < len(again) <= MANY:
             self.roots.update(dict.fromkeys(holder.raw for holder in again))
             self.unasked = True
 
