@@ -26,7 +26,7 @@ from minigrad.graph.node import (
 from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import made_without_copies, without_copies
-from minigrad.program import recording
+from minigrad.program import recording, timeline
 from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
     Holder,
@@ -117,6 +117,13 @@ def whole_of(node: Node) -> Node:
     while node.op in _PARTS:
         node = node.src[0]
     return node
+
+
+def _is_alone() -> bool:
+    """Whether a program is run for itself: no captured step's, nor of one that is explained, which
+    are to be the same each time.
+    """
+    return recording.calls is None and timeline.programs is None
 
 
 class Plan:
@@ -210,7 +217,7 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if _computed and recording.calls is None:
+        if _computed and _is_alone():
             self._add_computed()
 
     def _add_computed(self) -> None:
@@ -220,7 +227,10 @@ class Plan:
         But many are what such a loop has left for later, and are computed together.
         """
         known = [*compress(self.order, map(_computed.__contains__, map(id, self.order)))]
-        again = self._inside(depending(self.order, known)) if 0 < len(known) <= MANY else ()
+        if not 0 < len(known) <= MANY:
+            return
+        found = depending(self.order, known)
+        again = self._inside([node for node in self.order if node in found])
         if 0 < len(again) <= MANY:
             self.roots.update(dict.fromkeys(holder.raw for holder in again))
             self.unasked = True
@@ -426,8 +436,8 @@ class Plan:
         for target in self.targets:
             if target in companions:
                 copied_until[target] = next(ages)
-        for holder in inside if recording.calls is None else ():
-            computed[id(holder.raw)] = holder.raw
+        if inside and _is_alone():
+            computed.update((id(holder.raw), holder.raw) for holder in inside)
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.
