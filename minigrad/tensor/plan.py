@@ -465,6 +465,7 @@ class Plan:
         known = self.order if len(self.roots) == 1 else None
         graphs = {made[root]: root for root in self.kept}
         free = {made[root] for root in self.kept if root not in self.wanting}
-        saved_graphs.record(graphs, saved, known, written, free)
+        leaves = [holder._link for leaf in self.free for holder in holders(leaf)]
+        saved_graphs.record(graphs, saved, known, written, free, leaves)
         for buffer, leaf in {whole_of(made[root]): leaf for root, leaf in self.lost}.items():
             saved_graphs.lose(buffer, leaf)

@@ -33,6 +33,7 @@ class _History:
     """node: the expanded graph; since: the last write before it was made: it is void if a buffer
     that it reads was written later. marked: it leads to a marked leaf; void, any other is none.
     lost: what it would have needed, if it never was a history; replayed: as a replay keeps none.
+    leaves: who may get a gradient by it, of one that leads to no marked leaf; it ends with them.
     """
 
     node: Node
@@ -40,6 +41,11 @@ class _History:
     marked: bool = True
     lost: Node | None = None
     replayed: bool = False
+    leaves: Sequence[weakref.ref[Holder]] = ()
+
+    def leads_nowhere(self) -> bool:
+        """Whether all that nobody marked, and it led to, is gone."""
+        return not self.marked and all(link() is None for link in self.leaves)
 
 
 _histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionary()
@@ -65,7 +71,11 @@ def see_through(
 def _known(order: Collection[Node]) -> dict[Node, _History]:
     """The histories of the BUFFERs of an order."""
     nodes = picked(order, _MEMORY) if recorded else ()
-    return {node: history for node in nodes if (history := _histories.get(node)) is not None}
+    found = {node: history for node in nodes if (history := _histories.get(node)) is not None}
+    for node in [node for node, history in found.items() if history.leads_nowhere()]:
+        del found[node]
+        _histories.pop(node, None)
+    return found
 
 
 def has_history(node: Node) -> bool:
@@ -126,12 +136,13 @@ def tracked(
 def record(
     graphs: Mapping[Node, Node], saved: Mapping[Node, Node], order: Sequence[Node] | None = None,
     written: Iterable[Node] = (), free: Container[Node] = (),
+    leaves: Iterable[weakref.ref[Holder]] = (),
 ) -> None:  # fmt: skip
     """Keep graphs as the histories of buffers; `saved` maps parts of them to buffers of their own.
 
     graphs: by the BUFFER that has their value. order: `topological` of them, if that is known.
     written: BUFFERs whose memory was written then: a graph that reads one follows the history that
-    it had before. free: those of `graphs` that lead to no marked leaf.
+    it had before. free: those of `graphs` that lead to no marked leaf, but to these `leaves`.
     Never raises: a value that depends on one whose history is void has a void history.
     """
     global _latest
@@ -145,13 +156,16 @@ def record(
         for node in _with_histories([graph])[1]:
             if node in void:
                 lost.setdefault(buffer, void[node])
+    known = [leaves, *(history.leaves for history in found.values())] if free else []
+    alive = {id(link): link for links in known for link in links if link() is not None}
+    ends = [*alive.values()]
     for node in written:
         _histories.pop(node, None)
     for buffer, node in zip(graphs, nodes, strict=True):
         if buffer in lost:
             lose(buffer, lost[buffer])
         else:
-            _histories[buffer] = _History(node, _latest, buffer not in free)
+            _histories[buffer] = _History(node, _latest, buffer not in free, leaves=ends)
 
 
 def lose(buffer: Node, source: Node | None = None) -> None:

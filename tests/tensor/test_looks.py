@@ -101,6 +101,19 @@ def test_the_way_back_through_what_is_kept(on_device, marked):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+def test_such_a_loop_keeps_nothing_of_turns_that_are_over(on_device):
+    """Nobody could ask for a gradient by what they were given."""
+    h, held = Tensor.zeros(100), []
+    for turn in range(3 * TURNS):
+        x = Tensor(np.full(100, turn, np.float32))
+        h = h * 0.5 + x
+        h.sum().item()
+        held.append(GlobalCounters.mem_used)
+    assert max(held[TURNS:]) <= max(held[:TURNS])
+    (h * h).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * h.numpy(), rtol=1e-5)
+
+
 def test_what_many_turns_have_left_stays_as_it_is(on_device):
     """It is computed together, or never."""
     x = numbers(3)
