@@ -119,7 +119,7 @@ def whole_of(node: Node) -> Node:
     return node
 
 
-def _is_alone() -> bool:
+def _by_itself() -> bool:
     """Whether a program is run for itself: no captured step's, nor of one that is explained, which
     are to be the same each time.
     """
@@ -217,7 +217,7 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if _computed and _is_alone():
+        if _computed and _by_itself():
             self._add_computed()
 
     def _add_computed(self) -> None:
@@ -398,7 +398,7 @@ class Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
         made = dict(zip(self.alone, buffers, strict=True))
-        inside = self._inside(self.order) if len(self.order) > FEW else []
+        inside = self._inside(self.order) if len(self.order) > FEW and _by_itself() else []
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():
@@ -436,8 +436,8 @@ class Plan:
         for target in self.targets:
             if target in companions:
                 copied_until[target] = next(ages)
-        if inside and _is_alone():
-            computed.update((id(holder.raw), holder.raw) for holder in inside)
+        for holder in inside:
+            computed[id(holder.raw)] = holder.raw
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.
