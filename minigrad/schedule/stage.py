@@ -252,9 +252,12 @@ def _loop(prefix: str, extent: Integer) -> tuple[Integer, tuple[Axis, ...]]:
 
 
 def _exchange(node: Node, lowering: Lowering, array: Array) -> Stage:
-    arrays = tuple(lowering.arrays[in_memory(source)] for source in node.src)
     count = node.arg.payload
-    what = Exchange(node.arg, arrays[:count], arrays[count:])
+    sent, after = (  # what has no elements is computed by nobody, and sends nothing
+        tuple(lowering.arrays[in_memory(source)] for source in some if numel(source.shape))
+        for some in (node.src[:count], node.src[count:])
+    )
+    what = Exchange(node.arg, sent, after)
     nothing = expr.const(0, node.dtype)
     return Stage(array, node.shape, (), (), Op.COLLECTIVE, nothing, 0, exchange=what)
 
