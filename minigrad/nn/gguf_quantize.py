@@ -17,6 +17,7 @@ from minigrad.tensor import Tensor
 
 CHUNK = 1 << 22  # elements that are rounded by one program
 MOST = 65504.0  # the largest float16
+LEAST = 2.0**-25  # half of the smallest one, and so of the smallest scale: less is 0 in every type
 ROUNDING = 1e-5  # a difference of float32 sums that is smaller than so much of them is rounding
 
 # How far from the covering scale others are tried, in integers at the end of the range.
@@ -38,6 +39,7 @@ def quantize(name: str, values: Tensor) -> bytes:
         largest = flat.abs().max().item()
         if not largest <= MOST:
             raise ValueError(f"has values as large as {largest}: {name} takes at most {MOST:.0f}")
+        flat = (flat.abs() < LEAST).where(0, flat).realize()  # 1/scale stays finite
         pieces = []
         for start in range(0, rows * columns, CHUNK):
             some = flat[start : start + CHUNK].contiguous()
@@ -61,7 +63,8 @@ def _parts(kind: Kind, flat: Tensor) -> Parts:
     if codec is not None:
         stored, (scale, *minima) = _factored(kind, codec.most, found)
     else:
-        stored = [part.half().reshape(1, -1, 1) for part in found]
+        # least squares may want a minimum that is a little lower
+        stored = [part.clip(-MOST, MOST).half().reshape(1, -1, 1) for part in found]
         scale, *minima = [part.reshape(-1, 1).float() for part in stored]
     above = x - minima[0] if minima else x
     integers = (above * reciprocal(scale)).round().clip(low, high)

@@ -59,6 +59,17 @@ def test_rounding(name: str, on_device: str) -> None:
     assert (np.abs(found - special).max(1) <= near + 1e-7).all()
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_the_largest_values_and_the_smallest(name: str, on_device: str) -> None:
+    values = np.random.default_rng(3).choice([65504.0, -65504.0, 60000.0, 0.0], (3, 256))
+    values = (values * [[1], [1e-30 / 65504], [1e-40 / 65504]]).astype(np.float32)
+    found = dequantized(name, quantize(name, Tensor(values)), 256)
+    # half a step, or what is cut off above: there is one integer more below 0
+    near = 65504 / {"Q2_K": 2, "Q3_K": 3}.get(name, 7)
+    assert np.abs(found[0] - values[0]).max() < near
+    assert (found[1:] == 0).all()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_values_that_no_scale_reaches(value: float) -> None:
     values = np.zeros((1, 256), np.float32)
