@@ -55,7 +55,9 @@ class Programs:
             wanted += [first.shard(mesh, spec).contiguous(), *weights]
         self.output, *made = simplify(without_rules([tensor.node for tensor in wanted]))
         self.gradient, nodes = next(iter(made), None), made[1:]
-        self._weights = dict(zip(nodes, (sums[name] for name in piece.params), strict=False))
+        self._weights: dict[Node, list[Tensor]] = {}  # several where gradients are the same
+        for node, name in zip(nodes, piece.params, strict=False):
+            self._weights.setdefault(node, []).append(sums[name])
         parts: dict[str, Part] = {}
         reads, writes = dict[Node, None](), dict[Node, None]()
         for some in ways or [()]:
@@ -70,9 +72,9 @@ class Programs:
 
     def _captured(self, part: Any) -> Callable[..., list[Tensor]]:
         reads, writes = part
-        into = {node: total for node, total in self._weights.items() if node in writes}
-        kept = tuple(node for node in writes if node not in into)
-        slopes, totals = tuple(into), tuple(into.values())
+        into = tuple((total, node) for node in writes for total in self._weights.get(node, ()))
+        totals, slopes = tuple(total for total, _ in into), tuple(node for _, node in into)
+        kept = tuple(node for node in writes if node not in self._weights)
 
         @jit
         def program(*values: Tensor) -> list[Tensor]:  # not a list: a replay is served faster
@@ -81,7 +83,7 @@ class Programs:
                 now[node] = build.rebuild(node, [now[source] for source in node.src])
                 if node in kept and node.op in COMPUTED_AGAIN:  # others read what is stored, too
                     now[node] = build.contiguous(now[node])
-            for total, slope in zip(totals, slopes, strict=True):
+            for total, slope in into:
                 total.assign(total + Tensor._of(now[slope]))
             made = [Tensor._of(now[node]).contiguous() for node in kept]
             Tensor.realize(*made, *totals)

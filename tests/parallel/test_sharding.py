@@ -336,6 +336,24 @@ def test_losses_of_pipelines_are_those_of_one_device(layout: str) -> None:
     assert found["sent"] == found["formula"]
 
 
+def test_weights_whose_gradients_are_the_same_learn_all() -> None:
+    """The branches of a parallel block end in biases that have one gradient, and one node of it."""
+    ids, targets = next(batches())
+    config = replace(CONFIG, parallel=True)
+    Tensor.manual_seed(1)
+    model = GPT(config)
+    model.loss(Tensor(ids), Tensor(targets)).backward()
+    Tensor.manual_seed(1)
+    made = pipeline(GPT(config), 2, {"dp": 1}, "1f1b", 2, 1)
+    before = {name: tensor.numpy().copy() for name, tensor in made.named.items()}
+    made.train_with(lambda params: nn.optim.SGD(params, lr=1.0), 0)
+    made.step(ids, targets)
+    for name, tensor in nn.state.get_state_dict(model).items():
+        assert tensor.grad is not None
+        slope = before[name] - made.named[name].numpy()
+        np.testing.assert_allclose(slope, tensor.grad.numpy(), atol=1e-6, err_msg=name)
+
+
 def test_messages_of_stages_do_not_wait_for_each_other() -> None:
     """Nobody takes the first one before the second."""
     first, second = (stage for stage in pipeline(GPT(DEEP), *PIPELINES["zb × tp"]).here)
