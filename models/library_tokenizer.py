@@ -38,11 +38,16 @@ class LibraryTokenizer(Tokenizer):
         except Exception as error:  # the package has no narrower class
             raise ValueError(str(error)) from None
         self.blind.encode_special_tokens = True  # as what they are made of
+        for one in (self.tokenizer, self.blind):  # a file may be set up for batches
+            one.no_truncation()
+            one.no_padding()
+        added = stored.get("added_tokens", [])
         self.special = {
-            str(token["content"]): int(token["id"])
-            for token in stored.get("added_tokens", []) if token.get("special")
-        }  # fmt: skip
-        self._names = {number: name for name, number in self.special.items()}
+            str(token["content"]): int(token["id"]) for token in added if token.get("special")
+        }
+        # what is written as it is, and not byte by byte
+        self._names = {int(token["id"]) for token in added
+                       if self.shows_bytes or token.get("special")}  # fmt: skip
 
     def __len__(self) -> int:
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))

