@@ -261,6 +261,10 @@ def completion_logprobs(
 ) -> dict[str, Any]:
     """Of a completion; offsets: the character of the text at which each token begins."""
     names = [shown_token(tokenizer, each.token) for each in drawn]
-    tops = [{shown_token(tokenizer, token): value for token, value in each.top} for each in drawn]
+    tops: list[dict[str, float]] = []
+    for each in drawn:
+        tops.append({})
+        for token, value in each.top:  # of several that look alike, the likeliest comes first
+            tops[-1].setdefault(shown_token(tokenizer, token), value)
     return {"tokens": names, "token_logprobs": [each.logprob for each in drawn],
             "top_logprobs": tops, "text_offset": list(offsets)}  # fmt: skip

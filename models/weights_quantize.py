@@ -33,7 +33,7 @@ from minigrad.models.weights import (
 )
 from minigrad.nn.gguf import PLAIN, Value
 from minigrad.nn.gguf_blocks import KINDS, blocks_of
-from minigrad.nn.gguf_quantize import quantize
+from minigrad.nn.gguf_quantize import quantize, within_reach
 from minigrad.nn.gguf_write import NUMBERS, Entry, gguf_save, value_of
 from minigrad.nn.quantized import Quantized
 
@@ -170,9 +170,9 @@ def _bytes_of(name: str, weight: Weight, kind: str) -> bytes:
             return blocks_of(weight)
         weight = weight.dequantized()
     with Tensor.no_grad():
-        if kind == "F16":
-            return bytes(weight.half()._bytes())
         try:
+            if kind == "F16":
+                return bytes(within_reach(kind, weight).half()._bytes())
             return quantize(kind, weight)
         except ValueError as error:
             raise InputError(f"the tensor {name} {error}") from None

@@ -35,16 +35,22 @@ def quantize(name: str, values: Tensor) -> bytes:
     if columns % kind.block:
         raise ShapeError(f"{name}: rows of {columns} are no whole blocks of {kind.block}")
     with Tensor.no_grad():
-        flat = values.float().reshape(-1).contiguous().realize()
-        largest = flat.abs().max().item()
-        if not largest <= MOST:
-            raise ValueError(f"has values as large as {largest}: {name} takes at most {MOST:.0f}")
+        flat = within_reach(name, values)
         flat = (flat.abs() < LEAST).where(0, flat).realize()  # 1/scale stays finite
         pieces = []
         for start in range(0, rows * columns, CHUNK):
             some = flat[start : start + CHUNK].contiguous()
             pieces.append(bytes(packed(name, _parts(kind, some))._bytes()))
     return b"".join(pieces)
+
+
+def within_reach(name: str, values: Tensor) -> Tensor:
+    """values as float32, flat; ValueError where a float16 has no room for one."""
+    flat = values.float().reshape(-1).contiguous().realize()
+    largest = flat.abs().max().item()
+    if not largest <= MOST:
+        raise ValueError(f"has values as large as {largest}: {name} takes at most {MOST:.0f}")
+    return flat
 
 
 def _parts(kind: Kind, flat: Tensor) -> Parts:

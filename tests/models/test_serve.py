@@ -33,7 +33,7 @@ from minigrad.models.gpt_checkpoint import save_checkpoint
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.gpt_flags import parser
 from minigrad.models.guesses import Guesses
-from minigrad.models.protocol import Refused, Text, wanted
+from minigrad.models.protocol import Refused, Text, completion_logprobs, wanted
 from minigrad.models.sampling import Sampling
 from minigrad.models.server import Answer, Events, make_engine
 from minigrad.models.slots import Slots
@@ -342,6 +342,14 @@ def test_offsets_are_those_of_the_text() -> None:
     drawn = [*map(Drawn, "aé€b".encode())]
     parts = [told.logprobs(drawn[:2]), told.logprobs(drawn[2:])]
     assert [place for part in parts for place in part["text_offset"]] == [0, 1, 1, 2, 2, 2, 3]
+
+
+def test_the_likelier_of_tokens_that_look_alike_is_told() -> None:
+    """As parts of characters do."""
+    drawn = [Drawn(0xC3, -0.5, [(0xC3, -0.5), (0xE2, -2.0), (97, -3.0)])]
+    told = completion_logprobs(tokenizer(), drawn, [0])
+    assert told["tokens"] == ["\ufffd"]
+    assert told["top_logprobs"] == [{"\ufffd": -0.5, "a": -3.0}]
 
 
 def test_usage_is_of_the_tokens_up_to_a_stop_text() -> None:

@@ -25,7 +25,7 @@ from model_judges import (
 )  # fmt: skip
 
 from minigrad import Context, Tensor, nn
-from minigrad.models import gpt_commands
+from minigrad.models import gpt_commands, weights_quantize
 from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
@@ -328,6 +328,8 @@ def test_what_is_not_quantized(tmp_path: Path) -> None:
             quantize_file(tmp_path / name, tmp_path / "m.gguf", "Q4_K")
         assert message in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "m.gguf").exists()
+    with pytest.raises(InputError, match="the tensor w has values as large as 100000"):
+        weights_quantize._bytes_of("w", Tensor([[-1e5, 1.0]]), "F16")
 
 
 def test_the_command(
