@@ -98,12 +98,12 @@ def _rotary(kind: str, facts: Facts, width: int) -> dict[str, Any]:
     base = facts.get("rope.freq_base", float, 10000.0)
     turned = facts.get("rope.dimension_count", int, width)
     facts.expect("rope.scaling.type", "none", "linear", "yarn")
-    name = facts.get("rope.scaling.type", str, "none")
+    factor = facts.get("rope.scaling.factor", float, facts.get("rope.scale_linear", float, 0.0))
+    name = facts.get("rope.scaling.type", str, "linear" if factor else "none")  # as in llama.cpp
     found: dict[str, Any] = {"rotary_base": base, "rotary_share": turned / max(width, 1)}
     if kind == "gemma3":
         found["local_base"] = facts.get("rope.freq_base_swa", float, 10000.0)
     if name != "none":
-        factor = facts.get("rope.scaling.factor", float)
         original = facts.get("rope.scaling.original_context_length", int, facts.get(
             "context_length", int))  # fmt: skip
         scaling = Scaling(

@@ -147,6 +147,7 @@ def config_of_hub(values: Mapping[str, Any]) -> GPTConfig:
 def _gpt2(facts: Facts) -> GPTConfig:
     facts.expect("activation_function", "gelu_new", "gelu_pytorch_tanh")
     facts.expect("scale_attn_by_inverse_layer_idx", False)
+    facts.expect("scale_attn_weights", True)
     return GPTConfig(
         facts.get("n_layer", int), facts.get("n_head", int), facts.get("n_embd", int),
         facts.get("n_positions", int), facts.get("vocab_size", int),

@@ -15,6 +15,7 @@ import pytest
 from model_judges import gguf_file_of
 
 from minigrad import Tensor
+from minigrad.models.architectures_gguf import config_of_gguf
 from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT
@@ -171,6 +172,20 @@ def test_published_shapes(facts: dict[str, Any], wanted: dict[str, Any]) -> None
         assert got[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3))
 
 
+def test_a_factor_of_rotary_positions_is_linear_where_a_gguf_file_does_not_say() -> None:
+    """As in llama.cpp, which also knows an older name of it."""
+    plain = {"block_count": 1, "attention.head_count": 2, "embedding_length": 8, "vocab_size": 5,
+             "context_length": 16, "feed_forward_length": 8}  # fmt: skip
+    facts = {f"llama.{name}": value for name, value in plain.items()}
+    facts["general.architecture"] = "llama"
+    for more, wanted in (
+        ({}, ()), ({"scaling.factor": 4.0}, (4.0, 4.0)), ({"scale_linear": 2.0}, (2.0, 2.0)),
+        ({"scaling.factor": 4.0, "scaling.type": "none"}, ()), ({"scaling.factor": 0.0}, ()),
+    ):  # fmt: skip
+        told = {f"llama.rope.{name}": value for name, value in more.items()}
+        assert config_of_gguf(facts | told, []).rotary_factors == wanted, more
+
+
 @pytest.mark.parametrize(("facts", "message"), [
     ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "its rope_type is 'longrope'"),
     ({"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
@@ -179,6 +194,7 @@ def test_published_shapes(facts: dict[str, Any], wanted: dict[str, Any]) -> None
     ({"model_type": "gemma3"}, "its architecture is 'gemma3'"),
     ({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 0.0}}, "make no sense"),
     ({"model_type": "gpt_neox", "hidden_act": "relu"}, "its hidden_act is 'relu'"),
+    ({"model_type": "gpt2", "scale_attn_weights": False}, "its scale_attn_weights is 'False'"),
     ({"model_type": "mistral", "sliding_window": 8, "layer_types": ["chunked"] * 7}, "'chunked'"),
 ])  # fmt: skip
 def test_what_is_refused_by_name(facts: dict[str, Any], message: str) -> None:
