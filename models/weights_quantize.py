@@ -251,8 +251,9 @@ def tokenizer_metadata(
             more[prefix + name] = first
     if tokenizer.template is not None:
         more["tokenizer.chat_template"] = tokenizer.template
+    more[prefix + "add_bos_token"] = tokenizer.first is not None  # else some kinds put one there
     if tokenizer.first is not None:
-        more |= {prefix + "add_bos_token": True, prefix + "bos_token_id": tokenizer.first}
+        more[prefix + "bos_token_id"] = tokenizer.first
     return {prefix + "model": "gpt2", prefix + "pre": PRE_TOKENIZERS[tokenizer.split],
             prefix + "tokens": tokens, prefix + "token_type": kinds, prefix + "merges": merges,
             **more}  # fmt: skip

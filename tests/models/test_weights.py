@@ -25,14 +25,14 @@ from model_judges import (
 )  # fmt: skip
 
 from minigrad import Context, Tensor, nn
-from minigrad.models import gpt_commands, weights_quantize
+from minigrad.models import bpe, gpt_commands, weights_quantize
 from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
-from minigrad.models.gpt_config import llama
-from minigrad.models.pretrained import load_model, smollm
+from minigrad.models.gpt_config import GPTConfig, llama
+from minigrad.models.pretrained import gguf_tokenizer, load_model, smollm
 from minigrad.models.tokenizer import Tokenizer
 from minigrad.models.weights_quantize import FILE_TYPES, fallback, mixture, quantize_file
 from minigrad.nn.gguf import gguf_load
@@ -306,6 +306,27 @@ def test_a_gpt2_becomes_gguf(tmp_path: Path) -> None:
     wanted = GPT.from_pretrained(tmp_path)(Tensor([ids])).numpy()[0]
     quantize_file(tmp_path, tmp_path / "m.gguf", "Q8_0")
     agree(GPT.from_pretrained(tmp_path / "m.gguf"), wanted, ids, 0.02)
+
+
+@pytest.mark.parametrize("split", bpe.SPLITS)
+def test_a_tokenizer_puts_nothing_before_a_text_unless_it_did(split: str, tmp_path: Path) -> None:
+    """GGUF files of some kinds put a token there unless they say that they do not."""
+    tokenizer = bpe.from_shown([*bpe.visible_bytes(), "<s>"], [], split, [256])
+    patterns = {kind: pattern for pattern, kind in bpe.PATTERNS.items()}
+    before: list[dict[str, Any]] = [{"type": "ByteLevel", "use_regex": split not in patterns}]
+    if split in patterns:
+        before.insert(0, {"type": "Split", "behavior": "Isolated",
+                          "pattern": {"Regex": patterns[split]}})  # fmt: skip
+    elif split == "smollm":
+        before.insert(0, {"type": "Digits", "individual_digits": True})
+    vocabulary = {token: number for number, token in enumerate(bpe.visible_bytes())}
+    stored = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+              "added_tokens": [{"id": 256, "content": "<s>", "special": True}],
+              "pre_tokenizer": {"type": "Sequence", "pretokenizers": before}}  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), "utf-8")
+    config = GPTConfig(vocabulary=257)
+    told = weights_quantize.tokenizer_metadata(config, tmp_path, {"bos_token_id": 256})
+    assert gguf_tokenizer(told).encode("a cat") == tokenizer.encode("a cat")
 
 
 def test_what_is_not_quantized(tmp_path: Path) -> None:
