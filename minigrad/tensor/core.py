@@ -55,7 +55,7 @@ class _TensorType(type):
 
     @training.setter
     def training(cls, mode: bool) -> None:
-        modes.train(mode)
+        modes.put("training", mode)
 
     def __dir__(cls) -> list[str]:
         return present("Tensor", super().__dir__())
