@@ -51,6 +51,7 @@ class Loss(Composed):
         place = self._class_axis("cross_entropy", target, axis)
         return self._cross_entropy(target, None, reduction, label_smoothing, ignore_index, place)
 
+    @templated
     def _cross_entropy(
         self, target: Core, weight: Core | None, reduction: str, label_smoothing: Scalar,
         ignore_index: int, place: int,
@@ -108,7 +109,7 @@ class Loss(Composed):
         The picked one as a masked sum: its gradient is elementwise, and fuses with softmax's.
         """
         is_target, counts = self._targets(name, target, ignore_index)
-        losses = total - is_target.where(self, 0).sum(-1)
+        losses: Self = total - is_target.where(self, 0).sum(-1)
         factor: Any = counts
         if weight is not None:
             factors = self._of_each_class(weight)
