@@ -126,8 +126,7 @@ def conv2d(
     padding: Padding = 0, dilation: Numbers = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
     """See `Tensor.conv2d`; the weight's dimensions say how many are spatial."""
-    options: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return x.conv2d(weight, bias, **options)
+    return x.conv2d(weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def conv_transpose2d(
