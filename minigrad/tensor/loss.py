@@ -110,7 +110,7 @@ class Loss(Composed):
         """
         is_target, counts = self._targets(name, target, ignore_index)
         losses: Self = total - is_target.where(self, 0).sum(-1)
-        factor: Any = counts
+        factor = counts
         if weight is not None:
             factors = self._of_each_class(weight)
             factor = counts.where(is_target.where(factors, 0).sum(-1), 0)
