@@ -44,6 +44,10 @@ def _solution(left: Tensor, right: Tensor) -> tuple[Tensor]:
     return _eliminated(left, right)[:1]
 
 
+def _inverse(x: Tensor) -> tuple[Tensor]:
+    return _solution(x, _identity(x).expand(x.shape))
+
+
 def _pivots(x: Tensor) -> Tensor:
     """The pivots of x (batch, n, n); behind a pivot of 0 there are infinities, never another 0.
 
@@ -111,7 +115,12 @@ def inv(x: Tensor) -> Tensor:
     [[0.5, 0.0], [0.0, 0.25]]
     """
     checked("inv", x, True)
-    return solve(x, _identity(x))
+    value = at_once(_inverse, x)[0] if numel(x.shape) else x
+    return x._with_derivative(value, _inv_rule)
+
+
+def _inv_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
+    return [-(inv(x).mT @ g @ inv(x).mT)]
 
 
 def solve(A: Tensor, B: Tensor) -> Tensor:
