@@ -134,7 +134,7 @@ class dtypes(metaclass=_Table):
 put_hints("dtypes", dtypes)
 put_hints("DType", DType)
 ALL = tuple({one: None for one in vars(dtypes).values() if isinstance(one, DType)})
-_BY_NAME = {dtype.name: dtype for dtype in ALL}
+BY_NAME = {dtype.name: dtype for dtype in ALL}
 FLOATS = tuple(dtype for dtype in ALL if dtype.is_float)
 INTS = tuple(dtype for dtype in ALL if dtype.is_int)
 
@@ -142,7 +142,7 @@ INTS = tuple(dtype for dtype in ALL if dtype.is_int)
 def named(name: str) -> DType:
     """The dtype called `name` ("float32"); KeyError lists the known names."""
     try:
-        return _BY_NAME[name]
+        return BY_NAME[name]
     except KeyError:
         known = hint('Tensor([1], dtype="float8")')
         raise KeyError(f"unknown dtype {name!r}: {known}") from None
@@ -158,8 +158,8 @@ def resolve(given: object) -> DType:
     if isinstance(given, str):
         return named(given)
     name = getattr(given, "name", None) or getattr(given, "__name__", "")
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    if name in BY_NAME:
+        return BY_NAME[name]
     raise DTypeError(
         f"{given!r} is no dtype: expected one of minigrad.dtypes, or a name as 'float32'"
     )

@@ -8,6 +8,7 @@ divides them (see `graph/partition.py`). So a program is written once, and runs 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from math import prod
 
 from minigrad.device import Device
@@ -82,11 +83,8 @@ class Mesh:
 
     def places(self, number: int) -> dict[str, int]:
         """Where a device is along each axis."""
-        found: dict[str, int] = {}
-        for axis, size in reversed([*self.sizes.items()]):
-            found[axis] = number % size
-            number //= size
-        return {axis: found[axis] for axis in self.sizes}
+        grid = [*product(*map(range, self.sizes.values()))]
+        return dict(zip(self.sizes, grid[number], strict=True))
 
 
 def mesh_of(devices: Mesh | Sequence[str]) -> Mesh:

@@ -11,7 +11,7 @@ from typing import Any
 from minigrad import linalg
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _binary, _check
-from minigrad.array_api.elementwise import _named, _two
+from minigrad.array_api.elementwise import _named, _one, _two
 from minigrad.array_api.manipulation import _common_axis, matrix_transpose
 from minigrad.array_api.statistics import sum
 from minigrad.dtype import DTypeLike
@@ -77,6 +77,10 @@ def matrix_power(x: Array, n: int, /) -> Array:
 
 # --- decompositions -------------------------------------------------------------------------------
 
+(det,), (inv,) = _one(kinds.FLOATING, 1, linalg.det), _one(kinds.FLOATING, 1, linalg.inv)
+(svdvals,) = _one(kinds.FLOATING, 1, linalg.svdvals)  # falling
+(eigvalsh,) = _one(kinds.FLOATING, 1, linalg.eigvalsh)  # rising
+
 
 def qr(x: Array, /, *, mode: str = "reduced") -> QRResult[Array]:
     """x = Q·R with orthonormal columns in Q and R upper triangular."""
@@ -88,19 +92,9 @@ def svd(x: Array, /, *, full_matrices: bool = True) -> SVDResult[Array]:
     return SVDResult(*map(Array._of, x._tensor.svd(full_matrices=full_matrices)))
 
 
-def svdvals(x: Array, /) -> Array:
-    """Singular values, falling."""
-    return svd(x, full_matrices=False).S
-
-
 def eigh(x: Array, /) -> EighResult[Array]:
     """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices."""
     return EighResult(*map(Array._of, linalg.eigh(x._tensor)))
-
-
-def eigvalsh(x: Array, /) -> Array:
-    """Eigenvalues of symmetric matrices, rising."""
-    return eigh(x).eigenvalues
 
 
 def cholesky(x: Array, /, *, upper: bool = False) -> Array:
@@ -111,11 +105,6 @@ def cholesky(x: Array, /, *, upper: bool = False) -> Array:
 def solve(x1: Array, x2: Array, /) -> Array:
     """y with x1·y = x2 for square x1; x2 holds columns, or is one vector."""
     return _binary("solve", kinds.FLOATING, x1, x2, linalg.solve)
-
-
-def inv(x: Array, /) -> Array:
-    """The inverse of each matrix."""
-    return Array._of(linalg.inv(x._tensor))
 
 
 def pinv(x: Array, /, *, rtol: float | Array | None = None) -> Array:
@@ -136,11 +125,6 @@ def matrix_rank(x: Array, /, *, rtol: float | Array | None = None) -> Array:
 def slogdet(x: Array, /) -> SlogdetResult[Array]:
     """The sign of each determinant, and the logarithm of its absolute value."""
     return SlogdetResult(*map(Array._of, linalg.slogdet(x._tensor)))
-
-
-def det(x: Array, /) -> Array:
-    """The determinant of each matrix."""
-    return Array._of(linalg.det(x._tensor))
 
 
 _named(globals())

@@ -17,8 +17,8 @@ def _reduced(
     name: str, allowed: tuple[DType, ...], x: Array, axis: Axes, keepdims: bool, **options: Any
 ) -> Array:
     _check(name, allowed, x)
-    reduce = getattr(Tensor, name)
-    return Array._of(reduce(x._tensor, axes_of(name, axis, x.ndim, 0), keepdims, **options))
+    reduce, axes = getattr(x._tensor, name), axes_of(name, axis, x.ndim, 0)
+    return Array._of(reduce(axes, keepdim=keepdims, **options))
 
 
 def sum(x: Array, /, *, axis: Axes = None, dtype: DTypeLike = None,
@@ -52,21 +52,14 @@ def var(
     x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
 ) -> Array:
     """The mean square distance from the mean, over N − correction."""
-    return _spread("var", x, axis, correction, keepdims)
-
-
-def _spread(name: str, x: Array, axis: Axes, correction: float, keepdims: bool) -> Array:
-    _check(name, kinds.FLOATING, x)
-    found = getattr(x._tensor, name)
-    axes = axes_of(name, axis, x.ndim, 0)
-    return Array._of(found(axes, correction=correction, keepdim=keepdims))
+    return _reduced("var", kinds.FLOATING, x, axis, keepdims, correction=correction)
 
 
 def std(
     x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
 ) -> Array:
     """The square root of `var`."""
-    return _spread("std", x, axis, correction, keepdims)
+    return _reduced("std", kinds.FLOATING, x, axis, keepdims, correction=correction)
 
 
 def any(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:

@@ -105,8 +105,7 @@ class Data:
         number = {name: place for place, name in enumerate(files)}
         return {
             "what": self.what, "when": time.strftime("%-d %B %Y, %H:%M"), "machine": described(),
-            "captured": self.seen.captured, "steps": self.seen.steps,
-            "seconds": self.seen.round.seconds, "busy": self.seen.round.busy,
+            "steps": self.seen.steps, "seconds": self.seen.round.seconds,
             "plain": sorted(self.seen.plain), "apart": self.seen.apart, "kernels": kernels,
             "looked": self.look is not None, "firsts": firsts, "ranks": self._ranks(),
             "programs": [{"passes": story.passes} for story in self.numbers],

@@ -228,7 +228,6 @@ class Step:
     round: Round
     apart: float = 0.0
     steps: int = 1
-    captured: bool = False
     ranks: list[list[Row]] = field(default_factory=list)
 
 
@@ -283,7 +282,7 @@ def run(
             best = _middle(seen, ranks.gathered([one.seconds for one in seen]))
             rows = [row for rank in ranks.gathered(best.by_device()) for row in rank]
     count, apart = first + 2 + 2 * len(seen) + (look is not None), _apart(best, seconds, captured)
-    return Step(_aligned(found, best), seconds, best, apart, count, captured, rows)
+    return Step(_aligned(found, best), seconds, best, apart, count, rows)
 
 
 def _realized(step: Callable[..., Any], *args: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from functools import reduce
 from itertools import chain, groupby
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -265,10 +266,7 @@ def _sum(terms: Sequence[Node], kinds: _Kinds) -> Node | None:
         parts += some if made is None else [sum_of_rows(made)]
     if len(parts) == len(terms):
         return None
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    return reduce(Node.__add__, parts)
 
 
 # Of copies that were computed together, and of what these are computed of: the first one → the ages

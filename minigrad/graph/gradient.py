@@ -13,6 +13,7 @@ where they are the only way to a target, its gradient is zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import accumulate, repeat
 
 from minigrad.dtype import dtypes
@@ -154,12 +155,8 @@ def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
 
 def _sum(parts: Sequence[Node]) -> Node:
     """The contributions of a node's users, added in the order in which they came."""
-    if len(parts) > 1 and (joined := _side_by_side(parts)) is not None:
-        return joined
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    joined = _side_by_side(parts) if len(parts) > 1 else None
+    return reduce(Node.__add__, parts) if joined is None else joined
 
 
 def _side_by_side(parts: Sequence[Node]) -> Node | None:

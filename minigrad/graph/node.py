@@ -201,13 +201,15 @@ def bitcast(x: Node, dtype: DType) -> Node:
     return make(Op.BITCAST, dtype, x.shape, (x,), dtype, x.device)
 
 
-def device_of(op: Op, src: Sequence[Node]) -> str:
-    """The device of all sources."""
+def device_of(what: Op | str, src: Sequence[Node]) -> str:
+    """The device of all sources of an operation, or of what messages call so; DeviceError where
+    they have several.
+    """
     device = src[0].device
     for node in src:
         if node.device != device:
             raise DeviceError(
-                f"{op.value}: tensors are on {device} and {node.device}; "
+                f"{getattr(what, 'value', what)}: tensors are on {device} and {node.device}; "
                 f"move one with .to({device!r})"
             )
     return device

@@ -104,10 +104,8 @@ class _Product:
         places = [self.names.index(name) for name in (*order, *summed)]
         shape = tuple(self.extents[place] for place in places)
         factors = [build.expand(build.permute(factor, places), shape) for factor in self.factors]
-        total = factors[0]
-        for factor in factors[1:]:
-            total = total * factor
-        total = build.reduce(Op.SUM, total, range(len(order), len(places)))
+        terms = reduce(Node.__mul__, factors)
+        total = build.reduce(Op.SUM, terms, range(len(order), len(places)))
         return build.reshape(total, shape[: len(order)])
 
 

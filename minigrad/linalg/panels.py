@@ -12,11 +12,12 @@ from functools import lru_cache, reduce
 from typing import Any
 
 from minigrad.dtype import promote
+from minigrad.graph.node import device_of
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv
 from minigrad.jit import jit
 from minigrad.tensor import Tensor
-from minigrad.tensor.broadcasting import broadcast_shape, same_device
+from minigrad.tensor.broadcasting import broadcast_shape
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.sharding import layout_of
 
@@ -33,7 +34,7 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
     (batch, rows, columns) in at least float32, and what it gives begins with the batch. Results are
     of the values' common dtype.
     """
-    same_device("linalg", [value.raw for value in values])
+    device_of("linalg", [value.raw for value in values])
     with no_grad():
         given = [value.contiguous() for value in values]
         given[0].realize(*given[1:])

@@ -16,7 +16,6 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.broadcasting import check_share
 from minigrad.tensor.convolution import Numbers, Padding, per_dimension
 
 Pool = Callable[..., Any]
@@ -127,8 +126,7 @@ def conv2d(
     padding: Padding = 0, dilation: Numbers = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
     """See `Tensor.conv2d`; the weight's dimensions say how many are spatial."""
-    options: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return x.conv2d(weight, bias, **options)
+    return x.conv2d(weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
 def conv_transpose2d(
@@ -327,27 +325,8 @@ def cross_entropy(
     target: integers (batch, …), or probabilities of x's shape. weight: (classes,), a factor for
     each class, by whose sum means are divided if targets are integers.
     """
-    axis = _classes(x)
-    if weight is None or ignore_index != -100 and target.dtype.is_float:
-        return x.cross_entropy(target, reduction, label_smoothing, ignore_index, axis=axis)
-    _check_factors("cross_entropy", x.shape[axis : axis + 1], weight)
-    check_share("cross_entropy", label_smoothing=label_smoothing)
-    weighted = x._wide().log_softmax(axis).movedim(axis, -1) * weight  # sums beyond float16
-    share = label_smoothing / int(x.size(axis))
-    if target.dtype.is_float:
-        x._check_same_shape("cross_entropy", target)
-        wanted = target.movedim(axis, -1) * (1 - label_smoothing) + share
-        losses = (-weighted * wanted).sum(-1)
-        return losses._reduced(reduction).cast(x._float_dtype())
-    is_target, counts = weighted._targets("cross_entropy", target, ignore_index)
-    others = weighted * share if label_smoothing else 0.0
-    terms = is_target.where(weighted * (1 - label_smoothing + share), others)
-    losses = counts.where(-terms.sum(-1), 0)
-    if reduction == "mean":
-        total = losses.sum() / counts.where(is_target.where(weight._wide(), 0).sum(-1), 0).sum()
-    else:
-        total = losses._reduced(reduction)
-    return total.cast(x._float_dtype())
+    options = (reduction, label_smoothing, ignore_index, _classes(x))
+    return x._cross_entropy(target, weight, *options)
 
 
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:

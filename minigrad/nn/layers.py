@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
@@ -213,23 +212,20 @@ def _layers(
     """Layers of functions. inputs: how many tensors a call gives. only: the one option. last: an
     option that is the last one of the layer.
     """
-    return [_layer(function, inputs, only, last, inplace) for function in functions]
-
-
-def _layer(
-    function: Any, inputs: int, only: str, last: str, inplace: bool
-) -> type[FunctionLayer]:
-    options = list(inspect.signature(function).parameters.values())[inputs:]
-    options = [option for option in options if only in ("", option.name)]
-    options.sort(key=lambda option: option.name == last)
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    if inplace:
-        options.append(inspect.Parameter("inplace", kind, default=False, annotation="bool"))
-    options = [o.replace(kind=kind) for o in options] if only else options
-    text = f"The layer of `{function.__name__}`. {inspect.getdoc(function)}".partition("\n>>>")[0]
-    body = {"__doc__": text, "__module__": __name__, "function": staticmethod(function),
-            "__signature__": inspect.Signature(options)}  # fmt: skip
-    return types.new_class("layer", (FunctionLayer,), exec_body=lambda space: space.update(body))
+    kind, made = inspect.Parameter.POSITIONAL_OR_KEYWORD, list[Any]()
+    for function in functions:
+        options = list(inspect.signature(function).parameters.values())[inputs:]
+        options = [option for option in options if only in ("", option.name)]
+        options.sort(key=lambda option: option.name == last)
+        if inplace:
+            options.append(inspect.Parameter("inplace", kind, default=False, annotation="bool"))
+        options = [o.replace(kind=kind) for o in options] if only else options
+        text = f"The layer of `{function.__name__}`. {inspect.getdoc(function)}"
+        body = {"__doc__": text.partition("\n>>>")[0], "__module__": __name__,
+                "__signature__": inspect.Signature(options),
+                "function": staticmethod(function)}  # fmt: skip
+        made.append(type("layer", (FunctionLayer,), body))
+    return made
 
 
 def _flatten(x: Tensor, start_dim: int = 1, end_dim: int = -1) -> Tensor:

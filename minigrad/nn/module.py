@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.errors import DTypeError, ShapeError, StateError
+from minigrad.graph.bounds import users_line
 from minigrad.hints import hint, present, put_hints
 from minigrad.tensor import Tensor, realization, views
 from minigrad.tensor.arguments import check_functions, checked
@@ -161,7 +162,7 @@ def get_parameters(model: Any) -> list[Tensor]:
     """
     _check_model("get_parameters", model)
     found = _once(walk(model), Tensor)
-    warn_of_unmarked(found, 4)
+    warn_of_unmarked(found)
     return [
         tensor
         for _, tensor, kind in found
@@ -169,8 +170,11 @@ def get_parameters(model: Any) -> list[Tensor]:
     ]
 
 
-def warn_of_unmarked(found: list[Member], depth: int) -> None:
-    """Warn, `depth` frames up, of float tensors of which nobody said whether they are trained."""
+_told: dict[Any, int] = {}  # Python's registry of the warnings that it has shown
+
+
+def warn_of_unmarked(found: list[Member]) -> None:
+    """Warn, at the user's line, of float tensors of which nobody said whether they are trained."""
     mixed = any(kind is Kind.PARAMETER for _, _, kind in found)
     for name, tensor, kind in found:
         if not tensor.dtype.is_float or tensor.requires_grad is not None:
@@ -181,11 +185,11 @@ def warn_of_unmarked(found: list[Member], depth: int) -> None:
             does = "is neither trained nor saved"
         else:
             continue
-        warnings.warn(
+        warnings.warn_explicit(
             f"{name} is a plain Tensor and {does}; say so with nn.Parameter(tensor), which is "
             "trained and saved, or nn.buffer(tensor), which is only saved",
-            stacklevel=depth,
-        )
+            UserWarning, *users_line(), registry=_told,
+        )  # fmt: skip
 
 
 def tensors_of(name: str, params: Any) -> list[Tensor]:
@@ -475,7 +479,7 @@ class Module:
 
     def _trained(self, prefix: str, recurse: bool) -> list[tuple[str, Tensor]]:
         found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), prefix, recurse)
-        warn_of_unmarked(found, 4)
+        warn_of_unmarked(found)
         return [(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float]
 
     def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:

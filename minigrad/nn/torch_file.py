@@ -25,7 +25,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from minigrad.device import Device
-from minigrad.dtype import ALL, DType, dtypes
+from minigrad.dtype import BY_NAME, DType, dtypes
 from minigrad.errors import MinigradError
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
@@ -62,7 +62,6 @@ class _Storage(NamedTuple):
     dtype: DType | None
 
 
-_DTYPES = {dtype.name: dtype for dtype in ALL}
 _STORAGES = {
     _Name("torch", f"{name}Storage"): dtype for name, dtype in (
         ("Float", dtypes.float32), ("Double", dtypes.float64), ("Half", dtypes.float16),
@@ -114,8 +113,8 @@ class _Reader(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """What a name in the pickle stands for; it is not looked up."""
         found = _Name(module, name)
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
+        if module == "torch" and name in BY_NAME:
+            return BY_NAME[name]
         if found in _CALLS or found in _STORAGES:
             return found
         raise TorchFileError(

@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes
-from minigrad.errors import AxisError, DeviceError, ShapeError
+from minigrad.errors import AxisError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer
@@ -77,16 +77,6 @@ def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
         check_holds(name, dtype, value)
         return dtype_of(name, (value,)) if dtype.is_bool else dtype
     return dtype if dtype.is_float else dtypes.default_float
-
-
-def same_device(name: str, nodes: Sequence[Node]) -> None:
-    """DeviceError unless all nodes are on one device."""
-    for node in nodes[1:]:
-        if node.device != nodes[0].device:
-            raise DeviceError(
-                f"{name}: tensors are on {nodes[0].device} and {node.device}; "
-                f"move one with .to({nodes[0].device!r})"
-            )
 
 
 def check_flag(name: str, what: str, value: object) -> None:

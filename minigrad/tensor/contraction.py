@@ -12,8 +12,8 @@ from minigrad.device import Device
 from minigrad.dtype import DType, DTypeLike, dtypes, promote, resolve
 from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, Shape
-from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to, same_device
+from minigrad.graph.node import Node, Op, Shape, device_of
+from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import tensors_in
@@ -41,7 +41,7 @@ class Contraction(Methods):
         right = other if isinstance(other, type(self)) else type(self)(other, device=where)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
             raise misfit("matmul", "(…, m, k) and (…, k, n) with equal k", self, right)
-        same_device("matmul", (self.raw, right.raw))
+        device_of("matmul", (self.raw, right.raw))
         x, y = self.node, right.node
         result_dtype = promote(x.dtype, y.dtype) if dtype is None else resolve(dtype)
         wide = accumulator(result_dtype)

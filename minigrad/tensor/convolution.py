@@ -18,14 +18,14 @@ from typing import Any, Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.build import Window
-from minigrad.graph.node import Shape
+from minigrad.graph.node import Shape, device_of
 from minigrad.graph.sharding import meshes
 from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.graph.windows import overlap_add, reads_in_place
 from minigrad.settings import flag
 from minigrad.tensor import winograd
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import check_choice, same_device, whole
+from minigrad.tensor.broadcasting import check_choice, whole
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
 
@@ -188,7 +188,7 @@ class Convolution(Composed):
         return whole.shrink([None, *kept, None, None])._channels_second(bias, dtype, batched)
 
     def _batched(self, name: str, weight: Core) -> tuple[Self, bool]:
-        same_device(name, (self.raw, weight.raw))
+        device_of(name, (self.raw, weight.raw))
         if weight.ndim < 3 or self.ndim not in (weight.ndim, weight.ndim - 1):
             expected = "(batch, channels, *space) and as many dimensions, (…, …, *kernel)"
             raise misfit(name, expected, self, f"a weight {weight.shape}")
@@ -217,7 +217,7 @@ class Convolution(Composed):
             out = result.shape[-1:]
             if bias.shape != out:
                 raise ShapeError(f"conv2d: bias has shape {bias.shape}, expected {out}")
-            same_device("conv2d", (self.raw, bias.raw))
+            device_of("conv2d", (self.raw, bias.raw))
             result = result + self._new(bias.node).cast(self.dtype)
             dtype = promote(dtype, bias.dtype)
         result = result.cast(dtype).movedim(-1, 1)

@@ -12,7 +12,7 @@ from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
 from minigrad.errors import GradientError, ScanError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, Shape, form_of, make, own_buffer
+from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Dims, mark, whole
 from minigrad.graph.symbolic import Affine, Integer
@@ -25,7 +25,6 @@ from minigrad.tensor.broadcasting import (
     broadcast_to,
     check_flag,
     product,
-    same_device,
     show,
     stop,
     write_through,
@@ -55,7 +54,7 @@ class _TensorType(type):
 
     @training.setter
     def training(cls, mode: bool) -> None:
-        modes.train(mode)
+        modes.put("training", mode)
 
     def __dir__(cls) -> list[str]:
         return present("Tensor", super().__dir__())
@@ -248,7 +247,7 @@ class Core(Holder, metaclass=_TensorType):
         if given is not None:
             if not isinstance(given, Core):
                 raise TypeError(f"x.grad = a {type(given).__name__}: expected a tensor, or None")
-            same_device("x.grad =", (self.raw, given.raw))
+            device_of("x.grad =", (self.raw, given.raw))
             if given.shape != self.shape or given.dtype is not self.dtype:
                 raise ShapeError(
                     f"x.grad = {given.dtype.name} {show(given.shape)} of a tensor of "
@@ -518,7 +517,7 @@ class Core(Holder, metaclass=_TensorType):
             return build.const(value, self.dtype, self.shape, self.raw.device)
         # one number is data, not part of the program: a new learning rate compiles nothing
         tensor = self._data(value)
-        same_device("assign", (self.raw, tensor.raw))
+        device_of("assign", (self.raw, tensor.raw))
         return broadcast_to(build.cast(tensor.node, self.dtype), self.shape, "assign")
 
     def _data(self, value: Any) -> Core:

@@ -92,8 +92,7 @@ class Creation(Methods):
         >>> Tensor.zeros(2).tolist()
         [0.0, 0.0]
         """
-        wanted = dtype_or(dtype, dtypes.default_float)
-        return cls.full(checked_shape("zeros", shape), 0, dtype=wanted, **options)
+        return cls.full(checked_shape("zeros", shape), 0.0, dtype=dtype, **options)
 
     @classmethod
     def ones(cls, *shape: Any, dtype: DTypeLike = None, **options: Any) -> Self:
@@ -102,8 +101,7 @@ class Creation(Methods):
         >>> Tensor.ones(2).tolist()
         [1.0, 1.0]
         """
-        wanted = dtype_or(dtype, dtypes.default_float)
-        return cls.full(checked_shape("ones", shape), 1, dtype=wanted, **options)
+        return cls.full(checked_shape("ones", shape), 1.0, dtype=dtype, **options)
 
     empty = zeros
 

@@ -396,15 +396,10 @@ class Functions(Methods):
             return None  # bools are powers of int32
         if exponent == 1:
             return self * exponent
-        if exponent == 2:
-            return self * self
-        if exponent == 3:
-            return self * self * self
-        if self.dtype.is_float and exponent == 0.5:
-            return self.sqrt()
-        if self.dtype.is_float and exponent == -0.5:
-            return self.rsqrt()
-        return self.reciprocal() if self.dtype.is_float and exponent == -1 else None
+        if exponent in (2, 3):
+            return self * self if exponent == 2 else self * self * self
+        named = {0.5: self.sqrt, -0.5: self.rsqrt, -1: self.reciprocal}.get(exponent)
+        return named() if named is not None and self.dtype.is_float else None
 
     def _pow_integer(self, exponent: Self) -> Self:
         """Square and multiply, one bit of the exponent at a time."""

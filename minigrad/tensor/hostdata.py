@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from minigrad.dtype import ALL, DType, check_holds, convert, dtype_of, dtypes, named, number_bytes
+from minigrad.dtype import ALL, BY_NAME, DType, check_holds, convert, dtype_of, dtypes, number_bytes
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph.symbolic import Integer, high
 
-_BY_NAME = {dtype.name: dtype for dtype in ALL}
 _BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
-    "c": dtypes.uint8, "l": named(f"int{8 * struct.calcsize('l')}"),
-    "L": named(f"uint{8 * struct.calcsize('L')}"),
+    "c": dtypes.uint8, "l": BY_NAME[f"int{8 * struct.calcsize('l')}"],
+    "L": BY_NAME[f"uint{8 * struct.calcsize('L')}"],
 }  # fmt: skip
 _NUMBERS = (int, float, bool)  # and nothing derived of them: numpy's numbers have a dtype
 DEEPEST = 64  # levels of nested lists, as numpy's and PyTorch's
@@ -48,7 +47,7 @@ def read(data: Any, dtype: DType | None) -> HostArray:
 @cache
 def known(dtype: Any) -> DType | None:
     """What numpy's dtype is here; its name is slow to ask for."""
-    return _BY_NAME.get(dtype.name)
+    return BY_NAME.get(dtype.name)
 
 
 def _read_array(data: Any) -> HostArray:
@@ -65,7 +64,7 @@ def _read_array(data: Any) -> HostArray:
     if dtype is None:
         raise DTypeError(
             f"Tensor(array of {array.dtype}): expected bool, an integer or a float dtype "
-            f"({', '.join(_BY_NAME)})"
+            f"({', '.join(BY_NAME)})"
         )
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("="))

@@ -122,32 +122,27 @@ class Indexing(Methods):
         place = 0
         if advanced and advanced[-1] - advanced[0] < len(advanced):
             place = advanced[0] - (Ellipsis in items[: advanced[0]])
-        ranges: list[tuple[Integer, Integer]] = []
-        steps: list[int] = []
+        cuts: list[tuple[Integer, Integer, int]] = []  # of each dimension start, stop and step
         kept: list[int | None] = []  # the result's dimensions, None for new ones
         arrays: dict[int, Self] = {}
         for item in items:
-            axis = len(ranges)
+            axis = len(cuts)
             if item is None or item is Ellipsis:
                 kept += [None] * (item is None)
             elif isinstance(item, Core):
                 for number, array in enumerate(self._arrays(item, axis, name, id(item) in listed)):
                     arrays[len(kept)] = array
                     kept.append(axis + number)
-                    ranges.append((0, self.shape[axis + number]))
-                    steps.append(1)
+                    cuts.append((0, self.shape[axis + number], 1))
             elif isinstance(item, slice):
-                start, stop, step = _slice(item, self.shape[axis])
                 kept.append(axis)
-                ranges.append((start, stop))
-                steps.append(step)
+                cuts.append(_slice(item, self.shape[axis]))
             else:
                 start = _place(item, axis, self.shape[axis], self.shape)
-                ranges.append((start, start + 1))
-                steps.append(1)
+                cuts.append((start, start + 1, 1))
 
         def part(node: Node) -> Node:
-            node = _cut(node, ranges, steps)
+            node = _cut(node, cuts)
             extents = [1 if axis is None else node.shape[axis] for axis in kept]
             return build.reshape(node, tuple(extents))
 
@@ -185,8 +180,11 @@ class Indexing(Methods):
 
     def _arrays(self, item: Any, axis: int, name: str, known: bool) -> list[Self]:
         """Checked positions along an axis, or several; known: the host has them, and looks now."""
-        if item.dtype.is_bool:
-            return self._places_of(item, axis)
+        if item.dtype.is_bool:  # the host reads how many are true, and a small mask itself
+            self._check_mask(item, axis)
+            if not item.ndim:
+                raise BoundsError("a 0-d mask: use where() or masked_fill()")
+            return item._unravelled(item._places())  # type: ignore[no-any-return]
         if known:
             _check_known(item, axis, self.shape)
             return [item]
@@ -211,16 +209,6 @@ class Indexing(Methods):
                 f"an index of dtype {item.dtype.name}: expected integers or bool; use .int()"
             )
         return item if item.dtype.is_bool else item.detach()
-
-    def _places_of(self, mask: Self, axis: int) -> list[Self]:
-        """The positions where a mask is true, one tensor per dimension.
-
-        The host reads how many there are, and a small mask itself.
-        """
-        self._check_mask(mask, axis)
-        if not mask.ndim:
-            raise BoundsError("a 0-d mask: use where() or masked_fill()")
-        return mask._unravelled(mask._places())
 
     def _check_mask(self, mask: Core, axis: int) -> None:
         wanted = self.shape[axis : axis + mask.ndim]
@@ -442,11 +430,11 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
     return value + extent if value < 0 else value
 
 
-def _cut(node: Node, ranges: list[tuple[Integer, Integer]], steps: list[int]) -> Node:
+def _cut(node: Node, cuts: list[tuple[Integer, Integer, int]]) -> Node:
     """Slices of every dimension, with steps."""
-    node = build.flip(node, [axis for axis, step in enumerate(steps) if step < 0])
-    node = build.shrink(node, ranges)
-    for axis, step in enumerate(steps):
+    node = build.flip(node, [axis for axis, (*_, step) in enumerate(cuts) if step < 0])
+    node = build.shrink(node, [(start, stop) for start, stop, _ in cuts])
+    for axis, (*_, step) in enumerate(cuts):
         if abs(step) > 1:
             node = _every(node, axis, abs(step))
     return node

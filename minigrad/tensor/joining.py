@@ -11,9 +11,9 @@ from minigrad.dtype import promote
 from minigrad.errors import ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import joined
-from minigrad.graph.node import is_symbolic
+from minigrad.graph.node import device_of, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
-from minigrad.tensor.broadcasting import Axis, axes_of, axis_of, check_ints, product, same_device
+from minigrad.tensor.broadcasting import Axis, axes_of, axis_of, check_ints, product
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -210,6 +210,6 @@ def _joined_along(
     if not isinstance(listed[0], Core):
         raise TypeError(f"{name} of a {kind.__name__}: expected tensors")
     tensors = [tensor if isinstance(tensor, kind) else kind(tensor) for tensor in listed]
-    same_device("cat", [tensor.raw for tensor in tensors])
+    device_of("cat", [tensor.raw for tensor in tensors])
     dtype = promote(*(tensor.dtype for tensor in tensors))
     return [tensor.cast(dtype) for tensor in tensors], given[0] if given else 0

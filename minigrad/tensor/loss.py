@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
-from minigrad.errors import DTypeError, ShapeError, misfit
+from minigrad.errors import DTypeError, misfit
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axis, Scalar, axis_of, check_share
 from minigrad.tensor.core import Core
@@ -48,18 +48,32 @@ class Loss(Composed):
         >>> round(Tensor([[0.0, 0.0]]).cross_entropy(Tensor([1])).item(), 4)
         0.6931
         """
-        check_share("cross_entropy", label_smoothing=label_smoothing)
         place = self._class_axis("cross_entropy", target, axis)
-        logits = self.movedim(place, -1)
-        if target.dtype.is_float:
-            if ignore_index != -100:
-                raise DTypeError(f"cross_entropy(ignore_index={ignore_index}) of probabilities: "
-                                 "expected integer targets")  # fmt: skip
-            wanted = self._new(target.node).movedim(place if target.ndim == self.ndim else -1, -1)
-            return logits._cross_entropy_of_probabilities(wanted, reduction, label_smoothing)
-        return logits.sparse_categorical_crossentropy(
-            target, ignore_index, label_smoothing, reduction
-        )
+        return self._cross_entropy(target, None, reduction, label_smoothing, ignore_index, place)
+
+    @templated
+    def _cross_entropy(
+        self, target: Core, weight: Core | None, reduction: str, label_smoothing: Scalar,
+        ignore_index: int, place: int,
+    ) -> Self:  # fmt: skip
+        """As `cross_entropy`. weight: one factor per class. place: where the classes are."""
+        check_share("cross_entropy", label_smoothing=label_smoothing)
+        shifted = self.movedim(place, -1)._wide()._shifted(-1)
+        total = shifted.exp().sum(-1).log()
+        if not target.dtype.is_float:
+            options = (ignore_index, reduction, total, label_smoothing)
+            result = shifted._of_classes("cross_entropy", target, weight, *options)
+            return result.cast(self._float_dtype())
+        if ignore_index != -100:
+            raise DTypeError(f"cross_entropy(ignore_index={ignore_index}) of probabilities: "
+                             "expected integer targets")  # fmt: skip
+        self._check_same_shape("cross_entropy", target)
+        wanted = self._new(target.node).movedim(place, -1) * (1 - label_smoothing)
+        if label_smoothing:
+            wanted = wanted + label_smoothing / shifted._count(-1, shifted.dtype)
+        wanted = wanted if weight is None else wanted * shifted._of_each_class(weight)
+        losses = -((shifted - total.unsqueeze(-1)) * wanted).sum(-1)
+        return losses._reduced(reduction).cast(self._float_dtype())
 
     def _class_axis(self, name: str, target: Core, axis: Axis) -> int:
         """Where the classes are: given, or −1 or 1, whichever fits the targets' shape alone."""
@@ -75,17 +89,6 @@ class Loss(Composed):
             raise misfit(name, expected, self, f"targets {target.shape}")
         return 1 if self.ndim > 2 and second else -1
 
-    def _cross_entropy_of_probabilities(
-        self, target: Core, reduction: str, label_smoothing: Scalar
-    ) -> Self:
-        self._check_same_shape("cross_entropy", target)
-        x = self._wide()
-        wanted = x._new(target.node) * (1 - label_smoothing)
-        if label_smoothing:
-            wanted = wanted + label_smoothing / x._count(-1, x.dtype)
-        losses = -(x.log_softmax(-1) * wanted).sum(-1)
-        return losses._reduced(reduction).cast(self._float_dtype())
-
     def sparse_categorical_crossentropy(
         self, target: Core, ignore_index: int = -1, label_smoothing: Scalar = 0.0,
         reduction: str = "mean",
@@ -95,23 +98,39 @@ class Loss(Composed):
         >>> round(Tensor([[0.0, 0.0]]).sparse_categorical_crossentropy(Tensor([1])).item(), 4)
         0.6931
         """
-        check_share("cross_entropy", label_smoothing=label_smoothing)
-        x = self._wide()
-        is_target, counts = x._targets("cross_entropy", target, ignore_index)
-        shifted = x._shifted(-1)
-        # the picked logit as a masked sum: its gradient is elementwise, and fuses with softmax's
-        picked = is_target.where(shifted, 0).sum(-1)
-        log_total = shifted.exp().sum(-1).log()
-        losses = log_total - picked
+        return self._cross_entropy(target, None, reduction, label_smoothing, ignore_index, -1)
+
+    def _of_classes(
+        self, name: str, target: Core, weight: Core | None, ignore_index: int, reduction: str,
+        total: Any = 0.0, label_smoothing: Scalar = 0.0,
+    ) -> Self:  # fmt: skip
+        """total − self[…, target] for integers (…); total − self: −log probabilities (…, classes).
+
+        The picked one as a masked sum: its gradient is elementwise, and fuses with softmax's.
+        """
+        is_target, counts = self._targets(name, target, ignore_index)
+        losses: Self = total - is_target.where(self, 0).sum(-1)
+        factor = counts
+        if weight is not None:
+            factors = self._of_each_class(weight)
+            factor = counts.where(is_target.where(factors, 0).sum(-1), 0)
+            losses = factor.ne(0).where(losses, 0) * factor
         if label_smoothing:
-            even = log_total - shifted.mean(-1)
+            even = total - self.mean(-1) if weight is None else (
+                total * factors.mean() - (self * factors).mean(-1)
+            )  # fmt: skip
             losses = losses * (1 - label_smoothing) + even * label_smoothing
         losses = counts.where(losses, 0)
         if reduction == "mean":
-            result = losses.sum() / counts.sum(dtype=dtypes.int32).cast(x.dtype)
-        else:
-            result = losses._reduced(reduction)
-        return result.cast(self._float_dtype())
+            number = factor.sum(dtype=dtypes.int32 if weight is None else None)
+            return losses.sum() / number.cast(self.dtype)
+        return losses._reduced(reduction)
+
+    def _of_each_class(self, weight: Core) -> Self:
+        """A weight for each of self's classes, the last dimension."""
+        if weight.shape != self.shape[-1:]:
+            raise misfit("a weight for each class", str(self.shape[-1:]), weight)
+        return self._new(weight.node)._wide()
 
     def _targets(self, name: str, target: Core, ignore_index: int) -> tuple[Self, Self]:
         """Of integers (…) beside self (…, classes): which class is each one's, and which count."""
@@ -138,18 +157,7 @@ class Loss(Composed):
         2.0
         """
         x = self._wide().movedim(self._class_axis("nll_loss", target, axis), -1)
-        is_target, counts = x._targets("nll_loss", target, ignore_index)
-        picked = is_target.where(x, 0).sum(-1)
-        if weight is None:
-            factor = counts.cast(picked.dtype)
-        elif weight.shape != x.shape[-1:]:
-            raise ShapeError(f"nll_loss: a weight of {weight.shape}; expected {x.shape[-1:]}")
-        else:
-            each = self._new(weight.node)._wide()
-            factor = counts.where(is_target.where(each, 0).sum(-1), 0)
-        losses = -(factor.ne(0).where(picked, 0) * factor)
-        mean = reduction == "mean"
-        result = losses.sum() / factor.sum() if mean else losses._reduced(reduction)
+        result = x._of_classes("nll_loss", target, weight, ignore_index, reduction)
         return result.cast(self._float_dtype())
 
     def _check_same_shape(self, name: str, target: Core) -> None:

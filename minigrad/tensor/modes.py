@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import ContextDecorator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from minigrad import settings
 from minigrad.settings import state_that
@@ -16,7 +16,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Modes(threading.local):
-    """training, gradients: to be read at will, and to be changed by the methods.
+    """training: whether layers behave so. gradients: whether results depend on leaves, or are
+    constants. Both are to be read at will, and to be changed by `put`.
 
     describing: the age of nodes from which on a function shows what a step of `Tensor.scan` is;
     None where none does. unsaid: gives a
@@ -29,17 +30,12 @@ class _Modes(threading.local):
         self.describing: int | None = None
         self.unsaid: Callable[[], Any] | None = None
 
-    def train(self, mode: bool) -> None:
-        """Behave as in training from now on, or not."""
+    def put(self, name: str, mode: bool) -> None:
+        """Let training or gradients be so from now on."""
         if not isinstance(mode, bool):
             raise TypeError(f"Tensor.train({mode!r}): expected True or False")
-        self.training = mode
-        state_that("training", mode)
-
-    def record(self, mode: bool) -> None:
-        """Let results depend on leaves from now on, or be constants."""
-        self.gradients = mode
-        state_that("no_grad", not mode)
+        setattr(self, name, mode)
+        state_that(name, mode is (name == "training"))
 
 
 modes = _Modes()
@@ -49,13 +45,24 @@ class _Mode(ContextDecorator):
     """A mode of this thread for a block or a function; alone it changes nothing, and says so."""
 
     used = False
+    name: str  # of what it changes in `modes`
 
-    def __init__(self) -> None:
+    def __init__(self, mode: bool) -> None:
+        self.mode = mode
         self.saved: list[bool] = []
 
     def __call__(self, function: F) -> F:
         self.used = True
         return super().__call__(function)
+
+    def __enter__(self) -> Self:
+        self.used = True
+        self.saved.append(getattr(modes, self.name))
+        modes.put(self.name, self.mode)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        modes.put(self.name, self.saved.pop())
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if not self.used and not ending():
@@ -72,18 +79,10 @@ class train(_Mode):
     Per thread; works as a decorator too.
     """
 
+    name = "training"
+
     def __init__(self, mode: bool = True) -> None:
-        super().__init__()
-        self.mode = mode
-
-    def __enter__(self) -> train:
-        self.used = True
-        self.saved.append(modes.training)
-        modes.train(self.mode)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        modes.train(self.saved.pop())
+        super().__init__(mode)
 
 
 class no_grad(_Mode):
@@ -92,14 +91,10 @@ class no_grad(_Mode):
     Per thread; works as a decorator too.
     """
 
-    def __enter__(self) -> no_grad:
-        self.used = True
-        self.saved.append(modes.gradients)
-        modes.record(False)
-        return self
+    name = "gradients"
 
-    def __exit__(self, *_: object) -> None:
-        modes.record(self.saved.pop())
+    def __init__(self) -> None:
+        super().__init__(False)
 
 
 class Context(settings.Context):

@@ -128,8 +128,11 @@ def test_kinds_stay_when_values_are_replaced(on_device):
 def test_plain_tensors_are_told_apart(on_device):
     net = Net()
     net.weight, net.lazy, net.number = Tensor.rand(2), Tensor.ones(2, 2).tril(), Tensor([1])
-    with pytest.warns(UserWarning, match=r"weight is a plain Tensor and is neither .* nn\.Param"):
+    with pytest.warns(UserWarning, match=r"weight is a plain Tensor .* nn\.Param") as seen:
         found = list(net.parameters())
+        net.zero_grad()
+        dict(net.named_parameters())
+    assert [one.filename for one in seen] == [__file__] * 3
     assert len(found) == 11 and "weight" not in net.state_dict()
     model = Plain()
     model.linear, model.table = nn.Linear(2, 2), Tensor.ones(2, 2).tril()
