@@ -52,7 +52,6 @@ from minigrad.loops.nest import (
     loop_over,
     written,
 )
-from minigrad.loops.parts import edges
 from minigrad.loops.product import (
     LANE,
     Part,
@@ -171,14 +170,8 @@ def in_registers(
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
             s.transpose(m, target.lanes(problem.total.dtype))
-    if long:  # its stores stay a loop
-        s.unroll(m, "u", computing=True)
-    else:
-        s.unroll(m, "u")
+    s.unroll(m, "u", computing=long)  # the stores of a long epilogue stay a loop
     s.peel(panel, n)
-    if any(load.guard for load in expr.loads(s.operands["left"])):
-        for x in (tile, *ks):
-            s.distinguish(x, edges, computing=True)
 
 
 def stage_left(

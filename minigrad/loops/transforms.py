@@ -172,11 +172,9 @@ class Schedule:
         self._change(outer, change)
 
     @_step
-    def distinguish(
-        self, x: Atom, parts: Callable[[Loop], Statements], computing: bool = False
-    ) -> None:
+    def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
         """Loops over x, or what `parts` makes of them: see parts.py."""
-        self._change(x, lambda loop, _: parts(loop), computing)
+        self._change(x, lambda loop, _: parts(loop))
 
     @_step
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:

@@ -234,14 +234,14 @@ def test_what_a_strided_gradient_is_made_of_is_stored_in_turn(extent: int) -> No
 
 @pytest.mark.parametrize("of", ["forward", "input", "weight"])
 def test_images_of_a_strided_convolution_are_read_where_they_lie(of: str) -> None:
-    """No copy of them; rows outside are left out, and most loops have no condition on columns."""
+    """No copy of them; rows outside are left out, and columns have a condition."""
     build = convolution(of, 8, 64, 56, 128, 2)
     others = [kernel for kernel in plan_of(build).kernels if kernel.kind == "rows"]
     assert all(stage.size <= 128 * 64 * 9 for kernel in others for stage in kernel.stages)
     *_, nest = (nest for nest in nests_of(build) if nest.name == "contraction")
     sums = [one for one in walk(nest.parallel) if isinstance(one, Store) and one.array.in_registers]
     loads = [load for one in sums for load in expr.loads(one.value) if load.array.space == "buffer"]
-    assert {len(load.guard) for load in loads} == {0, 1}
+    assert max(len(load.guard) for load in loads) == 1
 
 
 @pytest.mark.parametrize("machine", MACHINES)
