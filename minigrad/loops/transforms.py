@@ -42,7 +42,7 @@ from minigrad.loops.build import (
     substitute_statement,
     with_places,
 )
-from minigrad.loops.copies import as_it_lies, as_one, by_items
+from minigrad.loops.copies import as_one, by_items
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -538,13 +538,11 @@ class Schedule:
             for (xs, _), own in zip(layout, groups, strict=True)
         ]
         copy = Array(array, value.dtype, numel(sizes), "scratch" if item is None else "local")
-        place, guard = flatten(places, sizes), tuple[Affine, ...]()
+        place, guard, values = flatten(places, sizes), tuple[Affine, ...](), dict[Atom, Integer]()
         if item is not None:
             copying, values, guard = by_items(copying, flat, item)
         elif flat:
             copying, values = as_one(copying, flat)
-        else:
-            copying, values = as_it_lies(copying, value, transpose)
         copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (substitute_statement(Store(copy, place, value, guard), values),)
         for loop in reversed(copying):
