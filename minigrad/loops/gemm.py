@@ -2,8 +2,8 @@
 
     parallel over batch × blocks of columns × blocks of rows:
       copy the block of `left` where its elements cannot be read as they lie
-      for each panel of the block's columns, or for some panels at a time:
-        copy the panels of `right` where their rows are not contiguous vectors
+      for each panel of the block's columns:
+        copy the panel of `right` where its rows are not contiguous vectors
         for each tile of rows:
           tile[rows] = 0
           for k:  tile[row] += left[row, k] · right[k, lanes]      (fused multiply-adds)
@@ -113,16 +113,11 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
         s.sink(m, n, into=inside, space="scratch")
     with s.inside(inside):
         tile = s.split(m, plan.mr, "t")
-        around = panel = n
-        if plan.panels:
-            around, panel = s.split(n, plan.panels * plan.nr, "pg"), s.split(n, plan.nr, "g")
-            s.reorder(around, tile, panel, n, m)
-        else:
-            s.reorder(n, *shared, tile, m)
+        s.reorder(n, *shared, tile, m)
         if plan.packs_left:
             stage_left(s, problem, plan, tile, ks, target)
         if plan.packs_right:
-            stage_right(s, problem, plan, around, panel, ks, target)
+            stage_right(s, problem, plan, ks, target)
         if plan.squares:
             m = problem.row.variable
             s.sink(m)
@@ -133,15 +128,15 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
             s.tensorize(tile, m, ks, "left", "right", of, by)
         else:
             if part is not None:
-                within_image(s, problem, plan, around, panel, part)
-            in_registers(s, problem, plan, tile, panel, ks, shared, target)
+                within_image(s, problem, plan, part)
+            in_registers(s, problem, plan, tile, ks, shared, target)
             s.simplify()
     return s.parallelize(*outer, columns, task)
 
 
 def in_registers(
-    s: Schedule, problem: Problem, plan: Plan, tile: Atom, panel: Atom, ks: list[Atom],
-    shared: Sequence[Atom], target: Target,
+    s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: list[Atom], shared: Sequence[Atom],
+    target: Target,
 ) -> None:  # fmt: skip
     """The sums of each tile in registers, one row after the other written out."""
     m, n = problem.row.variable, problem.column.variable
@@ -171,7 +166,6 @@ def in_registers(
         if across and not target.brief:
             s.transpose(m, target.lanes(problem.total.dtype))
     s.unroll(m, "u", computing=long)  # the stores of a long epilogue stay a loop
-    s.peel(panel, n)
 
 
 def stage_left(
@@ -202,21 +196,13 @@ def stage_left(
 
 
 def stage_right(
-    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, ks: Sequence[Atom],
-    target: Target,
-) -> None:  # fmt: skip
-    """Copy panels of `right`, in the order in which it lies in memory."""
+    s: Schedule, problem: Problem, plan: Plan, ks: Sequence[Atom], target: Target
+) -> None:
+    """Copy a panel of `right`, in the order in which it lies in memory."""
     operand, n, lanes = problem.right, problem.column.variable, target.lanes(problem.total.dtype)
     lanes = plan.nr if plan.squares else 0 if target.brief else lanes
     order = sorted(ks, key=lambda k: -distance(operand, k))
-    if panel == n:
-        s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
-        return
-    layout = [((panel,), None), (ks, None), ((n,), plan.nr)]
-    if distance(operand, order[-1]) < distance(operand, n):
-        s.stage("right", around, [panel, n, *order], layout, "panel", transpose=lanes)
-    else:  # neighbours in memory are read together
-        s.stage("right", around, [*order, panel, n], layout, "panel")
+    s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
 
 
 def again(loop: Loop, m: Atom, terms: Expr, scale: Expr | None = None) -> list[Statement]:
@@ -287,11 +273,10 @@ class TileHints:
         self.m, self.n = problem.row.variable, problem.column.variable
         self.k = problem.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
-        # the next panel is packed after this one: each of a block's tiles fetches its share of it
-        self.apart = max(plan.panels, 1) * plan.nr  # columns
         self.deep = terms >= LEAST_FETCHED
+        # the next panel is packed after this one: each of a block's tiles fetches its share of it
         packs = bool(self.sources) and plan.packs_right and not plan.kc
-        self.following = packs and plan.nc > self.apart and self.deep
+        self.following = packs and plan.nc > plan.nr and self.deep
         # what is read behind the sums, row by row: no processor guesses where
         self.behind = [] if plan.kc else [
             load for load in expr.loads(*(store.value for store in problem.stores))
@@ -349,17 +334,15 @@ class TileHints:
             return ()
         return self._columns(operand, at)
 
-    def _columns(
-        self, operand: Expr, at: Mapping[Atom, Integer], most: int = 0
-    ) -> tuple[Prefetch, ...]:
+    def _columns(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         array, index = operand.array, operand.index
         first, line = substitute(index, at), LINE // operand.dtype.itemsize
         aligned = (coefficient(index, self.k) or 0) % line == 0
-        count = ceildiv(most or self.plan.nr, line) + (not aligned)
+        count = ceildiv(self.plan.nr, line) + (not aligned)
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(self, loop: Loop) -> Loop:
-        """Hints at what a tile fetches of a panel of the next group at a line of k."""
+        """Hints at what a tile fetches of the next panel at a line of k."""
         tile, piece, nr = self.number, loop.index, self.plan.nr
         tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
@@ -367,7 +350,7 @@ class TileHints:
         step = distance(source, self.k)
         if step < distance(source, self.n):  # its columns lie along k
             each = ceildiv(nr, tiles)
-            at = {self.n: self.n.index + (tile * each + one.index + self.apart),
+            at = {self.n: self.n.index + (tile * each + one.index + nr),
                   self.k: piece * self.line}  # fmt: skip
             lines = ceildiv(self.line * step * source.array.dtype.itemsize, LINE)
             rows = self._lines(source, at)[:lines]
@@ -375,7 +358,7 @@ class TileHints:
             share = ceildiv(depth, tiles)
             each = ceildiv(share * self.line, depth)
             place = tile * share + piece * each + one.index
-            at = {self.n: self.n.index + self.apart, self.k: place}
+            at = {self.n: self.n.index + nr, self.k: place}
             rows = tuple(hint for load in self.sources for hint in self._lines(load, at))
         return Loop(one.variable, 0, (each,), rows, "unroll")
 
