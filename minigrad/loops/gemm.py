@@ -37,7 +37,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops import cost
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, put
@@ -179,12 +179,7 @@ def stage_left(
         pitch = ceildiv(plan.mr, wide) * wide
         # tiles at distances of kilobytes would compete for lines of the first cache: an odd depth
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
-        # whole vectors, unless the last rows are fewer than what one goes beyond its tile
-        rows = problem.row.extent
-        last = rows % plan.mc
-        most = plan.mc if last == 0 else last if isinstance(last, int) else 0
-        beyond = rows if low(rows) >= most >= pitch - plan.mr else None
-        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond)
+        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch})
         return
     layout = [((tile, m), None), (ks, row_stride(depth, operand.dtype.itemsize))]
     along, wide, turn = ks[-1], lanes, 0

@@ -500,14 +500,13 @@ class Schedule:
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]] | None, array: str,
-        wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
-        flat: int = 0, item: Axis | None = None,
+        wide: Mapping[Atom, int] | None = None, transpose: int = 0, flat: int = 0,
+        item: Axis | None = None,
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
         at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
-        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many,
-        which go on beyond their piece of the operand, up to the number `beyond`, if it is given.
+        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many.
         layout: of the copy, row-major: groups of variables, each with how many elements it takes,
         None being as many as it has; None: the loops' order. transpose: of the innermost loop.
         flat: the last two loops are one, in vectors of so many: all that is read and written goes
@@ -525,8 +524,7 @@ class Schedule:
             if loop.start != found[x].start:  # it moves with what is inside: the copy has all
                 found[x] = replace(loop, start=0, stops=(x.high + 1,))
             if wide and wide.get(x, 1) > 1:
-                stops = loop.stops if beyond is None else least(loop.start + wide[x], beyond)
-                loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
+                loop = replace(loop, kind="lanes", step=wide[x])
             copying.append(loop)
             if loop.kind == "serial":  # bounds inside of a vector hold for all of its iterations
                 inside.pop(x)
