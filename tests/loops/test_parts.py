@@ -11,7 +11,7 @@ from schedule.programs import Inputs, plan_of
 
 from minigrad import Tensor
 from minigrad.graph import build as g
-from minigrad.graph.axes import joined, part_along, split_axis
+from minigrad.graph.axes import joined, part_along
 from minigrad.graph.node import Node
 from minigrad.loops.nest import Nest, Store, walk
 from minigrad.loops.recipes import lower
@@ -62,16 +62,6 @@ def test_no_vector_reads_far_outside_of_an_array_where_no_lane_counts() -> None:
     assert text.count("call i1 @llvm.vector.reduce.or") > 0
     short = render(nest_of(lambda inputs: rolled(inputs(400), 0, 200)))
     assert "reduce.or" not in short
-
-
-def test_a_repeated_row_is_a_loop_of_its_own() -> None:
-    def repeated(inputs: Inputs) -> Node:
-        wide = g.expand(g.reshape(inputs(64, 1, 100), (64, 1, 100)), (64, 3, 100))
-        return g.contiguous(g.reshape(split_axis(wide, 0, 64), (64, 300)))
-
-    (store,) = stores_of(nest_of(repeated))
-    (load,) = expr.loads(store.value)
-    assert "%" not in repr(load.index).replace("(r0 % 3)", "")
 
 
 @pytest.mark.parametrize("columns", SIZES)
