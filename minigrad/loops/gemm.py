@@ -29,7 +29,6 @@ Products of bfloat16 or bytes in the matrix registers of a processor (AMX), in s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -165,7 +164,10 @@ def in_registers(
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
             s.transpose(m, target.lanes(problem.total.dtype))
-    s.unroll(m, "u", computing=long)  # the stores of a long epilogue stay a loop
+    if long:  # its stores stay a loop
+        s.unroll(m, "u", computing=True)
+    else:
+        s.unroll(m, "u")
 
 
 def stage_left(
@@ -200,24 +202,18 @@ def stage_right(
     s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
 
 
-def again(loop: Loop, m: Atom, terms: Expr, scale: Expr | None = None) -> list[Statement]:
-    """Behind the sums of a tile: scale them, and sum the terms that are meant instead where one of
-    them is not finite.
+def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
+    """Behind the sums of a tile: sum the terms that are meant instead where one is not finite.
 
-    That is done, too, where the scale, which may differ from row to row, is beyond ±1. loop: over
-    k, around that over m, the tile's rows.
+    loop: over k, around that over m, the tile's rows.
     """
     (registers,) = written(loop)
     rows = loop_over(m, loop.body)
     total = expr.load(registers, m.index - rows.start)
     wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
     found = expr.load(wrong)
-    checks = [put(found, found + total * 0.0)]
-    if scale is not None:
-        fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
-        checks += [put(found, fits.where(found, math.nan)), put(total, total * scale)]
     result: list[Statement] = [put(found, found.constant(0.0), everywhere=True)]
-    result.append(rows.around(tuple(checks)))
+    result.append(rows.around((put(found, found + total * 0.0),)))
     if registers.lanes is not None:
         found = expr.register(f"{wrong.name}_any", registers.dtype)
         result.append(Fold(found.array, Op.SUM, wrong))
