@@ -3,7 +3,7 @@
 A step is one loop over the columns of a block: a product, or nothing, and the stages that follow it
 element by element. What only its own step reads never leaves the registers.
 
-Products are tried by a shortcut, without mask and scale. And there may be sums to which blocks of
+Products are tried by a shortcut, without mask. And there may be sums to which blocks of
 rows add, one after the other: the gradients of keys and values, over the queries of a head. One
 thread does all of a head's blocks, so they are added in one order.
 
@@ -141,8 +141,7 @@ class BlockPlan:
     ) -> None:  # fmt: skip
         self.block, self.stored = block, stored
         self.squares = block.width == SQUARE  # other blocks have fewer rows: MOST_ROWS
-        stages, self.tried = with_shortcuts(stages, products, stored)
-        self.stages = stages
+        self.stages, self.tried = stages, shortcuts(stages, products)
         self.products = {n for n, stage in enumerate(stages) if stage.array in products}
         self.bounds = mask_bounds(stages, block, stored)
         self.maker = {stage.array: stage for stage in stages}
@@ -217,7 +216,7 @@ class BlockPlan:
         if number not in self.products:
             return None
         tried = self.tried.get(stage.array)
-        product = self.reading(stage.body if tried is None else tried.terms)
+        product = self.reading(stage.body if tried is None else tried)
         left, right = (product.args[0] if product.op is Op.CAST else product).args
         if stage.axes[-1].variable in left.variables:
             left, right = right, left
@@ -250,74 +249,19 @@ class BlockPlan:
 # ---- less work ----
 
 
-@dataclass(frozen=True)
-class Shortcut:
-    """A shortcut to a product: the sum of `terms`, times `scale`; taken back where it fails.
+def shortcuts(stages: Sequence[Stage], products: Container[Array]) -> dict[Array, Expr]:
+    """Of products whose terms are masked, by array, the terms that are summed first: without it.
 
-    That is the product itself wherever the sum is finite and |scale| ≤ 1. Then no term of it was
-    infinite or NaN, so those that its mask excludes, of which one factor is 0 or NaN, added 0; and
-    nothing overflowed or vanished that is not so in the product. Elsewhere the product is computed
-    as it is written.
+    The sum of these is the product wherever it is finite: then none of them was infinite or NaN, so
+    those that the mask excludes, of which one factor is 0 or NaN, added 0. Elsewhere the product is
+    computed as it is written.
     """
-
-    terms: Expr
-    scale: Expr | None = None
-
-
-def with_shortcuts(
-    stages: Sequence[Stage], products: Container[Array], stored: Container[Array]
-) -> tuple[list[Stage], dict[Array, Shortcut]]:
-    """The stages that are needed, and by which shortcut each product is tried.
-
-    Σ (x·y)·z with one y for the row is tried as (Σ x·z)·y: so a softmax is divided by its sum.
-    Masked terms are tried without the mask.
-    """
-    result, found = list(stages), dict[Array, Shortcut]()
+    makers, found = {stage.array: stage for stage in stages}, dict[Array, Expr]()
     for product in stages:
-        if product.array not in products:
-            continue
-        (mask, terms), scale = terms_of(product.body), None
-        factor, made = _scaled_operand(product, terms, result, stored)
-        if made is not None:
-            whole = expr.substitute_in(made.body, places_in(factor.index, made))
-            x, y = whole.args
-            written = expr.replace_in(terms, {factor: whole})
-            body = written if mask is None else mask.where(written, 0.0)
-            terms, scale = expr.replace_in(terms, {factor: x}), 1.0 / y if whole.op is Op.DIV else y
-            result = [
-                replace(one, body=body) if one.array == product.array else one
-                for one in result if one is not made
-            ]  # fmt: skip
-        if mask is not None:
-            terms = _without_mask(mask, terms, {stage.array: stage for stage in result})
-        if mask is not None or scale is not None:
-            found[product.array] = Shortcut(terms, scale)
-    return result, found
-
-
-def _scaled_operand(
-    product: Stage, terms: Expr, stages: Sequence[Stage], stored: Container[Array]
-) -> tuple[Expr, Stage | None]:
-    """The factor that is x·y, which only this product reads, x being kept, y one for the row.
-
-    With the stage that it is; None where there is none.
-    """
-    fits = terms.op is Op.MUL and terms.dtype is product.array.dtype and len(product.axes) == 1
-    for factor in terms.args if fits else ():
-        array = factor.array if factor.op is Leaf.LOAD and not factor.guard else None
-        readers = [stage.array for stage in stages if array in stage.reads]
-        made = next((stage for stage in stages if stage.array == array and stage.op is None), None)
-        if made is None or len(made.axes) != 1 or readers != [product.array] or array in stored:
-            continue
-        if made.body.op not in (Op.MUL, Op.DIV) or made.array.dtype is not terms.dtype:
-            continue
-        (axis,), (x, y) = made.axes, made.body.args
-        own = x.op is Leaf.LOAD and x.index == made.position and not x.guard
-        read = {load.array for load in expr.loads(y)}  # of the row: its sum, most likely
-        of_row = bool(read) and read <= {stage.array for stage in stages}
-        if own and of_row and axis.variable not in y.variables:
-            return factor, made
-    return terms, None
+        mask, terms = terms_of(product.body)
+        if product.array in products and mask is not None:
+            found[product.array] = _without_mask(mask, terms, makers)
+    return found
 
 
 def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:

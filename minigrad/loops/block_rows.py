@@ -10,9 +10,9 @@
 
 Values with a row's worth of columns live in scratch memory, column after column with the rows side
 by side: that is what the first kind of product makes, what row statistics read without folding, and
-what the second kind reads as scalars. A product is tried without its mask and scale, and
-computed once more as it is written where that is not finite (see block_plan.py). Only the rows' own
-operand must be packed. Attention becomes one such kernel, its gradient another.
+what the second kind reads as scalars. A product is tried without its mask, and computed once more
+as it is written where that is not finite (see block_plan.py). Only the rows' own operand must be
+packed. Attention becomes one such kernel, its gradient another.
 
 What is summed over the rows of all blocks (the gradients of keys and values) grows block by block:
 
@@ -337,17 +337,14 @@ class Step:
         s.sink(x)
         if self.turned:
             s.transpose(x, self.target.lanes(self.head.body.dtype))
-        if (tried := self.plan.tried.get(self.head.array)) is not None:
+        if self.head.array in self.plan.tried:
             terms = expr.substitute_in(self.bodies[self.number], self.at)
             if read.pairs is not None:  # two of them at once, as a dot has them
                 places = (read.ks[-1].index * 2 + n for n in (0, 1))
                 one, two = ({read.pairs.variable: place} for place in places)
                 terms = expr.substitute_in(terms, one) + expr.substitute_in(terms, two)
-            scale = tried.scale
-            if scale is not None:
-                scale = expr.substitute_in(self.plan.reading(scale), self.at)
             first = read.ks[0].variable if len(read.ks) > 1 else turn
-            s.insert(first, lambda loop, _: again(loop, x, terms, scale), behind=True)
+            s.insert(first, lambda loop, _: again(loop, x, terms), behind=True)
         if self.squares:
             names = ("own", "other") if self.along else ("other", "own")
             ks = [one.variable for one in read.ks]

@@ -8,43 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad.graph.shapes import numel, unflatten
-from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.build import lanes_loop
-from minigrad.loops.nest import Loop, plain_count
+from minigrad.loops.nest import Loop
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Expr, Guard
+from minigrad.schedule.expr import Guard
 
 UNROLLED = 32  # copies of a work-item that are written out, at most
-
-
-def as_it_lies(
-    copying: Sequence[Loop], operand: Expr, most: int
-) -> tuple[list[Loop], dict[Atom, Integer]]:
-    """The loops of a copy, of which the innermost ones go through neighbours in memory as one loop.
-
-    Of at most so many iterations, which are then done at once. Also what their variables are in
-    that. (A kernel of 3 × 3 has its 9 numbers for each channel, or in the gradient the same
-    backwards, where tiles want all channels for each of the 9.)
-    """
-    loops, joined, size = list(copying), list[Loop](), 1
-    if operand.op is not expr.Leaf.LOAD:
-        return loops, {}
-    step = coefficient(operand.index, loops[-1].variable) or 0
-    while abs(step) == 1 and loops and loops[-1].start == 0:
-        count = plain_count(loops[-1])
-        far = coefficient(operand.index, loops[-1].variable)
-        if count is None or count * size > most or far != step * size:
-            break
-        joined.insert(0, loops.pop())
-        size *= count
-    if not joined or step == 1 and len(joined) == 1:
-        return [*loops, *joined], {}
-    x = make_axis(f"{joined[-1].variable.name}j", 0, size)
-    places = unflatten(x.index if step == 1 else size - 1 - x.index, [one.trips for one in joined])
-    values = {one.variable: place for one, place in zip(joined, places, strict=True)}
-    return [*loops, Loop(x.variable, 0, (size,), ())], values
 
 
 def as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, Integer]]:

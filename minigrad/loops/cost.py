@@ -7,7 +7,7 @@ of "BLIS" (Van Zee, van de Geijn, ACM TOMS 41, 2015):
     nr   columns of a tile, and of a panel: one or two vectors
     mc   rows of a task, a block; packed, they stay in the second-level cache
     kc   elements of k that are packed and multiplied before the next; 0 where that is all of them
-    nc   columns of a task; BLIS packs all of their panels at once, here it is `panels` at a time
+    nc   columns of a task; BLIS packs all of their panels at once, here it is one at a time
 """
 
 from __future__ import annotations
@@ -212,8 +212,7 @@ def _add(
 class Plan:
     """How a product is cut: tiles of mr × nr, tasks of mc × nc (see above).
 
-    panels: how many are packed together, so that a tile of rows that comes from far away is read
-    once for all of them. squares: tiles are in matrix registers.
+    squares: tiles are in matrix registers.
     """
 
     mr: int
@@ -223,7 +222,6 @@ class Plan:
     packs_left: bool
     packs_right: bool
     kc: int = 0
-    panels: int = 0
     squares: bool = False
 
 
@@ -242,9 +240,8 @@ def others(best: Plan, problem: Problem) -> Iterator[Plan]:
     Half and twice as many columns and rows for a task, one row less for a tile, other depths.
     """
     rows, columns = problem.row.typical, problem.column.count
-    step = max(best.panels, 1) * best.nr
     for factor in (2, 0.5):
-        nc = max(ceildiv(int(best.nc * factor), step) * step, step)
+        nc = max(ceildiv(int(best.nc * factor), best.nr) * best.nr, best.nr)
         if nc != best.nc and (factor < 1 or best.nc < columns):
             yield replace(best, nc=nc)
         mc = ceildiv(int(best.mc * factor), best.mr) * best.mr
@@ -277,13 +274,9 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
         most_rows = max(near // ((kc or depth) * max(size, 4)), mr)
         most_columns = NC if kc else max(MOST_WORK // (min(rows, most_rows) * depth), 1)
         blocks, column_blocks = blocks_of(problem, most_rows, most_columns)
-        mr, mc = even_blocks(rows, mr, blocks)
+        mc = rows if blocks == 1 else ceildiv(ceildiv(rows, blocks), mr) * mr
         packs = kc > 0 or needs_packing(problem, nr, mc)
-        each = ceildiv(panels, column_blocks)
-        quarter = target.l2 // 4 // ((kc or depth) * nr * size)  # of the second cache, in panels
-        together = cut(each, 1, quarter) if packs else 0
-        nc = ceildiv(each, max(together, 1)) * max(together, 1) * nr
-        return Plan(mr, nr, mc, nc, True, packs, kc, together)
+        return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, True, packs, kc)
     mc = rows
     near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
     if pays and near >= MANY_ROWS:
@@ -298,9 +291,7 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
     each = tasks // ENOUGH_TASKS if packs else 1
     work = mc * depth * nr  # multiply-adds of a panel
     column_blocks = ceildiv(panels, max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
-    each = ceildiv(panels, column_blocks)
-    together = each if near < mc and 1 < each <= target.l2 // 2 // (depth * nr * size) else 0
-    return Plan(mr, nr, mc, each * nr, False, packs, panels=together)
+    return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, False, packs)
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
@@ -320,7 +311,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
 def shared_rows(problem: Problem, plan: Plan) -> list[Atom]:
     """The variables of rows over which a task loops to make its packing of panels pay."""
     loaded = problem.ends or problem.needed is not None  # bounds of loops
-    if plan.kc or plan.panels or not plan.packs_right or plan.packs_left or loaded:
+    if plan.kc or not plan.packs_right or plan.packs_left or loaded:
         return []
     blocks = ceildiv(problem.column.count, plan.nc) * ceildiv(problem.row.typical, plan.mc)
     tasks = problem.batches * blocks
@@ -340,16 +331,6 @@ def cut(extent: int, unit: int, most: int) -> int:
     units = ceildiv(extent, unit)
     pieces = ceildiv(units, max(most // unit, 1))
     return ceildiv(units, pieces) * unit
-
-
-def even_blocks(extent: int, mr: int, blocks: int) -> tuple[int, int]:
-    """The rows of a tile, `mr` or a little less, and of each of so many even blocks."""
-    if blocks == 1:
-        return mr, extent
-    wanted = ceildiv(extent, blocks)
-    lower = range(mr, 3 * mr // 4, -1)
-    best = min(lower, key=lambda rows: (extent % rows > 0, ceildiv(wanted, rows) * rows))
-    return best, ceildiv(wanted, best) * best
 
 
 def rows_compete(problem: Problem) -> bool:

@@ -20,11 +20,9 @@ from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import (
-    LEAST_LANES,
     NEIGHBOURS,
-    indices,
     merge,
     unit_stride_axis,
     vector_width,
@@ -51,7 +49,7 @@ from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr, Guard
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
-from minigrad.target import FILL, ITEM_LANES, LINE, Group, Target
+from minigrad.target import FILL, ITEM_LANES, Group, Target
 
 # Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
 # of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
@@ -76,7 +74,7 @@ def elementwise(kernel: Kernel, target: Target) -> Made | None:
     stages = kernel.stages
     if not _same_elements(stages, kernel.rows):
         return None
-    axes, stores = _without_remainders(*_with_long_last(*elements(stages, kernel.stored)))
+    axes, stores = _with_long_last(*elements(stages, kernel.stored))
     axes = axes or [make_axis("i", 0, 1)]
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
@@ -122,12 +120,9 @@ def _in_tiles(
     x, y, extent = axis.variable, across.variable, across.most
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     lanes = min(target.lanes(store.array.dtype) for store in stores)
-    line = LINE // min(store.array.dtype.itemsize for store in stores)
-    follows = _following(outer, axis, across, stores, line, 3 * target.l1 // 4)
     down = s.split(y, extent if extent <= TILE else DOWN, "down")
-    right = s.split(x, line if follows else max(TILE, lanes), "right")
-    others = (a.variable for a in outer if a.variable not in (y, *follows))
-    xs = [down, *others, right, *follows]
+    right = s.split(x, max(TILE, lanes), "right")
+    xs = [down, *(a.variable for a in outer if a != across), right]
     s.reorder(*xs, x, y)
     s.vectorize(x, lanes)
     s.transpose(y, lanes)
@@ -148,31 +143,6 @@ def _with_long_last(
         return axes, stores
     last, values = merge(tuple(axes[-2:]), [store.index for store in stores])
     return [*axes[:-2], *last], substitute_stores(stores, values)
-
-
-def _without_remainders(
-    axes: Sequence[Axis], stores: Sequence[Store]
-) -> tuple[list[Axis], list[Store]]:
-    """Axes cut where indices begin anew, as of a repeated array: x[i % 500] is a loop of 500.
-
-    Vectors take neighbours then, and no lane divides.
-    """
-    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    atoms = {atom for x in used if isinstance(x, Affine) for atom, _ in x.terms}
-    result: list[Axis] = []
-    values: dict[Atom, Integer] = {}
-    for axis in axes:
-        sizes, known = {a.divisor for a in atoms if a.inner == axis.index}, axis.extent
-        size = min(sizes, default=0)
-        alike = len(sizes) == 1 and size >= LEAST_LANES
-        if alike and isinstance(known, int) and known % size == 0:
-            parts = [make_axis(f"{axis.variable.name}_", n, extent)
-                     for n, extent in enumerate((axis.count // size, size))]
-            values[axis.variable] = parts[0].index * size + parts[1].index
-            result += parts
-        else:
-            result.append(axis)
-    return result, substitute_stores(stores, values)
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Loop:
@@ -218,30 +188,6 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
                 if isinstance(other.extent, int) and other.extent >= least:
                     return other
     return None
-
-
-def _following(
-    outer: Sequence[Axis], axis: Axis, across: Axis, stores: Sequence[Store], line: int, near: int
-) -> list[Atom]:
-    """The axis along which what lies across goes on where its rows end, if lines are stored whole.
-
-    A line of results for one row after the other: as many runs are read as a line has elements,
-    which a processor follows. (All channels of an image's row would be a run of each channel.) Not
-    where a row, read and written, has at most `near` bytes, and so stays in the first cache:
-    results are one run then. (8 × 64 × 56² in 0.72 of the time, with a first cache of 48 KiB.)
-    """
-    nbytes = sum(one.array.dtype.itemsize for one in stores) * axis.most * across.most
-    if 2 * nbytes <= near:
-        return []
-    found = {(one.index, x) for one in stores for x in (a.variable for a in outer)}
-    if axis.most % line or any((coefficient(i, x) or 0) % line for i, x in found):
-        return []
-    runs = [
-        load.index for load in expr.loads(*(one.value for one in stores))
-        if coefficient(load.index, across.variable) == 1
-    ]
-    short = range(2, 2 * across.most + 1)
-    return [a.variable for a in outer if all(coefficient(i, a.variable) in short for i in runs)][:1]
 
 
 def scatter(kernel: Kernel, target: Target) -> Made:

@@ -2,8 +2,8 @@
 
     parallel over batch × blocks of columns × blocks of rows:
       copy the block of `left` where its elements cannot be read as they lie
-      for each panel of the block's columns, or for some panels at a time:
-        copy the panels of `right` where their rows are not contiguous vectors
+      for each panel of the block's columns:
+        copy the panel of `right` where its rows are not contiguous vectors
         for each tile of rows:
           tile[rows] = 0
           for k:  tile[row] += left[row, k] · right[k, lanes]      (fused multiply-adds)
@@ -29,7 +29,6 @@ Products of bfloat16 or bytes in the matrix registers of a processor (AMX), in s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -37,7 +36,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
+from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops import cost
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, put
@@ -52,7 +51,6 @@ from minigrad.loops.nest import (
     loop_over,
     written,
 )
-from minigrad.loops.parts import edges
 from minigrad.loops.product import (
     LANE,
     Part,
@@ -103,8 +101,6 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = Schedule(problem.naive(), left=problem.left, right=problem.right)
     s.vectorize(n, plan.nr, LANE)
-    if tiles_overlap(problem, plan):
-        s.overlap(n)
     columns, task = s.split(n, plan.nc, "p"), s.split(m, plan.mc, "c")
     shared = cost.shared_rows(problem, plan)
     outer = [axis.variable for axis in problem.outer if axis.variable not in shared]
@@ -116,16 +112,11 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
         s.sink(m, n, into=inside, space="scratch")
     with s.inside(inside):
         tile = s.split(m, plan.mr, "t")
-        around = panel = n
-        if plan.panels:
-            around, panel = s.split(n, plan.panels * plan.nr, "pg"), s.split(n, plan.nr, "g")
-            s.reorder(around, tile, panel, n, m)
-        else:
-            s.reorder(n, *shared, tile, m)
+        s.reorder(n, *shared, tile, m)
         if plan.packs_left:
             stage_left(s, problem, plan, tile, ks, target)
         if plan.packs_right:
-            stage_right(s, problem, plan, around, panel, ks, target)
+            stage_right(s, problem, plan, ks, target)
         if plan.squares:
             m = problem.row.variable
             s.sink(m)
@@ -136,15 +127,15 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
             s.tensorize(tile, m, ks, "left", "right", of, by)
         else:
             if part is not None:
-                within_image(s, problem, plan, around, panel, part)
-            in_registers(s, problem, plan, tile, panel, ks, shared, target)
+                within_image(s, problem, plan, part)
+            in_registers(s, problem, plan, tile, ks, shared, target)
             s.simplify()
     return s.parallelize(*outer, columns, task)
 
 
 def in_registers(
-    s: Schedule, problem: Problem, plan: Plan, tile: Atom, panel: Atom, ks: list[Atom],
-    shared: Sequence[Atom], target: Target,
+    s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: list[Atom], shared: Sequence[Atom],
+    target: Target,
 ) -> None:  # fmt: skip
     """The sums of each tile in registers, one row after the other written out."""
     m, n = problem.row.variable, problem.column.variable
@@ -177,23 +168,6 @@ def in_registers(
         s.unroll(m, "u", computing=True)
     else:
         s.unroll(m, "u")
-    if not tiles_overlap(problem, plan):
-        s.peel(panel, n)
-    if any(load.guard for load in expr.loads(s.operands["left"])):
-        for x in (tile, *ks):
-            s.distinguish(x, edges, computing=True)
-
-
-def tiles_overlap(problem: Problem, plan: Plan) -> bool:
-    """Whether the last columns' tile is a whole one, which begins before the others end.
-
-    Its code is that of all tiles, then, and half as long to compile. Not where results are stored
-    transposed, column after column, or where what is in memory is added to, for each piece of k.
-    """
-    column = problem.column
-    plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)
-    whole = not plan.kc and not plan.squares
-    return plain and whole and plan.nr > 1 and low(column.extent) > plan.nr
 
 
 def stage_left(
@@ -207,12 +181,7 @@ def stage_left(
         pitch = ceildiv(plan.mr, wide) * wide
         # tiles at distances of kilobytes would compete for lines of the first cache: an odd depth
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
-        # whole vectors, unless the last rows are fewer than what one goes beyond its tile
-        rows = problem.row.extent
-        last = rows % plan.mc
-        most = plan.mc if last == 0 else last if isinstance(last, int) else 0
-        beyond = rows if low(rows) >= most >= pitch - plan.mr else None
-        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch}, beyond)
+        s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch})
         return
     layout = [((tile, m), None), (ks, row_stride(depth, operand.dtype.itemsize))]
     along, wide, turn = ks[-1], lanes, 0
@@ -224,41 +193,27 @@ def stage_left(
 
 
 def stage_right(
-    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, ks: Sequence[Atom],
-    target: Target,
-) -> None:  # fmt: skip
-    """Copy panels of `right`, in the order in which it lies in memory."""
+    s: Schedule, problem: Problem, plan: Plan, ks: Sequence[Atom], target: Target
+) -> None:
+    """Copy a panel of `right`, in the order in which it lies in memory."""
     operand, n, lanes = problem.right, problem.column.variable, target.lanes(problem.total.dtype)
     lanes = plan.nr if plan.squares else 0 if target.brief else lanes
     order = sorted(ks, key=lambda k: -distance(operand, k))
-    if panel == n:
-        s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
-        return
-    layout = [((panel,), None), (ks, None), ((n,), plan.nr)]
-    if distance(operand, order[-1]) < distance(operand, n):
-        s.stage("right", around, [panel, n, *order], layout, "panel", transpose=lanes)
-    else:  # neighbours in memory are read together
-        s.stage("right", around, [*order, panel, n], layout, "panel")
+    s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
 
 
-def again(loop: Loop, m: Atom, terms: Expr, scale: Expr | None = None) -> list[Statement]:
-    """Behind the sums of a tile: scale them, and sum the terms that are meant instead where one of
-    them is not finite.
+def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
+    """Behind the sums of a tile: sum the terms that are meant instead where one is not finite.
 
-    That is done, too, where the scale, which may differ from row to row, is beyond ±1. loop: over
-    k, around that over m, the tile's rows.
+    loop: over k, around that over m, the tile's rows.
     """
     (registers,) = written(loop)
     rows = loop_over(m, loop.body)
     total = expr.load(registers, m.index - rows.start)
     wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
     found = expr.load(wrong)
-    checks = [put(found, found + total * 0.0)]
-    if scale is not None:
-        fits = scale.operation("le", 1.0) & scale.constant(-1.0).operation("le", scale)
-        checks += [put(found, fits.where(found, math.nan)), put(total, total * scale)]
     result: list[Statement] = [put(found, found.constant(0.0), everywhere=True)]
-    result.append(rows.around(tuple(checks)))
+    result.append(rows.around((put(found, found + total * 0.0),)))
     if registers.lanes is not None:
         found = expr.register(f"{wrong.name}_any", registers.dtype)
         result.append(Fold(found.array, Op.SUM, wrong))
@@ -309,11 +264,10 @@ class TileHints:
         self.m, self.n = problem.row.variable, problem.column.variable
         self.k = problem.k[-1].variable
         self.line = LINE // max(self.left.dtype.itemsize, 4)
-        # the next panel is packed after this one: each of a block's tiles fetches its share of it
-        self.apart = max(plan.panels, 1) * plan.nr  # columns
         self.deep = terms >= LEAST_FETCHED
+        # the next panel is packed after this one: each of a block's tiles fetches its share of it
         packs = bool(self.sources) and plan.packs_right and not plan.kc
-        self.following = packs and plan.nc > self.apart and self.deep
+        self.following = packs and plan.nc > plan.nr and self.deep
         # what is read behind the sums, row by row: no processor guesses where
         self.behind = [] if plan.kc else [
             load for load in expr.loads(*(store.value for store in problem.stores))
@@ -371,17 +325,15 @@ class TileHints:
             return ()
         return self._columns(operand, at)
 
-    def _columns(
-        self, operand: Expr, at: Mapping[Atom, Integer], most: int = 0
-    ) -> tuple[Prefetch, ...]:
+    def _columns(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
         array, index = operand.array, operand.index
         first, line = substitute(index, at), LINE // operand.dtype.itemsize
         aligned = (coefficient(index, self.k) or 0) % line == 0
-        count = ceildiv(most or self.plan.nr, line) + (not aligned)
+        count = ceildiv(self.plan.nr, line) + (not aligned)
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(self, loop: Loop) -> Loop:
-        """Hints at what a tile fetches of a panel of the next group at a line of k."""
+        """Hints at what a tile fetches of the next panel at a line of k."""
         tile, piece, nr = self.number, loop.index, self.plan.nr
         tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
@@ -389,7 +341,7 @@ class TileHints:
         step = distance(source, self.k)
         if step < distance(source, self.n):  # its columns lie along k
             each = ceildiv(nr, tiles)
-            at = {self.n: self.n.index + (tile * each + one.index + self.apart),
+            at = {self.n: self.n.index + (tile * each + one.index + nr),
                   self.k: piece * self.line}  # fmt: skip
             lines = ceildiv(self.line * step * source.array.dtype.itemsize, LINE)
             rows = self._lines(source, at)[:lines]
@@ -397,7 +349,7 @@ class TileHints:
             share = ceildiv(depth, tiles)
             each = ceildiv(share * self.line, depth)
             place = tile * share + piece * each + one.index
-            at = {self.n: self.n.index + self.apart, self.k: place}
+            at = {self.n: self.n.index + nr, self.k: place}
             rows = tuple(hint for load in self.sources for hint in self._lines(load, at))
         return Loop(one.variable, 0, (each,), rows, "unroll")
 

@@ -21,9 +21,7 @@ from minigrad.schedule.stage import identity
 from minigrad.target import LINE
 
 
-def within_image(
-    s: Schedule, problem: Problem, plan: Plan, around: Atom, panel: Atom, part: Part
-) -> None:
+def within_image(s: Schedule, problem: Problem, plan: Plan, part: Part) -> None:
     """Leave out what is multiplied by the zeros around images: x + 0·w is x where w is finite.
 
     For where it is not, a NaN for each column and place along the axis, or 0, is there to be added.
@@ -35,19 +33,14 @@ def within_image(
     at = {one.variable: new.index for one, new in zip(problem.k, axes, strict=True)}
     outer = axes.pop(problem.k.index(axis))
     sums = expr.load(Array("zero", dtype, 1, "registers", lanes=n, width=plan.nr))
-    sizes = max(plan.panels, 1), outer.count, plan.nr
-    places = panel.index if plan.panels > 1 else 0, outer.index, LANE.index
+    sizes, places = (outer.count, plan.nr), (outer.index, LANE.index)
     zeros = expr.load(Array("zeros", dtype, numel(sizes), "scratch"), flatten(places, sizes))
     times = expr.substitute_in((s.operands["right"] * 0.0).cast(dtype), at)
     clear = put(sums, identity(Op.SUM, dtype), everywhere=True)
     steps = [clear, *loops_over(axes, [put(sums, sums + times)]), put(zeros, sums)]
 
     def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
-        seen = loops_over([outer], steps)
-        if not plan.panels:
-            return seen
-        inner = loop_over(panel, loop.body)
-        return (inner.around((loop_over(n, inner.body).around(seen),)),)
+        return loops_over([outer], steps)
 
     def add(loop: Loop, _: Around) -> list[Loop]:
         (registers,) = written(loop)
@@ -57,7 +50,7 @@ def within_image(
         return [Loop(outer.variable, a, (b,), more) for a, b in ends if a != b]
 
     s.insert(problem.k[0].variable, add, behind=True)
-    s.insert(around, look)
+    s.insert(n, look)
 
 
 def hints_below(

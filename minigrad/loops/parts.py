@@ -4,9 +4,6 @@ Joined, rolled or reflected arrays are chosen from by conditions on an index, wh
 y[…]): all are read for each element, and one is taken. Along one part of the axis it is always the
 same one, so there is nothing else to read. Parts along the vectors' axis are loops one behind the
 other; along another, each row does the one that it belongs to.
-
-Conditions that only the first and last iterations may fail, as those of zeros around an image, are
-left to these.
 """
 
 from __future__ import annotations
@@ -17,16 +14,13 @@ from itertools import pairwise
 
 from minigrad.dtype import dtypes
 from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, low
-from minigrad.loops.build import serial_loop, substitute_statement
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops.nest import (
     Loop,
     Statement,
     Statements,
     Store,
     Stores,
-    expressions,
-    plain_count,
 )
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -36,35 +30,6 @@ MOST = 9  # loops, so that a kernel's code does not grow without bounds
 LOOP_COST = 2  # vectors' loads that take as long as one loop more
 
 Range = tuple[int, int]
-
-
-def edges(loop: Loop) -> Statements:
-    """A loop as up to three: of the middle one all conditions of what it loads hold.
-
-    One of a single iteration is none. Where conditions of both ends meet, it stays.
-    """
-    x, first, count = loop.variable, loop.start, plain_count(loop)
-    loads = expr.loads(*expressions(loop))
-    conditions = [c for load in loads for c in load.guard if coefficient(c, x)]
-    if not conditions or not isinstance(first, int) or count is None:
-        return (loop,)
-    begin, end = first, first + count
-    for condition in conditions:
-        step = coefficient(condition, x) or 0
-        least = low(condition - x.index * step)
-        if step > 0:
-            begin = max(begin, ceildiv(-least, step))
-        else:
-            end = min(end, least // -step + 1)
-    if begin > end:
-        return (loop,)
-    parts: list[Statement] = []
-    for start, stop in pairwise(sorted({first, begin, end, first + count})):
-        part = make_axis(x.name, 0, stop - start)
-        at = {x: start + part.index if stop - start > 1 else start}
-        body = tuple(substitute_statement(one, at) for one in loop.body)
-        parts += [serial_loop(part, body)] if stop - start > 1 else body
-    return tuple(parts)
 
 
 def in_parts(loop: Loop, outer: Sequence[Axis], lanes: int) -> Statements:

@@ -4,7 +4,7 @@
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
     distinguish                          loops of their own for parts (parts.py)
     sink                                 a loop goes inside of others; what is beside gets its own
-    vectorize, overlap, unroll, repeat   iterations at once, or written out
+    vectorize, unroll, repeat            iterations at once, or written out
     tensorize                            what is summed, by matrix registers
     bind, share                          iterations for the work-items of a group
     count                                a loop from 0, which may go outside of those around it
@@ -42,7 +42,7 @@ from minigrad.loops.build import (
     substitute_statement,
     with_places,
 )
-from minigrad.loops.copies import as_it_lies, as_one, by_items
+from minigrad.loops.copies import as_one, by_items
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -172,11 +172,9 @@ class Schedule:
         self._change(outer, change)
 
     @_step
-    def distinguish(
-        self, x: Atom, parts: Callable[[Loop], Statements], computing: bool = False
-    ) -> None:
+    def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
         """Loops over x, or what `parts` makes of them: see parts.py."""
-        self._change(x, lambda loop, _: parts(loop), computing)
+        self._change(x, lambda loop, _: parts(loop))
 
     @_step
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:
@@ -280,11 +278,6 @@ class Schedule:
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
-
-    @_step
-    def overlap(self, x: Atom) -> None:
-        """The last vector of loops over x is a whole one, too: see `Loop.overlaps`."""
-        self._change(x, lambda loop, _: (replace(loop, overlaps=True),))
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:
@@ -507,14 +500,13 @@ class Schedule:
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]] | None, array: str,
-        wide: Mapping[Atom, int] | None = None, beyond: Integer | None = None, transpose: int = 0,
-        flat: int = 0, item: Axis | None = None,
+        wide: Mapping[Atom, int] | None = None, transpose: int = 0, flat: int = 0,
+        item: Axis | None = None,
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the beginning of each iteration over `at`.
 
         at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
-        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many,
-        which go on beyond their piece of the operand, up to the number `beyond`, if it is given.
+        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many.
         layout: of the copy, row-major: groups of variables, each with how many elements it takes,
         None being as many as it has; None: the loops' order. transpose: of the innermost loop.
         flat: the last two loops are one, in vectors of so many: all that is read and written goes
@@ -532,8 +524,7 @@ class Schedule:
             if loop.start != found[x].start:  # it moves with what is inside: the copy has all
                 found[x] = replace(loop, start=0, stops=(x.high + 1,))
             if wide and wide.get(x, 1) > 1:
-                stops = loop.stops if beyond is None else least(loop.start + wide[x], beyond)
-                loop = replace(loop, kind="lanes", step=wide[x], stops=stops)
+                loop = replace(loop, kind="lanes", step=wide[x])
             copying.append(loop)
             if loop.kind == "serial":  # bounds inside of a vector hold for all of its iterations
                 inside.pop(x)
@@ -545,13 +536,11 @@ class Schedule:
             for (xs, _), own in zip(layout, groups, strict=True)
         ]
         copy = Array(array, value.dtype, numel(sizes), "scratch" if item is None else "local")
-        place, guard = flatten(places, sizes), tuple[Affine, ...]()
+        place, guard, values = flatten(places, sizes), tuple[Affine, ...](), dict[Atom, Integer]()
         if item is not None:
             copying, values, guard = by_items(copying, flat, item)
         elif flat:
             copying, values = as_one(copying, flat)
-        else:
-            copying, values = as_it_lies(copying, value, transpose)
         copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (substitute_statement(Store(copy, place, value, guard), values),)
         for loop in reversed(copying):

@@ -27,7 +27,6 @@ from minigrad.schedule.layout import is_near
 CACHE_LINE = 64  # bytes
 MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
 PAGE = 4096  # bytes
-MOST_MASKED = 4  # the same under a mask that is computed, of which each needs its own part
 
 
 class MemoryEmitter(IndexEmitter):
@@ -195,8 +194,6 @@ class MemoryEmitter(IndexEmitter):
         common = self.guard(tuple(alike))  # of all lanes
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
         mask, neighbours = self.both(self.mask(), own, lanes), self.lane_stride(index) == 1
-        if self.lane_stride(index) == 0 and mask is not None:
-            return self._alike(array, index, self.both(mask, common, lanes) or mask, lanes)
         if not neighbours:
             known = substitute(index, self.constants)
             text = self._picked(array, known, mask, common, own is not None)
@@ -210,17 +207,6 @@ class MemoryEmitter(IndexEmitter):
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
         return self._masked_load(kind, pointer, size, lanes, mask)
-
-    def _alike(self, array: Array, index: Integer, mask: str, lanes: int) -> str:
-        """One element in all lanes of a mask, which is read where it has one; zero in others."""
-        here, some = self.builder(), Value(self.any(mask, lanes), dtypes.bool, 1)
-        pointer = self._or_zeros(self.pointer(array, self.at_base(index)), some)
-        scalar, size = memory_type(array.dtype), array.dtype.itemsize
-        text = here.line(f"load {scalar}, ptr {pointer}, align {size}")
-        kind = vector_type(scalar, lanes)
-        first = here.line(f"insertelement {kind} poison, {scalar} {text}, i64 0")
-        whole = here.shuffle(kind, first, [0] * lanes)
-        return here.line(f"select <{lanes} x i1> {mask}, {kind} {whole}, {kind} zeroinitializer")
 
     def any(self, mask: str, lanes: int) -> str:
         """Whether a mask has a lane."""
@@ -281,12 +267,13 @@ class MemoryEmitter(IndexEmitter):
         """Elements picked from the few vectors in memory that they lie in: gathers take far longer.
 
         mask: which lanes may be read; guarded: the others are zeros. common: whether any may. None
-        where these vectors are not few. Other elements between them are picked from the same ones,
-        whose loads LLVM makes one.
+        where these vectors are not few, or the mask is computed. Other elements between them are
+        picked from the same ones, whose loads LLVM makes one.
         """
         places, step = self._places(index), self.lane_stride(index)
+        known = values.known_flags(mask, len(places))
         width = min(len(places), CACHE_LINE // array.dtype.itemsize)
-        if not places:
+        if not places or known is None:
             return None
         constant = index if isinstance(index, int) else index.constant
         before = constant % max(width if step is None else step, 1)
@@ -297,33 +284,29 @@ class MemoryEmitter(IndexEmitter):
         parts = [range(lane, lane + width) for lane in range(0, len(places), width)]
         begins = [_vectors([places[lane] for lane in part], before, width) for part in parts]
         most = max(map(len, begins))
-        known = values.known_flags(mask, len(places))
-        if step not in range(MOST_VECTORS + 1) and 2 * most > width:
-            return None
-        if most > (MOST_VECTORS if known else MOST_MASKED):
+        if most > MOST_VECTORS or step not in range(MOST_VECTORS + 1) and 2 * most > width:
             return None
         texts = [
-            self._part_picked(array, index, places, part, begin, known or mask, common)
+            self._part_picked(array, index, places, part, begin, known, common)
             for part, begin in zip(parts, begins, strict=True)
         ]
         scalar, lanes, here = memory_type(array.dtype), len(places), self.builder()
         text, kind = values.join_texts(here, texts, scalar, width), vector_type(scalar, lanes)
         # a vector may have what only a lane beside this one may read
-        if guarded and (known or len(set(places)) < lanes):
+        if guarded:
             text = here.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
         return text
 
     def _part_picked(
         self, array: Array, index: Integer, places: Sequence[int], part: range,
-        begins: Sequence[int], counting: Sequence[bool] | str | None, common: Value | None,
+        begins: Sequence[int], known: Sequence[bool], common: Value | None,
     ) -> str:  # fmt: skip
         """The same for some lanes; begins: of the vectors, counted from the first lane's place.
 
-        counting: which lanes may be read, or a mask that is computed.
+        known: which lanes may be read.
         """
         width, scalar = len(part), memory_type(array.dtype)
-        known = [True] * len(places) if counting is None or isinstance(counting, str) else counting
-        whole = common is None and all(known) and not isinstance(counting, str)
+        whole = common is None and all(known)
         vector = [sum(begin <= places[lane] for begin in begins) - 1 for lane in part]
         place = [places[lane] - begins[n] for lane, n in zip(part, vector, strict=True)]
         first, last = low(index) - min(places), high(index) - max(places)  # of lane 0, if all count
@@ -350,14 +333,11 @@ class MemoryEmitter(IndexEmitter):
             if there(begin, size):
                 loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
             else:
-                readers: list[list[int]] = [[] for _ in range(size)]
-                for lane, n, at in zip(part, vector, place, strict=True):
-                    if n == number and known[lane]:
-                        readers[at].append(lane)
-                mask = values.flags(map(bool, readers))
-                if isinstance(counting, str):
-                    mask = _read_by(here, readers, counting, len(places))
-                    pointer = self._mapped(pointer, array, index, mask, size)
+                read = {
+                    at for lane, n, at in zip(part, vector, place, strict=True)
+                    if n == number and known[lane]
+                }  # fmt: skip
+                mask = values.flags(at in read for at in range(size))
                 loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
             if number == 0 or size < width:
                 own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
@@ -374,16 +354,6 @@ def in_turn(here: Builder, parts: Sequence[str], scalar: str, lanes: int) -> str
     x, y = (values.join_texts(here, [*parts[at : at + half]], scalar, lanes) for at in (0, half))
     order = [n // count + n % count * lanes for n in range(count * lanes)]
     return here.shuffle(vector_type(scalar, half * lanes), x, order, y)
-
-
-def _read_by(here: Builder, readers: Sequence[Sequence[int]], mask: str, lanes: int) -> str:
-    """A mask of elements in memory: which of them a lane that counts reads."""
-    text, kind = "", f"<{lanes} x i1>"
-    for turn in range(max(map(len, readers))):
-        some = (each[turn] if turn < len(each) else lanes for each in readers)
-        one = here.shuffle(kind, mask, some, "zeroinitializer")
-        text = here.line(f"or <{len(readers)} x i1> {text}, {one}") if text else one
-    return text
 
 
 def _vectors(places: Iterable[int], before: int, width: int) -> list[int]:

@@ -27,8 +27,6 @@ from minigrad.schedule.layout import is_near
 
 SEGMENT = 16  # bytes inside of which a processor interleaves two vectors in one instruction
 HALF = 32  # bytes of half a vector
-SAME_SET = 4096  # lines at such distances compete for few places of the first cache
-NEAR = 1 << 22  # bytes that a cache holds (transposing 16 MB takes 1.2 times as long by halves)
 LEAST_ROWS = 4  # iterations of a block
 
 
@@ -107,8 +105,6 @@ def emit_transposed(
             with emitter.straight(loop.changes):
                 _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
         return
-    if loads and _by_halves(emitter, loop, loads, length):
-        length //= 2
     known = loop.stops[0] - loop.start if len(loop.stops) == 1 else None
     iterations = str(known) if isinstance(known, int) else emitter.minus(stop, start)
     most = emitter.maximum(iterations, "0")
@@ -129,25 +125,6 @@ def emit_transposed(
 def _in_whole_blocks(emitter: MemoryEmitter, loop: Loop) -> bool:
     length = min(loop.transpose, emitter.width())
     return all(divides(stop - loop.start, length) for stop in loop.stops)
-
-
-def _by_halves(
-    emitter: MemoryEmitter, loop: Loop, loads: Sequence[Expr], length: int
-) -> bool:
-    """Whether half a vector is loaded for each lane, and two become one: half as much to compile.
-
-    Only where the first cache still has a line when the turn of its other half comes, and, but for
-    copies of operands, of arrays that are near.
-    """
-    packs = all(array.space == "scratch" for array in loop.changes)
-    firsts = [(e, _first_of(e)) for e in loads]
-    return all(
-        first is not None
-        and length * _register_bytes(e.dtype) == 2 * HALF
-        and (emitter.lane_stride(first.index) or 0) * first.array.dtype.itemsize % SAME_SET
-        and (packs or first.array.size * first.array.dtype.itemsize <= NEAR)
-        for e, first in firsts
-    )
 
 
 def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:

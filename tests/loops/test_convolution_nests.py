@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,20 +107,10 @@ def test_sums_that_wait_on_the_stack_are_whole_lines() -> None:
     assert spills and set(spills) <= {"vmovaps", "vmovapd"}
 
 
-def test_an_image_is_copied_a_line_of_channels_for_one_row_after_the_other() -> None:
-    """As many runs of memory at a time as a line has channels."""
-    copy, *_ = nests_of(convolution("forward", 8, 64, 56, 64))
-    (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
-    first, second = (substitute(store.index, {copy.parallel.variable: n}) for n in (0, 1))
-    assert isinstance(vectors := copy.parallel.body[0], Loop)
-    assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 16
-    assert second - first == 58 * 64
-
-
-def test_an_image_is_copied_row_by_row_where_a_row_stays_in_the_first_cache() -> None:
+def test_an_image_is_copied_row_by_row() -> None:
     """All channels of it: results are one run of memory then."""
     kernel, *_ = plan_of(convolution("forward", 8, 64, 56, 64)).kernels
-    copy = lower(kernel, replace(target_of("avx512"), l1=48 << 10))
+    copy = lower(kernel, target_of("avx512"))
     (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
     rows = [substitute(store.index, {copy.parallel.variable: n}) for n in range(59)]
     assert [row - rows[0] for row in rows] == [58 * 64 * n for n in range(59)]
@@ -234,14 +223,14 @@ def test_what_a_strided_gradient_is_made_of_is_stored_in_turn(extent: int) -> No
 
 @pytest.mark.parametrize("of", ["forward", "input", "weight"])
 def test_images_of_a_strided_convolution_are_read_where_they_lie(of: str) -> None:
-    """No copy of them; rows outside are left out, and most loops have no condition on columns."""
+    """No copy of them; rows outside are left out, and columns have a condition."""
     build = convolution(of, 8, 64, 56, 128, 2)
     others = [kernel for kernel in plan_of(build).kernels if kernel.kind == "rows"]
     assert all(stage.size <= 128 * 64 * 9 for kernel in others for stage in kernel.stages)
     *_, nest = (nest for nest in nests_of(build) if nest.name == "contraction")
     sums = [one for one in walk(nest.parallel) if isinstance(one, Store) and one.array.in_registers]
     loads = [load for one in sums for load in expr.loads(one.value) if load.array.space == "buffer"]
-    assert {len(load.guard) for load in loads} == {0, 1}
+    assert max(len(load.guard) for load in loads) == 1
 
 
 @pytest.mark.parametrize("machine", MACHINES)

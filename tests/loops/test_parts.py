@@ -10,18 +10,13 @@ from schedule.machine import GOLDEN
 from schedule.programs import Inputs, plan_of
 
 from minigrad import Tensor
-from minigrad.dtype import dtypes
 from minigrad.graph import build as g
-from minigrad.graph.axes import joined, part_along, split_axis
+from minigrad.graph.axes import joined, part_along
 from minigrad.graph.node import Node
-from minigrad.loops.build import loops_over, put
-from minigrad.loops.nest import Loop, Nest, Store, walk
-from minigrad.loops.parts import edges
+from minigrad.loops.nest import Nest, Store, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
-from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Array
 
 SIZES = [3, 16, 17, 40, 60, 129]
 
@@ -69,16 +64,6 @@ def test_no_vector_reads_far_outside_of_an_array_where_no_lane_counts() -> None:
     assert "reduce.or" not in short
 
 
-def test_a_repeated_row_is_a_loop_of_its_own() -> None:
-    def repeated(inputs: Inputs) -> Node:
-        wide = g.expand(g.reshape(inputs(64, 1, 100), (64, 1, 100)), (64, 3, 100))
-        return g.contiguous(g.reshape(split_axis(wide, 0, 64), (64, 300)))
-
-    (store,) = stores_of(nest_of(repeated))
-    (load,) = expr.loads(store.value)
-    assert "%" not in repr(load.index).replace("(r0 % 3)", "")
-
-
 @pytest.mark.parametrize("columns", SIZES)
 @pytest.mark.parametrize("mode, numpy_mode", [
     ("reflect", "reflect"), ("replicate", "edge"), ("circular", "wrap"),
@@ -109,24 +94,3 @@ def test_values_far_apart() -> None:
     x = np.arange(1 << 20, dtype=np.float32)
     assert np.array_equal(Tensor(x).roll(1 << 19).numpy(), np.roll(x, 1 << 19))
     assert np.array_equal(Tensor(x).cat(Tensor(-x)).numpy(), np.concatenate((x, -x)))
-
-
-@pytest.mark.parametrize("before, after, conditions", [
-    (1, 1, [["w0 - 1"], [], ["-w0 + 1"]]), (3, 0, [["2·m00 + w0 - 3"], []]), (0, 0, [[]]),
-    (9, 9, [["2·m0 + w0 - 9", "-2·m0 - w0 + 3"]]),
-])  # fmt: skip
-def test_edges(before: int, after: int, conditions: list[list[str]]) -> None:
-    """Windows of three elements, with zeros around these: none is in the middle's conditions.
-
-    Where conditions hold for no window, there is one loop.
-    """
-    x, w = make_axis("m", 0, 6), make_axis("w", 0, 3)
-    place = x.index * 2 + w.index - before
-    guard = expr.restrict((), [place, 12 - after - before - place])
-    total = expr.register("total", dtypes.float32)
-    load = expr.load(Array("x", dtypes.float32, 13), place, guard)
-    (loop,) = loops_over([x, w], [put(total, total + load)])
-    assert isinstance(loop, Loop)
-    sums = [one for one in walk(*edges(loop)) if isinstance(one, Store)]
-    found = [[str(c) for load in expr.loads(one.value) for c in load.guard] for one in sums]
-    assert found == conditions

@@ -336,20 +336,6 @@ def repeat(s: Schedule) -> None:
 
 
 @step
-def overlap(s: Schedule) -> None:
-    """
-      for m0 in 0 … 6:
-        for n0 in 0 … 8 step 3 lanes:  # the last one overlaps
-          total[0] = 0.0
-          for k0 in 0 … 5:
-            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
-          out[8·m0 + n0] = total[0]
-    """
-    s.vectorize(n, 3, LANE)
-    s.overlap(n)
-
-
-@step
 def stage(s: Schedule) -> None:
     """
       for n0 in 0 … 8 step 8 lanes:
@@ -371,11 +357,8 @@ def stage_wide(s: Schedule) -> None:
     """
       for n0 in 0 … 8:
         for k0 in 0 … 5:
-          for t0 in 0 … 1:
-            for m0 in 3·t0 … 3·t0 + 4 step 4 lanes:
-              copy[4·k0 + m0 + 25·t0] = left[k0 + 5·m0]
-          for t0 in 1 … 2:
-            for m0 in 3·t0 … min(3·t0 + 4, 6) step 4 lanes:
+          for t0 in 0 … 2:
+            for m0 in 3·t0 … 3·t0 + 3 step 4 lanes:
               copy[4·k0 + m0 + 25·t0] = left[k0 + 5·m0]
         for t0 in 0 … 2:
           for m0 in 3·t0 … 3·t0 + 3:
@@ -386,8 +369,7 @@ def stage_wide(s: Schedule) -> None:
     """
     s.reorder(n, m)
     tiles = s.split(m, 3, "t")
-    s.stage("left", n, [k, tiles, m], [([tiles], None), ([k], 7), ([m], 4)], "copy", {m: 4}, 6)
-    s.peel(tiles, m)
+    s.stage("left", n, [k, tiles, m], [([tiles], None), ([k], 7), ([m], 4)], "copy", {m: 4})
 
 
 @step

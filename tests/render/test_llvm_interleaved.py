@@ -194,7 +194,7 @@ def test_elements_of_a_few_vectors(
 
 
 @pytest.mark.parametrize("width", [56, 256])
-@pytest.mark.parametrize("make", FEW_VECTORS)
+@pytest.mark.parametrize("make", FEW_VECTORS[:-2])  # zeros around are masks that are computed
 def test_a_few_vectors_are_not_gathered(make: Callable[[Node, int], Node], width: int) -> None:
     text = text_of(lambda inputs: [add(make(inputs(16, width), 2), 1.0)])
     assert "shufflevector" in text or make is turned  # whose neighbours only masks take apart

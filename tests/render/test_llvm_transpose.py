@@ -98,19 +98,6 @@ def test_squares_side_by_side_share_their_code() -> None:
     assert 24 <= two <= one + 16  # whose 16 columns are joined to 32 nowhere
 
 
-def test_copies_load_half_vectors_but_not_at_distances_of_pages() -> None:
-    """8 columns of 16 rows take 24 shuffles, 16 take 64."""
-    assert shuffles(32, 1008) + 40 == shuffles(32, 1024)
-
-
-def test_near_arrays_are_turned_by_half_vectors_far_ones_are_not() -> None:
-    def turned(rows: int, columns: int) -> int:
-        text = text_of(lambda inputs: [g.contiguous(programs.transpose(inputs(rows, columns)))])
-        return text.count("shufflevector <16 x float>")
-
-    assert turned(64, 48) + 40 == turned(64, 1024) == turned(4096, 1008)
-
-
 @pytest.mark.parametrize("count", [4, 8, 16, 32])
 @pytest.mark.parametrize(("dtype", "size"), SIZES, ids=lambda x: getattr(x, "name", ""))
 def test_shuffles(count: int, dtype: DType, size: int) -> None:
