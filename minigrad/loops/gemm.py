@@ -36,7 +36,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, put
@@ -101,6 +101,8 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = Schedule(problem.naive(), left=problem.left, right=problem.right)
     s.vectorize(n, plan.nr, LANE)
+    if tiles_overlap(problem, plan):
+        s.overlap(n)
     columns, task = s.split(n, plan.nc, "p"), s.split(m, plan.mc, "c")
     shared = cost.shared_rows(problem, plan)
     outer = [axis.variable for axis in problem.outer if axis.variable not in shared]
@@ -168,6 +170,18 @@ def in_registers(
         s.unroll(m, "u", computing=True)
     else:
         s.unroll(m, "u")
+
+
+def tiles_overlap(problem: Problem, plan: Plan) -> bool:
+    """Whether the last columns' tile is a whole one, which begins before the others end.
+
+    Its code is that of all tiles, then, and half as long to compile. Not where results are stored
+    transposed, column after column, or where what is in memory is added to, for each piece of k.
+    """
+    column = problem.column
+    plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)
+    whole = not plan.kc and not plan.squares
+    return plain and whole and plan.nr > 1 and low(column.extent) > plan.nr
 
 
 def stage_left(

@@ -155,6 +155,9 @@ class Loop(Base):
     transpose: of a serial loop inside of a lanes loop: how many iterations may be done at once, by
     vectors along this loop that are transposed in registers, where loads lie along it and not
     along the lanes. 0: none are.
+    overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one, too,
+    which begins before the others end, but does not store again to buffers what these have stored.
+    Nothing may be added to scratch memory.
     """
 
     variable: Atom
@@ -166,6 +169,7 @@ class Loop(Base):
     lane: Atom | None = None
     prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
+    overlaps: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -206,7 +210,7 @@ class Loop(Base):
         """The same loop around other statements."""
         return Loop(
             self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
-            self.prefetch, self.transpose,
+            self.prefetch, self.transpose, self.overlaps,
         )  # fmt: skip
 
 
@@ -406,6 +410,7 @@ def _line(one: Statement) -> str:
         prefetch = ", ".join(f"{array.name}[{place}]" for array, place in one.prefetch)
         prefetch = f"  # prefetch: {prefetch}" if prefetch else ""
         prefetch += f"  # {one.transpose} at once, transposed" if one.transpose else ""
+        prefetch += "  # the last one overlaps" if one.overlaps else ""
         return f"for {one.variable!r} in {one.start} … {stop}{step}{kind}:{prefetch}"
     if isinstance(one, Store):
         test = "".join(f" if {c!r} >= 0" for c in one.guard)

@@ -4,7 +4,7 @@
     split, reorder, peel, tails          loops in pieces, in another order, without their rest
     distinguish                          loops of their own for parts (parts.py)
     sink                                 a loop goes inside of others; what is beside gets its own
-    vectorize, unroll, repeat            iterations at once, or written out
+    vectorize, overlap, unroll, repeat   iterations at once, or written out
     tensorize                            what is summed, by matrix registers
     bind, share                          iterations for the work-items of a group
     count                                a loop from 0, which may go outside of those around it
@@ -278,6 +278,11 @@ class Schedule:
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
+
+    @_step
+    def overlap(self, x: Atom) -> None:
+        """The last vector of loops over x is a whole one, too: see `Loop.overlaps`."""
+        self._change(x, lambda loop, _: (replace(loop, overlaps=True),))
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:

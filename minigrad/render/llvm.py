@@ -28,7 +28,9 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
+    walk,
     whole_vectors,
+    written,
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import Slot, is_number
@@ -56,6 +58,7 @@ class _Emitter(MemoryEmitter):
         super().__init__(nest)
         self.streams = False
         self.matrices = MatrixRegisters()
+        self.done = ""  # lanes whose results are stored already, where vectors overlap
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -130,6 +133,9 @@ class _Emitter(MemoryEmitter):
             self._steps(loop, start, stop, alone=True)
             return
         exact = self.streamed is None and whole_vectors(loop)
+        if loop.overlaps and not exact:
+            self._overlapping(loop, start, stop)
+            return
         if self.streamed is None and any(high(x - loop.start) < loop.step for x in loop.stops):
             self._part_of_vector(loop, start, self.minus(stop, start), even)
             return
@@ -176,12 +182,44 @@ class _Emitter(MemoryEmitter):
                 self._ask(loop)
             self.body(loop)
 
+    def _overlapping(self, loop: Loop, start: str, stop: str) -> None:
+        """Whole vectors, of which the last one ends where the loop does."""
+        with self.iterations(start, stop, loop.step, not _runs(loop), loop.changes) as counter:
+            first = self.minimum(counter, self.minus(stop, str(loop.step)))
+            self.bind_lanes(loop, first, False)
+            self.done = self.minus(counter, first)
+            self.body(loop)
+            self.done = ""
+
     def _some_lanes(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """A vector from `start` on, of which `count` lanes count. even: as `bind_lanes` has it."""
         mask = self.first_lanes(count, loop.step)
         self.bind_lanes(loop, start, even)
         self.levels[-1].mask, self.levels[-1].counting = mask, count
         self.body(loop)
+
+    def statement(self, statement: Statement) -> None:
+        """Emit one statement at the current level."""
+        if self.done and _stores_results(statement):
+            self._stored_once(statement)
+        else:
+            super().statement(statement)
+
+    def _stored_once(self, statement: Statement) -> None:
+        """Results of vectors that overlap: under a mask where others have stored some before.
+
+        That takes some cycles more than to store whole vectors.
+        """
+        done, self.done = self.done, ""
+        for test in ("eq", "ne"):
+            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), written(statement)):
+                if test == "ne":
+                    width = self.width()
+                    before = self.first_lanes(done, width)
+                    text = f"xor <{width} x i1> {before}, splat (i1 true)"
+                    self.levels[-1].mask = self.builder().line(text)
+                super().statement(statement)
+        self.done = done
 
     def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none.
@@ -314,6 +352,12 @@ class _Emitter(MemoryEmitter):
 def _runs(loop: Loop) -> bool:
     """Whether a loop has an iteration at least, whatever its bounds are."""
     return all(low(stop - loop.start) > 0 for stop in loop.stops)
+
+
+def _stores_results(statement: Statement) -> bool:
+    """Whether a statement is nothing but stores to buffers."""
+    stores = all(isinstance(one, Loop | Store | Stores) for one in walk(statement))
+    return stores and all(array.space == "buffer" for array in written(statement))
 
 
 def _streamed(loop: Loop) -> Store | None:

@@ -544,6 +544,15 @@ def test_only_little_work_of_a_size_that_varies_has_short_code(
     assert short < 0.7 * render(lower(some, GOLDEN)).count("\n")
 
 
+def test_the_last_columns_are_no_code_of_their_own() -> None:
+    def lines(columns: int) -> int:
+        graph = graph_of(lambda inputs: [product(inputs(60, 40), inputs(40, columns))])[0]
+        (kernel,) = schedule_of(graph, GOLDEN).kernels
+        return render(lower(kernel, GOLDEN)).count("\n")
+
+    assert lines(96 + 5) < 1.5 * lines(96)
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("rows", [30, LENGTH], ids=str)
 def test_what_tiles_share_is_stored_once(rows: Integer, machine: str) -> None:

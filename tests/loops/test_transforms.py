@@ -336,6 +336,20 @@ def repeat(s: Schedule) -> None:
 
 
 @step
+def overlap(s: Schedule) -> None:
+    """
+      for m0 in 0 … 6:
+        for n0 in 0 … 8 step 3 lanes:  # the last one overlaps
+          total[0] = 0.0
+          for k0 in 0 … 5:
+            total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
+          out[8·m0 + n0] = total[0]
+    """
+    s.vectorize(n, 3, LANE)
+    s.overlap(n)
+
+
+@step
 def stage(s: Schedule) -> None:
     """
       for n0 in 0 … 8 step 8 lanes:
