@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from itertools import compress
 
 from minigrad.device import spoiled
@@ -156,6 +156,8 @@ class Plan:
         self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
+        self.held: list[Node] = []  # of the order: for which tensors stand
+        self.again: list[Node] = []  # of the order: what an earlier program computed, too
         self.waits: dict[Node, Node] = {}  # target → the write to it that waits, of the order
         self.replaced: set[Node] = set()  # writes that a later one has replaced
         self.marked: set[Node] = set()  # leaves, and what else was marked
@@ -193,7 +195,9 @@ class Plan:
         """Add waiting writes, random states, and parameters that are read, and other readers."""
         new = topological(self.roots, self.order)
         self.order += new
-        self.marked.update(leaves_among(new))
+        held = [*held_among(new)]
+        self.held += held
+        self.marked.update(leaves_among(held))
         self.older.update(rewritten(new))
         for node in new:
             op = node.op
@@ -218,6 +222,7 @@ class Plan:
                 self.targets = targets
                 self._add_readers()
         if _computed and _by_itself():
+            self.again += compress(new, map(_computed.__contains__, map(id, new)))
             self._add_computed()
 
     def _add_computed(self) -> None:
@@ -226,19 +231,18 @@ class Plan:
 
         But many are what such a loop has left for later, and are computed together.
         """
-        known = [*compress(self.order, map(_computed.__contains__, map(id, self.order)))]
-        if not 0 < len(known) <= MANY:
+        if not 0 < len(self.again) <= MANY:
             return
-        found = depending(self.order, known)
-        again = self._inside([node for node in self.order if node in found])
+        found = depending(self.order, self.again)
+        again = self._inside([node for node in self.held if node in found])
         if 0 < len(again) <= MANY:
             self.roots.update(dict.fromkeys(holder.raw for holder in again))
             self.unasked = True
 
-    def _inside(self, nodes: Collection[Node]) -> list[Holder]:
+    def _inside(self, nodes: Iterable[Node]) -> list[Holder]:
         """Who stands for some nodes whose values are computed and not kept, and is no view."""
         return [
-            holder for node in held_among(nodes) if node.op not in _CHEAP and node not in self.roots
+            holder for node in nodes if node.op not in _CHEAP and node not in self.roots
             for holder in holders(node) if views.base_of(holder) is None
         ]  # fmt: skip
 
@@ -378,7 +382,7 @@ class Plan:
         """What depends on any leaf: also on those that nobody marked."""
         known = saved_graphs.valid(self.order)
         free = {
-            node for node in held_among(self.order)
+            node for node in self.held
             if node.dtype.is_float and node not in self.targets and node not in known
             and any(holder._requires_grad is None for holder in holders(node))
         }  # fmt: skip
@@ -398,7 +402,7 @@ class Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to what was computed."""
         made = dict(zip(self.alone, buffers, strict=True))
-        inside = self._inside(self.order) if len(self.order) > FEW and _by_itself() else []
+        inside = self._inside(self.held) if len(self.order) > FEW and _by_itself() else []
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():
