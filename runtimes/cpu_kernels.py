@@ -12,7 +12,7 @@ sooner, of 290 (Emerald Rapids).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 # The part of a chunk's work that another thread may as well do: to be told takes it about 1 µs.
 LEAST_SHARED = 0.25
+# Lines of LLVM IR that are compiled at once: to start LLVM's passes takes as long as 50 lines.
+BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ class Kernel:
     address: int
     keep: object
     exchange: ExchangeCode | None = None
+
+
+@dataclass(frozen=True)
+class _MachineCode:
+    """An object file in memory: addresses of its functions; `engine` owns the memory."""
+
+    addresses: Mapping[str, int]
+    engine: object
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ class Kernels:
         self.target, self.compiler = target, compiler
         # A kernel stays in memory as long as a program holds it.
         self._known: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
+        self._objects: WeakValueDictionary[str, _MachineCode] = WeakValueDictionary()
         self._lock = new_rlock()
         try:
             source = source_digest(__file__, jit_compiler.__file__)
@@ -251,32 +262,56 @@ class Kernels:
     def build(self, kernels: Iterable[tuple[str, Rendered[str]]]) -> dict[str, Kernel]:
         """Machine code in memory, and on disk for the next process.
 
-        LLVM works on some kernels while the next are lowered, and here on the last one.
+        LLVM works on some kernels while the next are lowered, and here on the last few.
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        started: list[tuple[str, Rendered[str], Callable[[], bytes]]] = []
-        with ThreadPoolExecutor(MOST_THREADS) as threads:
-            for key, one in kernels:
-                report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
-                GlobalCounters.kernels_compiled += 1
-                if started:
-                    before, rendered, generate = started[-1]
-                    started[-1] = before, rendered, threads.submit(generate).result
-                started.append((key, one, self.compiler.prepared(one.text)))
-            return {key: self._kept(key, one, code()) for key, one, code in reversed(started)}
+        from minigrad.render.llvm import together
 
-    def _kept(self, key: str, one: Rendered[str], data: bytes) -> Kernel:
-        """The kernel of an object file, in memory and on disk."""
-        nest, own, cache = one.nest, self._key(key), self._cache()
-        code = KernelCode(
-            nest.name, one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
-            nest.operations, nest.vectors, nest.traffic, nest.label,
-        )  # fmt: skip
-        kernel = self._loaded(own, code, data)
-        if cache is not None:
-            cache.write(own, {**vars(code), "total": as_data(code.total)}, data)
-        return kernel
+        made: dict[str, Kernel] = {}
+        with ThreadPoolExecutor(MOST_THREADS) as threads:
+            started: list[tuple[dict[str, Rendered[str]], dict[str, str], Callable[[], bytes]]] = []
+            for batch, more in _batches(kernels):
+                for one in batch.values():
+                    report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
+                GlobalCounters.kernels_compiled += len(batch)
+                names = {key: f"kernel_{self._key(key)[:32]}" for key in batch}  # no two alike
+                text = together({names[key]: one.text for key, one in batch.items()})
+                generate = self.compiler.prepared(text)
+                if more:
+                    started.append((batch, names, threads.submit(generate).result))
+                else:
+                    started.insert(0, (batch, names, generate))
+            for batch, names, code in started:
+                made.update(self._kept(batch, names, code()))
+        return made
+
+    def _kept(
+        self, batch: Mapping[str, Rendered[str]], names: Mapping[str, str], data: bytes
+    ) -> dict[str, Kernel]:
+        """Kernels that are functions of one object file, in memory and on disk.
+
+        One that is alone there has it in its own entry of the disk.
+        """
+        cache, place = self._cache(), ""
+        if len(batch) > 1:
+            place = self._key(" ".join(names.values()))
+            if cache is not None:
+                cache.write(place, {"functions": list(names.values())}, data)
+        made = {}
+        machine = self._loaded(data, list(names.values()))
+        for key, one in batch.items():
+            nest, own = one.nest, self._key(key)
+            code = KernelCode(
+                names[key], one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
+                nest.operations, nest.vectors, nest.traffic, nest.label,
+            )  # fmt: skip
+            kernel = Kernel(own, code, machine.addresses[code.entry], machine)
+            made[key] = self._known[own] = kernel
+            if cache is not None:
+                about = {**vars(code), "total": as_data(code.total), "object": place}
+                cache.write(own, about, b"" if place else data)
+        return made
 
     def seconds(self, ways: Sequence[Rendered[str]], arrays: tuple[Array, ...]) -> list[float]:
         """How long each of several kernels takes on arrays of zeros: the best of rounds."""
@@ -307,13 +342,38 @@ class Kernels:
         known = self._known.get(key)
         if known is None:
             about, data = self._entry(key)
+            place = about.pop("object")
             lists = {name: tuple(about[name]) for name in ("arguments", "symbols")}
             code = KernelCode(**{**about, **lists, "total": of_data(about["total"])})
-            known = self._loaded(key, code, data)
+            machine = self._shared(place) if place else self._loaded(data, [code.entry])
+            known = Kernel(key, code, machine.addresses[code.entry], machine)
+            self._known[key] = known
             GlobalCounters.cache_hits += 1
         return known
 
-    def _loaded(self, key: str, code: KernelCode, data: bytes) -> Kernel:
-        addresses, engine = self.compiler.load(data, [code.entry])
-        kernel = self._known[key] = Kernel(key, code, addresses[code.entry], engine)
-        return kernel
+    def _shared(self, place: str) -> _MachineCode:
+        """An object file of several kernels that memory or the disk has."""
+        known = self._objects.get(place)
+        if known is None:
+            about, data = self._entry(place)
+            known = self._objects[place] = self._loaded(data, about["functions"])
+        return known
+
+    def _loaded(self, data: bytes, names: Sequence[str]) -> _MachineCode:
+        return _MachineCode(*self.compiler.load(data, names))
+
+
+def _batches(
+    kernels: Iterable[tuple[str, Rendered[str]]]
+) -> Iterator[tuple[dict[str, Rendered[str]], bool]]:
+    """Kernels by key, as many at once as make it worth while to start LLVM; are there more?"""
+    batch: dict[str, Rendered[str]] = {}
+    lines = 0
+    for key, one in kernels:
+        batch[key] = one
+        lines += one.text.count("\n")
+        if lines >= BATCH:
+            yield batch, True
+            batch, lines = {}, 0
+    if batch:
+        yield batch, False

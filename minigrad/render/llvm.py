@@ -12,6 +12,7 @@ loop's lines are put into its parent only when it is closed, what was moved out 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 from minigrad.dtype import dtypes
@@ -49,6 +50,18 @@ from minigrad.schedule.expr import Array, Expr, Leaf, apply
 def render(nest: Nest) -> str:
     """The text of an LLVM module with one function, named as the nest."""
     return _Emitter(nest).module()
+
+
+def together(texts: Mapping[str, str]) -> str:
+    """One module of several kernels' texts, by the names that their functions get."""
+    shared: dict[str, None] = {}
+    functions: list[str] = []
+    for name, text in texts.items():
+        before, head, rest = text.partition("define void @")
+        body, end, after = rest.partition("\n}\n")
+        functions.append(f"{head}{name}{body[body.index('('):]}{end}")
+        shared.update(dict.fromkeys((before + after).splitlines()))
+    return "\n".join((*shared, *functions))
 
 
 class _Emitter(MemoryEmitter):

@@ -105,8 +105,11 @@ def test_a_second_process_makes_nothing(filled):
     again, more, errors = run(place)
     assert again == results and errors == ""
     assert_nothing_made(more)
-    kept = len(list(place.iterdir())) - 1  # and the driver
+    found = [unpack(path.stem, path.read_bytes()) for path in place.iterdir()]
+    several = [entry for entry in found if entry is not None and "functions" in entry[0]]
+    kept = len(found) - len(several) - 1  # and the driver
     assert more["cache_hits"] == made + counters["programs_scheduled"] == kept
+    assert several and all(code and len(about["functions"]) > 1 for about, code in several)
     assert more["kernel_count"] == counters["kernel_count"]
 
 
@@ -235,6 +238,31 @@ def test_one_missing_kernel_is_made_alone(copied, filled):
     assert names_in(copied) == names_in(filled[0])
 
 
+def test_a_missing_object_file_is_made_with_its_kernels(copied, filled):
+    """Small kernels of a program are functions of one object file, which may be gone."""
+    gone = 0
+    for path in copied.iterdir():
+        about, _ = unpack(path.stem, path.read_bytes()) or ({}, b"")
+        if "functions" in about:
+            gone += len(about["functions"])
+            path.unlink()
+    assert gone > 1
+    results, counters, _ = run(copied)
+    assert results == filled[1] and counters["kernels_compiled"] == gone
+    assert names_in(copied) == names_in(filled[0])
+    assert_nothing_made(run(copied)[1])
+
+
+@pytest.mark.parametrize("functions", [["other"], "no list"])
+def test_object_files_without_their_functions_are_misses(functions, copied, filled):
+    for path in copied.iterdir():
+        about, data = unpack(path.stem, path.read_bytes()) or ({}, b"")
+        if "functions" in about:
+            path.write_bytes(pack(path.stem, {"functions": functions}, data))
+    results, counters, errors = run(copied)
+    assert results == filled[1] and errors == "" and counters["kernels_compiled"] > 1
+
+
 def test_descriptions_that_make_no_sense_are_misses(copied, filled):
     abouts = itertools.cycle([
         {}, {"entry": 1}, {"arguments": [0], "more": 1}, {"arena_bytes": "x", "kernels": 3}
@@ -351,18 +379,16 @@ x, w = Tensor.full((70, 90), 0.5, device="CPU"), Tensor.full((90, 50), 0.25, dev
 """
 
 
-@pytest.mark.parametrize(("values", "here"), [
-    ("x", True), ("x.contiguous() @ w.contiguous()", False),
-])  # fmt: skip
-def test_the_last_kernel_is_generated_by_the_thread_that_waits(
-    tmp_path: Path, values: str, here: bool
+@pytest.mark.parametrize(("batch", "here"), [(1 << 20, True), (1, False)])
+def test_few_kernels_are_generated_by_the_thread_that_waits(
+    tmp_path: Path, batch: int, here: bool
 ) -> None:
-    more = f"values = ({values}).sum(0).tolist()\n"
+    more = f"from minigrad.runtimes import cpu_kernels\ncpu_kernels.BATCH = {batch}\n"
+    values = "values = (x @ w).relu().sum(0).tolist()\n"
     report = "import json; print(json.dumps([values, all(seen)]))"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", WATCHED + more + report],
+        [sys.executable, "-P", "-c", WATCHED + more + values + report],
         capture_output=True, text=True, timeout=120, env=environment(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    expected = [70 * 0.5] * 90 if here else [70 * 11.25] * 50
-    assert json.loads(done.stdout) == [expected, here]  # (the pool's code is, too)
+    assert json.loads(done.stdout) == [[70 * 11.25] * 50, here]  # (the pool's code is, too)

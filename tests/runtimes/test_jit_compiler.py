@@ -180,6 +180,33 @@ def test_the_key_names_what_code_depends_on() -> None:
     assert Compiler(opt=1).key != Compiler(opt=2).key
 
 
+def test_several_kernels_are_one_module() -> None:
+    """Each keeps its instructions; what they declare is declared once."""
+    from minigrad.render.llvm import together
+
+    text = """@zeros = private constant [64 x i8] zeroinitializer, align 64
+declare float @llvm.sqrt.f32(float)
+define void @kernel(i64 %begin, i64 %end, ptr %args, ptr %scratch) {{
+entry:
+  %at = load ptr, ptr %args
+  %old = load float, ptr %at
+  %new = call float @llvm.sqrt.f32(float %old)
+  %more = fadd float %new, {addend}
+  store float %more, ptr %at, align 4, !nontemporal !0
+  ret void
+}}
+!0 = !{{i32 1}}
+"""
+    module = together({f"f{n}": text.format(addend=f"{n}.0") for n in range(3)})
+    assert module.count("declare") == module.count("@zeros") == module.count("!{i32 1}") == 1
+    addresses, code = host_compiler().compile(module, ["f0", "f1", "f2"])
+    for n in range(3):
+        data = (ctypes.c_float * 1)(9.0)
+        KERNEL(addresses[f"f{n}"])(0, 1, (ctypes.c_void_p * 1)(ctypes.addressof(data)), None)
+        assert data[0] == 3 + n
+    del code
+
+
 # Strength reduction gives this loop a second counter, which grows by 96 bytes.
 STRIDED = """
 define void @strided(ptr %x, i64 %n) {
