@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,13 +12,18 @@ from minigrad.device import Device, Program
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
+from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS
+from minigrad.graph.pieces import LEAST_NODES
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
+from minigrad.pieced import Pieced, in_pieces
 from minigrad.settings import report, thread
 from minigrad.undisturbed import undisturbed
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
 MOST_SPECIAL = 64  # programs of one structure
+# Structures of one kind that are compiled as they come: the next is like none of them either.
+MOST_ALIKE = 3
 # Uses of a padded program with the same numbers: one of their own is up to twice as fast, and takes
 # as long to compile as some hundred uses.
 FREQUENT = 32
@@ -47,6 +53,8 @@ class Family:
         """The program for these numbers, with the values of the variables that it adds."""
         program = self.special.get(cells)
         if program is not None:
+            if isinstance(program, Pieced) and (not may_pad or self._is_frequent(cells)):
+                return None
             return program, NO_VALUES
         for general, program in self.general:
             values = general.match(cells)
@@ -117,6 +125,8 @@ class Programs:
     def __init__(self, most: int) -> None:
         self.most = most
         self._families: dict[Any, Family] = {}
+        # How many structures gave results of some dtypes and dimensions, to some memory.
+        self._alike: Counter[Any] = Counter()
         self._clock = itertools.count()
         self._lock = new_rlock()
 
@@ -144,12 +154,32 @@ class Programs:
                 if found is None:
                     self._make_room(family)
                     with undisturbed():
-                        family.make(call, compile, may_pad)
+                        if not may_pad or not self._in_pieces(call, family, compile):
+                            family.make(call, compile, may_pad)
                     found = family.find(call.cells, may_pad)
                     assert found is not None, call
         assert family is not None
         family.used = next(self._clock)
         return found
+
+    def _in_pieces(
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program]
+    ) -> bool:
+        """Make the program of a call in pieces, where graphs of its kind come, but not again."""
+        root = call.roots[0]
+        if len(family) or len(call.order) < LEAST_NODES or call.values:
+            return False
+        if COLLECTIVE in map(OPS, call.order) or not Device[root.device].generalizes:
+            return False
+        kind = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
+        self._alike[kind] += 1
+        if self._alike[kind] <= MOST_ALIKE:
+            return False
+        program = in_pieces(call, lambda piece: self.find(piece, compile))
+        if program is not None:
+            family.samples.append(call.cells)
+            family.special[call.cells] = program
+        return program is not None
 
     def forget(self) -> None:
         """Begin anew: the next graph of each structure counts as its first."""
