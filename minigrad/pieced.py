@@ -77,9 +77,13 @@ def in_pieces(call: Canonical, find: Find) -> Pieced | None:
 
 
 def _reading(stored: Mapping[Node, Node], some: Sequence[Node]) -> list[Node]:
-    """Nodes that read what is stored."""
+    """Nodes that read what is stored; of writes that are others' the values."""
     new: dict[Node, Node] = {}
     for node in in_order(some, lambda node: () if node in stored else node.src):
-        known = stored.get(node)
-        new[node] = rebuild(node, [new[x] for x in node.src]) if known is None else known
+        if node in stored:
+            new[node] = stored[node]
+        elif node.op is ASSIGN and node not in some:
+            new[node] = new[node.src[1]]
+        else:
+            new[node] = rebuild(node, [new[x] for x in node.src])
     return [new[node] for node in some]

@@ -14,6 +14,7 @@ from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS
 from minigrad.graph.pieces import LEAST_NODES
+from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
 from minigrad.pieced import Pieced, in_pieces
@@ -172,7 +173,7 @@ class Programs:
     ) -> bool:
         """Make the program of a call in pieces, where graphs of its kind come, but not again."""
         root = call.roots[0]
-        if len(family) or len(call.order) < LEAST_NODES or call.values:
+        if len(family) or len(call.order) < LEAST_NODES or call.values or root.device in meshes:
             return False
         if COLLECTIVE in map(OPS, call.order) or not Device[root.device].generalizes:
             return False

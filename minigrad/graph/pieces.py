@@ -54,7 +54,7 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
         x for node in order if _reads_memory(node, anew) for x in _shown_by(node.src)
         if x not in anew or x.op is Op.CAST
     }  # fmt: skip
-    leads: dict[Node, Node] = {root: root for root in roots if root.op is ASSIGN}
+    leads = {root: root for root in roots if root.op is ASSIGN}
     piece: dict[Node, dict[Node, int]] = {node: {} for node in order}  # who reads it, how far off
     for root in roots:
         piece[root][root] = DEEPEST - OF_WRITES if root in leads else 0
@@ -62,14 +62,13 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
     for node in reversed(order):
         reading = piece[node]
         if node.op not in _LEAVES and node not in leads and (node not in anew or node in apart):
-            together = len(reading) == 1
-            if not together and numel(node.shape) > 1 and reading.keys() <= leads.keys():
-                first = leads[next(iter(reading))]
-                old = {leads[one] for one in reading}
-                leads = {one: first if lead in old else lead for one, lead in leads.items()}
-                together = True
-            near = max(reading.values()) < DEEPEST and node not in reading
-            if together and near and node.op in _JOINING and node not in apart:
+            joins = node.op in _JOINING and node not in apart and node not in reading
+            joins = joins and max(reading.values()) < DEEPEST
+            if joins and len(reading) > 1:
+                joins = numel(node.shape) > 1 and reading.keys() <= leads.keys()
+                heads = [_lead(one, leads) for one in reading] if joins else []
+                leads.update((head, heads[0]) for head in heads)
+            if joins:
                 reading = {one: far + 1 for one, far in reading.items()}
             else:
                 stored.add(node)
@@ -94,12 +93,18 @@ def _shown_by(nodes: Iterable[Node]) -> Iterator[Node]:
     return (beneath(node, MOVEMENT) for node in nodes)
 
 
+def _lead(write: Node, leads: Mapping[Node, Node]) -> Node:
+    while leads[write] is not write:
+        write = leads[write]
+    return write
+
+
 def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
     """Writes by what leads them; all together where one reads what another one writes."""
     found: dict[Node, list[Node]] = {}
-    for write, lead in leads.items():
-        found.setdefault(lead, []).append(write)
-    written = {write.src[0].arg: lead for write, lead in leads.items()}
+    for write in leads:
+        found.setdefault(_lead(write, leads), []).append(write)
+    written = {write.src[0].arg: lead for lead, writes in found.items() for write in writes}
     for lead, writes in found.items():
         for node in in_order(writes, lambda node: () if node in stored else node.src):
             if node.op is BUFFER and written.get(node.arg, lead) is not lead:

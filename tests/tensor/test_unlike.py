@@ -197,6 +197,15 @@ def test_an_index_out_of_range_in_a_piece(all_in_pieces):
     assert np.isfinite((x.exp().softmax(0)[Tensor([1, 4])].sum(0) + x.max(0)).numpy()).all()
 
 
+def test_what_reads_a_write_reads_its_value(all_in_pieces):
+    x = Tensor([1, 2, 3])
+    x.assign(x * 2)
+    x.assign(x)
+    before = x.clone()
+    x.set_data([7, 8, 9])
+    assert before.tolist() == [2, 4, 6]
+
+
 def test_pieces_of_a_join_are_alike(on_compiled):
     """Numbers of two dtypes, as they come."""
     coins = random.Random(1)
