@@ -14,7 +14,7 @@ from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil,
 from minigrad.dtype import dtypes, number_bytes
 from minigrad.errors import BoundsError, MinigradError
 from minigrad.failure import failure_of
-from minigrad.graph.build import buffer
+from minigrad.graph.build import buffer, cast
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, numbers_of
 from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
@@ -25,6 +25,7 @@ from minigrad.graph.node import (
     RESHAPE,
     Node,
     Op,
+    beneath,
     depending,
     form_of,
     in_order,
@@ -115,6 +116,7 @@ class _Counters:
 GlobalCounters = _Counters()
 
 
+_RESHAPE = frozenset({RESHAPE})
 _STAGED = frozenset({Op.COPY, Op.LOOP})
 _PREPARED = _STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # see `realize`
 
@@ -136,7 +138,7 @@ def realize(
     if not _PREPARED.isdisjoint(map(OPS, order)):
         operations = _PREPARED.intersection(map(OPS, order))
         if Op.CAT in operations and recording.calls is None:
-            given, roots = list(roots), _with_joins(roots, order)
+            given, roots = list(roots), _with_joins(roots, order, failures)
             order = order if roots == given else needed(roots)
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
@@ -155,7 +157,9 @@ def realize(
     return [made.get(root, root) for root in roots]
 
 
-def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+def _with_joins(
+    roots: Sequence[Node], order: Sequence[Node], failures: list[MinigradError]
+) -> list[Node]:
     """Roots with joins of many small arrays in memory: a program would be another for each number.
 
     order: what they need.
@@ -164,34 +168,37 @@ def _with_joins(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
     cat = Op.CAT
     for node in order:
         if node.op is cat and len(node.src) > MANY and node.device not in meshes:
-            memory = _joined(node, joined)
-            if memory is not None:
-                joined[node] = buffer(memory, node.dtype, node.shape, node.device)
+            made = _joined(node, joined, failures)
+            if made is not None:
+                joined[node] = made
     return replaced(roots, joined)
 
 
-def _joined(node: Node, known: Mapping[Node, Node]) -> Buffer | None:
-    """Memory that a CAT is copied to, if its pieces are small, and all in memory or all numbers.
+def _joined(
+    node: Node, known: Mapping[Node, Node], failures: list[MinigradError]
+) -> Node | None:
+    """What a CAT is copied to, if its pieces are small, and all in memory or all numbers.
 
-    known: other CATs, which are in memory by now.
+    Some may be cast, which the join is, where all are of one dtype: or else there would be another
+    program for each pattern. known: other CATs, which are in memory by now.
     """
-    pieces = []
-    for x in node.src:
-        while x.op is RESHAPE:
-            x = x.src[0]
-        pieces.append(known.get(x, x))
+    pieces = [known.get(x, x) for x in (beneath(x, _RESHAPE) for x in node.src)]
     apart = any(extent != 1 for extent in node.shape[: node.arg])
     if apart or is_symbolic(node.shape) or any(nbytes(x) > MOST_BYTES for x in pieces):
         return None
-    memory = Buffer(node.device, node.dtype, numel(node.shape))
-    ops = set(map(OPS, pieces))
-    if ops == {BUFFER}:
-        memory.join([x.arg for x in pieces])
+    ops, cast_op = set(map(OPS, pieces)), Op.CAST
+    given = [beneath(x.src[0], _RESHAPE) if x.op is cast_op else x for x in pieces]
+    if ops <= {BUFFER, cast_op} and {*map(OPS, given)} == {BUFFER}:
+        if len({x.dtype for x in given}) > 1:
+            given = [realize([x], failures)[0] for x in pieces]
+        memory = Buffer(node.device, given[0].dtype, numel(node.shape))
+        memory.join([x.arg for x in given])
     elif ops == {CONST}:
+        memory = Buffer(node.device, node.dtype, numel(node.shape))
         memory.copy_in(b"".join(number_bytes(x.arg, x.dtype) * numel(x.shape) for x in pieces))
     else:
         return None
-    return memory
+    return cast(buffer(memory, memory.dtype, node.shape, node.device), node.dtype)
 
 
 def _run(

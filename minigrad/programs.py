@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,13 +12,22 @@ from minigrad.device import Device, Program
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
+from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS
+from minigrad.graph.pieces import LEAST_NODES
+from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
+from minigrad.pieced import Pieced, in_pieces
 from minigrad.settings import report, thread
 from minigrad.undisturbed import undisturbed
 
 MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
 MOST_SPECIAL = 64  # programs of one structure
+# Structures of one kind that are compiled as they come. Where the latest were used seldom more than
+# once, the next is like none of them either.
+MOST_ALIKE, LATEST, SELDOM = 3, 8, 4 / 3
+# What is in pieces has the structure of a whole graph, but may never come again: it counts as many.
+OF_PIECED = 16
 # Uses of a padded program with the same numbers: one of their own is up to twice as fast, and takes
 # as long to compile as some hundred uses.
 FREQUENT = 32
@@ -36,17 +46,20 @@ class Family:
         self.samples: list[tuple[Cell, ...]] = []
         self.generalizes = True
         self.often: dict[tuple[Cell, ...], int] = {}  # how often a padded program served which
-        self.used = 0
+        self.used = self.uses = 0
 
     def __len__(self) -> int:
-        return len(self.special) + len(self.general)
+        of_each = (OF_PIECED if isinstance(one, Pieced) else 1 for one in self.special.values())
+        return sum(of_each) + len(self.general)
 
     def find(
         self, cells: tuple[Cell, ...], may_pad: bool
     ) -> tuple[Program, Mapping[str, int]] | None:
         """The program for these numbers, with the values of the variables that it adds."""
         program = self.special.get(cells)
-        if program is not None:
+        if program is not None and (
+            not isinstance(program, Pieced) or (may_pad and not self._is_frequent(cells))
+        ):
             return program, NO_VALUES
         for general, program in self.general:
             values = general.match(cells)
@@ -66,7 +79,7 @@ class Family:
     def make(self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool) -> None:
         """Compile a program that `find` then finds: a general one where this is not the first."""
         general = None
-        frequent = self.often.pop(call.cells, 0) > FREQUENT
+        frequent = self.often.pop(call.cells, 0) > FREQUENT or call.cells in self.special
         some = self.generalizes and self.samples and not frequent
         if some and Device[call.roots[0].device].generalizes:
             general = self._generalized(call, may_pad)
@@ -117,6 +130,8 @@ class Programs:
     def __init__(self, most: int) -> None:
         self.most = most
         self._families: dict[Any, Family] = {}
+        # The latest structures that gave results of some dtypes and dimensions, to some memory.
+        self._alike: dict[Any, deque[Family]] = {}
         self._clock = itertools.count()
         self._lock = new_rlock()
 
@@ -144,21 +159,48 @@ class Programs:
                 if found is None:
                     self._make_room(family)
                     with undisturbed():
-                        family.make(call, compile, may_pad)
+                        if not may_pad or not self._in_pieces(call, family, compile):
+                            family.make(call, compile, may_pad)
                     found = family.find(call.cells, may_pad)
                     assert found is not None, call
         assert family is not None
         family.used = next(self._clock)
+        family.uses += 1
         return found
+
+    def _in_pieces(
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program]
+    ) -> bool:
+        """Make the program of a call in pieces, where graphs of its kind come, but not again."""
+        root = call.roots[0]
+        if len(family) or len(call.order) < LEAST_NODES or call.values or root.device in meshes:
+            return False
+        if COLLECTIVE in map(OPS, call.order) or not Device[root.device].generalizes:
+            return False
+        kind = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
+        latest = self._alike.setdefault(kind, deque(maxlen=LATEST))
+        uses = sum(one.uses for one in latest)
+        rare = len(latest) >= MOST_ALIKE and uses <= SELDOM * len(latest)
+        latest.append(family)
+        if not rare:
+            return False
+        program = in_pieces(call, lambda piece: self.find(piece, compile))
+        if program is not None:
+            family.samples.append(call.cells)
+            family.special[call.cells] = program
+        return program is not None
 
     def forget(self) -> None:
         """Begin anew: the next graph of each structure counts as its first."""
         with self._lock:
             self._families.clear()
+            self._alike.clear()
 
     def _make_room(self, wanted: Family) -> None:
         """Forget an eighth of the programs at once, so that looking for the oldest stays cheap."""
         left = len(self)
+        if len(self._alike) > self.most:
+            self._alike.clear()
         if left >= self.most:
             oldest = sorted(self._families.items(), key=lambda item: item[1].used)
             for key, family in oldest:

@@ -34,8 +34,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.render",),
     (
         "minigrad.device", "minigrad.program", "minigrad.programs", "minigrad.padded",
-        "minigrad.failure", "minigrad.cache", "minigrad.collective", "minigrad.compile",
-        "minigrad.mesh",
+        "minigrad.pieced", "minigrad.failure", "minigrad.cache", "minigrad.collective",
+        "minigrad.compile", "minigrad.mesh",
     ),
     ("minigrad.runtimes",),
     ("minigrad.tensor",),

@@ -1,0 +1,131 @@
+"""A graph that is like no other, in pieces that others have, too.
+
+Where Python decides in each step what is computed (a coin for each word, trees of different shapes,
+a chain that grows) no two graphs are alike, but what they are made of is. A piece ends where a
+value is kept or where several others read it, whatever is before and behind; so those of which
+there are programs are found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    CONST,
+    WHERE,
+    Node,
+    Op,
+    beneath,
+    in_order,
+    topological,
+)
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, REPEATED
+from minigrad.graph.shapes import numel
+
+LEAST_NODES = 256  # of a graph: to compile fewer takes some 50 ms
+# Operations, one after the other, of a piece: the more, the more kinds of pieces there are. And of
+# one that writes: an optimizer's update wants no other memory.
+DEEPEST, OF_WRITES = 6, 32
+CHEAP = 4  # cost of what each piece that reads it computes anew, if it is larger than its sources
+_LEAVES = frozenset({BUFFER, CONST, Op.IOTA, Op.VARIABLE})
+_SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # of which each piece that reads it has its own
+_JOINING = ELEMENTWISE | {Op.GATHER}  # what may be computed where it is read
+
+
+def pieces(roots: Sequence[Node]) -> list[list[Node]]:
+    """What is to be stored, piece by piece, each computed of memory and of earlier pieces. Writes
+    in place are the last.
+
+    One piece, or none, where nothing is stored before what is wanted.
+    """
+    order = topological(roots)
+    stored, groups = _ends(roots, order)
+    plain = [[root] for root in roots if root.op is not ASSIGN and root not in stored]
+    return [*([node] for node in order if node in stored), *plain, *groups]
+
+
+def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list[list[Node]]]:
+    """What is stored for others; and the writes, those together that share what they compute."""
+    anew = _anew(order)
+    apart = {
+        x for node in order if _reads_memory(node, anew) for x in _shown_by(node.src)
+        if x not in anew or x.op is Op.CAST
+    }  # fmt: skip
+    leads = {root: root for root in roots if root.op is ASSIGN}
+    piece: dict[Node, dict[Node, int]] = {node: {} for node in order}  # who reads it, how far off
+    for root in roots:
+        piece[root][root] = DEEPEST - OF_WRITES if root in leads else 0
+    stored: set[Node] = set()
+    for node in reversed(order):
+        reading = piece[node]
+        if node.op not in _LEAVES and node not in leads and (node not in anew or node in apart):
+            joins = node.op in _JOINING and node not in apart and node not in reading
+            joins = joins and max(reading.values()) < DEEPEST
+            if joins and len(reading) > 1:
+                joins = numel(node.shape) > 1 and reading.keys() <= leads.keys()
+                heads = [_lead(one, leads) for one in reading] if joins else []
+                leads.update((head, heads[0]) for head in heads)
+            if joins:
+                reading = {one: far + 1 for one, far in reading.items()}
+            else:
+                stored.add(node)
+                reading = {node: 0}
+        for source in node.src:
+            known = piece[source]
+            for one, far in reading.items():
+                known[one] = max(far, known.get(one, far))
+    return stored, _groups(leads, stored)
+
+
+def _reads_memory(node: Node, anew: Set[Node]) -> bool:
+    """Whether the sources are stored, of which there is one pattern then: those of a join, of steps
+    of a sum or of what is written part by part, and of products, which read them over and over.
+    """
+    op = node.op
+    is_step = (op in REPEATED or op is WHERE) and any(source.op is op for source in node.src)
+    return op is Op.CAT or is_step or (op is Op.MUL and node in anew)
+
+
+def _shown_by(nodes: Iterable[Node]) -> Iterator[Node]:
+    return (beneath(node, MOVEMENT) for node in nodes)
+
+
+def _lead(write: Node, leads: Mapping[Node, Node]) -> Node:
+    while leads[write] is not write:
+        write = leads[write]
+    return write
+
+
+def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
+    """Writes by what leads them; all together where one reads what another one writes."""
+    found: dict[Node, list[Node]] = {}
+    for write in leads:
+        found.setdefault(_lead(write, leads), []).append(write)
+    written = {write.src[0].arg: lead for lead, writes in found.items() for write in writes}
+    for lead, writes in found.items():
+        for node in in_order(writes, lambda node: () if node in stored else node.src):
+            if node.op is BUFFER and written.get(node.arg, lead) is not lead:
+                return [[*leads]]
+    return list(found.values())
+
+
+def _anew(order: Sequence[Node]) -> set[Node]:
+    """What each piece that reads it computes anew: it costs less than to be stored."""
+    inner = _shown_by(node.src[0] for node in order if node.op in REDUCTIONS)
+    factors = {node for node in inner if node.op is Op.MUL}
+    found: set[Node] = set()
+    size: dict[Node, Any] = {}  # elements of memory of which it is computed
+    for node in order:
+        op, own = node.op, numel(node.shape)
+        read = sum(size[source] for source in node.src)
+        grows = own > 2 * read and op in ELEMENTWISE and op.facts.cost <= CHEAP
+        size[node] = own
+        if op in _SHOWN or grows or node in factors:
+            found.add(node)
+            size[node] = min(read, own) if op in _SHOWN else read
+        elif op in _LEAVES and op is not BUFFER:
+            size[node] = 0
+    return found

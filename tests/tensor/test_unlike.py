@@ -1,0 +1,226 @@
+"""Programs whose graph is another in each step: from some step on nothing is compiled."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import minigrad.programs
+from minigrad import Context, GlobalCounters, Tensor, jit, nn
+from minigrad.errors import BoundsError
+from minigrad.pieced import Pieced
+from minigrad.program import programs
+from minigrad.programs import FREQUENT, MOST_ALIKE
+
+STEPS = MOST_ALIKE + 8
+KNOWN = MOST_ALIKE + 4  # steps after which nearly all pieces are known
+
+
+@pytest.fixture
+def on_compiled(compiled: str) -> Iterator[None]:
+    programs.forget()
+    with Context(DEVICE=compiled):
+        yield
+    programs.forget()
+
+
+@pytest.fixture
+def all_in_pieces(on_compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minigrad.programs, "LEAST_NODES", 1)
+    monkeypatch.setattr(minigrad.programs, "MOST_ALIKE", 0)
+
+
+def numbers(seed: int, *shape: int) -> Tensor:
+    return Tensor(np.random.default_rng(seed).standard_normal(shape, np.float32)).realize()
+
+
+class Learner:
+    """A model whose layers are used as coins decide."""
+
+    def __init__(self) -> None:
+        self.coins = random.Random(3)
+        Tensor.manual_seed(0)
+        self.module = self.made()
+        parameters = nn.state.get_parameters(self.module)
+        self.optimizer = nn.optim.AdamW(parameters, lr=0.01)
+
+    def step(self) -> float:
+        self.optimizer.zero_grad()
+        loss = self.loss()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def made(self) -> list[nn.Linear]:
+        return [nn.Linear(12, 12) for _ in range(8)]
+
+    def loss(self) -> Tensor:
+        x = numbers(1, 4, 12)
+        for layer in self.module:
+            if self.coins.random() < 0.7:
+                x = x + (layer(x).gelu() * 0.5).layernorm()
+        return x.square().mean()
+
+
+class OfTrees(Learner):
+    def made(self) -> list[nn.Linear]:
+        return [nn.Linear(16, 8)]
+
+    def tree(self, leaves: int) -> Tensor:
+        if leaves == 1:
+            return numbers(self.coins.randrange(9), 1, 8)
+        left = self.coins.randrange(1, leaves)
+        both = Tensor.cat(self.tree(left), self.tree(leaves - left), dim=1)
+        return self.module[0](both).tanh()
+
+    def loss(self) -> Tensor:
+        some = [self.tree(self.coins.randrange(8, 12)).square().sum() for _ in range(2)]
+        return some[0] + some[1]
+
+
+class OfWords(Learner):
+    """The next word is what was said or what should have been."""
+
+    def made(self) -> list[object]:
+        return [nn.Embedding(7, 8), nn.GRUCell(8, 8), nn.Linear(8, 7)]
+
+    def loss(self) -> Tensor:
+        embedding, cell, output = self.module
+        words, state = Tensor([[1, 2, 3, 4, 5, 6, 0, 1], [2, 4, 6, 1, 3, 5, 0, 2]]), None
+        word, total = words[:, 0], Tensor(0.0)
+        for place in range(1, 8):
+            state = cell(embedding(word), state)
+            logits = output(state)
+            total = total + logits.cross_entropy(words[:, place])
+            word = words[:, place] if self.coins.random() < 0.5 else logits.argmax(1)
+        return total
+
+
+def counts(step, times: int) -> list[int]:
+    found = []
+    for _ in range(times):
+        before = GlobalCounters.programs_compiled
+        step()
+        found.append(GlobalCounters.programs_compiled - before)
+    return found
+
+
+@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords])
+def test_pieces_are_known(on_compiled, kind):
+    found = counts(kind().step, STEPS)
+    assert sum(found[KNOWN:]) <= STEPS - KNOWN, found
+
+
+@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords])
+def test_the_values_are_those_of_whole_programs(on_compiled, kind, monkeypatch):
+    learner = kind()
+    found = [learner.step() for _ in range(STEPS)]
+    monkeypatch.setattr(minigrad.programs, "LEAST_NODES", 1 << 30)
+    programs.forget()
+    learner = kind()
+    np.testing.assert_allclose(found, [learner.step() for _ in range(STEPS)], rtol=2e-4)
+
+
+def deep(x: Tensor, seed: int) -> Tensor:
+    """Of many operations, as coins decide."""
+    coins = random.Random(seed)
+    for _ in range(40):
+        y = (x @ x).tanh() if coins.random() < 0.5 else x.T @ x + 1
+        x = y / y.square().sum(1, keepdim=True).sqrt() - x
+    return x
+
+
+def test_memory_of_pieces_is_given_back(all_in_pieces):
+    x, held = numbers(0, 3, 3), []
+    for seed in range(6):
+        deep(x, seed).realize()
+        held.append(GlobalCounters.mem_used)
+    assert max(held) <= held[0]
+
+
+def test_what_comes_often_gets_a_program_of_its_own(on_compiled):
+    x = numbers(0, 3, 3)
+    for seed in range(MOST_ALIKE + 1):
+        deep(x, seed).realize()
+    found = counts(lambda: deep(x, MOST_ALIKE).realize(), FREQUENT + 4)
+    assert sum(found) == 1 and found[-1] == 0, found
+
+
+def test_what_is_another_now_and_then_is_compiled(on_compiled):
+    x, found = numbers(0, 3, 3), []
+    for seed in range(2 * MOST_ALIKE):
+        found += counts(lambda seed=seed: deep(x, seed).realize(), 3)
+    assert found == [1, 0, 0] * (2 * MOST_ALIKE), found
+
+
+def test_a_captured_step_is_one_program(on_compiled):
+    x = numbers(0, 3, 3)
+    for seed in range(MOST_ALIKE + 2):
+        deep(x, seed).realize()
+    step = jit(lambda x: deep(x, 60).realize())
+    expected = deep(x, 60).numpy()
+    for _ in range(4):
+        before = GlobalCounters.program_calls
+        np.testing.assert_allclose(step(x).numpy(), expected, rtol=1e-4)
+    assert GlobalCounters.program_calls - before <= 1
+
+
+def test_writes_read_what_was_there_before(all_in_pieces):
+    a, b = numbers(0, 4, 4), numbers(1, 4, 4)
+    was, other = a.numpy(), b.numpy()
+    new = (b @ b).exp().sum(0) + a
+    a.assign(b * 2 + a.sum(1))
+    b.assign(new)
+    Tensor.realize(a, b)
+    np.testing.assert_allclose(a.numpy(), other * 2 + was.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(b.numpy(), np.exp(other @ other).sum(0) + was, rtol=1e-5)
+
+
+def test_parts_that_are_written(all_in_pieces):
+    x, rows = numbers(0, 6, 4), numbers(1, 2, 4)
+    expected = x.numpy()
+    x[1:3] = rows.softmax(1) + x[4:].sum(0)
+    x[3] = x[1] * 2
+    expected[1:3] = np.exp(rows.numpy()) / np.exp(rows.numpy()).sum(1, keepdims=True) + (
+        expected[4:].sum(0))  # fmt: skip
+    expected[3] = expected[1] * 2
+    np.testing.assert_allclose(x.numpy(), expected, rtol=1e-5)
+
+
+def test_an_index_out_of_range_in_a_piece(all_in_pieces):
+    x, index = numbers(0, 5, 3), Tensor([1, 9])
+    with pytest.raises(BoundsError):
+        (x.exp().softmax(0)[index].sum(0) + x.max(0)).numpy()
+    assert np.isfinite((x.exp().softmax(0)[Tensor([1, 4])].sum(0) + x.max(0)).numpy()).all()
+
+
+def test_what_reads_a_write_reads_its_value(all_in_pieces):
+    x = Tensor([1, 2, 3])
+    x.assign(x * 2)
+    x.assign(x)
+    before = x.clone()
+    x.set_data([7, 8, 9])
+    assert before.tolist() == [2, 4, 6]
+
+
+def test_pieces_of_a_join_are_alike(on_compiled):
+    """Numbers of two dtypes, as they come."""
+    coins = random.Random(1)
+
+    def step() -> None:
+        pieces = [
+            Tensor([[number]], dtype="int64" if coins.random() < 0.5 else "int32").realize()
+            for number in range(20)
+        ]
+        assert Tensor.cat(*pieces).sum().item() == 190
+
+    assert not any(counts(step, STEPS)[2:])
+
+
+def test_a_program_in_pieces_is_found(all_in_pieces):
+    deep(numbers(0, 3, 3), 3).realize()
+    found = [p for family in programs._families.values() for p in family.special.values()]
+    assert any(isinstance(program, Pieced) for program in found)
