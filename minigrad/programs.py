@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -131,7 +132,7 @@ class Programs:
         self.most = most
         self._families: dict[Any, Family] = {}
         # The latest structures that gave results of some dtypes and dimensions, to some memory.
-        self._alike: dict[Any, deque[Family]] = {}
+        self._alike: dict[Any, deque[weakref.ref[Family]]] = {}
         self._clock = itertools.count()
         self._lock = new_rlock()
 
@@ -179,9 +180,9 @@ class Programs:
             return False
         kind = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         latest = self._alike.setdefault(kind, deque(maxlen=LATEST))
-        uses = sum(one.uses for one in latest)
-        rare = len(latest) >= MOST_ALIKE and uses <= SELDOM * len(latest)
-        latest.append(family)
+        uses = [one.uses for one in (link() for link in latest) if one is not None]
+        rare = len(uses) >= MOST_ALIKE and sum(uses) <= SELDOM * len(uses)
+        latest.append(weakref.ref(family))
         if not rare:
             return False
         program = in_pieces(call, lambda piece: self.find(piece, compile))

@@ -53,7 +53,7 @@ def test_the_measurement_notices_what_is_kept(monkeypatch: pytest.MonkeyPatch) -
 def _program(table: Programs, structure: int, reference: str) -> Any:
     """The program of a graph that is nothing but its number."""
     root = SimpleNamespace(device=reference)
-    call: Any = SimpleNamespace(structure=structure, cells=(), roots=[root], graph=object)
+    call: Any = SimpleNamespace(structure=structure, cells=(), roots=[root], graph=object, order=())
     found, _ = table.find(call, lambda graph: graph)  # type: ignore[arg-type, return-value]
     return found
 
