@@ -8,7 +8,6 @@ divides them (see `graph/partition.py`). So a program is written once, and runs 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from math import prod
 
 from minigrad.device import Device
@@ -83,8 +82,11 @@ class Mesh:
 
     def places(self, number: int) -> dict[str, int]:
         """Where a device is along each axis."""
-        grid = [*product(*map(range, self.sizes.values()))]
-        return dict(zip(self.sizes, grid[number], strict=True))
+        found: dict[str, int] = {}
+        for axis, size in reversed([*self.sizes.items()]):
+            found[axis] = number % size
+            number //= size
+        return {axis: found[axis] for axis in self.sizes}
 
 
 def mesh_of(devices: Mesh | Sequence[str]) -> Mesh:

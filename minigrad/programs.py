@@ -29,8 +29,8 @@ MOST_SPECIAL = 64  # programs of one structure
 MOST_ALIKE, LATEST, SELDOM = 3, 8, 4 / 3
 # What is in pieces has the structure of a whole graph, but may never come again: it counts as many.
 OF_PIECED = 16
-# Uses of a padded program with the same numbers: one of their own is up to twice as fast, and takes
-# as long to compile as some hundred uses.
+# Uses of a padded program, or of one in pieces, with the same numbers: one of their own is up to
+# twice as fast, and takes as long to compile as some hundred uses.
 FREQUENT = 32
 
 
@@ -46,7 +46,8 @@ class Family:
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
         self.generalizes = True
-        self.often: dict[tuple[Cell, ...], int] = {}  # how often a padded program served which
+        # how often a program that is padded, or in pieces, served which
+        self.often: dict[tuple[Cell, ...], int] = {}
         self.used = self.uses = 0
 
     def __len__(self) -> int:

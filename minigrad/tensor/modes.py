@@ -15,6 +15,9 @@ from minigrad.settings import state_that
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+USUAL = {"training": False, "gradients": True}  # what a thread begins with
+
+
 class _Modes(threading.local):
     """training: whether layers behave so. gradients: whether results depend on leaves, or are
     constants. Both are to be read at will, and to be changed by `put`.
@@ -25,8 +28,7 @@ class _Modes(threading.local):
     """
 
     def __init__(self) -> None:
-        self.training = False
-        self.gradients = True
+        self.training, self.gradients = USUAL["training"], USUAL["gradients"]
         self.describing: int | None = None
         self.unsaid: Callable[[], Any] | None = None
 
@@ -35,7 +37,7 @@ class _Modes(threading.local):
         if not isinstance(mode, bool):
             raise TypeError(f"Tensor.train({mode!r}): expected True or False")
         setattr(self, name, mode)
-        state_that(name, mode is (name == "training"))
+        state_that(name, mode is not USUAL[name])
 
 
 modes = _Modes()
