@@ -569,16 +569,21 @@ class Schedule:
         """More statements in each iteration over `at`, after the copies that it begins with.
 
         behind: behind its loops instead. Only where registers are used inside, not in the loops of
-        copies.
+        copies; ValueError where they are in none.
         """
+        found = False
 
         def change(loop: Loop, around: Around) -> Statements:
+            nonlocal found
+            found = True
             if behind:
                 return (loop, *make(loop, around))
             copies = tuple(takewhile(lambda one: not registers.computes(one), loop.body))
             return (loop.around((*copies, *make(loop, around), *loop.body[len(copies) :])),)
 
         self._change(at, change, computing=True)
+        if not found:
+            raise ValueError(f"no loop over {at} uses registers: put what it computes in one first")
 
     @_step
     def bound(self, x: Atom, start: Integer, stop: Integer) -> None:

@@ -652,6 +652,13 @@ def test_a_loop_that_is_not_there() -> None:
         product().split(LANE, 2, "t")
 
 
+def test_nothing_is_inserted_beside_copies_alone() -> None:
+    """A barrier that went nowhere would be missed by results only."""
+    body = loops_over([N], [Store(Array("out", dtypes.float32, 8), N.index, expr.index(N.index))])
+    with pytest.raises(ValueError, match="no loop over n0 uses registers"):
+        Schedule(body).insert(n, lambda *_: [Barrier()])
+
+
 def test_explain_shows_what_steps_bring() -> None:
     found = subprocess.run(
         [sys.executable, "-m", "minigrad.loops.explain", "gemm", "52", "48", "64",
