@@ -7,24 +7,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from devices import REFERENCE
+from schedule.agreement import compare, reference
+from schedule.machine import GPU, place, read
+from schedule.programs import PROGRAMS, graph_of
 
 from minigrad import Context, Tensor, Variable
 from minigrad.compile import schedule_of
-from minigrad.device import Device
+from minigrad.device import Buffer, Device
 from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import high
 from minigrad.loops import transforms
 from minigrad.loops.gpu import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
 from minigrad.render.opencl_groups import render
-from minigrad.target import CPU_TILES, TILES, Group, Target
+from minigrad.target import CPU_TILES, TILES, Group
 
-GROUP = Group(256, 48 << 10, 4)
-GPU = Target(0, 16, 32 << 10, 512 << 10, group=GROUP)
 PLACE = REFERENCE  # nodes need a device's name; nothing runs on it
 
 
@@ -145,7 +148,7 @@ def test_golden_rows():
 
 
 def test_neighbours_are_read_as_one_word_where_they_begin_at_one():
-    size = 4 * GROUP.items * GROUP.units * 8
+    size = 4 * GPU.group.items * GPU.group.units * 8
     (nest,) = nests(build.elementwise(Op.NEG, slot(0, size)))
     text = render(nest).text
     assert "*(__global const float4 *)(a0 + " in text and "get_global_size(0)" in text
@@ -184,6 +187,25 @@ def noted(name, monkeypatch):
     found, launch = [], Device[name].launch
     monkeypatch.setattr(Device[name], "launch", lambda given: found.extend(given) or launch(given))
     return found
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_programs_of_recipes(first, name):
+    """Each of loops/'s recipes for GPUs is for some of these (loops/test_recipes.py)."""
+    graph, inputs = graph_of(PROGRAMS[name])
+    values, wanted = reference(PROGRAMS[name], 5)
+    buffers = [Buffer(first, x.dtype, numel(x.shape)) for x in (*inputs.nodes, *graph.roots)]
+    for node, buffer, value in zip(inputs.nodes, buffers, values.values(), strict=False):
+        memory = np.zeros(buffer.nbytes, np.uint8)
+        place(memory, value, tuple(map(high, node.shape)))
+        buffer.copy_in(memory.data)
+    Device[first].compile(graph).run(buffers, {"n": 5})
+    results = buffers[len(inputs.nodes) :]
+    found = [
+        read(np.frombuffer(buffer.copy_out(), np.uint8), root, 5)
+        for root, buffer in zip(graph.roots, results, strict=True)
+    ]
+    compare(found, wanted, values, first)
 
 
 @pytest.mark.parametrize("tile", TILES + CPU_TILES, ids=lambda t: f"{t.rows}x{t.columns}")

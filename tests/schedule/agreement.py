@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -41,9 +42,17 @@ def agree(
     else:
         expected = evaluate(graph.roots, values, {"n": n})
     found = run(graph, values, machine, n, fuse)
+    compare(found, expected, values, f"{machine}, fuse {fuse}", tolerance)
+    return list(expected)
+
+
+def compare(
+    found: Sequence[np.ndarray], expected: Sequence[np.ndarray], values: Mapping[int, np.ndarray],
+    where: str, tolerance: Tolerance = NEAR,
+) -> None:  # fmt: skip
+    """AssertionError where outputs are not near enough to what operands of these values give."""
     operands = tuple(x for x in values.values() if x.dtype not in (np.int32, np.int64))
     terms = max((x.size for x in values.values()), default=1) ** 0.5
     for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):
         problem = difference(got, wanted, tolerance, operands, terms)
-        assert problem is None, f"output {number} on {machine}, fuse {fuse}: {problem}"
-    return list(expected)
+        assert problem is None, f"output {number} on {where}: {problem}"

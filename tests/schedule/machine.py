@@ -32,7 +32,7 @@ from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
 from minigrad.schedule.groups import SHARED, beside, in_groups
 from minigrad.schedule.schedule import Schedule, plan_arena
-from minigrad.target import Target
+from minigrad.target import Group, Target
 
 CANARY = 0xA5
 MARGIN = 256  # bytes before and behind each piece of memory
@@ -42,6 +42,8 @@ _KERNEL = ctypes.CFUNCTYPE(
 
 # What the golden files are made for; not the host's numbers, so that they are the same everywhere.
 GOLDEN = Target(64, 32, 1 << 15, 1 << 20)
+# A GPU of few units, so that small programs are enough for recipes of work-groups.
+GPU = Target(0, 16, 32 << 10, 512 << 10, group=Group(256, 48 << 10, 4))
 
 STREAMING = 64  # a cache so small that every store of 32 bytes passes by it
 
@@ -137,7 +139,7 @@ def run_nests(
     slots = [Memory(size, offset=8 * (slot % 3)) for slot, size in enumerate(sizes)]
     for array, slot in plan.slots.items():
         if slot in values and array.name.startswith("s"):
-            _place(slots[slot].bytes, values[slot], _upper(graph, slot))
+            place(slots[slot].bytes, values[slot], _upper(graph, slot))
     joined = beside(plan.kernels, plan.places(), [SHARED] * len(nests), [0] * len(nests))
     offsets, nbytes = plan_arena(in_groups(plan.held, joined))
     arena = Memory(nbytes)
@@ -177,7 +179,7 @@ def run_nests(
     for slot, memory in enumerate(slots):
         memory.check(f"slot {slot}")
     return [
-        _read(slots[slot].bytes, root, n)
+        read(slots[slot].bytes, root, n)
         for root, slot in zip(graph.roots, graph.outputs, strict=True)
     ]
 
@@ -196,13 +198,14 @@ def _upper(graph: Graph, slot: int) -> tuple[int, ...]:
     raise AssertionError(f"no input has slot {slot}")
 
 
-def _place(memory: np.ndarray, value: np.ndarray, upper: tuple[int, ...]) -> None:
+def place(memory: np.ndarray, value: np.ndarray, upper: tuple[int, ...]) -> None:
     """Put a value into memory whose strides are those of the upper bounds."""
     flat = memory[: int(np.prod(upper)) * value.dtype.itemsize].view(value.dtype).reshape(upper)
     flat[tuple(slice(extent) for extent in value.shape)] = value
 
 
-def _read(memory: np.ndarray, root: Node, n: int) -> np.ndarray:
+def read(memory: np.ndarray, root: Node, n: int) -> np.ndarray:
+    """The value of a root from memory as `place` fills it; n is that of the variable "n"."""
     kind = numpy_dtype(root.dtype)
     upper = tuple(high(extent) for extent in root.shape)
     flat = memory[: numel(root.shape) * kind.itemsize].view(kind).reshape(upper)
