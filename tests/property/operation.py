@@ -68,7 +68,8 @@ class Operation:
     result: the result's dtype, from the operands'. differentiable: in every float operand that
     `gradient_domains` (default: `domains`) keeps away from kinks. special: NaN and its like are
     allowed. layouts: whether operands may be views. smooth: plans at which there is a derivative.
-    exact: a function of one number by mpmath (see `exact`), where special points are tested, too.
+    exact: a function of one number by mpmath (see `exact`), where special points are tested, too;
+    the reference says which sign a 0 or an ∞ has, as mpmath knows no −0.
     """
 
     name: str
