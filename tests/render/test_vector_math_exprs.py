@@ -121,8 +121,8 @@ def worst_double(
 
 @pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
 def test_float32_error_is_bounded_everywhere(op: Op) -> None:
-    # What mpmath alone computes takes it 0.2 ms a point; a few thousand show the worst place of each
-    # polynomial, too.
+    # What mpmath alone computes takes it 0.2 ms a point; a few thousand show the worst place of
+    # each polynomial, too.
     count = 4_000 if op.facts.fold((0.5,)) is None else 100_000
     for error, argument in worst_single(op, count):
         assert error <= BOUND[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
