@@ -21,7 +21,7 @@ from minigrad.errors import DeviceError, LostValueError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node
 from minigrad.graph.sharding import meshes
-from minigrad.hints import hint
+from minigrad.hints import answer, hint
 from minigrad.locks import new_rlock
 from minigrad.settings import getenv, put
 
@@ -481,3 +481,4 @@ class _Devices:
 
 
 Device = _Devices()
+answer(__name__, 'minigrad.device("cpu")')

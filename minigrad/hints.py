@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 # What names in the table stand for.
@@ -39,13 +40,14 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
     """The error for a name that is not here: with the table's hint, or with what sounds alike."""
     if name.startswith("_"):  # whoever asks for protocols asks often
         return AttributeError(f"{owner} has no {name!r}", name=name)
-    if (owner, name) in _by_name():
-        return AttributeError(f"{owner} has no {name!r} here: {_by_name()[owner, name]}", name=name)
-    if name.endswith("_") and name[:-1] in known:
+    how = _by_name().get((owner, name))
+    if how is None and owner == "minigrad":  # PyTorch's functions are methods here
+        is_here = hasattr(sys.modules["minigrad.tensor"].Tensor, name)
+        how = f"Tensor.{name}" if is_here else _by_name().get(("Tensor", name))
+    if how is None and name.endswith("_") and name[:-1] in known:
         how = f"x.copy_(x.{name[:-1]}(…)) writes it to x"
+    if how is not None:
         return AttributeError(f"{owner} has no {name!r} here: {how}", name=name)
-    if owner == "minigrad" and hasattr(sys.modules["minigrad.tensor"].Tensor, name):
-        return AttributeError(f"minigrad has no {name!r} here: Tensor.{name}", name=name)
     from difflib import get_close_matches
 
     alike = get_close_matches(name, known, 3)
@@ -80,6 +82,21 @@ def present(owner: str, names: Iterable[str]) -> list[str]:
 def _by_name() -> dict[tuple[str, str], str]:
     found = ((re.match(r"(\w+)\.(\w+)", typed), text) for typed, text in table().items())
     return {(OWNERS.get(m[1], m[1]), m[2]): text for m, text in found if m}
+
+
+class _Room(ModuleType):
+    """A module whose name is a function's in PyTorch."""
+
+    _typed: str
+
+    def __call__(self, *args: Any, **options: Any) -> NoReturn:
+        raise TypeError(f"{self.__name__} is a module here: {hint(self._typed)}")
+
+
+def answer(module: str, typed: str) -> None:
+    """Let a module say what to type to whoever calls it; typed: the table's row."""
+    room: Any = sys.modules[module]
+    room.__class__, room._typed = _Room, typed
 
 
 def names_of(module: str, names: dict[str, Any]) -> Callable[[str], Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
-from minigrad.hints import hint, put_hints
+from minigrad.hints import answer, put_hints
 from minigrad.tensor.arguments import check_methods
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
@@ -78,16 +77,7 @@ for _family in Tensor.__mro__[:-1]:
             _method.__qualname__ = f"Tensor.{_method.__name__}"
             _method.__module__ = __name__  # where pickle looks for that
 check_methods(Tensor)
-
-
-class _Room(ModuleType):
-    """This package, which answers whoever types PyTorch's `tensor(…)`."""
-
-    def __call__(self, *args: Any, **options: Any) -> NoReturn:
-        raise TypeError(f"minigrad.tensor is a package here: {hint('minigrad.tensor([1])')}")
-
-
-sys.modules[__name__].__class__ = _Room
+answer(__name__, "minigrad.tensor([1])")
 _made = {getattr(Tensor, name): templated(getattr(Tensor, name)) for name in TEMPLATED}
 for _name, _method in [(name, getattr(Tensor, name)) for name in dir(Tensor)]:
     if isinstance(_method, FunctionType) and _method in _made:  # under each of its names: `@`, too

@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
-from minigrad.dtype import DType, check_holds, resolve
+from minigrad.dtype import BY_NAME, DType, check_holds, resolve
 from minigrad.errors import GradientError, ScanError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
@@ -432,14 +432,14 @@ class Core(Holder, metaclass=_TensorType):
     ) -> Self:  # fmt: skip
         """A copy on another device, or the tensor itself where it is there already.
 
-        Of a tuple of devices each has all of it. Of a dtype it is `cast`, as with `dtype` given; of
-        a tensor that one's device and dtype.
+        Of a tuple of devices each has all of it. Of a dtype, or its name, it is `cast`, as with
+        `dtype` given; of a tensor that one's device and dtype.
 
         >>> Tensor([1]).to("CPU").device
         'CPU'
         """
-        if isinstance(device, DType):
-            return self._new(build.cast(self.node, device))
+        if isinstance(device, DType) or (isinstance(device, str) and device in BY_NAME):
+            return self._new(build.cast(self.node, resolve(device)))
         if isinstance(device, Core):
             return self.to(device.device, dtype or device.dtype)
         if dtype is not None:

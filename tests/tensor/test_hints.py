@@ -13,7 +13,7 @@ import pytest
 import minigrad
 from minigrad import Device, Tensor, dtypes, nn
 from minigrad.errors import AxisError
-from minigrad.hints import hint, table
+from minigrad.hints import _by_name, hint, table
 
 
 def scope() -> dict[str, Any]:
@@ -141,7 +141,7 @@ def test_hints_of_names_are_of_names_that_are_missing() -> None:
 
 # Names that are here, typed in a way that is not.
 USED = {("x", "to"), ("x", "view"), ("x", "data"), ("optim", "Adam"), ("minigrad", "tensor"),
-        ("optimizer", "step")}  # fmt: skip
+        ("minigrad", "device"), ("minigrad", "compile"), ("optimizer", "step")}  # fmt: skip
 
 
 def test_arguments_that_are_not_here() -> None:
@@ -168,6 +168,19 @@ def test_names_of_a_module_that_methods_have() -> None:
     for name in ("einsum", "cat", "where", "exp"):
         with pytest.raises(AttributeError, match=rf"minigrad has no '{name}' here: Tensor\.{name}"):
             getattr(minigrad, name)
+    for name in ("from_numpy", "inference_mode", "is_tensor"):  # what is said of Tensor's
+        said = re.escape(_by_name()["Tensor", name])
+        with pytest.raises(AttributeError, match=f"minigrad has no '{name}' here: {said}"):
+            getattr(minigrad, name)
+
+
+def test_a_dtype_and_a_module_are_no_device_and_no_function() -> None:
+    x = Tensor([1.0])
+    assert x.to("float64").dtype is x.to(dtypes.float64).dtype is dtypes.float64
+    import minigrad.compile  # which is an attribute of the package from then on
+
+    with pytest.raises(TypeError, match=r"minigrad\.compile is a module here: @jit captures"):
+        minigrad.compile(x.exp)
 
 
 def test_one_hot_of_as_many_classes_as_there_are() -> None:
