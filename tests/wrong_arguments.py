@@ -106,7 +106,7 @@ CALLS = {
     "F.cross_entropy(X, X, ignore_index=1)": "of probabilities: expected integer targets",
     "F.cross_entropy(X, X, X[0], ignore_index=1)": "of probabilities: expected integer targets",
     "F.cross_entropy(X, Tensor([0, 1]), X[0], label_smoothing=2.0)": "or share, in 0 … 1",
-    "F.cross_entropy(X, _zeros(2, 1), X[0])": "expected equal shapes",
+    "F.cross_entropy(X, _zeros(2, 1), X[0])": "expected probabilities of the logits' shape",
     "F.triplet_margin_loss(X, X, X, -1.0)": "(margin=-1.0): expected a number > 0",
     # optimizers
     "optim.SGD([LEAF], momentum='a')": "SGD(momentum='a'): expected a number",

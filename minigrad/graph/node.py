@@ -208,9 +208,11 @@ def device_of(what: Op | str, src: Sequence[Node]) -> str:
     device = src[0].device
     for node in src:
         if node.device != device:
+            names = f"{device} and {node.device}"
+            sharded = ", or with .shard(mesh, P(…))" if "Mesh" in names else ""
             raise DeviceError(
-                f"{getattr(what, 'value', what)}: tensors are on {device} and {node.device}; "
-                f"move one with .to({device!r})"
+                f"{getattr(what, 'value', what)}: tensors are on {names}; "
+                f"move one with .to({device!r}){sharded}"
             )
     return device
 

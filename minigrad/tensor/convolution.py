@@ -86,10 +86,12 @@ class Convolution(Composed):
         out, inner, *kernel = _plain("conv2d", weight.shape)
         channels, *space = _plain("conv2d", x.shape[1:])
         if groups < 1 or out % groups or channels != inner * groups:
+            are_last = self.shape[-1] == inner * groups
             raise ShapeError(
                 f"conv2d of {self.shape} with a weight {weight.shape} in {groups} "
                 f"groups: expected (…, {inner * max(groups, 1)}, …), the weight's channels times "
                 "groups, and a number of outputs that the groups divide"
+                + are_last * f"; x.movedim(-1, {-spatial - 1}) has the last dimension there"
             )
         steps, gaps, pairs = geometry("conv2d", kernel, stride, padding, dilation)
         sizes = list(zip(space, pairs, kernel, gaps, strict=True))

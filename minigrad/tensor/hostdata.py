@@ -62,8 +62,9 @@ def _read_array(data: Any) -> HostArray:
         raise DTypeError("Tensor(masked array): expected numbers everywhere, as x.filled(0) has")
     dtype = known(array.dtype)
     if dtype is None:
+        how = ", as array.astype(np.float32) has" if array.dtype.kind == "O" else ""
         raise DTypeError(
-            f"Tensor(array of {array.dtype}): expected bool, an integer or a float dtype "
+            f"Tensor(array of {array.dtype}): expected bool, an integer or a float dtype{how} "
             f"({', '.join(BY_NAME)})"
         )
     if array.dtype.byteorder == ">":

@@ -67,7 +67,10 @@ class Loss(Composed):
         if ignore_index != -100:
             raise DTypeError(f"cross_entropy(ignore_index={ignore_index}) of probabilities: "
                              "expected integer targets")  # fmt: skip
-        self._check_same_shape("cross_entropy", target)
+        if target.shape != self.shape:
+            expected = "probabilities of the logits' shape, or classes as integers: target.int()"
+            given = f"targets {target.dtype.name} {target.shape}"
+            raise misfit("cross_entropy", expected, self, given)
         wanted = self._new(target.node).movedim(place, -1) * (1 - label_smoothing)
         if label_smoothing:
             wanted = wanted + label_smoothing / shifted._count(-1, shifted.dtype)

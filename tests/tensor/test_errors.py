@@ -231,6 +231,16 @@ MISTAKES = {
         lambda: nn.optim.clip_grad_norm([Tensor([1.0])], 1.0), GradientError, "no parameter has",
     ),
     "warm-up": (lambda: nn.schedule.linear_warmup(1.0, -1), ValueError, "warmup=-1.*≥ 0"),
+    "classes as floats": (
+        lambda: nn.functional.cross_entropy(A, Tensor([0.0, 1.0])), ShapeError,
+        r"\(2, 3\) and targets float32 \(2,\).*classes as integers: target\.int\(\)",
+    ),
+    "channels behind": (
+        lambda: nn.Conv2d(3, 4, 3)(Tensor.zeros(2, 8, 8, 3)), ShapeError, r"x\.movedim\(-1, -3\)",
+    ),
+    "array of objects": (
+        lambda: Tensor(np.array([1, 2.5], object)), DTypeError, r"astype\(np\.float32\)",
+    ),
     "from_bytes": (lambda: Tensor.from_bytes(b"abc", (1,), A.dtype), ShapeError, "expected 4"),
 }
 
