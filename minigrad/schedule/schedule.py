@@ -92,13 +92,17 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
     """Turn the roots of a graph, which earlier passes may have rewritten, into kernels.
 
     fuse: let stages share kernels. Which ones do depends on the target.
+
+    A plan shows what is wrong with it, and then another one is made: values that are computed again
+    for less than it takes to keep them in memory (unless there are more kernels then), and writes
+    in place before which not all can be read (the value is computed elsewhere, and copied last).
     """
     distinct = _distinct_roots(roots)
     pairs = zip(distinct, roots, strict=True)
     asked = {found: root for found, root in pairs if root.op in _SHOWING}
     roots = with_parts(distinct)
     recomputed: frozenset[Node] = frozenset()
-    stored: frozenset[Node] = frozenset()
+    better_kept: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
     stages = Stages()
 
@@ -107,12 +111,13 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 
     plan = planned()
     while True:
-        worth = plan.better_recomputed() - recomputed - stored
+        worth = plan.better_recomputed() - recomputed - better_kept
         if worth:
             before, recomputed = plan, recomputed | worth
             plan = planned()
             if len(plan.clusters) > len(before.clusters):  # what shared it would be taken apart
-                plan, recomputed, stored = before, recomputed - worth, stored | worth
+                plan, recomputed = before, recomputed - worth
+                better_kept |= worth
             continue
         unsafe = plan.order_in_place_writes() - deferred
         if not unsafe:
@@ -139,6 +144,23 @@ def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
     return result
 
 
+def _with_copies(
+    targets: Iterable[tuple[Node, int]], deferred: frozenset[int]
+) -> tuple[list[tuple[Node, int]], list[Node]]:
+    """Roots with their slots: for deferred slots copies, made when nobody needs the old value.
+
+    Also gives these copies.
+    """
+    found: list[tuple[Node, int]] = []
+    copies: list[Node] = []
+    for root, slot in targets:
+        if slot in deferred:
+            root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
+            copies.append(root)
+        found.append((root, slot))
+    return found, copies
+
+
 class _Plan:
     """One attempt at a schedule."""
 
@@ -152,27 +174,46 @@ class _Plan:
         target: Target,
         stages: Stages,
     ) -> None:
-        targets = list(zip(roots, graph.outputs, strict=True))
-        roots = list(roots)
-        late: set[Node] = set()
-        for place, (root, slot) in enumerate(targets):
-            if slot in deferred:  # compute elsewhere; copy when nobody needs the old value
-                copy = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
-                targets[place] = (copy, slot)
-                roots.append(copy)
-                late.add(copy)
+        targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
+        roots = [*roots, *late]
         order = topological(roots)
         order = topological(exchanges_in_order(roots, order))
         kept, self.recomputable = choose(order, roots, recomputed, fuse)
+        self._name_arrays(order, targets, kept, stages)
+        nodes = [node for node in kept if numel(node.shape)]
+        self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
+        for node, stage in self.stages.items():
+            if isinstance(node.arg, Part):
+                self.stages[node] = placed(stage, node.arg)
+        alone = self._cut_to_parts(root for root, _ in targets)
+        alone |= {self.arrays[node] for node in late}
+        self._order_results(target, fuse)
+        self.chains = Chains(self.stages.values(), self.slots, fuse)
+        self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
+        self.readers: dict[Array, list[Cluster]] = {}
+        for member in self.clusters:
+            for array in {a: None for stage in member.stages for a in stage.reads}:
+                self.readers.setdefault(array, []).append(member)
+        self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
+
+    def _name_arrays(
+        self, order: Sequence[Node], targets: Sequence[tuple[Node, int]], kept: Sequence[Node],
+        stages: Stages,
+    ) -> None:  # fmt: skip
+        """An array for each BUFFER, root and kept node, and the slots of those of the call.
+
+        inputs: those of BUFFERs by slot. rows: those of which only some rows are written, and none
+        is read.
+        """
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
         self.inputs: dict[int, Array] = {}
+        self.rows: set[Array] = set()
         for node in order:
             if node.op is Op.BUFFER:
                 array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
                 self.arrays[node] = self.inputs[node.arg] = array
                 self.slots[array] = node.arg
-        self.rows: set[Array] = set()  # of which only some rows are written, and not read
         for root, slot in targets:
             some = isinstance(root.arg, Part) and root.arg.cat == ROWS
             array = Array(f"o{slot}", root.dtype, numel(root.arg.shape if some else root.shape))
@@ -191,21 +232,6 @@ class _Plan:
                     self.arrays[piece] = part
                     if whole in self.slots:
                         self.slots[part] = self.slots[whole]
-        nodes = [node for node in kept if numel(node.shape)]
-        self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
-        for node, stage in self.stages.items():
-            if isinstance(node.arg, Part):
-                self.stages[node] = placed(stage, node.arg)
-        alone = self._cut_to_parts(root for root, _ in targets)
-        alone |= {self.arrays[node] for node in late}
-        self._order_results(target, fuse)
-        self.chains = Chains(self.stages.values(), self.slots, fuse)
-        self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
-        self.readers: dict[Array, list[Cluster]] = {}
-        for member in self.clusters:
-            for array in {a: None for stage in member.stages for a in stage.reads}:
-                self.readers.setdefault(array, []).append(member)
-        self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _needed(self, stages: dict[Node, Stage]) -> dict[Node, Stage]:
         """Without the stages that nobody reads after all (a mask hid them, a constant chose)."""
