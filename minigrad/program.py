@@ -220,7 +220,7 @@ def _run(
             memory = Buffer(root.device, root.dtype, form.size)
             fresh.append(memory)
             made[root] = own_buffer(memory, root.dtype, root.shape, root.device, form)
-        else:
+        else:  # written in place
             made[root] = root.src[0]
     _launch(call, program, fresh, [*made.values()], values, failures)
     return made
@@ -241,14 +241,14 @@ def _compiled(graph: Graph) -> Program:
 
 def _launch(
     call: Canonical, program: Program, fresh: Sequence[Buffer], made: Sequence[Node],
-    values: Mapping[str, int], failures: list[MinigradError], first: Set[Buffer] = frozenset(),
+    values: Mapping[str, int], failures: list[MinigradError], begun: Set[Buffer] = frozenset(),
 ) -> None:  # fmt: skip
     """Run a program. made: the BUFFER of each root, of which `fresh` have no values yet.
 
-    first: those that it writes a part of, and is the first to do so.
+    begun: buffers of which it writes a part, before anybody else has written any.
     """
     if spoiled:
-        refuse(_read_by(call) - first)
+        refuse(_read_by(call) - begun)
     buffers: list[Buffer] = [*call.inputs, *fresh]
     if call.checks:
         buffers.append(Buffer(call.roots[0].device, dtypes.uint32, 1))
@@ -263,10 +263,10 @@ def _launch(
         failures += _look(call, made, buffers[-1])
     if recording.calls is not None:
         existing = buffers[: len(call.inputs)]
-        new = (*(b for b in existing if b in first), *buffers[len(existing) :])
+        new = (*(b for b in existing if b in begun), *buffers[len(existing) :])
         written = tuple(node.arg for node in made if node.arg not in new)
         recording.calls.append(Call(
-            program, tuple(buffers), values, new, written, _read_by(call) - first, call.checks,
+            program, tuple(buffers), values, new, written, _read_by(call) - begun, call.checks,
             _doubtful(call, made), numbers_of(call),
         ))  # fmt: skip
 

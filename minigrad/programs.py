@@ -46,7 +46,7 @@ class Family:
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
         self.generalizes = True
-        # how often a program that is padded, or in pieces, served which
+        # how often numbers were served by a program that is padded, or in pieces
         self.often: dict[tuple[Cell, ...], int] = {}
         self.used = self.uses = 0
 

@@ -96,7 +96,7 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
     def rewritten(self, remake: Remake, variables: tuple[str, ...]) -> Graph:
         """The graph of nodes that `remake` makes, in order, of a node, its new sources and arg.
 
-        A CHECK is given for its arg alone, which is what `remake` then gives a node for.
+        Of what it makes of a CHECK only the arg is used: all of these become one more root.
         """
         slots = {memory: slot for slot, memory in enumerate(self.inputs)}
         new: dict[Node, Node] = {}

@@ -212,6 +212,7 @@ def _add(
 class Plan:
     """How a product is cut: tiles of mr × nr, tasks of mc × nc (see above).
 
+    packs_left, packs_right: operands that are copied, in the order in which tiles read them.
     squares: tiles are in matrix registers.
     """
 
@@ -265,22 +266,21 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
     panels = ceildiv(column.count, nr)
     depth = problem.depth
     size = problem.total.dtype.itemsize
-    plain = all(isinstance(axis.extent, int) for axis in problem.k)
     pays = packing_pays(problem, target)
-    deep = depth * nr * size > FAR_BYTES
-    if pays and (awkward or plain and deep):
-        kc = KC if plain and deep else 0
-        near = target.l2 // 2 if kc else target.l2
-        most_rows = max(near // ((kc or depth) * max(size, 4)), mr)
+    deep = depth * nr * size > FAR_BYTES and all(isinstance(k.extent, int) for k in problem.k)
+    if pays and (awkward or deep):  # blocks of rows that stay in the second cache
+        kc = KC if deep else 0
+        cache = target.l2 // 2 if kc else target.l2
+        most_rows = max(cache // ((kc or depth) * max(size, 4)), mr)
         most_columns = NC if kc else max(MOST_WORK // (min(rows, most_rows) * depth), 1)
         blocks, column_blocks = blocks_of(problem, most_rows, most_columns)
         mc = rows if blocks == 1 else ceildiv(ceildiv(rows, blocks), mr) * mr
         packs = kc > 0 or needs_packing(problem, nr, mc)
         return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, True, packs, kc)
-    mc = rows
-    near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
-    if pays and near >= MANY_ROWS:
-        mc = cut(rows, mr, near)
+    mc = rows  # of the left operand as it lies
+    staying = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
+    if pays and staying >= MANY_ROWS:
+        mc = cut(rows, mr, staying)
     packs = nr > 1 and needs_packing(problem, nr, mc)
     if mc >= rows:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
@@ -288,9 +288,9 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
     tasks = problem.batches * ceildiv(rows, mc) * panels
     for axis in rows_of_panel(problem.m, mc, tasks):
         tasks //= axis.most
-    each = tasks // ENOUGH_TASKS if packs else 1
+    spare = tasks // ENOUGH_TASKS if packs else 1  # panels that a task can have
     work = mc * depth * nr  # multiply-adds of a panel
-    column_blocks = ceildiv(panels, max(min(each, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
+    column_blocks = ceildiv(panels, max(min(spare, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
     return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, False, packs)
 
 

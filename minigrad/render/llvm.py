@@ -178,7 +178,8 @@ class _Emitter(MemoryEmitter):
         """
         piece: AbstractContextManager[str | None] = self.straight(loop.changes)
         known = is_number(start) and is_number(stop)
-        count = ceildiv(int(stop) - int(start), loop.step) if known else 1 if alone else 2
+        several = 1 if alone else 2  # of an unknown number it matters only whether it is one
+        count = ceildiv(int(stop) - int(start), loop.step) if known else several
         if count > 1:
             piece = self.iterations(start, stop, loop.step, check and not known, loop.changes)
         elif count < 1:

@@ -48,7 +48,7 @@ class Contraction(Methods):
         if wide is dtypes.int32 and _are_bytes(x, y):
             return self._new(build.cast(_product_of_bytes(self, right).node, result_dtype))
         x, y = build.cast(x, wide), build.cast(y, wide)
-        rows = x.shape[:-1] if x.ndim > 1 else (1,)
+        rows = x.shape[:-1] if x.ndim > 1 else (1,)  # a vector is a matrix of one
         left = build.reshape(x, (*rows, 1, x.shape[-1]))  # (…, m, 1, k)
         if y.ndim > 1:
             y = build.permute(y, (*range(y.ndim - 2), y.ndim - 1, y.ndim - 2))
@@ -59,9 +59,9 @@ class Contraction(Methods):
             Op.MUL, *(broadcast_to(one, shape, "matmul") for one in (left, lines))
         )
         total = build.reduce(Op.SUM, terms, [len(shape) - 1])
-        ones = (-2,) * (self.ndim == 1) + (-1,) * (right.ndim == 1)
-        kept = [n for at, n in enumerate(shape[:-1]) if at - len(shape) + 1 not in ones]
-        return self._new(build.cast(build.reshape(total, tuple(kept)), result_dtype))
+        *batch, m, n, _ = shape
+        kept = (*batch, *(m,) * (self.ndim > 1), *(n,) * (right.ndim > 1))
+        return self._new(build.cast(build.reshape(total, kept), result_dtype))
 
     def dot(self, other: Any, dtype: DTypeLike = None) -> Self:
         """As `matmul`.
