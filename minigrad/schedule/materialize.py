@@ -41,6 +41,7 @@ def choose(
     Also gives those that are kept only to save operations, and could as well be recomputed, with
     how many these are for an element.
     """
+    # operations that it takes, and those to compute it again; arrays that it reads; length of chain
     below, again, leaves, depth = _measure(order)
     readers: dict[Node, list[Node]] = {}
     for node in order:
@@ -65,7 +66,7 @@ def choose(
             size = numel(node.shape)
             extra = evaluations - size
             many_leaves = leaves[node] > 1 and node.op in ELEMENTWISE and node not in seen_through
-            if many_leaves and 2 * extra >= size:
+            if many_leaves and 2 * extra >= size:  # each reader would read several arrays
                 kept.add(node)
             elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
                 if node not in recomputed and node not in seen_through:
@@ -113,8 +114,9 @@ def _operands_in_memory(node: Node, seen_through: set[Node]) -> Iterator[Node]:
 
 
 def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
-    """Per node: operations below it down to kept values, all of them, and without those of what is
-    the same for many elements, which is kept for itself; large arrays read; length of the chain.
+    """Per node: operations from kept values down to it (below); the same without those of what is
+    expanded to many elements, which is kept for itself (again); large arrays that it reads
+    (leaves); nodes of its longest chain (depth).
     """
     below: dict[Node, int] = {}
     again: dict[Node, int] = {}
