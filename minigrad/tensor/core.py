@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import DType, check_holds, resolve
-from minigrad.errors import GradientError, ScanError, ShapeError
+from minigrad.errors import GradientError, ScanError, ShapeError, expect
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
@@ -116,11 +116,9 @@ class Core(Holder, metaclass=_TensorType):
         [1, 2]
         """
         dtype = resolve(dtype)
-        if len(data) != numel(shape) * dtype.itemsize:
-            raise ShapeError(
-                f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}; "
-                f"expected {numel(shape) * dtype.itemsize}"
-            )
+        expect(len(data) == numel(shape) * dtype.itemsize,
+               f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}",
+               f"{numel(shape) * dtype.itemsize}")  # fmt: skip
         where = Device.canonical(device)
         result = cls._of(stored(data, dtype, shape, where))
         result.made = True
@@ -135,11 +133,9 @@ class Core(Holder, metaclass=_TensorType):
         [3, 4]
         """
         raw, shape, found = hostdata.read(data, self.dtype)
-        if shape != self.shape or found is not self.dtype:
-            raise ShapeError(
-                f"set_data of {found.name} {show(shape)} on {self.dtype.name} {show(self.shape)}; "
-                "expected the same shape and dtype"
-            )
+        expect(shape == self.shape and found is self.dtype,
+               f"set_data of {found.name} {show(shape)} on {self.dtype.name} {show(self.shape)}",
+               "the same shape and dtype")  # fmt: skip
         self._fill(raw)
         return self
 
