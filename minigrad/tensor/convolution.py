@@ -409,8 +409,8 @@ def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int
     numbers = [whole(n) for n in (given if isinstance(given, Sequence) else (given,))]
     if len(numbers) == 1:
         numbers *= spatial
-    expect(len(numbers) == spatial and all(type(n) is int and n >= least for n in numbers),
-           f"{name}({what}={given!r})", f"an int ≥ {least}, or {spatial} of them")  # fmt: skip
+    if len(numbers) != spatial or any(type(n) is not int or n < least for n in numbers):
+        raise misfit(f"{name}({what}={given!r})", f"an int ≥ {least}, or {spatial} of them")
     return numbers
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, DTypeLike, check_holds, dtype_of, dtype_or, dtypes
-from minigrad.errors import DTypeError, ShapeError, expect
+from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
@@ -28,9 +28,8 @@ def _numeric(name: str, given: DTypeLike, default: DType) -> DType:
 def _check_numbers(name: str, *values: Any) -> None:
     for value in values:
         if not isinstance(value, (bool, int, float, Affine)):
-            raise TypeError(
-                f"{name} with {value!r}, a {type(value).__name__}; expected a Python number"
-            )
+            raise misfit(f"{name} with {value!r}, a {type(value).__name__}", "a Python number",
+                         error=TypeError)  # fmt: skip
         if name == "arange" and isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"arange with {value}: expected finite numbers")
 
@@ -234,9 +233,7 @@ class Creation(Methods):
         [[[1, 1], [2, 2]], [[3, 4], [3, 4]]]
         """
         vectors = tensors_in("meshgrid", (self, *others))
-        if any(vector.ndim > 1 for vector in vectors):
-            shapes = " and ".join(str(vector.shape) for vector in vectors)
-            raise ShapeError(f"meshgrid of {shapes}: expected vectors")
+        expect(all(vector.ndim <= 1 for vector in vectors), "meshgrid", "vectors", *vectors)
         check_choice("meshgrid", ("ij", "xy"), indexing=indexing)
         places = list(range(len(vectors)))
         if indexing == "xy":

@@ -103,10 +103,8 @@ class Joining(Methods):
             expect(sizes > 0, f"split({sizes})", "a size > 0")
             sizes = [min(sizes, extent - start) for start in range(0, max(extent, 1), sizes)]
         if sum(sizes) != extent:
-            raise ShapeError(
-                f"split into {list(sizes)} along dimension {axis} of {self.shape}: "
-                f"the sizes add up to {sum(sizes)}, expected {extent}"
-            )
+            said = f"split into {list(sizes)}, which add up to {sum(sizes)}, along dimension {axis}"
+            raise misfit(said, f"{extent}", self)
         ends = zip(sizes, accumulate(sizes), strict=True)
         return tuple(self._part(axis, end - size, end) for size, end in ends)
 
@@ -194,10 +192,8 @@ def _joined_along(
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
     listed = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
     if listed is first and (others or not first):
-        raise TypeError(
-            f"{name} of a list of {len(listed)} and {len(others)} more arguments; expected "
-            f"{name}([a, b, …], dim)"
-        )
+        said = f"{name} of a list of {len(listed)} and {len(others)} more arguments"
+        raise misfit(said, f"{name}([a, b, …], dim)", error=TypeError)
     kind = type(listed[0])
     if not isinstance(listed[0], Core):
         raise TypeError(f"{name} of a {kind.__name__}: expected tensors")
