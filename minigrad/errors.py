@@ -6,6 +6,8 @@ Each one derives from `MinigradError` and from the builtin that a caller would e
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MinigradError(Exception):
     """Root of all errors raised by minigrad."""
@@ -15,13 +17,29 @@ class ShapeError(MinigradError, ValueError, RuntimeError):
     """Shapes or axes do not fit an operation; PyTorch raises a RuntimeError then."""
 
 
-def misfit(name: str, expected: str, *given: object) -> ShapeError:
-    """What to raise where shapes do not fit: "cdist of (2,) and (3,): expected matrices".
+def misfit(
+    name: str, expected: str, *given: object, error: type[Exception] = ShapeError,
+    **arguments: object,
+) -> Exception:  # fmt: skip
+    """What to raise where something does not fit: "cdist of (2,) and (3,): expected matrices".
 
-    given: what has a shape, or words that say more of one.
+    given: what has a shape, or words that say more of one. arguments: those of the function `name`
+    that are meant, as in "diff(n=-1): expected n ≥ 0".
     """
     shapes = " and ".join(str(getattr(one, "shape", one)) for one in given)
-    return ShapeError(f"{name} of {shapes}: expected {expected}")
+    shown = ", ".join(f"{word}={value!r}" for word, value in arguments.items())
+    what = (f"{name}({shown})" if arguments else name) + (f" of {shapes}" if given else "")
+    return error(f"{what}: expected {expected}")
+
+
+def expect(holds: object, name: str, expected: str, *given: object, **options: Any) -> None:
+    """Raise what `misfit` makes of the rest, unless something holds.
+
+    What the message is made of is made first, so functions that are called all the time, and have
+    more to say than what is there anyway, raise `misfit` behind an if.
+    """
+    if not holds:
+        raise misfit(name, expected, *given, **options)
 
 
 class AxisError(ShapeError, IndexError):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 
 from minigrad.device import Device
-from minigrad.errors import DeviceError
+from minigrad.errors import DeviceError, expect
 from minigrad.graph.sharding import Sizes, meshes
 from minigrad.settings import Context
 
@@ -55,10 +55,9 @@ class Mesh:
         words = ", ".join(f"{axis}={size}" for axis, size in axes.items())
         where = kind if names == usual else ", ".join(names)
         self.name = f"Mesh({words}) of {where}"
-        if len(set(names)) != self.size or len(names) != self.size:
-            raise DeviceError(
-                f"Mesh({words}) of {', '.join(names)}: expected {self.size} different devices"
-            )
+        expect(len(set(names)) == self.size and len(names) == self.size,
+               f"Mesh({words}) of {', '.join(names)}", f"{self.size} different devices",
+               error=DeviceError)  # fmt: skip
         self.devices = Devices(names, self.name)
         self._contexts: list[Context] = []
         Device.add_mesh(self)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from minigrad.array_api import dtypes as kinds
 from minigrad.device import Device
 from minigrad.dtype import DType
+from minigrad.errors import expect, misfit
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import KINDS, Kind
 
@@ -77,11 +78,9 @@ class Array:
 
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         """The module `minigrad.array_api`."""
-        if api_version is not None and api_version not in kinds.VERSIONS:
-            raise ValueError(
-                f"the array API standard {api_version} is not supported: expected one of "
-                f"{', '.join(kinds.VERSIONS)}"
-            )
+        expect(api_version is None or api_version in kinds.VERSIONS,
+               f"the array API standard {api_version} is not supported",
+               f"one of {', '.join(kinds.VERSIONS)}", error=ValueError)  # fmt: skip
         return self._namespace
 
     def __dlpack__(
@@ -211,10 +210,9 @@ def _check(name: str, allowed: Kinds, *arrays: Array) -> None:
         if not isinstance(array, Array):
             raise TypeError(f"{name}({type(array).__name__}): expected an array")
         if array.dtype not in allowed:
-            raise TypeError(
-                f"{name} of an array of {array.dtype.name}: expected one of "
-                f"{', '.join(dtype.name for dtype in allowed)}"
-            )
+            known = ", ".join(dtype.name for dtype in allowed)
+            what = f"{name} of an array of {array.dtype.name}"
+            raise misfit(what, f"one of {known}", error=TypeError)
 
 
 def _unary(name: str, allowed: Kinds, x: Array, apply: Callable[[Any], Any]) -> Array:

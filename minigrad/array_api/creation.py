@@ -8,6 +8,7 @@ from typing import Any
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _check
 from minigrad.dtype import DType, DTypeLike, dtype_or
+from minigrad.errors import expect
 from minigrad.tensor import Tensor, hostdata
 from minigrad.tensor.arguments import check_functions
 
@@ -68,8 +69,7 @@ def linspace(
 ) -> Array:  # fmt: skip
     """num numbers from start to stop, which is left out with endpoint=False."""
     wanted = dtype_or(dtype, kinds.DEFAULT_FLOAT)
-    if num < 0:
-        raise ValueError(f"linspace(num={num}): expected a number of elements from 0 on")
+    expect(num >= 0, "linspace", "a number of elements from 0 on", error=ValueError, num=num)
     steps = num if endpoint else num + 1
     return Array._of(Tensor.linspace(start, stop, steps, dtype=wanted, device=device)[:num])
 

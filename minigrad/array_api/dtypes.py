@@ -8,6 +8,7 @@ from typing import Any
 from minigrad.device import Device
 from minigrad.dtype import DType, promote
 from minigrad.dtype import dtypes as all_dtypes
+from minigrad.errors import expect
 
 VERSIONS = ("2022.12", "2023.12", "2024.12")
 
@@ -66,16 +67,14 @@ def _dtype_of(value: Any) -> DType:
 def iinfo(type: Any, /) -> IntegerLimits:
     """Limits of an integer dtype (or an array's)."""
     dtype = _dtype_of(type)
-    if dtype not in INTEGER:
-        raise TypeError(f"iinfo({dtype.name}): expected an integer dtype")
+    expect(dtype in INTEGER, f"iinfo({dtype.name})", "an integer dtype", error=TypeError)
     return IntegerLimits(dtype.bits, int(dtype.maximum), int(dtype.minimum), dtype)
 
 
 def finfo(type: Any, /) -> FloatLimits:
     """Limits of a floating-point dtype (or an array's)."""
     dtype = _dtype_of(type)
-    if dtype not in FLOATING:
-        raise TypeError(f"finfo({dtype.name}): expected a floating-point dtype")
+    expect(dtype in FLOATING, f"finfo({dtype.name})", "a floating-point dtype", error=TypeError)
     eps, exponent = 2.0**-dtype.fraction, (1 << (dtype.bits - 2 - dtype.fraction)) - 1
     largest = (2.0 - eps) * 2.0**exponent
     return FloatLimits(dtype.bits, eps, largest, -largest, 2.0 ** (1 - exponent), dtype)
@@ -83,8 +82,7 @@ def finfo(type: Any, /) -> FloatLimits:
 
 def isdtype(dtype: DType, kind: Any) -> Any:
     """Whether a dtype is another, of a kind such as "integral", or of one of several."""
-    if not isinstance(dtype, DType):
-        raise TypeError(f"isdtype({dtype!r}): expected a dtype, as float32")
+    expect(isinstance(dtype, DType), f"isdtype({dtype!r})", "a dtype, as float32", error=TypeError)
     if isinstance(kind, tuple):
         return any(isdtype(dtype, one) for one in kind)
     if isinstance(kind, str):
@@ -108,8 +106,7 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
     """The dtype in which arrays, dtypes and Python numbers combine."""
     known = [x for x in arrays_and_dtypes if not isinstance(x, (int, float))]
     numbers = [x for x in arrays_and_dtypes if isinstance(x, (int, float))]
-    if not known:
-        raise ValueError("result_type: expected at least one array or dtype")
+    expect(known, "result_type", "at least one array or dtype", error=ValueError)
     result = _dtype_of(known[0])
     for value in known[1:]:
         result = _combine(result, _dtype_of(value))

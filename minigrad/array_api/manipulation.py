@@ -7,7 +7,7 @@ from typing import Any
 
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _check
-from minigrad.errors import misfit
+from minigrad.errors import expect, misfit
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, axes_of, axis_of
@@ -17,10 +17,8 @@ def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
     """An axis that both arrays have with one extent, counted from the end."""
     least = min(x1.ndim, x2.ndim)
     place = axis_of(name, axis, least, 0) - least
-    if axis >= 0 and x1.ndim != x2.ndim:
-        raise misfit(name, "a negative axis, for which both have one", x1, x2)
-    if x1.shape[place] != x2.shape[place]:
-        raise misfit(name, f"equal extents along axis {axis}", x1, x2)
+    expect(axis < 0 or x1.ndim == x2.ndim, name, "a negative axis, for which both have one", x1, x2)
+    expect(x1.shape[place] == x2.shape[place], name, f"equal extents along axis {axis}", x1, x2)
     return place
 
 
@@ -155,8 +153,7 @@ def _take(tensor: Any, indices: Any, axis: int) -> Any:
 def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
     """The parts of x at indices along an axis; negative ones count from its end."""
     if axis is None:
-        if x.ndim != 1:
-            raise ValueError(f"take of shape {x.shape}: expected an axis")
+        expect(x.ndim == 1, f"take of shape {x.shape}", "an axis", error=ValueError)
         axis = 0
     place = axis_of("take", axis, x.ndim, 0)
     _check_integers("take", indices)

@@ -12,7 +12,7 @@ from math import gcd
 from typing import Any
 
 from minigrad.dtype import DType, dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph.node import CONST, EXPAND, RESHAPE, Node, Shape, device_of, is_symbolic, make
 from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
@@ -83,9 +83,7 @@ def sort(keys: Node, axis: int) -> Node:
 
 def _check_axis(op: Op, x: Node, axis: int) -> None:
     if not 0 <= axis < x.ndim or isinstance(x.shape[axis], Affine):
-        raise ShapeError(
-            f"{op.value} along axis {axis} of {x.shape}: expected an axis of known length"
-        )
+        raise misfit(f"{op.value} along axis {axis}", "an axis of known length", x)
 
 
 def distribute(starts: Node, bin: Node, x: Node) -> Node:
@@ -101,15 +99,10 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
     """
     rows = x.shape[0] if x.ndim == 2 else -1
     if bin.shape != x.shape or starts.shape != (rows, 256):
-        raise ShapeError(
-            f"distribute: starts {starts.shape}, bin {bin.shape} and x {x.shape}; expected "
-            "(rows, 256), (rows, length), (rows, length)"
-        )
+        raise misfit("distribute", "(rows, 256), (rows, length), (rows, length)", starts, bin, x)
     if starts.dtype is not dtypes.int32 or bin.dtype is not dtypes.uint8:
-        raise DTypeError(
-            f"distribute: starts are {starts.dtype.name} and bin {bin.dtype.name}, expected int32 "
-            "and uint8"
-        )
+        given = starts.dtype.name, bin.dtype.name
+        raise misfit("distribute", "starts of int32 and a bin of uint8", *given, error=DTypeError)
     src = (starts, bin, x)
     shape = (x.shape[0] * x.shape[1],)
     return make(Op.DISTRIBUTE, x.dtype, shape, src, None, device_of(Op.DISTRIBUTE, src))
@@ -272,14 +265,12 @@ def cat(pieces: Sequence[Node], axis: int) -> Node:
     """
     first = pieces[0]
     if is_symbolic(tuple(x.shape[axis] for x in pieces)):
-        raise ShapeError(f"cat along axis {axis} of {[x.shape for x in pieces]}: expected known "
-                         "extents there")  # fmt: skip
+        raise misfit(f"cat along axis {axis}", "known extents there", *pieces)
     around = _around(first, axis)
     if any(x.dtype is not first.dtype or _around(x, axis) != around for x in pieces):
-        raise ShapeError(
-            f"cat along axis {axis} of {[(x.dtype.name, x.shape) for x in pieces]}: expected "
-            "one dtype, and equal extents but for that axis"
-        )
+        given = (f"{x.dtype.name} {x.shape}" for x in pieces)
+        expected = "one dtype, and equal extents but for that axis"
+        raise misfit(f"cat along axis {axis}", expected, *given)
     some = tuple(x for x in pieces if x.shape[axis] != 0)
     if len(some) < 2:
         return some[0] if some else first
@@ -307,10 +298,8 @@ def window(x: Node, windows: Sequence[Window]) -> Node:
         extent = x.shape[axis] if 0 <= axis < x.ndim else 0
         known = extent if isinstance(extent, int) else 0
         if min(size, step, dilation) <= 0 or dilation * (size - 1) >= known:
-            raise ShapeError(
-                f"window of size {size}, step {step}, dilation {dilation} along axis {axis} of "
-                f"{x.shape}: expected numbers > 0 and at least {dilation * (size - 1) + 1} elements"
-            )
+            said = f"window of size {size}, step {step}, dilation {dilation} along axis {axis}"
+            raise misfit(said, f"numbers > 0, at least {dilation * (size - 1) + 1} elements", x)
         shape[axis] = (known - dilation * (size - 1) - 1) // step + 1
     if len({axis for axis, *_ in windows}) < len(windows):
         raise ShapeError(f"window {windows}: an axis twice; expected each once")
@@ -339,10 +328,8 @@ def scatter(op: Op, base: Node, index: Node, x: Node, axis: int) -> Node:
     """As `scatter_add`, for any of `SCATTERS`."""
     _check_addressed(op.value, base, index, axis)
     if index.shape != x.shape or base.dtype is not x.dtype:
-        raise ShapeError(
-            f"{op.value}: index {index.shape} and x {x.shape} must have equal shapes, "
-            f"base {base.dtype.name} and x {x.dtype.name} equal dtypes"
-        )
+        given = f"base {base.dtype.name}", f"index {index.shape}", f"x {x.dtype.name} {x.shape}"
+        raise misfit(op.value, "index and x to have equal shapes, base and x equal dtypes", *given)
     src = (base, index, x)
     return make(op, base.dtype, base.shape, src, axis, device_of(op, src))
 
@@ -354,10 +341,7 @@ def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:
         a == b for d, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if d != axis
     )
     if not same:
-        raise ShapeError(
-            f"{name} along axis {axis}: array {x.shape} and index {index.shape} "
-            "must have equal shapes but for that axis"
-        )
+        raise misfit(f"{name} along axis {axis}", "equal shapes but for that axis", x, index)
 
 
 def contiguous(x: Node) -> Node:
@@ -376,10 +360,8 @@ def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
         raise ValueError(f"assign to {target.op.name}: the target must be a BUFFER")
     start = 0 if row is None else 1
     if target.shape[start:] != value.shape[start:] or target.dtype is not value.dtype:
-        raise ShapeError(
-            f"assign: target {target.shape} {target.dtype.name}, "
-            f"value {value.shape} {value.dtype.name}"
-        )
+        given = (f"{x.shape} {x.dtype.name}" for x in (value, target))
+        raise misfit("assign", "one shape and dtype", *given)
     src = (target, value)
     return make(Op.ASSIGN, value.dtype, value.shape, src, row, device_of(Op.ASSIGN, src))
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.errors import DTypeError, GradientError, ShapeError
+from minigrad.errors import DTypeError, GradientError, ShapeError, expect
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, make
 from minigrad.graph.shapes import numel
@@ -125,11 +125,9 @@ def _result_shape(kind: str, size: int, shape: Shape) -> Shape:
     if kind in SHARED:
         return shape
     length: Any = shape[0] if shape else 1
-    if not shape or (kind != "all_gather" and length % size):
-        raise ShapeError(
-            f"{kind} of shape {shape} over {size} ranks: expected a first dimension that they can "
-            "share evenly"
-        )
+    expect(shape and (kind == "all_gather" or not length % size),
+           f"{kind} of shape {shape} over {size} ranks",
+           "a first dimension that they can share evenly")  # fmt: skip
     if kind == "all_to_all":
         return shape
     rows = length * size if kind == "all_gather" else length // size

@@ -22,7 +22,7 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, expect
 from minigrad.graph.node import Node, Op, Shape, make
 from minigrad.graph.shapes import strides_of
 from minigrad.graph.symbolic import Integer, ceildiv
@@ -224,10 +224,8 @@ class P(tuple[object, ...]):
             if not isinstance(axes, tuple):
                 raise ShapeError(f"{self!r}: expected names of axes, as P(\"dp\", None)")
             for axis in axes:
-                if axis not in sizes:
-                    known = ", ".join(map(repr, sizes))
-                    raise ShapeError(f"{self!r}: {mesh} has no axis {axis!r}; expected one of "
-                                     f"{known}, or None")  # fmt: skip
+                expect(axis in sizes, f"{self!r}: {mesh} has no axis {axis!r}",
+                       f"one of {', '.join(map(repr, sizes))}, or None")  # fmt: skip
                 if axis in used:
                     raise ShapeError(f"{self!r} has the axis {axis!r} twice; expected it once")
                 used.add(axis)
@@ -235,11 +233,9 @@ class P(tuple[object, ...]):
             if axes and not isinstance(extent, int):
                 raise ShapeError(f"{self!r} divides a dimension of {extent}; expected a plain int")
             ways = prod(sizes[axis] for axis in axes)
-            if axes and (extent == 1 or (count > 1 and _known(extent) % (count * ways))):
-                raise ShapeError(
-                    f"{self!r} divides a dimension of {extent} in {count} × {ways}; expected a "
-                    "multiple of that, or None"
-                )
+            even = count == 1 or not axes or not _known(extent) % (count * ways)
+            expect(not axes or (extent != 1 and even), f"{self!r} divides a dimension of {extent} "
+                   f"in {count} × {ways}", "a multiple of that, or None")  # fmt: skip
             found.append(blocks(_known(extent), axes, sizes, count) if axes else ())
         return tuple(found)
 

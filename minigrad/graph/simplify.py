@@ -185,15 +185,6 @@ def two_as_one(node: Node) -> Node | None:
 # --- reductions ----------------------------------------------------------------------------------
 
 
-def _repeated(node: Node, x: Node, count: int) -> Node | None:
-    """The reduction of `count` equal elements x, if it is one cheap and exact operation."""
-    if node.op is Op.MAX or node.dtype.is_bool:
-        return x
-    if node.op is not Op.SUM or (node.dtype.is_float and convert(count, node.dtype) != count):
-        return None
-    return x * count
-
-
 @on(*REDUCTIONS)
 def reduce_constant(node: Node) -> Node | None:
     """SUM of n times c → n·c, MAX of c → c; over no elements the identity."""
@@ -204,26 +195,11 @@ def reduce_constant(node: Node) -> Node | None:
         return node.constant(identity)
     if x.op is not Op.CONST or is_symbolic(tuple(extents)):
         return None
-    return _repeated(node, node.constant(x.arg), numel(extents))
-
-
-@on(*REDUCTIONS)
-def reduce_expanded(node: Node) -> Node | None:
-    """SUM over an axis along which x was repeated n times → n·x; MAX → x."""
-    expanded = node.src[0]
-    if expanded.op is not Op.EXPAND:
-        return None
-    x, shape, count, axes = expanded.src[0], list(expanded.shape), 1, []
-    for axis in node.arg:
-        extent = shape[axis]
-        if x.shape[axis] == 1 and isinstance(extent, int):
-            shape[axis], count = 1, count * extent
-        else:
-            axes.append(axis)
-    if count == 1:
-        return None
-    rest = build.reduce(node.op, build.expand(x, tuple(shape)), axes)
-    return _repeated(node, rest, count)
+    one, count = node.constant(x.arg), numel(extents)
+    if node.op is Op.MAX or node.dtype.is_bool:
+        return one
+    exact = not node.dtype.is_float or convert(count, node.dtype) == count
+    return one * count if node.op is Op.SUM and exact else None
 
 
 # --- movement ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from numbers import Integral
 from operator import index
 from typing import Any, SupportsIndex
 
+from minigrad.errors import expect
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, var, weighted
 
@@ -21,17 +22,13 @@ class Variable:
 
     def __init__(self, name: str, minimum: int, maximum: int) -> None:
         plain = isinstance(name, str) and name.isascii() and name.isidentifier()
-        if not plain or name.startswith("_"):
-            raise ValueError(
-                f"Variable({name!r}): expected a plain identifier as name, of the letters a … z, "
-                "A … Z, digits, and _, which is not first"
-            )
+        expect(plain and not name.startswith("_"), f"Variable({name!r})", "a plain identifier as "
+               "name, of the letters a … z, A … Z, digits, and _, which is not first",
+               error=ValueError)  # fmt: skip
         bounds = (minimum, maximum)
-        if not all(isinstance(end, Integral) for end in bounds) or not 0 <= minimum <= maximum:
-            raise ValueError(
-                f"Variable({name!r}, {minimum}, {maximum}): expected whole numbers, "
-                "0 <= minimum <= maximum"
-            )
+        expect(all(isinstance(end, Integral) for end in bounds) and 0 <= minimum <= maximum,
+               f"Variable({name!r}, {minimum}, {maximum})",
+               "whole numbers, 0 <= minimum <= maximum", error=ValueError)  # fmt: skip
         self.name, self.minimum, self.maximum = name, minimum, maximum
         # loops' variables end in a digit (i0, k1: see schedule/axis.py), and none of a user's may
         self._of_atom = f"{name}_" if name[-1] == "_" or name[-1].isdigit() else name
@@ -42,10 +39,8 @@ class Variable:
             whole = index(value)
         except TypeError:
             raise TypeError(f"{self!r}.bind({value!r}): expected a whole number") from None
-        if not self.minimum <= whole <= self.maximum:
-            raise ValueError(
-                f"{self!r}.bind({whole}): expected a value in {self.minimum} … {self.maximum}"
-            )
+        expect(self.minimum <= whole <= self.maximum, f"{self!r}.bind({whole})",
+               f"a value in {self.minimum} … {self.maximum}", error=ValueError)  # fmt: skip
         return Atom("var", self._of_atom, self.minimum, self.maximum, payload=whole).index
 
     def __repr__(self) -> str:

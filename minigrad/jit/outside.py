@@ -98,7 +98,7 @@ class Outside:
         self.unmarked = self.differentiates and not any(marks)
         self.gone: list[str] = []  # shapes of tensors that the step read
         self.left, self.seen = noted.left, changes[:]
-        self.links: list[weakref.ref[Holder]] = []
+        self.links: list[weakref.ref[Holder]] = []  # held, as else nobody would call them back
         self.differs = self._look()
 
     def _look(self) -> Callable[[], bool]:

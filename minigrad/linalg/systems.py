@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad.errors import ShapeError, misfit
+from minigrad.errors import expect
 from minigrad.graph.shapes import numel
 from minigrad.linalg.decompositions import Gradients, checked, reciprocal, svd, with_gradients
 from minigrad.linalg.panels import at_once, by_panels, columns_at, missing, next_number, rows_at
@@ -130,8 +130,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     [1.0, 0.5]
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
-    if right.shape[-2:-1] != checked("solve", A, True)[-1:]:
-        raise misfit("solve", "as many rows", A, B)
+    expect(right.shape[-2:-1] == checked("solve", A, True)[-1:], "solve", "as many rows", A, B)
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
@@ -324,8 +323,7 @@ def norm(x: Tensor, ord: Any = None, dim: Axes = None, keepdim: bool = False) ->
     axes = axes_of("norm", dim, x.ndim)
     if ord is None:
         return x.norm(2, axes, keepdim)
-    if len(axes) not in (1, 2):
-        raise ShapeError(f"norm(ord={ord!r}) over dimensions {axes}: expected one, or two")
+    expect(len(axes) in (1, 2), f"norm(ord={ord!r}) over dimensions {axes}", "one, or two")
     if len(axes) == 1:
         return vector_norm(x, ord, axes, keepdim)
     result = matrix_norm(x.movedim(axes, (-2, -1)), ord, keepdim=keepdim)

@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 
-from minigrad.errors import DTypeError, misfit
+from minigrad.errors import DTypeError, expect, misfit
 from minigrad.nn import functional as F
 from minigrad.nn.containers import ModuleList
 from minigrad.nn.layers import Dropout, Linear, uniform
@@ -28,9 +28,8 @@ class MultiheadAttention(Layer):
         self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, *,
         batch_first: bool = False,
     ) -> None:  # fmt: skip
-        if num_heads < 1 or embed_dim % num_heads:
-            given = f"{embed_dim} dimensions", f"{num_heads} heads"
-            raise misfit("MultiheadAttention", "heads that divide the dimensions", *given)
+        expect(num_heads >= 1 and not embed_dim % num_heads, "MultiheadAttention", "heads that "
+               "divide the dimensions", embed_dim=embed_dim, num_heads=num_heads)  # fmt: skip
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.batch_first = batch_first
         # Glorot's bound, √(6/(inputs + outputs)), of all three as one
@@ -152,10 +151,8 @@ class TransformerEncoderLayer(Layer):
         known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
         chosen = known.get(activation) if isinstance(activation, str) else activation
         if not callable(chosen):
-            raise ValueError(
-                f"TransformerEncoderLayer(activation={activation!r}): expected 'relu', 'gelu' or a "
-                "function of a Tensor"
-            )
+            raise misfit("TransformerEncoderLayer", "'relu', 'gelu' or a function of a Tensor",
+                         error=ValueError, activation=activation)  # fmt: skip
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first)
         self.linear1 = Linear(d_model, dim_feedforward, bias)
         self.dropout = Dropout(dropout)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from minigrad.errors import ShapeError, misfit
+from minigrad.errors import expect, misfit
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
@@ -73,10 +73,8 @@ def _adaptive(spatial: int, kind: str) -> Pool:
         several = isinstance(output_size, (tuple, list))
         sizes: list[Any] = list(output_size) if several else [output_size] * spatial  # type: ignore[arg-type]
         given = [size for size in sizes if size is not None]
-        if len(sizes) != spatial or any(type(size) is not int or size < 1 for size in given):
-            raise ShapeError(
-                f"{name}({output_size}): expected {spatial} ints ≥ 1 or None, or one for all"
-            )
+        expect(len(sizes) == spatial and all(type(size) is int and size >= 1 for size in given),
+               f"{name}({output_size})", f"{spatial} ints ≥ 1 or None, or one for all")  # fmt: skip
         for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
             x = x if size is None else x._adaptive(axis, size, kind == "max")
         return x if given else x.clone()
@@ -116,8 +114,7 @@ scaled_dot_product_attention = Tensor.scaled_dot_product_attention
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b: (…, in), (out, in), (out,) → (…, out). `Tensor.linear` takes Wᵀ."""
-    if weight.ndim != 2:
-        raise misfit("linear", "a weight (out, in)", f"{x.shape}, weight {weight.shape}")
+    expect(weight.ndim == 2, "linear", "a weight (out, in)", f"{x.shape}, weight {weight.shape}")
     return x.linear(weight.transpose(), bias)
 
 
@@ -155,8 +152,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Whole channels (…, channels, height, width) are 0 with probability p, where training."""
-    if x.ndim < 3:
-        raise misfit("dropout2d", "(…, channels, height, width)", x)
+    expect(x.ndim >= 3, "dropout2d", "(…, channels, height, width)", x)
     return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
@@ -221,9 +217,8 @@ def group_norm(
     eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """Normalization over groups of channels and all of space; then ·weight + bias per channel."""
-    if x.ndim < 2 or num_groups < 1 or x.size(1) % num_groups:
-        expected = "groups that divide the channels, dimension 1"
-        raise misfit(f"group_norm(num_groups={num_groups})", expected, x)
+    expect(x.ndim >= 2 and num_groups >= 1 and not x.size(1) % num_groups, "group_norm",
+           "groups that divide the channels, dimension 1", x, num_groups=num_groups)  # fmt: skip
     _check_factors("group_norm", x.shape[1:2], weight, bias)
     parts = x._wide().unflatten(1, (num_groups, -1))
     y = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
@@ -286,8 +281,7 @@ def instance_norm(
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     count = math.prod(x._known_shape()[2:])
-    if count < 2:
-        raise misfit("instance_norm", "more than one element in space", x)
+    expect(count >= 2, "instance_norm", "more than one element in space", x)
     if running_mean is not None and running_var is not None:
         wide, space = x.detach()._wide(), tuple(range(2, x.ndim))
         found = wide.mean(space).mean(0), wide._mean_square(space).mean(0), count
@@ -297,8 +291,7 @@ def instance_norm(
 
 def _check_above_0(name: str, **given: float) -> None:
     for what, value in given.items():
-        if not value > 0:
-            raise ValueError(f"{name}({what}={value}): expected a number > 0")
+        expect(value > 0, f"{name}({what}={value})", "a number > 0", error=ValueError)
 
 
 def _classes(x: Tensor) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from minigrad.dtype import dtypes
-from minigrad.errors import MinigradError, ShapeError
+from minigrad.errors import MinigradError, ShapeError, expect
 from minigrad.graph.symbolic import ceildiv
 from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, quantized
 from minigrad.nn.quantized import Quantized
@@ -182,8 +182,7 @@ def _read(reader: _Reader, device: str | None) -> Content:
     if reader.take(4, "the magic") != b"GGUF":
         raise GGUFError("it does not begin with GGUF")
     version = reader.number("<I", "the version")
-    if version not in (2, 3):
-        raise GGUFError(f"its version is {version}: expected 2 or 3")
+    expect(version in (2, 3), f"its version is {version}", "2 or 3", error=GGUFError)
     tensors, pairs = reader.count(24, "tensors"), reader.count(13, "metadata")
     metadata: dict[str, Value] = {}
     for _ in range(pairs):
@@ -207,8 +206,7 @@ def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     """A line of the table of tensors: (name, shape, type, offset)."""
     name = reader.text("a tensor's name")
     rank = reader.number("<I", repr(name))
-    if rank > 4:
-        raise GGUFError(f"the tensor {name!r} has {rank} dimensions: expected at most 4")
+    expect(rank <= 4, f"the tensor {name!r} has {rank} dimensions", "at most 4", error=GGUFError)
     extents = [reader.number("<Q", repr(name)) for _ in range(rank)]
     kind, offset = reader.number("<I", repr(name)), reader.number("<Q", repr(name))
     return name, tuple(reversed(extents)), kind, offset

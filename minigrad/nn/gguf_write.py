@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+from minigrad.errors import expect
 from minigrad.graph.symbolic import ceildiv
 from minigrad.nn.gguf import ARRAY, SCALARS, STRING, GGUFError, Value, size_of
 from minigrad.nn.gguf_blocks import LAYOUTS
@@ -88,10 +89,8 @@ def gguf_save(
         file.write(head)
         for entry in tensors:
             data = entry.make()
-            if len(data) != entry.size:
-                raise GGUFError(
-                    f"the tensor {entry.name!r} has {len(data)} bytes: expected {entry.size}"
-                )
+            expect(len(data) == entry.size, f"the tensor {entry.name!r} has {len(data)} bytes",
+                   f"{entry.size}", error=GGUFError)  # fmt: skip
             file.write(data + bytes(_whole(len(data)) - len(data)))
 
     write_atomically(path, write)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minigrad.errors import misfit
+from minigrad.errors import expect
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
@@ -87,9 +87,8 @@ def _erfinv(y: Tensor) -> Tensor:
 
 def _fans(tensor: Tensor) -> tuple[int, int]:
     """Inputs and outputs of one element: of a linear layer, or of a convolution."""
-    if tensor.ndim < 2:
-        expected = "at least two dimensions; use zeros_, normal_ or uniform_ for a bias"
-        raise misfit("a fan", expected, tensor)
+    expect(tensor.ndim >= 2, "a fan", "at least two dimensions; use zeros_, normal_ or uniform_ "
+           "for a bias", tensor)  # fmt: skip
     outputs, inputs, *kernel = tensor._known_shape()
     return inputs * math.prod(kernel), outputs * math.prod(kernel)
 
@@ -128,8 +127,7 @@ def kaiming_normal_(
 
 def eye_(tensor: Tensor) -> Tensor:
     """The identity, of a matrix."""
-    if tensor.ndim != 2:
-        raise misfit("eye_", "a matrix", tensor)
+    expect(tensor.ndim == 2, "eye_", "a matrix", tensor)
     return _filled(tensor, Tensor.eye(*tensor._known_shape(), device=tensor.device))
 
 
@@ -138,8 +136,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
     Dimensions after the first count as one.
     """
-    if tensor.ndim < 2:
-        raise misfit("orthogonal_", "at least two dimensions", tensor)
+    expect(tensor.ndim >= 2, "orthogonal_", "at least two dimensions", tensor)
     rows, *others = tensor._known_shape()
     columns = math.prod(others)
     with Tensor.no_grad():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
-from minigrad.errors import misfit
+from minigrad.errors import expect, misfit
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer, Parameter
 from minigrad.settings import having
@@ -73,11 +73,9 @@ class Embedding(Layer):
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None
     ) -> None:
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
-            raise ValueError(
-                f"Embedding({num_embeddings}, {embedding_dim}, padding_idx={padding_idx}): "
-                "expected one of the rows"
-            )
+        expect(padding_idx is None or -num_embeddings <= padding_idx < num_embeddings,
+               f"Embedding({num_embeddings}, {embedding_dim}, padding_idx={padding_idx})",
+               "one of the rows", error=ValueError)  # fmt: skip
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
         make = Tensor.zeros if _blank.wanted else Tensor.randn
         self.weight = make(num_embeddings, embedding_dim, requires_grad=True)
@@ -92,8 +90,7 @@ class Embedding(Layer):
         cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None
     ) -> Self:
         """A table of these rows (num_embeddings, embedding_dim); it is trained unless freeze."""
-        if embeddings.ndim != 2:
-            raise misfit("Embedding.from_pretrained", "a matrix", embeddings)
+        expect(embeddings.ndim == 2, "Embedding.from_pretrained", "a matrix", embeddings)
         with blank():
             rows, width = embeddings._known_shape()
             made = cls(rows, width, padding_idx)

@@ -13,7 +13,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import convert, dtypes
-from minigrad.errors import StateError
+from minigrad.errors import StateError, expect
 from minigrad.hints import names_of
 from minigrad.tensor.arguments import check_functions
 
@@ -39,23 +39,18 @@ class _Factors:
         self, optimizer: Any, factors: Callable[[int], float] | Sequence[Callable[[int], float]],
         last_epoch: int = -1, least: float = 0.0,
     ) -> None:  # fmt: skip
-        if not hasattr(optimizer, "param_groups"):
-            raise TypeError(
-                f"{type(self).__name__} of a {type(optimizer).__name__}: expected an optimizer"
-            )
+        expect(hasattr(optimizer, "param_groups"),
+               f"{type(self).__name__} of a {type(optimizer).__name__}", "an optimizer",
+               error=TypeError)  # fmt: skip
         self.optimizer = optimizer
         groups = optimizer.param_groups
         several = factors if isinstance(factors, Sequence) else [factors] * len(groups)
         self.factors = list(several)
         for factor in self.factors:
-            if not callable(factor):
-                raise TypeError(
-                    f"{type(self).__name__} of {factor!r}: expected a function of the steps taken"
-                )
-        if len(self.factors) != len(groups):
-            raise ValueError(
-                f"{type(self).__name__}: {len(self.factors)} functions for {len(groups)} groups"
-            )
+            expect(callable(factor), f"{type(self).__name__} of {factor!r}",
+                   "a function of the steps taken", error=TypeError)  # fmt: skip
+        expect(len(self.factors) == len(groups), f"{type(self).__name__} of {len(self.factors)} "
+               "functions", f"one for each of {len(groups)} groups", error=ValueError)  # fmt: skip
         self.least = least
         later = last_epoch >= 0
         found = [g.optimizer.lr_at_first if later else g["lr"] for g in groups]
@@ -147,11 +142,10 @@ class LinearLR(_Factors):
         self, optimizer: Any, start_factor: float = 1 / 3, end_factor: float = 1.0,
         total_iters: float = 5, last_epoch: int = -1,
     ) -> None:  # fmt: skip
-        if not (0 < start_factor <= 1 and 0 <= end_factor <= 1 and total_iters >= 1):
-            raise ValueError(
-                f"LinearLR({start_factor}, {end_factor}, {total_iters}): expected a first factor "
-                "above 0, both up to 1, and total_iters ≥ 1"
-            )
+        expect(0 < start_factor <= 1 and 0 <= end_factor <= 1 and total_iters >= 1,
+               f"LinearLR({start_factor}, {end_factor}, {total_iters})",
+               "a first factor above 0, both up to 1, and total_iters ≥ 1",
+               error=ValueError)  # fmt: skip
 
         def factor(step: int) -> float:
             share = min(step / total_iters, 1.0)
@@ -166,8 +160,7 @@ class StepLR(_Factors):
     def __init__(
         self, optimizer: Any, step_size: int, gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        if step_size < 1:
-            raise ValueError(f"StepLR(step_size={step_size}): expected steps ≥ 1")
+        expect(step_size >= 1, "StepLR", "steps ≥ 1", error=ValueError, step_size=step_size)
         super().__init__(optimizer, lambda step: gamma ** (step // step_size), last_epoch)
 
 
@@ -194,8 +187,7 @@ class CosineAnnealingLR(_Factors):
     def __init__(
         self, optimizer: Any, T_max: float, eta_min: float = 0.0, last_epoch: int = -1
     ) -> None:
-        if T_max < 1:
-            raise ValueError(f"CosineAnnealingLR(T_max={T_max}): expected steps ≥ 1")
+        expect(T_max >= 1, "CosineAnnealingLR", "steps ≥ 1", error=ValueError, T_max=T_max)
         self.eta_min = eta_min
         super().__init__(
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)), last_epoch,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
-from minigrad.errors import DTypeError, ShapeError, StateError
+from minigrad.errors import DTypeError, ShapeError, StateError, expect
 from minigrad.graph.bounds import users_line
 from minigrad.hints import hint, present, put_hints
 from minigrad.tensor import Tensor, realization, views
@@ -204,12 +204,9 @@ def tensors_of(name: str, params: Any) -> list[Tensor]:
 
 def check_names_and_tensors(title: str, state: Any) -> None:
     """TypeError where a state is no dict, as a path is none."""
-    if not isinstance(state, Mapping):
-        loaded = isinstance(state, str | PurePath)
-        how = "; nn.state.safe_load(path) gives one" if loaded else ""
-        raise TypeError(
-            f"{title} of a {type(state).__name__}: expected a dict of names and tensors{how}"
-        )
+    how = "; nn.state.safe_load(path) gives one" if isinstance(state, str | PurePath) else ""
+    expect(isinstance(state, Mapping), f"{title} of a {type(state).__name__}",
+           f"a dict of names and tensors{how}", error=TypeError)  # fmt: skip
 
 
 def load_state_dict(
@@ -226,11 +223,9 @@ def load_state_dict(
     own = get_state_dict(model)
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
-    if strict and (missing or unexpected):
-        raise StateError(
-            f"load_state_dict: missing {missing[:8]}, unexpected {unexpected[:8]}; expected the "
-            "model's own names, or strict=False"
-        )
+    expect(not strict or (not missing and not unexpected),
+           f"load_state_dict: missing {missing[:8]}, unexpected {unexpected[:8]}",
+           "the model's own names, or strict=False", error=StateError)  # fmt: skip
     given = {name: state[name] for name in own if name in state}
     values = {name: _as_tensor(name, value) for name, value in given.items()}
     for name, value in values.items():
@@ -239,11 +234,9 @@ def load_state_dict(
             raise ShapeError(
                 f"load_state_dict: {name} has shape {value.shape}, the model's {target.shape}"
             )
-        if value.dtype.is_float and not target.dtype.is_float:
-            raise DTypeError(
-                f"load_state_dict: {name} is {value.dtype.name}, the model's {target.dtype.name}; "
-                "expected integers"
-            )
+        expect(not value.dtype.is_float or target.dtype.is_float,
+               f"load_state_dict: {name} is {value.dtype.name}, the model's {target.dtype.name}",
+               "integers", error=DTypeError)  # fmt: skip
     with Tensor.no_grad():
         values = {name: value.cast(own[name].dtype) for name, value in values.items()}
         realization.realize(values.values())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from minigrad.dtype import dtypes
-from minigrad.errors import misfit
+from minigrad.errors import expect, misfit
 from minigrad.nn import functional as F
 from minigrad.nn.module import Layer, buffer
 from minigrad.tensor import Tensor, realization
@@ -86,9 +86,8 @@ class GroupNorm(_Norm):
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
     ) -> None:
-        if num_groups < 1 or num_channels % num_groups:
-            given = f"{num_groups} groups", f"{num_channels} channels"
-            raise misfit("GroupNorm", "groups that divide the channels", *given)
+        expect(num_groups >= 1 and not num_channels % num_groups, "GroupNorm", "groups that divide "
+               "the channels", f"{num_groups} groups", f"{num_channels} channels")  # fmt: skip
         self.num_groups, self.num_channels = num_groups, num_channels
         self.eps, self.affine = eps, affine
         self.weight = _one(1.0, num_channels, affine)

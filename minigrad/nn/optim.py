@@ -10,7 +10,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from minigrad.dtype import DType, convert, dtypes
-from minigrad.errors import GradientError, ShapeError
+from minigrad.errors import GradientError, expect
 from minigrad.graph.build import cast
 from minigrad.hints import hint, names_of, put_hints
 from minigrad.nn import lr_scheduler
@@ -49,11 +49,8 @@ class ParamGroup(Mapping[str, Any]):
         return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name != "lr":
-            raise KeyError(
-                f"param_groups[…][{name!r}] = {value}: expected 'lr'; give other options to "
-                f"{type(self.optimizer).__name__}(…)"
-            )
+        expect(name == "lr", f"param_groups[…][{name!r}] = {value}", "'lr'; give other options to "
+               f"{type(self.optimizer).__name__}(…)", error=KeyError)  # fmt: skip
         self.optimizer.set_lr(value)
 
     def __iter__(self) -> Iterator[str]:
@@ -153,11 +150,10 @@ class Optimizer(Steps):
         if not isinstance(params, (list, tuple)) or not any(isinstance(p, dict) for p in params):
             return super().__new__(cls)
         for group in params:
-            if not isinstance(group, dict) or "params" not in group:
-                raise TypeError(
-                    f"{cls.__name__}: a parameter group is a {type(group).__name__}; expected each "
-                    "to be a dict with \"params\", as {\"params\": tensors, \"lr\": 0.1}"
-                )
+            expect(isinstance(group, dict) and "params" in group,
+                   f"{cls.__name__}: a parameter group is a {type(group).__name__}",
+                   'each to be a dict with "params", as {"params": tensors, "lr": 0.1}',
+                   error=TypeError)  # fmt: skip
         made = []
         for group in params:
             own = dict(group)
@@ -190,11 +186,9 @@ class Optimizer(Steps):
         Tensor.realize(*self.params)
         self.device = self.params[0].device
         if isinstance(lr, Tensor):
-            if lr.numel() != 1 or lr.dtype is not dtypes.float32 or lr.device != self.device:
-                raise ShapeError(
-                    f"{type(self).__name__}: lr is {lr.dtype.name} of shape {lr.shape} on "
-                    f"{lr.device}; expected one float32 on {self.device}"
-                )
+            expect(lr.numel() == 1 and lr.dtype is dtypes.float32 and lr.device == self.device,
+                   f"{type(self).__name__}: lr is {lr.dtype.name} on {lr.device}",
+                   f"one float32 on {self.device}", lr)  # fmt: skip
             self._lr = lr.realize()
         else:
             self._lr = self._number(lr)
@@ -542,19 +536,15 @@ class Muon(Optimizer):
         ns_dtype: DType = dtypes.bfloat16,
     ) -> None:  # fmt: skip
         check_choice("Muon", (None, "original", "match_rms_adamw"), adjust_lr_fn=adjust_lr_fn)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"Muon(momentum={momentum}): expected 0 … 1, without 1")
+        expect(0 <= momentum < 1, "Muon", "0 … 1, without 1", error=ValueError, momentum=momentum)
         super().__init__(
             params, lr, ["momentum_buffer"], weight_decay=weight_decay, momentum=momentum,
             nesterov=nesterov, coefficients=ns_coefficients, eps=eps, ns_steps=ns_steps,
             ns_dtype=ns_dtype, matches_adamw=adjust_lr_fn == "match_rms_adamw",
         )  # fmt: skip
         for param in self.params:
-            if param.ndim != 2:
-                raise ShapeError(
-                    f"Muon: a parameter of shape {param.shape}; expected matrices, and another "
-                    "optimizer for the rest (OptimizerGroup steps several as one)"
-                )
+            expect(param.ndim == 2, "Muon: a parameter", "matrices, and another optimizer for the "
+                   "rest (OptimizerGroup steps several as one)", param)  # fmt: skip
 
 
 class OptimizerGroup(Steps):
@@ -590,9 +580,8 @@ def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
 
 
 def _check_nesterov(optimizer: Optimizer, nesterov: bool, momentum: float) -> None:
-    if nesterov and momentum <= 0:
-        name = type(optimizer).__name__
-        raise ValueError(f"{name}(nesterov=True, momentum={momentum}): expected momentum > 0")
+    expect(not nesterov or momentum > 0, type(optimizer).__name__, "momentum > 0",
+           error=ValueError, nesterov=nesterov, momentum=momentum)  # fmt: skip
 
 
 def _checked(b1: Any, b2: float, betas: Betas | None) -> Betas:
@@ -616,8 +605,7 @@ def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor
 
     Lazy: it becomes part of the program of the next step.
     """
-    if not max_norm >= 0:
-        raise ValueError(f"clip_grad_norm(max_norm={max_norm}): expected a number ≥ 0")
+    expect(max_norm >= 0, "clip_grad_norm", "a number ≥ 0", error=ValueError, max_norm=max_norm)
     params = [params] if isinstance(params, Tensor) else tensors_of("clip_grad_norm", params)
     with Tensor.no_grad():
         grads = [(param, param.grad) for param in params if param.grad is not None]

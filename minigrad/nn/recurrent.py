@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from minigrad.errors import ShapeError, misfit
+from minigrad.errors import ShapeError, expect, misfit
 from minigrad.graph.node import Shape
 from minigrad.nn.layers import blank, uniform
 from minigrad.nn.module import Layer
@@ -156,11 +156,9 @@ class _Recurrent(Layer):
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.bidirectional, self.options = bidirectional, options
         check_share(type(self).__name__, dropout=dropout)
-        if min(input_size, hidden_size, num_layers) < 1:
-            raise ValueError(
-                f"{type(self).__name__}({input_size}, {hidden_size}, num_layers={num_layers}): "
-                "expected sizes and layers ≥ 1"
-            )
+        expect(min(input_size, hidden_size, num_layers) >= 1,
+               f"{type(self).__name__}({input_size}, {hidden_size}, num_layers={num_layers})",
+               "sizes and layers ≥ 1", error=ValueError)  # fmt: skip
         for layer in range(num_layers):
             width = hidden_size * (1 + bidirectional) if layer else input_size
             for end in self._ends(layer):
@@ -181,9 +179,8 @@ class _Recurrent(Layer):
 
     def _check_state(self, state: tuple[Tensor, ...], batch: Shape) -> None:
         wanted = (self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size)
-        if any(part.shape != wanted for part in state):
-            expected = f"{' and '.join(self.cell.kept)} of {wanted}"
-            raise misfit(f"{type(self).__name__} with a state", expected, *state)
+        expect(all(part.shape == wanted for part in state), f"{type(self).__name__} with a state",
+               f"{' and '.join(self.cell.kept)} of {wanted}", *state)  # fmt: skip
 
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.
@@ -191,10 +188,9 @@ class _Recurrent(Layer):
         batch_first: (batch, length, …) instead; the batch may be missing. A state is (num_layers
         ·directions, batch, hidden_size), for an LSTM a pair of these; zeros if not given.
         """
-        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
-            n = self.input_size
-            expected = f"(length, batch, {n}), or (batch, length, {n}) with batch_first"
-            raise misfit(type(self).__name__, expected, x)
+        n = self.input_size
+        expect(x.ndim in (2, 3) and x.shape[-1] == n, type(self).__name__,
+               f"(length, batch, {n}), or (batch, length, {n}) with batch_first", x)  # fmt: skip
         time = 1 if self.batch_first and x.ndim == 3 else 0
         given = None if state is None else parts_of(self, state, self.cell.kept)
         if given is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from minigrad.errors import expect
 from minigrad.nn.lr_scheduler import LambdaLR
 from minigrad.tensor.arguments import check_functions
 
@@ -19,16 +20,14 @@ def constant(lr: float) -> Rate:
 
 def linear_warmup(lr: float, warmup: int, then: Rate | None = None) -> Rate:
     """lr·1/warmup, lr·2/warmup … lr in the first `warmup` steps; then lr, or `then(step)`."""
-    if warmup < 0:
-        raise ValueError(f"linear_warmup(warmup={warmup}): expected a number of steps ≥ 0")
+    expect(warmup >= 0, "linear_warmup", "a number of steps ≥ 0", error=ValueError, warmup=warmup)
     after = then or constant(lr)
     return lambda step: lr * (step + 1) / warmup if step < warmup else after(step)
 
 
 def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Rate:
     """Linear warm-up to lr, then half a cosine down to `final` at step `steps` and after."""
-    if steps <= warmup:
-        raise ValueError(f"cosine(steps={steps}, warmup={warmup}): expected steps > warmup")
+    expect(steps > warmup, "cosine", "steps > warmup", error=ValueError, steps=steps, warmup=warmup)
 
     def falling(step: int) -> float:
         share = min((step - warmup) / (steps - warmup), 1.0)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from minigrad.device import Device
 from minigrad.dtype import BY_NAME, DType, dtypes
-from minigrad.errors import MinigradError
+from minigrad.errors import MinigradError, expect
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 
@@ -100,11 +100,10 @@ class _Reader(pickle._Unpickler):
     def _entry(self, name: str) -> bytes:
         """The bytes of an entry. torch.save never compresses, so none is larger than the file."""
         info = self.archive.getinfo(self.root + name)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise TorchFileError(
-                f"its entry {name} has {info.file_size} bytes made of {info.compress_size}; "
-                "expected one that is not compressed, as torch.save writes"
-            )
+        expect(info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size,
+               f"its entry {name} has {info.file_size} bytes made of {info.compress_size}",
+               "one that is not compressed, as torch.save writes",
+               error=TorchFileError)  # fmt: skip
         self.unread -= info.file_size
         if self.unread < 0:
             raise TorchFileError(f"its entries up to {name} say that they are larger than the file")

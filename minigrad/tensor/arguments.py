@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from types import FunctionType, NoneType
 from typing import Any, NamedTuple
 
-from minigrad.errors import ShapeError
+from minigrad.errors import ShapeError, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.hints import of_argument
 from minigrad.tensor.broadcasting import whole
@@ -188,10 +188,8 @@ def checked(
         for word in kwargs.keys() & words.keys():
             value, meant = kwargs.pop(word), words[word]
             if kwargs.get(meant) is not None:
-                raise TypeError(
-                    f"{function.__qualname__}({meant}={kwargs[meant]}, {word}={value}): the two "
-                    "are one argument; expected one of them"
-                )
+                raise misfit(function.__qualname__, "one of them: the two are one argument",
+                             error=TypeError, **{meant: kwargs[meant], word: value})  # fmt: skip
             if meant == "*":
                 args = (*args, value)
             elif value is not None:

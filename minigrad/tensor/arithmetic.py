@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
-from minigrad.errors import ShapeError, misfit
+from minigrad.errors import expect, misfit
 from minigrad.graph import build
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Scalar, axes_of, axis_of, check_ints, product
@@ -210,8 +210,7 @@ class Arithmetic(Composed):
         >>> Tensor([2.0, 0.0]).glu().tolist()
         [1.0]
         """
-        if self.size(dim) % 2:
-            raise misfit(f"glu along {dim}", "an even extent", self)
+        expect(not self.size(dim) % 2, f"glu along {dim}", "an even extent", self)
         first, second = self.chunk(2, dim)
         return first * second.sigmoid()
 
@@ -300,8 +299,7 @@ class Arithmetic(Composed):
         >>> Tensor([1, 2]).outer(Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]
         """
-        if self.ndim != 1 or vec2.ndim != 1:
-            raise misfit("outer", "two vectors", self, vec2)
+        expect(self.ndim == 1 and vec2.ndim == 1, "outer", "two vectors", self, vec2)
         return self.unsqueeze(1) * vec2
 
     def tensordot(self, other: Self, dims: int | Sequence[Sequence[int]] = 2) -> Self:
@@ -315,8 +313,7 @@ class Arithmetic(Composed):
             if not 0 <= dims <= min(self.ndim, other.ndim):
                 raise misfit(f"tensordot over {dims} dimensions", "fewer", self, other)
             dims = ([*range(self.ndim - dims, self.ndim)], [*range(dims)])
-        if len(dims) != 2:
-            raise ShapeError(f"tensordot(dims={dims}): expected a number of them, or two lists")
+        expect(len(dims) == 2, "tensordot", "a number of them, or two lists", dims=dims)
         mine = axes_of("tensordot", dims[0], self.ndim)
         its = axes_of("tensordot", dims[1], other.ndim)
         rows = [d for d in range(self.ndim) if d not in mine]

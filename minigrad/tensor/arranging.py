@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, ShapeError, misfit
+from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import (
@@ -67,8 +67,7 @@ class Arranging(Composed):
         axis, given = axis_of("tensor_split", dim, self.ndim, 0), indices_or_sections
         extent = self._known_shape()[axis]
         if not isinstance(given, Sequence):
-            if given < 1:
-                raise ShapeError(f"tensor_split({given}): expected a number of parts ≥ 1")
+            expect(given >= 1, f"tensor_split({given})", "a number of parts ≥ 1")
             size, larger = divmod(extent, given)
             cuts = [part * size + min(part, larger) for part in range(1, given)]
         else:
@@ -105,8 +104,7 @@ class Arranging(Composed):
         >>> Tensor([[1, 2]]).t().tolist()
         [[1], [2]]
         """
-        if self.ndim > 2:
-            raise misfit("t", "a matrix; use .mT or .permute(…)", self)
+        expect(self.ndim <= 2, "t", "a matrix; use .mT or .permute(…)", self)
         return self.T
 
     def rot90(self, k: int = 1, dims: Sequence[int] = (0, 1)) -> Self:
@@ -115,8 +113,7 @@ class Arranging(Composed):
         >>> Tensor([[1, 2], [3, 4]]).rot90().tolist()
         [[2, 4], [1, 3]]
         """
-        if len(dims) != 2:
-            raise ShapeError(f"rot90(dims={dims}): expected two dimensions")
+        expect(len(dims) == 2, "rot90", "two dimensions", dims=dims)
         first, second = axes_of("rot90", dims, self.ndim)
         turned = self if k % 2 == 0 else self.transpose(first, second)
         axes = {0: (), 1: (first,), 2: (first, second), 3: (second,)}[k % 4]
@@ -245,8 +242,7 @@ class Arranging(Composed):
         >>> Tensor([[1, 2], [3, 4]]).trace().item()
         5
         """
-        if self.ndim != 2:
-            raise misfit("trace", "a matrix", self)
+        expect(self.ndim == 2, "trace", "a matrix", self)
         return self.diagonal().sum()
 
     def block_diag(self, *others: Any) -> Self:
@@ -345,9 +341,8 @@ class Arranging(Composed):
         """
         result: Any = self
         for place, layer in enumerate(layers):
-            if not callable(layer):
-                kind = type(layer).__name__
-                raise TypeError(f"sequential: layers[{place}] is a {kind}, expected a function")
+            expect(callable(layer), f"sequential: layers[{place}] is a {type(layer).__name__}",
+                   "a function", error=TypeError)  # fmt: skip
             result = layer(result)
         return result
 
@@ -356,8 +351,7 @@ class Arranging(Composed):
     def _lines(self, name: str, dim: int, index: Core, source: Any) -> tuple[int, Self, Self]:
         """The axis, the index and the values for `scatter`: as large as what is written."""
         axis = axis_of(name, dim, self.ndim)
-        if index.ndim > 1:
-            raise ShapeError(f"{name} with an index of {index.shape}: expected a vector")
+        expect(index.ndim <= 1, f"{name} with an index", "a vector", index)
         count = index.numel()
         shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
         places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
@@ -406,10 +400,8 @@ class Arranging(Composed):
         >>> Tensor([1, 1]).index_put((Tensor([1, 1]),), Tensor([2, 3]), accumulate=True).tolist()
         [1, 6]
         """
-        if not isinstance(indices, (tuple, list)):
-            raise TypeError(
-                f"index_put({type(indices).__name__}, …): expected a tuple of indices, as (i,)"
-            )
+        expect(isinstance(indices, (tuple, list)), f"index_put({type(indices).__name__}, …)",
+               "a tuple of indices, as (i,)", error=TypeError)  # fmt: skip
         copy = self._new(self.node)
         if not accumulate:
             copy[tuple(indices)] = values

@@ -8,7 +8,7 @@ from functools import reduce
 from itertools import chain
 from typing import Any, Self
 
-from minigrad.errors import GradientError, misfit
+from minigrad.errors import GradientError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient as node_gradient
@@ -84,8 +84,7 @@ class Backward(Composed):
         6.0
         """
         targets = tensors_in("gradient", targets)
-        if not targets:
-            raise TypeError("gradient(): expected the tensors by which to differentiate")
+        expect(targets, "gradient()", "the tensors by which to differentiate", error=TypeError)
         seed = self._seed(gradient)
         roots = [self.node, *(target.node for target in targets)]
         order = topological(roots)
@@ -114,11 +113,8 @@ class Backward(Composed):
         if not self.dtype.is_float:
             raise GradientError(f"gradient of {self.dtype.name}: only floats have gradients")
         if gradient is None:
-            if self.numel() != 1:
-                raise GradientError(
-                    f"backward of a tensor of shape {self.shape}: expected one element; "
-                    "reduce it, e.g. with .sum(), or pass gradient= of its shape"
-                )
+            expect(self.numel() == 1, "backward", "one element; reduce it, e.g. with .sum(), or "
+                   "pass gradient= of its shape", self, error=GradientError)  # fmt: skip
             return build.const(1.0, self.dtype, self.shape, self.raw.device)
         if gradient.shape != self.shape:
             raise misfit("gradient=", f"{self.shape}, as what is differentiated", gradient)

@@ -78,9 +78,8 @@ class Casts(Methods):
         if wanted is self.dtype:
             return self
         if dtypes.bool in (wanted, self.dtype):
-            raise DTypeError(
-                f"bitcast from {self.dtype.name} to {wanted.name}: expected numbers; use cast"
-            )
+            raise misfit(f"bitcast from {self.dtype.name} to {wanted.name}", "numbers; use cast",
+                         error=DTypeError)  # fmt: skip
         if wanted.itemsize == self.dtype.itemsize:
             return self._view(lambda node: build.bitcast(node, wanted))
         return self._view(lambda node: _resized(node, wanted))

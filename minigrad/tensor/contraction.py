@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, DTypeLike, dtypes, promote, resolve
-from minigrad.errors import DTypeError, ShapeError, misfit
+from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, device_of
 from minigrad.tensor.broadcasting import Scalar, axes_of, broadcast_shape, broadcast_to
@@ -207,11 +207,9 @@ class Contraction(Methods):
         mask = self._new(attn_mask.node)
         if mask.dtype.is_bool:
             return mask, None
-        if not mask.dtype.is_float:
-            raise DTypeError(
-                f"attention with a mask of {mask.dtype.name}: expected bool, True where a key is "
-                "seen, as in (mask != 0), or floats that are added"
-            )
+        expect(mask.dtype.is_float, f"attention with a mask of {mask.dtype.name}",
+               "bool, True where a key is seen, as in (mask != 0), or floats that are added",
+               error=DTypeError)  # fmt: skip
         return mask > float("-inf"), mask
 
     # --- normalization ----------------------------------------------------------------------------
@@ -381,11 +379,9 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
     for part, ndim in zip(parts, ndims, strict=True):
         spare = max(len(part) - 1 + batch - ndim, 0)  # of the batch dimensions that others have
         names = [name for c in part for name in (dots[spare:] if c == "…" else c)]
-        if not re.fullmatch("[a-zA-Z]*…?[a-zA-Z]*", part) or len(names) != ndim:
-            raise ShapeError(
-                f"einsum {equation!r}: term {part.replace('…', '...')!r} does not name the "
-                f"dimensions of an operand with {ndim}"
-            )
+        expect(re.fullmatch("[a-zA-Z]*…?[a-zA-Z]*", part) and len(names) == ndim,
+               f"einsum {equation!r}: term {part.replace('…', '...')!r}",
+               f"letters for the dimensions of an operand with {ndim}")  # fmt: skip
         inputs.append(names)
     if not arrow:
         return inputs, dots + sorted(c for c in set(left) - {",", "…"} if left.count(c) == 1)

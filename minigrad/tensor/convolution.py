@@ -16,7 +16,7 @@ from math import floor, gcd, isclose, prod
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
-from minigrad.errors import DTypeError, ShapeError, misfit
+from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph.build import Window
 from minigrad.graph.node import Shape, device_of
 from minigrad.graph.sharding import meshes
@@ -163,11 +163,9 @@ class Convolution(Composed):
         spatial = weight.ndim - 2
         inner, outer, *kernel = _plain(name, weight.shape)
         batch, channels, *space = (x.shape[0], *_plain(name, x.shape[1:]))
-        if groups < 1 or channels != inner or channels % groups:
-            raise ShapeError(
-                f"{name} of {self.shape} with a weight {weight.shape} in {groups} "
-                f"groups: expected (…, {inner}, …), and channels that the groups divide"
-            )
+        expect(groups >= 1 and channels == inner and not channels % groups,
+               f"{name} of {self.shape} with a weight {weight.shape} in {groups} groups",
+               f"(…, {inner}, …), and channels that the groups divide")  # fmt: skip
         steps, gaps, pairs = geometry(name, kernel, stride, padding, dilation)
         more = per_dimension(name, "output_padding", output_padding, spatial, least=0)
         check_output_padding(name, more, steps, gaps)
@@ -217,8 +215,7 @@ class Convolution(Composed):
         result = self.flatten(-2)
         if bias is not None:
             out = result.shape[-1:]
-            if bias.shape != out:
-                raise ShapeError(f"conv2d: bias has shape {bias.shape}, expected {out}")
+            expect(bias.shape == out, f"conv2d: bias has shape {bias.shape}", f"{out}")
             device_of("conv2d", (self.raw, bias.raw))
             result = result + self._new(bias.node).cast(self.dtype)
             dtype = promote(dtype, bias.dtype)
@@ -280,16 +277,12 @@ class Convolution(Composed):
         [[[1.0, 1.0, 2.0, 2.0]]]
         """
         spatial = self.ndim - 2
-        if spatial < 1 or _LINEAR.get(mode, spatial) not in (spatial, 1):
-            space = f" with {_LINEAR[mode]} spatial dimensions" if mode in _LINEAR else ""
-            expected = f"(batch, channels, *space){space}"
-            raise misfit(f"interpolate(mode={mode!r})", expected, self)
+        space = f" with {_LINEAR[mode]} spatial dimensions" if mode in _LINEAR else ""
+        expect(spatial >= 1 and _LINEAR.get(mode, spatial) in (spatial, 1), "interpolate",
+               f"(batch, channels, *space){space}", self, mode=mode)  # fmt: skip
         check_choice("interpolate", MODES, mode=mode)
-        if align_corners and mode not in _LINEAR:
-            raise ValueError(
-                f"interpolate(align_corners=True, mode={mode!r}): only linear modes and bicubic "
-                "have it"
-            )
+        expect(not align_corners or mode in _LINEAR, "interpolate", "a linear mode, or bicubic",
+               error=ValueError, align_corners=align_corners, mode=mode)  # fmt: skip
         extents, scales = self._resized(size, scale_factor, spatial)
         x = self if mode.startswith("nearest") else self._wide()
         for i in reversed(range(spatial)):  # neighbours first, while there are few
@@ -308,11 +301,10 @@ class Convolution(Composed):
         numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
         space = [extent for extent in self.shape[2:] if isinstance(extent, int)]
         kind, word = ((int, float), "number") if size is None else (int, "int")
-        if len(numbers) != spatial or len(space) != spatial or any(
-            not isinstance(n, kind) or n <= 0 for n in numbers
-        ):
-            expected = f"one {word} > 0, or {spatial} of them, and plain extents"
-            raise misfit("interpolate", expected, f"{self.shape} to {given!r}")
+        fits = len(numbers) == len(space) == spatial
+        expect(fits and all(isinstance(n, kind) and n > 0 for n in numbers), "interpolate",
+               f"one {word} > 0, or {spatial} of them, and plain extents",
+               f"{self.shape} to {given!r}")  # fmt: skip
         if scale_factor is None:
             return numbers, [None] * spatial
         extents = [int(e * f) for e, f in zip(space, numbers, strict=True)]
@@ -422,9 +414,7 @@ def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int
     if len(numbers) == 1:
         numbers *= spatial
     if len(numbers) != spatial or any(type(n) is not int or n < least for n in numbers):
-        raise ShapeError(
-            f"{name}({what}={given!r}): expected an int ≥ {least}, or {spatial} of them"
-        )
+        raise misfit(f"{name}({what}={given!r})", f"an int ≥ {least}, or {spatial} of them")
     return numbers
 
 
@@ -456,11 +446,9 @@ def check_output_padding(
     name: str, more: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
 ) -> None:
     """ShapeError for more at the end of a dimension than a stride or a dilation leaves open."""
-    if any(m >= max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)):
-        raise ShapeError(
-            f"{name}(output_padding={tuple(more)}): expected less than stride {tuple(steps)} or "
-            f"dilation {tuple(gaps)}"
-        )
+    expect(all(m < max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)),
+           f"{name}(output_padding={tuple(more)})",
+           f"less than stride {tuple(steps)} or dilation {tuple(gaps)}")  # fmt: skip
 
 
 def padding_pairs(
@@ -471,11 +459,9 @@ def padding_pairs(
     if isinstance(padding, str):
         if padding == "valid":
             return [(0, 0)] * spatial
-        if padding != "same" or name != "conv2d" or any(step != 1 for step in steps):
-            raise ShapeError(
-                f"{name}(padding={padding!r}, stride={tuple(steps)}): expected numbers, 'valid', "
-                "or for convolutions with stride 1 'same'"
-            )
+        expect(padding == "same" and name == "conv2d" and all(step == 1 for step in steps),
+               f"{name}(padding={padding!r}, stride={tuple(steps)})",
+               "numbers, 'valid', or for convolutions with stride 1 'same'")  # fmt: skip
         both = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
         return [(n // 2, n - n // 2) for n in both]
     given: list[Any] = list(padding) if isinstance(padding, Sequence) else [padding] * spatial
@@ -485,13 +471,10 @@ def padding_pairs(
     if len(given) == 2 * spatial:
         given = [(given[i], given[i + 1]) for i in range(0, 2 * spatial, 2)][::-1]
     pairs = [n if isinstance(n, tuple) else (n, n) for n in given]
-    if len(pairs) != spatial or any(
-        len(pair) != 2 or any(type(n) is not int or n < 0 for n in pair) for pair in pairs
-    ):
-        raise ShapeError(
-            f"{name}(padding={padding!r}): expected an int ≥ 0, {spatial} ints or pairs, or a "
-            f"flat list of {2 * spatial} from the last dimension backwards"
-        )
+    fits = (len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair) for pair in pairs)
+    expect(len(pairs) == spatial and all(fits), f"{name}(padding={padding!r})",
+           f"an int ≥ 0, {spatial} ints or pairs, or a flat list of {2 * spatial} from the last "
+           "dimension backwards")  # fmt: skip
     return pairs
 
 
@@ -505,9 +488,8 @@ class _Plan:
         if x.dtype.is_bool:
             raise DTypeError(f"{name} of a bool tensor; expected numbers, e.g. x.float()")
         self.spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 2
-        if not 1 <= self.spatial <= x.ndim:
-            expected = "as many dimensions as the kernel has, or more"
-            raise misfit(name, expected, f"{x.shape} with kernel_size {kernel_size}")
+        expect(1 <= self.spatial <= x.ndim, name, "as many dimensions as the kernel has, or more",
+               f"{x.shape} with kernel_size {kernel_size}")  # fmt: skip
         self.kernel = per_dimension(name, "kernel_size", kernel_size, self.spatial)
         stride = self.kernel if stride is None else stride
         self.steps, self.gaps, self.pairs = geometry(name, self.kernel, stride, padding, dilation)
@@ -518,9 +500,8 @@ class _Plan:
             self.space, self.pairs, self.kernel, self.steps, self.gaps, strict=True
         ):
             reach = d * (k - 1) + 1
-            if 2 * max(before, after) > reach:
-                raise ShapeError(f"{name}(padding={self.pairs}): expected at most half the kernel "
-                                 f"{tuple(self.kernel)}")  # fmt: skip
+            expect(2 * max(before, after) <= reach, f"{name}(padding={self.pairs})",
+                   f"at most half the kernel {tuple(self.kernel)}")  # fmt: skip
             free = n + before + after - reach
             count = (ceildiv(free, s) if ceil_mode else free // s) + 1
             if (count - 1) * s >= n + before:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import BY_NAME, DType, check_holds, resolve
-from minigrad.errors import GradientError, ScanError, ShapeError
+from minigrad.errors import GradientError, ScanError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
@@ -117,10 +117,8 @@ class Core(Holder, metaclass=_TensorType):
         """
         dtype = resolve(dtype)
         if len(data) != numel(shape) * dtype.itemsize:
-            raise ShapeError(
-                f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}; "
-                f"expected {numel(shape) * dtype.itemsize}"
-            )
+            said = f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}"
+            raise misfit(said, f"{numel(shape) * dtype.itemsize}")
         where = Device.canonical(device)
         result = cls._of(stored(data, dtype, shape, where))
         result.made = True
@@ -136,10 +134,8 @@ class Core(Holder, metaclass=_TensorType):
         """
         raw, shape, found = hostdata.read(data, self.dtype)
         if shape != self.shape or found is not self.dtype:
-            raise ShapeError(
-                f"set_data of {found.name} {show(shape)} on {self.dtype.name} {show(self.shape)}; "
-                "expected the same shape and dtype"
-            )
+            new, own = f"{found.name} {show(shape)}", f"{self.dtype.name} {show(self.shape)}"
+            raise misfit(f"set_data of {new} on {own}", "the same shape and dtype")
         self._fill(raw)
         return self
 
@@ -249,10 +245,8 @@ class Core(Holder, metaclass=_TensorType):
                 raise TypeError(f"x.grad = a {type(given).__name__}: expected a tensor, or None")
             device_of("x.grad =", (self.raw, given.raw))
             if given.shape != self.shape or given.dtype is not self.dtype:
-                raise ShapeError(
-                    f"x.grad = {given.dtype.name} {show(given.shape)} of a tensor of "
-                    f"{self.dtype.name} {show(self.shape)}: expected the same shape and dtype"
-                )
+                new, own = (f"{x.dtype.name} {show(x.shape)}" for x in (given, self))
+                raise misfit(f"x.grad = {new} of a tensor", "the same shape and dtype", own)
         grades(self, anew=True)
         self._grad = given
 

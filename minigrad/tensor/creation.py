@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, DTypeLike, check_holds, dtype_of, dtype_or, dtypes
-from minigrad.errors import DTypeError, ShapeError, misfit
+from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
@@ -28,9 +28,8 @@ def _numeric(name: str, given: DTypeLike, default: DType) -> DType:
 def _check_numbers(name: str, *values: Any) -> None:
     for value in values:
         if not isinstance(value, (bool, int, float, Affine)):
-            raise TypeError(
-                f"{name} with {value!r}, a {type(value).__name__}; expected a Python number"
-            )
+            raise misfit(f"{name} with {value!r}, a {type(value).__name__}", "a Python number",
+                         error=TypeError)  # fmt: skip
         if name == "arange" and isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"arange with {value}: expected finite numbers")
 
@@ -163,8 +162,7 @@ class Creation(Methods):
         step = whole(step)
         _check_numbers("arange", begin, end, step)
         where = Device.canonical(device)
-        if step == 0:
-            raise ValueError("arange with step 0: expected a step that is not 0")
+        expect(step != 0, "arange with step 0", "a step that is not 0", error=ValueError)
         if isinstance(begin, Affine) or isinstance(end, Affine):
             if step != 1 or not isinstance(begin, (int, Affine)):
                 raise ShapeError(f"arange({begin}, {end}, {step}): symbolic bounds need step 1")
@@ -205,8 +203,7 @@ class Creation(Methods):
         [0.0, 0.5, 1.0]
         """
         _check_numbers("linspace", start, stop)
-        if steps < 0:
-            raise ValueError(f"linspace(steps={steps!r}): expected an int ≥ 0")
+        expect(steps >= 0, "linspace", "an int ≥ 0", error=ValueError, steps=steps)
         wanted = _numeric("linspace", dtype, dtypes.default_float)
         check_holds("linspace", wanted, start, stop)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
@@ -236,9 +233,7 @@ class Creation(Methods):
         [[[1, 1], [2, 2]], [[3, 4], [3, 4]]]
         """
         vectors = tensors_in("meshgrid", (self, *others))
-        if any(vector.ndim > 1 for vector in vectors):
-            shapes = " and ".join(str(vector.shape) for vector in vectors)
-            raise ShapeError(f"meshgrid of {shapes}: expected vectors")
+        expect(all(vector.ndim <= 1 for vector in vectors), "meshgrid", "vectors", *vectors)
         check_choice("meshgrid", ("ij", "xy"), indexing=indexing)
         places = list(range(len(vectors)))
         if indexing == "xy":
@@ -267,19 +262,16 @@ class Creation(Methods):
         """
         if num_classes == -1 and not self.dtype.is_float:
             num_classes = int(self.max().item()) + 1
-        if self.dtype.is_float or low(num_classes) < 0:
-            raise DTypeError(
-                f"one_hot({num_classes}) of a {self.dtype.name} tensor; expected integers and a "
-                "number of classes ≥ 0"
-            )
+        expect(not self.dtype.is_float and low(num_classes) >= 0,
+               f"one_hot({num_classes}) of a {self.dtype.name} tensor",
+               "integers and a number of classes ≥ 0", error=DTypeError)  # fmt: skip
         classes = self.arange(num_classes, device=self.raw.device)
         chosen = self if self.dtype.is_bool else self._checked(num_classes, "one_hot", "classes")
         return chosen.unsqueeze(-1).eq(classes).cast(dtypes.default_int)
 
     def _triangle(self, diagonal: int) -> Self:
         """True where column − row ≤ diagonal, for the last two dimensions."""
-        if self.ndim < 2:
-            raise misfit("tril/triu", "at least 2 dimensions", self)
+        expect(self.ndim >= 2, "tril/triu", "at least 2 dimensions", self)
         rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
         return self.arange(self.shape[-1], device=self.raw.device) - rows <= diagonal
 

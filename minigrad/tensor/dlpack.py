@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from minigrad.device import Buffer, Device, about_to_read
 from minigrad.dtype import DType, dtypes
-from minigrad.errors import DeviceError, DTypeError
+from minigrad.errors import DeviceError, DTypeError, expect
 from minigrad.graph import build
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.basic import Composed
@@ -60,11 +60,8 @@ class DLPack(Composed):
         """
         if stream is not None:
             raise BufferError(f"__dlpack__(stream={stream!r}): the host has no streams; pass None")
-        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
-            raise BufferError(
-                f"__dlpack__(dl_device={tuple(dl_device)}): this tensor can be given in the host's "
-                "memory only, (1, 0)"
-            )
+        expect(dl_device is None or tuple(dl_device) == self.__dlpack_device__(), "__dlpack__",
+               "the host's memory, (1, 0)", error=BufferError, dl_device=dl_device)  # fmt: skip
         view = views.base_of(self) is not None  # what it has in memory is a copy
         memory = (self.clone() if copy or view else self)._shared_memory()
         copied = bool(copy) or view or memory is None
@@ -194,18 +191,13 @@ def _capsule_of(data: Any) -> Any:
 
     if type(data).__name__ == "PyCapsule":
         return data
-    if not hasattr(data, "__dlpack__"):
-        raise TypeError(
-            f"from_dlpack({type(data).__name__}): it has no __dlpack__; use Tensor(data), "
-            "which copies"
-        )
+    expect(hasattr(data, "__dlpack__"), f"from_dlpack({type(data).__name__})",
+           "something that has __dlpack__; Tensor(data) copies", error=TypeError)  # fmt: skip
     if hasattr(data, "__dlpack_device__"):
         kind = int(data.__dlpack_device__()[0])
-        if kind not in HOST_MEMORY:
-            raise DeviceError(
-                f"from_dlpack of an array on DLPack's device {kind}: expected the host's memory, "
-                f"{CPU_MEMORY}; move it to the CPU first"
-            )
+        expect(kind in HOST_MEMORY, f"from_dlpack of an array on DLPack's device {kind}",
+               f"the host's memory, {CPU_MEMORY}; move it to the CPU first",
+               error=DeviceError)  # fmt: skip
     if np.lib.NumpyVersion(np.__version__) < "2.1.0":
         return data.__dlpack__()
     try:

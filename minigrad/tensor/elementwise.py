@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import check_holds, dtype_of, dtypes, promote
-from minigrad.errors import DTypeError
+from minigrad.errors import DTypeError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape
 from minigrad.tensor.broadcasting import Scalar, broadcast_shape, broadcast_to, scalar_dtype
@@ -28,9 +28,8 @@ def condition(name: str, x: Core) -> Node:
     """The node of a condition: numbers are none, as x.where(mask, y) would look like ours."""
     if not isinstance(x, Core) or not x.dtype.is_bool:
         given = x.dtype.name if isinstance(x, Core) else repr(x)
-        raise DTypeError(
-            f"{name} with a condition of {given}: expected bool, as in (x != 0).where(a, b)"
-        )
+        raise misfit(f"{name} with a condition", "bool, as in (x != 0).where(a, b)", given,
+                     error=DTypeError)  # fmt: skip
     return x.node
 
 
@@ -75,10 +74,9 @@ class Elementwise(Methods):
         mine = self.node
         if isinstance(other, (bool, int, float)):
             if not (other or reverse or mine.dtype.is_float) and name in _DIVISIONS:
-                raise ZeroDivisionError(
-                    f"{name} of {mine.dtype.name} by {other}: expected another number (where a "
-                    "tensor divides, its zeros give 0)"
-                )
+                expected = "another number (where a tensor divides, its zeros give 0)"
+                what = f"{mine.dtype.name} by {other}"
+                raise misfit(name, expected, what, error=ZeroDivisionError)
             dtype = scalar_dtype(name, other, mine.dtype)
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:

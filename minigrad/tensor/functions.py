@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.tensor.broadcasting import Scalar, check_choice
@@ -378,10 +378,9 @@ class Functions(Methods):
         """
         if isinstance(other, (bool, int, float)) and not reverse:
             if isinstance(other, int) and other < 0 and not self.dtype.is_float:
-                raise ValueError(
-                    f"pow of {self.dtype.name} by {other}: expected an exponent ≥ 0, or floats, "
-                    f"x.float() ** {other}"
-                )
+                expected = f"an exponent ≥ 0, or floats, x.float() ** {other}"
+                what = f"{self.dtype.name} by {other}"
+                raise misfit("pow", expected, what, error=ValueError)
             simple = self._pow_number(other)
             if simple is not None:
                 return simple

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from minigrad.dtype import ALL, BY_NAME, DType, check_holds, convert, dtype_of, dtypes, number_bytes
-from minigrad.errors import DTypeError, ShapeError
+from minigrad.errors import DTypeError, ShapeError, expect
 from minigrad.graph.symbolic import Integer, high
 
 _BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
@@ -84,10 +84,8 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
     level: list[Any] = [data]
     shape: list[int] = []
     while any(isinstance(value, (list, tuple, range)) for value in level):
-        if len(shape) == DEEPEST:
-            raise ShapeError(
-                f"Tensor(nested list): it has more than {DEEPEST} levels, or contains itself"
-            )
+        expect(len(shape) < DEEPEST, "Tensor(nested list)",
+               f"at most {DEEPEST} levels, and no list that contains itself")  # fmt: skip
         lengths = {len(x) if isinstance(x, (list, tuple, range)) else -1 for x in level}
         if len(lengths) > 1:
             found = sorted(n for n in lengths if n >= 0)

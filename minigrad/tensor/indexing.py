@@ -205,18 +205,15 @@ class Indexing(Methods):
             dtype = dtypes.default_int if empty else None
             item = type(self)(item, device=self.raw.device, dtype=dtype)
         if item.dtype.is_float:
-            raise DTypeError(
-                f"an index of dtype {item.dtype.name}: expected integers or bool; use .int()"
-            )
+            what, expected = f"dtype {item.dtype.name}", "integers or bool; use .int()"
+            raise misfit("an index", expected, what, error=DTypeError)
         return item if item.dtype.is_bool else item.detach()
 
     def _check_mask(self, mask: Core, axis: int) -> None:
         wanted = self.shape[axis : axis + mask.ndim]
         if mask.shape != wanted:
-            raise BoundsError(
-                f"mask of shape {mask.shape} at dimension {axis} of a tensor of shape "
-                f"{self.shape}; expected {wanted}"
-            )
+            said = f"mask of shape {mask.shape} at dimension {axis} of a tensor"
+            raise misfit(said, f"{wanted}", self, error=BoundsError)
 
     def _places(self) -> Self:
         """The positions where the flat mask is true, a vector of int32."""

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, Self
 
 from minigrad.dtype import promote
-from minigrad.errors import ShapeError, misfit
+from minigrad.errors import ShapeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import joined
 from minigrad.graph.node import device_of, is_symbolic
@@ -57,9 +57,8 @@ class Joining(Methods):
         """The whole tensor repeated along each dimension, new ones at the left."""
         times = sequence(counts)
         check_ints("repeat", **{f"counts[{i}]": count for i, count in enumerate(times)})
-        if len(times) < self.ndim:
-            what = f"a tensor of {self.ndim} dimensions"
-            raise misfit(f"repeat{times}", "a count for each", what)
+        expect(len(times) >= self.ndim, f"repeat{times}", "a count for each",
+               f"a tensor of {self.ndim} dimensions")  # fmt: skip
         shape = (1,) * (len(times) - self.ndim) + self.shape
         between = [e for extent in shape for e in (1, extent)]
         wide = [e for count, extent in zip(times, shape, strict=True) for e in (count, extent)]
@@ -68,8 +67,7 @@ class Joining(Methods):
 
     def repeat_interleave(self, repeats: int, dim: Axis = None) -> Self:
         """Each element repeated; without `dim` those of the flat tensor."""
-        if repeats < 0:
-            raise ShapeError(f"repeat_interleave({repeats!r}): expected an int ≥ 0")
+        expect(repeats >= 0, f"repeat_interleave({repeats!r})", "an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
         axis = axis_of("repeat_interleave", dim, self.ndim, 0)
@@ -102,14 +100,11 @@ class Joining(Methods):
         if isinstance(extent, Affine):
             raise ShapeError(f"split along a symbolic dimension of {self.shape}")
         if not isinstance(sizes, Sequence):
-            if sizes <= 0:
-                raise ShapeError(f"split({sizes}): expected a size > 0")
+            expect(sizes > 0, f"split({sizes})", "a size > 0")
             sizes = [min(sizes, extent - start) for start in range(0, max(extent, 1), sizes)]
         if sum(sizes) != extent:
-            raise ShapeError(
-                f"split into {list(sizes)} along dimension {axis} of {self.shape}: "
-                f"the sizes add up to {sum(sizes)}, expected {extent}"
-            )
+            said = f"split into {list(sizes)}, which add up to {sum(sizes)}, along dimension {axis}"
+            raise misfit(said, f"{extent}", self)
         ends = zip(sizes, accumulate(sizes), strict=True)
         return tuple(self._part(axis, end - size, end) for size, end in ends)
 
@@ -135,25 +130,20 @@ class Joining(Methods):
         (2, 3, 2)
         """
         left, arrow, right = pattern.replace("…", "...").partition("->")
-        if not arrow:
-            raise ShapeError(f"rearrange {pattern!r}: expected 'before -> after'")
+        expect(arrow, f"rearrange {pattern!r}", "'before -> after'")
         if "..." in left:  # has a name for each dimension that no other part of the left is
             rest = range(self.ndim - len(_groups(pattern, left.replace("...", ""))))
             dots = " ".join(f"dots_{i}" for i in rest)
             left, right = (side.replace("...", f" {dots} ") for side in (left, right))
         before, after = _groups(pattern, left), _groups(pattern, right)
-        if len(before) != self.ndim:
-            raise ShapeError(
-                f"rearrange {pattern!r} of {self.shape}: it names {len(before)} dimensions"
-            )
+        named = len(before)
+        expect(named == self.ndim, f"rearrange {pattern!r}", f"the {named} dimensions of it", self)
         names = [name for group in before for name in group]
         wanted = [name for group in after for name in group]
         unknown = sorted(set(sizes) - set(names))
-        if len(set(names)) < len(names) or sorted(names) != sorted(wanted) or unknown:
-            raise ShapeError(
-                f"rearrange {pattern!r} with {sizes}: expected the same names on both sides, each "
-                "once, and sizes of these names"
-            )
+        expect(len(set(names)) >= len(names) and sorted(names) == sorted(wanted) and not unknown,
+               f"rearrange {pattern!r} with {sizes}",
+               "the same names on both sides, each once, and sizes of these names")  # fmt: skip
         check_ints("rearrange", **sizes)
         extents: dict[str, Any] = dict(sizes)
         for group, extent in zip(before, self.shape, strict=True):
@@ -202,10 +192,8 @@ def _joined_along(
         raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
     listed = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
     if listed is first and (others or not first):
-        raise TypeError(
-            f"{name} of a list of {len(listed)} and {len(others)} more arguments; expected "
-            f"{name}([a, b, …], dim)"
-        )
+        said = f"{name} of a list of {len(listed)} and {len(others)} more arguments"
+        raise misfit(said, f"{name}([a, b, …], dim)", error=TypeError)
     kind = type(listed[0])
     if not isinstance(listed[0], Core):
         raise TypeError(f"{name} of a {kind.__name__}: expected tensors")

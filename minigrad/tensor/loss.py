@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import dtypes, promote
-from minigrad.errors import DTypeError, misfit
+from minigrad.errors import DTypeError, expect, misfit
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axis, Scalar, axis_of, check_share
 from minigrad.tensor.core import Core
@@ -64,9 +64,8 @@ class Loss(Composed):
             options = (ignore_index, reduction, total, label_smoothing)
             result = shifted._of_classes("cross_entropy", target, weight, *options)
             return result.cast(self._float_dtype())
-        if ignore_index != -100:
-            raise DTypeError(f"cross_entropy(ignore_index={ignore_index}) of probabilities: "
-                             "expected integer targets")  # fmt: skip
+        expect(ignore_index == -100, f"cross_entropy(ignore_index={ignore_index}) of probabilities",
+               "integer targets", error=DTypeError)  # fmt: skip
         if target.shape != self.shape:
             expected = "probabilities of the logits' shape, or classes as integers: target.int()"
             given = f"targets {target.dtype.name} {target.shape}"

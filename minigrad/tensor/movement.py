@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from minigrad.dtype import check_holds
-from minigrad.errors import ShapeError, misfit
+from minigrad.errors import ShapeError, expect, misfit
 from minigrad.graph import build, windows
 from minigrad.graph.axes import within
 from minigrad.graph.node import Shape
@@ -210,8 +210,7 @@ class Movement(Methods):
         >>> Tensor([1, 2]).flip(0).tolist()
         [2, 1]
         """
-        if not axes:
-            raise TypeError("flip(): expected axes, e.g. x.flip(0)")
+        expect(axes, "flip()", "axes, e.g. x.flip(0)", error=TypeError)
         found = axes_of("flip", sequence(axes), self.ndim)
         return self._view(lambda node: build.flip(node, found))
 
@@ -231,7 +230,7 @@ class Movement(Methods):
         check_ints("shrink", **{f"ranges[{d}]": n for d, pair in enumerate(pairs) for n in pair})
         return self._view(lambda node: build.shrink(node, pairs))
 
-    def _too_few(self, name: str, given: Sequence[Any]) -> ShapeError:
+    def _too_few(self, name: str, given: Sequence[Any]) -> Exception:
         one = "(start, stop)" if name == "shrink" else "one"
         said = f"{name}({', '.join(map(str, given))})"
         return misfit(said, f"{one}, or None, for each dimension", self)
@@ -283,10 +282,8 @@ class Movement(Methods):
 
     def _pad_copying(self, pairs: Sequence[Pair], mode: str) -> Self:
         """Padding with elements of the tensor itself, one dimension at a time."""
-        if mode not in ("reflect", "replicate", "circular"):
-            raise ValueError(
-                f"pad(mode={mode!r}): expected constant, reflect, replicate or circular"
-            )
+        expect(mode in ("reflect", "replicate", "circular"), "pad",
+               "constant, reflect, replicate or circular", error=ValueError, mode=mode)  # fmt: skip
         known = [pair for pair in pairs if all(isinstance(x, int) for x in pair)]
         if len(known) < self.ndim or any(isinstance(extent, Affine) for extent in self.shape):
             raise misfit(f"pad(mode={mode!r})", "plain ints", self)
@@ -298,11 +295,9 @@ class Movement(Methods):
         for axis, (b, a) in enumerate(amounts):
             n: int = result.shape[axis]  # type: ignore[assignment]
             limit = n - 1 if mode == "reflect" else n if mode == "circular" or not n else max(b, a)
-            if max(b, a) > max(limit, 0):
-                raise ShapeError(
-                    f"pad(mode={mode!r}) by {max(b, a)} of dimension {axis} with extent {n}: "
-                    f"expected at most {max(limit, 0)}"
-                )
+            expect(max(b, a) <= max(limit, 0),
+                   f"pad(mode={mode!r}) by {max(b, a)} of dimension {axis} with extent {n}",
+                   f"at most {max(limit, 0)}")  # fmt: skip
             ends = {"reflect": ((1, b + 1), (n - 1 - a, n - 1)), "circular": ((n - b, n), (0, a)),
                     "replicate": ((0, 1), (n - 1, n))}[mode]  # fmt: skip
             parts = [result._part(axis, max(-b, 0), n + min(a, 0))]

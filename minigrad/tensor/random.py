@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from minigrad.device import Device, watching
 from minigrad.dtype import DType, DTypeLike, below, check_holds, dtype_of, dtype_or, dtypes
-from minigrad.errors import DTypeError, ScanError, ShapeError
+from minigrad.errors import DTypeError, ScanError, ShapeError, expect
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
@@ -191,8 +191,7 @@ class Random(Methods):
         (2, 3)
         """
         wanted = dtype_or(dtype, dtypes.default_float)
-        if not wanted.is_float:
-            raise DTypeError(f"randn(dtype={wanted.name}): expected a float dtype")
+        expect(wanted.is_float, f"randn(dtype={wanted.name})", "a float dtype", error=DTypeError)
         wide = wanted if wanted is dtypes.float64 else dtypes.float32
         first, second = _draw("randn", shape, device)
         radius = (cls._of(_uniform((first, second), wide)) * -1 + 1).log() * -2
@@ -213,8 +212,7 @@ class Random(Methods):
         if not 0 < high - low <= 2**32:
             raise ValueError(f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²")
         wanted = dtype_or(dtype, dtype_of("randint", (low, high - 1)))
-        if not wanted.is_int:
-            raise DTypeError(f"randint(dtype={wanted.name}): expected an integer dtype")
+        expect(wanted.is_int, f"randint(dtype={wanted.name})", "an integer dtype", error=DTypeError)
         check_holds("randint", wanted, low, high - 1)
         word = cls._of(_draw("randint", shape, device)[0]).cast(dtypes.uint64)
         below = (word * (high - low)) >> 32  # a product's upper half: as good as a division
@@ -231,8 +229,7 @@ class Random(Methods):
         >>> Tensor.normal(2, mean=5.0, std=0.0).tolist()
         [5.0, 5.0]
         """
-        if not std >= 0:
-            raise ValueError(f"normal(std={std}): expected a standard deviation ≥ 0")
+        expect(std >= 0, "normal", "a standard deviation ≥ 0", error=ValueError, std=std)
         drawn = (cls.randn(checked_shape("normal", shape), **options) * std + mean).node
         return cls._made(drawn, requires_grad, drawn=True)
 

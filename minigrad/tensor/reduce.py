@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from minigrad.dtype import DType, DTypeLike, dtype_or, dtypes, sum_dtype
-from minigrad.errors import misfit
+from minigrad.errors import expect, misfit
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv, high
@@ -306,8 +306,7 @@ class Reduce(Methods):
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
         """Of floats of at least 32 bits: the powers of others overflow, or are 0."""
-        if not isinstance(p, (int, float)):
-            raise TypeError(f"a norm of p={p!r}: expected a number")
+        expect(isinstance(p, (int, float)), f"a norm of p={p!r}", "a number", error=TypeError)
         if p == 0:
             return self.ne(0).sum(axis, keepdim, dtype=self.dtype)
         if p == 2:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from minigrad.device import Device
-from minigrad.errors import DTypeError, ScanError, ShapeError, misfit
+from minigrad.errors import DTypeError, ScanError, ShapeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.batched import given
 from minigrad.graph.loop import Looped, Step
@@ -90,15 +90,11 @@ def _count(arrays: Sequence[Core], length: int | None) -> int:
     if not arrays and length is None:
         raise TypeError("Tensor.scan: without xs, expected length=, the number of steps")
     for array in arrays:
-        if not array.shape:
-            raise ShapeError("Tensor.scan: xs has a 0-d tensor; expected a dimension of steps")
+        expect(array.shape, "Tensor.scan: xs has a 0-d tensor", "a dimension of steps")
     lengths = {array.shape[0] for array in arrays} | ({length} - {None})
-    if len(lengths) != 1:
-        raise ShapeError(
-            f"Tensor.scan: xs of {', '.join(str(a.shape) for a in arrays)}"
-            + (f" and length={length}" if length is not None else "")
-            + "; expected one first extent, the number of steps"
-        )
+    shown = [*(str(array.shape) for array in arrays), *[f"length={length}"][: length is not None]]
+    expect(len(lengths) == 1, f"Tensor.scan: xs of {' and '.join(shown)}",
+           "one first extent, the number of steps")  # fmt: skip
     (count,) = lengths
     if not isinstance(count, int) or count < 0:
         raise ShapeError(f"Tensor.scan over {count} steps: expected a known number")
@@ -107,18 +103,15 @@ def _count(arrays: Sequence[Core], length: int | None) -> int:
 
 def _check_known(nodes: Sequence[Node]) -> None:
     for node in nodes:
-        if is_symbolic(node.shape):
-            raise misfit("Tensor.scan", "known extents", node)
+        expect(not is_symbolic(node.shape), "Tensor.scan", "known extents", node)
 
 
 def _called(f: Callable[[Any, Any], Any], carry: Any, x: Any) -> tuple[Any, Any]:
     """What f gives for a step."""
     result = f(carry, x)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise ScanError(
-            f"Tensor.scan: the function returned a {type(result).__name__}; expected a pair: the "
-            "carry, and what to keep of this step (or None)"
-        )
+        raise misfit(f"Tensor.scan: the function returned a {type(result).__name__}", "a pair: the "
+                     "carry, and what to keep of this step (or None)", error=ScanError)  # fmt: skip
     return result
 
 

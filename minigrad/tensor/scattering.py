@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, misfit
+from minigrad.errors import DTypeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import within
 from minigrad.graph.node import Op
@@ -56,10 +56,8 @@ class Scattering(Methods):
             for d, (have, want) in enumerate(zip(self.shape, shape, strict=True))
             if d != axis
         )
-        if not fits:
-            expected = "as many dimensions, and no larger extents but along that dimension"
-            what = f"tensor {self.shape}, index {shape}"
-            raise misfit(f"{name} along dimension {axis}", expected, what)
+        expect(fits, f"{name} along dimension {axis}", "an index of as many dimensions, and no "
+               "larger extents but along that one", self, index)  # fmt: skip
         ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
         unit = f"elements of dimension {axis}"
         places = self._new(index.raw)._checked(self.shape[axis], name, unit, wraps=wraps)

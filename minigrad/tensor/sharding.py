@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
-from minigrad.errors import DeviceError, ShapeError, misfit
+from minigrad.errors import DeviceError, expect
 from minigrad.graph.node import Node, Op
 from minigrad.graph.partition import Plan, without_barriers
 from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
@@ -54,10 +54,8 @@ class Sharding(Methods):
         where, dims = self._divided("shard_", mesh, spec, axis)
         if stored is not None:
             sizes = meshes[where]
-            if stored not in sizes or stored in axes_of(dims):
-                raise ShapeError(
-                    f"shard_(stored={stored!r}): expected another axis of {where} than {spec!r} has"
-                )
+            expect(stored in sizes and stored not in axes_of(dims), "shard_",
+                   f"another axis of {where} than {spec!r} has", stored=stored)  # fmt: skip
             dims = stored_dims(self.shape, dims, stored, sizes)
         return self._move(where, Layout(dims, stored=axes_of(dims) & {stored}))
 
@@ -103,18 +101,15 @@ class Sharding(Methods):
         return show(self.shape, layout_of(self.raw), self.dtype.name)
 
     def _like(self, name: str, other: Any) -> Layout | None:
-        if other.shape != self.shape:
-            raise misfit(name, "equal shapes", self, other)
+        expect(other.shape == self.shape, name, "equal shapes", self, other)
         return layout_of(other.raw)
 
     def _divided(
         self, name: str, mesh: Mesh | Sequence[str], spec: P | None, axis: Axis
     ) -> tuple[str, Dims]:
         """The mesh's name, and the digits of the dimensions."""
-        if isinstance(mesh, str) or not isinstance(mesh, Mesh | Sequence):
-            raise DeviceError(
-                f"{name}({mesh!r}): expected a Mesh, as Mesh(dp=2), or a tuple of devices"
-            )
+        expect(not isinstance(mesh, str) and isinstance(mesh, Mesh | Sequence), f"{name}({mesh!r})",
+               "a Mesh, as Mesh(dp=2), or a tuple of devices", error=DeviceError)  # fmt: skip
         if isinstance(spec, int):  # as in tinygrad, whose second argument is the axis
             spec, axis = None, spec
         if spec is not None and not isinstance(spec, P):

@@ -7,7 +7,7 @@ import sys
 from typing import Any, Self
 
 from minigrad.dtype import DTypeLike, dtype_or, dtypes, sum_dtype
-from minigrad.errors import DTypeError, RangeError, ShapeError, misfit
+from minigrad.errors import DTypeError, RangeError, expect, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_choice, check_share
@@ -86,8 +86,7 @@ class Statistics(Composed):
         """
         axis = axis_of("kthvalue", dim, self.ndim)
         extent = self._known_shape()[axis] if self.ndim else 1
-        if not 1 <= k <= extent:
-            raise misfit(f"kthvalue({k})", f"1 … {extent}", self)
+        expect(1 <= k <= extent, f"kthvalue({k})", f"1 … {extent}", self)
         order = self.argsort(axis)
         place = order._part(axis, k - 1, k) if self.ndim else order
         return self._picked("kthvalue", dim, keepdim, place)
@@ -140,8 +139,7 @@ class Statistics(Composed):
         lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]._wide()
         dtype = None if isinstance(q, Core) else lines.dtype  # which half floats have no ranks in
         share = type(self)(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
-        if share.ndim > 1:
-            raise misfit("quantile", "q to be a number or a vector", share)
+        expect(share.ndim <= 1, "quantile", "q to be a number or a vector", share)
         share = share._within("quantile", "no share", "0 … 1") if isinstance(q, Core) else share
         rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
         turn = INTERPOLATIONS[interpolation]
@@ -220,13 +218,11 @@ class Statistics(Composed):
         >>> Tensor([0, 2, 2]).bincount().tolist()
         [1, 0, 2]
         """
-        if self.ndim != 1 or not self.dtype.is_int:
-            raise DTypeError(f"bincount of {self.dtype.name} {self.shape}: expected a vector "
-                             "of integers")  # fmt: skip
+        expect(self.ndim == 1 and self.dtype.is_int, f"bincount of {self.dtype.name} {self.shape}",
+               "a vector of integers", error=DTypeError)  # fmt: skip
         if weights is not None and weights.shape != self.shape:
             raise misfit("bincount", "a weight for each", self, f"weights {weights.shape}")
-        if minlength < 0:
-            raise ValueError(f"bincount(minlength={minlength}): expected 0 or more")
+        expect(minlength >= 0, "bincount", "0 or more", error=ValueError, minlength=minlength)
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
         dtype = dtypes.int64 if weights is None else sum_dtype(weights.dtype)
         given = self.ones_like(dtype=dtype) if weights is None else weights
@@ -318,8 +314,7 @@ class Statistics(Composed):
         >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).cov().tolist()
         [[2.0, 4.0], [4.0, 8.0]]
         """
-        if self.ndim > 2:
-            raise misfit("cov", "(variables, observations)", self)
+        expect(self.ndim <= 2, "cov", "(variables, observations)", self)
         rows = (self if self.ndim == 2 else self.reshape((1, -1)))._wide()
         away = rows - rows.mean(1, True)
         shares = away.matmul(away.T) / max(rows._known_shape()[1] - correction, 0)
@@ -335,8 +330,7 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim, 0)
-        if n < 0:
-            raise ValueError(f"diff(n={n}): expected a number of differences from 0 on")
+        expect(n >= 0, "diff", "a number of differences from 0 on", error=ValueError, n=n)
         if not n:
             return self.clone()
         result, *more = [part for part in (prepend, self, append) if part is not None]
@@ -359,9 +353,8 @@ class Statistics(Composed):
         >>> Tensor([3.0, 4.0]).norm().item()
         5.0
         """
-        if isinstance(p, str) and p != "fro":
-            raise ValueError(f"norm(p={p!r}): expected a number or 'fro'; linalg.matrix_norm "
-                             "has 'nuc'")  # fmt: skip
+        expect(p == "fro" or not isinstance(p, str), "norm", "a number or 'fro'; "
+               "linalg.matrix_norm has 'nuc'", error=ValueError, p=p)  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self if dtype is None else self.cast(dtype)
         found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
@@ -378,8 +371,7 @@ class Statistics(Composed):
         >>> Tensor.randperm(3).sort()[0].tolist()
         [0, 1, 2]
         """
-        if n < 0:
-            raise ShapeError(f"randperm({n}): expected an int ≥ 0")
+        expect(n >= 0, f"randperm({n})", "an int ≥ 0")
         wanted = dtype_or(dtype, dtypes.int32)
         if n - 1 > (1 << (wanted.fraction + 1) if wanted.is_float else wanted.maximum):
             raise RangeError(f"randperm({n}) in {wanted.name}: expected a dtype that holds {n - 1}")

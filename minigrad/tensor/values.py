@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device
 from minigrad.dtype import named
-from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError, misfit
+from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError, expect, misfit
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
@@ -145,10 +145,8 @@ class Values(Methods):
     __array_priority__ = 1000
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        if copy is False:
-            raise ValueError(
-                "__array__(copy=False): the values of a tensor are copied; np.from_dlpack shares"
-            )
+        expect(copy is not False, "__array__", "a copy, as of all values; np.from_dlpack shares",
+               error=ValueError, copy=copy)  # fmt: skip
         values = self.numpy()
         return values if dtype is None else values.astype(dtype)
 

@@ -214,5 +214,5 @@ def test_a_scheduler_goes_on(on_device):
     other.load_state_dict(scheduler.state_dict())
     assert other.last_epoch == 6
     np.testing.assert_allclose(other.optimizer.lr.item(), 0.0005, rtol=1e-5)
-    with pytest.raises(ValueError, match="2 functions for 1 groups"):
+    with pytest.raises(ValueError, match="2 functions: expected one for each of 1 groups"):
         optim.lr_scheduler.LambdaLR(optimizer, [abs, abs])

@@ -221,7 +221,7 @@ def test_a_bad_index_is_named(pair: Mesh) -> None:
 def test_wrong_use(mesh_of: Made) -> None:
     mesh = mesh_of(dp=2, tp=2)
     x = Tensor.ones(6, 4, device=mesh.devices[0])
-    with pytest.raises(ShapeError, match="has no axis 'sp'; expected one of 'dp', 'tp'"):
+    with pytest.raises(ShapeError, match="has no axis 'sp': expected one of 'dp', 'tp'"):
         x.shard(mesh, P("sp"))
     with pytest.raises(ShapeError, match="has the axis 'dp' twice"):
         x.shard(mesh, P("dp", "dp"))
