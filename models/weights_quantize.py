@@ -71,9 +71,9 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
         if source.kind == "own":
             raise InputError("is a checkpoint of models/gpt.py: expected GGUF or safetensors files")
         config = config_of(source)
-        parts = checked_parts(source, config)
         if config.experts:
             raise InputError("has experts: only models without are known")
+        parts = checked_parts(source, config)
         if source.kind == "gguf":
             metadata, tensors = source.typed, source.tensors
         else:

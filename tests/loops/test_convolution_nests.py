@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from pairwise import pairwise
 from schedule.agreement import agree
 from schedule.machine import MACHINES, compiler_of, target_of
 from schedule.programs import Build, Inputs, graph_of, plan_of, values_for
@@ -18,6 +20,8 @@ from minigrad.loops.nest import Loop, Nest, Prefetch, Store, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
+
+OF = ("forward", "input", "weight")
 
 
 @pytest.fixture(autouse=True)
@@ -142,13 +146,13 @@ def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
     assert any(isinstance(one, Loop) and one.transpose for one in walk(copy.parallel)) is whole
 
 
-@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("of", OF)
 @pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2), (80, 9, 1)])
 def test_their_results(of: str, channels: int, extent: int, stride: int) -> None:
     agree(convolution(of, 2, channels, extent, 40, stride))
 
 
-@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("of", OF)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_their_results_in_wide_tiles(of: str, stride: int) -> None:
     agree(convolution(of, 2, 64, 32 * stride, 64, stride), "wide tiles")
@@ -170,7 +174,7 @@ def test_a_kernel_of_one_pixel_multiplies_images_as_they_lie(stride: int) -> Non
     agree(build)
 
 
-@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("of", OF)
 @pytest.mark.parametrize("channels, extent", [(256, 14), (64, 28), (512, 7)])
 def test_rows_of_zeros_around_images_are_left_out(of: str, channels: int, extent: int) -> None:
     """A loop over places has bounds, which are loaded: all of it, where a panel is not finite."""
@@ -180,14 +184,13 @@ def test_rows_of_zeros_around_images_are_left_out(of: str, channels: int, extent
     assert found == {"k", "z"}  # and a loop that adds what a panel that is not finite gives
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("of", ["forward", "input", "weight"])
-@pytest.mark.parametrize("channels, extent, stride", [(48, 14, 1), (32, 17, 2), (16, 26, 2)])
-@pytest.mark.parametrize("number", [np.inf, np.nan])
+@pytest.mark.parametrize(("machine", "of", "sizes", "number"), pairwise(
+    MACHINES, OF, [(48, 14, 1), (32, 17, 2), (16, 26, 2)], [np.inf, np.nan]))  # fmt: skip
 def test_zeros_around_images_meet_what_is_not_finite(
-    machine: str, of: str, channels: int, extent: int, stride: int, number: float
+    machine: str, of: str, sizes: tuple[int, int, int], number: float
 ) -> None:
     """0·∞ is NaN, in the first and last row of an image too; other columns are what they were."""
+    channels, extent, stride = sizes
     build = convolution(of, 2, channels, extent, 80, stride)
     _, inputs = graph_of(build)
     values = values_for(inputs, 1)
@@ -221,7 +224,7 @@ def test_what_a_strided_gradient_is_made_of_is_stored_in_turn(extent: int) -> No
     agree(build)
 
 
-@pytest.mark.parametrize("of", ["forward", "input", "weight"])
+@pytest.mark.parametrize("of", OF)
 def test_images_of_a_strided_convolution_are_read_where_they_lie(of: str) -> None:
     """No copy of them; rows outside are left out, and columns have a condition."""
     build = convolution(of, 8, 64, 56, 128, 2)
@@ -233,19 +236,18 @@ def test_images_of_a_strided_convolution_are_read_where_they_lie(of: str) -> Non
     assert max(len(load.guard) for load in loads) == 1
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("of", ["forward", "input", "weight"])
-@pytest.mark.parametrize("stride, padding, dilation, kernel", [
+WHERE_THEY_LIE = [  # stride, padding, dilation, kernel
     ((2, 2), (1, 1, 1, 1), 1, (3, 3)), ((2, 2), (0, 0, 0, 0), 1, (3, 3)),
     ((2, 1), (2, 3, 0, 4), 1, (4, 5)), ((1, 2), (0, 2, 3, 1), 1, (2, 3)),
     ((3, 3), (1, 0, 2, 0), 1, (3, 2)), ((2, 2), (2, 2, 2, 2), 2, (3, 3)),
     ((5, 6), (3, 3, 3, 3), 1, (7, 7)),
-])  # fmt: skip
-def test_results_of_images_that_are_read_where_they_lie(
-    machine: str, of: str, stride: tuple[int, int], padding: tuple[int, ...], dilation: int,
-    kernel: tuple[int, int],
-) -> None:  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("machine", "of", "how"), pairwise(MACHINES, OF, WHERE_THEY_LIE), ids=str)
+def test_results_of_images_that_are_read_where_they_lie(machine: str, of: str, how: Any) -> None:
     """Zeros on each side, or on none; steps that a tile's pixels are neighbours by, or are not."""
+    stride, padding, dilation, kernel = how
 
     def build(inputs: Inputs) -> list[Node]:
         extents = [13 * step + 2 for step in stride]

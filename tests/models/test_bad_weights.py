@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 from model_judges import (
     LLAMA,
-    gguf_bytes,
-    gguf_llama,
+    gguf_file_of,
     gguf_string,
     gpt2_facts,
     random_gpt2,
@@ -37,8 +36,8 @@ SMALL = {**LLAMA, "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size"
          "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 7}  # fmt: skip
 
 
-def small_gguf(kind: str = "Q4_1") -> bytes:
-    return gguf_llama(random_llama(np.random.default_rng(0), SMALL), SMALL, kind)[0]
+def small_gguf(path: Path, dtype: str, changes: dict[str, Any] | None = None) -> Path:
+    return gguf_file_of(random_llama(np.random.default_rng(0), SMALL), SMALL, path, dtype, changes)
 
 
 def small_folder(folder: Path) -> Path:
@@ -96,7 +95,10 @@ GGUFS: dict[str, tuple[bytes, str]] = {
     "the same bytes": (
         header((entry((16,), 0, 0) + entry((16,), 0, 0, "y")) + bytes(99), 2), "have already"
     ),
-    "alignment": (gguf_bytes({"general.alignment": 0}, {}), "its alignment is 0"),
+    "alignment": (
+        header(gguf_string("general.alignment") + struct.pack("<II", 4, 0), pairs=1),
+        "its alignment is 0",
+    ),
 }  # fmt: skip
 
 
@@ -112,7 +114,8 @@ def test_gguf_headers(name: str, tmp_path: Path) -> None:
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:
-    raw, path = small_gguf(), tmp_path / "f.gguf"
+    path = small_gguf(tmp_path / "f.gguf", "Q4_1")
+    raw = path.read_bytes()
     for length in range(0, len(raw) - 1, 97):
         path.write_bytes(raw[:length])
         with pytest.raises(InputError):
@@ -166,9 +169,7 @@ METADATA: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("values", "message"), METADATA)
 def test_metadata(values: dict[str, Any], message: str, tmp_path: Path) -> None:
-    weights = random_llama(np.random.default_rng(0), SMALL)
-    path = tmp_path / "f.gguf"
-    path.write_bytes(gguf_llama(weights, SMALL, "F32", values)[0])
+    path = small_gguf(tmp_path / "f.gguf", "F32", values)
     with pytest.raises(InputError) as raised:
         GPT.from_pretrained(path)
     assert message in str(raised.value) and "\n" not in str(raised.value)
@@ -251,7 +252,7 @@ def mutate(count: int, folder: Path, seed: int = 0) -> dict[str, int]:
     print("seed", seed)
     whole = small_folder(folder).read_bytes()
     files = {"model.safetensors": (whole, 8 + struct.unpack("<Q", whole[:8])[0])}
-    small = small_gguf()
+    small = small_gguf(folder / "f.gguf", "Q4_1").read_bytes()
     files["f.gguf"] = small, small.index(b"blk.0.ffn_down.weight") + 100
     ends = {"loaded": 0, "refused": 0}
     for name, (raw, size) in files.items():

@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 from model_judges import (
     LLAMA,
-    MIXTRAL,
-    TorchGPT2,
-    TorchLlama,
-    gguf_llama,
+    gguf_file_of,
     gpt2_facts,
+    logits_of,
     random_gpt2,
     random_llama,
     save_folder,
@@ -70,15 +68,15 @@ def agree(model: GPT, wanted: Any, ids: list[int], tolerance: float = 1e-4) -> N
 
 
 def test_gpt2(torch: Any, tmp_path: Path, on_device: str) -> None:
-    layers, heads, *rest = GPT2
+    layers, _, *rest = GPT2
     weights = random_gpt2(np.random.default_rng(1), layers, *rest)
     ids = random_ids(GPT2[4])
-    wanted = TorchGPT2(torch, weights, heads).logits(ids)
+    named = {f"transformer.{name}": value for name, value in weights.items()}
+    wanted = logits_of(named, gpt2_facts(*GPT2), ids)
     save_folder(tmp_path / "plain", weights, gpt2_facts(*GPT2))
     agree(GPT.from_pretrained(tmp_path / "plain"), wanted, ids)
     # with the prefix of the whole model, its output tied, and the masks of old files
-    whole = {f"transformer.{name}": value for name, value in weights.items()}
-    whole["lm_head.weight"] = weights["wte.weight"]
+    whole = {**named, "lm_head.weight": weights["wte.weight"]}
     whole["transformer.h.0.attn.bias"] = np.tril(np.ones((1, 1, 24, 24), np.float32))
     save_folder(tmp_path / "whole", whole, gpt2_facts(*GPT2), shards=3)
     agree(GPT.from_pretrained(tmp_path / "whole"), wanted, ids)
@@ -98,17 +96,6 @@ def test_gpt2(torch: Any, tmp_path: Path, on_device: str) -> None:
     agree(GPT.from_pretrained(tmp_path / "plain"), wanted, ids)
 
 
-@pytest.mark.parametrize("facts", [LLAMA, {**LLAMA, "tie_word_embeddings": True}, MIXTRAL])
-def test_llama_and_mixtral(
-    facts: dict[str, Any], torch: Any, tmp_path: Path, on_device: str
-) -> None:
-    weights = random_llama(np.random.default_rng(2), facts)
-    ids = random_ids(facts["vocab_size"])
-    wanted = TorchLlama(torch, weights, facts).logits(ids)
-    save_folder(tmp_path, weights, facts, shards=2)
-    agree(GPT.from_pretrained(tmp_path), wanted, ids)
-
-
 @pytest.fixture
 def float_products() -> Iterator[None]:
     """What files hold is told by products that round nothing."""
@@ -117,15 +104,14 @@ def float_products() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-def test_gguf(
-    kind: str, torch: Any, tmp_path: Path, on_device: str, float_products: None
-) -> None:
+def test_gguf(kind: str, tmp_path: Path, on_device: str, float_products: None) -> None:
     weights = random_llama(np.random.default_rng(3), LLAMA)
-    raw, meant = gguf_llama(weights, LLAMA, kind)
-    path = tmp_path / "model.gguf"
-    path.write_bytes(raw)
-    ids = random_ids(LLAMA["vocab_size"])
-    wanted = TorchLlama(torch, meant, LLAMA).logits(ids)
+    path = gguf_file_of(weights, LLAMA, tmp_path / "model.gguf", kind)
+    quants, ids = pytest.importorskip("gguf").quants, random_ids(LLAMA["vocab_size"])
+    used = quants.GGMLQuantizationType[kind]
+    meant = {name: value if value.ndim == 1 else quants.dequantize(
+        quants.quantize(value, used), used) for name, value in weights.items()}  # fmt: skip
+    wanted = logits_of(meant, LLAMA, ids)
     model = GPT.from_pretrained(path)
     agree(model, wanted, ids)
     assert packed(model) == (10 if kind[0] == "Q" else 0)
@@ -185,13 +171,15 @@ def test_the_capital_of_france(smollm2: tuple[GPT, Tokenizer]) -> None:
     assert tokenizer.decode(new).startswith(" Paris")
 
 
-def test_logits_of_smollm2(torch: Any, float_products: None) -> None:
+def test_logits_of_smollm2(float_products: None) -> None:
     model, tokenizer = load_model(smollm())
     ids = tokenizer.encode("Three things are certain: death, taxes, and 42 more.")
     metadata, tensors = gguf_load(smollm())
     facts = {
-        "num_hidden_layers": metadata["llama.block_count"], "hidden_size": 576,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 100000.0,
+        "model_type": "llama", "num_hidden_layers": metadata["llama.block_count"],
+        "hidden_size": 576, "intermediate_size": 1536, "vocab_size": len(tokenizer),
+        "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
         "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
     }  # fmt: skip
     weights = {"model.embed_tokens.weight": dequantized(tensors["token_embd.weight"]),
@@ -208,7 +196,7 @@ def test_logits_of_smollm2(torch: Any, float_products: None) -> None:
                 shape = (len(value) // 64, 32, 2, 576)
                 value = value.reshape(shape).swapaxes(1, 2).reshape(value.shape).copy()
             weights[f"model.layers.{layer}.{long}.weight"] = value
-    wanted = TorchLlama(torch, weights, facts, "float32").logits(ids)
+    wanted = logits_of(weights, facts, ids, "float32")
     agree(model, wanted, ids, 2e-4)
     assert packed(model) == 30 * 4 + 1
 
@@ -331,11 +319,10 @@ def test_a_tokenizer_puts_nothing_before_a_text_unless_it_did(split: str, tmp_pa
 
 def test_what_is_not_quantized(tmp_path: Path) -> None:
     a_folder(tmp_path / "good", LLAMA)
-    save_folder(tmp_path / "moe", random_llama(np.random.default_rng(5), MIXTRAL), MIXTRAL)
+    experts = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    save_folder(tmp_path / "moe", {}, experts)
     save_folder(tmp_path / "bare", random_llama(np.random.default_rng(5), LLAMA), LLAMA)
-    raw = gguf_llama(random_llama(np.random.default_rng(5), LLAMA), LLAMA, "F32",
-                     {"general.architecture": "qwen9"})[0]  # fmt: skip
-    (tmp_path / "other.gguf").write_bytes(raw)
+    gguf_file_of({}, LLAMA, tmp_path / "other.gguf", "F32", {"general.architecture": "qwen9"})
     bad = random_llama(np.random.default_rng(5), LLAMA)
     bad["model.layers.0.mlp.up_proj.weight"][3, 4] = np.nan
     save_folder(tmp_path / "nan", bad, LLAMA)

@@ -394,8 +394,8 @@ def odd(rank: Rank) -> list[str]:
 # By the number of ranks: cases that share a job of processes, with what they are given. First those
 # that count memory, of which others leave some.
 OVER_MPI: dict[int, list[tuple[Any, ...]]] = {
-    2: [(memory_of_attention, 4096), (rings,), (inexact,), (shared, 11), (odd,)],
+    2: [(memory_of_attention, 2048), (rings,), (inexact,), (shared, 11), (odd,)],
     3: [(rings,), (inexact,), (operations,), (together_,), (captured,), (synchronized,),
         (normalized, 50, 12)],
-    4: [(memory_of_attention, 8192), (attention, 48, 6)],
+    4: [(memory_of_attention, 4096), (attention, 48, 6)],
 }  # fmt: skip

@@ -29,7 +29,7 @@ from minigrad.models.parallel.faults import Clock
 from parallel.ranks import start
 from parallel.test_faults import processes_with, still_there
 
-SAVED_EVERY = 100  # steps; usually 500
+SAVED_EVERY = 50  # steps; usually 500
 # models/gpt.py, but that it saves more often
 JOB = f"""import sys; from dataclasses import replace; from minigrad.models import gpt_commands
 make_plan = gpt_commands.make_plan

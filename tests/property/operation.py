@@ -8,7 +8,7 @@ as float64 too where they give a float.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -101,10 +101,11 @@ class Operation:
 
 @dataclass(frozen=True)
 class Case:
-    """One call: operands and parameters."""
+    """One call: operands and parameters; the row's dtype that is under test."""
 
     inputs: tuple[Input, ...]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any]
+    dtype: str
 
     @property
     def summands(self) -> float:
@@ -146,7 +147,7 @@ def make_case(
                 special=special and operation.special and kind.special,
             )
         )
-    return Case(tuple(inputs), plan.parameters)
+    return Case(tuple(inputs), plan.parameters, dtype)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -177,10 +178,11 @@ def _reference_operand(given: Input, dtype: str, result: str) -> np.ndarray:
     return array.astype(np.float64) if str(array.dtype) in FLOATS else array
 
 
-def expected(operation: Operation, case: Case, dtype: str) -> tuple[np.ndarray, ...] | None:
+def expected(operation: Operation, case: Case) -> tuple[np.ndarray, ...] | None:
     """What numpy says, in the dtypes that the table says; None where REF alone defines it."""
     if operation.reference is None:
         return None
+    dtype = case.dtype
     arrays = [_reference_operand(i, dtype, operation.result_dtype(dtype)) for i in case.inputs]
     with np.errstate(all="ignore"):
         results = as_tuple(operation.reference(*arrays, **case.parameters))

@@ -25,6 +25,11 @@ FEW_SHAPES: tuple[Shape, ...] = ((), (0,), (1,), (17,), (3, 0, 2), (5, 33), (2, 
 MAXIMAL_SIZE = 3000
 
 
+def some_shapes(number: int) -> tuple[Shape, ...]:
+    """Half of SHAPES: a third of the lengths, which are those of all where numbers differ."""
+    return ((), *((n,) for n in LENGTHS[number % 3 :: 3]), *SHAPES[-7:])
+
+
 @dataclass(frozen=True)
 class Plan:
     """Shapes of the operands and parameters of one call; `domains` overrides the operation's."""

@@ -14,7 +14,7 @@ from .compare import EXACT, Tolerance
 from .exact import INF, NAN
 from .inputs import ALL, FLOATS, INTS, NUMBERS, SIGNED
 from .operation import COMPOSED, MATH, ROUNDED, SELECTED, Operation, boolean, floating, same
-from .plans import elementwise, with_choices
+from .plans import elementwise, some_shapes, with_choices
 
 Reference = Callable[..., Any]
 ONE = elementwise(1)
@@ -77,7 +77,7 @@ def row(
     fields: dict[str, Any] = {
         "call": method(name),
         "reference": reference,
-        "plans": ONE,
+        "plans": elementwise(1, some_shapes(sum(name.encode()))),
         "domains": (domain,),
         "dtypes": (*FLOATS, "int32", "uint8", "bool"),
         "result": floating,

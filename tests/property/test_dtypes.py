@@ -23,12 +23,12 @@ def test_dtypes(name: str, compiled: str) -> None:
     """Two shapes of each dtype of the row, and one with awkward values at its edges."""
     operation = BY_NAME[name]
     edges = operation.plans.edges
-    plans = [edges[0], edges[-3 % len(edges)]]
+    plans, cases = [edges[0], edges[-3 % len(edges)]], []
     for dtype in operation.dtypes[1:]:
-        cases = [make_case(operation, p, dtype, n) for n, p in enumerate(plans)]
+        cases += [make_case(operation, p, dtype, n) for n, p in enumerate(plans)]
         if operation.special and not is_float(dtype):
             cases.append(make_case(operation, edges[-1], dtype, 9, special=True))
-        check(operation, cases, dtype, compiled)
+    check(operation, cases, compiled)
 
 
 def _tensors(dtype: str, device: str) -> tuple[Any, Tensor]:

@@ -12,6 +12,7 @@ from expressions import NAMES, Comparison, as_list, cases, difference, ours_arra
 
 from minigrad import Context, Tensor, dtypes, linalg, nn
 
+from .table_beside import BESIDE
 from .table_names import DTYPES, FAMILIES
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -39,11 +40,14 @@ def _inputs() -> dict[str, np.ndarray]:
         "b": g.integers(0, 2, (3, 4)).astype(bool), "a": np.array([3, 200], np.uint8),
         "sign": np.sign(normal(3, 4)),
         "few": g.integers(0, 3, (3, 5)).astype(np.int32),
+        "h": normal(3, 4).astype(np.float16), "n8": g.integers(0, 200, (3, 4)).astype(np.uint8),
+        "pic": normal(2, 3, 6, 7), "w": normal(4, 3, 3, 3), "c4": normal(4),
+        "tri": np.tri(3, dtype=bool), "ign": np.array([2, -100, 1]),
     }  # fmt: skip
 
 
 INPUTS = _inputs()
-LEAVES = ("x", "y", "t", "v", "p", "s", "u", "d", "img")
+LEAVES = ("x", "y", "t", "v", "p", "s", "u", "d", "img", "h", "pic", "w", "c4")
 
 
 def _ours(changes: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -109,3 +113,32 @@ def test_dtypes(dtype: str, device: str, on_device: None) -> None:
     if dtype in ("uint8", "int8"):
         changes = {name: (np.abs(INPUTS[name] * 4) + 1).astype(dtype) for name in changes}
     _check(list(cases(lines)), changes, device)
+
+
+@pytest.mark.parametrize("family", BESIDE)
+def test_beside_pytorch(family: str, device: str, on_device: None) -> None:
+    """Values, dtypes and gradients."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    _check(list(cases(BESIDE[family])), {}, device)
+
+
+PROMOTIONS = (
+    "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "bool",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("left", PROMOTIONS)
+def test_promotion(left: str) -> None:
+    """Of pairs of dtypes, and of numbers."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    for right in PROMOTIONS:
+        ours = (Tensor.ones(2, dtype=left) * Tensor.ones(2, dtype=right)).dtype.name
+        theirs = (
+            torch.ones(2, dtype=getattr(torch, left)) * torch.ones(2, dtype=getattr(torch, right))
+        ).dtype
+        assert f"torch.{ours}" == str(theirs), (left, right)
+    for scalar in (2, 2.5, True):
+        ours = (Tensor.ones(2, dtype=left) * scalar).dtype.name
+        theirs = str((torch.ones(2, dtype=getattr(torch, left)) * scalar).dtype)
+        wide = theirs.replace("int64", "int32") if left == "bool" else theirs  # our default int
+        assert f"torch.{ours}" == wide, (left, scalar)

@@ -82,10 +82,12 @@ def _primitives(operation: Operation, device: str) -> set[Op]:
 
 def test_every_primitive_is_covered(cpu: str) -> None:
     """A member of `Op` that no row is made of is a hole in the harness, too."""
+    missing = set(Op) - NOT_PRIMITIVES
     with Context(DEVICE=cpu):
-        covered = set().union(*(_primitives(operation, cpu) for operation in OPERATIONS))
-    missing = sorted(op.name for op in set(Op) - covered - NOT_PRIMITIVES)
-    assert not missing, f"no row of tests/property is made of Op.{', Op.'.join(missing)}"
+        for operation in sorted(OPERATIONS, key=lambda one: "svd" in one.name):  # which compute
+            missing -= _primitives(operation, cpu) if missing else set()
+    names = sorted(op.name for op in missing)
+    assert not names, f"no row of tests/property is made of Op.{', Op.'.join(names)}"
 
 
 def test_no_row_waits() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from pairwise import pairwise
 from property.compare import EXACT
 from schedule.agreement import agree
 from schedule.machine import GOLDEN, MACHINES
@@ -30,6 +31,7 @@ from minigrad.runtimes.reference import numpy_dtype
 
 ROWS = 203  # no whole number of vectors
 STRIDES = range(2, MOST_VECTORS + 2)
+DTYPES = [dtypes.float32, dtypes.bfloat16, dtypes.int8, dtypes.float64]
 
 
 def neighbours(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Build:
@@ -51,10 +53,9 @@ def largest(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Bui
     return lambda inputs: [g.reduce(Op.MAX, inputs(rows, stride, dtype=dtype), [1])]
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16, dtypes.int8, dtypes.float64],
-                         ids=lambda dtype: dtype.name)  # fmt: skip
+@pytest.mark.parametrize(
+    ("machine", "stride", "dtype"), pairwise(MACHINES, STRIDES, DTYPES), ids=str
+)
 def test_values(machine: str, stride: int, dtype: DType) -> None:
     for program in (neighbours(stride, dtype), largest(stride, dtype)):
         x = (np.arange(ROWS * stride) * 37 % 64).reshape(ROWS, stride)
@@ -174,16 +175,15 @@ FEW_VECTORS = [
 ]
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("dtype, width, times", [
+@pytest.mark.parametrize(("machine", "rows", "make"), pairwise(MACHINES, [
     (dtypes.float32, 56, 2), (dtypes.float32, 111, 3), (dtypes.int8, 320, 5),
     (dtypes.float64, 9 * 12, 9),
-])  # fmt: skip
-@pytest.mark.parametrize("make", FEW_VECTORS)
+], FEW_VECTORS))  # fmt: skip
 def test_elements_of_a_few_vectors(
-    make: Callable[[Node, int], Node], dtype: DType, width: int, times: int, machine: str
+    machine: str, rows: tuple[DType, int, int], make: Callable[[Node, int], Node]
 ) -> None:
     """In whole vectors, and in what is left of a row."""
+    dtype, width, times = rows
 
     def build(inputs: Inputs) -> list[Node]:
         x = make(inputs(3, width, dtype=dtype), times)
@@ -245,10 +245,9 @@ def pieces(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Buil
     return build
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("rows", [7, 16, ROWS])
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16, dtypes.int8, dtypes.float64],
-                         ids=lambda dtype: dtype.name)  # fmt: skip
+@pytest.mark.parametrize(
+    ("machine", "rows", "dtype"), pairwise(MACHINES, [7, 16, ROWS], DTYPES), ids=str
+)
 def test_every_second_element_is_stored(machine: str, rows: int, dtype: DType) -> None:
     for stride in (2, 3):
         agree(pieces(stride, dtype, rows), machine, tolerance=EXACT)

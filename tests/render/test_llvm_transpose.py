@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pairwise import pairwise
 from property.compare import EXACT, Tolerance, difference
 from schedule import programs
 from schedule.agreement import agree
@@ -45,9 +46,7 @@ def across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Build:
     return build
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize(("machine", "shape", "dtype"), pairwise(MACHINES, SHAPES, DTYPES), ids=str)
 def test_values(machine: str, shape: tuple[int, int], dtype: DType) -> None:
     rows, columns = shape
     kind = numpy_dtype(dtype)
@@ -140,9 +139,9 @@ def product_across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Bu
     return build
 
 
-@pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("shape", [(16, 16), (17, 33), (64, 130), (7, 40), (49, 96), (1, 70)])
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bool])
+@pytest.mark.parametrize(("machine", "shape", "dtype"), pairwise(
+    MACHINES, [(16, 16), (17, 33), (64, 130), (7, 40), (49, 96), (1, 70)],
+    [dtypes.float32, dtypes.float16, dtypes.bool]), ids=str)  # fmt: skip
 def test_products_stored_as_columns(
     machine: str, shape: tuple[int, int], dtype: DType
 ) -> None:

@@ -7,6 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
+from pairwise import pairwise
 
 from minigrad import Tensor, jit, nn
 from minigrad.errors import GradientError, JitError, ShapeError
@@ -86,9 +87,7 @@ REALIZE = {
 }
 
 
-@pytest.mark.parametrize("realized", REALIZE)
-@pytest.mark.parametrize("kind", BASES)
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize(("name", "kind", "realized"), pairwise(VIEWS, BASES, REALIZE))
 def test_writes_go_both_ways(on_device, name, kind, realized):
     a, _ = both(2, 3, 4)
     numpy_view, our_view = VIEWS[name]
