@@ -137,10 +137,9 @@ class BlockPlan:
 
     def __init__(
         self, stages: Sequence[Stage], products: Container[Array], block: Rows,
-        stored: frozenset[Array],
+        stored: frozenset[Array], squares: bool,
     ) -> None:  # fmt: skip
-        self.block, self.stored = block, stored
-        self.squares = block.width == SQUARE  # other blocks have fewer rows: MOST_ROWS
+        self.block, self.stored, self.squares = block, stored, squares
         self.stages, self.tried = stages, shortcuts(stages, products)
         self.products = {n for n, stage in enumerate(stages) if stage.array in products}
         self.bounds = mask_bounds(stages, block, stored)

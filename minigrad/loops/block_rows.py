@@ -55,7 +55,7 @@ from minigrad.loops.block_plan import (
     with_values,
 )
 from minigrad.loops.build import Bounds
-from minigrad.loops.cost import SQUARE, choose_nr, row_stride, vectors_each
+from minigrad.loops.cost import LEAST_FULL, SQUARE, choose_nr, row_stride, vectors_each
 from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows
 from minigrad.loops.nest import Loop, Made, Statement, Statements, Store, Stores, loop_over
@@ -68,9 +68,8 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, Target
 
-MOST_ROWS = 16  # of a block
 WRITTEN_OUT = 8  # terms of a product across, whose loop then takes a few of its instructions
-MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
+MOST_BLOCKS = 8  # for which an operand is copied once: beside 128 rows a copy costs little
 
 
 def block_rows(kernel: Kernel, target: Target) -> Made:
@@ -78,7 +77,7 @@ def block_rows(kernel: Kernel, target: Target) -> Made:
     kernel = products_before_readers(kernel)
     extent = neighbours(kernel)
     width, height = _block_width(kernel, target, extent), _tile_height(target)
-    if in_squares(kernel, extent, target):
+    if squares := in_squares(kernel, extent, target):
         width = height = SQUARE
     block = Rows(kernel.rows, extent, width, height)
     outer, number = block.outer, block.number
@@ -89,7 +88,7 @@ def block_rows(kernel: Kernel, target: Target) -> Made:
     }  # fmt: skip
     products = {one.array for stage, one in fixed.items() if stage.contraction is not None}
     stages = rounded_once([*fixed.values()], products, sums.stored, target)
-    plan = BlockPlan(stages, products, block, sums.stored)
+    plan = BlockPlan(stages, products, block, sums.stored, squares)
     run, blocks = _run(kernel, block)
     early: list[Statement] = []  # copies for several blocks
     body: list[Statement] = []
@@ -149,12 +148,15 @@ def _elements(
 
 
 def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
-    """Rows of a block: two registers of the widest product, one where there are few rows.
+    """Rows of a block: two registers of the widest product, for which it reads half as much.
 
-    Half of what a block computes on a causal mask's diagonal is in vain: so it has no more than 16.
+    Where more than a few rows would be computed in vain, it is one.
     """
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
-    return min(2 * lanes, MOST_ROWS) if rows > lanes else enough_lanes(lanes, rows)
+    wide = 2 * lanes
+    if rows >= wide and -rows % wide <= rows // LEAST_FULL:
+        return wide
+    return enough_lanes(lanes, rows)
 
 
 def _tile_height(target: Target) -> int:

@@ -286,36 +286,41 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
         mc = rows_of_block(rows, mr, ceildiv(wanted, problem.batches * panels))
     tasks = problem.batches * ceildiv(rows, mc) * panels
-    for axis in rows_of_panel(problem.m, mc, tasks):
-        tasks //= axis.most
+    tasks //= prod(size for _, size in rows_of_panel(problem.m, mc, tasks))
     spare = tasks // ENOUGH_TASKS if packs else 1  # panels that a task can have
     work = mc * depth * nr  # multiply-adds of a panel
     column_blocks = ceildiv(panels, max(min(spare, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
     return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, False, packs)
 
 
-def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
-    """The axes of rows before the last one, over which a task loops to make its packing pay."""
-    found: list[Axis] = []
+def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[tuple[Axis, int]]:
+    """The axes of rows before the last one, over which a task loops to make its packing pay.
+
+    Each with how much of it: all, or where this leaves too few tasks for few rows, an equal part.
+    """
+    found: list[tuple[Axis, int]] = []
     for axis in reversed(m[:-1]):
         if not isinstance(axis.extent, int) or rows >= MANY_ROWS:
             break
-        if tasks // axis.extent < FEW_TASKS:
+        most = axis.extent // ceildiv(FEW_TASKS, tasks // axis.extent)
+        size = next((n for n in range(most, 1, -1) if axis.extent % n == 0), 1)
+        whole = size == axis.extent
+        if whole or size > 1 and rows < LEAST_ROWS:
+            found.insert(0, (axis, size))
+        if not whole:
             break
-        found.insert(0, axis)
         rows *= axis.extent
         tasks //= axis.extent
     return found
 
 
-def shared_rows(problem: Problem, plan: Plan) -> list[Atom]:
-    """The variables of rows over which a task loops to make its packing of panels pay."""
+def shared_rows(problem: Problem, plan: Plan) -> list[tuple[Axis, int]]:
+    """Axes of rows over which a task loops to make its packing of panels pay, how much of each."""
     loaded = problem.ends or problem.needed is not None  # bounds of loops
     if plan.kc or not plan.packs_right or plan.packs_left or loaded:
         return []
     blocks = ceildiv(problem.column.count, plan.nc) * ceildiv(problem.row.typical, plan.mc)
-    tasks = problem.batches * blocks
-    return [axis.variable for axis in rows_of_panel(problem.m, plan.mc, tasks)]
+    return rows_of_panel(problem.m, plan.mc, problem.batches * blocks)
 
 
 def packing_pays(problem: Problem, target: Target) -> bool:

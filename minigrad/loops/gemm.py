@@ -104,8 +104,10 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
     if tiles_overlap(problem, plan):
         s.overlap(n)
     columns, task = s.split(n, plan.nc, "p"), s.split(m, plan.mc, "c")
-    shared = cost.shared_rows(problem, plan)
+    parts = cost.shared_rows(problem, plan)
+    shared = [axis.variable for axis, _ in parts]
     outer = [axis.variable for axis in problem.outer if axis.variable not in shared]
+    outer += [s.split(axis.variable, size, "g") for axis, size in parts if size < axis.most]
     s.reorder(*outer, columns, task, *shared, m, n)
     inside = task
     if plan.kc:

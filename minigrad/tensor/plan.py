@@ -17,6 +17,7 @@ from minigrad.graph.node import (
     Op,
     ages,
     depending,
+    is_symbolic,
     make,
     needed_among,
     picked,
@@ -26,6 +27,7 @@ from minigrad.graph.node import (
 from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.rolled import made_without_copies, without_copies
+from minigrad.graph.shapes import numel
 from minigrad.program import recording, timeline
 from minigrad.tensor import saved_graphs, views
 from minigrad.tensor.live_tensors import (
@@ -48,6 +50,9 @@ _MEMORY = frozenset({BUFFER, ASSIGN})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
 FEW = 4  # nodes of an operation alone, on whose way nothing is computed
+# Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
+# than what the program reads: an outer product, of which each reads a few, would fill the memory.
+MOST_KEPT = 1 << 20
 # id of a node that a program computed and did not keep, though a tensor stood for it → the node.
 computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _computed = vars(computed)["data"]  # to be asked without a call of Python
@@ -234,7 +239,11 @@ class Plan:
         if not 0 < len(self.again) <= MANY:
             return
         found = depending(self.order, self.again)
-        again = self._inside([node for node in self.held if node in found])
+        read = sum(numel(node.shape) for node in picked(self.order, {BUFFER}))
+        again = [
+            holder for holder in self._inside([node for node in self.held if node in found])
+            if not is_symbolic(holder.raw.shape) and numel(holder.raw.shape) <= max(read, MOST_KEPT)
+        ]  # fmt: skip
         if 0 < len(again) <= MANY:
             self.roots.update(dict.fromkeys(holder.raw for holder in again))
             self.unasked = True

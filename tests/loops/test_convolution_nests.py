@@ -94,6 +94,14 @@ def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None
     assert [one.stops for one in hints] == [(1,)]
 
 
+@pytest.mark.parametrize("batch, extent, tasks", [(8, 28, 8), (4, 32, 8), (1, 28, 14), (2, 13, 26)])
+def test_rows_of_images_share_a_copy_of_weights(batch: int, extent: int, tasks: int) -> None:
+    """All of an image's, or an equal part of them where images are few; of 13 there is none."""
+    build = convolution("forward", batch, 32, extent, 32)
+    assert product_of(build).parallel.trips == tasks
+    agree(build)
+
+
 @pytest.mark.parametrize("channels", [128, 512])
 def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
     """Blocks of 256 terms are few: they are added to the sum, not to one of each place first."""

@@ -75,12 +75,16 @@ def scaled_twice(p: Numeric, shifted: Numeric) -> Numeric:
 
 
 def exp(x: Numeric) -> Numeric:
-    """e^x = 4ⁿ·e^r with n = round(x / ln 4), |r| ≤ ln 2."""
+    """e^x = 4ⁿ·e^r with n = round(x / ln 4), |r| ≤ ln 2.
+
+    (Here and below a product is added with its sign, where it would be taken away: so it is one
+    instruction with the sum.)
+    """
     f = format_of(x)
     x = x.at_least(f.exp_range[0]).at_most(f.exp_range[1])
     shifted = x * f.half_log2e + f.shift
     n = shifted - f.shift
-    r = x - n * (2.0 * f.ln2[0]) - n * (2.0 * f.ln2[1])
+    r = x + n * (-2.0 * f.ln2[0]) + n * (-2.0 * f.ln2[1])
     return scaled_twice(r * horner(r, f.exp), shifted)
 
 
@@ -89,7 +93,7 @@ def exp2(x: Numeric) -> Numeric:
     f = format_of(x)
     x = x.at_least(f.exp2_range[0]).at_most(f.exp2_range[1])
     shifted = x * 0.5 + f.shift
-    r = x - (shifted - f.shift) * 2.0
+    r = x + (shifted - f.shift) * -2.0
     return scaled_twice(r * horner(r, f.exp2), shifted)
 
 
@@ -140,7 +144,7 @@ def log(x: Numeric) -> Numeric:
         small = f + (f * f * horner(f, _LOG_SINGLE) + e * low)
     else:
         near, below = _log_near_one(f)
-        small = near - (below - e * low)
+        small = near - (below + e * -low)
     return _with_poles(x, e * high + small)
 
 
@@ -151,7 +155,7 @@ def log2(x: Numeric) -> Numeric:
         small = f * horner(f, _LOG2_SINGLE) + f
     else:
         near, below = _log_near_one(f)
-        small = near + (near * 0.44269504088896342 - below * 1.4426950408889634)
+        small = near + (near * 0.44269504088896342 + below * -1.4426950408889634)
     return _with_poles(x, e + small)
 
 
@@ -223,7 +227,7 @@ def _tanh_double(x: Numeric) -> Numeric:
     x = x.at_most(20.0)  # where it is 1
     shifted = x * (4 * f.half_log2e) + f.shift
     n = shifted - f.shift
-    r = x * 2.0 - n * f.ln2[0] - n * f.ln2[1]
+    r = x * 2.0 + n * -f.ln2[0] + n * -f.ln2[1]
     scale = (shifted.bits_as(f.unsigned) << f.mantissa).bits_as(x.dtype)
     u = (r * r * horner(r, _EXPM1_DOUBLE) + r) * scale + (scale - 1.0)
     return u / (u + 2.0)

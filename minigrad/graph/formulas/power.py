@@ -43,7 +43,7 @@ def _magnitude_single(size: Numeric, y: Numeric) -> Numeric:
     exponent = exponent.at_least(SINGLE.exp2_range[0]).at_most(SINGLE.exp2_range[1])
     shift = 1.5 * 2.0**52
     n = exponent * 0.5 + shift - shift
-    r = (exponent - n * 2.0).cast(dtypes.float32)
+    r = (exponent + n * -2.0).cast(dtypes.float32)
     shifted = n.cast(dtypes.float32) + SINGLE.shift
     return scaled_twice(r * horner(r, SINGLE.exp2), shifted)
 
@@ -85,7 +85,7 @@ def _magnitude_double(size: Numeric, y: Numeric) -> Numeric:
     exponent = product.at_least(DOUBLE.exp2_range[0]).at_most(DOUBLE.exp2_range[1])
     error = exponent.equals(product).where(error, 0.0)  # where clamped, it may be anything
     shifted = exponent * 0.5 + DOUBLE.shift
-    r = exponent - (shifted - DOUBLE.shift) * 2.0 + error
+    r = exponent + (shifted - DOUBLE.shift) * -2.0 + error
     return scaled_twice(r * horner(r, DOUBLE.exp2), shifted)
 
 
