@@ -17,7 +17,6 @@ from minigrad.graph.node import (
     Op,
     ages,
     depending,
-    is_symbolic,
     make,
     needed_among,
     picked,
@@ -52,7 +51,7 @@ _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
 FEW = 4  # nodes of an operation alone, on whose way nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
 # than what the program reads: an outer product, of which each reads a few, would fill the memory.
-MOST_KEPT = 1 << 20
+MOST_KEPT = 1 << 24
 # id of a node that a program computed and did not keep, though a tensor stood for it → the node.
 computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _computed = vars(computed)["data"]  # to be asked without a call of Python
@@ -242,8 +241,8 @@ class Plan:
         read = sum(numel(node.shape) for node in picked(self.order, {BUFFER}))
         again = [
             holder for holder in self._inside([node for node in self.held if node in found])
-            if not is_symbolic(holder.raw.shape) and numel(holder.raw.shape) <= max(read, MOST_KEPT)
-        ]  # fmt: skip
+            if numel(holder.raw.shape) <= max(read, MOST_KEPT)
+        ]
         if 0 < len(again) <= MANY:
             self.roots.update(dict.fromkeys(holder.raw for holder in again))
             self.unasked = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor
+from minigrad import Context, GlobalCounters, Tensor
 from minigrad.graph.node import topological
 
 TURNS = 8
@@ -121,3 +121,15 @@ def test_what_many_turns_have_left_stays_as_it_is(on_device):
     for factor in (1.0, 2.0, 3.0):
         assert (sum(kept[1:], kept[0]) * factor).sum().item() != 0
     assert not any(one.is_realized() for one in kept)
+
+
+def test_a_large_value_of_which_little_is_read_is_not_kept(compiled):
+    """An outer product that is larger than all that it is computed from."""
+    with Context(DEVICE=compiled):
+        rows, columns = numbers(1 << 13, 1), numbers(1 << 12)
+        first = rows * columns
+        second = first + 1
+        used = GlobalCounters.mem_used
+        for some in (first[0, 0], second[0, 1], second[5, 5]):
+            assert np.isfinite(some.item())
+            assert GlobalCounters.mem_used < used + 4096
