@@ -45,6 +45,7 @@ MANY = 8  # so many copies share a kernel as they are: more are computed togethe
 MOST_BYTES = 1 << 16
 LEAVES = (BUFFER, CONST)
 _JOINS = (Op.RESHAPE, Op.CAT)
+_CAST = frozenset({Op.CAST, Op.RESHAPE})  # of which alone there is one pattern (`program.realize`)
 _OF_MANY = frozenset({Op.ADD, Op.CAT})
 _VARYING = frozenset({*LEAVES, Op.SHRINK})  # whose arg may be another in each copy
 # What has no form for many values at once, or must be done as often as somebody wrote it.
@@ -156,7 +157,7 @@ def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node,
     for node in picked(order, _OF_MANY):
         if node.op is add:
             depth[node] = 1 + max([depth.get(source, 0) for source in node.src])
-        elif len(node.src) > MANY and not is_leaf(node):
+        elif len(node.src) > MANY and not all(is_leaf(beneath(x, _CAST)) for x in node.src):
             yield node, list(node.src)
     if max(depth.values(), default=0) < MANY:
         return

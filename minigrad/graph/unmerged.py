@@ -25,8 +25,9 @@ from minigrad.graph.operations import REDUCTIONS, SCATTERS
 from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
-# Of an array, which are copied one by one: batches have fewer. Where columns of matrices vary, and
-# with them the best way to compute, there are more: those are compiled for their sizes.
+# Of an array, which are copied one by one, or of each of its rows if these vary, too: batches have
+# fewer. Where columns of matrices vary, and with them the best way to compute, there are more: such
+# programs are compiled for their sizes.
 MOST_PIECES = 64
 
 

@@ -307,6 +307,10 @@ def _note_owners(capture: Capture) -> None:
                 if saved_graphs.has_history(holder.raw):
                     capture.derived.append(holder.raw)
             capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
+    graphs = [history.node for history in [*saved_graphs.recorded.values()]]
+    order = topological([*(holder.raw for holder in lazy_holders()), *graphs])
+    reads = any(node.op is Op.BUFFER and node.arg in capture.written for node in order)
+    capture.shown = reads or bool(capture.owners)
 
 
 def copy_back(calls: Sequence[Call], tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:

@@ -71,6 +71,7 @@ class Capture:
         self.written_leaves: frozenset[int] = frozenset()  # those of which no gradient knows
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
+        self.shown = True  # whether anybody knows what it writes, or a way back to it
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
         self.marks: list[bool | None] = []  # the inputs' requires_grad, where gradients may flow
         self.led_back: list[bool] = []  # whether they were computed from leaves
@@ -183,7 +184,8 @@ class Capture:
             realization.realize(tensors)
             tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
         if lazy_links:
-            written = self.written | {tensor.raw.arg for tensor in tensors}
+            written = self.written if self.shown else frozenset()
+            written = written.union(tensor.raw.arg for tensor in tensors)
             realization.settle_before(written, self.read)
         if not self.written_inputs:  # for these it is another matter each time
             self.settled = now

@@ -10,6 +10,8 @@ tensor is computed at once, not lazily.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 from minigrad.errors import DTypeError, misfit
 from minigrad.graph.node import is_symbolic
@@ -42,7 +44,7 @@ def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
     count = m if mode == "complete" else min(m, n)
     q, r = at_once(householder, wide, count=count) if numel(x.shape) else empty(wide, count)
     if numel(x.shape) and count <= n:
-        q, r = with_gradients(wide, (q, r), qr, _qr_gradient)
+        q, r = with_gradients(wide, (q, r), _qr_gradient)
     return QRResult(q.cast(x.dtype), r.cast(x.dtype))
 
 
@@ -65,7 +67,7 @@ def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
         (u, _), s = empty(wide, m if full_matrices else k), x.new_zeros((*batch, k))
         v, _ = empty(wide.mT, n if full_matrices else k)
     if modes.gradients and numel(x.shape):
-        first, s, last = with_gradients(wide, (u[..., :k], s, v[..., :k]), _thin, _svd_gradient)
+        first, s, last = with_gradients(wide, (u[..., :k], s, v[..., :k]), _svd_gradient)
         u = first if u.shape[-1] == k else first.cat(u[..., k:], dim=-1)
         v = last if v.shape[-1] == k else last.cat(v[..., k:], dim=-1)
     return SVDResult(*(part.cast(x.dtype) for part in (u, s, v.mT)))
@@ -139,11 +141,6 @@ def _directions(x: Tensor, count: int) -> Tensor:
     return q * signs.pad((0, count - n), value=1.0).unsqueeze(1)
 
 
-def _thin(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, v = svd(x, False)
-    return u, s, v.mT
-
-
 def _svd_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
     (u, s, v), (by_u, by_s, by_v) = factors, gradients
     row, column = s.unsqueeze(-2), s.unsqueeze(-1)
@@ -168,22 +165,25 @@ def reciprocal(x: Tensor) -> Tensor:
 
 
 def with_gradients(
-    x: Tensor, values: tuple[Tensor, ...], function: Callable[[Tensor], Sequence[Tensor]],
+    x: Tensor, values: tuple[Tensor, ...],
     gradient: Callable[[Tensor, Sequence[Tensor], Gradients], Tensor],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Values of x with gradient(x, function(x), one for each value or None) for x's gradient."""
-    known: dict[bool, Sequence[Tensor]] = {}  # function(x), which may be to have gradients itself
+    """Factors of x with gradient(x, factors, one for each or None) for x's gradient."""
+    rules = (_rule_of(gradient, place) for place in range(len(values)))
+    return tuple(
+        x._with_derivative(value, rule, *values)
+        for value, rule in zip(values, rules, strict=True)
+    )
 
-    def rule_of(place: int) -> Callable[..., Sequence[Tensor]]:
-        def rule(g: Tensor, value: Tensor, x: Tensor) -> Sequence[Tensor]:
-            if modes.gradients not in known:
-                known[modes.gradients] = function(x)
-            gradients = [g if number == place else None for number in range(len(values))]
-            return [gradient(x, known[modes.gradients], gradients)]
 
-        return rule
+@cache
+def _rule_of(gradient: Any, place: int) -> Callable[..., Sequence[Any]]:
+    def rule(g: Tensor, value: Tensor, x: Tensor, *values: Tensor) -> Sequence[Any]:
+        gradients = [g if number == place else None for number in range(len(values))]
+        by_x = gradient(x, with_gradients(x, values, gradient), gradients)
+        return [by_x, *(None for _ in values)]
 
-    return tuple(x._with_derivative(value, rule_of(n)) for n, value in enumerate(values))
+    return rule
 
 
 check_functions(globals())

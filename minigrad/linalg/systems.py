@@ -12,7 +12,15 @@ from typing import Any
 from minigrad.errors import expect
 from minigrad.graph.shapes import numel
 from minigrad.linalg.decompositions import Gradients, checked, reciprocal, svd, with_gradients
-from minigrad.linalg.panels import at_once, by_panels, columns_at, missing, next_number, rows_at
+from minigrad.linalg.panels import (
+    as_constant,
+    at_once,
+    by_panels,
+    columns_at,
+    missing,
+    next_number,
+    rows_at,
+)
 from minigrad.linalg.reflections import reflected, symmetric
 from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
@@ -115,12 +123,16 @@ def inv(x: Tensor) -> Tensor:
     [[0.5, 0.0], [0.0, 0.25]]
     """
     checked("inv", x, True)
-    value = at_once(_inverse, x)[0] if numel(x.shape) else x
-    return x._with_derivative(value, _inv_rule)
+    return _inverse_of(x, x) if numel(x.shape) else x
 
 
-def _inv_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
-    return [-(inv(x).mT @ g @ inv(x).mT)]
+def _inverse_of(x: Tensor, seen: Tensor) -> Tensor:
+    """The inverse of x, whose values, perhaps before they were broadcast, are those of `seen`."""
+    return x._with_derivative(at_once(_inverse, seen)[0].expand(x.shape), _inv_rule)
+
+
+def _inv_rule(g: Any, inverse: Any, x: Any) -> Sequence[Any]:
+    return [-(inverse.mT @ g @ inverse.mT)]
 
 
 def solve(A: Tensor, B: Tensor) -> Tensor:
@@ -134,14 +146,18 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
-    value = at_once(_solution, A, right)[0] if numel(left.shape) else right
-    solved = left._with_derivative(value, _solve_rule, right)
+    solved = right
+    if numel(left.shape):
+        seen = as_constant(A)
+        value = at_once(_solution, seen, right)[0]
+        solved = left._with_derivative(value, _solve_rule, right, seen)
     return solved.squeeze(-1) if B.ndim == 1 else solved
 
 
-def _solve_rule(g: Any, value: Any, a: Any, b: Any) -> Sequence[Any]:
-    by_b = solve(a.mT, g)
-    return [-(by_b @ solve(a, b).mT), by_b]
+def _solve_rule(g: Any, value: Any, a: Any, b: Any, seen: Any) -> Sequence[Any]:
+    """By an inverse, as g may have been computed from other systems' gradients, not in memory."""
+    by_b = _inverse_of(a, seen).mT @ g
+    return [-(by_b @ value.mT), by_b, None]
 
 
 def slogdet(x: Tensor) -> SlogdetResult[Tensor]:
@@ -151,13 +167,15 @@ def slogdet(x: Tensor) -> SlogdetResult[Tensor]:
     [-1.0, 0.0]
     """
     shape = checked("slogdet", x, True)[:-2]
-    some = numel(x.shape)
-    found = at_once(_sign_and_logarithm, x) if some else (x.new_ones(shape), x.new_zeros(shape))
-    return SlogdetResult(found[0], x._with_derivative(found[1], _slogdet_rule))
+    if not numel(x.shape):
+        return SlogdetResult(x.new_ones(shape), x.new_zeros(shape))
+    seen = as_constant(x)
+    sign, logarithm = at_once(_sign_and_logarithm, seen)
+    return SlogdetResult(sign, x._with_derivative(logarithm, _slogdet_rule, seen))
 
 
-def _slogdet_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
-    return [g.reshape((*g.shape, 1, 1)) * inv(x).mT]
+def _slogdet_rule(g: Any, value: Any, x: Any, seen: Any) -> Sequence[Any]:
+    return [g.reshape((*g.shape, 1, 1)) * _inverse_of(x, seen).mT, None]
 
 
 def det(x: Tensor) -> Tensor:
@@ -167,12 +185,14 @@ def det(x: Tensor) -> Tensor:
     8.0
     """
     shape = checked("det", x, True)[:-2]
-    value = at_once(_determinant, x)[0] if numel(x.shape) else x.new_ones(shape)
-    return x._with_derivative(value, _det_rule)
+    if not numel(x.shape):
+        return x.new_ones(shape)
+    seen = as_constant(x)
+    return x._with_derivative(at_once(_determinant, seen)[0], _det_rule, seen)
 
 
-def _det_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
-    return _slogdet_rule(g * det(x), value, x)
+def _det_rule(g: Any, value: Any, x: Any, seen: Any) -> Sequence[Any]:
+    return _slogdet_rule(g * value, value, x, seen)
 
 
 def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
@@ -207,8 +227,7 @@ def _factored(x: Tensor) -> tuple[Tensor]:
     return (factor.permute(1, 2, 0, 3).flatten(2)[:, :size, :size].tril(),)
 
 
-def _cholesky_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
-    lower = cholesky(x)
+def _cholesky_rule(g: Any, lower: Any, x: Any) -> Sequence[Any]:
     inverse, inside = inv(lower), (lower.mT @ g).tril()
     inside = inside - _identity(x) * inside * 0.5
     by_x = inverse.mT @ inside @ inverse
@@ -227,7 +246,7 @@ def eigh(x: Tensor) -> EighResult[Tensor]:
     checked("eigh", x, True)
     wide = x._wide()
     found = at_once(_conquered, wide) if numel(x.shape) else (wide.detach().sum(-1), wide.detach())
-    first, last = with_gradients(wide, found, eigh, _eigh_gradient)
+    first, last = with_gradients(wide, found, _eigh_gradient)
     return EighResult(first.cast(x.dtype), last.cast(x.dtype))
 
 

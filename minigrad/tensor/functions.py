@@ -31,7 +31,7 @@ def rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[N
     """A rule as the graph knows it; the same one each time, as equal nodes are to be one."""
 
     def of_nodes(node: Node, g: Node) -> list[Node | None]:
-        gradients = rule(*(kind._of(source) for source in (g, *node.src)))
+        gradients = rule(*(kind._of(source) for source in (g, node, *node.src[1:])))
         return [None if gradient is None else gradient.node for gradient in gradients]
 
     return of_nodes

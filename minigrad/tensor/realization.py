@@ -14,7 +14,7 @@ the lock; and then points every tensor that stood for a root to the root's buffe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence, Set
 from threading import get_ident
 
 from minigrad import program
@@ -110,13 +110,15 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
         holder._point(buffer)
 
 
-def settle_before(written: Container[Buffer], read: Container[Buffer]) -> None:
+def settle_before(written: Set[Buffer], read: Container[Buffer]) -> None:
     """Realize what must be before a step: who reads what it writes, and writes to what it reads.
 
     Views of `written` memory stay lazy, and follow it, also where their base waited to be written.
     Who reads a random state that has no waiting write has a copy already.
     """
     with lock:
+        if not written and not any(node.src[0].arg in read for node in pending.values()):
+            return
         following = views.align(written)
         lazy = not_captured(readable(lazy_holders()))
         order = topological([holder.raw for holder in lazy])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jit.arrays import data, same
 
-from minigrad import GlobalCounters, Tensor, Variable, jit, nn
+from minigrad import GlobalCounters, Tensor, Variable, jit, linalg, nn
 from minigrad.errors import GradientError
 from minigrad.jit import replay
 
@@ -251,6 +251,23 @@ def test_a_write_of_a_value_that_the_step_realizes(device: str) -> None:
     losses = [run(Tensor([1.0, 1.0], device=device)).item() for _ in range(5)]
     assert losses == [3.0, 2.0, 1.0, 0.0, -1.0]
     assert weight.tolist() == [-1.5, -0.5]
+
+
+def test_a_gradient_by_the_way_back_of_a_captured_result(compiled: str) -> None:
+    """What it reads of the capture's own memory, later replays write."""
+    weight = Tensor([[2.0, 0.0], [1.0, 2.0]], device=compiled, requires_grad=True)
+
+    def inverse(x: Tensor) -> Tensor:
+        return linalg.inv(x + weight).exp().sum()
+
+    some = [Tensor([[seed, 0.5], [0.0, 1.0]], device=compiled) for seed in (0.0, 1.0, 2.0, 3.0)]
+    step = jit(inverse)
+    _, captured = step(some[0]), step(some[1])
+    (found,) = captured.gradient(weight)
+    for x in some[2:]:
+        step(x)
+    (wanted,) = inverse(some[1]).gradient(weight)
+    same(found, wanted.numpy())
 
 
 def test_a_write_goes_on_waiting_when_its_value_is_computed(device: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -188,6 +190,38 @@ def test_gradients_of_systems(device: str) -> None:
     step = 1e-6 * other
     up, down = (np.linalg.cholesky(definite + sign * step) * a for sign in (1, -1))
     np.testing.assert_allclose((by_z.numpy() * step).sum(), (up - down).sum() / 2, rtol=1e-6)
+
+
+_DIFFERENTIABLE = {
+    "inv": linalg.inv, "det": lambda x: x * linalg.det(x).tanh(), "qr": lambda x: linalg.qr(x).Q,
+    "slogdet": lambda x: x * linalg.slogdet(x).logabsdet, "solve": lambda x: linalg.solve(x, x.mT),
+    "cholesky": lambda x: linalg.cholesky(x @ x.mT), "svd": lambda x: linalg.svd(x).U,
+    "eigh": lambda x: linalg.eigh(x + x.mT).eigenvectors, "pinv": lambda x: linalg.pinv(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _DIFFERENTIABLE)
+def test_a_chain_is_differentiated_without_computing_it_again(compiled: str, name: str) -> None:
+    """However long it is; what a step's rule has computed is freed with it."""
+    a = np.random.default_rng(6).normal(size=(3, 3)).astype(np.float32)
+
+    def differentiate(steps: int) -> tuple[int, int]:
+        base = x = Tensor(a + 3 * np.diag([1, 2, 3]).astype(np.float32), device=compiled)
+        for _ in range(steps):
+            x = base + _DIFFERENTIABLE[name](x) * 0.1
+        before = GlobalCounters.programs_compiled, GlobalCounters.program_calls
+        (by_base,) = x.sum().gradient(base)
+        found = GlobalCounters.programs_compiled - before[0]
+        calls = GlobalCounters.program_calls - before[1]
+        assert np.isfinite(by_base.numpy()).all()
+        return found, calls
+
+    differentiate(3)
+    used = GlobalCounters.mem_used
+    (_, few), (compilations, many) = differentiate(2), differentiate(5)
+    gc.collect()
+    assert compilations == 0 and many - few <= 2 * 3  # two programs for each step
+    assert GlobalCounters.mem_used <= used
 
 
 def test_systems_of_several_panels(device: str) -> None:

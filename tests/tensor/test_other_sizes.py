@@ -118,6 +118,14 @@ def squares(of: Maker) -> list[Tensor]:
     return [scores.softmax(-1) @ x, *(scores * scores).sum().gradient(x)]
 
 
+def weights(of: Maker) -> list[Tensor]:
+    """What attention weighs by is wanted, too: both dimensions of a result vary."""
+    x = of.floats(3, of.size, 8)
+    unseen = Tensor.ones(of.size, of.size, device=of.device).tril().eq(0)
+    found = (x @ x.transpose(1, 2)).masked_fill(unseen, -1e9).softmax(-1)
+    return [found, *(found @ x).square().sum().gradient(x)]
+
+
 def means(of: Maker) -> list[Tensor]:
     """Sums over what varies, of products with few columns and with columns that vary."""
     table, w = of.floats(50, 3), of.floats(3, 7)
@@ -130,7 +138,7 @@ def means(of: Maker) -> list[Tensor]:
 
 @pytest.mark.parametrize("compute", [
     network, convolution, normalized, rows, embedding, attention, sequence, products, texts, lines,
-    squares, means,
+    squares, weights, means,
 ])  # fmt: skip
 def test_other_sizes(compute, compiled: str, reference: str) -> None:
     def values(size: int, device: str) -> list[np.ndarray]:

@@ -206,14 +206,17 @@ def test_what_reads_a_write_reads_its_value(all_in_pieces):
     assert before.tolist() == [2, 4, 6]
 
 
-def test_pieces_of_a_join_are_alike(on_compiled):
-    """Numbers of two dtypes, as they come."""
+@pytest.mark.parametrize("run", [0, 12])
+def test_pieces_of_a_join_are_alike(on_compiled, run):
+    """Numbers of two dtypes, as they come; many of one may stand together."""
     coins = random.Random(1)
 
     def step() -> None:
+        first = coins.randrange(20 - run)
         pieces = [
-            Tensor([[number]], dtype="int64" if coins.random() < 0.5 else "int32").realize()
+            Tensor([[number]], dtype="int32" if narrow else "int64").realize()
             for number in range(20)
+            for narrow in [coins.random() < 0.5 or first <= number < first + run]
         ]
         assert Tensor.cat(*pieces).sum().item() == 190
 
