@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Container, Iterable, Sequence
 from threading import get_ident
 
-from minigrad import program
+from minigrad import interrupts, program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
@@ -244,9 +244,12 @@ def _part_others(plan: Plan) -> bool:
 def _run(plan: Plan) -> None:
     if plan.roots:
         failures: list[MinigradError] = []
-        buffers = program.realize(plan.values, failures, plan.known)
-        with lock:
-            plan.settle(buffers)
+        try:
+            buffers = program.realize(plan.values, failures, plan.known)
+            with lock:
+                plan.settle(buffers)
+        finally:
+            interrupts.release()
         if failures:
             _lose_indices(failures[0])
             raise failures.pop(0)  # nor may this frame keep it, which it keeps
