@@ -138,9 +138,11 @@ class Capture:
             filled = [*written, *(node.arg for node in nodes)]
             for name in {buffer.device for buffer in filled} & undecided:
                 Device[name].follow(read, filled)
-        self.replay.run(values)
-        if saved_graphs.recorded:
-            saved_graphs.replayed(written)
+        try:
+            self.replay.run(values)
+        finally:  # also where an index is out of range, or Ctrl-C comes: what it writes is written
+            if saved_graphs.recorded:
+                saved_graphs.replayed(written)
 
     def touched(self, given: Sequence[Node]) -> turns.Touched:
         """Memory that a replay writes and reads, which is given these nodes."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minigrad import Context, Tensor, jit, nn
-from minigrad.errors import BoundsError, JitError
+from minigrad.errors import BoundsError, GradientError, JitError
 from minigrad.tensor.live_tensors import by_node, holders
 
 
@@ -168,6 +168,31 @@ def test_a_step_that_was_captured_silently_is_captured_anew_to_be_checked(on_dev
         assert step(one(2), Tensor([5])).tolist() == [0.0]
     with pytest.raises(BoundsError, match=r"index 5 at position \(0,\)"):
         step(one(2), Tensor([5])).realize().tolist()
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_a_failed_replay_writes_is_overwritten(on_device, by_name):
+    """Nobody gets gradients of what was computed before, from what is there now."""
+    w, x = Tensor([2.0, 3.0], requires_grad=True), one(1)
+
+    @jit
+    def step(index):
+        with Tensor.no_grad():
+            w.assign(w * 2)
+        return x[index].realize(), w.realize()
+
+    def call(index):
+        return step(index=index) if by_name else step(index)
+
+    for _ in range(3):
+        call(Tensor([1]))
+    loss = w.square().sum()
+    assert step.captured and loss.item() == 16**2 + 24**2
+    with pytest.raises(BoundsError):
+        call(Tensor([7]))
+    assert w.tolist() == [32.0, 48.0]
+    with pytest.raises(GradientError, match="overwritten in place"):
+        loss.backward()
 
 
 def test_debug_shows_the_kernels_of_replays(capsys):
