@@ -10,7 +10,7 @@ from sys import getrefcount
 from typing import Any, NamedTuple
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
-from minigrad.errors import JitError
+from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.variable import rebind
@@ -104,10 +104,16 @@ class Capture:
             own = Tensor._of(gradient.raw)
             own._requires_grad = False
             self.gradients[place] = of, own, had
+            self.renewed = [(own._link if link is gradient._link else link, source)
+                            for link, source in self.renewed]  # fmt: skip
             realization.separate(own.raw, {id(own._link)})
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
-        turns.during((self.touched, given), partial(self._launch, given, nodes, values))
+        try:
+            turns.during((self.touched, given), partial(self._launch, given, nodes, values))
+        except BoundsError:  # it has run: what was there before, nobody is to find
+            self._renew(tensors, nodes)
+            raise
         self._renew(tensors, nodes)
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
             saved_graphs.lose(node)

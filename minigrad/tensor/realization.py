@@ -176,8 +176,9 @@ def separate(node: Node, owners: Container[int]) -> None:
         for holder in holders(node)
         if id(holder._link) not in owners and views.base_of(holder) is None
     ]
+    lost = spoiled.get(id(node.arg))
     for holder in others:
-        holder._point(copy_of(node))
+        holder._point(copy_of(node) if lost is None else _dead(node, lost[1]))
         views.written(holder)
     realize(others, unasked=True)
 

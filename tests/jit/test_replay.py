@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minigrad import Context, Tensor, jit, nn
-from minigrad.errors import BoundsError, GradientError, JitError
+from minigrad.errors import BoundsError, GradientError, JitError, LostValueError
 from minigrad.tensor.live_tensors import by_node, holders
 
 
@@ -193,6 +193,50 @@ def test_what_a_failed_replay_writes_is_overwritten(on_device, by_name):
     assert w.tolist() == [32.0, 48.0]
     with pytest.raises(GradientError, match="overwritten in place"):
         loss.backward()
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_gradients_that_somebody_keeps(on_device, returned):
+    """They stay as they are; the next are new ones, or lost where a replay fails."""
+    w, x = Tensor([2.0, 3.0], requires_grad=True), Tensor([1.0, 2.0, 3.0]).realize()
+    kept = []
+
+    @jit
+    def step(index):
+        w.grad = None
+        (w * x[index].sum()).sum().backward()
+        return (x + 1).realize(), w.grad.realize() if returned else index
+
+    for number in (0, 1, 2, 0, 1):
+        step(Tensor([number]))
+        kept.append(w.grad)
+    with pytest.raises(BoundsError):
+        step(Tensor([7]))
+    lost = w.grad
+    for number in (2, 0):
+        with pytest.raises(LostValueError):
+            lost.tolist()
+        step(Tensor([number]))
+        kept.append(w.grad)
+    assert step.captured
+    assert [g.tolist() for g in kept] == [[n + 1.0] * 2 for n in (0, 1, 2, 0, 1, 2, 0)]
+
+
+def test_each_check_of_a_failed_replay_says_what_is_lost(on_device):
+    x, y = one(0), one(0)
+
+    @jit
+    def step(first, second):
+        x.assign(one(1)[first].sum() + x).realize()
+        y.assign(one(1)[second].sum() + y).realize()
+
+    for _ in range(3):
+        step(Tensor([1]), Tensor([2]))
+    with pytest.raises(BoundsError):
+        step(Tensor([7]), Tensor([8]))
+    for lost in (x, y):
+        with pytest.raises(LostValueError):
+            lost.tolist()
 
 
 def test_debug_shows_the_kernels_of_replays(capsys):
