@@ -222,6 +222,39 @@ def test_gradients_that_somebody_keeps(on_device, returned):
     assert [g.tolist() for g in kept] == [[n + 1.0] * 2 for n in (0, 1, 2, 0, 1, 2, 0)]
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_gradients_that_add_up_are_refused_whoever_keeps_them(on_device, given):
+    w = Tensor([2.0, 3.0], requires_grad=True)
+    step = jit((lambda leaf: leaf.sum().backward()) if given else (lambda _: w.sum().backward()))
+    other = w if given else one(0)
+    step(other)
+    kept = w.grad
+    for _ in range(2):
+        with pytest.raises(JitError):
+            step(other)
+    assert kept.tolist() == [1.0, 1.0]
+    w.grad = None
+    for _ in range(3):
+        step(other)
+        kept, w.grad = w.grad, None
+    assert kept.tolist() == [1.0, 1.0]
+
+
+def test_gradients_that_the_step_itself_fills_with_0_add_up(on_device):
+    w = Tensor([2.0, 3.0], requires_grad=True)
+    w.grad = kept = Tensor([0.0, 0.0]).realize()
+
+    @jit
+    def step(x):
+        w.grad.zero_()
+        (w * x).sum().backward()
+
+    for number in range(4):
+        step(Tensor([1.0, 2.0 + number]))
+        assert w.grad.tolist() == [1.0, 2.0 + number]
+    assert step.captured and kept.shape == (2,)
+
+
 def test_each_check_of_a_failed_replay_says_what_is_lost(on_device):
     x, y = one(0), one(0)
 
