@@ -136,8 +136,14 @@ class CheckedReplay:
         """Make the calls; BoundsError where an index was out of range."""
         present, self.present = self.present, ()
         self._run(variables)
-        for expect, count, failure in self._looks:
-            expect(count, partial(failure, self.memories, present, variables))
+        failures: list[BoundsError] = []
+        for expect, count, failure in self._looks:  # all: of each that failed something is lost
+            try:
+                expect(count, partial(failure, self.memories, present, variables))
+            except BoundsError as error:
+                failures.append(error)
+        if failures:
+            raise failures.pop(0)  # nor may this frame keep it, which it keeps
 
 
 def _failure(

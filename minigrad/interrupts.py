@@ -4,6 +4,9 @@ Python raises KeyboardInterrupt between two instructions of the main thread, als
 when an object goes (`__del__`, a weak reference's callback): there nobody can catch an exception,
 and Python only reports it. Tensors and nodes go all the time: of loops of small operations every
 seventh Ctrl-C came then.
+
+Nor does it part what belongs together: a program that writes in place, and that the tensors know of
+it. Who came between the two would let the write be made once more.
 """
 
 from __future__ import annotations
@@ -12,8 +15,14 @@ import _thread
 import os
 import signal
 import sys
+import threading
+from importlib import import_module
 from typing import Any
 
+from minigrad.locks import in_child
+
+SIGINT = int(signal.SIGINT)
+_signal: Any = import_module("_signal")  # no enumerations, which take 20 times as long
 _report = sys.unraisablehook
 
 
@@ -30,3 +39,42 @@ def _come_again(found: Any) -> None:
         _thread.start_new_thread(os.kill, (os.getpid(), signal.SIGINT))
     else:
         _report(found)
+
+
+class _Held:
+    """What `hold` has begun: whether Ctrl-C waits, and whether one came meanwhile."""
+
+    waits = came = False
+
+
+def hold() -> None:
+    """Let Ctrl-C wait until `release`: on the main thread, where its handler is Python's own."""
+    if _is_main() and _signal.getsignal(SIGINT) is signal.default_int_handler:
+        _Held.waits = True
+        _signal.signal(SIGINT, _note)
+
+
+def _is_main() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _note(number: int, frame: object) -> None:
+    _Held.came = True
+
+
+def release() -> None:
+    """Raise the KeyboardInterrupt that waits, if any; from now on none does."""
+    if _Held.waits and _is_main() and _end():
+        raise KeyboardInterrupt
+
+
+def _end() -> bool:
+    """Let no Ctrl-C wait any more; gives whether one did."""
+    if _signal.getsignal(SIGINT) is _note:
+        _signal.signal(SIGINT, signal.default_int_handler)
+    came = _Held.came
+    _Held.waits = _Held.came = False
+    return came
+
+
+in_child(_end)

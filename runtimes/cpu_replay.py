@@ -90,6 +90,7 @@ class CpuReplay:
         self.traffic = sum(p.traffic for p in programs)
         self._life: object = None  # that of the pool for which `native` was made
         self._exchanges = [p.exchanges for p in programs if p.exchanges]
+        self._writes = any(call.written for call in calls)
         self.labels = ["arguments", *(k.code.label for p in programs for k in p.kernels)]
         self._prepare()
 
@@ -100,6 +101,8 @@ class CpuReplay:
         pool.ensure_scratch(scratch.nbytes)
         self.native: Callable[[], int | None]
         work = self.operations + self.traffic
+        if self._writes and not self._exchanges:
+            work = 0  # all of what it writes in place is written, or nothing
         self._run = watched(runner(pool, work), pool, self._exchanges)
         if self._exchanges or work >= LONG:
             self.native = partial(self._run, table.place(), table.count, scratch.nbytes)

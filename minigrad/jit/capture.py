@@ -13,9 +13,12 @@ import weakref
 from collections.abc import Collection, Mapping, Sequence
 
 from minigrad.device import Buffer, Call, Device
+from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, Op, depending, topological
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.replay import Capture, Output, Source
 from minigrad.program import recording
@@ -39,8 +42,8 @@ class Snapshot:
     def __init__(self) -> None:
         # by the id of their weak reference, which is kept: an id could come back otherwise
         self._links = {id(holder._link): holder._link for holder in all_holders()}
-        self._grads = {
-            number: holder.grad._link
+        self._grads: dict[int, tuple[object, Node]] = {
+            number: (holder.grad._link, holder.grad.raw)
             for number, link in self._links.items()
             if isinstance(holder := link(), Tensor) and holder.grad is not None
         }
@@ -52,6 +55,11 @@ class Snapshot:
     def had_gradient(self, holder: Holder) -> bool:
         """Whether it had a gradient then."""
         return id(holder._link) in self._grads
+
+    def gradient_of(self, holder: Holder) -> Node | None:
+        """The node of its gradient then."""
+        found = self._grads.get(id(holder._link))
+        return None if found is None else found[1]
 
     def left_behind(self) -> list[Holder]:
         """Lazy tensors that this thread has made since and that depend on memory (`.grad`, what
@@ -70,7 +78,7 @@ class Snapshot:
             for number, link in self._links.items()
             if isinstance(holder := link(), Tensor)
             and holder.grad is not None
-            and holder.grad._link is not self._grads.get(number)
+            and holder.grad._link is not self._grads.get(number, (None,))[0]
             and of_this_thread([holder.grad])
         ]
 
@@ -142,13 +150,30 @@ def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[S
     held.update(*(call.written for call in calls))
     for buffer in reads:
         if buffer not in held:
-            raise JitError(
-                f"{name} reads a tensor of {buffer.size} × {buffer.dtype.name} and puts "
-                "another in its place (gradients that add up without zero_grad(), or "
-                "self.x = self.x + 1): a replay would read the old one for ever; call "
-                "zero_grad() inside the step, or write with .assign()"
-            )
+            raise _replaced(name, buffer.size, buffer.dtype)
     return found.values()
+
+
+def _replaced(name: str, size: Integer, dtype: DType) -> JitError:
+    return JitError(
+        f"{name} reads a tensor of {size} × {dtype.name} and puts "
+        "another in its place (gradients that add up without zero_grad(), or "
+        "self.x = self.x + 1): a replay would read the old one for ever; call "
+        "zero_grad() inside the step, or write with .assign()"
+    )
+
+
+def refuse_added(
+    capture: Capture, before: Snapshot, graded: Mapping[int, tuple[weakref.ref[Tensor], bool]]
+) -> None:
+    """JitError where a gradient was added to one from before, that the step has not written.
+
+    Whether its memory is read does not tell: somebody may have kept it, or it is a constant.
+    """
+    for of, _ in before.new_gradients():
+        old, (_, anew) = before.gradient_of(of), graded.get(id(of), (None, True))
+        if old is not None and not anew and old.arg not in capture.written:
+            raise _replaced(capture.name, numel(of.raw.shape), of.dtype)
 
 
 def claim(capture: Capture, calls: Sequence[Call], known: set[Buffer], before: Snapshot) -> bool:
@@ -218,7 +243,8 @@ def take_gradients(
             )
         capture.input_gradients.append((number, gradient, had))
         capture.gradient_nodes.append(gradient.raw)
-        gradient.raw.arg.owner = False
+        if gradient.raw.op is Op.BUFFER:  # or a constant
+            gradient.raw.arg.owner = False
 
 
 def sort(

@@ -69,6 +69,7 @@ from minigrad.jit.capture import (
     claim,
     copies,
     copy_back,
+    refuse_added,
     sort,
     take_gradients,
 )
@@ -262,6 +263,7 @@ class Jitted(Generic[P, R]):
         capture.outside = Outside(self.name, self.function, self.instance, named, noted)
         take_gradients(capture, before, noted.graded, tensors, given)
         returned = sort(capture, calls, places, before, results, values, tensors, given)
+        refuse_added(capture, before, noted.graded)
         capture.outside.refuse_changes(outside, capture.read)
         capture.note_marks(tensors, led_back)
         del outside  # and the tensors that it read

@@ -10,7 +10,7 @@ from sys import getrefcount
 from typing import Any, NamedTuple
 
 from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
-from minigrad.errors import JitError
+from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.variable import rebind
@@ -105,10 +105,16 @@ class Capture:
             own = Tensor._of(gradient.raw)
             own._requires_grad = False
             self.gradients[place] = of, own, had
+            self.renewed = [(own._link if link is gradient._link else link, source)
+                            for link, source in self.renewed]  # fmt: skip
             realization.separate(own.raw, {id(own._link)})
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
-        turns.during((self.touched, given), partial(self._launch, given, nodes, values))
+        try:
+            turns.during((self.touched, given), partial(self._launch, given, nodes, values))
+        except BoundsError:  # it has run: what was there before, nobody is to find
+            self._renew(tensors, nodes)
+            raise
         self._renew(tensors, nodes)
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
             saved_graphs.lose(node)
@@ -139,9 +145,11 @@ class Capture:
             filled = [*written, *(node.arg for node in nodes)]
             for name in {buffer.device for buffer in filled} & undecided:
                 Device[name].follow(read, filled)
-        self.replay.run(values)
-        if saved_graphs.recorded:
-            saved_graphs.replayed(written)
+        try:
+            self.replay.run(values)
+        finally:  # also where an index is out of range, or Ctrl-C comes: what it writes is written
+            if saved_graphs.recorded:
+                saved_graphs.replayed(written)
 
     def touched(self, given: Sequence[Node]) -> turns.Touched:
         """Memory that a replay writes and reads, which is given these nodes."""

@@ -77,13 +77,15 @@ _ARGUMENTS = """\
                 wait(turn)
                 if spoiled:
                     return general(args, kwargs)
-            run(values)
+            try:
+                run(values)
+            finally:
+                if histories:
+                    replayed(written)
         finally:
             under_way.pop(me, None)
             if waiting:
                 tell()
-        if histories:
-            replayed(written)
 """
 _GRADIENTS = """\
         for of, gradient, _ in gradients:

@@ -535,8 +535,8 @@ class Module:
     def to(self, *where: str | DType, device: str | None = None, dtype: Any = None) -> Self:
         """Move parameters and buffers to a device ("CL"), and cast floats to a dtype ("float16").
 
-        The tensors stay the same objects, so that optimizers made before go on; their gradients
-        are forgotten, and steps captured before raise JitError.
+        The tensors stay the same objects, so that optimizers made before go on, if the device is
+        the same; their gradients are forgotten, and steps captured before raise JitError.
         """
         for each in where:
             if isinstance(each, DType) or (isinstance(each, str) and hasattr(dtypes, each)):

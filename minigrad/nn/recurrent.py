@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from minigrad.dtype import promote
 from minigrad.errors import ShapeError, expect, misfit
 from minigrad.graph.node import Shape
 from minigrad.nn.layers import blank, uniform
@@ -196,15 +197,17 @@ class _Recurrent(Layer):
         if given is not None:
             self._check_state(given, x.shape[1 - time : 2 - time] if x.ndim == 3 else ())
         whole = x.transpose(0, time)
+        weight: Tensor = getattr(self, f"{PARAMETERS[0]}_l0")
+        dtype = promote(*(one.dtype for one in (x, weight, *(given or ()))))
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             found = []
             shape = (*whole.shape[1:-1], self.hidden_size)
-            zeros = Tensor.zeros(shape, dtype=whole.dtype, device=whole.device)
+            zeros = Tensor.zeros(shape, dtype=dtype, device=whole.device)
             for turn, end in enumerate(self._ends(layer)):
                 cell = self._cell(end, whole._known_shape()[-1])
                 start = (zeros,) * len(cell.kept) if given is None else (
-                    tuple(part[len(last)] for part in given)
+                    tuple(part[len(last)].cast(dtype) for part in given)
                 )  # fmt: skip
                 if whole.shape[0] == 1:  # no loop: it is part of the program around it
                     held, out = cell.step(start, whole[0])

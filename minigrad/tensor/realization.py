@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Container, Iterable, Sequence, Set
 from threading import get_ident
 
-from minigrad import program
+from minigrad import interrupts, program
 from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
@@ -178,8 +178,9 @@ def separate(node: Node, owners: Container[int]) -> None:
         for holder in holders(node)
         if id(holder._link) not in owners and views.base_of(holder) is None
     ]
+    lost = spoiled.get(id(node.arg))
     for holder in others:
-        holder._point(copy_of(node))
+        holder._point(copy_of(node) if lost is None else _dead(node, lost[1]))
         views.written(holder)
     realize(others, unasked=True)
 
@@ -246,9 +247,12 @@ def _part_others(plan: Plan) -> bool:
 def _run(plan: Plan) -> None:
     if plan.roots:
         failures: list[MinigradError] = []
-        buffers = program.realize(plan.values, failures, plan.known)
-        with lock:
-            plan.settle(buffers)
+        try:
+            buffers = program.realize(plan.values, failures, plan.known)
+            with lock:
+                plan.settle(buffers)
+        finally:
+            interrupts.release()
         if failures:
             _lose_indices(failures[0])
             raise failures.pop(0)  # nor may this frame keep it, which it keeps

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minigrad import Context, Tensor, jit, nn
-from minigrad.errors import BoundsError, JitError
+from minigrad.errors import BoundsError, GradientError, JitError, LostValueError
 from minigrad.tensor.live_tensors import by_node, holders
 
 
@@ -168,6 +168,108 @@ def test_a_step_that_was_captured_silently_is_captured_anew_to_be_checked(on_dev
         assert step(one(2), Tensor([5])).tolist() == [0.0]
     with pytest.raises(BoundsError, match=r"index 5 at position \(0,\)"):
         step(one(2), Tensor([5])).realize().tolist()
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_what_a_failed_replay_writes_is_overwritten(on_device, by_name):
+    """Nobody gets gradients of what was computed before, from what is there now."""
+    w, x = Tensor([2.0, 3.0], requires_grad=True), one(1)
+
+    @jit
+    def step(index):
+        with Tensor.no_grad():
+            w.assign(w * 2)
+        return x[index].realize(), w.realize()
+
+    def call(index):
+        return step(index=index) if by_name else step(index)
+
+    for _ in range(3):
+        call(Tensor([1]))
+    loss = w.square().sum()
+    assert step.captured and loss.item() == 16**2 + 24**2
+    with pytest.raises(BoundsError):
+        call(Tensor([7]))
+    assert w.tolist() == [32.0, 48.0]
+    with pytest.raises(GradientError, match="overwritten in place"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("returned", [False, True])
+def test_gradients_that_somebody_keeps(on_device, returned):
+    """They stay as they are; the next are new ones, or lost where a replay fails."""
+    w, x = Tensor([2.0, 3.0], requires_grad=True), Tensor([1.0, 2.0, 3.0]).realize()
+    kept = []
+
+    @jit
+    def step(index):
+        w.grad = None
+        (w * x[index].sum()).sum().backward()
+        return (x + 1).realize(), w.grad.realize() if returned else index
+
+    for number in (0, 1, 2, 0, 1):
+        step(Tensor([number]))
+        kept.append(w.grad)
+    with pytest.raises(BoundsError):
+        step(Tensor([7]))
+    lost = w.grad
+    for number in (2, 0):
+        with pytest.raises(LostValueError):
+            lost.tolist()
+        step(Tensor([number]))
+        kept.append(w.grad)
+    assert step.captured
+    assert [g.tolist() for g in kept] == [[n + 1.0] * 2 for n in (0, 1, 2, 0, 1, 2, 0)]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_gradients_that_add_up_are_refused_whoever_keeps_them(on_device, given):
+    w = Tensor([2.0, 3.0], requires_grad=True)
+    step = jit((lambda leaf: leaf.sum().backward()) if given else (lambda _: w.sum().backward()))
+    other = w if given else one(0)
+    step(other)
+    kept = w.grad
+    for _ in range(2):
+        with pytest.raises(JitError):
+            step(other)
+    assert kept.tolist() == [1.0, 1.0]
+    w.grad = None
+    for _ in range(3):
+        step(other)
+        kept, w.grad = w.grad, None
+    assert kept.tolist() == [1.0, 1.0]
+
+
+def test_gradients_that_the_step_itself_fills_with_0_add_up(on_device):
+    w = Tensor([2.0, 3.0], requires_grad=True)
+    w.grad = kept = Tensor([0.0, 0.0]).realize()
+
+    @jit
+    def step(x):
+        w.grad.zero_()
+        (w * x).sum().backward()
+
+    for number in range(4):
+        step(Tensor([1.0, 2.0 + number]))
+        assert w.grad.tolist() == [1.0, 2.0 + number]
+    assert step.captured and kept.shape == (2,)
+
+
+def test_each_check_of_a_failed_replay_says_what_is_lost(on_device):
+    x, y = one(0), one(0)
+
+    @jit
+    def step(first, second):
+        x.assign(one(1)[first].sum() + x).realize()
+        y.assign(one(1)[second].sum() + y).realize()
+
+    for _ in range(3):
+        step(Tensor([1]), Tensor([2]))
+    with pytest.raises(BoundsError):
+        step(Tensor([7]), Tensor([8]))
+    for lost in (x, y):
+        with pytest.raises(LostValueError):
+            lost.tolist()
 
 
 def test_debug_shows_the_kernels_of_replays(capsys):

@@ -13,6 +13,8 @@ import pytest
 from minigrad.models import bpe
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_checkpoint import tokenizer_of
+from minigrad.models.gpt_commands import make_tokenizer
+from minigrad.models.gpt_flags import parser
 from minigrad.models.pretrained import hub_tokenizer, smollm
 from minigrad.models.tokenizer import CharacterTokenizer, Stream
 from minigrad.nn.gguf import gguf_load
@@ -105,6 +107,16 @@ def test_what_is_learned() -> None:
         bpe.learn(text, 5000)
     with pytest.raises(InputError, match="expected at least 257"):
         bpe.learn(text, 100)
+
+
+def test_what_is_learned_is_not_of_the_validation_part() -> None:
+    needed("tokenizers")
+    flags = parser().parse_args(["train", "--tokenizer", "bpe", "--vocabulary", "266"])
+    text = "the cat sat on the mat\n" * 90
+    zebras = "zeze" * (len(text) // 36)  # the last tenth
+    tokenizer = make_tokenizer(flags, text + zebras)
+    assert not any(b"ze" in tokenizer.token_bytes(number) for number in range(266))
+    assert any(b"ze" in token for token in bpe.learn(text + zebras, 266).tokens)
 
 
 def llama_like(writing: str) -> dict[str, Any]:

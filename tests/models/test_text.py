@@ -155,6 +155,7 @@ def test_the_last_tenth_is_held_out() -> None:
     training, validation = split(np.arange(105, dtype=np.int32))
     assert training.tolist() == list(range(95))
     assert validation.tolist() == list(range(95, 105))
+    assert split("ten letters or a few more") == ("ten letters or a few mo", "re")
 
 
 def test_targets_are_the_next_tokens() -> None:

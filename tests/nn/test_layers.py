@@ -153,3 +153,25 @@ def test_one_step_of_a_recurrent_layer_is_no_loop() -> None:
     pairs = zip(one.sum().gradient(*params), two.sum().gradient(*params), strict=True)
     for found, wanted in ((one, two), *pairs):
         assert (found - wanted).abs().max().item() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize(("given", "weights", "wanted"), [
+    ("float16", "float32", "float32"), ("bfloat16", "float16", "float32"),
+    ("float32", "float64", "float64"), ("float64", "float32", "float64"),
+    ("int32", "float32", "float32"),
+])  # fmt: skip
+def test_recurrent_layers_promote_as_others_do(
+    name: str, length: int, given: str, weights: str, wanted: str
+) -> None:
+    layer = getattr(nn, name)(3, 4, num_layers=2).to(weights)
+    x = Tensor.randint(length, 2, 3, low=-2, high=3).cast(given)
+    out, last = layer(x)
+    state = (last,) if isinstance(last, Tensor) else last
+    assert {one.dtype.name for one in (out, *state)} == {wanted}
+    half = tuple(one.cast("float16") for one in state)
+    again, _ = layer(x, half if len(half) > 1 else half[0])
+    assert again.dtype.name == wanted
+    expected, _ = layer.to(wanted)(x.cast(wanted))
+    np.testing.assert_allclose(out.numpy(), expected.numpy(), atol=1e-6)

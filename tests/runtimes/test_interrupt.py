@@ -7,8 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+
+from minigrad import Context, Tensor, nn, program
+from minigrad.device import Program
 
 # A table of a thousand launches of 20 ms or more each.
 TABLE = """
@@ -241,4 +246,90 @@ def test_an_interrupt_in_a_callback_comes_again() -> None:
     """Nobody can catch it there: of what is raised when an object goes Python only tells."""
     child = Child(CALLBACK)
     assert [child.line(), child.line()] == ["ready", "interrupted"]
+    child.end()
+
+
+class Interrupted:
+    """A program during which Ctrl-C comes: Python tells of it as soon as it has run."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def run(self, *given: Any) -> None:
+        """See `minigrad.device.Program`."""
+        self.program.run(*given)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch, compiled: str) -> Iterator[Callable[[Any], None]]:
+    """Calls a function, during whose program Ctrl-C comes."""
+    launch = program._launch
+
+    def call(function: Callable[[], Any]) -> None:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(program, "_launch", lambda call, made, *given:
+                            launch(call, Interrupted(made), *given))  # fmt: skip
+            function()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    with Context(DEVICE=compiled):
+        yield call
+
+
+def test_what_is_written_in_place_is_written_once(interrupted: Callable[[Any], None]) -> None:
+    """And not again by who reads it after the interrupt."""
+    x, y = Tensor([1.0, 2.0]).realize(), Tensor([5.0]).realize()
+    x += 1
+    y *= x.sum()
+    interrupted(lambda: Tensor.realize(x, y))
+    assert x.tolist() == [2.0, 3.0] and y.tolist() == [25.0]
+    weight = Tensor([1.0], requires_grad=True)
+    optimizer = nn.optim.SGD([weight], lr=0.25)
+    for _ in range(2):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        interrupted(optimizer.step)
+    assert weight.item() == 0.25
+
+
+def test_numbers_are_drawn_once(interrupted: Callable[[Any], None]) -> None:
+    Tensor.manual_seed(3)
+    expected = [Tensor.rand(4).tolist() for _ in range(3)]
+    Tensor.manual_seed(3)
+    found = [Tensor.rand(4) for _ in range(3)]
+    interrupted(found[0].realize)
+    assert [x.tolist() for x in found] == expected
+
+
+LONG_STEP = """
+from minigrad import Tensor, jit
+mean = Tensor.full((640, 640), 1 / 640).contiguous().realize()
+last = [Tensor.zeros(640, 640).contiguous().realize() for _ in range(8)]
+
+def step(number):
+    for one in last:
+        number = (number @ mean).contiguous()
+        one.assign(number)
+        number = number * 0.5 + one * 0.5
+    Tensor.realize(*last)
+
+run = jit(step)
+for number in range(3):
+    run(Tensor.full((640, 640), float(number)).contiguous())
+print("ready", flush=True)
+try:
+    while True:
+        number += 1
+        run(Tensor.full((640, 640), float(number)).contiguous())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(len({round(one[0, 0].item()) for one in last}) == 1, flush=True)
+"""
+
+
+def test_a_captured_step_writes_all_or_nothing() -> None:
+    child = Child(LONG_STEP)
+    child.interrupt()
+    assert [child.said, child.line()] == ["interrupted", "True"]
     child.end()
