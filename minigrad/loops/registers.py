@@ -1,4 +1,4 @@
-"""Loops that go inside of others, and what registers become then: several, vectors, or memory."""
+"""Loops moved inside of others: their registers become several registers, vectors, or memory."""
 
 from __future__ import annotations
 

@@ -1,22 +1,23 @@
-"""Schedules: the naive loops of a kernel, changed by named transformations until they are fast.
+"""Schedules: naive loops of a kernel, changed by named transformations until they are fast.
 
     naive loops                          what is to be computed, element by element
-    split, reorder, peel, tails          loops in pieces, in another order, without their rest
-    distinguish                          loops of their own for parts (parts.py)
-    sink                                 a loop goes inside of others; what is beside gets its own
+    split, reorder, peel, tails          loops in pieces, in another order, without remainders
+    distinguish                          separate loops for parts (parts.py)
+    sink                                 a loop moves inside of others; statements beside it get
+                                         their own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
-    tensorize                            what is summed, by matrix registers
+    tensorize                            sums, by matrix registers
     bind, share                          iterations for the work-items of a group
-    count                                a loop from 0, which may go outside of those around it
+    count                                a loop from 0, which may move outside of those around it
     stage                                a copy of an operand, in the order in which it is read
-    insert, prefetch                     hints for the memory
-    parallelize                          what threads share
+    insert, prefetch                     prefetches
+    parallelize                          the loop that threads share
 
-A loop is named by its variable, and stays so: `split` cuts it in pieces, in each of which the
-variable runs on from where the last one ended, so no index changes. What becomes of one loop
-becomes of all loops over that variable. No step looks at what depends on what: a recipe knows its
-kernel, and tests compare the results. MINIGRAD_DEBUG=4 prints the loops after each step, and so
-does `python -m minigrad.loops.explain`.
+A loop is named by its variable and keeps that name: `split` cuts it into pieces, and in each piece
+the variable continues where the last one ended, so no index changes. A transformation applies to
+all loops over the variable. No step checks dependences: a recipe knows its kernel, and tests
+compare the results. MINIGRAD_DEBUG=4 prints the loops after each step, and so does
+`python -m minigrad.loops.explain`.
 """
 
 from __future__ import annotations
