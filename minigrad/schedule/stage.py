@@ -1,8 +1,8 @@
-"""Stages: the values of a program that are computed once and kept, with their bodies.
+"""Stages: the values of a program that are computed once and stored, with their bodies.
 
 A stage is a small loop program: for every index of its kept axes, combine `body` over the reduced
-axes, and put the result at `position` of its array. All bodies are final before any decision about
-loops is made.
+axes, and store the result at `position` of its array. All bodies are final before any decision
+about loops is made.
 """
 
 from __future__ import annotations
