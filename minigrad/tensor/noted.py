@@ -1,4 +1,4 @@
-"""What code tells a capture that goes on: attributes that decided, and tensors that it replaced."""
+"""Notes for a capture in progress: attributes that influenced the step, and replaced tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed together: the roots of one program, and what becomes of tensors after it."""
+"""Plans: the roots of one program, and what happens to tensors after it."""
 
 from __future__ import annotations
 

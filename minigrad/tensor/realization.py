@@ -1,14 +1,15 @@
 """How a set of tensors is realized, and what must be realized with them.
 
-`realize` decides on the roots of one program, under a lock; lets `minigrad.program` run it, without
-the lock; and then points every tensor that stood for a root to the root's buffer. Roots are
+`realize` chooses the roots of one program, under a lock. Then `minigrad.program` runs it, without
+the lock. Finally every tensor that stood for a root gets the root's buffer. Roots are
 
 - the tensors that the user wants;
-- every in-place write that they depend on, and the advance of the random state that they read;
-- parameters (marked leaves) on the way that have no memory yet: they are there to stay;
-- every other live tensor that reads memory which is about to be overwritten: a lazy tensor sees
-  its sources as they were when it was made. Those that would read an older random state keep a
-  copy of that instead: they may be a whole model of which nobody wants a number yet.
+- every in-place write that they depend on, and the update of the random state that they read;
+- parameters (marked leaves) that they depend on and that have no memory yet: they will be needed
+  again;
+- every other live tensor that reads memory which is about to be overwritten: a lazy tensor sees its
+  sources as they were when it was created. Tensors that would read an older random state keep a
+  copy of that state instead: they may be a whole model that is not needed yet.
 """
 
 from __future__ import annotations
