@@ -1,9 +1,9 @@
-"""Ctrl-C is not lost, wherever it comes.
+"""Ctrl-C is not lost, whenever it comes.
 
-Python raises KeyboardInterrupt between two instructions of the main thread, also of what it calls
-when an object goes (`__del__`, a weak reference's callback): there nobody can catch an exception,
-and Python only reports it. Tensors and nodes go all the time: of loops of small operations every
-seventh Ctrl-C came then.
+Python raises KeyboardInterrupt between two instructions of the main thread, also in code that runs
+when an object is freed (`__del__`, a weak reference's callback). There nobody can catch an
+exception, and Python only reports it. Tensors and nodes are freed all the time: in loops of small
+operations every seventh Ctrl-C came at such a moment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whole programs: from the nodes that somebody wants to buffers that hold their values.
+"""Whole programs: from nodes whose values are wanted to buffers that hold these values.
 
-`realize` is the only door between lazy graphs and machines: it splits a graph at copies between
-devices and at loops, finds or compiles the program of each part, and runs it.
+`realize` is the only entry from lazy graphs to devices: it splits a graph at copies between devices
+and at loops, finds or compiles the program of each part, and runs it.
 """
 
 from __future__ import annotations

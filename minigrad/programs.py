@@ -1,4 +1,4 @@
-"""The programs of this process: special ones and general ones, found by their graph."""
+"""The programs of this process, specialized and general ones, looked up by their graph."""
 
 from __future__ import annotations
 
