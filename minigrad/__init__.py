@@ -1,4 +1,4 @@
-"""minigrad: a deep-learning framework with a compiler of its own, written to be read."""
+"""minigrad: a deep-learning framework with its own compiler, written to be read."""
 
 import os
 from typing import TYPE_CHECKING

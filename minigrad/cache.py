@@ -1,14 +1,15 @@
-"""The kernel cache: what was compiled once need not be compiled again, in this process or another.
+"""The kernel cache: compiled code is reused, in this process and in others.
 
 One file per entry in a folder of the user's own: `MINIGRAD_CACHE`, else `$XDG_CACHE_HOME/minigrad`,
-else `~/.cache/minigrad`. Entries hold machine code, so the folder must belong to the user, and
-nobody else may write there. A file is named after its key, a hash of all that the entry depends on:
+else `~/.cache/minigrad`. Entries hold machine code, so the folder must belong to the user and be
+writable by nobody else. A file is named after its key, a hash of everything that the entry depends
+on:
 
     checksum (of format, key and all that follows) · length of the description · description · data
 
-It is written under a temporary name and then renamed, so that a reader sees a whole file or none,
-and nobody needs a lock. A file that is damaged, cut off, or under another's name counts as none.
-Nothing that goes wrong here fails a program; it only costs time.
+A file is written under a temporary name and then renamed. So a reader sees a whole file or none,
+and no lock is needed. A file that is damaged, truncated, or under another's name counts as missing.
+Errors of the cache never fail a program; they only cost time.
 """
 
 from __future__ import annotations

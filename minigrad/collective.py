@@ -1,8 +1,8 @@
-"""Who carries out the exchanges of a parallel program: the groups in which devices meet.
+"""The groups in which devices exchange data in a parallel program.
 
-A COLLECTIVE of the graph names a group. The runtime of a device looks the group up here, when a
-program reaches the exchange, and lets it `start`; before the first reader of the result it waits.
-What is behind a group (threads, processes, machines) is the business of who entered it.
+A COLLECTIVE node of the graph names a group. When a program reaches the exchange, the runtime of
+the device looks the group up here and lets it `start`; it waits before the first reader of the
+result. What implements a group (threads, processes, machines) is up to the code that registered it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
       simplify            rules that hold for every device          graph/simplify.py
       expand_sorts        a sort is passes of counting and moving   schedule/sort.py
       split_reductions    long sums in two: the first is parallel   schedule/split.py
-      schedule            what is kept, what shares a kernel        schedule/schedule.py
+      schedule            what is stored, what is fused             schedule/schedule.py
     kernels
       lower               a recipe writes the loops                 loops/recipes.py
     nests
@@ -12,10 +12,10 @@
     texts
       build               machine code                              runtimes/
 
-A device brings a `Backend`: its figures, its language, its compiler, and what it has kept. A kernel
-that is known by its text (`schedule/key.py`) is neither lowered nor rendered nor built again.
-MINIGRAD_DEBUG=3 prints schedules, 4 nests, 5 texts. MINIGRAD_TUNE=n measures n ways to cut each
-product instead of believing the cost model (`best_translation`).
+A device supplies a `Backend`: its hardware parameters, its language, its compiler, and its cache of
+kernels. A kernel that is known by its text (`schedule/key.py`) is neither lowered nor rendered nor
+built again. MINIGRAD_DEBUG=3 prints schedules, 4 nests, 5 texts. With MINIGRAD_TUNE=n, n ways to
+divide each product are measured instead of trusting the cost model (`best_translation`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Devices: the memory of tensors, and the small protocol that a runtime fulfils.
+"""Devices: the memory of tensors, and the small interface that a runtime implements.
 
-A runtime is found by the name of its device: "CPU", "CPU:1", "REF", "CL" … Nothing else in
+A runtime is found by the name of its device: "CPU", "CPU:1", "REF", "CL" … No other code in
 `minigrad/` knows which runtimes exist.
 """
 

@@ -1,8 +1,8 @@
-"""Programs whose indices were out of range: which one it was, and what cannot be read after it.
+"""Programs whose indices were out of range: which index it was, and which values are now invalid.
 
-A program with CHECKs says no more than that some index is wrong. Only then does anybody search: the
-indices are computed once more, by programs of their own, unless the failed one has overwritten what
-they are computed from. What it was to write may not be read before it is written anew.
+A program with CHECKs only says that some index is wrong. Only then is the index searched for: the
+indices are computed again, by separate programs, unless the failed program has overwritten their
+inputs. What the program was to write must not be read before it is written again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What users of PyTorch, numpy and tinygrad type that is named otherwise here: `hints.md`.
+"""Names that users of PyTorch, numpy and tinygrad type, and what to type here: reads `hints.md`.
 
-Errors end in what to type. The file is read when the first one is raised.
+Errors end in what to type. The file is read when the first such error is raised.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The locks of this process, all made here, so that the child of a fork finds each of them free.
+"""The locks of this process, all created here, so that the child of a fork finds each of them free.
 
 fork() copies the calling thread alone. A lock that another thread holds at that moment would stay
 locked in the child for ever. There are two kinds:
 
-    new_lock, new_rlock   free in the child, whoever held it: what such a lock guards is put in its
-                          place in one step (a program into a table), or is written anew by whoever
-                          takes the lock next
-    held_over_forks       the forking thread takes it first, so that what it guards is whole in the
+    new_lock, new_rlock   free in the child, whoever held it: the data that such a lock guards is
+                          changed in one step (a program put into a table), or is rewritten by
+                          whoever takes the lock next
+    held_over_forks       the forking thread takes it first, so that the data is consistent in the
                           child: for locks that are held for a moment, or around foreign code
 """
 

@@ -1,7 +1,7 @@
-"""Whole programs: from the nodes that somebody wants to buffers that hold their values.
+"""Whole programs: from nodes whose values are wanted to buffers that hold these values.
 
-`realize` is the only door between lazy graphs and machines: it splits a graph at copies between
-devices and at loops, finds or compiles the program of each part, and runs it.
+`realize` is the only entry from lazy graphs to devices: it splits a graph at copies between devices
+and at loops, finds or compiles the program of each part, and runs it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def recorded_calls() -> Iterator[list[Call]]:
 
 
 class _Timeline(threading.local):
-    """Who wants to know of each kernel that this thread runs: its label, start and end.
+    """A listener that is told of each kernel of this thread: label, start and end.
 
     The times are those of `time.perf_counter()`. Kernels are then run one by one.
 
@@ -82,11 +82,12 @@ timeline = _Timeline()
 
 
 class _Counters:
-    """What was done so far: kernels, operations, bytes. `GlobalCounters.reset()` sets all to 0.
+    """Totals so far: kernels, operations, bytes. `GlobalCounters.reset()` sets all to 0.
 
-    global_ops and global_mem are what the loop nests say (operations, bytes read and written).
-    programs_scheduled, kernels_lowered, kernels_rendered and kernels_compiled count the steps from
-    a graph to machine code; cache_hits the kernels and programs that were found on disk instead.
+    global_ops and global_mem are the estimates of the loop nests (operations, bytes read and
+    written). programs_scheduled, kernels_lowered, kernels_rendered and kernels_compiled count the
+    steps from a graph to machine code; cache_hits the kernels and programs that were found on disk
+    instead.
     """
 
     # An object with slots: to set an attribute of a class is ten times as slow.
@@ -126,13 +127,13 @@ _PREPARED = _STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # see `realize`
 def realize(
     roots: Sequence[Node], failures: list[MinigradError], order: Sequence[Node] | None = None
 ) -> list[Node]:
-    """Compute nodes; gives, for each, the BUFFER node that holds its value.
+    """Compute nodes; returns, for each, the BUFFER node that holds its value.
 
     An ASSIGN root is written to its target's memory, after every read of the old value in this
-    call. Nodes on several devices may be mixed.
+    call. Nodes may be on several devices.
 
-    Where an index is out of range a BoundsError is added to `failures`, and the nodes whose value
-    it concerns cannot be read. order: `topological(roots)`.
+    If an index is out of range, a BoundsError is added to `failures`, and the affected nodes cannot
+    be read. order: `topological(roots)`.
     """
     if order is None:
         order = needed(roots)
@@ -304,11 +305,13 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
 
 
 def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Node]:
-    """Realize roots that depend on COPYs and LOOPs: what the first of these need is computed, they
-    run, and what they gave takes their place, until none is left.
+    """Realize roots that depend on COPYs and LOOPs.
 
-    Writes in place are made at the end, so that nothing is written where something before them
-    fails or is interrupted.
+    Compute what the first of these need, run them, replace them by their results, and repeat until
+    none is left.
+
+    In-place writes come last, so that nothing is written if something before them fails or is
+    interrupted.
     """
     found: list[MinigradError] = []
     stages: list[list[Node]] = []  # the COPYs and LOOPs that run after as many others

@@ -1,4 +1,4 @@
-"""The programs of this process: special ones and general ones, found by their graph."""
+"""The programs of this process, specialized and general ones, looked up by their graph."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ FREQUENT = 32
 class Family:
     """The programs of graphs of one structure.
 
-    special: by all of their numbers. general: those that take some of these as arguments, the last
-    one first. samples: the numbers of which a general one is to be made.
+    special: by all of their numbers. general: programs that take some of the numbers as arguments,
+    the newest first. samples: the numbers from which a general one is to be made.
     """
 
     def __init__(self) -> None:

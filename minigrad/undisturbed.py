@@ -1,8 +1,8 @@
-"""While a program is made, Python looks for garbage among young objects only.
+"""While a program is compiled, Python's garbage collector checks young objects only.
 
-Making a program makes many objects that live as long as that takes: to look through all of them for
-cycles, again and again, took an eighth of the time for a GPT of 48 layers. That is a setting of the
-whole process, changed no longer than needed.
+Compiling creates many objects that live until it ends. Searching all of them for cycles, again and
+again, took an eighth of the time for a GPT of 48 layers. The collector's setting is that of the
+whole process, so it is changed no longer than needed.
 """
 
 from __future__ import annotations

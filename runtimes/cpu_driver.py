@@ -1,29 +1,29 @@
 """The native driver of the CPU: walks a launch table and shares each launch among threads.
 
 A launch runs chunks of a kernel's parallel loop. Launches that do not depend on each other are a
-*group* (FLAG_BESIDE), whose chunks are numbered together: nobody waits between them. Where they go
-in turn (FLAG_IN_TURN), a chunk is one of each launch, one after the other. The thread that called
-publishes a group as one *share* for each thread: neighbouring chunks, so that a thread goes on in
-memory where it was, and runs the same chunks of a program each time. Who is done with its own share
-takes from the others'.
+*group* (FLAG_BESIDE), whose chunks are numbered together; there is no barrier between them. If they
+are interleaved (FLAG_IN_TURN), a chunk of the group is one chunk of each launch, one after the
+other. The calling thread publishes a group as one *share* for each thread: neighbouring chunks, so
+that a thread continues in memory where it was, and runs the same chunks of a program each time. A
+thread that is done with its own share steals from the others.
 
-A share is a 64-bit *ticket* (the group's number, end, next index); whoever wants a chunk adds 1 to
-the ticket and learns from the old value, at one instant, which group it hit, whether there is a
+A share is a 64-bit *ticket* (the group's number, end, next index). A thread that wants a chunk adds
+1 to the ticket and learns from the old value, atomically, which group it hit, whether there is a
 chunk left, and which one it got. A counter beside a separately stored bound would deadlock: a late
 thread increments the counter of one group and compares it with the bound of the next.
 
-Only who got a chunk reads where the group is, and the caller does not overwrite that before all
-chunks are reported finished; threads report theirs when they find no more. So the end of a group
-never depends on a sleeping thread: the caller alone would get it done, chunk by chunk.
+Only a thread that got a chunk reads where the group is, and the caller does not overwrite that
+before all chunks are reported finished; threads report theirs when they find no more. So the end of
+a group never depends on a sleeping thread: the caller alone would complete it, chunk by chunk.
 
-Idle workers spin a while and then sleep on a futex. The caller, after publishing, looks at the
-number of sleepers; a worker, after announcing itself as a sleeper, looks at its ticket; all four
-accesses are sequentially consistent, so at least one of the two notices the other.
+Idle workers spin a while and then sleep on a futex. The caller publishes and then reads the number
+of sleepers; a worker announces itself as a sleeper and then reads its ticket. All four accesses are
+sequentially consistent, so at least one of the two notices the other.
 
-Linux often wakes a worker on the very processor of the caller that woke it, and then leaves both
-there for some 10 ms while another is idle: a short launch takes as long as on one thread. So
-workers may run on any processor of ours but the caller's, and whenever the caller is found on
-another than before, they are told anew.
+Linux often wakes a worker on the processor of the caller that woke it, and then leaves both there
+for some 10 ms while another processor is idle: a short launch takes as long as on one thread. So
+workers may run on any of our processors except the caller's, and their affinity is set again
+whenever the caller has moved to another processor.
 """
 
 from __future__ import annotations

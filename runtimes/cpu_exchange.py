@@ -1,8 +1,9 @@
-"""Exchanges in a launch table: entries whose kernel is a function of Python.
+"""Exchanges in a launch table: entries whose kernel is a Python function.
 
-Such an entry looks like any other, so the driver knows nothing of it: its `kernel` is a C function
-that takes the interpreter's lock, and begins an exchange or waits for it. A Python exception cannot
-pass through native code. It is kept, the table is interrupted, and who ran the table raises it.
+Such an entry looks like any other, so the driver needs no knowledge of it. Its `kernel` is a C
+function that takes the interpreter's lock, and starts an exchange or waits for it. A Python
+exception cannot pass through native code: it is stored, the table is interrupted, and the code that
+ran the table raises it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Ctrl-C during a long program: noticed between two kernels, not only at the end.
 
 Python runs signal handlers on the main thread between instructions, so not while that thread is in
-native code. But the signal itself writes a byte to the process's wakeup descriptor at once. For
-the time of a long program on the main thread that descriptor is a socket of ours, at which a thread
-listens; it tells the pool to stop before the next launch, and Python then raises KeyboardInterrupt.
+native code. But the signal itself writes a byte to the process's wakeup descriptor at once. During
+a long program on the main thread, that descriptor is a socket of ours on which a thread listens. It
+tells the pool to stop before the next launch, and Python then raises KeyboardInterrupt.
 
-Where that would not be right, nothing is done, and the handler runs when the program has ended: if
-SIGINT has another handler than Python's own, if somebody else uses the wakeup descriptor (asyncio
-does), and on other threads, to which Python does not deliver signals.
+In these cases nothing is done, and the handler runs when the program has ended: if SIGINT has
+another handler than Python's own, if other code uses the wakeup descriptor (asyncio does), and on
+other threads, to which Python does not deliver signals.
 """
 
 from __future__ import annotations

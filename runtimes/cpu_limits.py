@@ -1,9 +1,9 @@
-"""What the machine can do at best, measured: what a kernel's time is compared with.
+"""What the machine can do at best, measured: the reference for a kernel's time.
 
 Small kernels run on as many threads as programs do: chains of fused multiply-adds that never leave
-the registers; a sum over memory, a copy, and a copy that passes by the cache, of as many bytes as
-this or that cache holds, or none does. Each runs a few times and its best time counts, because what
-disturbs a measurement only ever makes it longer.
+the registers; a sum over memory, a copy, and a copy that bypasses the cache, of as many bytes as
+fit a certain cache, or none. Each runs a few times and the best time counts, because disturbances
+only ever make a measurement longer.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 """Memory of the CPU devices: a pool of aligned blocks, and blocks that end at an unreadable page.
 
 First touch of fresh pages is several times slower than reading warm memory, so blocks are kept and
-reused by size class, and large ones stand on huge pages, which they may share. Addresses are plain
+reused by size class. Large blocks are on huge pages, which they may share. Addresses are plain
 integers.
 
-`free` may be called by the garbage collector at any moment, even in the middle of `allocate` on
-the same thread. It therefore never waits for the lock: it leaves the block in a queue, and
-whoever holds the lock puts it away. `allocate` may be called at such a moment too (by a `__del__`,
-or the handler of a signal). It then finds the tables half changed, and leaves them alone: it takes
-new pages.
+`free` may be called by the garbage collector at any moment, even in the middle of `allocate` on the
+same thread. So it never waits for the lock: it puts the block into a queue, and the holder of the
+lock processes the queue. `allocate` may also be called at such a moment (by a `__del__`, or a
+signal handler). It then finds the tables half changed, leaves them alone, and takes new pages.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The threads of a CPU device, and the door to its native driver.
+"""The threads of a CPU device, and the entry to its native driver.
 
-Workers are Python threads that spend their lives in native code (`cpu_driver`), where they hold
-no GIL. `Pool.run` is one native call: it walks a launch table from beginning to end.
+Workers are Python threads that spend their lives in native code (`cpu_driver`), where they do not
+hold the GIL. `Pool.run` is one native call: it walks a launch table from beginning to end.
 """
 
 from __future__ import annotations

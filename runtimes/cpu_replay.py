@@ -1,11 +1,11 @@
 """A captured step as one native call: one launch table for all its programs.
 
-The first launch is not a kernel of the step: it puts the addresses of this replay's inputs and
-outputs, and the values of its variables, where the kernels' arguments want them. So Python writes
-one word per argument, whatever the number of kernels.
+The first launch is not a kernel of the step: it writes the addresses of this replay's inputs and
+outputs, and the values of its variables, into the kernels' arguments. So Python writes one word per
+argument, whatever the number of kernels.
 
-The native call takes its four arguments from memory: to convert them would take ctypes three times
-as long as the address of the first.
+The native call reads its four arguments from memory: converting them would take ctypes three times
+as long as passing the address of the first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the machine is: its processor, vectors, caches, and how many threads we may use.
+"""The host machine: its processor, vectors, caches, and how many threads we may use.
 
-Everything that a recipe or a renderer wants to know about the machine comes from here, so that
-the same code runs well on AVX2, AVX-512 and NEON.
+All machine properties that recipes and renderers use come from here, so the same code runs well on
+AVX2, AVX-512 and NEON.
 """
 
 from __future__ import annotations

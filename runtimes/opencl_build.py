@@ -1,11 +1,11 @@
-"""From kernels' sources to what the driver makes of them, which is kept on disk.
+"""From kernel sources to binaries of the driver, which are cached on disk.
 
-Kernels that are needed together are built as one program: a driver reads the declarations of
-OpenCL C's functions for each program again, which takes PoCL longer than a small kernel.
+Kernels that are needed together are built as one program: for each program a driver reads the
+declarations of OpenCL C's functions again, which takes PoCL longer than a small kernel.
 
 A binary is looked up by the source, the options, the device and its driver's version, so another
-card or an update finds nothing. A driver may still refuse one; then the source is built anew.
-PoCL keeps what it builds by itself; it would build once more to give us a binary.
+card or an update finds nothing. If the driver refuses a binary, the source is built again. PoCL has
+its own cache; it would build once more to give us a binary.
 """
 
 from __future__ import annotations

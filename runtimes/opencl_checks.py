@@ -1,8 +1,8 @@
-"""What an OpenCL device has still to say: whether the indices of programs were in range.
+"""Delayed checks of an OpenCL device: whether the indices of its programs were in range.
 
-A program may not wait for the device. So the number that its checks left is copied to the host in
-the order of the queue, and looked at where the host waits anyway. What ran in the meantime may have
-read what the failed program wrote; its results are then as wrong.
+A program must not wait for the device. So the result of its checks is copied to the host in queue
+order, and read when the host waits anyway. Programs that ran in the meantime may have read what the
+failed program wrote; then their results are wrong, too.
 """
 
 from __future__ import annotations

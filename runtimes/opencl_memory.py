@@ -1,8 +1,8 @@
 """Memory of one OpenCL device: buffers, pooled by size class.
 
-`free` may be called by the garbage collector at any moment. It only leaves the buffer in a queue,
-and `allocate` puts it away. A buffer may be given out again while kernels that use it still wait
-in the device's queue: the queue is in order, so whoever gets it comes after them.
+`free` may be called by the garbage collector at any moment. So it only puts the buffer into a
+queue, which `allocate` processes. A buffer may be reused while kernels that use it still wait in
+the device's queue: that queue is in order, so the new user comes after them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What PoCL, the OpenCL of the CPU, needs before it can build a kernel.
 
-It calls a linker, and ends the process where there is none. And it asks its LLVM for the name of
-the processor: one older than the processor answers "generic", which its own compiler then does
-not know (github.com/pocl/pocl/issues/1049), and nothing names the processor instead. Or it answers
-with the processor before, and ends the process over many a kernel.
+PoCL calls a linker, and ends the process if there is none. It also asks its LLVM for the name of
+the processor. If the processor is newer than that LLVM, the answer may be "generic", which PoCL's
+compiler does not accept (github.com/pocl/pocl/issues/1049), and no option overrides the name. Or
+the answer is the previous processor, and PoCL ends the process on many kernels.
 
-It builds in a folder, its cache: it ends the process where that is full, and where a library in it
-is damaged, which nothing of ours can prevent. (A start that finds all of its kernels there needs no
-linker, but who knows before whether it does?)
+PoCL builds in a folder, its cache. It ends the process if the disk is full, or if a library in the
+cache is damaged; we cannot prevent the latter. (A start that finds all of its kernels there needs
+no linker, but that is not known before.)
 """
 
 from __future__ import annotations

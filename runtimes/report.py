@@ -1,6 +1,6 @@
-"""Kernels one by one: for a timeline, or for what `MINIGRAD_DEBUG=1` and 2 print of a program.
+"""Times of single kernels: for a timeline, and for the output of `MINIGRAD_DEBUG=1` and 2.
 
-3 and more are the compiler's: see `minigrad/compile.py`.
+Levels 3 and above belong to the compiler: see `minigrad/compile.py`.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ ABSENT = r"""
 all dtypes are real
     complex view_as_complex polar view_as_real angle cfloat cdouble chalf conj_physical_
 all tensors are dense
-    .*sparse.* .*_indices ccol.* crow.* coalesce is_coalesced indices values dense_dim hspmm smm
+    .*sparse.* (c?col|c?row)_indices coalesce is_coalesced indices values dense_dim hspmm smm
     sspaddmm to_dense to_mkldnn to_padded_tensor index
 whole weights are quantized: `nn.state.gguf_load`
     quantize.* dequantize int_repr q_.* qscheme is_quantized
@@ -131,8 +131,10 @@ layers are made with their sizes
     Lazy.*
 `x.pad(…, mode=…)`
     .*Pad[123]d
+no alignment loss is here; its recursion is a `Tensor.scan`
+    CTCLoss ctc_loss
 composed of others
-    Transformer.* ParameterDict EmbeddingBag embedding_bag CTCLoss ctc_loss
+    Transformer.* ParameterDict EmbeddingBag embedding_bag
 tinygrad's engine
     alu call callify invalids threefry random_bits keccak hash custom_kernel image_.* ufix
     schedule_linear linear_with_vars newton_schulz decode_.* shard.* contiguous_backward
@@ -188,8 +190,8 @@ def page() -> str:
     parts = [
         "# Where PyTorch's and tinygrad's functions are\n",
         "Written by `python tests/function_page.py`.\n",
-        f"Of PyTorch's names {len(same)} are here, each counted once. Those in a list that are not",
-        "in the table below it mean the same here, but for [differences](differences.md).\n",
+        f"{len(same)} of PyTorch's names are here, each counted once. A listed name means the same",
+        "as there, unless the table below its list, or [differences](differences.md), differs.\n",
     ]
     for space, names in spaces.items():
         found = [name for name in names if here(space, name)]

@@ -1,9 +1,10 @@
-"""Indices that must lie inside their axis, and floats that must lie in an interval.
+"""Range checks: indices that must lie inside their axis, and floats that must lie in an interval.
 
-The program itself finds those that do not. GATHER and SCATTER read 0 or write nothing out of range,
-on every device. Methods to which a user gives indices wrap these in a CHECK, which changes nothing;
-but a program that needs one has one root more, 0 where all indices are in range, at which whoever
-ran it looks when it has ended. The same of probabilities and weights, which are floats.
+The program itself checks them. Out of range, GATHER reads 0 and SCATTER writes nothing, on every
+device. Methods to which a user gives indices wrap them in a CHECK node, which does not change them.
+A program with CHECKs has one more root, which is 0 if all indices are in range. Whoever ran the
+program reads this number when it has ended. Probabilities and weights, which are floats, are
+checked in the same way.
 """
 
 from __future__ import annotations

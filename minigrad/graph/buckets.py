@@ -1,9 +1,9 @@
-"""The exchanges of one device's program in their order, small ones joined.
+"""The exchanges of one device's program, in order, with small ones merged into buckets.
 
-Each exchange has a price beside its bytes: ranks must agree on it, and wait for each other. Those
-of one kind and group go together where nothing that is made next waits for the first of them. What
-comes first, and what can wait, is told by depths: how many nodes are made before, one after the
-other. So gradients go while the backward pass still makes others, whatever the order of the roots.
+Each exchange has a fixed cost besides its bytes: ranks must agree on it and wait for each other.
+Exchanges of one kind and group are merged if nothing that is computed next waits for the first of
+them. Depth decides what comes first and what can wait: the length of the chain of nodes before it.
+So gradients are exchanged while the backward pass still computes others, in any order of the roots.
 """
 
 from __future__ import annotations

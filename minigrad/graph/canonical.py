@@ -1,12 +1,12 @@
-"""Canonical graphs: programs without the memory and the bound values that one call gives them.
+"""Canonical graphs: programs without the buffers and variable values of one particular call.
 
 Two training steps build two graphs that differ only in their buffers and in the values of their
-variables. `canonicalize` numbers buffers by first use and lifts the values out, so that both steps
-have one key, one compiled program, and different arguments.
+variables. `canonicalize` numbers the buffers by first use and takes the values out, so that both
+steps have one key and one compiled program, with different arguments.
 
-What else two calls may differ in are numbers: extents, offsets, constants. These are the *cells* of
-a graph, in the order of its nodes; without them it is a *structure*, which graphs of one kind share
-(`graph/general.py` makes one program of several such graphs).
+Calls may also differ in numbers: extents, offsets, constants. These are the *cells* of a graph, in
+the order of its nodes. A graph without its cells is a *structure*, which similar graphs share
+(`graph/general.py` compiles one program for several such graphs).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Values on a mesh in another layout: what is a part of what is there, and what is exchanged.
+"""Values on a mesh, converted to another layout: by local slicing, or by an exchange.
 
-    whole → divided, partial       a part, or all of it at one device: costs nothing
+    whole → divided, partial       a slice, or all of it on one device: costs nothing
     partial → whole, divided       all_reduce, reduce_scatter
     divided → whole, other digits  all_gather, all_to_all
 
-All that is here are local nodes. Where a device is along an axis is a variable ("dp_place"), so
-that all of them have one graph.
+All nodes made here are local. The position of a device along an axis is a variable ("dp_place"),
+so all devices have the same graph.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Copies of one computation, as loops in Python make them, are computed together.
+"""Batching: repeated copies of one computation, as Python loops create them, are computed together.
 
     f(x₀, w) + f(x₁, w) + …       →   Σ over the rows of f(join(x₀, x₁, …), w)
     cat(f(x₀, w), f(x₁, w), …)    →   f(join(x₀, x₁, …), w)
 
-T small computations become one large one, whose graph is the same for each T. (Neubig, Goldberg and
-Dyer, "On-the-fly operation batching in dynamic computation graphs", 2017.) What is joined are
-small arrays that nobody wants a gradient of; the order in which a sum adds changes.
+T small computations become one large one, whose graph is the same for every T. (Neubig, Goldberg
+and Dyer, "On-the-fly operation batching in dynamic computation graphs", 2017.) Only small arrays
+that need no gradient are joined. The order of additions in a sum changes.
 """
 
 from __future__ import annotations

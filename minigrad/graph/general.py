@@ -1,19 +1,19 @@
-"""General programs: what two graphs of one structure differ in becomes an argument.
+"""General programs: numbers in which two graphs of one structure differ become arguments.
 
-The first graph of a structure is compiled as it is. When a second comes that has other numbers, the
-*general* graph of both is made: where their cells (`graph/canonical.py`) differ, it has a variable,
-and cells that differ in the same way, or by a constant and a factor, share one (anti-unification:
-Plotkin 1970). From the third on nothing is compiled: the call's cells are matched against those of
-the general graph, which gives the values of its variables, or says that this call is of another
-kind.
+The first graph of a structure is compiled as it is. When a second graph comes with other numbers,
+the *general* graph of both is made: where their cells (`graph/canonical.py`) differ, it has a
+variable. Cells that differ in the same way, or by a constant and a factor, share one variable
+(anti-unification: Plotkin 1970). From the third graph on nothing is compiled: the cells of the call
+are matched against the general graph, which gives the values of its variables, or shows that this
+call does not fit.
 
     x[3].sum()      structure   BUFFER (2), SHRINK, RESHAPE, SUM
     x[7].sum()      cells       1000 64 | 3 1 0 64 | 64  and  1000 64 | 7 1 0 64 | 64
                     general     1000 64 | v 1 0 64 | 64
 
-A general graph is built with the constructors that check: two points always fit a line, but shapes
-of which all follow from each other for every value do not arise by chance. What is not general in
-this sense stays special.
+A general graph is built with the constructors that check shapes. Two points always fit a line, but
+shapes that are consistent for every value do not arise by chance. What cannot be generalized in
+this way stays *special*: compiled for its numbers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A loop as a node: what one step does is described once, and runs for each element of arrays.
+"""A loop as a node: one step is described once and runs for each element of arrays.
 
     carries[0] = init                                       a LOOP, with
     for i in range(count):                                    sources  init, arrays, constants
@@ -6,14 +6,14 @@
         outs[i] = out(carries[i], arrays[i])                           ("last", k)   the last row
                                                                        ("out", k)    (count, …)
 
-Reversed, i runs from count − 1 to 0, carries[count] is init, and carries[i] follows carries[i + 1].
-Rows are always numbered as those of the arrays.
+In a reversed loop, i runs from count − 1 to 0, carries[count] is init, and carries[i] is computed
+from carries[i + 1]. Rows are always numbered like those of the arrays.
 
-Only what depends on what came before runs step by step: everything else in the body is computed for
-all steps at once, before the loop (`batched`), as one large product instead of many small ones. The
-gradient is a loop the other way, for the carries alone; those of arrays and constants are computed
-for all steps at once, too, from the rows that both loops left. Step by step nothing is kept but
-the carries; the rest is computed again, in large pieces.
+Only what depends on the previous step runs step by step. Everything else in the body is computed
+for all steps at once before the loop (`batched`), as one large product instead of many small ones.
+The gradient is a loop in reverse, for the carries only. Gradients of arrays and constants are
+computed for all steps at once, from the rows that both loops stored. Only the carries are stored
+for each step; everything else is recomputed, in large pieces.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The operations: the whole instruction set, and every fact about its elementwise part.
+"""The operations: the whole instruction set, and every property of its elementwise part.
 
-An elementwise operation is one entry of `Op`: its name, and what it takes, means, costs, is
-differentiated by and is called in each language. Whoever needs a fact reads it here, so a new one
-is one entry (and a formula in `graph/formulas/`, if no processor has an instruction for it).
+An elementwise operation is one entry of `Op`: its name, operand dtypes, meaning, cost, derivative,
+and its name in each language. All code reads these properties here, so adding an operation means
+adding one entry (and a formula in `graph/formulas/`, if no processor has an instruction for it).
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """From one graph of whole arrays to the graph that each device of a mesh runs on its parts.
 
-Each class of operations has a rule (`partition_rules.py`); whoever has none asks for whole
-operands. Three walks decide (`Plan`):
+Each class of operations has a rule (`partition_rules.py`); operations without one need whole
+operands. Three walks over the graph decide the layouts (`Plan`):
 
-    forward     where results are if nothing is moved; a sum over a divided dimension is *partial*
-    backward    where sums are best taken, and where all readers of a value would like it to be
-    forward     the same with that in mind
+    forward     the layout of each result if nothing is exchanged; a sum over a divided dimension
+                is *partial*
+    backward    where sums are best completed, and the layout that all readers of a value want
+    forward     the same as the first, with these wishes known
 
-The fourth (`Emitter`) makes local nodes, by demand, from the roots, and converts what is wanted
-elsewhere than it is (`graph/conversions.py`). All devices get the same graph.
+The fourth walk (`Emitter`) creates the local nodes, on demand, from the roots, and converts values
+that are wanted in another layout (`graph/conversions.py`). All devices get the same graph.
 """
 
 from __future__ import annotations

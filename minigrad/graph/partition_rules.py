@@ -1,7 +1,8 @@
-"""What a mesh does with each class of operations, as `partition.py` asks.
+"""What a mesh does with each class of operations, for `partition.py`.
 
-Given where its operands are, a rule says where the result is (`forward`); for a result that is to
-be somewhere, where the operands must be (`backward`); and makes the node of one device (`local`).
+Given the layouts of its operands, a rule gives the layout of the result (`forward`). Given the
+wanted layout of the result, it gives those that the operands must have (`backward`). And it makes
+the node of one device (`local`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A graph that is like no other, in pieces that others have, too.
+"""Dynamic graphs: a graph whose structure does not repeat is cut into pieces that do.
 
-Where Python decides in each step what is computed (a coin for each word, trees of different shapes,
-a chain that grows) no two graphs are alike, but what they are made of is. A piece ends where a
-value is kept or where several others read it, whatever is before and behind; so those of which
-there are programs are found again.
+If Python decides in each step what is computed (a random choice for each word, trees of different
+shapes, a growing chain), no two graphs are equal, but they consist of the same parts. A piece ends
+where a value is stored or where several others read it, regardless of what is before and behind.
+So pieces repeat, and those that were compiled before are found again.
 """
 
 from __future__ import annotations

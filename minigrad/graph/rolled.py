@@ -1,8 +1,8 @@
-"""Loops in Python whose steps follow from one another become LOOPs: `h = cell(x, h)`, many times.
+"""Python loops whose steps depend on each other become LOOP nodes: `h = cell(x, h)`, many times.
 
-What such a loop leaves is a chain of copies: nodes that were made in the same order, step by step.
-One of them is described once (`graph/loop.py`), so that a loop of any length has one program. What
-somebody wants of each step becomes rows of an array.
+Such a loop leaves a chain of copies: nodes that were created in the same order, step by step. One
+step is described once (`graph/loop.py`), so loops of any length share one program. Values that
+other code wants from each step become rows of an array.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Where the elements of an array are, when the devices of a mesh share it.
+"""Where the elements of an array are, if the devices of a mesh share it.
 
-A mesh is a grid of devices with named axes ("dp", "tp"), which have sizes. Of an array each device
-has a part, or all of it. `Layout` says which: for each dimension its digits, and the axes over
-which what the devices have is only a term of a sum.
+A mesh is a grid of devices with named axes ("dp", "tp") that have sizes. Each device has a part of
+an array, or all of it. `Layout` says which: the digits of each dimension, and the axes over which
+the devices hold partial sums.
 
-A digit (axis, stride) means: the device at place p of a mesh axis of size n has those indices i of
-the dimension for which (i // stride) % n = p. A dimension of 8 in two blocks is (axis, 4); 3 blocks
-of 8, each divided in two, as queries, keys and values in one matrix, is (axis, 4) in 24. So a digit
-of a dimension is one of the position in memory, too, and stays a digit when a reshape splits or
-joins dimensions.
+A digit (axis, stride) means: the device at position p of a mesh axis of size n has those indices i
+of the dimension for which (i // stride) % n = p. A dimension of 8 in two blocks is (axis, 4). Three
+blocks of 8, each divided in two, such as queries, keys and values in one matrix, are (axis, 4) in
+24. So a digit of a dimension is also a digit of the memory position, and stays one when a reshape
+splits or joins dimensions.
 
-Where n does not divide the extent, every device has `stride` indices, the last of which lie beyond
-the end: such a dimension is *padded*. What is there is never seen.
+If n does not divide the extent, every device has `stride` indices, and the last of them lie beyond
+the end. Such a dimension is *padded*; the padding is never visible.
 """
 
 from __future__ import annotations

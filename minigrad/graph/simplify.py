@@ -1,13 +1,13 @@
-"""The algebraic rules: each gives the same values by less work.
+"""The algebraic rules: each gives the same values with less work.
 
-Floats are IEEE numbers here, so a rule for them is in the table only where it holds for −0, ∞ and
-NaN too: x + 0.0 is not x (−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0. Two freedoms that
-every device has anyway are used. A sum or a product over axes is taken in any order, which may
-overflow on the way in one and not in another; and where it is zero, that has either sign. So has
-the maximum or minimum of zeros of unlike sign.
+Floats are IEEE numbers, so a rule for them must also hold for −0, ∞ and NaN: x + 0.0 is not x
+(−0.0 + 0.0 is 0.0), x·0 is not 0, x − x is not 0. Two freedoms are used, which every device has
+anyway. First, a sum or product over axes may be taken in any order, so one order may overflow where
+another does not. Second, a zero result of a sum, or the maximum or minimum of zeros of different
+signs, may have either sign.
 
-What devices' compilers see as well is left to them (x + −y, x + 2 + 3), and to lowering what an
-index says anyway (a part of what was repeated, or of an array with zeros around it).
+Rules that the devices' compilers have (x + −y, x + 2 + 3) are left to them. Rules that follow from
+index arithmetic (a part of a repeated or of a padded array) are left to lowering.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Dimensions that vary inside of others: a general graph in which they come first.
+"""Inner dimensions that vary: the general graph in which they come first.
 
-Rows of a batch first, (4, n, 64), are often taken for (4·n, 64), and back. Where n varies row r
-of these is (r // n, r % n), and neither is a sum; nor is the place of (i, j), i·n + j. So c·n
-elements become c times n everywhere, and what is computed has n before all others:
+The first dimensions of a batch, (4, n, 64), are often merged to (4·n, 64), and split again. If n
+varies, row r is at (r // n, r % n), which is not linear, and neither is the position of (i, j),
+i·n + j. So c·n elements become c times n everywhere, and all computed values have n as their first
+dimension:
 
     (4, n, 64) → (4·n, 64), times (64, 8)   →   (n, 4, 64) times (64, 8), which are 4·n rows again
 
-What is handed over is laid out at n's bound: see minigrad/padded.py.
+Inputs and outputs have a memory layout padded to n's bound: see minigrad/padded.py.
 """
 
 from __future__ import annotations

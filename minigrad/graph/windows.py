@@ -1,12 +1,12 @@
-"""The adjoint of WINDOW: every element of a window is added to the place that it came from.
+"""The adjoint of WINDOW: every element of a window is added to the position that it came from.
 
-It is the gradient of a convolution's windows, and a transposed convolution is made of it. What is
-added up is in both cases a sum of products already, Σ over o of out[…]·weight[…]; the two sums
-become one, so that this too is a contraction, and the windows themselves never are in memory.
+It is the gradient of a convolution's windows, and transposed convolutions are built from it. In
+both cases the windows are themselves sums of products, Σ over o of out[…]·weight[…]. The two sums
+are merged, so this is a contraction, too, and the windows are never stored.
 
-With w windows of step s, place i of the result receives place j of window (i − d·j)/s. To ask no
-remainder of i, it is split into s·i′ + f, and j into s·j′ + f (where windows are not dilated): then
-window i′ − j′ is meant, for each f. So strided windows need no more products than others.
+With w windows of step s, position i of the result receives position j of window (i − d·j)/s. To
+avoid remainders, i is split into s·i′ + f, and j into s·j′ + f (if windows are not dilated). Then
+the window is i′ − j′, for each phase f. So strided windows need no more products than others.
 """
 
 from __future__ import annotations

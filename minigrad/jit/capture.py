@@ -1,9 +1,9 @@
-"""What a captured step did: its result, what it may not do, and what it left behind.
+"""What a captured step did: its result, what it must not do, and what it left behind.
 
-A `Snapshot` knows the tensors from before the step, so that afterwards those that it made, wrote,
-and gave gradients can be told from the others. `sort` makes the replay of what was recorded: which
-buffers are inputs, outputs, and what stays. The step is captured with copies of its inputs, so that
-nothing else can be taken for them.
+A `Snapshot` records the tensors that exist before the step. So afterwards, the tensors that the
+step created, wrote, or gave gradients to can be distinguished from the others. `sort` turns the
+recording into a replay: which buffers are inputs, outputs, or stay. The step is captured with
+copies of its inputs, so that no other tensor can be mistaken for one of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random numbers of Python's and numpy's: a replay would not draw them anew."""
+"""Random numbers of Python's and numpy's generators, which a replay would not draw again."""
 
 from __future__ import annotations
 

@@ -7,46 +7,47 @@
         optimizer.step()
         return loss.realize()
 
-The first call runs as it is (and compiles). The second is captured: every program that it runs is
-recorded, with its buffers. From the third call on nothing of the function is run again: the
-recorded programs are, on the call's inputs, and into fresh buffers for its outputs. Inputs of other
-extents (another batch size) begin again: one call as it is, one that is captured; from the third
-size on nothing is compiled for them (`graph/general.py`). Tensors that
-the function updates in place stay in their memory; so do values that it leaves behind in objects
-(a parameter's `.grad`), which each replay renews.
+The first call runs normally (and compiles). The second call is captured: every program that it runs
+is recorded, with its buffers. From the third call on, none of the function's Python code runs: the
+recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Inputs of
+other extents (another batch size) start again: one normal call, one that is captured; from the
+third size on this compiles nothing (`graph/general.py`). Tensors that the function updates in place
+stay in their memory. So do values that it leaves in objects (a parameter's `.grad`); each replay
+updates them.
 
-A replay runs no Python. What the function would do otherwise in a later call is seen, or fixed:
+A replay runs no Python. If the function would behave differently in a later call, that is detected,
+or the value is fixed:
 
 | what the function uses | what a replay does when it changes |
 | --- | --- |
-| a tensor that is passed | reads it; `JitError` for another dtype, device or number of dimensions |
-| a tensor of other extents that is passed | nothing: it has a capture of its own |
+| a tensor argument | reads it; `JitError` for another dtype, device or number of dimensions |
+| a tensor argument of other extents | nothing: it has its own capture |
 | a leaf that is passed and gets a gradient | gives each its own `.grad` |
 | `requires_grad` of a tensor that it differentiates | `JitError` |
-| a tensor computed from leaves that is passed, where it differentiates | `JitError` in call 2 |
-| a leaf, or a tensor computed from leaves, elsewhere | nothing: it has a capture of its own |
-| a number or a string that is passed, or an attribute of an object that is | `JitError` |
+| an argument computed from leaves, if the function differentiates | `JitError` in call 2 |
+| a leaf, or an argument computed from leaves, otherwise | nothing: it has its own capture |
+| a number or string argument, or an attribute of an object argument | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
 | an iterator that has such a name | `JitError` in call 2 |
-| one that the step itself sets to another number (`self.t += 1`) | `JitError` in call 2 |
+| a number that the step itself changes (`self.t += 1`) | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
-| a layer, parameter or buffer of such a module, where another is put | `JitError` |
-| what is in lists, dicts (also in others), arrays (up to 64 KiB) of such a name | `JitError` |
+| a layer, parameter or buffer of such a module that is replaced | `JitError` |
+| contents of lists, dicts (also nested), arrays (up to 64 KiB) with such a name | `JitError` |
 | `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
 | another option of an optimizer (`momentum = x`) | `JitError` |
-| a tensor made inside of numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
-| a method of a user's class, where another is put | `JitError` |
-| a gradient that should flow through a result, or what it writes | `GradientError` in `backward` |
+| a tensor made from numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
+| a method of a user's class that is replaced | `JitError` |
+| a gradient through a result, or through what it writes | `GradientError` in `backward` |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
-| a tensor that it reads elsewhere, and that is gone (`layer.weight = other`) | `JitError` |
+| a tensor read elsewhere that no longer exists (`layer.weight = other`) | `JitError` |
 | numbers that `random` or numpy's global generator draws | `JitError` in call 2 |
 | numbers from elsewhere (files, the clock) | `JitError` in call 3 if new in each; fixed |
 
-Fixed: as it was in the captured call, which is the third where the first two computed with other
-numbers of the same arguments. Lists longer than 256 are not looked into: up to 2,048 it is seen
-which objects they have. Views in a result are tensors of their own, from the first call on;
-to leaves that nobody marked no gradient flows through a result, either.
+Fixed: as in the captured call. That is the third call if the first two computed with other numbers
+for the same arguments. Contents of lists longer than 256 are not checked; up to a length of 2,048
+the identities of their objects are. Views in a result are independent tensors, from the first call
+on. No gradient flows through a result to unmarked leaves, either.
 """
 
 from __future__ import annotations

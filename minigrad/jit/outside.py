@@ -1,14 +1,14 @@
 """What a captured function reads besides its arguments, and whether that is still the same.
 
-A replay runs no Python, so it looks whether what the function's code reads is what it was. Where
-that begins is known: cells of its closure, globals, `self`, and arguments that are objects. From
-there on objects are walked through: the items of containers, and the attributes that the code reads
-right behind the name of such a value (`model.scale`, `self.rate`, `Config.rate`), or behind
-something of which it is not known what that is (`layer.scale` in a loop over layers). Functions of
-Python that are found so are walked through, too: methods, properties, what calls, loops and
-operators run (`__call__`, `__iter__`, `__add__`, `__init__` of what is made), what decorators wrap,
-contents of defaults, and what modules run that were called. What a library reads on the way is not
-seen, unless it says so by `note`.
+A replay runs no Python, so it must check that everything the function's code reads is unchanged.
+The starting points are known: cells of its closure, globals, `self`, and arguments that are
+objects. From there objects are walked: the items of containers, and attributes that the code reads
+directly from such a value (`model.scale`, `self.rate`, `Config.rate`), or from an unknown object
+(`layer.scale` in a loop over layers). Python functions found on the way are walked, too: methods,
+properties, functions behind calls, loops and operators (`__call__`, `__iter__`, `__add__`,
+`__init__` of objects that are created), functions that decorators wrap, contents of defaults, and
+the code of modules that were called. What a library reads is not seen, unless it reports it by
+`note`.
 """
 
 from __future__ import annotations

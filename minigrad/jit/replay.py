@@ -1,4 +1,4 @@
-"""What a capture leaves, and how a replay is served: the inputs' memory in, fresh memory out."""
+"""The result of a capture, and its replay: the inputs' memory in, fresh memory out."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""The straight way of a replay: a Python function that is written for one captured step.
+"""The fast path of a replay: a Python function that is generated for one captured step.
 
-Most steps take tensors of fixed shapes and bound variables, and give such tensors. To serve one of
-them costs a microsecond of Python, if every look-up is made once, when the step is captured: so
-this module writes out what is to be done for each argument and each result, line by line, with
-every name bound. Whatever is not as it usually is (a lazy tensor somewhere, another shape, a
-keyword) takes the general way, `Capture.run`, which checks everything and knows what to say.
+Most steps take tensors of fixed shapes and bound variables, and return tensors of fixed shapes.
+Serving such a call takes a microsecond of Python if every look-up is made once, when the step is
+captured. So this module writes code for each argument and each result, line by line, with every
+name bound. Any unusual call (a lazy tensor, another shape, a keyword) takes the general path,
+`Capture.run`, which checks everything and has the error messages.
 
-Small results are served from two nodes each that the function keeps: one that nobody else refers
-to any longer stands for the next result, with its memory. Two, because a loop usually still holds
-one result when it asks for the next.
+For small results the function keeps two nodes each: one that nobody else refers to any longer
+stands for the next result, with its memory. Two, because a loop usually still holds one result when
+it asks for the next.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Factors of the matrices in the last two dimensions: `Tensor.qr` and `Tensor.svd`.
+"""Factorizations of the matrices in the last two dimensions: `Tensor.qr` and `Tensor.svd`.
 
 First and second derivatives are right where they exist: where R is invertible, and where singular
-values are distinct and positive. What does not exist counts as 0.
+values are distinct and positive. Derivatives that do not exist count as 0.
 
-Both are programs of many steps (see panels.py), which are captured for a shape and replayed. So the
-tensor is computed at once, not lazily.
+Both are programs of many steps (see panels.py), captured once per shape and replayed. So the tensor
+is computed at once, not lazily.
 """
 
 from __future__ import annotations

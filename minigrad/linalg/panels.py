@@ -1,8 +1,8 @@
-"""Algorithms on matrices as programs: captured for a shape, and replayed.
+"""Matrix algorithms as programs: captured once per shape, then replayed.
 
-A matrix is worked on in panels of a few columns; what a panel does to all others is a product. The
-panels are a scan, whose step has the columns of one; these differ in nothing but their number,
-which is in memory: so all of them have the same kernels.
+A matrix is processed in panels of a few columns; the effect of a panel on all others is a product.
+The panels are a scan, and each step has the columns of one panel. Columns differ only in their
+number, which is read from memory, so all of them share the same kernels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Householder's reflections: QR, and matrices that are nearly diagonal.
+"""Householder reflections: QR, and reduction to bidiagonal and tridiagonal matrices.
 
 They are computed in panels of columns (see panels.py).
 """

@@ -1,10 +1,10 @@
-"""Eigenvalues and vectors of symmetric tridiagonal matrices, by dividing and conquering.
+"""Eigenvalues and eigenvectors of symmetric tridiagonal matrices, by divide and conquer.
 
-A tridiagonal matrix is two of half the size and a matrix of rank one, ρ·u·uᵀ (Cuppen 1981). With
-the eigenvectors of both halves it is diag(d) + ρ·z·zᵀ, whose eigenvalues are the roots of
-1 + ρ·Σ z²/(d − λ): one between each two of d, found by halving. They are exact for other z nearby,
-and with these all eigenvectors are orthogonal (Gu and Eisenstat 1995). There is no branch in it:
-what lies so near that LAPACK would leave it out is moved apart by a rounding error.
+A tridiagonal matrix is two of half the size plus a matrix of rank one, ρ·u·uᵀ (Cuppen 1981). In the
+basis of both halves' eigenvectors it is diag(d) + ρ·z·zᵀ, whose eigenvalues are the roots of
+1 + ρ·Σ z²/(d − λ): one between each two of d, found by bisection. They are exact for a slightly
+different z, and with that z all eigenvectors are orthogonal (Gu and Eisenstat 1995). There is no
+branch: values so close that LAPACK would deflate them are moved apart by a rounding error.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What becomes of every recipe's loops: arguments, scratch places, grain and estimates of a nest.
+"""The last step of every recipe: loops become a nest, with arguments, scratch, grain and estimates.
 
-Long sums are put in levels: sums of blocks, which are summed in blocks, and so on. A sum that grows
-one term after another loses digits: each term is rounded to the sum's last place, and equal terms
-are rounded the same way. (2²⁰ times 0.1 in float32 is wrong by 1 %.) So a loop that adds more than
-a few terms to a register, or to scratch memory, is cut into blocks. Each block has a register of
-its own, which is added to the sum when the block ends. The error then grows by the length of a
-block times the number of levels, which is the logarithm of the number of terms.
+Long sums are split into levels: sums of blocks, which are summed in blocks, and so on. A sum that
+grows term by term loses digits, because each term is rounded to the last place of the sum, and
+equal terms are rounded the same way. (2²⁰ times 0.1 in float32 is wrong by 1 %.) So a loop that
+adds more than a few terms to a register, or to scratch memory, is cut into blocks. Each block has
+its own register, which is added to the sum when the block ends. The error then grows with the
+length of a block times the number of levels, which is the logarithm of the number of terms.
 
 The cut depends on the loops only, so results are bitwise the same with any number of threads.
 """

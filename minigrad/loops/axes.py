@@ -1,4 +1,4 @@
-"""What recipes do with the axes of stages: merge neighbours, pick the one for vectors, fix rows."""
+"""Operations of recipes on axes: merge neighbours, choose the vector axis, fix rows."""
 
 from __future__ import annotations
 

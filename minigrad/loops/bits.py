@@ -1,10 +1,9 @@
-"""Numbers of two bytes that a kernel moves, negates or looks at as integers stay as they are.
+"""Two-byte floats that a kernel only moves, negates or reads as integers stay bits.
 
-In registers float16 and bfloat16 are floats, so to load and to store one converts it: what a NaN
-says besides that it is one may be lost on the way, and where the value is only copied, or was
-integers' bits, time is too. A kernel's arrays of such numbers are therefore read and written as
-uint16 where nothing computes with them. (One that is read in both ways is two arrays, which share
-their memory.)
+In registers float16 and bfloat16 are floats, so loads and stores convert them. That may lose the
+payload of a NaN. It also costs time if a value is only copied, or holds the bits of integers. So
+arrays of such numbers are read and written as uint16 if nothing computes with them. (An array that
+is used in both ways becomes two arrays that share their memory.)
 """
 
 from __future__ import annotations

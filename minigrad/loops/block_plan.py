@@ -1,18 +1,18 @@
-"""What a kernel of blocks does one after the other, and where it keeps what passes between.
+"""The steps of a kernel of blocks, and where values that pass between them are kept.
 
-A step is one loop over the columns of a block: a product, or nothing, and the stages that follow it
-element by element. What only its own step reads never leaves the registers.
+A step is one loop over the columns of a block: at most one product, and the elementwise stages
+after it. Values that only their own step reads stay in registers.
 
-Products are tried by a shortcut, without mask. And there may be sums to which blocks of
-rows add, one after the other: the gradients of keys and values, over the queries of a head. One
-thread does all of a head's blocks, so they are added in one order.
+Products are first tried by a shortcut without a mask. Blocks of rows may also add to sums one after
+the other: the gradients of keys and values, over the queries of a head. One thread computes all
+blocks of a head, so the order of additions is fixed.
 
-Products of bfloat16 are dots of words, each two neighbours along k. What columns have along k lies
-so in memory. All else is copied: the rows' operand as every product across has it copied, what is
-in scratch memory with two columns, or two rows, in a word, and the other operand of a product
-along, row after row, for several blocks at once. Where matrix registers multiply such words, blocks
-have 32 rows and bounds are multiples of 32; of products across, the columns are rows of the left
-operand, and what is copied of them lies column after column.
+Products of bfloat16 are dot products of words, each with two neighbours along k. Columns have these
+next to each other in memory. All other operands are copied: the rows' operand in the layout that
+all products across use, scratch values with two columns or two rows in a word, and the other
+operand of a product along, row after row, for several blocks at once. With matrix registers, blocks
+have 32 rows and bounds are multiples of 32; in products across, the columns are the rows of the
+left operand, and are copied column by column.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pieces that recipes are made of: loops over axes, stores of inlined stages, reduction steps."""
+"""Building blocks of recipes: loops over axes, stores of inlined stages, reduction steps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The loops of a copy (see `Schedule.stage`), in the order that suits what is read and who copies.
+"""Loops that copy an operand (see `Schedule.stage`), in the order that suits reader and target.
 
-Each gives the loops, and what the variables that there were are in them.
+Each function gives the loops, and what the variables of the original loops are in them.
 """
 
 from __future__ import annotations

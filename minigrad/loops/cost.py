@@ -1,7 +1,7 @@
-"""What kernels cost: what they must do at least, and how a product is cut so that it takes no more.
+"""The cost of kernels: lower bounds, and how to divide a product so that it comes near them.
 
-The estimates are for reports, and for the size of chunks. A product's five numbers have the names
-of "BLIS" (Van Zee, van de Geijn, ACM TOMS 41, 2015):
+The estimates are used for reports and for the size of chunks. A product's five numbers have the
+names of "BLIS" (Van Zee, van de Geijn, ACM TOMS 41, 2015):
 
     mr   rows of a tile: its accumulators fill the registers
     nr   columns of a tile, and of a panel: one or two vectors

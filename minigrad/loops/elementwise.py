@@ -1,12 +1,11 @@
-"""Recipes of stages that have the same elements, and of additions at places given by data.
+"""Recipes for stages with equal numbers of elements, and for additions at positions given by data.
 
-Operands may lie across each other, as in x + y.T: a vector along x's rows would gather from as many
-rows of y, and use one element of each cache line that it touches; where the rows are a power of two
-apart, these lines also drive each other out of the cache. So there are tiles, whose loop along y's
-rows is inside of the one over vectors, and whole vectors of y are transposed in registers.
+Operands may have transposed layouts, as in x + y.T. A vector along x's rows would gather from as
+many rows of y, and use one element of each cache line that it touches. If the rows are a power of
+two apart, these lines also evict each other. So such loops are tiled: the loop along y's rows is
+inside of the vector loop, and whole vectors of y are transposed in registers.
 
-What goes on from element to element, running reductions and a pass of a sort, is serial along one
-axis and parallel over all others.
+Running reductions, and a pass of a sort, are serial along one axis and parallel over all others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A recipe step by step, with what each step is expected to bring:
+"""A recipe step by step, with the gain that is expected from each step:
 
     python -m minigrad.loops.explain gemm 512 512 512      rows, depth, columns
     python -m minigrad.loops.explain gemm 512 512 512 --transposed left
@@ -6,9 +6,9 @@
 
     python -m minigrad.loops.explain gemm 512 512 512 --gpu
 
-The loops are those for a processor with AVX-512, or for one whose vectors have so many bytes as
-`--vectors` says, or for work-groups (`--gpu`, without cycles). The cycles are those of one core,
-by cost.py's `estimate`: enough to see what a step is for, not what it measures.
+The loops are for a processor with AVX-512, for one whose vectors have as many bytes as `--vectors`
+says, or for work-groups (`--gpu`, without cycles). Cycles are for one core, from `estimate` in
+cost.py: they show what a step is for, not what it would measure.
 """
 
 from __future__ import annotations

@@ -175,10 +175,10 @@ def in_registers(
 
 
 def tiles_overlap(problem: Problem, plan: Plan) -> bool:
-    """Whether the last columns' tile is a whole one, which begins before the others end.
+    """Whether the last tile of columns is a whole one that overlaps the previous tile.
 
-    Its code is that of all tiles, then, and half as long to compile. Not where results are stored
-    transposed, column after column, or where what is in memory is added to, for each piece of k.
+    Then all tiles share their code, and it takes half as long to compile. Not if results are stored
+    transposed, column after column, nor if they are added to memory for each piece of k.
     """
     column = problem.column
     plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)

@@ -1,4 +1,4 @@
-"""Images that a product reads where they lie: zeros around them are left out, hints follow rows."""
+"""Images that a product reads in place: zero padding is skipped, prefetches follow rows."""
 
 from __future__ import annotations
 

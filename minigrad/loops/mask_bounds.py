@@ -1,13 +1,13 @@
-"""Which part of a block's values is needed: masks become bounds of loops.
+"""Masks become loop bounds: which part of a block's values is needed.
 
-`outside` tells what an expression is where a mask is False. Where that is the identity of the
-reduction that reads it, the reduction's loop runs only as far as the mask's conditions hold for
-some row of the block, and what nobody reads then is not computed. In causal attention that is half
-of everything.
+`outside` gives the value of an expression where a mask is False. If that is the identity of the
+reduction that reads it, the reduction's loop runs only while the mask's conditions hold for some
+row of the block, and values that nobody reads are not computed. In causal attention that is half of
+the work.
 
-A bound never changes a value: what is not computed is the reduction's identity exactly, whatever
-lies in memory. So a mask has to stand around what it excludes, where(mask, x·y, 0): of
-where(mask, x, 0)·y nothing is left out, for there y may be infinite or NaN.
+A bound never changes a value: the part that is not computed is exactly the reduction's identity,
+whatever is in memory. So the mask must enclose the whole product, where(mask, x·y, 0). In
+where(mask, x, 0)·y nothing is skipped, because y may be infinite or NaN.
 """
 
 from __future__ import annotations

@@ -43,9 +43,8 @@ class Base:
 class Store(Base):
     """array[index] = value where the guard holds.
 
-    Lanes outside a mask keep what they had: in registers, too, unless it may get any value
-    everywhere, because nothing reads them. streaming: it should bypass the cache, because nothing
-    reads it soon.
+    Lanes outside a mask keep their value, also in registers, unless nothing reads them: then they
+    may get any value. streaming: the store should bypass the cache, because nothing reads it soon.
     """
 
     array: Array
@@ -223,12 +222,12 @@ Loops = tuple[Loop, ...]
 class Nest:
     """A kernel. `parallel`: its outermost loop, over 0 … total − 1, of kind serial or lanes.
 
-    arrays: the buffers that it takes, in order; symbols: the symbolic integers, which follow them.
-    scratch: places in bytes in the thread's private memory. A runtime may cut the parallel loop at
-    multiples of `grain`. operations, vectors (instructions of the target's vectors, a multiply-add
-    being one) and traffic (bytes) are estimates of the whole kernel's work; label says what it is.
-    local: arrays in the local memory of a work-group. masked: whole vectors and what is left of
-    them are one loop, under a mask.
+    arrays: its buffer arguments, in order; symbols: the symbolic integers, which follow them.
+    scratch: byte offsets in the thread's private memory. A runtime may cut the parallel loop at
+    multiples of `grain`. operations, vectors (vector instructions of the target, a multiply-add
+    being one) and traffic (bytes) are estimates of the whole kernel's work; label is a description.
+    local: arrays in the local memory of a work-group. masked: whole vectors and the remainder are
+    one loop, under a mask.
     """
 
     name: str
@@ -265,12 +264,12 @@ class Nest:
 
 @dataclass(frozen=True)
 class Made:
-    """What a recipe makes of a kernel: its parallel loop, and what it knows of all the work.
+    """The result of a recipe: the parallel loop of a kernel, and estimates of its work.
 
-    operations, vectors: see `Nest`; 0: those of the kernel's stages. products: multiply-adds,
-    many of which share each load, so that reports count no loads. runs: (operations, few, many):
-    chunks are long runs of memory, of which there are at least `few` where no more operations are
-    done for each byte, else at least `many`; 0 of them: chunks are as those of other kernels.
+    operations, vectors: see `Nest`; 0: those of the kernel's stages. products: multiply-adds that
+    share their loads with many others, so that reports count no loads. runs: (operations, few,
+    many): chunks are long runs of memory; there are at least `few` if the kernel does at most so
+    many operations per byte, else at least `many`. 0 of them: chunks as in other kernels.
     """
 
     loop: Loop
@@ -347,9 +346,9 @@ def unless_same(body: Statements, found: Sequence[Statement]) -> Statements:
 def map_loops(
     body: Statements, change: Callable[[Loop, Loops], Statements | None], around: Loops = ()
 ) -> Statements:
-    """Statements in which what `change` makes of a loop, and of those around it, has its place.
+    """Statements in which each loop is replaced by `change` of the loop and of those around it.
 
-    Where that is None the loop stays, and what is inside of it is changed.
+    If `change` gives None the loop stays, and its body is mapped.
     """
     found: list[Statement] = []
     for one in body:

@@ -1,9 +1,9 @@
-"""Loops of their own for the parts of an axis along which elements come from different places.
+"""Separate loops for the parts of an axis along which elements come from different places.
 
-Joined, rolled or reflected arrays are chosen from by conditions on an index, where(i < 3, x[…],
-y[…]): all are read for each element, and one is taken. Along one part of the axis it is always the
-same one, so there is nothing else to read. Parts along the vectors' axis are loops one behind the
-other; along another, each row does the one that it belongs to.
+Joined, rolled or reflected arrays are selected by conditions on an index: where(i < 3, x[…], y[…])
+reads all of them for each element and takes one. Along one part of the axis it is always the same
+one, so the others need not be read. Parts along the vector axis become consecutive loops; along
+another axis, each row runs the loop of its part.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""What a vector loop asks the memory for, before it is read.
+"""Prefetches of vector loops: requests for memory before it is read.
 
-A processor that waits for memory while it computes, and lets memory rest while it computes, takes
-the sum of both times instead of the larger one. Its own prefetching follows single passes well, but
-not loops that go over a row several times. (Measured with two cores of a Sapphire Rapids class
-machine: a layer norm of 24 MiB takes 1.73 ms without and 0.91 ms with it, a softmax of 64 MiB 4.1
-and 3.0 ms; single passes gain 3 to 13 %.)
+Without them, a processor may wait for memory, then compute while memory is idle: the sum of both
+times instead of the maximum. Hardware prefetching follows single passes well, but not loops that go
+over a row several times. (Measured with two cores of a Sapphire Rapids class machine: a layer norm
+of 24 MiB takes 1.73 ms without and 0.91 ms with prefetches, a softmax of 64 MiB 4.1 and 3.0 ms;
+single passes gain 3 to 13 %.)
 
-A single pass over one array wants to be far ahead, since a processor follows each array with only
-a few lines at once. Over several arrays it keeps all lines busy that it can wait for, and to ask
-for more is in the way. (Measured with one core of a Zen 5 class machine: a copy of 64 MiB gains 6
-%, an update in place 12 %; a sum of two such arrays would lose 9 %, an optimizer's step 10 %.)
-Where the lanes of a vector lie a few elements apart, it covers many lines, which no processor
-follows well: squares of a million vectors of 3 take 3.1 ms without and 0.7 ms with it.
+A single pass over one array should prefetch far ahead, because a processor follows each array with
+only a few lines at once. With several arrays, all lines that it can wait for are in use, and more
+requests disturb. (Measured with one core of a Zen 5 class machine: a copy of 64 MiB gains 6 %, an
+update in place 12 %; a sum of two such arrays would lose 9 %, an optimizer's step 10 %.) If the
+lanes of a vector are a few elements apart, it touches many lines, which no processor follows well:
+squares of a million vectors of 3 take 3.1 ms without and 0.7 ms with prefetches.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""A matrix product, ready for a recipe: operands, what becomes of its results, naive loops.
+"""A matrix product, prepared for a recipe: operands, epilogue, naive loops.
 
-Where only a part is needed, loops have bounds that are loaded when the kernel runs. What is needed
-is said by masks that compare an index with a loaded number:
+If only a part is needed, loops have bounds that are loaded when the kernel runs. Masks that compare
+an index with a loaded number say what is needed:
 
     Σ over k of where(inside, left(m, k), 0) · where(inside, right(k, n), 0)
         with inside = (first[e] ≤ k and k < stop[e]), for each e a segment of k: the loop over k
-        runs from first[e] to stop[e]. Both are masked, or an infinity of the other one counts: 0·∞
+        runs from first[e] to stop[e]. Both must be masked, because of 0·∞
     where(t < count[b], Σ over k of left(b, t, k) · right(b, k, n), 0)
         for each b some of its rows: a tile without any of them has an empty loop over k
 
-So work follows the data, as in a batch whose parts differ in length, while the meaning stays that
-of the masks. Loaded numbers may be anything: they are clamped to what the loops could do anyway.
+So the work depends on the data, as in a batch whose parts differ in length, while the meaning stays
+that of the masks. Loaded numbers may have any value: they are clamped to the range of the loops.
 """
 
 from __future__ import annotations

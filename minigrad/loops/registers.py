@@ -1,4 +1,4 @@
-"""Loops that go inside of others, and what registers become then: several, vectors, or memory."""
+"""Loops moved inside of others: their registers become several registers, vectors, or memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def sunk(
     body: Statements, into: Sequence[Atom], loops: Mapping[Atom, Loop],
     wrapped: Callable[[Statements], Statements],
 ) -> Statements:  # fmt: skip
-    """A body of which `wrapped` gives what stands in or between the loops that others go into.
+    """A body with loops sunk into it: `wrapped` gives what stands in or between its loops.
 
-    loops: those others, all of whose iterations need what lies between the bounds.
+    loops: the loops that are sunk; the bounds of the body's loops are widened to all their
+    iterations.
     """
     found: list[Statement] = []
     for part in _parts(body, into):

@@ -1,26 +1,25 @@
 """The recipe "rows": each stage computes its part of a row from its producers' parts.
 
-Vectors run along the row (the row stays in the cache) or across neighbouring rows; fuse.py tells
+Vectors run along the row (the row stays in the cache) or across neighbouring rows; fuse.py decides
 which is cheaper.
 
-Results that pass by the cache go to memory at once, at a speed of their own: a pass that does
-little else waits for memory, while the passes before it leave memory alone. So the last pass of a
-row, if it writes such results, shares the loop of the next row's longest pass, which must compute
-more than it does. (Measured with one core of a Zen 5 class machine: a softmax of 64 MiB takes 3.2
-ms instead of 3.8; of Zen 4: a layer norm of 24 MiB, whose passes compute little, would take 1.7 ms
-instead of 1.5.)
+Results that bypass the cache are stored at the speed of memory. A pass that does little else waits
+for memory, while the passes before it leave memory idle. So if the last pass of a row writes such
+results, it shares the loop of the next row's longest pass, which must compute more than it does.
+(Measured with one core of a Zen 5 class machine: a softmax of 64 MiB takes 3.2 ms instead of 3.8;
+of Zen 4: a layer norm of 24 MiB, whose passes compute little, would take 1.7 ms instead of 1.5.)
 
-With vectors along it, the stages of a row share as few passes over it as they can. Softmax is
-three: the maximum; the exponentials with their sum; the quotients. A stage joins the first pass
-after all that it waits for (the result of a reduction is known when its pass ends, a value of the
-own element at once), and takes such values from registers. Sums over windows are computed in tiles:
-a few rows of an image at once, which share what they read; of a gradient by weight some places.
+With vectors along the row, stages share as few passes over it as possible. Softmax has three: the
+maximum; the exponentials with their sum; the quotients. A stage joins the first pass after all
+that it depends on (the result of a reduction is known when its pass ends, a value of the same
+element at once), and takes such values from registers. Sums over windows are computed in register
+tiles: a few rows of an image at once, which share their loads; for a gradient by weight, some
+positions.
 
-With vectors across neighbouring rows, each lane does a row, in the same passes, and what is one
-value for a row is in a register. Sums of long columns are in scratch memory, a block of columns
-small enough for the first cache, and memory is read row by row, in the order in which it lies.
-(Column by column, or several rows at a time, no prefetching would follow: measured, a third of the
-speed.)
+With vectors across neighbouring rows, each lane computes a row, in the same passes, and a value per
+row is in a register. Sums of long columns are in scratch memory, a block of columns small enough
+for the first-level cache, and memory is read row by row, in memory order. (Column by column, or
+several rows at a time, no prefetching would follow: measured, a third of the speed.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The recipe of products along an axis that both operands have: vectors run along that.
+"""The recipe for products along an axis that both operands share: vectors run along that axis.
 
-So are depthwise convolutions, whose channels have no others to be added to, and einsums whose
-batch lies last. Nothing is packed or broadcast: a tile adds vectors of one operand times vectors of
-the other, and where windows overlap, a tile's places along them share what they read.
+Examples are depthwise convolutions, whose channels are not summed with others, and einsums whose
+batch axis is last. Nothing is packed or broadcast: a tile accumulates vectors of one operand times
+vectors of the other. If windows overlap, the tile's positions along them share their loads.
 
     parallel over the other axes × vectors of the shared one:
       for each tile of rows (and columns):

@@ -1,22 +1,23 @@
-"""Schedules: the naive loops of a kernel, changed by named transformations until they are fast.
+"""Schedules: naive loops of a kernel, changed by named transformations until they are fast.
 
     naive loops                          what is to be computed, element by element
-    split, reorder, peel, tails          loops in pieces, in another order, without their rest
-    distinguish                          loops of their own for parts (parts.py)
-    sink                                 a loop goes inside of others; what is beside gets its own
+    split, reorder, peel, tails          loops in pieces, in another order, without remainders
+    distinguish                          separate loops for parts (parts.py)
+    sink                                 a loop moves inside of others; statements beside it get
+                                         their own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
-    tensorize                            what is summed, by matrix registers
+    tensorize                            sums, by matrix registers
     bind, share                          iterations for the work-items of a group
-    count                                a loop from 0, which may go outside of those around it
+    count                                a loop from 0, which may move outside of those around it
     stage                                a copy of an operand, in the order in which it is read
-    insert, prefetch                     hints for the memory
-    parallelize                          what threads share
+    insert, prefetch                     prefetches
+    parallelize                          the loop that threads share
 
-A loop is named by its variable, and stays so: `split` cuts it in pieces, in each of which the
-variable runs on from where the last one ended, so no index changes. What becomes of one loop
-becomes of all loops over that variable. No step looks at what depends on what: a recipe knows its
-kernel, and tests compare the results. MINIGRAD_DEBUG=4 prints the loops after each step, and so
-does `python -m minigrad.loops.explain`.
+A loop is named by its variable and keeps that name: `split` cuts it into pieces, and in each piece
+the variable continues where the last one ended, so no index changes. A transformation applies to
+all loops over the variable. No step checks dependences: a recipe knows its kernel, and tests
+compare the results. MINIGRAD_DEBUG=4 prints the loops after each step, and so does
+`python -m minigrad.loops.explain`.
 """
 
 from __future__ import annotations
@@ -97,10 +98,10 @@ class Schedule:
 
     @_step
     def split(self, x: Atom, size: int, prefix: str, computing: bool = False) -> Atom:
-        """Loops over x in pieces of `size` iterations, and a loop over the pieces around each.
+        """Split loops over x into pieces of `size` iterations, with a loop over the pieces outside.
 
-        Gives the new loop's variable, `prefix` and a number. The last piece ends where x does.
-        computing: only where registers are used inside, not in the loops of copies.
+        Returns the new loop's variable, named `prefix` and a number. The last piece ends where x
+        ends. computing: only loops that use registers, not loops of copies.
         """
         pieces = make_axis(prefix, 0, ceildiv(max(self.trips(x), 1), size))
         loops = (one for one in nest.loops_in(self.body) if one.variable == x)
@@ -205,13 +206,13 @@ class Schedule:
         self, *xs: Atom, into: Atom | Sequence[Atom] = (), space: str = "registers",
         computing: bool = True,
     ) -> None:  # fmt: skip
-        """Loops over xs, each directly inside the one before, go inside the loops in their body.
+        """Move nested loops over xs inside of the loops in their body.
 
-        computing: loops of copies stay as they are. into: as far as the bodies of the loops over
-        these variables, instead of innermost. What came before and behind these loops gets loops
-        over xs of its own, and a register that is used in several of them becomes as many as there
-        are iterations: in registers, or in scratch memory, where what is summed up inside gets a
-        register again. The bounds of what they go into hold for all of their iterations.
+        computing: loops of copies stay where they are. into: move them only into the bodies of the
+        loops over these variables, instead of innermost. Statements before and after the inner
+        loops get their own loops over xs. A register that is used in several of these becomes one
+        for each iteration: in registers, or in scratch memory, where a sum in an inner loop gets a
+        register again. The bounds of the inner loops are widened to cover all iterations of xs.
         """
         ends = (into,) if isinstance(into, Atom) else into
         if not xs:
@@ -234,11 +235,11 @@ class Schedule:
 
     @_step
     def distribute(self, *xs: Atom) -> None:
-        """Loops over xs, each directly inside the one before, one time for each loop inside.
+        """Repeat nested loops over xs once for each loop in their body.
 
-        Each takes along what comes before it, and a last time is for what comes behind them all.
-        A register that is used in several of them becomes scratch memory; in that, the lanes of one
-        with vectors around the loops lie side by side.
+        Each copy includes the statements before its inner loop; a last copy has those after all of
+        them. A register that is used in several copies becomes scratch memory. There the lanes of a
+        register with vectors around the loops are next to each other.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -257,10 +258,11 @@ class Schedule:
     def vectorize(
         self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False
     ) -> None:
-        """`width` iterations over x at once. What each of them sets before it reads it has lanes.
+        """Run `width` iterations over x at once.
 
-        What they combine gets a part for each lane, and these are folded behind the loops. lane:
-        the variable of an iteration's number within its vector.
+        Registers that each iteration sets before it reads them get lanes. Accumulators get one part
+        per lane, and the parts are reduced after the loops. lane: the variable of an iteration's
+        number within its vector.
         """
         if width == 1:
             return
@@ -286,9 +288,9 @@ class Schedule:
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:
-        """So many iterations over x may be done at once, inside of a vector loop (see `Loop`).
+        """Allow `lanes` iterations over x at once, inside of a vector loop (see `Loop`).
 
-        Not where they put something in registers.
+        Loops that write registers are left as they are.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -299,11 +301,11 @@ class Schedule:
 
     @_step
     def pipeline(self, row: Atom, host: Atom, size: int, kept: Collection[Array]) -> None:
-        """The last loop in each iteration over row becomes part of the next one's loop over host.
+        """Software pipelining: a row's last loop joins the next row's loop over `host`.
 
-        In blocks of `size` iterations, in the first of which it has none to be part of. kept: what
-        the last loop reads and the next iteration writes: there are two of them, for iterations of
-        even and of odd number.
+        Rows are divided into blocks of `size` iterations, whose first row has no previous one.
+        kept: arrays that the last loop reads and the next iteration writes; they are doubled, for
+        even and odd rows.
         """
         (loop,) = self.body
         assert isinstance(loop, Loop) and loop.variable == row
@@ -338,10 +340,12 @@ class Schedule:
     def tensorize(
         self, tile: Atom, x: Atom, ks: Sequence[Atom], left: str, right: str, of: DType, by: DType
     ) -> None:
-        """What loops over ks, and over x in these, add to the registers of each iteration over
-        tile, by a product of matrix registers. Those of x become scratch memory.
+        """Compute the sums in loops over ks, and over x in these, by products of matrix registers.
 
-        left, right: the operands, copied or as they lie, whose words of dtypes `of` and `by` are
+        These are the sums that are added to the registers of each iteration over `tile`. Registers
+        of x become scratch memory.
+
+        left, right: the operands, copied or in place, with words of dtypes `of` and `by` that are
         neighbours along the last k and along the lanes.
         """
         operands = self.operands[left], self.operands[right]
@@ -368,10 +372,10 @@ class Schedule:
 
     @_step
     def unroll_some(self, x: Atom, times: int, prefix: str) -> Atom:
-        """So many iterations of computing loops over x at once, where these are a multiple of it.
+        """Unroll computing loops over x by `times`, if their trip count is a multiple of it.
 
-        So what a loop itself takes, and to find where it reads, is done once for them. Gives the
-        variable of the loops over so many.
+        So loop overhead and address computations are shared. Returns the variable of the outer
+        loops.
         """
         pieces = make_axis(f"{prefix}s", 0, max(self.trips(x) // times, 1))
 
@@ -387,9 +391,9 @@ class Schedule:
 
     @_step
     def count(self, x: Atom, prefix: str) -> Atom:
-        """The only loop over x, of a known number of iterations, counts from 0; gives its variable.
+        """Make the only loop over x, of a known trip count, count from 0; returns its new variable.
 
-        So its bounds depend on no other loop, and it may go outside of any.
+        Then its bounds depend on no other loop, and it may move outside of any loop.
         """
         loop = nest.loop_over(x, self.body)
         new = _from_zero(loop, prefix, "serial")
@@ -401,10 +405,10 @@ class Schedule:
 
     @_step
     def repeat(self, *xs: Atom) -> None:
-        """The same for loops over xs, but the statements are repeated here, and none of copies.
+        """Unroll loops over xs, except those of copies, by repeating their statements here.
 
-        So what depends on x is computed outside of vector loops that it does not depend on, where
-        that is the same for all of their iterations, and stays in registers.
+        Then the values that depend on x can be computed outside of vector loops that they do not
+        depend on, once for all iterations of these, and stay in registers.
         """
 
         def written(loop: Loop, around: Loops) -> Statements | None:
@@ -419,7 +423,7 @@ class Schedule:
 
     @_step
     def simplify(self) -> None:
-        """Without the loops of `split` whose only piece is all there is."""
+        """Remove the loops of `split` that have only one piece."""
 
         def without(loop: Loop, around: Loops) -> Statements | None:
             return nest.map_loops(loop.body, without) if loop.variable in self._idle else None
@@ -428,10 +432,10 @@ class Schedule:
 
     @_step
     def parallelize(self, *xs: Atom) -> Loop:
-        """The outermost loops, each directly inside the one before, as one that threads share.
+        """Merge the outermost nested loops over xs into the one parallel loop.
 
-        One of a symbolic extent comes first; further ones stay inside. Without any, the only loop
-        that there is stays the outermost one. Gives that loop.
+        A loop of a symbolic extent comes first; further ones stay inside. Without xs, the only loop
+        that there is stays the outermost one. Returns the parallel loop.
         """
         body, axes = self.body, list[Axis]()
         if not xs and len(body) == 1 and isinstance(body[0], Loop):
@@ -452,10 +456,10 @@ class Schedule:
 
     @_step
     def bind(self, item: Axis, at: Atom, *xs: Atom) -> None:
-        """An iteration over `at` is a work-group's, whose items each take one of loops over xs.
+        """Give an iteration over `at` to a work-group; each of its items runs one iteration of xs.
 
-        These are directly inside one another, wherever they are. A register that has a place for
-        each of their iterations has one, for each item has registers of its own.
+        Loops over xs are directly inside one another. A register array with one place per iteration
+        of theirs becomes one register, since each item has its own registers.
         """
 
         def own(loop: Loop, around: Around) -> Statements:
@@ -474,10 +478,10 @@ class Schedule:
 
     @_step
     def share(self, place: str, item: Axis, *xs: Atom) -> None:
-        """Loops over xs that store to a place: a group's work-items take iterations in turn.
+        """Loops over xs that store to an array: the items of a work-group take iterations in turn.
 
-        These loops are directly inside one another. All are one loop, if all bounds are known, else
-        the innermost is shared. place: its name.
+        The loops are directly inside one another. If all bounds are known they become one loop,
+        else the innermost is shared. place: the array's name.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -508,15 +512,15 @@ class Schedule:
         wide: Mapping[Atom, int] | None = None, transpose: int = 0, flat: int = 0,
         item: Axis | None = None,
     ) -> Array:  # fmt: skip
-        """Copy an operand to scratch memory at the beginning of each iteration over `at`.
+        """Copy an operand to scratch memory at the start of each iteration over `at`.
 
-        at: None for the beginning of all. The copying has loops over `loops`, outermost first, with
-        bounds that hold all that they do inside of `at`; those in `wide` are vectors of so many.
-        layout: of the copy, row-major: groups of variables, each with how many elements it takes,
-        None being as many as it has; None: the loops' order. transpose: of the innermost loop.
-        flat: the last two loops are one, in vectors of so many: all that is read and written goes
-        through them as through one. item: the copy is in local memory, and made by work-items:
-        all loops are one, of whose vectors of `flat` they take one after the other in turn.
+        at: None for the start of the whole body. loops: the loops of the copy, outermost first;
+        their bounds cover everything inside of `at`. wide: loops that become vectors of that width.
+        layout: of the copy, row-major: groups of variables, each with its padded number of elements
+        (None: unpadded); None: the order of the loops. transpose: of the innermost loop. flat:
+        merge the last two loops into one with vectors of that width. item: the copy is in local
+        memory, and the work-items share its loops, which become one loop with vectors of `flat`
+        elements.
         """
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
@@ -587,14 +591,14 @@ class Schedule:
 
     @_step
     def bound(self, x: Atom, start: Integer, stop: Integer) -> None:
-        """Loops over a part of x, of which the rest changes nothing; copies are of all."""
+        """Restrict loops over x, but not those of copies, if the rest changes nothing."""
         self._change(x, lambda one, _: (replace(one, start=start, stops=(stop,)),), computing=True)
 
     @_step
     def prefetch(
         self, x: Atom, places: tuple[Place, ...] | Callable[[Loop, Around], tuple[Place, ...]]
     ) -> None:
-        """What the loops over x ask the memory for."""
+        """Set the prefetches of the loops over x."""
 
         def change(loop: Loop, around: Around) -> Statements:
             found = places(loop, around) if callable(places) else places

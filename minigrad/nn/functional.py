@@ -1,7 +1,7 @@
 """PyTorch's torch.nn.functional, as far as `Tensor` has the methods.
 
-Most names are the methods themselves, and mean what PyTorch's do. The functions below are those
-where an argument or a default of the method is another than PyTorch's.
+Most names are the methods themselves and have PyTorch's meaning. The functions below are those for
+which an argument or a default of the method differs from PyTorch's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How GGUF's quantized types lie in a file's bytes, and in which form `Quantized` keeps them.
+"""The memory layout of GGUF's quantized types, in a file and in `Quantized`.
 
 Layouts as in ggml-common.h and ggml-quants.c of https://github.com/ggml-org/ggml. A row is divided
-into blocks of 32 or 256 elements; a block has float16 numbers, and integers of 1 to 8 bits whose
+into blocks of 32 or 256 elements. A block has float16 numbers, and integers of 1 to 8 bits whose
 bits may be in two places.
 """
 

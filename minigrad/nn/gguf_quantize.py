@@ -1,9 +1,9 @@
-"""Rounding of matrices to GGUF's quantized types.
+"""Quantization of matrices to GGUF's types.
 
-Rounding every element well is easy once a group's scale is known; the scale is searched. Of some 20
-scales about the one that just covers the group, each rounds the elements; least squares then give
-the best scale (and minimum) for these integers, and the ones with the smallest error are kept.
-Errors of large elements count more, as they are what products notice.
+Once a group's scale is known, rounding each element well is easy; so the scale is searched. About
+20 scales around the one that just covers the group are tried. For each, the elements are rounded
+and least squares give the best scale (and minimum) for these integers; the result with the smallest
+error is kept. Errors of large elements count more, because they matter more in products.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""PyTorch's torch.optim.lr_scheduler: factors of the learning rates that an optimizer began with.
+"""PyTorch's torch.optim.lr_scheduler: factors of an optimizer's initial learning rates.
 
-Several of an optimizer multiply what each other gave, but for `LambdaLR`, which counts from the
+Several schedulers of one optimizer multiply their factors, except `LambdaLR`, which starts from the
 first learning rate of all. `minigrad.nn.schedule` has the same as functions of the step.
 """
 

@@ -1,22 +1,22 @@
-"""Matrices kept in few bits: groups of small integers with a scale each, for files of GGUF.
+"""Quantized matrices: groups of small integers with one scale each, for GGUF files.
 
-They stay so in memory. What multiplies by one writes the dequantization as Tensor operations on the
-packed bytes, and fusion makes it a prologue of the product.
+They stay quantized in memory. An operation that multiplies by one writes the dequantization as
+Tensor operations on the packed bytes, and fusion makes it a prologue of the product.
 
-A file has row after row. Here the bytes of 16 neighbouring rows lie side by side, group by group:
-vectors of a product with a vector then run across rows. Each lane adds up its own row's group, a
-scale is multiplied with that sum and not with every element, and no vector is summed up at the end:
-7 vector instructions for 32 elements of Q4_1 instead of 10.
+A file has row after row. Here the bytes of 16 neighbouring rows are interleaved, group by group, so
+that the vectors of a product with a vector run across rows. Each lane sums its own row's group, a
+scale is multiplied with that sum and not with every element, and no horizontal sum is needed: 7
+vector instructions for 32 elements of Q4_1 instead of 10.
 
-Processors that multiply four bytes at a time (see `schedule/byte_dots.py`) do so here: vectors are
-whole numbers, too, times a scale for each group, and neighbouring bytes of a row lie in words. A
-whole number has two bytes: SmolLM2's logits are off by 4e-4 of the largest, a next token's
-distribution by 7e-8 nats. One byte, as in llama.cpp, is off by 0.003, which turns near ties.
-`MINIGRAD_INT8` chooses otherwise.
+Processors with four-way byte dot products (see `schedule/byte_dots.py`) use them here: the other
+vectors become integers, too, with a scale for each group, and neighbouring bytes of a row are in
+one word. An integer has two bytes: SmolLM2's logits are off by 4e-4 of the largest, a next token's
+distribution by 7e-8 nats. With one byte, as in llama.cpp, it is off by 0.003, which changes near
+ties. `MINIGRAD_INT8` chooses otherwise.
 
-An integer takes 2, 4 or 8 bits of memory: of 3, 5 and 6 bits in a file it takes the next of these,
-as bits of one number that lie apart would cost a product more than their bytes do. Bits per
-element, in a file and in memory:
+An element takes 2, 4 or 8 bits of memory. Elements of 3, 5 and 6 bits in a file take the next
+larger size, because combining bits from two places would cost a product more than the bytes do.
+Bits per element, in a file and in memory:
 
     Q4_0 4.5, 4.5    Q5_0 5.5, 8.5    Q2_K 2.625, 3.125    Q5_K 5.5, 8.625
     Q4_1 5,   5      Q5_1 6,   9      Q3_K 3.4375, 4.5625  Q6_K 6.5625, 8.5625

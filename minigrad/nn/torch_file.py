@@ -1,15 +1,15 @@
 """Files of torch.save, read without PyTorch and without running what they ask for.
 
 Since PyTorch 1.6 such a file is a ZIP archive: data.pkl, a pickle in which each tensor refers to a
-storage by a key, and data/KEY, the storage's bytes. A pickle may name any function to be called;
-here the few names that tensors and state dicts need stand in tables, and any other is refused. A
-file may also lie about sizes: what it takes in memory is bounded by the bytes that it has.
+storage by a key, and data/KEY, the storage's bytes. A pickle may name any function to be called.
+Here the few names that tensors and state dicts need are in tables, and any other is refused. A file
+may also lie about sizes: the memory that it gets is bounded by the bytes that it has.
 
-A pickle is a program for a small machine with a stack and a memo; Python's `pickletools` tells what
-each of its instructions does. Python's own reader calls what a pickle names, and lets it set
-attributes of whatever it could name or make. Here it knows the harmless instructions only. A name
-stays a `_Name`, which can do nothing, what may be called stands in a table, and instructions that
-change something take lists, dicts and sets only, which the same pickle has made.
+A pickle is a program for a small machine with a stack and a memo; Python's `pickletools` documents
+its instructions. Python's own reader calls whatever a pickle names, and lets it set attributes of
+whatever it could name or create. This reader knows only the harmless instructions. A name stays a
+`_Name`, which can do nothing; callable names are in a table; and instructions that modify something
+accept only lists, dicts and sets that the same pickle has created.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What both renderers do while they emit a kernel, and know: what was computed in which open level.
+"""The part of code generation that both renderers share: which values are known at which level.
 
-Every open loop, branch or straight piece is a level. A value goes to the outermost level at which
-all that it depends on is known; it is remembered there until the level is closed, or until an array
-or register that it depends on changes.
+Every open loop, branch or straight piece of code is a level. A value is emitted at the outermost
+level at which everything that it depends on is known. It is remembered there until the level is
+closed, or until an array or register that it depends on changes.
 """
 
 from __future__ import annotations

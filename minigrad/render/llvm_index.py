@@ -1,5 +1,5 @@
-"""Open loops and branches of LLVM IR, each with its own lines, and the arithmetic of indices:
-scalars, vectors, pointers and conditions; which lanes of a vector count.
+"""Index arithmetic of LLVM IR: open loops and branches, each with its own lines; scalars, vectors,
+pointers and conditions; which lanes of a vector are active.
 """
 
 from __future__ import annotations

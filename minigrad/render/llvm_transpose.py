@@ -1,9 +1,9 @@
-"""Loads and stores along a loop, not along the lanes in scope: vectors along it, transposed.
+"""Loads and stores along a loop instead of along the lanes: vectors along the loop, transposed.
 
-A gather reads one element from each of as many cache lines as there are lanes, iteration after
-iteration. Instead, a block of iterations loads one vector per lane, and shuffles exchange rows and
-columns in registers: 16 × 8 elements take 16 loads and 24 shuffles, where 8 gathers take some fifty
-cycles more. Stores wait for the last iteration of a block, and are shuffled then.
+A gather reads one element from as many cache lines as there are lanes, in every iteration. Instead,
+a block of iterations loads one vector per lane, and shuffles exchange rows and columns in
+registers: 16 × 8 elements take 16 loads and 24 shuffles, where 8 gathers take some fifty cycles
+more. Stores are delayed to the last iteration of a block, and are shuffled then.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """OpenCL C's indices, expressions and memory accesses: of one element, or of a vector's lanes.
 
-A value is declared at the outermost level at which all that it depends on is known, if it is used
-twice or if that level is not its user's; else it is written where it is used. An index is computed
-in `int` where nothing in it can leave 32 bits, else in `long`.
+A value is declared at the outermost level at which everything that it depends on is known, if it is
+used twice or if that level is not its user's level. Otherwise it is written where it is used. An
+index is computed in `int` if no part of it can exceed 32 bits, else in `long`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Values that pass from a product to its readers for a block of rows, and never reach memory.
+"""Values that pass from a product to its readers a block of rows at a time, and never reach memory.
 
-The scores of attention, and what is computed from them element by element, have as many elements as
-queries times keys, while each costs only a short product to compute. Such values form *chains*: a
-product of little depth at the start, elementwise stages behind it. A chain is never kept: each of
-its readers ("sinks": row statistics, and products that consume it) pulls what it needs into its own
-kernel, where it is computed for a few rows at a time. Readers of the other direction (the gradients
-of keys and values) are sums over the rows of another reader's kernel, or pull the same stages with
-their axes exchanged. So nothing of that size is stored, at the price of computing it once per
-kernel; the statistics of the rows are stored. After "FlashAttention" (Dao et al. 2022), with whole
-rows instead of the online softmax.
+The scores of attention, and everything that is computed from them element by element, have as many
+elements as queries times keys, while each costs only a short product. Such values form *chains*: a
+product of little depth at the start, elementwise stages behind it. A chain is never stored. Each of
+its readers ("sinks": row statistics, and products that consume it) pulls the stages that it needs
+into its own kernel, where they are computed for a few rows at a time. Readers along the other axis
+(the gradients of keys and values) are sums over the rows of another reader's kernel, or pull the
+same stages with exchanged axes. So nothing of that size is stored, at the price of computing it
+once per kernel; the statistics of the rows are stored. After "FlashAttention" (Dao et al. 2022),
+with whole rows instead of the online softmax.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Products whose last axis both operands have: a batch that lies last.
+"""Products whose last axis is shared by both operands: a batch axis in last position.
 
-Vectors run along such an axis (`loops/shared_lanes.py`) where it fills them, and both operands have
-its elements side by side: one that has not is copied, as the weight of a depthwise convolution is.
-Where it is short, and there are rows and columns, the batch comes first: a matrix product for each
-of its elements, whose result is seen permuted.
+Vectors run along such an axis (`loops/shared_lanes.py`) if it fills them. Both operands must have
+its elements next to each other; otherwise they are copied, like the weight of a depthwise
+convolution. If the axis is short and there are rows and columns, the batch comes first: one matrix
+product for each of its elements, with a permuted view of the result.
 """
 
 from __future__ import annotations

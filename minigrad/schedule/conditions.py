@@ -1,8 +1,8 @@
-"""Masks as conditions: the sums of loop variables and loaded numbers that are ≥ 0 where they hold.
+"""Masks as conditions: linear expressions of loop variables and loaded numbers, which must be ≥ 0.
 
-Sums here are of whole numbers without bounds. Where one of the mask's own could pass the bounds of
-its dtype, which wraps, it is no condition; nor where a kernel's index, of 64 bits, could not hold
-the difference, as of a loaded int64 that is anything.
+The expressions use integers without bounds. So a mask is no condition if one of its own expressions
+could leave the range of its dtype, which wraps; nor if a kernel's 64-bit index could not hold the
+difference, as with an arbitrary loaded int64.
 """
 
 from __future__ import annotations

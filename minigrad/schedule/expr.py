@@ -46,14 +46,14 @@ class Leaf(Enum):
 
 @dataclass(frozen=True)
 class Array:
-    """What stages and loops read and write: memory, or registers of a loop nest.
+    """Memory, or registers of a loop nest, that stages and loops read and write.
 
     space: "buffer" (a kernel argument), "scratch", "local" (memory that a work-group shares), or
-    "registers", whose indices are numbers where loops are written out. of: the array whose memory
-    this one is, seen as another dtype. whole: that of which it is a part (joins.py), with all of
-    its memory. lanes, width: the loop whose iterations have registers of their own, side by side,
-    and how many they are. image: (extent, start, stop) of each dimension, where all that is not
-    from start to stop along each of them is 0; () where nothing is known.
+    "registers", whose indices are numbers once loops are unrolled. of: the array whose memory this
+    one reinterprets as another dtype. whole: the array that this one is a part of (joins.py), with
+    all of its memory. lanes, width: the loop whose iterations have their own registers, side by
+    side, and how many. image: (extent, start, stop) of each dimension, if all elements outside of
+    start … stop are 0; () if nothing is known.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""Which stages share a kernel.
+"""Fusion: which stages share a kernel.
 
-Every kept value starts as a kernel of its own. Going from inputs to outputs, a stage joins a kernel
-of its producers, or of a sibling that reads the same memory, where both can be computed row by row
-with nothing but the row passing between them. The question asked of each read is whether it is
-*aligned*: whether row r of the consumer reads only row r of the producer, for some number of rows.
+Every stored value starts as its own kernel. Going from inputs to outputs, a stage joins a kernel of
+its producers, or of a sibling that reads the same memory, if both can be computed row by row and
+only the row passes between them. The question asked of each read is whether it is *aligned*:
+whether row r of the consumer reads only row r of the producer, for some number of rows.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Groups of kernels that follow one another and need not wait for each other.
+"""Groups: consecutive kernels that need not wait for each other.
 
-Between groups all threads wait for the last one of them, which costs the more the shorter kernels
-are. The gradients of a weight, of its bias and of the layer's input are a group, and so are the
-updates of an optimizer. Kernels that write parts of one join do not meet either, but what they read
-and write is often near: as the products of a strided gradient, of which each writes every second
-pixel. So if they have as many chunks each, these go in turn: what one has brought into a cache is
-there for the next.
+Between groups there is a barrier, which costs the more the shorter the kernels are. The gradients
+of a weight, of its bias and of the layer's input are a group, and so are the updates of an
+optimizer. Kernels that write parts of one concatenation do not conflict, either, but their memory
+is often close: the products of a strided gradient each write every second pixel. So if they have
+equal numbers of chunks, their chunks are interleaved: what one loads into a cache is still there
+for the next.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""CAT, and rows of a result: each piece is written where it belongs.
+"""Concatenation, and writes to rows of a result: each piece is written where it belongs.
 
-A piece becomes a value of its own (a CONTIGUOUS whose `arg` is a `Part`), whose stage stores to
-that part of the CAT's array; the CAT itself is the event that all of them are there, and no code.
-Where in the array a part begins is an argument of its kernel, so pieces of one shape share code. An
-ASSIGN to some rows is such a piece, too: of the array that it is assigned to.
+A piece becomes a value of its own (a CONTIGUOUS whose `arg` is a `Part`), and its stage stores to
+that part of the CAT's array. The CAT itself generates no code; it only marks that all pieces are
+there. The offset of a part is an argument of its kernel, so pieces of equal shape share code. An
+ASSIGN to some rows is such a piece, too: of the array that is assigned to.
 """
 
 from __future__ import annotations

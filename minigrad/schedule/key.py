@@ -1,12 +1,13 @@
-"""What kernels and graphs are, as text: equal texts compute the same in every process.
+"""The text of kernels and graphs: equal texts compute the same in every process.
 
-A text does not depend on the names of arrays, which are numbered by first appearance, nor on
-anything of one call. It is the key of the kernel cache, so it holds *everything* on which lowering
-and rendering depend: where `Kernel`, `Stage`, `Expr` or `Atom` get another field, it belongs here.
+A text depends neither on the names of arrays, which are numbered by first appearance, nor on
+anything of one call. It is the key of the kernel cache, so it contains *everything* on which
+lowering and rendering depend: if `Kernel`, `Stage`, `Expr` or `Atom` get another field, add it
+here.
 
-Each distinct array, atom, sum and expression is one line, written before its users, who know it by
-its number; fields are separated by spaces, items of a list by commas, and neither occurs inside an
-item.
+Each distinct array, atom, sum and expression is one line, written before its users, which refer to
+it by its number. Fields are separated by spaces, items of a list by commas; neither occurs inside
+an item.
 """
 
 from __future__ import annotations

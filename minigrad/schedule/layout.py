@@ -1,4 +1,4 @@
-"""Stages whose arrays have their axes in another order, and what that means for their readers."""
+"""Stages whose arrays have their axes in another order, and the consequences for their readers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which values are kept, and which are recomputed wherever they are read.
+"""Which values are stored, and which are recomputed wherever they are read.
 
-A reduction is never recomputed. An elementwise value is, unless that is costly: unless it would be
-evaluated more often than it has elements at a cost that memory would save, or it would make each of
-several readers read several arrays instead of one, or a contraction reads it over and over.
+A reduction is never recomputed. An elementwise value is recomputed unless that is costly: if it
+would be evaluated more often than it has elements, at a cost that memory would save; if each of
+several readers would read several arrays instead of one; or if a contraction reads it repeatedly.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Sums with one-hot masks: those that pick one element, and those that add at a place.
+"""Sums with one-hot masks: those that select one element, and those that add at a position.
 
 Σ where(i == label, x[i], 0) over i is x[label].
-So a loss's logit of the right class is one load instead of a pass over all classes, and so is
-every product with a one-hot mask that is written with `where`. What lies at other places is not
-added: the zeros that stand there are, and those change nothing, but perhaps the sign of a zero. An
-index that no i is gives 0, as the sum does.
+So a loss reads the logit of the right class by one load instead of a pass over all classes. The
+same holds for every product with a one-hot mask that is written with `where`. Values at other
+positions are not added; their zeros are, and those change at most the sign of a zero. A label
+outside the range of i gives 0, as the sum does.
 
 Σ where(i == label[a], x[a], 0) over a, for each i, adds x[a] at label[a]: counts, if x is 1.
 """

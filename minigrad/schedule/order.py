@@ -1,4 +1,4 @@
-"""The order of kernels: after what they need, and so that memory is free early."""
+"""The order of kernels: after their inputs, and such that memory is freed early."""
 
 from __future__ import annotations
 

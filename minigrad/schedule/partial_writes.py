@@ -1,9 +1,9 @@
-"""Writes to a part of a buffer: `cache[:, p:p+1] = k` stores the part only.
+"""Writes to a part of a buffer: `cache[:, p:p+1] = k` stores only that part.
 
-Such a write is a whole new value, `where(inside, new, old)`, that takes the old one's place. Where
-the condition says nothing but between which places the indices lie, the stage is cut down to them.
-These may be loaded: `where((first[b] <= i) & (i - 2 < first[b]), new, cache)` stores two rows of
-each b, wherever they are.
+Such a write is formally a whole new value, `where(inside, new, old)`, that replaces the old one. If
+the condition only bounds the indices, the stage is cut down to these bounds. They may be loaded:
+`where((first[b] <= i) & (i - 2 < first[b]), new, cache)` stores two rows of each b, wherever they
+are.
 """
 
 from __future__ import annotations

@@ -36,11 +36,12 @@ class Kernel:
 
     kind: "rows" (row r of every stage after row r of its producers), "contraction" (a matrix
     product and elementwise stages on its result), "scatter", "scan", "distribute" or "block_rows"
-    (as "rows", but products take part, so that several rows are computed together); "exchange"
-    begins a COLLECTIVE and "wait" ends it, and neither is code. rows: the number of rows.
-    stored: the arrays that must reach memory; the others live and die inside the kernel. numbers:
-    values of the program's own for symbols (where parts of a CAT begin), by name. sums: of
-    "block_rows", the arrays that its blocks add to, the one after the other, and what ends these.
+    (like "rows", but with products, so that several rows are computed together); "exchange" starts
+    a COLLECTIVE and "wait" waits for its end; neither generates code. rows: the number of rows.
+    stored: the arrays that must reach memory; the others exist inside the kernel only. numbers: the
+    program's own values for symbols (offsets of parts of a CAT), by name. sums: of "block_rows",
+    the arrays that its blocks add to one after the other, and what is computed when they are
+    complete.
     """
 
     kind: str
@@ -68,8 +69,7 @@ class Kernel:
 class Schedule:
     """kernels in order; slots: arrays that are buffers of the call; held: memory of the others.
 
-    nodes: what the arrays hold the values of; a kernel's own copy of another's value is not among
-    them.
+    nodes: the nodes whose values the arrays hold, without a kernel's private copies.
     """
 
     kernels: tuple[Kernel, ...]
@@ -127,9 +127,9 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 
 
 def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
-    """Every root a node of its own, and none a BUFFER, so that each has one array to go to.
+    """Make every root a node of its own, and none a BUFFER, so that each has one array to go to.
 
-    What shows in its order what is an array of its own anyway is in memory as that is.
+    A root that shows an array in its own order needs no copy.
     """
     result: list[Node] = []
     for root in roots:
@@ -419,9 +419,9 @@ def _begun_in_place(kernel: Kernel, places: Mapping[Array, Source]) -> Kernel:
 
 
 def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel]:
-    """The kernels with the end of each exchange before the first that needs it to have ended.
+    """Insert a "wait" for each exchange before the first kernel that needs it to have ended.
 
-    That is who reads its result, or overwrites in place what it sends.
+    That is a reader of its result, or a kernel that overwrites what it sends.
     """
     result: list[Kernel] = []
     running: dict[Array, Kernel] = {}  # by the array of the result
@@ -445,7 +445,7 @@ def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel
 class Held:
     """Memory between kernels: its bytes, and the first and the last step that need it.
 
-    arrays: whose it is, one after the other, where a kernel may write over what it reads.
+    arrays: the arrays that use it one after the other, if a kernel may overwrite an input.
     """
 
     nbytes: Integer

@@ -1,10 +1,10 @@
-"""What SORT and long running reductions are made of: operations that are kernels.
+"""SORT and long running reductions, expressed as operations that are kernels.
 
-A sort counts, for each element of a short row, those before it. A long row is sorted by a radix
-sort from the lowest byte up (Knuth, "The Art of Computer Programming", volume 3, 5.2.5): the keys,
-with their positions in the lower half of a 64-bit word, are put bin by bin by the next byte. Rows
-are cut into chunks which count and place their elements independently; since a chunk's places
-within a bin follow those of the chunks before it, each pass is stable.
+Short rows: each element's position is the count of the elements before it. Long rows are sorted by
+a radix sort from the lowest byte up (Knuth, "The Art of Computer Programming", volume 3, 5.2.5):
+the keys, with their positions in the lower half of a 64-bit word, are distributed by the next byte.
+Rows are cut into chunks which count and place their elements independently. Within a bin, the
+elements of a chunk follow those of the chunks before it, so each pass is stable.
 """
 
 from __future__ import annotations

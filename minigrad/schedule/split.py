@@ -1,7 +1,8 @@
-"""Reductions whose shape gives too little to do at once are cut in two; picking sums are gathers.
+"""Reductions with too little parallelism are split in two; sums that select become gathers.
 
-A long sum that leaves few elements becomes parallel by it; a deep product, parts whose operands
-stay in a cache. The cut depends on the shape only: so do the results, on any number of threads.
+A long sum with few results becomes parallel by that. A deep product becomes parts whose operands
+stay in a cache. The split depends on the shape only, and so do the results, on any number of
+threads.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Stages: the values of a program that are computed once and kept, with their bodies.
+"""Stages: the values of a program that are computed once and stored, with their bodies.
 
 A stage is a small loop program: for every index of its kept axes, combine `body` over the reduced
-axes, and put the result at `position` of its array. All bodies are final before any decision about
-loops is made.
+axes, and store the result at `position` of its array. All bodies are final before any decision
+about loops is made.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Stage:
-    """One kept value.
+    """One stored value.
 
     shape: of the whole value. axes: kept axes (none of length 1). reduced: axes that `op` (SUM,
-    MAX, PROD) runs over. position: row-major place of the element in `array`. A scatter has its own
+    MAX, PROD) reduces. position: the element's row-major position in `array`. A scatter has its own
     op, its updates as `body`, a data-dependent `position` valid under `guard`, and the initial
-    value in `initial`, which runs over the kept and the initial axes; in_place: that is in its
-    memory already. A running reduction keeps every index of its `reduced` axis. A DISTRIBUTE has
-    its bins as `position`, and the first places of these in `initial`. A COLLECTIVE has no loops:
-    it is an exchange of whole arrays; nor has a CAT, whose `pieces` are written to parts of its
-    array (see joins.py): such a part begins at `start`, which `position` contains.
+    value in `initial`, which runs over the kept and the initial axes; in_place: its memory already
+    has that. A running reduction keeps every index of its `reduced` axis. A DISTRIBUTE has its bins
+    as `position`, and their first positions in `initial`. A COLLECTIVE has no loops: it exchanges
+    whole arrays. A CAT has none either: its `pieces` are written to parts of its array (see
+    joins.py). Such a part begins at `start`, which `position` includes.
     """
 
     array: Array

@@ -1,7 +1,7 @@
-"""What methods and functions are given: each argument of the kind that its annotation names.
+"""Arguments of methods and functions: each must have the type that its annotation names.
 
-One of another kind raises where the user wrote it, and not where something is computed with it.
-Arguments may go by other libraries' names, too.
+A wrong type raises at the user's call, not later where something is computed with it. Arguments may
+also have the names that other libraries use.
 """
 
 from __future__ import annotations

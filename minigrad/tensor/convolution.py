@@ -1,12 +1,13 @@
 """Convolutions of any number of spatial dimensions, and their transposes.
 
 A convolution is Σ over k and c of window(x)[b, y, k, c]·w[k, c, o], seen through movements, so the
-recipe of contractions computes it, and its two gradients, without an array of windows in memory.
-Channels are the last dimension inside: then each of the three products has vectors along channels.
-Images stay as they are where each channel has a small kernel of its own, as groups of one: to
-arrange them would take longer than to compute. So they do where a stride leaves few products for
-each of their elements (`graph/windows.py`). Where 3 × 3 kernels have fewer products than the
-sum has terms, these are computed (`winograd.py`).
+recipes for contractions compute it and its two gradients, without an array of windows in memory.
+Internally channels are the last dimension: then all three products have vectors along channels.
+
+Images keep their layout in two cases: if each channel has its own small kernel (depthwise groups),
+because rearranging would take longer than computing; and if a stride leaves few products for each
+element (`graph/windows.py`). For 3 × 3 kernels, Winograd's method is used if it needs fewer
+products (`winograd.py`).
 """
 
 from __future__ import annotations

@@ -451,10 +451,10 @@ class Core(Holder, metaclass=_TensorType):
     def assign(self, value: Any) -> Self:
         """Replace its values in place; `value` is broadcast and cast.
 
-        Its views, and all of which it is a view, show the new values; what was computed of it
-        before keeps the old ones. Raises GradientError for a leaf that wants a gradient, outside
-        `no_grad`, and ShapeError for a view whose elements are not elements of its base (expand,
-        unfold, a bitcast to another size).
+        Views of this tensor, and the tensors that it is a view of, show the new values; results
+        computed before keep the old ones. Raises GradientError for a leaf with requires_grad,
+        outside `no_grad`, and ShapeError for a view whose elements are not elements of its base
+        (expand, unfold, a bitcast to another size).
 
         >>> Tensor([1, 2]).assign(5).tolist()
         [5, 5]

@@ -1,8 +1,8 @@
 """Which live tensors stand for which node.
 
-Nodes are interned, so several tensors may stand for one. Whoever replaces a node by the buffer that
-holds its value must find all of them, and so must whoever overwrites a buffer that some still read.
-Links are weak: a tensor lives as long as its user wants.
+Nodes are interned, so several tensors may stand for one. Code that replaces a node by the buffer
+with its value must find all of them, and so must code that overwrites a buffer which some still
+read. Links are weak: a tensor lives as long as its user wants.
 """
 
 from __future__ import annotations

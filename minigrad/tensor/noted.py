@@ -1,4 +1,4 @@
-"""What code tells a capture that goes on: attributes that decided, and tensors that it replaced."""
+"""Notes for a capture in progress: attributes that influenced the step, and replaced tensors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from minigrad.locks import in_child
 
 
 class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
-    """Whose attributes code has read, by their ids and names; None for those that it wrote first.
+    """Owners of attributes that code has read, by id and name; None for those that it wrote first.
 
-    left: the nodes of tensors in whose place it has put others. graded: tensors that got a gradient
-    or lost theirs, by their ids, and whether what they had before did not matter.
+    left: nodes of tensors that the code replaced by others. graded: tensors whose gradient was set
+    or removed, by id, and whether their previous gradient did not matter.
     """
 
     def __init__(self) -> None:
@@ -33,10 +33,11 @@ readers: weakref.WeakKeyDictionary[Node, weakref.WeakKeyDictionary[Any, dict[int
 
 
 def note(owner: Any, attribute: str, written: bool = False) -> None:
-    """Tell a capture that goes on of an attribute, a plain value, that decides what is computed.
+    """Tell a capture in progress that a plain attribute influences what is computed.
 
-    Whoever writes it says so before, too: a replay looks at all that its capture noted only if
-    something was written. What a step writes before it reads it may be anything before.
+    Code that writes such an attribute calls this first, too: a replay checks its noted attributes
+    only if one was written. An attribute that a step writes before it reads it may have any value
+    before.
     """
     changes[0] += written
     found = capturing.get(get_ident())
@@ -45,21 +46,21 @@ def note(owner: Any, attribute: str, written: bool = False) -> None:
 
 
 def grades(tensor: Any, anew: bool) -> None:
-    """Tell a capture that goes on that a tensor gets another gradient, anew or one added to it."""
+    """Tell a capture in progress that a tensor's gradient is set anew, or added to."""
     found = capturing.get(get_ident())
     if found is not None:
         found.graded.setdefault(id(tensor), (weakref.ref(tensor), anew))
 
 
 def moves(node: Node, link: Any) -> None:
-    """Tell captured steps that a tensor stands for a BUFFER, or a part of it, no longer."""
+    """Tell captured steps that a tensor no longer stands for a BUFFER, or a part of it."""
     for reader, known in list(readers.get(node, {}).items()):
         if id(link) in known:
             reader.lose(node)
 
 
 def replaces(node: Node) -> None:
-    """Tell a capture that goes on that an object has another tensor in the place of a node's."""
+    """Tell a capture in progress that an object now has another tensor in place of a node's."""
     found = capturing.get(get_ident())
     if found is not None:
         found.left.append(node)

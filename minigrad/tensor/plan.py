@@ -1,4 +1,4 @@
-"""What is computed together: the roots of one program, and what becomes of tensors after it."""
+"""Plans: the roots of one program, and what happens to tensors after it."""
 
 from __future__ import annotations
 
@@ -133,13 +133,12 @@ def _by_itself() -> bool:
 class Plan:
     """The roots of one program.
 
-    roots: what to compute, as the tensors know it; values: the same for the program, without
-    writes that a later one has replaced. targets: BUFFERs that are about to be overwritten. copies:
-    those of them that have other readers than their owner → the root that saves their value.
-    unasked: nobody asked for what is wanted to be in memory, so gradients by leaves that nobody
-    marked find their way back through it, too.
-    parts: readers → as parts of what is computed. serves: what is computed in the place of a
-    reader, or of several, which are its rows → these.
+    roots: what to compute, as the tensors know it; values: the same for the program, without writes
+    that a later one replaces. targets: BUFFERs that are about to be overwritten. copies: those of
+    them with other readers than their owner → the root that saves their value. unasked: nobody
+    asked for the wanted values to be in memory, so gradients by unmarked leaves must still pass
+    through them. parts: readers → as parts of what is computed. serves: what is computed instead of
+    a reader, or of several, which are its rows → these.
     """
 
     tracked: Set[Node] = frozenset()

@@ -1,9 +1,9 @@
 """Random numbers: a counter on the device, hashed by Threefry.
 
 Threefry (`graph/formulas/threefry.py`) turns a key and a counter into 64 random bits, the same on
-all devices. The counter of element i of draw number c is (i, c). The key and c live in a buffer on
-the device; each draw advances c within the program that draws, so that a replayed program draws
-anew.
+all devices. The counter of element i of draw number c is (i, c). The key and c are in a buffer on
+the device. Each draw increments c within the program that draws, so a replayed program draws new
+numbers.
 """
 
 from __future__ import annotations

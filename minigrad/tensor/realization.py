@@ -1,14 +1,15 @@
 """How a set of tensors is realized, and what must be realized with them.
 
-`realize` decides on the roots of one program, under a lock; lets `minigrad.program` run it, without
-the lock; and then points every tensor that stood for a root to the root's buffer. Roots are
+`realize` chooses the roots of one program, under a lock. Then `minigrad.program` runs it, without
+the lock. Finally every tensor that stood for a root gets the root's buffer. Roots are
 
 - the tensors that the user wants;
-- every in-place write that they depend on, and the advance of the random state that they read;
-- parameters (marked leaves) on the way that have no memory yet: they are there to stay;
-- every other live tensor that reads memory which is about to be overwritten: a lazy tensor sees
-  its sources as they were when it was made. Those that would read an older random state keep a
-  copy of that instead: they may be a whole model of which nobody wants a number yet.
+- every in-place write that they depend on, and the update of the random state that they read;
+- parameters (marked leaves) that they depend on and that have no memory yet: they will be needed
+  again;
+- every other live tensor that reads memory which is about to be overwritten: a lazy tensor sees its
+  sources as they were when it was created. Tensors that would read an older random state keep a
+  copy of that state instead: they may be a whole model that is not needed yet.
 """
 
 from __future__ import annotations
@@ -111,10 +112,10 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
 
 
 def settle_before(written: Set[Buffer], read: Container[Buffer]) -> None:
-    """Realize what must be before a step: who reads what it writes, and writes to what it reads.
+    """Realize, before a step, tensors that read what it writes, and writes to what it reads.
 
-    Views of `written` memory stay lazy, and follow it, also where their base waited to be written.
-    Who reads a random state that has no waiting write has a copy already.
+    Views of `written` memory stay lazy and follow it, also if a write to their base was waiting.
+    Readers of a random state without a waiting write have a copy already.
     """
     with lock:
         if not written and not any(node.src[0].arg in read for node in pending.values()):
@@ -138,11 +139,11 @@ def settle_writes() -> None:
 
 
 def settle_readers() -> None:
-    """Realize live tensors that read memory: whatever is written next, they are as they were.
+    """Realize live tensors that read memory, so that later writes do not change them.
 
-    But not those of another thread that need a write of its own. Views stay lazy, and follow their
-    bases, which are realized where a view was. One that reads only a random state gets a copy of
-    that.
+    Except those of another thread that need a write of their own. Views stay lazy and follow their
+    bases, which are realized if a view was. A tensor that reads only a random state gets a copy of
+    it.
     """
     with lock:
         lazy = [h for h in not_captured(readable(lazy_holders())) if views.base_of(h) is None]
@@ -228,9 +229,10 @@ def _compute(
 
 
 def _part_others(plan: Plan) -> bool:
-    """While a step is captured: compute what other threads made of what the plan writes to.
+    """While a step is captured: compute what other threads made of memory that the plan writes to.
 
-    It is no part of the step, whose replays would compute it anew. Gives whether there was any.
+    That is no part of the step, whose replays would compute it again. Returns whether there was
+    any.
     """
     reading, same = ([h for node in nodes for h in holders(node)]
                      for nodes in (plan.readers, plan.targets))  # fmt: skip

@@ -1,9 +1,10 @@
-"""How realized tensors came to be, so that `backward` still works after `item()` or `print`.
+"""The history of realized tensors, so that `backward` still works after `item()` or `print`.
 
-Realizing replaces a node by the BUFFER that holds its value. Where the value depends on a marked
-leaf, the graph that computed it is kept beside the BUFFER, for as long as somebody holds that. So
-it is where a captured step has realized what nobody asked for, marked or not, until it is void. A
-history is stored expanded: it reaches back to leaves, never to a BUFFER with a history of its own.
+Realizing replaces a node by the BUFFER that holds its value. If the value depends on a marked leaf,
+the graph that computed it is kept beside the BUFFER, as long as the BUFFER is in use. The same
+happens, for marked and unmarked leaves, if a captured step realizes something that nobody asked
+for, until it is void. A history is stored expanded: it reaches back to leaves, never to a BUFFER
+with its own history.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Threads that compute at once: none writes to memory that another one reads or writes meanwhile.
+"""Threads that compute at once: none writes to memory that another reads or writes meanwhile.
 
-Whoever computes says first what that touches, and then looks whether somebody else is there: alone,
-nobody takes a lock. Who must wait steps back meanwhile, and gets its turn in the order of arrival.
+A thread first announces what memory it will use, then checks whether others are active. If it is
+alone, it takes no lock. A thread that must wait withdraws its announcement meanwhile; waiting
+threads run in the order of arrival.
 """
 
 from __future__ import annotations

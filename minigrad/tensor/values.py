@@ -1,4 +1,4 @@
-"""The way out: values as numpy arrays, lists, numbers, text, and pickles."""
+"""Reading values: as numpy arrays, lists, numbers, text, and pickles."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Views: tensors that show elements of another, as numpy's do.
+"""Views: tensors that show elements of another, as in numpy.
 
-A view has a base and the steps from there. Nodes are values that never change, so a write gives the
-base another node, and every view of it the node that its steps make of that. A view that was
-realized holds a copy until then. Whoever overwrites memory without telling the base (a replay) lets
-its views read that memory first: see `align`.
+A view has a base and the steps that lead from the base to it. Nodes are immutable, so a write gives
+the base a new node, and applies the steps of every view to that node. A realized view holds a copy
+until then. Code that overwrites memory without telling the base (a replay) first lets its views
+read that memory: see `align`.
 
-A base that is in memory lives as long as its views. One that is computed does not: somebody may
-have dropped it in order never to compute it. A view is then a tensor of its own, as long as no
-other view shows the same elements; a write to one of several makes the base anew where its node
-still lives, and raises where it does not.
+A base in memory lives as long as its views. A computed base does not: the user may have dropped it
+in order never to compute it. Then a view is an independent tensor, as long as no other view shows
+the same elements. A write to one of several views recreates the base if its node is still alive,
+and raises if not.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""Convolutions by minimal filtering: fewer products than the sums have terms.
+"""Winograd's minimal filtering: convolutions with fewer products than the sums have terms.
 
-Two results of a kernel of three, neighbours along a dimension, take four products, not six
-(Winograd, Arithmetic Complexity of Computations, 1980; F(2, 3) of Lavin and Gray, Fast Algorithms
-for Convolutional Neural Networks, 2015, arXiv 1509.09308):
+Two neighbouring results of a kernel of three take four products, not six (Winograd, Arithmetic
+Complexity of Computations, 1980; F(2, 3) of Lavin and Gray, Fast Algorithms for Convolutional
+Neural Networks, 2015, arXiv 1509.09308):
 
     m₀ = (x₀ − x₂)·w₀            m₁ = (x₁ + x₂)·(w₀ + w₁ + w₂)/2       y₀ = m₀ + m₁ + m₂
     m₃ = (x₁ − x₃)·w₂            m₂ = (x₁ − x₂)·(w₁ − w₀ − w₂)/2       y₁ = m₁ − m₂ − m₃
 
-In each dimension of an image in turn, that is 16 products for a tile of 2 × 2 results instead of
-36. Summed over channels they are 16 products of matrices, one for each place in a tile. Halves and
-quarters are exact, so sums of small whole numbers are, too.
+Applied along both dimensions of an image, that is 16 products for a tile of 2 × 2 results instead
+of 36. Summed over channels they are 16 matrix products, one for each position in a tile. Halves and
+quarters are exact, so sums of small integers are exact, too.
 """
 
 from __future__ import annotations

@@ -40,13 +40,13 @@ def lesson(page: Page) -> None:
 
     page.say(f"""
         The sum is {sum(products):.2f}, the threshold {THRESHOLD:g}: it is exceeded by
-        {above.item():.2f}, so the neuron is **active**. Nobody needs the threshold as a thing of
-        its own: adding the **bias** −{THRESHOLD:g} to the sum and comparing with 0 is the same,
+        {above.item():.2f}, so the neuron is **active**. The threshold can also be written
+        differently: adding the **bias** −{THRESHOLD:g} to the sum and comparing with 0 is the same,
         and that is how all frameworks write it.
 
-        Real networks do not switch on and off at the threshold. An **activation function** says
-        how strongly the neuron answers: the sigmoid turns softly from 0 to 1, ReLU passes on what
-        is above the threshold and nothing else, GELU is a ReLU without the corner.
+        Real networks do not switch on and off at the threshold. An **activation function** says how
+        strongly the neuron answers: the sigmoid rises smoothly from 0 to 1, ReLU passes on what is
+        above the threshold and nothing else, GELU is a ReLU without the corner.
     """)
     rows = []
     for strength in (0.0, 0.5, 1.0, 1.5, 2.0):
@@ -72,8 +72,8 @@ def lesson(page: Page) -> None:
 
     page.say("""
         What you did by hand is what training does by calculation: nobody types weights and
-        thresholds in. A network is nothing but many of these neurons, and the next lesson puts 42
-        of them together so that they read your handwriting.
+        thresholds in. A network is just many of these neurons, and the next lesson connects 42 of
+        them so that they read your handwriting.
     """)
 
 

@@ -18,14 +18,14 @@ SECTIONS = ("Layers and Weights", "Concrete Example — Multi-Layer Perceptron (
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        Put neurons side by side and you have a **layer**: each of them looks at the same signals,
-        with weights of its own. Put layers one behind the other and you have a **network**: what
-        one layer answers are the signals of the next. Signals enter at the **input layer**, the
-        answer leaves at the **output layer**, the layers between are called **hidden**.
+        Put neurons side by side and you have a **layer**: each of them gets the same signals, but
+        has its own weights. Put layers one behind the other and you have a **network**: the answers
+        of one layer are the signals of the next. Signals enter at the **input layer**, the answer
+        leaves at the **output layer**, the layers between are called **hidden**.
 
         Our network reads a picture of 28 × 28 = 784 points. Two hidden layers of 16 neurons follow,
-        and ten outputs, one for each digit. Every line between two neurons is a weight, every
-        neuron has a bias besides. These numbers are the network's **parameters**.
+        and ten outputs, one for each digit. Every line between two neurons is a weight, and every
+        neuron also has a bias. These numbers are the network's **parameters**.
     """)
     Tensor.manual_seed(1)
     model = MLP(SIZES)
@@ -38,10 +38,10 @@ def lesson(page: Page) -> None:
                " + ".join(f"{count:,}" for count in counts) + f" = {sum(counts):,}")  # fmt: skip
 
     page.say("""
-        Fresh from the box the 13,002 numbers are random, and so are the answers: about one digit in
-        ten is right. **Training**, which later lessons take apart, shows the network digits that
-        people wrote, and after each few of them moves every number a little, so that the answer
-        would have been better.
+        At first the 13,002 numbers are random, and so are the answers: about one digit in ten is
+        right. **Training**, which later lessons take apart, shows the network digits that people
+        wrote. After every few digits it changes every number a little, so that the answers would
+        have been better.
     """)
     training, validation = load_digits()
     _, before = evaluate(model, validation)
@@ -63,8 +63,8 @@ def lesson(page: Page) -> None:
 
         Neurons light up as they become active. Point at one of the first hidden layer (or reach it
         with the Tab key) to see what it looks for: its 784 weights as a picture, blue where ink
-        speaks for it, orange where ink speaks against it. The shapes are not pretty strokes and
-        loops: nobody asked for that, only for the right answer.
+        counts for it, orange where ink counts against it. The shapes are not pretty strokes and
+        loops: training asks only for the right answer.
     """)
     places = [int(np.flatnonzero(validation.labels == digit)[0]) for digit in range(10)]
     images = validation.images[places]
@@ -80,8 +80,8 @@ def lesson(page: Page) -> None:
                 data, plays)  # fmt: skip
 
     page.say("""
-        The answer is the output that is largest. The probabilities come from it by **softmax**,
-        which you will meet again: it makes every number positive, and all of them together 1.
+        The answer is the largest output. **Softmax**, which you will meet again, turns the outputs
+        into probabilities: it makes every number positive, and their sum 1.
     """)
     right = int((logits.argmax(1) == np.arange(10)).sum())
     page.check("most of the ten examples are read rightly", right >= 7, f"{right} of 10")

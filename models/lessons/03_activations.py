@@ -88,8 +88,8 @@ def lesson(page: Page) -> None:
                             for m in models.values()]}, plays)  # fmt: skip
 
     page.say("""
-        Which activation does not matter much; that there is one does. This is how the common ones
-        answer. All of them pass what speaks strongly and quieten what does not.
+        Which activation you choose matters little; that there is one matters a lot. These are the
+        common ones. All of them pass on strong signals and suppress weak ones.
     """)
     x = np.linspace(-4, 4, 33, dtype=np.float32)
     page.chart("activation functions", "sum − threshold", "answer",

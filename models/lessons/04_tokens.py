@@ -28,11 +28,11 @@ def tokens_of(tokenizer: BytePairTokenizer, text: str) -> list[str]:
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        **Inference** is the use of a network that has been trained: you ask, it answers. What a
-        language model does then is less than it seems. It is given a text, and finds which word is
-        likely to come next. That word is put behind the text, and the model is asked again. One
-        server with some GPUs is enough for that, and the answer is there in seconds; to train the
-        model took thousands of them, and months.
+        **Inference** is the use of a network that has been trained: you ask, it answers. A language
+        model then does less than it seems. It gets a text, and finds which word is likely to come
+        next. That word is appended to the text, and the model is asked again. One server with some
+        GPUs is enough for that, and the answer is there in seconds; to train the model took
+        thousands of them, and months.
 
         The next lessons follow one text through such a model, step by step. The first step: break
         it into pieces that can be numbered. A piece is called a **token**. The simplest tokens are
@@ -47,10 +47,11 @@ def lesson(page: Page) -> None:
     page.say("""
         With characters a text becomes long, and a model has to learn spelling before it can learn
         anything else. With whole words the list never ends: names, misspellings, other languages.
-        GPT-2 and GPT-3 use something between. One begins with single bytes, and again and again
-        makes one new token of the pair that stands most often side by side in a large heap of text:
-        `t` and `h` become `th`, later `th` and `e` become `the`. Common words end up as one token,
-        rare ones as several, and nothing is ever unknown. This is **byte pair encoding**.
+        GPT-2 and GPT-3 use something between. One begins with single bytes. Then, again and again,
+        the pair of tokens that is most often next to each other in a large amount of text becomes
+        one new token: `t` and `h` become `th`, later `th` and `e` become `the`. Common words end up
+        as one token, rare ones as several, and nothing is ever unknown. This is **byte pair
+        encoding**.
     """)
     tokenizer = gpt2_merges()
     page.check("GPT-3's vocabulary is 256 bytes, 50,000 merged pairs, and a mark for the end",

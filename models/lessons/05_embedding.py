@@ -105,8 +105,8 @@ def lesson(page: Page) -> None:
     page.say("""
         Nobody can look at 576 dimensions. The map below squeezes them into two: gradient descent,
         of which you will hear, pushed the words about until those that are alike were near. Nobody
-        told the model what an animal is; words that stand in the same
-        places of sentences came to lie together.
+        told the model what an animal is; words that are used in the same places of sentences ended
+        up close together.
 
         There is a famous game: take the vector of king, subtract man, add woman, and you are said
         to arrive at queen. Play it, and see how honest the legend is.
@@ -131,8 +131,8 @@ def lesson(page: Page) -> None:
                )  # fmt: skip
 
     page.say("""
-        So directions do mean something, but less neatly than is told. Try your own sums among the
-        words of the map.
+        So directions do mean something, but less neatly than the story says. Try your own sums
+        among the words of the map.
     """)
     example = cosines[words.index("cat")]
     inside = directions.matmul(goals[0]).numpy()

@@ -38,8 +38,8 @@ def lesson(page: Page) -> None:
 
     page.say("""
         SmolLM2 has 2.67 instead of 4, as Llama does: it has **three** matrices in place of two, and
-        the size is the same. So the article's “4 times” is right for the GPTs, and a habit, not a
-        law.
+        the size is the same. So the article's “4 times” is right for the GPTs, but it is a habit,
+        not a law.
 
         This is what the parts of a block do to a real word, layer by layer. Look at how large the
         vector becomes, and at how little each part adds to it.
@@ -65,8 +65,8 @@ def lesson(page: Page) -> None:
                "typical size of a number in its vector")  # fmt: skip
 
     page.say("""
-        Because vectors grow, each part first **normalises** what it is given. Layer norm takes the
-        mean of the vector's numbers off them, so that their mean is 0, and divides by their
+        Because vectors grow, each part first **normalises** what it is given. Layer norm subtracts
+        the mean of the vector's numbers, so that their mean is 0, and divides by their standard
         deviation, so that it is 1. Then come two learned vectors: one multiplies (scale), one is
         added (shift). (Newer models, as SmolLM2, leave out the mean and the shift: RMS norm.)
     """)
@@ -110,8 +110,8 @@ def lesson(page: Page) -> None:
                max(norms[True]) / min(norms[True]) < 10, f"{shares[True]:.2f} of it")  # fmt: skip
 
     page.say("""
-        Choose a depth: with few layers there is nothing to be seen, which is why nobody missed the
-        residual connection as long as networks had three of them.
+        Choose a depth: with few layers there is no difference, which is why nobody missed the
+        residual connection while networks had three layers.
     """)
     depths = (2, 5, 10, 20, DEEP)
     curves = {residual: [deep_gradient_norms(depth, residual) for depth in depths]

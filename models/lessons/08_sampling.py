@@ -35,8 +35,8 @@ def uncertainty(chances: np.ndarray) -> float:
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        After the last block each token has a vector that knows of all tokens before it. To write on
-        we need only one of them, the **last**: it stands where the next word is wanted. It is
+        After the last block each token has a vector that knows of all tokens before it. To continue
+        the text we need only one of them, the **last**, because the next word follows it. It is
         multiplied with the vector of every word in the vocabulary. A large product means: this word
         fits. These products are the **logits**.
     """)
@@ -111,9 +111,9 @@ def lesson(page: Page) -> None:
                  "temperatures": TEMPERATURES, "continued": continued}, plays)  # fmt: skip
 
     page.say("""
-        Then the drawn word is put behind the text, and everything begins again: tokens, vectors,
+        Then the drawn word is appended to the text, and everything begins again: tokens, vectors,
         blocks, logits, one draw. A language model has no plan of the sentence. It finds the next
-        probable word, and the next.
+        probable word, and then the next.
     """)
 
 

@@ -34,8 +34,9 @@ def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
         To write the next word, the model needs keys and values of all words before. They do not
-        change when a word is added, as no word looks at later ones. So one keeps them: the **KV
-        cache**. Then only the new token goes through the blocks, and looks up the others.
+        change when a word is added, because no word looks at later ones. So the model stores them:
+        the **KV cache**. Then only the new token goes through the blocks; keys and values of the
+        others are read from the cache.
     """)
     model, tokenizer = language_model()
     ids = tokenizer.encode(TEXT)
@@ -51,8 +52,8 @@ def lesson(page: Page) -> None:
 
     page.say("""
         What it saves: without the cache, each new token costs as much as the whole text. The longer
-        the text, the more. (Measured with a GPT-2 that has learned nothing: that takes no less
-        time.)
+        the text, the more. (Measured with an untrained GPT-2, which takes as much time as a trained
+        one.)
     """)
     timed = GPT(GPTConfig.preset(page.pick("gpt2", "mini")))
     lengths = page.pick((8, 64, 128, 256, 512), (8, 48))
@@ -94,11 +95,11 @@ def lesson(page: Page) -> None:
     page.say(f"""
         The **context** is all that the model can look at: the text so far, its own words included.
         It has an end, {gpt3.context:,} tokens for GPT-3. When the text becomes longer, something
-        must go. Usually the oldest part falls off the edge, and the model knows nothing of it any
-        more. Some systems keep the first tokens, where the instructions are, and forget the middle.
+        must be dropped. Usually that is the oldest part, and the model then knows nothing of it.
+        Some systems keep the first tokens, where the instructions are, and forget the middle.
 
         Here is a model with room for {EDGE} tokens. Add words, and watch what it still sees. It
-        forgets half at once, because keys and values that move to another place must be computed
+        forgets half at once, because keys and values that move to another position must be computed
         again.
     """)
     prompt = list(range(6))

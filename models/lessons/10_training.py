@@ -144,7 +144,7 @@ def lesson(page: Page) -> None:
 
     page.say("""
         And again, and again. GPT-3 saw hundreds of billions of tokens in this way, on a cluster of
-        thousands of GPUs with a network of its own; nothing else happens in all these months.
+        thousands of GPUs with its own network; in all these months nothing else happens.
     """)
     page.chart("the loss falls", "iteration", "loss, all examples",
                {"loss": list(enumerate(losses))})  # fmt: skip

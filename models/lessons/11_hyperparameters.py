@@ -47,9 +47,9 @@ def train(config: GPTConfig, plan: TrainingPlan) -> Run:
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        Weights and biases are found by training. Other numbers must be there before it: how long a
-        vector is, how many layers there are, how large a step is. They are not trained; they are
-        the rules of the game, and so they are called **hyperparameters**.
+        Weights and biases are found by training. Other numbers must be chosen before training: how
+        long a vector is, how many layers there are, how large a step is. They are not trained; they
+        are the rules of the game, and so they are called **hyperparameters**.
 
         There is no formula for them. People start with what worked for others, change one thing
         at a time, and look. We do the same: a tiny GPT learns to write like Shakespeare, character
@@ -97,7 +97,7 @@ def lesson(page: Page) -> None:
     page.say("""
         What to learn from it: some changes cost parameters and time, some cost nothing and help or
         harm. And what helps a model of this size in a few steps is not what helps GPT-3. The search
-        for good hyperparameters is a good part of the work, and of the electricity.
+        for good hyperparameters takes a large part of the work, and of the electricity.
     """)
     everything = {"as it was": base, **runs}
     page.widget("hyper", "Choose what is doubled, and compare.",

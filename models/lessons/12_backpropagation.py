@@ -111,8 +111,8 @@ def lesson(page: Page) -> None:
         for **each** of its training steps.
 
         Or one does without a gradient, as the article says: change all parameters **at random**,
-        see whether the error improved, keep the change or take it back. Here both learn the same
-        500 digits, for the same time.
+        check whether the error improved, and keep the change or undo it. Here both methods learn
+        the same 500 digits, for the same time.
     """)
     training, _ = load_digits()
     images, labels = Tensor(training.images[:500]), Tensor(training.labels[:500])

@@ -15,7 +15,7 @@ START, STEPS = (-2.0, -2.0), 40
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        The smallest problem in which one can see all of it: a straight line through a cloud of
+        This is the smallest problem that shows everything: a straight line through a cloud of
         points, y = k0 + k1·x. Two parameters: the height k0 and the slope k1. For each choice of
         the two there is a loss, the mean square of the distances between line and points. Think of
         it as a landscape: k0 to the east, k1 to the north, the loss is the height. Training looks

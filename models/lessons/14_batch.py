@@ -19,8 +19,8 @@ def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
         A step of training needs the gradient of the error over the examples. Over which? All of
-        them would be exact, and unbearably slow; one alone is quick, but says only what it itself
-        would like changed. So one takes a handful, a **batch**, and a new one for each step.
+        them would be exact, but far too slow. A single one is quick, but its gradient is only right
+        for itself. So one takes a handful, a **batch**, and a new one for each step.
 
         How wrong is the gradient of a batch? We measure it for the line through a cloud of points,
         where the exact gradient is known: many batches of each size, and how far their gradients
@@ -38,8 +38,8 @@ def lesson(page: Page) -> None:
                ", ".join(f"{n}: {by:+.0%}" for n, by in off.items()))  # fmt: skip
 
     page.say("""
-        So four times as many examples halve the noise. There is no free lunch: the first few
-        examples help most, and at some point another thousand only cost time.
+        So four times as many examples halve the noise. The first few examples help most, and at
+        some point another thousand only cost time.
 
         Draw batches yourself. Each arrow is the step that one batch would take; the thick one is
         the step that all points would take.
@@ -75,7 +75,8 @@ def lesson(page: Page) -> None:
         it begins again. Large language models see most of their text once: there is so much of it.
         Good texts are shown several times. So are all examples in **fine-tuning**: a model that has
         learned from much text goes on with a few examples of one task, in small steps, so that it
-        does not forget. What comes of seeing the same too often, the next lesson shows.
+        does not forget. The next lesson shows what happens when a model sees the same examples too
+        often.
     """)
     order = [np.random.default_rng((1, epoch)).permutation(12) for epoch in range(3)]
     page.table(["epoch", *(f"batch {n}" for n in range(1, 4))],

@@ -29,9 +29,9 @@ def quality(neurons: int, epochs: int, training: Digits, validation: Digits) -> 
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        Larger models are better models: that is the short history of the last years. Is it so, and
-        for how long? We train networks that read digits, with one hidden layer of more and more
-        neurons, each until new digits are no longer read better.
+        Larger models are better models: that is the short history of the last years. Is that true,
+        and up to which size? We train networks that read digits, with one hidden layer of more and
+        more neurons, each until new digits are no longer read better.
     """)
     training, validation = load_digits()
     widths = page.pick((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3776), (1, 16, 256))
@@ -51,9 +51,9 @@ def lesson(page: Page) -> None:
 
     page.say(f"""
         From {sizes[0]:,} to {sizes[middle]:,} parameters the loss falls by {early:.2f}; from there
-        to {sizes[-1]:,}, by {late:.2f}. This is **saturation**: {len(training):,} digits do not
-        hold more than a smaller network can learn. With more examples the bend moves to the right,
-        and so models and heaps of text grew together.
+        to {sizes[-1]:,}, by {late:.2f}. This is **saturation**: {len(training):,} digits contain no
+        more than a smaller network can learn. With more examples the bend moves to the right, so
+        models and their training texts have grown together.
 
         Large networks have two troubles of their own. The first: **overfitting**. Instead of
         finding what makes a three a three, the network **memorises** the examples. To see it
@@ -78,9 +78,9 @@ def lesson(page: Page) -> None:
 
     page.say("""
         Move through the epochs: where would you have stopped? Whoever trains holds some examples
-        back, as we did, and watches these. What helps is to stop in time, more examples, a smaller
-        network, or **dropout**: in each step some neurons, drawn by lot, are left out, so that
-        nobody can rely on one of them.
+        back, as we did, and watches these. Four things help: stopping in time, more examples, a
+        smaller network, or **dropout**: in each step some randomly chosen neurons are left out, so
+        that the network cannot rely on a single one.
     """)
     best = int(np.argmin(fresh))
     page.widget("overfit", "Choose an epoch, and a size.",

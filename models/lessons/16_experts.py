@@ -30,11 +30,11 @@ def routes(model: GPT, ids: np.ndarray) -> np.ndarray:
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        More parameters make a model better, and every token dearer, for it goes through all of
-        them. Unless it does not. In a **mixture of experts** each block has several feed-forward
-        networks, the experts, and a **router** before them: a small layer that looks at the token
-        and chooses one or two. The others rest. The parameters grow with the number of experts,
-        the work does not.
+        More parameters make a model better, but also make every token more expensive, because it
+        goes through all of them. There is a way around that. In a **mixture of experts** each block
+        has several feed-forward networks, the experts, and a **router** before them: a small layer
+        that looks at the token and chooses one or two. The others rest. The parameters grow with
+        the number of experts, the work does not.
     """)
     base = GPTConfig.preset("gpt3")
     counts = (1, 2, 4, 8, 16, 64)
@@ -79,9 +79,9 @@ def lesson(page: Page) -> None:
 
     even, free = (row[-1] for row in rows)
     page.say(f"""
-        The loss on new text is {even:.3f} with balance and {free:.3f} without: a model so small has
-        little use for four experts. Balance pays where experts are large and each is on a device of
-        its own, which would stand idle.
+        The loss on new text is {even:.3f} with balance and {free:.3f} without: such a small model
+        has little use for four experts. Balance pays where experts are large and each is on a
+        device of its own, which would stand idle.
 
         And what are they experts of? Rarely of what we would call a subject. Colour the tokens by
         expert and look: line ends, vowels, the letters after a space.

@@ -68,8 +68,8 @@ def lesson(page: Page) -> None:
         their gradients, so that each has the **average**; then all take the same step, and the
         copies stay the same.
 
-        We let {BATCH} examples a step be learned by one device, and by 2 and by 4, which are
-        threads of this machine here.
+        We train with {BATCH} examples a step, on one device, on 2 and on 4. Here the devices are
+        threads of this machine.
     """)
     found = {ranks: learn(ranks) for ranks in (1, 2, 4)}
     page.table(["step", *(f"devices: {ranks}" for ranks in found)],
@@ -117,10 +117,10 @@ def lesson(page: Page) -> None:
 
     page.say("""
         And this is what 2 devices did in the last step above, from left to right: `#` are
-        computations, `~` is waiting for messages, `.` is waiting with nothing else to do. A model
-        so small has little to compute and much to wait for; a large one hides the exchange behind
-        the rest of the backward pass. (Some layers ask for more: BatchNorm normalises by the mean
-        of the whole batch, so its statistics are exchanged in the forward pass, too.)
+        computations, `~` is waiting for messages, `.` is waiting with nothing else to do. Such a
+        small model has little to compute and waits a lot; a large one hides the exchange behind the
+        rest of the backward pass. (Some layers ask for more: BatchNorm normalises by the mean of
+        the whole batch, so its statistics are exchanged in the forward pass, too.)
     """)
     page.drawing("2 devices, the last step", found[2][2])
 

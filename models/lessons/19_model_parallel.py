@@ -89,8 +89,8 @@ def lesson(page: Page) -> None:
 
     page.say("""
         **Tensor parallelism** cuts the matrices. Of the first matrix of a feed-forward network each
-        device has some columns, of the second the matching rows. Each computes its part; what they
-        get are parts of a sum, and an AllReduce adds them up, in every layer.
+        device has some columns, of the second the matching rows. Each computes its part. The
+        results are partial sums, and an AllReduce adds them up, in every layer.
     """)
     differences = {ranks: tensor_parallel(ranks) for ranks in (2, 4)}
     page.check("a network cut into 2 and into 4 gives what the whole one gives",
@@ -99,9 +99,9 @@ def lesson(page: Page) -> None:
 
     page.say("""
         **Pipeline parallelism** gives each device some of the layers, one stage each, as in a
-        factory. Exchanged is little: one stage's answers go to the next. But a stage waits until
-        the first work arrives, and again at the end. So the batch is cut into small parts that
-        follow one another; the more parts, the smaller the gap, the **bubble**.
+        factory. Little is exchanged: the answers of one stage go to the next. But a stage waits
+        until the first work arrives, and again at the end. So the batch is cut into small parts
+        that follow one another; the more parts, the smaller the gap, the **bubble**.
     """)
     plays = []
     for stages, parts in ((2, 1), (4, 4), (4, 16), (8, 8)):

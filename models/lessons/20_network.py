@@ -22,9 +22,9 @@ def costs(network: Network) -> dict[str, Step]:
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say(f"""
-        Devices that share a training talk all the time, and who waits for the network computes
-        nothing. How much is lost depends on the network, and on **how** the work is shared: some
-        ways talk once a step, others in every layer.
+        Devices that share a training exchange data all the time, and a device that waits for the
+        network computes nothing. How much time is lost depends on the network, and on **how** the
+        work is divided: some ways exchange once a step, others in every layer.
 
         The article's example: GPT-3 on {FEW} devices, a million tokens in each step, a hundred
         thousand for each device. For data parallelism these are many short texts, for sequence
