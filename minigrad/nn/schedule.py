@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, and what applies them to an optimizer."""
+"""Learning rates as functions of the step, and a class that applies them to an optimizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def constant(lr: float) -> Rate:
 
 
 def linear_warmup(lr: float, warmup: int, then: Rate | None = None) -> Rate:
-    """lr·1/warmup, lr·2/warmup … lr in the first `warmup` steps; then lr, or `then(step)`."""
+    """lr·1/warmup, lr·2/warmup, …, lr in the first `warmup` steps; then lr, or `then(step)`."""
     if warmup < 0:
         raise ValueError(f"linear_warmup(warmup={warmup}): expected a number of steps ≥ 0")
     after = then or constant(lr)
@@ -26,7 +26,8 @@ def linear_warmup(lr: float, warmup: int, then: Rate | None = None) -> Rate:
 
 
 def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Rate:
-    """Linear warm-up to lr, then half a cosine down to `final` at step `steps` and after."""
+    """Linear warm-up to lr, then half a cosine down to `final` at step `steps`, and then constant.
+    """
     if steps <= warmup:
         raise ValueError(f"cosine(steps={steps}, warmup={warmup}): expected steps > warmup")
 
@@ -38,7 +39,7 @@ def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Rate:
 
 
 class Schedule(LambdaLR):
-    """Sets an optimizer's learning rate: now, and after each `step()`."""
+    """Sets an optimizer's learning rate when created, and after each `step()`."""
 
     def __init__(self, optimizer: Any, rate: Rate, step: int = 0) -> None:
         super().__init__(optimizer, rate, step - 1)
