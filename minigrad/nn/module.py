@@ -616,8 +616,8 @@ class Layer(Module):
     """
 
     _training = None
-    # modules of types that are arguments by mistake: an LSTM returns a pair, a forward without
-    # return None
+    # modules of types that are arguments by mistake: an LSTM returns a pair, and None comes from a
+    # forward without return
     _refused: tuple[str, ...] = ("builtins", "numpy", "torch")
     # for the repr: attributes shown by value, by name and value, and those shown if not as here
     _sizes: ClassVar[tuple[str, ...]] = ()
