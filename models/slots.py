@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from minigrad.models.gpt import GPT, Attention
 
 PIECE = 64  # tokens of a prompt read at once; others wait for no more than these
-PARTS = 4  # the end of a prompt is read in a piece of 1, 2, … or so many parts of PIECE
+PARTS = 4  # of a piece: the end of a prompt is read in as few of them as hold it
 WARM = 3  # calls until a program is captured and compiled
 TIMED = 5  # steps that are timed; the fastest counts
 

@@ -57,8 +57,7 @@ def _promoted(arrays: Sequence[Array]) -> list[Tensor]:
 
 
 def expand_dims(x: Array, /, axis: int = 0) -> Array:
-    """x with a new axis of extent 1. (The standard requires the axis; numpy's users may omit it.)
-    """
+    """x with a new axis of extent 1; axis may be positional, as in numpy."""
     return Array._of(x._tensor.unsqueeze(axis))
 
 

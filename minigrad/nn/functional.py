@@ -323,7 +323,7 @@ def cross_entropy(
     x: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
     reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """−log softmax(x)[target], for logits (batch, classes, …); classes are always dimension 1.
+    """−log softmax(x)[target], for logits (batch, classes, …) or (classes,).
 
     target: integers (batch, …), or probabilities in x's shape. weight: (classes,), a factor for
     each class; for integer targets, means are divided by the sum of the factors.
