@@ -1,8 +1,9 @@
-"""What files of HuggingFace and llama.cpp call a GPT's parameters, as tables.
+"""The names of a GPT's parameters in files of HuggingFace and llama.cpp, as tables.
 
-A `Part` says of which tensors one of ours is made. Ours has queries, keys and values in one
-matrix, and so gate and up of a gated network; theirs may be apart, transposed, or in another order.
-Where files tell a model's shape: `architectures_hub.py` and `architectures_gguf.py`.
+A `Part` says which tensors of a file make up one of our parameters. We keep queries, keys and
+values in one matrix, and so gate and up of a gated network; in a file they may be separate,
+transposed, or in another order. The shape of a model is read by `architectures_hub.py` and
+`architectures_gguf.py`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from dataclasses import dataclass
 
 from minigrad.models.gpt_config import GPTConfig
 
-Names = Mapping[str, str]  # of ours: theirs, one or several; {} stands for the number of an expert
+Names = Mapping[str, str]  # our name: the file's name or names; {} is the number of an expert
 
 
 @dataclass(frozen=True)
 class Part:
-    """One parameter: ours, the names in the file that make it up, and how.
+    """One parameter: our name, the names in the file that make it up, and how.
 
-    how: "stack" puts them one above the other; "transpose"; "plus one" adds it; "interleaved" has
-    each head's queries, keys and values together; "experts" is one matrix of ours from each `group`
-    of theirs, "expert stacks" from all theirs, which have all experts. paired: names whose rows
-    come as llama.cpp turns them, neighbours in pairs.
+    how: "stack" puts them one above the other; "transpose" transposes; "plus one" adds 1;
+    "interleaved" holds the queries, keys and values of each head together; "experts" makes one
+    matrix per `group` of theirs, "expert stacks" one from all of theirs, each of which has all
+    experts. paired: names whose rows llama.cpp has reordered, so that rotary pairs are neighbours.
     """
 
     ours: str
@@ -54,7 +55,7 @@ HUB_GEMMA = {
     "after_2": "post_feedforward_layernorm",
 }  # fmt: skip
 _OF_GPT2 = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
-# HuggingFace's names by its model_type
+# HuggingFace's names, by its model_type
 HUB: dict[str, Names] = {
     # its matrices are (in, out)
     "gpt2": {name: name for name in ("wte", "wpe", "ln_f", "lm_head", *_OF_GPT2)} | {"layer": "h"},
@@ -76,7 +77,7 @@ HUB: dict[str, Names] = {
         "mlp.c_fc": "mlp.dense_h_to_4h", "mlp.c_proj": "mlp.dense_4h_to_h",
     },
 }  # fmt: skip
-# how some of a family's parameters come, where it is not "stack"
+# how some parameters of a family are stored, if not as "stack"
 HUB_HOW: dict[str, dict[str, str]] = {
     "gpt2": {name: "transpose" for name in _OF_GPT2 if "c_" in name},
     "gemma2": dict.fromkeys(("ln_1", "ln_2", "after_1", "after_2", "ln_f"), "plus one"),
@@ -98,25 +99,25 @@ LLAMA_CPP_MOE = {
     "mlp.shared.c_proj": "ffn_down_shexp", "mlp.shared_gate": "ffn_gate_inp_shexp",
 }  # fmt: skip
 LLAMA_CPP_JOINED = {**LLAMA_CPP, "attn.c_attn": "attn_qkv", "mlp.c_fc": "ffn_up"}
-# llama.cpp's names by its architecture, where they are not LLAMA_CPP
+# llama.cpp's names, by its architecture, if they are not LLAMA_CPP
 GGUF: dict[str, Names] = {
     "gpt2": LLAMA_CPP_JOINED, "phi3": LLAMA_CPP_JOINED, "gptneox": LLAMA_CPP_JOINED,
     "qwen2moe": LLAMA_CPP_MOE, "qwen3moe": LLAMA_CPP_MOE,
 }  # fmt: skip
-# llama.cpp's architecture of a model_type of HuggingFace's
+# HuggingFace's model_type → llama.cpp's architecture
 ARCHITECTURES = {
     "gpt2": "gpt2", "llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2",
     "qwen3": "qwen3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma2": "gemma2",
     "gemma3_text": "gemma3", "phi3": "phi3", "smollm3": "smollm3", "olmo2": "olmo2",
     "gpt_neox": "gptneox",
 }  # fmt: skip
-PAIRED = ("llama", "smollm3")  # whose rows of queries and keys are turned as neighbours
+PAIRED = ("llama", "smollm3")  # their rotary pairs are neighbouring rows of queries and keys
 
 
 def parameters(config: GPTConfig) -> Iterator[tuple[str, str]]:
-    """(name in the tables, name of ours without weight or bias) of a model, with "bias" or not.
+    """(name in the tables, our name without "weight" or "bias") of each parameter of a model.
 
-    The table of tokens is the first.
+    The token embedding comes first.
     """
     yield "wte", "wte"
     if config.positions == "learned":
@@ -139,7 +140,7 @@ def parameters(config: GPTConfig) -> Iterator[tuple[str, str]]:
 
 
 def has_bias(config: GPTConfig, name: str) -> bool:
-    """Whether the parameter of a name in the tables has a bias beside its weight."""
+    """Whether the parameter with a name in the tables has a bias besides its weight."""
     if name in ("wte", "wpe", "lm_head", "attn.q_norm", "attn.k_norm", "mlp.router",
                 "mlp.shared_gate"):  # fmt: skip
         return False
@@ -155,7 +156,7 @@ def parts(
 ) -> Iterator[Part]:  # fmt: skip
     """How a model's parameters are made of tensors with the names of a table.
 
-    how: by name in the table, where it is not "stack". prefix: of all names but lm_head's.
+    how: by name in the table, if not "stack". prefix: of all names except lm_head's.
     """
     for name, ours in parameters(config):
         words = names[name].split()
@@ -179,12 +180,12 @@ def parts(
 
 
 def hub(kind: str, config: GPTConfig, prefix: str = "", transposed: bool = True) -> Iterator[Part]:
-    """Of HuggingFace's files; transposed=False for GPT-2's whose matrices are (out, in)."""
+    """The parts in HuggingFace's files; transposed=False: GPT-2's matrices are (out, in)."""
     how = HUB_HOW.get(kind, {}) if transposed else {}
     return parts(config, HUB[kind], how, prefix)
 
 
 def gguf(architecture: str, config: GPTConfig) -> Iterator[Part]:
-    """Of llama.cpp's files."""
+    """The parts in llama.cpp's files."""
     names = GGUF.get(architecture, LLAMA_CPP_MOE if config.experts else LLAMA_CPP)
     return parts(config, names, paired=architecture in PAIRED)

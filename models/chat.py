@@ -1,4 +1,4 @@
-"""`sample` continues a text; `chat` answers, in the form that the model was trained to talk in."""
+"""`sample` continues a text; `chat` answers, in the format that the model was trained on."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from minigrad.models.tokenizer import Stream, Tokenizer
 
 
 def sampling_of(flags: argparse.Namespace) -> Sampling:
-    """The settings that flags tell; InputError where they make no sense."""
+    """The sampling settings of the flags; InputError if they are invalid."""
     if flags.top_p is not None and flags.top_p > 1:
         raise InputError(f"--top-p is {flags.top_p}: expected more than 0 and at most 1")
     return Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
 
 
 def check_keep(flags: argparse.Namespace, model: GPT) -> None:
-    """InputError where --keep would keep everything."""
+    """InputError if --keep has no effect, or would keep too much."""
     most = model.config.context // 2
     if flags.keep and flags.context_policy != "roll":
         raise InputError(f"--keep {flags.keep} does nothing with --context-policy error")
@@ -36,7 +36,7 @@ def check_keep(flags: argparse.Namespace, model: GPT) -> None:
 
 
 def tell_of_a_cut(what: str, tokens: int, model: GPT, flags: argparse.Namespace) -> None:
-    """Say that a text is longer than what the model sees; with "error" it is refused later."""
+    """Report that a text is longer than the context; with policy "error" it is refused later."""
     context = model.config.context
     if tokens > context and flags.context_policy == "roll":
         kept = f"the first {flags.keep} and the last {context - flags.keep}" if flags.keep else (
@@ -46,7 +46,7 @@ def tell_of_a_cut(what: str, tokens: int, model: GPT, flags: argparse.Namespace)
 
 
 def sample_command(flags: argparse.Namespace) -> None:
-    """`sample`: the prompt and its continuation on standard output."""
+    """`sample`: print the prompt and its continuation."""
     if not flags.prompt:
         raise InputError("--prompt is empty: give at least one character")
     settings = sampling_of(flags)
@@ -65,9 +65,9 @@ def sample_command(flags: argparse.Namespace) -> None:
 
 
 class Conversation:
-    """A model and what was said so far, in the form of its chat template.
+    """A model and the conversation so far, in the format of its chat template.
 
-    Keys and values of what was said are kept: an answer costs its own tokens and the question's.
+    Keys and values are kept, so an answer costs only its own tokens and those of the question.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class Conversation:
         self.decoder: Decoder | None = None
 
     def asked(self, text: str) -> str:
-        """What the model reads when somebody says something: from the beginning on."""
+        """The whole text that the model reads for a new message."""
         messages = [*self.messages, {"role": "user", "content": text}]
         return self.template.render(guarded(self.tokenizer, messages))
 
     def question(self, text: str) -> list[int]:
         """The tokens of `asked` that the model has not read yet."""
         whole = self.asked(text)
-        # the template may have changed what was said: then all of it is read anew
+        # if the template changed earlier text, all of it is read again
         known = self.text if whole.startswith(self.text) else ""
         return tokens_of(self.tokenizer, whole[len(known) :])
 
@@ -100,9 +100,10 @@ class Conversation:
         self, text: str, tokens: int, show: Callable[[str], None],
         enough: Callable[[], bool] = lambda: False,
     ) -> list[int]:  # fmt: skip
-        """Say something; `show` is given the answer piece by piece. Gives its tokens.
+        """Ask something; `show` gets the answer piece by piece. Returns its tokens.
 
-        `enough`, asked before each pass of the model, ends it, and the conversation can go on.
+        `enough` is called before each pass of the model; if true, the answer ends, and the
+        conversation can continue.
         """
         whole, question = self.asked(text), self.question(text)
         if self.decoder is None or not whole.startswith(self.text):
@@ -126,7 +127,7 @@ class Conversation:
 
 
 def chat_command(flags: argparse.Namespace) -> None:
-    """`chat`: lines of a terminal one by one, or standard input as one message."""
+    """`chat`: lines of a terminal one by one, or standard input as a single message."""
     settings = sampling_of(flags)
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
@@ -160,7 +161,7 @@ def chat_command(flags: argparse.Namespace) -> None:
 
 
 def ask() -> str:
-    """A line of the terminal, without spaces around it; nothing at its end."""
+    """A line typed in the terminal, stripped; "" at the end of input."""
     try:
         return input("> ").strip()
     except EOFError:

@@ -1,4 +1,4 @@
-"""How a model wants messages put together: its template in Jinja, run in a sandbox.
+"""A model's chat template: Jinja, run in a sandbox. Special tokens in messages stay text.
 
 What looks like a special token in what somebody says stays text.
 """
@@ -16,12 +16,12 @@ from minigrad.models.tokenizer import Tokenizer, cut
 
 Message = Mapping[str, Any]
 NOTHING: Message = {}
-ABSENT: Message = {"tools": None, "documents": None}  # templates may ask whether they are none
-# Stands inside of the names of special tokens in messages while the template runs; it is in a
-# private area of Unicode, and taken out of the messages before.
+ABSENT: Message = {"tools": None, "documents": None}  # templates may ask whether these are None
+# Put into names of special tokens in messages while the template runs. It is in a private area of
+# Unicode, and is first removed from messages.
 MARK = "\ue0f0"
-MOST = 4_000_000  # characters that a template may make
-# Tokens that end an answer, beside what a file says.
+MOST = 4_000_000  # characters that a template may produce
+# Tokens that end an answer, in addition to those that a file names.
 ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<eos>",
         "<|end_of_text|>")  # fmt: skip
 CHATML = (
@@ -32,9 +32,9 @@ CHATML = (
 
 
 class ChatTemplate:
-    """text: in Jinja; names: what bos_token and eos_token are in it.
+    """text: a template in Jinja. names: the values of bos_token and eos_token in it.
 
-    InputError where it is no template, or raises; needs the package jinja2.
+    InputError if it is invalid or raises; needs the package jinja2.
     """
 
     def __init__(self, text: str, names: Mapping[str, str]) -> None:
@@ -59,8 +59,10 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], answer: bool = True, more: Mapping[str, Any] = NOTHING
     ) -> str:
-        """The text that a model reads. answer: it ends where the model's answer begins. more: what
-        other names in the template are.
+        """The text for the model.
+
+        answer: it ends where the model's answer begins. more: values of other names in the
+        template.
         """
         told = {**ABSENT, **self.names, **more}
         told |= {"messages": list(messages), "add_generation_prompt": answer}
@@ -81,13 +83,13 @@ class ChatTemplate:
     def encode(
         self, tokenizer: Tokenizer, messages: Sequence[Message], more: Mapping[str, Any] = NOTHING
     ) -> list[int]:
-        """The ids of `render`; special tokens are those of the template only."""
+        """The ids of `render`; only the template's special tokens count as special."""
         said, more = guarded(tokenizer, messages), guarded(tokenizer, more)
         return tokens_of(tokenizer, self.render(said, more=more))
 
 
 def guarded(tokenizer: Tokenizer, value: Any) -> Any:
-    """Messages, or a text, that name no special token; `tokens_of` gives the names back."""
+    """Messages or a text without names of special tokens; `tokens_of` restores the names."""
     if isinstance(value, str):
         value = value.replace(MARK, "")
         for name in tokenizer.special:
@@ -114,7 +116,7 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """A tokenizer's; ChatML where it has none but knows its tokens; InputError for neither."""
+    """A tokenizer's template; else ChatML if it has its tokens; else InputError."""
     text = tokenizer.template
     if text is None and {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special):
         text = CHATML
@@ -124,7 +126,7 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def ends_of(tokenizer: Tokenizer) -> set[int]:
-    """Ids that end an answer: what the file says, and names that mean it."""
+    """Ids that end an answer: those that the file names, and well-known names."""
     special = tokenizer.special
     return {special[name] for name in ENDS if name in special} | tokenizer.ends
 
@@ -150,7 +152,7 @@ def _json(
 
 
 def _generation() -> Any:
-    """Jinja's extension for `{% generation %}`, which marks what models learn to say."""
+    """Jinja's extension for `{% generation %}`, which marks text that models learn to produce."""
     nodes: Any = require("jinja2.nodes")
     base: Any = require("jinja2.ext").Extension
 

@@ -1,7 +1,7 @@
-"""Checkpoints: named tensors and a little text in safetensors files, with plain errors.
+"""Checkpoints: named tensors and some text in safetensors files, with readable errors.
 
-One file holds all, or an index of parts: each in a file of the folder beside it, as several ranks
-have written them (`parallel/parts.py`). `load` reads either, whatever it is loaded for.
+One file holds everything; or it is an index of parts, which several ranks have written into the
+folder beside it (`parallel/parts.py`). `load` reads either kind for any purpose.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from minigrad.errors import MinigradError
 from minigrad.models.console import require
 from minigrad.models.errors import InputError, failing_as
 
-CHECKSUM, PARTS = "crc32", "parts"  # in the metadata
+CHECKSUM, PARTS = "crc32", "parts"  # keys of the metadata
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """CRC-32 of all names, shapes, dtypes, values and texts: the format itself has no such sum."""
+    """CRC-32 of all names, shapes, dtypes, values and texts; the format itself has no checksum."""
     total = zlib.crc32(repr(sorted(metadata.items())).encode())
     if tensors:
         Tensor.realize(*tensors.values())
@@ -36,14 +36,14 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def plain_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a tensor that has no symbolic dimension; TypeError for one that has."""
+    """The shape of a tensor; TypeError if it has a symbolic dimension."""
     return tuple(operator.index(extent) for extent in tensor.shape)  # type: ignore[arg-type]
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write whole or not at all; an earlier file stays as it was where writing fails.
+    """Write completely or not at all; if writing fails, an earlier file stays unchanged.
 
-    Parts of an earlier one go, once nothing names them any more.
+    Parts of an earlier checkpoint are removed once no file names them.
     """
     require("safetensors")
     with failing_as(f"cannot write {path}"):
@@ -60,14 +60,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 
 
 def folder_of_parts(path: Path) -> Path:
-    """Where the parts of a checkpoint are."""
+    """The folder with the parts of a checkpoint."""
     return path.with_name(f"{path.name}.parts")
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata); InputError where the file is missing, damaged or something else.
+    """(tensors, metadata); InputError if the file is missing, damaged or something else.
 
-    Removes what was left beside it where a process was killed that saved to the same path.
+    Removes temporary files of processes that were killed while saving to the same path.
     """
     require("safetensors")
     nn.state.remove_leftovers(path)
@@ -77,7 +77,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (MinigradError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
-    stored = metadata.pop(CHECKSUM, None)  # files of other programs have none
+    stored = metadata.pop(CHECKSUM, None)  # other programs' files have none
     if stored is not None and stored != checksum(tensors, metadata):
         raise InputError(f"{path} is damaged: what it holds does not fit its checksum")
     if stored is not None and PARTS in metadata:
@@ -89,10 +89,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of an index: for each its dtype, its shape, and (file, digits) of each part.
+    """The tensors of an index; it has each one's dtype, shape, and (file, digits) of its parts.
 
-    Digits (ways, stride, place) of a dimension: the part has those of its indices i for which
-    (i // stride) % ways == place; see `minigrad.graph.sharding`.
+    Digits (ways, stride, place) of a dimension: the part has the indices i for which (i // stride)
+    % ways == place; see `minigrad.graph.sharding`.
     """
     import numpy as np
 

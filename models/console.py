@@ -1,4 +1,4 @@
-"""What the scripts share: flags, plain errors, a progress bar."""
+"""What the scripts have in common: flags, readable errors, a progress bar."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from minigrad.models.metrics import shown
 from minigrad.runtimes.host import memory_bytes
 from minigrad.settings import put
 
-MOST_RANKS = 1024  # each is a thread, or a process, with a model of its own
-MOST = 10**18  # of whole numbers; of others its square. Products of what is more are infinite.
+MOST_RANKS = 1024  # each is a thread or process with its own model
+MOST = 10**18  # limit of integers; its square of floats. Products of larger ones are infinite.
 
 
 def positive_int(text: str) -> int:
@@ -69,7 +69,7 @@ def _not_absurd(text: str, number: float) -> float:
     return number
 
 
-# What argparse says when a number does not parse: "invalid whole number value: 'x'".
+# argparse uses these names: "invalid whole number value: 'x'".
 positive_int.__name__ = natural_int.__name__ = "whole number"
 positive_float.__name__ = natural_float.__name__ = "number"
 
@@ -79,9 +79,9 @@ AMOUNT = re.compile(r"([-+.\deE]*?\d\.?)\s*(?:([kKMGTPE]?)(i?)([A-Za-z/]*))")
 
 
 def amount(unit: str, least: float) -> Callable[[str], float]:
-    """An argparse type: a number of at least `least`, as 8e9 or with a unit, as "8GB" or "8GiB".
+    """An argparse type: a number ≥ `least`, such as 8e9, or with a unit "8GB" or "8GiB".
 
-    What is smaller was meant in another unit: nobody has 80 bytes of memory.
+    A smaller number was probably meant in another unit: nobody has 80 bytes of memory.
     """
 
     def parse(text: str) -> float:
@@ -101,7 +101,7 @@ def amount(unit: str, least: float) -> Callable[[str], float]:
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults that are a number or a word, and descriptions as they were written."""
+    """Shows defaults that are numbers or words, and keeps the layout of descriptions."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
@@ -113,18 +113,18 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one sentence, without the list of all flags."""
+    """Reports errors in one sentence, without the list of all flags."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=Help, **options)
 
     def error(self, message: str) -> NoReturn:
-        """End with status 2."""
+        """Print the error and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {message} (--help shows all flags)\n")
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
-    """--seed, --device, --debug: every script has them."""
+    """Add --seed, --device and --debug, which every script has."""
     parser.add_argument("--seed", type=natural_int, default=0, help="of all random numbers")
     parser.add_argument("--device", help="where to compute: CPU, CL, REF, CPU:1 …")
     parser.add_argument("--debug", type=natural_int, choices=range(6), metavar="0…5",
@@ -132,7 +132,7 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> set[str]:
-    """The names of the flags that a command line has itself; `parser` is of no use any more."""
+    """The names of flags that are on the command line; `parser` cannot be used afterwards."""
     _forget_defaults(parser)
     return set(vars(parser.parse_args(arguments)))
 
@@ -149,7 +149,7 @@ def _forget_defaults(parser: argparse.ArgumentParser) -> None:
 def check_apart(
     read: Mapping[str, str | Path | None], written: Mapping[str, str | Path | None]
 ) -> None:
-    """InputError where a file that is written is one that is read, or is written twice."""
+    """InputError if an output file is also an input, or is written twice."""
     known: dict[Path, str] = {}
     for name, path in [*read.items(), *written.items()]:
         if path is None:
@@ -161,7 +161,7 @@ def check_apart(
 
 
 def check_writable(path: Path) -> None:
-    """InputError where a file could not be written: better now than after hours of training."""
+    """InputError if a file could not be written: better now than after hours of training."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {folder}")
@@ -172,7 +172,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_fits(nbytes: float, what: str, advice: str) -> None:
-    """InputError where something needs more memory than this machine has."""
+    """InputError if something needs more memory than this machine has."""
     has = memory_bytes()
     if nbytes > has:
         raise InputError(
@@ -182,7 +182,7 @@ def check_fits(nbytes: float, what: str, advice: str) -> None:
 
 
 def apply_common_flags(flags: argparse.Namespace) -> None:
-    """Choose the device and how much the compiler says; DeviceError if there is no such device."""
+    """Set the default device and the debug level; DeviceError for a device that does not exist."""
     if flags.debug is not None:
         put("DEBUG", flags.debug)
     if flags.device is not None:
@@ -191,7 +191,7 @@ def apply_common_flags(flags: argparse.Namespace) -> None:
 
 
 def require(module: str) -> ModuleType:
-    """Import a module of the extra `models`; InputError says how to install it."""
+    """Import a module of the extra `models`; if missing, InputError says how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -202,18 +202,18 @@ def require(module: str) -> ModuleType:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> int:
-    """Run a script's main function on the command line; gives its exit status.
+    """Run a script's main function on the command line; returns the exit status.
 
-    What a user can cause ends in one sentence on stderr; a bug still shows its traceback.
+    User errors are reported in one sentence on stderr; a bug still shows its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what it cannot show is `?`, and no error
+        if isinstance(stream, TextIOWrapper):  # characters that it cannot show become `?`
             stream.reconfigure(errors="replace")
     try:
         main(sys.argv[1:])
-        if sys.stdout is not None:  # None where it is closed
+        if sys.stdout is not None:  # None if it is closed
             sys.stdout.flush()
-    except BrokenPipeError:  # who read it (head, less) has enough, and nobody hears the rest
+    except BrokenPipeError:  # the reader (head, less) has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (MinigradError, OSError) as error:
@@ -232,9 +232,9 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
 
 
 def check_device_of_ranks(ranks: int) -> None:
-    """InputError where several ranks were to be on devices that exchange nothing, or too many.
+    """InputError if several ranks would be on devices without exchanges, or if there are too many.
 
-    Said before they begin: one that fails on its own device takes the others with it.
+    Checked before they start, because one that fails on its own takes the others with it.
     """
     if ranks > MOST_RANKS:
         raise InputError(f"{ranks:,} ranks: expected at most {MOST_RANKS:,}")
@@ -247,12 +247,12 @@ def check_device_of_ranks(ranks: int) -> None:
 
 
 def speaker(speaks: bool) -> Callable[..., None]:
-    """`print`; or what says nothing, as other ranks than the first do."""
+    """`print`; or, for other ranks than the first, a function that prints nothing."""
     return print if speaks else lambda *_, **__: None
 
 
 def refuse_trace(path: str | None, flags: str) -> None:
-    """InputError where a trace of one device is asked for: replayed steps record no kernels."""
+    """InputError if a trace of a single device is requested: replayed steps record no kernels."""
     if path is not None:
         raise InputError(f"--trace shows several devices: give {flags} as well")
 
@@ -264,13 +264,13 @@ EXPLAIN_VALUES = "with --explain: what each kernel wrote, too, and where a NaN f
 
 
 def add_explain(add: Callable[..., Any]) -> None:
-    """The flags of `explain_step`."""
+    """Add the flags of `explain_step`."""
     add("--explain", metavar="F.html", help=EXPLAIN)
     add("--explain-values", action="store_true", help=EXPLAIN_VALUES)
 
 
 def check_explain(flags: argparse.Namespace) -> None:
-    """InputError where values are wanted, but no page."""
+    """InputError if values are requested without a page."""
     if flags.explain_values and flags.explain is None:
         raise InputError("--explain-values goes with --explain F.html: which file is it to be?")
 
@@ -279,7 +279,7 @@ def explain_step(
     path: str, step: Any, *args: Any, speaks: bool = True, values: bool = False,
     ranks: Group | None = None,
 ) -> None:  # fmt: skip
-    """Write the page of a training step; as another rank than the first, only take part."""
+    """Write the page that explains a training step; ranks after the first only take part."""
     check_writable(Path(path))
     with failing_as(f"cannot write {path}"), Tensor.train():
         explain(step, *args, out=path if speaks else None, values=values, ranks=ranks)
@@ -288,9 +288,9 @@ def explain_step(
 
 
 class Progress:
-    """A bar with step, loss, speed and time left on a terminal; now and then a line elsewhere.
+    """Progress: on a terminal a bar with step, loss, speed and time left; else a line now and then.
 
-    quiet: neither.
+    quiet: nothing is shown.
     """
 
     def __init__(self, steps: int, unit: str, quiet: bool = False) -> None:
@@ -318,7 +318,8 @@ class Progress:
             self.bar.stop()
 
     def update(self, step: int, loss: float, rate: float) -> None:
-        """After `step` steps (the first is 1): its loss, and units a second."""
+        """Report that `step` steps are done (the first is 1), with the loss and units per second.
+        """
         facts = f"loss {shown(loss)}  {rate:,.0f} {self.unit}/s"
         if self.live:
             self.bar.update(self.task, completed=step, facts=facts)

@@ -1,4 +1,4 @@
-"""Where data come from: files inside installed packages, read but never imported."""
+"""Data from files inside installed packages, which are read but never imported."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from minigrad.models.errors import InputError, failing_as
 
 
 def package_folder(package: str, install: str) -> Path:
-    """The folder of an installed package, which is not imported.
+    """The folder of an installed package, without importing it.
 
-    Raises InputError that names the command `install` where the package is missing.
+    If it is missing, InputError names the command `install`.
     """
     spec = find_spec(package)
     places = list(spec.submodule_search_locations or ()) if spec is not None else []
@@ -23,7 +23,7 @@ def package_folder(package: str, install: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with any line ends as \\n; InputError says what is wrong with it."""
+    """A UTF-8 text file with line ends as \\n; InputError describes what is wrong with it."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -34,13 +34,13 @@ def read_text(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All bytes of a file; InputError where it cannot be read."""
+    """All bytes of a file; InputError if it cannot be read."""
     with failing_as(f"cannot read {path}"):
         return path.read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, an empty one where there is none; InputError for others."""
+    """The object in a JSON file, or {} if there is no file; InputError for other content."""
     if not path.is_file():
         return {}
     text = read_text(path)

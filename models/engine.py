@@ -1,8 +1,8 @@
-"""Requests that share a model: they join and leave between steps, and none waits for another's end.
+"""Requests that share a model: they join and leave between steps without waiting for each other.
 
-One thread does all the work: a piece of one prompt, then one token for each request that is past
-its prompt, and so on. What a prompt shares with the beginning of one that a slot still knows is
-copied instead of read. Where that pays, the next tokens of a greedy request are guessed
+One thread does all the work: it reads a piece of one prompt, then draws one token for each request
+whose prompt is read, and so on. If a prompt begins like one that a slot still holds, that part is
+copied instead of read. Where it pays off, the next tokens of a greedy request are guessed
 (`guesses.py`), and one step checks them all.
 """
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class Busy(InputError):
-    """More requests wait than may."""
+    """The queue of requests is full."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token, the logarithm of its probability before temperature, and the likeliest ones'."""
+    """A token, its log probability before temperature, and those of the likeliest tokens."""
 
     token: int
     logprob: float | None = None
@@ -41,7 +41,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Ended:
-    """Why: "stop" (a token of `ends`, which is not given), "length", "cancelled" or "error"."""
+    """An answer's end: "stop" (a token of `ends`, not included), "length", "cancelled", "error"."""
 
     reason: str
     message: str = ""
@@ -49,9 +49,10 @@ class Ended:
 
 @dataclass(eq=False)
 class Request:
-    """What is to be continued, and who is told. `tell` is called in the engine's thread.
+    """A prompt to continue, and its receiver: `tell` is called in the engine's thread.
 
-    logprobs: how many of the likeliest tokens are told with each; None for no logarithms at all.
+    logprobs: the number of likeliest tokens reported with each token; None for no log
+    probabilities.
     """
 
     prompt: Sequence[int]
@@ -61,25 +62,25 @@ class Request:
     seed: int = 0
     ends: Collection[int] = ()
     logprobs: int | None = None
-    shared: int = 0  # tokens of the prompt that were known, once it has begun
+    shared: int = 0  # tokens of the prompt that were known when it began
     cancelled: bool = False
-    read: int = 0  # tokens of the prompt whose keys are there; the last goes through a step
+    read: int = 0  # tokens of the prompt whose keys are stored; the last token goes through a step
     said: list[int] = field(default_factory=list)
-    sampler: Sampler | None = None  # where the likeliest token is not simply taken
-    guesses: Guesses | None = None  # where it is
-    guessed: int = 0  # tokens that were checked
-    accepted: int = 0  # and saved a step
+    sampler: Sampler | None = None  # None: the likeliest token is taken
+    guesses: Guesses | None = None  # if the likeliest token is taken
+    guessed: int = 0  # guessed tokens that were checked
+    accepted: int = 0  # guessed tokens that were right, and saved a step
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Stop working on it: nobody waits for it."""
         self.cancelled = True
 
 
 class Engine:
     """A model with `slots` requests at a time, each of at most `context` − 1 tokens, and a queue.
 
-    The requests' continuations are those that they would have alone, bit by bit: see `slots.py`.
-    guesses: the most tokens of a greedy request that are guessed at once.
+    Each request's tokens are bit by bit those it would have alone: see `slots.py`. guesses: the
+    most tokens of a greedy request that are guessed at once.
     """
 
     def __init__(
@@ -87,27 +88,27 @@ class Engine:
     ) -> None:
         self.slots = Slots(model, slots, context, guesses)
         self.most, self.queue = self.slots.context - 1, queue
-        self.known: list[list[int]] = [[] for _ in range(slots)]  # read in pieces, by slot
+        self.known: list[list[int]] = [[] for _ in range(slots)]  # by slot: tokens read in pieces
         self.active: dict[int, Request] = {}
         self.waiting: deque[Request] = deque()
-        self.idle = list(range(slots))  # the longest first
+        self.idle = list(range(slots))  # longest idle first
         self.steps = self.given = self.guessed = self.accepted = 0
-        self._draws: dict[frozenset[str], Any] = {}  # programs by what they have to compute
+        self._draws: dict[frozenset[str], Any] = {}  # by sampling steps: the program
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self.ready = threading.Event()
         self.failure: BaseException | None = None
-        self.after: Callable[[], None] = lambda: None  # in its thread, when somebody was told
+        self.after: Callable[[], None] = lambda: None  # called after requests were told something
 
     def start(self) -> None:
-        """Compile the programs, and wait for that; raises what went wrong."""
+        """Start the thread and wait until the programs are compiled; raises its error."""
         self._thread.start()
         self.ready.wait()
         if self.failure is not None:
             raise self.failure
 
     def close(self) -> None:
-        """End at once; requests that are not done are cancelled."""
+        """End at once; unfinished requests are cancelled."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -115,7 +116,7 @@ class Engine:
             self._thread.join()
 
     def submit(self, request: Request) -> None:
-        """Put it at the end of the queue; Busy where that is full."""
+        """Append a request to the queue; Busy if that is full."""
         with self._changed:
             if self._closed or self.failure is not None:
                 raise Busy("the server ends: it takes no more requests")
@@ -145,7 +146,7 @@ class Engine:
             self.after()
 
     def _turn(self) -> bool:
-        """A piece of one prompt, or some short ones, and a step of the others; False at the end."""
+        """Read a piece of one prompt, or some short ones, and step the others; False at the end."""
         with self._changed:
             while not (self.active or self.waiting or self._closed):
                 self._changed.wait()
@@ -154,7 +155,7 @@ class Engine:
             self._drop_cancelled()
             while self.idle and self.waiting:
                 self._admit(self.waiting.popleft())
-        room = self.slots.piece  # for so many tokens the others wait
+        room = self.slots.piece  # tokens for which the others wait
         for slot, one in self.active.items():
             size = self.slots.size(len(one.prompt) - 1 - one.read)
             if 0 < size <= room:
@@ -178,7 +179,7 @@ class Engine:
         return True
 
     def _guesses(self, going: Mapping[int, tuple[int, int]]) -> dict[int, Sequence[int]] | None:
-        """By slot the tokens to check; None where steps would probably be faster."""
+        """By slot the tokens to check; None if plain steps are probably faster."""
         if not self.slots.can_check([place for _, place in going.values()]):
             return None
         able = {slot: one.guesses for slot in going if (one := self.active[slot]).guesses}
@@ -186,11 +187,12 @@ class Engine:
             slot: guess for slot, one in able.items() if (guess := one.next())
         }
         gain = sum(able[slot].luck for slot in found)
-        # a check has no rows of slots that wait: it may be faster than a step, without any guess
+        # a check has no rows for waiting slots, so it may be faster than a step even without
+        # guesses
         return found if gain > (self.slots.checks[len(going)] - 1) * len(going) else None
 
     def _draw_guessed(self, slot: int, rows: Sequence[Row], guess: Sequence[int]) -> None:
-        """The token after each row, as far as the tokens of the rows were guessed right."""
+        """Draw the token after each row, as long as the guessed tokens of the rows are right."""
         request = self.active[slot]
         request.guessed += len(guess)
         self.guessed += len(guess)
@@ -212,7 +214,7 @@ class Engine:
         return self.active.pop(slot)
 
     def _admit(self, request: Request) -> None:
-        """Give it a slot: the one that knows most of its beginning, or the one idle for longest."""
+        """Give a request the slot that knows most of its beginning, or the longest idle one."""
         piece, head = self.slots.piece, list(request.prompt[:-1])
         shared = [_common(known, head) // piece * piece for known in self.known]
         best = max(range(len(shared)), key=shared.__getitem__)
@@ -238,7 +240,7 @@ class Engine:
         self.known[slot] += tokens
 
     def _draw(self, slot: int, row: Row) -> int | None:
-        """Tell one more token of the slot's request; None where it has ended before."""
+        """Tell one more token to the slot's request; None if it has just ended instead."""
         request = self.active[slot]
         if request.sampler is None:
             token = row.likeliest
@@ -259,7 +261,7 @@ class Engine:
 
 
     def _drawn_token(self, sampler: Sampler, row: Row) -> int:
-        """By a program that all requests with such settings share."""
+        """A token drawn by a program that all requests with the same sampling steps share."""
         steps = sampler.steps
         if steps not in self._draws:
             self._draws[steps] = jit(lambda *given: draw(steps, *given))
@@ -268,7 +270,7 @@ class Engine:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two rows begin with alike."""
+    """The number of equal tokens at the beginning of two rows."""
     for place, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:
             return place

@@ -1,4 +1,4 @@
-"""The one exception of the models: its message is a sentence for the person at the keyboard."""
+"""The one exception of the models; its message is a sentence for the user."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from minigrad.errors import MinigradError
 
 
 class InputError(MinigradError, ValueError):
-    """A flag, a file or a missing package; says what is wrong and what to do."""
+    """A problem with a flag, a file or a package; says what is wrong and what to do."""
 
 
 @contextmanager
 def failing_as(what: str) -> Iterator[None]:
-    """What the system refuses in the block is an InputError: `what` ("cannot read x"), and why."""
+    """Turn an OSError in the block into an InputError: `what` ("cannot read x"), and the reason."""
     try:
         yield
     except OSError as error:

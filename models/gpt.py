@@ -35,7 +35,7 @@ from minigrad.models.sampling import Sampling
 
 
 class Linear(nn.Linear):
-    """nn.Linear that multiplies in the config's precision and adds in float32."""
+    """nn.Linear that multiplies in the config's precision, and adds in float32."""
 
     def __init__(self, config: GPTConfig, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__(inputs, outputs, bias)
@@ -47,7 +47,7 @@ class Linear(nn.Linear):
 
 
 def make_norm(config: GPTConfig) -> nn.LayerNorm | nn.RMSNorm:
-    """The config's normalisation of the last dimension."""
+    """The config's normalization over the last dimension."""
     if config.norm == "rms":
         return nn.RMSNorm(config.dim, config.epsilon)
     return nn.LayerNorm(config.dim, config.epsilon, bias=config.bias)
@@ -57,18 +57,18 @@ Spans = Sequence[tuple[int, int]]
 
 
 def chosen(table: Tensor, spans: Spans) -> Tensor:
-    """The rows first … last − 1 of each span, one after the other; without spans all rows."""
+    """Rows first … stop − 1 of each span, one after the other; all rows if there are no spans."""
     parts = [table[first:stop] for first, stop in spans] or [table]
     return parts[0].cat(*parts[1:])
 
 
 def capped(x: Tensor, cap: float) -> Tensor:
-    """cap · tanh(x / cap), which stays within ±cap; as it is where cap is 0."""
+    """cap · tanh(x / cap), which stays within ±cap; x if cap is 0."""
     return (x / cap).tanh() * cap if cap else x
 
 
 def as_it_is(x: Tensor) -> Tensor:
-    """x: what a block does between its matrices where no devices share them."""
+    """x: what a block does between its matrices if devices do not share them."""
     return x
 
 
@@ -85,14 +85,14 @@ class Attention:
             whole = config.query_norm == "whole"
             self.q_norm = nn.RMSNorm(rows if whole else config.width, config.epsilon)
             self.k_norm = nn.RMSNorm(few if whole else config.width, config.epsilon)
-        # where ranks share a sequence: attention across them, and the positions that are here
+        # if ranks share a sequence: attention across ranks, and the positions on this rank
         self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
         self.spans: Spans = ()
 
     def __call__(self, x: Tensor, cache: Cache | None = None, start: Start = 0) -> Tensor:
         """(batch, length, dim) → the same shape; a position sees itself and those before it.
 
-        With a cache, x are the positions from `start`; see `decode.Start`.
+        With a cache, x has the positions from `start`; see `decode.Start`.
         """
         rounds = self.attend is None and cache is None and not self.config.attention_cap
         q, k, v = self.heads(x, start, rounds)
@@ -106,7 +106,7 @@ class Attention:
         return self.c_proj(merged).dropout(self.config.dropout)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-        """What queries take of values; seen: None where each sees itself and all before it."""
+        """The output of attention; seen: None if each query sees itself and all before it."""
         config, causal = self.config, seen is None and q.shape[2] != 1
         scale, groups = config.attention_scale or None, config.heads // config.key_value_heads
         if not config.attention_cap:
@@ -124,9 +124,9 @@ class Attention:
     def heads(
         self, x: Tensor, start: Start = 0, rounds: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (batch, heads, length, width), turned if rotary.
+        """Queries, keys and values, each (batch, heads, length, width), rotated if rotary.
 
-        rounds: as attention multiplies them (see `precision.operand`).
+        rounds: rounded as operands of attention (see `precision.operand`).
         """
         config = self.config
         to = named(config.precision) if rounds else dtypes.float32
@@ -149,13 +149,14 @@ class Attention:
 
 
 class FeedForward:
-    """Widen, bend, narrow: GELU, or gated (Shazeer 2020): silu(gate) · up, or gelu(gate) · up."""
+    """Widen, activate, narrow: GELU; or gated (Shazeer 2020): silu(gate) · up, or gelu(gate) · up.
+    """
 
     def __init__(self, config: GPTConfig, hidden: int = 0) -> None:
         self.config = config
         self.hidden = hidden or config.hidden
         bias = config.bias or config.hidden_bias
-        outputs = self.hidden * (2 if config.gated else 1)  # the gate's rows, and up's
+        outputs = self.hidden * (2 if config.gated else 1)  # rows of gate and up
         self.c_fc = Linear(config, config.dim, outputs, bias)
         self.c_proj = Linear(config, self.hidden, config.dim, bias)
 
@@ -170,7 +171,7 @@ class FeedForward:
 
 
 class MixtureOfExperts(moe.MoE):
-    """The config's experts, and the one that is always active, if any: times a gate of its own."""
+    """The config's experts, and a shared one that is always active, if any, times its gate."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(
@@ -188,7 +189,7 @@ class MixtureOfExperts(moe.MoE):
 
 
 class Block:
-    """Two residual branches, each normalised at its entry, its end, or both."""
+    """Two residual branches, normalized at the beginning, the end, or both."""
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         self.config = config
@@ -198,7 +199,7 @@ class Block:
             self.after_1, self.after_2 = make_norm(config), make_norm(config)
         self.attn = Attention(config, layer)
         self.mlp = MixtureOfExperts(config) if config.experts else FeedForward(config)
-        # where devices share the tokens between matrices: to all tokens, and back to their own
+        # if devices share tokens between matrices: gather all tokens, and go back to the own ones
         self.gather = self.scatter = as_it_is
 
     def __call__(self, x: Tensor, cache: Cache | None = None, start: Start = 0) -> Tensor:
@@ -216,7 +217,7 @@ class Block:
 class GPT:
     """model(ids) → logits; ids (batch, length) of integers, logits (batch, length, vocabulary).
 
-    initialize=False leaves the weights, which are zero, to whoever makes the model.
+    initialize=False leaves the weights zero, for code that sets them.
     """
 
     def __init__(self, config: GPTConfig, initialize: bool = True) -> None:
@@ -229,13 +230,14 @@ class GPT:
             self.ln_f = make_norm(config)
             if not config.tied:
                 self.lm_head = Linear(config, config.dim, config.vocabulary, bias=False)
-        self.spans: Spans = ()  # the positions that are here, where ranks share a sequence
+        self.spans: Spans = ()  # the positions on this rank, if ranks share a sequence
         self.gather = self.scatter = as_it_is  # see `Block`
         if initialize:
             self.initialize()
 
     def initialize(self) -> None:
-        """Weights as in GPT-2: normal, 0.02; what ends a residual branch is scaled by depth."""
+        """Set weights as in GPT-2: normal, 0.02; those that end a residual branch scaled by depth.
+        """
         named = nn.state.get_state_dict(self)
         biases = [parameter for name, parameter in named.items() if name.endswith("bias")]
         with Tensor.no_grad():
@@ -243,14 +245,14 @@ class GPT:
                 if parameter.ndim >= 2 and not name.endswith("bias"):
                     ends_branch = name.endswith("c_proj.weight")
                     deviation = 0.02 / math.sqrt(2 * self.config.layers if ends_branch else 1)
-                    # one by one: those of one shape are then drawn by one program
+                    # one by one: those of equal shape are then drawn by the same program
                     parameter.assign(Tensor.randn(*parameter.shape) * deviation).realize()
             for bias in biases:
                 bias.assign(0.0)
         Tensor.realize(*named.values())
 
     def embed(self, ids: Tensor, start: Start = 0) -> Tensor:
-        """Vectors of tokens, and of their positions if those are learned: (batch, length, dim)."""
+        """Embeddings of tokens, plus positions if these are learned: (batch, length, dim)."""
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             raise misfit("GPT", "a tensor of integers (batch, length)", ids)
         length = ids.shape[1]
@@ -258,7 +260,7 @@ class GPT:
             raise ValueError(f"{length} tokens are more than the model's context of "
                              f"{self.config.context}: give it the last ones only")  # fmt: skip
         x = self.wte(ids)
-        x = x.float() if x.dtype.itemsize < 4 else x  # a table in half precision stays so
+        x = x.float() if x.dtype.itemsize < 4 else x  # a table in half precision stays in it
         x = x if self.config.embedding_scale == 1 else x * self.config.embedding_scale
         if self.config.positions == "learned":
             places = decode.at(chosen(self.wpe.weight, self.spans), start, length)
@@ -268,10 +270,10 @@ class GPT:
     def features(
         self, ids: Tensor, caches: Sequence[Cache] = (), start: Start = 0
     ) -> Tensor:
-        """What the last layer knows of each position: (batch, length, dim).
+        """The output of the last layer for each position: (batch, length, dim).
 
-        With a cache for each layer, ids are the tokens from position `start`, the first that is
-        not in the caches yet.
+        With a cache for each layer, ids are the tokens from position `start`, the first that is not
+        in the caches.
         """
         x = self.embed(ids, start)
         for number, block in enumerate(self.h):
@@ -281,9 +283,9 @@ class GPT:
         return self.ln_f(x)
 
     def unembed(self, features: Tensor) -> Tensor:
-        """Logits (…, vocabulary): how well each token matches."""
+        """Logits (…, vocabulary) of features (…, dim)."""
         features = self.gather(features)
-        table: Any = self.wte  # a quantized one multiplies by itself
+        table: Any = self.wte  # a quantized one has its own product
         if not self.config.tied:
             logits = self.lm_head(features)
         elif isinstance(table, nn.Embedding):
@@ -299,14 +301,14 @@ class GPT:
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token, a scalar; targets (batch, length) of integers.
 
-        In training a mixture of experts adds what keeps its routers fair (see `moe.py`).
+        In training, a mixture of experts adds losses that keep its routers balanced (see `moe.py`).
         """
         with moe.recording() as routes:
             loss = self(ids).cross_entropy(targets, axis=-1)
         return loss + self.routing_loss(routes) if routes and Tensor.training else loss
 
     def routing_loss(self, routes: Sequence[moe.Routing]) -> Tensor:
-        """The config's share of the load-balancing loss and the z-loss, a mean over the blocks."""
+        """The weighted load-balancing loss and z-loss, averaged over the blocks."""
         return moe.auxiliary_loss(routes, self.config.balance, self.config.router_z)
 
     def generate(
@@ -315,15 +317,15 @@ class GPT:
         seed: int = 0, stop: Collection[int] = (), repetition_penalty: float = 1.0,
         context_policy: str = "roll", keep: int = 0,
     ) -> Iterator[Any]:  # fmt: skip
-        """New token ids one by one, as they are drawn; what was given is not repeated.
+        """New token ids one by one, as they are drawn; the prompt is not repeated.
 
-        For a prompt (ids in a list, at least one) each is an int. For a batch of prompts, whose
-        lengths may differ, each is a list with one id per prompt, None where it has ended. A token
-        of `stop` is given and ends its prompt. Temperature 0 takes the likeliest token; see
-        `Sampling` for the others. Row i draws with numbers (i, 0), (i, 1), … of the seed, whatever
-        the other rows do. Where the context is full, the model goes on from the first `keep` tokens
-        and the later half of it ("roll"), or ValueError is raised ("error"), as it is for settings
-        that make no sense and for an empty prompt.
+        For a single prompt (a list of at least one id) each item is an int. For a batch of prompts,
+        which may differ in length, each item is a list with one id per prompt, None for those that
+        have ended. A token of `stop` is returned and ends its prompt. Temperature 0 takes the
+        likeliest token; see `Sampling` for the other settings. Row i draws with numbers (i, 0), (i,
+        1), … of the seed, independent of the other rows. If the context is full, the model
+        continues from the first `keep` tokens and the later half of the context ("roll"), or raises
+        ValueError ("error"). ValueError also for invalid settings and an empty prompt.
         """
         settings = Sampling(temperature, top_k, top_p, repetition_penalty)
         return decode.generate(

@@ -38,8 +38,8 @@ OPTIMIZER, HISTORY = "optimizer.", "history"
 class Resumable:
     """What a checkpoint knows of the training that wrote it.
 
-    flags: the command line, with absolute paths; digest: of the text; facts and optimizer: see
-    `TrainingRun.restore`; history: a record of each step, as `Metrics` keeps it.
+    flags: the command line, with absolute paths. digest: of the text. facts and optimizer: see
+    `TrainingRun.restore`. history: a record of each step, as in `Metrics`.
     """
 
     flags: dict[str, Any]
@@ -58,9 +58,9 @@ def save_checkpoint(
     flags: Mapping[str, Any] | None = None,
     digest: str = "",
 ) -> None:
-    """Write the model, and where `run` is given also what it needs to go on.
+    """Write the model and, if `run` is given, everything needed to continue it.
 
-    All ranks that share a run come here.
+    All ranks that share a run call this.
     """
     tensors = nn.state.get_state_dict(model)
     metadata = {"config": json.dumps(asdict(model.config)), "tokenizer": tokenizer.to_json()}
@@ -74,20 +74,20 @@ def save_checkpoint(
 
 
 def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:
-    """The model and its tokenizer; InputError where the file is damaged or something else."""
+    """The model and its tokenizer; InputError if the file is damaged or something else."""
     model, tokenizer, _ = load_training(kind, path)
     return model, tokenizer
 
 
 def load_training(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
-    """What `save_checkpoint` wrote; InputError where the file is damaged or something else."""
+    """What `save_checkpoint` wrote; InputError if the file is damaged or something else."""
     return training_of(kind, path, *checkpoint.load(path))
 
 
 def training_of(
     kind: type[GPT], path: Path, found: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> tuple[GPT, Tokenizer, Resumable | None]:
-    """`load_training` of what is read already: the tensors of the file, and its texts."""
+    """`load_training` for tensors and texts of the file that are already read."""
     tensors = dict(found)
     optimizer = _taken(tensors, OPTIMIZER)
     history = tensors.pop(HISTORY, None)
@@ -115,7 +115,7 @@ def training_of(
 
 
 def tokenizer_of(text: str) -> Tokenizer:
-    """The tokenizer that a checkpoint stores; InputError where text is something else."""
+    """The tokenizer that a checkpoint stores; InputError if the text is not one."""
     try:
         stored: Any = json.loads(text)
         kind = stored["kind"]
@@ -135,7 +135,7 @@ def tokenizer_of(text: str) -> Tokenizer:
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a prefix, without it; they are removed from `tensors`."""
+    """The tensors whose names have a prefix, named without it; removed from `tensors`."""
     names = [name for name in tensors if name.startswith(prefix)]
     return {name[len(prefix) :]: tensors.pop(name) for name in names}
 
@@ -161,7 +161,7 @@ def _read_config(text: str) -> GPTConfig:
 def _check_sizes(
     path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """InputError where a damaged config would build a model of another size than the file's."""
+    """InputError if a damaged config does not fit the tensors' sizes."""
     total = sum(math.prod(plain_shape(tensor)) for tensor in tensors.values())
     if config.layers > len(tensors) or parameters(config).total != total:
         raise InputError(f"{path} does not fit its own config: {config}")
@@ -172,7 +172,7 @@ def _check_sizes(
 
 
 def _pack_history(history: list[dict[str, Any]]) -> Tensor:
-    """(steps, figures) float64; NaN where a figure was not taken."""
+    """(steps, figures) float64; NaN for a figure that was not measured."""
     rows = [[math.nan if line[key] is None else line[key] for key in KEYS] for line in history]
     data = b"".join(struct.pack(f"={len(KEYS)}d", *row) for row in rows)
     return Tensor.from_bytes(data, [len(rows), len(KEYS)], dtypes.float64)

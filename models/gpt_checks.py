@@ -1,4 +1,4 @@
-"""What a training checks before it does anything: flags, files and memory that cannot fit."""
+"""Checks before a training starts: flags, files and memory that cannot work."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minigrad.models.gpt_checkpoint import Resumable
 from minigrad.models.parallel import layouts
 from minigrad.models.sizing import ITEMSIZE, peak_bytes
 
-CHECKPOINT = "gpt.safetensors"  # where a model goes, and is looked for, if nobody says
+CHECKPOINT = "gpt.safetensors"  # default path of a model
 OF_A_MODEL = ("layers", "heads", "dim", "key_heads", "dropout", "experts", "active", "precision")
 OF_A_NEW_ONE = ("tokenizer", "vocabulary", "architecture")
 OF_A_BEGUN_ONE = ("tokenizer", "vocabulary", "architecture", "weights")
@@ -23,7 +23,7 @@ VOCABULARY, ACTIVE = 1024, 2
 
 
 def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
-    """InputError where a flag that was given would do nothing beside the others."""
+    """InputError if a given flag has no effect together with the others."""
     idle = [name for name in OF_A_PIPELINE if name in given]
     if flags.pp == 1 and idle:
         raise InputError(f"{_dashed(idle[0])} does nothing without --pp: give --pp 2 as well")
@@ -46,7 +46,7 @@ def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
 def check_model(
     path: str, has: GPTConfig, wanted: Mapping[str, object], names: Iterable[str]
 ) -> None:
-    """InputError where a flag asks for another model than the one in a file."""
+    """InputError if a flag asks for another model than the one in a file."""
     for name in names:
         if wanted[name] != getattr(has, name):
             raise InputError(
@@ -56,7 +56,7 @@ def check_model(
 
 
 def check_unchanged(flags: argparse.Namespace, resumable: Resumable, given: Set[str]) -> None:
-    """InputError where a flag asks for another beginning than that of the training to go on."""
+    """InputError if a flag contradicts the beginning of the training to resume."""
     for name in OF_A_BEGUN_ONE:
         wanted, was = getattr(flags, name), resumable.flags.get(name)
         if name == "weights" and wanted is not None:
@@ -73,7 +73,7 @@ def _dashed(name: str) -> str:
 
 
 def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
-    """InputError where a batch cannot be cut as the flags say, or to do what cannot be."""
+    """InputError if a batch cannot be divided as the flags say, or flags exclude each other."""
     if flags.batch % flags.accumulate:
         raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
     if flags.recompute and config.dropout:
@@ -124,19 +124,19 @@ def _check_pipeline(flags: argparse.Namespace, config: GPTConfig) -> None:
 
 
 def micro_batches(flags: argparse.Namespace) -> int:
-    """How many parts of a batch a pipeline takes where nobody says: at most 4 for each stage."""
+    """The default number of micro-batches of a pipeline: at most 4 for each stage."""
     rows = max(flags.batch // flags.dp, 1)
     return max(n for n in range(1, 4 * flags.pp + 1) if rows % n == 0)
 
 
 def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:
-    """InputError where a step could not fit in the memory of this machine.
+    """InputError if a step does not fit in the memory of this machine.
 
-    Parameters, gradients and AdamW's moments are float32; what a step keeps may be narrower.
+    Parameters, gradients and AdamW's moments are float32; activations may be narrower.
     """
     rows = ceildiv(flags.batch, flags.accumulate)
     inside = peak_bytes(config, rows, ITEMSIZE[config.precision], flags.recompute)
-    batches = 4 * 8 * flags.batch * config.context  # places, inputs and targets on the host
+    batches = 4 * 8 * flags.batch * config.context  # indices, inputs and targets on the host
     console.check_fits(
         inside + batches, f"a step of --batch {flags.batch}",
         "give a smaller --batch or model, --accumulate or --recompute",
@@ -144,9 +144,9 @@ def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:
 
 
 def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> str:
-    """Where the model goes: never over another one, unless --overwrite or --resume says so.
+    """The path to save the model at; an existing file needs --overwrite or --resume.
 
-    InputError for a named file that is there already; where none is named, another name is found.
+    InputError for an existing file that was named; without a name, an unused one is chosen.
     """
     path = Path(flags.checkpoint)
     same = flags.resume is not None and path.resolve() == Path(flags.resume).resolve()
@@ -167,7 +167,7 @@ def numbered(path: Path, number: int) -> Path:
 
 
 def newest_checkpoint() -> Path:
-    """What was trained last here under no name of its own."""
+    """The newest checkpoint here with a default name."""
     first = Path(CHECKPOINT)
     found = [first, *first.parent.glob(f"{first.stem}-[0-9]*{first.suffix}")]
     return max((path for path in found if path.is_file()), key=_written, default=first)
@@ -178,7 +178,7 @@ def _written(path: Path) -> float:
 
 
 def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, digest: str) -> None:
-    """InputError where a checkpoint has no training to go on with, or one on another text."""
+    """InputError if a checkpoint has no training to resume, or one on another text."""
     if resumable is None:
         raise InputError(
             f"{flags.resume} holds a model, but no state of a training that could go on"

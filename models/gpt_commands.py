@@ -1,4 +1,4 @@
-"""What `python models/gpt.py` can be told to do; here: train, and who does the rest."""
+"""The commands of `python models/gpt.py`; here `train`, and the dispatch of the others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from minigrad.models.train import TrainingPlan, TrainingRun, finish, parameter_c
 from minigrad.models.utilization import utilization
 
 Earlier = tuple[GPT, Tokenizer, Resumable | None]
-SHOWN = 500  # tokens of what a training has learned, in its end
+SHOWN = 500  # tokens of the sample at the end of a training
 
 
 def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
@@ -65,28 +65,28 @@ def make_tokenizer(flags: argparse.Namespace, text: str) -> Tokenizer:
 
 
 def make_config(flags: argparse.Namespace, vocabulary: int) -> GPTConfig:
-    """The shape that the flags tell; InputError where they do not fit one another."""
+    """The model's shape from the flags; InputError if they do not fit together."""
     more = {name: getattr(flags, name) for name in
             ("dropout", "key_heads", "experts", "active", "precision")}  # fmt: skip
     shape = (flags.layers, flags.heads, flags.dim, flags.context, vocabulary)
-    if flags.architecture == "llama":  # SwiGLU has a third matrix: as many parameters as 4·dim
+    if flags.architecture == "llama":  # SwiGLU has a third matrix: as many parameters as with 4·dim
         return llama(*shape, feed_forward=-(-8 * flags.dim // 3 // 32) * 32, tied=True, **more)
     return GPTConfig(*shape, **more)
 
 
 def make_plan(flags: argparse.Namespace) -> TrainingPlan:
-    """How to train; weights that were learned before are changed more carefully."""
+    """The training plan; pretrained weights are changed more carefully."""
     plan = TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed,
                         accumulate=flags.accumulate, recompute=flags.recompute)  # fmt: skip
     if flags.weights is None:
         return plan
-    # fine-tuning takes few steps: half of them would be warm-up
+    # fine-tuning takes few steps: with the usual warm-up, half of them would be that
     return replace(plan, warmup=min(plan.warmup, max(flags.steps // 10, 1)), first_windows=24)
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A training that can start. history: of its steps so far, as `Metrics` keeps it."""
+    """A training that is ready to start. history: of earlier steps, as in `Metrics`."""
 
     text: str
     digest: str
@@ -103,19 +103,19 @@ class Begun:
 
     @property
     def unit(self) -> str:
-        """What a loss is about."""
+        """The unit of a loss."""
         return "character" if isinstance(self.tokenizer, CharacterTokenizer) else "token"
 
     @property
     def context(self) -> int:
-        """Tokens that a step sees in a row."""
+        """The length of a window in tokens."""
         return self.windows[0].context
 
 
 def begin(
     flags: argparse.Namespace, earlier: Earlier | None, rank: Rank | None, speaks: bool
 ) -> Begun:
-    """Read the text, make or take the model, put it on its devices."""
+    """Read the text, create or load the model, and put it on its devices."""
     text = load_text(flags.text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     Tensor.manual_seed(flags.seed)
@@ -160,7 +160,7 @@ def begin(
 
 
 def describe(flags: argparse.Namespace, begun: Begun, say: Callable[..., None]) -> None:
-    """What is going to be done."""
+    """Print what is going to be done."""
     if begun.unit == "character":
         say(f"{len(begun.text):,} characters, {len(begun.tokenizer)} of them different")
     else:
@@ -174,10 +174,10 @@ def describe(flags: argparse.Namespace, begun: Begun, say: Callable[..., None]) 
 def train_command(
     flags: argparse.Namespace, earlier: Earlier | None = None, rank: Rank | None = None
 ) -> None:
-    """`train`: ends with validation loss, a sample, the checkpoint and the curves.
+    """`train`: ends with the validation loss, a sample, the checkpoint and the curves.
 
-    `earlier` is what the checkpoint of --resume holds. As a rank among several, rank 0 alone writes
-    metrics and pictures, and talks.
+    `earlier`: the content of --resume's checkpoint. Among several ranks, only rank 0 writes metrics
+    and pictures, and prints.
     """
     speaks = is_first() if is_divided(flags) else rank is None or rank.is_first
     say = console.speaker(speaks)
@@ -202,13 +202,13 @@ def train_command(
         save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
         prompt = "\n" if "\n" in begun.text else begun.text[0]
         tokens = begun.tokenizer.encode(prompt)
-        trained, _ = load_checkpoint(GPT, path)  # all of it, however it was divided
+        trained, _ = load_checkpoint(GPT, path)  # the whole model, however it was divided
         write(trained, begun.tokenizer, tokens, SHOWN, Sampling(0.8), flags.seed)
         print(f"\ncheckpoint {path}\nloss curves {picture}")
 
 
 def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: bool) -> None:
-    """Do all steps and save; Stopped where a signal ends them, and how to go on."""
+    """Run all steps and save; if a signal ends them, Stopped says how to continue."""
     say, run, path = console.speaker(speaks), begun.run, Path(flags.checkpoint)
     division, remembered = run.division, what_is_remembered(flags)
     with Interruption() as interruption:
@@ -218,7 +218,7 @@ def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: boo
                             begun.digest)  # fmt: skip
 
         try:
-            # rank 0 decides when to stop: all others end with it
+            # rank 0 decides when to stop; all others end with it
             loss = finish(run, *begun.windows, metrics, save, interruption if speaks else None)
         except EndedAtOnce:
             raise
@@ -239,7 +239,7 @@ def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: boo
 
 
 def what_is_remembered(flags: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint says of its training, for --resume; files by their whole names."""
+    """The flags that a checkpoint keeps for --resume; files with absolute paths."""
     remembered = {name: getattr(flags, name) for name in REMEMBERED}
     for name in ("text", "weights", "metrics"):
         if getattr(flags, name) is not None:
@@ -248,7 +248,7 @@ def what_is_remembered(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_files(flags: argparse.Namespace) -> None:
-    """InputError where what is written could not be, or would replace what is read."""
+    """InputError if an output cannot be written, or would replace an input."""
     path = Path(flags.checkpoint)
     console.require("safetensors")
     console.check_writable(path)
@@ -262,7 +262,7 @@ def check_files(flags: argparse.Namespace) -> None:
 def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None = None) -> None:
     """`train` on one device, or on as many as --dp and --sp (and MPI) say.
 
-    given: the flags that the command line has; the others are defaults, or remembered.
+    given: the flags on the command line; the others are defaults, or remembered.
     """
     check_given(flags, given)
     console.check_explain(flags)
@@ -288,7 +288,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     console.check_device_of_ranks(mesh.size)
 
     def train(rank: Rank) -> None:
-        # a checkpoint is read anew: its tensors belong on this rank's device
+        # a checkpoint is read again: its tensors belong on this rank's device
         own = None if earlier is None else load_training(GPT, Path(flags.resume))
         train_command(flags, own, rank)
 
@@ -307,7 +307,7 @@ def resuming(flags: argparse.Namespace) -> str:
 def go_on(
     flags: argparse.Namespace, run: TrainingRun, resumable: Resumable, config: GPTConfig
 ) -> None:
-    """Put a run where a checkpoint left it; InputError where it cannot go on as the flags say."""
+    """Restore a run from a checkpoint; InputError if it cannot continue as the flags say."""
     path, has = flags.resume, run.model.config  # type: ignore[attr-defined]
     check_model(path, has, vars(config), vars(config))
     try:
@@ -321,10 +321,10 @@ def go_on(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read the command line and do what it says."""
+    """Parse the command line and run the command."""
     given = list(arguments)
     if given and not given[0].startswith("-") and given[0] not in COMMANDS:
-        *most, last = COMMANDS  # `train` takes flags only: a word is meant as a command
+        *most, last = COMMANDS  # `train` takes only flags, so a word is meant as a command
         parser().error(f"unknown command {given[0]!r}: expected {', '.join(most)} or {last}")
     if not given or given[0] not in (*COMMANDS, "-h", "--help"):
         given.insert(0, "train")

@@ -1,4 +1,4 @@
-"""The shape of a GPT as numbers and switches, and the shapes that people published."""
+"""The shape of a GPT as numbers and switches, and published shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT. InputError where the numbers do not fit one another."""
+    """The shape of a GPT. InputError if the numbers do not fit together."""
 
     layers: int = 4
     heads: int = 4
@@ -29,40 +29,40 @@ class GPTConfig:
     context: int = 64
     vocabulary: int = 50257
     dropout: float = 0.0
-    key_heads: int = 0  # heads of keys and values, each for several of queries; 0: `heads`
+    key_heads: int = 0  # heads of keys and values, each shared by several query heads; 0: `heads`
     feed_forward: int = 0  # width between the two products of a block; 0: 4·dim
     positions: str = "learned"  # or "rotary"
     rotary_base: float = 10000.0
     norm: str = "layer"  # or "rms"
-    epsilon: float = 1e-5  # of the norms
-    norms: str = "before"  # where a branch is normalised: "before", "after" it, or "both"
-    query_norm: str = "none"  # of queries and keys: "head" by head, or the "whole" of all heads
+    epsilon: float = 1e-5  # of norms
+    norms: str = "before"  # where a branch is normalized: "before", "after" or "both"
+    query_norm: str = "none"  # of queries and keys: per "head", or over the "whole" of all heads
     activation: str = "gelu"  # its tanh form, or "gelu_exact"; gated: "swiglu", "geglu"
-    bias: bool = True  # of everything; without, the next three say which layers have one
+    bias: bool = True  # of all layers; if False, the next three say which have one
     query_bias: bool = False  # of queries, keys and values
     output_bias: bool = False  # of attention's output
     hidden_bias: bool = False  # of the feed-forward network
-    tied: bool = True  # whether the output shares the embedding's matrix
-    head_width: int = 0  # dims of a head; 0: dim / heads
-    rotary_share: float = 1.0  # of a head's dims, the first ones, that turn
-    rotary_factors: tuple[float, ...] = ()  # what the angle of each pair is divided by
-    rotary_gain: float = 1.0  # what turned queries and keys are multiplied by
-    layer_kinds: str = ""  # a letter per layer: full, sliding window, or no positions (and full)
-    window: int = 0  # positions that a sliding layer sees, itself among them
-    local_base: float = 0.0  # rotary base of sliding layers, without factors; 0: as the others
+    tied: bool = True  # the output uses the embedding's matrix
+    head_width: int = 0  # dimensions of a head; 0: dim / heads
+    rotary_share: float = 1.0  # share of a head's dimensions, the first ones, that rotate
+    rotary_factors: tuple[float, ...] = ()  # divisors of the angles of the pairs
+    rotary_gain: float = 1.0  # factor of rotated queries and keys
+    layer_kinds: str = ""  # a letter per layer: full, sliding window, no positions (and full)
+    window: int = 0  # positions that a sliding layer sees, its own included
+    local_base: float = 0.0  # rotary base of sliding layers, without factors; 0: as in the others
     attention_scale: float = 0.0  # of scores; 0: 1/√width
-    attention_cap: float = 0.0  # scores become cap · tanh(score / cap), and so do logits; 0: as is
-    logit_cap: float = 0.0
+    attention_cap: float = 0.0  # scores become cap · tanh(score / cap); 0: unchanged
+    logit_cap: float = 0.0  # the same for logits
     embedding_scale: float = 1.0
-    parallel: bool = False  # whether both branches of a block read its input
-    experts: int = 0  # of each block, 0: one feed-forward network for all tokens
+    parallel: bool = False  # both branches of a block read the block's input
+    experts: int = 0  # per block; 0: one feed-forward network for all tokens
     active: int = 2  # experts per token
-    shared: int = 0  # width of an expert that is always active, behind a gate; 0: there is none
-    share: bool = True  # whether the weights of a token's experts sum to 1
+    shared: int = 0  # width of an always active expert with a gate; 0: none
+    share: bool = True  # the weights of a token's experts sum to 1
     balance: float = 0.01  # weight of the load-balancing loss in training, see moe.py
-    router_z: float = 0.001  # and of the router's z-loss
-    residual: bool = True  # without: only to see what residual connections are good for
-    precision: str = "float32"  # in which products are taken; parameters stay as they are
+    router_z: float = 0.001  # weight of the router's z-loss
+    residual: bool = True  # False: only to show what residual connections are good for
+    precision: str = "float32"  # of products; parameters keep theirs
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -115,27 +115,27 @@ class GPTConfig:
 
     @property
     def hidden(self) -> int:
-        """Width of the feed-forward layer."""
+        """Width of the feed-forward network."""
         return self.feed_forward or 4 * self.dim
 
     @property
     def key_value_heads(self) -> int:
-        """How many heads keys and values have."""
+        """Number of heads of keys and values."""
         return self.key_heads or self.heads
 
     @property
     def width(self) -> int:
-        """Dims of one head."""
+        """Dimensions of a head."""
         return self.head_width or self.dim // self.heads
 
     @property
     def turned(self) -> int:
-        """Dims of a head that rotary positions turn."""
+        """Dimensions of a head that rotary positions rotate."""
         return int(round(self.width * self.rotary_share, 6))
 
     @property
     def gated(self) -> bool:
-        """Whether the feed-forward network multiplies by a gate."""
+        """Whether the feed-forward network has a gate."""
         return self.activation in ("swiglu", "geglu")
 
     def kind(self, layer: int) -> str:

@@ -20,10 +20,10 @@ COMMANDS = {
     "serve": "answer requests in OpenAI's protocol, and on a chat page",
 }  # fmt: skip
 
-# Peaks of the learning rate: what a new model learns fast with wrecks one that knows something.
+# Peaks of the learning rate: what a new model learns fast with destroys a trained one.
 NEW_LR, FINE_TUNING_LR = 3e-3, 1e-4
 
-# What a resumed run takes from its checkpoint where the command line does not say otherwise.
+# Flags that a resumed run takes from its checkpoint unless they are given again.
 REMEMBERED: dict[str, type | tuple[type, ...]] = {
     "text": (str, type(None)), "tokenizer": str, "layers": int, "heads": int, "dim": int,
     "context": int, "dropout": float, "steps": int, "batch": int, "lr": float, "seed": int,
@@ -35,9 +35,9 @@ REMEMBERED: dict[str, type | tuple[type, ...]] = {
 
 
 def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
-    """The flags of all commands; `train` is meant when no command is given.
+    """The flags of all commands; without a command, `train` is meant.
 
-    `remembered` replaces defaults of `train`: what an earlier run was told.
+    `remembered` replaces defaults of `train` by the flags of an earlier run.
     """
     top = console.Parser(
         description="Train a GPT on text, let one write or talk, or look inside. "
@@ -58,9 +58,9 @@ def add_basics(
     command: argparse.ArgumentParser, layers: int, steps: int, lr: float | None = NEW_LR,
     more: str = "",
 ) -> None:  # fmt: skip
-    """Flags of whatever trains a GPT: the text, the model's shape, how long it learns.
+    """Flags of all scripts that train a GPT: the text, the model's shape, how long to train.
 
-    more: what --help adds about an `lr` that depends on other flags.
+    more: what --help adds for an `lr` that depends on other flags.
     """
     add, whole = command.add_argument, console.positive_int
     add("--text", metavar="FILE", help="UTF-8 text; Shakespeare's plays if not given")
@@ -144,7 +144,7 @@ def _chat(command: argparse.ArgumentParser) -> None:
 
 
 def _drawing(command: argparse.ArgumentParser, tokens: int, temperature: float) -> None:
-    """Flags of whatever draws tokens."""
+    """Flags of commands that draw tokens."""
     add = command.add_argument
     add("--tokens", type=console.positive_int, default=tokens, help="how many, at most")
     add("--temperature", type=console.natural_float, default=temperature,

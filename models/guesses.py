@@ -1,6 +1,6 @@
-"""What a text may go on with, looked up in the text itself: answers often quote.
+"""Guesses of the next tokens, looked up in the text itself: answers often quote.
 
-Saxena, "Prompt Lookup Decoding" (2023). Nothing depends on a guess but the time that it saves.
+Saxena, "Prompt Lookup Decoding" (2023). A guess only affects the time.
 """
 
 from __future__ import annotations
@@ -9,36 +9,36 @@ from collections.abc import Iterable
 
 from minigrad.models.errors import InputError
 
-SHORTEST = 3  # tokens at the end that must have been there before, in this order
-LONGEST = 16  # of which more make an earlier place likelier
-PLACES = 8  # the latest ones, that are compared
+SHORTEST = 3  # tokens at the end that must have occurred before
+LONGEST = 16  # up to so many matching tokens make a place more likely
+PLACES = 8  # latest places that are compared
 FADING = 0.25  # weight of the newest guess in `luck`
-MOST = 15  # tokens that are guessed at once, at most
+MOST = 15  # tokens guessed at once
 
 
 def check_most(speculate: int) -> None:
-    """InputError where more are to be guessed than can be."""
+    """InputError if too many tokens are to be guessed."""
     if speculate > MOST:
         raise InputError(f"--speculate is {speculate}: expected at most {MOST}")
 
 
 class Guesses:
-    """The tokens of one text, and guesses of the next, at most `most` of them at once.
+    """The tokens of one text, and guesses of at most `most` next tokens.
 
-    luck: how many tokens of a guess have lately been right, also of those nobody has used.
+    luck: average number of right tokens in recent guesses, also in guesses that were not used.
     """
 
     def __init__(self, text: Iterable[int], most: int) -> None:
         self.text, self.most = list[int](), most
-        self.luck = most / 2  # checks that cost much wait for guesses to come true
-        self._after: dict[tuple[int, ...], list[int]] = {}  # places after so many tokens
-        self._open: list[int] = []  # a guess that is compared with what comes
+        self.luck = most / 2  # expensive checks wait until guesses turn out right
+        self._after: dict[tuple[int, ...], list[int]] = {}  # last tokens → the places after them
+        self._open: list[int] = []  # a guess to be compared with the next tokens
         self._right = 0
         for token in text:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """One more token of the text."""
+        """Append a token of the text."""
         if self._open:
             good = token == self._open[self._right]
             self._right += good
@@ -51,9 +51,9 @@ class Guesses:
             places.append(len(self.text))
 
     def next(self) -> list[int]:
-        """The tokens that followed the longest end of the text that was there before.
+        """The tokens that followed the longest end of the text that occurred before.
 
-        Of equally long ones, the latest; none where even the shortest end is new.
+        Of equally long ones the latest; none if even the shortest end is new.
         """
         found = self._after.get(tuple(self.text[-SHORTEST:]), [])
         found = found[-1 - PLACES : -1]  # the last is the end itself
@@ -64,7 +64,7 @@ class Guesses:
         return guess
 
     def _alike(self, place: int) -> int:
-        """How many tokens before a place are those at the end."""
+        """How many tokens before a place equal those at the end."""
         text, size = self.text, 0
         while size < min(place, LONGEST) and text[place - 1 - size] == text[-1 - size]:
             size += 1

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish: finish the step, save, say how to go on."""
+"""Ctrl-C and SIGTERM as requests: finish the step, save, say how to continue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that a signal ended; the message is for the person at the keyboard."""
+    """A run was ended by a signal; the message is for the user."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
@@ -21,28 +21,28 @@ class Stopped(KeyboardInterrupt):
 
 
 class EndedAtOnce(Stopped):
-    """A second signal came before the first was answered: nothing was saved."""
+    """A second signal came before the first was handled: nothing was saved."""
 
 
 _open: list[Interruption] = []
 
 
 def heard() -> int:
-    """The signal that this process was told first, and has only noted; 0 for none."""
+    """The first signal that this process has received and not acted on; 0 for none."""
     return next((one.number for one in _open if one.number is not None), 0)
 
 
 def pass_on(number: int) -> None:
-    """Note what another process was told, which this one decides for."""
+    """Record a signal that another process has received, for which this one decides."""
     for one in _open:
         one.number = number if one.number is None else one.number
 
 
 class Interruption:
-    """Within it the first signal is only noted in `number`; a second one raises EndedAtOnce.
+    """In the block, the first signal is only recorded in `number`; a second raises EndedAtOnce.
 
-    notice: what is said then. Signals reach the main thread only; in another thread this does
-    nothing. Under MPI rank 0 hears of what the others were told (`parallel/mpi.py`).
+    notice: what is printed then. Only the main thread gets signals; in other threads this does
+    nothing. Under MPI, rank 0 learns of signals to the others (`parallel/mpi.py`).
     """
 
     def __init__(
@@ -70,5 +70,5 @@ class Interruption:
         if self._told:
             raise EndedAtOnce(number, "ended at once")
         self.number, self._told = number, True
-        # not print: the signal may have come in the middle of one
+        # not print, which the signal may have interrupted
         os.write(2, f"\n{self.notice}".encode())

@@ -1,4 +1,4 @@
-"""`inspect`: tokens, their neighbours, attention, the next token's distribution, and the clock."""
+"""`inspect`: tokens, their neighbours, attention, the next token's distribution, and speed."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from minigrad.nn.quantized import QuantizedEmbedding
 
 TEMPERATURES = (0.2, 1.0, 2.0)
 NEIGHBOURS, LIKELIEST = 5, 8
-ALIKE = 10.0  # gradient norms of blocks that differ by less do not keep a model from learning
-DEEP = 40  # layers without norms, in which gradients vanish
-WARM, MOST_ANEW = 3, 8  # calls before a captured step replays; longer ones that are timed
+ALIKE = 10.0  # gradient norms of blocks that differ less do not keep a model from learning
+DEEP = 40  # layers without norms in which gradients vanish
+WARM, MOST_ANEW = 3, 8  # calls before a captured step replays; longer rows that are timed
 
 
 def inspect_command(flags: argparse.Namespace) -> None:
-    """`inspect`: everything that can be seen of one text."""
+    """`inspect`: everything that can be shown for a text."""
     check_picture(flags.picture)
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
     model, tokenizer = load_model(path, context=flags.context)
@@ -78,14 +78,14 @@ def inspect_command(flags: argparse.Namespace) -> None:
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
-    """A token as it can be printed, spaces and all."""
+    """A token as printable text, with its spaces."""
     if token >= len(tokenizer):
         return f"#{token}"
     return repr(tokenizer.token_bytes(token).decode("utf-8", "replace"))
 
 
 def neighbours(model: GPT, ids: list[int]) -> list[list[tuple[int, float]]]:
-    """For each token the others whose embeddings point most nearly the same way, and the cosine."""
+    """For each token, those with the most similar embeddings, and the cosines."""
     import numpy as np
 
     with Tensor.no_grad():
@@ -108,7 +108,7 @@ def neighbours(model: GPT, ids: list[int]) -> list[list[tuple[int, float]]]:
 
 
 def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:
-    """How much each token looks at each: a numpy array (tokens, tokens), rows sum to 1."""
+    """How much each token attends to each: a numpy array (tokens, tokens); rows sum to 1."""
     with Tensor.no_grad():
         x = model.embed(Tensor([ids]))
         for block in model.h[:layer]:
@@ -117,10 +117,10 @@ def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:
 
 
 def _weights(block: Block, x: Tensor) -> Any:
-    """The attention of a block's heads, a numpy array (heads, tokens, tokens); x: what enters."""
+    """The attention weights of a block with input x: a numpy array (heads, tokens, tokens)."""
     config, length = block.config, int(x.shape[1])  # type: ignore[arg-type]
     q, k, _ = block.attn.heads(block.ln_1(x) if config.norms != "after" else x)
-    # what is taken of the rows of an identity matrix are the weights
+    # with an identity matrix as values, the output is the weights
     every = Tensor.eye(length).expand(1, config.key_value_heads, length, length)
     return block.attn.mix(q, k, every, seen(q, k, 0, block.attn))[0].numpy()
 
@@ -128,8 +128,9 @@ def _weights(block: Block, x: Tensor) -> Any:
 def telling_head(
     model: GPT, ids: list[int], layer: int | None = None, head: int | None = None
 ) -> tuple[int, int]:
-    """(layer, head), from 1, that looks most at single tokens which are neither the first nor its
-    own: most heads rest on the first one. layer, head: where one of the two is given.
+    """(layer, head), from 1, that looks most at single tokens other than the first and its own.
+
+    Most heads rest on the first token. layer, head: to fix one of the two.
     """
     import numpy as np
 
@@ -149,15 +150,15 @@ def telling_head(
 
 
 def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[float]]:
-    """Seconds of further tokens, greedy: (with keys and values kept, reading all anew).
+    """Seconds for each further token, greedy: (with keys and values kept, reading all again).
 
-    Both are captured steps. What is read anew is the row with all of the further tokens.
+    Both are captured steps. The latter reads a row with room for all further tokens.
     """
     room = model.config.context - len(ids)
     tokens = max(min(tokens, room), 1)
     decoder = Decoder(model, [list(ids)])
     kept, anew = [], []
-    for number in range(tokens + WARM):  # the prompt, a call as it is, one that is captured
+    for number in range(tokens + WARM):  # the prompt, a normal call, a captured one
         if number >= room:
             break
         start = time.perf_counter()
@@ -177,12 +178,12 @@ def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[
 
 
 def median(values: list[float]) -> float:
-    """The middle one; not a number where there is none."""
+    """The middle value; NaN if there are none."""
     return sorted(values)[len(values) // 2] if values else float("nan")
 
 
 def gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> list[float]:
-    """2-norm of the loss's gradient in each block of a new model, the first block first."""
+    """2-norm of the loss's gradient in each block of a new model, first block first."""
     Tensor.manual_seed(plan.seed)
     model = GPT(config)
     ids, targets = windows.batch(plan.batch, plan.seed, 0)
@@ -197,9 +198,9 @@ def gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> l
 
 
 class Deep:
-    """Layers of `width` neurons: linear, tanh; with residual connections each adds to its input.
+    """Layers of `width` neurons: linear, tanh; residual connections add each layer's input.
 
-    Nothing is normalised, so that what a layer does to gradients is not repaired by the next.
+    Without normalization, so that each layer's effect on gradients stays visible.
     """
 
     def __init__(self, depth: int, width: int, residual: bool) -> None:
@@ -214,7 +215,7 @@ class Deep:
 
 
 def deep_gradient_norms(depth: int, residual: bool, width: int = 64, seed: int = 3) -> list[float]:
-    """2-norm of the gradient of each layer's weights in a new `Deep`, the first layer first."""
+    """2-norm of the gradient of each layer's weights in a new `Deep`, first layer first."""
     Tensor.manual_seed(seed)
     model = Deep(depth, width, residual)
     x, goal = Tensor.randn(32, width), Tensor.randn(32, width)
@@ -225,7 +226,7 @@ def deep_gradient_norms(depth: int, residual: bool, width: int = 64, seed: int =
 
 
 def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> None:
-    """Two columns: with residual connections, and without; and what is to be seen in them."""
+    """Print gradient norms with and without residual connections, and what they mean."""
     random = Tensor.random_state()
     columns = [gradient_norms(replace(config, residual=residual), windows, plan)
                for residual in (True, False)]  # fmt: skip
@@ -243,7 +244,7 @@ def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan)
 
 
 def told_of_norms(norms: list[float]) -> str:
-    """What follows from the gradient norms of a model's blocks, the first block first."""
+    """What the gradient norms of a model's blocks mean, first block first."""
     first, last = norms[0], norms[-1]
     if not all(map(math.isfinite, norms)):
         return "some are no finite numbers: gradients explode"

@@ -12,15 +12,15 @@ from minigrad import nn
 from minigrad.models.errors import InputError, failing_as
 
 KEYS = ("step", "loss", "val_loss", "lr", "tokens_per_s", "elapsed_s")
-ABSURD = 1e6  # nats; e to the power of that has no meaning
+ABSURD = 1e6  # nats; its exponential has no meaning
 
 
 class Metrics:
-    """Keeps every step's figures, and writes them to `path` where one is given.
+    """Keeps every step's figures, and writes them to `path` if given.
 
-    Each line is a JSON object with all of KEYS (null where a figure was not taken), and whatever
-    else the script records at each step. An existing file is replaced; where a run goes on after
-    the steps of `history`, its lines of those stay. InputError where they are another run's.
+    Each line is a JSON object with all of KEYS (null if a figure was not measured), and whatever
+    else the script records. An existing file is replaced; for a run that continues after the steps
+    of `history`, its lines for those stay. InputError if they are another run's.
     """
 
     def __init__(self, path: str | None = None, history: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -42,29 +42,29 @@ class Metrics:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.file is not None:
-            # what could not be written before is tried again
+            # retry what could not be written before
             with self._writing() if error is None else suppress(OSError):
                 self.file.close()
 
     def record(self, **figures: Any) -> None:
-        """One training step."""
+        """Record the figures of one training step."""
         line = {**dict.fromkeys(KEYS), **figures}
         self.history.append(line)
         if self.file is not None:
-            # JSON has no NaN; a loss that is none was taken, and is no number
+            # JSON has no NaN; such a loss is written as text
             plain = {k: str(v) if v in _NO_NUMBERS or v != v else v for k, v in line.items()}
             with self._writing():
                 self.file.write(json.dumps(plain, allow_nan=False) + "\n")
                 self.file.flush()
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
-        """(steps, values) where the figure `key` was taken."""
+        """(steps, values) for which the figure `key` was measured."""
         taken = [(line["step"], line[key]) for line in self.history if line[key] is not None]
         return [step for step, _ in taken], [value for _, value in taken]
 
 
 def _cut(path: Path, losses: Mapping[int, float]) -> None:
-    """Drop the lines after the steps that are known: who wrote them ended before it could save."""
+    """Drop the lines after the known steps: their run ended before it could save."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
@@ -87,5 +87,5 @@ _NO_NUMBERS = (float("inf"), float("-inf"))
 
 
 def shown(loss: float) -> str:
-    """A loss for people: four digits after the point, or three in all where it is absurd."""
+    """A loss as text: four digits after the point, or three in all if it is absurd."""
     return f"{loss:.4f}" if abs(loss) < ABSURD else f"{loss:.3g}"

@@ -37,10 +37,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": Tensor.relu,
     "gelu": Tensor.gelu,
     "tanh": Tensor.tanh,
-    "none": lambda x: x,  # layers without a bend between them are together one linear map
+    "none": lambda x: x,  # layers without an activation between them are a single linear map
 }
 SIZES = (784, 16, 16, 10)
-OF_A_NEURON = {"neuron", "picture", "seed", "device", "debug"}  # flags that mean something to it
+OF_A_NEURON = {"neuron", "picture", "seed", "device", "debug"}  # flags that --neuron uses
 EVALUATION_BATCH = 1000
 STEPS_TOGETHER = 25  # in one captured call
 
@@ -61,15 +61,15 @@ class MLP:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"unknown activation {activation!r}; known: {known}")
         self.activation = activation
-        # what is normalized has no bias: its mean is taken away, so the gradient of one is rounding
-        # errors alone, which Adam would make into steps as large as any
+        # Normalized layers have no bias: subtracting the mean removes it, so its gradient would be
+        # only rounding errors, which Adam would turn into full-sized steps.
         last = len(sizes) - 1
         self.layers = [nn.Linear(a, b, bias=not norm or place == last)
                        for place, (a, b) in enumerate(pairwise(sizes), 1)]  # fmt: skip
         self.norms = [nn.BatchNorm(width) for width in sizes[1:-1]] if norm else []
 
     def hidden(self, x: Tensor) -> list[Tensor]:
-        """What each hidden layer answers: a list of (batch, width)."""
+        """The activations of each hidden layer: a list of (batch, width)."""
         answers = []
         for number, layer in enumerate(self.layers[:-1]):
             x = layer(x)
@@ -87,7 +87,7 @@ class MLP:
 
 
 def describe(model: MLP) -> str:
-    """Layer by layer: shape and number of parameters, and their sum."""
+    """Shape and number of parameters of each layer, and their sum."""
     lines, total = [], 0
     for number, layer in enumerate(model.layers, 1):
         outputs, inputs = plain_shape(layer.weight)
@@ -104,7 +104,7 @@ def describe(model: MLP) -> str:
 
 
 def as_one_map(model: MLP) -> tuple[Tensor, Tensor]:
-    """The matrix and the shift that all layers make together where nothing bends between them."""
+    """The matrix and shift of the single linear map that layers without activations are."""
     first, *others = model.layers
     matrix, shift = first.weight, first.bias
     for layer in others:
@@ -115,7 +115,7 @@ def as_one_map(model: MLP) -> tuple[Tensor, Tensor]:
 
 
 def describe_collapse(model: MLP, digits: Digits) -> str:
-    """What is left of layers without an activation."""
+    """A report on what layers without an activation amount to."""
     with Tensor.no_grad():
         matrix, shift = as_one_map(model)
         images = Tensor(digits.images[:EVALUATION_BATCH])
@@ -135,7 +135,7 @@ def describe_collapse(model: MLP, digits: Digits) -> str:
 def compare_with_a_bend(
     flags: argparse.Namespace, training: Digits, validation: Digits, accuracy: float
 ) -> str:
-    """What the same training gives with ReLU between the layers, and what the two say."""
+    """A report on the same training with ReLU, for comparison."""
     Tensor.manual_seed(flags.seed)
     bent = MLP(SIZES, "relu")
     better = train(bent, training, validation, flags.epochs, flags.batch, flags.lr, flags.seed,
@@ -144,9 +144,9 @@ def compare_with_a_bend(
 
 
 def verdict(straight: float, bent: float, count: int) -> str:
-    """Whether two shares of `count` digits differ by more than chance.
+    """Whether two accuracies on `count` digits differ by more than chance.
 
-    Twice the standard error of the difference of two shares is taken for chance.
+    Chance: twice the standard error of the difference.
     """
     chance = 2 * math.sqrt((straight * (1 - straight) + bent * (1 - bent)) / count)
     said = f"accuracy {straight:.1%} without activation, {bent:.1%} with ReLU: "
@@ -160,7 +160,7 @@ def verdict(straight: float, bent: float, count: int) -> str:
 
 
 def evaluate(model: MLP, digits: Digits) -> tuple[float, float]:
-    """(mean loss in nats, share of digits read rightly)."""
+    """(mean loss in nats, share of digits read correctly)."""
     loss = right = 0.0
     with Tensor.no_grad():
         for first in range(0, len(digits), EVALUATION_BATCH):
@@ -175,10 +175,10 @@ def evaluate(model: MLP, digits: Digits) -> tuple[float, float]:
 
 
 def dead_neurons(model: MLP, digits: Digits) -> list[tuple[int, int]]:
-    """(neurons that no digit excites, all neurons) of each hidden layer.
+    """(neurons that no digit activates, all neurons) of each hidden layer.
 
-    Excited is a neuron whose weighted sum is above its threshold for some digit: its answer is then
-    above the answer to 0.
+    A neuron is activated if its weighted sum is above the threshold for some digit: its output is
+    then above that for 0.
     """
     rest = ACTIVATIONS[model.activation](Tensor([0.0])).item()
     highest: list[Tensor] = []
@@ -194,9 +194,9 @@ def dead_neurons(model: MLP, digits: Digits) -> list[tuple[int, int]]:
 
 
 class Steps:
-    """Several updates in one captured call: its arguments say which digits each one takes.
+    """Several updates in one captured call; its arguments say which digits each one uses.
 
-    mesh: the devices of "dp" share each batch; statistics of a batch are those of all of it.
+    mesh: the devices of "dp" share each batch; batch statistics are those of the whole batch.
     """
 
     def __init__(self, model: MLP, digits: Digits, lr: float, mesh: Mesh | None = None) -> None:
@@ -205,24 +205,24 @@ class Steps:
         self.images, self.labels = Tensor(digits.images), Tensor(digits.labels)
         Tensor.realize(self.images, self.labels)
         self.run: Callable[[Tensor], Tensor] = jit(self._run)
-        self.run_rest: Callable[[Tensor], Tensor] = jit(self._run)  # what is left of an epoch
+        self.run_rest: Callable[[Tensor], Tensor] = jit(self._run)  # for the rest of an epoch
 
     def __call__(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> list[float]:
-        """places (steps, batch): the digits of each step; gives each one's loss before it."""
+        """places (steps, batch): the digits of each step; returns the loss before each step."""
         run = self.run if len(places) == STEPS_TOGETHER else self.run_rest
         with Tensor.train():
             losses: list[float] = run(self._own(places)).tolist()
         return losses
 
     def explain(self, batch: int, path: str, speaks: bool, values: bool) -> None:
-        """Write a page that explains one step, on the first digits."""
+        """Write a page that explains one step, with the first digits."""
         import numpy as np
 
         places = np.arange(batch, dtype=np.int32)[None]
         console.explain_step(path, self.run, self._own(places), speaks=speaks, values=values)
 
     def _own(self, places: np.ndarray[tuple[int, int], np.dtype[np.int32]]) -> Tensor:
-        """The places; of each batch every device has its part."""
+        """The places; each device gets its part of every batch."""
         made = Tensor(places)
         return made if self.mesh is None else made.shard(self.mesh, P(None, "dp"))
 
@@ -240,7 +240,7 @@ class Steps:
 
 
 class Patience:
-    """Ends a training after so many epochs in a row without a lower validation loss; None: never.
+    """Ends a training after so many epochs without a new lowest validation loss; None: never.
 
     Keeps the weights of the lowest one.
     """
@@ -250,7 +250,7 @@ class Patience:
         self.kept: dict[str, Tensor] = {}
 
     def ends(self, model: MLP, loss: float) -> bool:
-        """Whether the training is to end with this epoch."""
+        """Whether the training should end after this epoch."""
         if self.epochs is None:
             return False
         self.since += 1
@@ -274,11 +274,11 @@ def train(
     mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> float:
-    """Minibatches in a new order each epoch, Adam; gives the share read rightly at the end.
+    """Train with Adam on minibatches, in a new order each epoch; returns the final accuracy.
 
-    The digits that are left over when an epoch is cut into batches wait for another epoch's order.
-    patience: end after so many epochs in a row whose validation loss was not the lowest so far, and
-    go back to the weights of the lowest. mesh: see `Steps`. quiet: nothing is printed.
+    Digits left over when an epoch is cut into batches are skipped in that epoch. patience: end
+    after so many epochs in a row without a new lowest validation loss, and restore the weights of
+    the lowest. mesh: see `Steps`. quiet: nothing is printed.
     """
     import numpy as np
 
@@ -296,7 +296,8 @@ def train(
             for first in range(0, per_epoch, STEPS_TOGETHER):
                 losses = steps(places[first : first + STEPS_TOGETHER])
                 total += sum(losses)
-                # over the epoch so far: a call alone is too short, and the first ones compile
+                # over the epoch so far: one call is too short to measure, and the first ones
+                # compile
                 speed = (first + len(losses)) * batch / (time.perf_counter() - begin)
                 last = first + len(losses) == per_epoch
                 if last:
@@ -390,7 +391,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def show_neuron(picture: str | None) -> None:
-    """A single neuron in numbers, and as a picture where one is wanted."""
+    """Show a single neuron in numbers, and as a picture if requested."""
     pictures.check_picture(picture)
     neuron.show()
     if picture is not None:
@@ -399,7 +400,7 @@ def show_neuron(picture: str | None) -> None:
 
 
 def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
-    """Train as the flags say; of several processes only the first one talks and writes files."""
+    """Train as the flags say; of several processes only the first prints and writes files."""
     speaks = mesh is None or is_first()
     if speaks:
         pictures.check_picture(flags.picture)

@@ -1,4 +1,4 @@
-"""A mixture of experts: several feed-forward networks, of which a router chooses a few per token.
+"""A mixture of experts: several feed-forward networks; a router chooses a few for each token.
 
     python models/moe.py          # a small GPT with 8 experts, 2 active; shows what each one does
 
@@ -6,12 +6,12 @@ Shazeer et al., "Outrageously Large Neural Networks" (2017); Fedus et al., "Swit
 (2022), for the load-balancing loss; Zoph et al., "ST-MoE" (2022), for the router's z-loss; Jiang et
 al., "Mixtral of Experts" (2024), for the weights of the chosen, normalised to sum to 1.
 
-No token is dropped. The tokens of each expert are put side by side in blocks of rows, and each
-block is multiplied by its own expert's matrices. How many rows a block really has, and which rows
-are an expert's, is known on the device only: masks say it, which become bounds that the products'
-loops load (`loops/product.py`), so the work follows the number of tokens, not that of
-experts or blocks. With very few tokens each choice is a block of one row; then only the matrices of
-chosen experts are read.
+No token is dropped. The tokens of each expert are placed side by side in blocks of rows, and each
+block is multiplied by its expert's matrices. The number of rows in a block, and the rows of an
+expert, are known only on the device, as masks. These become loop bounds of the products that are
+loaded from memory (`loops/product.py`), so the work depends on the number of tokens, not of experts
+or blocks. With very few tokens, each choice is a block of one row; then only the matrices of chosen
+experts are read.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from minigrad.models.precision import of_gradient, product
 from minigrad.nn.layers import uniform
 from minigrad.settings import having
 
-BLOCK_ROWS = 128  # of one expert's tokens, over which the packing of its matrices pays
+BLOCK_ROWS = 128  # rows of one expert's tokens for which packing its matrices pays off
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What a router decided for some tokens.
+    """A router's decision for some tokens.
 
-    logits, probabilities: (tokens, experts) float32; chosen: (tokens, active) int32; weights: the
-    chosen ones' probabilities, normalised if the router does so, (tokens, active).
+    logits, probabilities: (tokens, experts) float32. chosen: (tokens, active) int32. weights:
+    (tokens, active), the probabilities of the chosen experts, normalized if the router does so.
     """
 
     logits: Tensor
@@ -50,17 +50,18 @@ class Routing:
     weights: Tensor
 
     def load(self) -> Tensor:
-        """The share of choices that fell on each expert: (experts,), sums to 1."""
+        """The share of choices for each expert: (experts,), sums to 1."""
         experts = plain_shape(self.logits)[1]
         return _one_hot(self.chosen.reshape(-1), experts).float().mean(0)
 
     def balance_loss(self) -> Tensor:
-        """experts · Σ load · mean probability: 1 where all are used alike, more otherwise."""
+        """experts · Σ load · mean probability: 1 if all are used equally, more otherwise."""
         experts = plain_shape(self.logits)[1]
         return (self.load().detach() * self.probabilities.mean(0)).sum() * experts
 
     def z_loss(self) -> Tensor:
-        """Mean square of each token's log-sum-exp: keeps logits small, where float32 is exact."""
+        """Mean square of each token's log-sum-exp: keeps logits small, where float32 is accurate.
+        """
         return self.logits.logsumexp(1).square().mean()
 
 
@@ -73,7 +74,7 @@ _open = _Open()
 
 @contextmanager
 def recording() -> Iterator[list[Routing]]:
-    """Within it, what each router decides is added to the list, in order."""
+    """In the block, the decision of each router is appended to the list, in order."""
     records: list[Routing] = []
     with having(_open, records=records):
         yield records
@@ -86,7 +87,7 @@ def _one_hot(index: Tensor, classes: int) -> Tensor:
 
 
 class Router:
-    """Which experts a token goes to. weight (experts, dim). share: their weights sum to 1."""
+    """Chooses experts for tokens. weight (experts, dim). share: chosen weights sum to 1."""
 
     def __init__(self, dim: int, experts: int, active: int, share: bool = True) -> None:
         self.active, self.share = active, share
@@ -97,7 +98,7 @@ class Router:
         return x.float().linear(self.weight.float().transpose())
 
     def route(self, x: Tensor) -> Routing:
-        """The `active` likeliest experts of each token, the first of equals first."""
+        """The `active` likeliest experts of each token; of equal ones the first."""
         logits = self(x)
         probabilities = logits.softmax(1)
         chosen, left = [], probabilities.detach()
@@ -112,16 +113,16 @@ class Router:
 
 
 def block_shape(choices: int, experts: int) -> tuple[int, int]:
-    """How many blocks, of how many rows, hold so many choices however they fall on experts."""
+    """(blocks, rows per block) that hold so many choices, however they fall on experts."""
     rows = min(BLOCK_ROWS, 1 << (choices // experts).bit_length())
-    # an expert with one choice needs a block, and so do `rows` choices of one expert
+    # an expert with a single choice needs a block, and so do `rows` choices of one expert
     return min(choices, (choices - experts) // rows + experts), rows
 
 
 def picked(table: Tensor, index: Tensor) -> Tensor:
-    """table (*lead, count, …), index (*lead, many) → the entries named: (*lead, many, …).
+    """table (*lead, count, …), index (*lead, many) → the entries at the indices: (*lead, many, …).
 
-    Unchecked: where an index is out of range there is 0.
+    Unchecked: 0 for an index out of range.
     """
     rest = plain_shape(table)[index.ndim :]
     shape = plain_shape(index)
@@ -130,9 +131,9 @@ def picked(table: Tensor, index: Tensor) -> Tensor:
 
 
 def counted(which: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """(*lead, count) classes → (earlier ones of the same class, *lead, classes: how many of each).
+    """(*lead, count) classes → (number of earlier ones of the same class, *lead, classes: counts).
 
-    What is −1 is of none.
+    −1 means no class.
     """
     hot = _one_hot(which, classes)
     before = ((hot.cumsum(-2, dtype="int32") - hot) * hot).sum(-1, dtype="int32")
@@ -141,11 +142,11 @@ def counted(which: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Order:
-    """Where choices are when those of one class stand side by side, in rows of a table.
+    """The places of choices in a table whose rows are sorted by class.
 
-    A choice is (token, place among its experts), numbered token by token. slot (*lead, choices):
-    the row of each. choice (*lead, rows): the other way round; 0 where nothing stands. All int32.
-    lead: () or the shape of a grid of tables, each with choices of its own.
+    A choice is (token, number of its expert), numbered token by token. slot (*lead, choices): the
+    row of each choice. choice (*lead, rows): the inverse; 0 for empty rows. All int32. lead: (), or
+    the shape of a grid of tables with separate choices.
     """
 
     slot: Tensor
@@ -153,10 +154,10 @@ class Order:
 
     @classmethod
     def by_place(cls, chosen: Tensor, experts: int, places: int) -> tuple[Order, Tensor]:
-        """Choices by the place of their experts, of which each has as many, the first ones first.
+        """Choices sorted by the place of their expert; places have equally many experts, in order.
 
         chosen: (*lead, choices). A place has room for all choices: rows (*lead, places·choices).
-        Gives for each row, too, which of the place's experts is meant, −1 where nothing stands.
+        Also returns, for each row, which of the place's experts is chosen; −1 for empty rows.
         """
         *lead, choices = plain_shape(chosen)
         here = experts // places
@@ -175,7 +176,8 @@ class Order:
         return empty.scatter(-1, slot, values, reduce="add").contiguous()
 
     def fill(self, x: Tensor, active: int) -> Tensor:
-        """(*lead, tokens, dim) → (*lead, rows, dim): each choice's token; others are anything."""
+        """(*lead, tokens, dim) → (*lead, rows, dim): each choice's token; other rows are anything.
+        """
         *lead, tokens, dim = plain_shape(x)
         value = picked(x, self.choice // active)
 
@@ -187,7 +189,7 @@ class Order:
     def empty(self, x: Tensor) -> Tensor:
         """(*lead, rows, dim) → (*lead, choices, dim): the row of each choice.
 
-        The gradient of other rows is anything.
+        The gradient of other rows has any value.
         """
 
         def rule(order: Order, g: Tensor, _: Tensor) -> list[Tensor]:
@@ -198,13 +200,13 @@ class Order:
     def _with_gradient(
         self, value: Tensor, sources: Sequence[Tensor], rule: Callable[..., Sequence[Tensor]]
     ) -> Tensor:
-        """`value` with rule(self, gradient, *sources) for the gradients of its sources."""
+        """`value`, with rule(self, gradient, *sources) for the gradients of its sources."""
         tensors = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
         count, others = len(sources), (None,) * len(tensors)
         kind, numbers = type(self), {k: v for k, v in vars(self).items() if k not in tensors}
 
         def of_nodes(node: Node, g: Node) -> Sequence[Node | None]:
-            # it takes all tensors from its node: one that it kept would live on, and be computed
+            # uses the node's tensors: tensors that it kept would stay alive, and be computed
             with Tensor.no_grad():
                 given = [Tensor._of(source) for source in node.src[1:]]
                 own = kind(**numbers, **dict(zip(tensors, given[count:], strict=True)))
@@ -219,8 +221,8 @@ class Order:
 class Blocks(Order):
     """The order by experts, in blocks of `rows` rows, each of which belongs to one expert.
 
-    expert, used (*lead, blocks): whose rows a block has, and how many, the first ones. first, stop
-    (*lead, experts): where an expert's rows begin, and end. All int32.
+    expert, used (*lead, blocks): the expert of a block, and how many of its first rows are used.
+    first, stop (*lead, experts): where an expert's rows begin and end. All int32.
     """
 
     rows: int
@@ -231,7 +233,7 @@ class Blocks(Order):
 
     @classmethod
     def of(cls, which: Tensor, experts: int, missing: bool = False) -> Blocks:
-        """For choices (*lead, choices) of experts; missing: −1 among them is no choice."""
+        """The blocks for choices (*lead, choices) of experts; missing: −1 is no choice."""
         *lead, choices = plain_shape(which)
         blocks, rows = block_shape(choices, experts)
         before, count = counted(which, experts)
@@ -239,7 +241,7 @@ class Blocks(Order):
         ends = filled.cumsum(-1, dtype="int32").contiguous()
         first = ((ends - filled) * rows).contiguous()
         number = Tensor.arange(choices, device=which.device).expand(*lead, choices)
-        if missing:  # they stand in the first row, and add nothing there
+        if missing:  # these are put into the first row, and add nothing there
             there = which >= 0
             number = there.where(number, 0)
             slot = there.where(picked(first, which) + before, 0).contiguous()
@@ -254,7 +256,7 @@ class Blocks(Order):
         return cls(slot, choice, rows, expert, used, first, stop)
 
     def mask(self) -> Tensor:
-        """(*lead, blocks, rows, 1): where a choice stands."""
+        """(*lead, blocks, rows, 1): whether a row is used."""
         row = Tensor.arange(self.rows, device=self.used.device).reshape(self.rows, 1)
         return row < self.used.unsqueeze(-1).unsqueeze(-1)
 
@@ -264,9 +266,9 @@ class Blocks(Order):
         return x.reshape(*lead, -1, self.rows, dim)
 
     def of_all(self, x: Tensor) -> Tensor:
-        """What all experts have (experts, …), as each table has it: (*lead, its experts, …).
+        """An array of all experts (experts, …) as each table has it: (*lead, its experts, …).
 
-        lead is () or (copies of all experts, places that share them).
+        lead is (), or (copies of all experts, places that share them).
         """
         if self.used.ndim == 1:
             return x
@@ -278,9 +280,8 @@ class Blocks(Order):
     def product(self, x: Tensor, weight: Tensor, precision: DType) -> Tensor:
         """Each block times its expert's matrix: x (*lead, blocks, rows, in), weight (…, out, in).
 
-        → (*lead, blocks, rows, out), 0 in rows where no choice stands, whatever x and its gradient
-        have there. weight: as `of_all` gives it. Operands are rounded first: see
-        `precision.product`.
+        → (*lead, blocks, rows, out), 0 in unused rows, whatever x and the gradient have there.
+        weight: as returned by `of_all`. Operands are rounded first: see `precision.product`.
         """
         *lead, blocks, rows, _ = plain_shape(x)
         count = blocks * rows
@@ -328,7 +329,7 @@ class MoE:
     """A router and `experts` feed-forward networks dim → hidden → dim, `active` of them per token.
 
     gated: SwiGLU, with the rows of gate and up in one matrix (2·hidden, dim); otherwise GELU.
-    precision: of the experts' products; the router's stay in float32. share: see `Router`.
+    precision: of the experts' products; the router's are float32. share: see `Router`.
     """
 
     def __init__(
@@ -342,8 +343,8 @@ class MoE:
         self.router = Router(dim, experts, active, share)
         self.c_fc = Experts(experts, dim, hidden * (2 if gated else 1), bias, precision)
         self.c_proj = Experts(experts, hidden, dim, bias, precision)
-        # where devices share tokens and experts: (groups that have all experts, places in each),
-        # and what divides an array that begins with these two so
+        # if devices share tokens and experts: (groups with all experts, places in each), and the
+        # function that divides an array whose first two dimensions are these
         self.lead: tuple[int, ...] = ()
         self.place: Callable[[Tensor], Tensor] = lambda x: x
 
@@ -363,7 +364,7 @@ class MoE:
         return (answers * routing.weights.unsqueeze(2)).sum(1).reshape(x.shape)
 
     def network(self, x: Tensor, which: Tensor | Blocks) -> Tensor:
-        """Blocks of rows through one expert each: (blocks, rows, dim) → the same shape."""
+        """Blocks of rows, each through one expert: (blocks, rows, dim) → the same shape."""
         inner = self.c_fc(x, which)
         if self.gated:
             inner = inner[..., : self.hidden].silu() * inner[..., self.hidden :]
@@ -372,7 +373,7 @@ class MoE:
         return self.c_proj(inner, which)
 
     def _alone(self, flat: Tensor, chosen: Tensor) -> Tensor:
-        """Each choice a block of its own → answers (tokens, active, dim)."""
+        """Each choice as a separate block → answers (tokens, active, dim)."""
         tokens, active = chosen.shape
         rows = flat.unsqueeze(1).expand(tokens, active, self.dim).reshape(-1, 1, self.dim)
         return self.network(rows, chosen.reshape(-1)).reshape(tokens, active, self.dim)
@@ -393,14 +394,14 @@ class MoE:
         """x (*lead, tokens, dim), choices (*lead, tokens·active) → the answer to each choice."""
         places = self.lead[1] if which.ndim > 1 else 1
         blocks = Blocks.of(which, self.experts // places, missing=places > 1)
-        # in memory: where its reader masked it, all rows of its last product would be computed
+        # in memory: if its reader masked it, all rows of the last product would be computed
         answers = self.network(blocks.cut(blocks.fill(x, active)), blocks).contiguous()
         return blocks.empty(answers.flatten(-3, -2))
 
     def _exchanged(self, x: Tensor, lead: tuple[int, ...]) -> Tensor:
-        """(groups, places, rows for each place, …) → the same, what each place had for this one.
+        """(groups, places, rows for each place, …) → the same, with rows from each place.
 
-        Where places are devices, that is an all_to_all.
+        If places are devices, that is an all_to_all.
         """
         groups, places = lead
         apart = x.reshape(groups, places, places, -1, *plain_shape(x)[3:])
@@ -408,7 +409,7 @@ class MoE:
 
 
 def auxiliary_loss(routes: Sequence[Routing], balance: float, z: float) -> Tensor:
-    """balance · mean load-balancing loss + z · mean z-loss of all routers, a scalar."""
+    """balance · mean load-balancing loss + z · mean z-loss over all routers, a scalar."""
     total = routes[0].balance_loss() * balance + routes[0].z_loss() * z
     for route in routes[1:]:
         total = total + route.balance_loss() * balance + route.z_loss() * z

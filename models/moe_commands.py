@@ -24,11 +24,11 @@ from minigrad.models.train import TrainingPlan, TrainingRun, validate
 
 Shares = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 COMPILING = 3  # steps
-BARS = "·▁▂▃▄▅▆▇█"  # a blank could not be counted
+BARS = "·▁▂▃▄▅▆▇█"  # a blank would be invisible
 
 
 def loads(model: GPT, windows: Windows, count: int, division: Alone) -> Shares:
-    """The share of choices of each expert of each block on some windows: (blocks, experts)."""
+    """The share of choices of each expert in each block on some windows: (blocks, experts)."""
     ids, _ = next(windows.spread(count, count))
     with Tensor.no_grad(), recording() as routes:
         (tokens,) = division.batch(ids)
@@ -37,9 +37,9 @@ def loads(model: GPT, windows: Windows, count: int, division: Alone) -> Shares:
 
 
 def show_loads(shares: Shares) -> str:
-    """A bar per expert, block by block; full where an expert has twice its fair share.
+    """A bar per expert, block by block; full if an expert has twice its fair share.
 
-    The lowest place is for an expert that nobody chose, and for no other.
+    The lowest bar means that nobody chose the expert.
     """
     rows = []
     for row in shares:
@@ -68,9 +68,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def train(model: GPT, windows: Windows, run: TrainingRun, watch: Windows | None) -> float:
-    """All steps; prints losses and loads now and then.
+    """Run all steps; prints losses and loads now and then.
 
-    Gives the median seconds of those behind the first ones, which compile; 0 where there are none.
+    Returns the median seconds per step, without the first ones, which compile; 0 if there are no
+    others.
     """
     times, steps = [], run.plan.steps
     while run.done < steps:
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def plan_of(flags: argparse.Namespace, vocabulary: int) -> tuple[GPTConfig, TrainingPlan]:
-    """The model and its training; InputError where they do not fit one another."""
+    """The model and its training plan; InputError if they do not fit together."""
     config = GPTConfig(
         flags.layers, flags.heads, flags.dim, flags.context, vocabulary,
         experts=flags.experts, active=flags.active, balance=flags.balance,

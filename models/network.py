@@ -6,8 +6,8 @@
     python models/network.py --picture sensitivity.png
     python models/network.py measure                 # the formulas beside real trainings: --help
 
-The formulas are those of `network_model.py`. Lines marked * are predicted only, from what TCP makes
-of lost packets (Mathis et al., 1997): no lossy network was ever measured here.
+The formulas are those of `network_model.py`. Lines marked * are predictions only, from TCP's
+behaviour with lost packets (Mathis et al., 1997): no lossy network was measured here.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ NETWORKS = (
     Network("Ethernet 1 Gbit/s", 0.125e9, 50e-6),
     Network("internet 100 Mbit/s", 12.5e6, 20e-3),
 )
-LOSSES = (1e-4, 1e-3)  # shares of packets, for the lines below the lossless one
-PORT = 50e9  # bytes a second: the fastest that a device commonly has to other boxes
-SPEED = 0.4 * 989e12  # flop/s that an H100 reaches
-FEW, TOKENS, PARTS = 10, 1_000_000, 40  # devices, tokens and micro-batches that show sensitivity
+LOSSES = (1e-4, 1e-3)  # shares of lost packets, for the lines below a lossless network
+PORT = 50e9  # bytes per second: the fastest common link of a device to other boxes
+SPEED = 0.4 * 989e12  # flop/s of an H100 in practice
+FEW, TOKENS, PARTS = 10, 1_000_000, 40  # devices, tokens, micro-batches of the sensitivity table
 
 
 def brief(seconds: float) -> str:
-    """A time in few letters; a dash for none."""
+    """A time as a short text; a dash for 0."""
     if not seconds:
         return "–"
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
@@ -69,7 +69,7 @@ def brief(seconds: float) -> str:
 
 
 def with_lossy(networks: Sequence[Network]) -> list[Network]:
-    """Networks, and below one that is called lossless what it is where it does lose packets."""
+    """Networks; each lossless one is followed by its lossy versions."""
     found = []
     for network in networks:
         found.append(network)
@@ -82,7 +82,7 @@ def with_lossy(networks: Sequence[Network]) -> list[Network]:
 
 
 def ways(devices: int, micro: int = PARTS) -> dict[str, Layout]:
-    """Each way to share a step's work, alone."""
+    """Each way of sharing a step's work, on its own."""
     return {
         "DP": Layout(dp=devices),
         "SP": Layout(sp=devices),
@@ -95,9 +95,9 @@ def unhidden(
     config: GPTConfig, layout: Layout, network: Network, tokens: float = TOKENS, itemsize: int = 2,
     speed: float = SPEED,
 ) -> Step:  # fmt: skip
-    """A step of some tokens in which nothing hides behind computation.
+    """A step of `tokens` tokens in which no communication overlaps with computation.
 
-    In texts of the model's context, or for devices that share texts in a single one. speed: flop/s
+    Texts have the model's context, or if devices share texts, there is a single one. speed: flop/s
     that a device reaches.
     """
     context = round(tokens) if layout.sp > 1 else config.context
@@ -106,14 +106,14 @@ def unhidden(
 
 
 def sensitivity(bandwidth: float) -> str:
-    """Low, medium or high, by the bandwidth that a device needs to wait for a tenth of a step."""
+    """Low, medium or high, by the bandwidth at which a device waits for a tenth of a step."""
     if bandwidth < PORT / 4:
         return "low"
     return "medium" if bandwidth <= PORT else "high"
 
 
 def cases(config: GPTConfig) -> dict[str, tuple[GPTConfig, Layout]]:
-    """The ways of the table of sensitivity; experts for the model with a feed-forward for each."""
+    """The rows of the table of sensitivity; for experts, the model gets some if it has none."""
     found = {name: (config, layout) for name, layout in ways(FEW).items()}
     found["ZeRO-3"] = config, Layout(dp=FEW, zero=3)
     if not config.experts:
@@ -126,7 +126,7 @@ def cases(config: GPTConfig) -> dict[str, tuple[GPTConfig, Layout]]:
 def show_sensitivity(
     config: GPTConfig, networks: Sequence[Network], itemsize: int, speed: float
 ) -> None:
-    """Tables: what a worse network costs each way; which share of a step devices are idle."""
+    """Print tables: the cost of a worse network for each way, and the share of idle time."""
     base = next(network for network in networks if network.joins(FEW))
     slow = replace(base, bandwidth=base.bandwidth / 2)
     late = replace(base, latency=base.latency * 2)
@@ -156,7 +156,7 @@ def show_sensitivity(
 
 
 def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path) -> None:
-    """A picture: the idle share of each way by bandwidth and by latency."""
+    """A picture: the idle share of each way, by bandwidth and by latency."""
     figure = new_figure(11, 4)
     axes = figure.subplots(1, 2, sharey=True)
     base = NETWORKS[1]
@@ -185,9 +185,9 @@ def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path)
 
 
 def layouts(devices: int, config: GPTConfig, micro: int, batch: float) -> list[Layout]:
-    """Ways to share the work of a step among so many devices, where they go with the model.
+    """The layouts of so many devices that fit the model.
 
-    batch: texts of a step, of which every copy needs one for each micro-batch.
+    batch: texts per step; every copy needs one for each micro-batch.
     """
     box = min(8, devices)
     few = min(8, devices // box)
@@ -205,7 +205,7 @@ def layouts(devices: int, config: GPTConfig, micro: int, batch: float) -> list[L
 
 
 def _goes(layout: Layout, config: GPTConfig, batch: float) -> bool:
-    """Whether a model and a batch can be shared so."""
+    """Whether a layout fits a model and a batch."""
     try:
         layout.check(config)
     except ValueError:
@@ -216,7 +216,7 @@ def _goes(layout: Layout, config: GPTConfig, batch: float) -> bool:
 def show_layouts(
     config: GPTConfig, work: Work, cluster: Cluster, devices: int, micro: int
 ) -> None:
-    """A table: a step of each layout over one network."""
+    """Print a table: a step of each layout over one network."""
     count = parameters(config)
     inner = "" if cluster.inner is None else f", {cluster.inner.name}"
     print(f"\na step by layout, over {cluster.network.name}{inner}\n{'layout':<52}"
@@ -237,7 +237,7 @@ def show_networks(
     config: GPTConfig, work: Work, layout: Layout, cluster: Cluster,
     networks: Sequence[Network], steps: float,
 ) -> None:  # fmt: skip
-    """A table: a step of one layout, network by network."""
+    """Print a table: a step of one layout over each network."""
     print(f"{'over':<46}{'network':>13}{'exposed':>13}{'gaps':>13}{'a step':>13}{'at work':>9}"
           f"   {steps:,.0f} steps")  # fmt: skip
     for network in with_lossy(networks):
@@ -282,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def layout_of(flags: argparse.Namespace) -> Layout:
-    """What the flags say; InputError where they do not fit together."""
+    """The layout of the flags; InputError if they do not fit together."""
     tokens = flags.sp > 1 and flags.tp > 1
     if tokens and flags.sp != flags.tp:
         raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: between matrices the same devices "

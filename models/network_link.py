@@ -1,10 +1,10 @@
-"""A few machines in one: network namespaces that a link of known bandwidth or latency joins.
+"""Several machines on one: network namespaces, joined by a link of given bandwidth or latency.
 
     bridge    each namespace has a cable (veth) to a bridge in one more; what it sends is shaped by
               `tc … tbf`, which holds packets back but makes none of them late
     relay     each has a device (tun) from which a program takes packets, and hands them on later
 
-The namespaces are named after this process; those that a killed one has left are removed first.
+The namespaces are named after this process; those left by killed processes are removed first.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from types import TracebackType
 
 PREFIX = "minigrad"
 PLACE = Path("/run/netns")
-DEVICE = "net0"  # the name of the one device of each namespace
-CABLE, RELAY = 9000, 65000  # bytes of a packet; a relay is to have few
-QUEUE = "8mb"  # what may wait
-TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux"}  # packages of Debian
+DEVICE = "net0"  # the name of each namespace's only device
+CABLE, RELAY = 9000, 65000  # bytes of a packet; large for the relay, so that there are few
+QUEUE = "8mb"  # bytes that may be queued
+TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux"}  # their Debian packages
 
 
 class NoLink(Exception):
-    """Why there can be none here."""
+    """The reason why no link can be made here."""
 
 
 def run(*words: str) -> None:
-    """Run a tool; NoLink with what it said where it fails."""
+    """Run a tool; NoLink with its message if it fails."""
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     if done.returncode:
         raise NoLink(f"{' '.join(words[:4])} …: {done.stderr.strip() or done.returncode}")
 
 
 def check_tools() -> None:
-    """NoLink where a tool is missing."""
+    """NoLink if a tool is missing."""
     for tool, package in TOOLS.items():
         if shutil.which(tool) is None:
             raise NoLink(f"{tool} is missing: apt install {package}")
 
 
 def remove_left() -> list[str]:
-    """Remove the namespaces of processes that are gone; gives their names."""
+    """Remove the namespaces of processes that have ended; returns their names."""
     left = []
     for path in PLACE.glob(f"{PREFIX}-*-*"):
         owner = path.name.split("-")[1]
@@ -62,7 +62,7 @@ def remove_left() -> list[str]:
 
 
 class Link:
-    """Namespaces, one for each node, for the time of a `with` block; NoLink where that fails.
+    """In a `with` block, a namespace for each node; NoLink if that fails.
 
     relayed: joined by a relay, whose `delay` can be set; otherwise by a bridge.
     """
@@ -123,11 +123,11 @@ class Link:
                 run("ip", "netns", "del", name)
 
     def shape(self, bandwidth: float | None) -> None:
-        """Let each node send so many bytes a second; None: as many as it can."""
+        """Limit each node to so many bytes per second; None: no limit."""
         for name in self.nodes:
             place = ("dev", DEVICE, "root")
             if bandwidth is not None:
-                burst = 2 * (RELAY if self.relayed else CABLE)  # what may go at once
+                burst = 2 * (RELAY if self.relayed else CABLE)  # bytes that may be sent at once
                 run("tc", "-n", name, "qdisc", "replace", *place, "tbf", "rate",
                     f"{8 * bandwidth:.0f}bit", "burst", str(burst), "limit", QUEUE)  # fmt: skip
             else:
@@ -135,13 +135,13 @@ class Link:
                     run("tc", "-n", name, "qdisc", "del", *place)
 
     def delay(self, seconds: float) -> None:
-        """Let each packet of a relayed link be so late."""
+        """Delay each packet of a relayed link by so many seconds."""
         assert self._relay is not None and self._relay.stdin is not None
         self._relay.stdin.write(f"{seconds}\n")
         self._relay.stdin.flush()
 
     def command(self, number: int) -> list[str]:
-        """What a program's words follow that is to run on a node, as on a host of its own name."""
+        """The words before a program's command that run it on a node, with its own host name."""
         host = f"node{number}"
         return ["ip", "netns", "exec", self.nodes[number], "unshare", "--uts", "sh", "-c",
                 'echo "$0" > /proc/sys/kernel/hostname; exec "$@"', host]  # fmt: skip
@@ -153,7 +153,7 @@ TUN, NO_HEADER, SET_NAME = 0x0001, 0x1000, 0x400454CA  # linux/if_tun.h
 
 
 def open_tun(namespace: str) -> int:
-    """A descriptor of which each read gives a packet that a namespace sends."""
+    """A descriptor; each read returns a packet that a namespace sends."""
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
@@ -167,9 +167,9 @@ def open_tun(namespace: str) -> int:
 
 
 def relay(nodes: Sequence[int], orders: int) -> None:
-    """Hand packets on, by the last number of the address they go to, each after the delay.
+    """Forward packets by the last number of their destination address, each after the delay.
 
-    orders: where lines of seconds come from; ends with them.
+    orders: a descriptor with lines of seconds; ends when it is closed.
     """
     delay, waiting = 0.0, deque[tuple[float, int, bytes]]()
     while True:
@@ -186,12 +186,12 @@ def relay(nodes: Sequence[int], orders: int) -> None:
                 continue
             with suppress(BlockingIOError):
                 packet = os.read(node, RELAY + 100)
-                to = packet[19] - 1  # the last byte of an IPv4 header's address
+                to = packet[19] - 1  # last byte of an IPv4 header's address
                 if packet[0] >> 4 == 4 and to < len(nodes):
                     waiting.append((now + delay, nodes[to], packet))
         while waiting and waiting[0][0] <= time.monotonic():
             _, node, packet = waiting.popleft()
-            with suppress(BlockingIOError, OSError):  # a full queue loses it, as others do
+            with suppress(BlockingIOError, OSError):  # a full queue drops it, as others do
                 os.write(node, packet)
 
 

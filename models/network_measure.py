@@ -26,11 +26,11 @@ from minigrad.models.network_trial import started
 from minigrad.models.parallel.schedules import SCHEDULES
 
 FAST = Network("unshaped", 1e18, 0.0)
-AT_ONCE = 1 << 17  # bytes of a message that MPICH sends without asking
+AT_ONCE = 1 << 17  # bytes of a message that MPICH sends without a handshake
 
 
 def kinds(ranks: int, micro: int) -> dict[str, Layout]:
-    """What can be measured, by the name that --kinds has for it."""
+    """The layouts that can be measured, by their --kinds names."""
     found = {
         "dp": Layout(dp=ranks), "zero3": Layout(dp=ranks, zero=3), "sp": Layout(sp=ranks),
         "tp": Layout(tp=ranks), "tp+sp": Layout(tp=ranks, tokens=True),
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def error(self) -> float:
-        """By how much the prediction is too high, as a share."""
+        """The relative error of the prediction; positive if it is too high."""
         return self.predicted / self.measured - 1
 
 
@@ -63,9 +63,9 @@ def rows_of(
     kind: str, layout: Layout, config: GPTConfig, batch: int, link: Link,
     networks: Sequence[Network], count: int,
 ) -> Iterator[Row]:  # fmt: skip
-    """Measure one kind over each of some networks; the first row is the unshaped link.
+    """Measure one kind over each network; the first row is the unshaped link.
 
-    That before and after the others: a machine has its moods.
+    That one is measured before and after the others, because a machine's speed drifts.
     """
     work = Work(batch * config.context, config.context, 4)
     hosts = [link.command(number) for number in range(layout.devices)]
@@ -86,7 +86,8 @@ def rows_of(
 
 
 class EndedBySignals(Interruption):
-    """Ctrl-C and SIGTERM raise Stopped in the block, once: what cleans up is left alone."""
+    """Ctrl-C and SIGTERM raise Stopped in the block, once, so that cleaning up is not interrupted.
+    """
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         for one in self.signals:
@@ -115,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measured(flags: argparse.Namespace) -> Iterator[Row]:
-    """All rows that the flags ask for; NoLink where this machine gives no link."""
+    """All rows that the flags ask for; NoLink if this machine cannot make a link."""
     known = kinds(flags.ranks, flags.micro)
     chosen = flags.kinds or ["dp", "sp", "tp", "1f1b", "zb"]
     configs: dict[str, GPTConfig] = {}
@@ -142,7 +143,7 @@ def measured(flags: argparse.Namespace) -> Iterator[Row]:
 
 
 def show(row: Row) -> str:
-    """A line of the table."""
+    """A row as a line of the table."""
     network = row.network
     link = "unshaped" if network is FAST else f"{network.bandwidth / 1e6:g} MB/s"
     late = f"{1e3 * network.latency:g} ms" if network.latency else ""
@@ -153,7 +154,7 @@ def show(row: Row) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and print each line as it comes; status 2 where there can be no link."""
+    """Measure, and print each line when it is known; status 2 if there can be no link."""
     flags = parser().parse_args(arguments)
     print(f"{'kind':<12}{'link':>12}{'late':>9}{'predicted':>12}{'measured':>12}{'error':>9}")
     try:

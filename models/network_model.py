@@ -1,4 +1,4 @@
-"""What a training step takes on many devices: computation, a pipeline's gaps, and the network.
+"""The time of a training step on many devices: computation, a pipeline's gaps, the network.
 
 A step computes for flops / (devices · peak · utilization) seconds. What devices exchange follows
 from how they share its work, the axes of a `Layout`; each message takes latency + bytes/bandwidth:
@@ -30,16 +30,16 @@ from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.parallel.schedules import COSTS, Wire, length, make_table, simulate
 from minigrad.models.sizing import flops_per_token, parameters
 
-AXES = ("tp", "ep", "sp", "dp", "pp")  # neighbours first: who talks most is nearest
-BACKWARD_SHARE = 2 / 3  # of the computation
+AXES = ("tp", "ep", "sp", "dp", "pp")  # nearest neighbours first: the axes with most communication
+BACKWARD_SHARE = 2 / 3  # share of the computation
 
 
 @dataclass(frozen=True)
 class Network:
-    """bandwidth: bytes per second of each device in one direction; latency: seconds a message.
+    """bandwidth: bytes per second of each device in one direction. latency: seconds per message.
 
-    most: how many devices it can join, where that is limited. at_once: bytes of a message that just
-    goes; of a longer one the other side hears first, and asks for it: three trips.
+    most: the number of devices it can join, if limited. at_once: bytes of a message that is sent
+    immediately; a longer one is announced first and then requested: three trips.
     """
 
     name: str
@@ -49,17 +49,17 @@ class Network:
     at_once: float = math.inf
 
     def late(self, nbytes: float) -> float:
-        """Seconds that a message of so many bytes waits."""
+        """The latency of a message of so many bytes, in seconds."""
         return self.latency * (1 if nbytes <= self.at_once else 3)
 
     def joins(self, devices: int) -> bool:
-        """Whether there is such a network for so many devices."""
+        """Whether the network can join so many devices."""
         return self.most is None or devices <= self.most
 
     def lossy(self, loss: float, segment: int = 1460) -> Network:
-        """What TCP makes of a network that loses a share of its packets.
+        """The network as TCP uses it if a share of packets is lost.
 
-        segment / round trip · √(3/2) / √loss bytes a second, at most (Mathis, Semke, Mahdavi and
+        At most segment / round trip · √(3/2) / √loss bytes per second (Mathis, Semke, Mahdavi and
         Ott, "The Macroscopic Behavior of the TCP Congestion Avoidance Algorithm", 1997).
         """
         most = segment / (2 * self.latency) * math.sqrt(1.5 / loss)
@@ -69,11 +69,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Layout:
-    """Along which axes devices share a step's work; their product is the number of devices.
+    """The axes along which devices share a step's work; their product is the number of devices.
 
-    As the flags of `gpt.py`: dp copies of the model, with ZeRO's stage; tp parts of each matrix
-    (`tokens`: of the tokens between them, too); sp parts of each text; ep parts of the experts, for
-    devices that share the batch as copies do; pp stages, with a schedule.
+    As the flags of `gpt.py`: dp copies of the model, with a stage of ZeRO; tp parts of each matrix
+    (`tokens`: also of the tokens between matrices); sp parts of each text; ep parts of the experts,
+    on devices that share the batch as copies do; pp stages, with a schedule.
     """
 
     dp: int = 1
@@ -89,16 +89,16 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        """How many."""
+        """The number of devices."""
         return math.prod(getattr(self, axis) for axis in AXES)
 
     @property
     def batch(self) -> int:
-        """In how many parts the batch is cut, apart from micro-batches."""
+        """The number of parts of the batch, without micro-batches."""
         return self.dp * self.ep
 
     def span(self, *axes: str) -> int:
-        """How many neighbours a group along some axes stretches over."""
+        """How many neighbouring devices a group along some axes spans."""
         outermost = max(AXES.index(axis) for axis in axes)
         return math.prod(getattr(self, axis) for axis in AXES[: outermost + 1])
 
@@ -114,7 +114,7 @@ class Layout:
         return " · ".join(words) or "one device"
 
     def check(self, config: GPTConfig) -> None:
-        """InputError where a model cannot be shared so."""
+        """InputError if the layout does not fit a model."""
         if self.ep > 1 and (not config.experts or config.experts % self.ep):
             raise InputError(f"{config.experts} experts cannot be cut into {self.ep} parts")
         if config.layers < self.pp * self.pieces:
@@ -129,11 +129,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Devices of `peak` flop/s, in boxes of some whose own network is `inner`.
+    """Devices of `peak` flop/s, in boxes with a network `inner` of their own.
 
-    overlap: the share of what could hide behind computation that does; 0: nothing, a pipeline's
-    messages neither. bucket: bytes of gradients (and weights) that travel together: the first ones
-    wait for each other; 0: all gradients hide, and weights go layer by layer.
+    overlap: the share of communication that hides behind computation where it can; 0: none, nor a
+    pipeline's messages. bucket: bytes of gradients (and weights) sent together; the first ones wait
+    for each other. 0: all gradients hide, and weights are gathered layer by layer.
     """
 
     peak: float
@@ -145,13 +145,13 @@ class Cluster:
     bucket: float = 0.0
 
     def between(self, span: int) -> Network:
-        """What joins a group that stretches over so many neighbours."""
+        """The network of a group that spans so many neighbouring devices."""
         return self.inner if self.inner is not None and span <= self.box else self.network
 
 
 @dataclass(frozen=True)
 class Work:
-    """A step: so many tokens on all devices, in texts of `context`; numbers of so many bytes."""
+    """A step: tokens on all devices, in texts of `context`; numbers of `itemsize` bytes."""
 
     tokens: float
     context: int
@@ -160,23 +160,23 @@ class Work:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a device sends along an axis in a step, one message after the other."""
+    """What a device sends along an axis in a step, message by message."""
 
     axis: str
     messages: float
-    nbytes: float  # of a message
+    nbytes: float  # per message
     network: Network
 
     @property
     def seconds(self) -> float:
-        """All of them."""
+        """The time of all messages."""
         late = self.network.late(self.nbytes)
         return self.messages * (late + self.nbytes / self.network.bandwidth)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of a step, by where they go. exposed: of the network, what hides behind nothing."""
+    """Seconds of a step, by cause. exposed: network time that is not hidden."""
 
     compute: float
     gaps: float
@@ -185,34 +185,34 @@ class Step:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The whole step."""
         return self.compute + self.gaps + self.exposed
 
     @property
     def idle(self) -> float:
-        """The share of the step in which a device does nothing useful."""
+        """The share of the step in which a device does no useful work."""
         return 1 - self.compute / self.total
 
     @property
     def network(self) -> float:
-        """What the network takes, hidden or not."""
+        """The time of the network, hidden or not."""
         return sum(one.seconds for one in self.exchanges)
 
     @property
     def messages(self) -> float:
-        """That a device sends."""
+        """Messages that a device sends."""
         return sum(one.messages for one in self.exchanges)
 
     @property
     def nbytes(self) -> float:
-        """That a device sends."""
+        """Bytes that a device sends."""
         return sum(one.messages * one.nbytes for one in self.exchanges)
 
 
 def predict(
     config: GPTConfig, work: Work, layout: Layout, cluster: Cluster, compute: float | None = None
 ) -> Step:
-    """A step of some work. compute: seconds that each device computes, where they are known."""
+    """The prediction for a step. compute: each device's seconds of computation, if known."""
     flops = flops_per_token(config, work.context)
     if compute is None:
         rate = layout.devices * cluster.peak * cluster.utilization
@@ -226,14 +226,14 @@ def predict(
     behind = compute / turns
     others = {one.network for one in exchanges if one.axis in ("tp", "ep", "sp")}
     if any(one.axis == "dp" and one.network in others for one in exchanges):
-        behind = 0.0  # a device's exchanges follow each other, and for those everybody waits
+        behind = 0.0  # exchanges of a device are in order, also with those that everybody waits for
     size = parameters(config).total * work.itemsize / (layout.tp * layout.pp)
     least = 0.0
     if layout.zero < 3:
         behind *= BACKWARD_SHARE * max(1 - cluster.bucket / size, 0)
     elif cluster.bucket:
-        # the first weights come, and the last gradients go, while nothing is computed; while those
-        # are, nothing goes
+        # gathering the first weights and sending the last gradients overlaps with nothing;
+        # computing them leaves the network idle
         runs = _runs(size, cluster.bucket)
         behind *= 1 - 1 / runs
         share = 1 / runs + 1 / math.ceil(size / cluster.bucket)
@@ -250,11 +250,11 @@ def predict(
 def _exchanges(
     config: GPTConfig, work: Work, layout: Layout, cluster: Cluster
 ) -> Iterator[Exchange]:
-    """What a device sends in a step."""
+    """The exchanges of a device in a step."""
     turns = layout.micro if layout.pp > 1 else 1
     layers = config.layers / layout.pp
     yield from _of_weights(config, work, layout, cluster, turns)
-    tokens = work.tokens / (layout.batch * layout.sp)  # of all devices that share matrices
+    tokens = work.tokens / (layout.batch * layout.sp)  # on all devices that share matrices
     activations = tokens * config.dim * work.itemsize / turns
     n = layout.tp
     if n > 1:
@@ -265,7 +265,7 @@ def _exchanges(
         network = cluster.between(layout.span("sp"))
         width = config.key_value_heads * config.width / layout.tp
         block = 2 * tokens / turns * width * work.itemsize
-        # backward they go around again, together with their gradients, which then go home
+        # in the backward pass they go around again with their gradients, which then return
         yield Exchange("sp", layers * turns * n, block, network)
         yield Exchange("sp", layers * turns * (n - 1), 2 * block, network)
     n = layout.ep
@@ -283,7 +283,7 @@ def _exchanges(
 def _of_weights(
     config: GPTConfig, work: Work, layout: Layout, cluster: Cluster, turns: int
 ) -> Iterator[Exchange]:
-    """Gradients and, of ZeRO-3, weights; of experts among those that have the same ones."""
+    """Gradients and, for ZeRO-3, weights; those of experts among devices with the same ones."""
     counts = parameters(config)
     experts = counts.feed_forward if config.experts else 0
     parts = ((counts.total - experts, ("ep", "sp", "dp")),
@@ -294,7 +294,7 @@ def _of_weights(
         if n == 1 or not count:
             continue
         network = cluster.between(layout.span(*(a for a in axes if getattr(layout, a) > 1)))
-        if layout.zero == 3:  # layer by layer, or in runs; for each pass over them
+        if layout.zero == 3:  # layer by layer, or in runs; once per pass
             layers = config.layers / layout.pp
             runs = _runs(size, cluster.bucket) if cluster.bucket else layers
             yield Exchange("dp", 2 * turns * runs * (n - 1), size / runs / n, network)
@@ -306,16 +306,16 @@ def _of_weights(
 
 
 def _runs(size: float, bucket: float) -> int:
-    """In how many runs weights are gathered that AdamW learns, which stores three times as much."""
+    """The number of runs in which AdamW's weights are gathered; it stores three times as much."""
     return math.ceil(size / min(bucket, 3 * size * GATHERED_PART))
 
 
 def _pipeline(
     layout: Layout, cluster: Cluster, compute: float, inside: float, exchanges: tuple[Exchange, ...]
 ) -> tuple[float, float]:
-    """(a pipeline's gaps, what its messages add to a step), in seconds.
+    """(a pipeline's gaps, time that its messages add to a step), in seconds.
 
-    inside: of a step's exchanges within a stage, nothing hides them.
+    inside: the time of exchanges within a stage, which are not hidden.
     """
     (hop,) = (one for one in exchanges if one.axis == "pp")
     table = make_table(layout.schedule, layout.pp, layout.micro, layout.pp * layout.pieces)
@@ -330,9 +330,9 @@ def _pipeline(
 
 
 def bandwidth_for(step: Step, waiting: float = 0.1) -> float:
-    """Bytes a second at which devices wait for the network for that share of a step, no more.
+    """Bytes per second at which devices wait for the network for `waiting` of a step.
 
-    Of exchanges that hide behind nothing, all over one network; inf where latency alone is more.
+    For exchanges that hide behind nothing, all over one network; inf if latency alone is more.
     """
     room = (step.compute + step.gaps) * waiting / (1 - waiting)
     room -= sum(one.messages * one.network.late(one.nbytes) for one in step.exchanges)

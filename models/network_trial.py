@@ -1,4 +1,4 @@
-"""A small training of any layout, as `gpt.py` does it, in processes that do steps when told to."""
+"""A small training with any layout, as in `gpt.py`, in processes that run steps on command."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from minigrad.models.parallel.training import Alone, Replica
 from minigrad.models.text import Windows
 from minigrad.models.train import TrainingPlan, TrainingRun
 
-WARM = 3  # steps that compile and capture
+WARM = 3  # steps for compiling and capturing
 
 
 class Trial:
-    """A training of random tokens; ranks come together to it where there are some.
+    """A training on random tokens, shared by ranks if there are any.
 
-    layout: a pipeline's micro-batches are parts of a batch on one device, too.
+    layout: also on one device, a pipeline's micro-batches are parts of a batch.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Trial:
         self.run = TrainingRun(model, plan, division)
 
     def step(self) -> float:
-        """Do one; gives its seconds."""
+        """Run one step; returns its seconds."""
         start = time.perf_counter()
         self.run.advance(self.windows)
         return time.perf_counter() - start
 
 
 def _flags(layout: Layout, config: GPTConfig) -> Namespace:
-    """A layout as the flags of `gpt.py`."""
+    """A layout as flags of `gpt.py`."""
     return Namespace(
         dp=layout.dp, tp=layout.tp, pp=layout.pp, ep=layout.ep, zero=layout.zero,
         experts=config.experts,
@@ -75,7 +75,7 @@ def _flags(layout: Layout, config: GPTConfig) -> Namespace:
 def with_trial(
     config: GPTConfig, batch: int, layout: Layout, use: Callable[[Trial], Any]
 ) -> Any:
-    """What use(trial) gives, in this process's rank, after the first steps."""
+    """The result of use(trial) in this process's rank, after the first steps."""
 
     def begin(rank: Rank | None = None) -> Any:
         trial = Trial(config, batch, layout, rank)
@@ -94,7 +94,7 @@ def with_trial(
 
 @dataclass(frozen=True)
 class Report:
-    """Of some steps, at rank 0: their median seconds, idle share of stages, most bytes held."""
+    """Figures of some steps, from rank 0: median seconds, idle share of stages, peak bytes."""
 
     seconds: float
     idle: float
@@ -103,13 +103,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Job:
-    """A training that waits for orders."""
+    """A training that waits for commands."""
 
     process: subprocess.Popen[str]
     errors: IO[str]
 
     def steps(self, count: int) -> Report:
-        """Do so many, after one that is not counted; InputError where the training has ended."""
+        """Run `count` steps, after one uncounted; InputError if the training has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{count}\n")
@@ -127,11 +127,11 @@ def started(
     layout: Layout, config: GPTConfig, batch: int, hosts: Sequence[Sequence[str]] = (),
     copies: int = 1,
 ) -> Iterator[Job]:  # fmt: skip
-    """A training of so many ranks, each with a core of its own, for the time of a `with` block.
+    """A training with so many ranks, each on its own core, for the time of a `with` block.
 
-    hosts: for each rank the words after which a program's words run on its host. These are joined
-    by a network only; without them ranks are neighbours. copies: of a training on one device, which
-    run at once, and do nothing together; the first one's steps are told.
+    hosts: for each rank, the words before a command that run it on its host. Hosts are joined by a
+    network only; without hosts, ranks are neighbours. copies: of a training on one device, which
+    run simultaneously and independently; the first one reports.
     """
     given = json.dumps([asdict(config), batch, asdict(layout)])
     module = ["-m", "minigrad.models.network_trial", given]
@@ -143,7 +143,7 @@ def started(
             host = hosts[number] if hosts else []
             words += [":", "-n", "1", *host, sys.executable, "-m", "mpi4py", *module]
         del words[words.index(":")]
-    if hosts:  # or MPICH takes shared memory, for all are on one machine
+    if hosts:  # else MPICH uses shared memory, as all are on one machine
         variables |= {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "tcp,self"}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -161,7 +161,7 @@ def started(
 
 
 def mpiexec() -> str:
-    """The launcher of this environment's MPI; InputError where there is none."""
+    """The launcher of this environment's MPI; InputError if there is none."""
     own = Path(sys.executable).parent / "mpiexec"
     found = str(own) if own.exists() else shutil.which("mpiexec")
     if found is None:
@@ -170,7 +170,7 @@ def mpiexec() -> str:
 
 
 def _told(world: Any) -> int:
-    """What the next line of rank 0's input says; 0 at its end. Ranks sleep until then."""
+    """The number in the next line of rank 0's input, 0 at its end. Ranks sleep until then."""
     first = world is None or world.rank == 0
     cell = ctypes.c_int(int(sys.stdin.readline() or 0) if first else 0)
     if world is not None:

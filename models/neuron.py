@@ -9,7 +9,8 @@ ACTIVATIONS = {"sigmoid": Tensor.sigmoid, "relu": Tensor.relu, "gelu": Tensor.ge
 
 
 def show() -> None:
-    """Print what a neuron does with three signals, and how it answers weaker and stronger ones."""
+    """Print a neuron's computation for three signals, and its answers to weaker and stronger ones.
+    """
     signals, weights = Tensor(SIGNALS), Tensor(WEIGHTS)
     products = signals * weights
     total = products.sum() - THRESHOLD

@@ -14,16 +14,16 @@ from minigrad.models.errors import InputError, failing_as
 from minigrad.models.metrics import Metrics
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
-MOST_LABELS = 60  # more at an axis of a picture overlap
+MOST_LABELS = 60  # more labels at an axis overlap
 
 
 class Perceptron(Protocol):
-    """What can be drawn: `minigrad.models.mlp.MLP`."""
+    """A network that can be drawn: `minigrad.models.mlp.MLP`."""
 
     layers: list[nn.Linear]
 
     def hidden(self, x: Tensor) -> list[Tensor]:
-        """What each hidden layer answers."""
+        """The activations of each hidden layer."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -32,12 +32,12 @@ class Perceptron(Protocol):
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure of so many inches, of no window; InputError where it is not installed."""
+    """A matplotlib figure without a window, in inches; InputError if it is not installed."""
     return require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
 
 
 def check_picture(path: str | None) -> None:
-    """InputError where a picture could not be drawn or written: better now than after training."""
+    """InputError if a picture could not be drawn or written: better now than after training."""
     if path is not None:
         if Path(path).suffix.lower() != ".png":
             raise InputError(f"--picture {path}: a picture is a PNG, so its name must end in .png")
@@ -46,20 +46,20 @@ def check_picture(path: str | None) -> None:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a PNG whole or not at all; InputError where the place cannot be written."""
+    """Write a PNG completely or not at all; InputError if it cannot be written."""
     with failing_as(f"cannot write the picture {path}"):
         nn.state.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def whole_steps(axis: Any) -> None:
-    """Ticks of a matplotlib axis at whole numbers only: there is no half step."""
+    """Put ticks of a matplotlib axis at integers only."""
     axis.set_major_locator(require("matplotlib.ticker").MaxNLocator(integer=True))
 
 
 def centred_mean(values: list[float], width: int) -> list[float]:
-    """The mean of the `width` values around each (fewer at both ends, the same on both sides).
+    """The mean of the `width` values around each (fewer at both ends, equally many on both sides).
 
-    A mean of the last values only would lie above a curve that falls.
+    A mean of previous values only would lie above a falling curve.
     """
     sums = [0.0]
     for value in values:
@@ -72,13 +72,13 @@ def centred_mean(values: list[float], width: int) -> list[float]:
 
 
 def draw_losses(axes: Any, metrics: Metrics) -> None:
-    """Training loss, its running mean where a run is long, and validation loss."""
+    """Draw the training loss, its running mean for long runs, and the validation loss."""
     steps, losses = metrics.curve("loss")
     reach = len(losses) // 80
     axes.plot(steps, losses, color=LIGHT_BLUE, linewidth=0.6 if reach else 1.2,
               label="training, each batch")  # fmt: skip
     if reach:
-        width, whole = 2 * reach + 1, slice(reach, -reach)  # at the ends it would be of fewer
+        width, whole = 2 * reach + 1, slice(reach, -reach)  # the ends have fewer values
         label = f"mean of {width} batches, centred"
         axes.plot(steps[whole], centred_mean(losses, width)[whole], color=BLUE, label=label)
     axes.plot(*metrics.curve("val_loss"), "o-", color=ORANGE, label="validation")
@@ -90,7 +90,7 @@ def draw_losses(axes: Any, metrics: Metrics) -> None:
 
 
 def save_curves(metrics: Metrics, path: Path, title: str) -> None:
-    """A PNG of the loss curves."""
+    """Write a PNG of the loss curves."""
     figure = new_figure(8, 5)
     axes = figure.subplots()
     draw_losses(axes, metrics)
@@ -99,9 +99,9 @@ def save_curves(metrics: Metrics, path: Path, title: str) -> None:
 
 
 def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) -> None:
-    """A PNG: the weights of the first 16 neurons as images, one digit's way through, the losses.
+    """Write a PNG: weights of the first 16 neurons as images, one digit's activations, the losses.
 
-    The first layer must take images of 28 × 28; InputError where the file cannot be written.
+    The first layer must take images of 28 × 28; InputError if the file cannot be written.
     """
     figure = new_figure(14, 8)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
@@ -113,14 +113,14 @@ def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) ->
 
 
 def silent(model: Perceptron, digits: Digits) -> list[bool]:
-    """Of each neuron of the first layer, whether no digit lifts its sum above its threshold."""
+    """For each neuron of the first layer, whether no digit activates it."""
     with Tensor.no_grad():
         highest = model.layers[0](Tensor(digits.images[:1000])).max(0)
     return [bool(value <= 0) for value in highest.tolist()]
 
 
 def draw_weights(figure: Any, weights: Any, dead: list[bool]) -> None:
-    """The weights of each neuron as an image, under the number that it has in the bars, too."""
+    """Draw the weights of each neuron as an image; its number is the same as in the bars."""
     figure.suptitle("layer 1: what each neuron looks for (blue: ink counts for it)")
     for number, (axes, row) in enumerate(zip(figure.subplots(4, 4).flat, weights, strict=False)):
         limit = abs(row).max() or 1.0
@@ -131,7 +131,7 @@ def draw_weights(figure: Any, weights: Any, dead: list[bool]) -> None:
 
 
 def draw_way(figure: Any, model: Perceptron, digits: Digits) -> None:
-    """The first of the digits, what each layer answers to it, and the probabilities."""
+    """Draw the first digit, each layer's activations for it, and the probabilities."""
     with Tensor.no_grad():
         image = Tensor(digits.images[:1])
         answers = [answer.numpy()[0] for answer in model.hidden(image)]
@@ -151,7 +151,7 @@ def draw_way(figure: Any, model: Perceptron, digits: Digits) -> None:
 
 
 def draw_neuron(path: Path) -> None:
-    """A PNG: what the signals add up to, against the threshold, and how activations answer."""
+    """Write a PNG: the sum of the signals against the threshold, and the activation functions."""
     figure = new_figure(11, 4.5)
     left, right = figure.subplots(1, 2)
     draw_activations(right, draw_sum(left))
@@ -159,7 +159,7 @@ def draw_neuron(path: Path) -> None:
 
 
 def draw_sum(axes: Any) -> float:
-    """Weighted signals, one on top of the other; gives what is left above the threshold."""
+    """Draw the weighted signals on top of each other; returns the sum above the threshold."""
     total, names = 0.0, []
     for place, (signal, weight) in enumerate(zip(neuron.SIGNALS, neuron.WEIGHTS, strict=True)):
         product = signal * weight
@@ -183,7 +183,7 @@ def draw_sum(axes: Any) -> float:
 
 
 def draw_activations(axes: Any, total: float) -> None:
-    """Each activation over sum − threshold, and where this neuron is."""
+    """Draw each activation over sum − threshold, and where this neuron is."""
     import numpy as np
 
     sums = np.linspace(-4, 4, 161, dtype=np.float32)
@@ -200,7 +200,7 @@ def draw_activations(axes: Any, total: float) -> None:
 
 
 def readable(name: str) -> str:
-    """A token as the picture's font can show it: what the font lacks as an escape, \\u4f60."""
+    """A token as the picture's font can show it; missing characters become escapes, \\u4f60."""
     fonts = require("matplotlib.font_manager")
     font = fonts.get_font(fonts.findfont(fonts.FontProperties()))
     known = (c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode()
@@ -209,11 +209,11 @@ def readable(name: str) -> str:
 
 
 def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> None:
-    """A PNG: rows are the tokens that look, columns those that are looked at.
+    """Write a PNG: rows are the tokens that attend, columns those attended to.
 
-    The first token can look only at itself: its row says nothing and does not set the scale. Shares
-    of a long text are small; the scale of colours gives them more than their share of it. What
-    comes later, and cannot be looked at, is grey and not a share of 0.
+    The first token can attend only to itself, so its row does not set the scale. Shares are small
+    in a long text, so the colour scale enlarges small ones. Later tokens, which cannot be attended
+    to, are grey, unlike a share of 0.
     """
     import numpy as np
 

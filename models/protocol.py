@@ -1,7 +1,7 @@
-"""OpenAI's protocol: what a request may say, how it is refused, and what is answered.
+"""OpenAI's protocol: the fields of requests, refusals, and answers.
 
-https://platform.openai.com/docs/api-reference: completions and chat completions. What a field that
-is not supported would change is refused by its name, never ignored.
+https://platform.openai.com/docs/api-reference: completions and chat completions. A field that is
+not supported, and would change the answer, is refused by name, never ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minigrad.models.tokenizer import Stream, Tokenizer
 
 
 class Refused(Exception):
-    """An answer other than 200, in the protocol's form."""
+    """An error answer in the protocol's format."""
 
     def __init__(
         self, message: str, param: str | None = None, status: int = 400, code: str | None = None,
@@ -72,7 +72,7 @@ def _options(name: str, value: Any) -> None:
 
 
 def _anything(name: str, value: Any) -> None:
-    """It changes nothing."""
+    """Accept any value: the field has no effect."""
 
 
 def _text(name: str, value: Any) -> None:
@@ -93,7 +93,7 @@ FIELDS = {
              "logprobs": _flag, "top_logprobs": _whole(0, 20), "metadata": _anything,
              "chat_template_kwargs": _anything},
 }  # fmt: skip
-# Values that change nothing, of fields that are not supported otherwise.
+# Accepted values of unsupported fields: those without effect.
 NEUTRAL: dict[str, Collection[Any]] = {
     "n": [1], "best_of": [1], "echo": [False], "suffix": [""], "presence_penalty": [0],
     "frequency_penalty": [0], "logit_bias": [{}], "tools": [[]], "tool_choice": ["none"],
@@ -111,16 +111,16 @@ class Wanted:
     seed: int
     stop: Sequence[str]
     stream: bool
-    usage: bool  # whether a stream ends with it
+    usage: bool  # a stream ends with usage figures
     logprobs: int | None
     body: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_body(raw: bytes) -> dict[str, Any]:
-    """The object of a request's body, whose texts are Unicode; Refused where it is none."""
+    """The JSON object of a request's body, in valid Unicode; Refused otherwise."""
     try:
         body: Any = json.loads(raw)
-        json.dumps(body, ensure_ascii=False).encode()  # an escape may stand for half a character
+        json.dumps(body, ensure_ascii=False).encode()  # an escape may be half a character
     except (ValueError, RecursionError) as error:
         raise Refused(f"the body is no JSON: {error}") from None
     if not isinstance(body, dict):
@@ -129,7 +129,7 @@ def read_body(raw: bytes) -> dict[str, Any]:
 
 
 def wanted(body: Mapping[str, Any], kind: str) -> Wanted:
-    """What a body of "completion" or "chat" asks for; Refused names the field that cannot be."""
+    """The checked fields of a "completion" or "chat" body; Refused names an invalid field."""
     known = FIELDS[kind]
     given = {name: value for name, value in body.items() if value is not None}
     for name, value in given.items():
@@ -166,7 +166,7 @@ ROLES = ("system", "developer", "user", "assistant")
 
 
 def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The messages of a chat, each a role and a text; Refused for others."""
+    """The messages of a chat, each with a role and a text; Refused for others."""
     given = body.get("messages")
     if not isinstance(given, list) or not given:
         raise Refused("messages: expected a list of at least one", "messages")
@@ -182,7 +182,7 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
             raise Refused(f"{where}.{name} is not supported by this server", f"{where}.{name}",
                           code="unsupported_parameter")  # fmt: skip
         content = message.get("content")
-        if isinstance(content, list):  # parts, of which texts are known
+        if isinstance(content, list):  # parts, of which only texts are supported
             for part in content:
                 if not isinstance(part, dict) or part.get("type") != "text":
                     raise Refused(f"{where}.content has a part that is no text", f"{where}.content",
@@ -202,9 +202,9 @@ def _short(value: Any) -> str:
 
 
 class Text:
-    """The text of tokens as they come, up to the first of the stop texts.
+    """The text of tokens as they arrive, up to the first of the stop texts.
 
-    What could be the beginning of one is held back.
+    Text that may be the beginning of a stop text is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -212,13 +212,13 @@ class Text:
         self.stream, self.held, self.stopped = Stream(tokenizer), "", False
 
     def add(self, token: int) -> str:
-        """What can be shown after one more token; `stopped` tells whether that is all."""
+        """The text to show after one more token; `stopped` tells whether it is the last."""
         if token >= len(self.tokenizer):  # a table may have more rows than tokens
             return ""
         return self._shown(self.held + self.stream.add(token))
 
     def end(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         rest = self._shown(self.held + self.stream.decoder.decode(b"", final=True))
         rest, self.held = rest + self.held, ""
         return rest
@@ -242,7 +242,7 @@ def shown_token(tokenizer: Tokenizer, token: int) -> str:
 
 
 def chat_logprobs(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any]:
-    """Of a chat completion."""
+    """Log probabilities in the format of chat completions."""
 
     def one(token: int, logprob: float | None) -> dict[str, Any]:
         known = token < len(tokenizer)
@@ -259,12 +259,13 @@ def chat_logprobs(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> dict[str, Any
 def completion_logprobs(
     tokenizer: Tokenizer, drawn: Sequence[Drawn], offsets: Sequence[int]
 ) -> dict[str, Any]:
-    """Of a completion; offsets: the character of the text at which each token begins."""
+    """Log probabilities in the format of completions; offsets: where each token begins in the text.
+    """
     names = [shown_token(tokenizer, each.token) for each in drawn]
     tops: list[dict[str, float]] = []
     for each in drawn:
         tops.append({})
-        for token, value in each.top:  # of several that look alike, the likeliest comes first
+        for token, value in each.top:  # of equal texts the likeliest, which comes first
             tops[-1].setdefault(shown_token(tokenizer, token), value)
     return {"tokens": names, "token_logprobs": [each.logprob for each in drawn],
             "top_logprobs": tops, "text_offset": list(offsets)}  # fmt: skip

@@ -1,10 +1,10 @@
-"""Gradient descent where it can be seen: a line through points, y = k0 + k1·x.
+"""Gradient descent made visible: a line through points, y = k0 + k1·x.
 
     python models/regression.py                      # numbers, and the picture regression.png
 
-Three learning rates walk over the same loss surface: one that arrives, one that crawls, one that
-overshoots. Then: how noisy the gradient of a batch is, and what backpropagation saves over changing
-one parameter after the other to see whether the loss gets better.
+Three learning rates move over the same loss surface: one that arrives, one that is slow, one that
+overshoots. Then: how noisy a batch's gradient is, and how much faster backpropagation is than
+changing one parameter after the other to see whether the loss improves.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 TRUTH = (1.0, 2.0)  # k0, k1
 RATES = {"arrives": 0.3, "crawls": 0.01, "overshoots": 1.05}
 BATCHES = (1, 4, 16, 64, 256)
-MOST_DRAWN = 5000  # points: more make a picture slow, and a blot
+MOST_DRAWN = 5000  # points; more make a picture slow and blurred
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Points:
 
 
 def points(count: int, noise: float, seed: int) -> Points:
-    """Points near the line k0 + k1·x, x in −1 … 1, away from it by normal `noise`."""
+    """Points at the line k0 + k1·x, x in −1 … 1, with normal `noise` in y."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def descend(data: Points, rate: float, steps: int, start: tuple[float, float]) -
 
 
 def best(data: Points) -> tuple[float, float]:
-    """Where the loss is least, by the formula of least squares."""
+    """The line with the smallest loss, by least squares."""
     x, y = Tensor(data.x), Tensor(data.y)
     away = x - x.mean()
     k1 = (away * y).sum() / away.square().sum()
@@ -81,7 +81,7 @@ def best(data: Points) -> tuple[float, float]:
 
 
 def gradient_noise(data: Points, draws: int, seed: int) -> list[tuple[int, float]]:
-    """(batch size, root mean square distance of a batch's gradient from that of all points)."""
+    """(batch size, root mean square difference of a batch's gradient from that of all points)."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
@@ -100,16 +100,16 @@ def gradient_noise(data: Points, draws: int, seed: int) -> list[tuple[int, float
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of a gradient by one backward pass and by one forward pass per parameter."""
+    """Seconds for a gradient: by one backward pass, and by one forward pass per parameter."""
 
     parameters: int
     backward: float
     blind: float
-    cosine: float  # between the two gradients
+    cosine: float  # of the angle between the two gradients
 
 
 def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Comparison:
-    """The gradient of an MLP's loss on random images, both ways."""
+    """The gradient of an MLP's loss on random images, computed both ways."""
     import numpy as np
 
     Tensor.manual_seed(seed)
@@ -126,11 +126,11 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
         Tensor.realize(*gradients)
         return list(gradients)
 
-    step = 2.0**-7  # a power of two: what is added is exactly what is divided by
+    step = 2.0**-7  # a power of two: the numbers added and divided by are exactly equal
 
     @jit
     def nudged(place: Tensor) -> Tensor:
-        """The loss with `step` added to the parameter at a place, all of them in a row."""
+        """The loss with `step` added to the parameter at a place, counting all in a row."""
         with Tensor.no_grad():
             first, weights = 0, []
             for param, count in zip(params, counts, strict=True):
@@ -165,7 +165,8 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
 
 
 def mean_square_error(k0: Any, k1: Any, data: Points) -> Any:
-    """Of many lines, by the means of x, y, x², x·y and y²: no array of lines and points is made."""
+    """For many lines, from the means of x, y, x², x·y and y², without an array of lines and points.
+    """
     import numpy as np
 
     x, y = data.x.astype(np.float64), data.y.astype(np.float64)
@@ -175,7 +176,8 @@ def mean_square_error(k0: Any, k1: Any, data: Points) -> Any:
 
 def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[int, float]],
          path: Path) -> None:  # fmt: skip
-    """A PNG: the points and the line, each path over the loss surface, noise by batch size."""
+    """Write a PNG: the points and the line, each path over the loss surface, noise by batch size.
+    """
     import numpy as np
 
     figure = pictures.new_figure(14, 9)
@@ -245,7 +247,7 @@ def main(arguments: Sequence[str]) -> None:
     pictures.check_picture(flags.picture)
     if flags.points < 2:
         raise InputError(f"--points is {flags.points}: a line needs at least 2")
-    # x and y as float64 and float32, their products, and what the gradient keeps
+    # x and y as float64 and float32, their products, and arrays for the gradient
     console.check_fits(64 * flags.points, f"--points {flags.points}", "give fewer")
     data = points(flags.points, flags.noise, flags.seed)
     k0, k1 = best(data)

@@ -1,7 +1,7 @@
 """Rotary positions (Su et al., "RoFormer", 2021), also beyond the length of a model's training.
 
-What divides each pair's angle then: linear (Chen et al., "Extending Context Window of Large
-Language Models", 2023), Llama 3.1's, and YaRN (Peng et al., 2023).
+For longer texts, angles are divided by factors: linear (Chen et al., "Extending Context Window of
+Large Language Models", 2023), Llama 3.1's, and YaRN (Peng et al., 2023).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ KNOWN = ("default", "linear", "llama3", "yarn")
 class Scaling:
     """kind: one of KNOWN; factor: of the length; original: positions in training.
 
-    low, high: Llama's factors of frequencies; slow, fast: YaRN's numbers of turns. gain: what
-    queries and keys are multiplied by; 0: YaRN's own.
+    low, high: Llama's frequency factors. slow, fast: YaRN's numbers of rotations. gain: a factor of
+    queries and keys; 0: YaRN's own.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Scaling:
 
 
 def scaled(scaling: Scaling, base: float, turned: int) -> tuple[tuple[float, ...], float]:
-    """(what the angle of each of turned/2 pairs is divided by, the gain); () for nothing."""
+    """(divisors of the angles of turned/2 pairs, the gain); () for no scaling."""
     pairs = range(turned // 2)
     if scaling.kind == "default":
         return (), 1.0
@@ -59,14 +59,14 @@ def scaled(scaling: Scaling, base: float, turned: int) -> tuple[tuple[float, ...
 
 
 def _llama3(scaling: Scaling, speed: float) -> float:
-    """1 for a fast pair, the factor for a slow one, and what lies between."""
+    """1 for a fast pair, the factor for a slow one, interpolated in between."""
     turns = scaling.original * speed / (2 * math.pi)
     share = min(max((turns - scaling.low) / (scaling.high - scaling.low), 0.0), 1.0)
     return 1 / ((1 - share) / scaling.factor + share)
 
 
 def _place(scaling: Scaling, turns: float, base: float, turned: int) -> float:
-    """The pair, as a fraction, that turns so often within the original length."""
+    """The pair, as a fraction, that rotates so many times within the original length."""
     return turned * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
 
@@ -74,8 +74,8 @@ def _place(scaling: Scaling, turns: float, base: float, turned: int) -> float:
 def rotation(config: GPTConfig, device: str, local: bool = False) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines of the angles position · base^(−2i/turned) / factor, times the gain.
 
-    (context, 2, turned/2) each; angles are float64, as a float32 has few digits left at the far
-    end. local: of a layer with the base of sliding ones.
+    (context, 2, turned/2) each. Angles are float64, because float32 has few digits left at the end.
+    local: for layers with the base of sliding ones.
     """
     base = config.local_base if local else config.rotary_base
     with Tensor.no_grad():
@@ -93,10 +93,10 @@ def rotation(config: GPTConfig, device: str, local: bool = False) -> tuple[Tenso
 
 @templated
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary positions (Su et al., "RoFormer", 2021): dims i and i + turned/2 turn as a pair.
+    """Apply rotary positions: dimensions i and i + turned/2 rotate as a pair.
 
     x (batch, heads, length, width), with the rows of `rotation` at its positions: see `decode.at`.
-    Dims behind `turned` stay.
+    Dimensions from `turned` on are unchanged.
     """
     half = plain_shape(cosines)[-1]
     pairs = x[..., : 2 * half].reshape(*x.shape[:3], 2, half)

@@ -1,8 +1,8 @@
 """From logits to the next token, on their device and in the program that computes them.
 
-Nothing is sorted. How likely a token is, is how far its logit lies below the largest: a float ≥ 0,
-whose bits as an integer have the same order. So the place where top-k or top-p cut off is found bit
-by bit: 31 times, the tokens nearer than a distance are counted, or their weights summed.
+Nothing is sorted. A token's rank is the distance of its logit from the largest: a float ≥ 0, whose
+bits as an integer have the same order. So the cutoff of top-k or top-p is found bit by bit: 31
+times, the tokens below a distance are counted, or their weights are summed.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from minigrad import Tensor
 from minigrad.tensor.arguments import check_fields
 from minigrad.tensor.random import threefry
 
-NEVER = 1e-30  # a temperature below makes the likeliest certain
-EVERY = 2**31 - 1  # a distance beyond that of any token
-BLOCK = 256  # weights whose sum is looked at first when one of them is drawn
+NEVER = 1e-30  # lower temperatures make the likeliest token certain
+EVERY = 2**31 - 1  # larger than any token's distance
+BLOCK = 256  # weights that are first looked at as one sum when a token is drawn
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw a token. ValueError where a setting makes no sense; says what does.
+    """How to draw a token. ValueError for invalid settings.
 
     repetition_penalty: divides a positive logit, and multiplies a negative one, of each token that
-    was there before (Keskar et al., "CTRL", 2019); 1 changes nothing. temperature: then divides the
+    occurred before (Keskar et al., "CTRL", 2019); 1 has no effect. temperature: then divides the
     logits; 0 is greedy. top_k keeps the k likeliest tokens; top_p, of these, the fewest likeliest
     whose probabilities sum to at least p (Holtzman et al., "The Curious Case of Neural Text
-    Degeneration", 2019). Of equally likely tokens the first are kept. Logits whose float32
-    distances from the largest are equal count as equal.
+    Degeneration", 2019). Of equally likely tokens the first are kept. Logits are equal if their
+    float32 distances from the largest are.
     """
 
     temperature: float = 1.0
@@ -49,7 +49,7 @@ class Sampling:
 
     @property
     def steps(self) -> frozenset[str]:
-        """What has to be computed: some of "draw", "top_k", "top_p", "penalty"."""
+        """The computations needed: some of "draw", "top_k", "top_p", "penalty"."""
         asked = {
             "penalty": self.repetition_penalty != 1,
             "draw": self.temperature > 0,
@@ -60,8 +60,8 @@ class Sampling:
 
 
 def _numbers_of(settings: Sampling, vocabulary: int) -> list[float]:
-    """Temperature, k, p and penalty; float32 has room for the ids of 16 million tokens."""
-    if settings.temperature == 0:  # the likeliest one, of equals the first
+    """Temperature, k, p and penalty as float32, which can hold ids of 16 million tokens."""
+    if settings.temperature == 0:  # the likeliest token, the first of equal ones
         return [1.0, 1, 1.0, settings.repetition_penalty]
     temperature = min(max(settings.temperature, NEVER), 1 / NEVER)  # ∞/∞ would be NaN
     return [temperature, settings.top_k or vocabulary + 1,
@@ -69,14 +69,12 @@ def _numbers_of(settings: Sampling, vocabulary: int) -> list[float]:
 
 
 class Sampler:
-    """Draws a token for each of some rows of logits: `sampler(logits)`, also within `@jit`.
+    """Draws a token for each row of logits: `sampler(logits)`, also within `@jit`.
 
-    Each row has settings and random numbers of its own, in tensors that the program reads. Draw
-    number c of a row is Threefry's hash of (number, c) under the key `seed`, whatever the other
-    rows do.
-
-    settings: for each row. vocabulary: logits of a row. numbers: below 2³², for each row; 0, 1, …
-    if not given.
+    Each row has its own settings and random numbers, in tensors that the program reads. Draw number
+    c of a row is Threefry's hash of (number, c) under the key `seed`, independent of the other
+    rows. settings: for each row. vocabulary: logits per row. numbers: for each row, below 2³²; by
+    default 0, 1, ….
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class Sampler:
         rows = len(settings)
         self.steps = frozenset[str]().union(*(each.steps for each in settings))
         if "draw" in self.steps and any(each.temperature == 0 for each in settings):
-            self.steps |= {"top_k"}  # a greedy row beside others draws from the likeliest alone
+            self.steps |= {"top_k"}  # a greedy row beside others draws from one token
         words = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
         self._settings = Tensor([_numbers_of(each, vocabulary) for each in settings]).realize()
         self._counters = Tensor(
@@ -97,7 +95,7 @@ class Sampler:
         ).contiguous().realize()  # fmt: skip
 
     def see(self, rows: Sequence[Iterable[int]]) -> None:
-        """Tokens of each row that count as seen, beside those that are drawn."""
+        """Count tokens of each row as seen, in addition to drawn ones."""
         if "penalty" in self.steps:
             seen = self._seen.numpy().copy()
             for row, tokens in zip(seen, rows, strict=True):
@@ -106,7 +104,7 @@ class Sampler:
 
     @property
     def state(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `draw` is given besides the logits: settings, counters, and what was seen."""
+        """The arguments of `draw` after the logits: settings, counters, and seen tokens."""
         return self._settings, self._counters, self._seen
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -119,7 +117,7 @@ def draw(
 ) -> Tensor:
     """(rows, vocabulary) of floats → (rows,) int32, computed; updates a sampler's state in place.
 
-    A captured function of it serves all samplers that have as many rows and the same steps.
+    A captured function of it serves all samplers with equally many rows and the same steps.
     """
     tokens = _tokens(steps, logits.detach().float(), settings, counters, seen)
     kept = []
@@ -161,17 +159,17 @@ def _tokens(
 
 
 def _share(counters: Tensor) -> Tensor:
-    """A number between 0 and 1 for each row, (rows, 1) float64, of 53 random bits."""
+    """A random number in 0 … 1 for each row, (rows, 1) float64, with 53 bits."""
     low, high, number, count = (word.node for word in counters.split(1, 1))
     first, second = threefry((low, high), (number, count))
     return counters._unit(first, second)
 
 
 def cutoff(near: Tensor, weights: Tensor | float, wanted: Tensor) -> Tensor:
-    """The least distance up to which the weights of a row sum to what is wanted.
+    """The smallest distance up to which the weights of a row sum to at least `wanted`.
 
     near: (rows, tokens), int32 ≥ 0. weights: float32 of that shape, or one number. wanted: (rows,
-    1). The result is (rows, 1), int32; EVERY where the sum is never reached.
+    1). The result is (rows, 1), int32; EVERY if the sum is never reached.
     """
     low = Tensor.zeros(*wanted.shape, dtype="int32", device=near.device)
     for bit in reversed(range(31)):
@@ -181,7 +179,7 @@ def cutoff(near: Tensor, weights: Tensor | float, wanted: Tensor) -> Tensor:
 
 
 def total(chosen: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-    """Weights added up for each row, (rows, 1); of ones a float, too, which is faster."""
+    """The sum of the chosen weights in each row, (rows, 1); also for counts a float: faster."""
     return chosen.where(weights, 0.0).sum(-1, keepdim=True)
 
 
@@ -193,9 +191,9 @@ def weight_at(near: Tensor, last: Tensor, weights: Tensor) -> Tensor:
 def within(
     near: Tensor, last: Tensor, weights: Tensor, k: Tensor, wanted: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the weights nearer than `last`, and how many just there are kept; (rows, 1).
+    """The sum of the weights nearer than `last`, and how many tokens at `last` are kept; (rows, 1).
 
-    Up to k tokens in all, and no more than the sum that is wanted needs.
+    At most k tokens in all, and no more than are needed for the wanted sum.
     """
     whole = total(near < last, weights)
     equals = (k - total(near < last)).minimum(total(near.eq(last)))
@@ -209,7 +207,7 @@ def within(
 def drawn(
     near: Tensor, last: Tensor, weights: Tensor, whole: Tensor, equals: Tensor, share: Tensor
 ) -> Tensor:
-    """The token at a share of the kept weights: first the nearer tokens, then the equal ones."""
+    """The token at a share of the kept weights: nearer tokens come first, then those at `last`."""
     each = weight_at(near, last, weights)
     reached = share * (whole + equals * each)
     among = (reached >= whole) & (equals > 0)
@@ -220,10 +218,10 @@ def drawn(
 
 
 def first_beyond(values: Tensor, share: Tensor, of_sum: bool = True) -> Tensor:
-    """The first place of each row (rows,) where the running sum of its values exceeds a share.
+    """The first position in each row (rows,) where the running sum of its values exceeds a share.
 
-    share: (rows, 1) float64, of the row's sum (of_sum) or to be reached by it. Where rounding keeps
-    the sum from that, the last value that is not 0.
+    share: (rows, 1) float64, relative to the row's sum (of_sum), or absolute. If rounding prevents
+    the sum from reaching it, the last value that is not 0.
     """
     rows, count = values.shape
     blocks = -(-count // BLOCK)
@@ -238,6 +236,6 @@ def first_beyond(values: Tensor, share: Tensor, of_sum: bool = True) -> Tensor:
 
 
 def passed(until: Tensor, reached: Tensor) -> Tensor:
-    """How many running sums are not beyond, (rows, 1) int32; not more than any value adds to."""
+    """How many running sums do not exceed `reached`, (rows, 1) int32; limited to actual values."""
     below = (until <= reached).sum(-1, keepdim=True, dtype="int32")
     return below.minimum((until < until[:, -1:]).sum(-1, keepdim=True, dtype="int32"))

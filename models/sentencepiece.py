@@ -1,7 +1,7 @@
-"""SentencePiece's tokens as GGUF files have them: of Llama 2, Mistral, Gemma, Phi-3.
+"""SentencePiece's tokens as in GGUF files: Llama 2, Mistral, Gemma, Phi-3.
 
-Kudo and Richardson, "SentencePiece" (2018). A text's characters are merged, always the neighbours
-whose whole has the highest score; what is no token then becomes its bytes.
+Kudo and Richardson, "SentencePiece" (2018). A text's characters are merged: always the neighbours
+whose merged token has the highest score. Parts without a token become their bytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from minigrad.models.errors import InputError
 from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special, merged
 
 SPACE = "▁"
-BYTE = 6  # a kind of token in a GGUF file
+BYTE = 6  # the kind of byte tokens in a GGUF file
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """tokens, with `▁` for a space; scores and kinds of each. prefix: whether a text begins with a
-    space that is not there, as it does after each token that is not made of it (llama.cpp). first:
+    """tokens, with `▁` for a space, and each one's score and kind.
+
+    prefix: a space is added before a text, also after each special token (as in llama.cpp). first:
     the token that is put before each text, or None.
     """
 
@@ -47,7 +48,7 @@ class SentencePieceTokenizer(Tokenizer):
         return len(self.tokens)
 
     def _ordinary(self, text: str) -> list[int]:
-        """Merge from the highest score down; of equals the first."""
+        """Merge the highest scores first; of equal ones the first pair."""
         characters = (SPACE if self.prefix else "") + text.replace(" ", SPACE)
 
         def known(left: str, right: str) -> tuple[float, str] | None:
@@ -69,14 +70,14 @@ class SentencePieceTokenizer(Tokenizer):
         return token.replace(SPACE, " ").encode("utf-8", "surrogatepass")
 
     def to_json(self) -> str:
-        """What a checkpoint stores."""
+        """The JSON that a checkpoint stores."""
         names = ("tokens", "scores", "kinds", "prefix", "first")
         values = {name: getattr(self, name) for name in names}
         return json.dumps({"kind": "sentencepiece", **values})
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> SentencePieceTokenizer:
-        """Of what `to_json` wrote, already parsed; InputError for something else."""
+        """A tokenizer from the parsed JSON of `to_json`; InputError if it is something else."""
         return _checked(stored["tokens"], stored["scores"], stored["kinds"],
                         stored["prefix"] is not False, stored["first"])  # fmt: skip
 
@@ -84,7 +85,7 @@ class SentencePieceTokenizer(Tokenizer):
 def _checked(
     tokens: Any, scores: Any, kinds: Any, prefix: bool, first: Any
 ) -> SentencePieceTokenizer:
-    """The tokenizer of what a file says; InputError where its parts do not fit one another."""
+    """The tokenizer of a file's lists; InputError if they do not fit together."""
     for values, kind in ((tokens, str), (scores, float), (kinds, int)):
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
             raise InputError("its tokenizer has no lists of tokens, scores and kinds")
@@ -99,7 +100,7 @@ def _checked(
 
 
 def of_gguf(metadata: Mapping[str, Any]) -> SentencePieceTokenizer:
-    """The tokenizer of the kind "llama" in a GGUF file's metadata; InputError where it is none."""
+    """The "llama" tokenizer in a GGUF file's metadata; InputError if there is none."""
     prefix = "tokenizer.ggml."
     wanted = metadata.get(prefix + "add_bos_token", True) is not False
     return _checked(

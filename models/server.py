@@ -42,22 +42,23 @@ from minigrad.models.sizing import cache_bytes
 from minigrad.models.tokenizer import Stream, Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
-# The page at `/`: a conversation in the browser, in plain HTML, and nothing from elsewhere.
+# The page at `/`: chat in the browser, in plain HTML without external resources.
 PAGE = Path(__file__).with_name("chat_page.html").read_text("utf-8")
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-PATIENCE = 0.005  # seconds that the engine waits for what a step told to be written
+PATIENCE = 0.005  # seconds that the engine waits until a step's tokens are written
 MOST_PORTS = 65535
-LEAST = 3  # positions of a slot: a token of a prompt, one of an answer, and one that stays free
-DEFAULT_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
+LEAST = 3  # positions of a slot: one token each of prompt and answer, and one that stays free
+DEFAULT_TOKENS = 16  # of a completion without max_tokens, as OpenAI's
 
 
 @dataclass(frozen=True)
 class Limits:
-    """body: bytes of a request; tokens: the most that a request may ask for; key: that it must
-    carry, if any.
+    """body: bytes of a request. tokens: the most that a request may ask for.
+
+    key: the API key that requests must have, if any.
     """
 
     body: int = 1 << 20
@@ -66,7 +67,8 @@ class Limits:
 
 
 class Server:
-    """The application: `app` for an ASGI server. The engine must have been started by then."""
+    """The application: `app` for an ASGI server. The engine must be started before requests arrive.
+    """
 
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, name: str, limits: Limits,
@@ -86,7 +88,7 @@ class Server:
         except InputError as error:
             self.no_template = str(error)
         self.ends = ends_of(tokenizer)
-        self.posted = list[Callable[[], None]]()  # by the engine, since it handed on the others
+        self.posted = list[Callable[[], None]]()  # from the engine, not handed on yet
 
         @asynccontextmanager
         async def life(_: Any) -> AsyncIterator[None]:
@@ -120,19 +122,19 @@ class Server:
         )  # fmt: skip
 
     def _hand_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the loop do what was posted, and wait until it has written to the clients.
+        """Let the loop run posted functions, and wait until it has written to the clients.
 
-        In the engine's thread, after a turn. While a step runs it takes all processors, and its
-        threads wait for each other: a loop that writes meanwhile stops not one of them but all,
-        and costs them three times what it takes (8 requests, two cores). Who is slow is waited for
-        no longer than PATIENCE.
+        Called in the engine's thread after a turn. While a step runs, it uses all processors, and
+        its threads wait for each other: a loop that writes at the same time stops all of them, and
+        costs three times its own time (8 requests, two cores). A slow loop is waited for at most
+        PATIENCE.
         """
         several, self.posted = self.posted, []
         if several:
             written = threading.Event()
             try:
                 loop.call_soon_threadsafe(_call_all, several, written)
-            except RuntimeError:  # the loop has ended, and all who would read it
+            except RuntimeError:  # the loop has ended, and so have all readers
                 return
             written.wait(PATIENCE)
 
@@ -275,20 +277,20 @@ class Server:
 
 
 class Events:
-    """What a request was told: all that came in the meantime is taken together."""
+    """The events of a request; those that have arrived are taken together."""
 
     def __init__(self) -> None:
         self._come = list[Drawn | Ended]()
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, event: Drawn | Ended) -> None:
-        """One more; called by the loop."""
+        """Add an event; called by the loop."""
         self._come.append(event)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def take(self) -> list[Drawn | Ended]:
-        """At least one."""
+        """Take at least one event."""
         if not self._come:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -297,7 +299,7 @@ class Events:
 
 
 class Answer:
-    """A request's events as the protocol's answer."""
+    """A request's events as an answer of the protocol."""
 
     def __init__(
         self, server: Server, job: Request, want: Wanted, chat: bool, events: Events
@@ -307,11 +309,11 @@ class Answer:
         self.head = {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()),
                      "model": server.name}  # fmt: skip
         self.text, self.said = Text(server.tokenizer, want.stop), 0
-        self.placed, self.offset = Stream(server.tokenizer), 0  # what logprobs have told of
-        weakref.finalize(self, job.cancel)  # also where a stream is never begun
+        self.placed, self.offset = Stream(server.tokenizer), 0  # text position for logprobs
+        weakref.finalize(self, job.cancel)  # also if a stream never begins
 
     async def piece(self) -> tuple[str, list[Drawn], str | None]:
-        """What came since: text, the tokens of it, and why it has ended or None."""
+        """What has arrived: text, its tokens, and the reason if the answer has ended."""
         shown, drawn = "", list[Drawn]()
         for event in await self.events.take():
             if isinstance(event, Drawn):
@@ -321,7 +323,7 @@ class Answer:
                 if self.text.stopped:
                     return shown, drawn, "stop"
             elif event.reason in ("error", "cancelled"):
-                if drawn:  # which comes first
+                if drawn:  # these come first
                     self.events.put(event)
                     return shown, drawn, None
                 raise Refused(event.message or event.reason, status=503, kind="server_error")
@@ -331,7 +333,8 @@ class Answer:
         return shown, drawn, None
 
     def usage(self) -> dict[str, Any]:
-        """Tokens read and written; the engine may have drawn more than those up to a stop text."""
+        """Tokens read and written; the engine may have drawn more than were needed for a stop text.
+        """
         read, said = len(self.job.prompt), self.said
         right = self.job.accepted
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said,
@@ -341,7 +344,7 @@ class Answer:
                     "rejected_prediction_tokens": self.job.guessed - right}}  # fmt: skip
 
     def logprobs(self, drawn: Sequence[Drawn]) -> Any:
-        """Of the next tokens, if they were asked for."""
+        """Log probabilities of the next tokens, if requested."""
         tokenizer = self.server.tokenizer
         if self.want.logprobs is None:
             return None
@@ -355,7 +358,7 @@ class Answer:
         return completion_logprobs(tokenizer, drawn, offsets)
 
     async def whole(self, request: Any) -> dict[str, Any]:
-        """The answer as one object; Refused (which nobody reads) where the client has gone."""
+        """The answer as one object; Refused (which nobody reads) if the client is gone."""
         gone = asyncio.create_task(self._gone(request))
         work = asyncio.create_task(self._collect())
         try:
@@ -389,7 +392,7 @@ class Answer:
             pass
 
     async def stream(self) -> AsyncIterator[str]:
-        """Server-sent events: pieces of the answer, and [DONE]."""
+        """Server-sent events: pieces of the answer, then [DONE]."""
         drawn, reason = list[Drawn](), None
         try:
             if self.chat:
@@ -406,15 +409,15 @@ class Answer:
             if self.want.usage:
                 yield _event({**self.head, "object": self._kind(), "choices": [],
                               "usage": self.usage()})  # fmt: skip
-        except Refused as refused:  # the answer has begun: it can say no other status
+        except Refused as refused:  # the answer has begun: its status cannot change
             yield _event(refused.body)
-        finally:  # also where the client has gone
+        finally:  # also if the client is gone
             self.job.cancel()
         yield "data: [DONE]\n\n"
 
     @kept
     def _around(self) -> list[str]:
-        """What stands before and after the text in the event of a piece."""
+        """The text before and after the piece in an event."""
         mark = secrets.token_hex(12)
         return self._chunk({"content": mark} if self.chat else mark, None, []).split(f'"{mark}"')
 
@@ -432,7 +435,7 @@ class Answer:
 def _call_all(functions: Sequence[Callable[[], None]], after: threading.Event) -> None:
     for function in functions:
         function()
-    asyncio.get_running_loop().call_soon(after.set)  # behind those whom they have woken
+    asyncio.get_running_loop().call_soon(after.set)  # after the tasks that they have woken
 
 
 def _event(value: Any) -> str:
@@ -440,9 +443,9 @@ def _event(value: Any) -> str:
 
 
 def hosts_of(host: str) -> list[str]:
-    """The names by which a server may be called: of this machine only, where it listens there.
+    """Allowed host names: only this machine's, if the server listens only here.
 
-    A page of another site whose name points here (DNS rebinding) is refused so.
+    This refuses pages of other sites whose names point here (DNS rebinding).
     """
     try:
         local = ipaddress.ip_address(host).is_loopback
@@ -452,7 +455,7 @@ def hosts_of(host: str) -> list[str]:
 
 
 def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
-    """InputError where the slots' caches do not fit in memory."""
+    """The engine; InputError for invalid flags, or if the caches do not fit in memory."""
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
         raise InputError(f"--slots is {flags.slots}: expected a power of two of at most 64")
     check_most(flags.speculate)
@@ -467,7 +470,7 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
 
 
 def serve_command(flags: argparse.Namespace) -> None:
-    """`serve`: until SIGTERM or Ctrl-C, which lets begun requests end."""
+    """`serve`: until SIGTERM or Ctrl-C, after which started requests finish."""
     if flags.port > MOST_PORTS:
         raise InputError(f"--port is {flags.port}: expected at most {MOST_PORTS}")
     if flags.api_key is not None and not re.fullmatch("[!-~]+", flags.api_key):
@@ -487,13 +490,13 @@ def serve_command(flags: argparse.Namespace) -> None:
     )  # fmt: skip
     try:
         socket = config.bind_socket()
-    except (SystemExit, TypeError, UnicodeError):  # two: a host that is no name
+    except (SystemExit, TypeError, UnicodeError):  # two of them: an invalid host name
         raise InputError(
             f"cannot listen at {flags.host}:{flags.port}: is it in use, or another machine's?"
         ) from None
     print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
     engine.start()
-    socket.listen(1024)  # who calls at once waits for the server to begin
+    socket.listen(1024)  # early clients wait until the server begins
     print(f"serving {name} at http://{flags.host}:{socket.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[socket])
     engine.close()

@@ -27,7 +27,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of learned numbers. active: those that one token is multiplied by."""
+    """Numbers of parameters by part. active: those used for a token."""
 
     embedding: int
     attention: int
@@ -35,22 +35,22 @@ class Parameters:
     router: int
     norms: int
     output: int
-    idle: int  # in experts that a token does not go to
+    idle: int  # in experts that a token does not use
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All parameters."""
         return (self.embedding + self.attention + self.feed_forward + self.router + self.norms
                 + self.output)  # fmt: skip
 
     @property
     def active(self) -> int:
-        """Without the experts that a token does not go to."""
+        """Parameters used for a token."""
         return self.total - self.idle
 
 
 def parameters(config: GPTConfig) -> Parameters:
-    """Of each part of a model, biases included."""
+    """The parameters of each part of a model, with biases."""
     c = config
     few = c.key_value_heads * c.width
     rows = c.heads * c.width + 2 * few
@@ -80,15 +80,15 @@ def parameters(config: GPTConfig) -> Parameters:
 
 
 def flops_per_token(config: GPTConfig, context: int | None = None, training: bool = True) -> float:
-    """2 per parameter that multiplies and token forward, twice that backward, and attention.
+    """Forward 2 flops per multiplying parameter and token, backward twice that, and attention.
 
-    Attention: 2 products of (context, width) with each query, causal, so half of them on average:
-    2 · layers · context · heads · width forward.
+    Attention: 2 products of (context, width) with each query, causal, so half of them on average: 2
+    · layers · context · heads · width forward.
     """
     c = config
     p = parameters(c)
     positions = (c.context if c.positions == "learned" else 0) * c.dim
-    table = p.embedding - positions  # the output multiplies by it, or by one like it
+    table = p.embedding - positions  # the output multiplies by it, or by a matrix like it
     multiplied = p.active - p.embedding - p.norms + (table if c.tied else 0)
     length = context or c.context
     forward = 2.0 * multiplied + 2.0 * c.layers * length * c.heads * c.width
@@ -104,16 +104,17 @@ def cache_bytes(config: GPTConfig, batch: int = 1, itemsize: int = 2) -> int:
 def activation_bytes(
     config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
 ) -> int:
-    """What a training step keeps for the backward pass, at its peak, beside the parameters' state.
+    """Bytes that a training step keeps for the backward pass, at its peak, without parameter state.
 
-    A block keeps, per token: its two inputs; of each norm what it scaled, and gave; queries, keys
-    and values, the former two also turned where positions are; what attention gave; and the
-    feed-forward layer before and after its bend, of SwiGLU the sigmoid and the bent gate too.
-    Experts have these in blocks of rows that are not all used (see moe.py), and their tokens and
-    answers as well. Scores are computed again. Behind the blocks come the logits with their
-    gradient (float32) and what these are made of, or, where that is more, the logits' gradient and
-    what passes through the last feed-forward layer.
-    recompute keeps the inputs of blocks only, and one block's inside.
+    A block keeps per token: its two inputs; for each norm, its scaled input and output; queries,
+    keys and values, the first two also rotated if positions are rotary; the output of attention;
+    and the feed-forward layer before and after its activation, for SwiGLU also the sigmoid and the
+    activated gate. Experts have these in blocks of rows that are not all used (see moe.py), plus
+    their tokens and answers. Scores are recomputed. After the blocks come the logits with their
+    gradient (float32) and their input; or, if that is more, the logits' gradient and the gradients
+    in the last feed-forward layer.
+
+    recompute keeps only the inputs of blocks, and the inside of one block.
     """
     c, experts = config, bool(config.experts)
     tokens = batch * c.context
@@ -132,9 +133,9 @@ def activation_bytes(
 
 @dataclass(frozen=True)
 class Training:
-    """Bytes per parameter in training: weights and gradients in `itemsize`, the rest for AdamW.
+    """Bytes per parameter in training: weights and gradients of `itemsize`, and AdamW's state.
 
-    That is float32 masters (where itemsize is less) and two moments.
+    That is a float32 master copy (if itemsize is smaller) and two moments.
     """
 
     itemsize: int = 2
@@ -158,9 +159,9 @@ def state_bytes(config: GPTConfig, itemsize: int = 2) -> int:
 def state_bytes_of_device(
     count: float, copies: int = 1, zero: int = 0, itemsize: int = 2
 ) -> float:
-    """The same of `count` parameters on one of some copies, which store it together from ZeRO on.
+    """The state of `count` parameters on one of `copies` devices, which share it with ZeRO.
 
-    zero: 1 what AdamW keeps, 2 gradients, too, 3 weights, too.
+    zero: 1 shares AdamW's state, 2 also gradients, 3 also weights.
     """
     rest = Training(itemsize).per_parameter - 2 * itemsize
     parts = ((itemsize, 3), (itemsize, 2), (rest, 1))
@@ -170,10 +171,10 @@ def state_bytes_of_device(
 def peak_bytes(
     config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
 ) -> int:
-    """The most that a training step here holds at one time.
+    """The peak memory of a training step here.
 
-    Weights, masters and moments, and the larger of activations and gradients: where the backward
-    pass has a block's gradients, it has no more need of what the block kept.
+    Weights, masters and moments, and the larger of activations and gradients: when the backward
+    pass has a block's gradients, the block's activations are not needed any more.
     """
     n = parameters(config).total
     gradients = n * itemsize
@@ -182,19 +183,19 @@ def peak_bytes(
 
 
 def devices(size: float, memory: float) -> int:
-    """How many devices of `memory` bytes hold `size` bytes."""
+    """The number of devices of `memory` bytes that hold `size` bytes."""
     return max(math.ceil(size / memory), 1)
 
 
 def seconds_of_training(
     config: GPTConfig, tokens: float, count: int, peak: float, utilization: float = 0.4
 ) -> float:
-    """flops per token · tokens / (devices · peak · share of the peak that is reached)."""
+    """flops per token · tokens / (devices · peak · reached share of the peak)."""
     return flops_per_token(config) * tokens / (count * peak * utilization)
 
 
 def bytes_text(size: float) -> str:
-    """In the largest unit of 1000."""
+    """A size as text, in the largest fitting unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.3g} {unit}"
@@ -203,7 +204,7 @@ def bytes_text(size: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """In the largest fitting unit."""
+    """A duration as text, in the largest fitting unit."""
     for unit, size in (("years", 365.25 * DAY), ("months", MONTH), ("days", DAY), ("hours", 3600.0),
                        ("minutes", 60.0)):  # fmt: skip
         if seconds >= 2 * size:
@@ -213,7 +214,7 @@ def duration_text(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """A figure: what it is, its value, and the formula that gave it."""
+    """A figure: its name, value and formula."""
 
     what: str
     figure: str
@@ -222,9 +223,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains. memory: bytes of a device; peak: its flop/s; utilization: the share reached.
+    """The devices. memory: bytes of each; peak: its flop/s; utilization: the share reached.
 
-    count: how many devices; None for as many as hold the training.
+    count: how many; None for as many as the training needs.
     """
 
     memory: float = H100
@@ -288,7 +289,7 @@ def report(
 
 
 def article(config: GPTConfig) -> list[Line]:
-    """The figures that the overview of GPT-3 gives, and what each of them means."""
+    """The figures in the overview of GPT-3, and their meaning."""
     n, cache, large = parameters(config).total, cache_bytes(config), 1.8e12
     lines: list[Line] = []
 
@@ -315,7 +316,7 @@ def article(config: GPTConfig) -> list[Line]:
 
 
 def add_machine_flags(command: argparse.ArgumentParser) -> None:
-    """The model, the tokens it sees, and what each device does: `network.py` has them too."""
+    """Add the flags for the model, its tokens and the devices; `network.py` has them, too."""
     add, number = command.add_argument, console.positive_float
     add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
     add("--tokens", type=number, default=300e9, help="to train on")

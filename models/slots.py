@@ -1,10 +1,10 @@
-"""Several requests in one compiled step: each has a slot of the caches, and its own positions.
+"""Several requests in one compiled step; each has a slot of the caches, and its own positions.
 
-A prompt is read in pieces that begin at multiples of their length, in the slot where it will go on,
-its end in as short a one as holds it. Then every slot that goes on gets one more token by each
-step, or, where its next tokens have been guessed, several that are checked at once. All arithmetic
-is row by row, and programs with other sums than the others are left out: what a slot computes
-depends on its own tokens only, bit by bit.
+A prompt is read in pieces that begin at multiples of their length, directly in its slot; the end is
+read in as short a piece as holds it. Then each step gives every active slot one more token, or, if
+its next tokens were guessed, checks several at once. All arithmetic is row by row, and programs
+that sum in another order are not used, so the result of a slot depends only on its own tokens, bit
+by bit.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from minigrad.models.decode import KeyValueCache, Start
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT, Attention
 
-PIECE = 64  # tokens of a prompt that are read at once: others wait for no more than these
-PARTS = 4  # a prompt's end is read in so many of as many parts of a piece
+PIECE = 64  # tokens of a prompt read at once; others wait for no more than these
+PARTS = 4  # of a piece: the end of a prompt is read in as few of them as hold it
 WARM = 3  # calls until a program is captured and compiled
-TIMED = 5  # steps of which the fastest says what one costs
+TIMED = 5  # steps that are timed; the fastest counts
 
 
 @lru_cache(maxsize=1 << 14)
 def bound(name: str, value: int, count: int) -> Integer:
-    """A variable of 0 … count − 1 with a value; the same one each time, which is found quickly."""
+    """A bound variable in 0 … count − 1; equal calls give the same one, which is found quickly."""
     return Variable(name, 0, count - 1).bind(value)
 
 
 class RowCaches:
-    """One layer's caches of all slots, for a step of some rows: row i is at position places[i].
+    """One layer's caches of all slots, for a step with rows at positions `places`.
 
-    As many rows for each of the slots, one after the other. written and index, (count, context):
-    which positions of each slot the step fills, and which row each of these is.
+    Slots have equally many rows, one slot after the other. written and index, (count, context):
+    which positions of each slot the step writes, and which row is written there.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RowCaches:
         self.written, self.index = written.unsqueeze(2).unsqueeze(1), index
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
-        """All rows are kept at once; each then looks at its own positions, and costs no others."""
+        """Store all rows at once; then each row attends to its own positions only."""
         for kept, new in ((self.cache.keys, k), (self.cache.values, v)):
             rows = new.squeeze(2)[self.index].transpose(1, 2)  # (count, heads, context, width)
             kept.assign(self.written.where(rows, kept))
@@ -58,16 +58,16 @@ class RowCaches:
             self.cache.of(self.slots[row // each]).look(attention, q[row : row + 1], place)
             for row, place in enumerate(self.places)
         ]
-        # kept apart: a product that had it inside would be another kernel, with other sums
+        # kept apart: a product with it inside would be another kernel, with sums in another order
         return found[0].cat(*found[1:], dim=0).contiguous()
 
     def settle(self, x: Tensor) -> None:
-        """Compute a layer's result, and what is kept of it."""
+        """Compute a layer's result, and the stored keys and values."""
         self.cache.settle(x)
 
 
 class Results:
-    """What a step computed: logits (rows, vocabulary), which reach the host if anybody asks."""
+    """The results of a step: logits (rows, vocabulary), copied to the host on demand."""
 
     def __init__(self, logits: Tensor) -> None:
         self.tensor = logits
@@ -75,21 +75,21 @@ class Results:
 
     @property
     def logits(self) -> Any:
-        """As a numpy array."""
+        """The logits as a numpy array."""
         if self._array is None:
             self._array = self.tensor.numpy()
         return self._array
 
 
 class Row:
-    """One row of a step's results. likeliest: the first of the largest logits."""
+    """One row of a step's results. likeliest: the first token with the largest logit."""
 
     def __init__(self, results: Results, number: int, likeliest: int) -> None:
         self.results, self.number, self.likeliest = results, number, likeliest
 
     @property
     def logits(self) -> Any:
-        """(vocabulary,), of numpy."""
+        """The logits (vocabulary,), a numpy array."""
         return self.results.logits[self.number]
 
 
@@ -107,23 +107,23 @@ class Slots:
         self.model, self.count = model, count
         self.caches = [KeyValueCache.empty(config, count, context) for _ in range(config.layers)]
         self.kept = [kept for one in self.caches for kept in (one.keys, one.values)]
-        # how many rows a step may have; `warm` leaves out some
+        # numbers of rows that a step may have; `warm` removes some
         self.widths = [1 << n for n in range(count.bit_length())]
         part = max(self.piece // PARTS, 1)
         sizes = [*range(part, self.piece, part), self.piece]
         self._pieces = {size: jit(self._read) for size in sizes}
         self._copy = jit(self._move)
         self.guesses = min(guesses, self.piece - 1)
-        # how many slots a check may have, and how many times as long as a step it takes
+        # number of slots in a check → its time relative to a step
         self.checks: dict[int, float] = {}
-        self._each: dict[int, int] = {}  # rows of each of so many slots in a check
+        self._each: dict[int, int] = {}  # number of slots in a check → rows of each
         self._steps: dict[tuple[int, int], Any] = {}  # by slots, and rows of each
 
     def warm(self) -> None:
         """Compile and capture all programs, in the thread that will call them.
 
-        Products are tiled by their number of rows, so that steps of other widths may add up in
-        another order. Only those are kept whose every row is that of the widest step.
+        Products are tiled by their number of rows, so steps of different widths may sum in
+        different orders. Only widths are kept whose every row equals that of the widest step.
         """
         tokens = [place % self.model.config.vocabulary for place in range(self.piece)]
         for _ in range(WARM):
@@ -138,16 +138,16 @@ class Slots:
             wanted = rows[0].logits if wanted is None else wanted
             if all(bool((row.logits == wanted).all()) for row in rows):
                 kept.append(width)
-        self.widths = kept[::-1] or [1]  # one by one is right always
+        self.widths = kept[::-1] or [1]  # one by one is always right
         for width in (1 << n for n in range(self.count.bit_length() if self.guesses else 0)):
             self._warm_check(width, tokens[-1:])
 
     def _warm_check(self, width: int, token: Sequence[int]) -> None:
-        """Where one of so many slots has a step's sums: with as few rows of each as can be."""
+        """Keep a check of so many slots if its rows equal a step's; with the fewest rows."""
         least = 1 << self.guesses.bit_length()
         wanted = list[Any]()
         for each in (1 << n for n in range(self.piece.bit_length())):
-            # more rows than all slots have are worth it for a single one
+            # for a single slot, more rows than all slots have pay off, too
             known = width * each in self.widths or (width == 1 and self.count < each == least)
             if each < least or not known:
                 continue
@@ -163,7 +163,7 @@ class Slots:
                 return
 
     def _cost(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> float:
-        """How many times as long as a step of some slots a check of them takes."""
+        """The time of a check of some slots, relative to a step of them."""
         single = {slot: (some[0], place) for slot, (some, place) in tokens.items()}
         steps, checks = list[float](), list[float]()
         for _ in range(TIMED):
@@ -176,12 +176,12 @@ class Slots:
         return min(checks) / min(steps)
 
     def size(self, unread: int) -> int:
-        """Tokens that the next piece of a prompt has, with those at its end that mean nothing."""
+        """The tokens of the next piece of a prompt, padding included."""
         rest = min(unread, self.piece)
         return next(size for size in self._pieces if size >= rest) if rest else 0
 
     def read(self, slot: int, tokens: Sequence[int], start: int) -> None:
-        """Keys and values of at most `piece` tokens of a slot, from position `start` on."""
+        """Read at most `piece` tokens of a slot, from position `start`, into its cache."""
         size = self.size(len(tokens))
         ids = Tensor([[*tokens, *[0] * (size - len(tokens))]], dtype="int32")
         with Tensor.no_grad():
@@ -189,7 +189,7 @@ class Slots:
             self._pieces[size](ids, bound("slot", slot, self.count), place)
 
     def step(self, tokens: Mapping[int, tuple[int, int]]) -> dict[int, Row]:
-        """One more token of some slots: (token, position) by slot → what follows it, by slot."""
+        """Advance some slots: (token, position) by slot → the next row of results, by slot."""
         slots, most = list(tokens), self.widths[-1]
         found: dict[int, Row] = {}
         for first in range(0, len(slots), most):
@@ -205,9 +205,9 @@ class Slots:
         return count in self.checks and max(places) + self._each[count] <= self.context
 
     def check(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> dict[int, list[Row]]:
-        """At most `guesses` + 1 more tokens of each of some slots, where `can_check`.
+        """Advance some slots by at most `guesses` + 1 tokens each, if `can_check`.
 
-        (tokens, position of the first) by slot → what `step` would give for each, by slot.
+        (tokens, position of the first) by slot → the rows that `step` would give for each, by slot.
         """
         each = self._each[len(tokens)]
         rows = iter(self._rows(tokens, len(tokens), each))
@@ -216,12 +216,12 @@ class Slots:
     def _rows(
         self, tokens: Mapping[int, tuple[Sequence[int], int]], width: int, each: int = 1
     ) -> list[Row]:
-        """Of the given slots, then some that mean nothing.
+        """The rows of the given slots, then padding.
 
-        A slot has `each` rows; what follows its tokens there is overwritten before it is seen.
+        A slot has `each` rows; those after its tokens are overwritten before they are seen.
         """
         slots = [*tokens, *[0] * (width - len(tokens))]
-        firsts, order = [self.context] * self.count, [0] * self.count  # by slot; none: beyond all
+        firsts, order = [self.context] * self.count, [0] * self.count  # by slot; unused: beyond all
         ids, places = list[int](), list[int]()
         for number, (slot, (some, start)) in enumerate(tokens.items()):
             firsts[slot], order[slot] = start, number
@@ -241,7 +241,7 @@ class Slots:
             return [Row(results, row, token) for row, token in enumerate(likeliest.tolist())]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """What one slot knows of its first `length` tokens, at least one, to another."""
+        """Copy the first `length` ≥ 1 positions of one slot to another."""
         with Tensor.no_grad():
             size = Variable("length", 1, self.context).bind(length)
             ends = bound("source", source, self.count), bound("target", target, self.count)
@@ -254,10 +254,11 @@ class Slots:
     def _advance(
         self, numbers: Tensor, slots: list[Integer], places: list[Integer]
     ) -> tuple[Tensor, Tensor]:
-        """What follows each row: logits (rows, vocabulary), and the likeliest token (rows,).
+        """The results after each row: logits (rows, vocabulary), and the likeliest token (rows,).
 
-        As many rows for each of the slots, see `RowCaches`. numbers: the rows' tokens, then their
-        positions; for each slot of the caches the first position, then whose rows of all it has.
+        Slots have equally many rows, see `RowCaches`. numbers: the rows' tokens, then their
+        positions; for each slot of the caches the first position, then the number of its rows in
+        the step.
         """
         each, own = len(places) // len(slots), 2 * len(places)
         ids, positions = numbers[:own].reshape(2, -1)
@@ -265,7 +266,7 @@ class Slots:
         every = Tensor.arange(self.context)
         written = (first <= every) & (every - (each - 1) <= first)
         index = order * each + (every - first).clip(0, each - 1)
-        index.realize()  # not `written`, of which the compiler makes bounds
+        index.realize()  # not `written`: the compiler turns it into bounds
         caches = [RowCaches(cache, slots, places, written, index) for cache in self.caches]
         features = self.model.features(ids.unsqueeze(1), caches, positions)
         logits = self.model.unembed(features.squeeze(1))

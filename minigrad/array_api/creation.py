@@ -1,4 +1,4 @@
-"""Functions of the standard that make arrays."""
+"""Functions of the standard that create arrays."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from minigrad.tensor.arguments import check_functions
 def asarray(
     obj: Any, /, *, dtype: DTypeLike = None, device: str | None = None, copy: bool | None = None
 ) -> Array:
-    """An array of numbers, nested sequences, another array, or anything with DLPack or `__array__`.
+    """An array from numbers, nested sequences, an array, or an object with DLPack or `__array__`.
 
-    Python ints give int64 and floats float32. copy=False raises ValueError where a copy is needed.
+    Python ints give int64 and floats float32. copy=False raises ValueError if a copy is needed.
     """
     if isinstance(obj, Array):
         found = astype(obj, dtype_or(dtype, obj.dtype), copy=bool(copy), device=device)
@@ -35,14 +35,14 @@ def asarray(
 
 
 def _plain(obj: Any) -> Any:
-    """Nested sequences with their arrays of one element turned to numbers."""
+    """Nested sequences with Arrays in them converted to Python numbers."""
     if isinstance(obj, (list, tuple)):
         return [_plain(part) for part in obj]
     return obj._tensor.tolist() if isinstance(obj, Array) else obj
 
 
 def _wanted(dtype: DTypeLike, obj: Any) -> DTypeLike:
-    """dtype, or that of Python numbers; None for an array, which keeps its own."""
+    """dtype, or the default for Python numbers; None for an array, which keeps its own."""
     if dtype is not None or not isinstance(obj, (bool, int, float, list)):
         return dtype
     *_, found = hostdata.read(obj, None)
@@ -50,7 +50,7 @@ def _wanted(dtype: DTypeLike, obj: Any) -> DTypeLike:
 
 
 def from_dlpack(x: Any, /, *, device: str | None = None, copy: bool | None = None) -> Array:
-    """An array of another library's; see `Tensor.from_dlpack`."""
+    """An array made of another library's; see `Tensor.from_dlpack`."""
     return Array._of(Tensor.from_dlpack(x, device=device, copy=copy))
 
 
@@ -58,7 +58,7 @@ def arange(
     start: float, /, stop: float | None = None, step: float = 1, *, dtype: DTypeLike = None,
     device: str | None = None,
 ) -> Array:  # fmt: skip
-    """start, start + step, … before stop."""
+    """start, start + step, …, before stop."""
     wanted = _wanted(dtype, [start, step] if stop is None else [start, stop, step])
     return Array._of(Tensor.arange(start, stop, step, dtype=wanted, device=device))
 
@@ -67,7 +67,7 @@ def linspace(
     start: float, stop: float, /, num: int, *, dtype: DTypeLike = None,
     device: str | None = None, endpoint: bool = True,
 ) -> Array:  # fmt: skip
-    """num numbers from start to stop, which is left out with endpoint=False."""
+    """num numbers from start to stop; endpoint=False leaves out stop."""
     wanted = dtype_or(dtype, kinds.DEFAULT_FLOAT)
     expect(num >= 0, "linspace", "a number of elements from 0 on", error=ValueError, num=num)
     steps = num if endpoint else num + 1
@@ -78,7 +78,7 @@ def full(
     shape: int | Sequence[int], fill_value: Any, *, dtype: DTypeLike = None,
     device: str | None = None,
 ) -> Array:  # fmt: skip
-    """An array of one value."""
+    """An array filled with one value."""
     wanted = _wanted(dtype, fill_value)
     return Array._of(Tensor.full(shape, fill_value, dtype=wanted, device=device))
 
@@ -86,21 +86,21 @@ def full(
 def zeros(
     shape: int | Sequence[int], *, dtype: DTypeLike = None, device: str | None = None
 ) -> Array:
-    """An array of zeros, float32 unless told otherwise."""
+    """An array of zeros, float32 unless dtype is given."""
     return full(shape, 0, dtype=dtype_or(dtype, kinds.DEFAULT_FLOAT), device=device)
 
 
 def ones(
     shape: int | Sequence[int], *, dtype: DTypeLike = None, device: str | None = None
 ) -> Array:
-    """An array of ones, float32 unless told otherwise."""
+    """An array of ones, float32 unless dtype is given."""
     return full(shape, 1, dtype=dtype_or(dtype, kinds.DEFAULT_FLOAT), device=device)
 
 
 def full_like(
     x: Array, /, fill_value: Any, *, dtype: DTypeLike = None, device: str | None = None
 ) -> Array:
-    """An array of one value in the shape of x."""
+    """An array filled with one value, in the shape of x."""
     where = x.device if device is None else device
     return full(x.shape, fill_value, dtype=dtype_or(dtype, x.dtype), device=where)
 
@@ -115,14 +115,14 @@ def ones_like(x: Array, /, *, dtype: DTypeLike = None, device: str | None = None
     return full_like(x, 1, dtype=dtype, device=device)
 
 
-empty, empty_like = zeros, zeros_like  # no particular values
+empty, empty_like = zeros, zeros_like  # their values are unspecified
 
 
 def eye(
     n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: DTypeLike = None,
     device: str | None = None,
 ) -> Array:  # fmt: skip
-    """Ones on the k-th diagonal."""
+    """A matrix with ones on the k-th diagonal, else zeros."""
     if n_rows < 0 or (n_cols or 0) < 0:
         raise ValueError(f"eye({n_rows}, {n_cols}): expected extents from 0 on")
     rows = Tensor.arange(n_rows, device=device).unsqueeze(1)
@@ -131,7 +131,7 @@ def eye(
 
 
 def meshgrid(*arrays: Array, indexing: str = "xy") -> list[Array]:
-    """Coordinate arrays of vectors."""
+    """Coordinate arrays from vectors."""
     if not arrays:
         return []
     _check("meshgrid", kinds.ALL, *arrays)
@@ -140,19 +140,19 @@ def meshgrid(*arrays: Array, indexing: str = "xy") -> list[Array]:
 
 
 def tril(x: Array, /, *, k: int = 0) -> Array:
-    """Zeros above the k-th diagonal."""
+    """The lower triangles: zeros above the k-th diagonal."""
     return Array._of(x._tensor.tril(k))
 
 
 def triu(x: Array, /, *, k: int = 0) -> Array:
-    """Zeros below the k-th diagonal."""
+    """The upper triangles: zeros below the k-th diagonal."""
     return Array._of(x._tensor.triu(k))
 
 
 def astype(
     x: Array, dtype: DType | str, /, *, copy: bool = True, device: str | None = None
 ) -> Array:
-    """The values in another dtype."""
+    """x in another dtype."""
     if dtype is x.dtype and device in (None, x.device):
         return Array._of(x._tensor.clone()) if copy else x
     there = x if device is None else x.to_device(device)

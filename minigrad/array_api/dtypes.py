@@ -22,7 +22,7 @@ float32, float64 = all_dtypes.float32, all_dtypes.float64
 SIGNED = (int8, int16, int32, int64)
 UNSIGNED = (uint8, uint16, uint32, uint64)
 INTEGER = SIGNED + UNSIGNED
-# beyond the standard: minigrad has two more floats, which combine with the standard's
+# beyond the standard: minigrad has two more float dtypes, which combine with the standard's
 FLOATING = (float32, float64, all_dtypes.float16, all_dtypes.bfloat16)
 NUMERIC = INTEGER + FLOATING
 INTEGER_OR_BOOL = (bool, *INTEGER)
@@ -36,7 +36,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class IntegerLimits:
-    """What `iinfo` says."""
+    """The result of `iinfo`."""
 
     bits: int
     max: int
@@ -46,7 +46,7 @@ class IntegerLimits:
 
 @dataclass(frozen=True)
 class FloatLimits:
-    """What `finfo` says."""
+    """The result of `finfo`."""
 
     bits: int
     eps: float
@@ -57,7 +57,7 @@ class FloatLimits:
 
 
 def _dtype_of(value: Any) -> DType:
-    """The dtype itself, or that of an array."""
+    """A dtype itself, or the dtype of an array."""
     found = value if isinstance(value, DType) else getattr(value, "dtype", None)
     if not isinstance(found, DType):
         raise TypeError(f"{value!r} is neither a dtype nor an array")
@@ -65,14 +65,14 @@ def _dtype_of(value: Any) -> DType:
 
 
 def iinfo(type: Any, /) -> IntegerLimits:
-    """Limits of an integer dtype (or an array's)."""
+    """The limits of an integer dtype (or an array's dtype)."""
     dtype = _dtype_of(type)
     expect(dtype in INTEGER, f"iinfo({dtype.name})", "an integer dtype", error=TypeError)
     return IntegerLimits(dtype.bits, int(dtype.maximum), int(dtype.minimum), dtype)
 
 
 def finfo(type: Any, /) -> FloatLimits:
-    """Limits of a floating-point dtype (or an array's)."""
+    """The limits of a floating-point dtype (or an array's dtype)."""
     dtype = _dtype_of(type)
     expect(dtype in FLOATING, f"finfo({dtype.name})", "a floating-point dtype", error=TypeError)
     eps, exponent = 2.0**-dtype.fraction, (1 << (dtype.bits - 2 - dtype.fraction)) - 1
@@ -81,7 +81,7 @@ def finfo(type: Any, /) -> FloatLimits:
 
 
 def isdtype(dtype: DType, kind: Any) -> Any:
-    """Whether a dtype is another, of a kind such as "integral", or of one of several."""
+    """Whether a dtype equals another, is of a kind such as "integral", or of one of several."""
     expect(isinstance(dtype, DType), f"isdtype({dtype!r})", "a dtype, as float32", error=TypeError)
     if isinstance(kind, tuple):
         return any(isdtype(dtype, one) for one in kind)
@@ -119,7 +119,7 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
 
 
 def can_cast(from_: Any, to: DType, /) -> Any:
-    """Whether promotion may turn one dtype into another."""
+    """Whether promotion can convert one dtype to another."""
     one, other = _dtype_of(from_), _dtype_of(to)
     try:
         return _combine(one, other) is other
@@ -134,31 +134,31 @@ class Info:
     """The inspection functions of the standard."""
 
     def capabilities(self) -> dict[str, Any]:
-        """What is supported: boolean indexing and data-dependent shapes are; at most 64 axes."""
+        """Supported features: boolean indexing, data-dependent shapes, at most 64 dimensions."""
         return {"boolean indexing": True, "data-dependent shapes": True, "max dimensions": 64}
 
     def default_device(self) -> str:
-        """Where arrays are made unless told otherwise."""
+        """The device of arrays unless another is given."""
         return Device.DEFAULT
 
     def devices(self) -> list[str]:
-        """Kinds of devices that this machine has."""
+        """The kinds of devices of this machine."""
         return Device.available()
 
     def default_dtypes(self, *, device: str | None = None) -> dict[str, DType]:
-        """The dtypes of Python numbers and of positions."""
+        """The default dtypes of Python numbers and of indices."""
         return {
             "real floating": DEFAULT_FLOAT, "complex floating": DEFAULT_FLOAT,
             "integral": DEFAULT_INTEGER, "indexing": DEFAULT_INTEGER,
         }  # fmt: skip
 
     def dtypes(self, *, device: str | None = None, kind: Any = None) -> dict[str, DType]:
-        """The standard's dtypes, of a kind or of all."""
+        """The standard's dtypes by name, all or of one kind."""
         return {
             name: dtype for name, dtype in _STANDARD.items() if kind is None or isdtype(dtype, kind)
         }
 
 
 def __array_namespace_info__() -> Info:
-    """An object whose methods say what the namespace can do."""
+    """An object that describes what the namespace supports."""
     return Info()

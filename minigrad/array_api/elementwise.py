@@ -14,7 +14,7 @@ from minigrad.tensor.arguments import check_functions
 def _one(
     allowed: Kinds, count: int, apply: Callable[[Any], Any] | None = None
 ) -> list[Callable[[Array], Array]]:
-    """Functions of one array: apply, or `Tensor`'s methods of their names."""
+    """Functions of one array that call `apply`, or the method of Tensor with their name."""
 
     def made() -> Callable[[Array], Array]:
         def function(x: Array, /) -> Array:
@@ -29,7 +29,7 @@ def _one(
 def _two(
     allowed: Kinds, count: int, apply: Callable[[Any, Any], Any] | None = None
 ) -> list[Callable[[Any, Any], Array]]:
-    """The same of two arrays, or an array and a Python number."""
+    """The same for two arrays, or an array and a Python number."""
 
     def made() -> Callable[[Any, Any], Array]:
         def function(x1: Any, x2: Any, /) -> Array:
@@ -42,7 +42,7 @@ def _two(
 
 
 def _named(names: dict[str, Any]) -> None:
-    """Give a module's functions that were made so the names that they have there."""
+    """Name the functions created above by their names in the module."""
     for name, function in names.items():
         if getattr(function, "__name__", "") == "function":
             function.__name__ = function.__qualname__ = name
@@ -74,7 +74,7 @@ def imag(x: Array, /) -> Array:
 
 
 def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
-    """x no smaller than min and no larger than max, in x's dtype; a NaN stays."""
+    """x limited to min … max, in x's dtype; NaN stays NaN."""
     tensor = x._tensor
     for bound, nearer in ((min, Tensor.maximum), (max, Tensor.minimum)):
         if bound is not None:
@@ -85,7 +85,7 @@ def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
 
 
 def where(condition: Array, x1: Any, x2: Any, /) -> Array:
-    """x1 where the condition holds, x2 elsewhere."""
+    """x1 where the condition is true, x2 elsewhere."""
     return _binary("where", kinds.ALL, x1, x2, condition._tensor.where)
 
 

@@ -30,18 +30,18 @@ matmul, outer = _two(kinds.NUMERIC, 2)
 
 
 def tensordot(x1: Array, x2: Array, /, *, axes: int | Sequence[Sequence[int]] = 2) -> Array:
-    """The sum of products over pairs of axes: the last ones of x1 and the first of x2, or given."""
+    """Sum of products over pairs of axes: the last ones of x1 and first of x2, or as given."""
     return _binary("tensordot", kinds.NUMERIC, x1, x2, lambda x, y: x.tensordot(y, axes))
 
 
 def vecdot(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
-    """Products of vectors along an axis."""
+    """Dot products of vectors along an axis."""
     place = _common_axis("vecdot", axis, x1, x2)
     return _binary("vecdot", kinds.NUMERIC, x1, x2, lambda x, y: (x * y).sum(place, dtype=x.dtype))
 
 
 def cross(x1: Array, x2: Array, /, *, axis: int = -1) -> Array:
-    """The vector product of vectors of three elements along an axis."""
+    """Cross product of vectors of three elements along an axis."""
     place = _common_axis("cross", axis, x1, x2)
     return _binary("cross", kinds.NUMERIC, x1, x2, lambda x, y: x.cross(y, place))
 
@@ -60,55 +60,55 @@ def vector_norm(
     x: Array, /, *, axis: Axes = None, keepdims: bool = False,
     ord: float = 2,
 ) -> Array:  # fmt: skip
-    """(Σ |x|^ord)^(1/ord); the largest |x| for inf, the smallest for -inf, a count for 0."""
+    """(Σ |x|^ord)^(1/ord); for inf the largest |x|, for -inf the smallest, for 0 a count."""
     _check("vector_norm", kinds.FLOATING, x)
     return Array._of(x._tensor.norm(ord, axes_of("vector_norm", axis, x.ndim, 0), keepdims))
 
 
 def matrix_norm(x: Array, /, *, keepdims: bool = False, ord: Any = "fro") -> Array:
-    """Frobenius, nuclear ("nuc"), 1, 2, inf and their negatives."""
+    """The norm of each matrix: "fro" (Frobenius), "nuc" (nuclear), ±1, ±2, ±inf."""
     return Array._of(linalg.matrix_norm(x._tensor, ord, keepdim=keepdims))
 
 
 def matrix_power(x: Array, n: int, /) -> Array:
-    """The n-th power of each matrix, by squaring; of its inverse for negative n."""
+    """The n-th power of each matrix, by squaring; for negative n, of its inverse."""
     return Array._of(linalg.matrix_power(x._tensor, n))
 
 
 # --- decompositions -------------------------------------------------------------------------------
 
 (det,), (inv,) = _one(kinds.FLOATING, 1, linalg.det), _one(kinds.FLOATING, 1, linalg.inv)
-(svdvals,) = _one(kinds.FLOATING, 1, linalg.svdvals)  # falling
-(eigvalsh,) = _one(kinds.FLOATING, 1, linalg.eigvalsh)  # rising
+(svdvals,) = _one(kinds.FLOATING, 1, linalg.svdvals)  # descending
+(eigvalsh,) = _one(kinds.FLOATING, 1, linalg.eigvalsh)  # ascending
 
 
 def qr(x: Array, /, *, mode: str = "reduced") -> QRResult[Array]:
-    """x = Q·R with orthonormal columns in Q and R upper triangular."""
+    """x = Q·R with Q of orthonormal columns and R upper triangular."""
     return QRResult(*map(Array._of, x._tensor.qr(mode)))
 
 
 def svd(x: Array, /, *, full_matrices: bool = True) -> SVDResult[Array]:
-    """x = U·diag(S)·Vh with S falling."""
+    """x = U·diag(S)·Vh with S descending."""
     return SVDResult(*map(Array._of, x._tensor.svd(full_matrices=full_matrices)))
 
 
 def eigh(x: Array, /) -> EighResult[Array]:
-    """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices."""
+    """Eigenvalues (ascending) and eigenvectors (columns) of symmetric matrices."""
     return EighResult(*map(Array._of, linalg.eigh(x._tensor)))
 
 
 def cholesky(x: Array, /, *, upper: bool = False) -> Array:
-    """L with x = L·Lᵀ, or its transpose; NaN where x is not positive definite."""
+    """L with x = L·Lᵀ, or its transpose; NaN if x is not positive definite."""
     return Array._of(linalg.cholesky(x._tensor, upper=upper))
 
 
 def solve(x1: Array, x2: Array, /) -> Array:
-    """y with x1·y = x2 for square x1; x2 holds columns, or is one vector."""
+    """y with x1·y = x2 for square x1; x2 is a matrix of columns, or one vector."""
     return _binary("solve", kinds.FLOATING, x1, x2, linalg.solve)
 
 
 def pinv(x: Array, /, *, rtol: float | Array | None = None) -> Array:
-    """The Moore–Penrose inverse; singular values below rtol · the largest count as zero."""
+    """The Moore–Penrose inverse; singular values up to rtol · the largest count as 0."""
     return Array._of(linalg.pinv(x._tensor, rtol=_plain(rtol)))
 
 

@@ -14,7 +14,7 @@ from minigrad.tensor.broadcasting import Axes, axes_of, axis_of
 
 
 def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
-    """An axis that both arrays have with one extent, counted from the end."""
+    """An axis of equal extent in both arrays, counted from the end."""
     least = min(x1.ndim, x2.ndim)
     place = axis_of(name, axis, least, 0) - least
     expect(axis < 0 or x1.ndim == x2.ndim, name, "a negative axis, for which both have one", x1, x2)
@@ -28,7 +28,7 @@ def _check_integers(name: str, x: Array) -> None:
 
 
 def broadcast_arrays(*arrays: Array) -> list[Array]:
-    """All arrays in the shape that they have together."""
+    """All arrays broadcast to their common shape."""
     _check("broadcast_arrays", kinds.ALL, *arrays)
     tensors = [array._tensor for array in arrays]
     return [Array._of(wide) for wide in Tensor.broadcast_tensors(*tensors)] if arrays else []
@@ -42,7 +42,7 @@ def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
 
 
 def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
-    """Arrays one after the other along an axis; flattened with axis=None."""
+    """Arrays joined along an axis; flattened first with axis=None."""
     tensors = _promoted(arrays)
     if axis is None:
         tensors, axis = [tensor.flatten() for tensor in tensors], 0
@@ -55,12 +55,12 @@ def _promoted(arrays: Sequence[Array]) -> list[Tensor]:
 
 
 def expand_dims(x: Array, /, axis: int = 0) -> Array:
-    """x with a new axis of extent 1. The standard names the axis; numpy's users do not."""
+    """x with a new axis of extent 1; axis may be positional, as in numpy."""
     return Array._of(x._tensor.unsqueeze(axis))
 
 
 def squeeze(x: Array, /, axis: int | Sequence[int]) -> Array:
-    """x without axes of extent 1."""
+    """x without the given axes, which must have extent 1."""
     axes = axes_of("squeeze", axis, x.ndim, 0)
     for one in axes:
         if x.shape[one] != 1:
@@ -85,7 +85,7 @@ def matrix_transpose(x: Array, /) -> Array:
 
 
 def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[int], /) -> Array:
-    """x with axes moved to new places, the others in their order."""
+    """x with axes moved to new places; the others keep their order."""
     return Array._of(x._tensor.movedim(source, destination))
 
 
@@ -96,13 +96,13 @@ def reshape(x: Array, /, shape: Sequence[int], *, copy: bool | None = None) -> A
 
 
 def roll(x: Array, /, shift: int | Sequence[int], *, axis: Axes = None) -> Array:
-    """Elements moved along axes, those that fall out coming in at the other end."""
+    """x with elements shifted along axes; those shifted out come in at the other end."""
     shifts = [shift] * len(axis) if isinstance(shift, int) and isinstance(axis, tuple) else shift
     return Array._of(x._tensor.roll(shifts, axis))
 
 
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
-    """Arrays of one shape along a new axis."""
+    """Arrays of equal shape joined along a new axis."""
     tensors = _promoted(arrays)
     place = axis_of("stack", axis, arrays[0].ndim + 1, 0)
     return Array._of(tensors[0].stack(*tensors[1:], dim=place))
@@ -151,7 +151,7 @@ def _take(tensor: Any, indices: Any, axis: int) -> Any:
 
 
 def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
-    """The parts of x at indices along an axis; negative ones count from its end."""
+    """The elements of x at indices along an axis; negative ones count from the end."""
     if axis is None:
         expect(x.ndim == 1, f"take of shape {x.shape}", "an axis", error=ValueError)
         axis = 0
@@ -163,7 +163,7 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
-    """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast, as for `take`."""
+    """out[…, i, …] = x[…, indices[…, i, …], …]; other axes broadcast; indices as for `take`."""
     place = axis_of("take_along_axis", axis, x.ndim, 0)
     return Array._of(x._tensor._take_along("take_along_axis", indices._tensor, place))
 

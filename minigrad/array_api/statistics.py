@@ -23,13 +23,13 @@ def _reduced(
 
 def sum(x: Array, /, *, axis: Axes = None, dtype: DTypeLike = None,
         keepdims: bool = False) -> Array:  # fmt: skip
-    """The sum over axes; integers are added in 64 bits."""
+    """Sum over axes; integers are added in 64 bits."""
     return _reduced("sum", kinds.NUMERIC, x, axis, keepdims, dtype=dtype)
 
 
 def prod(x: Array, /, *, axis: Axes = None, dtype: DTypeLike = None,
          keepdims: bool = False) -> Array:  # fmt: skip
-    """The product over axes; integers are multiplied in 64 bits."""
+    """Product over axes; integers are multiplied in 64 bits."""
     return _reduced("prod", kinds.NUMERIC, x, axis, keepdims, dtype=dtype)
 
 
@@ -51,7 +51,7 @@ def mean(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
 def var(
     x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
 ) -> Array:
-    """The mean square distance from the mean, over N − correction."""
+    """Sum of squared deviations from the mean, over N − correction."""
     return _reduced("var", kinds.FLOATING, x, axis, keepdims, correction=correction)
 
 
@@ -63,7 +63,7 @@ def std(
 
 
 def any(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
-    """Whether some element is not zero."""
+    """Whether any element is not zero."""
     return _reduced("any", kinds.ALL, x, axis, keepdims)
 
 
@@ -78,12 +78,12 @@ def count_nonzero(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> 
 
 
 def argmax(x: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
-    """Where the largest element is, the first of equals; of the flat array with axis=None."""
+    """Position of the largest element (the first of equals); in the flat array for axis=None."""
     return _place("argmax", x, axis, keepdims)
 
 
 def argmin(x: Array, /, *, axis: int | None = None, keepdims: bool = False) -> Array:
-    """Where the smallest element is, the first of equals; of the flat array with axis=None."""
+    """Position of the smallest element (the first of equals); in the flat array for axis=None."""
     return _place("argmin", x, axis, keepdims)
 
 
@@ -111,13 +111,13 @@ def _cumulative(
 
 def cumulative_sum(x: Array, /, *, axis: int | None = None, dtype: DTypeLike = None,
                    include_initial: bool = False) -> Array:  # fmt: skip
-    """Sums of all elements up to each one along an axis; with include_initial from 0 on."""
+    """Running sums along an axis; include_initial puts a 0 first."""
     return _cumulative("cumulative_sum", x, axis, dtype, include_initial, 0)
 
 
 def cumulative_prod(x: Array, /, *, axis: int | None = None, dtype: DTypeLike = None,
                     include_initial: bool = False) -> Array:  # fmt: skip
-    """Products of all elements up to each one along an axis; with include_initial from 1 on."""
+    """Running products along an axis; include_initial puts a 1 first."""
     return _cumulative("cumulative_prod", x, axis, dtype, include_initial, 1)
 
 
@@ -125,7 +125,7 @@ def diff(
     x: Array, /, *, axis: int = -1, n: int = 1, prepend: Array | None = None,
     append: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The n-th differences of neighbours along an axis."""
+    """Differences of neighbours along an axis, taken n times."""
     place = axis_of("diff", axis, x.ndim, 0)
     parts = [part for part in (prepend, x, append) if part is not None]
     joined = concat(parts, axis=place) if len(parts) > 1 else x
@@ -133,12 +133,12 @@ def diff(
 
 
 def sort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
-    """Elements in order along an axis."""
+    """The elements in sorted order along an axis."""
     return Array._of(x._tensor.sort(axis_of("sort", axis, x.ndim, 0), descending)[0])
 
 
 def argsort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
-    """The indices that sort along an axis; equal elements keep their order."""
+    """The indices that sort an axis; equal elements keep their order."""
     order = x._tensor.sort(axis_of("argsort", axis, x.ndim, 0), descending)[1]
     return Array._of(order.cast(kinds.DEFAULT_INTEGER))
 
@@ -154,7 +154,7 @@ def nonzero(x: Array, /) -> tuple[Array, ...]:
 def searchsorted(
     x1: Array, x2: Array, /, *, side: str = "left", sorter: Array | None = None
 ) -> Array:
-    """Where each element of x2 would be inserted into the sorted vector x1: a binary search."""
+    """Positions at which elements of x2 would be inserted into the sorted vector x1."""
     if x1.ndim != 1 or (sorter is not None and sorter.shape != x1.shape):
         by = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
         raise ValueError(f"searchsorted in an array of shape {x1.shape}{by}: expected vectors")
@@ -166,7 +166,7 @@ def searchsorted(
 
 
 class UniqueAll(NamedTuple):
-    """What `unique_all` gives."""
+    """The result of `unique_all`."""
 
     values: Array
     indices: Array
@@ -175,21 +175,21 @@ class UniqueAll(NamedTuple):
 
 
 class UniqueCounts(NamedTuple):
-    """What `unique_counts` gives."""
+    """The result of `unique_counts`."""
 
     values: Array
     counts: Array
 
 
 class UniqueInverse(NamedTuple):
-    """What `unique_inverse` gives."""
+    """The result of `unique_inverse`."""
 
     values: Array
     inverse_indices: Array
 
 
 def unique_all(x: Array, /) -> UniqueAll:
-    """The distinct elements in order, where each is first, which one each element is, how many."""
+    """Distinct elements in order, their first positions, each element's index in them, counts."""
     values, *places = x._tensor._distinct()
     return UniqueAll(
         Array._of(values), *(Array._of(place.cast(kinds.DEFAULT_INTEGER)) for place in places)
@@ -202,13 +202,13 @@ def unique_values(x: Array, /) -> Array:
 
 
 def unique_counts(x: Array, /) -> UniqueCounts:
-    """The distinct elements in order, and how many of each there are."""
+    """The distinct elements in order, and the count of each."""
     found = unique_all(x)
     return UniqueCounts(found.values, found.counts)
 
 
 def unique_inverse(x: Array, /) -> UniqueInverse:
-    """The distinct elements in order, and which of them each element of x is."""
+    """The distinct elements in order, and the index in them of each element of x."""
     found = unique_all(x)
     return UniqueInverse(found.values, found.inverse_indices)
 

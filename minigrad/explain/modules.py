@@ -14,11 +14,11 @@ from minigrad.nn.module import walk
 from minigrad.nn.optim import Optimizer
 from minigrad.tensor import Tensor
 
-DEEPEST = 3  # functions that a step calls by name, one inside of the other, to look for models in
+DEEPEST = 3  # depth of functions called by name in which models are searched
 
 
 def models_of(step: Any) -> dict[str, Any]:
-    """What a step's function reads that holds tensors, by the name that it has there."""
+    """Objects with tensors that a step's function reads, by their names in it."""
     found: dict[str, Any] = {}
     known: set[int] = set()
     for name, value in _read(step, 0, set()):
@@ -64,10 +64,10 @@ def _read(step: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
 
 
 class Tree:
-    """The objects of some models that hold tensors, by dotted names.
+    """The objects in some models that hold tensors, with dotted names.
 
-    names: by `id`; classes: of all of them and their bases; tensors: by buffer, as (name, module),
-    where an optimizer's have no module.
+    names: by `id`. classes: of all of them, with bases. tensors: buffer → (name, module); tensors
+    of an optimizer have no module.
     """
 
     def __init__(self, models: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Tree:
         self.rows: list[dict[str, Any]] = []
         self.tensors: dict[Buffer, tuple[str, str]] = {}
         classes: set[str] = set()
-        # optimizers last: of what they hold, parameters have a name already
+        # optimizers last: the parameters that they hold then have names already
         ordered = sorted(models.items(), key=lambda item: isinstance(item[1], Optimizer))
         several = sum(not isinstance(model, Optimizer) for model in models.values()) > 1
         for top, model in ordered:

@@ -1,8 +1,8 @@
-"""Where nodes come from: the lines of the user's program, and the module, that made each.
+"""Where nodes come from: the lines of the user's program, and the module, that created each.
 
-Nodes know nothing of that, and nothing is paid for it unless somebody records. Then the table of
-interned nodes is one that looks, whenever a node is asked for, at the frames of Python above. A
-pass of the compiler makes nodes for the sake of others; which one it is at, a local variable says.
+Nodes do not record this, and it costs nothing unless it is recorded. While it is, the table of
+interned nodes is replaced by one that looks at Python's frames whenever a node is requested. Passes
+of the compiler create nodes in place of others; a local variable of the pass tells which one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minigrad.nn import optim
 from minigrad.runtimes import cpu
 from minigrad.schedule import schedule
 
-# Functions that make nodes for the sake of others, and the variable that holds the one.
+# Functions that create nodes in place of another, and the variable that holds that one.
 FOLLOWED: dict[CodeType, str] = {
     function.__code__: name
     for function, name in (
@@ -38,8 +38,8 @@ FOLLOWED: dict[CodeType, str] = {
 }  # fmt: skip
 _BACKWARD = gradient.gradient.__code__
 _PACKAGE = os.path.dirname(os.path.abspath(node.__file__)).removesuffix("graph")
-_MODELS = os.path.join(_PACKAGE, "models", "")  # whose scripts count as the user's
-_OTHERS = (  # not the user's
+_MODELS = os.path.join(_PACKAGE, "models", "")  # scripts in it count as the user's
+_OTHERS = (  # not the user's code
     _PACKAGE, os.path.join(os.path.dirname(os.path.abspath(cpu.__file__)), ""),
     os.path.join(sysconfig.get_paths()["stdlib"], ""), "<",
 )  # fmt: skip
@@ -49,10 +49,10 @@ Place = tuple[str, int, str]  # file, line, function
 
 @dataclass(frozen=True)
 class Origin:
-    """stack: the user's lines, the innermost first. module: the name of that which ran.
+    """stack: the user's lines, innermost first. module: the name of the one that was running.
 
-    phase: "forward", "backward" or "update". made_for: the age of the node for whose sake this one
-    was made, or −1.
+    phase: "forward", "backward" or "update". made_for: the age of the node in whose place this one
+    was created, or −1.
     """
 
     stack: tuple[Place, ...] = ()
@@ -62,9 +62,9 @@ class Origin:
 
 
 class _Watched(Interned[Node]):
-    """A table that asks another one, in whose place it is while anybody records.
+    """Stands in for a table of nodes while any thread records.
 
-    It tells each thread that records of the nodes that this thread asks for.
+    It reports to each recording thread the nodes that this thread requests.
     """
 
     __slots__ = ("table", "notes")
@@ -74,7 +74,7 @@ class _Watched(Interned[Node]):
         self.notes: dict[int, Callable[[Node], None]] = {}
 
     def get(self, key: Any, otherwise: Any = None) -> Any:
-        """As the table does."""
+        """See the table."""
         link = self.table.get(key, otherwise)
         found = None if link is None else link()
         if found is not None:
@@ -82,7 +82,7 @@ class _Watched(Interned[Node]):
         return link
 
     def settle(self, key: Any, made: Node) -> Node:
-        """As the table does."""
+        """See the table."""
         return self._noted(self.table.settle(key, made))
 
     def _noted(self, found: Node) -> Node:
@@ -98,8 +98,9 @@ _LOCK = new_lock()
 
 
 def _tell(thread: int, note: Callable[[Node], None] | None) -> None:
-    """Let what a thread asks for be noted, or not. Threads may end in another order than they
-    began: whoever is the last one puts the plain table back.
+    """Start or stop reporting the nodes that a thread requests.
+
+    Threads may stop in any order; the last one restores the plain table.
     """
     with _LOCK:
         _WATCHED.notes.pop(thread, None)
@@ -111,7 +112,7 @@ def _tell(thread: int, note: Callable[[Node], None] | None) -> None:
 class Origins:
     """What is known of nodes, by their age. modules: names of the user's modules by `id`.
 
-    earlier: what is known from before, of nodes for whose sake others were made.
+    earlier: the origins of nodes in whose place others were created later.
     """
 
     def __init__(
@@ -123,8 +124,8 @@ class Origins:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Note what this thread makes meanwhile."""
-        thread, top = get_ident(), sys._getframe(2)  # whoever says `with`
+        """Record the origins of nodes that this thread creates in a `with` block."""
+        thread, top = get_ident(), sys._getframe(2)  # the frame with the `with`
         known = self.known
 
         def note(made: Node) -> None:
@@ -139,7 +140,7 @@ class Origins:
             _tell(thread, before)
 
     def of(self, made: Node) -> Origin | None:
-        """Where a node comes from in the user's program; of its gradient, the lines of the way."""
+        """The place of a node in the user's program; for a gradient, lines of the forward pass."""
         found, seen = self._find(made.age), {made.age}
         phase = "forward" if found is None else found.phase
         while found is not None and found.made_for not in seen:
@@ -171,7 +172,7 @@ class Origins:
                 stack.append((code.co_filename, frame.f_lineno, code.co_name))
             if not module and code.co_varnames[:1] == ("self",):
                 kind = code.co_qualname.rpartition(".")[0].rpartition(".")[2]
-                if kind in self.classes:  # (to look into a frame makes it keep what it has)
+                if kind in self.classes:  # (reading a frame's locals makes it keep them)
                     module = self.modules.get(id(frame.f_locals["self"]), "")
             frame = frame.f_back
         return Origin(tuple(stack), module, phase, made_for)

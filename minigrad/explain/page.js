@@ -61,7 +61,7 @@ const belongs = {
 const mainPhase = kernel => exchanges(kernel) ? "exchange" : (kernel.phases[0] || ["forward"])[0];
 const mainModule = kernel => (kernel.modules.find(([name]) => name) || [""])[0];
 
-/* Seconds by phase of what a test of (name of a share) holds for, shares counted. */
+/* Seconds by phase in shares whose name passes a test; kernels count by their share. */
 function spent(shares, holds) {
   const found = {forward: 0, backward: 0, update: 0, all: 0};
   for (const kernel of kernels) {
@@ -227,7 +227,7 @@ function lineText([file, line]) {
   return piece ? piece[1][line - piece[0]].trim() : "";
 }
 
-/* What each rank and thread did when, by the clock; an exchange from its begin until it was waited for. */
+/* A timeline of each rank and thread; an exchange lasts from its begin until it was waited for. */
 const BEGINS = "exchange: ", WAITS = "wait: ";
 const ROW = 15, GAP = 6;
 
@@ -273,7 +273,7 @@ function timeline() {
     make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "timeline"}, make("div", {class: "clock"}, root)));
 }
 
-/* Of one rank [number of the kernel that begins an exchange, of the one that waits for it]: those of one array, or of one label. */
+/* [number of the kernel that begins an exchange, of the kernel that waits for it] on one rank, matched by array or label. */
 function exchangePairs(labels, same) {
   const begun = new Map(), pairs = [];
   const key = (n, start) => same ? `${kernels[n].program} ${kernels[n].plan.split(" = ")[0]}` : labels[n].slice(start.length);
@@ -317,7 +317,7 @@ function firstSentence(first) {
     lines.map((one, at) => [at ? " or " : "", make("button", {type: "button", class: "code", onclick: () => choose("line", place(one))}, lineText(one) || `${one[2]}:${one[1]}`)]).flat());
 }
 
-/* Of each kernel how large the numbers are that it wrote, from left to right as they run. */
+/* The size of the numbers that each kernel wrote, from left to right in the order of kernels. */
 function valuesOfAll() {
   if (!data.looked) return [];
   const width = 1000, height = 120, magnitude = row => Math.log10(Math.max(Math.abs(row.low), Math.abs(row.high)));
@@ -414,7 +414,7 @@ function detail() {
   return box;
 }
 
-/* A kernel's number in the step, of its number in the program of another. */
+/* The number in the step of a kernel, given its number in another kernel's program. */
 const other = (number, inside) => number - kernels[number].number + inside;
 
 const PASSES = {
@@ -449,7 +449,7 @@ function memory() {
       make("tbody", {}, rows.map(([name, size, first]) => make("tr", {}, make("th", {scope: "row"}, name), make("td", {class: "number"}, bytes(size)), make("td", {}, first === null ? "" : make("button", {type: "button", onclick: () => choose("kernel", first)}, `kernel ${first}`))))))));
 }
 
-/* What ranks send: each exchange with the wait that ends it. */
+/* The exchanges between ranks, each with the wait that ends it. */
 function exchanged() {
   const pairs = exchangePairs(kernels.map(kernel => kernel.label), true);
   if (!pairs.length) return [];

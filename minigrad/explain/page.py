@@ -1,4 +1,4 @@
-"""The page: what was seen of a step, as one file of HTML with its data."""
+"""The page: everything that was observed of a step, as one HTML file with its data."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from minigrad.settings import flag, say
 from minigrad.tensor import Tensor
 
 HERE = Path(__file__).resolve().parent
-AROUND = 2  # lines of a program that are shown before and after those that made something
-MOST_HELD = 12  # of what is in memory at the peak
+AROUND = 2  # lines of a program shown before and after those that created something
+MOST_HELD = 12  # largest items in memory at the peak that are listed
 TEXTS = ("steps", "nest", "ir", "assembly")
 
 
@@ -49,7 +49,7 @@ def write(
         if isinstance(argument, Tensor) and argument.realize().raw.op is Op.BUFFER:
             names.setdefault(argument.raw.arg, (f"argument {number}", ""))
     origins = Origins(tree.names, tree.classes)
-    codes, told = Codes(), dict[int, Story]()  # by the id of a call, which a loop makes again
+    codes, told = Codes(), dict[int, Story]()  # by the id of a call; loops make calls again
 
     def tell(call: Canonical) -> Story:
         if id(call) not in told:
@@ -71,7 +71,7 @@ def write(
     style, script = ((HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     filled = {
         "title": html.escape(f"{what}, explained"), "style": style, "script": script,
-        "data": text.replace("<", "\\u003c"),  # no end of the script inside it
+        "data": text.replace("<", "\\u003c"),  # so that nothing ends the script
     }  # fmt: skip
     frame = (HERE / "page.html").read_text("utf-8")
     out.write_text(re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], frame), "utf-8")
@@ -79,7 +79,7 @@ def write(
 
 
 class Data:
-    """What the page is given."""
+    """The data of the page."""
 
     def __init__(
         self, what: str, seen: watch.Step, stories: Sequence[Story], codes: Codes, tree: Tree,
@@ -91,7 +91,7 @@ class Data:
         self.numbers = {story: place for place, story in enumerate(dict.fromkeys(stories))}
 
     def as_json(self) -> dict[str, Any]:
-        """All of it."""
+        """All of the data, for JSON."""
         kernels = [
             self._kernel(story, timed.parts[0], number, row)
             for story, (timed, rows) in zip(self.stories, self.seen.round.programs, strict=True)
@@ -117,8 +117,9 @@ class Data:
         }  # fmt: skip
 
     def _ranks(self) -> list[dict[str, Any]]:
-        """The kernels of each rank, where there are several: start, seconds, and the label where
-        that is not that of this rank's kernel of the number.
+        """The kernels of each rank, if there are several: start and seconds.
+
+        Also the labels, if they are not those of this rank's kernels.
         """
         if len(self.seen.ranks) < 2:
             return []
@@ -168,7 +169,7 @@ class Data:
 
 
 def _shares(weights: Mapping[Origin, int], key: Callable[[Origin], Any]) -> list[list[Any]]:
-    """[what a key says of origins, its share of all weights], the largest first."""
+    """[key of origins, its share of all weights], largest first."""
     found: Counter[Any] = Counter()
     for origin, weight in weights.items():
         if weight:
@@ -177,19 +178,19 @@ def _shares(weights: Mapping[Origin, int], key: Callable[[Origin], Any]) -> list
 
 
 def _checked(rows: Sequence[tuple[str, float, float]], story: Story) -> Any:
-    """The times of a program's kernels; they must be the kernels that its story tells of."""
+    """The times of a program's kernels, which must be the kernels of its story."""
     expected = [kernel["label"] for kernel in story.kernels]
     assert [row[0] for row in rows] == expected, "the compiler took another way than explain"
     return rows
 
 
 def _packed(text: str) -> str:
-    """For `inflated` in page.js."""
+    """Compress text for `inflated` in page.js."""
     return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def _source(name: str, wanted: set[int]) -> dict[str, Any]:
-    """A file's lines that made something, with some around them, in pieces: [first, lines]."""
+    """The lines of a file that created something, and lines around them: [[first, lines], …]."""
     try:
         lines = Path(name).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -206,15 +207,15 @@ def _source(name: str, wanted: set[int]) -> dict[str, Any]:
 
 
 def _bytes(buffer: Buffer) -> int:
-    """What one device has of it."""
+    """The bytes of a buffer on one device."""
     return buffer.memory.parts[0].nbytes if buffer.device in Device.meshes else buffer.nbytes
 
 
 def _memory(stories: Sequence[Story]) -> dict[str, Any]:
-    """Bytes held at each kernel, and by whom at the peak.
+    """Bytes held at each kernel, and the owners at the peak.
 
-    fixed: of buffers that have names; passed: of others, from the first program that uses them to
-    the last; the rest is what kernels of one program pass on.
+    fixed: buffers with names. passed: other buffers, from the first program that uses them to the
+    last. The rest is passed between kernels of one program.
     """
     starts = [0]
     for story in stories:

@@ -1,4 +1,4 @@
-"""A program told from its nodes to its machine code, with where each kernel comes from."""
+"""One program, from nodes to machine code, with the origin of each kernel."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from minigrad.schedule.split import split_reductions
 from minigrad.schedule.stage import Stage
 from minigrad.settings import Context, flag, having
 
-MOST = 4  # kernels that refused a stage, of which a sentence tells
+MOST = 4  # refusals that a sentence lists
 NOWHERE = Origin()
 
 
 class Decisions(fuse.Watcher):
-    """Why stages share no kernel: a watcher of `fuse.cluster`. by_array: of each stage's first."""
+    """A watcher of `fuse.cluster` that records why stages share no kernel: by a stage's array."""
 
     def __init__(self) -> None:
         self.by_array: dict[Array, list[tuple[Array, str]]] = {}
@@ -56,7 +56,7 @@ class Decisions(fuse.Watcher):
 
 
 class Codes:
-    """Loops, text and assembly of kernels, one for all that are alike."""
+    """Loops, IR text and assembly of kernels; equal kernels share them."""
 
     def __init__(self) -> None:
         self.kernels = host_kernels()
@@ -64,7 +64,7 @@ class Codes:
         self._numbers: dict[str, int] = {}
 
     def of(self, kernel: Kernel) -> int:
-        """The number of a kernel's code, which is made at first."""
+        """The number of a kernel's code, generated when first needed."""
         key = kernel_key(kernel)[0]
         if key not in self._numbers:
             self._numbers[key] = len(self.all)
@@ -88,9 +88,9 @@ class Codes:
 
 
 class Story:
-    """One program of a step: its passes, kernels, and what is held between them.
+    """One program of a step: its passes, its kernels, and the memory held between them.
 
-    names: of buffers, as (name, module); others are "input 0" and so on.
+    names: buffer → (name, module); others are called "input 0" and so on.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Story:
             })  # fmt: skip
 
     def _divided(self, graph: Graph) -> Graph:
-        """What the first device of this process runs, where there are several."""
+        """The part of the graph for this process's first device, if on a mesh."""
         if graph.device not in Device.meshes:
             return graph
         runtime: Any = Device[graph.device]
@@ -152,7 +152,7 @@ class Story:
         return made
 
     def _simplified(self, roots: Sequence[Node]) -> Sequence[Node]:
-        """`simplify`, and how often each rule applied."""
+        """`simplify`, counting how often each rule applied."""
         applied: Counter[str] = Counter()
 
         def counted(rule: Rule) -> Rule:
@@ -197,7 +197,7 @@ class Story:
         }  # fmt: skip
 
     def read(self, number: int) -> list[Array]:
-        """The arrays that a kernel reads, or sends."""
+        """The arrays that a kernel reads or sends."""
         kernel = self.plan.kernels[number]
         return [array for stage in kernel.stages for array in stage.reads]
 
@@ -206,11 +206,11 @@ class Story:
         return "\n".join(line.removeprefix("  ") for line in show(one).splitlines()[2:])
 
     def node(self, array: Array) -> Node | None:
-        """What an array holds; a block's own copy is called like its original, and more."""
+        """The node of an array; a block's own copy has the original's name and a suffix."""
         return self.nodes.get(array.name) or self.nodes.get(array.name.partition("_")[0])
 
     def members(self, stage: Stage) -> list[tuple[Node, int]]:
-        """The nodes that a stage computes, with how many numbers each takes."""
+        """The nodes that a stage computes, and how many elements each has."""
         top = self.node(stage.array)
         found: dict[Node, int] = {}
         stack = [top] if top is not None else []
@@ -225,15 +225,15 @@ class Story:
             found[node] = 0 if moves else max(size, 1)
             stack.extend(node.src)
         if found and not any(found.values()) and top is not None:
-            found[top] = numel(top.shape) or 1  # nothing but a copy
+            found[top] = numel(top.shape) or 1  # only a copy
         return list(found.items())
 
     def origin(self, node: Node) -> Origin:
-        """Where a node comes from, as far as that is known."""
+        """The origin of a node, or NOWHERE."""
         return self.origins.of(node) or NOWHERE
 
     def written(self, stage: Stage) -> tuple[str, str]:
-        """The name of the buffer that a stage fills, and the module whose that is."""
+        """The name of the buffer that a stage fills, and the module that owns it."""
         slot = self.plan.slots.get(stage.array.whole or stage.array)
         if slot is None:
             return "", ""
@@ -242,11 +242,11 @@ class Story:
         return self.name_of(slot)
 
     def name_of(self, slot: int) -> tuple[str, str]:
-        """The name of an input, and the module whose it is."""
+        """The name of an input, and the module that owns it."""
         return self.names.get(self.call.inputs[slot], (f"input {slot}", ""))
 
     def _why(self, number: int) -> list[str]:
-        """Why these stages are one kernel, and those before and after are others."""
+        """Why the stages form one kernel, separate from those before and after."""
         kernel = self.plan.kernels[number]
         if kernel.kind == "exchange":
             return ["It begins an exchange with other ranks; who needs the result waits later."]

@@ -1,4 +1,4 @@
-"""What the kernels of a step wrote: ranges, histograms, and where what is not finite began."""
+"""What the kernels of a step wrote: ranges, histograms, and the origin of NaNs and infinities."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Stage
 from minigrad.tensor import hostdata
 
-SAMPLED, SHOWN = 1 << 17, 6  # numbers that a histogram counts; numbers shown
-MOST_AGAIN = 1 << 22  # elements of a node that is computed again to see whether it is finite
+SAMPLED, SHOWN = 1 << 17, 6  # numbers in a histogram; numbers shown
+MOST_AGAIN = 1 << 22  # elements of a node that is recomputed to find the origin of a fault
 NAN, INF = "NaN", "infinite"
 Faults = frozenset[str]
 CLEAN: Faults = frozenset()
@@ -31,9 +31,10 @@ CLEAN: Faults = frozenset()
 
 @dataclass(frozen=True)
 class First:
-    """Where a fault was first: `kernel` counts through the step, −1 before it. how: "made" from
-    what had no such fault, "received" from another rank, or "given". node: the one that made it,
-    where that is known; of it, or of all that the kernel computes, origins.
+    """Where a fault appeared first. kernel: its number in the step, −1 before the step.
+
+    how: "made" from sources without it, "received" from another rank, or "given". node: the one
+    that made it, if known. origins: of that node, or of everything that the kernel computes.
     """
 
     fault: str
@@ -45,9 +46,9 @@ class First:
 
 
 class Values:
-    """Looks at each kernel's results: see `watch.Round`.
+    """Inspects each kernel's results: see `watch.Round`.
 
-    kernels: of each kernel of the step, in order, a summary of each array. firsts: by fault.
+    kernels: for each kernel of the step, a summary of each array. firsts: by fault.
     """
 
     def __init__(self, tell: Callable[[Canonical], Story]) -> None:
@@ -56,12 +57,12 @@ class Values:
         self.firsts: dict[str, First] = {}
         self._known: WeakKeyDictionary[Buffer, Faults] = WeakKeyDictionary()
         self._held: dict[Array, Faults] = {}
-        self._memory: _Memory  # of the program that runs
+        self._memory: _Memory  # of the running program
 
     def begins(
         self, timed: Timed, buffers: Sequence[Buffer], variables: Mapping[str, int]
     ) -> None:
-        """A program is about to run: what it reads may have faults already."""
+        """Called before a program runs: its inputs may have faults already."""
         story, self._held = self.tell(timed.call), {}
         self._memory = _Memory(story, timed.parts[0], buffers, variables)
         for array in {a for n in range(len(story.kernels)) for a in story.read(n)}:
@@ -75,7 +76,7 @@ class Values:
                     self.firsts.setdefault(fault, First(fault, -1, name, "given"))
 
     def ran(self, number: int) -> None:
-        """A kernel has run."""
+        """Called after a kernel has run."""
         memory, story = self._memory, self._memory.story
         kernel = story.plan.kernels[number]
         before: Faults = CLEAN.union(*(self._faults_of(a) for a in story.read(number)))
@@ -101,7 +102,7 @@ class Values:
         return self._held.get(array.whole or array, CLEAN)
 
     def _note(self, array: Array, found: Faults) -> None:
-        """Of an array in parts any part counts."""
+        """Record an array's faults; for an array in parts, those of all parts."""
         whole, buffer = array.whole, self._memory.buffer(array)
         found = found | self._faults_of(array) if whole is not None else found
         if buffer is not None:
@@ -110,7 +111,7 @@ class Values:
             self._held[whole or array] = found
 
     def _first(self, fault: str, number: int, stage: Stage) -> First:
-        """A fault that a kernel has made, or a wait has brought."""
+        """The origin of a fault that a kernel has made, or that a wait has received."""
         memory, story, place = self._memory, self._memory.story, len(self.kernels)
         what = story.written(stage)[0] or stage.array.name
         kernel = story.plan.kernels[number]
@@ -127,7 +128,7 @@ class Values:
 
 
 class _Memory:
-    """Where the arrays of a program are while it runs."""
+    """The memory of a program's arrays while it runs."""
 
     def __init__(
         self, story: Story, program: Any, buffers: Sequence[Buffer], variables: Mapping[str, int]
@@ -137,17 +138,18 @@ class _Memory:
         self.arrays = {node: array for array, node in story.plan.nodes.items()}
 
     def buffer(self, array: Array) -> Buffer | None:
-        """The one that an array is, or a part of."""
+        """The buffer that an array is, or is a part of."""
         slot = self.story.plan.slots.get(array.whole or array)
         return None if slot is None else self.buffers[slot]
 
     def place(self, array: Array) -> tuple[str, int] | None:
-        """Which memory an array has, perhaps that of one before it; None where it has none."""
+        """The place of an array in memory, which others may have had before; None if it has none.
+        """
         found: tuple[str, int] | None = self.story.places.get(array.whole or array)
         return found
 
     def of_node(self, node: Node) -> Any:
-        """The values of a node that is in memory; None of others."""
+        """The values of a node that is in memory, else None."""
         if node.op is Op.BUFFER:
             buffer = self.buffers[node.arg]
             return _numbers(buffer.memory, node.dtype, numel(node.shape)).reshape(node.shape)
@@ -157,7 +159,8 @@ class _Memory:
         return self.of(array)[: high(numel(node.shape))].reshape(node.shape)
 
     def of(self, array: Array, stage: Stage | None = None) -> Any:
-        """The numbers of an array, flat. stage: which fills it, if it is a part of another."""
+        """The numbers of an array, flat. stage: the one that fills it, if it is a part of another.
+        """
         buffer = self.buffer(array)
         address = self.program.address(self.place(array)) if buffer is None else buffer.memory
         if stage is not None and array.whole is not None:
@@ -169,8 +172,9 @@ class _Memory:
 
 
 def first_node(fault: str, stage: Stage, memory: _Memory) -> Node | None:
-    """The first node of a stage with a fault that none of its sources has, computed again by the
-    reference device; None where they are too large for that, or none is found.
+    """The first node of a stage with a fault that none of its sources has, or None.
+
+    Recomputes the nodes on the reference device, unless they are too large.
     """
     import numpy as np
 
@@ -203,7 +207,7 @@ def first_node(fault: str, stage: Stage, memory: _Memory) -> Node | None:
 
 
 def _numbers(address: int, dtype: DType, size: Any) -> Any:
-    """A flat array of numpy on memory of the host, which is not copied."""
+    """A flat numpy array on memory of the host, without a copy."""
     count = high(size)
     memory = memoryview((ctypes.c_ubyte * (count * dtype.itemsize)).from_address(address))
     return hostdata.to_numpy(memory, (count,), dtype)  # type: ignore[arg-type]
@@ -218,7 +222,7 @@ def _faults(x: Any) -> Faults:
 
 
 def summary(x: Any, name: str, shape: Sequence[Any]) -> dict[str, Any]:
-    """A flat array in a few numbers, exact but for the histogram, which is of every nth number."""
+    """A flat array summarized; exact, except for the histogram, which counts every nth number."""
     import numpy as np
 
     kind = x.dtype.name
@@ -238,7 +242,7 @@ def summary(x: Any, name: str, shape: Sequence[Any]) -> dict[str, Any]:
             "zeros": int(finite.size - np.count_nonzero(finite)),
             "bars": hostdata.heights(some, 100),
         }  # fmt: skip
-        if max(row["high"], -row["low"]) > 2.0**500:  # the sum of their squares is infinite
+        if max(row["high"], -row["low"]) > 2.0**500:  # the sum of their squares would be infinite
             finite, some, unit = finite / 2.0**600, some / 2.0**600, 2.0**600
         row["mean"] = float(finite.mean(dtype=np.float64)) * unit
         row["spread"] = float(some.std()) * unit

@@ -1,4 +1,4 @@
-"""Running a step and looking on: which programs, how long each kernel, where nodes came from."""
+"""Running and observing a step: its programs, each kernel's time, the origins of nodes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ if TYPE_CHECKING:
     from minigrad.collective import Group
     from minigrad.explain.values import Values
 
-APART = 0.05  # of a step's time: where all kernels' differs by more there are more rounds
-MOST_ROUNDS = 3  # times as many, then
+APART = 0.05  # share of a step's time; if the kernels' times differ by more, more rounds are run
+MOST_ROUNDS = 3  # at most so many times the rounds
 
-Row = tuple[str, float, float]  # a kernel's label, its start and stop
+Row = tuple[str, float, float]  # a kernel's label, start and stop
 
 
 @dataclass
 class Round:
-    """One step, kernel by kernel: of each program the rows of each device of this process, in
-    seconds from the start. look: looks on, so that the times count for nothing.
+    """One step, run kernel by kernel.
+
+    programs: each with the rows of each device of this process, in seconds from the start. look:
+    inspects values, so the times do not count.
     """
 
     start: float
@@ -49,26 +51,26 @@ class Round:
 
     @property
     def busy(self) -> float:
-        """Seconds in kernels of the first device."""
+        """Seconds spent in kernels of the first device."""
         return sum(stop - start for _, rows in self.programs for _, start, stop in rows[0])
 
     def by_device(self) -> list[list[Row]]:
-        """The rows of each device, all programs together."""
+        """The rows of each device, of all programs."""
         devices = max((len(rows) for _, rows in self.programs), default=1)
         return [[row for _, rows in self.programs for row in rows[number]]
                 for number in range(devices)]  # fmt: skip
 
 
 class Timed:
-    """A program that is run kernel by kernel, on each of its devices: in a `Round`.
+    """A program that runs kernel by kernel, on each of its devices, in a `Round`.
 
-    call: the first that it was made for. latest: the one that asked for it last.
+    call: the one that it was created for. latest: the last one that requested it.
     """
 
     def __init__(self, made: Any, watched: Watched, call: Canonical) -> None:
         self.made, self.watched, self.call, self.latest = made, watched, call, call
         self.parts, self._whole = [made], _Part(self, 0)
-        if call.roots[0].device in Device.meshes:  # whose devices are threads
+        if call.roots[0].device in Device.meshes:  # its devices are threads
             self.parts, self._whole = made.programs, made
             made.programs = [_Part(self, number) for number in range(len(self.parts))]
         self.rows: list[list[Row]] = []
@@ -82,7 +84,7 @@ class Timed:
 
 
 class _Part:
-    """What one device does of a program."""
+    """The part of a program on one device."""
 
     def __init__(self, timed: Timed, number: int) -> None:
         self.timed, self.number = timed, number
@@ -101,7 +103,7 @@ class _Part:
             if before is not None:
                 before(label, start, stop)
             if label != labels[len(rows)]:
-                return  # an addition that this thread did while it waited for an exchange
+                return  # an addition, done while waiting for an exchange
             rows.append((label, start - current.start, stop - current.start))
             if look is not None:
                 look.ran(len(rows) - 1)
@@ -111,7 +113,7 @@ class _Part:
 
 
 def _check_device(name: str) -> None:
-    """DeviceError where a device is no CPU, nor a mesh of CPUs."""
+    """DeviceError unless a device is a CPU, or a mesh of CPUs."""
     mesh = Device.meshes.get(name)
     for one in mesh.devices if mesh is not None else (name,):
         if one.partition(":")[0] != "CPU":
@@ -122,14 +124,14 @@ def _check_device(name: str) -> None:
 
 
 def _programs(found: Programs) -> AbstractContextManager[None]:
-    """Let this thread find its programs there: the process's are what it would run without us."""
+    """Let this thread find programs in `found` instead of the process's table."""
     return having(program.timeline, programs=found)
 
 
 class Watched(Programs):
-    """The programs of this thread while a step is explained: none of them is general.
+    """The programs of this thread while a step is explained; none of them is general.
 
-    ran: each call that was run with its program, in order.
+    ran: each call with its program, in order.
     """
 
     def __init__(self) -> None:
@@ -151,7 +153,7 @@ class Watched(Programs):
         return known, NO_VALUES
 
     def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
-        """A step, kernel by kernel."""
+        """Run a step kernel by kernel."""
         self.round = current = Round(time.perf_counter(), look)
         state_that(EXPLAINED, True)
         try:
@@ -163,7 +165,7 @@ class Watched(Programs):
         return current
 
     def plainly(self, step: Callable[[], Any]) -> float:
-        """Seconds of a step as it is without us."""
+        """Run a step normally; returns the seconds."""
         with _programs(program.programs):
             start = time.perf_counter()
             step()
@@ -172,10 +174,9 @@ class Watched(Programs):
 
 
 class Ranks:
-    """Ranks that run a step together, each of which explains it; one is this thread or process,
-    alone without a name. They meet, and show each other.
+    """The ranks that run a step together, each of which explains it; a single one has no name.
 
-    device: where it is in the group; the default device, if not given.
+    They wait for each other and exchange data. device: of this rank; by default the default device.
     """
 
     def __init__(self, name: str = "", size: int = 1, device: str | None = None) -> None:
@@ -183,7 +184,8 @@ class Ranks:
 
     @classmethod
     def of(cls, device: str) -> Ranks:
-        """The processes that have the devices of a mesh: one, where they are threads of this."""
+        """The processes with the devices of a mesh; one if its devices are threads of this process.
+        """
         mesh, runtime = Device.meshes.get(device), cast(Any, Device.opened.get(device))
         if mesh is None or len(runtime.local) == mesh.size:
             return cls()
@@ -192,16 +194,16 @@ class Ranks:
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Whether there is more than one."""
         return self.size > 1
 
     def meet(self) -> None:
-        """Wait for all of them."""
+        """Wait for all ranks."""
         if self.several:
             self._together(Tensor([0], device=self.device))
 
     def gathered(self, what: Any) -> list[Any]:
-        """What each of them gives: anything that JSON can hold."""
+        """The values that all ranks pass: anything that JSON can hold."""
         if not self.several:
             return [what]
         data = json.dumps(what).encode()
@@ -212,15 +214,17 @@ class Ranks:
         return [json.loads(rows[most * rank : most * (rank + 1)]) for rank in range(self.size)]
 
     def _together(self, x: Tensor) -> Tensor:
-        """(n,) → (n·size,): everybody's x."""
+        """(n,) → (n·size,): x of all ranks."""
         return Tensor._of(exchange("all_gather", self.name, self.size, [x.node])).realize()
 
 
 @dataclass
 class Step:
-    """A step that was run. calls: its programs, in order; plain: seconds of the steps that nobody
-    looked at; round: the one of middle length that was taken kernel by kernel. apart: see `_apart`.
-    steps: how often it was run in all. ranks: the kernels of each rank, where there are several.
+    """A step that was run.
+
+    calls: its programs, in order. plain: seconds of the steps that ran normally. round: the median
+    one of those run kernel by kernel. apart: see `_apart`. steps: how often it ran in all. ranks:
+    the kernels of each rank, if there are several.
     """
 
     calls: list[tuple[Canonical, Timed]]
@@ -235,21 +239,21 @@ def run(
     step: Any, args: Sequence[Any], origins: Origins, rounds: int, group: Group | None,
     look: Values | None, speaks: bool,
 ) -> Step:  # fmt: skip
-    """Run a step, captured or not, several times; or realize a lazy tensor, once.
+    """Run a step, captured or not, several times; or realize a lazy tensor once.
 
-    group: the ranks that run it together, if not those of its mesh. speaks: whether this one asks
-    where nodes come from.
+    group: the ranks that run it together, if not those of its mesh. speaks: whether this rank
+    records the origins of nodes.
     """
     watched = Watched()
     with _programs(watched), cpu_memory.keeping():
         if isinstance(step, Tensor):
             current = watched.closely(step.realize, look)
             _check_work(watched.ran)
-            current.seconds = current.busy  # what compiling took is no part of it
+            current.seconds = current.busy  # without the time for compiling
             return Step(watched.ran, [], current)
         captured, again = isinstance(step, Jitted), step
         plain = partial(_realized, step, *args)
-        if captured:  # with no capture yet
+        if captured:  # a new one, without a capture
             again = Jitted(step.function, step.instance)
             again.explained = True
         again = partial(_realized, again, *args)
@@ -286,29 +290,30 @@ def run(
 
 
 def _realized(step: Callable[..., Any], *args: Any) -> None:
-    """Call a step; the tensors that it gives are what it computes, as if it were captured."""
+    """Call a step and realize the tensors that it returns, as if it were captured."""
     tensors: list[Tensor] = []
     flatten(step(*args), tensors, {})
     realization.realize(tensors)
 
 
 def _check_work(ran: Sequence[Any]) -> None:
-    """MinigradError where there is nothing to explain."""
+    """MinigradError if the step ran nothing."""
     if not ran:
         raise MinigradError("explain: the step ran no kernel; expected one that gives tensors, or "
                             "realizes some, e.g. `lambda: model(x)`")  # fmt: skip
 
 
 def _middle(seen: Sequence[Round], seconds: Sequence[Sequence[float]] = ()) -> Round:
-    """The round of middle length, or the one that all ranks take for it. seconds: of each rank."""
+    """The round of median length; if there are several ranks, the same one for all of them."""
     lengths = [max(some) for some in zip(*seconds, strict=True)] or [one.seconds for one in seen]
     order = sorted(range(len(seen)), key=lengths.__getitem__)
     return seen[order[len(order) // 2]]
 
 
 def _apart(one: Round, plain: Sequence[float], captured: bool) -> float:
-    """By how much the kernels' times, and Python's between them where the step is not captured,
-    differ together from the time of a step that nobody looked at: a share of it.
+    """The relative difference between the kernels' times and the normal time of a step.
+
+    If the step is not captured, Python's time between kernels counts, too.
     """
     return (one.busy if captured else one.seconds) / median(plain) - 1
 
@@ -316,7 +321,7 @@ def _apart(one: Round, plain: Sequence[float], captured: bool) -> float:
 def _aligned(
     found: Sequence[tuple[Canonical, Timed]], best: Round
 ) -> list[tuple[Canonical, Timed]]:
-    """The calls of the recorded step that a round made again: it may have prepared others."""
+    """The calls of the recorded step that a round made again; others were preparations."""
     left, result = iter(found), list[tuple[Canonical, Timed]]()
     for timed, _ in best.programs:
         call = next((call for call, other in left if other is timed), None)

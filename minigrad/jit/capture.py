@@ -37,10 +37,10 @@ from minigrad.tensor.pytree import signature
 
 
 class Snapshot:
-    """The tensors that live now, and which of them have a gradient."""
+    """The tensors that exist now, and which of them have a gradient."""
 
     def __init__(self) -> None:
-        # by the id of their weak reference, which is kept: an id could come back otherwise
+        # by the id of their weak reference, which is kept so that the id is not reused
         self._links = {id(holder._link): holder._link for holder in all_holders()}
         self._grads: dict[int, tuple[object, Node]] = {
             number: (holder.grad._link, holder.grad.raw)
@@ -49,7 +49,7 @@ class Snapshot:
         }
 
     def knows(self, holder: Holder) -> bool:
-        """Whether the tensor lived then."""
+        """Whether the tensor existed then."""
         return id(holder._link) in self._links
 
     def had_gradient(self, holder: Holder) -> bool:
@@ -62,8 +62,7 @@ class Snapshot:
         return None if found is None else found[1]
 
     def left_behind(self) -> list[Holder]:
-        """Lazy tensors that this thread has made since and that depend on memory (`.grad`, what
-        objects keep).
+        """Lazy tensors that this thread has created since, and that depend on memory (`.grad`).
         """
         lazy = of_this_thread(lazy_holders())
         order = topological(holder.raw for holder in lazy)
@@ -72,7 +71,7 @@ class Snapshot:
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
     def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """Tensors from then whose `.grad` is another one now, from this thread, and that one."""
+        """Tensors of then with a new `.grad`, set by this thread; and that gradient."""
         return [
             (holder, holder.grad)
             for number, link in self._links.items()
@@ -84,15 +83,16 @@ class Snapshot:
 
 
 class HostWatch:
-    """Objects to what a capture cannot repeat: the host reading or writing buffers."""
+    """Refuses what a replay cannot repeat: the host reading or writing buffers."""
 
     def __init__(self, name: str, before: Snapshot) -> None:
         self.name, self.before = name, before
         self.fresh: weakref.WeakSet[Buffer] = weakref.WeakSet()
 
     def reads(self, buffer: Buffer) -> None:
-        """`.item()`, `.numpy()`, a copy to another device: of what no program has written yet it
-        gives what the host had, as a list of indices.
+        """`.item()`, `.numpy()`, a copy to another device: an error unless the value is the host's.
+
+        That is the case for data that no program has written since, such as a list of indices.
         """
         calls = recording.calls or ()
         written = any(buffer in call.made or buffer in call.written for call in calls)
@@ -106,7 +106,7 @@ class HostWatch:
         )
 
     def writes(self, buffer: Buffer) -> None:
-        """Constants that become tensors are kept; changing a buffer that exists is refused."""
+        """New tensors made of constants are recorded; writing to an existing buffer is an error."""
         if buffer.has_values and buffer not in self.fresh:
             raise JitError(
                 f"{self.name} writes data of the host into an existing tensor inside a captured "
@@ -115,11 +115,11 @@ class HostWatch:
         self.fresh.add(buffer)
 
     def makes(self, buffer: Buffer) -> None:
-        """Zeros that become a tensor are such a constant."""
+        """New tensors of zeros are constants, too."""
         self.fresh.add(buffer)
 
     def replaces(self, holder: Holder) -> None:
-        """An in-place write to a tensor without memory: a replay would have nowhere to write."""
+        """An in-place write to a tensor without memory: an error, as a replay could not do it."""
         if self.before.knows(holder):
             raise JitError(
                 f"{self.name} writes to a tensor of shape {holder.raw.shape} that has no memory "
@@ -127,17 +127,17 @@ class HostWatch:
             )
 
     def borrows(self, holder: Holder) -> bool:
-        """Of a tensor that the step made: whether one from before has the same memory."""
+        """For a tensor that the step created: whether an older tensor has the same memory."""
         known = self.before.knows
         return not known(holder) and any(map(known, holders(holder.raw)))
 
 
 def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[Sequence[Holder]]:
-    """The tensors that calls read besides `known` memory, together those that stand for one BUFFER.
+    """The tensors that calls read besides `known` memory, those of one BUFFER together.
 
-    JitError where there is none for something any longer. The step has then put another tensor in
-    the place of one that it read (`self.x = self.x + 1`, or a gradient added to that of the step
-    before): a replay would read the old one for ever.
+    JitError if a BUFFER has none any more. The step has then put another tensor in place of one
+    that it read (`self.x = self.x + 1`, or a gradient added to that of the step before): a replay
+    would read the old one forever.
     """
     new = known.union(*(call.made for call in calls))
     reads = dict.fromkeys(b for call in calls for b in call.buffers if b not in new)
@@ -177,9 +177,9 @@ def refuse_added(
 
 
 def claim(capture: Capture, calls: Sequence[Call], known: set[Buffer], before: Snapshot) -> bool:
-    """Note as whose memory the step knows what it reads and writes besides `known` memory.
+    """Record which tensor owns the memory that the step reads and writes besides `known` memory.
 
-    False where several tensors from before stand for some: whose it read is not known.
+    False if several older tensors stand for the same memory, so that the owner is uncertain.
     """
     certain = True
     for sharers in leaves(capture.name, calls, known):
@@ -193,9 +193,9 @@ def claim(capture: Capture, calls: Sequence[Call], known: set[Buffer], before: S
 
 
 def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Inputs with memory of their own, so that nothing else can be taken for them.
+    """Inputs with their own memory, so that nothing else can be mistaken for them.
 
-    Leaves that want a gradient stay what they are.
+    Leaves that need a gradient are not copied.
     """
     given: list[Tensor] = []
     for number, tensor in enumerate(tensors):
@@ -210,7 +210,7 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         copy = tensor.clone()
         copy.made, copy.stopped = tensor.made, tensor.stopped
         copy._requires_grad = tensor._requires_grad
-        realization.realize([copy])  # one by one: two copies of one tensor would be one node
+        realization.realize([copy])  # one by one: two copies of one tensor would be the same node
         given.append(copy)
     return given
 
@@ -219,9 +219,9 @@ def take_gradients(
     capture: Capture, before: Snapshot, graded: Mapping[int, tuple[weakref.ref[Tensor], bool]],
     tensors: Sequence[Tensor], given: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    """Note the gradients that the step left at its inputs and elsewhere, and those that it took.
+    """Record the gradients that the step set at its inputs and elsewhere, and those it removed.
 
-    graded: what had a gradient in the step, and whether what was there before did not matter.
+    graded: what had a gradient in the step, and whether the one before did not matter.
     """
     places = {id(clone): number for number, clone in enumerate(given)}
     capture.forgotten = [
@@ -252,9 +252,9 @@ def sort(
     before: Snapshot, results: Sequence[Tensor], values: dict[str, int],
     tensors: Sequence[Tensor], given: Sequence[Tensor],
 ) -> list[Tensor]:  # fmt: skip
-    """Sort the buffers of a recording into inputs, outputs and what stays; make the replay.
+    """Sort the buffers of a recording into inputs, outputs and kept ones; create the replay.
 
-    Gives the tensors of the result for the caller of this call.
+    Returns the result's tensors for the caller of this call.
     """
     made = {memory for call in calls for memory in call.made}
     written = {memory for call in calls for memory in call.written} - made
@@ -272,7 +272,7 @@ def sort(
     copy_back(calls, tensors, given)
     fresh: dict[Node, int] = {}
     outputs: set[Buffer] = set()
-    first: dict[int, int] = {}  # id of a tensor → its first place in the result
+    first: dict[int, int] = {}  # id of a tensor → its first position in the result
     for place, tensor in enumerate(results):
         node, memory = tensor.raw, tensor.raw.arg
         if first.setdefault(id(tensor), place) != place:
@@ -324,12 +324,12 @@ def sort(
 
 
 def _note_owners(capture: Capture) -> None:
-    """Who holds the memory that the step writes to."""
+    """Record which tensors own the memory that the step writes."""
     for holder in all_holders():
         if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
             if id(holder.raw) not in capture.owners:
                 capture.written_nodes.append(holder.raw)
-                holder.raw.form = None  # as an input it needs a second look
+                holder.raw.form = None  # as an input it takes the general path
                 if saved_graphs.has_history(holder.raw):
                     capture.derived.append(holder.raw)
             capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
@@ -340,7 +340,7 @@ def _note_owners(capture: Capture) -> None:
 
 
 def copy_back(calls: Sequence[Call], tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """Give the inputs that the step updated, even if it failed then, their new values."""
+    """Copy back the inputs that the step updated, even if it then failed."""
     memory = {memory for call in calls for memory in call.written}
     changed = [number for number, clone in enumerate(given) if clone is not tensors[number]
                and (clone.raw.op is not Op.BUFFER or clone.raw.arg in memory)]  # fmt: skip
@@ -351,7 +351,7 @@ def copy_back(calls: Sequence[Call], tensors: Sequence[Tensor], given: Sequence[
 
 
 def _read_first(calls: Sequence[Call]) -> set[Buffer]:
-    """The buffers whose values from before the calls are used."""
+    """Buffers that the calls read before they write them."""
     found: set[Buffer] = set()
     filled: set[Buffer] = set()
     for call in calls:

@@ -1,4 +1,4 @@
-"""Random numbers of Python's and numpy's generators, which a replay would not draw again."""
+"""Random numbers from Python's and numpy's generators, which a replay would not draw again."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import warnings
 
 from minigrad.errors import JitError
 
-# Modules whose functions draw from one generator of all threads, and what gives its state.
+# Modules with a generator that all threads share, and the function that returns its state.
 _DRAWING = {"random": "getstate", "numpy.random": "get_state"}
 
 
 def generators() -> dict[str, bytes]:
-    """The states of these generators, of the modules that somebody has imported."""
+    """The generators' states, for the modules that were imported."""
     loaded = {name: sys.modules[name] for name in _DRAWING if name in sys.modules}
     return {name: pickle.dumps(getattr(loaded[name], _DRAWING[name])()) for name in loaded}
 
 
 def refuse_draws(name: str, before: dict[str, bytes]) -> None:
-    """JitError where the step `name` has drawn from one of them since; a warning where that may
-    have been another thread.
+    """JitError if the step `name` has drawn random numbers since `before`.
+
+    Only a warning if it may have been another thread.
     """
     drawn = [module for module, state in generators().items() if state != before.get(module, state)]
     if drawn:

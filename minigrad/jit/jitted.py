@@ -86,8 +86,8 @@ from minigrad.tensor.live_tensors import all_holders, of_this_thread
 from minigrad.tensor.noted import Noted, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
-EXPLAINED = "explained"  # the mode of a thread that looks on while a step runs
-MOST_OTHERS = 16  # kinds of inputs that a step keeps captures for, besides the first
+EXPLAINED = "explained"  # the mode of a thread whose step is being explained
+MOST_OTHERS = 16  # so many captures for other kinds of inputs are kept
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,9 +101,9 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
 class Jitted(Generic[P, R]):
     """A captured function. `reset()` forgets the capture; `captured` tells whether there is one.
 
-    owner: of a method, its instance, which lives as long as this object. What is captured for an
-    instance is known to all objects that stand for its method, and does not keep it alive.
-    explained: whether it is the step itself where one is explained, of which others are a part.
+    owner: for a method, its instance, kept alive by this object. The captures of an instance are
+    shared by all objects that stand for its method, and do not keep it alive. explained: it is the
+    step that `explain` runs, and other captured functions are parts of it.
     """
 
     __slots__ = ("owner", "__dict__", "__weakref__")
@@ -115,32 +115,32 @@ class Jitted(Generic[P, R]):
         if not callable(function):
             raise TypeError(f"jit of {function!r}: expected a function of tensors")
         self.function, self.instance, self.owner = function, instance, None
-        self._called: dict[int, _Called] = {}  # the call before a capture's, by the thread's key
-        self._replays: dict[int, Serve] = {}  # how its capture is served, by the thread's key
-        # the same for other inputs, those that were used last at the end
+        self._called: dict[int, _Called] = {}  # by thread key: the call before the capture
+        self._replays: dict[int, Serve] = {}  # by thread key: the function that serves the capture
+        # the same for other inputs, most recently used last
         self._others: dict[tuple[Hashable, ...], Jitted[P, R]] = {}
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
-        functools.update_wrapper(self, function, updated=())  # whatever attributes it has
+        functools.update_wrapper(self, function, updated=())  # keeps the function's attributes
 
     def __reduce__(self) -> Any:
-        """A copy has captured nothing; one of an object's method is of that object's copy."""
+        """A copy has no captures; a copy of a method belongs to the copy of its object."""
         if self.owner is not None:
             return getattr, (self.owner, self.function.__name__)
         return Jitted, (self.function,)
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return f"@jit {getattr(self.function, '__name__', 'function')}"
 
     @property
     def captured(self) -> bool:
-        """Whether the next call, in the same modes and settings, is a replay."""
+        """Whether the next call, with the same modes and settings, is a replay."""
         return thread.key in self._replays
 
     def reset(self) -> None:
-        """Forget everything: the next call runs as it is, the one after is captured."""
+        """Forget all captures: the next call runs normally, the one after it is captured."""
         with self._lock:
             self._called.clear()
             self._replays.clear()
@@ -158,7 +158,7 @@ class Jitted(Generic[P, R]):
         return bound
 
     def _method_of(self, instance: Any) -> tuple[weakref.ref[Any], Jitted[..., R]]:
-        """A captured function of one instance, which must not keep the instance alive."""
+        """A captured function for one instance, without keeping the instance alive."""
         function: Any = self.function
         key, methods = id(instance), self._methods
         try:
@@ -177,7 +177,7 @@ class Jitted(Generic[P, R]):
         return link, Jitted(method, link)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run it, capture it, or replay it."""
+        """Run, capture or replay the function."""
         serve = self._replays.get(thread.key)
         if serve is None:
             return self._prepare(args, kwargs)
@@ -188,7 +188,7 @@ class Jitted(Generic[P, R]):
         return self._for(inputs)(*args, **kwargs)
 
     def _for(self, inputs: tuple[Hashable, ...]) -> Jitted[P, R]:
-        """What serves other inputs (`OtherInputs`)."""
+        """The captured function for other inputs (see `OtherInputs`)."""
         with self._lock:
             found = self._others.pop(inputs, None) or Jitted(self.function, self.instance)
             self._others[inputs] = found
@@ -197,9 +197,9 @@ class Jitted(Generic[P, R]):
             return found
 
     def _prepare(self, args: Any, kwargs: Any) -> R:
-        """The first call, which runs as it is, or the second."""
+        """The first call, which runs normally, or the second, which is captured."""
         inside = recording.calls is not None or EXPLAINED in thread.unusual
-        if inside and not self.explained:  # another step: be part of it
+        if inside and not self.explained:  # inside another step: become part of it
             return self.function(*args, **kwargs)
         key = thread.key
         with self._lock:
@@ -214,7 +214,7 @@ class Jitted(Generic[P, R]):
                     result = self.function(*args, **kwargs)
                     first: list[Tensor] = []
                     flatten(result, first, {})
-                    realization.realize(first)  # weights that are drawn there are no part of a step
+                    realization.realize(first)  # weights drawn in it are not part of a step
                 _give_memory(before)
                 structure = _part(result, {id(link) for link, _ in before})
                 self._called[key] = _Called(given, structure, data, calls)
@@ -267,13 +267,13 @@ class Jitted(Generic[P, R]):
         refuse_added(capture, before, noted.graded)
         capture.outside.refuse_changes(outside, capture.read)
         capture.note_marks(tensors, led_back)
-        del outside  # and the tensors that it read
+        del outside  # and the tensors it read
         capture.result = template(result)
         links = _left_behind(capture, results, tensors, given)
         del result, results[:], given[:]
         capture.renewed = [(link, source) for link, source in links if link() is not None]
         known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
-        if not claim(capture, calls, known, before) or call.changed:  # by what may happen once
+        if not claim(capture, calls, known, before) or call.changed:  # perhaps once only
             self._called[key] = call
         else:
             self._replays[key] = straight(capture) or capture.serve
@@ -281,18 +281,18 @@ class Jitted(Generic[P, R]):
         return answer
 
     def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        """The arguments that are neither tensors, containers, nor plain values, by their names."""
+        """The arguments that are neither tensors, containers nor plain values, by name."""
         try:
             first = () if self.instance is None else (None,)
             bound = inspect.signature(self.function).bind(*first, *args, **kwargs)
-        except (TypeError, ValueError):  # the call says what is wrong
+        except (TypeError, ValueError):  # the call itself raises a better error
             return {}
         parts = {name: flatten(value, [], {}) for name, value in bound.arguments.items()}
         return {name: bound.arguments[name] for name, part in parts.items()
                 if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
 
     def _keywords(self, kwargs: Any) -> Sequence[str]:
-        """The names of arguments whose order says nothing: the function has a place for each."""
+        """Keyword arguments whose order does not matter: the function has a parameter for each."""
         code = getattr(inspect.unwrap(self.function), "__code__", None)
         takes_others = code is None or code.co_flags & inspect.CO_VARKEYWORDS
         return () if takes_others else tuple(kwargs)
@@ -313,9 +313,9 @@ class Jitted(Generic[P, R]):
             )
 
     def _compare(self, before: _Called, now: _Called) -> None:
-        """JitError where a call gives other Python values, or data, than the one before.
+        """JitError if a call returned other Python values, or used other data, than the one before.
 
-        Or other numbers in the same programs, where that one had others, too.
+        Also if its programs have other numbers now, and had others in the call before that.
         """
         if now.result != before.result and not objects(before.result):
             raise JitError(
@@ -344,21 +344,23 @@ class Jitted(Generic[P, R]):
 
 
 def _settle(used: set[Buffer], tensors: Sequence[Tensor]) -> None:
-    """Carry out what waits before a capture: it is no part of the step.
+    """Carry out waiting work before a capture, because it is not part of the step.
 
-    used: memory in the call before. tensors: the arguments, which the step is given copies of.
+    used: memory of the call before. tensors: the arguments, of which the step gets copies.
     """
     realization.settle_readers()
-    realization.settle_writes()  # also a random state whose draws nobody kept
+    realization.settle_writes()  # also the state after random draws that were dropped
     realization.settle_before(frozenset(), used)
     realization.separate_all(used.difference(tensor.raw.arg for tensor in tensors))
 
 
 class _Called:
-    """A call that was no replay: what it was given (`_given`), gave besides tensors, took of the
-    host, used; and the numbers of its programs (`graph/canonical.py`).
+    """A call that was not a replay.
 
-    changed: whether these were others in the call before.
+    given: a hash of its arguments (`_given`). result: the structure of its result. data: what it
+    took from the host. used: memory. numbers: of its programs (`graph/canonical.py`).
+
+    changed: whether the numbers differed from those of the call before.
     """
 
     def __init__(self, given: int, result: Any, data: list[int], calls: Sequence[Call]) -> None:
@@ -368,7 +370,7 @@ class _Called:
 
 
 def _given(args: Any, kwargs: Any) -> int:
-    """A hash of the arguments but what is in tensors; these are realized."""
+    """A hash of the arguments, except the values of tensors; tensors are realized."""
     tensors: list[Tensor] = []
     values: dict[str, int] = {}
     structure = flatten((args, kwargs), tensors, values)
@@ -379,9 +381,9 @@ def _given(args: Any, kwargs: Any) -> int:
 def _left_behind(
     capture: Capture, results: Sequence[Tensor], tensors: Sequence[Tensor], given: Sequence[Tensor]
 ) -> list[tuple[weakref.ref[Any], Source]]:
-    """Tensors of a captured call that somebody may have kept, and which of a replay's renew them.
+    """Tensors of a captured call that its caller may keep, and their sources in a replay.
 
-    Once the lists are empty, those that nobody has kept are gone.
+    Weak references: tensors that nobody keeps are gone when the lists are empty.
     """
     links = [
         (tensor._link, source) for tensor, source in zip(results, capture.sources, strict=True)
@@ -395,14 +397,14 @@ def _left_behind(
 
 @contextmanager
 def _logged() -> Iterator[list[int]]:
-    """Note what data the host gives to tensors."""
+    """Record the data that the host gives to tensors."""
     log: list[int] = []
     with having(watching, log=log):
         yield log
 
 
 def _part(result: Any, known: set[int]) -> Any:
-    """Let the tensors of a result be no views, as those of a replay are none; its structure."""
+    """Make the tensors of a result independent of their bases, as after a replay; its structure."""
     tensors: list[Tensor] = []
     structure = flatten(result, tensors, {})
     for tensor in tensors:
@@ -412,7 +414,8 @@ def _part(result: Any, known: set[int]) -> Any:
 
 
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:
-    """Realize tensors without memory that were written: the next write is then in place."""
+    """Realize tensors that were written without having memory, so that the next write is in place.
+    """
     alive = [(link(), node) for link, node in before]
     realization.realize(of_this_thread(
         holder for holder, node in alive

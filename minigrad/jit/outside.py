@@ -36,15 +36,15 @@ from minigrad.tensor.noted import Noted, changes, readers
 from minigrad.tensor.pytree import Same
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_CLOSED = (*_PLAIN, Tensor, Node)  # in which nothing changes, or is looked at elsewhere
-_LARGEST = 1 << 16  # bytes of an array that are compared in every call
-_LONGEST = 256  # items of a container that are looked into
-_MOST_IDS = 1 << 11  # of a longer one of which it is seen whether they are the same (0.2 ms)
+_CLOSED = (*_PLAIN, Tensor, Node)  # nothing in these changes, or it is checked elsewhere
+_LARGEST = 1 << 16  # bytes of an array whose contents are compared in every call
+_LONGEST = 256  # items of a container that are checked one by one
+_MOST_IDS = 1 << 11  # items of a longer one whose identities are compared (0.2 ms)
 _MOST = 1 << 12  # values that are compared
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
 _ADDING = ("append", "extend", "add", "update", "insert")
-_IMPLIED = {  # instructions → the methods that they run of what is not Python's own
+_IMPLIED = {  # instruction → the methods that it calls on objects of Python classes
     "CALL": "__call__", "CALL_KW": "__call__", "CALL_FUNCTION_EX": "__call__",
     "GET_ITER": "__iter__", "BINARY_SUBSCR": "__getitem__", "BEFORE_WITH": "__enter__",
     "CONTAINS_OP": "__contains__", "UNARY_NEGATIVE": "__neg__",
@@ -53,14 +53,16 @@ _OPERATORS = {
     "+": "add__", "-": "sub__", "*": "mul__", "/": "truediv__", "//": "floordiv__", "%": "mod__",
     "**": "pow__", "@": "matmul__", "&": "and__", "|": "or__", "^": "xor__",
 }  # fmt: skip
-_LIBRARIES = {"minigrad", "numpy", "torch"}  # nobody rebinds what is theirs
-_STANDARD = os.path.dirname(os.__file__)  # where Python's own modules are
-_MISSING = (AttributeError, LookupError, ValueError)  # from an expression whose name is gone
+_LIBRARIES = {"minigrad", "numpy", "torch"}  # their names are not rebound
+_STANDARD = os.path.dirname(os.__file__)  # the folder of Python's standard library
+_MISSING = (AttributeError, LookupError, ValueError)  # raised by an expression whose name is gone
 
 
 class _Read(NamedTuple):
-    """A value that is read. label: what it is called; part: whether it is in a container; test: how
-    another is told from it; near: an expression of it, where what it is in is the same.
+    """A value that the code reads.
+
+    label: its name in messages. part: it is in a container. test: the operator that tells another
+    value from it. near: a shorter expression, valid while its container is the same object.
     """
 
     value: Any
@@ -73,8 +75,8 @@ class _Read(NamedTuple):
 class Outside:
     """The values that a function reads from outside, as they are now.
 
-    instance: gives what a method's `self` is. given: arguments that are objects, by their names.
-    noted: attributes that other code read on the way. differs: a quick look, in every call.
+    instance: returns a method's `self`. given: arguments that are objects, by name. noted:
+    attributes that other code has reported. differs: a quick check, made in every call.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Outside:
         given: Mapping[str, Any], noted: Noted,
     ) -> None:  # fmt: skip
         self.name = name
-        # an attribute that was noted, whose it is, what it was
+        # (attribute, its owner, its value) for each one that was noted
         self.noted = [
             (attribute, link, getattr(link(), attribute))
             for (_, attribute), link in noted.items()
@@ -91,18 +93,18 @@ class Outside:
         modules = {link: was for attribute, link, was in self.noted if attribute == "_settings"}
         walk = _Walk(function, instance, given, modules)
         self.names, self.read = walk.names, walk.read
-        # whether it was looked at which tensors are to have a gradient; and whether None is another
-        # than False for these, as nobody said True
+        # whether the code looked at requires_grad of tensors; and whether none was True, in which
+        # case None and False differ
         marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
         self.differentiates = bool(marks)
         self.unmarked = self.differentiates and not any(marks)
-        self.gone: list[str] = []  # shapes of tensors that the step read
+        self.gone: list[str] = []  # shapes of tensors that the step read and that are gone
         self.left, self.seen = noted.left, changes[:]
         self.links: list[weakref.ref[Holder]] = []  # held, as else nobody would call them back
         self.differs = self._look()
 
     def _look(self) -> Callable[[], bool]:
-        """Written out, as it costs a replay of a microsecond or two what it costs."""
+        """Generate the check as code: it is a microsecond or two of every replay."""
         names = self.names
         names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": _MISSING}
         tests = ["gone", *["changes != seen"][: len(self.noted)]]
@@ -118,13 +120,13 @@ class Outside:
         return differs
 
     def lose(self, node: Node) -> None:
-        """Note that a tensor that the step may have read has other memory from now on."""
+        """Record that a tensor that the step may have read has moved to other memory."""
         self.gone.append(shape_of(node.shape))
 
     def mourn(self, tensors: Sequence[Holder]) -> None:
-        """Note when the last of the tensors that stand for a BUFFER, which the step reads, is gone.
+        """Record when the last tensor of a BUFFER that the step reads is gone.
 
-        The function can then read it no more: it would find another in its place.
+        The function would then find another tensor in its place.
         """
         gone, shape = self.gone, shape_of(tensors[0].raw.shape)
         links: list[weakref.ref[Holder]] = []
@@ -141,7 +143,7 @@ class Outside:
         readers.setdefault(tensors[0].raw, weakref.WeakKeyDictionary())[self] = known
 
     def check(self) -> None:
-        """JitError where a value is another one."""
+        """JitError if a value has changed."""
         if not self.differs():
             return
         for shape in self.gone:
@@ -174,7 +176,7 @@ class Outside:
         self._check_noted()
 
     def refuse_given(self, leaves: Sequence[Tensor]) -> None:
-        """JitError where an argument that gets a gradient is also a tensor of outside."""
+        """JitError if an argument that gets a gradient is also read from outside."""
         for read in self.read.values():
             if any(read.value is leaf for leaf in leaves):
                 raise JitError(
@@ -183,9 +185,9 @@ class Outside:
                 )
 
     def refuse_changes(self, before: Outside, memory: Collection[Any]) -> None:
-        """JitError where the step has itself changed what it reads, since `before`.
+        """JitError if the step itself has changed what it reads, since `before`.
 
-        memory: what a replay reads the values of; a tensor that it does not read may be replaced.
+        memory: buffers that a replay reads; tensors that it does not read may be replaced.
         """
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
@@ -208,9 +210,9 @@ class Outside:
         )
 
     def check_mark(self, tensor: Tensor, mark: bool | None) -> None:
-        """JitError where a tensor is to have a gradient and had none in the capture, or vice versa.
+        """JitError if requires_grad of a tensor, `mark` in the capture, is different now.
 
-        mark: its requires_grad then. Nor may a gradient be asked for what a tensor came from.
+        Also if the tensor was computed from leaves, because these would get no gradient.
         """
         if saved_graphs.leads_back(tensor):
             raise JitError(
@@ -227,10 +229,10 @@ class Outside:
             )
 
     def _check_noted(self) -> None:
-        """JitError where code would now read something else than it noted."""
+        """JitError if an attribute that was noted has another value now."""
         count = changes[0]
         for attribute, link, before in self.noted:
-            owner = link()  # one that is gone cannot have changed
+            owner = link()  # an owner that is gone cannot have changed
             now = before if owner is None else getattr(owner, attribute)
             if isinstance(owner, Tensor):
                 self.check_mark(owner, before)
@@ -252,8 +254,10 @@ _GONE = object()
 
 
 class _Use(NamedTuple):
-    """A name that code reads. of: what it is an attribute of, "" where nobody knows what that is;
-    None for a variable. called: it is a method's; adds: what has it is only added to.
+    """A name that code reads.
+
+    of: the name of the object whose attribute it is, "" if unknown, None for a variable. called: as
+    a method. adds: its value is only appended to.
     """
 
     of: str | None
@@ -263,14 +267,14 @@ class _Use(NamedTuple):
 
 
 def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
-    """What code reads, and functions in it. known: its cells, and arguments that are looked at."""
+    """The names that code, and functions in it, read. known: its cells, and arguments to check."""
     of = ""
     for step, after in pairwise(dis.get_instructions(code)):
         kind, name = step.opname, step.argval
         name = name[-1] if isinstance(name, tuple) and name else name
         adds = after.opname in _ATTRIBUTE and after.argval in _ADDING
         if kind in _ATTRIBUTE:
-            # since Python 3.12 a bit says whether it is called
+            # since Python 3.12 a bit tells whether it is called
             bit = sys.version_info >= (3, 12) and bool((step.arg or 0) & 1)
             called = kind == "LOAD_METHOD" or bit
             yield _Use(of, name, called, adds)
@@ -284,7 +288,7 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
                 yield _Use("", f"{way}{word}", called=True)
             name = ""
         of = name
-    if "super" in code.co_names:  # which takes the first argument, and does not say so
+    if "super" in code.co_names:  # it takes the first argument implicitly
         yield _Use(None, code.co_varnames[0])
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -297,10 +301,10 @@ _CALLED = _Use("", "__call__", called=True)
 
 
 class _Walk:
-    """Finds what a step reads. instance: gives its `self`; given: objects that it is given.
-    modules: those that it called, and the attributes of each that are looked at elsewhere.
+    """Finds what a step reads. instance: returns its `self`; given: its arguments that are objects.
 
-    names: what the expressions refer to.
+    modules: those that it called → their attributes that are checked elsewhere. names: the names
+    that expressions use.
     """
 
     def __init__(
@@ -308,11 +312,11 @@ class _Walk:
         modules: Mapping[weakref.ref[Any], Mapping[str, Any]],
     ) -> None:  # fmt: skip
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
-        self.read: dict[str, _Read] = {}  # by the expression that gives it
+        self.read: dict[str, _Read] = {}  # by expression
         self.seen = set[tuple[Any, ...]]()
         self.uses: dict[tuple[CodeType, frozenset[str]], tuple[_Use, ...]] = {}
         self.todo: list[Callable[[], None]] = []
-        self.called = set[int]()  # ids of objects whose `__call__` was walked through
+        self.called = set[int]()  # ids of objects whose `__call__` was walked
         self.elsewhere = {id(link()): names for link, names in modules.items()}
         is_function = isinstance(step, FunctionType | MethodType | functools.partial)
         if not is_function and inspect.getattr_static(step, "__wrapped__", None) is None:
@@ -331,9 +335,9 @@ class _Walk:
             self._finish()
 
     def _finish(self) -> None:
-        for one in self.todo:  # which grows meanwhile
+        for one in self.todo:  # the list grows meanwhile
             one()
-        self.todo.clear()  # they hold this object, and what was found, as it holds them
+        self.todo.clear()  # breaks a reference cycle
 
     def _named(self, value: Any) -> str:
         name = f"at{id(value)}"
@@ -343,8 +347,9 @@ class _Walk:
     def _function(
         self, function: Any, own: Mapping[str, str], first: str = "", label: str = ""
     ) -> None:
-        """Of a function, and of those that it wraps. own: expressions of its arguments; first: of
-        the first one; label: what this is called.
+        """Walk a function and those that it wraps.
+
+        own: expressions for its arguments; first: for the first one; label: its name in messages.
         """
         while function is not None:
             if isinstance(function, MethodType):
@@ -360,11 +365,11 @@ class _Walk:
     def _before(
         self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[str, str]:
-        """Expressions of arguments that are no plain values: given before, or defaults."""
+        """Expressions for arguments that are not plain values: bound earlier, or defaults."""
         try:
             signature = inspect.signature(function, follow_wrapped=False)
             found = signature.bind_partial(*args, **kwargs).arguments
-        except (TypeError, ValueError):  # the call says what is wrong
+        except (TypeError, ValueError):  # the call itself raises a better error
             return {}
         defaults = {name: one.default for name, one in signature.parameters.items()
                     if one.default is not one.empty}  # fmt: skip
@@ -372,9 +377,9 @@ class _Walk:
                 if not isinstance(value, (*_PLAIN, Tensor))}  # fmt: skip
 
     def _code(self, function: FunctionType, own: Mapping[str, str], first: str, label: str) -> None:
-        """Of a function's own code. For the arguments see `_function`."""
+        """Walk a function's own code. For the arguments see `_function`."""
         if _is_library(function) and (self.seen or "__wrapped__" in vars(function)):
-            return  # the step itself may be of a library
+            return  # the step itself may be a library's
         code, globals_ = function.__code__, function.__globals__
         if function.__defaults__ or function.__kwdefaults__:
             own = {**self._before(function, (), {}), **own}
@@ -385,7 +390,7 @@ class _Walk:
             return
         self.seen.add(key)
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-        found = code, frozenset((*own, *cells))  # of a method of many objects: looked at once
+        found = code, frozenset((*own, *cells))  # a method of many objects is analysed once
         if found not in self.uses:
             self.uses[found] = tuple(dict.fromkeys(_uses(*found)))
         uses = self.uses[found]
@@ -408,14 +413,14 @@ class _Walk:
         self, place: str, label: str, use: _Use, uses: tuple[_Use, ...], part: bool = False,
         known: bool = False, near: str = "", value: Any = _GONE,
     ) -> None:  # fmt: skip
-        """Of what an expression gives. use: of its name; uses: of the function that reads it.
+        """Walk the value of an expression.
 
-        part: it is in a container. known: nobody can put another in its place. near: see `_Read`.
-        value: what it gives, if that is at hand.
+        use: of its name; uses: of the function that reads it. part: it is in a container. known: it
+        cannot be replaced by another. near: see `_Read`. value: the value, if already known.
         """
         try:
             value = eval(place, self.names) if value is _GONE else value
-        except _MISSING:  # a cell that is empty yet
+        except _MISSING:  # a cell that is still empty
             return
         library = _is_library(value) and "__wrapped__" not in vars(value)
         if library or len(self.read) >= _MOST:
@@ -430,7 +435,7 @@ class _Walk:
     def _inside(
         self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
     ) -> None:
-        """Of what a function reads, and of what is in a container or an object."""
+        """Walk a value: the function, or the contents of the container or object."""
         self._function(value, {})
         if isinstance(value, list | tuple | deque | dict | set):
             if not use.adds and len(value) <= _MOST_IDS:
@@ -448,7 +453,7 @@ class _Walk:
                 self._attribute(value, place, label, other, uses)
 
     def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
-        """Of a container."""
+        """Walk a container."""
         long = len(value) > _LONGEST
         if isinstance(value, list | tuple | deque) and not long:
             items = [(repr(number), number, item) for number, item in enumerate(value)]
@@ -468,9 +473,9 @@ class _Walk:
     def _attribute(
         self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
     ) -> None:
-        """Of what an object has by a name, of itself or of its class; a property calls a method."""
+        """Walk an attribute of an object or its class; for a property, the method that it calls."""
         name = use.name
-        if name.startswith("__") and isinstance(value, type):  # it is of its instances
+        if name.startswith("__") and isinstance(value, type):  # a special method of its instances
             if name != "__call__":
                 return
             name = "__init__"
@@ -490,7 +495,7 @@ class _Walk:
         found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
         if isinstance(found, FunctionType) and (not is_own or isinstance(value, type)):
             kind = value if isinstance(value, type) else type(value)
-            if not _is_library(found) and getattr(kind, name, None) is found:  # another may be put
+            if not _is_library(found) and getattr(kind, name, None) is found:  # not replaced
                 inner = f"{kind.__name__}.{name}"
                 self.read.setdefault(f"{self._named(kind)}.{name}", _Read(found, inner))
             self.todo.append(lambda: self._function(found, {}, first, label))
@@ -501,27 +506,27 @@ class _Walk:
                 self._value(place + here, inner, use, uses, near=near)
 
     def _near(self, value: Any, place: str, here: str) -> str:
-        """Of what is in a value: from that on, if it is looked at whether that is the same one."""
+        """The expression of a part of a value, starting at the value itself if that is checked."""
         return self._named(value) + here if place in self.read else ""
 
 
 def _is_library(value: Any) -> bool:
-    """Whether it is a module, a class or a function of minigrad's or of a library."""
+    """Whether it is a module, class or function of minigrad or another library."""
     if not isinstance(value, ModuleType | type | FunctionType):
         return False
-    if isinstance(value, FunctionType):  # a decorator has given it another's __module__
+    if isinstance(value, FunctionType):  # a decorator may have set another's __module__
         name = value.__globals__.get("__name__")
     else:
         name = value.__name__ if isinstance(value, ModuleType) else value.__module__
     first = (name or "").partition(".")[0]
     if first not in sys.stdlib_module_names:
         return first in _LIBRARIES
-    file = getattr(sys.modules.get(first), "__file__", None)  # the user's may have such a name
+    file = getattr(sys.modules.get(first), "__file__", None)  # a user's module may have such a name
     return file is None or file.startswith(_STANDARD)
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether plain values, or containers of such, are the same."""
+    """Whether plain values, or containers of plain values, are equal."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -530,7 +535,7 @@ def _equal(one: Any, other: Any) -> bool:
         pairs = list(zip(one, other, strict=False))
         alike = len(one) == len(other) <= _LONGEST
         return alike and all(a is b or _equal(a, b) for a, b in pairs)
-    return isinstance(one, (*_PLAIN, set)) and repr(one) == repr(other)  # 0.0 is not −0.0
+    return isinstance(one, (*_PLAIN, set)) and repr(one) == repr(other)  # 0.0 and −0.0 differ
 
 
 def _show(value: Any, is_new: bool = False) -> str:

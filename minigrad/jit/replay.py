@@ -26,7 +26,7 @@ from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 class Output(NamedTuple):
     """A tensor of the result that gets a fresh buffer in every replay.
 
-    stopped: as a tensor's: a replay keeps no history, so no gradient can flow through its results.
+    stopped: as for tensors. A replay keeps no history, so no gradient can flow through its results.
     """
 
     known: Signature
@@ -37,9 +37,9 @@ class Output(NamedTuple):
 class Source(NamedTuple):
     """Where a tensor of the result comes from.
 
-    kind and what: "fresh" and the number of an output, "input" and the number of an input,
-    "input memory" and that number where another tensor shares the input's memory, "kept" and a
-    tensor, "kept memory" and a node, "again" and the place in the result where it was before.
+    kind and what: "fresh" and the number of an output; "input" and the number of an input; "input
+    memory" and that number if another tensor has the input's memory; "kept" and a tensor; "kept
+    memory" and a node; "again" and an earlier position in the result.
     """
 
     kind: str
@@ -47,49 +47,50 @@ class Source(NamedTuple):
 
 
 class OtherInputs(Exception):
-    """The inputs of a call have other extents than a capture's, or gradients would flow to others
-    of them: they get a capture of their own. Its argument is what that is known by.
+    """The inputs have other extents than in a capture, or gradients would flow to others of them.
+
+    Such inputs get their own capture. The argument is the key of that capture.
     """
 
 
 class Capture:
-    """What the second call left: the replay, and all that is needed to serve it."""
+    """The result of the second call: the replay, and everything needed to serve it."""
 
     def __init__(self, name: str, structure: Any, inputs: tuple[Signature, ...]) -> None:
         self.name, self.structure, self.inputs = name, structure, inputs
-        self.keywords: Sequence[str] = ()  # in the order of the structure, which says nothing else
+        self.keywords: Sequence[str] = ()  # in the structure's order; their order means nothing
         self.lock = new_lock()
-        self.settled = -1  # what the clock showed when lazy tensors were last looked at
+        self.settled = -1  # the clock when lazy tensors were last checked
         self.replay: Replay
         self.outside: Outside
         self.outputs: list[Output] = []
         self.sources: list[Source] = []  # of the result's tensors
-        self.result: Any = None  # with TENSOR in the place of tensors
+        self.result: Any = None  # with TENSOR instead of tensors
         self.written: frozenset[Buffer] = frozenset()
-        self.read: frozenset[Buffer] = frozenset()  # what stays, and whose values it uses
+        self.read: frozenset[Buffer] = frozenset()  # kept memory whose values it uses
         self.written_inputs: frozenset[int] = frozenset()
-        self.written_leaves: frozenset[int] = frozenset()  # those of which no gradient knows
+        self.written_leaves: frozenset[int] = frozenset()  # those that were leaves in the capture
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
         self.shown = True  # whether anybody knows what it writes, or a way back to it
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
-        self.marks: list[bool | None] = []  # the inputs' requires_grad, where gradients may flow
-        self.led_back: list[bool] = []  # whether they were computed from leaves
-        self.derived: list[Node] = []  # what it writes that was computed from leaves
-        self.derived_inputs: set[int] = set()  # the same of inputs
-        self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # of what, which, may there be one
-        # the same of inputs, and their memory, which others have in turn and may write to
+        self.marks: list[bool | None] = []  # the inputs' requires_grad, if gradients may flow
+        self.led_back: list[bool] = []  # whether inputs were computed from leaves
+        self.derived: list[Node] = []  # written memory that was computed from leaves
+        self.derived_inputs: set[int] = set()  # the same for inputs
+        self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # (of, gradient, may of have one)
+        # the same for inputs; several tensors have this memory in turn, and may write to it
         self.input_gradients: list[tuple[int, Tensor, bool]] = []
         self.gradient_nodes: list[Node] = []
-        self.forgotten: list[tuple[Tensor, bool]] = []  # who has none after it, may there be one
+        self.forgotten: list[tuple[Tensor, bool]] = []  # (tensor, may it have one)
 
     def serve(self, args: Any, kwargs: Any) -> Any:
-        """One replay."""
+        """Run one replay."""
         with self.lock:
             return self.run(args, kwargs)
 
     def run(self, args: Any, kwargs: Any) -> Any:
-        """One replay. The lock is held."""
+        """Run one replay. The caller holds the lock."""
         self.outside.check()
         kwargs = {name: kwargs[name] for name in self.keywords if name in kwargs} | kwargs
         lazies = bool(lazy_links) and clock.lazies != self.settled
@@ -100,7 +101,7 @@ class Capture:
         self.check_memory(tensors)
         self.check_marks(tensors)
         self._check_gradients(tensors)
-        for place in self.held():  # who then gets a copy
+        for place in self.held():  # their holders then get a copy
             of, gradient, had = self.gradients[place]
             own = Tensor._of(gradient.raw)
             own._requires_grad = False
@@ -121,7 +122,7 @@ class Capture:
         results = self.results(tensors, nodes)
         for number in self.written_inputs:
             tensor = tensors[number]
-            if views.base_of(tensor) is not None:  # the replay has written the copy that it shows
+            if views.base_of(tensor) is not None:  # it shows the copy that the replay has written
                 with no_grad():
                     tensor._write(tensor.raw)
         return rebuild(self.result, iter(results).__next__, values)
@@ -129,7 +130,7 @@ class Capture:
     def _launch(
         self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]
     ) -> None:
-        """Let the device run it, and note what that has changed."""
+        """Run the replay on the device, and record what it has changed."""
         memories = [node.arg for node in (*given, *nodes)]
         self.replay.put(*(memory.memory for memory in memories))
         asked = spoiled or undecided or saved_graphs.recorded
@@ -141,7 +142,7 @@ class Capture:
             renew(written)
         if isinstance(self.replay, CheckedReplay):
             self.replay.present = memories
-        if undecided:  # what it reads and fills may be wrong already: the device is told
+        if undecided:  # what it reads and fills may be wrong already: tell the device
             filled = [*written, *(node.arg for node in nodes)]
             for name in {buffer.device for buffer in filled} & undecided:
                 Device[name].follow(read, filled)
@@ -152,13 +153,13 @@ class Capture:
                 saved_graphs.replayed(written)
 
     def touched(self, given: Sequence[Node]) -> turns.Touched:
-        """Memory that a replay writes and reads, which is given these nodes."""
+        """Memory that a replay with these inputs writes and reads."""
         memories = [node.arg for node in given]
         written = self.written.union(memories[number] for number in self.written_inputs)
         return written, self.read.union(memories)
 
     def fresh(self, output: Output, values: dict[str, int] | None = None) -> Node:
-        """A node with memory for an output."""
+        """A node with new memory for an output."""
         (shape, dtype, device), form = output.known, output.form
         if values:
             shape = tuple(rebind(extent, values) for extent in shape)
@@ -176,7 +177,7 @@ class Capture:
                 found.append(tensors[what])
             elif kind == "kept":
                 found.append(what)
-            elif kind == "fresh":  # another may stand for the node: a result given twice
+            elif kind == "fresh":  # another tensor may stand for the node: a repeated result
                 found.append(Tensor._of(nodes[what]))
                 found[-1].stopped = self.outputs[what].stopped
             else:
@@ -184,7 +185,7 @@ class Capture:
         return found
 
     def _settle(self, args: Any, kwargs: Any) -> None:
-        """Let everybody have its value who reads what is about to be overwritten."""
+        """Realize everything that reads memory which is about to be overwritten."""
         tensors: list[Tensor] = []
         now = clock.lazies
         if self.written_inputs:
@@ -195,7 +196,7 @@ class Capture:
             written = self.written if self.shown else frozenset()
             written = written.union(tensor.raw.arg for tensor in tensors)
             realization.settle_before(written, self.read)
-        if not self.written_inputs:  # for these it is another matter each time
+        if not self.written_inputs:  # these differ in each call
             self.settled = now
         for (_, gradient, _), node in zip(self.input_gradients, self.gradient_nodes, strict=True):
             gradient._point(node)
@@ -206,7 +207,7 @@ class Capture:
                 realization.separate(node, owners)
 
     def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
-        """The input tensors, realized, and the variables' values; or JitError."""
+        """The input tensors, realized, and the values of variables; JitError if they do not fit."""
         tensors: list[Tensor] = []
         values: dict[str, int] = {}
         structure = flatten((args, kwargs), tensors, values)
@@ -230,8 +231,9 @@ class Capture:
         return tensors, values
 
     def note_marks(self, tensors: Sequence[Tensor], led_back: list[bool]) -> None:
-        """Note to which inputs gradients would flow, if they may through what it gives or writes;
-        JitError where the step differentiates, and one was computed from leaves.
+        """Record to which inputs gradients would flow, if they may flow through results or writes.
+
+        JitError if the step differentiates and an input was computed from leaves.
         """
         outputs = any(o.known.dtype.is_float and o.stopped is not True for o in self.outputs)
         passes = outputs or self.written_inputs or self.owners
@@ -242,8 +244,9 @@ class Capture:
             self.check_marks(tensors)
 
     def check_memory(self, tensors: Sequence[Tensor]) -> None:
-        """JitError where the memory of an input that is written has another way to it, too;
-        GradientError where it is a leaf's, and was none in the capture.
+        """JitError if the memory of a written input can also be reached in another way.
+
+        GradientError if the input is a leaf and was none in the capture.
         """
         memories = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(memories):
@@ -265,7 +268,7 @@ class Capture:
                 )
 
     def check_marks(self, tensors: Sequence[Tensor]) -> None:
-        """JitError, or OtherInputs, where gradients would flow to others than in the capture."""
+        """JitError, or OtherInputs, if gradients would flow to other inputs than in the capture."""
         if self.outside.differentiates:
             for tensor, mark in zip(tensors, self.marks, strict=True):
                 self.outside.check_mark(tensor, mark)
@@ -276,7 +279,7 @@ class Capture:
                 raise OtherInputs((*self.inputs, *now))
 
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
-        """JitError where a gradient would be added to."""
+        """JitError if a gradient would have to be added to an existing one."""
         given = [tensors[number].raw for number, *_ in self.input_gradients]
         if len({*given}.difference(of.raw for of, *_ in self.gradients)) < len(given):
             raise JitError(
@@ -293,16 +296,17 @@ class Capture:
             )
 
     def held(self) -> list[int]:
-        """Which gradients of parameters somebody has kept, besides these and three who look."""
+        """Positions of gradients of parameters that other code holds, too (3 references are ours).
+        """
         return [place for place, (of, gradient, _) in enumerate(self.gradients)
                 if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
     def stale(self) -> list[Tensor]:
-        """What has a gradient that the step forgets, or would add to."""
+        """Tensors with a gradient that the step removes."""
         return [of for of, _ in self.forgotten if of._grad is not None]
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
-        """Point what the step left behind to its newest value."""
+        """Point tensors that the step left behind to their newest values."""
         for link, source in self.renewed:
             holder = link()
             if holder is not None:
@@ -315,8 +319,9 @@ class Capture:
         self.give_gradients(tensors)
 
     def give_gradients(self, tensors: Sequence[Tensor]) -> None:
-        """Give inputs their gradients, which are the same memory in each call: where somebody still
-        has one from before, he then gets a copy.
+        """Set the gradients of inputs, in the same memory in each call.
+
+        If other code still holds one of an earlier call, that gets a copy.
         """
         for number, gradient, _ in self.input_gradients:
             tensors[number]._grad = given = Tensor._of(gradient.raw)
@@ -324,7 +329,7 @@ class Capture:
 
 
 def memory_of(tensor: Tensor) -> Buffer:
-    """The memory of a realized tensor; for a view that of its base, where that has some."""
+    """The memory of a realized tensor; for a view, that of its base if it has some."""
     base = views.base_of(tensor)
     found: Buffer = (tensor if base is None or base.raw.op is not Op.BUFFER else base).raw.arg
     return found

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Serve = Callable[[Any, Any], Any]
 
-# Larger results give their memory back at once: others may need it.
+# Larger results free their memory at once, so that others can use it.
 KEPT_BYTES = 1 << 16
 
 _HEAD = """\
@@ -111,7 +111,7 @@ _FILE_FRESH = """\
 
 
 def straight(capture: Capture) -> Serve | None:
-    """The function that serves a capture, or None where only the general way will do."""
+    """The function that serves a capture, or None if only the general path can."""
     if not _is_plain(capture):
         return None
     names: dict[str, Any] = {
@@ -151,7 +151,7 @@ def straight(capture: Capture) -> Serve | None:
         names[f"form{number}"] = known.form
     handles = [f"given{n}.arg.handle" for n in inputs]
     put = capture.replay.put
-    if isinstance(put, partial):  # what it saves to write it costs to call
+    if isinstance(put, partial):  # calling it costs more than it saves in writing
         names |= {"put": put.func, **{f"place{n}": place for n, place in enumerate(put.args)}}
         handles = [f"place{n}" for n in range(len(put.args))] + handles
     handles += [f"node{n}.arg.handle" for n in range(len(capture.outputs))]
@@ -185,14 +185,14 @@ def straight(capture: Capture) -> Serve | None:
         text.append(_GRADIENTS)
     text += [*filed, f"        return {_result(capture)}\n"]
     exec(compile("".join(text), f"<replay of {capture.name}>", "exec"), names)
-    serve: Serve = names.pop("serve")  # or the two would keep each other alive
+    serve: Serve = names.pop("serve")  # removed: otherwise it and `names` would form a cycle
     return serve
 
 
 def _is_plain(capture: Capture) -> bool:
-    """Tensors of fixed shapes and variables in, by position; new tensors out; nothing left behind.
+    """Whether the step only takes fixed-shape tensors and variables, and returns new tensors.
 
-    But gradients, at tensors that are not arguments and had one before.
+    Gradients are allowed at tensors that are not arguments and had one before.
     """
     _, (_, (_, by_name)) = capture.structure
     known = [*capture.inputs, *(output.known for output in capture.outputs)]
@@ -206,21 +206,21 @@ def _is_plain(capture: Capture) -> bool:
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
         and not capture.derived
         and all(had for _, _, had in capture.gradients)
-        # nor are results given before it is known whether an index was out of range
+        # nor may results be returned before indices are checked
         and not (isinstance(capture.replay, CheckedReplay)
                  and any(Device[output.known.device].fails_late for output in capture.outputs))
     )  # fmt: skip
 
 
 def _positional(capture: Capture) -> Sequence[Any]:
-    """What stands in the structure for each argument."""
+    """The item of each positional argument in the structure."""
     _, ((_, items), _) = capture.structure
     found: Sequence[Any] = items
     return found
 
 
 def _result(capture: Capture) -> str:
-    """The expression for what the step returns."""
+    """The expression for the step's result."""
     results = [f"result{source.what}" for source in capture.sources]
     if capture.result is TENSOR:
         return results[0]

@@ -25,15 +25,15 @@ from minigrad.tensor.broadcasting import check_choice
 from minigrad.tensor.modes import modes
 from minigrad.tensor.results import QRResult, SVDResult
 
-Gradients = Sequence[Tensor | None]  # one for each factor
+Gradients = Sequence[Tensor | None]  # one, or None, for each factor
 
 
 def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
     """Q with orthonormal columns and R upper triangular, such that Q @ R is x.
 
-    (m, n) gives Q (m, k) and R (k, n) with k = min(m, n), or for mode "complete" k = m, where
-    for m > n the factors are constants for gradients. Signs are those of LAPACK (and so of
-    numpy and PyTorch). By Householder's reflections (Golub and Van Loan, 5.2). Float dtypes.
+    (m, n) gives Q (m, k) and R (k, n) with k = min(m, n); for mode "complete" k = m, and for m > n
+    the factors then have no gradients. Signs are LAPACK's (and so numpy's and PyTorch's). By
+    Householder reflections (Golub and Van Loan, 5.2). Float dtypes.
 
     >>> [x.shape for x in Tensor.ones(3, 2).qr()]
     [(3, 2), (2, 2)]
@@ -49,11 +49,11 @@ def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
 
 
 def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
-    """U, S and Vh such that (U * S) @ Vh is x, with S (k,) falling, k = min(m, n).
+    """U, S and Vh such that (U * S) @ Vh is x, with S (k,) descending, k = min(m, n).
 
-    (m, n) gives U (m, m) and Vh (n, n); without full_matrices (m, k) and (k, n), which are the
-    ones that have gradients. By bidiagonal matrices (see `_right_vectors`); errors are relative to
-    the largest singular value. Float dtypes.
+    (m, n) gives U (m, m) and Vh (n, n); with full_matrices=False (m, k) and (k, n), which are the
+    columns and rows with gradients. By bidiagonal matrices (see `_right_vectors`); errors are
+    relative to the largest singular value. Float dtypes.
 
     >>> [x.shape for x in Tensor.ones(3, 2).svd()]
     [(3, 3), (2,), (2, 2)]
@@ -74,7 +74,7 @@ def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
 
 
 def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:
-    """The shape of float matrices."""
+    """The shape of float matrices; an error for other tensors."""
     if not x.dtype.is_float:
         raise DTypeError(f"{name} of a {x.dtype.name} tensor: expected a float dtype; use .float()")
     if x.ndim < 2 or is_symbolic(x.shape) or (square and x.shape[-1] != x.shape[-2]):
@@ -109,7 +109,7 @@ def _factored(x: Tensor, full: bool) -> tuple[Tensor, ...]:
         return _factored(x.transpose(1, 2), full)[::-1]
     size = x.abs().max((1, 2), True)
     x = (x / size.eq(0).where(1.0, size)).contiguous()
-    # those of tiny singular values have no direction, and QR finds one for them
+    # those of tiny singular values have no direction; QR finds one
     v = _directions(_right_vectors(x), n)
     turned = x @ v
     s = (turned * turned).sum(1).sqrt()
@@ -119,10 +119,10 @@ def _factored(x: Tensor, full: bool) -> tuple[Tensor, ...]:
 
 
 def _right_vectors(x: Tensor) -> Tensor:
-    """V of x (batch, m, n): but for rounding, the directions that x stretches most come first.
+    """V of x (batch, m, n), up to rounding; the directions that x stretches most come first.
 
-    B, bidiagonal, has the singular values σ of x; the matrix that has B and Bᵀ beside zeros, with
-    rows and columns in another order, is tridiagonal and has eigenvalues ±σ (Golub and Kahan 1965).
+    The bidiagonal B has the singular values σ of x. The matrix [[0, B], [Bᵀ, 0]] with its rows and
+    columns reordered is tridiagonal, and has eigenvalues ±σ (Golub and Kahan 1965).
     """
     _, m, n = x._known_shape()
     more = missing(n)
@@ -134,7 +134,7 @@ def _right_vectors(x: Tensor) -> Tensor:
 
 
 def _directions(x: Tensor, count: int) -> Tensor:
-    """`count` orthogonal columns of length 1; the first are those of x, which are orthogonal."""
+    """`count` orthonormal columns; the first are those of x, which are orthogonal, normalized."""
     n = x._known_shape()[2]
     q, r = householder(x, count)
     signs = (r[:, :n].diagonal(0, 1, 2) < 0).where(-1.0, 1.0)
@@ -168,7 +168,7 @@ def with_gradients(
     x: Tensor, values: tuple[Tensor, ...],
     gradient: Callable[[Tensor, Sequence[Tensor], Gradients], Tensor],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Factors of x with gradient(x, factors, one for each or None) for x's gradient."""
+    """Factors of x, whose gradient for x is gradient(x, factors, a gradient or None for each)."""
     rules = (_rule_of(gradient, place) for place in range(len(values)))
     return tuple(
         x._with_derivative(value, rule, *values)

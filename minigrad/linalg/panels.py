@@ -22,24 +22,24 @@ from minigrad.tensor.modes import no_grad
 from minigrad.tensor.saved_graphs import has_history
 from minigrad.tensor.sharding import layout_of
 
-PANEL = 16  # columns: a vector of 512 bits has 16 float32
+PANEL = 16  # columns: float32 numbers in a vector of 512 bits
 
 Function = Callable[..., tuple[Tensor, ...]]
 Step = Callable[[Tensor, Tensor, int], tuple[Tensor, Any]]
 
 
 def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor, ...]:
-    """function(*values, **numbers), computed now by the program of these shapes and numbers.
+    """function(*values, **numbers), computed at once by the program for these shapes and numbers.
 
-    Of values (…, rows, columns), whose leading extents are broadcast, `function` gets
-    (batch, rows, columns) in at least float32, and what it gives begins with the batch. Results are
-    of the values' common dtype.
+    Values are (…, rows, columns), with leading extents that broadcast. `function` gets (batch,
+    rows, columns) in at least float32, and its results begin with the batch. Results have the
+    common dtype of the values.
     """
     device_of("linalg", [value.raw for value in values])
     with no_grad():
         given = [value.contiguous() for value in values]
         given[0].realize(*given[1:])
-        # on a mesh a program is for one layout
+        # on a mesh a program is specific to a layout
         known = tuple((value.shape, value.dtype, layout_of(value.raw)) for value in given)
         call = _captured(function, given[0].raw.device, known, tuple(numbers.items()))
         return call(*given)
@@ -77,14 +77,14 @@ def _captured(
 
 
 def missing(columns: int) -> int:
-    """How many more columns whole panels have, of which these are the first."""
+    """How many columns are missing to fill the last panel."""
     return -columns % max(min(columns, PANEL), 1)
 
 
 def by_panels(step: Step, s: Tensor, columns: int) -> tuple[Tensor, Any]:
-    """s after a step for each panel of its first columns, and what the steps give, stacked.
+    """s after a step for each panel of its first columns, and the steps' second results, stacked.
 
-    A step is given s, the number (1,) of the panel's first column, and how many it has.
+    A step is given s, the number (1,) of the panel's first column, and the panel's width.
     """
     width = max(min(columns, PANEL), 1)
     firsts = s.arange(ceildiv(columns, width), device=s.device) * width
@@ -92,7 +92,7 @@ def by_panels(step: Step, s: Tensor, columns: int) -> tuple[Tensor, Any]:
 
 
 def next_number(k: Tensor) -> Tensor:
-    """k + 1, in memory: otherwise each column would have kernels of its own."""
+    """k + 1, in memory: a constant would give each column its own kernels."""
     return (k + 1).contiguous()
 
 
@@ -109,7 +109,7 @@ def rows_at(x: Tensor, k: Tensor, count: int = 1) -> Tensor:
 
 
 def inverse_of_triangle(r: Tensor) -> Tensor:
-    """The inverse of upper triangular matrices (…, n, n), by products of ever larger blocks.
+    """The inverse of upper triangular matrices (…, n, n), by products of blocks of doubling size.
 
     A 0 on the diagonal counts as infinite: its row of the inverse is 0.
     """

@@ -11,7 +11,7 @@ from minigrad.linalg import panels
 from minigrad.linalg.panels import columns_at, inverse_of_triangle, next_number, rows_at
 from minigrad.tensor import Tensor
 
-Panel = tuple[Tensor, Tensor]  # U and T of a panel's reflections, or stacked those of all
+Panel = tuple[Tensor, Tensor]  # U and T of a panel's reflections; or stacked, of all panels
 
 
 def householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -24,14 +24,14 @@ def householder(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def empty(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The same of x (…, m, n) without elements."""
+    """Q and R of x (…, m, n) if it has no elements."""
     *batch, m, n = x._known_shape()
     q = x.eye(m, count, dtype=x.dtype, device=x.device).expand(*batch, m, count)
     return q, x.new_zeros((*batch, count, n))
 
 
 def _reflected_panels(s: Tensor, q: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """q after all reflections, the last one first; s (batch, m, n) after them, triangular."""
+    """q after all reflections, the last one first; and s (batch, m, n) made triangular by them."""
 
     def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Panel]:
         k, panel, vectors = first, columns_at(s, first, width).contiguous(), []
@@ -49,12 +49,12 @@ def _reflected_panels(s: Tensor, q: Tensor, columns: int) -> tuple[Tensor, Tenso
 
 
 def reflected(x: Tensor, done: Panel) -> Tensor:
-    """x after the reflections of all panels, the last one first."""
+    """x after the reflections of all panels, last panel first."""
     return Tensor.scan(lambda x, ut: (_less(x, *ut), None), x, done, reverse=True)[0]  # type: ignore[no-any-return]
 
 
 def _together(vectors: list[Tensor]) -> Panel:
-    """U and T: reflections by some vectors are 1 − U·T·Uᵀ (Schreiber and Van Loan 1989)."""
+    """U and T such that the product of reflections is 1 − U·T·Uᵀ (Schreiber and Van Loan 1989)."""
     u = vectors[0].cat(*vectors[1:], dim=2)
     one = u.eye(len(vectors), dtype=u.dtype, device=u.device)
     both = (u.transpose(1, 2) @ u).triu(1) + one
@@ -62,10 +62,10 @@ def _together(vectors: list[Tensor]) -> Panel:
 
 
 def symmetric(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
-    """Tridiagonal matrices like s (batch, n, n), symmetric: diagonals, what is beside, reflections.
+    """Tridiagonal form of symmetric s (batch, n, n): diagonal, off-diagonal, reflections.
 
-    n is that of whole panels. A reflection from both sides is s − u·pᵀ − p·uᵀ + (u·p)·u·uᵀ for
-    p = s·u.
+    n must be a number of whole panels. A reflection from both sides is s − u·pᵀ − p·uᵀ + (u·p)·u·uᵀ
+    for p = s·u.
     """
     size = s._known_shape()[2]
 
@@ -87,9 +87,9 @@ def symmetric(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
 
 
 def bidiagonal(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
-    """Bidiagonal matrices like s (batch, m, n): diagonals, what is above, reflections of columns.
+    """Bidiagonal form of s (batch, m, n): diagonal, superdiagonal, reflections of columns.
 
-    n is that of whole panels, m at least as much; e has one element more, 0.
+    n must be a number of whole panels, and m ≥ n. The superdiagonal has one more element, 0.
     """
     size = s._known_shape()[2]
 
@@ -117,9 +117,9 @@ def _less(x: Tensor, u: Tensor, t: Tensor) -> Tensor:
 
 
 def _reflector(x: Tensor, rows: Tensor, k: Any) -> Tensor:
-    """u (batch, m, 1) such that x − u·(uᵀ·x) is 0 below row k; x is 0 above it.
+    """u (batch, m, 1) such that x − u·(uᵀ·x) is 0 below row k; x must be 0 above it.
 
-    As LAPACK does it u is 0 where nothing is to be done.
+    As in LAPACK, u is 0 if x is 0 below row k already.
     """
     size = x.abs().max(1, True)
     x = x / size.eq(0).where(1.0, size)  # no square overflows

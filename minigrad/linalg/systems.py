@@ -34,11 +34,11 @@ def _identity(x: Tensor) -> Tensor:
 
 
 def _eliminated(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """y with left·y = right, and pivots, whose product is the determinant: those of rows that were
-    exchanged have the other sign. left (batch, n, n), right (batch, n, m).
+    """y with left·y = right, and the pivots; their product is the determinant.
 
-    By Gauss–Jordan elimination with the largest pivot of each column (Golub and Van Loan, 3.4), as
-    parts of matrices of whole panels.
+    left (batch, n, n), right (batch, n, m). A pivot has the other sign if its row was exchanged. By
+    Gauss–Jordan elimination with the largest pivot of each column (Golub and Van Loan, 3.4), in
+    matrices filled up to whole panels.
     """
     size = left._known_shape()[1]
     more = missing(size)
@@ -57,9 +57,9 @@ def _inverse(x: Tensor) -> tuple[Tensor]:
 
 
 def _pivots(x: Tensor) -> Tensor:
-    """The pivots of x (batch, n, n); behind a pivot of 0 there are infinities, never another 0.
+    """The pivots of x (batch, n, n), where all after a first 0 are 1.
 
-    The elimination goes on with NaN then, so that pivots after a zero are set to one.
+    After a zero pivot the elimination continues with infinities and NaN, so those are replaced.
     """
     pivots = _eliminated(x, x[:, :, :0])[1].contiguous()
     zero = pivots.eq(0)
@@ -76,7 +76,7 @@ def _sign_and_logarithm(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _without_panels(s: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """s (batch, n, m) after the panels of its first columns are eliminated; the pivots."""
+    """s (batch, n, m) with the panels of its first columns eliminated; and the pivots."""
     batch, n, m = s.shape
 
     def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -97,9 +97,10 @@ def _without_panels(s: Tensor, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def _pivoted(panel: Tensor, order: Tensor, k: Tensor, j: Tensor) -> tuple[Tensor, ...]:
-    """A panel after the step of its column j, in place of which stands what it does to row k.
+    """A panel after the elimination of column j, which is replaced by the factors for row k.
 
-    So a whole panel becomes the matrix by which the pivots' rows are multiplied. order: where its
+    In the end, the panel is the matrix to multiply the pivots' rows by. order: where rows came
+    from.
     rows came from.
     """
     batch, n, width = panel.shape
@@ -117,7 +118,7 @@ def _pivoted(panel: Tensor, order: Tensor, k: Tensor, j: Tensor) -> tuple[Tensor
 
 
 def inv(x: Tensor) -> Tensor:
-    """The inverse of each square matrix; infinite or NaN where there is none.
+    """The inverse of each square matrix; infinite or NaN for singular ones.
 
     >>> inv(Tensor([[2.0, 0.0], [0.0, 4.0]])).tolist()
     [[0.5, 0.0], [0.0, 0.25]]
@@ -179,7 +180,7 @@ def _slogdet_rule(g: Any, value: Any, x: Any, seen: Any) -> Sequence[Any]:
 
 
 def det(x: Tensor) -> Tensor:
-    """The determinant of each square matrix; gradients are those of invertible ones.
+    """The determinant of each square matrix; gradients are right for invertible ones only.
 
     >>> det(Tensor([[2.0, 1.0], [0.0, 4.0]])).item()
     8.0
@@ -196,7 +197,7 @@ def _det_rule(g: Any, value: Any, x: Any, seen: Any) -> Sequence[Any]:
 
 
 def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
-    """L, lower triangular, with x = L·Lᵀ, or its transpose; NaN where x is not positive definite.
+    """L, lower triangular, with x = L·Lᵀ, or its transpose; NaN if x is not positive definite.
 
     >>> cholesky(Tensor([[4.0, 2.0], [2.0, 2.0]])).tolist()
     [[2.0, 0.0], [1.0, 1.0]]
@@ -208,7 +209,7 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
 
 
 def _factored(x: Tensor) -> tuple[Tensor]:
-    """The factor of x (batch, n, n): its columns, panel by panel."""
+    """The factor of x (batch, n, n), computed panel by panel."""
     size = x._known_shape()[1]
     more = missing(size)
 
@@ -235,10 +236,10 @@ def _cholesky_rule(g: Any, lower: Any, x: Any) -> Sequence[Any]:
 
 
 def eigh(x: Tensor) -> EighResult[Tensor]:
-    """Eigenvalues (rising) and eigenvectors (columns) of symmetric matrices.
+    """Eigenvalues (ascending) and eigenvectors (columns) of symmetric matrices.
 
-    As a tridiagonal matrix, which is divided and conquered (see tridiagonal.py). Errors are
-    relative to the largest |λ|.
+    By a tridiagonal matrix, and divide and conquer (see tridiagonal.py). Errors are relative to the
+    largest |λ|.
 
     >>> eigh(Tensor([[2.0, 0.0], [0.0, 1.0]]))[0].round(decimals=4).tolist()
     [1.0, 2.0]
@@ -251,7 +252,7 @@ def eigh(x: Tensor) -> EighResult[Tensor]:
 
 
 def _conquered(x: Tensor) -> tuple[Tensor, ...]:
-    """Eigenvalues and vectors of x (batch, n, n)."""
+    """Eigenvalues and eigenvectors of x (batch, n, n)."""
     size = x._known_shape()[-1]
     more = missing(size)
     largest = x.abs().max((1, 2), True)
@@ -260,7 +261,7 @@ def _conquered(x: Tensor) -> tuple[Tensor, ...]:
     d, e, done = symmetric(x.pad((0, more, 0, more)))
     _, vectors = spectrum(d[:, :size], e[:, : size - 1])
     vectors = reflected(vectors.pad((0, 0, 0, more)), done)[:, :size].contiguous()
-    values = (vectors * (x @ vectors)).sum(1)  # nearer than those of the halves
+    values = (vectors * (x @ vectors)).sum(1)  # more accurate than those of the halves
     order = values.argsort(1)
     sorted_vectors = vectors._at(2, order.unsqueeze(1).expand(x.shape))
     return values._at(1, order) * largest.squeeze(2), sorted_vectors
@@ -277,18 +278,18 @@ def _eigh_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -
 
 
 def eigvalsh(x: Tensor) -> Tensor:
-    """Eigenvalues of symmetric matrices, rising."""
+    """Eigenvalues of symmetric matrices, ascending."""
     return eigh(x)[0]
 
 
 def svdvals(x: Tensor) -> Tensor:
-    """Singular values, falling."""
+    """Singular values, descending."""
     checked("svdvals", x)
     return svd(x, False)[1]
 
 
 def _least(x: Tensor, values: Tensor, rtol: float | Tensor | None) -> Tensor:
-    """What singular values must be above to count."""
+    """The threshold above which singular values count."""
     share = max(x._known_shape()[-2:]) * 2.0**-x.dtype.fraction if rtol is None else rtol
     if isinstance(share, Tensor):
         share = share.expand(values.shape[:-1]).unsqueeze(-1)
@@ -296,12 +297,12 @@ def _least(x: Tensor, values: Tensor, rtol: float | Tensor | None) -> Tensor:
 
 
 def pinv(x: Tensor, *, rtol: float | Tensor | None = None) -> Tensor:
-    """The Moore–Penrose inverse; singular values below rtol · the largest count as zero."""
+    """The Moore–Penrose inverse; singular values up to rtol · the largest count as 0."""
     return _pseudo_inverse("pinv", x, rtol)[0]
 
 
 def _pseudo_inverse(name: str, x: Tensor, rtol: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """It, the rank, and the singular values."""
+    """The pseudo-inverse, the rank, and the singular values."""
     checked(name, x)
     u, values, v = svd(x, False)
     kept = values > _least(x, values, rtol)
@@ -316,17 +317,17 @@ def matrix_rank(x: Tensor, *, rtol: float | Tensor | None = None) -> Tensor:
 
 
 def cond(x: Tensor) -> Tensor:
-    """The largest singular value over the smallest."""
+    """The condition number: the largest singular value over the smallest."""
     values = svdvals(x)
     return values.max(-1) / values.min(-1)
 
 
 def lstsq(A: Tensor, B: Tensor, rcond: float | Tensor | None = None) -> LstsqResult[Tensor]:
-    """solution: y (…, n, k) with the least norm for which A·y is nearest to B.
+    """solution: the y (…, n, k) of least norm that minimizes the norm of A·y − B.
 
-    A (…, m, n), B (…, m, k), or (m,). residuals (…, k): the sums of squares of A·y − B, of any
-    rank, where PyTorch gives some only for m > n = rank; rank, of the singular values above rcond ·
-    the largest; singular_values.
+    A (…, m, n), B (…, m, k), or (m,). residuals (…, k): the sums of squares of A·y − B, for any
+    rank (PyTorch has them only for m > n = rank). rank: the number of singular values above rcond ·
+    the largest. Also singular_values.
     """
     inverse, rank, values = _pseudo_inverse("lstsq", A, rcond)
     solution = inverse @ B
@@ -335,9 +336,9 @@ def lstsq(A: Tensor, B: Tensor, rcond: float | Tensor | None = None) -> LstsqRes
 
 
 def norm(x: Tensor, ord: Any = None, dim: Axes = None, keepdim: bool = False) -> Tensor:
-    """`vector_norm` over one dimension, `matrix_norm` over two, or of a vector or matrix if all.
+    """`vector_norm` over one dimension, `matrix_norm` over two; by default over all dimensions.
 
-    Without ord the root of the sum of squares, over any dimensions.
+    Without ord, the root of the sum of squares, over any dimensions.
     """
     axes = axes_of("norm", dim, x.ndim)
     if ord is None:
@@ -350,7 +351,7 @@ def norm(x: Tensor, ord: Any = None, dim: Axes = None, keepdim: bool = False) ->
 
 
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
-    """Products of vectors along dim."""
+    """Dot products of vectors along dim."""
     return (x * y).sum(dim, dtype=(x * y).dtype)
 
 
@@ -360,7 +361,7 @@ def vector_norm(x: Tensor, ord: float = 2, dim: Axes = None, keepdim: bool = Fal
 
 
 def matrix_norm(x: Tensor, ord: Any = "fro", *, keepdim: bool = False) -> Tensor:
-    """Frobenius, nuclear ("nuc"), 1, 2, inf and their negatives."""
+    """The norm of each matrix: "fro" (Frobenius), "nuc" (nuclear), ±1, ±2, ±inf."""
     checked("matrix_norm", x)
     if ord == "fro":
         return x.norm(2, (-2, -1), keepdim)
@@ -375,12 +376,12 @@ def matrix_norm(x: Tensor, ord: Any = "fro", *, keepdim: bool = False) -> Tensor
 
 
 def diagonal(x: Tensor, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
-    """The diagonals of matrices; see `Tensor.diagonal`, whose default is the first dimensions."""
+    """The diagonals of matrices: `Tensor.diagonal` with the last two dimensions as default."""
     return x.diagonal(offset, dim1, dim2)
 
 
 def matrix_power(x: Tensor, n: int) -> Tensor:
-    """The n-th power of each matrix, by squaring; of its inverse for negative n."""
+    """The n-th power of each matrix, by squaring; for negative n, of its inverse."""
     return (inv(x) if n < 0 else x).matrix_power(abs(n))
 
 

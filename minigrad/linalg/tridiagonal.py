@@ -12,16 +12,16 @@ from __future__ import annotations
 from minigrad.dtype import dtypes
 from minigrad.tensor import Tensor
 
-# By itemsize: the logarithm of the least distance of a root from a place between which it lies, far
-# below the square of a rounding error; numbers of as many bits.
+# By itemsize: the logarithm (base 2) of the smallest distance of a root from the nearest d, far
+# below the square of a rounding error; and the integer dtype with as many bits.
 NEAREST, BITS = {4: -80, 8: -300}, {4: dtypes.int32, 8: dtypes.int64}
-BEYOND = 4.0  # more than any eigenvalue of a matrix whose rows have sums of at most 1
+BEYOND = 4.0  # larger than any eigenvalue of a matrix with row sums of at most 1
 
 
 def spectrum(d: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (batch, n), rising, and vectors (batch, n, n), in columns.
+    """Eigenvalues (batch, n), ascending, and eigenvectors (batch, n, n), in columns.
 
-    d (batch, n): diagonals; e (batch, n − 1): what is beside them.
+    d (batch, n): diagonal; e (batch, n − 1): off-diagonal.
     """
     batch, n = d._known_shape()
     whole = 1 << (n - 1).bit_length()
@@ -46,11 +46,12 @@ def spectrum(d: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _updated(d: Tensor, rho: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, rising, and vectors of diag(d) + ρ·z·zᵀ; d, z (batch, n), ρ (batch, 1)."""
+    """Eigenvalues, ascending, and eigenvectors of diag(d) + ρ·z·zᵀ; d, z (batch, n), ρ (batch, 1).
+    """
     n, rounding = d._known_shape()[1], 2.0**-d.dtype.fraction
     nearest = 2.0 ** NEAREST[d.dtype.itemsize]
     number = d.arange(n, device=d.device)
-    i = number.reshape(1, n, 1)  # of roots; j, along the last axis, of d
+    i = number.reshape(1, n, 1)  # number of the root; j, the last axis, is that of d
     z = (z < 0).where(-1.0, 1.0) * z.abs().maximum(rounding)
     squares = (z * z * rho).unsqueeze(1)
     other, own = d.unsqueeze(1), d.unsqueeze(2)
@@ -58,7 +59,7 @@ def _updated(d: Tensor, rho: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     rank = below.sum(2, dtype=number.dtype).contiguous()
     least = ((d.abs().max(1, True) + rho).maximum(rounding) * (2 * rounding)).unsqueeze(2)
     up = i - rank.unsqueeze(1)
-    poles = (up >= 0).where(other + up * least, -float("inf")).max(2).contiguous()  # rising
+    poles = (up >= 0).where(other + up * least, -float("inf")).max(2).contiguous()  # ascending
     d = poles._at(1, rank).unsqueeze(1).contiguous()
     last = i.eq(n - 1)
     lower = poles.unsqueeze(2)
@@ -66,7 +67,7 @@ def _updated(d: Tensor, rho: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     upper = last.where(end, poles[:, 1:].pad((0, 1)).unsqueeze(2))
     half = (upper - lower) * 0.5
     left = last | ((squares / (d - lower - half)).sum(2, True) + 1 >= 0)
-    apart = d - left.where(lower, upper)  # of each d from the one that is nearest to a root
+    apart = d - left.where(lower, upper)  # of each d from the one nearest to the root
     most = last.where(upper - lower, half).maximum(2 * nearest)
     distance = _distances(apart, left, squares, most, nearest)
     gaps = apart - distance  # d − λ
@@ -83,9 +84,9 @@ def _updated(d: Tensor, rho: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 def _distances(
     apart: Tensor, left: Tensor, squares: Tensor, most: Tensor, nearest: float
 ) -> Tensor:
-    """How far each root is from the nearest d, to the left of it or not, (batch, n, 1).
+    """The distance of each root from the nearest d, on its left or not: (batch, n, 1).
 
-    By halving the bits of floats, which are ordered as they are: so small ones are as exact.
+    By bisection on the bits of floats, which have the same order: so small distances are as exact.
     """
     bits = BITS[apart.dtype.itemsize]
     least = most.new_full((1,), nearest).bitcast(bits)

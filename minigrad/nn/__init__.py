@@ -15,7 +15,7 @@ from minigrad.nn.normalization import *
 from minigrad.nn.recurrent import *
 
 __all__ = ["blank", "buffer", "functional", "init", "optim", "schedule", "state", "utils"]
-__all__ += [  # what is defined below this package, by its capital
+__all__ += [  # defined in this package's modules: all names with a capital
     name for name, value in globals().items()
     if name[0].isupper() and getattr(value, "__module__", "").startswith(f"{__name__}.")
 ]  # fmt: skip

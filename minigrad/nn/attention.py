@@ -17,11 +17,11 @@ from minigrad.tensor.arguments import checked
 
 
 class MultiheadAttention(Layer):
-    """Attention of several heads (Vaswani et al. 2017).
+    """Attention with several heads (Vaswani et al. 2017).
 
-    in_proj_weight (3·embed_dim, embed_dim) and in_proj_bias (3·embed_dim,): of queries, keys,
-    values; out_proj: a Linear. batch_first: inputs are (batch, length, dim) rather than (length,
-    batch, dim); both may lack the batch.
+    in_proj_weight (3·embed_dim, embed_dim) and in_proj_bias (3·embed_dim,): for queries, keys and
+    values; out_proj: a Linear. batch_first: inputs are (batch, length, dim) instead of (length,
+    batch, dim); the batch dimension may be missing.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class MultiheadAttention(Layer):
                "divide the dimensions", embed_dim=embed_dim, num_heads=num_heads)  # fmt: skip
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.batch_first = batch_first
-        # Glorot's bound, √(6/(inputs + outputs)), of all three as one
+        # Glorot's bound, √(6/(inputs + outputs)), of the three projections as one
         self.in_proj_weight = uniform((3 * embed_dim, embed_dim), 4 * embed_dim / 6)
         self.in_proj_bias = Parameter(Tensor.zeros(3 * embed_dim)) if bias else None
         self.out_proj = Linear(embed_dim, embed_dim, bias)
@@ -44,12 +44,12 @@ class MultiheadAttention(Layer):
         need_weights: bool = True, attn_mask: Tensor | None = None,
         average_attn_weights: bool = True, is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """The result, shaped as the query, and the weights (batch, queries, keys) if needed.
+        """The result, in the query's shape, and the weights (batch, queries, keys) if needed.
 
         key_padding_mask (batch, keys), attn_mask (queries, keys) or (batch·heads, queries, keys):
         bool, True where a key is *not* seen (unlike in `scaled_dot_product_attention`), or floats
-        that are added to the scores. is_causal: query i sees keys 0 … i; attn_mask may say more.
-        Weights are per head, (batch, heads, queries, keys), without average_attn_weights; they are
+        that are added to the scores. is_causal: query i sees keys 0 … i, in addition to attn_mask.
+        Without average_attn_weights, weights are per head: (batch, heads, queries, keys). They are
         lazy, and those before dropout.
         """
         batched = query.ndim == 3
@@ -68,7 +68,7 @@ class MultiheadAttention(Layer):
         return out if self.batch_first else out.transpose(0, 1), weights
 
     def _projected(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        """What the heads get of (batch, length, width) each."""
+        """Queries, keys and values for the heads, from inputs (batch, length, dim) each."""
         for x in (q, k, v):
             if x.ndim != 3 or x.shape[-1] != self.embed_dim:
                 expected = f"three dimensions, or two without a batch, the last {self.embed_dim}"
@@ -89,7 +89,7 @@ class MultiheadAttention(Layer):
         self, q: Tensor, k: Tensor, attn_mask: Tensor | None, padding: Tensor | None,
         is_causal: bool,
     ) -> Tensor | None:  # fmt: skip
-        """All masks as one: bool where True is seen, or floats if one of them is."""
+        """All masks as one: bool, True where a key is seen; or floats if one of them is."""
         queries, keys = int(q.size(-2)), int(k.size(-2))
         self._check_masks(int(q.size(0)), queries, keys, attn_mask, padding)
         masks: list[Tensor] = []
@@ -110,7 +110,7 @@ class MultiheadAttention(Layer):
     def _check_masks(
         self, batch: int, queries: int, keys: int, attn_mask: Tensor | None, padding: Tensor | None
     ) -> None:
-        """DTypeError or ShapeError for masks that would be added as numbers, or broadcast."""
+        """DTypeError or ShapeError for masks that would be added as integers, or broadcast."""
         whole = (batch * self.num_heads, queries, keys)
         alone = [(keys,)] if batch == 1 else []  # without a batch
         wanted = {
@@ -127,7 +127,7 @@ class MultiheadAttention(Layer):
                 raise misfit(f"MultiheadAttention with {name}", str(shapes[0]), mask)
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """What each query takes of each key (batch, heads, queries, keys): 0 if it sees none."""
+        """The attention weights (batch, heads, queries, keys); 0 for a query that sees no key."""
         scores: Tensor = q @ k.transpose(-1, -2) * int(q.size(-1)) ** -0.5
         if mask is None:
             return scores.softmax(-1)
@@ -140,7 +140,8 @@ class MultiheadAttention(Layer):
 class TransformerEncoderLayer(Layer):
     """Attention and a feed-forward network, each with residual and norm (Vaswani et al. 2017).
 
-    activation: "relu", "gelu" (exact) or a function. norm_first: norms before, rather than after.
+    activation: "relu", "gelu" (exact) or a function. norm_first: norms come before, instead of
+    after.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class TransformerEncoderLayer(Layer):
 
 
 class TransformerEncoder(Layer):
-    """Copies of an encoder layer, with the same values at first, in turn; then a norm."""
+    """Copies of an encoder layer (initially equal), applied one after the other; then a norm."""
 
     def __init__(
         self, encoder_layer: TransformerEncoderLayer, num_layers: int,

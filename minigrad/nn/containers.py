@@ -1,4 +1,4 @@
-"""Modules that hold others by places or names."""
+"""Modules that hold other modules in a list or by name."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _T = TypeVar("_T")
 
 
 class _Container(Layer):
-    """A layer of items that have names, by which they are attributes, too."""
+    """A layer of items with names, which are also attributes."""
 
     _refused = ("numpy", "torch")
-    _items: dict[Any, Any]  # by name; the name of an item without one is its place, an int
+    _items: dict[Any, Any]  # by name; an item without one has its position, an int
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class _Container(Layer):
         }
 
     def _hold(self, items: Iterable[tuple[Any, Any]]) -> None:
-        """Have these (name, item); places are counted anew."""
+        """Hold these (name, item) pairs; positions are counted again."""
         note(self, "_settings", written=True)
         self._items = {}
         for place, (name, item) in enumerate(items):
@@ -65,20 +65,20 @@ class _Container(Layer):
         return len(self._items)
 
     def add_module(self, name: str, module: Any) -> None:
-        """Hold an item by a name, in the place of the one that has it or at the end."""
+        """Hold an item under a name, instead of the item with that name, or at the end."""
         checked_name(f"{type(self).__name__}.add_module", name)
         known = {str(key): key for key in self._items}
         self._hold({**self._items, known.get(name, name): self._item(module)}.items())
 
     def _item(self, item: Any) -> Any:
-        """What is held for an item that is given."""
+        """The object to hold for a given item; checks it."""
         return item if item is None else checked_part(type(self).__name__, item)
 
     register_module = add_module
 
 
 class _List(_Container, MutableSequence[_T]):
-    """A list whose items have their places as names, or names of their own."""
+    """A list whose items are named by their positions, or have names of their own."""
 
     def __init__(self, items: Iterable[_T] = ()) -> None:
         self._items = {}
@@ -116,13 +116,13 @@ class _List(_Container, MutableSequence[_T]):
         self._hold(found)
 
     def insert(self, index: int, item: _T) -> None:
-        """Put an item before a place."""
+        """Insert an item before a position."""
         found = [*self._items.items()]
         found.insert(index, (0, self._item(item)))
         self._hold(found)
 
     def append(self, item: _T) -> Self:  # type: ignore[override]
-        """Put an item at the end; gives the list, as PyTorch's."""
+        """Append an item; returns the list, as in PyTorch."""
         self.insert(len(self), item)
         return self
 
@@ -132,22 +132,22 @@ class ModuleList(_List[Any]):
 
 
 class ParameterList(_List[Tensor]):
-    """A list of parameters; what is no Tensor becomes one."""
+    """A list of parameters; values that are not Tensors become Tensors."""
 
     def _item(self, item: Any) -> Tensor:
         return Parameter(item)
 
     def _members(self) -> Iterator[Member]:
-        held = {id(item) for item in self._items.values()}  # parameters, also when they are frozen
+        held = {id(item) for item in self._items.values()}  # parameters even if frozen
         for name, item, kind in super()._members():
             yield name, item, Kind.PARAMETER if id(item) in held else kind
 
 
 class Sequential(_List[Function]):
-    """Layers one after the other; functions such as `Tensor.relu` are layers too.
+    """Layers applied one after the other; functions such as `Tensor.relu` are layers, too.
 
-    Lists among the arguments count as their items; one dict gives the layers' names, by which they
-    are attributes, too. A layer that is assigned to another name is the last one from then on.
+    Lists among the arguments count as their items; a dict gives the layers names, which are also
+    attributes. A layer that is assigned to a new name becomes the last one.
     """
 
     def __init__(self, *layers: Function | Iterable[Function] | Mapping[str, Function]) -> None:
@@ -169,7 +169,7 @@ class Sequential(_List[Function]):
             super().__setattr__(name, value)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The last layer's result."""
+        """The result of the last layer."""
         for layer in self:
             x = layer(x)
         return x
@@ -178,14 +178,14 @@ class Sequential(_List[Function]):
 class ModuleDict(_Container, MutableMapping[str, Any]):
     """Modules by name; it is not called itself."""
 
-    __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping's compare what is in it
+    __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping would compare contents
 
     def __init__(self, modules: Any = ()) -> None:
         self._items = {}
         self.update(modules)
 
     def update(self, modules: Any = (), /, **named: Any) -> None:
-        """Hold these: a dict, or pairs of a name and an item, and what has a name."""
+        """Hold the items of a dict, or of (name, item) pairs, and keyword arguments."""
         try:
             found = dict(modules, **named)
         except (TypeError, ValueError):

@@ -22,7 +22,7 @@ from minigrad.tensor.convolution import (
 
 
 class _Kernel(Layer):
-    """What all convolutions have: kernel, weight, bias."""
+    """What all convolution layers have in common: kernel, weight, bias."""
 
     spatial: ClassVar[int]
     transposed: ClassVar[bool] = False
@@ -53,7 +53,7 @@ class _Kernel(Layer):
         self.bias = uniform((out_channels,), inputs) if bias else None
 
     def _geometry(self) -> tuple[list[int], list[int], Pairs]:
-        """Steps, gaps, and how much is padded on each side; ShapeError for what is none."""
+        """Strides, dilations, and padding on each side; ShapeError if invalid."""
         name = "conv_transpose2d" if self.transposed else "conv2d"
         return geometry(name, self.kernel_size, self.stride, self.padding, self.dilation)
 
@@ -125,7 +125,7 @@ class _TransposedConvolution(_Kernel):
     def __call__(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′).
 
-        output_size: the last extents of the result, of those that the stride leaves open.
+        output_size: the last extents of the result, among those that the stride leaves open.
         """
         more = self.output_padding if output_size is None else self._missing(x, output_size)
         return x.conv_transpose2d(
@@ -134,7 +134,7 @@ class _TransposedConvolution(_Kernel):
         )  # fmt: skip
 
     def _missing(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
-        """The output_padding that gives an output_size."""
+        """The output_padding for an output_size."""
         name, n = type(self).__name__, self.spatial
         steps, gaps, pairs = self._geometry()
         space = [int(extent) for extent in x.shape[x.ndim - n :] if isinstance(extent, int)]

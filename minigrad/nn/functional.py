@@ -29,7 +29,7 @@ def _named(function: Any, name: str, text: str) -> Pool:
 
 
 def _pools(spatial: int) -> tuple[Pool, Pool]:
-    """`max_pool` and `avg_pool` over so many dimensions, their arguments in PyTorch's order."""
+    """`max_pool` and `avg_pool` over so many dimensions, with PyTorch's order of arguments."""
     most, mean = f"max_pool{spatial}d", f"avg_pool{spatial}d"
 
     def max_pool(
@@ -145,21 +145,22 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Elements are 0 with probability p, where training, whatever `Tensor.training` says."""
+    """Elements set to 0 with probability p if `training`, whatever `Tensor.training` says."""
     with Tensor.train(training):
         return x.dropout(p)
 
 
 def dropout2d(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Whole channels (…, channels, height, width) are 0 with probability p, where training."""
+    """Whole channels (…, channels, height, width) set to 0 with probability p if `training`."""
     expect(x.ndim >= 3, "dropout2d", "(…, channels, height, width)", x)
     return x * dropout(x.new_ones((*x.shape[:-2], 1, 1)), p, training)
 
 
 def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: int = -1) -> Tensor:
-    """Shares drawn by Gumbel's noise (Jang et al. 2016); hard: one-hot, with their gradient."""
+    """Random shares by Gumbel noise (Jang et al. 2016); hard: one-hot, with the shares' gradient.
+    """
     wide = logits._wide()
-    waiting = -(1 - wide.rand_like()).log()  # which may be 0, one time in 2²⁴
+    waiting = -(1 - wide.rand_like()).log()  # 0 one time in 2²⁴
     noise = -waiting.maximum(2.0**-25).log()
     shares: Tensor = ((wide + noise) / tau).softmax(dim).cast(logits._float_dtype())
     if not hard:
@@ -169,7 +170,7 @@ def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: in
 
 
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """x over its p-norm along a dimension, which counts as at least eps."""
+    """x divided by its p-norm along a dimension, or by eps if that is larger."""
     return x.normalize(p, dim, eps)
 
 
@@ -177,21 +178,21 @@ def layer_norm(
     x: Tensor, normalized_shape: int | Sequence[Integer], weight: Tensor | None = None,
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """Normalization over the last dimensions, which are normalized_shape; then ·weight + bias."""
+    """Normalization over the last dimensions, of shape normalized_shape; then ·weight + bias."""
     axes = _last("layer_norm", x, normalized_shape)
     _check_factors("layer_norm", x.shape[axes[0] :], weight, bias)
     return x.layernorm(axes, eps, weight, bias)
 
 
 def _check_factors(name: str, wanted: Shape, *given: Tensor | None) -> None:
-    """ShapeError for weights and biases that would be repeated."""
+    """ShapeError for weights and biases that would broadcast."""
     for tensor in given:
         if tensor is not None and tensor.shape != wanted:
             raise misfit(f"{name}: a weight or bias", str(wanted), tensor)
 
 
 def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
-    """The axes of the last dimensions, which must have this shape."""
+    """The axes of the last dimensions, which must have shape normalized_shape."""
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
         raise misfit(name, f"the last dimensions to be {shape}", x)
@@ -202,10 +203,10 @@ def rms_norm(
     x: Tensor, normalized_shape: int | Sequence[Integer], weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """x over the root of its mean square over the last dimensions; then ·weight.
+    """x/√(mean of x² + eps) over the last dimensions; then ·weight.
 
-    eps: unless given, the distance from 1 to the next number of the dtype that this is computed in,
-    which is at least float32.
+    eps: unless given, the distance from 1 to the next larger number of the dtype of the
+    computation, which is at least float32.
     """
     axes = _last("rms_norm", x, normalized_shape)
     _check_factors("rms_norm", x.shape[axes[0] :], weight)
@@ -232,8 +233,10 @@ def batch_norm(
     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """Normalization of channels (dimension 1): where training, by the batch, else by the running
-    statistics, which training moves by `momentum` (in place).
+    """Normalization of channels (dimension 1); then ·weight + bias per channel.
+
+    If `training`, by the statistics of the batch, which also move the running statistics by
+    `momentum` (in place); otherwise by the running statistics.
     """
     wide = x._wide()
     if training:
@@ -257,7 +260,7 @@ def _batch_statistics(x: Tensor, axes: tuple[int, ...]) -> _Statistics:
 def _move_statistics(
     mean: Tensor | None, var: Tensor | None, found: _Statistics, share: Any
 ) -> None:
-    """Move running statistics, if there are any, by a share to those of a batch."""
+    """Move running statistics, if there are any, towards those of a batch by a share."""
     new, spread, count = found
     if isinstance(count, int) and count < 2:
         raise misfit("BatchNorm in training", "at least two", f"{count} element per channel")
@@ -275,8 +278,8 @@ def instance_norm(
 ) -> Tensor:  # fmt: skip
     """Normalization of each channel of each example over space; then ·weight + bias per channel.
 
-    That moves running statistics, if they are given, by `momentum` to the means of all examples'
-    (in place). Without use_input_stats it is by the running statistics, which stay.
+    Running statistics, if given, move by `momentum` towards the means of all examples' statistics
+    (in place). Without use_input_stats, the running statistics are used, and do not change.
     """
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
@@ -302,9 +305,9 @@ def nll_loss(
     x: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
-    """−x[target], of log probabilities (batch, classes, …) and integers (batch, …).
+    """−x[target], for log probabilities (batch, classes, …) and integers (batch, …).
 
-    weight: (classes,), a factor for each class, by whose sum means are divided.
+    weight: (classes,), a factor for each class; means are divided by the sum of the factors.
     """
     return x.nll_loss(target, weight, ignore_index, reduction, axis=_classes(x))
 
@@ -313,10 +316,10 @@ def cross_entropy(
     x: Tensor, target: Tensor, weight: Tensor | None = None, *, ignore_index: int = -100,
     reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """−log softmax(x)[target], of logits (batch, classes, …), which `Tensor.cross_entropy` guesses.
+    """−log softmax(x)[target], for logits (batch, classes, …) or (classes,).
 
-    target: integers (batch, …), or probabilities of x's shape. weight: (classes,), a factor for
-    each class, by whose sum means are divided if targets are integers.
+    target: integers (batch, …), or probabilities in x's shape. weight: (classes,), a factor for
+    each class; for integer targets, means are divided by the sum of the factors.
     """
     options = (reduction, label_smoothing, ignore_index, _classes(x))
     return x._cross_entropy(target, weight, *options)
@@ -332,7 +335,7 @@ def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
 def binary_cross_entropy(
     x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """−(t·log p + (1 − t)·log(1 − p)) of probabilities; weight: a factor for each element."""
+    """−(t·log p + (1 − t)·log(1 − p)) of probabilities x; weight: a factor for each element."""
     return _weighted(x.binary_crossentropy(target, "none"), weight, reduction)
 
 
@@ -340,18 +343,18 @@ def binary_cross_entropy_with_logits(
     x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`binary_cross_entropy` of sigmoid(x); pos_weight: factors of the positive examples."""
+    """`binary_cross_entropy` of sigmoid(x); pos_weight: a factor of the positive term."""
     losses = x.binary_crossentropy_logits(target, "none", pos_weight)
     return _weighted(losses, weight, reduction)
 
 
 def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """|x − target|, of equal shapes."""
+    """|x − target|; the shapes must be equal."""
     return x._away("l1_loss", target).abs()._reduced(reduction)
 
 
 def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
-    """d²/2 of differences d up to delta, beyond it delta·(|d| − delta/2) (Huber 1964)."""
+    """d²/2 for differences |d| ≤ delta, else delta·(|d| − delta/2) (Huber 1964)."""
     _check_above_0("huber_loss", delta=delta)
     away = x._away("huber_loss", target)
     near = away.hardtanh(-delta, delta)
@@ -359,17 +362,17 @@ def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float 
 
 
 def smooth_l1_loss(x: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """`huber_loss` of delta=beta, divided by beta; `l1_loss` for beta=0."""
+    """`huber_loss` with delta=beta, divided by beta; `l1_loss` for beta=0."""
     if beta == 0:
         return l1_loss(x, target, reduction)
     return huber_loss(x, target, reduction, beta) / beta
 
 
 def kl_div(x: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    """target·(log target − x) of log probabilities x; 0 where the target is 0.
+    """target·(log target − x), for log probabilities x; 0 where the target is 0.
 
-    log_target: the target is log probabilities, too. reduction "batchmean": the sum over the first
-    dimension's extent, which is the divergence; "mean" divides by the number of elements.
+    log_target: the target is log probabilities, too. reduction="batchmean" divides the sum by the
+    first extent, which gives the divergence; "mean" divides by the number of elements.
     """
     x._check_same_shape("kl_div", target)
     if log_target:
@@ -388,7 +391,7 @@ def poisson_nll_loss(
 ) -> Tensor:  # fmt: skip
     """exp(x) − target·x, or x − target·log(x + eps) without log_input.
 
-    full: with Stirling's approximation of log target!, where target > 1.
+    full: plus Stirling's approximation of log(target!), where target > 1.
     """
     x._check_same_shape("poisson_nll_loss", target)
     losses = x.exp() - target * x if log_input else x - target * (x + eps).log()
@@ -402,7 +405,7 @@ def poisson_nll_loss(
 def margin_ranking_loss(
     x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:
-    """max(0, margin − target·(x1 − x2)): target 1 where x1 is to be larger, −1 where x2."""
+    """max(0, margin − target·(x1 − x2)): target 1 if x1 should be larger, −1 if x2 should."""
     away = x1._away("margin_ranking_loss", x2)
     away._check_same_shape("margin_ranking_loss", target)
     return (margin - away * target).clip(0)._reduced(reduction)
@@ -414,7 +417,8 @@ def triplet_margin_loss(
 ) -> Tensor:  # fmt: skip
     """max(0, |anchor − positive| − |anchor − negative| + margin) (Balntas et al. 2016).
 
-    In p-norms over the last dimension; swap: the smaller distance of the two to the negative.
+    With p-norms over the last dimension. swap: the distance to the negative is the smaller one of
+    the anchor's and the positive's.
     """
     _check_above_0("triplet_margin_loss", margin=margin)
     anchor._check_same_shape("triplet_margin_loss", positive)

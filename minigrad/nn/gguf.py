@@ -29,21 +29,21 @@ STRING, ARRAY = 8, 9
 PLAIN = {0: dtypes.float32, 1: dtypes.float16, 24: dtypes.int8, 25: dtypes.int16,
           26: dtypes.int32, 27: dtypes.int64, 28: dtypes.float64, 30: dtypes.bfloat16}  # fmt: skip
 _PACKED = {layout.number: name for name, layout in LAYOUTS.items()}
-# types that files have and this module cannot read, to name them in an error
+# types of files that this module cannot read, by name for the error
 _OTHERS = {9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
            20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0",
            35: "TQ2_0", 39: "MXFP4"}  # fmt: skip
-_DEEPEST = 4  # arrays of arrays of …
+_DEEPEST = 4  # nested arrays
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
 class GGUFError(MinigradError, ValueError):
-    """A file that is no whole GGUF file, or one of a kind that is not read here."""
+    """A file that is damaged, or not a GGUF file of a kind that can be read."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value of the metadata: its type's number, its bytes in the file, and what they mean."""
+    """A metadata value: the number of its type, its bytes in the file, and its Python value."""
 
     kind: int
     raw: bytes
@@ -54,15 +54,15 @@ Content = tuple[dict[str, Value], dict[str, Tensor | Quantized]]  # metadata, te
 
 
 class _Reader:
-    """Takes values from an open file; GGUFError where it ends too early."""
+    """Reads values from an open file; GGUFError if the file ends too early."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.size = os.fstat(file.fileno()).st_size
-        self.unread = self.size  # bytes that tensors have not taken yet
+        self.unread = self.size  # bytes of tensors that were not read yet
 
     def take(self, count: int, what: str) -> bytes:
-        """`count` bytes."""
+        """The next `count` bytes."""
         left = self.size - self.file.tell()
         data = self.file.read(count) if count <= left else b""
         if len(data) != count:
@@ -70,18 +70,18 @@ class _Reader:
         return data
 
     def number(self, form: str, what: str) -> Any:
-        """A number in a format of `struct`."""
+        """A number in a `struct` format."""
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
 
     def count(self, least: int, what: str) -> int:
-        """How many follow, each of at least `least` bytes."""
+        """A count of items of at least `least` bytes each; checked against the file's size."""
         count: int = self.number("<Q", what)
         if count * least > self.size - self.file.tell():
             raise GGUFError(f"it says {what} are {count}, more than fit in its {self.size} bytes")
         return count
 
     def text(self, what: str) -> str:
-        """A string in UTF-8, its length before it."""
+        """A UTF-8 string, preceded by its length."""
         data = self.take(self.number("<Q", what), what)
         try:
             return data.decode()
@@ -89,7 +89,7 @@ class _Reader:
             raise GGUFError(f"{what} is not UTF-8") from None
 
     def pair(self, what: str) -> Value:
-        """A value of the metadata, its type before it."""
+        """A metadata value, preceded by its type."""
         kind, start = self.number("<I", what), self.file.tell()
         plain = self.value(kind, what)
         count = self.file.tell() - start
@@ -97,7 +97,7 @@ class _Reader:
         return Value(kind, self.take(count, what), plain)
 
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
-        """A value of the metadata."""
+        """A metadata value of the given type, as a Python value."""
         if kind in SCALARS:
             return self.number(SCALARS[kind], what)
         if kind == STRING:
@@ -119,18 +119,18 @@ def gguf_load(
 ) -> tuple[dict[str, Any], dict[str, Tensor | Quantized]]:
     """(metadata, tensors) of a GGUF file of version 2 or 3, or of several that belong together.
 
-    path: the file, or any of NAME-00001-of-00003.gguf …, whose others then lie beside it; the
-    metadata are those of the first. Metadata are plain Python values by key. Tensors of F32, F16,
-    BF16 and F64 and of integers are `Tensor`s of their own dtype; Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and
-    Q2_K to Q6_K are `Quantized`; shapes are in row-major order, (out, in) for a matrix. Raises
-    GGUFError for a file that is damaged or of another kind, OSError where it cannot be read.
+    path: the file, or any of NAME-00001-of-00003.gguf … (the others are beside it; metadata are
+    those of the first). Metadata are plain Python values by key. Tensors of F32, F16, BF16, F64 and
+    integers are `Tensor`s of their own dtype; Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and Q2_K to Q6_K are
+    `Quantized`. Shapes are in row-major order, (out, in) for a matrix. Raises GGUFError for a file
+    that is damaged or of another kind, OSError if it cannot be read.
     """
     metadata, tensors = gguf_read(path, device)
     return {key: value.plain for key, value in metadata.items()}, tensors
 
 
 def gguf_read(path: str | os.PathLike[str], device: str | None = None) -> Content:
-    """`gguf_load` with the types that metadata have in the file."""
+    """As `gguf_load`, but metadata with their types in the file."""
     first, *rest = files = parts_of(Path(path))
     metadata, tensors = _load(first, device)
     count = metadata.get("split.count", Value(4, b"", 1)).plain
@@ -154,7 +154,7 @@ def gguf_read(path: str | os.PathLike[str], device: str | None = None) -> Conten
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files that a file's name tells of, in order; GGUFError where one is not there."""
+    """All files of a split model, in order, from one file's name; GGUFError if one is missing."""
     name = _SPLIT.search(path.name)
     if name is None:
         return [path]
@@ -170,7 +170,7 @@ def parts_of(path: Path) -> list[Path]:
 
 
 def _load(path: Path, device: str | None) -> Content:
-    """One file."""
+    """Metadata and tensors of a single file."""
     with path.open("rb") as file:
         try:
             return _read(_Reader(file), device)
@@ -203,7 +203,7 @@ def _read(reader: _Reader, device: str | None) -> Content:
 
 
 def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
-    """A line of the table of tensors: (name, shape, type, offset)."""
+    """An entry of the table of tensors: (name, shape, type, offset)."""
     name = reader.text("a tensor's name")
     rank = reader.number("<I", repr(name))
     expect(rank <= 4, f"the tensor {name!r} has {rank} dimensions", "at most 4", error=GGUFError)

@@ -14,15 +14,15 @@ from minigrad.dtype import dtypes
 from minigrad.nn.quantized import SUPER, Kind, Quantized
 from minigrad.tensor import Tensor
 
-Fields = dict[str, Tensor]  # uint8 (rows, blocks, bytes)
+Fields = dict[str, Tensor]  # name → uint8 (rows, blocks, bytes)
 Parts = list[Tensor]  # (rows, blocks, elements), then (rows, groups or blocks, n)
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How a block's scales, and minima if any, share bytes: uint8, each (rows, blocks, groups).
+    """How scales, and minima if any, of a block share bytes: uint8, each (rows, blocks, groups).
 
-    most: the largest scale. zero: what a scale of 0 is.
+    most: the largest scale. zero: the stored number that means a scale of 0.
     """
 
     unpack: Callable[[Tensor], Parts]
@@ -33,12 +33,13 @@ class Codec:
 
 
 class Layout:
-    """A type: its number in a file, and the fields of a block, as names and bytes, in order.
+    """A quantized type: its number in a file, and a block's fields (names and bytes), in order.
 
-    Fields whose names are these hold: d, the scale, or in a file of K types a factor of the scales;
-    m, the minimum, or a factor of the minima; scales, what has factors; q and high, the integers'
-    lower and upper bits. Of q, `bits` of an integer lie together, and `run` bytes have 8/bits runs
-    of integers, the first one lowest; of high as many as follow from its bytes, in runs `high_run`.
+    Fields, by name: d, the scale, or in K types a factor of the scales; m, the minimum, or a factor
+    of the minima; scales, the numbers that have factors; q and high, the lower and upper bits of
+    integers. In q, each integer has `bits` adjacent bits; `run` bytes hold 8/bits runs of integers,
+    the first in the lowest bits. In high, the number of bits follows from the number of bytes; runs
+    are `high_run`.
     """
 
     def __init__(
@@ -46,15 +47,15 @@ class Layout:
         **fields: int,
     ) -> None:  # fmt: skip
         self.number, self.codec, self.fields = number, codec, tuple(fields.items())
-        self.bytes = sum(fields.values())  # of a block
-        # name, bits and run of each field of integers, and how many bits are in those before it
+        self.bytes = sum(fields.values())  # per block
+        # (name, bits, run, bits in previous fields) of each field of integers
         self.integers = [("q", bits, run, 0)]
         if high_run:
             self.integers.append(("high", bits * fields["high"] // fields["q"], high_run, bits))
         self.bits = sum(each for _, each, _, _ in self.integers)
 
     def kind(self, name: str) -> Kind:
-        """How `Quantized` keeps the type: integers of 3, 5 and 6 bits in the next of 2, 4 and 8."""
+        """The kind in `Quantized`: integers of 3, 5 and 6 bits take 4, 8 and 8 bits."""
         minimum, bits = "m" in dict(self.fields), next(n for n in (2, 4, 8) if n >= self.bits)
         zero, group = 0 if minimum else 1 << (self.bits - 1), 32
         if self.codec is not None:
@@ -62,7 +63,7 @@ class Layout:
         return Kind(name, bits, zero, minimum, group, self.codec is not None)
 
     def unpack(self, fields: Fields) -> Parts:
-        """The parts that `Quantized` has, but with an integer in each element of the first."""
+        """The parts as in `Quantized`, but with each integer in its own element."""
         halves = [half(fields[name]) for name in "dm" if name in fields]
         q, *upper = [spread(fields[name], bits, run) << below
                      for name, bits, run, below in self.integers]  # fmt: skip
@@ -76,7 +77,7 @@ class Layout:
         return [q, *(part.reshape(part.shape[0], -1, 1) for part in scales), factors]
 
     def pack(self, parts: Parts) -> Fields:
-        """The inverse of `unpack`. A file's minima are subtracted."""
+        """The inverse of `unpack`. Minima are stored with the opposite sign."""
         q, *rest = parts
         q = q ^ 128 if self.integers[0][1] == 8 else q
         found = {name: gathered(q >> below, bits, run)
@@ -92,7 +93,7 @@ class Layout:
 
 
 def packed(name: str, parts: Parts) -> Tensor:
-    """The blocks with these parts, as `Layout.unpack` gives them: uint8 (rows, blocks, bytes)."""
+    """The blocks with these parts (of `Layout.unpack`): uint8 (rows, blocks, bytes)."""
     layout = LAYOUTS[name]
     fields = layout.pack(parts)
     first, *rest = [fields[field] for field, _ in layout.fields]
@@ -100,7 +101,7 @@ def packed(name: str, parts: Parts) -> Tensor:
 
 
 def blocks_of(matrix: Quantized) -> bytes:
-    """The blocks of a matrix, as they were in the file."""
+    """The blocks of a matrix, as in the file."""
     kind = matrix.kind
     with Tensor.no_grad():
         integers, *scales = matrix.by_rows()
@@ -111,7 +112,7 @@ def blocks_of(matrix: Quantized) -> bytes:
 
 
 def quantized(name: str, raw: Tensor, rows: int, columns: int) -> Quantized:
-    """The matrix (rows, columns) whose blocks are in raw, uint8 (bytes,)."""
+    """The matrix (rows, columns) whose blocks are in `raw`, uint8 (bytes,)."""
     kind, layout = KINDS[name], LAYOUTS[name]
     with Tensor.no_grad():
         blocks = raw.reshape(rows, columns // kind.block, layout.bytes)
@@ -126,9 +127,9 @@ def quantized(name: str, raw: Tensor, rows: int, columns: int) -> Quantized:
 
 
 def spread(field: Tensor, bits: int, run: int) -> Tensor:
-    """The integers of `bits` each that share bytes: (rows, blocks, bytes) → (…, 8/bits as many).
+    """Unpack integers of `bits` bits from bytes: (rows, blocks, bytes) → (…, 8/bits times as many).
 
-    A run of bytes has 8/bits runs of integers, the first one lowest.
+    A run of bytes holds 8/bits runs of integers, the first in the lowest bits.
     """
     rows, blocks, count = field._known_shape()
     runs = field.reshape(rows, blocks, count // run, run)
@@ -148,7 +149,7 @@ def gathered(integers: Tensor, bits: int, run: int) -> Tensor:
 
 
 def half(field: Tensor) -> Tensor:
-    """Two bytes (…, 2), the lower first, as a float16 (…, 1)."""
+    """Two bytes (…, 2), lower one first, as a float16 (…, 1)."""
     words = field.cast(dtypes.uint16)
     return (words[..., :1] + (words[..., 1:] << 8)).bitcast(dtypes.float16)
 
@@ -160,10 +161,10 @@ def two_bytes(number: Tensor) -> Tensor:
 
 
 def _unpack_six_bits(field: Tensor) -> Parts:
-    """8 scales and 8 minima of 12 bytes.
+    """8 scales and 8 minima from 12 bytes.
 
-    The first 4 of each are in bytes of their own, whose upper 2 bits belong to the others; the
-    lower 4 of those are in the last bytes.
+    The first 4 of each have a byte of their own, whose upper 2 bits belong to the other 4; the
+    lower 4 bits of these are in the last 4 bytes.
     """
     scales, minima, low = (field[:, :, start : start + 4] for start in (0, 4, 8))
     return [

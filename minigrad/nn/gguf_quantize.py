@@ -15,19 +15,19 @@ from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, Parts, packed
 from minigrad.nn.quantized import SUPER, Kind
 from minigrad.tensor import Tensor
 
-CHUNK = 1 << 22  # elements that are rounded by one program
+CHUNK = 1 << 22  # elements rounded by one program
 MOST = 65504.0  # the largest float16
-LEAST = 2.0**-25  # half of the smallest one, and so of the smallest scale: less is 0 in every type
-ROUNDING = 1e-5  # a difference of float32 sums that is smaller than so much of them is rounding
+LEAST = 2.0**-25  # half of the smallest float16, so of the smallest scale: less is 0 in every type
+ROUNDING = 1e-5  # relative difference of float32 sums that may be rounding
 
-# How far from the covering scale others are tried, in integers at the end of the range.
+# Distances of the tried scales from the covering one, in integers at the end of the range.
 STEPS = [step / 10 for step in range(-9, 10)]
 
 
 def quantize(name: str, values: Tensor) -> bytes:
-    """The blocks of a type for a matrix (rows, columns), row after row.
+    """The blocks of a matrix (rows, columns) in a quantized type, row after row.
 
-    name: one of `KINDS`. ShapeError where rows are no whole blocks, ValueError where a value is
+    name: one of `KINDS`. ShapeError unless rows are whole blocks; ValueError for a value that is
     not finite or beyond ±65504, which no float16 scale reaches.
     """
     kind = KINDS[name]
@@ -45,7 +45,7 @@ def quantize(name: str, values: Tensor) -> bytes:
 
 
 def within_reach(name: str, values: Tensor) -> Tensor:
-    """values as float32, flat; ValueError where a float16 has no room for one."""
+    """values as flat float32; ValueError for one beyond the range of float16."""
     flat = values.float().reshape(-1).contiguous().realize()
     largest = flat.abs().max().item()
     if not largest <= MOST:
@@ -54,8 +54,8 @@ def within_reach(name: str, values: Tensor) -> Tensor:
 
 
 def _parts(kind: Kind, flat: Tensor) -> Parts:
-    """Parts as `gguf_blocks` packs them, of a single row."""
-    low = -kind.zero  # the least of the type's integers, and the largest
+    """Parts for `packed`, as a single row."""
+    low = -kind.zero  # the smallest and the largest integer of the type
     high = low + (1 << LAYOUTS[kind.name].bits) - 1
     x = flat.reshape(-1, kind.group).realize()
     if kind.minimum:
@@ -69,7 +69,7 @@ def _parts(kind: Kind, flat: Tensor) -> Parts:
     if codec is not None:
         stored, (scale, *minima) = _factored(kind, codec.most, found)
     else:
-        # least squares may want a minimum that is a little lower
+        # least squares may want a slightly lower minimum
         stored = [part.clip(-MOST, MOST).half().reshape(1, -1, 1) for part in found]
         scale, *minima = [part.reshape(-1, 1).float() for part in stored]
     above = x - minima[0] if minima else x
@@ -79,10 +79,10 @@ def _parts(kind: Kind, flat: Tensor) -> Parts:
 
 
 def _factored(kind: Kind, most: int, found: list[Tensor]) -> tuple[Parts, list[Tensor]]:
-    """(parts but for the integers, scales and minima that they stand for).
+    """(parts without the integers, the scales and minima that they represent).
 
-    most: the largest scale, in units of its factor; without minima they are signed. found: scales
-    and perhaps minima, at most 0, each (groups, 1).
+    most: the largest scale in units of its factor; without minima, scales are signed. found:
+    scales, and perhaps minima ≤ 0, each (groups, 1).
     """
     groups = SUPER // kind.group
     integers, factors, meant = [], [], []
@@ -90,7 +90,7 @@ def _factored(kind: Kind, most: int, found: list[Tensor]) -> tuple[Parts, list[T
         each = part.reshape(-1, groups) * sign
         if kind.minimum:
             least, factor = 0, each.max(1, keepdim=True) / most
-        else:  # there is one integer more below 0
+        else:  # one more integer below 0 than above
             least, factor = -most - 1, _extreme(each) / (-most - 1)
         factor = factor.half().realize()
         number = (each * reciprocal(factor.float())).round().clip(least, most)
@@ -102,10 +102,10 @@ def _factored(kind: Kind, most: int, found: list[Tensor]) -> tuple[Parts, list[T
 
 
 def symmetric(x: Tensor, low: int, high: int) -> Tensor:
-    """Scales (groups, 1) of x (groups, elements) ≈ scale · q with integers q from low to high.
+    """Scales (groups, 1) for x (groups, elements) ≈ scale · q with integers q from low to high.
 
-    The extreme element gets about the number `low`, whose size is the largest: a scale may be
-    negative.
+    The extreme element gets about the integer `low`, the one of largest magnitude, so a scale may
+    be negative.
     """
     steps = Tensor(STEPS, device=x.device).reshape(1, -1, 1)
     scales = _extreme(x).unsqueeze(1) / (low + steps)
@@ -117,9 +117,9 @@ def symmetric(x: Tensor, low: int, high: int) -> Tensor:
 
 
 def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
-    """Scales and minima (groups, 1) of x (groups, elements) ≈ scale · q + minimum, 0 ≤ q ≤ high.
+    """Scales and minima (groups, 1) for x (groups, elements) ≈ scale · q + minimum, 0 ≤ q ≤ high.
 
-    at_most_zero: minima are.
+    at_most_zero: minima must be ≤ 0.
     """
     least, largest = x.min(1, keepdim=True), x.max(1, keepdim=True)
     if at_most_zero:
@@ -132,7 +132,7 @@ def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
     sum_x, sum_q = (weight * group).sum(2), (weight * q).sum(2)
     sum_xq, sum_qq = (weight * group * q).sum(2), (weight * q * q).sum(2)
     spread = one * sum_qq - sum_q * sum_q
-    alike = spread <= ROUNDING * one * sum_qq  # one integer for all tells no scale
+    alike = spread <= ROUNDING * one * sum_qq  # equal integers determine no scale
     divisor = reciprocal(spread)
     scale = alike.where(scales.squeeze(2), (one * sum_xq - sum_q * sum_x) * divisor)
     minimum = alike.where(least, (sum_qq * sum_x - sum_q * sum_xq) * divisor)
@@ -140,7 +140,7 @@ def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
         above = minimum > 0
         scale = above.where(sum_xq * reciprocal(sum_qq), scale)
         minimum = above.where(0, minimum)
-    # the error's square, but for what all have in common
+    # the squared error, without the part common to all scales
     error = (
         scale * scale * sum_qq + minimum * minimum * one
         + 2 * (scale * minimum * sum_q - scale * sum_xq - minimum * sum_x)
@@ -150,10 +150,10 @@ def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
 
 
 def _weight(x: Tensor) -> Tensor:
-    """What an element's error counts."""
+    """The weight of each element's error."""
     return x.abs() + (x * x).mean(1, keepdim=True).sqrt()
 
 
 def _extreme(x: Tensor) -> Tensor:
-    """The element of the largest size, with its sign: (n, m) → (n, 1)."""
+    """The element of largest magnitude, with its sign: (n, m) → (n, 1)."""
     return x.gather(1, x.abs().argmax(1, keepdim=True))

@@ -22,7 +22,8 @@ BOOL, UINT32, INT32, FLOAT32 = 7, 4, 5, 6
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: row-major shape, the number of its type, and who makes its bytes."""
+    """A tensor to write: its row-major shape, the number of its type, and a function for its bytes.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -31,13 +32,14 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return size_of(self.kind, math.prod(self.shape))
 
 
 def value_of(plain: Any) -> Value:
-    """A value of the metadata, in the type that llama.cpp expects of most: uint32, float32, bool,
-    string, and lists of int32, float32, bool or string.
+    """A metadata value, in the type that llama.cpp expects for most keys.
+
+    These are uint32, float32, bool, string, and lists of int32, float32, bool or string.
     """
     if isinstance(plain, list):
         kind = _kind(plain[0], INT32) if plain else STRING
@@ -67,9 +69,9 @@ def _raw(plain: Any, kind: int) -> bytes:
 def gguf_save(
     path: str | os.PathLike[str], metadata: Mapping[str, Value], tensors: Sequence[Entry]
 ) -> int:
-    """Write a GGUF file of version 3, whole or not at all; its size in bytes.
+    """Write a GGUF file of version 3, completely or not at all; returns its size in bytes.
 
-    Tensors are made one after the other. GGUFError where one has other bytes than its entry says.
+    Tensors are computed one after the other. GGUFError if one has another size than its entry says.
     """
     pairs = {**metadata, "general.alignment": value_of(ALIGNMENT)}
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs))
@@ -98,5 +100,5 @@ def gguf_save(
 
 
 def _whole(size: int) -> int:
-    """Up to the next multiple of the alignment."""
+    """Round up to a multiple of the alignment."""
     return ceildiv(size, ALIGNMENT) * ALIGNMENT

@@ -1,4 +1,4 @@
-"""PyTorch's torch.nn.init: functions that fill a tensor in place, and give it.
+"""PyTorch's torch.nn.init: functions that fill a tensor in place, and return it.
 
 They draw from minigrad's generator (`Tensor.manual_seed`). Outside a captured step only.
 """
@@ -18,9 +18,9 @@ _LINEAR = ("linear", "sigmoid", *(f"conv{kind}{n}d" for n in "123" for kind in (
 
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
-    """By how much a layer's deviation should grow to keep that of what follows an activation.
+    """The gain of initial weights that preserves the deviation of values through an activation.
 
-    param: leaky_relu's slope (0.01 unless given).
+    param: the slope of leaky_relu (0.01 unless given).
     """
     if nonlinearity == "leaky_relu":
         return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
@@ -38,35 +38,35 @@ def _filled(tensor: Tensor, value: Any) -> Tensor:
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    """Everywhere val."""
+    """Fill with val."""
     return _filled(tensor, val)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """Everywhere 0."""
+    """Fill with 0."""
     return _filled(tensor, 0)
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    """Everywhere 1."""
+    """Fill with 1."""
     return _filled(tensor, 1)
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
-    """Uniform in [a, b)."""
+    """Fill with numbers uniform in [a, b)."""
     options: Any = {"dtype": tensor.dtype, "device": tensor.device}
     return _filled(tensor, Tensor.uniform(*tensor.shape, low=a, high=b, **options))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Normal with the given mean and standard deviation."""
+    """Fill with normal numbers of the given mean and standard deviation."""
     return _filled(tensor, Tensor.normal(*tensor.shape, mean=mean, std=std, device=tensor.device))
 
 
 def trunc_normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0
 ) -> Tensor:
-    """Normal, but only values from a to b (which are no multiples of std)."""
+    """Fill with normal numbers, but only from a to b (values, not multiples of std)."""
     if not std > 0 or not a < b:
         raise ValueError(f"trunc_normal_(std={std}, a={a}, b={b}): expected std > 0 and a < b")
     below, above = (math.erf((edge - mean) / std * math.sqrt(0.5)) for edge in (a, b))
@@ -86,7 +86,7 @@ def _erfinv(y: Tensor) -> Tensor:
 
 
 def _fans(tensor: Tensor) -> tuple[int, int]:
-    """Inputs and outputs of one element: of a linear layer, or of a convolution."""
+    """Inputs and outputs of an element, in the weight of a linear layer or convolution."""
     expect(tensor.ndim >= 2, "a fan", "at least two dimensions; use zeros_, normal_ or uniform_ "
            "for a bias", tensor)  # fmt: skip
     outputs, inputs, *kernel = tensor._known_shape()
@@ -94,13 +94,13 @@ def _fans(tensor: Tensor) -> tuple[int, int]:
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    """Uniform in ±gain·√(6/(inputs + outputs)) (Glorot and Bengio 2010)."""
+    """Fill with numbers uniform in ±gain·√(6/(inputs + outputs)) (Glorot and Bengio 2010)."""
     bound = gain * math.sqrt(6 / sum(_fans(tensor)))
     return uniform_(tensor, -bound, bound)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    """Normal of deviation gain·√(2/(inputs + outputs))."""
+    """Fill with normal numbers of standard deviation gain·√(2/(inputs + outputs))."""
     return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans(tensor))))
 
 
@@ -113,7 +113,7 @@ def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
 def kaiming_uniform_(
     tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
 ) -> Tensor:
-    """Uniform in ±gain·√(3/fan) (He et al. 2015); a: the slope of leaky ReLU."""
+    """Fill with numbers uniform in ±gain·√(3/fan) (He et al. 2015); a: slope of leaky ReLU."""
     bound = math.sqrt(3) * _kaiming(tensor, a, mode, nonlinearity)
     return uniform_(tensor, -bound, bound)
 
@@ -121,20 +121,20 @@ def kaiming_uniform_(
 def kaiming_normal_(
     tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
 ) -> Tensor:
-    """Normal of deviation gain/√fan (He et al. 2015); a: the slope of leaky ReLU."""
+    """Fill with normal numbers of deviation gain/√fan (He et al. 2015); a: slope of leaky ReLU."""
     return normal_(tensor, 0.0, _kaiming(tensor, a, mode, nonlinearity))
 
 
 def eye_(tensor: Tensor) -> Tensor:
-    """The identity, of a matrix."""
+    """Fill a matrix with the identity."""
     expect(tensor.ndim == 2, "eye_", "a matrix", tensor)
     return _filled(tensor, Tensor.eye(*tensor._known_shape(), device=tensor.device))
 
 
 def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    """gain times a matrix with orthonormal rows or columns (Saxe et al. 2013).
+    """Fill with gain times a matrix of orthonormal rows or columns (Saxe et al. 2013).
 
-    Dimensions after the first count as one.
+    Dimensions after the first are merged.
     """
     expect(tensor.ndim >= 2, "orthogonal_", "at least two dimensions", tensor)
     rows, *others = tensor._known_shape()
@@ -142,7 +142,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     with Tensor.no_grad():
         drawn = Tensor.randn(max(rows, columns), min(rows, columns), device=tensor.device)
         q, r = drawn.qr()
-        q = q * (r.diagonal() < 0).where(-1.0, 1.0)  # uniform over all of them
+        q = q * (r.diagonal() < 0).where(-1.0, 1.0)  # makes the distribution uniform
         whole = (q if rows >= columns else q.transpose()) * gain
         return _filled(tensor, whole.reshape(tensor.shape))
 

@@ -1,4 +1,4 @@
-"""Layers of few lines; names and shapes of parameters are PyTorch's."""
+"""Small layers; names and shapes of parameters are PyTorch's."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _blank = _Blank()
 
 
 def blank() -> AbstractContextManager[None]:
-    """Layers that this thread makes meanwhile have zeros where they would draw random numbers.
+    """Inside, layers that this thread creates get zeros instead of random numbers.
 
-    For whoever sets the parameters himself: nothing is drawn, and zeros cost nothing before
-    somebody looks at them.
+    For code that sets the parameters itself: nothing is drawn, and zeros take no memory before they
+    are read.
     """
     return having(_blank, wanted=True)
 
@@ -62,9 +62,9 @@ class Linear(Layer):
 
 
 class Embedding(Layer):
-    """A table of vectors. weight (num_embeddings, embedding_dim), normal with deviation 1.
+    """A table of vectors. weight (num_embeddings, embedding_dim), initially normal, deviation 1.
 
-    padding_idx: a row that is zeros at first and gets no gradient.
+    padding_idx: a row of zeros at first, which gets no gradient.
     """
 
     _sizes, _unusual = ("num_embeddings", "embedding_dim"), {"padding_idx": None}
@@ -89,7 +89,7 @@ class Embedding(Layer):
     def from_pretrained(
         cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None
     ) -> Self:
-        """A table of these rows (num_embeddings, embedding_dim); it is trained unless freeze."""
+        """A table with these rows (num_embeddings, embedding_dim), not trained if `freeze`."""
         expect(embeddings.ndim == 2, "Embedding.from_pretrained", "a matrix", embeddings)
         with blank():
             rows, width = embeddings._known_shape()
@@ -99,7 +99,7 @@ class Embedding(Layer):
         return made
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Integers (…) → (…, embedding_dim); BoundsError where one is no row."""
+        """Integers (…) → (…, embedding_dim); BoundsError for one that is not a row."""
         rows = index._rows_of(self.weight, "Embedding")
         if self.padding_idx is None:
             return rows
@@ -107,9 +107,9 @@ class Embedding(Layer):
 
 
 class Dropout(Layer):
-    """In training, elements are 0 with probability p and divided by 1 − p otherwise.
+    """In training, elements are 0 with probability p, and divided by 1 − p otherwise.
 
-    inplace writes that to the input.
+    inplace: the result is written to the input.
     """
 
     _named = ("p",)
@@ -135,7 +135,7 @@ class Dropout2d(Dropout):
 
 
 class Identity(Layer):
-    """What it is given; arguments are accepted and not used."""
+    """Returns its input; constructor arguments are accepted and ignored."""
 
     _refused = ("numpy", "torch")
 
@@ -148,7 +148,7 @@ class Identity(Layer):
 
 
 class PReLU(Layer):
-    """x, and weight·x below 0; weight (num_parameters,): one slope, or one for each channel."""
+    """x, but weight·x below 0; weight (num_parameters,): one slope, or one for each channel."""
 
     _named = ("num_parameters",)
 
@@ -162,10 +162,10 @@ class PReLU(Layer):
 
 
 class FunctionLayer(Layer):
-    """A function of tensors; its other arguments are options, in their order, and attributes.
+    """A function of tensors as a layer; the function's options are arguments, and attributes.
 
     inplace, where PyTorch has it, writes the result to the input: a residual block that begins with
-    nn.ReLU(True) adds what that has left. weight and pos_weight are buffers.
+    nn.ReLU(True) adds the result, as in PyTorch. weight and pos_weight are buffers.
     """
 
     function: ClassVar[Callable[..., Any]]
@@ -191,13 +191,13 @@ class FunctionLayer(Layer):
         return {name: getattr(self, name) for name in type(self).__signature__.parameters}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """What the function gives."""
+        """The function's result."""
         options = {name: value for name, value in self._options().items() if name != "inplace"}
         result: Tensor = type(self).function(*inputs, **options)
         return inputs[0].copy_(result) if vars(self).get("inplace") else result
 
     def extra_repr(self) -> str:
-        """The options, without what is off."""
+        """The options, except those that are None or off."""
         shown = {n: v for n, v in self._options().items() if v is not None and n != "inplace"}
         shown |= {"inplace": True} if vars(self).get("inplace") else {}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
@@ -206,8 +206,10 @@ class FunctionLayer(Layer):
 def _layers(
     *functions: Any, inputs: int = 1, only: str = "", last: str = "", inplace: bool = False
 ) -> list[type[FunctionLayer]]:
-    """Layers of functions. inputs: how many tensors a call gives. only: the one option. last: an
-    option that is the last one of the layer.
+    """Layers of functions.
+
+    inputs: how many tensors a call takes. only: the name of the one option. last: an option that
+    comes last in the layer.
     """
     kind, made = inspect.Parameter.POSITIONAL_OR_KEYWORD, list[Any]()
     for function in functions:
@@ -226,12 +228,12 @@ def _layers(
 
 
 def _flatten(x: Tensor, start_dim: int = 1, end_dim: int = -1) -> Tensor:
-    """Dimensions start_dim … end_dim become one: (batch, …) → (batch, all others)."""
+    """Dimensions start_dim … end_dim merged into one: (batch, …) → (batch, all others)."""
     return x.flatten(start_dim, end_dim)
 
 
 def _unflatten(x: Tensor, dim: int, unflattened_size: Any) -> Tensor:
-    """A dimension becomes several; one of their sizes may be −1."""
+    """One dimension split into several; one of their sizes may be −1."""
     return x.unflatten(dim, unflattened_size)
 
 

@@ -17,22 +17,22 @@ from minigrad.errors import StateError, expect
 from minigrad.hints import names_of
 from minigrad.tensor.arguments import check_functions
 
-_NOTHING = 1e-12  # a factor by which nothing can be divided
+_NOTHING = 1e-12  # a smaller factor counts as 0: base rates cannot be computed by dividing by it
 
 
 def _single(rate: float) -> float:
-    """As a float32, which an optimizer's is."""
+    """The number as a float32, the dtype of an optimizer's learning rate."""
     return convert(rate, dtypes.float32)
 
 
 class _Factors:
-    """Multiplies each group's learning rate by its factor(steps taken) over the one before.
+    """Sets each group's learning rate to its base rate times factor(steps taken).
 
-    least: a part of it that is not multiplied. base_lrs: the learning rates at a factor of 1, which
-    are others where somebody has changed those of the groups since the last step: another
-    scheduler, or the user. last_epoch: steps taken before, less one. A scheduler that begins later
-    (last_epoch ≥ 0) counts from the learning rates with which the optimizers were made: those that
-    they have now may be loaded ones, which have changed by these steps.
+    least: a part of the rate that is not multiplied. base_lrs: the learning rates at a factor of 1;
+    they are recomputed if another scheduler or the user has changed a group's rate since the last
+    step. last_epoch: steps taken before, minus 1. A scheduler that begins later (last_epoch ≥ 0)
+    starts from the learning rates with which the optimizers were created, because the current ones
+    may have been loaded, and include the effect of these steps.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class _Factors:
         self.last_epoch = last_epoch
         self._given = [_single(group["lr"]) for group in groups]
         self.step()
-        for group in groups if later else ():  # one more that begins later changes them
+        for group in groups if later else ():  # for another one that begins later
             group.optimizer.lr_at_first = group["lr"]
 
     def _first(self, group: Any, lr: float) -> float:
-        """What is multiplied by the factor of step 0, of the learning rate that was found."""
+        """The base rate, given the learning rate that the scheduler found."""
         vars(group.optimizer).setdefault("initial_lr", lr)
         return lr
 
     def step(self) -> None:
-        """Go on to the next step; call it after `optimizer.step()`."""
+        """Set the learning rates of the next step; call it after `optimizer.step()`."""
         groups = self.optimizer.param_groups
         for place, (group, given) in enumerate(zip(groups, self._given, strict=True)):
             now = group["lr"]
@@ -79,7 +79,7 @@ class _Factors:
         self._given = [*map(_single, rates)]
 
     def _rebased(self, place: int, lr: float) -> float:
-        """The learning rate at a factor of 1, of one that is not what this scheduler gave."""
+        """The base rate for a learning rate that this scheduler did not set."""
         factor = self.factors[place](self.last_epoch)
         if factor < _NOTHING:
             return self.base_lrs[place]
@@ -93,11 +93,11 @@ class _Factors:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on: steps taken, and the first learning rates."""
+        """The state for a checkpoint: steps taken, and base learning rates."""
         return {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         expected = "expected what a scheduler's state_dict() gave"
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict of a {type(state).__name__}: {expected}")
@@ -116,7 +116,7 @@ class _Factors:
 
 
 class LambdaLR(_Factors):
-    """Multiplies each group's first learning rate by lr_lambda(steps taken).
+    """Multiplies each group's initial learning rate by lr_lambda(steps taken).
 
     optimizer: an `Optimizer` or `OptimizerGroup`. lr_lambda: a function, or one for each group.
     """
@@ -136,7 +136,7 @@ class LambdaLR(_Factors):
 
 
 class LinearLR(_Factors):
-    """From start_factor to end_factor in total_iters steps."""
+    """A factor that goes linearly from start_factor to end_factor in total_iters steps."""
 
     def __init__(
         self, optimizer: Any, start_factor: float = 1 / 3, end_factor: float = 1.0,
@@ -155,7 +155,7 @@ class LinearLR(_Factors):
 
 
 class StepLR(_Factors):
-    """gamma more every step_size steps."""
+    """A factor of gamma every step_size steps."""
 
     def __init__(
         self, optimizer: Any, step_size: int, gamma: float = 0.1, last_epoch: int = -1
@@ -165,7 +165,7 @@ class StepLR(_Factors):
 
 
 class MultiStepLR(_Factors):
-    """gamma more at each of the milestones."""
+    """A factor of gamma at each of the milestones."""
 
     def __init__(
         self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
@@ -175,14 +175,14 @@ class MultiStepLR(_Factors):
 
 
 class ExponentialLR(_Factors):
-    """gamma more in every step."""
+    """A factor of gamma in every step."""
 
     def __init__(self, optimizer: Any, gamma: float, last_epoch: int = -1) -> None:
         super().__init__(optimizer, lambda step: gamma**step, last_epoch)
 
 
 class CosineAnnealingLR(_Factors):
-    """Half a cosine from the first learning rate to eta_min in T_max steps, and back again."""
+    """Half a cosine from the initial learning rate down to eta_min in T_max steps, and back up."""
 
     def __init__(
         self, optimizer: Any, T_max: float, eta_min: float = 0.0, last_epoch: int = -1

@@ -28,13 +28,13 @@ from minigrad.tensor.sharding import layout_of
 
 
 class Kind(IntEnum):
-    """What a tensor is to the object that holds it, in the order in which PyTorch lists them."""
+    """The role of a tensor in the object that holds it, in PyTorch's order of listing."""
 
     PARAMETER = 0  # trained and saved
     BUFFER = 1  # saved
     TRANSIENT = 2  # a buffer that is not saved
     PLAIN = 3  # an attribute of a Module that was registered as neither
-    LOOSE = 4  # in a plain object, or a list of none's, and unmarked: trained and saved
+    LOOSE = 4  # unmarked, in a plain object or a list outside of Modules: trained and saved
 
 
 _SAVED = (Kind.PARAMETER, Kind.BUFFER, Kind.LOOSE)
@@ -43,14 +43,14 @@ Member = tuple[str, Any, Kind]
 
 
 class Names(NamedTuple):
-    """What `load_state_dict` did not find on either side."""
+    """Names that `load_state_dict` found on one side only."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
 
 
 def members(value: Any) -> Iterator[Member]:
-    """What an object holds, by name: items of a mapping, places of a list, attributes."""
+    """The members of an object, by name: items of a mapping or list, or attributes."""
     found: Any = ()
     if hasattr(type(value), "_members"):  # a Module knows the kinds of its tensors
         yield from value._members()
@@ -66,11 +66,10 @@ def members(value: Any) -> Iterator[Member]:
 
 
 def walk(model: Any, prefix: str = "") -> Iterator[Member]:
-    """A model and all that is in it, by dotted names, in the order of definition.
+    """A model and everything in it, with dotted names, in the order of definition.
 
-    What has several names is found under each; an object that contains itself is visited once
-    along a path. What a Module holds in lists is to it what an attribute of its own would be, and
-    nothing is looked at that trains it.
+    An object with several names is yielded under each; one that contains itself is visited once
+    along a path. Lists in a Module count as its own attributes. Optimizers in a Module are skipped.
     """
     kind = _BY_MARK[model.requires_grad] if isinstance(model, Tensor) else Kind.LOOSE
     stack: list[tuple[str, Any, Kind, frozenset[int], tuple[type, ...]]] = [
@@ -93,14 +92,14 @@ def walk(model: Any, prefix: str = "") -> Iterator[Member]:
 
 
 class _Training:
-    """What trains a module, as optimizers do: no part of one that holds it."""
+    """Base of objects that train a module, such as optimizers: not part of what is walked."""
 
 
-_OPAQUE = (ModuleType, FunctionType, str, bytes, int, float)  # have no parameters
+_OPAQUE = (ModuleType, FunctionType, str, bytes, int, float)  # these have no parameters
 
 
 def _once(found: Iterable[Member], kind: type) -> list[Member]:
-    """The members of a type, each by its first name."""
+    """The members of a type, each once, by its first name."""
     first: dict[int, Member] = {}
     for member in found:
         if isinstance(member[1], kind):
@@ -109,15 +108,15 @@ def _once(found: Iterable[Member], kind: type) -> list[Member]:
 
 
 def _check_model(name: str, model: Any) -> None:
-    """TypeError for what has no tensors whatever it is, as a class in place of its object."""
+    """TypeError for objects that cannot have tensors, such as a class instead of an instance."""
     holds = isinstance(model, (Tensor, Mapping, list, tuple)) or hasattr(model, "__dict__")
-    if not holds or isinstance(model, (type, *_OPAQUE)):  # an iterator holds none, either
+    if not holds or isinstance(model, (type, *_OPAQUE)):  # nor does an iterator hold any
         what = getattr(model, "__name__", repr(model))
         raise TypeError(f"{name} of {what:.60}: expected a model, or tensors in a list or dict")
 
 
 def checked_part(name: str, part: Any) -> Any:
-    """A layer or function of a tensor, as it is; TypeError for anything else."""
+    """A layer or function, unchanged; TypeError for anything else."""
     if isinstance(part, type):
         kind = part.__name__
         raise TypeError(f"{name} of the class {kind}: expected a layer, as {kind}(…)")
@@ -127,8 +126,7 @@ def checked_part(name: str, part: Any) -> Any:
 
 
 def checked_name(title: str, name: Any) -> str:
-    """A part's name, as it is; TypeError for what is no text, StateError for one that names of
-    tensors cannot be made of.
+    """A part's name, unchanged; TypeError unless a string, StateError if it is empty or has a dot.
     """
     if not isinstance(name, str):
         raise TypeError(f"{title}({name!r:.60}): expected a name, as 'hidden'")
@@ -140,9 +138,9 @@ def checked_name(title: str, name: Any) -> str:
 def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
     """All tensors of a model by dotted names ("layers.0.weight"), in the order of definition.
 
-    model: any object, list, tuple or mapping of them. A tensor that has several names (tied
-    weights) stands under each; an object that contains itself is visited once along a path. Of an
-    `nn.Module` its parameters and the buffers that are saved, as PyTorch's.
+    model: any object, or list, tuple or mapping of objects. A tensor with several names (tied
+    weights) is listed under each; an object that contains itself is visited once along a path. For
+    an `nn.Module`: its parameters and saved buffers, as in PyTorch.
     """
     _check_model("get_state_dict", model)
     return {
@@ -153,12 +151,11 @@ def get_state_dict(model: Any, prefix: str = "") -> dict[str, Tensor]:
 
 
 def get_parameters(model: Any) -> list[Tensor]:
-    """The tensors of a model that may be trained, without those marked False.
+    """The trainable tensors of a model, except those with requires_grad=False.
 
-    Each once, where it comes first, as PyTorch's and `Module.parameters` have them.
-
-    Of plain objects that is every float tensor, also one that nobody marked; a warning names these
-    where others are marked, as a mask is beside layers: mark it with `nn.Parameter` or `nn.buffer`.
+    Each once, at its first place, in the order of PyTorch and `Module.parameters`. In plain
+    objects, every float tensor counts, also unmarked ones; a warning names these if other tensors
+    are marked (a mask beside layers, say): mark it with `nn.Parameter` or `nn.buffer`.
     """
     _check_model("get_parameters", model)
     found = _once(walk(model), Tensor)
@@ -170,18 +167,18 @@ def get_parameters(model: Any) -> list[Tensor]:
     ]
 
 
-_told: dict[Any, int] = {}  # Python's registry of the warnings that it has shown
+_told: dict[Any, int] = {}  # Python's registry of warnings already shown
 
 
 def warn_of_unmarked(found: list[Member]) -> None:
-    """Warn, at the user's line, of float tensors of which nobody said whether they are trained."""
+    """Warn, at the user's line, of float tensors that are marked neither as trained nor as not."""
     mixed = any(kind is Kind.PARAMETER for _, _, kind in found)
     for name, tensor, kind in found:
         if not tensor.dtype.is_float or tensor.requires_grad is not None:
             continue
         if kind is Kind.LOOSE and mixed:
             does = "will be trained"
-        elif kind is Kind.PLAIN and tensor.made:  # what a Module computed is no weight
+        elif kind is Kind.PLAIN and tensor.made:  # a tensor that a Module computed is not a weight
             does = "is neither trained nor saved"
         else:
             continue
@@ -193,7 +190,7 @@ def warn_of_unmarked(found: list[Member]) -> None:
 
 
 def tensors_of(name: str, params: Any) -> list[Tensor]:
-    """Several tensors, as a list; TypeError for anything else, as a model is."""
+    """Several tensors as a list; TypeError for anything else, such as a model."""
     given = [*params] if isinstance(params, Iterable) else [params]
     for tensor in given:
         if not isinstance(tensor, Tensor):
@@ -203,7 +200,7 @@ def tensors_of(name: str, params: Any) -> list[Tensor]:
 
 
 def check_names_and_tensors(title: str, state: Any) -> None:
-    """TypeError where a state is no dict, as a path is none."""
+    """TypeError unless a state is a dict; for a path, says how to load it."""
     how = "; nn.state.safe_load(path) gives one" if isinstance(state, str | PurePath) else ""
     expect(isinstance(state, Mapping), f"{title} of a {type(state).__name__}",
            f"a dict of names and tensors{how}", error=TypeError)  # fmt: skip
@@ -214,10 +211,10 @@ def load_state_dict(
 ) -> Names:
     """Copy values into a model's tensors in place, cast to their dtypes.
 
-    state: Tensors, or what `Tensor` takes (arrays, PyTorch's tensors), by the names of
-    `get_state_dict`. Gives the names that only one side has. Raises KeyError where strict and names
-    differ, ShapeError where shapes differ, DTypeError where floats would become integers; the model
-    is then as it was before.
+    state: names of `get_state_dict` → Tensors, or anything that `Tensor` takes (arrays, PyTorch's
+    tensors). Returns the names that only one side has. Raises StateError (a KeyError) if strict and
+    names differ, ShapeError if shapes differ, DTypeError if floats would become integers; after an
+    error the model is unchanged.
     """
     check_names_and_tensors("load_state_dict", state)
     own = get_state_dict(model)
@@ -241,7 +238,7 @@ def load_state_dict(
         values = {name: value.cast(own[name].dtype) for name, value in values.items()}
         realization.realize(values.values())
         for name, value in values.items():
-            own[name]._fill(value._bytes())  # by the host: nothing is compiled
+            own[name]._fill(value._bytes())  # copied by the host: nothing is compiled
     return Names(missing, unexpected)
 
 
@@ -254,7 +251,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
 
 
 def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
-    """Forget the gradients of tensors, or fill them with 0."""
+    """Set the gradients of tensors to None, or to 0."""
     check_flag("zero_grad", "set_to_none", set_to_none)
     for tensor in tensors:
         keeps = not set_to_none and tensor.grad is not None
@@ -268,7 +265,8 @@ _NUMBERS = (bool, int, float, str, tuple, type(None))
 def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
     """A tensor that is trained and saved: `data` itself if it is a Tensor, marked as a leaf.
 
-    data: a float Tensor, or what `Tensor` takes. Without requires_grad it is a `buffer`.
+    data: a float Tensor, or anything that `Tensor` takes. With requires_grad=False it is a
+    `buffer`.
     """
     tensor = data if isinstance(data, Tensor) else Tensor(data)
     if not requires_grad:
@@ -277,17 +275,17 @@ def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
 
 
 def buffer(data: Any) -> Tensor:
-    """A tensor that is saved and never trained, such as a mask or running statistics.
+    """A tensor that is saved but never trained, such as a mask or running statistics.
 
-    data: a Tensor, which is marked and given itself, or what `Tensor` takes.
+    data: a Tensor, which is marked and returned itself, or anything that `Tensor` takes.
     """
     tensor = data if isinstance(data, Tensor) else Tensor(data)
-    tensor._become_leaf()  # with memory of its own, it can be written in place
+    tensor._become_leaf()  # has its own memory, so it can be written in place
     return tensor.requires_grad_(False)
 
 
 def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What calling a module does: its forward, while `Tensor.training` is the module's mode."""
+    """A module's `__call__`: the function, run with the module's mode as `Tensor.training`."""
 
     @functools.wraps(function)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
@@ -310,7 +308,7 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def names_in(function: Any) -> frozenset[str]:
-    """The names of attributes and globals in a function's code, and in that of functions in it."""
+    """Names of attributes and globals in the code of a function, and of functions in it."""
     function = inspect.unwrap(getattr(function, "fget", function))  # of a property
     code = getattr(function, "__code__", function)
     if not isinstance(code, CodeType):
@@ -320,8 +318,7 @@ def names_in(function: Any) -> frozenset[str]:
 
 @functools.cache
 def names_read(kind: type) -> frozenset[str]:
-    """The names that occur in the methods of a class of modules, inherited ones too: not in those
-    of `__init__`.
+    """Names that occur in the methods of a class of modules, inherited ones too, except `__init__`.
     """
     classes = [one for one in kind.__mro__ if issubclass(one, Module)]
     methods = [f for one in classes for n, f in vars(one).items() if n != "__init__"]
@@ -329,22 +326,22 @@ def names_read(kind: type) -> frozenset[str]:
 
 
 class Module:
-    """A part of a model, which is called; subclasses define `forward` or `__call__`.
+    """A part of a model that can be called; subclasses define `forward` or `__call__`.
 
-    Attributes register themselves, lists and plain objects of modules too: a tensor marked by
-    `Parameter` or requires_grad=True is a parameter, one by `buffer` or requires_grad=False a
-    buffer, and they stay what they were when a value replaces them or they are frozen. Other
-    tensors, in lists too, are neither, as in PyTorch. A module is in training mode at birth. While
-    it is called, `Tensor.training` is its mode, so that functions and plain classes in it follow. A
-    module that is assigned to another and has no mode yet (the layers of this package) takes the
-    other's.
+    Attributes register themselves, also in lists and plain objects of modules: a tensor marked by
+    `Parameter` or requires_grad=True is a parameter, one marked by `buffer` or requires_grad=False
+    is a buffer. They keep their role when another value replaces them or they are frozen. Other
+    tensors, also in lists, are neither, as in PyTorch. A new module is in training mode. During a
+    call, `Tensor.training` is the module's mode, so functions and plain classes called in it
+    follow. A module without a mode yet (the layers of this package) takes the mode of the module
+    that it is assigned to.
     """
 
-    _training: bool | None = True  # None: as Tensor.training says
-    _moves: int = 0  # how often `to` may have given its tensors other memory
+    _training: bool | None = True  # None: as Tensor.training
+    _moves: int = 0  # how often `to` may have moved its tensors to other memory
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """`forward` and `__call__` are one function; called as the module it has its mode."""
+        """Make `forward` and `__call__` the same function; calling it sets the module's mode."""
         super().__init_subclass__(**options)
         own: dict[str, Any] = dict(vars(cls))
         if "__init__" in own and cls.__name__.startswith("_"):  # Python's messages name it
@@ -355,12 +352,12 @@ class Module:
             cls.__call__ = _in_own_mode(function)  # type: ignore[method-assign]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What a call computes."""
+        """Compute the result of a call; defined by subclasses."""
         name = type(self).__name__
         raise NotImplementedError(f"{name} computes nothing: define forward(self, …) in {name}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """`forward` in the module's mode."""
+        """Call `forward` in the module's mode."""
         return self.forward(*args, **kwargs)
 
     # --- registration -----------------------------------------------------------------------------
@@ -379,13 +376,13 @@ class Module:
             replaces(before.raw)
 
     def _decides(self, name: str) -> bool:
-        """Whether an attribute that is a number may decide what a call computes."""
+        """Whether an attribute that is a plain value may influence the result of a call."""
         kind: Any = type(self)
         return name in names_read(kind)
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """The numbers that may, and which modules, parameters and buffers it has."""
+        """The plain values that may influence a call, and its modules, parameters and buffers."""
         return {name: shown for name, value in vars(self).items()
                 if (shown := self._setting(name, value)) is not None}  # fmt: skip
 
@@ -397,17 +394,17 @@ class Module:
         return value if isinstance(value, _NUMBERS) and self._decides(name) else None
 
     def _registered(self) -> dict[str, Kind]:
-        """The kinds of attributes by their names; subclasses need not call our `__init__`."""
+        """The kinds of attributes, by name; subclasses need not call our `__init__`."""
         kinds: dict[str, Kind] = self.__dict__.setdefault("_kinds", {})
         return kinds
 
     def _adopt(self, value: Any) -> None:
-        """Give a module that has no mode of its own ours."""
+        """Give our mode to a module that has none."""
         if isinstance(value, Module) and value._training is None and self._training is not None:
             value.train(self._training)
 
     def _members(self) -> Iterator[Member]:
-        """What it holds: parameters, buffers, the rest, each in the order of definition."""
+        """Its members: parameters, buffers, the rest, each in the order of definition."""
         kinds = self.__dict__.get("_kinds", {})
         found = [
             (name, value, kinds.get(name, Kind.PLAIN))
@@ -416,7 +413,7 @@ class Module:
         yield from sorted(found, key=lambda member: member[2])
 
     def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
-        """Hold a tensor (or None) that is not trained, and saved only if persistent."""
+        """Hold a tensor (or None) that is not trained, and is saved only if persistent."""
         checked_name("register_buffer", name)
         self._registered()[name] = Kind.BUFFER if persistent else Kind.TRANSIENT
         setattr(self, name, None if tensor is None else buffer(tensor))
@@ -436,15 +433,15 @@ class Module:
     # --- what is in it ----------------------------------------------------------------------------
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, by dotted names, each once."""
+        """This module and all modules inside it, by dotted names, each once."""
         return ((name, module) for name, module, _ in _once(walk(self, prefix), Module))
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it, each once."""
+        """This module and all modules inside it, each once."""
         return (module for _, module in self.named_modules())
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """The modules right below it; those in a list or plain object have dotted names."""
+        """The modules directly inside it; those in a list or plain object have dotted names."""
         above: list[str] = []
         for name, module in self.named_modules():
             if name and not any(name.startswith(f"{other}.") for other in above):
@@ -452,7 +449,7 @@ class Module:
                 yield name, module
 
     def children(self) -> Iterator[Module]:
-        """The modules right below it."""
+        """The modules directly inside it."""
         return (module for _, module in self.named_children())
 
     def _tensors(self, kinds: tuple[Kind, ...], prefix: str, recurse: bool) -> list[Member]:
@@ -463,11 +460,11 @@ class Module:
     def named_parameters(
         self, prefix: str = "", recurse: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
-        """What is trained, frozen ones too, by dotted names; tied ones once."""
+        """The parameters, also frozen ones, by dotted names; tied ones once."""
         return iter(self._trained(prefix, recurse))
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
-        """What is trained, frozen ones too, each once."""
+        """The parameters, also frozen ones, each once."""
         return iter([tensor for _, tensor in self._trained("", recurse)])
 
     def _trained(self, prefix: str, recurse: bool) -> list[tuple[str, Tensor]]:
@@ -476,27 +473,27 @@ class Module:
         return [(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float]
 
     def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """What is not trained, saved or not, by dotted names."""
+        """The buffers, saved or not, by dotted names."""
         found = self._tensors((Kind.BUFFER, Kind.TRANSIENT), prefix, recurse)
         return iter([(name, tensor) for name, tensor, _ in found])
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
-        """What is not trained, saved or not."""
+        """The buffers, saved or not."""
         return (tensor for _, tensor in self.named_buffers("", recurse))
 
     def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and saved buffers by PyTorch's names: the model's own tensors, no copies."""
+        """Parameters and saved buffers by PyTorch's names: the model's own tensors, not copies."""
         return get_state_dict(self, prefix)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Names:
-        """Take values by name, cast to the model's dtypes; see `nn.state.load_state_dict`."""
+        """Copy values by name, cast to the model's dtypes; see `nn.state.load_state_dict`."""
         return load_state_dict(self, state_dict, strict)
 
     # --- what is done to all of it ----------------------------------------------------------------
 
     @property
     def training(self) -> bool:
-        """Its mode: what train or eval said, otherwise (layers alone) `Tensor.training`."""
+        """Its mode, as set by train or eval; else (for layers on their own) `Tensor.training`."""
         note(self, "_training")
         return Tensor.training if self._training is None else self._training
 
@@ -506,30 +503,30 @@ class Module:
         object.__setattr__(self, "_training", bool(mode))
 
     def train(self, mode: bool = True) -> Self:
-        """Put it and all modules below it into training mode, or into evaluation mode."""
+        """Set training mode, or evaluation mode, for it and all modules inside it."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Self:
-        """Put it and all modules below it into evaluation mode; gradients are recorded as ever."""
+        """Set evaluation mode for it and all modules inside it; gradients are still recorded."""
         return self.train(False)
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
-        """Call fn with every module below it and then with itself."""
+        """Call fn with every module inside it, then with itself."""
         for child in self.children():
             child.apply(fn)
         fn(self)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Freeze its parameters, or let them be trained again."""
+        """Freeze its parameters, or make them trainable again."""
         for tensor in self.parameters():
             tensor.requires_grad = requires_grad
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of its parameters, or fill them with 0."""
+        """Set the gradients of its parameters to None, or to 0."""
         _forget_gradients(self.parameters(), set_to_none)
 
     def to(self, *where: str | DType, device: str | None = None, dtype: Any = None) -> Self:
@@ -562,11 +559,11 @@ class Module:
         return present("Module", super().__dir__())
 
     def extra_repr(self) -> str:
-        """What the repr says in parentheses."""
+        """The text that the repr has in parentheses."""
         return ""
 
     def _shown(self) -> Iterator[tuple[str, Any]]:
-        """The parts that the repr lists."""
+        """The parts that the repr lists, by name."""
         return self.named_children()
 
     def __repr__(self) -> str:
@@ -578,7 +575,7 @@ class Module:
 
 
 def _move(tensor: Tensor, place: str | None, dtype: DType | None) -> bool:
-    """Let a tensor stand for its values elsewhere or in another dtype, by way of the host.
+    """Move a tensor to another device or dtype, in place, by way of the host.
 
     On a mesh it stays divided as it was.
     """
@@ -606,28 +603,28 @@ for _name, _method in [*vars(Module).items()]:
 
 
 class Layer(Module):
-    """A layer of this package: without a mode of its own until something gives it one.
+    """A layer of this package, which has no mode of its own until it is given one.
 
-    Alone or in plain classes it follows `Tensor.training`, and in a Module the Module's mode.
+    On its own or in plain classes it follows `Tensor.training`; in a Module, the Module's mode.
     """
 
     _training = None
-    # homes of what it is called with by mistake: an LSTM gives a pair, a forward without return
-    # None
+    # modules of types that are arguments by mistake: an LSTM returns a pair, and None comes from a
+    # forward without return
     _refused: tuple[str, ...] = ("builtins", "numpy", "torch")
-    # what the repr says: values, then values by their names, then those that are not as here
+    # for the repr: attributes shown by value, by name and value, and those shown if not as here
     _sizes: ClassVar[tuple[str, ...]] = ()
     _named: ClassVar[tuple[str, ...]] = ()
     _unusual: ClassVar[dict[str, Any]] = {}
 
     def _trains(self) -> bool:
-        """Whether to do what is done in training; if nobody has said, an optimizer's step warns."""
+        """Whether to behave as in training; if no mode was ever set, an optimizer's step warns."""
         if self._training is None and modes.gradients and not modes.training:
             modes.unsaid = weakref.ref(self)
         return modes.training
 
     def extra_repr(self) -> str:
-        """The sizes, and options by their names."""
+        """The sizes, and the options by name."""
         named = {name: self._said(name) for name in (*self._named, *self._unusual)}
         usual = self._unusual.items()
         shown = [f"{name}={said}" for name, said in named.items() if (name, said) not in usual]

@@ -17,7 +17,7 @@ def _shape_of(given: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_channels(layer: Layer, x: Tensor, channels: int, spatial: tuple[int, ...] = ()) -> None:
-    """ShapeError for other channels, or other than so many dimensions after them, if given."""
+    """ShapeError for other channels, or for a number of dimensions after them not in `spatial`."""
     if x.ndim < 2 or x.shape[1] != channels or (spatial and x.ndim - 2 not in spatial):
         space = " or ".join(f"{n} spatial dimensions" if n else "none" for n in spatial)
         expected = f"(batch, {channels}, …){f' with {space}' if space else ''}"
@@ -25,14 +25,14 @@ def _check_channels(layer: Layer, x: Tensor, channels: int, spatial: tuple[int, 
 
 
 def _one(value: float, shape: int | tuple[int, ...], wanted: bool = True) -> Tensor | None:
-    """A parameter filled with a number."""
+    """A parameter filled with a number, or None if it is not wanted."""
     return Tensor.full(_shape_of(shape), value, requires_grad=True) if wanted else None
 
 
 class _Norm(Layer):
     _sizes: ClassVar[tuple[str, ...]] = ("normalized_shape",)
     _named: ClassVar[tuple[str, ...]] = ("eps", "elementwise_affine")
-    spatial: ClassVar[tuple[int, ...]] = ()  # how many dimensions may follow channels, if not any
+    spatial: ClassVar[tuple[int, ...]] = ()  # allowed numbers of spatial dimensions; () for any
 
 
 class LayerNorm(_Norm):
@@ -111,9 +111,9 @@ class InstanceNorm(GroupNorm):
 class BatchNorm(_Norm):
     """Normalization of channels over batch and space (Ioffe and Szegedy 2015).
 
-    Of any number of spatial dimensions. In training (`Tensor.train()`, or its Module's mode) with
-    the batch's statistics, which move running_mean and running_var by `momentum` (None: to the mean
-    of all batches so far); otherwise with these.
+    Any number of spatial dimensions. In training (`Tensor.train()`, or the Module's mode) by the
+    batch's statistics, which also move running_mean and running_var by `momentum` (None: to the
+    mean over all batches so far); otherwise by running_mean and running_var.
     """
 
     _sizes = ("num_features",)
@@ -126,8 +126,8 @@ class BatchNorm(_Norm):
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.weight, self.bias = _one(1.0, num_features, affine), _one(0.0, num_features, affine)
-        # (x, axes) → the statistics over these axes and how many elements that is; ranks of a
-        # parallel program put another in its place, to have those of all (models/parallel)
+        # (x, axes) → statistics over these axes, and the number of elements; the ranks of a
+        # parallel program replace it by one over all ranks (models/parallel)
         self.statistics: Callable[[Tensor, tuple[int, ...]], F._Statistics] = F._batch_statistics
         self.running_mean: Tensor | None = None
         self.running_var: Tensor | None = None
@@ -150,11 +150,12 @@ class BatchNorm(_Norm):
         return normal.cast(x._float_dtype())
 
     def _track(self, found: F._Statistics) -> None:
-        """Move the running statistics."""
+        """Move the running statistics towards those of a batch."""
         share: Any = self.momentum
         running, batches = self.running_mean, self.num_batches_tracked
         if running is not None and self.running_var is not None and batches is not None:
-            # an earlier call's statistics that nobody asked for: the chain of them must not grow
+            # compute an earlier call's statistics if still lazy, so that they do not form a growing
+            # chain
             Tensor.realize(running, self.running_var, batches)
             realization.accompany(running.raw, batches)
         if share is None and batches is not None:

@@ -30,13 +30,13 @@ from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
 Betas = tuple[float, float]
-_NUMBERS = ("momentum", "weight_decay", "eps", "tcoef")  # options that are not below 0
+_NUMBERS = ("momentum", "weight_decay", "eps", "tcoef")  # options that must be ≥ 0
 
 
 class ParamGroup(Mapping[str, Any]):
-    """What PyTorch's users find in `param_groups`: an optimizer's params and options by name.
+    """PyTorch's view of an optimizer in `param_groups`: its params and options by name.
 
-    ["lr"] is a number here; to set it compiles nothing. Other options stay as they were given.
+    ["lr"] is a number here; setting it compiles nothing. Other options cannot be set.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -61,23 +61,24 @@ class ParamGroup(Mapping[str, Any]):
 
 
 class Steps(_Training):
-    """What an optimizer and a group of them do to all of their `params`.
+    """What single optimizers and groups of them have in common: steps, gradients, state.
 
-    _parts: the optimizers, by what their names in a state begin with.
+    _parts: the optimizers, by the prefix of their names in a state.
     """
 
     params: list[Tensor]
     _parts: Callable[[], Mapping[str, Optimizer]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, or fill them with 0: the next step then decays and coasts on."""
+        """Set all gradients to None, or to 0: the next step then still applies decay and momentum.
+        """
         _forget_gradients(self.params, set_to_none)
 
     def step(self, forget: bool = False) -> None:
-        """Update the parameters that have a gradient; everything is realized in one program.
+        """Update the parameters that have a gradient; everything is computed in one program.
 
-        forget: as if `zero_grad` were called right after, which saves the memory for what
-        gradients are at last, and writing it: where they are lazy, nobody needs to keep them.
+        forget: as if `zero_grad` were called right afterwards. Lazy gradients are then never
+        stored, which saves their memory, and the time to write it.
         """
         name = type(self).__name__
         if callable(forget):
@@ -98,24 +99,24 @@ class Steps(_Training):
                 raise GradientError(
                     f"{name}.step(): no parameter has a gradient; call loss.backward() first"
                 )
-            # gradients, too: one that was clipped, and still lazy, would be computed again later
+            # also gradients: a clipped one that is still lazy would be computed again later
             Tensor.realize(*written, *(p.grad for p in self.params if p.grad is not None))
 
     @property
     def param_groups(self) -> list[ParamGroup]:
-        """One of each optimizer: `for group in optimizer.param_groups: group["lr"] = …`."""
+        """One for each optimizer: `for group in optimizer.param_groups: group["lr"] = …`."""
         return [ParamGroup(part) for part in self._parts().values()]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold to go on: learning rate, step count, moments.
+        """The state for a checkpoint: learning rate, step count, moments.
 
-        Names of a group's optimizers begin with their numbers. "step.0" is the count of a parameter
-        that took other steps than most.
+        In a group, names begin with the optimizer's number. "step.0" is the count of a parameter
+        that took a different number of steps than most.
         """
         return self._named([part.counts for part in self._parts().values()])
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave; errors as `nn.state.load_state_dict`."""
+        """Continue from what `state_dict` returned; errors as for `nn.state.load_state_dict`."""
         check_names_and_tensors("load_state_dict", state)
         parts = self._parts()
         counts = [part._counts_in(state, prefix) for prefix, part in parts.items()]
@@ -124,28 +125,28 @@ class Steps(_Training):
             part._share(own)
 
     def _named(self, counts: Iterable[list[Tensor]]) -> dict[str, Tensor]:
-        """All that is kept, with these counts of each optimizer's parameters."""
+        """The whole state, with these counts for each optimizer's parameters."""
         parts = zip(self._parts().items(), counts, strict=True)
         return {f"{prefix}{name}": tensor for (prefix, part), own in parts
                 for name, tensor in part._state(own).items()}  # fmt: skip
 
 
 class Optimizer(Steps):
-    """What optimizers share. params: tensors, each taken once; they become leaves.
+    """Base class of optimizers. params: tensors, each taken once; they become leaves.
 
-    Those marked requires_grad=False stay as they are until they are marked True. A list of dicts
-    {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each.
-    lr: a number, or a float32 tensor of one element, which is then read at every step.
+    Parameters with requires_grad=False are not updated until they are set to True. A list of dicts
+    {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each dict.
+    lr: a number, or a float32 tensor of one element, which is read in every step.
 
-    rule(param, gradient, lr, t, moments …, option=…) gives the new values of a parameter and of its
-    moments, in at least float32; t: how many steps there were, with this one. moments: their names;
-    they are 0 at first. options: what the rule takes by name; attributes of the optimizer.
+    rule(param, gradient, lr, t, moments …, option=…) returns the new values of a parameter and its
+    moments, in at least float32; t: the number of steps, this one included. moments: their names;
+    they start at 0. options: keyword arguments of the rule; they are attributes of the optimizer.
     """
 
     rule: Rule
 
     def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
-        """An optimizer, or a group of them. (Copies are made without arguments.)"""
+        """An optimizer, or a group of them for a list of dicts. (Copies pass no arguments.)"""
         check_names(cls.__name__, cls.__init__, options)
         if not isinstance(params, (list, tuple)) or not any(isinstance(p, dict) for p in params):
             return super().__new__(cls)
@@ -179,10 +180,10 @@ class Optimizer(Steps):
                     f"{type(self).__name__}: a tensor of shape {tensor.shape} was computed from "
                     "tensors that want a gradient; give those, or x.detach() to train it instead"
                 )
-        for tensor in self.params:  # none of them where one is wrong
-            if tensor.requires_grad is not False:  # frozen
+        for tensor in self.params:  # checked first: no tensor is marked if one is invalid
+            if tensor.requires_grad is not False:  # False means frozen
                 tensor.requires_grad = True
-        # in one program, and now: the first step is then the same program as all others
+        # in one program, and now, so that the first step is the same program as all others
         Tensor.realize(*self.params)
         self.device = self.params[0].device
         if isinstance(lr, Tensor):
@@ -194,10 +195,10 @@ class Optimizer(Steps):
             self._lr = self._number(lr)
         # for a scheduler that begins later
         self.lr_at_first = _short(self._lr.item())
-        # Steps taken: by each parameter, in one tensor for those that took equally many.
+        # Steps taken by each parameter; parameters with the same number share one tensor.
         self.t = self._number(0.0)
         self.counts = [self.t] * len(self.params)
-        self._divided = 0  # how often parameters that shared a count were divided
+        self._divided = 0  # how often parameters with a shared count were separated
         self.moments = {name: [_zeros(param) for param in self.params] for name in moments}
         self.options = list(options)
         vars(self).update(options)
@@ -217,7 +218,7 @@ class Optimizer(Steps):
 
     @property
     def lr(self) -> Tensor:
-        """The learning rate, a tensor of one element; to set it to a number or tensor writes it."""
+        """The learning rate, a tensor of one element; assigning a number or tensor writes to it."""
         return self._lr
 
     @lr.setter
@@ -226,7 +227,7 @@ class Optimizer(Steps):
             self.set_lr(lr)
 
     def set_lr(self, lr: float | Tensor) -> None:
-        """Change the learning rate of the steps to come, captured ones too; compiles nothing."""
+        """Set the learning rate of later steps, captured ones too; compiles nothing."""
         number = lr.item() if isinstance(lr, Tensor) else lr
         _check_numbers(self, lr=number)
         data: Any = float(number)
@@ -235,7 +236,7 @@ class Optimizer(Steps):
         self._lr.set_data(data)
 
     def _write(self) -> list[Tensor]:
-        """Assign what a step changes; the tensors that wait to be realized."""
+        """Assign the new values of a step; returns the tensors that must be realized."""
         places = [i for i, param in enumerate(self.params) if param.grad is not None]
         if not places:
             return []
@@ -255,8 +256,7 @@ class Optimizer(Steps):
         return [*counts, *(self.params[i] for i in places), *moments]
 
     def _counted(self, places: Sequence[int]) -> list[Tensor]:
-        """Count a step of these parameters. Others that shared their count have one from now on
-        that stays.
+        """Count a step of these parameters; others that shared their count get a separate one.
         """
         for name in ("_divided", *self.options):
             note(self, name)
@@ -273,7 +273,7 @@ class Optimizer(Steps):
         return [*moving.values()]
 
     def _counts_in(self, state: Mapping[str, Any], prefix: str) -> list[Tensor]:
-        """The count of each parameter, one tensor for those whose numbers in a state are equal."""
+        """The count of each parameter; one tensor for parameters with equal numbers in a state."""
         made: dict[float, Tensor] = {}
         counts = []
         for place, own in enumerate(self.counts):
@@ -285,13 +285,13 @@ class Optimizer(Steps):
         return counts
 
     def _share(self, counts: list[Tensor]) -> None:
-        """Let parameters have these counts."""
+        """Use these counts for the parameters."""
         if any(one is not other for one, other in zip(counts, self.counts, strict=True)):
             note(self, "_divided", written=True)
             self.counts, self._divided = counts, self._divided + 1
 
     def _options_of(self, param: Tensor) -> dict[str, Any]:
-        """The options of a parameter's update."""
+        """The rule's options for a parameter."""
         return {name: getattr(self, name) for name in self.options}
 
     def _parts(self) -> Mapping[str, Optimizer]:
@@ -311,7 +311,7 @@ put_hints("Optimizer", Optimizer)
 
 
 def _short(value: float) -> float:
-    """The number of the fewest digits that is this one in float32: 0.1 for 0.10000000149011612."""
+    """The shortest decimal number that is this float32: 0.1 for 0.10000000149011612."""
     near = (float(f"{value:.{digits}g}") for digits in range(6, 10))
     return next((one for one in near if convert(one, dtypes.float32) == value), value)
 
@@ -321,7 +321,7 @@ def _wide(dtype: DType) -> DType:
 
 
 def _zeros(param: Tensor) -> Tensor:
-    """A moment: as a parameter, in at least float32."""
+    """A moment: zeros in the parameter's shape and sharding, in at least float32."""
     zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
     return zeros._own_memory().requires_grad_(False).shard_like_(param)
 
@@ -342,7 +342,7 @@ def _sgd(
 class SGD(Optimizer):
     """Stochastic gradient descent with PyTorch's momentum: b ← momentum·b + g, p ← p − lr·b.
 
-    What follows momentum has a name: PyTorch's next argument is its dampening.
+    Arguments after momentum are keywords, because PyTorch's next one is dampening.
     """
 
     rule: Rule = staticmethod(_sgd)
@@ -359,7 +359,7 @@ class SGD(Optimizer):
 
 
 def _moved(grad: Tensor, m: Tensor, v: Tensor, betas: Betas) -> tuple[Tensor, Tensor]:
-    """Adam's moments, which follow the gradient and its square."""
+    """Adam's moments: running means of the gradient and its square."""
     b1, b2 = betas
     return m * b1 + grad * (1 - b1), v * b2 + grad * grad * (1 - b2)
 
@@ -384,7 +384,7 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     betas=(b1, b2) may be given instead of b1 and b2. decoupled=False adds weight_decay·p to the
-    gradient instead, as Adam does.
+    gradient, as Adam does.
     """
 
     rule: Rule = staticmethod(_adam)
@@ -401,7 +401,7 @@ class AdamW(Optimizer):
 
 
 class Adam(AdamW):
-    """Adam (Kingma and Ba 2015); weight_decay is added to the gradient."""
+    """Adam (Kingma and Ba 2015); weight_decay·p is added to the gradient."""
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float | Betas = 0.9,
@@ -430,10 +430,10 @@ def _lars(
 
 
 class LARS(Optimizer):
-    """SGD whose steps are as long in each tensor as its values (You et al. 2017).
+    """SGD with each tensor's step scaled by the norm of its values (You et al. 2017).
 
-    b ← momentum·b + lr·tcoef·‖p‖/(‖g‖ + weight_decay·‖p‖)·(g + weight_decay·p), p ← p − b; 1 for
-    the quotient and tcoef where a norm is 0.
+    b ← momentum·b + lr·tcoef·‖p‖/(‖g‖ + weight_decay·‖p‖)·(g + weight_decay·p), p ← p − b. If a
+    norm is 0, the factor tcoef·‖p‖/(…) is 1.
     """
 
     rule: Rule = staticmethod(_lars)
@@ -462,10 +462,10 @@ def _lamb(
 
 
 class LAMB(Optimizer):
-    """Adam's direction, as long in each tensor as its values (You et al. 2020).
+    """Adam with each tensor's step scaled by the norm of its values (You et al. 2020).
 
-    p ← p − lr·‖p‖/‖u‖·u with u = m̂/(√v̂ + eps) + weight_decay·p; 1 for the quotient where a norm
-    is 0.
+    p ← p − lr·‖p‖/‖u‖·u with u = m̂/(√v̂ + eps) + weight_decay·p. If a norm is 0, ‖p‖/‖u‖ counts as
+    1.
     """
 
     rule: Rule = staticmethod(_lamb)
@@ -502,7 +502,7 @@ def _muon(
 def _orthogonal(
     x: Tensor, coefficients: tuple[float, float, float], eps: float, steps: int
 ) -> Tensor:
-    """x ← a·x + (b·x·xᵀ + c·(x·xᵀ)²)·x, from x over its norm."""
+    """`steps` times x ← a·x + (b·x·xᵀ + c·(x·xᵀ)²)·x, starting from x divided by its norm."""
     (a, b, c), dtype = coefficients, x.dtype
     norm = x.float().square().sum().sqrt().cast(dtype).maximum(eps)
     x = (x / norm).contiguous()
@@ -516,14 +516,14 @@ def _orthogonal(
 
 
 class Muon(Optimizer):
-    """Momentum whose matrix is made nearly orthogonal (Jordan et al. 2024), for matrices only.
+    """Momentum made nearly orthogonal (Jordan et al. 2024); for matrices only.
 
     As torch.optim.Muon: ns_steps of a quintic Newton–Schulz iteration bring the singular values of
     the momentum near 1. adjust_lr_fn: "original" scales by √max(1, rows/cols), "match_rms_adamw" by
-    0.2·√max(rows, cols). ns_dtype: what the iteration rounds to after each product, which is summed
-    in float32. In bfloat16, as in PyTorch, the order of a sum can decide the last of 8 bits, and
-    steps magnify that; so two libraries agree to about 1 % only. In float32 they agree to 1e-5.
-    Other parameters are for another optimizer (see `OptimizerGroup`).
+    0.2·√max(rows, cols). ns_dtype: the dtype to which the iteration rounds after each product; sums
+    are float32. In bfloat16, as in PyTorch, the order of a sum can decide the last of 8 bits, and
+    the iteration magnifies that, so two libraries agree to about 1 % only. In float32 they agree to
+    1e-5. Use another optimizer for other parameters (see `OptimizerGroup`).
     """
 
     rule: Rule = staticmethod(_muon)
@@ -548,7 +548,7 @@ class Muon(Optimizer):
 
 
 class OptimizerGroup(Steps):
-    """Several optimizers, one for each kind of parameters, that step in one program."""
+    """Several optimizers, for different kinds of parameters, that step in one program."""
 
     def __init__(self, *optimizers: Optimizer) -> None:
         if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
@@ -573,7 +573,7 @@ class OptimizerGroup(Steps):
 
 
 def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
-    """ValueError for a number below 0 or NaN; tensors are read by the steps only."""
+    """ValueError for a number below 0 or NaN; tensors are not checked."""
     for name, value in given.items():
         if not isinstance(value, Tensor) and not (isinstance(value, Real) and value >= 0):
             raise ValueError(f"{type(optimizer).__name__}({name}={value!r}): expected a number ≥ 0")
@@ -601,9 +601,9 @@ def _one_minus_power(base: float, t: Tensor) -> Tensor:
 
 
 def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint 2-norm is at most max_norm; gives the norm before.
+    """Scale all gradients so that their joint 2-norm is at most max_norm; returns the norm before.
 
-    Lazy: it becomes part of the program of the next step.
+    Lazy: this becomes part of the program of the next step.
     """
     expect(max_norm >= 0, "clip_grad_norm", "a number ≥ 0", error=ValueError, max_norm=max_norm)
     params = [params] if isinstance(params, Tensor) else tensors_of("clip_grad_norm", params)
@@ -626,7 +626,7 @@ __all__ = [
 ]  # fmt: skip
 
 check_functions(globals())
-sys.modules[f"{__name__}.lr_scheduler"] = lr_scheduler  # as PyTorch's programs import from it
+sys.modules[f"{__name__}.lr_scheduler"] = lr_scheduler  # PyTorch's programs import from it
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, globals())

@@ -36,22 +36,22 @@ from minigrad.settings import flag
 from minigrad.tensor import Tensor
 from minigrad.tensor.templates import templated
 
-SUPER = 256  # elements of a row whose scales share a factor, in the kinds that have factors
-TILE = 16  # rows that lie side by side
+SUPER = 256  # elements of a row whose scales share a factor, in kinds with factors
+TILE = 16  # rows side by side
 BYTE = 256
-SMALLEST = 2.0**-126  # a normal float32, whose inverse is one
-WORD = 4  # bytes of a row that do, for processors that multiply so many at once
-FEW_ROWS = 4  # up to so many rows of x, a product reads the packed bytes once for each of them
-MANY_ROWS = 16  # and up to so many, in parts of these: each row is summed as it is alone
+SMALLEST = 2.0**-126  # the smallest normal float32; its inverse is finite
+WORD = 4  # adjacent bytes of a row, for processors with four-way byte dots
+FEW_ROWS = 4  # for up to so many rows of x, a product reads the packed bytes once per row
+MANY_ROWS = 16  # up to so many, x is cut into parts of FEW_ROWS: rows are summed as if alone
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a group of elements is kept: integers q, a scale d, a minimum m if any.
+    """How a group of elements is stored: integers q, a scale d, and perhaps a minimum m.
 
-    An element is d · (q − zero) + m. q takes `bits`: with 2 or 4, element i shares a byte with
-    those a quarter or half of the group further on, the first lowest. d and m are float16, or where
-    `factors` is true, an int8 times a float16 that 256 elements share.
+    An element is d · (q − zero) + m. q takes `bits` bits: with 2 or 4 bits, element i shares a byte
+    with those a quarter or half of the group further on, the first in the lowest bits. d and m are
+    float16; or, if `factors`, an int8 times a float16 that 256 elements share.
     """
 
     name: str
@@ -63,21 +63,20 @@ class Kind:
 
     @property
     def block(self) -> int:
-        """A row has a multiple of so many elements."""
+        """The number of columns of a matrix is a multiple of this."""
         return SUPER if self.factors else self.group
 
 
 class Quantized:
     """A matrix (rows, columns) in groups along its rows, in tiles of 16 rows.
 
-    parts: the tensors that are kept, in this order. The integers: (tiles, groups, n/4, 16, 4) uint8
-    with n = 32 or 16, or a half or a quarter of that; (tiles, groups, n, 16, 1) where vectors are
-    not taken as bytes. Scales, and minima if any: (tiles, groups, 1, 16, 1), float16 or
-    int8. Factors of the scales, and of the minima: (tiles, columns/256, 1 or 2, 16, 1) float16. The
-    last axis but one is the row in the tile; rows that fill up the last tile are 0. None of them is
-    trained.
+    parts: the stored tensors, in this order, none of them trained. Integers: uint8 (tiles, groups,
+    n/4, 16, 4) with n = 32 or 16, or a half or a quarter of that; (tiles, groups, n, 16, 1) if
+    products do not use byte dots. Scales, and minima if any: float16 or int8 (tiles, groups, 1, 16,
+    1). Factors of scales, and of minima: float16 (tiles, columns/256, 1 or 2, 16, 1). The axis of
+    16 is the row in a tile; rows that fill up the last tile are 0.
 
-    digits: how many bytes a number of a vector has; 0: it stays float32.
+    digits: bytes for a number of a vector in a product; 0: it stays float32.
     """
 
     def __init__(self, kind: Kind, rows: int, parts: Sequence[Tensor], digits: int = 0) -> None:
@@ -89,7 +88,8 @@ class Quantized:
 
     @classmethod
     def of_rows(cls, kind: Kind, parts: Sequence[Tensor]) -> Quantized:
-        """From the same parts row by row, each (rows, groups, n) or (rows, columns/256, n)."""
+        """A matrix from the same parts without tiles: (rows, groups, n) or (rows, columns/256, n).
+        """
         rows, digits = parts[0]._known_shape()[0], _digits_on(parts[0].device)
         more = -rows % TILE
         tiles = []
@@ -103,11 +103,11 @@ class Quantized:
         return cls(kind, rows, tiles, digits)
 
     def parts(self) -> list[Tensor]:
-        """The tensors that are kept."""
+        """The stored tensors."""
         return [self.quants, *self.scales]
 
     def nbytes(self) -> int:
-        """Bytes of memory."""
+        """Size in bytes."""
         return sum(math.prod(t._known_shape()) * t.dtype.itemsize for t in self.parts())
 
     def by_rows(self) -> list[Tensor]:
@@ -116,13 +116,13 @@ class Quantized:
         return [part[: self.shape[0]] for part in rows]
 
     def select(self, order: Tensor) -> Quantized:
-        """The rows whose numbers are in `order`, an integer tensor of shape (count,)."""
+        """The matrix of the rows with the numbers in `order`, integers (count,)."""
         with Tensor.no_grad():
             return self.of_rows(self.kind, [part[order] for part in self.by_rows()])
 
     @staticmethod
     def stack(matrices: Sequence[Quantized]) -> Quantized | QuantizedStack:
-        """One above the other; of several kinds, each remains of its own."""
+        """Matrices one above the other; of different kinds, as a `QuantizedStack`."""
         first = matrices[0]
         if any(matrix.kind is not first.kind for matrix in matrices):
             return QuantizedStack(matrices)
@@ -135,7 +135,8 @@ class Quantized:
         return self._dequantized(self.by_rows())
 
     def rows(self, index: Tensor) -> Tensor:
-        """The rows at integers (…) → (…, columns) float32; BoundsError where one is no row."""
+        """The rows at integers (…) → (…, columns) float32; BoundsError for one that is not a row.
+        """
         flat = index._checked(self.shape[0], "Embedding", "rows").reshape(-1)
         tile, lane = flat // TILE, (flat % TILE).reshape(-1, 1, 1, 1, 1)
         parts = []
@@ -147,7 +148,7 @@ class Quantized:
         return self._dequantized(parts).reshape(*index.shape, self.shape[1])
 
     def _dequantized(self, parts: list[Tensor]) -> Tensor:
-        """(rows, columns) of parts (rows, groups, …)."""
+        """Elements (rows, columns) from parts (rows, groups, …)."""
         first, *rest = self._values(parts)
         whole = first.cat(*rest, dim=-1) if rest else first
         return whole.reshape(-1, self.shape[1])
@@ -162,7 +163,7 @@ class Quantized:
         return result[:, :rows].reshape(*x.shape[:-1], rows)
 
     def _of_bytes(self, x: Tensor) -> Tensor:
-        """x·Wᵀ with each group of x as whole numbers times a scale: (count, rows of all tiles)."""
+        """x·Wᵀ with each group of x as integers times a scale: (count, rows of all tiles)."""
         tiles, groups, words, _, _ = self.quants._known_shape()
         count, pieces = x._known_shape()[0], 8 // self.kind.bits
         whole, scale = _whole(x.reshape(count, groups, -1), self.digits)
@@ -186,7 +187,7 @@ class Quantized:
 
     def _of_floats(self, x: Tensor) -> Tensor:
         """x·Wᵀ, float32 (count, columns) → (count, rows of all tiles)."""
-        width = self.kind.group * self.kind.bits // 8  # bytes of a group
+        width = self.kind.group * self.kind.bits // 8  # bytes per group
         tiles, groups = self.quants._known_shape()[:2]
         count = x._known_shape()[0]
         few = 1 if self.kind.bits == 8 else FEW_ROWS
@@ -203,7 +204,7 @@ class Quantized:
                 for place, part in enumerate(self._values(stored))
             ]  # fmt: skip
             return sum(products[1:], products[0])
-        # one sum for a group's bytes, each of which gives an element of each piece
+        # one sum over a group's bytes; each byte gives an element of each piece
         terms = [
             pieces[:, :, place].reshape(1, count, groups, width, 1) * part.unsqueeze(1)
             for place, part in enumerate(self._integers(stored[0]))
@@ -218,7 +219,7 @@ class Quantized:
         return group.sum(2).transpose(0, 1).reshape(count, tiles * TILE)
 
     def _values(self, parts: list[Tensor]) -> list[Tensor]:
-        """The elements, as `_integers` divides them."""
+        """The elements, divided as by `_integers`."""
         scale, *minima = self._scales(parts)
         values = [part * scale for part in self._integers(parts[0])]
         return [value + minima[0] for value in values] if minima else values
@@ -240,9 +241,9 @@ class Quantized:
         ]
 
     def _integers(self, quants: Tensor) -> list[Tensor]:
-        """What is scaled, as float32: the group in as many pieces as a byte has integers."""
+        """The integers minus zero, as float32: a group in as many pieces as a byte has integers."""
         bits = self.kind.bits
-        wide = quants.cast(dtypes.int32) if bits < 8 else quants  # once for all
+        wide = quants.cast(dtypes.int32) if bits < 8 else quants  # cast once for all pieces
         values = [piece.float() for piece in _pieces(wide, bits)]
         return [value - self.kind.zero for value in values] if self.kind.zero else values
 
@@ -255,13 +256,13 @@ def _product(x: Tensor, kind: Kind, digits: int, *parts: Tensor) -> Tensor:
 
 
 def _pieces(quants: Tensor, bits: int) -> list[Tensor]:
-    """The integers of bytes: as many parts of a group as a byte has of them."""
+    """The integers in bytes, in pieces: the k-th of each byte for each k."""
     mask, last = (1 << bits) - 1, 8 - bits
     return [*(quants >> place & mask for place in range(0, last, bits)), quants >> last]
 
 
 def _digits_on(device: str) -> int:
-    """Bytes that a number of a vector gets there; ValueError where the setting makes no sense."""
+    """Bytes per number of a vector on a device; ValueError for an invalid MINIGRAD_INT8."""
     digits = flag("INT8")
     if not -1 <= digits <= 2:
         raise ValueError(f"MINIGRAD_INT8={digits}: expected 0, 1 or 2, or -1 for the fastest exact")
@@ -269,14 +270,14 @@ def _digits_on(device: str) -> int:
 
 
 def _whole(groups: Tensor, digits: int) -> tuple[Tensor, Tensor]:
-    """Numbers (rows, groups, n) as int32 of so many digits, times scales (rows, groups, 1)."""
+    """Numbers (rows, groups, n) as int32 of `digits` bytes, and scales (rows, groups, 1)."""
     scale = groups.abs().max(-1, keepdim=True) / (127 * BYTE ** (digits - 1))
     inverse = (scale < SMALLEST).where(0, 1 / scale)
     return (groups * inverse).round().cast(dtypes.int32), scale
 
 
 def _bytes(whole: Tensor, digits: int) -> Tensor:
-    """int32 (rows, groups, n) as int8 (rows, groups, digits, n), the higher ones first."""
+    """int32 (rows, groups, n) as int8 (rows, groups, digits, n), the higher bytes first."""
     found = whole.unsqueeze(2)
     if digits > 1:
         high = (found + BYTE // 2) >> 8
@@ -304,7 +305,7 @@ class QuantizedStack:
 
 
 def _added(terms: Tensor) -> Tensor:
-    """Σ of (tiles, count, groups, n, 16) over n; one of 4 written out, as it is no loop's worth."""
+    """Sum over n of (tiles, count, groups, n, 16); for n = 4 without a loop."""
     if terms._known_shape()[3] > 4:
         return terms.sum(3)
     first, *rest = [terms[:, :, :, place] for place in range(4)]

@@ -1,4 +1,4 @@
-"""Steps of recurrent layers; names and shapes of parameters are PyTorch's."""
+"""Recurrent layers and their steps; names and shapes of parameters are PyTorch's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def parts_of(layer: Any, state: Any, kept: tuple[str, ...] | None = None) -> tuple[Tensor, ...]:
-    """The tensors of a state, alone or in a tuple; ShapeError or TypeError for others."""
+    """The tensors of a state, given alone or in a tuple; ShapeError or TypeError for others."""
     kept = kept or layer.kept
     parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
     are_tensors = all(isinstance(part, Tensor) for part in parts)
@@ -30,7 +30,7 @@ def parts_of(layer: Any, state: Any, kept: tuple[str, ...] | None = None) -> tup
 
 
 class _Cell(Layer):
-    """The weights of `gates` gates: each kind in one tensor, one gate after the other.
+    """The weights of a step; each tensor holds those of all gates, one gate after the other.
 
     weight_ih (gates·hidden, input), weight_hh (gates·hidden, hidden), bias_ih and bias_hh
     (gates·hidden,).
@@ -38,7 +38,7 @@ class _Cell(Layer):
 
     _sizes, _unusual = ("input_size", "hidden_size"), {"bias": True}
     gates: ClassVar[int] = 1
-    kept: ClassVar[tuple[str, ...]] = ("hidden",)  # what goes from step to step
+    kept: ClassVar[tuple[str, ...]] = ("hidden",)  # names of the tensors passed from step to step
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
@@ -49,15 +49,15 @@ class _Cell(Layer):
         self.bias_hh = uniform((rows,), hidden_size) if bias else None
 
     def _zeros(self, x: Tensor) -> Tensor:
-        """The state before the first step."""
+        """The initial state."""
         return Tensor.zeros(*x.shape[:-1], self.hidden_size, dtype=x.dtype, device=x.device)
 
     def _parts(self, x: Tensor, state: Any) -> tuple[Tensor, ...]:
-        """What a state consists of; zeros without one."""
+        """The tensors of a state; zeros if there is none."""
         return (self._zeros(x),) * len(self.kept) if state is None else parts_of(self, state)
 
     def _products(self, x: Tensor, hidden: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
-        """Of all gates (…, gates·hidden): what comes from x, and what from the hidden state."""
+        """For all gates (…, gates·hidden): the contributions of x and of the hidden state."""
         name = type(self).__name__
         if x.shape[-1:] != (self.input_size,):
             raise misfit(name, f"(…, {self.input_size})", x)
@@ -69,7 +69,7 @@ class _Cell(Layer):
         return by_x, hidden.linear(self.weight_hh.T, self.bias_hh)
 
     def step(self, state: tuple[Tensor, ...], x: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """For `Tensor.scan`: the state as a tuple, and the hidden part of it to keep."""
+        """A step for `Tensor.scan`: the state as a tuple, and its hidden part as the output."""
         new: Any = self(x, state if len(self.kept) > 1 else state[0])
         state = new if isinstance(new, tuple) else (new,)
         return state, state[0]
@@ -78,7 +78,7 @@ class _Cell(Layer):
 class LSTMCell(_Cell):
     """One step of a long short-term memory (Hochreiter and Schmidhuber 1997).
 
-    weight_ih (4·hidden, input), weight_hh (4·hidden, hidden), bias_ih and bias_hh (4·hidden,): of
+    weight_ih (4·hidden, input), weight_hh (4·hidden, hidden), bias_ih and bias_hh (4·hidden,): for
     the input, forget, cell and output gates, in this order.
     """
 
@@ -90,7 +90,7 @@ class LSTMCell(_Cell):
     ) -> tuple[Tensor, Tensor]:
         """(…, input_size) and the state → the new state: hidden and cell, (…, hidden_size) each.
 
-        Without a state it is zeros.
+        The initial state is zeros.
         """
         hidden, cell = self._parts(x, state)
         by_x, by_state = self._products(x, hidden, cell)
@@ -100,9 +100,9 @@ class LSTMCell(_Cell):
 
 
 class GRUCell(_Cell):
-    """One step of a gated recurrent unit (Cho et al. 2014), with PyTorch's place of the reset gate.
+    """One step of a gated recurrent unit (Cho et al. 2014), with the reset gate as in PyTorch.
 
-    weight_ih (3·hidden, input) and so on: of the reset, update and new gates, in this order.
+    weight_ih (3·hidden, input) and so on: for the reset, update and new gates, in this order.
     """
 
     gates = 3
@@ -117,7 +117,8 @@ class GRUCell(_Cell):
 
 
 class RNNCell(_Cell):
-    """One step of a simple recurrent layer (Elman 1990): tanh or relu of both products' sum."""
+    """One step of a simple recurrent layer (Elman 1990): tanh or relu of the sum of both products.
+    """
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh"
@@ -134,11 +135,11 @@ class RNNCell(_Cell):
 
 
 class _Recurrent(Layer):
-    """Cells over sequences, in num_layers layers, each reading what the one before it gave.
+    """Cells over sequences, in num_layers layers; each reads the outputs of the previous one.
 
     Parameters are PyTorch's: weight_ih_l0, weight_hh_l0, bias_ih_l0, bias_hh_l0, then those of the
-    other direction (…_l0_reverse) and of layers 1, 2, …. In training, dropout acts on what goes
-    from layer to layer.
+    other direction (…_l0_reverse) and of layers 1, 2, …. In training, dropout acts on the outputs
+    passed from layer to layer.
     """
 
     _sizes = ("input_size", "hidden_size")
@@ -186,8 +187,9 @@ class _Recurrent(Layer):
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.
 
-        batch_first: (batch, length, …) instead; the batch may be missing. A state is (num_layers
-        ·directions, batch, hidden_size), for an LSTM a pair of these; zeros if not given.
+        batch_first: (batch, length, …) instead. The batch dimension may be missing. A state is
+        (num_layers ·directions, batch, hidden_size), for an LSTM a pair of these; zeros if not
+        given.
         """
         n = self.input_size
         expect(x.ndim in (2, 3) and x.shape[-1] == n, type(self).__name__,
@@ -209,7 +211,7 @@ class _Recurrent(Layer):
                 start = (zeros,) * len(cell.kept) if given is None else (
                     tuple(part[len(last)].cast(dtype) for part in given)
                 )  # fmt: skip
-                if whole.shape[0] == 1:  # no loop: it is part of the program around it
+                if whole.shape[0] == 1:  # no loop: it becomes part of the surrounding program
                     held, out = cell.step(start, whole[0])
                     found.append(out.unsqueeze(0))
                 else:

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, and what applies them to an optimizer."""
+"""Learning rates as functions of the step, and a class that applies them to an optimizer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def constant(lr: float) -> Rate:
 
 
 def linear_warmup(lr: float, warmup: int, then: Rate | None = None) -> Rate:
-    """lr·1/warmup, lr·2/warmup … lr in the first `warmup` steps; then lr, or `then(step)`."""
+    """lr·1/warmup, lr·2/warmup, …, lr in the first `warmup` steps; then lr, or `then(step)`."""
     expect(warmup >= 0, "linear_warmup", "a number of steps ≥ 0", error=ValueError, warmup=warmup)
     after = then or constant(lr)
     return lambda step: lr * (step + 1) / warmup if step < warmup else after(step)
 
 
 def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Rate:
-    """Linear warm-up to lr, then half a cosine down to `final` at step `steps` and after."""
+    """Linear warm-up to lr, then half a cosine down to `final` at step `steps`, and then constant.
+    """
     expect(steps > warmup, "cosine", "steps > warmup", error=ValueError, steps=steps, warmup=warmup)
 
     def falling(step: int) -> float:
@@ -37,7 +38,7 @@ def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Rate:
 
 
 class Schedule(LambdaLR):
-    """Sets an optimizer's learning rate: now, and after each `step()`."""
+    """Sets an optimizer's learning rate when created, and after each `step()`."""
 
     def __init__(self, optimizer: Any, rate: Rate, step: int = 0) -> None:
         super().__init__(optimizer, rate, step - 1)

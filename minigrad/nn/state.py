@@ -1,4 +1,4 @@
-"""Parameters by name, and files of them in the safetensors format."""
+"""Parameters by name, and safetensors files of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAMES |= {"BOOL": dtypes.bool, "F16": dtypes.float16, "BF16": dtypes.bfloat16}
 
 
 def _package(caller: str) -> Any:
-    """safetensors, which only those need who have such files."""
+    """The package safetensors, imported only when such a file is used."""
     try:
         import_module("safetensors.numpy")
     except ModuleNotFoundError:
@@ -46,7 +46,7 @@ def safe_save(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """Write a safetensors file, whole or not at all: an earlier file stays until then."""
+    """Write a safetensors file, completely or not at all; until then an earlier file stays."""
     save = _package("safe_save").numpy.save
     check_names_and_tensors("safe_save", tensors)
     for name, tensor in tensors.items():
@@ -63,11 +63,11 @@ def safe_save(
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) -> None:
-    """Let `write` fill a new file, then put it in the place of `path` in one step.
+    """Let `write` fill a new file, then move it to `path` in one step.
 
-    The temporary file is in the same folder; file and folder are flushed to the disk. On any error
-    it is removed and an earlier file is untouched. Where the process is killed meanwhile, the next
-    `write_atomically` of the same path removes it, or `remove_leftovers`.
+    The temporary file is in the same folder; file and folder are flushed to the disk. After an
+    error it is removed, and an earlier file is untouched. If the process is killed, the next
+    `write_atomically` of the same path, or `remove_leftovers`, removes it.
     """
     target = Path(path)
     remove_leftovers(target)
@@ -94,19 +94,20 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
 
 
 def _stem(target: Path) -> str:
-    """How the temporary files of a path begin; its own name may be as long as a name can be."""
+    """The prefix of a path's temporary files; shortened, as the name may have the maximal length.
+    """
     return f".{target.name[:50]}."
 
 
 def _machine() -> str:
-    """Stands for this machine in the name of a file: numbers of processes are its own."""
+    """An id of this machine for file names, because process numbers are only unique on one."""
     return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
-    """Remove what processes of this machine left that were killed in `write_atomically(path, …)`.
+    """Remove files of processes of this machine that were killed in `write_atomically(path, …)`.
 
-    Files of those that live, and of other machines that see this folder, stay.
+    Files of running processes, and of other machines that share the folder, stay.
     """
     target = Path(path)
     ours = re.compile(rf"{re.escape(_stem(target))}{_machine()}-(\d+)-\w+\.tmp")
@@ -123,14 +124,14 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)  # asks only
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         return True
     return True
 
 
 @contextmanager
 def _whole_file(caller: str, path: str | os.PathLike[str], package: Any) -> Iterator[None]:
-    """What the package says of a damaged file is a ValueError that names the file."""
+    """Turn the package's error for a damaged file into a ValueError that names the file."""
     try:
         yield
     except package.SafetensorError as error:
@@ -139,7 +140,7 @@ def _whole_file(caller: str, path: str | os.PathLike[str], package: Any) -> Iter
 
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name; of all parts, if given their .index.json."""
+    """The tensors of a safetensors file, by name; for an .index.json, those of all its files."""
     package = _package("safe_load")
     result: dict[str, Tensor] = {}
     if os.fspath(path).endswith(".index.json"):
@@ -163,9 +164,9 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
 
 
 def parts_of_index(path: Path) -> dict[Path, list[str]]:
-    """The files that a HuggingFace index names, which are beside it, with their tensors' names.
+    """The files named in a HuggingFace index, which are beside it → their tensors' names.
 
-    ValueError where it is none.
+    ValueError if the file is not an index.
     """
     try:
         content = json.loads(path.read_text())
@@ -183,7 +184,7 @@ def parts_of_index(path: Path) -> dict[Path, list[str]]:
 
 
 def safe_load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text that `safe_save` was given beside the tensors."""
+    """The text metadata of a file, as given to `safe_save`."""
     package = _package("safe_load_metadata")
     with (
         _whole_file("safe_load_metadata", path, package),

@@ -30,23 +30,23 @@ from minigrad.errors import MinigradError, expect
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 
-LONGEST = 1024  # bytes of an integer: arithmetic with longer ones takes time
+LONGEST = 1024  # bytes of an integer: arithmetic with longer ones takes too long
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _HARMLESS = """PROTO FRAME MARK STOP POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT LONG BININT BININT1
     BININT2 LONG1 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8
     BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_LIST EMPTY_DICT EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1
     TUPLE2 TUPLE3 BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL BINPERSID"""
-# What Python's own readers and arithmetic raise on the way through a damaged file.
+# Exceptions of Python's readers and arithmetic on damaged files.
 _DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError,
            ValueError, struct.error, pickle.UnpicklingError, zipfile.BadZipFile)  # fmt: skip
 
 
 class TorchFileError(MinigradError, ValueError):
-    """A file that is no whole file of torch.save, or holds more than tensors and plain values."""
+    """A damaged file, or one with more than tensors and plain values."""
 
 
 class _Name(NamedTuple):
-    """A function or class that a pickle names: two texts, never the thing itself."""
+    """A function or class that a pickle names: two strings, never the object itself."""
 
     module: str
     name: str
@@ -56,7 +56,7 @@ class _Name(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """Bytes of a file, and the dtype that they were saved as (None: the tensor says)."""
+    """Bytes of a file, and their dtype (None: the tensor has it)."""
 
     data: bytes
     dtype: DType | None
@@ -70,16 +70,16 @@ _STORAGES = {
         ("Bool", dtypes.bool),
     )
 } | {_Name("torch.storage", "UntypedStorage"): None}  # fmt: skip
-_MOST_DIMENSIONS = 64  # as PyTorch's own
-_LARGEST = 1 << 62  # of extents, strides and places
-_SPARE = 64 << 20  # bytes that all tensors may have beyond twice the file's
+_MOST_DIMENSIONS = 64  # as in PyTorch
+_LARGEST = 1 << 62  # for extents, strides and offsets
+_SPARE = 64 << 20  # bytes that tensors may have in all beyond twice the file's
 
 
 class _Reader(pickle._Unpickler):
-    """Runs a pickle: rebuilds dicts, lists, plain values and tensors; nothing else can be named.
+    """Runs a pickle: builds dicts, lists, plain values and tensors; other names are errors.
 
-    Python's reader that is written in Python, as only that has a table of its instructions. Memory
-    and time are in proportion to the file's length.
+    Derived from Python's reader written in Python, because only that has a table of instructions.
+    Memory and time are proportional to the file's length.
     """
 
     def __init__(self, archive: zipfile.ZipFile, size: int, device: str) -> None:
@@ -110,7 +110,7 @@ class _Reader(pickle._Unpickler):
         return self.archive.read(info)
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for; it is not looked up."""
+        """The meaning of a name in the pickle; it is not imported."""
         found = _Name(module, name)
         if module == "torch" and name in BY_NAME:
             return BY_NAME[name]
@@ -128,7 +128,7 @@ class _Reader(pickle._Unpickler):
         _, kind, key, _, count = pid
         if type(kind) is not _Name or type(key) is not str or type(count) is not int:
             raise TorchFileError("a reference to a storage without dtype, key or size")
-        dtype = _STORAGES.get(kind)  # none for bytes whose tensors say what they are
+        dtype = _STORAGES.get(kind)  # None for bytes whose dtype is in the tensor
         if key not in self.storages:
             data = self._entry(f"data/{key}")
             size = count * (dtype.itemsize if dtype else 1)
@@ -145,9 +145,9 @@ class _Reader(pickle._Unpickler):
         self, storage: _Storage, offset: int, shape: Sequence[int], strides: Sequence[int],
         *more: Any,
     ) -> Tensor:  # fmt: skip
-        """A tensor: `shape` elements of a storage, `strides` apart, from number `offset` on.
+        """A tensor: `shape` elements of a storage, `strides` apart, beginning at element `offset`.
 
-        more: whether it wants a gradient, hooks, and its dtype if its storage has none.
+        more: requires_grad, hooks, and the dtype if the storage has none.
         """
         data, dtype = storage if type(storage) is _Storage else (b"", None)
         dtype = dtype or (more[2] if len(more) > 2 else None)
@@ -181,7 +181,8 @@ class _Reader(pickle._Unpickler):
     # ---- instructions, under Python's names for them ----
 
     def _top(self: Any, *kinds: type[Any]) -> Any:
-        """The last value, which stays: made by the pickle, of exactly one of the kinds."""
+        """The last value on the stack, which stays there; its type must be exactly one of `kinds`.
+        """
         value = self.stack[-1]
         if type(value) not in kinds:
             raise TorchFileError(f"it changes a {type(value).__name__}")
@@ -215,12 +216,12 @@ class _Reader(pickle._Unpickler):
         self.append(values)
 
     def _build(self: Any) -> None:
-        """Attributes, which only the state dicts of PyTorch's modules have; nobody needs them."""
+        """Ignore attributes: only PyTorch's state dicts have some, and they are not needed."""
         self.stack.pop()
         self._top(OrderedDict)
 
     def _reduce(self: Any) -> None:
-        """A call: of a name, with a tuple."""
+        """Call a named function with a tuple of arguments."""
         arguments, name = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple or type(name) is not _Name:
             raise TorchFileError(f"it calls a {type(name).__name__}")
@@ -238,7 +239,7 @@ class _Reader(pickle._Unpickler):
         self.append(bytearray(self.read(self._number(8))))
 
     def _long_binput(self: Any) -> None:
-        """Remember the last value under a number; who writes pickles counts from 0 on."""
+        """Store the last value in the memo; writers of pickles count from 0."""
         number = self._number(4)
         if number > self.size:
             raise TorchFileError(f"a memo number of {number} in {self.size} bytes")
@@ -262,7 +263,7 @@ def _value(value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """A key, whose hash takes no time: a tuple of tuples of … would take for ever."""
+    """A key that is quick to hash: deeply nested tuples would take forever."""
     if type(value) in _PLAIN:
         return value
     if type(value) is tuple and all(type(part) in _PLAIN for part in value):
@@ -271,19 +272,19 @@ def _key(value: Any) -> Any:
 
 
 def pairs(items: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """Keys and values as they may stand in a dict."""
+    """Keys and values, checked for use in a dict."""
     return [(_key(key), _value(value)) for key, value in items]
 
 
 def _data(_: _Reader, data: Any, *more: Any) -> Tensor:
-    """A parameter is its tensor here."""
+    """A parameter, as its tensor."""
     if not isinstance(data, Tensor):
         raise TorchFileError("a parameter that is no tensor")
     return data
 
 
 def _size(_: _Reader, extents: Any) -> tuple[Any, ...]:
-    """torch.Size is a tuple here."""
+    """A torch.Size, as a tuple."""
     if type(extents) not in (tuple, list):
         raise TorchFileError("extents or strides that are no tuple")
     return tuple(extents)
@@ -308,12 +309,12 @@ _CALLS: dict[_Name, Callable[..., Any]] = {
 
 
 def torch_load(path: str | os.PathLike[str], device: str | None = None) -> Any:
-    """What torch.save wrote: a state dict, or dicts and lists of tensors and plain values.
+    """The content of a torch.save file: a state dict, or dicts, lists, tensors and plain values.
 
-    PyTorch need not be installed. Raises TorchFileError for a file of another kind (of PyTorch
-    before 1.6, or pickled models and other objects): nothing that a file names is ever called, and
-    nothing of this process changed. Also for one whose tensors together (views that repeat or share
-    elements, each counted whole) are larger than twice the file and 64 MiB.
+    PyTorch need not be installed. No function that a file names is called, and nothing in this
+    process is changed by it. Raises TorchFileError for other files: of PyTorch before 1.6, with
+    pickled models or other objects, or with tensors whose total size is larger than twice the file
+    and 64 MiB (views that repeat or share elements count in full).
     """
     where = Device.canonical(device)
     name = os.fspath(path)

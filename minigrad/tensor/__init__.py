@@ -31,19 +31,19 @@ class Tensor(
 ):  # fmt: skip
     """An array of one dtype on one device, computed when its values are needed.
 
-    Operations only record what is to be done; `realize`, `numpy`, `item` and the like compile and
-    run it. A result keeps the values that its sources had when it was made. Indices of ints and
-    slices, reshape, permute, flip, expand, detach, bitcast and what is made of these give views
-    instead, as in numpy: a view shows its base as that is now, and a write to one is a write to
-    both, where each element of the view is one of the base (else ShapeError). All other methods
-    give tensors of their own (clone, contiguous, pad, repeat, …).
+    Operations only record what to compute; `realize`, `numpy`, `item` and the like compile and run
+    it. A result keeps the values that its sources had when it was made. Indexing by ints and
+    slices, reshape, permute, flip, expand, detach, bitcast and methods made of these return views,
+    as in numpy: a view shows the current values of its base, and a write to one changes both, if
+    each element of the view is one of the base (else ShapeError). All other methods (clone,
+    contiguous, pad, repeat, …) return independent tensors.
 
     See the base classes for the methods, one file per family.
     """
 
     __slots__ = ()
 
-    if TYPE_CHECKING:  # what takes self alone or first in a list gives a tensor
+    if TYPE_CHECKING:  # methods that take self alone or first in a list
 
         def cat(
             self: Tensor | Sequence[Tensor], *others: Any, dim: Axis = None, axis: Axis = None
@@ -75,12 +75,12 @@ for _family in Tensor.__mro__[:-1]:
         _method = getattr(_method, "__func__", _method)  # of a classmethod or staticmethod
         if isinstance(_method, FunctionType):
             _method.__qualname__ = f"Tensor.{_method.__name__}"
-            _method.__module__ = __name__  # where pickle looks for that
+            _method.__module__ = __name__  # where pickle looks for it
 check_methods(Tensor)
 answer(__name__, "minigrad.tensor([1])")
 _made = {getattr(Tensor, name): templated(getattr(Tensor, name)) for name in TEMPLATED}
 for _name, _method in [(name, getattr(Tensor, name)) for name in dir(Tensor)]:
-    if isinstance(_method, FunctionType) and _method in _made:  # under each of its names: `@`, too
+    if isinstance(_method, FunctionType) and _method in _made:  # under each of its names, `@` too
         setattr(Tensor, _name, _made[_method])
-# And names of operations in place: with a __getattr__ each attribute of a tensor would cost more.
+# And in-place names: with a __getattr__, each attribute of a tensor would cost more.
 put_hints("Tensor", Tensor, [f"{name}_" for name in dir(Tensor) if name.strip("_") == name])

@@ -21,17 +21,18 @@ from minigrad.hints import of_argument
 from minigrad.tensor.broadcasting import whole
 from minigrad.tensor.core import Core
 
-# What else arguments may be called: those that stand one by one, of which methods; and all others.
+# Other names of arguments: here those that are given one by one, and of which methods; in ALSO the
+# rest.
 SEVERAL = {"dims": ("permute", "flip"), "order": ("permute",), "repeats": ("repeat",),
            "shape": ("reshape", "view", "expand", "broadcast_to"), "size": ("expand",)}  # fmt: skip
 ALSO = (("keepdims", "keepdim"), ("dim", "axis"), ("axis", "dim"))
 
 
 class Kind(NamedTuple):
-    """What an annotation stands for."""
+    """How to check the values of an annotation."""
 
-    plain: frozenset[type]  # the types that are taken as they are
-    fits: Callable[[Any], bool]  # whether a value of another type is
+    plain: frozenset[type]  # types that are accepted without a check
+    fits: Callable[[Any], bool]  # whether a value of another type fits
     words: str  # "expected …"
 
 
@@ -78,7 +79,7 @@ KINDS = {
 
 @functools.cache
 def kind_of(annotation: Any) -> Kind | None:
-    """What an annotation stands for, if it is known here."""
+    """The kind of an annotation, or None if it is not checked."""
     plain = str(annotation).removesuffix(" | None")
     kind = KINDS.get(plain)
     if kind is None or (plain == annotation and annotation not in ("Axis", "Axes")):
@@ -87,7 +88,7 @@ def kind_of(annotation: Any) -> Kind | None:
 
 
 def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
-    """The value, whole numbers of other kinds as ints; TypeError where it is of another kind."""
+    """The value, with other integer types as ints; TypeError if it does not fit its kind."""
     if kind.fits(value):
         return tuple(map(whole, value)) if isinstance(value, (tuple, list, range)) else whole(value)
     if hasattr(type(value), "instead"):
@@ -107,7 +108,7 @@ def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
 
 
 def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> None:
-    """Arguments by name, each `fitted` to its kind."""
+    """Replace each argument in `given` by its `fitted` value."""
     for name, value in given.items():
         kind = kinds.get(name)
         if kind is not None and type(value) not in kind.plain:
@@ -115,17 +116,17 @@ def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> 
 
 
 def check_fields(made: Any) -> None:
-    """TypeError for a field of a dataclass's object that is of another kind than its annotation."""
+    """TypeError for a dataclass field whose value does not fit its annotation."""
     kinds = {field.name: kind_of(str(field.type)) for field in dataclasses.fields(made)}
     fit(type(made).__name__, kinds, dict(vars(made)))
 
 
 def check_names(title: str, function: Callable[..., Any], given: Iterable[str]) -> None:
-    """TypeError for a name that is none of a function's parameters: what to type, or those."""
+    """TypeError for a name that is not a parameter of a function; says what to type instead."""
     known = inspect.signature(function).parameters
     if any(one.kind is one.VAR_KEYWORD for one in known.values()):
         return
-    for name in sorted(given, key=lambda name: name != "out"):  # np.mean(x) gives dtype=, too
+    for name in sorted(given, key=lambda name: name != "out"):  # np.mean(x) passes dtype=, too
         if name not in known:
             own = ", ".join(one for one in known if one not in ("self", "cls"))
             how = of_argument(name) or f"expected {own or 'none by name'}"
@@ -134,7 +135,7 @@ def check_names(title: str, function: Callable[..., Any], given: Iterable[str]) 
 
 
 def _parameters(function: Any) -> tuple[Sequence[str], Sequence[str], Mapping[str, Any]]:
-    """Names of the parameters that may go by place, of the others, and annotations by name."""
+    """Names of positional parameters, of keyword-only ones, and the annotations by name."""
     code = function.__code__
     names, count = code.co_varnames, code.co_argcount
     return names[:count], names[count : count + code.co_kwonlyargcount], function.__annotations__
@@ -144,18 +145,18 @@ def checked(
     function: Callable[..., Any], words: Mapping[str, str] | None = None, *, first: bool = False,
     owner: type | None = None, sizes: bool = False,
 ) -> Callable[..., Any]:  # fmt: skip
-    """The function, which refuses an argument of another kind than its annotation's.
+    """The function, but raising TypeError for an argument that does not fit its annotation.
 
-    words: other names of its arguments, see `_words_of`. first: what stands first is a tensor, of
-    whatever annotation. owner: the class whose method it is, which may be called with something
-    else, as Tensor.isin([1], x) is. sizes: ints are ≥ 0, as are numbers called eps.
+    words: other names of its arguments (see `_words_of`). first: the first argument must be a
+    tensor, whatever its annotation. owner: the class of a method that may be called with another
+    first argument, as Tensor.isin([1], x). sizes: ints must be ≥ 0, and so must numbers called eps.
     """
     words = words or {}
     named = function.__qualname__.rpartition(".")[2]
-    makes = named in ("__init__", "__call__")  # of an object, whose class messages name
+    makes = named in ("__init__", "__call__")  # of an object: messages name its class
     positional, others, said = _parameters(function)
     names = (*positional, *others)
-    # a device may be several, as a tuple: whoever looks for it says what is wrong
+    # a device may be a tuple of several: the code that looks them up reports errors
     kinds = {name: None if name == "device" else kind_of(said.get(name)) for name in names}
     if sizes:
         kinds |= {name: _SIZE for name in names if said.get(name) == "int"}
@@ -168,7 +169,7 @@ def checked(
     if owner is not None:
         places[:1] = [("self", _TENSOR._replace(plain=frozenset({owner})))]
 
-    known: set[tuple[type, ...]] = set()  # of arguments that fit whatever their values are
+    known: set[tuple[type, ...]] = set()  # of arguments that fit whatever their values
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -196,7 +197,7 @@ def checked(
                 kwargs[meant] = value
         try:
             return function(*args, **kwargs)
-        except TypeError:  # where Python's own words say less
+        except TypeError:  # Python's own message may say less
             check_names(title if makes else function.__qualname__, function, kwargs)
             raise
 
@@ -204,7 +205,8 @@ def checked(
 
 
 def check_functions(names: dict[str, Any], *homes: str, first: bool = False) -> None:
-    """Let the public functions and classes among a module's names, from it or `homes`, do so."""
+    """Replace a module's public functions and __init__s (its own, or of `homes`) by checked ones.
+    """
     for name, value in list(names.items()):
         if name.startswith("_") or value.__class__ not in (FunctionType, type):
             continue
@@ -218,7 +220,7 @@ def check_functions(names: dict[str, Any], *homes: str, first: bool = False) -> 
 
 
 def _words_of(name: str, function: Any) -> dict[str, str]:
-    """Other names of a method's arguments → these; * is for those that stand one by one."""
+    """Other names of a method's arguments → their own names; "*" for arguments given one by one."""
     positional, others, _ = _parameters(function)
     found = {word: "*" for word, methods in SEVERAL.items() if name in methods}
     for word, meant in ALSO:
@@ -228,8 +230,8 @@ def _words_of(name: str, function: Any) -> dict[str, str]:
 
 
 def check_methods(kind: type) -> None:
-    """Let all public methods of a class refuse arguments of another kind; see `_words_of`."""
-    for family in kind.__mro__[-2:0:-1]:  # the first one that has a method counts
+    """Replace all public methods of a class by `checked` ones; see also `_words_of`."""
+    for family in kind.__mro__[-2:0:-1]:  # the first family in the MRO that has a method wins
         for name, method in list(vars(family).items()):
             function = getattr(method, "__func__", method)
             if hasattr(function, "__code__") and not name.startswith("_"):

@@ -14,7 +14,7 @@ from minigrad.tensor.core import Core
 
 
 def _atan2_rule(g: Any, value: Any, y: Any, x: Any) -> Sequence[Any]:
-    length = y.hypot(x)  # whose square may be too large or too small
+    length = y.hypot(x)  # its square may over- or underflow
     length = length.eq(0).where(1, length)
     return [g * (x / length) / length, -g * (y / length) / length]
 
@@ -27,7 +27,7 @@ def _hypot_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
 class Arithmetic(Composed):
     """Elementwise; operands broadcast and promote, Python numbers are weakly typed.
 
-    Where a result is a fraction, integers are converted to float32.
+    If results are fractions, integers are converted to float32.
     """
 
     __slots__ = ()
@@ -57,7 +57,7 @@ class Arithmetic(Composed):
     # --- choices and limits -----------------------------------------------------------------------
 
     def fmax(self, other: Any) -> Self:
-        """The larger of the two; of a NaN and a number the number.
+        """The larger of the two; if one is NaN, the other one.
 
         >>> Tensor([1.0, float("nan")]).fmax(Tensor([2.0, 0.0])).tolist()
         [2.0, 0.0]
@@ -66,7 +66,7 @@ class Arithmetic(Composed):
         return (y.isnan() | (y <= x)).where(x, y)
 
     def fmin(self, other: Any) -> Self:
-        """The smaller of the two; of a NaN and a number the number.
+        """The smaller of the two; if one is NaN, the other one.
 
         >>> Tensor([1.0, float("nan")]).fmin(Tensor([2.0, 0.0])).tolist()
         [1.0, 0.0]
@@ -93,7 +93,7 @@ class Arithmetic(Composed):
     def nan_to_num(
         self, nan: Scalar = 0.0, posinf: Scalar | None = None, neginf: Scalar | None = None
     ) -> Self:
-        """Numbers in place of NaN, ∞ and −∞ (by default the largest and smallest of the dtype).
+        """NaN, ∞ and −∞ replaced, by default by 0 and the dtype's largest and smallest numbers.
 
         >>> Tensor([float("nan"), float("inf")]).nan_to_num(posinf=9.0).tolist()
         [0.0, 9.0]
@@ -123,7 +123,7 @@ class Arithmetic(Composed):
         return self.eq(math.inf)
 
     def signbit(self) -> Self:
-        """True where the sign is minus, that of −0 included.
+        """True where the sign is minus, also for −0.
 
         >>> Tensor([-0.0, 1.0]).signbit().tolist()
         [True, False]
@@ -131,7 +131,7 @@ class Arithmetic(Composed):
         return self._bits() < 0 if self.dtype.is_float else self < 0
 
     def nextafter(self, other: Any) -> Self:
-        """The neighbour of self on the way to other: floats of one sign are ordered as their bits.
+        """The next float after self towards other.
 
         >>> Tensor([1.0]).nextafter(Tensor([2.0])).tolist()
         [1.0000001192092896]
@@ -156,7 +156,7 @@ class Arithmetic(Composed):
         return self.bool() & self._operand(other).bool()
 
     def logical_or(self, other: Any) -> Self:
-        """True where one of the two is not 0.
+        """True where at least one of the two is not 0.
 
         >>> Tensor([2, 0]).logical_or(Tensor([0, 0])).tolist()
         [True, False]
@@ -174,9 +174,9 @@ class Arithmetic(Composed):
     # --- functions --------------------------------------------------------------------------------
 
     def atan2(self, other: Any) -> Self:
-        """The angle of the point (other, self) in −π … π; zeros have IEEE 754's signs.
+        """The angle of the point (x=other, y=self), in −π … π; zeros have signs, as in IEEE 754.
 
-        Its gradient at (0, 0) counts as 0, as PyTorch's: there is none.
+        At (0, 0) there is no gradient; it counts as 0, as in PyTorch.
 
         >>> round(Tensor([1.0]).atan2(Tensor([-1.0])).item(), 4)
         2.3562
@@ -215,7 +215,7 @@ class Arithmetic(Composed):
         return first * second.sigmoid()
 
     def prelu(self, weight: Core) -> Self:
-        """x, and weight·x below 0; weight: one number, or one for each channel (dimension 1).
+        """x, but weight·x below 0; weight: one number, or one for each channel (dimension 1).
 
         >>> Tensor([-2.0, 3.0]).prelu(Tensor([0.5])).tolist()
         [-1.0, 3.0]
@@ -224,11 +224,11 @@ class Arithmetic(Composed):
         if weight.numel() not in (1, *self.shape[1:2]):
             raise misfit("prelu", "one slope, or one for each channel", self, weight)
         slopes = self._new(weight.node).reshape(shape)
-        # an infinity above 0 has no part in the slopes' gradient, not 0·∞ either
+        # clipped, because an infinity above 0 would add 0·∞ to the slopes' gradient
         return (self > 0).where(self, self.clip(max=0) * slopes)
 
     def threshold(self, threshold: Scalar, value: Scalar) -> Self:
-        """x above a threshold, else a value.
+        """x where it is above `threshold`, else `value`.
 
         >>> Tensor([1.0, 3.0]).threshold(2.0, 9.0).tolist()
         [9.0, 3.0]
@@ -236,7 +236,7 @@ class Arithmetic(Composed):
         return (self <= threshold).where(value, self)
 
     def hardshrink(self, lambd: Scalar = 0.5) -> Self:
-        """x, and 0 in −lambd … lambd.
+        """x, but 0 in −lambd … lambd.
 
         >>> Tensor([0.25, 3.0]).hardshrink().tolist()
         [0.0, 3.0]
@@ -244,7 +244,7 @@ class Arithmetic(Composed):
         return ((self >= -lambd) & (self <= lambd)).where(0, self)
 
     def softshrink(self, lambd: Scalar = 0.5) -> Self:
-        """x moved by lambd towards 0, and 0 in −lambd … lambd.
+        """x moved towards 0 by lambd, and 0 in −lambd … lambd.
 
         >>> Tensor([0.25, 3.0]).softshrink().tolist()
         [0.0, 2.5]
@@ -262,7 +262,7 @@ class Arithmetic(Composed):
     # --- products of vectors and matrices ---------------------------------------------------
 
     def _times(self, name: str, other: Core, mine: int, its: int) -> Self:
-        """`matmul` of tensors that have these numbers of dimensions, and no others."""
+        """`matmul`; an error unless self has `mine` dimensions and other `its`."""
         if self.ndim != mine or other.ndim != its:
             kinds = ("numbers", "a vector", "a matrix", "a batch of matrices")
             expected = f"{kinds[mine]} and {kinds[its]}; matmul takes others"
@@ -303,7 +303,9 @@ class Arithmetic(Composed):
         return self.unsqueeze(1) * vec2
 
     def tensordot(self, other: Self, dims: int | Sequence[Sequence[int]] = 2) -> Self:
-        """The sum of products over the last dims of self and the first of other, or given ones.
+        """Sum of products over the last `dims` dimensions of self and the first of other.
+
+        dims may also be two lists of dimensions: of self, and of other.
 
         >>> Tensor.ones(2, 3, 4).tensordot(Tensor.ones(3, 4, 5)).shape
         (2, 5)
@@ -327,7 +329,7 @@ class Arithmetic(Composed):
         return x.matmul(y).reshape((*left, *right))
 
     def kron(self, other: Self) -> Self:
-        """Kronecker's product: other times each element of self, block by block.
+        """Kronecker product: each element of self times all of other, block by block.
 
         >>> Tensor([1, 2]).kron(Tensor([1, 10])).tolist()
         [1, 10, 2, 20]
@@ -339,7 +341,7 @@ class Arithmetic(Composed):
         return (x * y).reshape([m * n for m, n in zip(a, b, strict=True)])
 
     def cross(self, other: Any, dim: int = -1) -> Self:
-        """The vector product of vectors of three elements along dim.
+        """Cross product of vectors of three elements along dim.
 
         >>> Tensor([1, 0, 0]).cross(Tensor([0, 1, 0])).tolist()
         [0, 0, 1]
@@ -353,7 +355,7 @@ class Arithmetic(Composed):
         return x.roll(-1, axis) * y.roll(-2, axis) - x.roll(-2, axis) * y.roll(-1, axis)
 
     def matrix_power(self, n: int) -> Self:
-        """The n-th power of square matrices, by squaring; n ≥ 0 (else `linalg.matrix_power`).
+        """The n-th power of square matrices, by squaring; for n < 0 see `linalg.matrix_power`.
 
         >>> Tensor([[1, 1], [0, 1]]).matrix_power(5).tolist()
         [[1, 5], [0, 1]]
@@ -394,7 +396,7 @@ class Arithmetic(Composed):
         return away.norm(p, -1)  # type: ignore[no-any-return]
 
     def cosine_similarity(self, x2: Any, dim: int = 1, eps: Scalar = 1e-8) -> Self:
-        """The cosine of the angle between vectors along dim; norms count as at least eps.
+        """Cosine of the angle between vectors along dim; norms count as at least eps.
 
         >>> Tensor([[1.0, 0.0]]).cosine_similarity(Tensor([[2.0, 0.0]])).tolist()
         [1.0]

@@ -23,14 +23,14 @@ from minigrad.tensor.movement import sequence, tensors_in
 
 
 class Arranging(Composed):
-    """Parts and other orders are views, as in `Movement`; all else is a tensor of its own."""
+    """Parts and reorderings are views, as in `Movement`; all other results are new tensors."""
 
     __slots__ = ()
 
     # --- parts ------------------------------------------------------------------------------------
 
     def select(self, dim: int, index: Integer) -> Self:
-        """Element `index` along dim, which goes: x[:, 2] is x.select(1, 2).
+        """Element `index` along dim, without that dimension: x.select(1, 2) is x[:, 2].
 
         >>> Tensor([[1, 2], [3, 4]]).select(1, 0).tolist()
         [1, 3]
@@ -48,7 +48,7 @@ class Arranging(Composed):
         return self._part(axis, begin, begin + length)
 
     def unbind(self, dim: int = 0) -> tuple[Self, ...]:
-        """All elements along dim, which goes.
+        """The elements along dim, a tuple of tensors without that dimension.
 
         >>> [row.tolist() for row in Tensor([[1, 2], [3, 4]]).unbind()]
         [[1, 2], [3, 4]]
@@ -59,7 +59,7 @@ class Arranging(Composed):
     def tensor_split(
         self, indices_or_sections: int | Sequence[int], dim: int = 0
     ) -> tuple[Self, ...]:
-        """So many parts along dim, the first ones larger by one if need be; or cut before indices.
+        """Split along dim into n parts (the first ones larger by 1 if need be), or before indices.
 
         >>> [part.tolist() for part in Tensor([1, 2, 3]).tensor_split(2)]
         [[1, 2], [3]]
@@ -75,7 +75,7 @@ class Arranging(Composed):
         return tuple(self._part(axis, a, max(a, b)) for a, b in pairwise([0, *cuts, extent]))
 
     def hsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
-        """Equal parts along the second dimension (of a vector the first), or cut before indices.
+        """Split along the second dimension (a vector's first) into n equal parts or before indices.
 
         >>> [part.tolist() for part in Tensor([[1, 2], [3, 4]]).hsplit(2)]
         [[[1], [3]], [[2], [4]]]
@@ -83,7 +83,7 @@ class Arranging(Composed):
         return self._split_evenly("hsplit", indices_or_sections, 0 if self.ndim == 1 else 1)
 
     def vsplit(self, indices_or_sections: int | Sequence[int]) -> tuple[Self, ...]:
-        """Equal parts along the first dimension, or cut before indices.
+        """Split along the first dimension into n equal parts, or before indices.
 
         >>> [part.tolist() for part in Tensor([[1, 2], [3, 4]]).vsplit(2)]
         [[[1, 2]], [[3, 4]]]
@@ -99,7 +99,7 @@ class Arranging(Composed):
     # --- order and shape --------------------------------------------------------------------------
 
     def t(self) -> Self:
-        """A matrix transposed; a vector as it is.
+        """A matrix transposed; a vector or number unchanged.
 
         >>> Tensor([[1, 2]]).t().tolist()
         [[1], [2]]
@@ -108,7 +108,7 @@ class Arranging(Composed):
         return self.T
 
     def rot90(self, k: int = 1, dims: Sequence[int] = (0, 1)) -> Self:
-        """Turned k times by 90°, from the first of dims to the second.
+        """Rotated k times by 90°, from the first of dims towards the second.
 
         >>> Tensor([[1, 2], [3, 4]]).rot90().tolist()
         [[2, 4], [1, 3]]
@@ -120,7 +120,7 @@ class Arranging(Composed):
         return turned.flip(*axes) if axes else turned
 
     def fliplr(self) -> Self:
-        """In reverse order along the second dimension.
+        """The elements in reverse order along the second dimension.
 
         >>> Tensor([[1, 2]]).fliplr().tolist()
         [[2, 1]]
@@ -128,7 +128,7 @@ class Arranging(Composed):
         return self.flip(1)
 
     def flipud(self) -> Self:
-        """In reverse order along the first dimension.
+        """The elements in reverse order along the first dimension.
 
         >>> Tensor([1, 2]).flipud().tolist()
         [2, 1]
@@ -152,7 +152,7 @@ class Arranging(Composed):
         return self.reshape(other.shape)
 
     def broadcast_tensors(self, *others: Core) -> tuple[Any, ...]:
-        """All expanded to their common shape; also of one list of them.
+        """All tensors expanded to their common shape; they may be given as one list.
 
         >>> [x.shape for x in Tensor.broadcast_tensors(Tensor([1, 2]), Tensor([[3]]))]
         [(1, 2), (1, 2)]
@@ -162,7 +162,7 @@ class Arranging(Composed):
         return tuple(x.expand(shape) for x in given)
 
     def atleast_1d(self) -> Self:
-        """A number as a vector; the rest as it is.
+        """A number as a vector; other tensors unchanged.
 
         >>> Tensor(5).atleast_1d().tolist()
         [5]
@@ -170,7 +170,7 @@ class Arranging(Composed):
         return self if self.ndim else self.reshape(1)
 
     def atleast_2d(self) -> Self:
-        """A number or a vector as a matrix of one row; the rest as it is.
+        """A number or vector as a matrix of one row; other tensors unchanged.
 
         >>> Tensor([5, 6]).atleast_2d().tolist()
         [[5, 6]]
@@ -180,7 +180,7 @@ class Arranging(Composed):
     # --- joining ----------------------------------------------------------------------------------
 
     def hstack(self, *others: Any) -> Self:
-        """Tensors joined along the second dimension (vectors along the first); also of a list.
+        """Tensors, or a list of them, joined along the second dimension (vectors along the first).
 
         >>> Tensor.hstack([Tensor([1]), Tensor([2])]).tolist()
         [1, 2]
@@ -189,7 +189,7 @@ class Arranging(Composed):
         return given[0].cat(*given[1:], dim=0 if given[0].ndim == 1 else 1)  # type: ignore[no-any-return]
 
     def vstack(self, *others: Any) -> Self:
-        """Tensors joined along the first dimension, vectors as rows; also of a list.
+        """Tensors, or a list of them, joined along the first dimension; vectors count as rows.
 
         >>> Tensor.vstack([Tensor([1]), Tensor([2])]).tolist()
         [[1], [2]]
@@ -198,7 +198,7 @@ class Arranging(Composed):
         return given[0].cat(*given[1:])  # type: ignore[no-any-return]
 
     def tile(self, *repeats: Any) -> Self:
-        """The whole tensor repeated along each dimension, the last ones if there are fewer.
+        """The tensor repeated along each dimension; fewer counts mean the last dimensions.
 
         >>> Tensor([[1, 2]]).tile(2).tolist()
         [[1, 2, 1, 2]]
@@ -209,7 +209,7 @@ class Arranging(Composed):
     # --- diagonals --------------------------------------------------------------------------------
 
     def diag_embed(self, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Self:
-        """The last dimension as a diagonal of new matrices of zeros, in dimensions dim1, dim2.
+        """Matrices in dimensions dim1, dim2: the last dimension as their diagonal, else zeros.
 
         >>> Tensor([1, 2]).diag_embed().tolist()
         [[1, 0], [0, 2]]
@@ -225,7 +225,7 @@ class Arranging(Composed):
         return wide.masked_fill(~on_it, 0).movedim((-2, -1), (first, second))
 
     def diag(self, diagonal: int = 0) -> Self:
-        """A vector as a diagonal of a square matrix; of a matrix its diagonal.
+        """For a vector, a square matrix with it as a diagonal; for a matrix, its diagonal.
 
         >>> Tensor([1, 2]).diag().tolist()
         [[1, 0], [0, 2]]
@@ -246,7 +246,7 @@ class Arranging(Composed):
         return self.diagonal().sum()
 
     def block_diag(self, *others: Any) -> Self:
-        """Matrices along the diagonal of one matrix of zeros; also of a list.
+        """Matrices, or a list of them, along the diagonal of one matrix, which is 0 elsewhere.
 
         >>> Tensor.block_diag(Tensor([[1]]), Tensor([[2, 3]])).tolist()
         [[1, 0, 0], [0, 2, 3]]
@@ -310,7 +310,7 @@ class Arranging(Composed):
     # --- tinygrad's -------------------------------------------------------------------------------
 
     def pad_to(self, *shape: Any) -> Self:
-        """Zeros behind the elements up to a larger shape; None keeps an extent.
+        """Zeros appended up to a larger shape; None keeps an extent.
 
         >>> Tensor([1, 2]).pad_to(3).tolist()
         [1, 2, 0]
@@ -326,7 +326,7 @@ class Arranging(Composed):
         return self.pad([(0, more) for more in behind])
 
     def shrink_to(self, *shape: Any) -> Self:
-        """The first elements along each dimension, of a smaller shape; None keeps an extent.
+        """The first elements along each dimension, down to a smaller shape; None keeps an extent.
 
         >>> Tensor([1, 2, 3]).shrink_to(2).tolist()
         [1, 2]
@@ -334,7 +334,7 @@ class Arranging(Composed):
         return self.shrink([None if want is None else (0, want) for want in sequence(shape)])
 
     def sequential(self, layers: Sequence[Any]) -> Any:
-        """What layers make of self, one after the other.
+        """The result of calling `layers` on self, one after the other.
 
         >>> Tensor([-1.0]).sequential([Tensor.abs, Tensor.exp2]).tolist()
         [2.0]
@@ -349,7 +349,7 @@ class Arranging(Composed):
     # --- by index ---------------------------------------------------------------------------
 
     def _lines(self, name: str, dim: int, index: Core, source: Any) -> tuple[int, Self, Self]:
-        """The axis, the index and the values for `scatter`: as large as what is written."""
+        """Axis, index and values for `scatter`, expanded to the shape that is written."""
         axis = axis_of(name, dim, self.ndim)
         expect(index.ndim <= 1, f"{name} with an index", "a vector", index)
         count = index.numel()
@@ -361,7 +361,7 @@ class Arranging(Composed):
         return axis, places.expand(shape), values.expand(shape)
 
     def index_select(self, dim: int, index: Core) -> Self:
-        """The elements of dim that a vector of indices names.
+        """The elements at a vector of indices along dim.
 
         >>> Tensor([[1, 2], [3, 4]]).index_select(1, Tensor([1])).tolist()
         [[2], [4]]
@@ -379,7 +379,7 @@ class Arranging(Composed):
         return self._scatter("index_add", axis, places, values * alpha, "add")
 
     def index_copy(self, dim: int, index: Core, source: Core) -> Self:
-        """self with source written at index along dim; of equal indices the last wins.
+        """self with source written at index along dim; for equal indices the last wins.
 
         >>> Tensor([1, 1]).index_copy(0, Tensor([1]), Tensor([5])).tolist()
         [1, 5]
@@ -395,7 +395,7 @@ class Arranging(Composed):
         return self._scatter("index_fill", *self._lines("index_fill", dim, index, value))
 
     def index_put(self, indices: Any, values: Any, accumulate: bool = False) -> Self:
-        """A copy x with x[indices] = values; accumulate adds them, equal places add up.
+        """A copy x with x[indices] = values; accumulate: added instead, also at equal places.
 
         >>> Tensor([1, 1]).index_put((Tensor([1, 1]),), Tensor([2, 3]), accumulate=True).tolist()
         [1, 6]
@@ -413,7 +413,9 @@ class Arranging(Composed):
         return flat.reshape(self.shape)
 
     def take_along_dim(self, indices: Core, dim: Axis = None) -> Self:
-        """Elements along dim at indices as `argsort` gives them; other dimensions broadcast.
+        """Elements along dim at indices such as `argsort` returns; other dimensions broadcast.
+
+        Without dim, both are flattened.
 
         >>> Tensor([[3, 1]]).take_along_dim(Tensor([[1, 0]]), 1).tolist()
         [[1, 3]]
@@ -425,7 +427,7 @@ class Arranging(Composed):
         return self._take_along("take_along_dim", indices, axis)
 
     def _take_along(self, name: str, indices: Core, axis: int) -> Self:
-        """`take_along_dim`, under another name in messages."""
+        """`take_along_dim`; `name` is for messages."""
         if indices.ndim != self.ndim:
             raise misfit(name, "indices of as many dimensions", f"{self.shape} at {indices.shape}")
         shapes = [(*x.shape[:axis], 1, *x.shape[axis + 1 :]) for x in (self, indices)]

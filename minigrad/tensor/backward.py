@@ -35,10 +35,11 @@ class Backward(Composed):
     __slots__ = ()
 
     def backward(self, gradient: Core | None = None, **unknown: Any) -> Self:
-        """Add d(self)/d(leaf) to the `.grad` of every leaf that wants one.
+        """Add d(self)/d(leaf) to the `.grad` of every leaf.
 
-        Those are the tensors with requires_grad=True; where none is reached, every float leaf whose
-        requires_grad is not False. self has one element unless its own `gradient` is given.
+        Leaves are the tensors with requires_grad=True; if self depends on none, all float leaves
+        whose requires_grad is not False. self must have one element, unless `gradient` (its own) is
+        given.
 
         >>> x = Tensor(3.0)
         >>> _ = x.square().backward()
@@ -75,10 +76,10 @@ class Backward(Composed):
         return self
 
     def gradient(self, *targets: Core, gradient: Core | None = None) -> list[Self]:
-        """d(self)/d(target) for each target; results are differentiable again.
+        """d(self)/d(target) for each target, differentiable again.
 
-        A target may be any tensor that self was computed from. Raises GradientError for one that
-        self does not depend on.
+        A target may be any tensor that self was computed from. GradientError for one that self does
+        not depend on.
 
         >>> (lambda x: x.square().gradient(x)[0].item())(Tensor(3.0))
         6.0
@@ -99,7 +100,7 @@ class Backward(Composed):
         found = dict(zip(wanted, node_gradient(output, [seed], wanted, known), strict=True))
         grads = []
         for target, node in zip(targets, nodes[1:], strict=True):
-            values = (node, *before[id(target)])  # of a leaf, before writes, too
+            values = (node, *before[id(target)])  # for a leaf also its values before writes
             parts = [part for one in values if (part := found[one]) is not None]
             if not parts:
                 raise GradientError(
@@ -121,9 +122,9 @@ class Backward(Composed):
         return build.cast(gradient.node, self.dtype)
 
     def _settle_unmarked(self) -> tuple[Node, Sequence[Node]]:
-        """Carry out waiting writes to tensors that nobody marked, so that these are leaves.
+        """Carry out waiting writes to unmarked tensors, so that these are leaves.
 
-        Gives self's node, which another thread may realize meanwhile, and `topological` of it.
+        Returns self's node (another thread may realize it meanwhile) and its `topological` order.
         """
         node = self.node
         order = topological([node])
@@ -139,11 +140,11 @@ class Backward(Composed):
         return node, order
 
     def _descends_from_leaves(self) -> bool:
-        """Whether it was computed from tensors that want a gradient."""
+        """Whether it was computed from tensors with requires_grad=True."""
         try:
             order = topological([self.node])
             roots, _ = saved_graphs.expand([self.node], order, rewritten(order))
-        except GradientError:  # they have been overwritten since
+        except GradientError:  # they were overwritten since
             return True
         nodes = reached(roots, topological(roots))
         return any(holder._requires_grad for node in nodes for holder in holders(node))
@@ -152,10 +153,10 @@ class Backward(Composed):
 def _may_be_leaves(
     order: Sequence[Node], back: dict[Node, Node], before: dict[Node, list[Holder]]
 ) -> list[dict[Node, list[Core]]]:
-    """Nodes → the tensors that stand for them: marked ones; those that count where none is reached.
+    """Candidates for leaves, node → tensors: first marked ones, then those for when none is found.
 
-    order: of a graph. back: its nodes that stand for others → these. before: what was a leaf's
-    value before a write to it that waits.
+    order: of a graph. back: its nodes that stand for others → these. before: nodes that were a
+    leaf's value before a write to it that still waits.
     """
     marked: dict[Node, list[Core]] = {}
     others: dict[Node, list[Core]] = {}
@@ -172,23 +173,24 @@ def _may_be_leaves(
     return [some for some in (marked, others) if some]
 
 
-# Forms of graphs (see `exact`) → how they are differentiated once more. Of those that were so once
-# only hashes are kept: what is another one each time, as batches of many sizes are, has no second.
-# And links to what has a hash of its own, which may be that of another one after its end.
+# Gradients as templates, by the form of their graph (see `exact`). Of a form seen once only the
+# hash is kept: a form that is new each time, as with batches of many sizes, never comes again. With
+# it, weak references to args whose hash is their identity: after their end, another may get that
+# hash.
 _forms: dict[Any, Template] = {}
 _once: dict[int, list[weakref.ref[Any]]] = {}
-_OWN_HASH = frozenset({Op.CUSTOM, Op.LOOP, Op.COLLECTIVE})  # whose arg has one
+_OWN_HASH = frozenset({Op.CUSTOM, Op.LOOP, Op.COLLECTIVE})  # hash by identity
 MOST_FORMS, MOST_ONCE = 32, 1 << 12
-MOST_NODES = 2048  # larger graphs are mostly loops, of another length each time
+MOST_NODES = 2048  # larger graphs are mostly Python loops, of a new length each time
 
 
 def _gradients(
     output: Node, seed: Node, order: Sequence[Node], candidates: Set[Node]
 ) -> dict[Node, Node]:
-    """Those candidates that an output depends on, and their gradients.
+    """The candidates that an output depends on, and their gradients.
 
-    order: `topological([output])`. What was differentiated twice is so by a template, as each step
-    of a training asks for the same.
+    order: `topological([output])`. The second time, a form becomes a template, because the steps of
+    a training loop have the same form.
     """
     known = seed.known() == 1 and len(order) <= MOST_NODES and not is_watched()
     form = (thread.key, exact(order, candidates)) if known else None
@@ -207,7 +209,7 @@ def _gradients(
 
 
 def _keep(form: Any, order: Sequence[Node], found: Mapping[Node, Node]) -> None:
-    """Keep how a graph was differentiated, if it is not the first of its form."""
+    """Keep the gradient of a graph as a template, if its form was seen before."""
     number, own = hash(form), [node.arg for node in picked(order, _OWN_HASH)]
     if [link() for link in _once.get(number, ())] != own or number not in _once:
         if len(_once) >= MOST_ONCE:

@@ -1,4 +1,4 @@
-"""The families that make nodes, as one class; what is composed of their methods are others.
+"""The families that make nodes, as one class; other families are composed of their methods.
 
 A `class Family(Composed)` is at run time a plain mixin, for type checkers a subclass of `Basic`.
 """
@@ -28,7 +28,7 @@ class Basic(
     Creation, Random, Values, Casts, Elementwise, Functions, Movement, Joining, Indexing,
     Scattering, Reduce, Scanning, Contraction, Sharding, Core,
 ):  # fmt: skip
-    """A tensor with the methods of which `Tensor`'s other families are composed."""
+    """A tensor with the methods that `Tensor`'s other families are composed of."""
 
     __slots__ = ()
 

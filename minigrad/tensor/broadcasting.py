@@ -26,7 +26,7 @@ def show(shape: Sequence[Integer]) -> str:
 
 
 def stop(node: Node) -> Node:
-    """The same values, through which no gradient flows: BITCAST has none, and costs nothing."""
+    """The same values as a barrier for gradients: BITCAST has none, and costs nothing."""
     if not node.dtype.is_float or node.op is Op.CONST:
         return node
     return build.bitcast(build.bitcast(node, node.dtype.unsigned), node.dtype)
@@ -39,7 +39,7 @@ def product(shape: Sequence[Integer]) -> Integer:
 
 @functools.lru_cache(maxsize=1 << 12)
 def broadcast_shape(name: str, *shapes: Shape) -> Shape:
-    """The common shape of numpy's rule: aligned at the right, a 1 stretches."""
+    """The common shape by numpy's rule: aligned at the right, extents of 1 are repeated."""
     result: list[Integer] = []
     for position in range(1, max(map(len, shapes)) + 1):
         extents = [shape[-position] for shape in shapes if len(shape) >= position]
@@ -67,7 +67,7 @@ def broadcast_to(node: Node, shape: Shape, name: str = "expand") -> Node:
 
 
 def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
-    """The dtype of `value` combined with an array of dtype: scalars are weakly typed.
+    """The dtype in which `value` is combined with an array of `dtype`: scalars are weakly typed.
 
     RangeError for an int that this dtype does not hold.
     """
@@ -80,13 +80,13 @@ def scalar_dtype(name: str, value: Scalar, dtype: DType) -> DType:
 
 
 def check_flag(name: str, what: str, value: object) -> None:
-    """TypeError for what is not a bool: an axis or a dtype that stands at the flag's place."""
+    """TypeError unless a flag is a bool: an axis or dtype may have been given in its place."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}({what}={value!r}): expected True or False")
 
 
 def check_choice(name: str, choices: Collection[object], **given: object) -> None:
-    """ValueError for what is none of the choices."""
+    """ValueError for a value that is not among the choices."""
     for what, value in given.items():
         if value not in choices:
             *most, last = map(repr, choices)
@@ -94,7 +94,8 @@ def check_choice(name: str, choices: Collection[object], **given: object) -> Non
 
 
 def check_ints(name: str, **given: object) -> tuple[Any, ...]:
-    """What is given, as ints; TypeError for what is none, nor a symbolic one: a float, a text."""
+    """The values as ints (or symbolic integers); TypeError for others, such as floats and strings.
+    """
     for what, value in given.items():
         if not isinstance(value, (Integral, Affine)) or isinstance(value, bool):
             raise TypeError(f"{name}({what}={value!r}): expected an int")
@@ -102,7 +103,7 @@ def check_ints(name: str, **given: object) -> tuple[Any, ...]:
 
 
 def check_share(name: str, **given: object) -> None:
-    """ValueError for what is no number in 0 … 1, as probabilities are; TypeError for no number."""
+    """ValueError for a number outside 0 … 1, as for probabilities; TypeError for other values."""
     for what, value in given.items():
         if not isinstance(value, (int, float)):
             raise TypeError(f"{name}({what}={value!r}): expected a number in 0 … 1")
@@ -111,7 +112,7 @@ def check_share(name: str, **given: object) -> None:
 
 
 def whole(value: Any) -> Any:
-    """A whole number of another kind, as numpy's, as an int; anything else as it is."""
+    """An integer of another type, such as numpy's, as an int; other values unchanged."""
     if isinstance(value, int) or not isinstance(value, Integral):
         return value
     return int(value)
@@ -120,7 +121,7 @@ def whole(value: Any) -> Any:
 def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
     """An axis counted from the left; negative ones count from the right.
 
-    least: 0 where a tensor without dimensions has no axis either, and not one of extent 1.
+    least: 1 lets a tensor without dimensions have an axis of extent 1; 0 does not.
     """
     axis = whole(axis)
     if not isinstance(axis, int) or isinstance(axis, bool):
@@ -149,7 +150,7 @@ def axes_of(
 
 # --- views ---------------------------------------------------------------------------------------
 
-Step = Callable[[Node], Node]  # a movement, from one node to another
+Step = Callable[[Node], Node]  # a movement: node → node
 _TOKEN = "the base of a view"
 
 
@@ -161,14 +162,14 @@ def follow(steps: Sequence[Step], base: Node) -> Node:
 
 
 def placeholder(steps: Sequence[Step], like: Any) -> Node:
-    """The view of a nameless array of like's dtype, shape, device; equal views are one node."""
+    """The view of a placeholder array like `like`; equal views are the same node."""
     return follow(steps, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
 
 
 def write_through(base: Node, steps: Sequence[Step], value: Node) -> Node:
     """`base` with the elements that a view shows replaced by `value`, which has the view's shape.
 
-    The view's steps are undone from its end: what a SHRINK cut off keeps the old value.
+    The view's steps are undone, last one first; elements cut off by a SHRINK keep their old value.
     """
     step = placeholder(steps, base)
     mask = build.const(True, dtypes.bool, step.shape, base.device)

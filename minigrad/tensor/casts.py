@@ -14,7 +14,7 @@ from minigrad.tensor.methods import Method, Methods
 
 
 def _resized(node: Node, wanted: DType) -> Node:
-    """The bits of the last dimension cut into elements of another size."""
+    """Elements of another size, made of the bits of the last dimension."""
     old, new = node.dtype.unsigned, wanted.unsigned
     wide, narrow = max(old, new, key=lambda d: d.bits), min(old, new, key=lambda d: d.bits)
     count = wide.itemsize // narrow.itemsize
@@ -50,14 +50,13 @@ def _to(name: str, dtype: DType) -> Method:
 
 
 class Casts(Methods):
-    """Methods called `float`, `int`, `bool`: in a class of their own, where no annotation needs
-    the builtins of these names.
+    """Methods `float`, `int`, `bool`, in their own class: annotations elsewhere need the builtins.
     """
 
     __slots__ = ()
 
     def cast(self, dtype: DType | str) -> Self:
-        """Converted: floats truncate and saturate on their way to integers, NaN gives 0.
+        """Converted: floats to integers truncate and saturate, NaN gives 0.
 
         >>> Tensor([1.7]).cast("int32").tolist()
         [1]
@@ -66,10 +65,10 @@ class Casts(Methods):
         return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
 
     def bitcast(self, dtype: DType | str) -> Self:
-        """The bits read as another dtype, a view; no gradient flows.
+        """A view of the bits as another dtype; no gradient flows.
 
-        Of another size it splits or joins elements of the last dimension, the lowest bits first
-        (PyTorch's view(dtype) on a little-endian machine), and cannot be written.
+        A dtype of another size splits or joins elements of the last dimension, lowest bits first
+        (PyTorch's view(dtype) on a little-endian machine); such a view cannot be written.
 
         >>> Tensor([1.0]).bitcast("int32").tolist()
         [1065353216]

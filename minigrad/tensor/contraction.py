@@ -19,7 +19,7 @@ from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.templates import templated
 
-WORTH = 16  # rows and columns of bytes from which it pays to pack them: a register of words
+WORTH = 16  # rows and columns of bytes from which packing them pays off: a register of words
 
 
 class Contraction(Methods):
@@ -30,7 +30,7 @@ class Contraction(Methods):
     # --- matrix products --------------------------------------------------------------------------
 
     def matmul(self, other: Any, dtype: DTypeLike = None) -> Self:
-        """Matrix product with numpy's rules: batch dimensions broadcast, vectors lose their 1.
+        """Matrix product by numpy's rules: batch dimensions broadcast, vectors are rows or columns.
 
         (…, m, k) · (…, k, n) → (…, m, n) in the promoted dtype, or in `dtype`.
 
@@ -64,7 +64,7 @@ class Contraction(Methods):
         return self._new(build.cast(build.reshape(total, kept), result_dtype))
 
     def dot(self, other: Any, dtype: DTypeLike = None) -> Self:
-        """As `matmul`.
+        """The same as `matmul`.
 
         >>> Tensor([1, 2]).dot(Tensor([3, 4])).item()
         11
@@ -80,7 +80,7 @@ class Contraction(Methods):
         return self._in_place("@", self.matmul(other))
 
     def linear(self, weight: Core, bias: Core | None = None) -> Self:
-        """x·W + b with W of shape (in, out); of shape (in,), x·W elementwise.
+        """x·W + b for W of shape (in, out); for W of shape (in,), elementwise x·W.
 
         nn.Linear keeps PyTorch's weight (out, in), and passes it transposed.
 
@@ -97,7 +97,7 @@ class Contraction(Methods):
     def einsum(equation: str, *operands: Any) -> Any:
         """Sum of products by names of dimensions: "bij,bjk->bik"; "…" stands for batch dimensions.
 
-        Without "->" the result has the names that occur once, in alphabetical order.
+        Without "->", the result has the names that occur once, in alphabetical order.
 
         >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]
@@ -123,7 +123,7 @@ class Contraction(Methods):
         wide = accumulator(dtype)
         rest = [(names, tensor.cast(wide)) for names, tensor in aligned]
         names, result = _summed(*rest.pop(0), output, rest)
-        while rest:  # two at a time: what neither the result nor a later operand names is summed
+        while rest:  # two at a time; names of neither the result nor a later operand are summed
             more, factor = _summed(*rest.pop(0), [*output, *names], rest)
             wanted = {*output, *(name for others, _ in rest for name in others)}
             every = dict.fromkeys([*output, *names, *more])
@@ -144,14 +144,14 @@ class Contraction(Methods):
         """softmax(q·kᵀ·scale + mask)·v over the last two dimensions (Vaswani et al. 2017).
 
         self: (…, queries, d), key: (…, keys, d), value: (…, keys, e) → (…, queries, e). attn_mask:
-        bool (True takes part) or floats that are added. is_causal: query i sees keys 0 … i. scale:
-        1/√d unless given. enable_gqa: each head of key and value serves several heads of queries.
-        Dropout acts in training only. If all three are bfloat16, weights are rounded to it, too,
-        and what gradients are made of, as in PyTorch; sums are float32.
+        bool (True: is attended to) or floats that are added to scores. is_causal: query i sees keys
+        0 … i. scale: 1/√d unless given. enable_gqa: each head of key and value serves several heads
+        of queries. Dropout acts in training only. If all three are bfloat16, weights are rounded to
+        it, too, and so are the factors of gradients, as in PyTorch; sums are float32.
 
-        What a mask excludes (the future, False, −∞) reaches nobody: whatever a query, a key, a
-        value or a gradient of the result holds there, a NaN or an infinity too, the result and all
-        gradients are those of what takes part. A query that sees no key gives zeros.
+        Masked positions (the future, False, −∞) have no influence: even if a query, key, value or
+        gradient of the result is NaN or infinite there, the result and all gradients are those of
+        the other positions. A query that sees no key gives zeros.
 
         >>> q = Tensor.ones(1, 2)
         >>> q.scaled_dot_product_attention(Tensor.ones(3, 2), Tensor.ones(3, 1)).shape
@@ -174,7 +174,7 @@ class Contraction(Methods):
         self, key: Self, value: Self, attn_mask: Core | None, is_causal: bool,
         scale: Scalar | None, dropout_p: Scalar = 0.0,
     ) -> Self:  # fmt: skip
-        """As `scaled_dot_product_attention`."""
+        """See `scaled_dot_product_attention`."""
         size: Any = self.shape[-1]
         if scale is None and not isinstance(size, int):
             raise ShapeError(f"attention over a head of symbolic dimension {size}; pass scale=")
@@ -187,7 +187,7 @@ class Contraction(Methods):
         seen, added = self._seen(key, attn_mask, is_causal)
         scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor
         scores = scores if added is None else scores + added
-        # as `softmax`, but that nothing is computed of what is not seen: its power is 0
+        # as `softmax`, but without computing what is not seen: its power is 0
         top = seen.where(scores, float("-inf")).max(-1, True).detach()
         powers = seen.where(scores - top, float("-inf")).exp()
         weights = powers * powers.sum(-1, True).reciprocal()
@@ -197,7 +197,8 @@ class Contraction(Methods):
     _attended = templated(_attention)
 
     def _seen(self, key: Core, attn_mask: Core | None, is_causal: bool) -> tuple[Self, Self | None]:
-        """Which keys a query sees (queries, keys), broadcast; and what is added to their scores."""
+        """Which keys a query sees, as a mask (queries, keys) or broadcast; what is added to scores.
+        """
         if attn_mask is None and not is_causal:
             every = build.const(True, dtypes.bool, (1, 1), self.raw.device)
             return self._new(every), None
@@ -218,7 +219,7 @@ class Contraction(Methods):
         self, axis: int | Sequence[int] = -1, eps: Scalar = 1e-5, weight: Core | None = None,
         bias: Core | None = None,
     ) -> Self:  # fmt: skip
-        """(x − mean)/√(variance + eps) over `axis` (Ba et al. 2016); then ·weight + bias.
+        """(x − mean)/√(variance + eps) over `axis` (Ba et al. 2016); then ·weight + bias if given.
 
         Computed in at least float32.
 
@@ -239,7 +240,7 @@ class Contraction(Methods):
     def rmsnorm(
         self, axis: int | Sequence[int] = -1, eps: Scalar = 1e-5, weight: Core | None = None
     ) -> Self:
-        """x/√(mean of x² + eps) over `axis` (Zhang and Sennrich 2019); then ·weight.
+        """x/√(mean of x² + eps) over `axis` (Zhang and Sennrich 2019); then ·weight if given.
 
         >>> Tensor([[2.0, 2.0]]).rmsnorm(eps=0).tolist()
         [[1.0, 1.0]]
@@ -252,7 +253,7 @@ class Contraction(Methods):
         self, weight: Core | None, bias: Core | None, mean: Core, invstd: Core,
         axis: int | Sequence[int] = 1,
     ) -> Self:  # fmt: skip
-        """(x − mean)·invstd·weight + bias with statistics per element of `axis`.
+        """(x − mean)·invstd·weight + bias; these four have one element per element of `axis`.
 
         >>> Tensor([[3.0]]).batchnorm(None, None, Tensor([1.0]), Tensor([0.5])).tolist()
         [[1.0]]
@@ -267,10 +268,10 @@ class Contraction(Methods):
 
 
 def matmul_where(seen: Any, x: Any, y: Any, half: DType | None = None) -> Any:
-    """(…, m, k) · (…, k, n) → (…, m, n), of the terms for which `seen` (…, m, k) is True.
+    """(…, m, k) · (…, k, n) → (…, m, n), summing only terms for which `seen` (…, m, k) is True.
 
-    What is not seen reaches nobody, a NaN or an infinity neither; the same holds for gradients.
-    half: to what all factors are rounded, those of the gradients' products, too; None: to nothing.
+    Other terms have no influence, not even NaN or infinities; the same holds for gradients. half:
+    the dtype to which all factors are rounded, also those of gradients; None for no rounding.
     """
     seen, x, y = _aligned(seen, x, y, (x.shape[-2], x.shape[-1]))
     left, right = _rounded(x, half), _rounded(y, half)
@@ -292,10 +293,9 @@ def _matmul_where_rule(half: DType | None) -> Any:
 
 
 def scores_where(seen: Any, x: Any, y: Any, half: DType | None = None) -> Any:
-    """(…, m, k) · (…, k, n) → (…, m, n), of which only those that `seen` (…, m, n) says are wanted.
+    """(…, m, k) · (…, k, n) → (…, m, n); only elements where `seen` (…, m, n) is True are valid.
 
-    The others are anything; the gradients that come back for them are not looked at. half: as in
-    `matmul_where`.
+    The others have any value; their gradients are ignored. half: as in `matmul_where`.
     """
     value = _rounded(x, half).matmul(_rounded(y, half))
     seen, x, y = _aligned(seen, x, y, (x.shape[-2], y.shape[-1]))
@@ -326,7 +326,7 @@ def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:
 
 
 def accumulator(dtype: DType) -> DType:
-    """The dtype in which products of `dtype` are added."""
+    """The dtype in which products of `dtype` are summed."""
     if dtype.itemsize >= 4:
         return dtype
     if dtype.is_float:
@@ -335,9 +335,9 @@ def accumulator(dtype: DType) -> DType:
 
 
 def _are_bytes(x: Node, y: Node) -> bool:
-    """Whether a product is of matrices of int8, and of a size that pays for packing one of them.
+    """Whether to pack: both are int8 matrices, large enough for packing one to pay off.
 
-    Not where the device does that by itself.
+    Not if the device does that itself.
     """
     plain = all(one.ndim == 2 and one.dtype is dtypes.int8 for one in (x, y))
     if not plain or Device[x.device].byte_matrices:
@@ -346,10 +346,10 @@ def _are_bytes(x: Node, y: Node) -> bool:
 
 
 def _product_of_bytes(x: Any, y: Any) -> Any:
-    """(m, k) · (k, n) of int8 → (m, n) int32, in the order in which processors multiply bytes.
+    """(m, k) · (k, n) of int8 → (m, n) int32, with operands laid out for the byte dot instructions.
 
-    Their instructions (see `schedule/byte_dots.py`) take unsigned ones on one side: y + 128, of
-    which 16 columns lie side by side in words of 4 rows.
+    These (see `schedule/byte_dots.py`) take unsigned bytes on one side: y + 128, with 16 columns
+    side by side in words of 4 rows.
     """
     (k, n), more = y.shape, -y.shape[0] % 4
     unsigned = (y.bitcast(dtypes.uint8) ^ 128).pad(((0, more), (0, -n % 16)))
@@ -367,7 +367,7 @@ def _ratio(many: Any, few: Any) -> int:
 
 
 def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
-    """Names of every operand's dimensions and of the result's; … becomes names of its own."""
+    """The names of each operand's dimensions and of the result's; … gets names of its own."""
     text = equation.replace(" ", "").replace("...", "…")
     left, arrow, right = text.partition("->")
     parts = left.split(",")
@@ -377,7 +377,7 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
     dots = [f".{i}" for i in range(batch)]
     inputs: list[list[str]] = []
     for part, ndim in zip(parts, ndims, strict=True):
-        spare = max(len(part) - 1 + batch - ndim, 0)  # of the batch dimensions that others have
+        spare = max(len(part) - 1 + batch - ndim, 0)  # batch dimensions of other operands
         names = [name for c in part for name in (dots[spare:] if c == "…" else c)]
         expect(re.fullmatch("[a-zA-Z]*…?[a-zA-Z]*", part) and len(names) == ndim,
                f"einsum {equation!r}: term {part.replace('…', '...')!r}",
@@ -394,14 +394,14 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
 def _summed(
     names: list[str], tensor: Any, wanted: Sequence[str], others: Sequence[tuple[list[str], Any]]
 ) -> tuple[list[str], Any]:
-    """An operand, summed over what neither the result nor another operand names."""
+    """An operand, summed over names that neither the result nor another operand has."""
     used = {*wanted, *(name for more, _ in others for name in more)}
     axes = tuple(axis for axis, name in enumerate(names) if name not in used)
     return [n for n in names if n in used], tensor.sum(axes, dtype=tensor.dtype)
 
 
 def _without_repeats(names: list[str], tensor: Any) -> tuple[list[str], Any]:
-    """"ii" reads a diagonal: one name each."""
+    """An operand in which each name occurs once: "ii" reads a diagonal."""
     while len(set(names)) < len(names):
         name = next(n for n in names if names.count(n) > 1)
         first = names.index(name)
@@ -415,7 +415,7 @@ def _without_repeats(names: list[str], tensor: Any) -> tuple[list[str], Any]:
 
 
 def _align(names: list[str], tensor: Any, order: list[str]) -> Any:
-    """An operand with a dimension for every name, 1 where it has none."""
+    """An operand with a dimension for every name in `order`, of extent 1 where it has none."""
     present = [name for name in order if name in names]
     moved = tensor.permute(*(names.index(name) for name in present))
     extents = iter(moved.shape)

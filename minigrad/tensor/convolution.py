@@ -37,22 +37,24 @@ Pairs = list[tuple[int, int]]
 
 _LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3, "bicubic": 2}
 MODES = ("nearest", "nearest-exact", "area", *_LINEAR)
-# Of a convolution of each channel by itself: places of a kernel, and columns of the result, which
-# vectors are made of. Measured, each way: 3 × 3 takes 0.3 … 0.45 of the time with channels last,
-# also with 7 columns, 5 × 5 0.5 … 0.85 (Zen 4), 7 × 7 0.2 … 0.7 (Emerald Rapids).
+# Depthwise convolutions keep channels first, with vectors along a row of the result, if the kernel
+# has at most so many elements and the result at least so many columns. Measured: 3 × 3 takes 0.3 …
+# 0.45 of the time with channels last, also with 7 columns, 5 × 5 0.5 … 0.85 (Zen 4), 7 × 7 0.2 …
+# 0.7 (Emerald Rapids).
 MOST_PLACES, LEAST_WIDTH = 49, 7
-# Channels of a group that fill a vector: then a group is an image of its own. Others are computed
-# several together, and lie beside each other.
+# From so many channels on, which fill a vector, a group is an image of its own. Smaller groups are
+# computed several together, side by side.
 VECTOR = 16
-# Pixels of an image that are columns of a product with a 1 × 1 kernel, as they lie: of fewer the
-# last vectors are not full (8 × 1,024 × 14² to 256 channels would take 1.15 times as long).
+# Images of at least so many pixels are multiplied by a 1 × 1 kernel in their own layout, pixels as
+# columns. With fewer, the last vectors are not full (8 × 1,024 × 14² to 256 channels would take
+# 1.15 times as long).
 LEAST_PIXELS = 500
-SHARPNESS = -0.75  # Keys' a, as in PyTorch and OpenCV
+SHARPNESS = -0.75  # Keys's a, as in PyTorch and OpenCV
 
-# New elements for each one that are written out as so many sums; more would be a program as long as
-# they are many, where a single pixel becomes an image.
+# At most so many new elements for each old one (or parts of an axis) are written out as separate
+# sums; otherwise a program would be as long as an image that is made of a single pixel.
 MOST_ZOOM = 8
-# Of several elements so many new ones are made: vectors of three phases would be picked from more.
+# Numbers of new elements made of several old ones: vectors cannot be picked from three phases.
 WOVEN = (1, 2, 4)
 
 
@@ -67,17 +69,17 @@ class Convolution(Composed):
     ) -> Self:  # fmt: skip
         """Convolution (cross-correlation) of (b, c, *space) with a weight (out, c/groups, *kernel).
 
-        The weight's dimensions say how many are spatial: 1, 2, 3 or more. padding, zeros around x:
-        a number; one per spatial dimension; PyTorch's flat list (left, right, top, bottom, …); one
+        The weight's dimensions say how many are spatial: 1, 2, 3 or more. padding with zeros: a
+        number; one per spatial dimension; PyTorch's flat list (left, right, top, bottom, …); one
         pair per dimension; "valid" (none) or "same" (the result has x's extents; stride 1). Half
         floats are multiplied and added in float32. Result: (b, out, *space′) in the common dtype.
 
         Plain 3 × 3 convolutions of float32 and float64 between enough channels (64, say) multiply
-        sums of pixels with sums of weights, 16 times where there are 36 products (`winograd.py`).
-        Rounding differs then: it is two or three times as much, of the largest pixel of a tile of
-        2 × 2 results, and where one of its pixels is an infinity or NaN, all of them may be NaN:
-        one pixel further than the sum's own. Sums of pixels are four times x, and are kept for the
-        weight's gradient. With MINIGRAD_WINOGRAD=0, and on a mesh, each result is its sum.
+        sums of pixels by sums of weights: 16 products instead of 36 (`winograd.py`). Their rounding
+        error is two or three times as large, relative to the largest pixel of a tile of 2 × 2
+        results; and if one pixel of a tile is infinite or NaN, all its results may be NaN, one
+        pixel further than otherwise. The sums of pixels take four times x's memory and are kept for
+        the weight's gradient. With MINIGRAD_WINOGRAD=0, and on a mesh, each result is a plain sum.
 
         >>> Tensor.ones(1, 3, 8, 8).conv2d(Tensor.ones(4, 3, 3, 3)).shape
         (1, 4, 6, 6)
@@ -116,7 +118,7 @@ class Convolution(Composed):
         lies = max(steps) > 1 == groups and spatial == 2 and wide.dtype is dtype
         lies = lies and prod(kernel) > 1 and reads_in_place(inner, extents[-1])
         if prod(kernel) == 1 < max(steps) and not (own or any(map(any, pairs))):
-            # what is not skipped, side by side: rows of a product
+            # pixels that are not skipped, side by side: rows of a product
             kept = wide._windows(windows_of(2, kernel, steps, gaps))
             wide, steps = kept.reshape(kept.shape[: 2 + spatial]).contiguous(), [1] * spatial
         pixels = _plain("conv2d", wide.shape[2:])
@@ -126,7 +128,7 @@ class Convolution(Composed):
             result = (wide.flatten(2).unsqueeze(1) * rows).sum(2, dtype=wide.dtype)
             result = result.reshape(wide.shape[0], out, *pixels).movedim(1, -1)
             return result.unsqueeze(-2)._channels_second(bias, dtype, batched)
-        at = 2 + spatial if apart else 1 + spatial  # where those of the kernel come
+        at = 2 + spatial if apart else 1 + spatial  # where the kernel's dimensions come
         last = wide._channels_last(groups, apart)
         padded = last._zeros_around(at - spatial, pairs, not lies)
         windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
@@ -150,11 +152,11 @@ class Convolution(Composed):
         padding: Padding = 0, output_padding: Numbers = 0, groups: int = 1,
         dilation: Numbers = 1,
     ) -> Self:  # fmt: skip
-        """The transposed convolution of (b, c, *space) with a weight (c, out/groups, *kernel).
+        """Transposed convolution of (b, c, *space) with a weight (c, out/groups, *kernel).
 
         It is the gradient of `conv2d` with the same options. padding: how much is cut off on each
-        side, in the forms that conv2d takes ("valid" too); output_padding (one number or one per
-        dimension): more at the end of each dimension, less than stride or dilation.
+        side, in the forms that conv2d takes ("valid" too). output_padding (one number, or one per
+        dimension): elements added at the end of each dimension, fewer than stride or dilation.
 
         >>> Tensor.ones(1, 3, 8, 8).conv_transpose2d(Tensor.ones(3, 4, 3, 3)).shape
         (1, 4, 10, 10)
@@ -204,7 +206,7 @@ class Convolution(Composed):
         return x.permute(0, *order, 2)
 
     def _zeros_around(self, first: int, pairs: Pairs, stored: bool) -> Self:
-        """Zeros around dimensions from the first on; stored: cheaper to read than conditions."""
+        """Pad with zeros from dimension `first` on; stored: in memory, cheaper than conditions."""
         if not any(map(any, pairs)):
             return self
         others = [None] * (self.ndim - first - len(pairs))
@@ -231,8 +233,9 @@ class Convolution(Composed):
     ) -> Self:  # fmt: skip
         """Means of windows; stride is the kernel's size unless given. Integers give float32.
 
-        padding as for `conv2d`, its zeros count unless count_include_pad is False. ceil_mode: a
-        last window that begins inside may reach beyond the end; what it has there never counts.
+        padding as for `conv2d`; its zeros count unless count_include_pad is False. ceil_mode: the
+        last window may reach beyond the end if it begins inside; elements beyond the end never
+        count.
 
         >>> Tensor.ones(1, 1, 4, 4).avg_pool2d(2).tolist()
         [[[[1.0, 1.0], [1.0, 1.0]]]]
@@ -247,10 +250,10 @@ class Convolution(Composed):
         self, kernel_size: Numbers = 2, stride: Numbers | None = None, *, padding: Padding = 0,
         dilation: Numbers = 1, ceil_mode: bool = False, return_indices: bool = False,
     ) -> Any:  # fmt: skip
-        """Maxima of windows; NaN wins, padding never. Equal ones share the gradient.
+        """Maxima of windows; NaN wins, padding never does. Equal ones share the gradient.
 
-        return_indices: also where each maximum, the first of equal ones, is in its flattened plane
-        (int32). Other options as for `avg_pool2d`.
+        return_indices: also the position (int32) of each maximum (the first of equal ones) in its
+        flattened plane. Other options as for `avg_pool2d`.
 
         >>> Tensor.ones(1, 1, 4, 4).max_pool2d(2).tolist()
         [[[[1.0, 1.0], [1.0, 1.0]]]]
@@ -269,9 +272,9 @@ class Convolution(Composed):
     ) -> Self:  # fmt: skip
         """(batch, channels, *space) resampled to `size`, or to space·scale_factor rounded down.
 
-        mode: nearest, nearest-exact, area (means), linear (bilinear and trilinear are the same for
-        two and three dimensions), bicubic (Keys 1981, a = −0.75). align_corners: the outermost
-        elements' centres stay where they are, rather than the outer edges. As in PyTorch. Integers
+        mode: nearest, nearest-exact, area (means), linear (bilinear and trilinear mean the same in
+        two and three dimensions), bicubic (Keys 1981, a = −0.75). align_corners: the centres of the
+        outermost elements keep their places, instead of their outer edges. As in PyTorch. Integers
         are computed in float32, and rounded.
 
         >>> Tensor([[[1.0, 2.0]]]).interpolate(4).tolist()
@@ -286,16 +289,16 @@ class Convolution(Composed):
                error=ValueError, align_corners=align_corners, mode=mode)  # fmt: skip
         extents, scales = self._resized(size, scale_factor, spatial)
         x = self if mode.startswith("nearest") else self._wide()
-        for i in reversed(range(spatial)):  # neighbours first, while there are few
+        for i in reversed(range(spatial)):  # the last axis first, while there are few elements
             x = x._along(2 + i, extents[i], scales[i], mode, align_corners)
         if not self.dtype.is_float and x.dtype.is_float:
-            x = (x + 0.5).floor()  # halves upwards, as PyTorch's
+            x = (x + 0.5).floor()  # halves up, as in PyTorch
         return x.cast(self.dtype)
 
     def _resized(
         self, size: Any, scale_factor: Any, spatial: int
     ) -> tuple[list[int], list[float | None]]:
-        """New extents, and how far apart in self their elements are, where that was given."""
+        """New extents, and the distance of their elements in self where a factor was given."""
         if (size is None) == (scale_factor is None):
             raise ValueError("interpolate: expected either size or scale_factor")
         given = size if scale_factor is None else scale_factor
@@ -314,7 +317,7 @@ class Convolution(Composed):
     def _along(
         self, axis: int, count: int, scale: float | None, mode: str, align_corners: bool
     ) -> Self:
-        """`count` new elements along an axis, whose neighbours are `scale` apart in self."""
+        """`count` new elements along an axis, `scale` apart in units of self's elements."""
         extent = self.shape[axis]
         assert isinstance(extent, int)
         if count < 1 or extent < 1:
@@ -328,7 +331,7 @@ class Convolution(Composed):
             centre = 0.5 if mode == "nearest-exact" else 0.0
             place = self._ramp(count, dtypes.float32)
             return self._taken(axis, ((place + centre) * apart).floor().int(), extent)
-        x = self.contiguous()  # what comes before is computed once, not for each neighbour
+        x = self.contiguous()  # previous results are computed once, not for each neighbour
         groups = gcd(count, extent)
         zoom, step = count // groups, extent // groups
         regular = isclose(apart * count, extent) and not align_corners
@@ -353,7 +356,8 @@ class Convolution(Composed):
         return sum(parts[1:], parts[0])
 
     def _zoomed(self, axis: int, groups: int, zoom: int, step: int, mode: str) -> Self:
-        """`zoom` new elements for each `step` along an axis: sums of neighbours, as they lie."""
+        """`zoom` new elements for every `step` old ones along an axis: weighted sums of neighbours.
+        """
         most = 2 if mode == "bicubic" else 1
         ends = [(most, most) if d == axis else None for d in range(self.ndim)]
         wide = self.pad(ends, mode="replicate").contiguous()
@@ -362,7 +366,7 @@ class Convolution(Composed):
             place = (number + 0.5) * step / zoom - 0.5
             share = place - floor(place)
             weights = _cubic(share) if mode == "bicubic" else [1 - share, share]
-            first = floor(place) + 1  # of `wide`
+            first = floor(place) + 1  # in `wide`
             reach = step * (groups - 1) + 1
             taps = [wide._part(axis, first + i, first + i + reach)
                     ._windows([(axis, 1, step, 1)]).squeeze(-1) * weight
@@ -374,12 +378,13 @@ class Convolution(Composed):
         return self.arange(count, dtype=dtype, device=self.raw.device)
 
     def _taken(self, axis: int, places: Self, extent: int) -> Self:
-        """Elements along an axis; places beyond its ends mean the outermost ones."""
-        inside = places.clip(0, extent - 1)  # so there is nothing to check
+        """Elements at places along an axis; places beyond its ends mean the outermost elements."""
+        inside = places.clip(0, extent - 1)  # so nothing needs a check
         return self._take_places({axis: inside}, axis, wraps=False)
 
     def _adaptive(self, axis: int, count: int, maxima: bool = False) -> Self:
-        """Means, or maxima, of elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1."""
+        """Means, or maxima, of elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1 for each i.
+        """
         extent = self._known_shape()[axis]
 
         def along(x: Self) -> Self:
@@ -410,7 +415,7 @@ def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
 
 
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:
-    """One number per spatial dimension, from one for all or a sequence."""
+    """One number per spatial dimension, from a single number or a sequence."""
     numbers = [whole(n) for n in (given if isinstance(given, Sequence) else (given,))]
     if len(numbers) == 1:
         numbers *= spatial
@@ -422,7 +427,7 @@ def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int
 def geometry(
     name: str, kernel: Sequence[int], stride: Numbers, padding: Padding, dilation: Numbers
 ) -> tuple[list[int], list[int], Pairs]:
-    """Steps of the windows, gaps between their elements, zeros around: of each dimension."""
+    """Strides, dilations, and pairs of zeros around, for each spatial dimension."""
     steps = per_dimension(name, "stride", stride, len(kernel))
     gaps = per_dimension(name, "dilation", dilation, len(kernel))
     return steps, gaps, padding_pairs(name, padding, kernel, steps, gaps)
@@ -446,7 +451,8 @@ def windows_of(
 def check_output_padding(
     name: str, more: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
 ) -> None:
-    """ShapeError for more at the end of a dimension than a stride or a dilation leaves open."""
+    """ShapeError for an output_padding that is neither less than the stride nor than the dilation.
+    """
     expect(all(m < max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)),
            f"{name}(output_padding={tuple(more)})",
            f"less than stride {tuple(steps)} or dilation {tuple(gaps)}")  # fmt: skip
@@ -455,7 +461,7 @@ def check_output_padding(
 def padding_pairs(
     name: str, padding: Padding, kernel: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
 ) -> Pairs:
-    """Zeros before and after each spatial dimension."""
+    """Numbers of zeros before and after each spatial dimension."""
     spatial = len(kernel)
     if isinstance(padding, str):
         if padding == "valid":
@@ -512,7 +518,7 @@ class _Plan:
             self.beyond.append((before, max(after, (count - 1) * s + reach - n - before)))
 
     def windows(self, x: Any, value: Any) -> Any:
-        """Windows of x, padded with `value`; the places inside them are the last dimensions."""
+        """Windows of x, padded with `value`; the positions in a window are the last dimensions."""
         padded = x.pad([None] * self.first + list(self.beyond), value=value)
         return padded._windows(windows_of(self.first, self.kernel, self.steps, self.gaps))
 
@@ -526,7 +532,7 @@ class _Plan:
         return windows.sum(tuple(range(-self.spatial, 0)))
 
     def places(self, x: Any, windows: Any, best: Any) -> Any:
-        """Where in its plane the first of each window's maxima is."""
+        """The position, in its plane, of the first maximum of each window."""
         size = prod(self.space)
         plane = x.arange(size, device=x.raw.device).reshape((1,) * self.first + tuple(self.space))
         numbers = self.windows(plane, -1)
@@ -543,6 +549,6 @@ def _cubic(t: Any) -> list[Any]:
         return ((a + 2) * d - (a + 3)) * d * d + 1
 
     def far(d: Any) -> Any:
-        return a * (d - 1) * (d - 2) * (d - 2)  # small like its factors: a sum would cancel
+        return a * (d - 1) * (d - 2) * (d - 2)  # as accurate as its factors: a sum would cancel
 
     return [far(t + 1), near(t), near(1 - t), far(2 - t)]

@@ -81,8 +81,9 @@ class Core(Holder, metaclass=_TensorType):
     ) -> None:
         """Copy `data`: a number, nested lists, an array (numpy, bfloat16 too), or a buffer.
 
-        A bound `Variable` gives a 0-d int32 tensor of what it is bound to. Python ints give int32
-        and floats float32; arrays keep their dtype unless `dtype` is given.
+        A bound `Variable` gives a 0-d int32 tensor of its value. Python ints give int32, or a wider
+        integer dtype if they need it, and floats float32; arrays keep their dtype. `dtype`
+        overrides this.
         """
         wanted = None if dtype is None else resolve(dtype)
         is_new = False
@@ -110,7 +111,7 @@ class Core(Holder, metaclass=_TensorType):
         cls, data: bytes | bytearray, shape: Sequence[int], dtype: DType,
         device: str | None = None,
     ) -> Self:  # fmt: skip
-        """A tensor of row-major bytes of the host, which are copied.
+        """A tensor with a copy of row-major bytes of the host; ShapeError for a wrong number.
 
         >>> Tensor.from_bytes(bytes([1, 2]), (2,), Tensor([1], dtype="uint8").dtype).tolist()
         [1, 2]
@@ -125,9 +126,10 @@ class Core(Holder, metaclass=_TensorType):
         return result
 
     def set_data(self, data: Any) -> Self:
-        """Replace its values from the host at once, without a program; keeps shape and dtype.
+        """Overwrite the values with data of the host, at once and without running a program.
 
-        Lazy tensors made before see the old values, captured programs the new ones.
+        ShapeError if shape or dtype differ. Lazy tensors created before still see the old values;
+        captured programs see the new ones.
 
         >>> Tensor([1, 2]).set_data([3, 4]).tolist()
         [3, 4]
@@ -140,7 +142,7 @@ class Core(Holder, metaclass=_TensorType):
         return self
 
     def _fill(self, raw: bytes | bytearray) -> None:
-        """Take the bytes of the host: in the tensor's memory where it has some, else in new."""
+        """Write bytes of the host into the tensor's memory, or into new memory if it has none."""
         self._check_own()
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
         own = target.op is Op.BUFFER and not self._borrows(target)
@@ -153,7 +155,7 @@ class Core(Holder, metaclass=_TensorType):
             self._write(stored(raw, self.dtype, known, self.raw.device))
 
     def _start(self, node: Node, is_new: bool = False, origin: views.Origin | None = None) -> None:
-        """Stand for a node; is_new: for a BUFFER that nobody else can know."""
+        """Initialize as the tensor of a node; is_new: a BUFFER that nothing else refers to."""
         self._grad, self.made, self._origin, self._family = None, False, origin, None
         self._requires_grad, self.stopped = None, not modes.gradients
         if is_new:
@@ -167,7 +169,7 @@ class Core(Holder, metaclass=_TensorType):
 
     @classmethod
     def _of(cls, node: Node) -> Self:
-        """The tensor that stands for a node."""
+        """A new tensor that stands for a node."""
         result = cls.__new__(cls)
         result._start(node)
         return result
@@ -178,7 +180,7 @@ class Core(Holder, metaclass=_TensorType):
         return result
 
     def _view(self, step: Callable[[Node], Node], stops: bool = False) -> Self:
-        """A tensor that shows elements of this one; writing to it writes here."""
+        """A view of this tensor: writing to it writes here. stops: no gradient flows through it."""
         result = type(self).__new__(type(self))
         origin = views.Origin(self, step, stops or not modes.gradients)
         result._start(step(self.raw if stops else self.node), origin=origin)
@@ -191,10 +193,10 @@ class Core(Holder, metaclass=_TensorType):
 
     @property
     def node(self) -> Node:
-        """The node to compute with: a barrier where no gradient may flow."""
+        """The node to compute with, behind a barrier if no gradient may flow."""
         if not (self.stopped and modes.gradients):
             return self.raw
-        if self.stopped == REPLAYED:  # now somebody may ask for a gradient
+        if self.stopped == REPLAYED:  # from now on a gradient may be requested
             saved_graphs.lose(self.raw)
             self.stopped = False
             return self.raw
@@ -229,13 +231,13 @@ class Core(Holder, metaclass=_TensorType):
 
     @property
     def device(self) -> Any:
-        """Name of the device that holds or will compute it; of a mesh's all, as a tuple."""
+        """Name of the device that holds it or will compute it; on a mesh, a tuple of names."""
         name = self.raw.device
         return Device.meshes[name].devices if name in Device.meshes else name
 
     @property
     def grad(self) -> Any:
-        """What `backward` added up here, a tensor of this shape, dtype and device, or None."""
+        """The gradient that `backward` accumulated, in this shape, dtype and device; or None."""
         return self._grad
 
     @grad.setter
@@ -252,7 +254,7 @@ class Core(Holder, metaclass=_TensorType):
 
     @property
     def requires_grad(self) -> bool | None:
-        """True for a leaf that wants a gradient, False for one that must have none."""
+        """True for a leaf that gets a gradient, False for one that gets none, None if not set."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -274,7 +276,7 @@ class Core(Holder, metaclass=_TensorType):
         self._requires_grad = wanted
 
     def requires_grad_(self, wanted: bool = True) -> Self:
-        """Set `requires_grad`; gives the tensor itself.
+        """Set `requires_grad`; returns self.
 
         >>> Tensor([1.0]).requires_grad_().requires_grad
         True
@@ -283,7 +285,7 @@ class Core(Holder, metaclass=_TensorType):
         return self
 
     def _become_leaf(self) -> None:
-        """Take an identity of its own: equal nodes are one, and would be one leaf."""
+        """Give the tensor its own node: equal nodes are one object, and would be one leaf."""
         if self._origin is not None:
             self._leave_memory()
             views.leave(self)
@@ -294,14 +296,15 @@ class Core(Holder, metaclass=_TensorType):
             realization.separate(node, {id(self._link)})
         elif not self.made or self._shares_node():
             self._own_memory()
-            self.made = True  # once is enough, of what is frozen for a while
+            self.made = True  # so freezing and unfreezing it copies nothing again
         if self.raw.op is Op.BUFFER:
             self.raw.arg.owner = self._link
         self.stopped = False
-        views.written(self)  # also those that were realized while it was no leaf
+        views.written(self)  # also views that were realized before it was a leaf
 
     def _leave_memory(self) -> None:
-        """What is to be done before it stands for other memory, and is no view any longer."""
+        """Tell captured steps, and disown, before it moves to other memory and stops being a view.
+        """
         base = views.base_of(self)
         node = (self if base is None else base).raw
         node = node.src[0] if node.op is Op.ASSIGN else node
@@ -316,7 +319,7 @@ class Core(Holder, metaclass=_TensorType):
     def _own_memory(self) -> Self:
         """Move to memory that no other tensor stands for; constants are filled by the host.
 
-        Zeros cost nothing before somebody looks at them.
+        Zeros take no memory before they are read.
         """
         node = self.raw
         self._leave_memory()
@@ -374,7 +377,7 @@ class Core(Holder, metaclass=_TensorType):
     # --- engine -----------------------------------------------------------------------------------
 
     def realize(self, *others: Core) -> Self:
-        """Compute it, and `others` in the same program; gives the tensor itself.
+        """Compute this tensor, and `others` in the same program; returns self.
 
         >>> (Tensor([1]) + 1).realize().is_realized()
         True
@@ -394,7 +397,7 @@ class Core(Holder, metaclass=_TensorType):
         return self.raw.op is Op.BUFFER
 
     def contiguous(self) -> Self:
-        """The same values, to be stored in a buffer rather than recomputed where they are read.
+        """The same values, stored in a buffer instead of being recomputed by every reader.
 
         >>> Tensor([[1, 2]]).T.contiguous().tolist()
         [[1], [2]]
@@ -402,7 +405,7 @@ class Core(Holder, metaclass=_TensorType):
         return self._new(build.contiguous(self.node))
 
     def clone(self) -> Self:
-        """A copy with memory of its own; gradients flow through it.
+        """A copy with its own memory; gradients flow through it.
 
         >>> Tensor([1, 2]).clone().tolist()
         [1, 2]
@@ -411,7 +414,7 @@ class Core(Holder, metaclass=_TensorType):
         return self._new(make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device))
 
     def detach(self) -> Self:
-        """A view as a constant: no gradient flows to where its values came from.
+        """A view without history: no gradient flows through it.
 
         >>> Tensor([1.0], requires_grad=True).detach().requires_grad
         False
@@ -444,7 +447,7 @@ class Core(Holder, metaclass=_TensorType):
         return self if name == self.raw.device else self._new(build.copy(self.node, name))
 
     def _placed(self, mesh: str, dims: Dims) -> Self:
-        """The same values on a mesh, whose axes divide the dimensions."""
+        """The same values on a mesh, sharded along its axes as `dims` says."""
         node = self.node if mesh == self.raw.device else build.copy(self.node, mesh)
         return self._new(mark(node, dims))
 
@@ -464,7 +467,7 @@ class Core(Holder, metaclass=_TensorType):
         return self
 
     def _check_no_leaf(self) -> None:
-        """GradientError where what is written in place now would have had a gradient."""
+        """GradientError if an in-place write would change a leaf that requires a gradient."""
         base = views.base_of(self)
         if isinstance(base, Core) and not self._origin.stops:
             base._check_no_leaf()
@@ -475,12 +478,12 @@ class Core(Holder, metaclass=_TensorType):
             )
 
     def _write(self, node: Node) -> None:
-        """Replace its values by a node's of its shape and dtype, and those of all its views."""
+        """Replace the values, also those of all views, by the values of a node of equal form."""
         self._check_own()
         base = views.writable(self)
         if base is not None:
             assert isinstance(base, Core)
-            # what was detached of a leaf may be written, beside the gradients
+            # a detached view of a leaf may be written: gradients ignore the write
             with no_grad() if self._origin.stops else nullcontext():
                 base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
             return
@@ -488,15 +491,15 @@ class Core(Holder, metaclass=_TensorType):
         if self._requires_grad and self._shares_node():
             self._own_memory()
         if not self._requires_grad:
-            now = self.raw  # memory that is another's may have a way back, as that
+            now = self.raw  # a BUFFER may have a history, or be another tensor's leaf
             flows = now.op is not Op.BUFFER or saved_graphs.has_history(now) or wants_gradient(now)
             self.stopped = flows and not modes.gradients
         views.written(self)
         if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lent:
-            realization.realize([self])  # the host looks when it likes
+            realization.realize([self])  # the host may read it at any time
 
     def _check_own(self) -> None:
-        """ScanError where a step that `Tensor.scan` describes writes to what was there before."""
+        """ScanError if the step function of `Tensor.scan` writes to a tensor from outside."""
         start = modes.describing
         if start is not None and getattr(self._link, "filed", self.raw.age) < start:
             raise ScanError(
@@ -505,7 +508,7 @@ class Core(Holder, metaclass=_TensorType):
             )
 
     def _value_node(self, value: Any) -> Node:
-        """What is written by `assign`: a number, a tensor, or data."""
+        """The node that `assign` writes: of a number, a tensor, or data."""
         check_holds("assign", self.dtype, value)
         if isinstance(value, (bool, int, float)) and self.numel() != 1:
             return build.const(value, self.dtype, self.shape, self.raw.device)
@@ -515,20 +518,20 @@ class Core(Holder, metaclass=_TensorType):
         return broadcast_to(build.cast(tensor.node, self.dtype), self.shape, "assign")
 
     def _data(self, value: Any) -> Core:
-        """A tensor, or data in self's dtype, which must hold its ints."""
+        """`value` itself if a tensor, else data in self's dtype, which must hold its ints."""
         if isinstance(value, Core):
             return value
         return type(self)(value, dtype=self.dtype, device=self.raw.device)
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:
-    """A BUFFER node with the bytes of the host."""
+    """A BUFFER node with a copy of the host's bytes."""
     memory = Buffer(device, dtype, numel(shape))
     memory.copy_in(raw)
     return _buffer_node(memory, shape)
 
 
 def _buffer_node(memory: Buffer, shape: Sequence[int]) -> Node:
-    """The node of a buffer of which no other node knows."""
+    """The node of a buffer that no other node refers to."""
     known, dtype, device = tuple(shape), memory.dtype, memory.device
     return own_buffer(memory, dtype, known, device, form_of(dtype, known, device))

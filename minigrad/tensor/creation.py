@@ -18,7 +18,7 @@ from minigrad.tensor.movement import sequence, tensors_in
 
 
 def _numeric(name: str, given: DTypeLike, default: DType) -> DType:
-    """The dtype of a ramp."""
+    """The dtype of `arange` or `linspace`; DTypeError for bool."""
     dtype = dtype_or(given, default)
     if dtype.is_bool:
         raise DTypeError(f"{name}(dtype=bool): expected a number dtype; use .bool()")
@@ -35,7 +35,7 @@ def _check_numbers(name: str, *values: Any) -> None:
 
 
 def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
-    """A shape given as f(2, 3) or f((2, 3))."""
+    """A shape given as f(2, 3) or f((2, 3)); ShapeError unless its extents are ints ≥ 0."""
     shape = sequence(given)
     for extent in shape:
         if not isinstance(extent, (int, Affine)) or isinstance(extent, bool) or low(extent) < 0:
@@ -49,7 +49,7 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
 class Creation(Methods):
     """Constructors, which take dtype=, device= and requires_grad=; grids, one-hot rows, triangles.
 
-    What they give is lazy, and a constant for `backward` unless requires_grad=True.
+    Results are lazy, and constants for `backward` unless requires_grad=True.
     """
 
     __slots__ = ()
@@ -68,7 +68,7 @@ class Creation(Methods):
         dtype: DTypeLike = None, device: str | None = None,
         requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Every element is fill_value, whose type chooses the dtype.
+        """A tensor filled with fill_value, which decides the dtype unless dtype is given.
 
         >>> Tensor.full((2,), 7).tolist()
         [7, 7]
@@ -107,7 +107,7 @@ class Creation(Methods):
     def full_like(self, fill_value: Scalar, *, dtype: DTypeLike = None,
                   device: str | None = None,
                   requires_grad: bool | None = None) -> Self:  # fmt: skip
-        """Every element is fill_value; shape, dtype and device of self.
+        """A tensor filled with fill_value; shape, dtype and device of self.
 
         >>> Tensor([1, 2]).full_like(7).tolist()
         [7, 7]
@@ -119,7 +119,7 @@ class Creation(Methods):
         self, size: Any, fill_value: Scalar, *, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Every element is fill_value; dtype and device of self unless given.
+        """A tensor filled with fill_value; dtype and device of self unless given.
 
         >>> Tensor([1]).new_full((2,), 7).tolist()
         [7, 7]
@@ -151,9 +151,9 @@ class Creation(Methods):
         cls, start: Any, stop: Any = None, step: Scalar = 1, *, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """start, start + step, … before stop. One argument is the stop.
+        """start, start + step, …, before stop; a single argument is the stop.
 
-        Of ints int32, or int64 where that does not hold them; else float32.
+        Ints give int32, or int64 if they do not fit; floats give float32.
 
         >>> Tensor.arange(1, 7, 2).tolist()
         [1, 3, 5]
@@ -183,7 +183,7 @@ class Creation(Methods):
         wide = wanted if ints or wanted is dtypes.float64 else exact
         number = dtypes.int32 if count <= dtypes.int32.maximum else dtypes.int64
         ramp = cls._of(build.iota(count, where, wanted if ints else number)).cast(wide)
-        # as consts of that dtype: a step of −1 wraps in an unsigned one, and so do the sums, back
+        # consts of that dtype: in an unsigned one a step of −1 wraps, and the sums wrap back
         if step != 1:
             ramp = ramp * cls._of(build.const(step, wide, (), where))
         if begin != 0:
@@ -197,7 +197,7 @@ class Creation(Methods):
     ) -> Self:  # fmt: skip
         """`steps` numbers from start to stop, both included; float32 unless dtype is given.
 
-        Integers are what is left of float64 without its fraction.
+        For an integer dtype, float64 numbers are truncated.
 
         >>> Tensor.linspace(0, 1, 3).tolist()
         [0.0, 0.5, 1.0]
@@ -244,18 +244,19 @@ class Creation(Methods):
         return tuple(v.reshape(*ones[:at], -1, *ones[at + 1 :]).expand(shape) for v, at in grids)
 
     def _checked(self, extent: Integer, *given: Any, **options: Any) -> Self:
-        """self, of which each element must be an index of 0 … extent − 1: see `bounds.check`."""
+        """self, checked when it runs: elements must be indices in 0 … extent − 1 (`bounds.check`).
+        """
         return self._new(bounds.check(self.raw, extent, *given, **options))
 
     def _within(self, *given: Any) -> Self:
-        """self, of which each must be in an interval: see `bounds.check_values`."""
+        """self, checked when it runs: elements must be in an interval (`bounds.check_values`)."""
         return self._new(bounds.check_values(self.node, *given))
 
     def one_hot(self, num_classes: int = -1) -> Self:
-        """int32: 1 at the class of each element, in a new last dimension.
+        """One-hot rows, int32: 1 at the class of each element, in a new last dimension.
 
-        −1 classes are as many as the largest element asks for, which is computed then. BoundsError
-        where an element is none of 0 … num_classes − 1.
+        num_classes=−1 takes the largest element + 1, which is computed at once. BoundsError if an
+        element is not in 0 … num_classes − 1.
 
         >>> Tensor([0, 2]).one_hot(3).tolist()
         [[1, 0, 0], [0, 0, 1]]
@@ -276,7 +277,7 @@ class Creation(Methods):
         return self.arange(self.shape[-1], device=self.raw.device) - rows <= diagonal
 
     def tril(self, diagonal: int = 0) -> Self:
-        """Zeros above a diagonal of the last two dimensions.
+        """Lower triangles: zeros above a diagonal of the last two dimensions.
 
         >>> Tensor.ones(2, 2).tril().tolist()
         [[1.0, 0.0], [1.0, 1.0]]
@@ -284,7 +285,7 @@ class Creation(Methods):
         return self.masked_fill(~self._triangle(diagonal), 0)
 
     def triu(self, diagonal: int = 0) -> Self:
-        """Zeros below a diagonal of the last two dimensions.
+        """Upper triangles: zeros below a diagonal of the last two dimensions.
 
         >>> Tensor.ones(2, 2).triu().tolist()
         [[1.0, 1.0], [0.0, 1.0]]

@@ -17,10 +17,10 @@ from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.basic import Composed
 
 CPU_MEMORY = 1  # kDLCPU
-HOST_MEMORY = (CPU_MEMORY, 3, 11)  # … and memory pinned by CUDA or ROCm, which the CPU reads too
-_UNSIGNED, _BFLOAT = 1, 4  # DLPack's codes of kinds of numbers
-_CODE = {b"dltensor": 20, b"dltensor_versioned": 52}  # by a capsule's name: where its kind is
-_FLAGS, _COPIED = 24, 2  # of a versioned one: where, and that its memory is a copy
+HOST_MEMORY = (CPU_MEMORY, 3, 11)  # also memory pinned by CUDA or ROCm, which the CPU can read
+_UNSIGNED, _BFLOAT = 1, 4  # DLPack's codes for kinds of numbers
+_CODE = {b"dltensor": 20, b"dltensor_versioned": 52}  # name of a capsule → offset of its type code
+_FLAGS, _COPIED = 24, 2  # offset of a versioned capsule's flags; the flag for copied memory
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
@@ -30,7 +30,7 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 
 
 class _Capsule:
-    """What numpy asks for a capsule, if that is all there is."""
+    """An object with the `__dlpack__` that numpy asks for, around a bare capsule."""
 
     def __init__(self, capsule: Any) -> None:
         self.capsule = capsule
@@ -45,7 +45,7 @@ class DLPack(Composed):
     __slots__ = ()
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """Where its memory is, for a consumer: (1, 0), that is, the host's."""
+        """The device of its memory, for a consumer: (1, 0), the host."""
         return (CPU_MEMORY, 0)
 
     def __dlpack__(
@@ -54,15 +54,15 @@ class DLPack(Composed):
     ) -> Any:  # fmt: skip
         """A capsule through which another library sees this tensor's memory.
 
-        Realizes it. The memory is shared where the device is a CPU and the tensor no view, and
-        copied in the host's otherwise, which `copy=False` forbids (BufferError). Who sees what is
-        written to shared memory: see `from_dlpack`.
+        Realizes the tensor. Its memory is shared if the device is a CPU and the tensor is not a
+        view; otherwise it is copied to the host, which copy=False forbids (BufferError). For writes
+        to shared memory see `from_dlpack`.
         """
         if stream is not None:
             raise BufferError(f"__dlpack__(stream={stream!r}): the host has no streams; pass None")
         expect(dl_device is None or tuple(dl_device) == self.__dlpack_device__(), "__dlpack__",
                "the host's memory, (1, 0)", error=BufferError, dl_device=dl_device)  # fmt: skip
-        view = views.base_of(self) is not None  # what it has in memory is a copy
+        view = views.base_of(self) is not None  # its memory is a copy of the base's
         memory = (self.clone() if copy or view else self)._shared_memory()
         copied = bool(copy) or view or memory is None
         if copied and copy is False:
@@ -76,12 +76,11 @@ class DLPack(Composed):
         return _lend(memory, self._known_shape(), self.dtype, max_version, copied)
 
     def _shared_memory(self) -> Buffer | None:
-        """The buffer that the host may read, in row-major order, and know as this tensor's, or
-        None.
+        """Its buffer, if the host can read it and no other tensor stands for it; else None.
         """
         if any(not isinstance(extent, int) for extent in self.shape):
             return None
-        while not self.is_realized():  # another thread may write meanwhile
+        while not self.is_realized():  # another thread may write it meanwhile
             self.realize()
         buffer: Buffer = self.raw.arg
         about_to_read((buffer,))
@@ -92,21 +91,21 @@ class DLPack(Composed):
         if self._borrows(self.raw):
             self._point(self.clone().raw)
             return self._shared_memory()
-        realization.separate(self.raw, {id(self._link)})  # the host writes to no other tensor
+        realization.separate(self.raw, {id(self._link)})  # the host must write to no other tensor
         buffer.owner, buffer.lent = self._link, True
         return buffer
 
     @classmethod
     def from_dlpack(cls, data: Any, *, device: str | None = None, copy: bool | None = None) -> Self:
-        """A tensor of an array of another library (anything with `__dlpack__`).
+        """A tensor made of an array of another library (anything with `__dlpack__`).
 
-        Shares its memory, where `device` is a CPU and the array is row-major without gaps, aligned
-        to its elements and may be written. Copies otherwise; copy=True always copies and copy=False
-        raises BufferError instead of copying. DTypeError for complex and other unknown elements.
+        Shares the array's memory if `device` is a CPU and the array is row-major without gaps,
+        aligned, and writable. Otherwise it copies; copy=True always copies, and copy=False raises
+        BufferError instead of copying. DTypeError for complex and other unknown elements.
 
-        What is written to the tensor is in shared memory at once. What the host writes there all
-        see that is computed afterwards, lazy tensors from before, too; what was computed by then
-        keeps its values, also a view of the tensor that was.
+        Writes to the tensor change shared memory at once. Writes by the host are seen by everything
+        that is computed after them, also by older lazy tensors; values already computed do not
+        change, nor does a realized view of the tensor.
 
         >>> Tensor.from_dlpack(Tensor([1, 2]).numpy()).tolist()
         [1, 2]
@@ -130,7 +129,7 @@ class DLPack(Composed):
 
 
 def _lend(memory: Buffer, shape: tuple[int, ...], dtype: DType, version: Any, copied: bool) -> Any:
-    """A capsule over a buffer, which stays alive until the consumer is done with it."""
+    """A capsule over a buffer, which stays alive until the consumer releases it."""
     import numpy as np
 
     name = "uint16" if dtype is dtypes.bfloat16 else dtype.name
@@ -138,7 +137,7 @@ def _lend(memory: Buffer, shape: tuple[int, ...], dtype: DType, version: Any, co
     if memory.size:
         address: Any = Device[memory.device].host_address(memory.memory)
         lent: Any = (ctypes.c_ubyte * memory.nbytes).from_address(address)
-        lent.buffer = memory  # which lives as long as somebody uses the array
+        lent.buffer = memory  # keeps the buffer alive as long as the array
         array = np.ndarray(shape, name, lent)
     try:
         capsule: Any = array.__dlpack__(max_version=version)
@@ -154,12 +153,13 @@ def _lend(memory: Buffer, shape: tuple[int, ...], dtype: DType, version: Any, co
 
 
 def _name_of(capsule: Any) -> bytes:
-    """The name of a capsule that nobody has consumed; b"" for another."""
+    """The name of a capsule that was not consumed yet; b"" for any other object."""
     return next((name for name in _CODE if _is_valid(capsule, name)), b"")
 
 
 def _consume(data: Any) -> tuple[Any, DType, bool]:
-    """A numpy array of what `data.__dlpack__()` gives, or of a bare capsule; may it be written?"""
+    """A numpy array over `data.__dlpack__()` or a bare capsule; its dtype; whether it is writable.
+    """
     import numpy as np
 
     capsule = _capsule_of(data)
@@ -182,7 +182,7 @@ def _consume(data: Any) -> tuple[Any, DType, bool]:
             f"from_dlpack of {type(data).__name__}: elements of dtype {array.dtype.name} are "
             "unknown; expected bool, integers or real floats"
         )
-    # capsules without a version cannot say that memory is only to be read
+    # capsules without a version cannot mark memory as read-only
     return array, dtype, array.flags.writeable or b"versioned" not in name
 
 
@@ -202,5 +202,5 @@ def _capsule_of(data: Any) -> Any:
         return data.__dlpack__()
     try:
         return data.__dlpack__(max_version=(1, 0))
-    except TypeError:  # a producer from before version 1
+    except TypeError:  # a producer older than version 1
         return data.__dlpack__()

@@ -13,9 +13,9 @@ from minigrad.tensor.broadcasting import Scalar, broadcast_shape, broadcast_to, 
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Method, Methods
 
-# Of these eager code makes most; see `node.BUFFER`.
+# The most frequent ops of eager code, looked up once.
 ADD, SUB, MUL, DIV = Op.ADD, Op.SUB, Op.MUL, Op.DIV
-_DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # whole numbers of integers
+_DIVISIONS = ("floor division", "mod", "truncated division", "fmod")  # of integers: integers
 
 
 def _common(name: str, x: Node, y: Node) -> list[Node]:
@@ -25,7 +25,7 @@ def _common(name: str, x: Node, y: Node) -> list[Node]:
 
 
 def condition(name: str, x: Core) -> Node:
-    """The node of a condition: numbers are none, as x.where(mask, y) would look like ours."""
+    """The node of a bool condition; DTypeError for numbers, as in PyTorch's x.where(mask, y)."""
     if not isinstance(x, Core) or not x.dtype.is_bool:
         given = x.dtype.name if isinstance(x, Core) else repr(x)
         raise misfit(f"{name} with a condition", "bool, as in (x != 0).where(a, b)", given,
@@ -44,7 +44,7 @@ def choices(like: Any, x: Any, y: Any) -> list[Node]:
 
 
 def _floor_quotient(x: Node, y: Node) -> Node:
-    """floor(x / y) of floats as numpy rounds it: by the exact remainder, not by the quotient."""
+    """floor(x / y) of floats as numpy rounds it: from the exact remainder, not the quotient."""
     negative = x.less(0.0)
     size, divisor = negative.where(-x, x), y.less(0.0).where(-y, y)
     rest = size.operation("mod", divisor)
@@ -87,7 +87,7 @@ class Elementwise(Methods):
         return pair[::-1] if reverse else pair
 
     def _floats(self, name: str, other: Any, reverse: bool) -> list[Node]:
-        """As `_pair`, in a float dtype; beside floats any number fits."""
+        """As `_pair`, but in a float dtype."""
         number = isinstance(other, (bool, int, float))
         pair = (self._as_float() if number else self)._pair(name, other, reverse)
         if pair[0].dtype.is_float:
@@ -109,7 +109,7 @@ class Elementwise(Methods):
         return self._new(build.elementwise(op, *pair(name, other, reverse)))
 
     def _compare(self, op: Op, name: str, other: Any, reverse: bool = False) -> Self:
-        """A comparison; every integer lies on one side of an int that its dtype does not hold."""
+        """A comparison; a Python int outside self's dtype lies above or below all elements."""
         if type(other) is int and not self.dtype.is_float and not (
             self.dtype.minimum <= other <= self.dtype.maximum
         ):
@@ -121,13 +121,14 @@ class Elementwise(Methods):
         return self._binary(op, name, other, reverse)
 
     def _compare_signs(self, op: Op, name: str, other: Any, reverse: bool) -> Self:
-        """uint64 and signed integers, which no dtype holds together, as exactly as numpy does."""
+        """Compare uint64 with signed integers exactly, as numpy does: no integer dtype holds both.
+        """
         signed, is_left = (self, not reverse) if self.dtype.kind == "i" else (other, reverse)
         mine, its = (
             x.clip(0).cast(dtypes.uint64) if x is signed else x for x in (self, other)
         )  # fmt: skip
         result, negative = mine._binary(op, name, its, reverse), signed < 0
-        if op is Op.NE or (is_left and op is not Op.EQ):  # it is less than all others
+        if op is Op.NE or (is_left and op is not Op.EQ):  # negative: less than all uint64
             return result | negative
         return result & ~negative
 
@@ -161,7 +162,7 @@ class Elementwise(Methods):
         return self._binary(MUL, "mul", other)
 
     def floor_divide(self, other: Any) -> Self:
-        """self // other, rounded down; of integers, by 0 in a tensor it is 0, as numpy's.
+        """self // other, rounded down; integers divided by a 0 in a tensor give 0, as in numpy.
 
         >>> Tensor([7, -7]).floor_divide(2).tolist()
         [3, -4]
@@ -184,7 +185,7 @@ class Elementwise(Methods):
     def mod(self, other: Any) -> Self:
         """The remainder with the sign of the divisor (Python's and numpy's `%`).
 
-        Of integers, by 0 in a tensor it is 0, as numpy's.
+        Integers modulo a 0 in a tensor give 0, as in numpy.
 
         >>> Tensor([7, -7]).mod(4).tolist()
         [3, 1]
@@ -351,20 +352,20 @@ class Elementwise(Methods):
         return ~(self.isnan() | self.isinf())
 
     def _operand(self, other: Any, name: str = "a number") -> Self:
-        """other as a tensor, a scalar with the dtype it would have beside self."""
+        """other as a tensor; a Python number gets the dtype it would have next to self."""
         if isinstance(other, (bool, int, float)):
             dtype = scalar_dtype(name, other, self.dtype)
             return self._new(build.const(other, dtype, (), self.raw.device))
         return other if isinstance(other, type(self)) else type(self)(other, device=self.raw.device)
 
     def _wider(self, *others: Any) -> Self:
-        """The first of others in the dtype that all have together with self."""
+        """The first of others, cast to the common dtype of self and all of them."""
         given = [self._operand(other) for other in others]
         return given[0].cast(promote(self.dtype, *(other.dtype for other in given)))
 
     def _filling(self, value: Any, name: str) -> Self:
-        """What is written to parts of self, in its dtype: a number, a tensor, or data."""
-        if isinstance(value, (bool, int, float)):  # which need not pass through float32
+        """A value to write into parts of self, in self's dtype: of a number, a tensor, or data."""
+        if isinstance(value, (bool, int, float)):  # directly, not by way of float32
             check_holds(name, self.dtype, value)
             return self._new(build.const(value, self.dtype, (), self.raw.device))
         return self._operand(self._data(value)).cast(self.dtype)
@@ -374,7 +375,7 @@ class Elementwise(Methods):
     def where(self, x: Any = None, y: Any = None) -> Self:
         """x where self (bool) is true, y elsewhere; x and y broadcast and promote.
 
-        Without both it is nonzero(as_tuple=True).
+        Without x and y: nonzero(as_tuple=True).
 
         >>> Tensor([True, False]).where(Tensor([1, 2]), 0).tolist()
         [1, 0]
@@ -426,7 +427,7 @@ class Elementwise(Methods):
         return self.clone() if result is self else result
 
     def _or_nan(self, bound: Any) -> Self:
-        """A condition, or whether a bound is NaN."""
+        """A condition, true also where the bound is NaN."""
         if isinstance(bound, Core):
             return self | self._new(bound.raw).isnan() if bound.dtype.is_float else self
         return self if bound == bound else self | True

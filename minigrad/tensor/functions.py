@@ -22,13 +22,13 @@ from minigrad.tensor.templates import templated
 _LARGE = {2: 2.0**7, 4: 2.0**14, 8: 2.0**30}
 
 
-# Of tensors: g, the value and what it was computed from → the gradient of each of these, or None.
+# A gradient rule on tensors: (g, value, *sources) → for each source a gradient, or None.
 Rule = Callable[..., Sequence[Any]]
 
 
 @cache
 def rule_of_nodes(kind: type[Core], rule: Rule) -> Callable[[Node, Node], list[Node | None]]:
-    """A rule as the graph knows it; the same one each time, as equal nodes are to be one."""
+    """A rule on nodes, as the graph needs it; cached, because equal nodes must be one object."""
 
     def of_nodes(node: Node, g: Node) -> list[Node | None]:
         gradients = rule(*(kind._of(source) for source in (g, node, *node.src[1:])))
@@ -43,13 +43,13 @@ def _rule(derivative: Callable[[Any], Any]) -> Rule:
 
 
 def _asinh_slope(x: Any) -> Any:
-    """1/√(x² + 1), where x² would overflow 1/|x|."""
+    """1/√(x² + 1), or 1/|x| where x² would overflow."""
     size, limit = x.abs(), _LARGE[x.dtype.itemsize]
     near = size.clip(max=limit)
     return (size > limit).where(size.clip(min=limit), (near * near + 1).sqrt()).reciprocal()
 
 
-# f' outright: step by step, a derivative may be ∞ − ∞ or 0·∞ where the function overflows.
+# f' in closed form: derived step by step, it may be ∞ − ∞ or 0·∞ where the function overflows.
 _EXPM1, _LOG1P = _rule(lambda x: x.exp()), _rule(lambda x: (x + 1).reciprocal())
 _SINH, _COSH = _rule(lambda x: x.cosh()), _rule(lambda x: x.sinh())
 _ASINH = _rule(_asinh_slope)
@@ -68,9 +68,9 @@ def _copysign_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
 
 @templated
 def _softmax_rule(g: Any, value: Any, x: Any, y: Any) -> Sequence[Any]:
-    """The softmax of two; a half of each where they are equal, be they infinite."""
+    """Softmax of two numbers; a half each where they are equal, also if infinite."""
     both = (y - x, x - y)
-    away = ((x.eq(y) & d.isnan()).where(0.0, d) for d in both)  # the slope stays where they meet
+    away = ((x.eq(y) & d.isnan()).where(0.0, d) for d in both)  # only ∞ − ∞ has no slope
     return [g * (d.exp() + 1).reciprocal() for d in away]
 
 
@@ -84,11 +84,12 @@ def _sigmoid_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
 
 
 def _tanh_gelu(x: Any) -> tuple[Any, Any]:
-    """tanh u + 1 and 1 − tanh² u, of the u of a GELU; both from tanh −|u| + 1, which has digits
-    left where it is small.
+    """tanh u + 1 and 1 − tanh² u, for the u of GELU.
+
+    Both are computed from tanh(−|u|) + 1, which still has digits where it is small.
     """
     u = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
-    small = (u < 0).where(u, -u).tanh() + 1  # with the slope of the right-hand side at 0
+    small = (u < 0).where(u, -u).tanh() + 1  # the derivative at 0 is that from the right
     large = 2 - small
     return (u < 0).where(small, large), small * large
 
@@ -114,21 +115,21 @@ _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": oper
 
 
 def _written(sign: str) -> Any:
-    """An operator that writes in place."""
+    """The in-place form of an operator."""
     function = _OPERATORS[sign]
     return lambda self, other: self._in_place(sign, function(self, other))
 
 
 class Functions(Methods):
-    """Elementwise functions; integers are converted to float32 where the result is no integer."""
+    """Elementwise functions; integers are converted to float32 if results are not integers."""
 
     __slots__ = ()
 
     def _with_derivative(self, value: Self, rule: Rule, *others: Self) -> Self:
-        """`value`, an elementwise function of self, with a rule that gives g·f'(self) outright.
+        """`value`, an elementwise function of self, with a rule that computes g·f'(self) directly.
 
-        Step by step, g would be a factor of every term. So f' is a value of its own, which may be
-        computed together with f, whose exponentials it shares, and long before there is a g.
+        Derived step by step, every term would have the factor g. Here f' is a value of its own, so
+        it can be computed in the forward pass, together with f, and share its exponentials.
         """
         if not modes.gradients:
             return value
@@ -144,7 +145,7 @@ class Functions(Methods):
         return self._new(build.elementwise(op, self._as_float().node))
 
     def abs(self) -> Self:
-        """|self|; the derivative at 0 is 0. INT_MIN stays.
+        """|self|; the derivative at 0 is 0. The smallest integer of a dtype stays negative.
 
         >>> Tensor([-1, 2]).abs().tolist()
         [1, 2]
@@ -155,7 +156,7 @@ class Functions(Methods):
         return self.eq(0).where(0, size) if self.dtype.is_float else size  # |−0| is +0
 
     def floor(self) -> Self:
-        """The largest whole number that is not larger.
+        """The largest integer that is not larger.
 
         >>> Tensor([1.5, -1.5]).floor().tolist()
         [1.0, -2.0]
@@ -163,7 +164,7 @@ class Functions(Methods):
         return self._unary(Op.FLOOR) if self.dtype.is_float else self.clone()
 
     def ceil(self) -> Self:
-        """The smallest whole number that is not smaller.
+        """The smallest integer that is not smaller.
 
         >>> Tensor([1.5, -1.5]).ceil().tolist()
         [2.0, -1.0]
@@ -171,7 +172,7 @@ class Functions(Methods):
         return self._unary(Op.CEIL) if self.dtype.is_float else self.clone()
 
     def trunc(self) -> Self:
-        """The whole part, towards 0.
+        """The integer part: rounded towards 0.
 
         >>> Tensor([1.5, -1.5]).trunc().tolist()
         [1.0, -1.0]
@@ -179,7 +180,7 @@ class Functions(Methods):
         return self._unary(Op.TRUNC) if self.dtype.is_float else self.clone()
 
     def round(self, decimals: int = 0) -> Self:
-        """The nearest whole number, halves to even; or with so many digits after the point.
+        """Rounded to `decimals` digits after the point, halves to even.
 
         >>> Tensor([1.5, 2.5]).round().tolist()
         [2.0, 2.0]
@@ -189,7 +190,7 @@ class Functions(Methods):
                 raise DTypeError(f"round({decimals}) of {self.dtype.name}: use .float() first")
             return self.clone()
         if decimals:
-            power = 10.0 ** abs(decimals)  # whose reciprocal is rounded
+            power = 10.0 ** abs(decimals)  # exact, unlike its reciprocal
             wide = self._wide()
             whole = (wide * power if decimals > 0 else wide / power).round()
             return (whole / power if decimals > 0 else whole * power).cast(self.dtype)
@@ -371,7 +372,8 @@ class Functions(Methods):
     def pow(self, other: Any, *, reverse: bool = False) -> Self:
         """self ** other.
 
-        Of integers, a tensor's negative exponents truncate (0, or ±1 for ±1); a number raises.
+        For integers, negative exponents in a tensor truncate (to 0, or ±1 for ±1); as a number they
+        raise.
 
         >>> Tensor([3]).pow(2).tolist()
         [9]
@@ -390,9 +392,9 @@ class Functions(Methods):
         return self._new(x)._pow_integer(self._new(y))
 
     def _pow_number(self, exponent: int | float | bool) -> Self | None:
-        """The powers that are cheaper, and better behaved, than the general one."""
+        """A power by a formula cheaper and more accurate than the general one, or None."""
         if self.dtype.is_bool or (not self.dtype.is_float and isinstance(exponent, float)):
-            return None  # bools are powers of int32
+            return None  # powers of bools are int32
         if exponent == 1:
             return self * exponent
         if exponent in (2, 3):
@@ -432,7 +434,7 @@ class Functions(Methods):
         for name, value in (("rtol", rtol), ("atol", atol)):
             if not isinstance(value, Core) and not value >= 0:
                 raise ValueError(f"isclose({name}={value}): expected a number ≥ 0")
-        if not x.dtype.is_float:  # whose differences may wrap
+        if not x.dtype.is_float:  # differences of integers may wrap
             x, y = x.cast(dtypes.float64), y.cast(dtypes.float64)
         near = (x - y).abs() <= y.abs() * rtol + atol
         close = x.eq(y) | (near & x.isfinite() & y.isfinite())
@@ -459,7 +461,7 @@ class Functions(Methods):
         return self._with_derivative(self.isnan().where(self, signs), _flat)
 
     def copysign(self, other: Any) -> Self:
-        """|self| with the sign of other, that of −0 included.
+        """|self| with the sign of other; −0 counts as negative.
 
         >>> Tensor([3.0]).copysign(-1.0).tolist()
         [-3.0]
@@ -470,13 +472,13 @@ class Functions(Methods):
         return x._with_derivative(result, _copysign_rule, y)
 
     def logaddexp(self, other: Any) -> Self:
-        """log(eˣ + eʸ) without overflow, and to the last places where the larger one is near 0.
+        """log(eˣ + eʸ) without overflow; accurate to the last digits if the larger one is near 0.
 
         >>> round(Tensor([0.0]).logaddexp(0.0).item(), 4)
         0.6931
         """
         x, y = self._two_floats("logaddexp", other)
-        apart = x.eq(y).where(0.0, (x - y).abs())  # of equal infinities, too
+        apart = x.eq(y).where(0.0, (x - y).abs())  # 0 also for equal infinities
         return x._with_derivative(x.maximum(y) + (-apart).exp().log1p(), _softmax_rule, y)
 
     # --- exponentials, logarithms ---------------------------------------------------------
@@ -536,7 +538,7 @@ class Functions(Methods):
         return x._with_derivative(x._odd(size), _SINH)
 
     def _half_exp(self) -> Self:
-        """eˣ/2, in two steps that overflow no sooner than that."""
+        """eˣ/2, in two steps that overflow only if the result does."""
         root = (self * 0.5).exp()
         return root * 0.5 * root
 
@@ -565,7 +567,7 @@ class Functions(Methods):
         return x._with_derivative(x._odd(result), _ASINH)
 
     def acosh(self) -> Self:
-        """Inverse of cosh, accurate near 1; NaN below it.
+        """Inverse of cosh, accurate near 1; NaN below 1.
 
         >>> Tensor([1.0]).acosh().tolist()
         [0.0]
@@ -607,7 +609,7 @@ class Functions(Methods):
         return self.hardtanh(0, 6)
 
     def leaky_relu(self, negative_slope: Scalar = 0.01) -> Self:
-        """x, and negative_slope·x below 0.
+        """x, but negative_slope·x below 0.
 
         >>> Tensor([-1.0, 2.0]).leaky_relu(0.5).tolist()
         [-0.5, 2.0]
@@ -615,7 +617,7 @@ class Functions(Methods):
         return (self <= 0).where(self * negative_slope, self)
 
     def elu(self, alpha: Scalar = 1.0) -> Self:
-        """x, and alpha·(eˣ − 1) below 0.
+        """x, but alpha·(eˣ − 1) below 0.
 
         >>> Tensor([0.0, 2.0]).elu().tolist()
         [0.0, 2.0]
@@ -702,7 +704,7 @@ class Functions(Methods):
         return self * self.softplus().tanh()
 
     def hardsigmoid(self) -> Self:
-        """x/6 + 1/2 limited to 0 … 1, where the derivative is 0.
+        """x/6 + 1/2 limited to 0 … 1; at and beyond the limits the derivative is 0.
 
         >>> Tensor([-9.0, 0.0]).hardsigmoid().tolist()
         [0.0, 0.5]
@@ -719,7 +721,7 @@ class Functions(Methods):
         return x * ((x + 3).relu6() / 6)
 
     def hardtanh(self, min_val: Scalar = -1, max_val: Scalar = 1) -> Self:
-        """x limited to min_val … max_val, where the derivative is 0, unlike that of `clip`.
+        """x limited to min_val … max_val; at the limits the derivative is 0, unlike with `clip`.
 
         >>> Tensor([-9.0, 0.5]).hardtanh().tolist()
         [-1.0, 0.5]
@@ -732,7 +734,8 @@ class Functions(Methods):
     # --- in place ---------------------------------------------------------------------------------
 
     def _in_place(self, name: str, result: Self) -> Self:
-        """self, with the values of an in-place operation written to it."""
+        """Write the result of an in-place operation to self; an error if shape or dtype do not fit.
+        """
         fits = result.shape == self.shape
         if fits and _KINDS.index(result.dtype.kind) <= _KINDS.index(self.dtype.kind):
             return self.assign(result)

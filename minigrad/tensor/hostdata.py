@@ -20,17 +20,17 @@ _BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
     "c": dtypes.uint8, "l": BY_NAME[f"int{8 * struct.calcsize('l')}"],
     "L": BY_NAME[f"uint{8 * struct.calcsize('L')}"],
 }  # fmt: skip
-_NUMBERS = (int, float, bool)  # and nothing derived of them: numpy's numbers have a dtype
-DEEPEST = 64  # levels of nested lists, as numpy's and PyTorch's
-SAMPLED, BINS = 1 << 16, 32  # numbers that a histogram counts, about, and its bars
+_NUMBERS = (int, float, bool)  # no derived classes: numpy's numbers have a dtype
+DEEPEST = 64  # levels of nested lists, as in numpy and PyTorch
+SAMPLED, BINS = 1 << 16, 32  # about so many numbers are counted by a histogram of so many bars
 HostArray = tuple[bytes, tuple[int, ...], DType]
 
 
 def read(data: Any, dtype: DType | None) -> HostArray:
-    """Bytes in row-major order, shape and dtype of whatever a user calls data.
+    """Row-major bytes, shape and dtype of anything that a user may pass as data.
 
-    dtype: what the caller asked for; values of Python lists are converted to it here, arrays come
-    back in their own dtype.
+    dtype: what the caller asked for. Values of Python lists are converted to it here; arrays keep
+    their own dtype.
     """
     kind = type(data)
     if kind in _NUMBERS:
@@ -46,14 +46,14 @@ def read(data: Any, dtype: DType | None) -> HostArray:
 
 @cache
 def known(dtype: Any) -> DType | None:
-    """What numpy's dtype is here; its name is slow to ask for."""
+    """Our dtype for numpy's, or None; asking numpy for the name is slow."""
     return BY_NAME.get(dtype.name)
 
 
 def _read_array(data: Any) -> HostArray:
     import numpy as np
 
-    if str(getattr(data, "dtype", "")) == "torch.bfloat16":  # which numpy does not know
+    if str(getattr(data, "dtype", "")) == "torch.bfloat16":  # numpy does not know it
         wide = np.asarray(data.float())
         halves = np.right_shift(wide.view("uint32"), 16).astype("uint16")
         return halves.tobytes(), wide.shape, dtypes.bfloat16
@@ -80,7 +80,7 @@ def _read_buffer(view: memoryview) -> HostArray:
 
 
 def _read_nested(data: Any, dtype: DType | None) -> HostArray:
-    """A number, or lists of lists of numbers, level by level."""
+    """Bytes, shape and dtype of nested lists of numbers, level by level."""
     level: list[Any] = [data]
     shape: list[int] = []
     while any(isinstance(value, (list, tuple, range)) for value in level):
@@ -117,7 +117,7 @@ def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:
     form = f"{len(values)}{dtype.code}"
     try:
         return struct.pack(form, *values)
-    except (struct.error, OverflowError):  # floats for an integer dtype, or what it does not hold
+    except (struct.error, OverflowError):  # floats for integers, or a number that does not fit
         return struct.pack(form, *(convert(value, dtype) for value in values))
 
 
@@ -130,7 +130,7 @@ def unpack(data: bytes | bytearray, dtype: DType) -> list[Any]:
 
 
 def nest(values: list[Any], shape: Sequence[int]) -> Any:
-    """A flat list as nested lists of `shape`."""
+    """A flat list as nested lists of shape `shape`."""
     if not shape:
         return values[0]
     for axis in range(len(shape) - 1, 0, -1):
@@ -142,7 +142,8 @@ def nest(values: list[Any], shape: Sequence[int]) -> Any:
 def crop(
     data: bytearray, reserved: Sequence[Integer], shape: Sequence[int], itemsize: int
 ) -> bytearray:
-    """The bytes of the part `shape` of an array whose symbolic dimensions have room for more."""
+    """The bytes of the leading part `shape` of an array with room for its largest symbolic extents.
+    """
     upper = [high(extent) for extent in reserved]
     if list(shape) == upper:
         return data
@@ -163,7 +164,7 @@ def to_numpy(data: bytearray, shape: Sequence[int], dtype: DType) -> Any:
 
 
 def text(array: Any, edge: int) -> str:
-    """An array as numpy writes it, with at most `edge` elements at each end of a dimension."""
+    """An array as numpy prints it, with at most `edge` elements at each end of a dimension."""
     import numpy as np
 
     found = np.array2string(array, separator=", ", threshold=0, edgeitems=edge)
@@ -171,16 +172,16 @@ def text(array: Any, edge: int) -> str:
 
 
 def heights(finite: Any, highest: int) -> list[int]:
-    """The bars of a histogram of finite float64 numbers."""
+    """The heights of the bars of a histogram of finite float64 numbers."""
     import numpy as np
 
-    most = np.abs(finite).max() or 1  # by which no range is infinite
+    most = np.abs(finite).max() or 1  # divided by this, no range is infinite
     counts = np.histogram(finite / most, BINS)[0]
     return [int(bar) for bar in (highest * counts / counts.max()).round()]
 
 
 def histogram(array: Any) -> str:
-    """How numbers are spread, as a small SVG with a line below; nothing where all are alike."""
+    """The distribution of numbers as a small SVG with a line below; "" if all are equal."""
     import numpy as np
 
     step = max(-(-array.size // SAMPLED), 1)

@@ -28,7 +28,7 @@ from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
 from minigrad.tensor.methods import Methods
 
-SMALL = 4096  # elements of a mask, up to which the host looks through it
+SMALL = 4096  # masks of up to so many elements are read by the host
 UNPACKS = dis.opmap["UNPACK_SEQUENCE"]  # v, i = x
 
 
@@ -42,27 +42,27 @@ class Indexing(Methods):
     def __getitem__(self, key: Any) -> Self:
         """numpy's indexing: ints, slices, None, …, integer and boolean tensors (or lists).
 
-        Ints and offsets of slices may be symbolic. How many elements of a boolean tensor are true,
-        is read by the host.
-        BoundsError where an index is out of range; if it is in a tensor, when that is computed.
+        Ints and bounds of slices may be symbolic. The host reads how many elements of a boolean
+        tensor are true. BoundsError for an index out of range; for one in a tensor, when it is
+        computed.
         """
         return self._indexed(key, "x[…]")
 
     def _indexed(self, key: Any, name: str) -> Self:
-        """self[key], which messages call `name`."""
+        """self[key]; `name` is for messages."""
         view, arrays, place = self._basic(key, name)
         return view if not arrays else view._take_places(arrays, place)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Write to a part in place: `value` is broadcast and cast; of equal places the last wins.
+        """Write to a part in place: `value` is broadcast and cast; at equal places the last wins.
 
-        Where no array indexes, extents of 1 in front of a value of more dimensions do not count.
+        Without index arrays, leading extents of 1 of a value with more dimensions are ignored.
         BoundsError as in `x[…]`; after one from a tensor of indices, x has no value.
         """
         if isinstance(value, Core) and value._origin is not None:
             view, arrays, _ = self._basic(key, "x[…] = v")
             if not arrays and views.same(view, value):
-                return  # x[key] += y: the view has written it
+                return  # x[key] += y: the view has already written it
         if isinstance(key, type(self)) and key.dtype.is_bool:
             one = _is_one(value)
             if one or _is_large(key.shape):
@@ -78,12 +78,13 @@ class Indexing(Methods):
         view.assign(value)
 
     def _leading(self, mask: Self) -> Self:
-        """A mask over the leading dimensions with a 1 for each of the others."""
+        """A mask over the leading dimensions, with extents of 1 for the others."""
         self._check_mask(mask, 0)
         return mask.reshape(mask.shape + (1,) * (self.ndim - mask.ndim))
 
     def _filled(self, mask: Self, value: Any) -> Self:
-        """self with one row of `value` after the other where a mask is true: read by its place."""
+        """self with the rows of `value`, in order, where a mask is true; gathered by their place.
+        """
         wide = self._leading(mask)
         until = mask.detach().flatten().int().cumsum(0).realize()
         rest = self.shape[mask.ndim :]
@@ -105,16 +106,16 @@ class Indexing(Methods):
         return bool(self.eq(value).any())
 
     def _basic(self, key: Any, name: str) -> tuple[Self, dict[int, Self], int]:
-        """The view that ints, slices and None make, and the arrays that index its dimensions.
+        """The view that ints, slices and None give, and the arrays that index its dimensions.
 
-        Last the dimension of the result at which the arrays' own dimensions stand. As in numpy that
-        is where the arrays (and ints) stood if they were side by side, else the front.
+        Third, the position in the result of the arrays' own dimensions: where the arrays (and ints)
+        were if they were side by side, else 0, as in numpy.
         """
         if key.__class__ is int and self.raw.shape:
             number = _place(key, 0, self.raw.shape[0], self.raw.shape)
             return self._view(lambda node: row_of(node, number)), {}, 0
         items, listed = self._items(key)
-        # an int counts as an array where arrays are used
+        # an int counts as an array if there are arrays
         advanced = [
             at for at, item in enumerate(items)
             if not (item is None or item is Ellipsis or isinstance(item, slice))
@@ -122,7 +123,7 @@ class Indexing(Methods):
         place = 0
         if advanced and advanced[-1] - advanced[0] < len(advanced):
             place = advanced[0] - (Ellipsis in items[: advanced[0]])
-        cuts: list[tuple[Integer, Integer, int]] = []  # of each dimension start, stop and step
+        cuts: list[tuple[Integer, Integer, int]] = []  # start, stop and step of each dimension
         kept: list[int | None] = []  # the result's dimensions, None for new ones
         arrays: dict[int, Self] = {}
         for item in items:
@@ -149,10 +150,10 @@ class Indexing(Methods):
         return self._view(part), arrays, place
 
     def _items(self, key: Any) -> tuple[list[Any], set[int]]:
-        """One item per dimension, or mask, plus None for new ones; arrays are tensors of integers.
+        """One item per dimension or mask, and None for new ones; arrays are tensors of integers.
 
-        An Ellipsis is left where it stands for no dimension: it still parts what is beside it. Also
-        the ids of the arrays that the host has.
+        An Ellipsis that stands for no dimension is kept, because it separates its neighbours. Also
+        the ids of the arrays whose values the host has.
         """
         items: list[Any] = []
         listed: set[int] = set()
@@ -179,8 +180,9 @@ class Indexing(Methods):
         return items, listed
 
     def _arrays(self, item: Any, axis: int, name: str, known: bool) -> list[Self]:
-        """Checked positions along an axis, or several; known: the host has them, and looks now."""
-        if item.dtype.is_bool:  # the host reads how many are true, and a small mask itself
+        """Checked positions along one axis or several; known: the host has, and checks, the values.
+        """
+        if item.dtype.is_bool:  # the host reads how many are true, and all of a small mask
             self._check_mask(item, axis)
             if not item.ndim:
                 raise BoundsError("a 0-d mask: use where() or masked_fill()")
@@ -216,8 +218,8 @@ class Indexing(Methods):
             raise misfit(said, f"{wanted}", self, error=BoundsError)
 
     def _places(self) -> Self:
-        """The positions where the flat mask is true, a vector of int32."""
-        if not _is_large(self.shape):  # a program for each size would not pay
+        """The positions where the flattened mask is true, an int32 vector."""
+        if not _is_large(self.shape):  # for small ones, a program per size would not pay off
             places = list(compress(count(), self._bytes()))
             return type(self)(places, dtype=dtypes.default_int, device=self.raw.device)
         found, number = map(self._new, selected(self.detach().flatten().node))
@@ -229,9 +231,9 @@ class Indexing(Methods):
     def _plan_places(
         self, arrays: dict[int, Self], wraps: bool = True
     ) -> tuple[list[int], Self, Self]:
-        """Dimensions with the indexed ones first; self with these as rows; the row of each place.
+        """Dimensions, indexed ones first; self with those merged into rows; each place's row.
 
-        wraps: whether negative indices count from the end.
+        wraps: negative indices count from the end.
         """
         axes = sorted(arrays)
         order = axes + [axis for axis in range(self.ndim) if axis not in arrays]
@@ -243,7 +245,7 @@ class Indexing(Methods):
         flat = indices[0]
         for index, extent in zip(indices[1:], extents[1:], strict=True):
             flat = flat * extent + index
-        if len(axes) > 1:  # an index out of range must not become another one in range
+        if len(axes) > 1:  # an index out of range must not become another in range
             if is_symbolic(tuple(extents)):
                 raise ShapeError("several index arrays on a symbolic dimension")
             fits = ((i >= 0) & (i < extent) for i, extent in zip(indices, extents, strict=True))
@@ -252,12 +254,12 @@ class Indexing(Methods):
         return order, self.permute(*order).reshape((product(extents), *rest)), flat.expand(shape)
 
     def _wrapped(self, index: Self, axis: int) -> Self:
-        """An index array whose negative elements count from the end."""
+        """An index array with negative elements counted from the end."""
         index = index._wide_index(high(self.shape[axis]))
         return (index < 0).where(index + self._count(axis, index.dtype), index)
 
     def _wide_index(self, most: float = 0) -> Self:
-        """A checked index array as signed integers, in which so many positions have room."""
+        """A checked index array as signed integers that can hold positions up to `most`."""
         if most > dtypes.int32.maximum or self.dtype in (dtypes.uint32, dtypes.uint64):
             return self.cast(dtypes.int64)
         return self.int() if self.dtype.itemsize < 4 else self
@@ -265,7 +267,7 @@ class Indexing(Methods):
     def _take_places(self, arrays: dict[int, Self], place: int, wraps: bool = True) -> Self:
         _, x, flat = self._plan_places(arrays, wraps)
         axis = 0
-        if len(arrays) == 1:  # along its own axis: what is added to it in a gradient lies so, too
+        if len(arrays) == 1:  # along its own axis: gradients are added in that layout, too
             (axis,), x = arrays, self
         count, before, behind = product(flat.shape), x.shape[:axis], x.shape[axis + 1 :]
         column = flat.reshape((*(1 for _ in before), count, *(1 for _ in behind)))
@@ -276,7 +278,7 @@ class Indexing(Methods):
         return taken.permute(*others[:place], *inside, *others[place:])
 
     def _replaced(self, arrays: dict[int, Self], place: int, value: Any) -> Self:
-        """self with the elements at index arrays replaced; of equal places the last wins."""
+        """self with the elements at index arrays replaced; at equal places the last one wins."""
         order, rows, flat = self._plan_places(arrays)
         rest = rows.shape[1:]
         given = self._filling(value, "x[…] = v")
@@ -292,7 +294,7 @@ class Indexing(Methods):
     # --- what is made of it ----------------------------------------------------------------------
 
     def take(self, index: Core) -> Self:
-        """Elements of the flat tensor; negative indices count from the end, as in `x[…]`.
+        """Elements of the flattened tensor; negative indices count from the end, as in `x[…]`.
 
         >>> Tensor([[1, 2], [3, 4]]).take(Tensor([3, 0])).tolist()
         [4, 1]
@@ -312,8 +314,8 @@ class Indexing(Methods):
     def nonzero(self, *, as_tuple: bool = False, size: int | None = None) -> Any:
         """Positions of elements that are not 0, int32 of shape (count, ndim).
 
-        The host reads how many there are. as_tuple: a vector for each dimension instead. size: so
-        many rows, the last ones zeros if there are fewer elements, and the host reads nothing.
+        The host reads how many there are. as_tuple: a vector for each dimension instead. size:
+        exactly so many rows, filled up with zeros at the end, without reading anything.
 
         >>> Tensor([0, 7]).nonzero().tolist()
         [[1]]
@@ -321,17 +323,17 @@ class Indexing(Methods):
         mask = self.ne(0)
         if size is not None:
             flat = mask.flatten()
-            order = (~flat).cast("uint8").argsort(0)[:size]  # stable: those that are not 0 first
+            order = (~flat).cast("uint8").argsort(0)[:size]  # stable: nonzero ones first
             order = flat._at(0, order).where(order, 0).pad([(0, size - order._known_shape()[0])])
         else:
             order = mask._places()
         places = self._unravelled(order)
         if as_tuple:
-            return tuple(places or [order])  # of a number as of a vector of one
+            return tuple(places or [order])  # a number counts as a vector of one
         return places[0].stack(*places[1:], dim=-1) if places else order.unsqueeze(1)[:, :0]
 
     def _unravelled(self, flat: Any) -> list[Self]:
-        """Positions in the flat tensor as positions along each dimension."""
+        """Positions in the flattened tensor as positions along each dimension."""
         found: list[Self] = []
         for extent in self._known_shape()[:0:-1]:
             found.append(flat % max(extent, 1))
@@ -341,7 +343,7 @@ class Indexing(Methods):
     def embedding(self, weight: Core) -> Self:
         """Rows of weight (classes, width) at the integers in self: shape self.shape + (width,).
 
-        BoundsError where one of them is none of 0 … classes − 1.
+        BoundsError if one of them is not in 0 … classes − 1.
 
         >>> Tensor([1, 0]).embedding(Tensor([[1.0], [2.0]])).tolist()
         [[2.0], [1.0]]
@@ -349,7 +351,7 @@ class Indexing(Methods):
         return self._rows_of(weight, "embedding")
 
     def _rows_of(self, weight: Core, name: str) -> Self:
-        """`embedding`, which messages call `name`."""
+        """`embedding`; `name` is for messages."""
         if not self.dtype.is_int or weight.ndim != 2:
             what = f"{self.dtype.name} {self.shape} in a table of shape {weight.shape}"
             raise misfit("embedding", "integers and a table (classes, width)", what)
@@ -366,19 +368,19 @@ def _is_one(value: Any) -> bool:
 
 
 def _check_known(index: Core, axis: int, shape: Shape) -> None:
-    """BoundsError where a list of the host names an element that the dimension has not."""
+    """BoundsError if a list of the host has an index that is out of range."""
     values = index.raw.arg.copy_out() if index.numel() else b""
     for value in unpack(values, index.dtype):
         _place(value, axis, shape[axis], shape)
 
 
 def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
-    """Where an int index points; negative ones count from the end."""
+    """The position that an int index means; negative ones count from the end."""
     if isinstance(item, Affine):
         place: Integer = item
     else:
         place = item + extent if item < 0 else item
-    count = evaluate(extent, {})  # as it is bound now
+    count = evaluate(extent, {})  # its current value
     if low(place) < 0 or high(place) >= high(extent) or evaluate(place, {}) >= count:
         raise BoundsError(
             f"index {item} is out of range for dimension {axis} of shape {shape}; expected "
@@ -388,7 +390,7 @@ def _place(item: Any, axis: int, extent: Integer, shape: Shape) -> Integer:
 
 
 def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
-    """start, stop and step; for a negative step of the flipped dimension."""
+    """start, stop and step; for a negative step, of the flipped dimension."""
     if item.start is item.stop is item.step is None:
         return 0, extent, 1
     step = 1 if item.step is None else _int(item.step)
@@ -428,7 +430,7 @@ def _bound(given: Any, default: Integer, extent: Integer) -> Integer:
 
 
 def _cut(node: Node, cuts: list[tuple[Integer, Integer, int]]) -> Node:
-    """Slices of every dimension, with steps."""
+    """Slices, with steps, of every dimension."""
     node = build.flip(node, [axis for axis, (*_, step) in enumerate(cuts) if step < 0])
     node = build.shrink(node, [(start, stop) for start, stop, _ in cuts])
     for axis, (*_, step) in enumerate(cuts):
@@ -438,7 +440,7 @@ def _cut(node: Node, cuts: list[tuple[Integer, Integer, int]]) -> Node:
 
 
 def _every(node: Node, axis: int, step: int) -> Node:
-    """Elements 0, step, 2·step, … along an axis: padded to whole steps, folded, cut."""
+    """Elements 0, step, 2·step, … along an axis: padded to whole steps, reshaped, cut."""
     extent = node.shape[axis]
     assert isinstance(extent, int)
     count = ceildiv(extent, step)

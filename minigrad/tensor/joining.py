@@ -20,12 +20,12 @@ from minigrad.tensor.movement import sequence
 
 
 class Joining(Methods):
-    """Tensors joined, repeated and split; parts are views, what is joined or repeated is not."""
+    """Tensors joined, repeated and split; parts are views, joined and repeated tensors are not."""
 
     __slots__ = ()
 
     def cat(self, *others: Any, dim: Axis = None, axis: Axis = None) -> Self:
-        """Tensors one after the other along `dim` (0); their other extents are equal.
+        """Tensors joined along `dim` (default 0); their other extents must be equal.
 
         Also `Tensor.cat([a, b], 1)`.
         """
@@ -44,7 +44,10 @@ class Joining(Methods):
         return first._new((build.cat if many else joined)([each.node for each in tensors], place))
 
     def stack(self, *others: Any, dim: Axis = None, axis: Axis = None) -> Self:
-        """Tensors of equal shape along a new dimension (0); also `Tensor.stack([a, b], 1)`."""
+        """Tensors of equal shape joined along a new dimension `dim` (default 0), as for `cat`.
+
+        Also `Tensor.stack([a, b], 1)`.
+        """
         tensors, along = _joined_along("stack", self, others, dim, axis)
         for tensor in tensors:
             if tensor.shape != tensors[0].shape:
@@ -54,7 +57,8 @@ class Joining(Methods):
         return wider[0].cat(*wider[1:], dim=place)
 
     def repeat(self, *counts: Any) -> Self:
-        """The whole tensor repeated along each dimension, new ones at the left."""
+        """The tensor repeated along each dimension; additional counts add dimensions at the left.
+        """
         times = sequence(counts)
         check_ints("repeat", **{f"counts[{i}]": count for i, count in enumerate(times)})
         expect(len(times) >= self.ndim, f"repeat{times}", "a count for each",
@@ -66,7 +70,7 @@ class Joining(Methods):
         return self._new(self.reshape(between).expand(wide).reshape(final).node)
 
     def repeat_interleave(self, repeats: int, dim: Axis = None) -> Self:
-        """Each element repeated; without `dim` those of the flat tensor."""
+        """Each element repeated along `dim`; without `dim`, those of the flattened tensor."""
         expect(repeats >= 0, f"repeat_interleave({repeats!r})", "an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
@@ -76,7 +80,10 @@ class Joining(Methods):
         return self._new(wide.reshape(left[:-1] + (left[-1] * repeats,) + right).node)
 
     def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
-        """Elements shifted along dims, those that leave come in at the other end."""
+        """Elements shifted along dims; those shifted out come in at the other end.
+
+        Without dims, along the flattened tensor.
+        """
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
         shift = shifts if isinstance(shifts, Sequence) else [shifts]
@@ -123,15 +130,15 @@ class Joining(Methods):
         """Dimensions split, reordered and merged, as einops.rearrange does.
 
         pattern: names of self's dimensions, "->", the same names in the result's order. (a b) is
-        one dimension made of two, of which one extent must be given in `sizes` unless it is 1;
-        "..." stands for any number of dimensions, 1 and () for one of extent 1.
+        one dimension made of two; `sizes` must have the extents of all of these but one. "..."
+        stands for any number of dimensions, 1 and () for one of extent 1.
 
         >>> Tensor.zeros(2, 6).rearrange("b (h w) -> b w h", h=2).shape
         (2, 3, 2)
         """
         left, arrow, right = pattern.replace("…", "...").partition("->")
         expect(arrow, f"rearrange {pattern!r}", "'before -> after'")
-        if "..." in left:  # has a name for each dimension that no other part of the left is
+        if "..." in left:  # gets a name for each dimension that the rest of the left does not name
             rest = range(self.ndim - len(_groups(pattern, left.replace("...", ""))))
             dots = " ".join(f"dots_{i}" for i in rest)
             left, right = (side.replace("...", f" {dots} ") for side in (left, right))
@@ -150,7 +157,7 @@ class Joining(Methods):
             open_ = [name for name in group if name not in extents]
             known: Any = product([extents[name] for name in group if name in extents])
             divides = known == 1 or (isinstance(extent, int) and known and extent % known == 0)
-            if len(open_) == 1 and divides:  # which follows from the whole
+            if len(open_) == 1 and divides:  # it follows from the whole
                 extents[open_[0]] = extent // known
             elif open_ or known != extent:
                 raise ShapeError(
@@ -180,9 +187,9 @@ def _groups(pattern: str, side: str) -> list[list[str]]:
 def _joined_along(
     name: str, first: Any, others: tuple[Any, ...], dim: Axis, axis: Axis
 ) -> tuple[list[Any], int]:
-    """The tensors that are joined, in one dtype, and along which dimension.
+    """The tensors to join, in one dtype, and the dimension.
 
-    Of f(a, b, dim=1), f(a, b, 1), f((a, b), axis=1), and a.f([b, c]).
+    For calls as f(a, b, dim=1), f(a, b, 1), f((a, b), axis=1), and a.f([b, c]).
     """
     given = [number for number in (dim, axis) if number is not None]
     if others and isinstance(others[-1], int):

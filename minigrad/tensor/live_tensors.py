@@ -23,11 +23,10 @@ lock = held_over_forks()
 
 
 class _Rank(threading.local):
-    """The number that this thread's devices have, where it is one rank of several in a process.
+    """The rank number of this thread's devices, if it is one of several ranks in a process.
 
-    Such a thread knows of the tensors on its own devices only ("CPU:2", "REF:2"): what the other
-    ranks have begun, and what they wait for, is not its business. devices: the names themselves,
-    where it is a stage of a pipeline.
+    Such a thread sees only tensors on its own devices ("CPU:2", "REF:2"), not what other ranks have
+    started or wait for. devices: the names themselves, for a stage of a pipeline.
     """
 
     number: int | None = None
@@ -48,13 +47,12 @@ REPLAYED = "replayed"
 
 
 class Holder:
-    """What the engine knows of a tensor.
+    """The engine's part of a tensor.
 
-    raw: the node whose value it is. stopped: no gradient flows from it to its sources; REPLAYED
-    where one should, and cannot.
-    requires_grad: True for a leaf that wants a gradient, False for one that must have none, None
-    where nobody said. _origin: how it came to be, for a view; _family: its views, if it had any
-    (see `views`).
+    raw: the node whose value it is. stopped: no gradient flows from it to its sources; REPLAYED if
+    one should flow, but cannot. requires_grad: True for a leaf that gets a gradient, False for one
+    that gets none, None if not set. _origin: for a view, how it was made; _family: its views, if it
+    ever had any (see `views`).
     """
 
     __slots__ = ("raw", "stopped", "_requires_grad", "_origin", "_family", "_link", "__weakref__")
@@ -66,12 +64,13 @@ class Holder:
     _link: Link
 
     def _borrows(self, target: Node) -> bool:
-        """Whether a BUFFER's memory is known as another tensor's, so that this may not write it."""
+        """Whether a BUFFER's memory is owned by another tensor, so that this one must not write it.
+        """
         owner = target.arg.owner
         return bool(owner) and owner is not self._link
 
     def _point(self, node: Node) -> None:
-        """Stand for another node from now on."""
+        """Stand for another node."""
         with lock:
             _unfile(self._link)
             self.raw = node
@@ -81,11 +80,11 @@ class Holder:
 
 
 class Link(weakref.ref[Holder]):
-    """A weak reference that knows under which node it is filed.
+    """A weak reference to a tensor that knows the node it is filed under.
 
-    device: where the node is. filed: the age that a node made then would have had. thread: which
-    made it or wrote it last (unknown of a replay's results). death: for one without a callback,
-    another that has one.
+    device: of the node. filed: the age of a node created at the same time. thread: which created or
+    last wrote the tensor (unset after a replay). death: for a link without a callback, another link
+    that has one.
     """
 
     __slots__ = ("node_id", "device", "filed", "thread", "death")
@@ -99,14 +98,14 @@ class Link(weakref.ref[Holder]):
 # id of a node → its link, or several by their ids. While a link is filed its tensor keeps the node
 # alive, so an id cannot be given to another node meanwhile.
 by_node: dict[int, Link | dict[int, Link]] = {}
-shared: set[int] = set()  # ids of BUFFER nodes for which several tensors stand
-# Those whose node is not a BUFFER yet, and views: what they show may change without them.
+shared: set[int] = set()  # ids of BUFFER nodes with several tensors
+# Links to tensors whose node is not a BUFFER yet, and to views: other code may change these.
 _lazy: dict[int, Link] = {}
-lazy_links = _lazy  # for whoever only asks whether there are any
+lazy_links = _lazy  # for code that only asks whether there are any
 
 
 class _Clock:
-    """How often something has happened; while a number stands, it has not.
+    """Counters of events: as long as a number is the same, its event has not happened.
 
     lazies: a tensor became lazy.
     """
@@ -120,7 +119,7 @@ clock.lazies = 0
 
 
 def file(holder: Holder, node: Node) -> None:
-    """Let a holder with a link be found by its node. The lock is held."""
+    """Make a holder findable by its node. The caller holds the lock."""
     number, link = id(node), holder._link
     link.node_id, link.device = number, node.device
     filed = by_node.setdefault(number, link)
@@ -135,10 +134,10 @@ def file(holder: Holder, node: Node) -> None:
 
 
 def _join(number: int, filed: Link | dict[int, Link], link: Link) -> None:
-    """File a link with those that are there."""
+    """File a link next to those already filed under the node."""
     if isinstance(filed, dict):
         filed[id(link)] = link
-        by_node[number] = filed  # the last of the others may have gone meanwhile
+        by_node[number] = filed  # the last of the others may have been removed meanwhile
         return
     other = filed()
     by_node[number] = link if other is None else {id(filed): filed, id(link): link}
@@ -161,7 +160,7 @@ def _unfile(link: Link) -> None:
 
 
 def _links(number: int) -> list[Link]:
-    """Those of a node, by its id."""
+    """The links filed under a node, by its id."""
     filed = by_node.get(number)
     if filed is None:
         return []
@@ -174,19 +173,19 @@ def _is_view(link: Link) -> bool:
 
 
 def _several(number: int) -> bool:
-    """Whether several tensors that are no views stand for a node."""
+    """Whether several tensors that are not views stand for a node."""
     return sum(not _is_view(link) for link in _links(number)) > 1
 
 
 def _mourn(holder: Holder) -> None:
-    """See to it that the death of a tensor is noticed, whose link does not do so itself."""
+    """Make the death of a tensor noticed if its link has no callback."""
     link = holder._link
     if not hasattr(link, "death"):
         link.death = weakref.ref(holder, lambda _: forget(link))
 
 
 def enter_alone(holder: Holder, node: Node) -> None:
-    """Let a holder stand for a BUFFER node that nobody else can know."""
+    """Let a holder stand for a BUFFER node that nothing else refers to."""
     holder.raw = node
     holder._link = link = Link(holder, forget)
     link.node_id, link.device = id(node), node.device
@@ -194,17 +193,17 @@ def enter_alone(holder: Holder, node: Node) -> None:
 
 
 def stay_alone(node: Node) -> None:
-    """Let tensors, one after the other, stand for a BUFFER node that nobody else can know.
+    """Let one tensor after another stand for a BUFFER node that nothing else refers to.
 
-    Such a tensor is filed by `by_node[id(node)] = link`, with a link that needs no callback: it
-    makes way for the next one, or goes with the node.
+    Such a tensor is filed by `by_node[id(node)] = link`, with a link that needs no callback: the
+    next tensor's link replaces it, or it is removed with the node.
     """
     weakref.finalize(node, by_node.pop, id(node), None).atexit = False
 
 
 def forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-    """The tensor of a link is gone."""
-    if ending():  # modules are taken apart: their tables are gone
+    """Remove the link of a tensor that was deleted."""
+    if ending():  # modules are being torn down: their tables are gone
         return
     try:
         with lock:
@@ -214,7 +213,7 @@ def forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
 
 
 def _alive(links: Iterable[Link]) -> list[Holder]:
-    """Those of this rank: not even for a moment may one keep another's lazy tensor alive."""
+    """The live tensors of this rank. It must not keep other ranks' alive, not even briefly."""
     knows = rank.knows
     return [h for link in links if knows(link.device) and (h := link()) is not None]
 
@@ -229,18 +228,18 @@ def holders(node: Node) -> list[Holder]:
 
 
 def wants_gradient(node: Node) -> bool:
-    """Whether a live tensor that stands for `node` was marked as a leaf."""
+    """Whether a live tensor with requires_grad=True stands for `node`."""
     return bool(leaves_among((node,)))
 
 
 def held_among(nodes: Collection[Node]) -> Iterator[Node]:
-    """Those for which a tensor stands: of a graph, few."""
+    """The nodes for which a tensor stands: few of a graph's."""
     return compress(nodes, map(by_node.__contains__, map(id, nodes)))
 
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
-    """Those for which a live tensor stands that was marked as a leaf."""
-    look, found = by_node.get, []  # for each eager operation: no calls of functions
+    """The nodes for which a live tensor with requires_grad=True stands."""
+    look, found = by_node.get, []  # no function calls: this runs for each eager operation
     for node in nodes:
         filed = look(id(node))
         if filed is None:
@@ -261,23 +260,23 @@ def lazy_holders() -> list[Holder]:
 
 
 def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
-    """Those that this thread made or wrote last, as far as that is known."""
+    """The tensors that this thread created or last wrote, as far as that is known."""
     me = get_ident()
     return [holder for holder in tensors if getattr(holder._link, "thread", me) == me]
 
 
 def not_captured(tensors: Iterable[Holder]) -> list[Holder]:
-    """Those that are in no step which another thread captures now."""
+    """The tensors that are not part of a step that another thread is capturing."""
     others = capturing.keys() - {get_ident()}
     return [holder for holder in tensors if getattr(holder._link, "thread", 0) not in others]
 
 
 def lazy_since(age: int) -> list[Holder]:
-    """The `lazy_holders` whose node may need one of an age, or a younger one; oldest first."""
+    """The `lazy_holders` whose node is of this age or younger; oldest first."""
     found: list[Holder] = []
     with lock:
         for link in reversed(_lazy.values()):
-            if link.filed < age:  # and so were all before it, and their nodes
+            if link.filed < age:  # so were all before it, and their nodes
                 break
             holder = link() if rank.knows(link.device) else None
             if holder is not None and holder.raw.op is not BUFFER and holder.raw.age >= age:
@@ -292,7 +291,7 @@ def lazy_views() -> list[Holder]:
 
 
 def abandon(unwanted: Callable[[Node], bool]) -> None:
-    """Let nobody realize tensors (of this rank) on the way, whose node is `unwanted`."""
+    """Forget lazy tensors (of this rank) with an `unwanted` node: other programs skip them."""
     with lock:
         for number, link in list(_lazy.items()):
             holder = link() if rank.knows(link.device) else None

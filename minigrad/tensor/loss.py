@@ -38,12 +38,12 @@ class Loss(Composed):
         self, target: Core, reduction: str = "mean", label_smoothing: Scalar = 0.0,
         ignore_index: int = -100, *, axis: Axis = None,
     ) -> Self:  # fmt: skip
-        """−log softmax(logits)[target], of logits (…, classes) or PyTorch's (batch, classes, …).
+        """−log softmax(logits)[target], for logits (…, classes) or PyTorch's (batch, classes, …).
 
-        target: integers of the logits' shape without the classes, or probabilities of their shape.
-        axis: where the classes are; it must be given where the shapes fit both, as (8, 5, 5) with
-        integers (8, 5) do. Entries equal to ignore_index do not count; BoundsError where another is
-        no class. Computed in at least float32.
+        target: integers in the logits' shape without the classes, or probabilities in their shape.
+        axis: the dimension of the classes, required if the shapes fit both forms, such as (8, 5, 5)
+        with integers (8, 5). Targets equal to ignore_index do not count; BoundsError if another is
+        not a class. Computed in at least float32.
 
         >>> round(Tensor([[0.0, 0.0]]).cross_entropy(Tensor([1])).item(), 4)
         0.6931
@@ -56,7 +56,7 @@ class Loss(Composed):
         self, target: Core, weight: Core | None, reduction: str, label_smoothing: Scalar,
         ignore_index: int, place: int,
     ) -> Self:  # fmt: skip
-        """As `cross_entropy`. weight: one factor per class. place: where the classes are."""
+        """As `cross_entropy`. weight: one factor per class. place: the dimension of the classes."""
         check_share("cross_entropy", label_smoothing=label_smoothing)
         shifted = self.movedim(place, -1)._wide()._shifted(-1)
         total = shifted.exp().sum(-1).log()
@@ -78,7 +78,8 @@ class Loss(Composed):
         return losses._reduced(reduction).cast(self._float_dtype())
 
     def _class_axis(self, name: str, target: Core, axis: Axis) -> int:
-        """Where the classes are: given, or −1 or 1, whichever fits the targets' shape alone."""
+        """The dimension of the classes: as given, else the one of −1 and 1 that fits the targets.
+        """
         if axis is not None:
             return axis_of(name, axis, self.ndim)
         if target.dtype.is_float:
@@ -95,7 +96,7 @@ class Loss(Composed):
         self, target: Core, ignore_index: int = -1, label_smoothing: Scalar = 0.0,
         reduction: str = "mean",
     ) -> Self:  # fmt: skip
-        """As `cross_entropy` with integer targets.
+        """`cross_entropy` of logits (…, classes) and integer targets (…).
 
         >>> round(Tensor([[0.0, 0.0]]).sparse_categorical_crossentropy(Tensor([1])).item(), 4)
         0.6931
@@ -106,9 +107,10 @@ class Loss(Composed):
         self, name: str, target: Core, weight: Core | None, ignore_index: int, reduction: str,
         total: Any = 0.0, label_smoothing: Scalar = 0.0,
     ) -> Self:  # fmt: skip
-        """total − self[…, target] for integers (…); total − self: −log probabilities (…, classes).
+        """Losses total − self[…, target] for integer targets (…), reduced.
 
-        The picked one as a masked sum: its gradient is elementwise, and fuses with softmax's.
+        total − self: negative log probabilities (…, classes). The target's one is picked by a
+        masked sum: its gradient is elementwise, and fuses with that of softmax.
         """
         is_target, counts = self._targets(name, target, ignore_index)
         losses: Self = total - is_target.where(self, 0).sum(-1)
@@ -129,13 +131,13 @@ class Loss(Composed):
         return losses._reduced(reduction)
 
     def _of_each_class(self, weight: Core) -> Self:
-        """A weight for each of self's classes, the last dimension."""
+        """`weight`, checked to have one element for each class (the last dimension of self)."""
         if weight.shape != self.shape[-1:]:
             raise misfit("a weight for each class", str(self.shape[-1:]), weight)
         return self._new(weight.node)._wide()
 
     def _targets(self, name: str, target: Core, ignore_index: int) -> tuple[Self, Self]:
-        """Of integers (…) beside self (…, classes): which class is each one's, and which count."""
+        """For self (…, classes): the targets as one-hot bools, and which of them (…) count."""
         if not self.ndim or target.shape != self.shape[:-1]:
             expected = "(…, classes) and integers of shape (…)"
             raise misfit(name, expected, self, f"targets {target.shape}")
@@ -150,10 +152,10 @@ class Loss(Composed):
         self, target: Core, weight: Core | None = None, ignore_index: int = -100,
         reduction: str = "mean", *, axis: Axis = None,
     ) -> Self:  # fmt: skip
-        """−self[…, target], of log probabilities (…, classes); weight: one factor per class.
+        """−self[…, target], for log probabilities (…, classes); weight: one factor per class.
 
-        (batch, classes, …) and axis as for `cross_entropy`; entries equal to ignore_index do not
-        count, and BoundsError where another is no class. Computed in at least float32.
+        (batch, classes, …) and axis as for `cross_entropy`. Targets equal to ignore_index do not
+        count; BoundsError if another is not a class. Computed in at least float32.
 
         >>> Tensor([[-1.0, -2.0]]).nll_loss(Tensor([1])).item()
         2.0
@@ -163,7 +165,7 @@ class Loss(Composed):
         return result.cast(self._float_dtype())
 
     def _check_same_shape(self, name: str, target: Core) -> None:
-        """ShapeError where one would be repeated, as (4, 1) beside (4,) to 16 differences."""
+        """ShapeError unless shapes are equal: (4, 1) and (4,) would broadcast to 16 differences."""
         if target.shape != self.shape:
             expected = "equal shapes; reshape or expand one of them"
             raise misfit(name, expected, self, f"targets {target.shape}")
@@ -175,7 +177,7 @@ class Loss(Composed):
         return x - y
 
     def mse_loss(self, target: Core, reduction: str = "mean") -> Self:
-        """(self − target)², of equal shapes, in floats.
+        """(self − target)² in floats; the shapes must be equal.
 
         >>> Tensor([1.0]).mse_loss(Tensor([3.0])).item()
         4.0
@@ -185,8 +187,8 @@ class Loss(Composed):
     def binary_crossentropy(self, target: Core, reduction: str = "mean") -> Self:
         """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100.
 
-        The derivative is (p − t)/max(p·(1 − p), 10⁻¹²), as PyTorch's. Computed in at least float32.
-        DomainError where p or t is not in 0 … 1, when that is computed.
+        The derivative is (p − t)/max(p·(1 − p), 10⁻¹²), as in PyTorch. Computed in at least
+        float32. DomainError if p or t is not in 0 … 1, raised when the loss is computed.
 
         >>> round(Tensor([0.5]).binary_crossentropy(Tensor([1.0])).item(), 4)
         0.6931
@@ -204,6 +206,8 @@ class Loss(Composed):
         self, target: Core, reduction: str = "mean", pos_weight: Core | None = None
     ) -> Self:
         """`binary_crossentropy` of sigmoid(self), without overflow.
+
+        pos_weight: a factor of −t·log p, broadcast to self's shape.
 
         >>> round(Tensor([0.0]).binary_crossentropy_logits(Tensor([1.0])).item(), 4)
         0.6931

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Method:
-    """A method of a tensor that gives one of its kind, for type checkers."""
+    """A method that returns a tensor of the same kind, for type checkers."""
 
     @overload
     def __get__(self, tensor: None, kind: Any) -> Callable[..., Any]: ...
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     class _Casts(_Declared):
         float = int = bool = _Declared._any
 
-    class Methods(_Casts):  # apart from those: here `int` is the builtin
-        """Names only; the families say what each method takes."""
+    class Methods(_Casts):  # not in _Casts: here `int` is the builtin
+        """Names only; the families have the signatures."""
 
         def _operator(self, other: Any) -> Self: ...
 

@@ -15,16 +15,16 @@ from minigrad.settings import state_that
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-USUAL = {"training": False, "gradients": True}  # what a thread begins with
+USUAL = {"training": False, "gradients": True}  # the modes of a new thread
 
 
 class _Modes(threading.local):
-    """training: whether layers behave so. gradients: whether results depend on leaves, or are
-    constants. Both are to be read at will, and to be changed by `put`.
+    """The modes of a thread: read them directly, change them by `put`.
 
-    describing: the age of nodes from which on a function shows what a step of `Tensor.scan` is;
-    None where none does. unsaid: gives a
-    layer that did not train, because nobody has said that it should, if it is still there.
+    training: layers behave as in training. gradients: results depend on leaves, else they are
+    constants. describing: while `Tensor.scan` calls its step function, the age from which on nodes
+    belong to the step; else None. unsaid: returns a layer that did not train because no mode was
+    set, if that layer still exists.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class _Modes(threading.local):
         self.unsaid: Callable[[], Any] | None = None
 
     def put(self, name: str, mode: bool) -> None:
-        """Let training or gradients be so from now on."""
+        """Set training or gradients."""
         if not isinstance(mode, bool):
             raise TypeError(f"Tensor.train({mode!r}): expected True or False")
         setattr(self, name, mode)
@@ -44,10 +44,11 @@ modes = _Modes()
 
 
 class _Mode(ContextDecorator):
-    """A mode of this thread for a block or a function; alone it changes nothing, and says so."""
+    """A mode of this thread for a block or a function; never entered, it has no effect, and warns.
+    """
 
     used = False
-    name: str  # of what it changes in `modes`
+    name: str  # the attribute of `modes` that it changes
 
     def __init__(self, mode: bool) -> None:
         self.mode = mode
@@ -76,9 +77,9 @@ class _Mode(ContextDecorator):
 
 
 class train(_Mode):
-    """`with Tensor.train():` — dropout drops, batch norm updates; `Tensor.train(False)` undoes it.
+    """`with Tensor.train():` dropout drops, batch norm updates; `Tensor.train(False)` undoes it.
 
-    Per thread; works as a decorator too.
+    Per thread; also a decorator.
     """
 
     name = "training"
@@ -90,7 +91,7 @@ class train(_Mode):
 class no_grad(_Mode):
     """Inside, results are constants for `backward`, and parameters may be written in place.
 
-    Per thread; works as a decorator too.
+    Per thread; also a decorator.
     """
 
     name = "gradients"
@@ -102,7 +103,7 @@ class no_grad(_Mode):
 class Context(settings.Context):
     """Settings inside a `with` block: `with Context(DEBUG=2): …`.
 
-    TRAINING=1 (tinygrad's) is `Tensor.train()`, too.
+    TRAINING=1 (tinygrad's) also means `Tensor.train()`.
     """
 
     def __init__(self, *, TRAINING: int | None = None, **changes: int | str) -> None:

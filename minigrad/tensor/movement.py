@@ -1,4 +1,4 @@
-"""Methods that move elements without computing. Results are views, but those of `pad`."""
+"""Methods that move elements without computing. Results are views, except those of `pad`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Pair = tuple[Integer, Integer]
 
 
 def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments of a method that takes f(1, 2) and f((1, 2))."""
+    """The arguments of a method that can be called as f(1, 2) and f((1, 2))."""
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         given = tuple(given[0])
     return tuple(map(whole, given))
 
 
 def tensors_in(name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tensors that a method takes as f(a, b) and f([a, b]); TypeError for anything else."""
+    """The tensors of a call f(a, b) or f([a, b]); TypeError for anything else."""
     found = sequence(given)
     for each in found or (given,):
         if not isinstance(each, Core):
@@ -36,7 +36,7 @@ def tensors_in(name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:
-    """A shape with −1 and None replaced, of the same elements as another."""
+    """`shape` with −1 and None replaced, for the elements of a tensor of shape `have`."""
     if None in shape[len(have) :]:
         raise ShapeError(f"reshape from {have} to {shape}: None keeps an extent that is there")
     if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
@@ -68,7 +68,7 @@ class Movement(Methods):
     # --- shapes -----------------------------------------------------------------------------------
 
     def reshape(self, *shape: Any) -> Self:
-        """The same elements in row-major order under another shape; one extent may be −1.
+        """The same elements, in row-major order, in another shape; one extent may be −1: inferred.
 
         None keeps the extent of that dimension.
 
@@ -102,12 +102,12 @@ class Movement(Methods):
         """
         axis = axis_of("unflatten", dim, self.ndim, 0)
         parts = _completed((self.shape[axis],), sequence((sizes,)))
-        if product(parts) != self.shape[axis]:  # which no elements at all would hide
+        if product(parts) != self.shape[axis]:  # a reshape of no elements would not fail
             raise misfit(f"unflatten({dim}, {sizes})", f"a product of {self.shape[axis]}", self)
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
-        """Without dimensions of extent 1: all of them, or one if it is 1.
+        """Without dimensions of extent 1; with `dim`, only that one, if it has extent 1.
 
         >>> Tensor([[1, 2]]).squeeze().tolist()
         [1, 2]
@@ -125,7 +125,7 @@ class Movement(Methods):
         return self.reshape(self.shape[:axis] + (1,) + self.shape[axis:])
 
     def expand(self, *shape: Any) -> Self:
-        """Dimensions of extent 1 repeated, new ones at the left; −1 or None keeps an extent.
+        """Dimensions of extent 1 repeated, new ones added at the left; −1 or None keeps an extent.
 
         >>> Tensor([1, 2]).expand(2, 2).tolist()
         [[1, 2], [1, 2]]
@@ -174,7 +174,7 @@ class Movement(Methods):
         return self._view(lambda node: build.permute(node, order))
 
     def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> Self:
-        """Dimensions moved to other places; the rest keep their order.
+        """Dimensions moved to other places; the others keep their order.
 
         >>> Tensor.zeros(2, 3, 4).movedim(0, -1).shape
         (3, 4, 2)
@@ -205,7 +205,7 @@ class Movement(Methods):
         return self.transpose(-1, -2)
 
     def flip(self, *axes: Any) -> Self:
-        """In reverse order along axes.
+        """The elements in reverse order along axes.
 
         >>> Tensor([1, 2]).flip(0).tolist()
         [2, 1]
@@ -217,7 +217,7 @@ class Movement(Methods):
     # --- cutting and padding ----------------------------------------------------------------------
 
     def shrink(self, ranges: Sequence[Pair | None]) -> Self:
-        """start … stop − 1 of each dimension; None keeps all of it.
+        """Elements start … stop − 1 of each dimension; None keeps all.
 
         >>> Tensor([1, 2, 3]).shrink([(1, 3)]).tolist()
         [2, 3]
@@ -238,7 +238,7 @@ class Movement(Methods):
     def pad(
         self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0
     ) -> Self:
-        """Elements before and after each dimension; negative amounts cut.
+        """self with elements added before and after each dimension; negative amounts cut.
 
         padding: PyTorch's flat list from the last dimension backwards (left, right, top, bottom, …)
         or one pair or None per dimension. mode: constant, reflect, replicate or circular.
@@ -313,7 +313,7 @@ class Movement(Methods):
         return result
 
     def _part(self, axis: int, start: Integer, stop: Integer) -> Self:
-        """start … stop − 1 along one axis."""
+        """Elements start … stop − 1 along one axis."""
         return self.shrink([(start, stop) if d == axis else None for d in range(self.ndim)])
 
     # --- diagonals and windows --------------------------------------------------------------------
@@ -332,7 +332,8 @@ class Movement(Methods):
         return self._windows([(axis, size, step, 1)])
 
     def _windows(self, windows: Sequence[build.Window]) -> Self:
-        """Windows along axes, their places as new last dimensions (see `build.window`)."""
+        """Windows along axes; positions in a window are new last dimensions (see `build.window`).
+        """
         return self._view(lambda node: build.window(node, windows))
 
     def diagonal(self, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Self:

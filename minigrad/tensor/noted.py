@@ -23,10 +23,10 @@ class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
         self.graded: dict[int, tuple[weakref.ref[Any], bool]] = {}
 
 
-capturing: dict[int, Noted] = {}  # threads that capture a step now → what that has told
-changes = [0]  # how often an attribute was written that code notes
+capturing: dict[int, Noted] = {}  # threads that are capturing a step → their notes
+changes = [0]  # number of writes to noted attributes
 in_child(capturing.clear)
-# BUFFER node → captured steps that read it → links of tensors as which they may know it, by ids
+# BUFFER node → captured steps that read it → links of the tensors that may stand for it, by id
 readers: weakref.WeakKeyDictionary[Node, weakref.WeakKeyDictionary[Any, dict[int, Any]]] = (
     weakref.WeakKeyDictionary()
 )

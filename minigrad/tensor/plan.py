@@ -48,28 +48,29 @@ from minigrad.tensor.turns import Touched, under_way
 _MEMORY = frozenset({BUFFER, ASSIGN})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
-FEW = 4  # nodes of an operation alone, on whose way nothing is computed
+FEW = 4  # nodes of a single operation, between which nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
-# than what the program reads: an outer product, of which each reads a few, would fill the memory.
+# than what the program reads: an outer product, of which each program reads little, would fill the
+# memory.
 MOST_KEPT = 1 << 24
-# id of a node that a program computed and did not keep, though a tensor stood for it → the node.
+# id of a node that a program computed but did not keep, though a tensor stood for it → the node
 computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-_computed = vars(computed)["data"]  # to be asked without a call of Python
-# id of a BUFFER node → the newest write to it that waits. A waiting ASSIGN keeps its target alive.
+_computed = vars(computed)["data"]  # for lookups without a call of Python code
+# id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
 pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-# BUFFER node → the tensor whose waiting write goes along with whoever reads it (random states).
+# BUFFER node → the tensor whose waiting write runs with every reader of the node (random states)
 companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
-# The same BUFFER → an age: lazy tensors from before it read copies of what was there then.
+# the same BUFFER → an age: older lazy tensors read copies of its value at that time
 copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 
 
 def copy_of(node: Node) -> Node:
-    """Its value in other memory."""
+    """The node of a copy of its value in other memory."""
     return make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device)
 
 
 def readable(lazy: Sequence[Holder]) -> Sequence[Holder]:
-    """Those that read no memory which a failed program was to write: nobody else need wait."""
+    """Tensors that do not read memory which a failed program should have written."""
     lost: set[Node] = set()
     for node in topological([holder.raw for holder in lazy]) if spoiled else ():
         sources = node.src[1:] if node.op is Op.ASSIGN else node.src
@@ -79,10 +80,11 @@ def readable(lazy: Sequence[Holder]) -> Sequence[Holder]:
 
 
 def described(order: Sequence[Node]) -> set[Node]:
-    """What depends on a value that a step of `Tensor.scan` is given: nobody can compute it.
+    """Nodes that depend on an argument of a step of `Tensor.scan`: they cannot be computed.
 
-    It reads what is there when the steps run, if another thread writes meanwhile. But what this
-    thread overwrites while it describes a step is to be read first, which fails (ScanError).
+    The step's other reads see memory as it is when the steps run, even if another thread writes it.
+    Memory that this thread overwrites while it describes the step must be read first, which fails
+    (ScanError).
     """
     if modes.describing is not None:
         return set()
@@ -90,7 +92,7 @@ def described(order: Sequence[Node]) -> set[Node]:
 
 
 def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
-    """Let lazy tensors depend on other nodes; a write that waits goes on waiting."""
+    """Let lazy tensors depend on other nodes; waiting writes keep waiting."""
     nodes = replaced([holder.raw for holder in lazy], by)
     for holder, node in zip(lazy, nodes, strict=True):
         if node is not holder.raw:
@@ -100,12 +102,12 @@ def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
 
 
 def is_waiting(node: Node) -> bool:
-    """Whether it is a write that nobody has carried out yet, the newest to its memory."""
+    """Whether it is a write that was not carried out yet, and the newest to its memory."""
     return node.op is ASSIGN and pending.get(id(node.src[0])) is node
 
 
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
-    """The nodes of an order that were a leaf's value before the write to it that waits."""
+    """Nodes that were a leaf's value before a write to it that still waits → the leaves."""
     older: dict[Node, list[Holder]] = {}
     for node in picked(order, _MEMORY) if pending else ():
         write = pending.get(id(node if node.op is BUFFER else node.src[0]))
@@ -117,15 +119,16 @@ def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
 
 
 def whole_of(node: Node) -> Node:
-    """What a node is a part of."""
+    """The array that a node is a part of."""
     while node.op in _PARTS:
         node = node.src[0]
     return node
 
 
 def _by_itself() -> bool:
-    """Whether a program is run for itself: no captured step's, nor of one that is explained, which
-    are to be the same each time.
+    """Whether a program runs normally, not for a step that is captured or explained.
+
+    Those must be the same each time.
     """
     return recording.calls is None and timeline.programs is None
 
@@ -142,10 +145,10 @@ class Plan:
     """
 
     tracked: Set[Node] = frozenset()
-    free: Set[Node] = frozenset()  # leaves that nobody marked, where these count
-    wanting: Set[Node] = frozenset()  # what depends on others
+    free: Set[Node] = frozenset()  # unmarked leaves, where these count
+    wanting: Set[Node] = frozenset()  # nodes that depend on other leaves
     kept: Sequence[Node] = ()
-    lost: Sequence[tuple[Node, Node]] = ()  # root, a leaf that its gradient would need
+    lost: Sequence[tuple[Node, Node]] = ()  # (root, leaf that the root's gradient needs)
 
     def __init__(
         self,
@@ -159,13 +162,13 @@ class Plan:
         self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
-        self.held: list[Node] = []  # of the order: for which tensors stand
-        self.again: list[Node] = []  # of the order: what an earlier program computed, too
-        self.waits: dict[Node, Node] = {}  # target → the write to it that waits, of the order
-        self.replaced: set[Node] = set()  # writes that a later one has replaced
-        self.marked: set[Node] = set()  # leaves, and what else was marked
+        self.held: list[Node] = []  # nodes of the order with tensors
+        self.again: list[Node] = []  # nodes of the order that an earlier program also computed
+        self.waits: dict[Node, Node] = {}  # target → the waiting write to it in the order
+        self.replaced: set[Node] = set()  # writes that a later one replaces
+        self.marked: set[Node] = set()  # marked leaves, and other marked nodes
         self.older: dict[Node, list[Holder]] = {}  # see `rewritten`
-        self.targets: dict[Node, None] = {}  # in an order that does not depend on addresses
+        self.targets: dict[Node, None] = {}  # a dict: its order does not depend on addresses
         self.readers: set[Node] = set()  # roots only because they read a target
         self.parts: dict[Node, Node] = {}
         self.serves: dict[Node, list[Node]] = {}
@@ -180,7 +183,7 @@ class Plan:
         values = list(self.roots)
         if self.replaced:
             values = see_through(values, self.replaced)
-            # what is memory of others then may be overwritten in this very program
+            # memory of other tensors may be overwritten in this very program
             values = [copy_of(value) if value.op is BUFFER else value for value in values]
         self.alone = dict(zip(self.roots, values, strict=True))
         self.known: Sequence[Node] | None = self.order if values == list(self.roots) else None
@@ -190,12 +193,12 @@ class Plan:
         self.values = values
 
     def touched(self) -> Touched:
-        """Memory that is written and that is read."""
+        """The memory that is written, and the memory that is read."""
         read = {node.arg for node in self.order if node.op is BUFFER}
         return {target.arg for target in self.targets}, read
 
     def _extend(self) -> None:
-        """Add waiting writes, random states, and parameters that are read, and other readers."""
+        """Add waiting writes, random states and parameters that are read, and other readers."""
         new = topological(self.roots, self.order)
         self.order += new
         held = [*held_among(new)]
@@ -229,10 +232,11 @@ class Plan:
             self._add_computed()
 
     def _add_computed(self) -> None:
-        """Tensors whose values would be computed once more, or are made of such: of a loop in
-        Python that looks at something in each turn, all its turns so far.
+        """Add tensors whose values would be computed again, or that depend on such values.
 
-        But many are what such a loop has left for later, and are computed together.
+        Otherwise a Python loop that looks at a value in each iteration would recompute all earlier
+        ones. But many such tensors were probably left for later by a loop, and are computed
+        together.
         """
         if not 0 < len(self.again) <= MANY:
             return
@@ -247,14 +251,14 @@ class Plan:
             self.unasked = True
 
     def _inside(self, nodes: Iterable[Node]) -> list[Holder]:
-        """Who stands for some nodes whose values are computed and not kept, and is no view."""
+        """Tensors, except views, that stand for nodes whose values are computed but not kept."""
         return [
             holder for node in nodes if node.op not in _CHEAP and node not in self.roots
             for holder in holders(node) if views.base_of(holder) is None
         ]  # fmt: skip
 
     def _add_readers(self) -> None:
-        """Live tensors that read a target other than through a root, or stand for one."""
+        """Add live tensors that read a target other than through a root, or stand for one."""
         states = [target for target in self.targets if target in companions]
         others = self.targets.keys() - set(states)
         readers = self._readers(lazy_holders(), others) if others else {}
@@ -272,7 +276,7 @@ class Plan:
                 self._copy(target)
 
     def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> dict[Node, list[Node]]:
-        """What is `_lazy` of those tensors, and reads a target other than through a root."""
+        """The entries of `_lazy` for these tensors that read a target other than through a root."""
         lazy = self._lazy([holder for holder in readable(tensors) if holder is not self.owner])
         reads = set(targets)
         order = topological(lazy, self.order)
@@ -283,10 +287,11 @@ class Plan:
         return {node: served for node, served in lazy.items() if node in reads}
 
     def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:
-        """What to compute for tensors → their nodes that it serves.
+        """What to compute for tensors → the nodes of theirs that it serves.
 
-        That is the node itself; or what was made of it, or has it and others as rows, where a loss
-        was asked for its gradient before: all its copies are more than all else of a plan.
+        That is usually the node itself. Where a loss was differentiated earlier, it is the node
+        without copies, or an array with it and others as rows: the copies would outweigh the rest
+        of the plan.
         """
         nodes = {holder.raw: None for holder in tensors}
         if recording.calls is not None:
@@ -310,9 +315,9 @@ class Plan:
             self.roots.setdefault(copied)
 
     def _without_copies(self) -> None:
-        """Let what loops in Python have left be computed together.
+        """Compute together what Python loops have left, by removing copies of nodes.
 
-        That may be a list of readers, too, perhaps for nobody: they become parts of arrays.
+        Many readers of a target, which may never be needed, become parts of arrays, too.
         """
         kept = {*self.kept, *self.marked}
         many = len(self.readers) > MANY and recording.calls is None
@@ -342,7 +347,8 @@ class Plan:
         """Decide which roots keep a history, and store what such a history could not recompute.
 
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
-        lost: depends on a marked leaf that is about to be overwritten, or on a value that one never
+        lost: depends on a marked leaf that is about to be overwritten, or on a value of one that
+        was never in memory; no history is possible.
         had in memory; no history is possible.
         """
         self.tracked, self.kept, self.lost = set(), [], []
@@ -372,10 +378,10 @@ class Plan:
         ]
         self.kept = [root for root in flowing if root not in lost]
         self.lost = [(root, next(iter(gone.values()))) for root in flowing if root in lost]
-        for root in self.kept if self.serves else ():  # each has a history of its own
+        for root in self.kept if self.serves else ():  # each of these has its own history
             self.roots.update(dict.fromkeys(self.serves.pop(root, ())))
         stale = depending(self.order, self.targets) if self.kept and self.targets else set()
-        saved = {*self.marked, *self.free}  # below which nothing is computed again
+        saved = {*self.marked, *self.free}  # nothing below these is computed again
         for node in topological([root for root in self.kept if root in stale], saved):
             if node in tracked and node.op is not Op.BUFFER:
                 for source in node.src[1:] if node.op is Op.ASSIGN else node.src:
@@ -386,7 +392,7 @@ class Plan:
                             self.roots.setdefault(source)
 
     def _with_free(self) -> set[Node]:
-        """What depends on any leaf: also on those that nobody marked."""
+        """Nodes that depend on any leaf, also on unmarked ones."""
         known = saved_graphs.valid(self.order)
         free = {
             node for node in self.held
@@ -396,18 +402,18 @@ class Plan:
         leaves = {*self.wanting, *known}
         tracked = saved_graphs.tracked(self.order, self.marked, leaves, set(), free)
         flows = {node for node in free if node.op is not Op.BITCAST and tracked & {*node.src}}
-        self.free = free - flows  # what depends on others is no leaf
+        self.free = free - flows  # a node that depends on others is not a leaf
         return tracked
 
     def _standing(self, root: Node) -> list[Node]:
-        """A root, and what is computed in its place: readers, and memory of which it is a copy."""
+        """A root, and what it is computed for: readers, and memory of which it is a copy."""
         found = [root, *self.serves.get(root, ())]
         if self.copies and root.src and self.copies.get(root.src[0]) is root:
             found.append(root.src[0])
         return found
 
     def settle(self, buffers: Sequence[Node]) -> None:
-        """Point tensors to what was computed."""
+        """Point tensors to the buffers with their values."""
         made = dict(zip(self.alone, buffers, strict=True))
         inside = self._inside(self.held) if len(self.order) > FEW and _by_itself() else []
         if self.parts:
@@ -424,7 +430,7 @@ class Plan:
             del pending[id(target)]
         if self.kept or self.lost or written:
             self._record(made, written)
-        for holder in self.wanted:  # a constant is nobody's own: others keep it as it is
+        for holder in self.wanted:  # nobody owns a constant: others keep it unchanged
             if holder.raw.op is CONST and holder.raw in made:  # not written meanwhile
                 holder._point(made[holder.raw])
         for root in self.roots:
@@ -453,7 +459,7 @@ class Plan:
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.
 
-        The others keep its writes as they are, of which one that is remade would be made twice.
+        Others keep that thread's writes as they are: a rebuilt write would be made twice.
         """
         others = [
             root for _, plan in under_way.copy().values() if isinstance(plan, Plan)
@@ -467,7 +473,7 @@ class Plan:
         return [holder for holder in lazy if holder.raw not in busy]
 
     def _record(self, made: dict[Node, Node], written: Sequence[Node]) -> None:
-        """Keep the graphs of the roots that were chosen for it."""
+        """Record the histories of the roots that were chosen for it."""
         saved = {n: b for n, b in made.items()
                  if n not in self.tracked or n in self.free or wants_gradient(n)}  # fmt: skip
         for target, copied in self.copies.items():

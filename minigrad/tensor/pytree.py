@@ -30,7 +30,7 @@ TENSOR = _Place()
 
 
 class Same:
-    """An object of which only the identity counts; kept alive, so that no other takes its id."""
+    """An object compared by identity; it is kept alive, so that its id is not reused."""
 
     __slots__ = ("value",)
 
@@ -63,7 +63,7 @@ def flatten(value: Any, tensors: list[Any], values: dict[str, int]) -> Any:
         return ("dict", items)
     if isinstance(value, Affine):
         return unbind(value, values)
-    if isinstance(value, float):  # 0.0 and −0.0 are two values, and NaN is one
+    if isinstance(value, float):  # 0.0 and −0.0 differ, and NaN equals itself
         return ("float", value.hex())
     if isinstance(value, int | str | bytes | bool | None):
         return (type(value).__name__, value)
@@ -71,7 +71,7 @@ def flatten(value: Any, tensors: list[Any], values: dict[str, int]) -> Any:
 
 
 def objects(structure: Any) -> list[Any]:
-    """The objects of a structure that are neither tensors, containers, nor plain values."""
+    """Objects of a structure that are neither tensors, containers nor plain values."""
     if not isinstance(structure, tuple):
         return []
     kind, inner = structure
@@ -91,7 +91,7 @@ def rebuild(value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | 
     if isinstance(value, tuple):
         return type(value)(rebuild(item, tensors, values) for item in value)
     if isinstance(value, list | dict):
-        found = copy.copy(value)  # of a class that the user made, too
+        found = copy.copy(value)  # also of a user's class
         for place, item in value.items() if isinstance(value, dict) else enumerate(value):
             found[place] = rebuild(item, tensors, values)
         return found
@@ -101,12 +101,12 @@ def rebuild(value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | 
 
 
 def template(value: Any) -> Any:
-    """A value like `value` with `TENSOR` in the place of its tensors, for `rebuild`."""
+    """A value like `value` with `TENSOR` instead of its tensors, for `rebuild`."""
     return rebuild(value, lambda: TENSOR)
 
 
 def show(structure: Any) -> str:
-    """A structure for people."""
+    """A structure as text for error messages."""
     if isinstance(structure, tuple) and len(structure) == 2:
         kind, inner = structure
         if kind == "dict":
@@ -120,7 +120,7 @@ def show(structure: Any) -> str:
 
 
 class Signature(NamedTuple):
-    """What a replay takes for granted about an input or an output."""
+    """What a replay assumes about an input or an output."""
 
     shape: tuple[Integer, ...]
     dtype: DType
@@ -128,11 +128,11 @@ class Signature(NamedTuple):
 
     @property
     def form(self) -> Form:
-        """The form of a BUFFER that holds it."""
+        """The form of a BUFFER for it."""
         return form_of(self.dtype, self.shape, self.device)
 
     def differs_in_extents(self, other: Signature) -> bool:
-        """Whether it is another's but for extents, if for anything."""
+        """Whether it differs from another at most in extents."""
         alike = self.dtype is other.dtype and self.device == other.device
         return alike and len(self.shape) == len(other.shape)
 

@@ -30,14 +30,14 @@ _WORD = dtypes.uint32
 
 
 def threefry(key: tuple[Node, Node], counter: tuple[Node, Node]) -> tuple[Node, Node]:
-    """Two random words of each pair of counter words; all are uint32 of one shape."""
+    """Two random words for each pair of counter words; all are uint32 of one shape."""
     words = (*key, *counter)
     return build.elementwise(Op.THREEFRY_LOW, *words), build.elementwise(Op.THREEFRY_HIGH, *words)
 
 
 @lru_cache(maxsize=templates.MOST)
 def _words(shape: tuple[int, ...], device: str) -> templates.Template:
-    """How a state gives two random words for each element of an array."""
+    """A template that computes two random words for each element of an array from a state."""
     state = build.buffer("a state", _WORD, (3,), device)
     words = [build.expand(build.shrink(state, [(i, i + 1)]), (numel(shape),)) for i in range(3)]
     index = build.iota(numel(shape), device, _WORD)
@@ -48,19 +48,19 @@ def _words(shape: tuple[int, ...], device: str) -> templates.Template:
 class _State:
     """Key and draw number of one device in one thread.
 
-    fresh: whether nothing has been drawn since it was seeded. A mesh then goes on with the random
-    numbers of its first device, where these were begun.
+    fresh: nothing has been drawn since it was seeded. A fresh state of a mesh continues the random
+    numbers of the mesh's first device, if that has drawn any.
     """
 
     def __init__(self, device: str, seed: int) -> None:
-        self.device, self.fresh, self.drawn = device, True, 0  # since the buffer was last advanced
+        self.device, self.fresh, self.drawn = device, True, 0  # drawn: since the last advance
         self.buffer = stored(_state_bytes(seed), _WORD, (3,), device)
         self.tensor = Core._of(self.buffer)
         self.tensor.requires_grad = False
         realization.accompany(self.buffer, self.tensor)
 
     def put(self, state: bytes | bytearray, fresh: bool) -> None:
-        """Go on from a state, in the same buffer: captured programs follow."""
+        """Write a state into the same buffer, so that captured programs use it, too."""
         self.fresh = fresh
         realization.overwrite(self.tensor, self.buffer, state)
 
@@ -88,7 +88,7 @@ class _State:
         return first, second
 
     def _advanced(self) -> Node:
-        """The state after the draws since the buffer was last advanced."""
+        """The state after all draws since the buffer was last advanced."""
         step = build.pad(build.const(self.drawn, _WORD, (1,), self.device), [(2, 0)])
         return self.buffer + step
 
@@ -126,7 +126,7 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
 
 
 def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
-    """Floats in [0, 1): as many leading bits as the significand holds."""
+    """Floats in [0, 1), made of as many leading bits as the significand holds."""
     if dtype is dtypes.float64:
         high = (words[0] >> 5).cast(dtype)  # 27 bits
         low = (words[1] >> 6).cast(dtype)  # 26 bits
@@ -139,15 +139,15 @@ def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
 
 
 class Random(Methods):
-    """Random constructors. Results are lazy; each call draws numbers of its own."""
+    """Random constructors. Results are lazy; each call draws new numbers."""
 
     __slots__ = ()
 
     @staticmethod
     def manual_seed(seed: int = 0) -> None:
-        """Start the random numbers of this thread again, on every device.
+        """Restart the random numbers of this thread, on every device.
 
-        Each thread begins with seed 0: threads that are to draw different numbers need seeds.
+        Each thread begins with seed 0; give threads different seeds to get different numbers.
         """
         _states.seed = seed
         for state in _states.devices.values():
@@ -155,13 +155,13 @@ class Random(Methods):
 
     @staticmethod
     def random_state() -> tuple[int, dict[str, list[int]]]:
-        """Seed, and key and draw number of each device, for a checkpoint."""
+        """The seed, and the key and draw number of each device, for a checkpoint."""
         states = _states.devices.items()
         return _states.seed, {n: hostdata.unpack(state.get(), _WORD) for n, state in states}
 
     @staticmethod
     def set_random_state(state: tuple[int, dict[str, list[int]]]) -> None:
-        """Go on where `random_state` was taken."""
+        """Continue the random numbers from a state that `random_state` returned."""
         seed, devices = state
         Random.manual_seed(seed)
         for name, words in devices.items():
@@ -204,7 +204,7 @@ class Random(Methods):
         cls, *shape: Any, low: int = 0, high: int = 10, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Integers in low … high − 1, int32 (or int64, to hold them) unless dtype is given.
+        """Integers in low … high − 1; int32, or int64 if they do not fit, unless dtype is given.
 
         >>> Tensor.randint(4, low=3, high=4).tolist()
         [3, 3, 3, 3]
@@ -238,7 +238,7 @@ class Random(Methods):
         cls, *shape: Any, low: Scalar = 0.0, high: Scalar = 1.0, dtype: DTypeLike = None,
         device: str | None = None, requires_grad: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Uniform in [low, high), also where a dtype has few digits; of integers whole numbers.
+        """Uniform in [low, high), also in dtypes of few digits; whole numbers for integer dtypes.
 
         >>> Tensor.uniform(2, low=1.0, high=1.0).tolist()
         [1.0, 1.0]
@@ -248,10 +248,10 @@ class Random(Methods):
         wanted = dtype_or(dtype, dtypes.default_float)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
         drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low
-        if wanted.is_int:  # a cast would be towards 0
+        if wanted.is_int:  # a cast would round towards 0
             drawn = drawn.floor()
-        node = drawn.cast(wanted).node  # no tensor but the result stands for the last one
-        if low < high and not wanted.is_bool:  # what was rounded may be `high`
+        node = drawn.cast(wanted).node  # the result is the only tensor of the last node
+        if low < high and not wanted.is_bool:  # rounding may have given `high`
             node = cls._of(node).minimum(below(high, wanted)).node
         return cls._made(node, requires_grad, drawn=True)
 
@@ -289,7 +289,7 @@ class Random(Methods):
 
     @classmethod
     def kaiming_normal(cls, *shape: Any, a: Scalar = 0.01, **options: Any) -> Self:
-        """Normal with deviation √(2/((1 + a²)·inputs)), for leaky ReLU of slope a.
+        """Normal with standard deviation √(2/((1 + a²)·inputs)), for leaky ReLU of slope a.
 
         >>> Tensor.kaiming_normal(2, 3).shape
         (2, 3)
@@ -306,7 +306,7 @@ class Random(Methods):
         return self.rand(self.shape, **{"dtype": self.dtype, "device": self.raw.device, **options})
 
     def randn_like(self, **options: Any) -> Self:
-        """Normal; shape, dtype and device of self.
+        """Normal with mean 0 and variance 1; shape, dtype and device of self.
 
         >>> Tensor([1.0, 2.0]).randn_like().shape
         (2,)
@@ -314,9 +314,9 @@ class Random(Methods):
         return self.randn(self.shape, **{"dtype": self.dtype, "device": self.raw.device, **options})
 
     def bernoulli(self, p: Any = None) -> Self:
-        """1 with the probabilities in self (or with p), else 0; in self's dtype.
+        """1 with the probability that self (or p) gives for the element, else 0; in self's dtype.
 
-        DomainError where one is not in 0 … 1, when that is computed.
+        DomainError if a probability is not in 0 … 1, raised when it is computed.
 
         >>> Tensor([0.0, 1.0]).bernoulli().tolist()
         [0.0, 1.0]
@@ -326,7 +326,7 @@ class Random(Methods):
         return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()
 
     def dropout(self, p: Scalar = 0.5) -> Self:
-        """In training, an element is 0 with probability p, and divided by 1 − p otherwise.
+        """In training, each element set to 0 with probability p, and divided by 1 − p otherwise.
 
         >>> Tensor([1.0, 2.0]).dropout(0.5).tolist()
         [1.0, 2.0]

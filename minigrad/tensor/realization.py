@@ -53,7 +53,7 @@ from minigrad.tensor.turns import under_way, waiting
 
 
 def write(holder: Holder, value: Node) -> None:
-    """Give a tensor a new value: in its memory where it has some, else by standing for `value`."""
+    """Give a tensor a new value: in its memory if it has some, else by standing for `value`."""
     node = holder.raw
     if value is node:
         return
@@ -80,28 +80,29 @@ def write(holder: Holder, value: Node) -> None:
 
 
 def accompany(buffer: Node, holder: Holder) -> None:
-    """Realize the waiting write of `holder` together with whoever reads its BUFFER."""
+    """Realize the waiting write of `holder` together with all readers of its BUFFER."""
     companions[buffer] = weakref.ref(holder)
     buffer.arg.steady = True
 
 
 def realize(tensors: Iterable[Holder], unasked: bool = False) -> None:
-    """Give every tensor memory that holds its value. unasked: see `Plan`."""
+    """Store every tensor's value in memory. unasked: see `Plan`."""
     plan = _compute(tensors, unasked=unasked)
     if plan is not None:
         roots = plan.roots
         moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in roots]
-        if moved:  # another thread computed what they depend on
+        if moved:  # another thread computed their sources
             realize(moved, unasked)
 
 
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
-    """Replace the contents of a tensor's BUFFER from the host, after every reader of the old."""
+    """Replace the contents of a tensor's BUFFER from the host, after all readers of the old ones.
+    """
     if id(buffer.arg) in spoiled:
         _lose_readers(buffer, holder)
     if lazy_links:
         _compute([], {buffer}, holder)
-    if any(other is not holder for other in holders(buffer)):  # since that plan, it may be
+    if any(other is not holder for other in holders(buffer)):  # one may have come since that plan
         _compute([], {buffer}, holder)
     written = {buffer.arg}
     turns.during((lambda _: (written, frozenset()), None), lambda: buffer.arg.copy_in(data))
@@ -130,11 +131,11 @@ def settle_before(written: Set[Buffer], read: Container[Buffer]) -> None:
         wanted.update(n for n in order if is_waiting(n) and n.src[0].arg in read)
         wanted -= described(order)
     _settle([h for h in lazy if h.raw in wanted and id(h._link) not in following])
-    views.align()  # their bases may have got other memory
+    views.align()  # their bases may have moved to other memory
 
 
 def settle_writes() -> None:
-    """Carry out the writes of this thread that wait."""
+    """Carry out this thread's waiting writes."""
     _settle([h for h in of_this_thread(readable(lazy_holders())) if is_waiting(h.raw)])
 
 
@@ -162,18 +163,19 @@ def settle_readers() -> None:
 
 
 def _settle(wanted: Sequence[Holder], unasked: bool = False) -> None:
-    """Realize tensors, one by one where a variable is bound to several values in them."""
+    """Realize tensors; one by one if a variable has several values in them."""
     try:
         realize(wanted, unasked)
     except MinigradError:
         raise
-    except ValueError:  # no single program has it
+    except ValueError:  # no single program can compute them
         for holder in wanted:
             realize([holder], unasked)
 
 
 def separate(node: Node, owners: Container[int]) -> None:
-    """Give a copy of a BUFFER to all tensors that stand for it but the owners (ids of links)."""
+    """Give a copy of a BUFFER to all tensors that stand for it, except the owners (ids of links).
+    """
     others = [
         holder
         for holder in holders(node)
@@ -187,7 +189,8 @@ def separate(node: Node, owners: Container[int]) -> None:
 
 
 def separate_all(memory: Container[Buffer]) -> None:
-    """Let no two tensors stand for one BUFFER of some: it is then known whose a step reads."""
+    """Give each tensor its own BUFFER in `memory`, so that it is known whose memory a step reads.
+    """
     for holder in all_holders() if shared else ():
         if id(holder.raw) in shared and holder._origin is None and holder.raw.arg in memory:
             owner = holder.raw.arg.owner
@@ -199,12 +202,13 @@ def _compute(
     wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
     unasked: bool = False,
 ) -> Plan | None:  # fmt: skip
-    """Plan and compute, after what other threads are at now that must be before.
+    """Plan and compute, after conflicting work of other threads.
 
-    Gives the plan, if there is need of one: what another thread captures is computed by that alone.
+    Returns the plan, or None if there is nothing to do. Tensors of a step that another thread is
+    capturing are left to that thread.
     """
     me, plan = get_ident(), None
-    outer = under_way.pop(me, None) if under_way else None  # that computes a custom node
+    outer = under_way.pop(me, None) if under_way else None  # it is computing a custom node
     try:
         with lock:
             given = not_captured(wanted) if capturing else wanted
@@ -257,11 +261,11 @@ def _run(plan: Plan) -> None:
             interrupts.release()
         if failures:
             _lose_indices(failures[0])
-            raise failures.pop(0)  # nor may this frame keep it, which it keeps
+            raise failures.pop(0)  # nor may this frame keep it: it keeps the frame
 
 
 def _lose_indices(failure: MinigradError) -> None:
-    """Let nobody else ask for what depends on the indices that were wrong."""
+    """Make what depends on wrong indices unreadable for everyone else."""
     checks: Sequence[Node] = getattr(failure, "checks", ())
     with lock:
         for node in checks:
@@ -273,16 +277,16 @@ late_failures.append(_lose_indices)
 
 
 def _dead(node: Node, reason: str) -> Node:
-    """A BUFFER like a node, that nobody can read."""
+    """A BUFFER like a node, which cannot be read."""
     gone = Buffer(node.device, node.dtype, numel(node.shape))
     spoil([gone], reason)
     return build.buffer(gone, node.dtype, node.shape, node.device)
 
 
 def _lose_readers(target: Node, owner: Holder) -> None:
-    """Who would read the value that a failed program was to write never gets it.
+    """Make readers of a value that a failed program did not write unreadable.
 
-    target: the BUFFER, which is about to be written anew for its owner.
+    target: the BUFFER, which its owner is about to write anew.
     """
     dead = _dead(target, spoiled[id(target.arg)][1])
     with lock:

@@ -16,10 +16,11 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found, warn_of_no_pair
 
-# Keys of a row, and of them for each that `topk` takes, from which on it looks at the largest of
-# blocks first: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 … 16,384 on two cores).
+# `topk` looks at the smallest keys of blocks first if a row has at least SELECTION keys, and EACH
+# for every one that is taken: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 …
+# 16,384, on two cores).
 SELECTION, EACH = 129, 16
-TURNS = 16  # keys that are taken one after the other, each by a pass over its row
+TURNS = 16  # up to this many keys are selected one by one, each by a pass over its row
 
 
 class Reduce(Methods):
@@ -49,7 +50,7 @@ class Reduce(Methods):
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
         dtype: DTypeLike = None,
     ) -> Self:  # fmt: skip
-        """Sum, of bool and signed ints in int64, of unsigned ones in uint64, else in self's dtype.
+        """Sum: int64 for bool and signed integers, uint64 for unsigned ones, else self's dtype.
 
         Half floats are added in float32.
 
@@ -62,7 +63,7 @@ class Reduce(Methods):
         self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None,
         dtype: DTypeLike = None,
     ) -> Self:  # fmt: skip
-        """Product, in the dtype that `sum` has.
+        """Product, in the dtype of `sum`.
 
         >>> Tensor([2, 3]).prod().item()
         6
@@ -70,7 +71,7 @@ class Reduce(Methods):
         return self._accumulate(self._reduce, dtype, Op.PROD, "prod", axis, keepdim)
 
     def max(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The largest element; NaN wins. Equal ones share the gradient. Of a tensor `maximum`.
+        """The largest element; NaN wins. Equal ones share the gradient. Given a tensor: `maximum`.
 
         >>> Tensor([[1, 5], [3, 2]]).max(1).tolist()
         [5, 3]
@@ -82,7 +83,7 @@ class Reduce(Methods):
         return self._reduce(Op.MAX, "max", self.node, axis, keepdim)
 
     def min(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """The smallest element; NaN wins. Equal ones share the gradient. Of a tensor `minimum`.
+        """The smallest element; NaN wins. Equal ones share the gradient. Given a tensor: `minimum`.
 
         >>> Tensor([[1, 5], [3, 2]]).min(1).tolist()
         [1, 2]
@@ -94,7 +95,7 @@ class Reduce(Methods):
         return self._reduce(Op.MAX, "min", self._mirrored().node, axis, keepdim)._mirrored()
 
     def _mirrored(self) -> Self:
-        """Every value such that the order is reversed (for integers −x − 1, which cannot wrap)."""
+        """Values in reversed order: −x, or for integers −x − 1, which cannot wrap."""
         return -self if self.dtype.is_float else ~self
 
     def _check_not_empty(self, name: str, axis: Axes) -> None:
@@ -102,7 +103,7 @@ class Reduce(Methods):
             raise misfit(f"{name} over no elements", "at least one", self)
 
     def any(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """Whether an element is not 0; False over no elements.
+        """Whether any element is not 0; False over no elements.
 
         >>> Tensor([0, 2]).any().item()
         True
@@ -130,14 +131,14 @@ class Reduce(Methods):
         return self._new(count)
 
     def _wide(self) -> Self:
-        """In at least float32, which is what statistics are computed in."""
+        """self in at least float32, the dtype in which statistics are computed."""
         return self if self.dtype.is_float and self.dtype.itemsize >= 4 else self.float()
 
     def _float_dtype(self) -> DType:
         return self.dtype if self.dtype.is_float else dtypes.default_float
 
     def mean(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
-        """Mean; of integers in float32.
+        """Mean; float32 for integers.
 
         >>> Tensor([1.0, 3.0]).mean().item()
         2.0
@@ -150,10 +151,10 @@ class Reduce(Methods):
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
         dim: Axes = None, unbiased: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Variance: squared distances from the mean over n − correction (PyTorch's default 1).
+        """Variance: squared deviations from the mean over n − correction (default 1, as PyTorch's).
 
-        unbiased=False is correction=0. What follows the axes has a name, as PyTorch itself takes it
-        in two orders.
+        unbiased=False is correction=0. Arguments after the axes are keywords, because PyTorch has
+        two orders for them.
 
         >>> Tensor([1.0, 3.0]).var().item()
         2.0
@@ -168,11 +169,11 @@ class Reduce(Methods):
         return corrected.cast(self._float_dtype())
 
     def _mean_square(self, axis: Axes, keepdim: bool = False) -> Self:
-        """The mean of the squared distances from the mean.
+        """Mean of the squared deviations from the mean.
 
-        That is rounded: far from zero, by more than the distances' own size. What it adds to the
-        squares, n·(mean distance)², is taken away again; it does not depend on self. Squares beyond
-        the dtype's range stay infinite.
+        The computed mean is rounded: far from zero, by more than the deviations' own size. What
+        this adds, the square of the mean deviation, is subtracted; it does not depend on self.
+        Squares beyond the dtype's range stay infinite.
         """
         away = self - self.mean(axis, True)
         squares = (away * away).mean(axis, keepdim)
@@ -184,7 +185,7 @@ class Reduce(Methods):
         self, axis: Axes = None, *, keepdim: bool = False, correction: Scalar = 1,
         dim: Axes = None, unbiased: bool | None = None,
     ) -> Self:  # fmt: skip
-        """Standard deviation: the root of `var`, which is not rounded before that.
+        """Standard deviation: the root of `var`, rounded to self's dtype after the root only.
 
         >>> Tensor([1.0, 3.0]).std(correction=0).item()
         1.0
@@ -207,7 +208,7 @@ class Reduce(Methods):
     def argmax(self, axis: Axis = None, keepdim: bool = False, *, dim: Axis = None) -> Self:
         """Position (int32) of the first largest element, or of the first NaN.
 
-        Without an axis: position in the flat tensor. Of more than 2³¹ it is int64.
+        Without an axis: the position in the flattened tensor. int64 for extents of 2³¹ or more.
 
         >>> Tensor([1, 5, 3]).argmax().item()
         1
@@ -237,7 +238,7 @@ class Reduce(Methods):
         return self._mirrored().argmax(axis, keepdim)
 
     def _numbered(self, axis: int, dtype: DType = dtypes.int32) -> Self:
-        """0, 1, 2 … along an axis; the other dimensions are 1."""
+        """0, 1, 2 … along an axis; the other dimensions have extent 1."""
         shape = tuple(extent if d == axis else 1 for d, extent in enumerate(self.shape))
         return self._new(build.reshape(build.iota(self.shape[axis], self.raw.device, dtype), shape))
 
@@ -261,7 +262,7 @@ class Reduce(Methods):
         top = x._top(axis)
         top = top.isfinite().where(top, 0.0)
         result = (x - top).exp().sum(axis, True).log() + top
-        return result.sum(axis, keepdim).cast(self._float_dtype())  # of one each
+        return result.sum(axis, keepdim).cast(self._float_dtype())  # sums of one element each
 
     def softmax(self, axis: int = -1, dtype: DTypeLike = None, *, dim: Axis = None) -> Self:
         """eˣ / Σ eˣ along an axis; half floats are computed in float32.
@@ -271,12 +272,12 @@ class Reduce(Methods):
         """
         shifted, result = self._below_top("softmax", axis, dtype)
         powers = shifted.exp()
-        # one division a row: Σ lies in 1 … n, where its reciprocal is exact to half an ulp
+        # one division per row: Σ lies in 1 … n, where its reciprocal is exact to half an ulp
         shares = powers * powers.sum(axis, True).reciprocal()
         return shares.cast(result)
 
     def log_softmax(self, axis: int = -1, dtype: DTypeLike = None, *, dim: Axis = None) -> Self:
-        """log of `softmax`, accurate where that underflows.
+        """log of `softmax`, accurate where softmax underflows.
 
         >>> Tensor([3.0]).log_softmax().tolist()
         [0.0]
@@ -285,27 +286,27 @@ class Reduce(Methods):
         return (shifted - shifted.exp().sum(axis, True).log()).cast(result)
 
     def _below_top(self, name: str, axis: int, dtype: DTypeLike) -> tuple[Self, DType]:
-        """`_shifted` in at least float32; and the dtype of the result, which may be given."""
+        """`_shifted` in at least float32, and the dtype of the result: `dtype`, or else self's."""
         axis_of(name, axis, self.ndim)
         result = dtype_or(dtype, self._float_dtype())
         return self.cast(result)._wide()._shifted(axis), result
 
     def normalize(self, p: Scalar = 2.0, axis: int = 1, eps: Scalar = 1e-12) -> Self:
-        """self over its p-norm along an axis, which counts as at least eps.
+        """self divided by its p-norm along an axis, or by eps if that is larger.
 
-        p: ∞ is the largest magnitude, −∞ the smallest, 0 counts what is not 0. The derivative of
-        a norm is 0 where that is 0.
+        p=∞ is the largest magnitude, −∞ the smallest, 0 the number of elements that are not 0. The
+        derivative of a norm that is 0 counts as 0.
 
         >>> Tensor([[3.0, 4.0]]).normalize(1).sum().item()
         1.0
         """
         axis_of("normalize", axis, self.ndim)
         x = self._wide()
-        length = x._norm(2 if 0 in self.shape else p, axis, True)  # which divides nothing then
+        length = x._norm(2 if 0 in self.shape else p, axis, True)  # any norm will do for none
         return (x / length.maximum(eps)).cast(self._float_dtype())
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
-        """Of floats of at least 32 bits: the powers of others overflow, or are 0."""
+        """The p-norm of floats of at least 32 bits; powers of smaller ones over- or underflow."""
         expect(isinstance(p, (int, float)), f"a norm of p={p!r}", "a number", error=TypeError)
         if p == 0:
             return self.ne(0).sum(axis, keepdim, dtype=self.dtype)
@@ -316,12 +317,12 @@ class Reduce(Methods):
             self._check_not_empty(f"norm({p})", axis)
         if abs(p) == float("inf"):
             return size.max(axis, keepdim) if p > 0 else size.min(axis, keepdim)
-        # where p < 1 the power has no derivative at 0; so there it is a constant
+        # for p < 1 the power has no derivative at 0; so there it is a constant
         powers = size._root(1 / p) if p < 1 else size**p
         return powers.sum(axis, keepdim)._root(p)
 
     def _root(self, p: Scalar = 2) -> Self:
-        """self^(1/p), whose derivative where self is 0 counts as 0 instead of ∞."""
+        """self^(1/p); where self is 0, the derivative counts as 0 instead of ∞."""
         zero = self.eq(0)
         inside = zero.where(1, self)
         root = inside.sqrt() if p == 2 else inside ** (1 / p)
@@ -360,9 +361,9 @@ class Reduce(Methods):
         self, axis: int = -1, descending: bool = False, *, dim: Axis = None,
         stable: bool = True,
     ) -> Self:  # fmt: skip
-        """Positions (int32) of the elements in sorted order; equal ones keep theirs.
+        """Positions (int32) of the elements in sorted order; equal elements keep their order.
 
-        NaN comes last, and first if descending.
+        NaN comes last, or first if descending.
 
         >>> Tensor([3, 1, 2]).argsort().tolist()
         [1, 2, 0]
@@ -387,8 +388,8 @@ class Reduce(Methods):
     ) -> Found[Self]:  # fmt: skip
         """The k largest (or smallest) elements and their positions (int32), best first.
 
-        Of equal elements the earlier ones are taken; NaN counts as the largest. sorted=False
-        allows any order, and changes nothing.
+        Of equal elements the earlier ones are taken; NaN counts as the largest. sorted=False has no
+        effect: the result is sorted anyway.
 
         >>> [x.tolist() for x in Tensor([3, 1, 2]).topk(2)]
         [[3, 2], [0, 2]]
@@ -409,12 +410,13 @@ class Reduce(Methods):
         return Found(self._at(place, order), order)
 
     def _first(self, k: int, axis: int) -> Self:
-        """Positions of the k smallest keys along an axis, in order; a few are taken in turn."""
+        """Positions of the k smallest keys along an axis, in order; a few are selected one by one.
+        """
         if not 0 < k <= TURNS or self.dtype.itemsize > 4 or is_symbolic(self.shape):
             return self._new(build.sort(self.node, axis))._part(axis, 0, k)
         place = self._new(scans.along(self.node, axis)).cast(dtypes.uint64)
         words = (~self.cast(dtypes.uint32)).cast(dtypes.uint64) << 32 | (place ^ (1 << 32) - 1)
-        found = [words.max(axis, True)]  # the largest is the smallest key, and of those the first
+        found = [words.max(axis, True)]  # the largest word: the smallest key, first of equals
         while len(found) < k:
             found.append((words < found[-1]).where(words, 0).max(axis, True))
         return ~found[0].cat(*found[1:], dim=axis).cast(dtypes.uint32).bitcast(dtypes.int32)
@@ -422,8 +424,8 @@ class Reduce(Methods):
     def _smallest(self, k: int) -> Self:
         """Positions of the k smallest keys of each row, in order.
 
-        They lie in the k blocks with the smallest minima: an element elsewhere has the k minima of
-        those before it. So the minima are sorted, and then the elements of k blocks only.
+        They lie in the k blocks with the smallest minima: any other element comes after these k
+        minima. So only the minima are sorted, and then the elements of k blocks.
         """
         extent = self.shape[-1]
         assert isinstance(extent, int)
@@ -450,7 +452,7 @@ class Reduce(Methods):
         return self._new(build.scan(op, node, place) if self.ndim else node)
 
     def cumsum(self, axis: int = 0, *, dim: Axis = None, dtype: DTypeLike = None) -> Self:
-        """Sums of the elements up to each one, in the dtype that `sum` has.
+        """Running sums along an axis, in the dtype of `sum`.
 
         >>> Tensor([1, 2, 3]).cumsum().tolist()
         [1, 3, 6]
@@ -458,7 +460,7 @@ class Reduce(Methods):
         return self._accumulate(self._scanned, dtype, Op.CUMSUM, "cumsum", axis)
 
     def cumprod(self, axis: int = 0, *, dim: Axis = None, dtype: DTypeLike = None) -> Self:
-        """Products of the elements up to each one, in the dtype that `sum` has.
+        """Running products along an axis, in the dtype of `sum`.
 
         >>> Tensor([1, 2, 3]).cumprod().tolist()
         [1, 2, 6]
@@ -466,7 +468,7 @@ class Reduce(Methods):
         return self._accumulate(self._scanned, dtype, Op.CUMPROD, "cumprod", axis)
 
     def cummax(self, axis: int = 0, *, dim: Axis = None) -> Found[Self]:
-        """The largest element so far (NaN wins), and where the latest such stands (int32).
+        """The largest element so far (NaN wins), and the position (int32) of its last occurrence.
 
         >>> [x.tolist() for x in Tensor([1, 3, 2]).cummax()]
         [[1, 3, 3], [0, 1, 1]]
@@ -474,7 +476,7 @@ class Reduce(Methods):
         return self._extremes("cummax", axis)
 
     def cummin(self, axis: int = 0, *, dim: Axis = None) -> Found[Self]:
-        """The smallest element so far (NaN wins), and where the latest such stands (int32).
+        """The smallest element so far (NaN wins), and the position (int32) of its last occurrence.
 
         >>> [x.tolist() for x in Tensor([2, 1, 3]).cummin()]
         [[2, 1, 1], [0, 1, 1]]

@@ -1,4 +1,4 @@
-"""What methods give that have several results: tuples whose parts have PyTorch's names."""
+"""Results of methods that return several tensors: named tuples with PyTorch's field names."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ T = TypeVar("T")  # Tensor, or array_api's Array
 
 
 class Found(NamedTuple, Generic[T]):
-    """Elements, and their places along a dimension."""
+    """Elements and their positions along a dimension."""
 
     values: T
     indices: T
 
 
 class QRResult(NamedTuple, Generic[T]):
-    """What `qr` gives."""
+    """The result of `qr`."""
 
     Q: T
     R: T
 
 
 class SVDResult(NamedTuple, Generic[T]):
-    """What `svd` gives."""
+    """The result of `svd`."""
 
     U: T
     S: T
@@ -35,14 +35,14 @@ class SVDResult(NamedTuple, Generic[T]):
 
 
 class EighResult(NamedTuple, Generic[T]):
-    """What `eigh` gives."""
+    """The result of `eigh`."""
 
     eigenvalues: T
     eigenvectors: T
 
 
 class LstsqResult(NamedTuple, Generic[T]):
-    """What `lstsq` gives."""
+    """The result of `lstsq`."""
 
     solution: T
     residuals: T
@@ -51,7 +51,7 @@ class LstsqResult(NamedTuple, Generic[T]):
 
 
 class SlogdetResult(NamedTuple, Generic[T]):
-    """What `slogdet` gives."""
+    """The result of `slogdet`."""
 
     sign: T
     logabsdet: T
@@ -67,15 +67,15 @@ for _kind in (Found, QRResult, SVDResult, EighResult, SlogdetResult):
 
 
 _TAKES_A_PART = [dis.opmap["LOAD_CONST"], dis.opmap.get("BINARY_SUBSCR")]
-_FAR = 24  # bytes after a call's own, in which its caches lie (at most 8) and two instructions
+_FAR = 24  # bytes of the call's caches (at most 8) and of two instructions
 
 
 def warn_of_no_pair(name: str, dim: Any) -> None:
-    """Warn where `name`, which calls this, is x.max(dim)[0] or [1] in the user's line.
+    """Warn if the user's line, which called method `name`, is x.max(dim)[0] or [1].
 
-    PyTorch's max gives a pair there; here it would silently be a row of the values.
+    PyTorch's max returns a pair there; here this would silently be a row of the values.
     """
-    frame = sys._getframe(3)  # whoever called the method, which checks its arguments first
+    frame = sys._getframe(3)  # the method's caller: a frame between checks arguments
     if not isinstance(dim, int) or frame.f_globals.get("__name__", "").startswith("minigrad."):
         return
     code = frame.f_code.co_code[frame.f_lasti + 2 :][:_FAR]

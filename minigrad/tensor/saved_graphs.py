@@ -26,15 +26,18 @@ from minigrad.tensor.live_tensors import REPLAYED, Holder, leaves_among, wants_g
 _MEMORY, _WRITES = frozenset({BUFFER}), frozenset({ASSIGN})
 _writes = itertools.count(1)
 _latest = 0  # the number of the last write
-_written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  # by which last
+_written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  # its last write
 
 
 @dataclass(frozen=True)
 class _History:
-    """node: the expanded graph; since: the last write before it was made: it is void if a buffer
-    that it reads was written later. marked: it leads to a marked leaf; void, any other is none.
-    lost: what it would have needed, if it never was a history; replayed: as a replay keeps none.
-    leaves: who may get a gradient by it, of one that leads to no marked leaf; it ends with them.
+    """How the value of a BUFFER was computed.
+
+    node: the expanded graph. since: the last write before it was recorded; the history is void if a
+    buffer that it reads was written later. marked: it leads to a marked leaf. lost: the tensor that
+    it would need, if it was void from the start; replayed: because a replay keeps no history.
+    leaves: for one without a marked leaf, the tensors that may get a gradient by it; it ends with
+    them.
     """
 
     node: Node
@@ -45,12 +48,12 @@ class _History:
     leaves: Sequence[weakref.ref[Holder]] = ()
 
     def leads_nowhere(self) -> bool:
-        """Whether all that nobody marked, and it led to, is gone."""
+        """Whether all unmarked leaves it led to are gone."""
         return not self.marked and all(link() is None for link in self.leaves)
 
 
 _histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionary()
-# The same, to be asked whether there are any: the length of the above takes a call of Python.
+# the same as a plain dict: asking the above for its length takes a call of Python code
 recorded: dict[Any, _History] = vars(_histories)["data"]
 
 
@@ -59,7 +62,7 @@ def see_through(
 ) -> list[Node]:
     """The roots with each ASSIGN of `writes` replaced by the value that it writes.
 
-    Nodes in `kept` stay as they are, with all that is below them.
+    Nodes in `kept` stay as they are, with everything below them.
     """
     if not writes:
         return list(roots)
@@ -70,7 +73,7 @@ def see_through(
 
 
 def _known(order: Collection[Node]) -> dict[Node, _History]:
-    """The histories of the BUFFERs of an order."""
+    """The histories of an order's BUFFERs."""
     nodes = picked(order, _MEMORY) if recorded else ()
     found = {node: history for node in nodes if (history := _histories.get(node)) is not None}
     for node in [node for node, history in found.items() if history.leads_nowhere()]:
@@ -86,8 +89,9 @@ def has_history(node: Node) -> bool:
 
 
 def leads_back(holder: Holder) -> bool:
-    """Whether a realized tensor shares a marked leaf's memory, or was computed from one, in a
-    replay perhaps.
+    """Whether a realized tensor has a marked leaf's memory or was computed from one.
+
+    Also if a replay computed it.
     """
     if holder.stopped or holder._requires_grad:
         return holder.stopped == REPLAYED
@@ -95,22 +99,22 @@ def leads_back(holder: Holder) -> bool:
 
 
 def valid(order: Collection[Node]) -> set[Node]:
-    """The BUFFERs of an order that have a history, leading to any leaf, which is not void."""
+    """BUFFERs of an order with a history, to marked or unmarked leaves, that is not void."""
     found = _known(order)
     return found.keys() - dict(_overwritten(found))
 
 
 def overwritten(node: Node) -> None:
-    """Note that the memory of a BUFFER node was written."""
+    """Record that the memory of a BUFFER node was written."""
     record({}, {}, written=[node])
 
 
 def replayed(written: Iterable[Buffer]) -> None:
-    """Note that a replay wrote buffers: histories that read them or belong to them are void."""
+    """Record that a replay wrote buffers: histories that read them, or belong to them, are void."""
     global _latest
     _latest = next(_writes)
     _written.update(dict.fromkeys(written, _latest))
-    for link in list(recorded):  # at once: another thread may record meanwhile
+    for link in list(recorded):  # a copy: another thread may record meanwhile
         node = link()
         if node is not None and _written.get(node.arg) == _latest:
             _histories.pop(node, None)
@@ -120,10 +124,10 @@ def tracked(
     order: Collection[Node], marked: Set[Node], leaves: Set[Node], lost: set[Node],
     free: Set[Node] = frozenset(),
 ) -> set[Node]:  # fmt: skip
-    """The nodes of an order that have a gradient by leaves, or by `free` ones; these included.
+    """The nodes of an order that depend differentiably on leaves or `free` nodes, with these.
 
-    marked: nodes that are leaves, whatever they depend on. What depends on `lost` ones is added to
-    those.
+    marked: nodes that are leaves, whatever they depend on. Nodes that depend on a node in `lost`
+    are added to `lost`.
     """
     found, untracked = {*leaves, *free}, Op.BITCAST
     for node in reading(order, found):
@@ -139,12 +143,14 @@ def record(
     written: Iterable[Node] = (), free: Container[Node] = (),
     leaves: Iterable[weakref.ref[Holder]] = (),
 ) -> None:  # fmt: skip
-    """Keep graphs as the histories of buffers; `saved` maps parts of them to buffers of their own.
+    """Record graphs as the histories of buffers.
 
-    graphs: by the BUFFER that has their value. order: `topological` of them, if that is known.
-    written: BUFFERs whose memory was written then: a graph that reads one follows the history that
-    it had before. free: those of `graphs` that lead to no marked leaf, but to these `leaves`.
-    Never raises: a value that depends on one whose history is void has a void history.
+    graphs: BUFFER → the graph of its value. saved: parts of graphs → buffers with their values.
+    order: `topological` of the graphs, if known. written: BUFFERs that were written now: a graph
+    that reads one continues the history that it had before. free: those of `graphs` that lead to no
+    marked leaf, but to `leaves`.
+
+    Never raises: a value that depends on one with a void history has a void history.
     """
     global _latest
     for node in written:
@@ -170,8 +176,9 @@ def record(
 
 
 def lose(buffer: Node, source: Node | None = None) -> None:
-    """Note that the value of `buffer` has a gradient that needs `source` as it was, and is not; or
-    that a replay has computed it, which keeps no history.
+    """Make the history of `buffer` void: its gradient needs `source` as it was before a write.
+
+    Without a source: a replay computed it, and keeps no history.
     """
     nothing = const(0.0, buffer.dtype, buffer.shape, buffer.device)
     _histories[buffer] = _History(nothing, _latest, True, source or buffer, source is None)
@@ -182,10 +189,9 @@ def expand(
 ) -> tuple[list[Node], dict[Node, Node]]:
     """The roots with each BUFFER that has a history replaced by it, and the way back.
 
-    order: `topological(roots)`. older: what was a leaf's value before a write to it that waits.
-
-    A write to a tensor that is no leaf is what it writes: gradients flow through it. Raises
-    GradientError where a history needs values that were overwritten since.
+    order: `topological(roots)`. older: nodes that were a leaf's value before a waiting write to it.
+    A write to a tensor that is not a leaf is replaced by its value: gradients flow through it.
+    GradientError if a history needs values that were overwritten since.
     """
     expanded, found = _with_histories(roots, order, older)
     for node, source in _overwritten(found):
@@ -204,7 +210,7 @@ def expand(
 
 
 def _overwritten(found: Mapping[Node, _History]) -> Iterator[tuple[Node, Node]]:
-    """Which BUFFERs have a void history, and what each needs as it was."""
+    """BUFFERs with a void history, and the overwritten BUFFER that each would need."""
     older = [history.node for history in found.values() if history.since < _latest]
     newest: dict[Node, int] = {}  # the last write to what a node reads
     for node in topological(older):
@@ -227,12 +233,12 @@ def _with_histories(
 ) -> tuple[list[Node], dict[Node, _History]]:
     """The roots with each BUFFER that has a history replaced by it, and those histories.
 
-    Not where no gradient flows: what is detached, or was written to a leaf, may have a void one.
+    Only where gradients flow: detached values, and values written to a leaf, may have a void one.
     """
     if order is None:
         order = topological(roots)
     writes = {n for n in picked(order, _WRITES) if n not in older and not wants_gradient(n)}
-    if writes:  # a leaf stays the node that it is, also where it waits to be written itself
+    if writes:  # leaves stay as they are, also if a write to them waits
         kept = {*leaves_among(order), *(node for node in order if node in older)}
         roots = see_through(roots, writes, kept)
         order = topological(roots)

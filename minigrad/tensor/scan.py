@@ -19,7 +19,7 @@ from minigrad.tensor.pytree import flatten, rebuild, show
 
 
 class Scanning(Methods):
-    """Loops as a part of the graph."""
+    """Loops as parts of the graph."""
 
     __slots__ = ()
 
@@ -28,18 +28,18 @@ class Scanning(Methods):
         cls, f: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any = None,
         length: int | None = None, reverse: bool = False,
     ) -> tuple[Any, Any]:  # fmt: skip
-        """`for x in xs: carry, y = f(carry, x)`; gives the last carry and all y, stacked.
+        """`for x in xs: carry, y = f(carry, x)`; returns the last carry and all y, stacked.
 
-        init, x, y: a tensor, or tensors in tuples, lists and dicts. xs: what x is in each step,
-        with one more dimension in front, the same for all; or None, and `length` steps. The carry
-        keeps its shapes and dtypes; y may be None. reverse: from the last x to the first; y stays
-        in the order of xs.
+        init, x, y: a tensor, or tensors in tuples, lists and dicts. xs: the x of all steps, with
+        the number of steps as a first dimension; or None, with `length` steps. The carry keeps its
+        shapes and dtypes; y may be None. reverse: from the last x to the first; y stays in the
+        order of xs.
 
-        f is called once, to see what a step is, and its kernels run for each x: compiling takes as
-        long as for one step, whatever the length. What does not depend on the carry is computed for
-        all steps at once. f may use tensors from outside, and gradients flow to these, too; it must
-        not draw random numbers, nor write in place (ScanError): make them outside, and pass them
-        in xs. A scan inside f, or on a mesh, is its steps one after the other. As jax.lax.scan.
+        f is called once, to record a step, and its kernels run for each x: compile time does not
+        depend on the length. Anything that does not depend on the carry is computed for all steps
+        at once. f may use tensors from outside, and gradients flow to them. It must not draw random
+        numbers nor write in place (ScanError): draw them outside, and pass them in xs. A scan
+        inside f, or on a mesh, runs its steps one after the other. As jax.lax.scan.
 
         >>> Tensor.scan(lambda c, x: (c + x, c * x), Tensor(0), Tensor([1, 2, 3]))[1].tolist()
         [0, 2, 9]
@@ -86,7 +86,7 @@ def _parts(value: Any) -> tuple[Any, list[Any]]:
 
 
 def _count(arrays: Sequence[Core], length: int | None) -> int:
-    """How many steps there are."""
+    """The number of steps."""
     if not arrays and length is None:
         raise TypeError("Tensor.scan: without xs, expected length=, the number of steps")
     for array in arrays:
@@ -107,7 +107,7 @@ def _check_known(nodes: Sequence[Node]) -> None:
 
 
 def _called(f: Callable[[Any, Any], Any], carry: Any, x: Any) -> tuple[Any, Any]:
-    """What f gives for a step."""
+    """The carry and y of a step; ScanError for another kind of result."""
     result = f(carry, x)
     if not isinstance(result, tuple) or len(result) != 2:
         raise misfit(f"Tensor.scan: the function returned a {type(result).__name__}", "a pair: the "
@@ -128,7 +128,7 @@ def _one_by_one(
     f: Callable[[Any, Any], Any], carry: Any, xs: Any, arrays: Sequence[Any], count: int,
     reverse: bool,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """The steps as what they are."""
+    """The steps as separate operations, for lengths and devices without a loop."""
     outs: list[list[Any]] = []
     out: Any = None
     for number in range(count - 1, -1, -1) if reverse else range(count):

@@ -19,15 +19,15 @@ REDUCTIONS = {"sum": Op.SCATTER_ADD, "prod": Op.SCATTER_PROD, "mean": Op.SCATTER
 
 
 class Scattering(Methods):
-    """`gather`, `scatter` and the like; index and values are tensors of as many dimensions."""
+    """`gather`, `scatter` and the like; index and values have as many dimensions as self."""
 
     __slots__ = ()
 
     def gather(self, dim: int, index: Core) -> Self:
         """out[…, i, …] = self[…, index[…, i, …], …] along dim (PyTorch's gather).
 
-        index may be smaller than self in other dimensions. BoundsError where it is none of
-        0 … self.shape[dim] − 1.
+        index may be smaller than self in other dimensions. BoundsError if an index is not in 0 …
+        self.shape[dim] − 1.
 
         >>> Tensor([[3, 1]]).gather(1, Tensor([[1, 0]])).tolist()
         [[1, 3]]
@@ -35,12 +35,12 @@ class Scattering(Methods):
         return self._gather("gather", dim, index)
 
     def _gather(self, name: str, dim: int, index: Core, wraps: bool = False) -> Self:
-        """`gather`, which messages call `name`. wraps: negative indices count from the end."""
+        """`gather`; `name` is for messages. wraps: negative indices count from the end."""
         axis, source, places = self._addressed(name, dim, index, wraps)
         return source._at(axis, places)
 
     def _at(self, axis: int, places: Core) -> Self:
-        """Elements along an axis at places that are known to be right."""
+        """Elements at places along an axis; the places are not checked."""
         return self._new(build.gather(self.node, places.raw, axis))
 
     def _addressed(
@@ -75,8 +75,8 @@ class Scattering(Methods):
     def scatter(self, dim: int, index: Core, src: Any, reduce: str | None = None) -> Self:
         """self with elements of src (or one number) written at index along dim.
 
-        reduce="add" adds them, "multiply" multiplies by them. Without reduce, of equal places the
-        last along dim wins. BoundsError where an index is none of 0 … self.shape[dim] − 1.
+        reduce="add" adds them, "multiply" multiplies by them. Without reduce, the last along dim
+        wins at equal places. BoundsError if an index is not in 0 … self.shape[dim] − 1.
 
         >>> Tensor([1, 1]).scatter(0, Tensor([1]), Tensor([5])).tolist()
         [1, 5]
@@ -86,7 +86,7 @@ class Scattering(Methods):
     def _scatter(
         self, name: str, dim: int, index: Core, src: Any, reduce: str | None = None
     ) -> Self:  # fmt: skip
-        """`scatter`, which messages call `name`."""
+        """`scatter`; `name` is for messages."""
         check_choice("scatter", (None, "add", "multiply"), reduce=reduce)
         axis, part, places, values = self._updates(name, dim, index, src)
         if reduce is not None:
@@ -95,9 +95,9 @@ class Scattering(Methods):
         return self._with_part(part._last_written(axis, places, values))
 
     def _last_written(self, axis: int, places: Self, values: Self) -> Self:
-        """self with values at places that are known to be right; of equal ones the last wins.
+        """self with values written at places, which are not checked; at equal ones the last wins.
 
-        places: of the values' shape, or 1 where they are the same along another dimension.
+        places: in the values' shape, or broadcast to it.
         """
         if 0 in values.shape:
             return self.clone()
@@ -107,17 +107,17 @@ class Scattering(Methods):
     def scatter_reduce(
         self, dim: int, index: Core, src: Core, reduce: str, *, include_self: bool = True
     ) -> Self:  # fmt: skip
-        """self with the elements of src at each place of dim combined (PyTorch's scatter_reduce).
+        """self with elements of src combined into it at index along dim (PyTorch's scatter_reduce).
 
-        reduce: "sum", "prod", "mean" (of integers rounded down), "amax" or "amin".
-        include_self=False leaves out the old value of a place that is written to. Elements that
-        are the extreme share the gradient. BoundsError where an index is out of range.
+        reduce: "sum", "prod", "mean" (rounded down for integers), "amax" or "amin".
+        include_self=False ignores the old value of a place that is written to. Equal extremes share
+        the gradient. BoundsError if an index is out of range.
 
         >>> Tensor([1, 4]).scatter_reduce(0, Tensor([0, 1]), Tensor([9, 2]), "amax").tolist()
         [9, 4]
         """
         check_choice("scatter_reduce", REDUCTIONS, reduce=reduce)
-        if reduce == "amin":  # the smallest is what is the largest of these
+        if reduce == "amin":  # the smallest element is the largest mirrored one
             mirrored = self._filling(src, "scatter_reduce")._mirrored()
             largest = self._mirrored().scatter_reduce(
                 dim, index, mirrored, "amax", include_self=include_self
@@ -139,7 +139,7 @@ class Scattering(Methods):
         return self._with_part(changed)
 
     def _updates(self, name: str, dim: int, index: Core, src: Any) -> tuple[int, Self, Self, Self]:
-        """Axis, the part of self that is written to, the places, and what goes there."""
+        """Axis, the part of self that is written to, the places, and the values."""
         axis, part, places = self._addressed(name, dim, index)
         values = self._filling(src, name)
         if isinstance(src, (bool, int, float)):
@@ -152,13 +152,13 @@ class Scattering(Methods):
         return axis, part, places, values.shrink([(0, extent) for extent in index.shape])
 
     def _scattered(self, op: Op, places: Self, values: Self, axis: int) -> Self:
-        """One of `SCATTERS`; half floats are combined in float32."""
+        """One of `operations.SCATTERS`; half floats are combined in float32."""
         base, given = (self._wide(), values._wide()) if self.dtype.is_float else (self, values)
         result = self._new(build.scatter(op, base.node, places.node, given.node, axis))
         return result.cast(self.dtype)
 
     def _with_part(self, changed: Self) -> Self:
-        """self with the part that starts at its first element replaced."""
+        """self with its leading part replaced by `changed`."""
         if changed.shape == self.shape:
             return changed
         amounts = [(0, have - now) for have, now in zip(self.shape, changed.shape, strict=True)]

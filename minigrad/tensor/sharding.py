@@ -20,15 +20,15 @@ from minigrad.tensor.modes import no_grad
 
 
 class Sharding(Methods):
-    """Where the parts of a tensor are."""
+    """Methods about which devices hold which parts of a tensor."""
 
     __slots__ = ()
 
     def shard(self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: Axis = None) -> Self:
         """The same values, divided among the devices of a mesh; gradients flow through.
 
-        spec: which axes of the mesh divide which dimension, as P("dp", None); without it every
-        device has all of the tensor. With a tuple of devices axis= says which dimension they
+        spec: which axes of the mesh divide which dimension, such as P("dp", None); without it,
+        every device has the whole tensor. For a tuple of devices, `axis` is the dimension that they
         divide. A dimension may be uneven: the last devices then have fewer elements, or none.
 
         >>> Tensor([[1.0, 2.0], [3.0, 4.0]]).shard(Mesh(("CPU", "CPU:1"), dp=2), P("dp")).sharding
@@ -40,13 +40,13 @@ class Sharding(Methods):
         self, mesh: Mesh | Sequence[str], spec: P | None = None, axis: Axis = None,
         stored: str | None = None,
     ) -> Self:  # fmt: skip
-        """Divide this tensor itself, now, with its gradient: for parameters. See `shard`.
+        """Divide this tensor itself, at once, with its gradient: for parameters. See `shard`.
 
-        Views of it show it there; a view is a tensor of its own from then on.
+        Its views follow; a view becomes an independent tensor.
 
-        stored: one more axis, which divides what is stored. Who computes with it has it gathered,
-        where the axis divides something else there (ZeRO and FSDP: a batch); a dimension that can
-        be divided evenly is found, and if there is none the tensor stays as it is.
+        stored: another mesh axis, which divides the stored parameter only. It is gathered for
+        computations in which that axis divides something else (a batch: ZeRO and FSDP). The divided
+        dimension is chosen; if none can be divided evenly, the parameter is not divided.
 
         >>> Tensor([1.0, 2.0]).shard_(Mesh(("CPU", "CPU:1"), dp=2), P("dp")).sharding
         'float32[2@dp]'
@@ -60,7 +60,7 @@ class Sharding(Methods):
         return self._move(where, Layout(dims, stored=axes_of(dims) & {stored}))
 
     def _move(self, where: str, layout: Layout) -> Self:
-        """Divide this tensor itself, and its gradient."""
+        """Divide this tensor itself, and its gradient, in place."""
         with no_grad():
             for tensor in (self, self.grad):
                 if tensor is not None:
@@ -75,7 +75,7 @@ class Sharding(Methods):
         return self
 
     def shard_like(self, other: Core) -> Self:
-        """The same values, on the devices of another tensor of this shape, and divided like it.
+        """The same values on the devices of another tensor of this shape, divided like it.
 
         >>> x = Tensor([1.0, 2.0]).shard(("CPU", "CPU:1"), axis=0)
         >>> Tensor([3.0, 4.0]).shard_like(x).device
@@ -87,7 +87,7 @@ class Sharding(Methods):
         return self._placed(other.raw.device, layout.dims)
 
     def shard_like_(self, other: Core) -> Self:
-        """As `shard_like`, in place, as `shard_`; nothing where the other one is not divided.
+        """`shard_like` in place (see `shard_`); no change if the other tensor is not on a mesh.
 
         >>> Tensor([3.0]).shard_like_(Tensor([1.0])).tolist()
         [3.0]
@@ -97,7 +97,7 @@ class Sharding(Methods):
 
     @property
     def sharding(self) -> str:
-        """Dtype and shape, and what divides it: "float32[64@dp, 784]"."""
+        """Dtype, shape, and the mesh axes that divide it, as text: "float32[64@dp, 784]"."""
         return show(self.shape, layout_of(self.raw), self.dtype.name)
 
     def _like(self, name: str, other: Any) -> Layout | None:
@@ -107,7 +107,7 @@ class Sharding(Methods):
     def _divided(
         self, name: str, mesh: Mesh | Sequence[str], spec: P | None, axis: Axis
     ) -> tuple[str, Dims]:
-        """The mesh's name, and the digits of the dimensions."""
+        """The name of the mesh, and the mesh axes of each dimension."""
         expect(not isinstance(mesh, str) and isinstance(mesh, Mesh | Sequence), f"{name}({mesh!r})",
                "a Mesh, as Mesh(dp=2), or a tuple of devices", error=DeviceError)  # fmt: skip
         if isinstance(spec, int):  # as in tinygrad, whose second argument is the axis
@@ -124,7 +124,8 @@ class Sharding(Methods):
 
 
 def layout_of(node: Node) -> Layout | None:
-    """Where a node on a mesh is, or will be; None on a single device."""
+    """The layout of a node on a mesh, planned if it is not computed yet; None on a single device.
+    """
     if node.device not in meshes:
         return None
     if node.op is Op.BUFFER:

@@ -1,4 +1,4 @@
-"""PyTorch's second names, its in-place forms (`x.add_(y)`), and what it asks of a tensor."""
+"""PyTorch's second names, its in-place forms (`x.add_(y)`), and its questions to a tensor."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from minigrad.tensor.movement import sequence
 
 
 class _Named(Arithmetic, Arranging, Basic):
-    """Where methods are found that get second names."""
+    """The class whose methods get second names."""
 
 
 def same(names: str) -> tuple[Method, ...]:
-    """Methods, for second names."""
+    """The methods with these names."""
     return tuple(getattr(_Named, name) for name in names.split())
 
 
 class InPlace(Method):
-    """The in-place form `add_` of `add`: its result is written to self, which is given back.
+    """The in-place form `add_` of `add`: writes the result to self and returns self.
 
-    The result's shape must be self's; it is cast to self's dtype if that is of its kind.
+    The result must have self's shape; it is cast to self's dtype if its kind allows that.
     """
 
     def __set_name__(self, family: type, name: str) -> None:
@@ -45,7 +45,7 @@ class InPlace(Method):
 
 
 class Spellings(Composed):
-    """Names that mean the same as others; what ends in _ writes to self and gives it."""
+    """Second names of methods; names that end in _ write to self and return it."""
 
     __slots__ = ()
 
@@ -72,7 +72,7 @@ class Spellings(Composed):
     index_fill_ = scatter_ = masked_scatter_ = scatter_add_ = scatter_reduce_ = InPlace()
 
     def replace(self, other: Core) -> Self:
-        """Take the values of other, of the same shape and dtype: as `set_data` of a tensor.
+        """Copy values from a tensor of the same shape and dtype: `set_data` from a tensor.
 
         >>> Tensor([1, 2]).replace(Tensor([3, 4])).tolist()
         [3, 4]
@@ -91,7 +91,7 @@ class Spellings(Composed):
         return self.assign(0)
 
     def uniform_(self, a: Scalar = 0.0, b: Scalar = 1.0) -> Self:
-        """Replace its elements by random ones, uniform in [a, b).
+        """Replace all elements by random ones, uniform in [a, b).
 
         >>> Tensor([5.0]).uniform_().item() < 1
         True
@@ -100,7 +100,7 @@ class Spellings(Composed):
         return self.assign(drawn)
 
     def normal_(self, mean: Scalar = 0.0, std: Scalar = 1.0) -> Self:
-        """Replace its elements by random ones, normal with this mean and deviation.
+        """Replace all elements by random ones, normal with this mean and standard deviation.
 
         >>> Tensor([5.0]).normal_(2.0, 0.0).item()
         2.0
@@ -108,7 +108,7 @@ class Spellings(Composed):
         return self.assign(self.normal(self.shape, mean=mean, std=std, device=self.raw.device))
 
     def bernoulli_(self, p: Any = 0.5) -> Self:
-        """Replace its elements by 1 with probability p, else by 0.
+        """Replace all elements: 1 with probability p, else 0.
 
         >>> Tensor([5.0]).bernoulli_(1.0).item()
         1.0
@@ -154,7 +154,7 @@ class Spellings(Composed):
         return False
 
     def equal(self, other: Core) -> bool:
-        """Whether shapes and all elements are equal; read by the host.
+        """Whether shapes and all elements are equal; the host reads the result.
 
         >>> Tensor([1, 2]).equal(Tensor([1, 2]))
         True
@@ -164,7 +164,7 @@ class Spellings(Composed):
     def allclose(
         self, other: Any, rtol: Scalar = 1e-5, atol: Scalar = 1e-8, equal_nan: bool = False
     ) -> bool:
-        """Whether all elements are close (see `isclose`); read by the host.
+        """Whether all elements are close (see `isclose`); the host reads the result.
 
         >>> Tensor([1.0]).allclose(Tensor([1.0 + 1e-6]))
         True
@@ -174,7 +174,7 @@ class Spellings(Composed):
     # --- conversions ------------------------------------------------------------------------------
 
     def type_as(self, other: Core) -> Self:
-        """In the dtype of other.
+        """self cast to the dtype of other.
 
         >>> Tensor([1]).type_as(Tensor([1.0])).dtype.name
         'float32'

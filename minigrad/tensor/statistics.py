@@ -15,7 +15,7 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.random import _draw
 from minigrad.tensor.results import Found, warn_of_no_pair
 
-# How `quantile` finds an element: between two, or how it rounds their rank.
+# Which element `quantile` takes: one between two neighbours, or one whose rank is rounded so.
 INTERPOLATIONS = {"linear": "", "lower": "floor", "higher": "ceil", "midpoint": "",
                   "nearest": "round"}  # fmt: skip
 
@@ -28,7 +28,7 @@ class Statistics(Composed):
     # --- extremes ---------------------------------------------------------------------------------
 
     def amax(self, dim: Axes = None, keepdim: bool = False) -> Self:
-        """The largest elements: as `max`.
+        """The largest elements: `max` for PyTorch's arguments.
 
         >>> Tensor([[1, 5], [3, 2]]).amax(1).tolist()
         [5, 3]
@@ -36,7 +36,7 @@ class Statistics(Composed):
         return self.max(dim or None if isinstance(dim, (tuple, list)) else dim, keepdim)
 
     def amin(self, dim: Axes = None, keepdim: bool = False) -> Self:
-        """The smallest elements: as `min`.
+        """The smallest elements: `min` for PyTorch's arguments.
 
         >>> Tensor([[1, 5], [3, 2]]).amin(1).tolist()
         [1, 2]
@@ -52,7 +52,7 @@ class Statistics(Composed):
         return self.min(dim, keepdim), self.max(dim, keepdim)
 
     def max_with_indices(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
-        """The largest elements along dim and where the first of them are: PyTorch's max(dim).
+        """The largest elements along dim, and the positions of the first such: PyTorch's max(dim).
 
         >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).max_with_indices(1)]
         [[5, 3], [1, 0]]
@@ -60,7 +60,7 @@ class Statistics(Composed):
         return self._picked("max_with_indices", dim, keepdim, self.argmax(dim, True))
 
     def min_with_indices(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
-        """The smallest elements along dim and where the first of them are: PyTorch's min(dim).
+        """The smallest elements along dim, and the positions of the first such: PyTorch's min(dim).
 
         >>> [x.tolist() for x in Tensor([[1, 5], [3, 2]]).min_with_indices(1)]
         [[1, 2], [0, 1]]
@@ -68,7 +68,7 @@ class Statistics(Composed):
         return self._picked("min_with_indices", dim, keepdim, self.argmin(dim, True))
 
     def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> Found[Self]:
-        """The elements at one place of each line, and the places."""
+        """The elements at one place of each line along dim, and the places."""
         axis = axis_of(name, dim, self.ndim)
         if not self.ndim:
             return Found(self.clone(), places)
@@ -79,7 +79,7 @@ class Statistics(Composed):
     # --- ranks ------------------------------------------------------------------------------------
 
     def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> Found[Self]:
-        """The k-th smallest elements along dim, k from 1 on, and their positions.
+        """The k-th smallest elements along dim (k ≥ 1), and their positions.
 
         >>> [x.item() for x in Tensor([3, 1, 2]).kthvalue(2)]
         [2, 2]
@@ -92,9 +92,9 @@ class Statistics(Composed):
         return self._picked("kthvalue", dim, keepdim, place)
 
     def median(self, dim: int | None = None, keepdim: bool = False) -> Self:
-        """The middle elements, of two the smaller one (PyTorch's values); NaN wins.
+        """The median; of two middle elements the smaller one (PyTorch's values); NaN wins.
 
-        Of equal ones the first takes the gradient.
+        The element in the middle of a stable sort gets the gradient.
 
         >>> Tensor([3, 1, 2, 4]).median().item()
         2
@@ -111,17 +111,18 @@ class Statistics(Composed):
             return self.max(axis, keepdim)
         values, extent = self.sort(axis)[0], self._known_shape()[axis]
         middle, last = (values._part(axis, n - 1, n) for n in ((extent + 1) // 2, extent))
-        value = last.isnan().where(last, middle)  # which are sorted last
+        value = last.isnan().where(last, middle)  # NaNs are sorted last
         return value if keepdim else value.squeeze(axis)
 
     def quantile(
         self, q: Any, dim: int | None = None, keepdim: bool = False, *,
         interpolation: str = "linear",
     ) -> Self:  # fmt: skip
-        """What a share q (0 … 1, a number or a vector of them) of the elements lies below.
+        """The value below which a share q of the elements lies.
 
-        interpolation between the two nearest: linear, lower, higher, midpoint or nearest. For a
-        vector q the result has a first dimension of its length. NaN wins.
+        q: a number in 0 … 1, or a vector of them, which adds a first dimension to the result.
+        interpolation between the two nearest elements: linear, lower, higher, midpoint or nearest.
+        NaN wins.
 
         >>> Tensor([1.0, 2.0, 4.0]).quantile(0.75).item()
         3.0
@@ -137,7 +138,7 @@ class Statistics(Composed):
             return whole.reshape((*whole.shape, *(1 for _ in self.shape))) if keepdim else whole
         axis = axis_of("quantile", dim, self.ndim)
         lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]._wide()
-        dtype = None if isinstance(q, Core) else lines.dtype  # which half floats have no ranks in
+        dtype = None if isinstance(q, Core) else lines.dtype  # half floats are too coarse for ranks
         share = type(self)(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
         expect(share.ndim <= 1, "quantile", "q to be a number or a vector", share)
         share = share._within("quantile", "no share", "0 … 1") if isinstance(q, Core) else share
@@ -156,9 +157,9 @@ class Statistics(Composed):
         return (kept if share.ndim else kept[0]).cast(self.dtype)
 
     def mode(self, dim: int = -1, keepdim: bool = False) -> Found[Self]:
-        """The most frequent elements along dim, of several the smallest, and where the last is.
+        """The most frequent elements along dim, of several the smallest, and their last positions.
 
-        Each NaN counts once, and is larger than all numbers.
+        Each NaN counts as a different element, larger than all numbers.
 
         >>> [x.item() for x in Tensor([3, 1, 3, 2]).mode()]
         [3, 2]
@@ -178,10 +179,10 @@ class Statistics(Composed):
     def unique(
         self, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False,
     ) -> Any:  # fmt: skip
-        """The distinct elements in order (each NaN is one); the host reads how many.
+        """The distinct elements in order (each NaN is one); computed at once.
 
-        return_inverse: also which of them each element is, in self's shape. return_counts: also
-        how many of each there are. sorted=False changes nothing. Several as a tuple.
+        return_inverse: also the index of each element among them, in self's shape. return_counts:
+        also how often each occurs. With these, the result is a tuple. sorted=False has no effect.
 
         >>> [x.tolist() for x in Tensor([3, 1, 3]).unique(return_counts=True)]
         [[1, 3], [1, 2]]
@@ -191,7 +192,8 @@ class Statistics(Composed):
         return tuple(found) if len(found) > 1 else values
 
     def _distinct(self) -> tuple[Self, Self, Self, Self]:
-        """Distinct elements in order; where each is first, which each one is, how many they are."""
+        """Distinct elements in order, their first positions; each element's index in them; counts.
+        """
         values, order = self.flatten().sort(0)
         extent = values._known_shape()[0]
         begins = values[1:].ne(values[:-1]).pad([(min(extent, 1), 0)], value=True)
@@ -211,9 +213,9 @@ class Statistics(Composed):
         return ~found if invert else found
 
     def bincount(self, weights: Core | None = None, minlength: int = 0) -> Self:
-        """How often each of 0, 1, … occurs in a vector of integers ≥ 0, or its weights' `sum`.
+        """How often each of 0, 1, … occurs in a vector of integers ≥ 0, or the sum of its weights.
 
-        The result is as long as the largest element asks for, which the host reads, and minlength.
+        The length is the largest element + 1, which the host reads, and at least minlength.
 
         >>> Tensor([0, 2, 2]).bincount().tolist()
         [1, 0, 2]
@@ -231,8 +233,8 @@ class Statistics(Composed):
     def histc(self, bins: int = 100, min: Scalar = 0, max: Scalar = 0) -> Self:
         """How many elements lie in each of equal bins from min to max, in the dtype of `sum`.
 
-        Equal bounds mean those of self, which must be finite (DomainError, when that is computed).
-        What lies outside is not counted.
+        If min equals max, the bounds are self's smallest and largest elements, which must be finite
+        (DomainError, raised when they are computed). Elements outside are not counted.
 
         >>> Tensor([1.0, 2.0, 1.0]).histc(4, 0, 3).tolist()
         [0.0, 2.0, 1.0, 0.0]
@@ -260,11 +262,11 @@ class Statistics(Composed):
         self, values: Any, *, right: bool = False, side: str | None = None,
         sorter: Core | None = None,
     ) -> Self:  # fmt: skip
-        """Where each of `values` (int32) would be inserted into self, sorted along the last axis.
+        """Positions (int32) to insert `values` at in self, which is sorted along its last axis.
 
-        self is a vector, or has the leading dimensions of `values`. side="right", or right: behind
-        equal elements rather than before them. sorter: self's order, where it is not sorted. NaN is
-        behind all numbers.
+        self is a vector, or has the leading dimensions of `values`. side="right" or right=True:
+        behind equal elements instead of before them. sorter: positions that sort self, if it is not
+        sorted. NaN comes after all numbers.
 
         >>> Tensor([1, 3, 5]).searchsorted(Tensor([3, 4])).tolist()
         [1, 2]
@@ -279,7 +281,7 @@ class Statistics(Composed):
         flat = wanted.flatten() if self.ndim == 1 else wanted
         place = flat.zeros_like(dtype=dtypes.int32)
         step, behind = 1 << max(extent.bit_length() - 1, 0), right or side == "right"
-        while step and extent:  # a binary search: at most 31 turns
+        while step and extent:  # a binary search: at most 31 steps
             probed = place + step
             value = line._at(self.ndim - 1, (probed - 1).clip(0, extent - 1))
             before = value <= flat if behind else value < flat
@@ -309,7 +311,7 @@ class Statistics(Composed):
         return self.var(dim, keepdim=keepdim, **options), self.mean(dim, keepdim)
 
     def cov(self, *, correction: Scalar = 1) -> Self:
-        """The covariances (n, n) of n variables, the rows of self; of one its variance.
+        """The covariances (n, n) of n variables, the rows of self; for one variable its variance.
 
         >>> Tensor([[1.0, 3.0], [2.0, 6.0]]).cov().tolist()
         [[2.0, 4.0], [4.0, 8.0]]
@@ -324,7 +326,7 @@ class Statistics(Composed):
     def diff(
         self, n: int = 1, dim: int = -1, prepend: Self | None = None, append: Self | None = None
     ) -> Self:
-        """n times the differences of neighbours along dim, of prepend, self and append joined.
+        """Differences of neighbours along dim, n times, of prepend, self and append joined.
 
         >>> Tensor([1, 4, 9]).diff().tolist()
         [3, 5]
@@ -364,9 +366,9 @@ class Statistics(Composed):
 
     @classmethod
     def randperm(cls, n: int, *, dtype: DTypeLike = None, device: str | None = None) -> Self:
-        """0 … n − 1 in a random order, each order as likely as any other; int32, or in a dtype.
+        """0 … n − 1 in a random order, each order equally likely; int32 unless dtype is given.
 
-        RangeError for one that does not hold all of them.
+        RangeError for a dtype that does not hold all of them.
 
         >>> Tensor.randperm(3).sort()[0].tolist()
         [0, 1, 2]
@@ -381,11 +383,11 @@ class Statistics(Composed):
         return cls._made(order.cast(wanted).node, None, drawn=True)
 
     def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:
-        """Positions (int32) drawn with probabilities in proportion to the weights in self.
+        """Positions (int32) drawn with probabilities proportional to the weights in self.
 
-        self is (categories,), or (rows, categories) for draws of each row; weights are finite, ≥ 0
-        and in no row all 0 (DomainError, when that is computed). Without replacement no category is
-        drawn twice, and one of weight 0 only when no others are left.
+        self is (categories,), or (rows, categories) to draw for each row. Weights are finite, ≥ 0
+        and not all 0 in a row (DomainError, raised when they are computed). Without replacement no
+        category is drawn twice, and one of weight 0 only if no others are left.
 
         >>> Tensor([0.0, 1.0]).multinomial().tolist()
         [1]
@@ -398,22 +400,22 @@ class Statistics(Composed):
         return self._made(drawn.node, None, drawn=True)
 
     def _positions(self, first: Self, second: Self, count: int, replacement: bool) -> Self:
-        """What `multinomial` gives for these random words."""
+        """The draws of `multinomial`, from given random words."""
         rows = self._weights()
         share = self._unit(first.node, second.node)
         if replacement:  # the first category whose running sum exceeds that part of the total
             until = rows.cumsum(1)
             total = until[:, -1:]
             place = (until.unsqueeze(1) <= (share * total).unsqueeze(-1)).sum(-1, dtype="int32")
-            # rounding may have made a part the total itself
+            # rounding may have made share·total the total itself
             drawn = place.minimum((until < total).sum(-1, keepdim=True, dtype="int32"))
-        else:  # the shortest of waiting times of these rates (Efraimidis and Spirakis 2006)
+        else:  # the shortest of waiting times with these rates (Efraimidis and Spirakis 2006)
             times = -share.log() / rows
             drawn = times.topk(count, 1, False)[1] if count > 1 else times.argmin(1, True)
         return drawn.squeeze(0) if self.ndim == 1 else drawn
 
     def _weights(self) -> Self:
-        """(rows, categories) in float64, each ≥ 0 and in each row one > 0."""
+        """The weights as (rows, categories) in float64, checked: all ≥ 0, in each row one > 0."""
         rows = self.detach().cast(dtypes.float64)
         rows = rows.unsqueeze(0) if self.ndim == 1 else rows
         limits = sys.float_info
@@ -421,7 +423,7 @@ class Statistics(Composed):
         largest = rows.max(1, keepdim=True)._within(
             "multinomial", "the largest weight of a row", "one > 0", limits.min, limits.max
         )
-        return (largest > 0).where(rows, 0)  # which it is: so the draws depend on it
+        return (largest > 0).where(rows, 0)  # always true: makes the draws depend on the check
 
     def _check_draws(self, count: int, replacement: bool) -> None:
         if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):
@@ -433,7 +435,7 @@ class Statistics(Composed):
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")
 
     def _unit(self, first: Any, second: Any) -> Self:
-        """float64 between 0 and 1, never one of the two."""
+        """float64 between 0 and 1, both excluded."""
         high = self._new(first).cast(dtypes.float64)
         low = (self._new(second) >> 12).cast(dtypes.float64)
         return (high * 2.0**20 + low + 0.5) * 2.0**-52

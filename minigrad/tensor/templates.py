@@ -24,13 +24,13 @@ from minigrad.settings import thread
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import lock
 
-MOST = 256  # forms of a function; then it begins anew
-# Templates that nobody used again, less those that somebody did: from then on a form must come
-# twice. To make one takes as long as the function itself; sizes that are new in each call have no
-# second use.
+MOST = 256  # templates of a function; then it starts again
+# After so many more templates that were not used again than were, a form must come twice before it
+# gets one. Making one takes as long as the function itself, and sizes that are new in each call
+# have no second use.
 MOST_UNUSED = 8
-_OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call: memory, draws
-# Methods that are a handful of nodes or more. Those that draw cannot be here.
+_OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call only: memory, random draws
+# Methods that make several nodes. Methods that draw random numbers cannot be here.
 TEMPLATED = (
     "matmul", "__matmul__", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp",
     "layernorm", "rmsnorm", "batchnorm", "relu", "gelu", "silu", "sigmoid", "softplus",
@@ -38,19 +38,19 @@ TEMPLATED = (
     "argmin", "_keys", "cross_entropy", "gather", "_positions",
 )
 F = TypeVar("F", bound=Callable[..., Any])
-_tracing: set[int] = set()  # threads inside of a function that makes a template, or could have one
+_tracing: set[int] = set()  # threads in a function that is being traced, or could be
 in_child(_tracing.clear)
 
 
 class _OwnData(Exception):
-    """A function made an array of numbers that it was given: rows in a tuple, another library's.
+    """A function made an array from numbers in its arguments: a tuple, another library's array.
 
-    Or it read a tensor's value, as one given for an axis.
+    Or it read a tensor's value, such as one given for an axis.
     """
 
 
 class _Nameless(tuple[str, int]):
-    """In the place of an array's memory."""
+    """Stands for an array's memory while tracing; every use of it raises."""
 
     __slots__ = ()
 
@@ -59,11 +59,11 @@ class _Nameless(tuple[str, int]):
 
 
 class Template:
-    """The nodes between some sources and what is made of them, sources before users.
+    """The nodes between sources and results, sources before users.
 
-    Each has its op, dtype, shape, arg and device, and where its sources stand among the values:
-    the sources, the kept nodes, and the nodes before it. own: what is made that belongs to one call
-    alone, of which there can be no template. used: whether it was used again.
+    Each step has an op, dtype, shape, arg and device, and the positions of its sources among the
+    values: sources, kept nodes, previous nodes. own: nodes that belong to one call only, so that
+    there can be no template. used: it was used again.
     """
 
     used = False
@@ -84,7 +84,7 @@ class Template:
         self.places = [None if node is None else place[node] for node in made]
 
     def made(self, sources: Sequence[Node]) -> list[Node | None]:
-        """The same of other sources."""
+        """The results for other sources."""
         values = [*sources, *self.kept]
         for op, dtype, shape, src_of, arg, device in self.steps:
             if op is CHECK:
@@ -94,7 +94,7 @@ class Template:
 
 
 def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
-    """What takes values out of a list, as a tuple."""
+    """A function that takes the values at `places` out of a list, as a tuple."""
     if len(places) > 1:
         return itemgetter(*places)
     (place,) = places
@@ -102,12 +102,12 @@ def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
 
 
 def templated(function: F) -> F:
-    """A function of tensors and hashable values that gives new tensors, which templates make.
+    """Let templates build the results of a function of tensors and hashable values.
 
-    It must depend on nothing else, and draw nothing. It gives a tensor, or a tuple
-    or list of such, some of which may be None.
+    The function must depend on nothing else, and draw no random numbers. It returns a tensor, or a
+    tuple or list of tensors and Nones.
     """
-    # Each with whether there are several results; None: of a form that came once.
+    # Form → (template, whether there are several results); None for a form that was seen once.
     known: dict[Any, tuple[Template, bool] | None] = {}
     unused = 0
 
@@ -131,7 +131,7 @@ def templated(function: F) -> F:
         form = tuple(key)
         try:
             template = known.get(form)
-        except TypeError:  # a list of axes
+        except TypeError:  # an unhashable value, such as a list of axes
             return function(*args, **options)
         if template is None and get_ident() not in _tracing:
             if len(known) >= MOST:
@@ -157,7 +157,7 @@ def templated(function: F) -> F:
 
 
 def _inside(function: Any, args: Any, options: Any) -> Any:
-    """What a function gives, while no templates are made of what it calls."""
+    """The result of a function, without making templates of functions that it calls."""
     _tracing.add(get_ident())
     try:
         return function(*args, **options)
@@ -170,14 +170,14 @@ def _traced(
 ) -> tuple[Template, bool]:
     """The template of a function for arguments, some of which are tensors of these nodes.
 
-    And whether it gives several results.
+    Also whether it returns several results.
     """
     sources = [
         build.buffer(_Nameless(("a source", at)), node.dtype, node.shape, node.device)
         for at, node in enumerate(nodes)
     ]
     left = iter(sources)
-    with lock:  # nobody else may see a tensor that has no memory, nor keep it: the child of a fork
+    with lock:  # nobody else (a fork's child) may see or keep a tensor without memory
         new = [value._new(next(left)) if isinstance(value, Core) else value
                for value in (*args, *options.values())]  # fmt: skip
         found: Any = None

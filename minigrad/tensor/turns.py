@@ -18,19 +18,20 @@ from minigrad.tensor.live_tensors import lock, rank
 
 T = TypeVar("T")
 
-# Memory that is written and that is read, when somebody asks: a function, and what it is given.
+# Memory that is written, and memory that is read; as a function and its argument, called when
+# asked.
 Touched = tuple[Set[Buffer], Set[Buffer]]
 Turn = tuple[Callable[[Any], Touched], Any]
 
-under_way: dict[int, Turn] = {}  # by threads
-waiting: dict[int, Turn] = {}  # the same, who came first first; changed under the lock only
+under_way: dict[int, Turn] = {}  # by thread
+waiting: dict[int, Turn] = {}  # the same, in order of arrival; changed under the lock only
 _changed = threading.Condition(lock)
 in_child(under_way.clear)
 in_child(waiting.clear)
 
 
 def during(turn: Turn, work: Callable[[], T]) -> T:
-    """The result of `work`, when it is this thread's turn."""
+    """Run `work` when it is this thread's turn; returns its result."""
     me = get_ident()
     try:
         under_way[me] = turn
@@ -44,21 +45,21 @@ def during(turn: Turn, work: Callable[[], T]) -> T:
 
 
 def wait(turn: Turn) -> None:
-    """Wait for this thread's turn, who has said already what it is."""
+    """Wait for this thread's turn, which was announced already."""
     with lock:
-        _changed.notify_all()  # who has seen that, and waits for it: now it steps back
+        _changed.notify_all()  # threads that wait for the announcement look again
         while must_wait(turn):
             pass
 
 
 def must_wait(turn: Turn) -> bool:
-    """Take this thread's turn; or wait until something has changed, and ask again.
+    """Take this thread's turn; or wait until something has changed, and return True to ask again.
 
-    The lock is held.
+    The caller holds the lock.
     """
     me = get_ident()
     under_way[me] = turn
-    waiting.setdefault(me, turn)  # before it looks, so that who ends then tells it
+    waiting.setdefault(me, turn)  # before it looks, so that threads that end afterwards tell it
     others = under_way.copy()
     del others[me]
     for thread, other in waiting.items():
@@ -74,14 +75,14 @@ def must_wait(turn: Turn) -> bool:
 
 
 def tell() -> None:
-    """Let those who wait look again: this thread has ended, or waits no longer."""
+    """Let waiting threads look again, because this thread has ended or no longer waits."""
     with lock:
         waiting.pop(get_ident(), None)
         _changed.notify_all()
 
 
 def _meets(one: Turn, other: Turn) -> bool:
-    """Whether one writes to memory, known to this thread's rank, that the other touches."""
+    """Whether one writes memory, known to this thread's rank, that the other reads or writes."""
     (written, read), (others_written, others_read) = (ask(about) for ask, about in (one, other))
     both = (written & (others_written | others_read)) | (others_written & read)
     return any(rank.knows(buffer.device) for buffer in both)

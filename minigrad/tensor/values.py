@@ -19,17 +19,18 @@ from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.sharding import layout_of
 
-MANY, EDGE = 1000, 3  # elements from which on a repr shows so many at each end; numpy's defaults
+MANY, EDGE = 1000, 3  # from so many elements on, repr shows so many at each end; numpy's defaults
 
 
 class Data:
-    """What `x.data` is: to be called. It says what to type to those who expect PyTorch's tensor."""
+    """The value of `x.data`, to be called. It tells users who expect PyTorch's tensor what to type.
+    """
 
     def __init__(self, read: Callable[[], memoryview]) -> None:
         self.__call = read
 
     def __call__(self) -> memoryview:
-        """The values."""
+        """The values as a memoryview."""
         return self.__call()
 
     if not TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Data:
 
     @staticmethod
     def instead() -> str:
-        """What to type: see `arguments.fitted`."""
+        """The message for users of PyTorch: see `arguments.fitted`."""
         return hint("x.data.mul_(2)")
 
     def _computed(self, *given: Any) -> Any:
@@ -58,7 +59,7 @@ def _read(node: Node) -> turns.Touched:
 
 
 class Values(Methods):
-    """Reading a tensor: each of these realizes it and waits."""
+    """Methods that read a tensor: each realizes it and waits for the values."""
 
     __slots__ = ()
 
@@ -67,13 +68,13 @@ class Values(Methods):
 
     def _bytes(self) -> bytearray:
         self.realize()
-        while (node := self.raw).op is not Op.BUFFER:  # another thread has written meanwhile
+        while (node := self.raw).op is not Op.BUFFER:  # another thread wrote it meanwhile
             self.realize()
         data = turns.during((_read, node), node.arg.copy_out)
         return hostdata.crop(data, self.shape, self._known_shape(), self.dtype.itemsize)
 
     def numpy(self) -> Any:
-        """A numpy array that is a copy (bfloat16 through `ml_dtypes`).
+        """A numpy array with a copy of the values (bfloat16 through `ml_dtypes`).
 
         >>> Tensor([1, 2]).numpy().sum().item()
         3
@@ -82,7 +83,7 @@ class Values(Methods):
 
     @property
     def data(self) -> Data:
-        """`x.data()` is a copy of its values as a memoryview of its shape; DTypeError for bfloat16.
+        """`x.data()` is a memoryview, in x's shape, of a copy of its values; not for bfloat16.
 
         PyTorch's `x.data`, a tensor without gradient, is `x.detach()`.
         """
@@ -106,7 +107,7 @@ class Values(Methods):
         return hostdata.nest(hostdata.unpack(self._bytes(), self.dtype), self._known_shape())
 
     def item(self) -> Scalar:
-        """The only element as a Python number; ShapeError for more or fewer.
+        """The only element as a Python number; ShapeError unless there is exactly one.
 
         >>> Tensor([7]).item()
         7
@@ -155,7 +156,7 @@ class Values(Methods):
         return f"<{self._described()}{self._content()[1]}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: that, its sharding, and how the values are spread, as a picture.
+        """For notebooks: the repr, with sharding, and a picture of the distribution of the values.
 
         >>> "<svg" in Tensor([1.0, 2.0, 4.0])._repr_html_()
         True
@@ -178,7 +179,7 @@ class Values(Methods):
         return text + (", requires_grad" if self._requires_grad else "")
 
     def _content(self) -> tuple[bool, str]:
-        """(whether there are values to be read, these or what there is instead)."""
+        """Whether the values can be read, and they, or what is shown instead."""
         if recording.calls is not None and not self.is_realized():
             return False, ", lazy"
         try:
@@ -187,11 +188,11 @@ class Values(Methods):
             return False, f": unreadable, {error}"
 
     def _shown(self) -> str:
-        """The values as numpy writes them; of many, the outermost of each dimension."""
+        """The values as numpy prints them; of many, the outermost of each dimension."""
         self.realize()
         x, many = self.detach(), numel(self._known_shape()) > MANY
         for axis, extent in enumerate(self._known_shape() if many else ()):
-            if extent > 2 * EDGE + 1:  # one in the middle stands for all that is left out
+            if extent > 2 * EDGE + 1:  # one in the middle stands for all elements left out
                 x = x._part(axis, 0, EDGE + 1).cat(x._part(axis, extent - EDGE, extent), dim=axis)
         wide = x.float() if x.dtype.itemsize == 2 and x.dtype.is_float else x
         return hostdata.text(wide.numpy(), EDGE if many else MANY)
@@ -203,7 +204,7 @@ class Values(Methods):
 
 
 def _restore(cls: type[Core], state: Any, requires_grad: bool | None, grad: Core | None) -> Any:
-    """What pickle and deepcopy call; a missing device becomes the default one."""
+    """Called by pickle and deepcopy; a device that is missing becomes the default one."""
     raw, shape, dtype, device, layout = state
     try:
         node = stored(raw, named(dtype), shape, device)

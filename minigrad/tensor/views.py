@@ -28,10 +28,10 @@ _IN_MEMORY = (Op.BUFFER, Op.ASSIGN, Op.CONST)
 
 
 class Family:
-    """A base and the views of it, none of which it keeps alive.
+    """A base and its views, none of which it keeps alive.
 
-    node: what the base stood for when a view was made or written. origin: where the base is itself
-    a view, of a tensor that is gone.
+    node: the base's node when a view was last made or written. origin: set if the base is itself a
+    view of a tensor that is gone.
     """
 
     __slots__ = ("base", "node", "views", "origin", "stopped", "shape", "dtype", "device")
@@ -45,7 +45,7 @@ class Family:
         self.shape, self.dtype, self.device = node.shape, node.dtype, node.device
 
     def renewed(self, kind: Any) -> Holder | None:
-        """The base made anew, where its node lives and a view still shows what is in that."""
+        """The base recreated, if its node is alive and a view still shows that node's values."""
         node = self.node()
         if node is None or all(_shown_of(view, node) is not view.raw for view in self.living()):
             return None
@@ -57,11 +57,11 @@ class Family:
         return base
 
     def living(self) -> list[Holder]:
-        """The views that are left."""
+        """The views that are still alive."""
         return [view for link in list(self.views.values()) if (view := link()) is not None]
 
     def add(self, view: Holder) -> None:
-        """One more; now and then those that are gone are let go."""
+        """Add a view; now and then forget those that are gone."""
         count = len(self.views)
         if count > 2 and count & (count - 1) == 0:
             self.views = {id(one._link): one._link for one in self.living()}
@@ -69,10 +69,10 @@ class Family:
 
 
 class Origin:
-    """How a view came to be.
+    """How a view was made.
 
-    family: of its base. base: that, where it is to live as long as the view. before: the origin of
-    the view of which this is a view. stops: whether no gradient flows through it whatever its base.
+    family: of its base. base: the base, if it must live as long as the view. before: the origin of
+    the view of which this is a view. stops: no gradient flows through it, whatever its base does.
     """
 
     __slots__ = ("family", "base", "before", "step", "stops")
@@ -93,7 +93,7 @@ class Origin:
         self.base = base if base is not None and base.raw.op in _IN_MEMORY else None
 
     def steps(self) -> list[Step]:
-        """From the base to the view."""
+        """The steps from the base to the view."""
         found: list[Step] = []
         origin: Origin | None = self
         while origin is not None:
@@ -103,7 +103,7 @@ class Origin:
 
 
 def base_of(view: Holder) -> Holder | None:
-    """The living tensor of which this is a view."""
+    """The living tensor of which this is a view, or None."""
     origin: Origin | None = view._origin
     if origin is None:
         return None
@@ -111,7 +111,7 @@ def base_of(view: Holder) -> Holder | None:
 
 
 def writable(view: Holder) -> Holder | None:
-    """Its base, made anew if need be; None for a tensor that shares its elements with nobody."""
+    """Its base, recreated if need be; None for a tensor whose elements no other tensor shares."""
     base = base_of(view)
     if base is not None or view._origin is None:
         return base
@@ -129,14 +129,14 @@ def writable(view: Holder) -> Holder | None:
 
 
 def _sharers(view: Holder, origin: Origin | None = None) -> list[Holder]:
-    """Other views of a base that may show what this one does. origin: its, or its base's."""
+    """Other views of a base that may show elements of this one. origin: its own, or its base's."""
     origin = origin or view._origin
     return [other for other in origin.family.living()
             if other is not view and _overlap(_box(origin), _box(other._origin))]  # fmt: skip
 
 
 def written(base: Holder) -> None:
-    """Let the views of a tensor follow its new node, and their views."""
+    """Let the views of a tensor, and their views, follow its new node."""
     family: Family | None = base._family
     if family is None:
         return
@@ -147,7 +147,7 @@ def written(base: Holder) -> None:
 
 
 def leave(view: Holder) -> None:
-    """Let a view be a tensor of its own: one more that stands for its node."""
+    """Make a view an independent tensor that stands for its current node."""
     if view._origin is not None:
         view._origin.family.views.pop(id(view._link), None)
         view._origin = None
@@ -183,7 +183,7 @@ def align(memory: Container[Buffer] | None = None) -> set[int]:
 
 
 def _show_again(view: Holder, base: Holder) -> None:
-    """Let a view be what its base is now."""
+    """Let a view show the current values of its base."""
     node = _shown_of(view, base.raw)
     if node is not view.raw:
         view._point(node)
@@ -195,7 +195,7 @@ def _shown_of(view: Holder, node: Node) -> Node:
 
 
 def _box(origin: Origin) -> list[tuple[int, int]]:
-    """For each axis of a base the range that holds all that a view shows: what slices leave."""
+    """For each axis of a base, a range that contains all elements of a view, by its slices."""
     family = origin.family
     chain = [placeholder(origin.steps(), family)]
     while chain[-1].op is not Op.BUFFER:

@@ -29,22 +29,22 @@ T = TypeVar("T", bound="Basic")
 Matrix = Sequence[Sequence[float]]
 
 KERNEL, TILE = 3, 2
-PLACES = KERNEL + TILE - 1  # of an image that a tile is made of, and of products
+PLACES = KERNEL + TILE - 1  # positions of an image for one tile, and products
 OF_IMAGE: Matrix = ((1, 0, -1, 0), (0, 1, 1, 0), (0, 1, -1, 0), (0, 1, 0, -1))
 OF_WEIGHT: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (-0.5, 0.5, -0.5), (0, 0, 1))
 OF_RESULT: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
-# Multiply-adds of a product that take as long as to make one element of its factors or results in
-# memory: of these there are as many for each tile and channel, and each pair of channels. One
-# thread of an Emerald Rapids does 80 multiply-adds in a ns; an element takes 0.35 … 0.5 ns.
+# Making one element of a factor or result in memory takes as long as so many multiply-adds. There
+# are as many elements for each tile and channel, and each pair of channels. One thread of an
+# Emerald Rapids does 80 multiply-adds in a ns; an element takes 0.35 … 0.5 ns.
 MOVED = 32
 
 
 def pays(
     kernel: Sequence[int], space: Sequence[int], batch: Integer, inner: int, outer: int
 ) -> bool:
-    """Whether a convolution is done sooner so. space: of the result; inner, outer: channels.
+    """Whether this is faster for a convolution. space: of the result; inner, outer: channels.
 
-    It depends on sizes only, so a value is computed alike on every device.
+    It depends on sizes only, so results are the same on every device.
     """
     tiles = prod(ceildiv(extent, TILE) for extent in space)
     sides = inner, outer, tiles * high(batch)
@@ -55,16 +55,17 @@ def pays(
 
 
 def convolved(x: T, weight: T, pairs: Sequence[tuple[int, int]], space: Sequence[int]) -> T:
-    """x (b, c, *n) and a weight (o, c, 3, …) → (b, *space, o), a space of the result.
+    """x (b, c, *n) and a weight (o, c, 3, …) → (b, *space, o), where space is the result's.
 
-    pairs: zeros around x. Inside, each spatial dimension is two: tiles, and places in a tile.
+    pairs: zeros around x. Inside, each spatial dimension is split into tiles and positions in a
+    tile.
     """
     tiles = [ceildiv(extent, TILE) for extent in space]
     ends = [(before, after + TILE * t - extent)
             for (before, after), t, extent in zip(pairs, tiles, space, strict=True)]  # fmt: skip
     padded = x.movedim(1, -1).pad([None, *ends, None]).contiguous()
     batch, *_, channels = padded.shape
-    inside = range(2, 2 + 2 * len(space), 2)  # the dimensions of places in a tile
+    inside = range(2, 2 + 2 * len(space), 2)  # the dimensions of positions in a tile
     parts = [padded.reshape(batch, *(n for t in tiles for n in (t + 1, TILE)), channels)]
     for axis in inside:
         parts = [part._part(axis, place, place + 1) for part in parts for place in range(TILE)]
@@ -89,19 +90,19 @@ def convolved(x: T, weight: T, pairs: Sequence[tuple[int, int]], space: Sequence
 
 
 def _transformed(parts: Sequence[T], matrix: Matrix, times: int) -> list[T]:
-    """Parts for all places in so many dimensions, as the sums that a matrix says in each."""
+    """Sums of parts with the factors of a matrix, along each of `times` dimensions."""
     found = list(parts)
-    for _ in range(times):  # the first dimension, which is the last one then
+    for _ in range(times):  # the first dimension: each turn moves it to the end
         count = len(found) // len(matrix[0])
         found = [_combined(row, found[n::count]) for n in range(count) for row in matrix]
     return found
 
 
 def _combined(row: Sequence[float], parts: Sequence[T]) -> T:
-    """The sum of parts by a row's factors, of which some are 0 and many ±1."""
+    """The sum of parts times a row's factors, some of which are 0 and many ±1."""
     terms = [(factor, part) for factor, part in zip(row, parts, strict=True) if factor]
     total: T | None = None
-    for factor, part in sorted(terms, key=lambda term: term[0] < 0):  # what is added comes first
+    for factor, part in sorted(terms, key=lambda term: term[0] < 0):  # positive terms first
         term = part if abs(factor) == 1 else part * abs(factor)
         total = term if total is None else total + term if factor > 0 else total - term
     assert total is not None
@@ -109,7 +110,7 @@ def _combined(row: Sequence[float], parts: Sequence[T]) -> T:
 
 
 def _joined(parts: Sequence[T], axis: int) -> T:
-    """Parts side by side in memory; each is written where it belongs, be they few."""
+    """Parts side by side in memory; each is written to its place, even if there are only a few."""
     return parts[0]._new(build.cat([part.node for part in parts], axis))
 
 

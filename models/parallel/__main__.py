@@ -16,7 +16,7 @@ from minigrad.models.parallel.timeline import as_text, last_step, read_trace
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print what the file shows."""
+    """Print the content of a file."""
     command = console.Parser(prog="python -m minigrad.models.parallel", description=__doc__)
     command.add_argument("file", type=Path, help="what --trace wrote")
     command.add_argument("first", type=float, nargs="?", help="where to begin, in milliseconds")

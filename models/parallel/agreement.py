@@ -1,9 +1,10 @@
-"""Ranks compare what each of them takes an exchange to be, before any data of it are used.
+"""Ranks compare their views of an exchange before any of its data are used.
 
-Else an all-reduce of int32 here and of float32 there would be garbage without a word. Each rank
-tells the next one in the ring, in a message of a few bytes beside the first piece of data; whoever
-is told something else raises, which ends all ranks. Where data come from another rank than the one
-before, that rank's word is waited for, too. So all have agreed on what is complete.
+Otherwise an all-reduce of int32 here and of float32 there would silently give garbage. Each rank
+describes its exchange to the next one in the ring, in a message of a few bytes beside the first
+piece of data. A rank that is told something else raises, which ends all ranks. If data come from
+another rank than the previous one, that rank's message is waited for, too. So when an exchange
+completes, all have agreed on it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from minigrad.models.parallel.faults import ADVICE, RankError
 if TYPE_CHECKING:
     from minigrad.models.parallel.group import Members
 
-HEADER = struct.Struct("q 8s 24s 88s")  # which exchange, digest of all, verb, what
+HEADER = struct.Struct("q 8s 24s 88s")  # number of the exchange, digest of all, verb, description
 
 
 @lru_cache(maxsize=1024)
 def described(what: Collective) -> tuple[bytes, bytes, bytes]:
-    """(digest, verb, what) of an exchange; cut to what a header holds."""
+    """(digest, verb, description) of an exchange, cut to the size of a header."""
     verb, text = f"{what.kind}s", what.told()
     digest = hashlib.blake2b(f"{verb} {text}".encode(), digest_size=8).digest()
     if len(text) > 88:
@@ -36,7 +37,7 @@ def described(what: Collective) -> tuple[bytes, bytes, bytes]:
 
 
 class Headers:
-    """The memory of a group's headers: it stays, whatever becomes of an exchange."""
+    """The memory of a group's headers; it stays, even if an exchange fails."""
 
     def __init__(self, size: int) -> None:
         self.count = 0  # exchanges so far
@@ -49,7 +50,7 @@ class Headers:
 class Agreement:
     """The members of a group for one exchange, `what`, as a Transport.
 
-    Nothing is received from a rank that has not said the same as this one.
+    Nothing is received from a rank that has not described the same exchange.
     """
 
     TAG = 1 << 10  # of headers, above those of groups: they never meet data
@@ -69,27 +70,27 @@ class Agreement:
             self._expected[source] = transport.irecv(ranks[source], place, HEADER.size, tag)
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
-        """Begin to send: who gets it looks at the header first."""
+        """Begin to send; the receiver compares headers first."""
         return self.members.isend(to, address, nbytes, tag)
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
-        """Begin to receive, once it is known that the source means the same exchange."""
+        """Begin to receive, once the source has described the same exchange."""
         self._agree(source)
         return self.members.irecv(source, address, nbytes, tag)
 
     def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
-        """Add another rank's array, once it is known that it means the same exchange."""
+        """Add another rank's array, once that rank has described the same exchange."""
         self._agree(other)
         return self.members.add(other, source, target, count, addition)
 
     def _agree(self, source: int) -> None:
         if self._expected:
-            # the one before first: it says something whatever it does, another one might not
+            # the previous one first: it always sends its header, others might not
             self._compare((self.rank - 1) % self.size)
             self._compare(source)
 
     def close(self) -> None:
-        """Compare what was not compared yet; all who wait for this rank's word have it then."""
+        """Compare the remaining headers; afterwards all ranks have received this rank's header."""
         for source in list(self._expected):
             self._compare(source)
 
@@ -106,7 +107,7 @@ class Agreement:
 
 
 def shifts(what: Collective, size: int) -> Collection[int]:
-    """How many places on are the ranks that must be told: the next one always, and first."""
+    """Distances to the ranks that need this rank's header: always the next one, and first."""
     if size == 1:
         return ()
     if what.kind == "all_to_all":
@@ -117,7 +118,7 @@ def shifts(what: Collective, size: int) -> Collection[int]:
 
 
 def disagreement(headers: dict[int, bytes]) -> str:
-    """What two ranks are about to do, in a sentence; headers by rank."""
+    """A sentence about two ranks' different exchanges; headers by rank."""
     (first, mine), (second, theirs) = sorted(headers.items())
     here, there = HEADER.unpack(mine), HEADER.unpack(theirs)
     words = [[part.rstrip(b"\0").decode(errors="replace") for part in side[2:]]

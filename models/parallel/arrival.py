@@ -1,8 +1,8 @@
-"""Who keeps the others waiting before MPI has joined the processes, and nothing can be sent yet.
+"""Finds the rank that all others wait for before MPI has connected the processes.
 
-A rank that waits for all others is marked, by a file in memory that it holds open; who it is says
-its environment. So whoever has waited for too long looks through the processes of its machine: the
-rank at fault is the one that was stopped, or that has no mark.
+A rank that waits for all others has a mark: a file in memory that it holds open. Its environment
+says which rank it is. A rank that has waited for too long looks through the processes of its
+machine: the rank at fault is the one that was stopped, or that has no mark.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 from minigrad.models.parallel.faults import Clock
 
 MARK = "minigrad waits for all ranks"
-NUMBERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # of launchers that are known
+NUMBERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")  # of known launchers
 BEAT = 0.5  # seconds between looks
 
 
 @contextmanager
 def waiting_for_all(patience: float) -> Iterator[None]:
-    """For the time of a block that returns when all ranks have come to it.
+    """For a block that ends when all ranks have reached it.
 
-    Ends all of this machine where that takes longer than `patience` seconds (0: never).
+    Ends all ranks on this machine if that takes more than `patience` seconds (0: never).
     """
     mark, come = os.memfd_create(MARK), threading.Event()
     watch = threading.Thread(target=_watch, args=(come, patience), daemon=True)
@@ -49,7 +49,7 @@ def _watch(come: threading.Event, patience: float) -> None:
         ranks = ranks_here()
         there = [rank for rank, pids in ranks.items() if any(map(_waits, pids))]
         late = sorted(set(ranks) - set(there))
-        # one of them says it; a machine on which all are there lets the others look first
+        # one of them reports; a machine where all are present lets the others look first
         mine = rank_of(os.getpid())
         turn = there.index(mine) if mine in there else len(there)
         if clock.seconds > patience + 4 * BEAT * (turn + (not late)):
@@ -67,9 +67,9 @@ def _sentence(ranks: dict[int, list[int]], late: list[int], seconds: float) -> s
 
 
 def _end(ranks: dict[int, list[int]], text: str) -> None:
-    """Say it, and end the ranks of this machine; MPI's launcher ends the others."""
+    """Print the sentence, and end the ranks on this machine; MPI's launcher ends the others."""
     print(f"{sys.argv[0]}: {text}; all ranks are stopped", file=sys.stderr, flush=True)
-    time.sleep(0.3)  # the launcher passes on what was said, but ends without it when it must end
+    time.sleep(0.3)  # the launcher forwards output, but not when it has to end
     for pid in (pid for pids in ranks.values() for pid in pids if pid != os.getpid()):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -88,7 +88,7 @@ def ranks_here() -> dict[int, list[int]]:
 
 
 def rank_of(pid: int) -> int | None:
-    """The number that a launcher has given to a process."""
+    """The rank number that a launcher has given to a process."""
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # another user's, or gone
@@ -99,7 +99,7 @@ def rank_of(pid: int) -> int | None:
 
 
 def launcher(pid: int) -> int:
-    """The nearest process above one of a rank that is none of that rank."""
+    """The nearest process above a rank's processes that does not belong to that rank."""
     rank = rank_of(pid)
     while pid > 1 and rank_of(pid) == rank:
         pid = int((_stat(pid) or ["", "0"])[1])
@@ -119,7 +119,7 @@ def _state(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent and the rest of what /proc says of a process; nothing where it is gone."""
+    """State, parent and the other fields of a process in /proc; [] if it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

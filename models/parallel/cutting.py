@@ -1,11 +1,10 @@
-"""A graph cut into programs that run one after the other: what each keeps for those behind it.
+"""Cuts a graph into programs that run one after the other, and chooses what they keep.
 
 So the forward pass of a piece of a model, the gradient of its input and those of its weights become
-programs of their own, which the schedule of a pipeline calls when it likes. What is kept is what
-one program of all would keep (`materialize.choose`): sums with what is added to them, an activation
-and its derivative in the place of what both are made of. Not what passes from attention's scores,
-products that are larger than their factors and of little depth, to who reads them: it is computed
-again.
+separate programs, which a pipeline's schedule can call at any time. They keep what a single program
+would keep in memory (`materialize.choose`): sums with the values added to them, an activation and
+its derivative instead of their common input. They do not keep what leads from attention's scores,
+products that are larger than their factors and of small depth, to its readers: that is recomputed.
 """
 
 from __future__ import annotations
@@ -24,25 +23,26 @@ COMPUTED_AGAIN = (CHEAP | LEAVES | {Op.CHECK, Op.CUSTOM}) - {Op.CONTIGUOUS}
 
 
 class Part(NamedTuple):
-    """One of the programs. reads: values of the programs before it; writes: its roots, and more."""
+    """One of the programs. reads: values of earlier programs; writes: its roots, and other values.
+    """
 
     reads: tuple[Node, ...]
     writes: tuple[Node, ...]
 
 
 def cut(programs: Sequence[Sequence[Node]], given: Collection[Node]) -> list[Part]:
-    """Programs by their roots, in order; given: leaves that every call brings anew."""
+    """Programs by their roots, in order; given: leaves that are different in every call."""
     owner: dict[Node, int] = {}
     for number, roots in enumerate(programs):
         for node in topological(roots):
             owner.setdefault(node, number)
     shared = {root for roots in programs for root in roots}
     kept = shared | _kept([*owner], [*shared])
-    soonest: dict[Node, int] = {}  # who has all that a value is made of
+    soonest: dict[Node, int] = {}  # the first program that has all sources of a value
     for node, number in owner.items():
         found = max((soonest[source] for source in node.src), default=0)
         if node in kept and node.op in ELEMENTWISE and node not in shared:
-            owner[node] = found  # in the place of what it is made of
+            owner[node] = found  # where its sources are
         elif node in kept or node in given or node.op not in COMPUTED_AGAIN:
             found = number
         soonest[node] = found
@@ -68,8 +68,8 @@ def cut(programs: Sequence[Sequence[Node]], given: Collection[Node]) -> list[Par
 
 
 def _kept(order: Sequence[Node], roots: Sequence[Node]) -> set[Node]:
-    """What one program of all would keep in memory."""
-    passing = set[Node]()  # scores, and what is made of them element by element
+    """The values that a single program would keep in memory."""
+    passing = set[Node]()  # scores, and elementwise functions of them
     for node in order:
         if any(source in passing and _size(source) <= _size(node) for source in node.src):
             is_passing = node.op in COMPUTED_AGAIN

@@ -1,4 +1,4 @@
-"""Data parallel: a copy of the model on every rank, each with its part of the batch.
+"""Data parallel: every rank has a copy of the model, and part of the batch.
 
 1. every copy starts with the weights of rank 0 (`synchronize`);
 2. each gets its own part of the batch (`share`);
@@ -26,7 +26,7 @@ from minigrad.nn.module import walk
 
 
 class DataParallel:
-    """Keeps the copies of a model alike; `group` has one rank for each."""
+    """Keeps the copies of a model equal; `group` has one rank for each copy."""
 
     def __init__(self, model: Any, group: RankGroup, bucket: int = BUCKET) -> None:
         self.model, self.group, self.bucket = model, group, bucket
@@ -50,8 +50,8 @@ class DataParallel:
     def statistics(self, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and number of elements per channel over the batches of all ranks.
 
-        For `nn.BatchNorm`; the batches may differ in size. There are two exchanges of a number per
-        channel, because the variance is taken around the mean of all.
+        For `nn.BatchNorm`; batches may differ in size. It takes two exchanges of one number per
+        channel, because the variance is around the common mean.
         """
         own = Tensor([1.0 * math.prod(plain_shape(x)[axis] for axis in axes)], device=x.device)
         sums = all_reduce(x.sum(axes).cat(own), self.group)
@@ -62,9 +62,9 @@ class DataParallel:
         return mean, var, count
 
     def share(self, batch: int, among: RankGroup | None = None) -> tuple[int, int]:
-        """(first, last + 1) of a global batch's rows for this rank; they differ by one at most.
+        """(first, last + 1) of this rank's rows of a global batch; sizes differ by at most one.
 
-        among: the ranks that share it, where those of `group` share the sequences too.
+        among: the ranks that share the batch, if those of `group` share sequences, too.
         """
         group = among or self.group
         rank, size = group.rank, group.size
@@ -82,9 +82,9 @@ class DataParallel:
     def average_gradients(self, params: Sequence[Tensor]) -> None:
         """Replace each gradient by its sum over all ranks.
 
-        Each rank's loss must have been weighted with its share of the batch, before `backward`: the
-        sum is then the average over the whole batch, also of parts of different size. The last
-        parameters, whose gradients come first, go first.
+        Each rank's loss must be weighted by its share of the batch before `backward`; the sum is
+        then the average over the whole batch, also for parts of different size. The last
+        parameters, whose gradients come first, are exchanged first.
         """
         with Tensor.no_grad():
             waiting = [param for param in reversed(params) if param.grad is not None]
@@ -102,7 +102,7 @@ def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def _buckets(params: Sequence[Tensor], most: int) -> list[list[Tensor]]:
-    """Parameters in order, as many together as fit; each bucket of one dtype."""
+    """Parameters in order, in buckets of as many as fit; each bucket has one dtype."""
     result: list[list[Tensor]] = []
     size = 0
     for param in params:

@@ -1,4 +1,4 @@
-"""What ends a parallel program: one rank's fault, said in a sentence that names it."""
+"""How a parallel program fails: a rank's fault, in a sentence that names the rank."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ADVICE = "all ranks must make the same exchanges in the same order"
 
 
 class RankError(DeviceError):
-    """A rank raised, died or hangs: the parallel program cannot go on.
+    """A rank raised, died or hangs: the parallel program cannot continue.
 
-    number: the rank at fault; -1 where the program as a whole was stopped.
+    number: the rank at fault; -1 if the program as a whole was stopped.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -25,7 +25,7 @@ class RankError(DeviceError):
 
 
 def told(rank: int, error: BaseException) -> str:
-    """What a rank raised, as a sentence: what a user got wrong is no fault of a rank."""
+    """A rank's exception as a sentence; a user's error is not blamed on a rank."""
     if isinstance(error, InputError):
         return str(error)
     return f"rank {rank} failed: {type(error).__name__}: {error}"
@@ -33,7 +33,7 @@ def told(rank: int, error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Sign:
-    """A sign of life: what a rank does, for how many seconds, and after how many exchanges.
+    """A sign of life: what a rank does, since how many seconds, after how many exchanges.
 
     asked: the signal that told it to end, if any.
     """
@@ -45,42 +45,42 @@ class Sign:
 
 
 class Clock:
-    """Seconds for which this process was awake, told by a watch that ticks every `beat` seconds.
+    """Seconds for which this process was awake, measured by ticks every `beat` seconds.
 
-    A tick that is late says that all stood still (Ctrl-Z, a job that Slurm suspends, a laptop that
-    sleeps), and that must not be held against the ranks that wait.
+    A late tick means that everything stood still (Ctrl-Z, a job that Slurm suspends, a sleeping
+    laptop), which must not count against ranks that wait.
     """
 
     def __init__(self) -> None:
         self.seconds, self._last = 0.0, time.monotonic()
 
     def tick(self, beat: float) -> None:
-        """Go on by the time since the last tick, by two beats at most."""
+        """Add the time since the last tick, at most two beats."""
         now = time.monotonic()
         self.seconds += min(now - self._last, 2 * beat)
         self._last = now
 
 
 class Activity:
-    """What this rank's program is doing, noted by itself and read by a watch."""
+    """What this rank's program is doing, recorded by itself and read by a watch."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.state, self.since, self.exchanges = "computing", clock.seconds, 0
 
     def enter(self, state: str) -> None:
-        """Do something else from now on."""
+        """Record a new state."""
         self.state, self.since = state, self.clock.seconds
 
     def sign(self) -> Sign:
-        """Of now."""
+        """The current sign of life."""
         return Sign(self.state, self.clock.seconds - self.since, self.exchanges, heard())
 
 
 def culprit(signs: Mapping[int, Sign], silence: Mapping[int, float], patience: float) -> str | None:
     """A sentence about the rank that keeps the others waiting for longer than `patience` seconds.
 
-    signs: the last of each rank; silence: seconds since it came.
+    signs: the latest of each rank; silence: seconds since it arrived.
     """
     for rank, seconds in silence.items():
         if seconds > patience and signs[rank].state != "ended":

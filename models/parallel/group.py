@@ -1,4 +1,4 @@
-"""A group of ranks as the graph's exchanges see it, and the thread that carries them out."""
+"""A group of ranks for the graph's exchanges, and the thread that runs these."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minigrad.settings import DEFAULTS, getenv, put
 
 
 class Members:
-    """The Transport among some ranks of another one, with a tag of its own; counts data only."""
+    """The Transport among some ranks of another one, with its own tag; counts data only."""
 
     def __init__(
         self, transport: Transport, ranks: Sequence[int], tag: int, timeline: Timeline
@@ -41,7 +41,7 @@ class Members:
         return self.transport.irecv(self.ranks[source], address, nbytes, self.tag)
 
     def wait(self, requests: Sequence[Any]) -> None:
-        """Return when all are done."""
+        """Wait until all requests are done."""
         with self.timeline.span("wait"):
             self.transport.wait(requests)
 
@@ -71,10 +71,10 @@ class Job:
 
 
 class Progress:
-    """Does a rank's jobs one after the other, in the order in which they came.
+    """Does a rank's jobs in order of arrival.
 
-    A thread of its own does them, or whoever waits for one that is next anyway. transports: through
-    which they go; they are pressed by who waits.
+    A thread of its own does them, or a thread that waits for the next job anyway. transports: those
+    that the jobs use; a waiting thread sets `pressing` on them.
     """
 
     def __init__(self, activity: Activity, transports: Sequence[Transport]) -> None:
@@ -98,7 +98,7 @@ class Progress:
             self._changed.notify_all()
 
     def finish(self, job: Job) -> None:
-        """Return when a job is done; raises what it raised."""
+        """Wait until a job is done; raises its exception."""
         self.activity.enter("waiting")
         self._press(True)
         try:
@@ -119,7 +119,7 @@ class Progress:
             transport.pressing = pressing
 
     def close(self) -> None:
-        """End the thread, once it is done with what it is doing."""
+        """End the thread after its current job."""
         with self._changed:
             self._closed = True
             self._jobs.clear()
@@ -128,7 +128,7 @@ class Progress:
             self._thread.join(timeout=5.0)
 
     def _do_next(self) -> None:
-        """Do the first job; the lock is held, but not meanwhile."""
+        """Do the first job; the caller holds the lock, which is released meanwhile."""
         job = self._jobs.popleft()
         self._busy = True
         self._changed.release()
@@ -153,7 +153,7 @@ class Progress:
 
 
 class RankGroup:
-    """Ranks that make exchanges together: see `minigrad.collective.Group`.
+    """Ranks that exchange data: see `minigrad.collective.Group`.
 
     Each exchange is compared with the other ranks' (`agreement.py`) before its data are used.
     members: their Transport; `members.bytes_sent` counts what this rank has sent.
@@ -184,7 +184,7 @@ class RankGroup:
         return job
 
     def finish(self, begun: Job) -> None:
-        """Wait until it is done."""
+        """Wait until an exchange is done."""
         with self.timeline.span("blocked", self.name):
             self.progress.finish(begun)
 
@@ -241,7 +241,7 @@ class RankGroup:
 
 
 class Seat:
-    """A device's place in groups, by name, from now on until `close`.
+    """A device's membership in groups, by name, until `close`.
 
     groups: the ranks of each.
     """

@@ -1,4 +1,4 @@
-"""The additions of a ring: generated kernels, one for all lengths of a dtype."""
+"""The additions of a ring: generated kernels, one per dtype for all lengths."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from minigrad.graph.variable import unbind
 from minigrad.locks import new_lock
 from minigrad.settings import Context
 
-# Bytes of one call. A kernel that may be given more than caches hold stores past them, and what is
-# added here is sent on, or added to, at once.
+# Bytes of one call. A kernel for more than caches hold would store past them, but the sums are sent
+# on, or added to, at once.
 LONGEST = 1 << 19
 Rule = Callable[[Node, Node], Node]
-# What a kernel of them is given: the summands, the result, how many elements.
+# arguments of such a kernel: the summands, the result, the number of elements
 ARGUMENTS = [("slot", 0), ("slot", 1), ("slot", 0), ("symbol", "count")]
 
 
 class Kernels:
-    """Arithmetic on memory by address, computed by a CPU device's threads."""
+    """Arithmetic on memory at addresses, computed by a CPU device's threads."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -37,7 +37,7 @@ class Kernels:
     def combine(
         self, how: str, dtype: DType, target: int, source: int, count: int, factor: float = 1.0
     ) -> None:
-        """target[i] = (target[i] + source[i])·factor, or their maximum where how is "max"."""
+        """target[i] = (target[i] + source[i])·factor, or their maximum if how is "max"."""
         key = how == "max", dtype, factor
         with self._lock:
             replay = self._replays.get(key)
@@ -50,7 +50,7 @@ class Kernels:
                 replay.run({"count": min(most, count - start)})
 
     def addition(self, how: str, dtype: DType) -> Addition:
-        """The sum, mean or maximum of two arrays, as native code calls it."""
+        """The sum, mean or maximum of two arrays, as a function for native code."""
         known = self._additions.get((how, dtype))
         if known is None:
             program: Any = self._program(dtype, _rule(how, 0.5 if how == "mean" else 1.0))
@@ -66,22 +66,22 @@ class Kernels:
         call = Call(
             program, (target, source), {"count": 1}, (), (target,), frozenset((target, source))
         )
-        return Device[self.device].compose([call], [target, source])  # a third of a call's Python
+        return Device[self.device].compose([call], [target, source])  # a third of a call's time
 
     def _program(self, dtype: DType, rule: Rule) -> Program:
-        """A program of two arrays of any length, the first of which takes the result."""
+        """A program for two arrays of any length; the first one receives the result."""
         length = unbind(Variable("count", 0, LONGEST // dtype.itemsize).bind(0), {})
         assert isinstance(length, Affine)
         x = build.buffer(0, dtype, (length,), self.device)
         y = build.buffer(1, dtype, (length,), self.device)
         graph = Graph((rule(x, y),), (0,), 2, ("count",), self.device)
-        # Under GUARD a device runs one program at a time, and that one may wait for this addition.
+        # Under GUARD a device runs one program at a time, which may be waiting for this addition.
         with Context(GUARD=0):
             return Device[self.device].compile(graph)
 
 
 def _rule(how: str, factor: float) -> Rule:
-    """What a kernel makes of two arrays."""
+    """The function of two arrays that a kernel computes."""
 
     def rule(x: Node, y: Node) -> Node:
         both = build.elementwise(Op.MAXIMUM if how == "max" else Op.ADD, x, y)

@@ -1,11 +1,10 @@
-"""Memory that two ranks of one machine share: each puts there what the other one adds.
+"""Memory that two ranks of a machine share, to add each other's arrays.
 
-MPI copies a message into memory that both see, and from there into an array, which whoever adds
-reads again. Here an addition reads what the other rank has put. It is put past the caches: lines
-that one core has changed reach another one, of another die, at 2 GB/s, from memory at 10 to 16.
-
-A rank has two areas, for every other piece one. It puts piece k + 2 after it has seen k + 1 of the
-other rank, who has put that when it was done with piece k: the area is free again.
+MPI copies a message into shared memory, and from there into an array, which the receiver then reads
+to add it. Here an addition reads directly what the other rank has stored. It is stored past the
+caches: lines changed by a core reach a core of another die at 2 GB/s, but from memory at 10 to 16.
+A rank has two areas, used in turn. It stores piece k + 2 after it has seen piece k + 1 of the other
+rank, which stored that after it was done with piece k: the area is free again.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from typing import Any
 from minigrad.collective import Addition
 from minigrad.runtimes.cpu_driver import compiled, source_of
 
-ROOM = 1 << 17  # bytes of a piece: some of them fit in L2
-HEAD = 128  # bytes before the areas: how many pieces a rank has put there
-LOOKS = 50  # at the other rank's number in one call: about a microsecond
-WAITS, MOVED, DONE = range(3)  # what a call tells
+ROOM = 1 << 17  # bytes of a piece: several fit in L2
+HEAD = 128  # bytes before the areas: the number of pieces stored by a rank
+LOOKS = 50  # polls of the other rank's number per call: about a microsecond
+WAITS, MOVED, DONE = range(3)  # results of a call
 
-# Byte offsets of what a call is told. FIRST, SECOND, TARGET, COUNT are a kernel's arguments.
+# Byte offsets of a call's arguments. FIRST, SECOND, TARGET, COUNT are a kernel's arguments.
 OWN, OTHER, ORDER, PUT, SEEN, SOURCE, RESULT, LEFT, SIZE, KERNEL, ARGS = range(0, 88, 8)
 FIRST, SECOND, TARGET, COUNT = range(0, 32, 8)
 _BEGIN = struct.Struct("5q").pack_into  # from SOURCE on
 
-# Goes on with an addition; in the language of native.py. PUT and SEEN count pieces.
+# Continues an addition; in the language of native.py. PUT and SEEN count pieces.
 _LANE = """
 def go_on(told):
     moved = WAITS
@@ -77,9 +76,9 @@ def _add(told, other, count):
 
 
 class Lane:
-    """One rank's end of the memory that it shares with another one.
+    """One rank's end of the memory that it shares with another.
 
-    pair: a communicator of these two, both of which come here.
+    pair: a communicator of the two; both must call this.
     """
 
     def __init__(self, mpi: Any, pair: Any) -> None:
@@ -93,18 +92,18 @@ class Lane:
         self._go_on, self._code = _native()
 
     def begin(self, source: int, target: int, count: int, addition: Addition) -> None:
-        """Begin to write the sum of both ranks' sources, of as many elements, to target."""
+        """Begin to write the sum of both ranks' sources, of equal length, to target."""
         size = addition.itemsize
         _BEGIN(self._told, SOURCE, source, target, count * size, size, addition.kernel)
 
     def go_on(self) -> bool | None:
-        """Go on; None: some pieces were there, but not the last."""
+        """Continue. True if done; None if some pieces were added, but not the last."""
         state = self._go_on(self._address)
         return None if state == MOVED else state == DONE
 
 
 @cache
 def _native() -> tuple[Any, object]:
-    """The function, and what keeps it alive."""
+    """The function, and an object that keeps it alive."""
     addresses, code = compiled("lane", source_of(_LANE, globals()), ["go_on"])
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(addresses["go_on"]), code

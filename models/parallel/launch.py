@@ -1,4 +1,4 @@
-"""`run`: the same function once per rank, in threads of this process or in processes of MPI."""
+"""`run`: call a function once per rank, in threads of this process or in processes of MPI."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from minigrad.tensor import live_tensors
 
 @dataclass(frozen=True)
 class Mesh:
-    """How ranks are arranged: dp copies of the model, each of whose sequences sp ranks share.
+    """The arrangement of ranks: dp copies of the model; sp ranks share the sequences of each.
 
     Rank d·sp + s has place d in its "dp" group and place s in its "sp" group, so that the ranks of
-    one sequence, which talk most, are neighbours.
+    one sequence, which communicate most, are neighbours.
     """
 
     dp: int = 1
@@ -48,7 +48,7 @@ class Mesh:
         return self.dp * self.sp
 
     def groups(self, rank: int) -> dict[str, list[int]]:
-        """The members of each group in which a rank is."""
+        """The members of each group that a rank is in."""
         first = rank - rank % self.sp
         return {
             "world": list(range(self.size)),
@@ -59,9 +59,9 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Rank:
-    """One of the places where a parallel function runs: what it is given.
+    """The argument of a parallel function: the rank that it runs as.
 
-    world, dp, sp: its groups. device: where its tensors live; the default device of its thread.
+    world, dp, sp: its groups. device: of its tensors; the default device of its thread.
     """
 
     number: int
@@ -74,7 +74,7 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is rank 0, which alone writes files and talks to people."""
+        """Whether it is rank 0, the only one that writes files and prints."""
         return self.number == 0
 
 
@@ -85,15 +85,14 @@ def run(
     function: Function, ranks: int | Mesh, *, patience: float | None = None,
     trace: str | Path | None = None,
 ) -> list[Any]:  # fmt: skip
-    """Call function(rank) once per rank; gives what each returned, in the order of ranks.
+    """Call function(rank) once per rank; returns the results in the order of ranks.
 
-    In a process that MPI started as one of several, it is called once here, as this process's rank,
-    and the list has None for the others. Otherwise each rank is a thread with a device of its own
-    ("CPU", "CPU:1" … of the kind of the default device), and rank 0 is the calling one.
-
-    patience: seconds after which a rank that keeps others waiting counts as hung (setting PATIENCE;
-    0: never). trace: a file for the timelines of all ranks. Raises RankError, naming the rank,
-    where one raises, is lost or hangs; what rank 0 raised is raised as it is.
+    In a process that MPI started as one of several, it is called once, as this process's rank, and
+    the list has None for the others. Otherwise each rank is a thread with its own device ("CPU",
+    "CPU:1" … of the default device's kind), and rank 0 is the calling thread. patience: seconds
+    after which a rank that keeps others waiting counts as hung (setting PATIENCE; 0: never). trace:
+    a file for the timelines of all ranks. Raises RankError, naming the rank, if one raises, is lost
+    or hangs; exceptions of rank 0 are raised unchanged.
     """
     mesh = ranks if isinstance(ranks, Mesh) else Mesh(dp=ranks)
     limit = float(flag("PATIENCE")) if patience is None else patience
@@ -117,7 +116,7 @@ def _seat(
 ) -> Iterator[Rank]:  # fmt: skip
     """Make the calling thread a rank for the time of the block.
 
-    evictions: gets what ends that; whoever takes it out does it.
+    evictions: gets the function that ends this; a thread that takes it from the list must call it.
     """
     before = {name: getenv(name) for name in DEFAULTS}
     known = live_tensors.rank.number
@@ -141,15 +140,15 @@ def _seat(
 
 
 def _evict(seat: Seat, number: int | None) -> None:
-    """Let a rank take part in nothing any more; in its own thread, or for one that hangs."""
+    """End a rank's participation; called in its own thread, or for one that hangs."""
     seat.close()
     with having(live_tensors.rank, number=number):
-        # what a failed run has left in the frames of its exception must not exchange in the next
+        # tensors in the frames of a failed run's exception must not exchange in the next run
         live_tensors.abandon(_exchanges)
 
 
 def _leave(evictions: list[Callable[[], None]]) -> None:
-    """Do what ends a seat, unless another thread does."""
+    """End a seat, unless another thread does."""
     try:
         evict = evictions.pop()
     except IndexError:
@@ -165,10 +164,10 @@ def _exchanges(node: Node) -> bool:
 
 
 class _Ended(BaseException):
-    """Thrown into a thread that hangs."""
+    """Raised in a thread that hangs."""
 
 
-GIVEN_UP = 5.0  # seconds after which a thread that cannot be ended is left to itself
+GIVEN_UP = 5.0  # seconds after which a thread that cannot be ended is abandoned
 
 
 class _Threads:
@@ -186,7 +185,7 @@ class _Threads:
         self.settings = {name: getenv(name) for name in DEFAULTS}
         self.over = threading.Event()
         self.evictions: list[list[Callable[[], None]]] = [[] for _ in range(mesh.size)]
-        self.throwing = new_lock()  # held by who ends a rank, and by one that ends
+        self.throwing = new_lock()  # held while a rank is being ended, and while one ends
 
     def run(self, function: Function) -> list[Any]:
         """Call the function on all ranks."""
@@ -204,7 +203,7 @@ class _Threads:
             self._work(function, 0)
             for number, thread in enumerate(others, 1):
                 self._join(number, thread)
-        except BaseException as error:  # the person at the keyboard
+        except BaseException as error:  # Ctrl-C
             self.exchange.fail(RankError(-1, f"stopped: {type(error).__name__}"))
             raise
         finally:
@@ -218,9 +217,9 @@ class _Threads:
         return self.results
 
     def _join(self, number: int, thread: threading.Thread) -> None:
-        """Wait for a rank; not for ever for one that hangs where nothing can be thrown into it.
+        """Wait for a rank, but not forever for one that hangs where nothing can be raised in it.
 
-        The next run must find its place empty, and must not notice when it wakes at last.
+        The next run must find its place empty, and must not be affected when it wakes later.
         """
         failed_at = None
         while thread.is_alive():
@@ -245,13 +244,13 @@ class _Threads:
             self.errors[number] = error
             self.exchange.fail(_blame(number, error))
         finally:
-            while activity.state != "ended":  # what is thrown into it comes now or never
+            while activity.state != "ended":  # an exception from outside comes now or never
                 with suppress(_Ended), self.throwing:
                     activity.enter("ended")
             live_tensors.rank.number = registry_number
 
     def _watch(self, idents: Sequence[int]) -> None:
-        """Look for a rank that hangs."""
+        """Watch for a rank that hangs."""
         beat = min(0.5, self.patience / 4) if self.patience else 0.5
         while not self.over.wait(beat):
             self.clock.tick(beat)
@@ -282,7 +281,7 @@ def _blame(number: int, error: BaseException) -> RankError:
 
 
 def _run_process(ranks: World, function: Function, mesh: Mesh) -> list[Any]:
-    """One rank of a parallel run, which all processes come to."""
+    """Run one rank of a parallel run, which all processes call."""
     if ranks.size != mesh.size:
         raise RankError(
             -1, f"MPI started {ranks.size} processes, but {mesh.dp} × {mesh.sp} ranks are wanted: "

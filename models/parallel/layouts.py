@@ -1,4 +1,4 @@
-"""How a GPT and its optimizer are divided among the devices of a mesh.
+"""The division of a GPT and its optimizer among the devices of a mesh.
 
 tp    columns of c_attn (by heads) and c_fc, rows of c_proj, so that a block is two sums over "tp"
       forward and two backward (Shoeybi et al., "Megatron-LM", 2019)
@@ -43,7 +43,7 @@ from minigrad.settings import flag
 
 
 def spec_of(name: str, config: Any, sizes: Mapping[str, int]) -> P:
-    """Which axes of a mesh divide a parameter, by its name."""
+    """The mesh axes that divide a parameter, by its name."""
     tp, ep = (axis if sizes.get(axis, 1) > 1 else None for axis in ("tp", "ep"))
     experts = (ep,) if config.experts and ".mlp.c_" in name else ()
     if tp is None:
@@ -58,7 +58,7 @@ def spec_of(name: str, config: Any, sizes: Mapping[str, int]) -> P:
 
 
 def check(config: Any, sizes: Any) -> None:
-    """InputError where a model cannot be divided so."""
+    """InputError if a model cannot be divided so."""
     tp, ep = sizes.get("tp", 1), sizes.get("ep", 1)
     if ep > 1 and (not config.experts or config.experts % ep):
         raise InputError(f"--ep {ep} cannot divide {config.experts} experts: give --experts, a "
@@ -80,7 +80,7 @@ def divide(
     model: Any, mesh: Mesh, zero: int = 0, optimizer: nn.optim.Optimizer | None = None,
     named: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Put a GPT on a mesh, and what its optimizer keeps, if that is made already.
+    """Put a GPT on a mesh; or its optimizer's state, if an optimizer is given.
 
     zero: 0 … 3, as above; over the axis "dp". named: some of its parameters instead of all.
     """
@@ -98,20 +98,21 @@ def divide(
 
 
 def divide_tokens(model: Any) -> None:
-    """Let the devices of "tp" share the tokens between matrices, as above, once it is on a mesh."""
+    """Make the devices of "tp" share the tokens between matrices, as above; the model is on a mesh.
+    """
     for part in (model, *model.h):
         part.gather, part.scatter = _gather_tokens, _scatter_tokens
 
 
 def divide_experts(model: Any, mesh: Mesh) -> None:
-    """Let devices share tokens, and those of "ep" experts, once it is on a mesh."""
+    """Make the devices share tokens, and those of "ep" experts; the model is on a mesh."""
     for block in model.h if model.config.experts else ():
         block.mlp.lead = tuple(mesh.sizes.get(name, 1) for name in ("dp", "ep"))
         block.mlp.place = _by_place
 
 
 def _by_place(x: Tensor) -> Tensor:
-    """An array (groups, places, …): where it belongs."""
+    """Shard an array (groups, places, …) over the mesh."""
     mesh = Device.meshes[x.raw.device]
     return x.shard(mesh, P(*(axis if axis in mesh.sizes else None for axis in ("dp", "ep"))))
 
@@ -122,14 +123,14 @@ def _gather_tokens(x: Tensor) -> Tensor:
 
 
 def _scatter_tokens(x: Tensor) -> Tensor:
-    """Of a sum that is not taken yet; its gradient is gathered."""
+    """For a sum that is still open; its gradient is gathered."""
     mesh = Device.meshes[x.raw.device]
     rows = _rows(x, mesh).dims(x.shape, mesh.sizes, mesh.name)
     return Tensor._of(mark(x.node, rows, is_open=True)).shard(mesh, _rows(x, mesh, "tp"))
 
 
 def _rows(x: Any, mesh: Mesh, *tokens: str) -> P:
-    """How an array that begins with a batch is divided."""
+    """The division of an array whose first dimension is the batch."""
     shared = tuple(axis for axis in ("dp", "ep") if axis in mesh.sizes)
     return P(shared if x.shape[0] != 1 else None, *tokens)
 
@@ -138,7 +139,7 @@ def pipeline(
     model: Any, stages: int, axes: Mapping[str, int], schedule: str, micro: int,
     pieces: int, zero: int = 0, tokens: bool = False,
 ) -> Pipeline:  # fmt: skip
-    """A GPT at stages of devices, each of which has so many pieces of it; axes: "dp" and "tp".
+    """A GPT at stages of devices, each with `pieces` pieces of it; axes: "dp" and "tp".
 
     tokens: those between matrices are divided, too.
     """
@@ -162,7 +163,7 @@ def pipeline(
 
 
 def cut_layers(table: Table, config: Any) -> tuple[list[int], list[float]]:
-    """Layers of the pieces that a table is for, and how long pieces take: a layer's time is 1."""
+    """Layers of each piece for a table, and the time of each piece in layers."""
     one, two = (flops_per_token(replace(config, layers=n, layer_kinds="")) for n in (1, 2))
     behind = one / (two - one) - 1  # the logits
     layers = layers_of_pieces(table, config.layers, behind)
@@ -172,7 +173,7 @@ def cut_layers(table: Table, config: Any) -> tuple[list[int], list[float]]:
 def _piece(
     model: Any, named: Mapping[str, Tensor], first: int, stop: int, size: float
 ) -> Piece:
-    """The layers first … stop − 1, with the embedding before the first, the loss after the last."""
+    """Layers first … stop − 1, with the embedding before the first and the loss after the last."""
     ends = stop == len(model.h)
     own = tuple(f"h.{number}." for number in range(first, stop))
     own += (() if first else ("wte.", "wpe.")) + (("ln_f.", "lm_head.") if ends else ())
@@ -181,7 +182,7 @@ def _piece(
     if model.config.tied and (ends or not first):
         shared = frozenset(("wte.weight",))
     end = model
-    if model.config.tied and ends:  # with the embedding's matrix, of which it has a copy
+    if model.config.tied and ends:  # the loss uses the embedding's matrix, so it has a copy
         end = copy(model)
         end.wte = copy(model.wte)
         with Tensor.no_grad():
@@ -200,13 +201,13 @@ def _piece(
 
 
 def is_divided(flags: Any) -> bool:
-    """Whether a command line wants the model itself divided."""
-    routed = flags.experts and flags.dp > 1  # their balance is that of the whole batch
+    """Whether the flags divide the model itself."""
+    routed = flags.experts and flags.dp > 1  # their load balance is that of the whole batch
     return bool(flags.tp > 1 or flags.ep > 1 or flags.zero or flags.pp > 1 or routed)
 
 
 def division_of(flags: Any, model: Any) -> Division | Pipeline:
-    """A GPT as --dp, --ep, --tp, --zero and --pp say."""
+    """A GPT divided as --dp, --ep, --tp, --zero and --pp say."""
     axes = {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp}
     if flags.ep == 1:
         del axes["ep"]
@@ -223,13 +224,13 @@ def division_of(flags: Any, model: Any) -> Division | Pipeline:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that talks and writes files."""
+    """Whether this is the process that prints and writes files."""
     ranks = world()
     return ranks is None or ranks.rank == 0
 
 
 class Division(Divided):
-    """A GPT on a mesh, as a training sees it: its batches, its gradients."""
+    """A GPT on a mesh for a training loop: its batches and gradients."""
 
     mesh: Mesh
 
@@ -252,13 +253,13 @@ class Division(Divided):
         return made
 
     def take(self, optimizer: nn.optim.Optimizer) -> None:
-        """Divide what an optimizer keeps."""
+        """Divide the state of an optimizer."""
         divide(self.model, self.mesh, self.zero, optimizer)
         first = next(iter(optimizer.moments.values()), optimizer.params)
         self._like = {id(p): m for p, m in zip(optimizer.params, first, strict=True)}
 
     def divide_gradients(self, params: Sequence[Tensor]) -> None:
-        """From ZeRO-2 on nobody has all of a gradient, not even between two parts of a batch."""
+        """From ZeRO-2 on, no device has a whole gradient, not even between two parts of a batch."""
         for param in params if self.zero >= 2 else ():
             if param.grad is not None:
                 like = self._like[id(param)]
@@ -267,14 +268,14 @@ class Division(Divided):
 
 @contextmanager
 def ending_all() -> Iterator[None]:
-    """Under MPI, what ends this process in the block ends all of them, as a sentence."""
+    """Under MPI, an exception that ends this process in the block ends all, with a sentence."""
     try:
         yield
     except BaseException as error:
         library = mpi.library(float(flag("PATIENCE")))
         agreed_upon = isinstance(error, Stopped) and not isinstance(error, EndedAtOnce)
         if agreed_upon and not is_first():
-            return  # the first process tells, and ends all
+            return  # the first process reports, and ends all
         if library is not None:
             mpi.abort(library, error)
         raise

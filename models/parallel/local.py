@@ -1,4 +1,4 @@
-"""Ranks that are threads of this process: messages are copies in memory."""
+"""Ranks as threads of this process: messages are copies in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Request:
 
 
 class Exchange:
-    """Where the threads' messages meet."""
+    """The meeting point of the threads' messages."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -33,7 +33,7 @@ class Exchange:
         self._receives: dict[tuple[int, int, int], deque[Request]] = {}
 
     def fail(self, failure: BaseException) -> None:
-        """Wake all ranks with an exception; the first one counts."""
+        """Wake all ranks with an exception; only the first one counts."""
         with self._lock:
             if self.failure is None:
                 self.failure = failure
@@ -41,7 +41,7 @@ class Exchange:
                 condition.notify_all()
 
     def post(self, key: tuple[int, int, int], request: Request, is_send: bool) -> None:
-        """One end of a message from key[0] to key[1]; copies it where the other end is there."""
+        """Add one end of a message from key[0] to key[1]; if the other end is there, copy it."""
         mine, others = (
             (self._sends, self._receives) if is_send else (self._receives, self._sends)
         )
@@ -67,7 +67,7 @@ class Exchange:
                 self._wake[end].notify_all()
 
     def wait(self, rank: int, requests: Sequence[Request]) -> None:
-        """Return when all of a rank's requests are done."""
+        """Wait until all of a rank's requests are done."""
         with self._lock:
             while not all(request.done for request in requests):
                 if self.failure is not None:
@@ -83,7 +83,7 @@ class LocalTransport:
         self.pressing = False
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Request:
-        """Begin to send; the receiver copies straight from this memory."""
+        """Begin to send; the receiver copies directly from this memory."""
         request = Request(address, nbytes, to)
         self.exchange.post((self.rank, to, tag), request, True)
         return request
@@ -95,9 +95,9 @@ class LocalTransport:
         return request
 
     def wait(self, requests: Sequence[Request]) -> None:
-        """Return when all are done; raises what ended another rank."""
+        """Wait until all are done; raises the exception that ended another rank."""
         self.exchange.wait(self.rank, requests)
 
     def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
-        """See `Transport`. Messages of threads are one copy already."""
+        """See `Transport`. Messages between threads are a single copy already."""
         return False

@@ -1,7 +1,7 @@
 """The runtime of a mesh: each of its devices runs its part of every program, all at once.
 
-Alone, this process has all devices, and a thread for each. Under MPI it is one of the ranks that
-run the same script, and has one device. The devices meet in groups, one for each set of axes.
+On its own, this process has all devices, with a thread for each. Under MPI it is one of the ranks
+that run the same script, and has one device. Devices exchange in groups, one for each set of axes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from minigrad.settings import Context, flag, put, thread
 
 
 class MeshMemory:
-    """What the devices of this process have of an array.
+    """The parts of an array on this process's devices.
 
-    layout: None where each has all of it. shape and dtype are those of the whole array, once a
-    program has made it. parts: a buffer for each device of this process.
+    layout: None if each has the whole array. shape and dtype are those of the whole array, once a
+    program has written it. parts: a buffer for each device of this process.
     """
 
     __slots__ = ("layout", "shape", "dtype", "parts")
@@ -57,7 +57,7 @@ class MeshMemory:
 
 
 class MeshDevice(Seat):
-    """One of the devices of a mesh that this process has, and its groups."""
+    """A device of a mesh in this process, and its groups."""
 
     def __init__(
         self, mesh: Mesh, number: int, device: str, transport: collective.Transport,
@@ -72,19 +72,19 @@ class MeshDevice(Seat):
 
     @property
     def bytes_sent(self) -> int:
-        """In all groups together."""
+        """The bytes sent in all groups."""
         return sum(group.members.bytes_sent for group in self.groups.values())
 
 
 def _members(mesh: Mesh, size: int) -> list[int]:
-    """The ranks of MPI that a mesh consists of: all, or those with the numbers of its devices."""
+    """The MPI ranks of a mesh: all, or those with the numbers of its devices."""
     if mesh.size == size:
         return list(range(size))
     return [int(name.partition(":")[2] or 0) for name in mesh.devices]
 
 
 def _groups(mesh: Mesh, number: int) -> Iterable[tuple[tuple[str, ...], list[int]]]:
-    """The sets of axes, and who differs from a device along these only."""
+    """For each set of axes, the devices that differ from one along these axes only."""
     axes = [axis for axis, size in mesh.sizes.items() if size > 1]
     own = mesh.places(number)
     for count in range(1, len(axes) + 1):
@@ -97,12 +97,13 @@ def _groups(mesh: Mesh, number: int) -> Iterable[tuple[tuple[str, ...], list[int
 
 
 class MeshRuntime:
-    """See `minigrad.device.Runtime`. local: the devices that this process has.
+    """See `minigrad.device.Runtime`. local: the devices of this process.
 
-    planned: what all ranks together should have sent so far, by the plans of the programs run.
+    planned: bytes that all ranks together should have sent so far, by the plans of programs that
+    ran.
     """
 
-    generalizes = False  # a layout is of one shape
+    generalizes = False  # a layout belongs to one shape
     byte_dots = byte_matrices = False
     fails_late = False
 
@@ -117,7 +118,7 @@ class MeshRuntime:
         self._team = Team(len(self.local))
 
     def _join(self) -> None:
-        """Let the devices meet."""
+        """Connect the devices."""
         mesh, ranks, self._process = self.mesh, world(), os.getpid()
         if ranks is not None:
             members = _members(mesh, ranks.size)
@@ -141,10 +142,11 @@ class MeshRuntime:
         ]  # fmt: skip
 
     def each(self, action: Callable[[int], None]) -> None:
-        """Do something on all devices of this process at once; raises what one of them raises."""
+        """Run an action on all devices of this process at once; raises an exception of any of them.
+        """
         with self._lock:
             if self._process != os.getpid() and self.exchange is not None:
-                # the threads that do the exchanges have stayed in the parent
+                # the threads that run exchanges have stayed in the parent
                 for device in self.local:
                     collective.leave(device.device, [*device.groups.values()])
                 self._join()
@@ -161,19 +163,19 @@ class MeshRuntime:
             raise failed
 
     def _fail(self, error: BaseException) -> None:
-        """Let nobody wait for a device that has failed."""
+        """Stop others from waiting for a device that has failed."""
         if self.exchange is not None:
             self.exchange.fail(error)
 
     @property
     def bytes_sent(self) -> int:
-        """What the devices of this process have sent so far."""
+        """Bytes that the devices of this process have sent so far."""
         return sum(device.bytes_sent for device in self.local)
 
     # --- memory -----------------------------------------------------------------------------------
 
     def allocate(self, nbytes: int) -> MeshMemory:
-        """Memory that a program, or `copy_in`, is going to fill; nobody does where it is none."""
+        """Memory to be filled by a program or `copy_in`; if it is empty, it is complete."""
         return MeshMemory() if nbytes else self.allocate_zeros(0)
 
     def allocate_zeros(self, nbytes: int) -> MeshMemory:
@@ -186,11 +188,11 @@ class MeshRuntime:
         """The parts are buffers, which free themselves."""
 
     def fill(self, memory: MeshMemory, layout: Layout, shape: Shape, dtype: DType) -> None:
-        """Let memory have room for an array in a layout."""
+        """Allocate memory for an array in a layout."""
         known = None if layout.is_whole else layout
         same = memory.layout is None if known is None else (
             memory.layout is not None and memory.layout.dims == known.dims
-        )  # one that only stores stays such a one
+        )  # one that is divided for storage only stays so
         if memory.parts and same:
             memory.shape, memory.dtype = shape, dtype
             return
@@ -212,7 +214,7 @@ class MeshRuntime:
             self._convert(target, memory.layout, memory)
 
     def copy_out(self, memory: MeshMemory, data: memoryview) -> None:
-        """Bring the parts together."""
+        """Gather the parts on the host."""
         if memory.layout is not None:
             gathered = MeshMemory()
             self._convert(memory, whole(len(memory.shape)), gathered)
@@ -221,7 +223,7 @@ class MeshRuntime:
         Device[part.device].copy_out(part.memory, data)
 
     def _convert(self, memory: MeshMemory, layout: Layout, target: MeshMemory) -> None:
-        """Write what memory holds to target, in a layout."""
+        """Copy an array from memory to target, in another layout."""
         key = (memory.shape, memory.dtype, memory.layout, layout)
         program = self._converters.get(key)
         if program is None:
@@ -234,37 +236,37 @@ class MeshRuntime:
         program.run([given, Buffer(self.name, memory.dtype, size, target)], {})
 
     def host_address(self, memory: MeshMemory) -> None:
-        """No single place has all of it, as far as others need to know."""
+        """None: for other code, no single address has the whole array."""
         return
 
     def adopt(self, address: int) -> None:
-        """The host's memory is on one machine."""
+        """None: the host's memory is on one machine."""
         return
 
     def copy_across(
         self, memory: MeshMemory, source: Runtime, given: Any, nbytes: int
     ) -> bool:
-        """Through the host."""
+        """False: copies go through the host."""
         return False
 
     def copy_part(
         self, memory: MeshMemory, start: int, given: MeshMemory, begin: int, nbytes: int
     ) -> None:
-        """Never asked for: what is joined on a mesh is joined by a program, which knows layouts."""
+        """Not called: on a mesh, arrays are joined by a program, which knows layouts."""
         raise NotImplementedError
 
     def first(self, memory: MeshMemory, dtype: DType) -> int | float | bool:
-        """The first element: what is asked for has no others."""
+        """The first element, of an array with only one."""
         part = memory.parts[0]
         return Device[part.device].first(part.memory, dtype)
 
     def expect_zero(self, memory: MeshMemory, failure: Callable[[], MinigradError]) -> None:
-        """Every device knows what one of them has found."""
+        """Each device knows the result, so one is checked."""
         part = memory.parts[0]
         Device[part.device].expect_zero(part.memory, failure)
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """Nothing to note: programs end before `run` returns."""
+        """Nothing: programs end before `run` returns."""
 
     def synchronize(self) -> None:
         """Wait for all devices."""
@@ -278,7 +280,7 @@ class MeshRuntime:
         return MeshProgram(self, graph)
 
     def divider(self, graph: Graph) -> Callable[[MeshDevice], tuple[Partitioned, Graph]]:
-        """Plans how to divide a graph; what it gives tells what a device runs."""
+        """Plan how to divide a graph; the function returned gives a device's part."""
         wanted: list[Layout | None] = [
             Layout((graph.layouts[slot] or whole(root.ndim)).dims)
             if slot < len(graph.layouts) else None
@@ -296,14 +298,14 @@ class MeshRuntime:
         return of
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
-        """Recorded calls as one call of each device."""
+        """Recorded calls as a single call on each device."""
         if flag("DEBUG") < 1 and all(isinstance(call.program, MeshProgram) for call in calls):
             return MeshReplay(self, calls, arguments)
         return Sequential(calls, arguments)
 
 
 class MeshProgram:
-    """A graph of whole arrays, divided."""
+    """A graph of whole arrays, divided among devices."""
 
     def __init__(self, runtime: MeshRuntime, graph: Graph) -> None:
         self.runtime, self.inputs, self.outputs = runtime, graph.layouts, graph.outputs
@@ -318,7 +320,7 @@ class MeshProgram:
         self.sent = sum(one.nbytes for one in self.divided.exchanges)
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
-        """Each device on its parts."""
+        """Run each device on its parts."""
         runtime = self.runtime
         memories = self.prepare(buffers)
         runtime.planned += self.sent
@@ -330,7 +332,7 @@ class MeshProgram:
         runtime.each(run)
 
     def prepare(self, buffers: Sequence[Buffer]) -> list[MeshMemory]:
-        """The memory of all slots; JitError where an input is divided otherwise."""
+        """The memory of all slots; JitError if an input has another layout."""
         memories: list[MeshMemory] = [buffer.memory for buffer in buffers]
         for memory, layout in zip(memories, self.inputs, strict=False):
             if memory.layout != layout:
@@ -344,7 +346,7 @@ class MeshProgram:
 
 
 def differs(memory: MeshMemory, layout: Layout | None) -> JitError:
-    """The error where an argument of a captured step is laid out otherwise than its first one."""
+    """The error for an argument of a captured step with another layout than in the capture."""
     name = memory.dtype.name
     return JitError(
         f"a captured step is given {show(memory.shape, memory.layout, name)} where it was captured "
@@ -354,7 +356,7 @@ def differs(memory: MeshMemory, layout: Layout | None) -> JitError:
 
 
 class MeshReplay:
-    """See `minigrad.device.Replay`: each device has one of its own."""
+    """See `minigrad.device.Replay`: each device has its own replay."""
 
     def __init__(
         self, runtime: MeshRuntime, calls: Sequence[Call], arguments: Sequence[Buffer]
@@ -371,7 +373,7 @@ class MeshReplay:
                 self.replays.append(Device[one.device].compose(local, places))
 
     def put(self, *memories: MeshMemory) -> None:
-        """Let `memories` take the arguments' places."""
+        """Replace the memory of the arguments."""
         for memory, (layout, shape, dtype) in zip(memories, self.known, strict=True):
             if not memory.parts:
                 self.runtime.fill(memory, layout or whole(len(shape)), shape, dtype)
@@ -381,7 +383,7 @@ class MeshReplay:
             replay.put(*(memory.parts[number].memory for memory in memories))
 
     def run(self, variables: Mapping[str, int]) -> None:
-        """Make the calls on every device."""
+        """Run the calls on every device."""
         local = self.runtime.local
         self.runtime.planned += self.sent
         self.runtime.each(
@@ -390,7 +392,7 @@ class MeshReplay:
 
 
 def _part_of(call: Call, number: int, one: MeshDevice) -> Call:
-    """What one device does of a call."""
+    """A device's part of a call."""
 
     def parts(buffers: Iterable[Buffer]) -> tuple[Buffer, ...]:
         return tuple(buffer.memory.parts[number] for buffer in buffers)
@@ -403,12 +405,12 @@ def _part_of(call: Call, number: int, one: MeshDevice) -> Call:
 
 
 def open_mesh(mesh: Mesh) -> MeshRuntime:
-    """The runtime of a mesh; under MPI all ranks come here."""
+    """The runtime of a mesh; under MPI all ranks call this."""
     return MeshRuntime(mesh)
 
 
 def runtime_of(mesh: Mesh) -> MeshRuntime:
-    """What runs a mesh's programs."""
+    """The runtime that runs a mesh's programs."""
     found: Any = Device[mesh.name]
     assert isinstance(found, MeshRuntime)
     return found
@@ -417,14 +419,14 @@ def runtime_of(mesh: Mesh) -> MeshRuntime:
 # --- threads --------------------------------------------------------------------------------------
 
 
-_LOOK = 1.0  # seconds: Python sees a signal that comes just before a wait when that ends
-_RUNNING = object()  # stands for what a device's action raised, or None, until it has ended
+_LOOK = 1.0  # seconds: Python notices a signal that comes just before a wait when the wait ends
+_RUNNING = object()  # stands for an action's exception or None, until it has ended
 
 
 class Team:
-    """A thread for each device, or stage, but the first one, which is the caller's.
+    """A thread for each device or stage, except the first, which uses the caller's.
 
-    They start with the first call, and anew after a fork.
+    They start with the first call, and again after a fork.
     """
 
     def __init__(self, size: int) -> None:
@@ -433,13 +435,13 @@ class Team:
 
     def _begin(self) -> None:
         self._tasks: list[queue.SimpleQueue[Any]] = []
-        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()  # something to wait for
+        self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes the waiting thread
         self._process = os.getpid()
 
     def run(
         self, action: Callable[[int], None], fail: Callable[[BaseException], None]
     ) -> BaseException | None:
-        """Call action(0 … size − 1) at once; gives what one of them raised, first a cause."""
+        """Call action(0 … size − 1) at once; returns an exception of one, preferably the cause."""
         if self.size == 1:
             action(0)
             return None
@@ -458,8 +460,8 @@ class Team:
             for tasks in self._tasks:
                 tasks.put((action, fail, thread.values, ends))
             ends[0] = _tried(action, 0, fail)
-            # Ctrl-C ends the others, who are waited for. It may come when `get` has taken an item
-            # already: so items only wake, and `ends` says who has ended.
+            # Ctrl-C ends the others, which are waited for. It may come after `get` has taken an
+            # item, so items only wake, and `ends` says which have ended.
             interrupts = []
             while _RUNNING in ends:
                 interrupts.append(_tried(self._wait, 0, fail))
@@ -486,7 +488,7 @@ class Team:
 def _tried(
     action: Callable[[int], None], number: int, fail: Callable[[BaseException], None]
 ) -> BaseException | None:
-    """What an action raised; the others hear of it, who may wait for it."""
+    """The exception of an action; it is reported to the others, which may be waiting for it."""
     try:
         action(number)
     except BaseException as error:
@@ -500,7 +502,7 @@ def _tried(
 
 
 class World:
-    """The ranks that MPI has started, of which this process is one."""
+    """The ranks that MPI has started; this process is one of them."""
 
     def __init__(self, library: Any, patience: float) -> None:
         if library.Query_thread() < library.THREAD_MULTIPLE:
@@ -520,7 +522,7 @@ class World:
         atexit.register(self._end)
 
     def transport(self, ranks: Sequence[int]) -> mpi.MPITransport:
-        """Among some of the ranks, all of which call it."""
+        """A transport among some of the ranks, all of which must call this."""
         everybody = self.library.COMM_WORLD
         if len(ranks) == self.size:
             return mpi.MPITransport(self.library, everybody.Dup())
@@ -530,11 +532,11 @@ class World:
     def _raised(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        """What nobody has caught ends all ranks."""
+        """An uncaught exception ends all ranks."""
         mpi.abort(self.library, error.with_traceback(trace))
 
     def _end(self) -> None:
-        """Wait for the others; where one has ended otherwise the watch ends this one."""
+        """Wait for the others; if one has ended abnormally, the watch ends this one."""
         self.activity.enter("ended")
         with suppress(Exception):
             self.library.COMM_WORLD.Barrier()
@@ -546,9 +548,9 @@ _worlds: list[World | None] = []
 
 
 def world(patience: float | None = None) -> World | None:
-    """None where this process was not started as one of several.
+    """The ranks of MPI; None if this process was not started as one of several.
 
-    patience: seconds after which a rank counts as hung from now on; the setting's if not given.
+    patience: seconds after which a rank counts as hung; by default the setting's.
     """
     if not _worlds:
         limit = float(flag("PATIENCE")) if patience is None else patience

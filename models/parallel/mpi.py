@@ -1,4 +1,4 @@
-"""Ranks that are processes, of one machine or of many: messages go through MPI (mpi4py)."""
+"""Ranks as processes, on one or several machines: messages go through MPI (mpi4py)."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from minigrad.models.parallel.arrival import launcher, waiting_for_all
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
 from minigrad.models.parallel.lane import Lane
 
-SPINS = 50  # looks at a message before the first nap
-PATIENT, PRESSED = 20, 3000  # the same where a kernel waits: a few milliseconds
+SPINS = 50  # polls of a message before the first nap
+PATIENT, PRESSED = 20, 3000  # the same while a kernel waits: a few milliseconds
 NAP = 50e-6  # seconds
-# Naps grow while nobody waits, as each look costs the kernels 30 µs: up to what may delay a rank
-# that waits at the other end of an exchange; of what was sent ahead, and goes when somebody looks;
-# and the same on one machine, where who receives reads it without the sender.
+# Naps grow while no thread waits, because each poll costs the kernels 30 µs. Limits: for exchanges,
+# where a rank at the other end may wait; for messages sent ahead, which need polls to be sent; and
+# the same on one machine, where the receiver reads them without the sender's help.
 LONGEST_NAP, LONGEST_AHEAD, LONGEST_HERE = 200e-6, 1e-3, 20e-3
 BEAT = 0.5  # seconds between signs of life
 
 
 def library(patience: float) -> Any:
-    """The module `mpi4py.MPI`, where this process was started as one of several by MPI.
+    """The module `mpi4py.MPI`, if this process was started by MPI as one of several.
 
-    None where it was not: MPI is then neither imported nor initialised. patience: seconds after
-    which a rank that does not begin, so that all wait for it, counts as hung (0: never).
+    Otherwise None: MPI is neither imported nor initialized. patience: seconds after which a rank
+    that does not start, so that all wait for it, counts as hung (0: never).
     """
     if not any(name in os.environ for name in ("PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE")):
         return None
@@ -53,18 +53,18 @@ def library(patience: float) -> Any:
             "run pip install mpi4py mpich"
         ) from None  # fmt: skip
     if not MPI.Is_initialized():
-        # Not by mpi4py: it would hold the interpreter's lock while it waits for the other ranks.
+        # not by mpi4py: it would hold the interpreter's lock while it waits for the other ranks
         begin = ctypes.CDLL(MPI.__file__).MPI_Init_thread
         with waiting_for_all(patience):
             begin(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
-        MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py raises what it returns
+        MPI.COMM_WORLD.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py raises errors that are returned
     return MPI if MPI.COMM_WORLD.size > 1 else None
 
 
 class MPITransport:
-    """One rank of a communicator, all of which come here: see `minigrad.collective.Transport`.
+    """One rank of a communicator, all of which must call this: see `minigrad.collective.Transport`.
 
-    Memory is handed to MPI as it is, without a copy.
+    MPI gets the memory itself, without a copy.
     """
 
     def __init__(self, mpi: Any, communicator: Any) -> None:
@@ -75,14 +75,14 @@ class MPITransport:
         self._ahead = LONGEST_HERE if local_size(mpi, communicator) == self.size else LONGEST_AHEAD
 
     def __copy__(self) -> MPITransport:
-        """Another one of the same messages, for those who send ahead."""
+        """A transport for the same messages, for threads that send ahead."""
         other = object.__new__(MPITransport)
         vars(other).update(vars(self), _hurry=threading.Event(), _longest=self._ahead, _lanes={})
         return other
 
     @property
     def pressing(self) -> bool:
-        """See `Transport`; ends a nap."""
+        """See `Transport`; setting it ends a nap."""
         return self._hurry.is_set()
 
     @pressing.setter
@@ -104,10 +104,10 @@ class MPITransport:
         return self.communicator.Irecv(self._memory(address, nbytes), source, tag)
 
     def wait(self, requests: Sequence[Any]) -> None:
-        """Return when all are done.
+        """Wait until all requests are done.
 
-        MPI makes progress only while somebody looks, so a nap while nobody is pressing costs
-        bandwidth, and looking all the time would cost the kernels their processor.
+        MPI makes progress only while it is polled: naps cost bandwidth, and polling all the time
+        would take the processor away from the kernels.
         """
         try:
             self._until(lambda: self.mpi.Request.Testall(requests))
@@ -118,7 +118,7 @@ class MPITransport:
             ) from None  # fmt: skip
 
     def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
-        """See `Transport`. Memory is shared with ranks that are of one machine, as MPI sees it."""
+        """See `Transport`. Memory is shared with ranks on the same machine, according to MPI."""
         if other not in self._lanes:
             ranks = sorted((self.rank, other))
             members = self.communicator.Get_group().Incl(ranks)
@@ -133,7 +133,7 @@ class MPITransport:
         return True
 
     def _until(self, done: Callable[[], bool | None]) -> None:
-        """Look until something is done; None: it has come on a bit."""
+        """Poll until something is done; None: it has made progress."""
         looks, nap = 0, NAP
         while not (found := done()):
             if found is None:
@@ -150,7 +150,7 @@ class MPITransport:
 
 
 def local_size(mpi: Any, communicator: Any) -> int:
-    """How many of a communicator's ranks run on this machine; all of them come here."""
+    """How many of a communicator's ranks run on this machine; all of them must call this."""
     shared = communicator.Split_type(mpi.COMM_TYPE_SHARED)
     try:
         return int(shared.size)
@@ -158,15 +158,15 @@ def local_size(mpi: Any, communicator: Any) -> int:
         shared.Free()
 
 
-_here: list[int] = []  # the processes of this machine's ranks
-_witness: list[socket.socket] = []  # the connection to who says which of them was killed
+_here: list[int] = []  # process ids of this machine's ranks
+_witness: list[socket.socket] = []  # the connection to the process that reports a killed rank
 
 
 def announce(mpi: Any) -> None:
-    """Say which process is which rank, and let somebody look on who is killed.
+    """Print which process is which rank, and start a witness that reports a killed rank.
 
-    That only where all are on one machine: elsewhere the ends of some have that of another as their
-    cause.
+    Only if all are on one machine: otherwise ranks may end because another one, elsewhere, has
+    ended.
     """
     world, host = mpi.COMM_WORLD, socket.gethostname()
     places = world.allgather((os.getpid(), host))
@@ -185,7 +185,7 @@ def announce(mpi: Any) -> None:
 
 
 def start_witness(ranks: int) -> str:
-    """Start a process of which MPI's launcher does not know; gives the socket where it listens."""
+    """Start a process that MPI's launcher does not know; returns the socket that it listens on."""
     with socket.socket(socket.AF_UNIX) as listener:
         where = f"\0minigrad {os.getpid()} {os.urandom(8).hex()}"
         listener.bind(where)
@@ -200,7 +200,7 @@ def start_witness(ranks: int) -> str:
 
 
 def dismiss_witness() -> None:
-    """What comes now needs nobody who tells of it."""
+    """Tell the witness that nothing needs to be reported any more."""
     while _witness:
         with suppress(OSError), _witness.pop() as link:
             link.send(b".")
@@ -220,20 +220,20 @@ def abort(mpi: Any, error: BaseException) -> NoReturn:
             traceback.print_exception(error)
         text = told(rank, error)
     print(f"{sys.argv[0]}: {text}; all {size} ranks are stopped", file=sys.stderr, flush=True)
-    time.sleep(0.3)  # the launcher passes on what was said, but ends without it when it must end
+    time.sleep(0.3)  # the launcher forwards output, but not when it has to end
     dismiss_witness()
-    for process in _here:  # a stopped process does not hear that it is to end
+    for process in _here:  # a stopped process does not get the request to end
         with suppress(OSError):
             os.kill(process, signal.SIGCONT)
     mpi.COMM_WORLD.Abort(status)
-    os._exit(status)  # it may return, and the launcher's signal comes later
+    os._exit(status)  # Abort may return, and the launcher's signal comes later
 
 
 class Watch:
-    """A thread of each rank that gives signs of life, and ends the program where one hangs.
+    """A thread of each rank that sends signs of life, and ends the program if one hangs.
 
-    Signs go to rank 0, which judges, and hears who was told to end; rank 0's go to all others,
-    which judge rank 0 only.
+    Signs go to rank 0, which judges, and learns which ranks were told to end. Rank 0's signs go to
+    all others, which judge only rank 0.
     """
 
     TAG = 1
@@ -282,7 +282,7 @@ class Watch:
         silence = {other: now - heard for other, heard in self.heard.items()}
         if self.rank == 0:
             return culprit({0: self.activity.sign(), **self.signs}, silence, self.patience)
-        # rank 0 first: where it lives, it is the one to say who hangs
+        # rank 0 first: if it lives, it reports who hangs
         if silence[0] > self.patience + 2 * BEAT and self.signs[0].state != "ended":
             return f"rank 0 hangs: no sign of life for {silence[0]:.0f} s"
         return None

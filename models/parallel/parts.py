@@ -1,8 +1,8 @@
-"""A checkpoint that ranks of MPI write together: each what it has, and the first one an index.
+"""A checkpoint that MPI ranks write together: each writes its parts, and the first an index.
 
-The files of one checkpoint have a name of their own. The index, which is the checkpoint's file, is
-replaced when all of them are on the disk, and only then are those of the one before removed: so
-whatever is killed, and when, a whole checkpoint is left. See `minigrad.models.checkpoint.load`.
+The files of a checkpoint have unique names. The index, which is the checkpoint's file, is replaced
+when all of them are on the disk; only then are the previous files removed. So a whole checkpoint is
+left whenever a process is killed. See `minigrad.models.checkpoint.load`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ Entry = dict[str, Any]
 def save(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], ranks: World
 ) -> None:
-    """Write a checkpoint; all ranks come here, and all raise the InputError of one of them.
+    """Write a checkpoint; all ranks call this, and all raise an InputError of any of them.
 
-    A tensor that is on no mesh is the first rank's, where no other one has a part of it.
+    A tensor that is not on a mesh is written by the first rank, unless another rank has a part of
+    it.
     """
     everybody, folder = ranks.library.COMM_WORLD, checkpoint.folder_of_parts(path)
     if tensors:
@@ -61,7 +62,7 @@ def _write_index(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     gathered: list[tuple[str, dict[str, Entry], str | None]],
 ) -> str | None:  # fmt: skip
-    """The first rank's part; gives what went wrong anywhere."""
+    """The first rank's work; returns an error message of any rank, or None."""
     folder, index = checkpoint.folder_of_parts(path), dict[str, Entry]()
     for name, entries, failure in gathered:
         if failure is not None:
@@ -80,9 +81,9 @@ def _write_index(
 
 
 def _entry(tensor: Tensor, name: str) -> Entry | None:
-    """What the index says of a rank's part; None where it has none to write.
+    """The index entry of this rank's part; None if it has none to write.
 
-    Of those that have the same part, the first one along each axis writes it.
+    Of the ranks with the same part, the first one along each axis writes it.
     """
     mesh = Device.meshes.get(tensor.raw.device)
     if mesh is None:
@@ -97,7 +98,7 @@ def _entry(tensor: Tensor, name: str) -> Entry | None:
 
 
 def _part(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor on a mesh."""
+    """This process's part of a tensor on a mesh."""
     part = _memory(tensor).parts[0]
     shape = local_shape(plain_shape(tensor), _layout(tensor).dims)
     data = bytearray(numel(shape) * tensor.dtype.itemsize)

@@ -1,4 +1,4 @@
-"""Pieces of a model, and their programs, which a pipeline calls: cut out of one graph."""
+"""Pieces of a model, and their programs for a pipeline, cut out of one graph."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ AFTER = {FORWARD: (BACKWARD, INPUT, WEIGHTS), INPUT: (WEIGHTS,), BACKWARD: (), W
 class Piece:
     """Some layers of a model.
 
-    forward: (its input, targets) → (what its first layer gets, its output); the input is tokens for
-    the first piece; the last one's output is the loss. params: by the names that they have in the
-    whole model; `shared` ones are those that another piece has, too. size: how long it takes, where
-    a layer takes 1.
+    forward: (input, targets) → (the input of its first layer, its output). The first piece's input
+    is tokens; the last piece's output is the loss. params: by their names in the whole model;
+    `shared`: those that another piece has, too. size: its time in layers.
     """
 
     forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -36,9 +35,9 @@ class Piece:
 
 
 class Programs:
-    """What is done with a piece, for micro-batches of one shape; gradients are added up.
+    """The programs of a piece, for micro-batches of one shape; gradients are accumulated.
 
-    kinds: the tasks of its stage, of which each gets a program; forward only: nothing is learned.
+    kinds: the tasks of its stage, with a program for each; forward only: no training.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Programs:
             wanted += [first.shard(mesh, spec).contiguous(), *weights]
         self.output, *made = simplify(without_rules([tensor.node for tensor in wanted]))
         self.gradient, nodes = next(iter(made), None), made[1:]
-        self._weights: dict[Node, list[Tensor]] = {}  # several where gradients are the same
+        self._weights: dict[Node, list[Tensor]] = {}  # several if gradients are the same
         for node, name in zip(nodes, piece.params, strict=False):
             self._weights.setdefault(node, []).append(sums[name])
         parts: dict[str, Part] = {}
@@ -81,7 +80,7 @@ class Programs:
             now = dict(zip(reads, (value.node for value in values), strict=True))
             for node in topological([*kept, *slopes], now):
                 now[node] = build.rebuild(node, [now[source] for source in node.src])
-                if node in kept and node.op in COMPUTED_AGAIN:  # others read what is stored, too
+                if node in kept and node.op in COMPUTED_AGAIN:  # others read the stored one, too
                     now[node] = build.contiguous(now[node])
             for total, slope in into:
                 total.assign(total + Tensor._of(now[slope]))
@@ -92,13 +91,13 @@ class Programs:
         return program
 
     def run(self, kind: str, values: dict[Any, Tensor]) -> None:
-        """Do a task with the values that are kept of a micro-batch, and keep what it makes."""
+        """Run a task with the stored values of a micro-batch, and store its results."""
         part, program = self._programs[kind]
         with Tensor.no_grad():
             made = program(*(values[node] for node in part.reads))
         kept = [node for node in part.writes if node not in self._weights]
         values.update(zip(kept, made, strict=True))
         later = [self._programs[other][0].reads for other in AFTER[kind] if other in self._programs]
-        for node in part.reads:  # what nobody behind it reads can go
+        for node in part.reads:  # values without later readers can be dropped
             if not any(node in reads for reads in later):
                 values.pop(node, None)

@@ -1,9 +1,9 @@
-"""Pipeline parallel: pieces of a model at stages of devices, and the one executor of any table.
+"""Pipeline parallel: pieces of a model at stages of devices, and the executor of any table.
 
-Each stage is a mesh of its own (`dp`, `tp`), a thread of this process or, under MPI, some of its
-ranks. It does what its row of a table says (`schedules.py`); what another stage has made comes as a
-message from the device at the same place there. The programs of a piece are captured steps, cut out
-of one graph (`pieces.py`, `cutting.py`).
+Each stage is a mesh of its own (`dp`, `tp`): a thread of this process or, under MPI, some of its
+ranks. It runs its row of a table (`schedules.py`); results of another stage arrive as messages from
+the device at the same place there. The programs of a piece are captured steps, cut out of one graph
+(`pieces.py`, `cutting.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from minigrad.settings import having
 from minigrad.tensor import live_tensors
 
 NUMBERS, SHARED, DATA = 1, 2, 3  # tags of messages
-ROWS = P("dp")  # how arrays that begin with a batch are divided
+ROWS = P("dp")  # the division of arrays whose first dimension is the batch
 
 
 Shape = tuple[int, ...]
@@ -65,17 +65,16 @@ class Port:
     ) -> None:  # fmt: skip
         self.stage, self.stages, self.runtime, self.spec = stage, stages, runtime, spec
         self.ends = list(zip(transports, (one.number for one in runtime.local), strict=True))
-        self._outlets = [copy(one) for one in transports]  # who waits for messages presses no sends
+        self._outlets = [copy(one) for one in transports]  # threads that receive do not press sends
         self.places, self.activity = runtime.mesh.size, activity
         self._progress = Progress(activity, self._outlets)
         self._sent: list[tuple[Job, Tensor]] = []
         self.bytes_sent = 0
 
     def send(self, tensor: Tensor, to: int, tag: int) -> None:
-        """Begin to send a realized tensor, which stays as long as that takes.
+        """Begin to send a realized tensor, which is kept until it has arrived.
 
-        At once, and not when what was sent before has arrived: that may be for another stage, or
-        wanted later.
+        It does not wait for earlier messages, which may be for another stage, or needed later.
         """
         parts = tensor.raw.arg.memory.parts
         self.bytes_sent += sum(part.nbytes for part in parts)
@@ -94,24 +93,24 @@ class Port:
         self._sent.append((job, tensor))
 
     def flush(self) -> None:
-        """Wait until all is sent."""
+        """Wait until everything is sent."""
         for job, _ in self._sent:
             self._progress.finish(job)
         self._sent.clear()
 
     def blank(self, shape: Shape) -> Tensor:
-        """Memory for float32 values that one piece hands to the next."""
+        """Memory for float32 values that one piece passes to the next."""
         sizes, name = self.runtime.mesh.sizes, self.runtime.name
         return self._blank(shape, Layout(self.spec.dims(shape, sizes, name)))
 
     def like(self, tensor: Tensor) -> Tensor:
-        """Memory for values that are divided as those of another tensor."""
+        """Memory for values divided like another tensor."""
         layout = tensor.raw.arg.memory.layout
         known = whole(tensor.ndim) if layout is None else Layout(layout.dims)
         return self._blank(plain_shape(tensor), known)
 
     def place(self, array: Any, spec: P) -> Tensor:
-        """A numpy array, divided; no tensor is lazy meanwhile, or captured steps would look for it.
+        """A numpy array, divided; without lazy tensors, which captured steps would look for.
         """
         sizes, name = self.runtime.mesh.sizes, self.runtime.name
         dtype = resolve(array.dtype)
@@ -126,20 +125,20 @@ class Port:
         return Tensor._of(build.buffer(buffer, dtype, shape, name))
 
     def expect(self, tensor: Tensor, source: int, tag: int) -> Any:
-        """Begin to receive into a tensor's memory; gives what `take` takes."""
+        """Begin to receive into a tensor's memory; returns the argument for `take`."""
         return tensor, [
             (end, end.irecv(source * self.places + place, _address(part), part.nbytes, tag))
             for (end, place), part in zip(self.ends, tensor.raw.arg.memory.parts, strict=True)
         ]
 
     def take(self, expected: Any) -> Tensor:
-        """Wait for what was to be received."""
+        """Wait for a message."""
         tensor, begun = expected
         self._wait(begun)
         return tensor  # type: ignore[no-any-return]
 
     def tell(self, numbers: Sequence[float]) -> list[list[float]]:
-        """Numbers of every stage, by stage; all stages call it with as many."""
+        """The numbers of all stages, by stage; all stages call it with equally many."""
         size = len(numbers)
         cells = [(ctypes.c_double * size)(*numbers) for _ in range(self.stages)]
         (end, place), *_ = self.ends
@@ -176,7 +175,7 @@ def _address(part: Buffer) -> int:
 
 
 class Stage:
-    """What one stage has: pieces of the model, sums of their gradients, an optimizer."""
+    """The state of a stage: pieces of the model, sums of their gradients, an optimizer."""
 
     optimizer: nn.optim.Optimizer
 
@@ -187,14 +186,14 @@ class Stage:
         self.params = {name: tensor for piece in pieces.values()
                        for name, tensor in piece.params.items()}  # fmt: skip
         self.times: list[Timed] = []  # of the last step
-        self.worked, self.idle = (0.0, 0.0), 0.0  # seconds of tasks, of all; what all stages waited
+        self.worked, self.idle = (0.0, 0.0), 0.0  # seconds of tasks, of all; all stages' idle share
         self.sums: Mapping[str, Tensor] = {}
         self.programs: dict[Any, dict[int, Programs]] = {}
         self.device = port.runtime.local[0].device
         self.devices = frozenset((mesh.name, *(one.device for one in port.runtime.local)))
 
     def rows(self, array: Any) -> Tensor:
-        """A numpy array whose rows are divided."""
+        """A numpy array with divided rows."""
         return self.port.place(array, ROWS)
 
     def train_with(self, make: Make, clip: float, place: Callable[..., None]) -> None:
@@ -210,7 +209,7 @@ class Stage:
             }  # fmt: skip
         shared = {name for piece in self.pieces.values() for name in piece.shared}
         twice = tuple(self.sums[name] for name in sorted(shared))
-        # the norm counts at the first stage what another one has, too
+        # the norm counts shared parameters at the first stage only
         counted = [t for name, t in self.sums.items() if name not in shared or not self.number]
         params, totals = tuple(optimizer.params), tuple(self.sums.values())
 
@@ -236,7 +235,8 @@ class Stage:
         self._shared, self._norm, self._update, self._clip = twice, norm, update, clip
 
     def update(self, loss: float) -> float:
-        """Clip the gradients of the whole model, and change the weights; gives all losses' sum."""
+        """Clip the whole model's gradients, and update the weights; returns the sum of all losses.
+        """
         port, other = self.port, self.port.stages - 1 - self.number
         with Tensor.no_grad():
             coming = [port.expect(port.like(total), other, SHARED) for total in self._shared]
@@ -254,11 +254,12 @@ class Stage:
 
 
 class Pipeline(Divided):
-    """Pieces of a model at stages, and how they are trained together.
+    """Pieces of a model at stages, trained together.
 
-    named: all parameters. table: when who does what (`schedules.py`). place: puts some parameters,
-    by name, on a mesh, and what their optimizer keeps. width: of what one piece hands to the next,
-    (rows, tokens, width) float32, divided as `spec` says. here: the stages of this process.
+    named: all parameters. table: the schedule of tasks (`schedules.py`). place: a function that
+    puts parameters, by name, on a mesh, or an optimizer's state. width: of the values that pieces
+    pass on, (rows, tokens, width) float32, divided as `spec` says. here: the stages of this
+    process.
     """
 
     mesh: Mesh
@@ -305,12 +306,12 @@ class Pipeline(Divided):
     # --- training ---------------------------------------------------------------------------------
 
     def train_with(self, make: Make, clip: float) -> None:
-        """Let each stage have an optimizer of its parameters; clip: the norm of all gradients."""
+        """Give each stage an optimizer for its parameters; clip: limit of the gradients' norm."""
         for stage in self.here:
             stage.train_with(make, clip, self.place)
 
     def step(self, ids: Any, targets: Any) -> float:
-        """One update with numpy arrays (batch, tokens); gives the loss before it."""
+        """One update with numpy arrays (batch, tokens); returns the loss before it."""
 
         def action(stage: Stage) -> float:
             with Tensor.train():
@@ -319,7 +320,7 @@ class Pipeline(Divided):
         return self._on_all(action)
 
     def loss(self, ids: Any, targets: Any) -> float:
-        """The mean loss of a batch; nothing is learned from it."""
+        """The mean loss of a batch, without training."""
         rows = len(ids)
         ways = next(n for n in range(min(self.micro, rows), 0, -1) if rows % n == 0)
         table = forward_table(self.stages, ways, len(self.pieces))
@@ -338,7 +339,7 @@ class Pipeline(Divided):
         return self.here[0].idle
 
     def _on_all(self, action: Callable[[Stage], float]) -> float:
-        """Let the stages of this process do something at once; gives the sum that all know."""
+        """Run an action on the stages of this process at once; returns the sum, which all know."""
         found = [0.0] * len(self.here)
 
         def run(number: int) -> None:
@@ -352,7 +353,7 @@ class Pipeline(Divided):
         return found[0]
 
     def _done(self, stage: Stage, table: Table, ids: Any, targets: Any, ways: int) -> float:
-        """Do what a stage's row says with a batch in so many parts; gives the sum of losses."""
+        """Run a stage's row of a table on a batch in `ways` parts; returns the sum of losses."""
         rows, tokens = len(ids) // ways, ids.shape[1]
         parts = [_cut_rows(array, rows) for array in (ids, targets)]
         row = table[stage.number]
@@ -369,7 +370,7 @@ class Pipeline(Divided):
         self, stage: Stage, row: Sequence[Task], number: int, parts: Sequence[Sequence[Any]],
         shape: Shape,
     ) -> Programs:  # fmt: skip
-        """Those of a piece, with what stands for its arguments."""
+        """The programs of a piece, built with placeholders for its arguments."""
         (ids, *_), (targets, *_) = parts
         is_last = number + 1 == len(self.pieces)
         given = [stage.rows(targets)] if is_last else []
@@ -383,14 +384,14 @@ class Pipeline(Divided):
         self, stage: Stage, row: Sequence[Task], programs: Mapping[int, Programs],
         parts: Sequence[Sequence[Any]],
     ) -> list[Tensor]:  # fmt: skip
-        """Do what a row of a table says; gives the losses, where the last piece is."""
+        """Run a row of a table; returns the losses, if this stage has the last piece."""
         port, values, losses = stage.port, dict[Any, dict[Any, Tensor]](), list[Tensor]()
         last, tokens = len(self.pieces) - 1, parts[0][0].shape
         shape = (*tokens, self.width)
         coming: dict[Task, Any] = {}
         stage.times, begin = [], time.perf_counter()
         for place, task in enumerate(row):
-            for soon in row[place : place + 2]:  # the next one's message travels meanwhile
+            for soon in row[place : place + 2]:  # the next task's message travels meanwhile
                 source = _source(soon, last)
                 if source is not None and soon not in coming:
                     coming[soon] = port.expect(port.blank(shape), source % self.stages,
@@ -426,21 +427,21 @@ class Pipeline(Divided):
         return losses
 
     def _tag(self, task: Task) -> int:
-        """Of the message that a task waits for."""
+        """The tag of the message that a task waits for."""
         number = task.micro * len(self.pieces) + task.piece
         return DATA + 2 * number + (task.kind != FORWARD)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the steps to come."""
+        """Set the learning rate of later steps."""
         for stage in self.here:
             stage.optimizer.set_lr(lr)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """As `Optimizer.state_dict`, of all parameters; zeros for what other processes have.
+        """As `Optimizer.state_dict`, for all parameters; zeros for those of other processes.
 
-        What several stages have alike is the first one's.
+        Values that several stages have are taken from the first one.
         """
         first, *_ = self.here
         optimizer, zero = first.optimizer, Tensor.zeros((), device=self.device)
@@ -460,7 +461,7 @@ class Pipeline(Divided):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         for stage in self.here:
             own = {name: state[name] for name in ("lr", "step")}
             for moment in stage.optimizer.moments:

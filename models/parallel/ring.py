@@ -1,14 +1,14 @@
-"""The exchanges themselves, written once on `Transport`: rings of pieces.
+"""The exchanges themselves, written once for any `Transport`: rings of pieces.
 
 An array is cut into one chunk per rank. In a ring all-reduce each rank sends to the next and
-receives from the one before, 2·(N − 1) times: first partial sums travel, until each rank has one
-chunk complete (reduce-scatter), then the complete chunks travel on (all-gather). A rank sends
-2·(N − 1)/N of the array whatever N is, which is as little as possible (P. Patarasuk and X. Yuan,
-"Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009).
+receives from the previous one, 2·(N − 1) times: first partial sums travel, until each rank has one
+complete chunk (reduce-scatter); then the complete chunks travel (all-gather). A rank sends 2·(N −
+1)/N of the array, the least possible (P. Patarasuk and X. Yuan, "Bandwidth optimal all-reduce
+algorithms for clusters of workstations", 2009).
 
 Chunks travel in pieces: while one is added, the next are under way, and a piece is sent on as soon
-as it is added. What is added to what does not depend on time, and every rank gets the owner's
-result: all end with the same bits.
+as it is added. The order of additions does not depend on timing, and every rank gets the result of
+the chunk's owner, so all end with the same bits.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from minigrad.runtimes import cpu_memory
 
 PIECE = 1 << 19  # bytes: adding it takes about as long as sending it, and it fits in L2
 AHEAD = 4  # receives that are posted before they are needed
-MESSAGE = 1 << 28  # bytes of a message that needs no pipeline
-SWAPPED = 1 << 17  # bytes of an array of which two ranks add all instead of half each
+MESSAGE = 1 << 28  # bytes of a message, where no pipelining is needed
+SWAPPED = 1 << 17  # bytes of an array that two ranks exchange whole, instead of half each
 
 
 class Arithmetic(Protocol):
@@ -44,7 +44,7 @@ class Arithmetic(Protocol):
 
 
 class Scratch:
-    """Memory for the time of a `with` block, which gives its address."""
+    """Memory for the time of a `with` block, which returns its address."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -58,7 +58,7 @@ class Scratch:
 
 
 def spans(count: int, parts: int) -> list[tuple[int, int]]:
-    """(start, stop) of each of so many parts of 0 … count − 1, as even as can be."""
+    """(start, stop) of so many parts of 0 … count − 1, as even as possible."""
     return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
 
 
@@ -76,10 +76,10 @@ def _walk(
     transport: Transport, address: int, dtype: DType, chunks: Sequence[Chunk],
     arithmetic: Arithmetic, how: str, gathers: bool = True,
 ) -> None:  # fmt: skip
-    """A walk of chunks around the ring, in place in one array.
+    """Move chunks around the ring, in place in one array.
 
-    What a step sends is what the one before has received. Rank r's own chunk is chunks[r]. how:
-    they are reduced first, or "-": they are not. gathers: then every rank gets all of them.
+    Each step sends what the previous one has received. Rank r's own chunk is chunks[r]. how: chunks
+    are reduced first, or "-": not. gathers: afterwards every rank gets all chunks.
     """
     rank, size, itemsize = transport.rank, transport.size, dtype.itemsize
     after, before = (rank + 1) % size, (rank - 1) % size
@@ -89,8 +89,8 @@ def _walk(
     incoming = [(k, p) for k, chunk in enumerate((*reduced, *gathered))
                 for p in _pieces(chunk, itemsize)]  # fmt: skip
     last_step, adding = len(reduced) + len(gathered) - 1, len(reduced)
-    # A complete chunk may come while its unfinished form seems to be on its way still: but it
-    # could not be complete if that had not arrived.
+    # A complete chunk may arrive while its partial sum seems to be still under way; but it could
+    # not be complete if that had not arrived.
     sent: list[Any] = []
     posted: deque[Any] = deque()
 
@@ -130,9 +130,9 @@ def all_reduce(
     transport: Transport, sent: Sequence[Piece], target: int, dtype: DType, how: str,
     arithmetic: Arithmetic,
 ) -> None:  # fmt: skip
-    """Write the sum, mean or maximum of all ranks' arrays, joined, to target.
+    """Write the sum, mean or maximum of all ranks' arrays, each joined from pieces, to target.
 
-    Two ranks that share memory add there; others' arrays go around the ring.
+    Two ranks that share memory add there; otherwise arrays go around the ring.
     """
     rank, size, itemsize = transport.rank, transport.size, dtype.itemsize
     if size == 2:
@@ -149,7 +149,7 @@ def all_reduce(
 
 
 def join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
-    """Copy arrays one after the other."""
+    """Copy arrays one after the other into target."""
     for piece in sent:
         if piece.address != target:
             ctypes.memmove(target, piece.address, piece.count * itemsize)
@@ -171,9 +171,10 @@ def ring_all_reduce(
 def _swap(
     transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
 ) -> None:
-    """Of two ranks each sends all it has, which is no more, but one message each.
+    """Two ranks exchange their whole arrays: not more data, and one message each.
 
-    Both begin with rank 0's numbers: which NaN, and of a maximum which zero, depends on the order.
+    Both add in the order of ranks, because the choice between NaNs, or zeros in a maximum, depends
+    on it.
     """
     other, nbytes = 1 - transport.rank, count * dtype.itemsize
     with Scratch(nbytes) as scratch:
@@ -188,7 +189,7 @@ def _swap(
 def ring_reduce_scatter(
     transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
 ) -> tuple[int, int]:
-    """Reduce this rank's chunk of an array in place; gives the chunk. The others are spoiled."""
+    """Reduce this rank's chunk of an array in place; returns its span. Others are overwritten."""
     rank, size = transport.rank, transport.size
     chunks = [[span] for span in spans(count, size)]
     if size > 1:
@@ -199,7 +200,7 @@ def ring_reduce_scatter(
 def ring_all_gather(
     transport: Transport, address: int, counts: Sequence[int], dtype: DType, arithmetic: Arithmetic
 ) -> None:
-    """Give every rank all of some arrays, one after the other; each rank has its part of each."""
+    """Give every rank all parts of arrays, one after the other; each rank has its part of each."""
     size = transport.size
     if size > 1:
         chunks: list[list[tuple[int, int]]] = [[] for _ in range(size)]
@@ -210,7 +211,7 @@ def ring_all_gather(
 
 
 def broadcast(transport: Transport, address: int, nbytes: int, root: int) -> None:
-    """Replace every rank's bytes by the root's: pieces travel along the ring."""
+    """Replace every rank's bytes by the root's; pieces travel along the ring."""
     rank, size = transport.rank, transport.size
     if size == 1:
         return
@@ -238,7 +239,7 @@ def permute(transport: Transport, source: int, target: int, nbytes: int, shift: 
 
 
 def all_to_all(transport: Transport, source: int, target: int, nbytes: int) -> None:
-    """Send part s of an array (nbytes for each rank) to rank s; what came from s is part s."""
+    """Send part s of an array (nbytes each) to rank s; the part from rank s becomes part s."""
     rank, size = transport.rank, transport.size
     requests = []
     for step in range(size):
@@ -255,6 +256,6 @@ def all_to_all(transport: Transport, source: int, target: int, nbytes: int) -> N
 
 
 def _messages(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of messages of at most so many bytes."""
+    """(offset, length) of messages of at most `most` bytes."""
     for offset in range(0, nbytes, most):
         yield offset, min(most, nbytes - offset)

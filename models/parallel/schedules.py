@@ -1,8 +1,8 @@
-"""When each stage of a pipeline does what: tables, made as data, and shown as pictures.
+"""The schedule of a pipeline: which stage does what when. Tables, as data and as pictures.
 
 A model is cut into pieces of layers, in order, and a batch into micro-batches; piece k is at stage
-k mod p. A table has for each stage what it does, in order. What waits for what follows from that:
-piece k of a micro-batch for piece k − 1, its gradient for that of piece k + 1.
+k mod p. A table lists the tasks of each stage in order. Dependencies follow from that: piece k of a
+micro-batch needs piece k − 1, and its gradient that of piece k + 1.
 
 gpipe        all forward, then all backward (Huang et al., "GPipe", 2019)
 1f1b         one forward, one backward, so that stage s keeps p − s micro-batches at most
@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from minigrad.models.errors import InputError
 
-# What can be done with a piece and a micro-batch, and how long it takes in units of a forward pass.
-# backward: both gradients, that of the piece's input and those of its weights.
+# Tasks with a piece and a micro-batch, and their time in units of a forward pass. backward: both
+# gradients, of the piece's input and of its weights.
 FORWARD, BACKWARD, INPUT, WEIGHTS = "forward", "backward", "input", "weights"
 COSTS: Mapping[str, float] = {FORWARD: 1, BACKWARD: 2, INPUT: 1, WEIGHTS: 1}
 LETTERS = {FORWARD: "F", BACKWARD: "B", INPUT: "b", WEIGHTS: "w"}
@@ -37,7 +37,7 @@ class Task(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A task, and when it was done."""
+    """A task, with the times of its start and end."""
 
     task: Task
     start: float
@@ -45,13 +45,13 @@ class Timed(NamedTuple):
 
 
 Table = list[list[Task]]
-MOST_TASKS = 1 << 17  # forward steps in a table: half a second, and 40 MB
+MOST_TASKS = 1 << 17  # forward tasks in a table: half a second, and 40 MB
 
 
 def make_table(schedule: str, stages: int, micro: int, pieces: int) -> Table:
-    """What each stage does, in order, with so many micro-batches and pieces of the model.
+    """The tasks of each stage, in order, for so many micro-batches and pieces of the model.
 
-    InputError where there is no such table.
+    InputError if there is no such table.
     """
     if schedule not in SCHEDULES:
         raise InputError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
@@ -89,7 +89,7 @@ def make_table(schedule: str, stages: int, micro: int, pieces: int) -> Table:
 
 
 def _order(stage: int, stages: int, micro: int, pieces: int) -> list[tuple[int, int]]:
-    """(piece, micro-batch) of a stage: `stages` micro-batches with each piece in turn."""
+    """(piece, micro-batch) of a stage: `stages` micro-batches for each piece in turn."""
     if pieces == stages:
         return [(stage, number) for number in range(micro)]
     return [
@@ -101,7 +101,7 @@ def _order(stage: int, stages: int, micro: int, pieces: int) -> list[tuple[int, 
 
 
 def forward_table(stages: int, micro: int, pieces: int) -> Table:
-    """Forward only."""
+    """A table with forward tasks only."""
     return [
         [Task(FORWARD, piece, number) for number in range(micro)
          for piece in range(stage, pieces, stages)]
@@ -110,11 +110,12 @@ def forward_table(stages: int, micro: int, pieces: int) -> Table:
 
 
 def _zero_bubble(stage: int, stages: int, micro: int) -> list[Task]:
-    """1f1b whose first and last gradients are split, which is as short as if all were.
+    """1f1b with the first and last gradients split, which is as short as splitting all.
 
-    The first ones, for which all wait: their weights' fill gaps at the end. All that follow the
-    last forward pass, as then nobody has another thing to do. Only stage 0 is never waited for. So
-    each keeps as many micro-batches as stage 0 of 1f1b, and few pay for what is computed twice.
+    The first ones, because others wait for them: their weights' gradients fill gaps at the end. And
+    those after the last forward pass, because stages then have nothing else to do. Nobody waits for
+    stage 0. So each stage keeps as many micro-batches as stage 0 of 1f1b, and few gradients pay for
+    what is computed twice.
     """
     before = min(stages - 1 - stage, micro)
     row = [Task(FORWARD, stage, number) for number in range(before)]
@@ -134,7 +135,7 @@ def _zero_bubble(stage: int, stages: int, micro: int) -> list[Task]:
 
 
 def needs(task: Task, pieces: int) -> list[Task]:
-    """What must be done before a task; INPUT stands for BACKWARD, too."""
+    """The tasks that must be done before a task; INPUT stands for BACKWARD, too."""
     kind, piece, number = task
     if kind == FORWARD:
         return [Task(FORWARD, piece - 1, number)] if piece else []
@@ -145,10 +146,10 @@ def needs(task: Task, pieces: int) -> list[Task]:
 
 
 class Wire(NamedTuple):
-    """What joins a stage to another one: messages of one direction follow each other."""
+    """The connection between two stages: messages in one direction follow each other."""
 
-    seconds: float  # of a message on it
-    latency: float  # until it is there
+    seconds: float  # that a message occupies it
+    latency: float  # until a message arrives
 
 
 NO_WIRE = Wire(0.0, 0.0)
@@ -158,15 +159,15 @@ def simulate(
     table: Table, costs: Mapping[str, float] = COSTS, wire: Wire = NO_WIRE,
     sizes: Sequence[float] = (),
 ) -> list[list[Timed]]:  # fmt: skip
-    """When each task is done where all stages are equally fast, and what is sent takes its time.
+    """The times of all tasks, if stages are equally fast, and messages take the wire's time.
 
-    sizes: of pieces, whose tasks take as many times what `costs` says; all 1 if not given.
-    ValueError for a table in which stages wait for one another for ever.
+    sizes: of pieces; they multiply the costs; by default 1. ValueError for a table in which stages
+    wait for each other forever.
     """
     stages, pieces = len(table), pieces_of(table)
     sizes = sizes or (1,) * pieces
     done: dict[Task, float] = {}
-    there: dict[Task, float] = {}  # when its result is at the stage that waits for it
+    there: dict[Task, float] = {}  # when its result has arrived where it is needed
     free: dict[tuple[int, int], float] = {}
     result: list[list[Timed]] = [[] for _ in table]
     while any(len(times) < len(row) for times, row in zip(result, table, strict=True)):
@@ -196,15 +197,15 @@ def simulate(
 
 
 def pieces_of(table: Table) -> int:
-    """How many pieces of a model a table is for."""
+    """The number of pieces of a table."""
     return 1 + max(task.piece for row in table for task in row)
 
 
 def layers_of_pieces(table: Table, layers: int, behind: float = 0.0) -> list[int]:
-    """How many layers each piece gets, so that a step is as short as can be; each at least one.
+    """The number of layers for each piece, at least one, that makes a step as short as possible.
 
-    behind: how much comes behind the last layer, in layers. From parts that are as even as can be,
-    one layer at a time goes to a neighbour, the one that shortens the step most, while any does.
+    behind: the work after the last layer, in layers. Starting from even parts, one layer at a time
+    moves to a neighbour: the move that shortens the step most, as long as there is one.
     """
     count = pieces_of(table)
     best = [layers * (k + 1) // count - layers * k // count for k in range(count)]
@@ -228,7 +229,7 @@ def layers_of_pieces(table: Table, layers: int, behind: float = 0.0) -> list[int
 
 
 def length(rows: Sequence[Sequence[Timed]]) -> float:
-    """From the first task's start to the last one's end."""
+    """The time from the first task's start to the last one's end."""
     return max(row[-1].stop for row in rows) - min(row[0].start for row in rows)
 
 
@@ -239,10 +240,10 @@ def bubble(rows: Sequence[Sequence[Timed]]) -> float:
 
 
 def picture(rows: Sequence[Sequence[Timed]], width: int = 96) -> str:
-    """A line for each stage, time from left to right: F1 is forward with micro-batch 1.
+    """A line for each stage, with time from left to right: F1 is forward with micro-batch 1.
 
-    B is backward; b and w are the gradients of inputs and of weights. Behind F, B, b and w capitals
-    and small letters count on after 9.
+    B is backward; b and w are the gradients of inputs and of weights. After 9, micro-batches
+    continue with capitals and small letters.
     """
     start, scale = min(row[0].start for row in rows), width / length(rows)
     return "\n".join(
@@ -251,7 +252,7 @@ def picture(rows: Sequence[Sequence[Timed]], width: int = 96) -> str:
 
 
 def line_of(row: Sequence[Timed], start: float, scale: float, width: int) -> str:
-    """What was done from `start` on, in `width` letters, `scale` for each unit of time."""
+    """The tasks from `start` on, in `width` letters, `scale` letters per unit of time."""
     numerals = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     line = [" "] * width
     for one in row:

@@ -1,12 +1,12 @@
-"""Sequence parallel: each rank holds part of every sequence; keys and values travel.
+"""Sequence parallel: each rank holds part of every sequence, and keys and values travel.
 
 Ring attention (H. Liu, M. Zaharia, P. Abbeel, "Ring Attention with Blockwise Transformers for
-Near-Infinite Context", 2023). A sequence of T tokens is cut into 2·N chunks, and rank r holds the
-chunks r and 2·N − 1 − r: under a causal mask an early chunk has little to do and a late one much,
-and so every rank has the same (zigzag order). The keys and values of each rank go once around the
-ring. What a query has found so far is (output, logarithm of the sum of exponentials), and two such
-pairs merge exactly. Backward, keys and values go around once more, with their gradients, which end
-where they belong: nobody ever keeps more than two ranks' keys.
+Near-Infinite Context", 2023). A sequence of T tokens is cut into 2·N chunks, and rank r holds
+chunks r and 2·N − 1 − r: under a causal mask an early chunk has little work and a late one much, so
+all ranks have the same (zigzag order). The keys and values of each rank go once around the ring.
+The result of a query so far is (output, log-sum-exp of its scores), and two such pairs merge
+exactly. In the backward pass, keys and values go around once more, with their gradients, which end
+at their owner; no rank ever keeps more than two ranks' keys.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from minigrad.tensor.contraction import matmul_where
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
 
-Found = tuple[Tensor, Tensor]  # output, log-sum-exp of the scores
+Found = tuple[Tensor, Tensor]  # output, and log-sum-exp of the scores
 
 
 class Rows(NamedTuple):
-    """What backward needs of some queries: delta is the sum of output·gradient of each."""
+    """Values of some queries for the backward pass; delta is each one's sum of output·gradient."""
 
     queries: Tensor
     gradient: Tensor
@@ -40,9 +40,9 @@ class Rows(NamedTuple):
 
 
 class SequenceParallel:
-    """The part of each sequence that one rank of `group` holds, and attention across all parts.
+    """One rank's part of each sequence, and attention across the parts of all ranks in `group`.
 
-    length: tokens of a whole sequence. InputError where it cannot be cut into 2·N chunks.
+    length: tokens of a whole sequence. InputError if it cannot be cut into 2·N chunks.
     """
 
     def __init__(self, group: RankGroup, length: int) -> None:
@@ -58,7 +58,7 @@ class SequenceParallel:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """(first, last + 1) of the positions that this rank holds, in its order."""
+        """(first, last + 1) of the positions on this rank, in its order."""
         return [(chunk * self.chunk, (chunk + 1) * self.chunk) for chunk in self.chunks]
 
     def take(self, array: Any) -> Any:
@@ -68,21 +68,21 @@ class SequenceParallel:
         return np.concatenate([array[:, start:stop] for start, stop in self.spans], axis=1)
 
     def attach(self, model: GPT) -> None:
-        """Let a GPT see parts of sequences: its positions and its attention become these."""
+        """Make a GPT process parts of sequences, by replacing its positions and attention."""
         if model.config.dropout:
             raise InputError("--sp with --dropout: attention across ranks cannot drop; leave it 0")
         model.spans = self.spans
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # a method would be searched for
-            return self.attention(q, k, v)  # parameters, and this object has none
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # a method's object would
+            return self.attention(q, k, v)  # be searched for parameters
 
         for block in model.h:
             block.attn.attend, block.attn.spans = attend, self.spans
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention; each (batch, heads, tokens of this rank, width), in its order.
+        """Causal attention; each (batch, heads, tokens of this rank, width), in this rank's order.
 
-        Where there are fewer heads of keys and values, each serves several of queries.
+        If there are fewer heads of keys and values, each serves several query heads.
         """
         many, few = plain_shape(q)[1], plain_shape(k)[1]
         if many != few:
@@ -93,8 +93,8 @@ class SequenceParallel:
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
     """Causal attention over sequences in zigzag order; see `SequenceParallel.attention`."""
     scale = 1 / math.sqrt(plain_shape(q)[-1])
-    # Heads lie apart in what a layer's product gives. Blocks read each row many times, and rows
-    # that are a page apart cost half as much again as rows that follow each other.
+    # The rows of a head are apart in the product that makes them. Blocks read each row many times,
+    # and rows a page apart cost half as much again as adjacent ones.
     q, k, v = (part.contiguous() for part in (q, k, v))
     halves = _forward(q.detach(), k.detach(), v.detach(), group, scale)
     output = _joined([found[0] for found in halves]).cast(q.dtype)
@@ -113,7 +113,7 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, group: RankGroup, scale: float) -> list[Found]:
-    """What the two halves of the queries find."""
+    """The results of the two halves of the queries."""
     rank, size = group.rank, group.size
     if size == 1:
         return [_attend(q, k, v, scale, causal=True)]
@@ -126,15 +126,15 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, group: RankGroup, scale: float) ->
         if step == 0:
             found = _attend(q, k, v, scale, causal=True)
             low, high = ((a, b) for a, b in zip(*map(_halves, found), strict=True))
-        elif origin < rank:  # its early chunk lies before both of ours, its late one after both
+        elif origin < rank:  # its early chunk is before both of ours, its late one after both
             found = _attend(q, _halves(keys)[0], _halves(values)[0], scale)
             parts = list(zip(*map(_halves, found), strict=True))
             low, high = _merged(low, parts[0]), _merged(high, parts[1])
-        else:  # both of its chunks lie between ours
+        else:  # both of its chunks are between ours
             high = _merged(high, _attend(second, keys, values, scale))
         if step + 1 < size:
             keys, values = moved
-        if step + 2 < size:  # under way while the next step computes, and not earlier
+        if step + 2 < size:  # under way while the next step computes, not earlier
             assert high is not None
             moved = _rotate([keys, values], group, after=[high[0]])
     assert low is not None and high is not None
@@ -145,7 +145,7 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, statistic: Tensor, output: Tensor, g: Tensor,
     group: RankGroup, scale: float,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of q, k and v: keys and values go around again, with their gradients."""
+    """Gradients of q, k and v; keys and values go around again, with their gradients."""
     rank, size = group.rank, group.size
     wide, away = g.cast(statistic.dtype).contiguous(), output.cast(statistic.dtype)
     delta = (wide * away).sum(axis=-1, keepdim=True).contiguous()
@@ -198,7 +198,7 @@ def _seen(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> Found:
-    """Output and log-sum-exp, both in at least float32."""
+    """Output and log-sum-exp of attention, both in at least float32."""
     scores, wide = _scores(q, k, scale), v.cast(_wide(v))
     seen = _seen(q, k) if causal else None
     visible = scores if seen is None else seen.where(scores, -math.inf)
@@ -216,7 +216,7 @@ def _weights(scores: Tensor, seen: Tensor | None) -> Tensor:
 def _attend_backward(
     rows: Rows, k: Tensor, v: Tensor, scale: float, causal: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """This part's contributions to the gradients of q, k and v.
+    """Contributions of these keys to the gradients of q, k and v.
 
     The weights are recomputed from the statistic of whole rows (T. Dao et al., "FlashAttention",
     2022).
@@ -238,7 +238,7 @@ def _attend_backward(
 
 
 def _merged(found: Found | None, more: Found) -> Found:
-    """What is found among the keys of both."""
+    """The result over the keys of both."""
     assert found is not None
     (x, a), (y, b) = found, more
     largest = a.maximum(b)
@@ -253,13 +253,13 @@ def _wide(x: Tensor) -> Any:
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of this rank's early and late chunk."""
+    """The rows of this rank's early chunk, and of its late chunk."""
     middle = plain_shape(x)[-2] // 2
     return x[..., :middle, :], x[..., middle:, :]
 
 
 def _at_half(x: Tensor, half: int) -> Tensor:
-    """x as one half of twice the rows, zeros in the other."""
+    """x as one half of twice as many rows, with zeros in the other."""
     rows = plain_shape(x)[-2]
     return x.pad((0, 0, rows, 0) if half else (0, 0, 0, rows))
 

@@ -1,4 +1,4 @@
-"""What each rank did when, for Chrome's trace viewer (chrome://tracing, ui.perfetto.dev)."""
+"""A record of what each rank did when, for Chrome's trace viewer (ui.perfetto.dev)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from minigrad import nn, program
 from minigrad.models.parallel.schedules import LETTERS, Task, Timed, line_of
 from minigrad.settings import having
 
-# Rows of a rank, by what an event is.
+# Rows of a rank, for kinds of events.
 PROGRAM, EXCHANGES = "program", "exchanges"
-OF_PROGRAM = ("blocked", "step")  # beside kernels, and the tasks of a pipeline's stage
-NOTHING = nullcontext()  # one for all: exchanges of a few bytes feel what a span costs
+OF_PROGRAM = ("blocked", "step")  # in addition to kernels, and tasks of a pipeline's stage
+NOTHING = nullcontext()  # one for all: small exchanges are sensitive to the cost of a span
 
 
 class Timeline:
-    """Events of one rank; nothing is recorded before `begin`. Times are seconds since then."""
+    """Events of one rank, recorded after `begin`. Times are seconds since then."""
 
     def __init__(self, rank: int = 0) -> None:
         self.rank = rank
@@ -30,7 +30,7 @@ class Timeline:
         self.events: list[dict[str, Any]] = []
 
     def begin(self, zero: float | None = None) -> None:
-        """Record from now on, or from a reading of the clock; by all ranks at one time."""
+        """Start recording, from now or from a reading of the clock; all ranks at the same time."""
         self.zero, self.events = time.perf_counter() if zero is None else zero, []
 
     def add(self, name: str, start: float, stop: float, **about: Any) -> None:
@@ -43,28 +43,28 @@ class Timeline:
             })  # fmt: skip
 
     def event(self, name: str, what: str, nbytes: int) -> None:
-        """Something that takes no time of ours."""
+        """Record an event without duration."""
         if self.zero is not None:
             now = time.perf_counter()
             self.add(name, now, now, what=what, bytes=nbytes)
 
     def task(self, one: Timed) -> None:
-        """What a stage of a pipeline has done."""
+        """Record a task of a pipeline's stage."""
         label = f"{LETTERS[one.task.kind]}{one.task.micro}"
         self.add(label, one.start, one.stop, kind="task", task=[*one.task])
 
     def kernel(self, label: str, start: float, stop: float) -> None:
-        """What a device has run."""
+        """Record a kernel that a device has run."""
         self.add(label, start, stop, kind="kernel")
 
     def kernels(self) -> AbstractContextManager[None]:
-        """Record those that this thread runs in the block."""
+        """Record the kernels that this thread runs in the block."""
         if self.zero is None:
             return NOTHING
         return having(program.timeline, record=self.kernel)
 
     def span(self, name: str, what: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
-        """Record how long the block takes."""
+        """Record the duration of the block."""
         return NOTHING if self.zero is None else self._span(name, what, nbytes)
 
     @contextmanager
@@ -77,19 +77,19 @@ class Timeline:
 
 
 class _Own(threading.local):
-    """The timelines of the devices whose program this thread is."""
+    """The timelines of the devices that this thread runs."""
 
     timelines: Sequence[Timeline] = ()
 
 
 own = _Own()
-_known: WeakSet[Timeline] = WeakSet()  # of ranks, and of the devices of meshes
-_recording: list[Timeline] = []  # those that are collected
-_zero: float | None = None  # since when
+_known: WeakSet[Timeline] = WeakSet()  # of ranks and of devices of meshes
+_recording: list[Timeline] = []  # those that are recording
+_zero: float | None = None  # start of the recording
 
 
 def of_rank(rank: int) -> Timeline:
-    """A timeline of a rank or device; one that records where they are collected."""
+    """A new timeline for a rank or device; it records if others do."""
     made = Timeline(rank)
     _known.add(made)
     if _zero is not None:
@@ -99,7 +99,7 @@ def of_rank(rank: int) -> Timeline:
 
 
 def collect() -> None:
-    """Let all ranks and devices record from now on, also those that come later."""
+    """Start recording on all ranks and devices, also on later ones."""
     global _zero
     _zero, _recording[:] = time.perf_counter(), _known
     for one in _recording:
@@ -107,7 +107,7 @@ def collect() -> None:
 
 
 def collected() -> list[tuple[int, list[dict[str, Any]]]]:
-    """End that; gives the events of each rank."""
+    """Stop recording; returns the events of each rank."""
     global _zero
     _zero, found = None, dict[int, list[dict[str, Any]]]()
     for one in _recording:
@@ -120,7 +120,7 @@ def collected() -> list[tuple[int, list[dict[str, Any]]]]:
 
 @contextmanager
 def step() -> Iterator[None]:
-    """A step of a training, in the timelines of this thread's devices."""
+    """Record a training step in the timelines of this thread's devices."""
     start = time.perf_counter()
     yield
     for one in own.timelines or {one.rank: one for one in _recording if one.events}.values():
@@ -128,7 +128,7 @@ def step() -> Iterator[None]:
 
 
 def chrome_trace(ranks: Iterable[tuple[int, list[dict[str, Any]]]]) -> dict[str, Any]:
-    """The Trace Event Format (Google, 2016): one process per rank, one thread per row."""
+    """Timelines in the Trace Event Format (Google, 2016): a process per rank, a thread per row."""
     result: list[dict[str, Any]] = []
     for rank, events in ranks:
         result.append(_named("process_name", rank, 0, f"rank {rank}"))
@@ -150,13 +150,13 @@ def _named(what: str, rank: int, row: int, name: str) -> dict[str, Any]:
 
 
 def write_trace(path: Path, ranks: Iterable[tuple[int, list[dict[str, Any]]]]) -> None:
-    """Write the timelines of all ranks as one file, whole or not at all."""
+    """Write the timelines of all ranks to a file, completely or not at all."""
     data = json.dumps(chrome_trace(ranks)).encode()
     nn.state.write_atomically(path, lambda file: file.write(data))
 
 
 def read_trace(path: Path) -> list[tuple[int, list[dict[str, Any]]]]:
-    """The timelines that `write_trace` wrote."""
+    """The timelines in a file of `write_trace`."""
     found: dict[int, list[dict[str, Any]]] = {}
     for event in json.loads(path.read_text("utf-8"))["traceEvents"]:
         if event["ph"] != "M":
@@ -173,7 +173,7 @@ Ranks = Sequence[tuple[int, list[dict[str, Any]]]]
 
 
 def last_step(ranks: Ranks) -> tuple[float, float] | None:
-    """When the last step began that all ranks have done, and when it ended; None: there is none."""
+    """Start and end of the last step that all ranks have done; None if there is none."""
     steps = [[(event["start"], event["stop"]) for event in events if event["name"] == "step"]
              for _, events in ranks]  # fmt: skip
     count = min(map(len, steps), default=0)
@@ -184,11 +184,12 @@ def last_step(ranks: Ranks) -> tuple[float, float] | None:
 
 
 def as_text(ranks: Ranks, start: float, stop: float, width: int = 80) -> str:
-    """What happened from start to stop (seconds): lines of each rank, time from left to right.
+    """The events from start to stop (seconds) as lines for each rank, with time from left to right.
 
-    Above a rank's program: `#` kernels, `.` blocked by an exchange. Below its exchanges: `+`
-    additions, `~` waiting for messages. A column shows what took most of its time. Of a stage of a
-    pipeline its tasks, as `schedules.picture` shows them, and exchanges where there are some.
+    The upper line is a rank's program: `#` kernels, `.` blocked by an exchange. The lower line is
+    its exchanges: `+` additions, `~` waiting for messages. A column shows what took most of its
+    time. For a pipeline's stage: its tasks, as in `schedules.picture`, and its exchanges if there
+    are any.
     """
     cell = (stop - start) / width
     lines = [f"{'':8}{1e3 * start:.1f} … {1e3 * stop:.1f} ms, {1e3 * cell:.3g} ms a column"]
@@ -208,7 +209,7 @@ def as_text(ranks: Ranks, start: float, stop: float, width: int = 80) -> str:
 def _marks(
     events: Iterable[dict[str, Any]], row: str, start: float, cell: float, width: int
 ) -> str:
-    """A line of marks, one for each cell of time."""
+    """A line of marks, one per cell of time."""
     shares: list[dict[str, float]] = [{} for _ in range(width)]
     for event in events:
         kind = str(event["about"].get("kind", event["name"]))

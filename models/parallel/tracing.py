@@ -1,4 +1,4 @@
-"""`--trace`: the timelines of all ranks and devices of meshes, in one file at the end."""
+"""`--trace`: the timelines of all ranks and mesh devices, written to one file at the end."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from minigrad.models.parallel.mesh_device import world
 
 @contextmanager
 def traced(path: str | Path | None) -> Iterator[None]:
-    """Record what ranks and devices of meshes do in the block, and write it; None: do neither.
+    """Record ranks and mesh devices in the block, and write the file; None: do nothing.
 
-    Under MPI all ranks come here, and rank 0 writes.
+    Under MPI all ranks call this, and rank 0 writes.
     """
     if path is None:
         yield
         return
     ranks = world()
     if ranks is not None:
-        ranks.library.COMM_WORLD.Barrier()  # from here on they count time
+        ranks.library.COMM_WORLD.Barrier()  # times count from here on
     timeline.collect()
     try:
         yield

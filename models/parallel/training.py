@@ -1,4 +1,4 @@
-"""What a training loop needs to know of who shares its work: nobody, copies, devices of meshes."""
+"""A training loop's view of how work is shared: not at all, among copies, or devices of meshes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class Alone:
-    """A model on one device, as a training sees it; where devices share it they do otherwise.
+    """A model on one device; base class of the ways to share a training.
 
-    is_first: whether this one talks and writes files. weight: of what is here in a batch's mean.
-    rows: how many ranks share those of a batch. group: the ranks that explain a step together.
+    is_first: this process prints and writes files. weight: of this part in the mean of a batch.
+    rows: the number of ranks that share a batch's rows. group: the ranks that explain a step
+    together.
     """
 
     is_first = True
@@ -36,7 +37,7 @@ class Alone:
         self.model = model
 
     def batch(self, *arrays: Any) -> list[Tensor]:
-        """numpy arrays (batch, …) of a whole batch as tensors, where the model wants them."""
+        """numpy arrays (batch, …) of a whole batch as tensors, on the model's devices."""
         return [Tensor(array) for array in arrays]
 
     def loss(self, ids: Any, targets: Any) -> float:
@@ -44,26 +45,26 @@ class Alone:
         return float(self.model.loss(*self.batch(ids, targets)).item())
 
     def take(self, optimizer: nn.optim.Optimizer) -> None:
-        """Divide what an optimizer keeps."""
+        """Divide the state of an optimizer."""
 
     def divide_gradients(self, params: Sequence[Tensor]) -> None:
-        """Between two parts of a batch."""
+        """Divide gradients between two parts of a batch."""
 
     def share_gradients(self, loss: Tensor, params: Sequence[Tensor]) -> Tensor:
-        """After `backward` of a loss that was multiplied by `weight`: give all ranks the sums.
+        """Sum gradients and loss over ranks, after `backward` of a loss multiplied by `weight`.
 
-        Those of the gradients replace them; gives that of the losses.
+        Replaces the gradients; returns the sum of the losses.
         """
         return loss
 
     def agreed(self, wish: bool) -> bool:
-        """Whether all that come here with this one shall do what it wishes."""
+        """A common decision of all processes that call this."""
         return wish
 
     def save(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
-        """Write a checkpoint; all ranks come here."""
+        """Write a checkpoint; all ranks call this."""
         if self.is_first:
             checkpoint.save(path, tensors, metadata)
 
@@ -71,13 +72,13 @@ class Alone:
 class Divided(Alone):
     """A model that the devices of meshes share; under MPI each rank has parts of it.
 
-    device: where whole tensors are put together.
+    device: where whole tensors are gathered.
     """
 
     device: str
 
     def agreed(self, wish: bool) -> bool:
-        """What the first process wishes."""
+        """The first process's wish."""
         ranks = world()
         if ranks is None:
             return wish
@@ -89,7 +90,7 @@ class Divided(Alone):
     def save(
         self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> None:
-        """Under MPI each rank writes what it has."""
+        """Write a checkpoint; under MPI each rank writes its parts."""
         ranks = world()
         if ranks is None:
             checkpoint.save(path, self.gathered(tensors), metadata)
@@ -97,15 +98,15 @@ class Divided(Alone):
             parts.save(path, tensors, metadata, ranks)
 
     def gathered(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whole tensors, on one device of this process, which has all of them."""
+        """Whole tensors, gathered on one device of this process, which has all parts."""
         return {name: tensor.to(self.device).realize() for name, tensor in tensors.items()}
 
 
 class Replica(Alone):
-    """A model on one rank: its part of each batch, and what the ranks exchange.
+    """A model on one rank: its part of each batch, and exchanges with the other ranks.
 
-    Every rank has all weights, so gradients and losses are summed over all of them, whichever part
-    of the batch (dp) or of the sequence (sp) was theirs.
+    Every rank has all weights, so gradients and losses are summed over all ranks, which have
+    different parts of the batch (dp) or of the sequence (sp).
     """
 
     def __init__(self, rank: Rank, model: Any, sequence: SequenceParallel | None = None) -> None:
@@ -113,7 +114,7 @@ class Replica(Alone):
         self.rank, self.sequence = rank, sequence
         self.is_first, self.rows, self.group = rank.is_first, rank.dp.size, rank.world
         self.copies = DataParallel(model, rank.world)
-        self.weight = 1 / rank.world.size  # of this rank's part in its batch
+        self.weight = 1 / rank.world.size  # of this rank's part in the batch
 
     @classmethod
     def of_gpt(cls, rank: Rank, model: GPT, length: int) -> Replica:
@@ -125,13 +126,13 @@ class Replica(Alone):
         return cls(rank, model, sequence)
 
     def seed(self, seed: int) -> int:
-        """The seed of this rank's own random numbers, once all have the same weights."""
+        """The seed for this rank's own random numbers, after all have the same weights."""
         return (seed & 0xFFFFFFFF) | self.rank.number << 32
 
     def part(self, *arrays: Any) -> list[Any]:
         """This rank's rows (and columns, for sequences) of numpy arrays of a global batch.
 
-        What follows (`loss`, `share_gradients`) is weighted by its share of that batch.
+        Sets the weight for the following `loss` and `share_gradients`: its share of that batch.
         """
         batch = len(arrays[0])
         first, stop = self.copies.share(batch, self.rank.dp)
@@ -144,7 +145,7 @@ class Replica(Alone):
         return [Tensor(part) for part in self.part(*arrays)]
 
     def loss(self, ids: Any, targets: Any) -> float:
-        """The mean over the batch from each rank's mean over its own part."""
+        """The mean over the batch, from each rank's mean over its part."""
         own = self.model.loss(*self.batch(ids, targets))
         return float(self.copies.total(own * self.weight).item())
 

@@ -1,11 +1,11 @@
-"""Says which rank was killed: MPI's launcher kills all others at once, and may name a wrong one.
+"""Reports which rank was killed: MPI's launcher kills all others at once, and may name a wrong one.
 
     python witness.py WHO LAUNCHER RANKS SOCKET
 
-A process of its own that listens on SOCKET, a descriptor. Each rank connects, says its number, and
-is answered when all have. The connection of a process that ends is closed, and these closings are
-heard of here in their order. A rank that says something more tells that all is well, or that it has
-spoken itself. Nothing of minigrad is imported.
+A separate process that listens on SOCKET, a descriptor. Each rank connects, sends its number, and
+gets an answer when all have done so. When a process ends, its connection is closed, and these
+events arrive here in order. A rank that sends something more says that all is well, or that it has
+reported an error itself. Nothing of minigrad is imported.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import select
 import socket
 import sys
 
-BEGIN = 60.0  # seconds in which the first rank comes
-LAST_WORD = 5.0  # … in which a program that ends well says so
+BEGIN = 60.0  # seconds within which the first rank connects
+LAST_WORD = 5.0  # seconds within which a program that ends normally says so
 
 
 def first_to_end(listener: socket.socket, count: int) -> int | None:
-    """The number of the rank whose process ended first; None where nothing is to be said."""
+    """The number of the rank whose process ended first; None if there is nothing to report."""
     events, links, numbers = select.epoll(), dict[int, socket.socket](), dict[int, int]()
     events.register(listener, select.EPOLLIN)
     ended: list[int] = []
@@ -28,7 +28,7 @@ def first_to_end(listener: socket.socket, count: int) -> int | None:
         happened = events.poll(LAST_WORD if ended else None if links else BEGIN)
         if not happened:
             break
-        for descriptor, _ in happened:  # in the order in which it did
+        for descriptor, _ in happened:  # in the order in which they happened
             if descriptor == listener.fileno():
                 link, _ = listener.accept()
                 numbers[link.fileno()] = int.from_bytes(link.recv(4), "little")
@@ -45,7 +45,7 @@ def first_to_end(listener: socket.socket, count: int) -> int | None:
 
 
 def main() -> None:
-    """Look on; speak once, or not at all."""
+    """Watch; report once, or not at all."""
     who, launcher, count, descriptor = sys.argv[1], *map(int, sys.argv[2:])
     launcher_end = os.pidfd_open(launcher)
     number = first_to_end(socket.socket(fileno=descriptor), count)
